@@ -1,0 +1,125 @@
+"""The tree of vidflow's own errors: each says whose fault it was and whether a retry can mend it. No error of a library is in it.
+
+::
+
+    VidflowError
+    ├── UserError               the request's or its data's fault: no retry mends it
+    │   ├── SourceError         source_missing, source_not_video, source_no_video_stream, source_forbidden,
+    │   │                       source_too_large, source_changed, no_frames
+    │   ├── ModelError          model_unknown, model_spec_invalid, model_file_missing, model_changed, model_refused
+    │   ├── ParameterError      parameter_invalid
+    │   └── UnknownScenario     scenario_unknown
+    ├── SetupError              the operator's: an extra, a setting or a step of the set-up is missing
+    │   └── MissingExtra        extra_missing: names the command to type
+    ├── Unavailable             a server's: away for now, a retry mends it
+    ├── MessageError            message_invalid: a message that cannot be read, for the dead letters
+    └── IllegalTransition       ours: the lifecycle has no such step
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Final
+
+import msgspec
+
+STORABLE: Final = r"\A[^\x00]*\Z"
+"""What PostgreSQL can store as text: anything without a NUL."""
+
+
+class VidflowError(Exception):
+    """The root. `code` is for programs, the text (one sentence that says what to do) for people."""
+
+    default_code: ClassVar[str] = "error"
+    retry: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code or self.default_code
+
+    @property
+    def message(self) -> str:
+        """The sentence for people."""
+        return str(self.args[0])
+
+
+class UserError(VidflowError):
+    """What was asked for, or the data that it names, is at fault: the same again will fail again."""
+
+    default_code = "invalid"
+
+
+class SourceError(UserError):
+    """The source cannot be read as a video."""
+
+    default_code = "source_invalid"
+
+
+class ModelError(UserError):
+    """The model is unknown, damaged or not to be trusted."""
+
+    default_code = "model_unknown"
+
+
+class ParameterError(UserError):
+    """A parameter has no meaning, or no such value."""
+
+    default_code = "parameter_invalid"
+
+
+class UnknownScenario(UserError):
+    """No scenario has this uuid."""
+
+    default_code = "scenario_unknown"
+
+
+class SetupError(VidflowError):
+    """Something that the operator sets up is missing: an extra, a setting, the schema."""
+
+    default_code = "setup"
+
+
+class MissingExtra(SetupError):
+    """A library of an extra is not installed here; another runner may have it, so a retry can mend it."""
+
+    default_code = "extra_missing"
+    retry = True
+
+
+class Unavailable(VidflowError):
+    """A server or a device is away for now."""
+
+    default_code = "unavailable"
+    retry = True
+
+
+class MessageError(VidflowError):
+    """A message that cannot be read."""
+
+    default_code = "message_invalid"
+
+
+class IllegalTransition(VidflowError):
+    """The lifecycle has no such step: a fault of ours, since the roles ask only for steps that it has."""
+
+    default_code = "illegal_transition"
+
+
+class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An error as it is stored with its scenario and told over HTTP.
+
+    `frame_number` is the frame at which the scenario could not go on, where that is known.
+    """
+
+    code: Annotated[str, msgspec.Meta(pattern=STORABLE)]
+    message: Annotated[str, msgspec.Meta(pattern=STORABLE)]
+    frame_number: int | None = None
+
+
+def info_of(error: VidflowError, frame_number: int | None = None) -> ErrorInfo:
+    """The stored form of an error."""
+    return ErrorInfo(storable(error.code), storable(error.message), frame_number)
+
+
+def storable(text: str) -> str:
+    """The text with each NUL replaced: a library's words or a worker's last ones may hold any."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")

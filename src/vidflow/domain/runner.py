@@ -1,0 +1,223 @@
+"""What a runner makes of a command and of what happens to its workers: its charge. Not how a worker is started or ended.
+
+A charge holds at most one entry for each scenario: running, or ended and kept until the leader says forget. Beside them it
+remembers, for an hour, the highest epoch that it has seen of each scenario, so that a late command starts nothing again.
+All that it is can be compared and hashed; time is passed in.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import Final, TypeVar
+
+import msgspec
+
+from vidflow.domain.errors import ErrorInfo, storable
+from vidflow.domain.messages import Command, Deploy, EndReason, Entry, Forget, Ping, Report, StopWork, Waiting
+
+REMEMBER_S: Final = 3600.0
+"""How long a seen epoch is remembered: far longer than any copy of a command is late."""
+DETAIL_CHARACTERS: Final = 4096
+"""What an entry keeps of a worker's last words."""
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """The highest epoch seen of a scenario, and when a command last named the scenario (seconds of the caller's clock)."""
+
+    scenario_uuid: str
+    epoch: int
+    at_s: float
+
+
+Row = TypeVar("Row", bound=Entry | Seen)
+
+
+class Charge(msgspec.Struct, frozen=True):
+    """All that a runner has in its charge. `entries` and `seen` are in the order of their uuids; `taken` counts commands."""
+
+    capacity: int
+    draining: bool = False
+    taken: int = 0
+    entries: tuple[Entry, ...] = ()
+    seen: tuple[Seen, ...] = ()
+
+    def entry(self, scenario_uuid: str) -> Entry | None:
+        """The scenario's entry, None where it has none."""
+        return _at(self.entries, scenario_uuid)
+
+    def seen_epoch(self, scenario_uuid: str) -> int:
+        """The highest epoch seen of the scenario, -1 where none is remembered."""
+        seen = _at(self.seen, scenario_uuid)
+        return -1 if seen is None else seen.epoch
+
+    def has_room_for(self, scenario_uuid: str) -> bool:
+        """Whether a worker may start for it: not draining, and a slot free beside the one that the scenario itself holds."""
+        busy = sum(entry.running for entry in self.entries if entry.scenario_uuid != scenario_uuid)
+        return not self.draining and busy < self.capacity
+
+
+class Nothing(msgspec.Struct, frozen=True):
+    """There is nothing to do."""
+
+
+class Launch(msgspec.Struct, frozen=True):
+    """Start a worker, once the one of `replaces_epoch` has been ended, where there is one."""
+
+    deploy: Deploy
+    replaces_epoch: int | None = None
+
+
+class Finish(msgspec.Struct, frozen=True):
+    """Let the worker finish what it has in hand and send its end marker. Its entry turns ended once it has ended."""
+
+    scenario_uuid: str
+    epoch: int
+    reason: EndReason
+
+
+class Kill(msgspec.Struct, frozen=True):
+    """End the worker at once: its epoch counts no more, and its entry is gone already."""
+
+    scenario_uuid: str
+    epoch: int
+
+
+Action = Nothing | Launch | Finish | Kill
+
+
+def obey(charge: Charge, command: Command, now_s: float) -> tuple[Charge, Action]:
+    """What the command makes of the charge, and what is to be done. A command may come late, twice or never."""
+    charge = counted(charge)
+    match command:
+        case Deploy():
+            return _deploy(charge, command, now_s)
+        case StopWork():
+            return _stop(charge, command, now_s)
+        case Forget():
+            return _forget(charge, command), Nothing()
+        case Ping():
+            return charge, Nothing()
+
+
+def counted(charge: Charge) -> Charge:
+    """The charge with one more command taken: for one that cannot be read this is all that becomes of it."""
+    return msgspec.structs.replace(charge, taken=charge.taken + 1)
+
+
+def _deploy(charge: Charge, deploy: Deploy, now_s: float) -> tuple[Charge, Action]:
+    uuid, epoch = deploy.scenario_uuid, deploy.epoch
+    if charge.seen_epoch(uuid) >= epoch:
+        return _saw(charge, uuid, epoch, now_s), Nothing()
+    older = charge.entry(uuid)
+    replaces = older.epoch if older is not None and older.running else None
+    charge, room = _saw(charge, uuid, epoch, now_s), charge.has_room_for(uuid)
+    if not room:
+        refused = _with(charge, Entry(uuid, epoch, deploy.resume.next_frame, reason=EndReason.REFUSED))
+        return refused, Nothing() if replaces is None else Kill(uuid, replaces)
+    running = Entry(uuid, epoch, deploy.resume.next_frame, waits_for=Waiting.START)
+    return _with(charge, running), Launch(deploy, replaces)
+
+
+def _stop(charge: Charge, stop: StopWork, now_s: float) -> tuple[Charge, Action]:
+    uuid, epoch = stop.scenario_uuid, stop.epoch
+    entry, unseen = charge.entry(uuid), charge.seen_epoch(uuid) < epoch
+    charge = _saw(charge, uuid, epoch, now_s)
+    if entry is not None and entry.running and entry.epoch <= epoch:
+        return charge, Finish(uuid, entry.epoch, EndReason.STOPPED)
+    if unseen:  # so that its deploy, should it come, is old
+        return _with(charge, Entry(uuid, epoch, reason=EndReason.STOPPED)), Nothing()
+    return charge, Nothing()
+
+
+def _forget(charge: Charge, forget: Forget) -> Charge:
+    entry = charge.entry(forget.scenario_uuid)
+    if entry is None or entry.running or entry.epoch > forget.epoch:
+        return charge
+    return msgspec.structs.replace(charge, entries=tuple(other for other in charge.entries if other is not entry))
+
+
+def worker_progressed(charge: Charge, scenario_uuid: str, epoch: int, next_frame: int, waits_for: Waiting) -> Charge:
+    """The worker of this epoch will send `next_frame` next and waits for `waits_for`. Any other epoch's word is ignored."""
+    entry = charge.entry(scenario_uuid)
+    if entry is None or not entry.running or entry.epoch != epoch:
+        return charge
+    return _with(charge, msgspec.structs.replace(entry, next_frame=next_frame, waits_for=waits_for))
+
+
+def worker_ended(
+    charge: Charge, scenario_uuid: str, epoch: int, reason: EndReason,
+    error: ErrorInfo | None = None, *, fatal: bool = False, detail: str | None = None,
+) -> Charge:  # fmt: skip
+    """The worker of this epoch has ended. The entry keeps what it waited for last; any other epoch's end is ignored."""
+    entry = charge.entry(scenario_uuid)
+    if entry is None or not entry.running or entry.epoch != epoch:
+        return charge
+    tail = storable(detail[-DETAIL_CHARACTERS:]) if detail else None
+    return _with(charge, msgspec.structs.replace(entry, reason=reason, error=error, fatal=fatal, detail=tail))
+
+
+def drain(charge: Charge) -> tuple[Charge, tuple[Finish, ...]]:
+    """The charge that takes no deploy any more, and its workers, which are to hand over."""
+    finish = tuple(
+        Finish(entry.scenario_uuid, entry.epoch, EndReason.HANDED_OVER) for entry in charge.entries if entry.running
+    )
+    return msgspec.structs.replace(charge, draining=True), finish
+
+
+def forget_old_epochs(charge: Charge, now_s: float) -> Charge:
+    """The charge without the seen epochs that no command has named for an hour, those of its entries excepted."""
+    kept = tuple(
+        seen for seen in charge.seen if now_s - seen.at_s < REMEMBER_S or charge.entry(seen.scenario_uuid) is not None
+    )
+    return charge if len(kept) == len(charge.seen) else msgspec.structs.replace(charge, seen=kept)
+
+
+def report(charge: Charge, *, runner: str, pool: str, number: int, version: str) -> Report:
+    """All that the runner has in its charge, as it is told to the leader. `number` counts its reports."""
+    return Report(
+        runner=runner, pool=pool, number=number, capacity=charge.capacity, taken=charge.taken, draining=charge.draining,
+        entries=charge.entries, version=version,
+    )  # fmt: skip
+
+
+def is_empty(charge: Charge) -> bool:
+    """Whether nothing is listed: what a draining runner waits for."""
+    return not charge.entries
+
+
+def is_news(before: Charge, after: Charge) -> bool:
+    """Whether the leader should hear of the change at once, and not with the next report.
+
+    News is an entry that came, went, ended or did its first frame, an answer to a ping, and the draining; not each frame.
+    """
+    return before.taken != after.taken or before.draining != after.draining or _outline(before) != _outline(after)
+
+
+def _outline(charge: Charge) -> list[tuple[str, int, EndReason | None, bool]]:
+    return [
+        (entry.scenario_uuid, entry.epoch, entry.reason, entry.waits_for is Waiting.START) for entry in charge.entries
+    ]
+
+
+def _saw(charge: Charge, scenario_uuid: str, epoch: int, now_s: float) -> Charge:
+    highest = max(epoch, charge.seen_epoch(scenario_uuid))
+    return msgspec.structs.replace(charge, seen=_put(charge.seen, Seen(scenario_uuid, highest, now_s)))
+
+
+def _with(charge: Charge, entry: Entry) -> Charge:
+    return msgspec.structs.replace(charge, entries=_put(charge.entries, entry))
+
+
+def _uuid(one: Entry | Seen) -> str:
+    return one.scenario_uuid
+
+
+def _at(rows: tuple[Row, ...], scenario_uuid: str) -> Row | None:
+    place = bisect_left(rows, scenario_uuid, key=_uuid)
+    return rows[place] if place < len(rows) and rows[place].scenario_uuid == scenario_uuid else None
+
+
+def _put(rows: tuple[Row, ...], row: Row) -> tuple[Row, ...]:
+    place = bisect_left(rows, row.scenario_uuid, key=_uuid)
+    rest = place + 1 if place < len(rows) and rows[place].scenario_uuid == row.scenario_uuid else place
+    return (*rows[:place], row, *rows[rest:])

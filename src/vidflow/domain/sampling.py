@@ -1,0 +1,215 @@
+"""Which decoded frames are kept at a frame rate, and where a resumed run begins. Not how frames are decoded.
+
+A frame is kept when it is the first decoded one in its cell of a grid of 1 / rate seconds laid from the first frame's time.
+All of it is exact: whole ticks of the stream's time base and Fractions. So a number means the same frame at every attempt.
+
+Two layers: a Timeline gives each decoded frame a *tick*, its place in time, which always moves on; a Sampler lays the grid
+over the ticks and counts. A tick is the frame's own pts wherever the source's pts move on, which nearly all do. Where they
+stand still or step back a little, the frame stands one tick behind the one before; where they jump back (two recordings in
+one file), the clock goes on from there; where there are none, frames are counted at the stream's nominal rate.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, replace
+from enum import Enum
+from fractions import Fraction
+from typing import Final
+
+from vidflow.domain.errors import ParameterError
+from vidflow.domain.messages import Resume
+
+ALL_FRAMES: Final = "all"
+SLOWEST_RATE: Final = Fraction(1, 86_400)
+"""A frame a day: below it a rate is surely a mistake."""
+FASTEST_RATE: Final = Fraction(1_000)
+"""Frames a second: above it a rate is surely a mistake."""
+USUAL_RATE: Final = Fraction(25)
+"""Frames a second where a stream does not say, or says nonsense: only frames without pts are placed by it."""
+DISORDER_S: Final = 1
+"""A step back of up to this long is disorder among frames; a longer one is a clock that was started again."""
+
+_DECIMAL: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,12})?")
+
+
+def frame_rate(fps: str | float | Fraction | None) -> Fraction | None:
+    """A frame rate as the decimal number that was written (29.97 is 2997/100); None: every frame is kept.
+
+    Raises ParameterError for what is no rate, or one outside a frame a day to a thousand a second.
+    """
+    if fps is None or fps == ALL_FRAMES:
+        return None
+    rate = _exact(fps)
+    if rate is None or not SLOWEST_RATE <= rate <= FASTEST_RATE:
+        raise ParameterError(
+            f"fps {fps!r} is no frame rate: give a decimal number from 1/86400 to 1000, such as 5 or 0.5, or leave it out"
+            " to keep every frame"
+        )
+    return rate
+
+
+def _exact(fps: str | float | Fraction) -> Fraction | None:
+    if isinstance(fps, bool):
+        return None
+    if isinstance(fps, str):
+        return Fraction(fps) if _DECIMAL.fullmatch(fps) else None
+    if isinstance(fps, float):
+        return Fraction(repr(fps)) if math.isfinite(fps) else None
+    return Fraction(fps)
+
+
+def time_base_text(time_base: Fraction) -> str:
+    """A time base as it is stored and sent: "1/90000", seconds a tick."""
+    return f"{time_base.numerator}/{time_base.denominator}"
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """The ticks of a stream's decoded frames: a value that `place` makes anew for each frame.
+
+    `time_base`: seconds a tick. `step`: ticks from a frame to the next where their pts do not tell. `origin`: the first
+    frame's tick, where time is 0 (None: no frame yet). `tick`: that of the frame placed last (None: none yet, or none since a
+    seek). `shift`: what is added to the pts since the clock jumped back. `counted`: the source has no pts; ticks are counts.
+    """
+
+    time_base: Fraction
+    step: int
+    origin: int | None = None
+    tick: int | None = None
+    shift: int = 0
+    counted: bool = False
+
+    def place(self, pts: int | None) -> Timeline:
+        """The timeline once the next decoded frame is placed; its `tick` is that frame's."""
+        if self.origin is None:
+            return self._begin(pts)
+        if self.tick is None:
+            return replace(self, tick=self.origin if pts is None else pts)
+        if self.counted or pts is None:
+            return replace(self, tick=self.tick + self.step)
+        tick = pts + self.shift
+        if tick > self.tick:
+            return replace(self, tick=tick)
+        if (self.tick - tick) * self.time_base <= DISORDER_S:
+            return replace(self, tick=self.tick + 1)
+        onward = self.tick + self.step
+        return replace(self, tick=onward, shift=onward - pts)
+
+    def _begin(self, pts: int | None) -> Timeline:
+        if pts is not None:
+            return replace(self, origin=pts, tick=pts)
+        return Timeline(self.time_base * self.step, 1, origin=0, tick=0, counted=True)
+
+    def since_start(self, tick: int) -> Fraction:
+        """Seconds from the first frame to `tick`, exactly."""
+        return (tick - (self.origin or 0)) * self.time_base
+
+
+def timeline(time_base: Fraction, nominal_rate: Fraction | None) -> Timeline:
+    """The timeline of a stream before its first frame. A stream without a credible nominal rate is taken for 25 a second."""
+    credible = nominal_rate is not None and SLOWEST_RATE <= nominal_rate <= FASTEST_RATE
+    rate = nominal_rate if nominal_rate is not None and credible else USUAL_RATE
+    return Timeline(time_base, step=max(1, round(1 / (rate * time_base))))
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """Which frames are kept: a value that `see` makes anew for each decoded frame.
+
+    `rate`: kept frames a second, None for all. `next_frame`: the number that the next kept frame gets. `cell`: that of the
+    frame kept last (None: none yet). A frame whose cell is not beyond it is not kept.
+    """
+
+    timeline: Timeline
+    rate: Fraction | None
+    next_frame: int = 0
+    cell: int | None = None
+
+    def see(self, pts: int | None) -> tuple[Sampler, bool]:
+        """The sampler after the next decoded frame, and whether that frame is kept (its number: `next_frame - 1`)."""
+        placed = self.timeline.place(pts)
+        cell = cell_of(placed.tick or 0, placed, self.rate)
+        if self.cell is not None and cell <= self.cell:
+            return replace(self, timeline=placed), False
+        return Sampler(placed, self.rate, self.next_frame + 1, cell), True
+
+    def would_keep(self, tick: int) -> bool:
+        """Whether a frame at `tick` would stand in a cell beyond the last kept one."""
+        return self.cell is None or cell_of(tick, self.timeline, self.rate) > self.cell
+
+
+def cell_of(tick: int, placed: Timeline, rate: Fraction | None) -> int:
+    """The cell of the grid in which `tick` lies; without a rate each tick is a cell of its own."""
+    return tick if rate is None else math.floor(placed.since_start(tick) * rate)
+
+
+@dataclass(frozen=True, slots=True)
+class FromStart:
+    """Decode from the first frame and pass over the kept frames whose number is below `next_frame`."""
+
+    next_frame: int
+
+
+@dataclass(frozen=True, slots=True)
+class BehindPts:
+    """Seek to before `last_pts`, `approach` the frame that stands there, and go on behind it with `sampler`."""
+
+    last_pts: int
+    sampler: Sampler
+
+
+class Approach(Enum):
+    """How a seek's landing turned out so far."""
+
+    UNDER_WAY = "under way"
+    ARRIVED = "arrived"
+    ASTRAY = "astray"
+
+
+def approach(point: BehindPts, placed: Timeline, pts: int | None) -> tuple[Timeline, Approach]:
+    """The next decoded frame on the way to the stored one, from `point.sampler.timeline` on.
+
+    Arrived is only who sees the stored frame itself again: a seek may land behind it, or where frames cannot be shown yet.
+    As the seek aimed before it, it is not the first frame seen, unless it is the video's first: of two frames with the same
+    pts the second would pass for the first.
+    """
+    if pts is None:
+        return placed, Approach.ASTRAY
+    first, after = placed.tick is None, placed.place(pts)
+    tick = pts if after.tick is None else after.tick
+    if tick < point.last_pts:
+        return after, Approach.UNDER_WAY
+    arrived = tick == point.last_pts and (not first or tick == after.origin)
+    return after, Approach.ARRIVED if arrived else Approach.ASTRAY
+
+
+def resume_point(resume: Resume, start: Sampler, *, seekable: bool) -> FromStart | BehindPts:
+    """Where a run that follows `resume` begins. `start` is the sampler of a run from the first frame.
+
+    By pts where they tell the place: the source can seek, its time base is the stored one, and the stored time is what the
+    stored pts say (it is not where the source's clock had jumped). Else from the start, by counting: slower, and exact too.
+    """
+    last_pts, origin = resume.last_pts, resume.origin_pts
+    time_base = start.timeline.time_base
+    if not seekable or not resume.next_frame or last_pts is None or origin is None:
+        return FromStart(resume.next_frame)
+    if resume.time_base not in {None, time_base_text(time_base)}:
+        return FromStart(resume.next_frame)
+    placed = replace(start.timeline, origin=origin)
+    if resume.last_time_s is not None:
+        strayed_s = abs(resume.last_time_s - placed.since_start(last_pts))
+        if not strayed_s * 2 < time_base:
+            return FromStart(resume.next_frame)
+    return BehindPts(last_pts, Sampler(placed, start.rate, resume.next_frame, cell_of(last_pts, placed, start.rate)))
+
+
+def frames_to_expect(duration_s: float | None, decoded: int | None, rate: Fraction | None) -> int | None:
+    """How many frames will be kept of a source that promises so much; None where it promises too little to tell."""
+    if rate is None:
+        return decoded
+    if duration_s is None:
+        return None
+    cells = max(1, math.ceil(Fraction(duration_s) * rate))
+    return cells if decoded is None else min(cells, decoded)

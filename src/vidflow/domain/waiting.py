@@ -1,0 +1,48 @@
+"""Why a scenario does not move right now, as far as the tables tell: one word for its client. It decides nothing."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from vidflow.domain.scenario import State
+
+
+class WaitingFor(StrEnum):
+    """What the next step waits for: a backoff's end, a leader, a relay, a free slot, a worker's start, its end, the inbox."""
+
+    BACKOFF = "backoff"
+    ORCHESTRATOR = "orchestrator"
+    RELAY = "relay"
+    RUNNER = "runner"
+    START = "start"
+    DRAIN = "drain"
+    INBOX = "inbox"
+
+
+class Surroundings(msgspec.Struct, frozen=True):
+    """What is there to move a scenario: a leader, a relay, a runner with a free slot, an inbox that has caught up."""
+
+    leads: bool
+    relays: bool
+    free_slot: bool
+    caught_up: bool
+
+
+def waiting_for(state: State, due: bool, around: Surroundings) -> WaitingFor | None:  # noqa: FBT001 - a fact, no switch
+    """What a scenario in `state` waits for; None where it is at work or at its end. `due`: its backoff is over."""
+    if state is State.INACTIVE:
+        return None
+    if state is State.INIT_STARTUP and not due:
+        return WaitingFor.BACKOFF
+    if state in {State.INIT_STARTUP, State.INIT_SHUTDOWN}:
+        no_slot = state is State.INIT_STARTUP and around.leads and not around.free_slot
+        return WaitingFor.RUNNER if no_slot else WaitingFor.ORCHESTRATOR
+    if not around.caught_up:
+        return WaitingFor.INBOX
+    if state is State.ACTIVE:
+        return None
+    if not around.relays:
+        return WaitingFor.RELAY
+    return WaitingFor.START if state is State.IN_STARTUP_PROCESSING else WaitingFor.DRAIN

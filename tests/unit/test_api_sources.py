@@ -1,0 +1,139 @@
+"""Which sources pass the door, and as what they are stored and shown."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from vidflow.domain.errors import SourceError
+from vidflow.roles.api.sources import admitted, shown
+from vidflow.settings import ApiOptions
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "media"
+    (folder / "day").mkdir(parents=True)
+    (folder / "a.mp4").write_bytes(b"video")
+    (folder / "day" / "b.mp4").write_bytes(b"video")
+    (folder / "empty.mp4").touch()
+    (tmp_path / "secret.mp4").write_bytes(b"secret")
+    (folder / "out.mp4").symlink_to(tmp_path / "secret.mp4")
+    (folder / "nowhere.mp4").symlink_to(tmp_path / "nothing.mp4")
+    (folder / "in.mp4").symlink_to("day/b.mp4")
+    (folder / "up").symlink_to(tmp_path)
+    (folder / "loop.mp4").symlink_to("loop.mp4")
+    return folder
+
+
+def code_of(source: str, options: ApiOptions) -> str:
+    with pytest.raises(SourceError) as caught:
+        admitted(source, options)
+    return caught.value.code
+
+
+def test_a_file_under_the_root_is_stored_relative_to_it(root: Path) -> None:
+    options = ApiOptions(media_root=root)
+    assert admitted("a.mp4", options) == "a.mp4"
+    assert admitted(f"{root}/day/b.mp4", options) == "day/b.mp4"
+    assert admitted("day/../a.mp4", options) == "a.mp4"
+    assert admitted("in.mp4", options) == "day/b.mp4"
+
+
+def test_a_root_that_is_a_link_itself_is_followed(root: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(root)
+    assert admitted("a.mp4", ApiOptions(media_root=link)) == "a.mp4"
+    assert admitted(f"{link}/a.mp4", ApiOptions(media_root=link)) == "a.mp4"
+    assert admitted(f"{root}/a.mp4", ApiOptions(media_root=link)) == "a.mp4"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "../secret.mp4",
+        "day/../../secret.mp4",
+        "../nothing.mp4",
+        "/etc/passwd",
+        "out.mp4",
+        "nowhere.mp4",
+        "up/secret.mp4",
+        "../media2/x",
+    ],
+)
+def test_nothing_leads_out_of_the_root_and_nobody_learns_what_is_there(root: Path, source: str) -> None:
+    assert code_of(source, ApiOptions(media_root=root)) == "source_forbidden"
+
+
+def test_every_file_may_be_named_where_that_is_allowed(root: Path, tmp_path: Path) -> None:
+    secret = str(tmp_path / "secret.mp4")
+    assert admitted(secret, ApiOptions(any_file=True)) == secret
+    assert admitted(secret, ApiOptions(any_file=True, media_root=root)) == secret
+    assert admitted(str(root / "a.mp4"), ApiOptions(any_file=True, media_root=root)) == "a.mp4"
+    assert code_of("../secret.mp4", ApiOptions(any_file=True, media_root=root)) == "source_forbidden"
+    assert code_of("secret.mp4", ApiOptions(any_file=True)) == "source_forbidden"
+
+
+def test_without_a_root_there_are_no_local_files(root: Path) -> None:
+    assert code_of(str(root / "a.mp4"), ApiOptions()) == "source_forbidden"
+    assert code_of("concat:/etc/passwd|/etc/group", ApiOptions()) == "source_forbidden"
+
+
+def test_what_is_no_video_file_is_told(root: Path) -> None:
+    options = ApiOptions(media_root=root)
+    os.mkfifo(root / "pipe.mp4")
+    assert code_of("nothing.mp4", options) == "source_missing"
+    assert code_of("loop.mp4", options) == "source_missing"
+    assert code_of("x" * 300, options) == "source_missing"
+    assert code_of("day", options) == "source_not_video"
+    assert code_of("empty.mp4", options) == "source_not_video"
+    assert code_of("pipe.mp4", options) == "source_not_video"
+    assert code_of("concat:a.mp4|../secret.mp4", options) in {"source_missing", "source_forbidden"}
+
+
+@pytest.mark.parametrize(
+    "source", ["http://h/x.mp4", "HTTPS://h/x", "rtsp://u:p@h:554/s", "rtsps://[::1]/s", "http://h/x?a=1#b"]
+)
+def test_a_url_is_stored_as_it_is(source: str) -> None:
+    assert admitted(source, ApiOptions()) == source
+
+
+@pytest.mark.parametrize(
+    "source", ["file:///etc/passwd", "ftp://h/x", "concat://x", "pipe://1", "data://x", "unix://x", "udp://h:1"]
+)
+def test_a_url_of_another_scheme_is_refused(source: str) -> None:
+    assert code_of(source, ApiOptions(any_file=True)) == "source_forbidden"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "http://",
+        "http:///x",
+        "http://h:port/x",
+        "http://h:70000/",
+        "http://[::1",
+        "http://h/a b",
+        "http://h/\r\nX: y",
+        "a\x00b",
+    ],
+)
+def test_what_is_no_url_is_refused(source: str) -> None:
+    assert code_of(source, ApiOptions(any_file=True)) == "source_invalid"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("rtsp://u:p@h:554/s", "rtsp://***@h:554/s"),
+        ("http://token@h/s", "http://***@h/s"),
+        ("http://u:p@ss@h/s", "http://***@h/s"),
+        ("http://h/s?X-Amz-Signature=abc&n=1&api_key=k", "http://h/s?X-Amz-Signature=***&n=1&api_key=***"),
+        ("http://h/user@name", "http://h/user@name"),
+        ("day/a@b.mp4", "day/a@b.mp4"),
+    ],
+)
+def test_a_source_is_shown_without_its_secrets(source: str, expected: str) -> None:
+    assert shown(source) == expected

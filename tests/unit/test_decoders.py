@@ -1,0 +1,155 @@
+"""Tensors to boxes, and the thinning out of boxes, on tensors whose answer is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from tests.pictures import picture_of
+
+from vidflow.domain.detections import InferenceError, iou
+from vidflow.domain.errors import ModelError
+from vidflow.infra.models.decoders import (
+    Candidates,
+    Layout,
+    decode_fastestdet,
+    decode_torchvision,
+    decode_yolox,
+    thin_out,
+)
+from vidflow.infra.models.spec import InputSpec
+from vidflow.infra.models.tensors import fill, fit, to_picture
+
+YOLOX = Layout((64, 64), (8, 16, 32), 3)
+CELLS = 64 + 16 + 4
+
+
+def candidates(*rows: tuple[float, float, float, float, float, int]) -> Candidates:
+    table = np.array(rows, dtype=np.float64).reshape(-1, 6)
+    return Candidates(table[:, :4].astype(np.float32), table[:, 4].astype(np.float32), table[:, 5].astype(np.int64))
+
+
+def test_a_yolox_cell_becomes_a_box_around_its_centre() -> None:
+    raw = np.zeros((1, CELLS, 8), dtype=np.float32)
+    cell = 64 + 4 * 2 + 1  # stride 16, row 2, column 1
+    raw[0, cell] = [0.5, 0.25, np.log(2), np.log(1), 0.9, 0.1, 0.8, 0.0]
+    (found,) = decode_yolox([raw], YOLOX, 0.5)
+    assert found.classes.tolist() == [1]
+    assert found.scores[0] == pytest.approx(0.72)
+    assert found.boxes[0] == pytest.approx([24 - 16, 36 - 8, 24 + 16, 36 + 8])
+
+
+def test_a_yolox_size_that_overflows_stays_finite() -> None:
+    raw = np.zeros((1, CELLS, 8), dtype=np.float32)
+    raw[0, 0] = [0, 0, 1e4, 1e4, 1, 1, 0, 0]
+    (found,) = decode_yolox([raw], YOLOX, 0.5)
+    assert np.isfinite(found.boxes).all()
+
+
+def test_each_picture_of_a_batch_is_decoded_on_its_own() -> None:
+    raw = np.zeros((3, CELLS, 8), dtype=np.float32)
+    raw[1, 5, 4:6] = 1
+    assert [len(found.scores) for found in decode_yolox([raw], YOLOX, 0.5)] == [0, 1, 0]
+
+
+@pytest.mark.parametrize("shape", [(1, CELLS, 7), (1, CELLS - 1, 8), (CELLS, 8)])
+def test_outputs_of_another_shape_are_refused_with_both_shapes_named(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ModelError, match="yolox"):
+        decode_yolox([np.zeros(shape, dtype=np.float32)], YOLOX, 0.5)
+
+
+def test_scores_that_are_no_numbers_are_refused_and_not_dropped() -> None:
+    raw = np.zeros((1, CELLS, 8), dtype=np.float32)
+    raw[0, 3, 4] = np.nan
+    with pytest.raises(InferenceError, match="finite"):
+        decode_yolox([raw], YOLOX, 0.5)
+
+
+def test_a_fastestdet_cell_becomes_a_box_in_shares_of_the_tensor() -> None:
+    raw = np.zeros((1, 5 + 3, 4, 8), dtype=np.float32)
+    raw[0, :, 1, 2] = [1, 0, 0, 0, 0, 0.0, 0.0, 1.0]
+    (found,) = decode_fastestdet([raw], Layout((64, 128), (), 3), 0.9)
+    assert found.classes.tolist() == [2]
+    assert found.boxes[0] == pytest.approx([32 - 32, 16 - 16, 32 + 32, 16 + 16])
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
+@pytest.mark.parametrize("count", [0, 1, 4])
+def test_boxes_labels_and_scores_are_told_apart_in_any_order(
+    batched: bool, order: tuple[int, int, int], count: int
+) -> None:
+    boxes = np.arange(4 * count, dtype=np.float32).reshape(count, 4)
+    outputs: list[NDArray[Any]] = [boxes, np.arange(count), np.full(count, 0.9, dtype=np.float32)]
+    given = [outputs[place][None] if batched else outputs[place] for place in order]
+    (found,) = decode_torchvision(given, YOLOX, 0.5)
+    assert found.boxes.tolist() == boxes.tolist()
+    assert found.classes.tolist() == list(range(count))
+
+
+def test_overlapping_boxes_of_one_class_leave_the_best() -> None:
+    found = candidates((0, 0, 10, 10, 0.5, 0), (1, 0, 11, 10, 0.9, 0), (50, 0, 60, 10, 0.4, 0))
+    assert thin_out(found, 0.45).scores.tolist() == pytest.approx([0.9, 0.4])
+
+
+def test_overlapping_boxes_of_two_classes_both_stay() -> None:
+    assert len(thin_out(candidates((0, 0, 10, 10, 0.5, 0), (0, 0, 10, 10, 0.9, 1)), 0.45).scores) == 2
+
+
+def test_a_box_that_only_a_removed_one_overlaps_stays() -> None:
+    chain = candidates((0, 0, 10, 10, 0.9, 0), (4, 0, 14, 10, 0.8, 0), (8, 0, 18, 10, 0.7, 0))
+    assert thin_out(chain, 0.4).scores.tolist() == pytest.approx([0.9, 0.7])
+
+
+def test_thinning_out_agrees_with_the_definition_on_random_boxes() -> None:
+    random = np.random.default_rng(7)
+    corners = random.uniform(0, 80, (200, 2))
+    rows = np.hstack(
+        [
+            corners,
+            corners + random.uniform(5, 40, (200, 2)),
+            random.uniform(0, 1, (200, 1)),
+            random.integers(0, 3, (200, 1)),
+        ]
+    )
+    found = candidates(*[tuple(row) for row in rows])
+    assert thin_out(found, 0.5).scores.tolist() == _plain_nms(found, 0.5)
+
+
+def _plain_nms(found: Candidates, limit: float) -> list[float]:
+    left = sorted(zip(found.scores.tolist(), found.boxes.tolist(), found.classes.tolist(), strict=True), reverse=True)
+    kept: list[tuple[float, list[float], int]] = []
+    for one in left:
+        if not any(one[2] == other[2] and iou(tuple(one[1]), tuple(other[1])) > limit for other in kept):  # type: ignore[arg-type]
+            kept.append(one)
+    return [one[0] for one in kept]
+
+
+@pytest.mark.parametrize("place", ["corner", "centre"])
+@pytest.mark.parametrize("size", [(640, 360), (360, 640), (64, 64), (1, 900)])
+def test_a_letterboxed_box_comes_back_where_it_was(size: tuple[int, int], place: str) -> None:
+    placed = fit(size, InputSpec((416, 416), resize="letterbox", place=place))  # type: ignore[arg-type]
+    whole = np.array(
+        [[placed.left, placed.top, placed.left + placed.size[0], placed.top + placed.size[1]]], dtype=np.float32
+    )
+    assert to_picture(whole, placed)[0] == pytest.approx([0, 0, *size], abs=1e-3)
+
+
+def test_a_letterboxed_picture_lies_in_the_corner_on_its_ground() -> None:
+    spec = InputSpec((32, 32), resize="letterbox", pad=114, channels="bgr")
+    tensor = np.zeros((3, 32, 32), dtype=np.float32)
+    pixels = np.zeros((32, 64, 3), dtype=np.uint8)
+    pixels[..., 0] = 200
+    fill(tensor, picture_of(pixels), spec)
+    assert tensor[2, :16].min() == pytest.approx(200, abs=1)
+    assert tensor[0, :16].max() == pytest.approx(0, abs=1)
+    assert (tensor[:, 16:] == 114).all()
+
+
+def test_pixels_are_scaled_then_centred_then_spread() -> None:
+    spec = InputSpec((32, 32), scale=0.5, mean=(10.0, 0.0, 20.0), std=(1.0, 2.0, 4.0))
+    tensor = np.zeros((3, 32, 32), dtype=np.float32)
+    fill(tensor, picture_of(np.full((32, 32, 3), 100, dtype=np.uint8)), spec)
+    assert tensor[:, 0, 0] == pytest.approx([40, 25, 7.5])

@@ -1,0 +1,59 @@
+"""One owner for a folder of data."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vidflow.domain.errors import SetupError
+from vidflow.infra.embedded.folder import FolderLock
+from vidflow.infra.embedded.process import free_ports, remembered_ports
+
+
+def test_a_second_owner_is_refused_in_one_line_that_names_the_first(tmp_path: Path) -> None:
+    lock = FolderLock(tmp_path)
+    with pytest.raises(SetupError, match=rf"another vidflow \(process {os.getpid()}\) uses {tmp_path}") as refused:
+        FolderLock(tmp_path)
+    assert "\n" not in refused.value.message
+    lock.release()
+
+
+def test_a_folder_that_was_released_can_be_had_again(tmp_path: Path) -> None:
+    FolderLock(tmp_path).release()
+    FolderLock(tmp_path).release()
+
+
+def test_a_release_asked_for_twice_closes_nobody_elses_file(tmp_path: Path) -> None:
+    lock = FolderLock(tmp_path)
+    lock.release()
+    with (tmp_path / "other").open("w") as other:
+        lock.release()
+        other.write("still open")
+    assert (tmp_path / "other").read_text() == "still open"
+
+
+def test_a_child_that_was_handed_the_lock_holds_the_folder_after_its_owner_let_go(tmp_path: Path) -> None:
+    lock = FolderLock(tmp_path)
+    command = [sys.executable, "-I", "-S", "-c", "import sys; sys.stdin.read()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[lock.fd]) as child:
+        lock.release()
+        with pytest.raises(SetupError, match="another vidflow"):
+            FolderLock(tmp_path)
+        child.communicate()
+    FolderLock(tmp_path).release()
+
+
+def test_a_server_gets_the_ports_of_last_time_again(tmp_path: Path) -> None:
+    first = remembered_ports(tmp_path / "ports", 2)
+    assert remembered_ports(tmp_path / "ports", 2) == first
+
+
+def test_given_ports_come_before_remembered_ones(tmp_path: Path) -> None:
+    remembered_ports(tmp_path / "ports", 1)
+    [given] = free_ports(1)
+    assert remembered_ports(tmp_path / "ports", 1, [given]) == [given]
+    assert remembered_ports(tmp_path / "ports", 1) == [given]

@@ -1,0 +1,135 @@
+"""Kafka's jars in the cache: whole or not there, checked, fetched by one process at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from vidflow.domain.errors import Unavailable
+from vidflow.infra.embedded.jars import LIST, Jar, provide, read_list
+from vidflow.infra.embedded.process import GivenUp
+from vidflow.infra.stopping import Stop
+
+
+def jar_of(artifact: str, content: bytes) -> Jar:
+    return Jar("org.example", artifact, "1.0", len(content), hashlib.sha256(content).hexdigest())
+
+
+CONTENTS = {"alpha": b"first jar", "beta": b"second, longer jar"}
+JARS = tuple(jar_of(artifact, content) for artifact, content in CONTENTS.items())
+
+
+class Registry:
+    """Where the jars come from: files with given contents, and a count of what was asked for."""
+
+    def __init__(self, contents: dict[str, bytes]) -> None:
+        self.contents = contents
+        self.asked: list[str] = []
+
+    def fetch(self, jar: Jar, scratch: Path) -> Path:
+        self.asked.append(jar.artifact)
+        if jar.artifact not in self.contents:
+            raise Unavailable(f"{jar.file_name} cannot be fetched")
+        file = scratch / f"fetched-{jar.file_name}"
+        file.write_bytes(self.contents[jar.artifact])
+        return file
+
+
+def provided(cache: Path, registry: Registry, *, said: list[str] | None = None) -> list[Path]:
+    return provide(JARS, cache, registry.fetch, (said if said is not None else []).append, Stop())
+
+
+def folders(cache: Path) -> list[Path]:
+    return [path for path in cache.iterdir() if path.is_dir()]
+
+
+def test_the_list_names_kafka_its_clients_and_a_log_in_46_jars() -> None:
+    jars = read_list(LIST.read_text())
+    assert len(jars) == 46
+    assert {"kafka_2.13-4.3.0.jar", "kafka-clients-4.3.0.jar", "log4j-slf4j-impl-2.25.4.jar"} <= {
+        jar.file_name for jar in jars
+    }
+    assert all(len(jar.sha256) == 64 for jar in jars)
+
+
+def test_what_was_fetched_is_not_fetched_again(tmp_path: Path) -> None:
+    registry = Registry(CONTENTS)
+    first = provided(tmp_path, registry)
+    assert [file.read_bytes() for file in first] == list(CONTENTS.values())
+    assert provided(tmp_path, registry) == first
+    assert sorted(registry.asked) == ["alpha", "beta"]
+
+
+def test_progress_ends_with_all_of_the_jars(tmp_path: Path) -> None:
+    said: list[str] = []
+    provided(tmp_path, Registry(CONTENTS), said=said)
+    assert said[0].startswith("fetching Kafka's jars: 0 of 2")
+    assert said[-1].startswith("fetching Kafka's jars: 2 of 2")
+
+
+def test_a_jar_with_other_bytes_is_refused_by_name_and_nothing_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match=r"beta-1\.0\.jar is not the file it should be"):
+        provided(tmp_path, Registry({**CONTENTS, "beta": b"something else"}))
+    assert folders(tmp_path) == []
+
+
+def test_a_jar_that_cannot_be_fetched_leaves_nothing_and_the_next_start_mends_it(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="beta"):
+        provided(tmp_path, Registry({"alpha": CONTENTS["alpha"]}))
+    assert folders(tmp_path) == []
+    assert all(file.exists() for file in provided(tmp_path, Registry(CONTENTS)))
+
+
+def test_a_cache_that_lost_a_jar_or_part_of_one_is_made_anew(tmp_path: Path) -> None:
+    alpha, beta = provided(tmp_path, Registry(CONTENTS))
+    alpha.unlink()
+    assert provided(tmp_path, Registry(CONTENTS))[0].exists()
+    beta.write_bytes(b"half")
+    assert provided(tmp_path, Registry(CONTENTS))[1].read_bytes() == CONTENTS["beta"]
+
+
+def test_what_a_crash_left_behind_is_not_believed_and_goes(tmp_path: Path) -> None:
+    [folder] = {file.parent for file in provided(tmp_path, Registry(CONTENTS))}
+    leftover = folder.rename(tmp_path / f"{folder.name}.new-crashed")
+    registry = Registry(CONTENTS)
+    provided(tmp_path, registry)
+    assert sorted(registry.asked) == ["alpha", "beta"]
+    assert not leftover.exists()
+
+
+def test_two_at_once_fetch_once_and_the_second_says_that_it_waits(tmp_path: Path) -> None:
+    registry, said = Registry(CONTENTS), list[str]()
+    begun, waits = threading.Event(), threading.Event()
+
+    def slow(jar: Jar, scratch: Path) -> Path:
+        begun.set()
+        assert waits.wait(10), "the second one never said that it waits"
+        return registry.fetch(jar, scratch)
+
+    def hear(sentence: str) -> None:
+        said.append(sentence)
+        waits.set()
+
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(provide, JARS, tmp_path, slow, print, Stop())
+        assert begun.wait(10)
+        second = pool.submit(provide, JARS, tmp_path, slow, hear, Stop())
+        assert first.result(10) == second.result(10)
+    assert sorted(registry.asked) == ["alpha", "beta"]
+    assert said == ["another process fetches Kafka's jars: waiting for it"]
+
+
+def test_a_stop_ends_the_fetching_and_leaves_nothing(tmp_path: Path) -> None:
+    stop = Stop()
+
+    def fetch_and_stop(jar: Jar, scratch: Path) -> Path:
+        stop.request()
+        return Registry(CONTENTS).fetch(jar, scratch)
+
+    with pytest.raises(GivenUp):
+        provide(JARS, tmp_path, fetch_and_stop, print, stop)
+    assert folders(tmp_path) == []

@@ -1,0 +1,296 @@
+"""The messages as bytes: what is sent is what is read, and bytes from a topic are hostile."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vidflow.domain.detections import Detection
+from vidflow.domain.errors import ErrorInfo, MessageError, SourceError, info_of
+from vidflow.domain.messages import (
+    MAX_FRAME,
+    DeadLetter,
+    Deploy,
+    End,
+    EndReason,
+    Entry,
+    Forget,
+    Frame,
+    Gap,
+    GapReason,
+    Identity,
+    Message,
+    OnPoison,
+    Opened,
+    Parameters,
+    Ping,
+    Probe,
+    Report,
+    Resume,
+    Shutdown,
+    Start,
+    StopWork,
+    Waiting,
+    commands_topic,
+    decode_command,
+    decode_init_scenario,
+    decode_result,
+    decode_runner_event,
+    encode,
+)
+from vidflow.domain.runner import Charge, report, worker_ended
+from vidflow.domain.scenario import Skip
+
+UUID = "01930000-0000-7000-8000-000000000001"
+DEPLOY = Deploy(
+    UUID, 7, "clip.mp4", "yolox_nano", "ab" * 32, "2.5", Parameters(0.5, ("person", "été"), OnPoison.SKIP),
+    Resume(12, -3, "1/90000", 2**63 - 1, 4.25, Identity(1000, 2)), 3, (Skip(None, 1), Skip(90, 2)),
+)  # fmt: skip
+REPORT = Report(
+    "r1", "default", 3, 4, 17, True,
+    (
+        Entry(UUID, 7, 12, Waiting.INFERENCE),
+        Entry(UUID, 8, 12, Waiting.START, EndReason.ERROR, ErrorInfo("source_missing", "no such file", 0), True, "last words"),
+    ),
+    "0.1.0",
+)  # fmt: skip
+FRAME = Frame(
+    UUID, 7, 12, -5, "1/90000", -(2**63), 0.125, "2026-01-01T00:00:00Z", 640, 480,
+    (Detection("person", 0.875, (1.0, 2.0, 3.5, 4.25)),),
+)  # fmt: skip
+OPENED = Opened(UUID, 7, 65535, 1, 12.5, 300, "h264", "mp4", True, Identity(1, 2))
+RESULTS = [OPENED, FRAME, Gap(UUID, 7, -1, 0.0, 1.5, GapReason.DROPPED, 3), End(UUID, 7, -1, EndReason.FINISHED)]
+COMMANDS = [DEPLOY, Deploy(UUID, 7, "clip.mp4", "motion"), StopWork(UUID, 7), Forget(UUID, 0), Ping("r1")]
+EVENTS = [REPORT, Report("r1", "default", 0, 0, 0, False), Probe("leader", 1.5)]
+WAKE_UPS = [Start(UUID), Shutdown(UUID)]
+
+Decode = Callable[[bytes | None], Any]
+DECODERS: list[Decode] = [decode_init_scenario, decode_command, decode_runner_event, decode_result]
+PAIRS: list[tuple[Decode, Message]] = [
+    *((decode_init_scenario, message) for message in WAKE_UPS),
+    *((decode_command, message) for message in COMMANDS),
+    *((decode_runner_event, message) for message in EVENTS),
+    *((decode_result, message) for message in RESULTS),
+]
+
+
+@pytest.mark.parametrize(("decode", "message"), PAIRS)
+def test_what_is_sent_is_what_is_read(decode: Decode, message: Message) -> None:
+    assert decode(encode(message)) == message
+
+
+@pytest.mark.parametrize("message", [message for _, message in PAIRS])
+def test_a_message_is_an_object_with_its_type_first(message: Message) -> None:
+    assert next(iter(json.loads(encode(message)))) == "type"
+
+
+@pytest.mark.parametrize(("decode", "message"), PAIRS)
+def test_a_field_of_a_newer_release_is_ignored(decode: Decode, message: Message) -> None:
+    assert decode(json.dumps({**json.loads(encode(message)), "from_tomorrow": {"a": [1]}}).encode()) == message
+
+
+@pytest.mark.parametrize(("decode", "message"), PAIRS)
+def test_a_message_of_another_topic_is_refused(decode: Decode, message: Message) -> None:
+    for other in DECODERS:
+        if other is not decode:
+            with pytest.raises(MessageError):
+                other(encode(message))
+
+
+@pytest.mark.parametrize(("decode", "message"), PAIRS)
+def test_a_message_cut_short_is_refused_wherever_it_was_cut(decode: Decode, message: Message) -> None:
+    value = encode(message)
+    for length in range(len(value)):
+        with pytest.raises(MessageError):
+            decode(value[:length])
+
+
+def test_a_dead_letter_keeps_any_bytes() -> None:
+    letter = DeadLetter("results", 3, 12, "not a message", b"\x00\xff", b"{")
+    assert msgspec.json.decode(encode(letter), type=DeadLetter) == letter
+
+
+HOSTILE: list[bytes | None] = [
+    None,
+    b"",
+    b" ",
+    b"\x00",
+    b"\xff\xfe",
+    b"null",
+    b"[]",
+    b"{}",
+    b'"report"',
+    b"1e999",
+    b"NaN",
+    b"[" * 100_000,
+    b'{"type":' * 50_000,
+    b'{"type":"report","entries":' + b"[" * 100_000,
+    b'{"type":"frame","detections":' + b'[{"label":' * 50_000,
+    b'{"type":null}',
+    b'{"type":1}',
+    b'{"type":"launch_missiles"}',
+    b'{"type":"' + b"x" * 1_000_000 + b'"}',
+    b'{"type":"start"}',
+    b'{"type":"ping","runner":"\xed\xa0\x80"}',
+    b'{"type":"ping","runner":"\\ud800"}',
+    b'{"type":"ping","runner":' + b"9" * 10_000 + b"}",
+]
+
+
+@pytest.mark.parametrize("decode", DECODERS)
+@pytest.mark.parametrize("value", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_bytes_are_refused_by_an_error_of_ours(decode: Decode, value: bytes | None) -> None:
+    with pytest.raises(MessageError):
+        decode(value)
+
+
+def changed(message: Message, **fields: object) -> bytes:
+    return json.dumps({**json.loads(encode(message)), **fields}).encode()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"scenario_uuid": "../../etc/passwd"},
+        {"scenario_uuid": UUID.upper().replace("0", "A")},
+        {"scenario_uuid": UUID + "\n"},
+        {"scenario_uuid": None},
+        {"epoch": -1},
+        {"epoch": 2**53},
+        {"epoch": 10**400},
+        {"epoch": 1.5},
+        {"epoch": "7"},
+        {"epoch": True},
+        {"frame_number": -1},
+        {"frame_number": MAX_FRAME + 1},
+        {"pts": 2**63},
+        {"time_s": float("nan")},
+        {"time_s": float("inf")},
+        {"time_s": "0"},
+        {"width": 0},
+        {"height": 65536},
+        {"at": "x" * 201},
+        {"time_base": 90000},
+        {"detections": {}},
+        {"detections": [{"label": "", "score": 0.5, "box": [0, 0, 1, 1]}]},
+        {"detections": [{"label": "x", "score": 1.5, "box": [0, 0, 1, 1]}]},
+        {"detections": [{"label": "x", "score": float("nan"), "box": [0, 0, 1, 1]}]},
+        {"detections": [{"label": "x", "score": 0.5, "box": [0, 0, 1]}]},
+        {"detections": [{"label": "x", "score": 0.5, "box": [-1, 0, 1, 1]}]},
+        {"detections": [[1, 2, 3]]},
+    ],
+)
+def test_a_frame_with_a_value_that_cannot_be_is_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(MessageError):
+        decode_result(changed(FRAME, **fields))
+
+
+@pytest.mark.parametrize("time_s", [b"1e400", b"-1e400", b"1e", b"Infinity"])
+def test_a_time_beyond_all_numbers_is_refused(time_s: bytes) -> None:
+    with pytest.raises(MessageError):
+        decode_runner_event(b'{"type":"probe","leader":"x","sent_s":' + time_s + b"}")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"capacity": -1},
+        {"number": -1},
+        {"taken": 2**64},
+        {"draining": 1},
+        {"entries": [{"scenario_uuid": UUID}]},
+        {"entries": [{"scenario_uuid": UUID, "epoch": 1, "reason": "bored"}]},
+        {"entries": [{"scenario_uuid": UUID, "epoch": 1, "detail": "x" * 10_001}]},
+        {"entries": [{"scenario_uuid": UUID, "epoch": 1, "error": "none"}]},
+        {"version": "x" * 201},
+        {"runner": "x" * 201},
+        {"capacity": 2**31},
+    ],
+)
+def test_a_report_with_a_value_that_cannot_be_is_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(MessageError):
+        decode_runner_event(changed(REPORT, **fields))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"runner": "r\0"},
+        {"pool": "\0"},
+        {"version": "1\0"},
+        {"entries": [{"scenario_uuid": UUID, "epoch": 1, "reason": "crashed", "detail": "last\0words"}]},
+        {"entries": [{"scenario_uuid": UUID, "epoch": 1, "reason": "error", "error": {"code": "\0", "message": ""}}]},
+        {"entries": [{"scenario_uuid": UUID, "epoch": 1, "reason": "error", "error": {"code": "", "message": "\0"}}]},
+    ],
+)
+def test_a_report_that_no_table_could_store_is_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(MessageError):
+        decode_runner_event(changed(REPORT, **fields))
+
+
+def test_a_workers_last_words_are_cleaned_before_they_are_told() -> None:
+    charge = Charge(1, entries=(Entry(UUID, 7),))
+    told = report(
+        worker_ended(charge, UUID, 7, EndReason.CRASHED, info_of(SourceError("a\0b")), detail="c\0d"),
+        runner="r1", pool="default", number=1, version="1",
+    )  # fmt: skip
+    read = decode_runner_event(encode(told))
+    assert isinstance(read, Report)
+    assert read.entries[0].detail == "c\ufffdd"
+    assert read.entries[0].error == ErrorInfo("source_invalid", "a\ufffdb")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"parameters": {"score_threshold": 2}},
+        {"parameters": {"unheard_of": 1}},
+        {"parameters": {"labels": [""]}},
+        {"parameters": {"on_poison": "pray"}},
+        {"resume": {"next_frame": -1}},
+        {"skips": [{"after_pts": "x", "frames": 1}]},
+        {"attempt": -1},
+        {"source": None},
+    ],
+)
+def test_a_deploy_with_a_value_that_cannot_be_is_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(MessageError):
+        decode_command(changed(DEPLOY, **fields))
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(st.binary(max_size=200), st.sampled_from(DECODERS))
+def test_any_bytes_are_read_or_refused_and_nothing_else(value: bytes, decode: Decode) -> None:
+    with pytest.raises(MessageError):  # no random bytes make a message: all of them have a uuid or a name
+        decode(value)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(st.sampled_from(PAIRS), st.data())
+def test_any_value_in_any_field_is_read_or_refused_and_nothing_else(
+    pair: tuple[Decode, Message], data: st.DataObject
+) -> None:
+    decode, message = pair
+    field = data.draw(st.sampled_from(sorted(json.loads(encode(message)))))
+    try:
+        read = decode(changed(message, **{field: data.draw(JSON)}))
+    except MessageError:
+        return
+    assert decode(encode(read)) == read
+
+
+def test_a_pools_topic_is_named_after_it() -> None:
+    assert commands_topic("gpu") == "to_deploy.gpu"

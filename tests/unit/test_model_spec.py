@@ -1,0 +1,264 @@
+"""Specs and names of models: what is understood, what is refused and with which words. No model is loaded here."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vidflow.domain.errors import MissingExtra, ModelError, ParameterError
+from vidflow.domain.messages import Parameters
+from vidflow.infra.models import registry
+from vidflow.infra.models.onnx_metadata import read_metadata
+from vidflow.infra.models.spec import Bundle, parse, read_bundle, read_weights
+
+WEIGHTS = b"weights of a net"
+SPEC = f"""
+kind = "onnx"
+file = "net.onnx"
+sha256 = "{hashlib.sha256(WEIGHTS).hexdigest()}"
+labels = "things.names"
+
+[input]
+size = [416, 320]
+resize = "letterbox"
+channels = "bgr"
+mean = [1.0, 2.0, 3.0]
+
+[output]
+decoder = "yolox"
+strides = [8, 16]
+
+[thresholds]
+score = 0.3
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A models folder with one good spec, `net`."""
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / "net.onnx").write_bytes(WEIGHTS)
+    (models / "things.names").write_text("person\ncat\n\n")
+    (models / "net.toml").write_text(SPEC)
+    return models
+
+
+def respec(folder: Path, old: str, new: str) -> Path:
+    assert old in SPEC
+    (folder / "net.toml").write_text(SPEC.replace(old, new))
+    return folder / "net.toml"
+
+
+def test_a_spec_is_read_with_its_labels_and_weights(folder: Path) -> None:
+    bundle = read_bundle(folder / "net.toml")
+    assert bundle.labels == ("person", "cat")
+    assert bundle.spec.input is not None
+    assert bundle.spec.input.size == (416, 320)
+    assert bundle.spec.thresholds.nms_iou == 0.45
+    assert read_weights(bundle) == WEIGHTS
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("[input]", "[input]\ncolour = 3", "colour"),
+        ('kind = "onnx"', 'kind = "onnx"\nflie = "x"', "flie"),
+        ("score = 0.3", "score = 1.3", "score"),
+        ("score = 0.3", "score = nan", "score"),
+        ("[416, 320]", "[416]", "size"),
+        ("[416, 320]", "[416, 100000]", "size"),
+        ("[1.0, 2.0, 3.0]", "[1.0, 2.0]", "mean"),
+        ('"yolox"', '"yolo99"', "decoder"),
+        ('labels = "things.names"', "", "labels"),
+        ('file = "net.onnx"', "", "file"),
+        ("[8, 16]", "[0]", "strides"),
+        ('kind = "onnx"', 'kind = "motion"', "motion"),
+        ('kind = "onnx"', 'kind = "torchvision"', "architecture"),
+        ('kind = "onnx"', "kind = onnx", "TOML"),
+        ('kind = "onnx"', 'kind = "onnx"\noptions = {a = 1}', "options"),
+    ],
+)
+def test_a_wrong_spec_is_refused_with_the_name_of_the_key(folder: Path, old: str, new: str, named: str) -> None:
+    with pytest.raises(ModelError, match=named) as refused:
+        read_bundle(respec(folder, old, new))
+    assert refused.value.code == "model_spec_invalid"
+
+
+def test_an_exported_program_is_refused_without_a_digest() -> None:
+    with pytest.raises(ModelError, match="vouch"):
+        parse(b'kind = "exported"\nfile = "a.pt2"', "a.toml")
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "../secret.onnx", "sub/../../secret.onnx", "link.onnx", "", "a\\u0000b"]
+)
+def test_a_file_outside_the_folder_of_the_spec_is_refused(folder: Path, name: str) -> None:
+    (folder.parent / "secret.onnx").write_bytes(WEIGHTS)
+    (folder / "link.onnx").symlink_to(folder.parent / "secret.onnx")
+    with pytest.raises(ModelError):
+        read_bundle(respec(folder, 'file = "net.onnx"', f'file = "{name}"'))
+
+
+def test_a_labels_file_outside_the_folder_of_the_spec_is_refused(folder: Path) -> None:
+    with pytest.raises(ModelError, match=r"'/etc/passwd'"):
+        read_bundle(respec(folder, "things.names", "/etc/passwd"))
+
+
+def test_other_weights_than_the_spec_names_are_refused(folder: Path) -> None:
+    (folder / "net.onnx").write_bytes(b"other weights!!!")
+    with pytest.raises(ModelError, match="sha256") as refused:
+        read_bundle(folder / "net.toml")
+    assert refused.value.code == "model_changed"
+
+
+def test_weights_swapped_after_the_lookup_are_refused(folder: Path) -> None:
+    bundle = read_bundle(folder / "net.toml")
+    (folder / "net.onnx").write_bytes(b"other weights!!!")
+    with pytest.raises(ModelError, match="changed since"):
+        read_weights(bundle)
+
+
+def test_a_named_pipe_in_place_of_weights_blocks_nobody(folder: Path) -> None:
+    (folder / "net.onnx").unlink()
+    os.mkfifo(folder / "net.onnx")
+    with pytest.raises(ModelError, match="not a plain file"):
+        read_bundle(folder / "net.toml")
+
+
+@pytest.mark.parametrize("labels", ["a" * 101, "bell\x07", "\n".join("x" * 10_001)])
+def test_labels_that_are_too_long_too_many_or_not_printable_are_refused(folder: Path, labels: str) -> None:
+    (folder / "things.names").write_text(labels)
+    with pytest.raises(ModelError, match="label"):
+        read_bundle(folder / "net.toml")
+
+
+def digest_of(folder: Path) -> str:
+    return read_bundle(folder / "net.toml").sha256
+
+
+def test_the_digest_covers_the_spec_the_labels_and_the_weights(folder: Path) -> None:
+    seen = {digest_of(folder)}
+    respec(folder, "score = 0.3", "score = 0.2")
+    seen.add(digest_of(folder))
+    (folder / "things.names").write_text("cat\nperson\n")
+    seen.add(digest_of(folder))
+    (folder / "net.onnx").write_bytes(b"other weights!!!")
+    (folder / "net.toml").write_text("\n".join(line for line in SPEC.splitlines() if "sha256" not in line))
+    seen.add(digest_of(folder))
+    assert len(seen) == 4
+    assert digest_of(folder) in seen
+
+
+def test_a_spec_in_the_models_folder_is_named_by_its_stem(folder: Path) -> None:
+    ref = registry.resolve("net", folder)
+    assert (ref.kind, ref.needs, ref.labels) == ("onnx", "runner", ("person", "cat"))
+    assert ref.sha256 == digest_of(folder)
+    assert registry.resolve("net.toml", folder).sha256 == ref.sha256
+    assert registry.resolve(str(folder / "net.toml"), any_file=True).sha256 == ref.sha256
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones(folder: Path) -> None:
+    with pytest.raises(ModelError, match=r"motion.*ssdlite320_mobilenet_v3_large.*net"):
+        registry.resolve("yolo", folder)
+
+
+@pytest.mark.parametrize("path", ["../elsewhere.toml", "/etc/passwd", "/nowhere/at/all.toml", "a\0.toml", "link.toml"])
+def test_a_path_outside_the_models_folder_is_refused_unless_every_file_is_allowed(folder: Path, path: str) -> None:
+    (folder.parent / "elsewhere.toml").write_text(SPEC)
+    (folder / "link.toml").symlink_to(folder.parent / "elsewhere.toml")
+    with pytest.raises(ModelError):
+        registry.resolve(path, folder)
+    with pytest.raises(ModelError):
+        registry.resolve(path)
+
+
+def test_a_broken_spec_is_listed_with_its_error_and_hides_no_other(folder: Path) -> None:
+    (folder / "broken.toml").write_text("kind = 3")
+    listed = {one.name: one for one in registry.list_models(folder)}
+    assert listed["net"].error is None
+    assert "kind" in (listed["broken"].error or "")
+    assert listed["motion"].needs == "runner"
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "program.pt2", "net.safetensors"])
+def test_weights_that_do_not_say_how_to_run_them_are_refused_with_the_way_out(folder: Path, name: str) -> None:
+    (folder / name).write_bytes(b"x")
+    with pytest.raises(ModelError, match="write a spec"):
+        registry.resolve(name, folder)
+
+
+def test_a_label_that_the_model_lacks_is_refused_before_it_is_loaded(folder: Path) -> None:
+    ref = registry.resolve("net", folder)
+    registry.check_parameters(ref, Parameters(labels=("cat",)))
+    with pytest.raises(ParameterError, match=r"'persn'.*person"):
+        registry.check_parameters(ref, Parameters(labels=("cat", "persn")))
+
+
+def test_another_digest_than_the_scenario_was_made_with_is_refused(folder: Path) -> None:
+    ref = registry.resolve("net", folder)
+    registry.require_same(ref, ref.sha256)
+    registry.require_same(ref, None)
+    with pytest.raises(ModelError, match="another here"):
+        registry.require_same(ref, "0" * 64)
+
+
+def test_a_missing_library_is_answered_with_the_command_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torch" else object())
+    with pytest.raises(MissingExtra, match=r"torch; type: pip install 'vidflow\[torch\]'"):
+        registry.load(registry.resolve("ssdlite320_mobilenet_v3_large"))
+
+
+def test_models_of_other_packages_are_found_by_their_entry_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "other_models-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: other-models\nVersion: 1.0\n")
+    (package / "entry_points.txt").write_text("[vidflow.models]\nother = other_models_of_a_test:make\n")
+    (tmp_path / "other_models_of_a_test.py").write_text(
+        "def make(bundle, parameters):\n    return (bundle, parameters)\n"
+    )
+    (tmp_path / "mine.toml").write_text('kind = "other"\noptions = {depth = 3}\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry._entry_points.cache_clear()
+    try:
+        made: Any = registry.load(registry.resolve("other"), Parameters(score_threshold=0.7))
+        assert made == (None, Parameters(score_threshold=0.7))
+        of_spec: Any = registry.load(registry.resolve("mine", tmp_path))
+    finally:
+        monkeypatch.undo()
+        registry._entry_points.cache_clear()
+    assert isinstance(of_spec[0], Bundle)
+    assert of_spec[0].spec.options == {"depth": 3}
+
+
+def test_naming_and_listing_models_imports_no_heavy_library(folder: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from vidflow.infra.models import registry;"
+        f"folder = Path({str(folder)!r}); registry.list_models(folder); registry.resolve('net', folder);"
+        "print({'numpy', 'torch', 'torchvision', 'onnxruntime', 'scipy', 'av'} & set(sys.modules))"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    "content", [b"\x00", b"\xff" * 40, b"\x72\xff\xff\xff\xff\x7f", b"plain text, no model", b"\x72\x02\x0a\xff"]
+)
+def test_bytes_that_are_no_onnx_file_are_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bad.onnx").write_bytes(content)
+    with pytest.raises(ModelError, match="no ONNX model"):
+        read_metadata(tmp_path / "bad.onnx")
+
+
+def test_an_onnx_file_without_a_spec_in_it_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "plain.onnx").write_bytes(b"\x08\x08")  # ir_version = 8 and nothing else
+    with pytest.raises(ModelError, match="write a spec"):
+        registry.resolve("plain.onnx", tmp_path)

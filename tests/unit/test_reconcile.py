@@ -1,0 +1,817 @@
+"""How orchestrator and runners agree, a test for each rule: tables and reports in, events and commands out.
+
+Each test is a small film: a leader whose clock moves in ticks, one scenario (unless it says otherwise), and reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import pytest
+
+from vidflow.domain.errors import ErrorInfo
+from vidflow.domain.messages import EndReason, Entry, Forget, Ping, Report, StopWork, Waiting
+from vidflow.domain.progress import Progress
+from vidflow.domain.reconcile import Given, Known, Memory, Plan, Timing, World, free_slots, hear, reconcile
+from vidflow.domain.scenario import Event, Kind, Limits, Outcome, Scenario, State
+
+UUID = "01930000-0000-7000-8000-000000000001"
+OTHER = "01930000-0000-7000-8000-000000000002"
+EPOCH = 5
+DB_S = 1_700_000_000.0
+"""How far the database's clock is ahead of the leader's."""
+TICK_S = 0.2
+LIMITS, TIMING = Limits(), Timing()
+FATAL = ErrorInfo("source_changed", "it is another file now")
+
+
+def scenario(state: State = State.ACTIVE, uuid: str = UUID, **changes: Any) -> Scenario:
+    shut = state in {State.INIT_SHUTDOWN, State.IN_SHUTDOWN_PROCESSING}
+    base = Scenario(uuid, state, Outcome.STOPPED if shut else None, epoch=EPOCH, runner="r1", resume_frame=10)
+    return msgspec.structs.replace(base, **changes)
+
+
+def progress(**changes: Any) -> Progress:
+    return msgspec.structs.replace(Progress(epoch=EPOCH, next_frame=12, last_pts=110), **changes)
+
+
+def whole_progress() -> Progress:
+    return progress(end_epoch=EPOCH, end_last_frame=11, end_reason=EndReason.FINISHED)
+
+
+def running(epoch: int = EPOCH, uuid: str = UUID, next_frame: int = 12) -> Entry:
+    return Entry(uuid, epoch, next_frame, Waiting.SOURCE)
+
+
+def ended(reason: EndReason, epoch: int = EPOCH, **changes: Any) -> Entry:
+    return msgspec.structs.replace(Entry(UUID, epoch, 12, Waiting.SOURCE, reason), **changes)
+
+
+class Leader:
+    """A leader's memory and what it sees. `inbox_s`: how far the inbox is behind; `hearing_since_s`: its probes."""
+
+    def __init__(self, *known: Known, hearing_since_s: float | None = 0.0, inbox_s: float = 0.0) -> None:
+        self.known: Sequence[Known] = known
+        self.memory = Memory()
+        self.now_s = 100.0
+        self.hearing_since_s = hearing_since_s
+        self.inbox_s: float | None = inbox_s
+        self.numbers: dict[str, int] = {}
+        self.commands: list[Given] = []
+
+    def hears(
+        self, *entries: Entry, runner: str = "r1", taken: int = 0, draining: bool = False, capacity: int = 4
+    ) -> None:
+        self.numbers[runner] = number = self.numbers.get(runner, 0) + 1
+        told = Report(runner, "default", number, capacity, taken, draining, entries)
+        self.memory = hear(self.memory, told, self.now_s)
+
+    def tick(self, after_s: float = TICK_S) -> Plan:
+        self.now_s += after_s
+        caught_up = None if self.inbox_s is None else DB_S + self.now_s - self.inbox_s
+        world = World(self.known, self.now_s, DB_S + self.now_s, caught_up, self.hearing_since_s)
+        plan = reconcile(self.memory, world, LIMITS, TIMING)
+        self.memory = plan.memory
+        self.commands += plan.commands
+        return plan
+
+    def event(self, after_s: float = TICK_S) -> Event | None:
+        """The event of a tick for the first scenario."""
+        return next((event for known, event in self.tick(after_s).events if known is self.known[0]), None)
+
+    def events_while_it_hears(self, *entries: Entry, seconds: float, **report: Any) -> list[Event]:
+        """The events of ticks and a report each half second, to the first that has one."""
+        for _ in range(round(seconds / 0.5)):
+            self.now_s += 0.5 - TICK_S
+            self.hears(*entries, **report)
+            if event := self.event():
+                return [event]
+        return []
+
+    def silence(self, seconds: float) -> list[Event]:
+        """The events of ticks without any report, to the first that has one."""
+        for _ in range(round(seconds / 0.5)):
+            if event := self.event(0.5):
+                return [event]
+        return []
+
+    @property
+    def mark(self) -> int | None:
+        return self.memory.runners["r1"].mark
+
+    def given(self, kind: str) -> list[Given]:
+        return [one for one in self.commands if one.kind == kind]
+
+
+def active(**changes: Any) -> Known:
+    return Known(scenario(), progress(**changes))
+
+
+def starting(**known: Any) -> Known:
+    return Known(scenario(State.IN_STARTUP_PROCESSING), progress(next_frame=10), **known)
+
+
+def shutting_down(**changes: Any) -> Known:
+    return Known(scenario(State.IN_SHUTDOWN_PROCESSING), progress(**changes))
+
+
+def waits(uuid: str = UUID, **changes: Any) -> Known:
+    return Known(scenario(State.INIT_STARTUP, uuid, **changes), progress(next_frame=10))
+
+
+# --- wanted and listed
+
+
+def test_what_is_wanted_and_listed_running_is_left_alone() -> None:
+    leader = Leader(active())
+    assert leader.events_while_it_hears(running(), seconds=60) == []
+    assert leader.commands == []
+
+
+def test_a_report_of_a_frame_behind_the_resume_makes_it_active() -> None:
+    leader = Leader(starting())
+    leader.hears(running(next_frame=11))
+    event = leader.event()
+    assert event is not None
+    assert (event.kind, event.epoch) == (Kind.FIRST_FRAME, EPOCH)
+
+
+def test_a_stored_frame_behind_the_resume_makes_it_active() -> None:
+    leader = Leader(Known(scenario(State.IN_STARTUP_PROCESSING), progress(next_frame=11)))
+    leader.hears(running(next_frame=10))
+    event = leader.event()
+    assert event is not None
+    assert event.kind is Kind.FIRST_FRAME
+
+
+def test_a_report_at_the_resume_itself_does_not_make_it_active() -> None:
+    leader = Leader(starting())
+    leader.hears(running(next_frame=10))
+    assert leader.event() is None
+
+
+def test_a_report_of_another_epochs_frame_does_not_make_it_active() -> None:
+    leader = Leader(starting())
+    leader.hears(running(EPOCH - 1, next_frame=11))
+    assert leader.event() is None
+
+
+# --- whole, first of all
+
+
+@pytest.mark.parametrize("state", [State.IN_STARTUP_PROCESSING, State.ACTIVE])
+def test_whole_completes(state: State) -> None:
+    leader = Leader(Known(scenario(state), whole_progress()))
+    leader.hears(running())
+    event = leader.event()
+    assert event is not None
+    assert (event.kind, event.epoch) == (Kind.COMPLETED, EPOCH)
+
+
+@pytest.mark.parametrize("reason", list(EndReason))
+def test_whole_comes_before_whatever_the_runner_says(reason: EndReason) -> None:
+    leader = Leader(Known(scenario(), whole_progress()))
+    leader.hears(ended(reason, fatal=True, error=FATAL))
+    event = leader.event()
+    assert event is not None
+    assert event.kind is Kind.COMPLETED
+
+
+def test_whole_waits_for_no_inbox_and_no_runner() -> None:
+    leader = Leader(Known(scenario(), whole_progress()), hearing_since_s=None)
+    leader.inbox_s = None
+    event = leader.event()
+    assert event is not None
+    assert event.kind is Kind.COMPLETED
+
+
+def test_nothing_but_progress_completes() -> None:
+    leader = Leader(active())
+    leader.hears(ended(EndReason.FINISHED))
+    event = leader.event()
+    assert event is not None
+    assert (event.kind, event.attempt, event.reason) == (Kind.LOST, 1, "ended without being whole")
+
+
+# --- an error that no retry mends
+
+
+def test_a_fatal_error_fails_at_the_first_attempt() -> None:
+    leader = Leader(active())
+    leader.hears(ended(EndReason.ERROR, error=FATAL, fatal=True, detail="tail"))
+    event = leader.event()
+    assert event is not None
+    assert (event.kind, event.error, event.detail, event.epoch) == (Kind.FAILED, FATAL, "tail", EPOCH)
+
+
+def test_a_fatal_error_waits_for_the_inbox() -> None:
+    leader = Leader(active(), inbox_s=2.0)
+    leader.hears(ended(EndReason.ERROR, error=FATAL, fatal=True))
+    assert leader.event() is None
+    assert leader.event(1.0) is None
+    assert leader.event(1.5) is not None
+
+
+def test_an_error_that_a_retry_may_mend_is_a_loss() -> None:
+    leader = Leader(active())
+    leader.hears(ended(EndReason.ERROR, error=FATAL))
+    event = leader.event()
+    assert event is not None
+    assert event.kind is Kind.LOST
+
+
+def test_a_fatal_error_of_another_epoch_says_nothing() -> None:
+    leader = Leader(active())
+    leader.hears(ended(EndReason.ERROR, EPOCH - 1, error=FATAL, fatal=True))
+    assert leader.event() is None
+
+
+# --- holes
+
+
+def test_a_hole_is_a_loss_at_once_though_the_inbox_is_behind() -> None:
+    leader = Leader(active(hole_epoch=EPOCH))
+    leader.inbox_s = None
+    leader.hears(running())
+    event = leader.event()
+    assert event is not None
+    assert (event.kind, event.reason, event.attempt) == (Kind.LOST, "hole", 1)
+
+
+def test_a_hole_of_an_older_epoch_is_none() -> None:
+    leader = Leader(active(hole_epoch=EPOCH - 1))
+    leader.hears(running())
+    assert leader.event() is None
+
+
+def test_a_frame_that_is_a_hole_at_every_attempt_is_skipped_on_request() -> None:
+    poisoned = scenario(resume_frame=12, attempt=4, skips_poison=True)
+    leader = Leader(Known(poisoned, progress(hole_epoch=EPOCH)))
+    leader.hears(running())
+    event = leader.event()
+    assert event is not None
+    assert event.kind is Kind.SKIPPED
+
+
+# --- lost
+
+
+@pytest.mark.parametrize(
+    "reason", [EndReason.CRASHED, EndReason.HUNG, EndReason.MEMORY, EndReason.ERROR, EndReason.FINISHED]
+)
+def test_a_crash_a_hang_the_memory_cap_and_an_error_are_losses(reason: EndReason) -> None:
+    leader = Leader(active())
+    leader.hears(ended(reason))
+    event = leader.event()
+    assert event is not None
+    assert (event.kind, event.attempt) == (Kind.LOST, 1)
+
+
+def test_a_loss_waits_until_the_inbox_has_caught_up_past_the_moment_it_was_heard_of() -> None:
+    leader = Leader(active(), inbox_s=3.0)
+    leader.hears(ended(EndReason.CRASHED))
+    assert leader.silence(2.5) == []
+    assert [event.kind for event in leader.silence(1.5)] == [Kind.LOST]
+
+
+def test_a_loss_waits_for_ever_while_nobody_knows_what_is_stored() -> None:
+    leader = Leader(active())
+    leader.inbox_s = None
+    assert leader.events_while_it_hears(ended(EndReason.CRASHED), seconds=120) == []
+
+
+def test_the_moment_counts_from_the_first_report_that_lists_the_end() -> None:
+    leader = Leader(active(), inbox_s=2.0)
+    assert leader.events_while_it_hears(ended(EndReason.CRASHED), seconds=2.0) == []
+    assert [event.kind for event in leader.events_while_it_hears(ended(EndReason.CRASHED), seconds=1.0)] == [Kind.LOST]
+
+
+def test_a_frame_that_felled_its_worker_in_inference_is_the_culprit() -> None:
+    poisoned = scenario(resume_frame=12, attempt=4, skips_poison=True)
+    leader = Leader(Known(poisoned, progress()))
+    leader.hears(ended(EndReason.CRASHED, waits_for=Waiting.INFERENCE))
+    event = leader.event()
+    assert event is not None
+    assert event.kind is Kind.SKIPPED
+
+
+# --- the runner lease
+
+
+def test_a_runner_that_is_silent_for_its_lease_is_lost() -> None:
+    leader = Leader(active())
+    leader.hears(running())
+    assert leader.silence(2.5) == []
+    events = leader.silence(1.0)
+    assert [(event.kind, event.reason, event.attempt) for event in events] == [(Kind.LOST, "runner lost", 1)]
+
+
+def test_nobody_is_called_dead_while_the_leader_hears_no_probes() -> None:
+    leader = Leader(active())
+    leader.hears(running())
+    leader.hearing_since_s = None
+    assert leader.silence(120.0) == []
+
+
+def test_every_runner_has_a_whole_lease_when_the_probes_return() -> None:
+    leader = Leader(active())
+    leader.hears(running())
+    leader.hearing_since_s = None
+    leader.silence(60.0)
+    leader.hearing_since_s = leader.now_s
+    assert leader.silence(2.5) == []
+    assert [event.kind for event in leader.silence(1.0)] == [Kind.LOST]
+
+
+def test_a_new_leader_gives_every_runner_a_whole_lease() -> None:
+    leader = Leader(active())
+    leader.hears(running())
+    leader.silence(2.5)
+    leader.memory = Memory()
+    assert leader.silence(3.0) == []
+    assert [event.kind for event in leader.silence(1.0)] == [Kind.LOST]
+
+
+def test_a_runner_that_speaks_again_before_the_inbox_has_caught_up_is_not_lost() -> None:
+    leader = Leader(active(), inbox_s=5.0)
+    leader.hears(running())
+    assert leader.silence(4.0) == []
+    assert leader.events_while_it_hears(running(), seconds=20) == []
+
+
+def test_an_overtaken_report_renews_no_lease() -> None:
+    leader = Leader(active())
+    leader.hears(running())
+    leader.hears(running())
+    leader.silence(2.5)
+    leader.memory = hear(leader.memory, Report("r1", "default", 1, 4, 0, False, (running(),)), leader.now_s)
+    assert [event.kind for event in leader.silence(1.0)] == [Kind.LOST]
+
+
+# --- ways back that do not count
+
+
+@pytest.mark.parametrize("reason", [EndReason.STOPPED, EndReason.REFUSED, EndReason.HANDED_OVER, EndReason.CUT_OFF])
+def test_ended_without_a_failure_goes_back_uncounted(reason: EndReason) -> None:
+    leader = Leader(Known(scenario(attempt=3, resume_frame=12), progress()))
+    leader.hears(ended(reason))
+    event = leader.event()
+    assert event is not None
+    assert (event.kind, event.reason, event.attempt) == (Kind.RETURNED, reason, None)
+
+
+@pytest.mark.parametrize("reason", [EndReason.STOPPED, EndReason.REFUSED, EndReason.HANDED_OVER, EndReason.CUT_OFF])
+def test_a_way_back_waits_for_the_inbox(reason: EndReason) -> None:
+    leader = Leader(active(), inbox_s=3.0)
+    leader.hears(ended(reason))
+    assert leader.silence(2.0) == []
+    assert [event.kind for event in leader.silence(2.0)] == [Kind.RETURNED]
+
+
+def test_what_a_draining_runner_does_not_list_goes_back_uncounted() -> None:
+    leader = Leader(starting())
+    leader.hears(draining=True)
+    event = leader.event()
+    assert event is not None
+    assert (event.kind, event.reason) == (Kind.RETURNED, EndReason.HANDED_OVER)
+
+
+def test_the_silence_of_a_runner_that_has_drained_is_no_death() -> None:
+    leader = Leader(starting(), inbox_s=20.0)
+    leader.hears(draining=True)
+    events = leader.silence(30.0)
+    assert [event.kind for event in events] == [Kind.RETURNED]
+
+
+def test_what_a_draining_runner_lists_running_is_lost_with_it() -> None:
+    leader = Leader(active())
+    leader.hears(running(), draining=True)
+    assert [event.kind for event in leader.silence(4.0)] == [Kind.LOST]
+
+
+# --- not taken
+
+
+def test_a_deploy_that_is_not_listed_is_given_again_after_a_second_and_each_second() -> None:
+    leader = Leader(starting())
+    leader.events_while_it_hears(seconds=1.0)
+    assert leader.given("deploy") == []
+    leader.events_while_it_hears(seconds=4.0)
+    assert leader.given("deploy") == [Given("r1", None, "deploy", UUID, EPOCH)] * 4
+
+
+def test_unlisted_in_the_reports_of_five_seconds_more_is_not_taken_and_marks_the_runner() -> None:
+    leader = Leader(starting())
+    assert leader.events_while_it_hears(seconds=6.0, taken=7) == []
+    events = leader.events_while_it_hears(seconds=1.5, taken=7)
+    assert [(event.kind, event.reason, event.attempt) for event in events] == [(Kind.RETURNED, "not_taken", None)]
+    assert leader.mark == 7
+
+
+def test_not_taken_waits_for_the_inbox() -> None:
+    leader = Leader(starting(), inbox_s=10.0)
+    assert leader.events_while_it_hears(seconds=15.0) == []
+    assert [event.kind for event in leader.events_while_it_hears(seconds=4.0)] == [Kind.RETURNED]
+
+
+def test_a_deploy_that_is_taken_at_last_is_left_alone() -> None:
+    leader = Leader(starting())
+    leader.events_while_it_hears(seconds=5.0)
+    assert leader.events_while_it_hears(running(next_frame=10), seconds=10.0) == []
+    assert leader.mark is None
+
+
+def test_only_reports_count_for_not_taken() -> None:
+    leader = Leader(starting())
+    leader.hears()
+    leader.hearing_since_s = None
+    assert leader.silence(60.0) == []
+    assert leader.given("deploy") == []
+
+
+def test_the_time_without_kafka_is_none_in_which_a_runner_took_nothing() -> None:
+    leader = Leader(starting())
+    leader.events_while_it_hears(seconds=2.0)
+    leader.hearing_since_s = None
+    leader.silence(60.0)
+    leader.hearing_since_s = leader.now_s
+    assert leader.events_while_it_hears(seconds=5.0) == []
+    assert [event.kind for event in leader.events_while_it_hears(seconds=2.0)] == [Kind.RETURNED]
+
+
+def test_no_deploy_is_given_again_while_a_copy_waits_unpublished() -> None:
+    leader = Leader(starting(deploy_waits=True))
+    assert leader.events_while_it_hears(seconds=30.0) == []
+    assert leader.given("deploy") == []
+
+
+def test_a_runner_is_not_blamed_before_its_deploy_was_published() -> None:
+    leader = Leader(starting(deploy_waits=True))
+    leader.events_while_it_hears(seconds=30.0)
+    leader.known = [starting()]
+    assert leader.events_while_it_hears(seconds=6.0) == []
+    assert [event.kind for event in leader.events_while_it_hears(seconds=1.5)] == [Kind.RETURNED]
+
+
+def test_a_copy_given_again_that_waits_for_a_moment_does_not_start_the_time_anew() -> None:
+    leader = Leader(starting())
+    events: list[Event] = []
+    while not events and leader.now_s < 130.0:
+        before = len(leader.given("deploy"))
+        events = leader.events_while_it_hears(seconds=0.5)
+        waits_now = len(leader.given("deploy")) > before  # the relay takes it up after the next tick
+        leader.known = [starting(deploy_waits=waits_now)]
+    assert [event.reason for event in events] == ["not_taken"]
+    assert leader.now_s < 110.0
+
+
+def test_unlisted_by_an_older_epochs_entry_is_unlisted() -> None:
+    leader = Leader(starting())
+    assert [event.kind for event in leader.events_while_it_hears(running(EPOCH - 1), seconds=8.0)] == [Kind.RETURNED]
+
+
+# --- marked runners
+
+
+def marked_leader(*known: Known) -> Leader:
+    """A leader by whom r1 is marked, at 7 commands taken; its scenario went back."""
+    leader = Leader(starting())
+    leader.events_while_it_hears(seconds=8.0, taken=7)
+    assert leader.mark == 7
+    leader.known, leader.commands = known, []
+    return leader
+
+
+def test_a_marked_runner_gets_no_scenario() -> None:
+    leader = marked_leader(waits())
+    assert leader.events_while_it_hears(seconds=10.0, taken=7) == []
+
+
+def test_a_marked_runner_is_pinged_each_two_seconds() -> None:
+    leader = marked_leader()
+    leader.events_while_it_hears(seconds=10.0, taken=7)
+    assert leader.given("ping") == [Given("r1", Ping("r1"), "ping", "r1", 0)] * 5
+
+
+def test_the_mark_goes_when_the_count_of_taken_commands_grows() -> None:
+    leader = marked_leader(waits())
+    leader.hears(taken=8)
+    assert leader.mark is None
+    assert [event.kind for event in leader.events_while_it_hears(seconds=1.0, taken=8)] == [Kind.ASSIGNED]
+
+
+def test_the_mark_stays_while_the_count_stays() -> None:
+    leader = marked_leader()
+    leader.events_while_it_hears(seconds=30.0, taken=7)
+    assert leader.mark == 7
+
+
+def test_a_runner_that_is_not_marked_is_not_pinged() -> None:
+    leader = Leader(active())
+    leader.events_while_it_hears(running(), seconds=10.0)
+    assert leader.given("ping") == []
+
+
+# --- stop and forget
+
+
+UNWANTED = [
+    pytest.param([], id="unknown uuid"),
+    pytest.param([waits()], id="waiting"),
+    pytest.param([Known(scenario(epoch=EPOCH + 1), progress(epoch=EPOCH + 1))], id="newer epoch"),
+    pytest.param([Known(scenario(epoch=EPOCH - 1), progress(epoch=EPOCH - 1))], id="older epoch, after a restore"),
+    pytest.param([Known(scenario(runner="r2"), progress())], id="other runner"),
+    pytest.param([shutting_down()], id="shutting down"),
+]
+
+
+@pytest.mark.parametrize("known", UNWANTED)
+def test_what_runs_unwanted_is_stopped_and_again_each_two_seconds_until_it_is_unlisted(known: list[Known]) -> None:
+    leader = Leader(*known, hearing_since_s=None)
+    for _ in range(10):
+        leader.hears(running())
+        leader.tick(0.5)
+    assert leader.given("stop") == [Given("r1", StopWork(UUID, EPOCH), "stop", UUID, EPOCH)] * 3
+    leader.commands = []
+    for _ in range(10):
+        leader.hears()
+        leader.tick(0.5)
+    assert leader.given("stop") == []
+
+
+@pytest.mark.parametrize("known", UNWANTED)
+def test_what_has_ended_unwanted_is_forgotten_and_again_until_it_is_unlisted(known: list[Known]) -> None:
+    leader = Leader(*known, hearing_since_s=None)
+    for _ in range(10):
+        leader.hears(ended(EndReason.STOPPED))
+        leader.tick(0.5)
+    assert leader.given("forget") == [Given("r1", Forget(UUID, EPOCH), "forget", UUID, EPOCH)] * 3
+    leader.commands = []
+    for _ in range(10):
+        leader.hears()
+        leader.tick(0.5)
+    assert leader.given("forget") == []
+
+
+def test_what_is_wanted_is_never_forgotten() -> None:
+    leader = Leader(active(), inbox_s=1000.0)
+    leader.events_while_it_hears(ended(EndReason.CRASHED), seconds=30.0)
+    assert leader.given("forget") == []
+
+
+def test_a_silent_runner_is_told_nothing() -> None:
+    leader = Leader()
+    leader.hears(running())
+    leader.silence(3.5)
+    leader.commands = []
+    leader.silence(20.0)
+    assert leader.commands == []
+
+
+def test_nothing_is_sent_where_nothing_is_listed() -> None:
+    leader = Leader()
+    leader.events_while_it_hears(seconds=30.0)
+    assert leader.commands == []
+
+
+# --- shutting down
+
+
+def test_a_shutdown_is_taken_at_once() -> None:
+    leader = Leader(Known(scenario(State.INIT_SHUTDOWN), progress()))
+    event = leader.event()
+    assert event is not None
+    assert (event.kind, event.epoch) == (Kind.TAKEN, EPOCH)
+
+
+def drained(events: Sequence[Event | None]) -> list[str]:
+    return [event.reason for event in events if event is not None and event.kind is Kind.DRAINED]
+
+
+def test_what_was_never_assigned_is_drained() -> None:
+    leader = Leader(Known(scenario(State.IN_SHUTDOWN_PROCESSING, epoch=0, runner=None), Progress()))
+    leader.inbox_s = None
+    assert drained([leader.event()]) == ["never assigned"]
+
+
+@pytest.mark.parametrize("reason", [EndReason.FINISHED, EndReason.STOPPED, EndReason.HANDED_OVER])
+def test_a_stored_end_marker_of_the_epoch_is_drained_whatever_its_reason(reason: EndReason) -> None:
+    leader = Leader(shutting_down(end_epoch=EPOCH, end_last_frame=11, end_reason=reason))
+    leader.inbox_s = None
+    leader.hears(running())
+    assert drained([leader.event()]) == ["end marker stored"]
+
+
+def test_an_end_marker_of_an_older_epoch_drains_nothing() -> None:
+    leader = Leader(shutting_down(end_epoch=EPOCH - 1, end_last_frame=11, end_reason=EndReason.STOPPED))
+    assert leader.events_while_it_hears(running(), seconds=10.0) == []
+
+
+def test_listed_ended_is_drained_once_the_inbox_has_caught_up() -> None:
+    leader = Leader(shutting_down(), inbox_s=3.0)
+    leader.hears(ended(EndReason.CRASHED))
+    assert leader.silence(2.0) == []
+    assert drained(leader.silence(2.0)) == ["ended, inbox caught up"]
+
+
+def test_ended_and_then_forgotten_is_drained_as_soon_as_if_it_were_listed_still() -> None:
+    leader = Leader(shutting_down(), inbox_s=3.0)
+    leader.hears(ended(EndReason.CRASHED))
+    leader.tick()
+    leader.hears()
+    assert drained(leader.events_while_it_hears(seconds=4.0)) == ["ended, inbox caught up"]
+
+
+def test_a_runner_whose_lease_is_over_is_drained_once_the_inbox_has_caught_up() -> None:
+    leader = Leader(shutting_down(), inbox_s=3.0)
+    leader.hears(running())
+    assert leader.silence(5.5) == []
+    assert drained(leader.silence(2.0)) == ["lease_over, inbox caught up"]
+
+
+def test_unlisted_is_drained_after_its_time_once_the_inbox_has_caught_up() -> None:
+    leader = Leader(shutting_down(), inbox_s=3.0)
+    assert leader.events_while_it_hears(seconds=8.0) == []
+    assert drained(leader.events_while_it_hears(seconds=4.0)) == ["not_taken, inbox caught up"]
+
+
+def test_a_draining_runner_that_does_not_list_it_is_drained_of_it() -> None:
+    leader = Leader(shutting_down())
+    leader.hears(draining=True)
+    assert drained([leader.event()]) == ["left, inbox caught up"]
+
+
+@pytest.mark.parametrize("entries", [[ended(EndReason.CRASHED)], []])
+def test_nothing_is_drained_while_nobody_knows_what_is_stored(entries: list[Entry]) -> None:
+    leader = Leader(shutting_down())
+    leader.inbox_s = None
+    assert leader.events_while_it_hears(*entries, seconds=60.0) == []
+
+
+def test_still_running_after_thirty_seconds_of_stops_is_drained_and_marks_the_runner() -> None:
+    leader = Leader(shutting_down())
+    assert leader.events_while_it_hears(running(), seconds=29.0, taken=3) == []
+    assert len(leader.given("stop")) == 15
+    assert drained(leader.events_while_it_hears(running(), seconds=2.0, taken=3)) == [
+        "still running after 30 s of stops"
+    ]
+    assert leader.mark == 3
+
+
+def test_the_thirty_seconds_of_stops_do_not_pass_while_kafka_is_away() -> None:
+    leader = Leader(shutting_down())
+    leader.events_while_it_hears(running(), seconds=1.0)
+    leader.hearing_since_s = None
+    assert leader.silence(60.0) == []
+    leader.hearing_since_s = leader.now_s
+    assert leader.events_while_it_hears(running(), seconds=25.0) == []
+    assert leader.mark is None
+
+
+# --- placing
+
+
+def test_what_is_due_goes_to_a_runner_with_a_free_slot() -> None:
+    leader = Leader(Known(Scenario(UUID), Progress()))
+    leader.hears(runner="r1")
+    event = leader.event()
+    assert event is not None
+    assert (event.kind, event.epoch, event.runner, event.resume_frame) == (Kind.ASSIGNED, 0, "r1", 0)
+    assert event.new_epoch == int((DB_S + leader.now_s) * 1000)
+
+
+def test_a_redeployment_resumes_at_the_next_frame() -> None:
+    leader = Leader(waits())
+    leader.hears()
+    event = leader.event()
+    assert event is not None
+    assert event.resume_frame == 10
+
+
+def test_a_frame_stored_since_the_scenario_came_back_starts_the_count_again() -> None:
+    leader = Leader(Known(scenario(State.INIT_STARTUP, attempt=4), progress(next_frame=11)))
+    leader.hears()
+    event = leader.event()
+    assert event is not None
+    assert (event.resume_frame, event.attempt) == (11, 0)
+
+
+def test_no_frame_stored_since_leaves_the_count() -> None:
+    leader = Leader(waits(attempt=4))
+    leader.hears()
+    event = leader.event()
+    assert event is not None
+    assert event.attempt is None
+
+
+def test_what_is_not_due_waits() -> None:
+    leader = Leader(msgspec.structs.replace(waits(), due=False))
+    assert leader.events_while_it_hears(seconds=5.0) == []
+
+
+def test_a_scenario_avoids_the_runner_that_it_came_back_from() -> None:
+    leader = Leader(waits(attempt=1))
+    leader.hears(runner="r1", capacity=9)
+    leader.hears(runner="r2", capacity=1)
+    event = leader.event()
+    assert event is not None
+    assert event.runner == "r2"
+
+
+def test_a_scenario_goes_back_to_the_same_runner_where_there_is_no_other() -> None:
+    leader = Leader(waits(attempt=1))
+    leader.hears(runner="r1")
+    event = leader.event()
+    assert event is not None
+    assert event.runner == "r1"
+
+
+def slots(leader: Leader) -> dict[str, int]:
+    world = World(leader.known, leader.now_s, DB_S, None, leader.hearing_since_s)
+    return {one.runner: one.free for one in free_slots(world, leader.memory.runners, TIMING)}
+
+
+def test_a_draining_runner_has_no_slots() -> None:
+    leader = Leader()
+    leader.hears(draining=True)
+    assert slots(leader) == {}
+
+
+def test_a_silent_runner_has_no_slots() -> None:
+    leader = Leader()
+    leader.hears()
+    leader.now_s += 3.0
+    assert slots(leader) == {}
+
+
+def test_no_runner_has_slots_while_the_leader_hears_no_probes() -> None:
+    leader = Leader(hearing_since_s=None)
+    leader.hears()
+    assert slots(leader) == {}
+
+
+def test_a_runner_of_another_pool_has_no_slots() -> None:
+    leader = Leader()
+    leader.memory = hear(leader.memory, Report("r1", "gpu", 1, 4, 0, False), leader.now_s)
+    assert slots(leader) == {}
+
+
+def test_a_slot_is_held_from_the_assignment_on_and_counted_once() -> None:
+    leader = Leader(starting(), Known(scenario(uuid=OTHER), progress()))
+    leader.hears(running(uuid=OTHER), capacity=4)
+    assert slots(leader) == {"r1": 2}
+
+
+def test_what_runs_unwanted_holds_its_slot_until_it_has_ended() -> None:
+    leader = Leader()
+    leader.hears(running(), capacity=1)
+    assert slots(leader) == {"r1": 0}
+    leader.hears(ended(EndReason.STOPPED), capacity=1)
+    assert slots(leader) == {"r1": 1}
+
+
+def test_a_tick_places_no_more_than_its_limit() -> None:
+    known = [Known(Scenario(f"01930000-0000-7000-8000-{n:012x}"), Progress()) for n in range(150)]
+    leader = Leader(*known)
+    leader.hears(capacity=1000)
+    assert len(leader.tick().events) == TIMING.assignments
+
+
+def test_the_death_of_a_runner_moves_all_its_work_in_one_tick() -> None:
+    known = [Known(scenario(uuid=f"01930000-0000-7000-8000-{n:012x}"), progress()) for n in range(50)]
+    leader = Leader(*known)
+    leader.tick()  # a new leader: the runner has a whole lease from here
+    leader.tick(2.9)
+    assert [event.kind for _, event in leader.tick().events] == [Kind.LOST] * 50
+
+
+def test_one_scenario_gets_one_event_a_tick() -> None:
+    leader = Leader(active(hole_epoch=EPOCH), waits(OTHER))
+    leader.hears(ended(EndReason.CRASHED))
+    uuids = [known.scenario.scenario_uuid for known, _ in leader.tick().events]
+    assert sorted(uuids) == [UUID, OTHER]
+
+
+# --- what is remembered
+
+
+def test_a_runner_that_nobody_names_is_forgotten_after_a_minute() -> None:
+    leader = Leader()
+    leader.hears()
+    leader.tick(59.0)
+    assert "r1" in leader.memory.runners
+    leader.tick(2.0)
+    assert "r1" not in leader.memory.runners
+
+
+def test_nothing_is_remembered_of_scenarios_that_are_done() -> None:
+    leader = Leader(active(), inbox_s=1000.0)
+    leader.hears(ended(EndReason.CRASHED), running(uuid=OTHER))
+    leader.tick()
+    assert (len(leader.memory.findings), len(leader.memory.given)) == (1, 1)
+    leader.known = []
+    leader.hears()
+    leader.tick()
+    assert (len(leader.memory.findings), len(leader.memory.given)) == (0, 0)

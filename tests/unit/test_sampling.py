@@ -1,0 +1,312 @@
+"""Which frames are kept, and that a resumed run keeps exactly those that an undisturbed one keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vidflow.domain.errors import ParameterError
+from vidflow.domain.messages import Resume
+from vidflow.domain.sampling import (
+    Approach,
+    BehindPts,
+    FromStart,
+    Sampler,
+    approach,
+    frame_rate,
+    frames_to_expect,
+    resume_point,
+    time_base_text,
+    timeline,
+)
+
+MPEG = Fraction(1, 90_000)
+MILLISECONDS = Fraction(1, 1_000)
+NTSC = Fraction(30_000, 1_001)
+
+
+@dataclass(frozen=True)
+class Kept:
+    number: int
+    index: int
+    pts: int | None
+    tick: int
+    time_s: float
+
+
+def start(
+    time_base: Fraction = MILLISECONDS, rate: Fraction | None = None, nominal: Fraction | None = Fraction(25)
+) -> Sampler:
+    return Sampler(timeline(time_base, nominal), rate)
+
+
+def run(sampler: Sampler, pts: Sequence[int | None], begin: int = 0) -> list[Kept]:
+    """What `sampler` keeps of the frames from index `begin` on."""
+    kept = []
+    for index in range(begin, len(pts)):
+        sampler, keeps = sampler.see(pts[index])
+        if keeps:
+            tick = sampler.timeline.tick
+            assert tick is not None
+            time_s = float(sampler.timeline.since_start(tick))
+            kept.append(Kept(sampler.next_frame - 1, index, pts[index], tick, time_s))
+    return kept
+
+
+def stored_behind(frame: Kept, sampler: Sampler, origin: int) -> Resume:
+    """What is stored once `frame` is."""
+    pts = frame.tick if frame.pts is None else frame.pts
+    return Resume(frame.number + 1, origin, time_base_text(sampler.timeline.time_base), pts, frame.time_s)
+
+
+def numbers(sampler: Sampler, pts: Sequence[int | None]) -> list[int]:
+    return [frame.index for frame in run(sampler, pts)]
+
+
+# --- frame rates
+
+
+@pytest.mark.parametrize(
+    ("given_fps", "exact"),
+    [
+        (5, Fraction(5)),
+        (0.5, Fraction(1, 2)),
+        (29.97, Fraction(2997, 100)),
+        ("29.97", Fraction(2997, 100)),
+        ("0.1", Fraction(1, 10)),
+        (NTSC, NTSC),
+        ("all", None),
+        (None, None),
+    ],
+)
+def test_a_frame_rate_is_the_decimal_number_that_was_written(
+    given_fps: str | float | Fraction | None, exact: Fraction | None
+) -> None:
+    assert frame_rate(given_fps) == exact
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [0, -1, 1001, 0.0, float("nan"), float("inf"), True, "", "5 fps", "1e3", "-2", "1/2", "5\n", "\u0665", "9" * 400],
+)
+def test_what_is_no_frame_rate_is_refused_with_what_to_do(nonsense: str | float) -> None:
+    with pytest.raises(ParameterError, match="give a decimal number"):
+        frame_rate(nonsense)
+
+
+# --- the grid
+
+
+def test_without_a_rate_every_decoded_frame_is_kept() -> None:
+    assert numbers(start(), [0, 40, 80, 80, 75, 200]) == [0, 1, 2, 3, 4, 5]
+
+
+def test_the_first_frame_of_each_cell_is_kept() -> None:
+    assert numbers(start(rate=Fraction(1)), [0, 400, 999, 1000, 1001, 2500, 2999, 3000]) == [0, 3, 5, 7]
+
+
+def test_the_grid_lies_from_the_first_frame_and_not_from_zero() -> None:
+    assert numbers(start(rate=Fraction(1)), [5_700, 6_000, 6_699, 6_700, 7_699, 7_700]) == [0, 3, 5]
+
+
+def test_the_grid_lies_from_a_first_frame_before_zero() -> None:
+    assert numbers(start(rate=Fraction(1)), [-1_500, -501, -500, 0, 499, 500]) == [0, 2, 5]
+
+
+def test_an_empty_cell_is_passed_over_and_takes_no_number() -> None:
+    kept = run(start(rate=Fraction(1)), [0, 5_000, 5_500, 9_000])
+    assert [(frame.number, frame.pts) for frame in kept] == [(0, 0), (1, 5_000), (2, 9_000)]
+
+
+@pytest.mark.parametrize("hours", [0, 1, 1_000])
+def test_a_video_sampled_at_its_own_ntsc_rate_keeps_every_frame_even_after_hours(hours: int) -> None:
+    # A frame lasts 3003 ticks of 1/90000 s, exactly a cell: floats would lose or double some of these.
+    begun = start(MPEG, NTSC).see(90_000)[0]
+    edges = [90_000 + 3_003 * (hours * 107_892 + i) for i in range(1, 1_000)]
+    on_the_edge_and_a_tick_before_the_next = [at for edge in edges for at in (edge, edge + 3_002)]
+    assert [frame.pts for frame in run(begun, on_the_edge_and_a_tick_before_the_next)] == edges
+
+
+def test_a_frame_one_tick_before_a_cells_edge_is_still_in_the_cell_before() -> None:
+    assert numbers(start(MPEG, NTSC), [0, 3_002, 3_003, 6_005, 6_006]) == [0, 2, 4]
+
+
+# --- pts that do not move on
+
+
+def test_frames_with_the_same_pts_share_a_cell() -> None:
+    assert numbers(start(rate=Fraction(25)), [0, 0, 40, 40, 80]) == [0, 2, 4]
+
+
+def test_a_frame_that_steps_back_a_little_is_in_no_new_cell() -> None:
+    assert numbers(start(rate=Fraction(10)), [0, 100, 200, 150, 300]) == [0, 1, 2, 4]
+
+
+def test_a_clock_that_jumps_back_goes_on_from_where_it_was() -> None:
+    kept = run(start(rate=Fraction(1)), [0, 1_000, 2_000, 0, 1_000, 2_000])
+    assert [frame.pts for frame in kept] == [0, 1_000, 2_000, 1_000, 2_000]
+    assert [frame.time_s for frame in kept] == [0.0, 1.0, 2.0, 3.04, 4.04]
+
+
+def test_time_never_goes_back_whatever_the_pts_do() -> None:
+    kept = run(start(), [0, 40, 40, 30, None, 90_000, 5, 2**62, -(2**62)])
+    ticks = [frame.tick for frame in kept]
+    assert len(ticks) == 9
+    assert ticks == sorted(set(ticks))
+
+
+def test_without_pts_frames_are_counted_at_the_nominal_rate() -> None:
+    kept = run(start(Fraction(1, 1_200_000), Fraction(10), NTSC), [None] * 90)
+    assert [frame.index for frame in kept][:4] == [0, 3, 6, 9]
+    assert kept[-1].time_s == float(kept[-1].index / NTSC)
+
+
+@pytest.mark.parametrize("nominal", [None, Fraction(0), Fraction(90_000), Fraction(-1)])
+def test_without_a_credible_nominal_rate_frames_count_as_25_a_second(nominal: Fraction | None) -> None:
+    assert run(start(nominal=nominal), [None] * 26)[-1].time_s == 1.0
+
+
+# --- resuming
+
+
+def streams() -> st.SearchStrategy[list[int]]:
+    """Pts of well-kept streams: they move on, evenly or not, from anywhere."""
+    steps = st.lists(st.integers(1, 5_000), min_size=0, max_size=60)
+    return st.builds(
+        lambda first, more: [first + sum(more[:k]) for k in range(len(more) + 1)], st.integers(-(10**6), 10**6), steps
+    )
+
+
+def rates() -> st.SearchStrategy[Fraction | None]:
+    return st.none() | st.sampled_from([Fraction(1), Fraction(5), NTSC, Fraction(2997, 100), Fraction(1, 7)])
+
+
+def time_bases() -> st.SearchStrategy[Fraction]:
+    return st.sampled_from([MILLISECONDS, MPEG, Fraction(1, 11_456), Fraction(1, 25)])
+
+
+@given(streams(), rates(), time_bases(), st.data())
+def test_a_run_resumed_behind_any_frame_keeps_what_an_undisturbed_one_keeps(
+    pts: list[int], rate: Fraction | None, time_base: Fraction, data: st.DataObject
+) -> None:
+    begin = start(time_base, rate)
+    whole = run(begin, pts)
+    for frame in whole:
+        point = resume_point(stored_behind(frame, begin, pts[0]), begin, seekable=True)
+        assert isinstance(point, BehindPts)
+        assert point.last_pts == frame.pts
+        landed_at = data.draw(st.integers(0, max(0, frame.index - 1)))
+        assert resumed(point, pts, landed_at) == whole[frame.number + 1 :]
+
+
+@given(st.lists(st.none() | st.integers(-5_000, 5_000), min_size=1, max_size=40), rates())
+def test_it_does_so_where_pts_are_missing_doubled_or_go_back(pts: list[int | None], rate: Fraction | None) -> None:
+    begin = start(rate=rate)
+    whole = run(begin, pts)
+    for frame in whole:
+        first = pts[0]
+        resume = stored_behind(frame, begin, 0 if first is None else first)
+        point = resume_point(resume, begin, seekable=first is not None)
+        again = resumed(point, pts, keyframe_before(pts, frame)) if isinstance(point, BehindPts) else None
+        if again is None:
+            again = [kept for kept in run(begin, pts) if kept.number > frame.number]
+        assert again == whole[frame.number + 1 :]
+
+
+def resumed(point: BehindPts, pts: Sequence[int | None], landed_at: int) -> list[Kept] | None:
+    """What a run keeps whose seek landed at this index; None where it went astray."""
+    placed = point.sampler.timeline
+    for index in range(landed_at, len(pts)):
+        placed, state = approach(point, placed, pts[index])
+        if state is Approach.ASTRAY:
+            return None
+        if state is Approach.ARRIVED:
+            return run(replace(point.sampler, timeline=placed), pts, index + 1)
+    return None
+
+
+def keyframe_before(pts: Sequence[int | None], frame: Kept) -> int:
+    """The last place before `frame` where a seek may land: everything before it is earlier, all behind it up to `frame` too."""
+    for index in range(frame.index - 1, -1, -1):
+        at = pts[index]
+        earlier = [p for p in pts[:index] if p is not None]
+        if at is not None and all(p < at for p in earlier) and None not in pts[: index + 1]:
+            return index
+    return 0
+
+
+def test_where_nothing_is_stored_a_run_begins_at_the_start() -> None:
+    assert resume_point(Resume(), start(), seekable=True) == FromStart(0)
+
+
+@pytest.mark.parametrize(
+    ("seen", "state"),
+    [
+        ([0, 40, 80], Approach.ARRIVED),
+        ([0, 40], Approach.UNDER_WAY),
+        ([0, 40, 81], Approach.ASTRAY),
+        ([120], Approach.ASTRAY),
+        ([80], Approach.ASTRAY),
+        ([40, None], Approach.ASTRAY),
+    ],
+)
+def test_a_seek_has_arrived_once_the_stored_frame_itself_is_seen_again(seen: list[int | None], state: Approach) -> None:
+    point = resume_point(Resume(3, 0, "1/1000", 80, 0.08), start(), seekable=True)
+    assert isinstance(point, BehindPts)
+    placed, reached = point.sampler.timeline, Approach.UNDER_WAY
+    for pts in seen:
+        placed, reached = approach(point, placed, pts)
+    assert reached is state
+
+
+def test_a_seek_to_the_videos_first_frame_arrives_at_once() -> None:
+    point = resume_point(Resume(1, 80, "1/1000", 80, 0.0), start(), seekable=True)
+    assert isinstance(point, BehindPts)
+    assert approach(point, point.sampler.timeline, 80)[1] is Approach.ARRIVED
+
+
+def test_a_source_that_cannot_seek_is_decoded_from_the_start_and_counted() -> None:
+    resume = Resume(7, 0, "1/1000", 240, 0.24)
+    assert resume_point(resume, start(), seekable=False) == FromStart(7)
+
+
+def test_a_time_base_other_than_the_stored_one_is_not_trusted() -> None:
+    resume = Resume(7, 0, "1/90000", 240, 240 / 90_000)
+    assert resume_point(resume, start(MILLISECONDS), seekable=True) == FromStart(7)
+
+
+def test_pts_that_do_not_tell_the_stored_time_are_not_trusted() -> None:
+    resume = Resume(7, 0, "1/1000", 240, 0.241)
+    assert resume_point(resume, start(MILLISECONDS), seekable=True) == FromStart(7)
+
+
+@pytest.mark.parametrize("time_s", [float("nan"), float("inf"), -1.0])
+def test_a_stored_time_that_is_nonsense_is_not_trusted(time_s: float) -> None:
+    resume = Resume(7, 0, "1/1000", 240, time_s)
+    assert resume_point(resume, start(MILLISECONDS), seekable=True) == FromStart(7)
+
+
+# --- what to expect
+
+
+@pytest.mark.parametrize(
+    ("duration_s", "decoded", "rate", "expected"),
+    [
+        (10.0, 250, None, 250),
+        (10.0, 250, Fraction(5), 50),
+        (10.1, 250, Fraction(5), 51),
+        (10.0, 20, Fraction(5), 20),
+        (None, 250, Fraction(5), None),
+        (10.0, None, None, None),
+        (0.04, 1, Fraction(1, 10), 1),
+    ],
+)
+def test_how_many_frames_to_expect(
+    duration_s: float | None, decoded: int | None, rate: Fraction | None, expected: int | None
+) -> None:
+    assert frames_to_expect(duration_s, decoded, rate) == expected

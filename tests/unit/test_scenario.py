@@ -1,0 +1,247 @@
+"""The lifecycle: every pair of a state and an event, what goes with each step, and what losses and ways back amount to."""
+
+from __future__ import annotations
+
+import pytest
+
+from vidflow.domain.errors import ErrorInfo, IllegalTransition
+from vidflow.domain.scenario import (
+    TRANSITIONS,
+    Event,
+    Kind,
+    Limits,
+    Loss,
+    Outcome,
+    Scenario,
+    Skip,
+    State,
+    after_fatal,
+    after_loss,
+    after_return,
+    decide,
+    next_epoch,
+    with_skip,
+)
+
+UUID = "01930000-0000-7000-8000-000000000001"
+ERROR = ErrorInfo("source_changed", "it is another file now")
+LIMITS = Limits()
+
+# The lifecycle once more, by hand: the table in the code must say the same.
+LEGAL: dict[tuple[str, str], tuple[str, str | None, str | None]] = {
+    ("init_startup", "assigned"): ("in_startup_processing", "deploy", None),
+    ("init_startup", "shutdown_requested"): ("init_shutdown", "shutdown", "stopped"),
+    ("in_startup_processing", "first_frame"): ("active", None, None),
+    ("in_startup_processing", "returned"): ("init_startup", None, None),
+    ("in_startup_processing", "lost"): ("init_startup", None, None),
+    ("in_startup_processing", "skipped"): ("init_startup", None, None),
+    ("in_startup_processing", "failed"): ("init_shutdown", None, "failed"),
+    ("in_startup_processing", "completed"): ("init_shutdown", None, "completed"),
+    ("in_startup_processing", "shutdown_requested"): ("init_shutdown", "shutdown", "stopped"),
+    ("active", "returned"): ("init_startup", None, None),
+    ("active", "lost"): ("init_startup", None, None),
+    ("active", "skipped"): ("init_startup", None, None),
+    ("active", "failed"): ("init_shutdown", None, "failed"),
+    ("active", "completed"): ("init_shutdown", None, "completed"),
+    ("active", "shutdown_requested"): ("init_shutdown", "shutdown", "stopped"),
+    ("init_shutdown", "taken"): ("in_shutdown_processing", "stop", None),
+    ("in_shutdown_processing", "drained"): ("inactive", None, None),
+}
+PAIRS = [(state, kind) for state in State for kind in Kind]
+CONTINUING = {State.INIT_SHUTDOWN, State.IN_SHUTDOWN_PROCESSING, State.INACTIVE}
+
+
+def scenario(
+    state: State = State.ACTIVE, *, attempt: int = 0, returns: int = 0, skips_poison: bool = False
+) -> Scenario:
+    outcome = Outcome.STOPPED if state in CONTINUING else None
+    return Scenario(
+        UUID, state, outcome, None, epoch=5, attempt=attempt, returns=returns, runner="r1", resume_frame=10,
+        skips_poison=skips_poison,
+    )  # fmt: skip
+
+
+def event(kind: Kind, epoch: int | None = 5) -> Event:
+    return Event(kind=kind, reason="because", epoch=epoch)
+
+
+@pytest.mark.parametrize(("state", "kind"), PAIRS)
+def test_a_step_is_legal_where_the_lifecycle_has_it_and_illegal_everywhere_else(state: State, kind: Kind) -> None:
+    before = scenario(state)
+    if (state, kind) in LEGAL:
+        decision = decide(before, event(kind))
+        to, sends, outcome = LEGAL[state, kind]
+        assert decision.after is not None
+        assert (decision.after.state, decision.send) == (to, sends)
+        assert decision.after.outcome == (outcome or before.outcome)
+    elif kind is Kind.SHUTDOWN_REQUESTED:
+        decision = decide(before, event(kind))
+        assert (decision.after, decision.send, decision.ignored) == (None, None, "shutting down already")
+    else:
+        with pytest.raises(IllegalTransition, match=f"{UUID} is {state}"):
+            decide(before, event(kind))
+
+
+def test_the_table_has_no_step_but_these() -> None:
+    assert {(state.value, kind.value) for state, kind in TRANSITIONS} == set(LEGAL)
+
+
+def test_inactive_is_for_ever() -> None:
+    assert not [kind for state, kind in TRANSITIONS if state is State.INACTIVE]
+
+
+@pytest.mark.parametrize(("state", "kind"), PAIRS)
+@pytest.mark.parametrize("epoch", [0, 4, 6])
+def test_an_event_of_another_epoch_decides_nothing_in_any_state(state: State, kind: Kind, epoch: int) -> None:
+    decision = decide(scenario(state), event(kind, epoch))
+    assert (decision.after, decision.send, decision.ignored) == (None, None, "another epoch")
+
+
+@pytest.mark.parametrize("state", [State.INIT_STARTUP, State.IN_STARTUP_PROCESSING, State.ACTIVE])
+def test_a_clients_shutdown_speaks_of_any_epoch(state: State) -> None:
+    after = decide(scenario(state), event(Kind.SHUTDOWN_REQUESTED, epoch=None)).after
+    assert after is not None
+    assert (after.state, after.outcome) == (State.INIT_SHUTDOWN, Outcome.STOPPED)
+
+
+def test_an_assignment_brings_the_new_epoch_its_runner_and_where_it_resumes() -> None:
+    assigned = Event(kind=Kind.ASSIGNED, reason="assigned", epoch=5, runner="r2", new_epoch=6, resume_frame=12)
+    after = decide(scenario(State.INIT_STARTUP, attempt=2), assigned).after
+    assert after is not None
+    assert (after.epoch, after.runner, after.resume_frame, after.attempt) == (6, "r2", 12, 2)
+
+
+def test_runner_and_epoch_stay_those_of_the_last_deployment() -> None:
+    after = decide(scenario(), event(Kind.RETURNED)).after
+    assert after is not None
+    assert (after.runner, after.epoch, after.resume_frame) == ("r1", 5, 10)
+
+
+def test_no_stop_is_sent_for_what_was_never_deployed() -> None:
+    decision = decide(Scenario(UUID, State.INIT_SHUTDOWN, Outcome.STOPPED), event(Kind.TAKEN, epoch=0))
+    assert decision.send is None
+    assert decision.after is not None
+    assert decision.after.state is State.IN_SHUTDOWN_PROCESSING
+
+
+def test_a_failure_keeps_its_error() -> None:
+    after = decide(scenario(), after_fatal(scenario(), ERROR, "last words")).after
+    assert after is not None
+    assert (after.outcome, after.error) == (Outcome.FAILED, ERROR)
+
+
+def test_a_skip_is_kept_with_the_scenario() -> None:
+    skipped = Event(kind=Kind.SKIPPED, reason="crashed", epoch=5, skip=Skip(90, 1))
+    after = decide(scenario(), skipped).after
+    assert after is not None
+    assert after.skips == (Skip(90, 1),)
+
+
+# --- epochs
+
+
+def test_an_epoch_is_the_database_clocks_milliseconds() -> None:
+    assert next_epoch(5, 1_700_000_000_000) == 1_700_000_000_000
+
+
+def test_an_epoch_rises_where_the_clock_went_back() -> None:
+    assert next_epoch(1_700_000_000_000, 1_600_000_000_000) == 1_700_000_000_001
+
+
+def test_an_epoch_rises_within_one_millisecond() -> None:
+    assert next_epoch(1_700_000_000_000, 1_700_000_000_000) == 1_700_000_000_001
+
+
+# --- losses
+
+
+def loss(next_frame: int = 10, *, at_frame: bool = False, error: ErrorInfo | None = None) -> Loss:
+    return Loss("crashed", next_frame, last_pts=90, at_frame=next_frame if at_frame else None, error=error)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "kind", "counted"),
+    [(0, Kind.LOST, 1), (3, Kind.LOST, 4), (4, Kind.FAILED, 5), (7, Kind.FAILED, 8)],
+)
+def test_the_last_attempt_fails(attempt: int, kind: Kind, counted: int) -> None:
+    after = after_loss(scenario(attempt=attempt), loss(), LIMITS, 0.0)
+    assert (after.kind, after.attempt, after.epoch) == (kind, counted, 5)
+
+
+def test_a_frame_stored_since_the_resume_starts_the_count_again() -> None:
+    after = after_loss(scenario(attempt=4), loss(next_frame=11), LIMITS, 0.0)
+    assert (after.kind, after.attempt) == (Kind.LOST, 1)
+
+
+def test_after_a_loss_and_a_way_back_the_scenario_stands_where_its_rows_end() -> None:
+    assert after_loss(scenario(), loss(next_frame=12), LIMITS, 0.0).resume_frame == 12
+    assert after_return(scenario(), "refused", 12, LIMITS).resume_frame == 12
+
+
+def test_a_loss_starts_the_count_of_returns_again() -> None:
+    assert after_loss(scenario(returns=7), loss(), LIMITS, 0.0).returns == 0
+
+
+@pytest.mark.parametrize(("attempt", "delay_s"), [(0, 1.0), (1, 2.0), (2, 4.0), (3, 8.0), (8, 60.0), (5000, 60.0)])
+def test_the_backoff_doubles_to_a_minute_and_is_halved_at_most(attempt: int, delay_s: float) -> None:
+    many = Limits(attempts=10_000)
+    assert after_loss(scenario(attempt=attempt), loss(), many, 1.0).delay_s == delay_s
+    assert after_loss(scenario(attempt=attempt), loss(), many, 0.0).delay_s == delay_s / 2
+
+
+def test_a_frame_that_used_up_all_attempts_is_skipped_on_request() -> None:
+    after = after_loss(scenario(attempt=4, skips_poison=True), loss(at_frame=True), LIMITS, 0.0)
+    assert (after.kind, after.skip, after.attempt, after.returns) == (Kind.SKIPPED, Skip(90, 1), 0, 0)
+
+
+def test_what_fell_at_no_frame_is_no_frames_fault_and_fails_in_spite_of_the_request() -> None:
+    assert after_loss(scenario(attempt=4, skips_poison=True), loss(), LIMITS, 0.0).kind is Kind.FAILED
+
+
+def test_a_failure_names_the_frame_and_the_cause() -> None:
+    error = after_loss(scenario(attempt=4), loss(at_frame=True), LIMITS, 0.0).error
+    assert error == ErrorInfo(
+        "attempts_used_up", "gave up after 5 attempts in a row at frame 10: crashed", frame_number=10
+    )
+
+
+def test_a_failure_keeps_the_code_of_the_last_error() -> None:
+    error = after_loss(scenario(attempt=4), loss(error=ErrorInfo("extra_missing", "install it")), LIMITS, 0.0).error
+    assert error is not None
+    assert (error.code, "install it" in error.message) == ("extra_missing", True)
+
+
+# --- ways back
+
+
+def test_a_way_back_counts_no_attempt() -> None:
+    after = after_return(scenario(attempt=3), "refused", 10, LIMITS)
+    assert (after.kind, after.attempt, after.returns) == (Kind.RETURNED, None, 1)
+    returned = decide(scenario(attempt=3), after).after
+    assert returned is not None
+    assert returned.attempt == 3
+
+
+def test_a_way_back_behind_a_stored_frame_starts_both_counts_again() -> None:
+    after = after_return(scenario(attempt=3, returns=6), "handed_over", 11, LIMITS)
+    assert (after.attempt, after.returns) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("returns", "delay_s"), [(0, 1.0), (1, 2.0), (2, 4.0), (3, 8.0), (4, 10.0), (50, 10.0), (100_000, 10.0)]
+)
+def test_ways_back_in_a_row_are_due_later_and_later_to_ten_seconds_however_many_there_are(
+    returns: int, delay_s: float
+) -> None:
+    assert after_return(scenario(returns=returns), "refused", 10, LIMITS).delay_s == delay_s
+
+
+# --- skips
+
+
+def test_skips_behind_the_same_frame_are_added_up() -> None:
+    assert with_skip((Skip(None, 1),), Skip(None, 1)) == (Skip(None, 2),)
+
+
+def test_skips_behind_another_frame_stand_beside_the_first() -> None:
+    assert with_skip((Skip(None, 1),), Skip(40, 1)) == (Skip(None, 1), Skip(40, 1))
