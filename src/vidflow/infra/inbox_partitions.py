@@ -1,0 +1,106 @@
+"""How far the results' partitions are stored, and up to which moment all that was in them is. Its statements, no decision.
+
+A position moves by compare-and-set from the value that the inbox holds: where the table has another (another inbox, a
+restored database) nothing moves, and the inbox begins again at the table's.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Mapping, Sequence
+
+from vidflow.infra.postgres import Connection
+
+
+def positions(tx: Connection, topic: str, topic_id: str, partitions: Iterable[int]) -> dict[int, int]:
+    """The offset of the next message to store, of each partition; one that has no row yet gets one, at 0."""
+    numbers = list(partitions)
+    tx.execute(
+        """
+        INSERT INTO inbox_partitions (topic, topic_id, partition)
+        SELECT %(topic)s, %(topic_id)s, n FROM unnest(%(partitions)s::int[]) AS n
+            ON CONFLICT DO NOTHING
+        """,
+        {"topic": topic, "topic_id": topic_id, "partitions": numbers},
+    )
+    rows = tx.execute(
+        """
+        SELECT partition, position
+          FROM inbox_partitions
+         WHERE topic = %(topic)s AND topic_id = %(topic_id)s AND partition = ANY (%(partitions)s::int[])
+        """,
+        {"topic": topic, "topic_id": topic_id, "partitions": numbers},
+    ).fetchall()
+    return dict(rows)
+
+
+def move(tx: Connection, topic: str, topic_id: str, moves: Mapping[int, tuple[int, int]]) -> set[int]:
+    """Moves each partition's position from one offset to another; returns those that were still at the first."""
+    rows = tx.execute(
+        """
+        UPDATE inbox_partitions p
+           SET position = n.after
+          FROM unnest(%b::int[], %b::bigint[], %b::bigint[]) AS n (partition, before, after)
+         WHERE p.topic = %b AND p.topic_id = %b AND p.partition = n.partition AND p.position = n.before
+     RETURNING p.partition
+        """,
+        (
+            list(moves),
+            [before for before, _ in moves.values()],
+            [after for _, after in moves.values()],
+            topic,
+            topic_id,
+        ),
+    ).fetchall()
+    return {partition for (partition,) in rows}
+
+
+def database_time(tx: Connection) -> datetime.datetime:
+    """The database's time, to be noted before a partition's end is asked for."""
+    [(now,)] = tx.execute("SELECT clock_timestamp()").fetchall()
+    assert isinstance(now, datetime.datetime)
+    return now
+
+
+def note_caught_up(
+    tx: Connection, topic: str, topic_id: str, ends: Mapping[int, int], at: datetime.datetime
+) -> dict[int, int]:  # fmt: skip
+    """Notes that all that was in the log at `at` is stored, for each partition whose position is the log's end.
+
+    `ends` must have been asked for after `at`. Returns the positions of the partitions that are not at their ends.
+    """
+    rows = tx.execute(
+        """
+        WITH ends AS (
+            SELECT * FROM unnest(%(partitions)s::int[], %(ends)s::bigint[]) AS e (partition, log_end)
+        ), noted AS (
+            UPDATE inbox_partitions p
+               SET caught_up_at = greatest(p.caught_up_at, %(at)s)
+              FROM ends
+             WHERE p.topic = %(topic)s AND p.topic_id = %(topic_id)s AND p.partition = ends.partition
+               AND p.position = ends.log_end
+        )
+        SELECT p.partition, p.position
+          FROM inbox_partitions p
+          JOIN ends ON p.topic = %(topic)s AND p.topic_id = %(topic_id)s AND p.partition = ends.partition
+         WHERE p.position <> ends.log_end
+        """,
+        {"topic": topic, "topic_id": topic_id, "partitions": list(ends), "ends": list(ends.values()), "at": at},
+    ).fetchall()
+    return dict(rows)
+
+
+def caught_up_s(tx: Connection, topic: str, topic_id: str, partitions: Sequence[int]) -> float | None:
+    """Up to which moment (the database's clock, seconds since 1970) all that was in the topic's partitions is stored.
+
+    None where one of them has not been caught up with yet. Rows of other topic ids do not count.
+    """
+    [(count, oldest_s)] = tx.execute(
+        """
+        SELECT count(caught_up_at), extract(epoch FROM min(caught_up_at))::float8
+          FROM inbox_partitions
+         WHERE topic = %(topic)s AND topic_id = %(topic_id)s AND partition = ANY (%(partitions)s::int[])
+        """,
+        {"topic": topic, "topic_id": topic_id, "partitions": list(partitions)},
+    ).fetchall()
+    return float(oldest_s) if partitions and count == len(partitions) else None

@@ -1,0 +1,244 @@
+"""Kafka's clients, made the one right way, and what vidflow asks of a broker. Not what the messages mean.
+
+Clients are made in the process and thread that use them, after any fork: one that is inherited delivers nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from concurrent.futures import Future
+from typing import Any, Final, TypeVar
+
+import msgspec
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec, TopicDescription
+
+from vidflow.domain.errors import Unavailable
+from vidflow.domain.messages import PARTITIONS
+from vidflow.infra.telemetry import log
+
+MESSAGE_ID: Final = "message_id"
+EPOCH: Final = "epoch"
+KIND: Final = "kind"
+RUNNER: Final = "runner"
+
+Headers = list[tuple[str, bytes]]
+T = TypeVar("T")
+
+_ANSWER_S: Final = 5.0
+_LED_POLL_S: Final = 0.02
+_log = log("kafka")
+_CLASSIC: Final[dict[str, Any]] = {
+    "session.timeout.ms": 6000,
+    "heartbeat.interval.ms": 1500,
+    "partition.assignment.strategy": "cooperative-sticky",
+}
+_CLIENT: Final[dict[str, Any]] = {
+    "reconnect.backoff.ms": 50,
+    "reconnect.backoff.max.ms": 500,  # a broker that is back is found within half a second
+    "retry.backoff.max.ms": 500,
+    "socket.keepalive.enable": True,
+    "allow.auto.create.topics": False,
+    "statistics.interval.ms": 1000,  # how a return of the broker is noticed: no callback tells it
+    "log_level": 2,  # its lines repeat with each attempt; an outage is said once, below
+}
+
+
+class KafkaAway(Unavailable):
+    """The broker does not answer, or has not got the topic."""
+
+    default_code = "kafka_away"
+
+
+class ClientBroken(Unavailable):
+    """A client has met an error that it cannot mend: only a new one, in a new process, can go on."""
+
+    default_code = "kafka_client_broken"
+
+
+def producer(bootstrap: str, *, client_id: str) -> Producer:
+    """A producer that keeps the order and waits for all replicas, for as long as it takes.
+
+    A message never times out: given up on, later ones would be stored behind a hole. Who needs an end counts the age of
+    the oldest unacknowledged message. `list_topics(topic)` before the first message makes it half a second faster.
+    """
+    return Producer({
+        **_client(bootstrap, client_id),
+        "enable.idempotence": True,
+        "acks": "all",
+        "linger.ms": 0.5,
+        "compression.type": "lz4",
+        "message.timeout.ms": 0,
+    })  # fmt: skip
+
+
+def consumer(bootstrap: str, *, client_id: str, group: str | None = None, protocol: str = "consumer") -> Consumer:
+    """A consumer that stores no offset by itself. Without a `group` it is for `assign_at_end`.
+
+    `protocol` is the group's: "consumer", or "classic" for a broker older than 4.0 or with slow session settings.
+    """
+    settings = {
+        **_client(bootstrap, client_id),
+        "group.id": group or f"{client_id}-alone",
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        # In a group nothing may be missed. Alone, what an old offset leads to is out of date: go on at the end.
+        "auto.offset.reset": "earliest" if group else "latest",
+        "queued.max.messages.kbytes": 16 * 1024,
+        "fetch.queue.backoff.ms": 20,
+        "fetch.error.backoff.ms": 100,
+    }
+    if group:
+        settings["group.protocol"] = protocol
+    if group and protocol == "classic":
+        settings |= _CLASSIC
+    return Consumer(settings)
+
+
+def admin(bootstrap: str) -> AdminClient:
+    """A client for questions. Keep a reference to it while an answer is awaited."""
+    return AdminClient({**_client(bootstrap, "vidflow-admin"), "socket.timeout.ms": int(_ANSWER_S * 1000)})
+
+
+def topic_id(client: AdminClient, topic: str) -> str:
+    """The id of the topic as it is now: another one after it was deleted and made anew. Raises KafkaAway."""
+    return str(_describe(client, topic).topic_id)
+
+
+def partitions(client: AdminClient, topic: str) -> list[int]:
+    """The numbers of the topic's partitions. Raises KafkaAway."""
+    return sorted(partition.id for partition in _describe(client, topic).partitions)
+
+
+def end_offsets(client: AdminClient, topic: str, among: Iterable[int] | None = None) -> dict[int, int]:
+    """The offset that the next message of each partition (`among` these, or all) will get. Raises KafkaAway."""
+    return _offsets(client, topic, partitions(client, topic) if among is None else among, OffsetSpec.latest())
+
+
+def first_offsets(client: AdminClient, topic: str, among: Iterable[int]) -> dict[int, int]:
+    """The offset of the oldest message that each partition still holds. Raises KafkaAway."""
+    return _offsets(client, topic, among, OffsetSpec.earliest())
+
+
+def _offsets(client: AdminClient, topic: str, numbers: Iterable[int], which: OffsetSpec) -> dict[int, int]:
+    asked = {TopicPartition(topic, number): which for number in numbers}
+    if not asked:
+        return {}
+    answers = _asked(f"the offsets of {topic}", lambda: client.list_offsets(asked, request_timeout=_ANSWER_S))
+    return {one.partition: _answer(f"the offsets of {topic}", answer).offset for one, answer in answers.items()}
+
+
+def assign_at_end(reader: Consumer, client: AdminClient, topics: Iterable[str]) -> None:
+    """Lets a consumer without a group read all partitions of the topics from their present ends.
+
+    The ends are asked for and given: a symbolic end is looked up later, and what came between is lost.
+    Raises KafkaAway.
+    """
+    ends = [
+        TopicPartition(topic, partition, offset)
+        for topic in topics
+        for partition, offset in end_offsets(client, topic).items()
+    ]
+    reader.assign(ends)
+
+
+def create_topics(bootstrap: str) -> list[str]:
+    """Makes the topics that are missing, with the number of replicas that the broker takes by default; returns them.
+
+    Raises KafkaAway.
+    """
+    client = admin(bootstrap)
+    wanted = [NewTopic(topic, count, -1) for topic, count in PARTITIONS.items()]
+    answers = _asked("making the topics", lambda: client.create_topics(wanted, request_timeout=_ANSWER_S))
+    made = [topic for topic, answer in answers.items() if _made(topic, answer)]
+    for topic in made:
+        _until_led(client, topic)
+    return made
+
+
+def _until_led(client: AdminClient, topic: str) -> None:
+    """Waits until each partition has a leader: a topic is made moments before it can be used; nothing tells when."""
+    until = time.monotonic() + _ANSWER_S
+    while True:
+        try:
+            end_offsets(client, topic)
+        except KafkaAway:
+            if time.monotonic() > until:
+                raise
+            time.sleep(_LED_POLL_S)
+        else:
+            return
+
+
+def _made(topic: str, answer: Future[Any]) -> bool:
+    try:
+        answer.result(2 * _ANSWER_S)
+    except KafkaException as error:
+        if error.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
+            return False
+        raise KafkaAway(f"Kafka did not make the topic {topic}: {error.args[0]}") from error
+    except TimeoutError as error:
+        raise KafkaAway(f"Kafka does not answer ({topic} was to be made)") from error
+    return True
+
+
+def _describe(client: AdminClient, topic: str) -> TopicDescription:
+    question = TopicCollection([topic])
+    answers = _asked(f"what {topic} is", lambda: client.describe_topics(question, request_timeout=_ANSWER_S))
+    return _answer(f"what {topic} is", answers[topic])
+
+
+def _asked(what: str, ask: Any) -> Any:  # noqa: ANN401 - the client's own answers are untyped
+    try:
+        return ask()
+    except KafkaException as error:
+        raise KafkaAway(f"Kafka cannot be asked for {what}: {error.args[0]}") from error
+
+
+def _answer(what: str, answer: Future[T]) -> T:
+    try:
+        return answer.result(2 * _ANSWER_S)
+    except KafkaException as error:
+        if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+            raise KafkaAway(f"Kafka has no such topic ({what}); make the topics with: vidflow topics create") from error
+        raise KafkaAway(f"Kafka does not answer ({what}): {error.args[0]}") from error
+    except TimeoutError as error:
+        raise KafkaAway(f"Kafka does not answer ({what})") from error
+
+
+def _client(bootstrap: str, client_id: str) -> dict[str, Any]:
+    outage = _Outage(client_id, bootstrap)
+    return {
+        **_CLIENT,
+        "bootstrap.servers": bootstrap,
+        "client.id": client_id,
+        "error_cb": outage.on_error,
+        "stats_cb": outage.on_statistics,
+    }
+
+
+class _Outage:
+    """Says once that a client has lost its brokers, and once that it has one again. Called by the client's poll."""
+
+    def __init__(self, client_id: str, bootstrap: str) -> None:
+        self._client_id = client_id
+        self._bootstrap = bootstrap
+        self._said: set[int] = set()
+
+    def on_error(self, error: KafkaError) -> None:
+        """Says that all brokers are away, or a fatal error. One lost connection is no news: brokers close idle ones."""
+        code = error.code()
+        if code in {KafkaError._TRANSPORT, KafkaError._RESOLVE} or (code in self._said and not error.fatal()):  # noqa: SLF001
+            return
+        self._said.add(code)
+        _log.warning("kafka_away", client=self._client_id, servers=self._bootstrap, error=error.str())
+
+    def on_statistics(self, statistics: str) -> None:
+        """Reads the brokers' states while an outage lasts."""
+        if not self._said:
+            return
+        brokers = msgspec.json.decode(statistics)["brokers"].values()
+        if any(broker["state"] == "UP" for broker in brokers):
+            self._said.clear()
+            _log.info("kafka_back", client=self._client_id, servers=self._bootstrap)

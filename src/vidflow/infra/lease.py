@@ -1,0 +1,232 @@
+"""A lease in the database: its statements, and a keeper that runs a role's work while it holds one. Not what the work is.
+
+A holder's every write is fenced in its own transaction. UNIQUE (name, term) makes a takeover wait for a fenced transaction
+and lets a renewal pass beside it; `transaction_timeout` bounds how long a frozen holder can make a takeover wait.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import psycopg
+
+from vidflow.domain.errors import Unavailable
+from vidflow.domain.lease import LEASE_S, LOOK_S, RENEW_S, trusted_until
+from vidflow.infra.outage import postgres_outage
+from vidflow.infra.postgres import Connection, connect, is_away
+from vidflow.infra.stopping import Stop, start_thread
+from vidflow.infra.telemetry import log
+
+_log = log("lease")
+_RETRY_S = 0.1
+
+
+class LeaseLost(Unavailable):
+    """The lease is another holder's, or may be: what was to be written is not."""
+
+    default_code = "lease_lost"
+
+
+def acquire(tx: Connection, name: str, holder: uuid.UUID) -> int | None:
+    """Takes the lease where it is over (or this holder's own already); the new term, or None where another has it."""
+    row = tx.execute(
+        """
+        WITH taken AS (
+            UPDATE lease
+               SET holder = %(holder)s, term = term + 1, expires_at = clock_timestamp() + make_interval(secs => %(lease_s)s)
+             WHERE name = %(name)s AND (expires_at <= clock_timestamp() OR holder = %(holder)s)
+         RETURNING term
+        ), made AS (
+            INSERT INTO lease (name, holder, term, expires_at)
+            SELECT %(name)s, %(holder)s, 1, clock_timestamp() + make_interval(secs => %(lease_s)s)
+             WHERE NOT EXISTS (SELECT FROM lease WHERE name = %(name)s)
+                ON CONFLICT DO NOTHING
+         RETURNING term
+        )
+        SELECT term FROM taken
+         UNION ALL
+        SELECT term FROM made
+        """,
+        {"name": name, "holder": holder, "lease_s": LEASE_S},
+    ).fetchone()
+    return row[0] if row else None
+
+
+def renew(tx: Connection, name: str, holder: uuid.UUID, term: int) -> bool:
+    """Sets the lease's end anew; False where it is over or another's: then it is lost."""
+    return (
+        tx.execute(
+            """
+            UPDATE lease
+               SET expires_at = clock_timestamp() + make_interval(secs => %(lease_s)s)
+             WHERE name = %(name)s AND holder = %(holder)s AND term = %(term)s AND expires_at > clock_timestamp()
+            """,
+            {"name": name, "holder": holder, "term": term, "lease_s": LEASE_S},
+        ).rowcount
+        == 1
+    )
+
+
+def give_up(tx: Connection, name: str, holder: uuid.UUID, term: int) -> None:
+    """Ends the lease now, so that a standby need not wait for its end."""
+    tx.execute(
+        """
+        UPDATE lease
+           SET expires_at = clock_timestamp()
+         WHERE name = %(name)s AND holder = %(holder)s AND term = %(term)s
+        """,
+        {"name": name, "holder": holder, "term": term},
+    )
+
+
+def fence(tx: Connection, name: str, holder: uuid.UUID, term: int) -> None:
+    """Lets no takeover commit before this transaction has ended. Raises LeaseLost where one has.
+
+    The holder is compared too: a database restored to an earlier moment may give out the same term again.
+    """
+    row = tx.execute(
+        """
+        SELECT 1
+          FROM lease
+         WHERE name = %(name)s AND holder = %(holder)s AND term = %(term)s
+           FOR KEY SHARE
+        """,
+        {"name": name, "holder": holder, "term": term},
+    ).fetchone()
+    if row is None:
+        raise LeaseLost(f"the lease {name} (term {term}) is held by another; standing by")
+
+
+class Lease:
+    """A lease that is held: what the work of a role looks at, and writes through."""
+
+    def __init__(self, url: str, name: str, holder: uuid.UUID, term: int, attempted_s: float) -> None:
+        self.name = name
+        self.holder = holder
+        self.term = term
+        self._url = url
+        self._trusted_until_s = trusted_until(attempted_s)
+        self._over = threading.Event()
+        self._writer: Connection | None = None
+
+    def held(self) -> bool:
+        """Whether this process may act as the holder, by its own clock alone."""
+        return not self._over.is_set() and time.monotonic() < self._trusted_until_s
+
+    @contextmanager
+    def fenced(self) -> Iterator[Connection]:
+        """A transaction that commits only under this lease. Raises LeaseLost; it must end within a second."""
+        if not self.held():
+            raise LeaseLost(f"the lease {self.name} (term {self.term}) could not be renewed in time; standing by")
+        with self._connection().transaction():
+            try:
+                fence(self._connection(), self.name, self.holder, self.term)
+            except LeaseLost:
+                self._over.set()
+                raise
+            yield self._connection()
+
+    def _connection(self) -> Connection:
+        """The connection for fenced writes, made anew where the server has closed it (a transaction too long)."""
+        if self._writer is None or self._writer.closed:
+            self._writer = connect(self._url, name=f"vidflow {self.name}", fenced=True)
+        return self._writer
+
+    def renew_until_over(self, connection: Connection) -> None:
+        """Renews each half second, on a thread of its own: the work may take longer than that. Returns once it is lost."""
+        own: Connection | None = None
+        wait_s = RENEW_S
+        while not self._over.wait(wait_s):
+            if (own or connection).closed:
+                own = self._reconnected() or own
+            wait_s = RENEW_S if self._renewed(own or connection) else _RETRY_S
+            if not self.held():
+                self._over.set()
+        if own is not None:
+            own.close()
+
+    def _renewed(self, connection: Connection) -> bool:
+        attempted_s = time.monotonic()
+        try:
+            if renew(connection, self.name, self.holder, self.term):
+                self._trusted_until_s = trusted_until(attempted_s)
+                return True
+        except psycopg.Error as error:
+            _log.warning("renewal_failed", lease=self.name, term=self.term, error=str(error).strip())
+        else:
+            self._over.set()
+        return False
+
+    def _reconnected(self) -> Connection | None:
+        """A new connection for renewals; None where there is none yet: tried again while the lease may be trusted."""
+        try:
+            return connect(self._url, name=f"vidflow {self.name} lease")
+        except psycopg.Error as error:
+            _log.debug("reconnect_failed", lease=self.name, error=str(error).strip())
+            return None
+
+    def end(self) -> None:
+        """Trusts it no more, from now on."""
+        self._over.set()
+        if self._writer is not None:
+            self._writer.close()
+
+
+def keep(url: str, name: str, stop: Stop, lead: Callable[[Lease], None]) -> None:
+    """Stands by for the lease, and runs `lead` each time it is held, until a stop is requested.
+
+    `lead` returns once `lease.held()` is False or a stop is requested. Where it raises LeaseLost, or an error by which the
+    database is away, this process stands by again; any other error is the caller's.
+    """
+    holder = uuid.uuid4()
+    outage = postgres_outage()
+    while not stop.requested:
+        try:
+            with connect(url, name=f"vidflow {name} lease") as connection:
+                outage.back()
+                _stand_by(connection, url, name, holder, stop, lead)
+        except LeaseLost as lost:
+            _log.warning("lease_lost", lease=name, reason=lost.message)
+        except psycopg.Error as error:
+            if not is_away(error):
+                raise
+            outage.away(error)
+            stop.wait(LOOK_S)
+
+
+def _stand_by(
+    connection: Connection, url: str, name: str, holder: uuid.UUID, stop: Stop, lead: Callable[[Lease], None]
+) -> None:  # fmt: skip
+    while not stop.requested:
+        attempted_s = time.monotonic()
+        term = acquire(connection, name, holder)
+        if term is None:
+            stop.wait(LOOK_S)
+            continue
+        _hold(connection, Lease(url, name, holder, term, attempted_s), stop, lead)
+
+
+def _hold(connection: Connection, lease: Lease, stop: Stop, lead: Callable[[Lease], None]) -> None:
+    _log.info("lease_acquired", lease=lease.name, term=lease.term)
+    renewing = start_thread(f"lease {lease.name}", lambda: lease.renew_until_over(connection), stop)
+    try:
+        lead(lease)
+    finally:
+        lease.end()
+        renewing.join()
+        _log.info("lease_ended", lease=lease.name, term=lease.term)
+        _release(connection, lease)
+
+
+def _release(connection: Connection, lease: Lease) -> None:
+    """Gives the lease up where the database can be asked to; else it runs out by itself."""
+    if connection.closed:
+        return
+    try:
+        give_up(connection, lease.name, lease.holder, lease.term)
+    except psycopg.Error as error:
+        _log.debug("give_up_failed", lease=lease.name, term=lease.term, error=str(error).strip())

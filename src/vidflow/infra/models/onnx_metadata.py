@@ -1,0 +1,75 @@
+"""What an ONNX file says about itself, read without any ONNX library: its metadata only, the graph is skipped.
+
+An ONNX file is one protobuf message; its field 14 repeats entries of a key (field 1) and a value (field 2).
+A model that carries its spec has it, as TOML without `file` and `sha256`, under the key `vidflow`.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from vidflow.domain.errors import ModelError
+from vidflow.infra.models import files
+
+SPEC_KEY: Final = "vidflow"
+METADATA_FIELD: Final = 14
+KEY_FIELD: Final = 1
+VALUE_FIELD: Final = 2
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+MAX_VARINT_BYTES: Final = 10
+
+
+class _DamagedError(Exception):
+    """The bytes are no protobuf message."""
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of the ONNX file at `path`; entries too long for a spec are left out.
+
+    Raises ModelError (model_refused) where it is no ONNX file.
+    """
+    with files.open_plain(path, files.MAX_WEIGHTS_BYTES) as file:
+        try:
+            return dict(_entry(content) for _, content in _fields(file, wanted=METADATA_FIELD))
+        except (_DamagedError, UnicodeDecodeError) as error:
+            raise ModelError(f"{path} is no ONNX model; export or copy it again", code="model_refused") from error
+
+
+def _entry(content: bytes) -> tuple[str, str]:
+    parts = dict(_fields(io.BytesIO(content), wanted=None))
+    return parts.get(KEY_FIELD, b"").decode("utf-8"), parts.get(VALUE_FIELD, b"").decode("utf-8")
+
+
+def _fields(file: BinaryIO, wanted: int | None) -> Iterator[tuple[int, bytes]]:
+    """The number and bytes of each `wanted` field (None: all) that holds bytes and not too many."""
+    end = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    while file.tell() < end:
+        tag = _varint(file)
+        field, wire = tag >> 3, tag & 7
+        if wire == VARINT:
+            _varint(file)
+            continue
+        length = {FIXED64: 8, FIXED32: 4}.get(wire, -1) if wire != BYTES else _varint(file)
+        if length < 0 or field == 0 or file.tell() + length > end:
+            raise _DamagedError
+        if wire == BYTES and wanted in {None, field} and length <= files.MAX_SPEC_BYTES:
+            yield field, file.read(length)
+        else:
+            file.seek(length, os.SEEK_CUR)
+
+
+def _varint(file: BinaryIO) -> int:
+    value = 0
+    for place in range(MAX_VARINT_BYTES):
+        byte = file.read(1)
+        if not byte:
+            raise _DamagedError
+        value |= (byte[0] & 0x7F) << (7 * place)
+        if byte[0] < 0x80:
+            return value
+    raise _DamagedError

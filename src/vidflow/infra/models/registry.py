@@ -1,0 +1,324 @@
+"""From what a user calls a model to a loaded Model. Naming and checking need no numpy, torch or onnxruntime; loading does.
+
+A model is called by
+
+* a name of our own: `motion`, or a detector of torchvision such as `ssdlite320_mobilenet_v3_large` (weights COCO_V1);
+* the stem of a spec in the models folder: `yolox_nano` for `<models_dir>/yolox_nano.toml`;
+* a name from the entry-point group `vidflow.models`, for models of other packages: a function of the Bundle (None where
+  there is no spec) and the Parameters that gives a Model;
+* the path of a spec (`.toml`) or of an ONNX file (`.onnx`) that carries its spec, as TOML, in its metadata under `vidflow`.
+
+Paths are taken from the models folder; others only where `any_file` allows every file that this process can read.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from vidflow.domain.errors import MissingExtra, ModelError
+from vidflow.domain.messages import Parameters
+from vidflow.infra.models import files
+from vidflow.infra.models.model import Model
+from vidflow.infra.models.onnx_metadata import SPEC_KEY, read_metadata
+from vidflow.infra.models.spec import (
+    EXPORTED,
+    KINDS,
+    MOTION,
+    ONNX,
+    TORCHVISION,
+    Bundle,
+    ModelSpec,
+    Thresholds,
+    check_labels,
+    checked_labels,
+    invalid,
+    parse,
+    read_bundle,
+    read_weights,
+)
+
+ENTRY_POINTS: Final = "vidflow.models"
+TORCHVISION_WEIGHTS: Final = "COCO_V1"
+TORCHVISION_DETECTORS: Final = (
+    "fasterrcnn_mobilenet_v3_large_320_fpn",
+    "fasterrcnn_mobilenet_v3_large_fpn",
+    "fasterrcnn_resnet50_fpn",
+    "fasterrcnn_resnet50_fpn_v2",
+    "fcos_resnet50_fpn",
+    "keypointrcnn_resnet50_fpn",
+    "maskrcnn_resnet50_fpn",
+    "maskrcnn_resnet50_fpn_v2",
+    "retinanet_resnet50_fpn",
+    "retinanet_resnet50_fpn_v2",
+    "ssd300_vgg16",
+    "ssdlite320_mobilenet_v3_large",
+)
+"""Known here by name, so that they can be listed without torch; a test compares them with torchvision's own list."""
+EXTRAS: Final = {MOTION: "runner", ONNX: "runner", TORCHVISION: "torch", EXPORTED: "torch"}
+"""The extra that runs a kind."""
+LIBRARIES: Final = {"runner": ("numpy", "scipy", "onnxruntime"), "torch": ("numpy", "scipy", "torch", "torchvision")}
+MAX_LISTED: Final = 1000
+
+
+class ModelRef(msgspec.Struct, frozen=True):
+    """A model that exists, not loaded.
+
+    `name` is what resolves to it again, `kind` who runs it, `needs` the extra of vidflow for that (None: another package's
+    affair), `path` its spec or ONNX file. `sha256` covers all in those files that decides on results (None: no files).
+    `labels` is None where only the loaded model knows them.
+    """
+
+    name: str
+    kind: str
+    needs: str | None
+    path: Path | None = None
+    sha256: str | None = None
+    labels: tuple[str, ...] | None = None
+
+
+class Listed(msgspec.Struct, frozen=True):
+    """A name that can be asked for; `error` says why it cannot be used as it stands."""
+
+    name: str
+    kind: str
+    needs: str | None = None
+    error: str | None = None
+
+
+def resolve(model: str, models_dir: Path | None = None, *, any_file: bool = False) -> ModelRef:
+    """The model that this name or path means.
+
+    Raises ModelError that says what is known, or what is wrong with its files.
+    """
+    if _is_path(model):
+        return _from_path(model, _path_of(model, models_dir, any_file=any_file))
+    if model == MOTION:
+        return ModelRef(MOTION, MOTION, EXTRAS[MOTION], labels=(MOTION,))
+    if model in TORCHVISION_DETECTORS:
+        return ModelRef(model, TORCHVISION, EXTRAS[TORCHVISION])
+    spec = _spec_paths(models_dir).get(model)
+    if spec is not None and models_dir is not None:
+        return _from_path(model, files.inside(models_dir, spec))
+    if model in _entry_points():
+        return ModelRef(model, model, None)
+    known = ", ".join(listed.name for listed in list_models(models_dir))
+    raise ModelError(f"there is no model {model[:200]!r}; known here are {known}; a spec's path is taken too")
+
+
+def list_models(models_dir: Path | None = None) -> list[Listed]:
+    """All names that resolve here, ours first; those whose spec is wrong come with the error."""
+    ours = [Listed(MOTION, MOTION, EXTRAS[MOTION])]
+    ours += [Listed(name, TORCHVISION, EXTRAS[TORCHVISION]) for name in TORCHVISION_DETECTORS]
+    taken = {listed.name for listed in ours}
+    specs = [_listed(name, path, models_dir) for name, path in _spec_paths(models_dir).items() if name not in taken]
+    taken |= {listed.name for listed in specs}
+    return ours + specs + [Listed(name, name) for name in sorted(_entry_points()) if name not in taken]
+
+
+def require_same(ref: ModelRef, sha256: str | None) -> None:
+    """Raises ModelError (model_changed) where the model here is not the one that the scenario was made with."""
+    if sha256 is not None and ref.sha256 != sha256:
+        raise ModelError(
+            f"the model {ref.name!r} is another here than when the scenario was made; put the same files everywhere, "
+            "or ask for a new scenario",
+            code="model_changed",
+        )
+
+
+def load(ref: ModelRef, parameters: Parameters | None = None) -> Model:
+    """The model, ready to infer, with the scenario's score threshold and labels in force.
+
+    Raises MissingExtra (with the command to type) where a library is missing, ModelError where its files are wrong or
+    changed since it was resolved, ParameterError for a label that it does not know, Unavailable for weights out of reach.
+    """
+    require_extra(ref)
+    bundle, content = _read(ref) if ref.path is not None else (None, b"")
+    loader = _LOADERS.get(ref.kind)
+    chosen = parameters or Parameters()
+    if loader is not None:
+        return loader(ref, bundle, content, chosen)
+    entry = _entry_points().get(ref.kind)
+    if entry is None:
+        raise ModelError(f"the package that offers the model kind {ref.kind!r} is not installed here; install it")
+    model: Model = entry.load()(bundle, chosen)
+    return model
+
+
+def check_parameters(ref: ModelRef, parameters: Parameters) -> None:
+    """Raises ParameterError for a label that the model does not have, where its labels are known without loading it."""
+    if ref.labels is not None:
+        check_labels(parameters.labels or (), ref.labels)
+
+
+def require_extra(ref: ModelRef) -> None:
+    """Raises MissingExtra where the libraries that run this model are not installed; imports none of them."""
+    missing = [name for name in LIBRARIES.get(ref.needs or "", ()) if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtra(
+            f"the model {ref.name!r} needs {', '.join(missing)}; type: pip install 'vidflow[{ref.needs}]'"
+        )
+
+
+def _is_path(model: str) -> bool:
+    return "/" in model or Path(model).suffix in {".toml", ".onnx", ".pt", ".pth", ".pt2", ".safetensors"}
+
+
+def _path_of(model: str, models_dir: Path | None, *, any_file: bool) -> Path:
+    """The file that `model` names, its links followed."""
+    if "\0" in model:
+        raise ModelError(f"{model!r} is no path")
+    if models_dir is not None:
+        try:
+            return files.inside(models_dir, models_dir / model)
+        except ModelError as error:
+            if not any_file:  # one answer for what is elsewhere and for what is nowhere: this is no way to look around
+                raise ModelError(f"the models folder has no file {model[:200]!r}; give a spec's stem") from error
+    if not any_file:
+        raise ModelError(
+            f"this server takes models by name only, not the path {model[:200]!r}; start it with --models-dir, put the "
+            "spec there and give the spec's stem",
+            code="model_refused",
+        )
+    return files.inside(Path("/"), Path(model).expanduser())
+
+
+def _spec_paths(models_dir: Path | None) -> dict[str, Path]:
+    """The specs of the models folder by their stems."""
+    if models_dir is None or not models_dir.is_dir():
+        return {}
+    return {path.stem: path for path in sorted(models_dir.glob("*.toml"))[:MAX_LISTED]}
+
+
+def _listed(name: str, path: Path, models_dir: Path | None) -> Listed:
+    try:
+        ref = _from_path(name, files.inside(models_dir or path.parent, path))
+    except ModelError as error:
+        return Listed(name, "unusable", error=error.message)
+    return Listed(name, ref.kind, ref.needs)
+
+
+def _from_path(name: str, path: Path) -> ModelRef:
+    bundle = _bundle(path)
+    kind = bundle.spec.kind
+    if kind not in KINDS and kind not in _entry_points():
+        raise invalid(
+            path.name, f"there is no kind {kind!r}; use {', '.join(KINDS)}, or install the package that has it"
+        )
+    if bundle.spec.architecture is not None and bundle.spec.architecture not in TORCHVISION_DETECTORS:
+        detectors = ", ".join(TORCHVISION_DETECTORS)
+        raise invalid(path.name, f"{bundle.spec.architecture!r} is no detector of torchvision; use one of {detectors}")
+    own = (MOTION,) if kind == MOTION else None
+    return ModelRef(name, kind, EXTRAS.get(kind), path, bundle.sha256, bundle.labels or own)
+
+
+def _bundle(path: Path) -> Bundle:
+    if path.suffix == ".toml":
+        return read_bundle(path)
+    if path.suffix == ".onnx":
+        return _bundle_of_onnx(path)
+    raise ModelError(
+        f"a {path.suffix or 'file without ending'} does not say how it is to be run; write a spec (.toml) beside it and "
+        "name that",
+        code="model_refused",
+    )
+
+
+def _bundle_of_onnx(path: Path) -> Bundle:
+    """The spec that an ONNX file carries. Its labels must be a list: it has no folder of its own to name files in."""
+    text = read_metadata(path).get(SPEC_KEY)
+    if text is None:
+        raise ModelError(
+            f"{path.name} does not say how it is to be run; write a spec (.toml) beside it and name that, or put the spec "
+            f"into its metadata under {SPEC_KEY!r}",
+            code="model_refused",
+        )
+    spec = parse(f'file = "this.onnx"\n{text}'.encode(), path.name)
+    if spec.kind != ONNX or spec.sha256 is not None or not isinstance(spec.labels, list):
+        raise invalid(path.name, "the spec in its metadata must be of kind 'onnx', without `sha256`, its labels a list")
+    sha256 = files.sha256_of_file(path)
+    return Bundle(spec, path, path, sha256, checked_labels(spec.labels, path.name), sha256)
+
+
+def _read(ref: ModelRef) -> tuple[Bundle, bytes]:
+    """The bundle that the reference was made of, read again, and its weights."""
+    if ref.path is None:
+        raise ModelError(f"the model {ref.name!r} has no files")
+    bundle = _bundle(ref.path)
+    if bundle.sha256 != ref.sha256:
+        raise ModelError(
+            f"the files of the model {ref.name!r} changed while it was started; start anew", code="model_changed"
+        )
+    return bundle, read_weights(bundle) if bundle.weights_path is not None else b""
+
+
+def _load_motion(_ref: ModelRef, bundle: Bundle | None, _content: bytes, chosen: Parameters) -> Model:
+    from vidflow.infra.models import detector, motion  # noqa: PLC0415  (heavy: only where a model is run)
+
+    thresholds = bundle.spec.thresholds if bundle is not None else Thresholds()
+    keep = detector.wanted(thresholds, (MOTION,), chosen.score_threshold, chosen.labels)
+    return motion.MotionModel(keep)
+
+
+def _load_onnx(_ref: ModelRef, bundle: Bundle | None, content: bytes, chosen: Parameters) -> Model:
+    from vidflow.infra.models import detector, onnx  # noqa: PLC0415
+
+    given = _given(bundle)
+    keep = detector.wanted(given.spec.thresholds, given.labels, chosen.score_threshold, chosen.labels)
+    return onnx.load_onnx(content, given.spec, given.labels, keep, given.path)
+
+
+def _load_exported(_ref: ModelRef, bundle: Bundle | None, content: bytes, chosen: Parameters) -> Model:
+    from vidflow.infra.models import detector, exported  # noqa: PLC0415
+
+    given = _given(bundle)
+    keep = detector.wanted(given.spec.thresholds, given.labels, chosen.score_threshold, chosen.labels)
+    return exported.load_exported(content, given.spec, given.labels, keep, given.path)
+
+
+def _load_torchvision(ref: ModelRef, bundle: Bundle | None, content: bytes, chosen: Parameters) -> Model:
+    from vidflow.infra.models import detector, torchvision  # noqa: PLC0415
+
+    spec = (
+        bundle.spec
+        if bundle is not None
+        else ModelSpec(TORCHVISION, architecture=ref.name, weights=TORCHVISION_WEIGHTS)
+    )
+    architecture = spec.architecture or ref.name
+    score = spec.thresholds.score if chosen.score_threshold is None else chosen.score_threshold
+    if spec.weights is not None or bundle is None:
+        net, labels = torchvision.load_by_name(
+            architecture, spec.weights or TORCHVISION_WEIGHTS, spec.thresholds, score
+        )
+    else:
+        labels = bundle.labels
+        state = torchvision.load_state_dict(content, bundle.path)
+        net = torchvision.build(architecture, state, len(labels), spec.thresholds, score, str(bundle.path))
+    return torchvision.TorchvisionModel(net, labels, detector.wanted(spec.thresholds, labels, score, chosen.labels))
+
+
+def _given(bundle: Bundle | None) -> Bundle:
+    if bundle is None:
+        raise ModelError("a model of this kind is run by its spec; name the spec's path or stem", code="model_refused")
+    return bundle
+
+
+Loader = Callable[[ModelRef, Bundle | None, bytes, Parameters], Model]
+_LOADERS: Final[dict[str, Loader]] = {
+    MOTION: _load_motion,
+    ONNX: _load_onnx,
+    EXPORTED: _load_exported,
+    TORCHVISION: _load_torchvision,
+}
+
+
+@cache
+def _entry_points() -> dict[str, metadata.EntryPoint]:
+    """Models of other packages by name; ours cannot be replaced."""
+    return {entry.name: entry for entry in metadata.entry_points(group=ENTRY_POINTS) if entry.name not in KINDS}

@@ -1,0 +1,282 @@
+"""A model's spec: the TOML file beside its weights, checked strictly, and what it names. It loads no model.
+
+The form::
+
+    kind = "onnx"                # onnx | torchvision | exported | motion | a name from the entry points vidflow.models
+    file = "weights.onnx"        # inside the spec's folder; none for motion
+    sha256 = "64 hex digits"     # of the file; must be there for `exported`
+    task = "detection"
+    labels = "labels.names"      # a file with one a line, or a list, in the order of the class index
+    architecture = "..."         # torchvision: the detector's name
+    weights = "COCO_V1"          # torchvision: weights by name, in place of `file`
+
+    [input]                      # not for torchvision and motion, which know theirs
+    size = [416, 416]            # height, width
+    resize = "letterbox"         # letterbox (keeps the shape) | stretch
+    place = "corner"             # letterbox: where the picture lies on its ground, corner (top left) | centre
+    pad = 114                    # letterbox: the ground's pixel value
+    channels = "rgb"             # rgb | bgr
+    scale = 1.0                  # the tensor is (pixel * scale - mean) / std
+    mean = 0.0                   # a number or one a channel, in the order of `channels`; so is std
+    std = 1.0
+    batch = 1                    # pictures at once
+
+    [output]
+    decoder = "yolox"            # yolox | fastestdet | torchvision
+    strides = [8, 16, 32]        # yolox
+
+    [thresholds]
+    score = 0.4
+    nms_iou = 0.45
+    max_detections = 300
+
+    [options]                    # handed to a model from an entry point, refused elsewhere
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from vidflow.domain.detections import MAX_DETECTIONS
+from vidflow.domain.errors import ModelError, ParameterError
+from vidflow.infra.models import files
+
+ONNX: Final = "onnx"
+TORCHVISION: Final = "torchvision"
+EXPORTED: Final = "exported"
+MOTION: Final = "motion"
+KINDS: Final = (ONNX, TORCHVISION, EXPORTED, MOTION)
+
+MAX_LABELS: Final = 10_000
+MAX_LABEL_LENGTH: Final = 100
+UNUSED_LABELS: Final = frozenset({"__background__", "background", "N/A", ""})
+"""Classes of a model that are no things: what has such a label is left out."""
+
+FileName = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+Pixels = Annotated[int, msgspec.Meta(ge=16, le=4096)]
+Finite = Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]
+Positive = Annotated[float, msgspec.Meta(gt=0.0, le=1e6)]
+Fraction = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+THREE: Final = msgspec.Meta(min_length=3, max_length=3)
+# Not tuple[X, X, X]: beside a constrained number in a union, msgspec 0.22 crashes at the next garbage collection.
+Stride = Annotated[int, msgspec.Meta(ge=1, le=1024)]
+
+
+class InputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a picture becomes the model's tensor. `size` is (height, width), the other values as in the form above."""
+
+    size: tuple[Pixels, Pixels]
+    resize: Literal["letterbox", "stretch"] = "stretch"
+    place: Literal["corner", "centre"] = "corner"
+    pad: Annotated[int, msgspec.Meta(ge=0, le=255)] = 114
+    channels: Literal["rgb", "bgr"] = "rgb"
+    scale: Positive = 1.0
+    mean: Finite | Annotated[tuple[Finite, ...], THREE] = 0.0
+    std: Positive | Annotated[tuple[Positive, ...], THREE] = 1.0
+    batch: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+
+
+class OutputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the model's tensors become boxes."""
+
+    decoder: Literal["yolox", "fastestdet", "torchvision"]
+    strides: Annotated[tuple[Stride, ...], msgspec.Meta(min_length=1, max_length=8)] = (8, 16, 32)
+
+
+class Thresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is weak is left out: `score` may be set anew by a scenario, `nms_iou` thins out boxes of one class."""
+
+    score: Fraction = 0.4
+    nms_iou: Fraction = 0.45
+    max_detections: Annotated[int, msgspec.Meta(ge=1, le=1000)] = MAX_DETECTIONS
+
+
+class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A spec as written; see the form above. `Bundle` holds what it names as well."""
+
+    kind: Name
+    file: FileName | None = None
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")] | None = None
+    task: Literal["detection"] = "detection"
+    labels: FileName | Annotated[list[str], msgspec.Meta(min_length=1, max_length=MAX_LABELS)] | None = None
+    architecture: Name | None = None
+    weights: Name | None = None
+    input: InputSpec | None = None
+    output: OutputSpec | None = None
+    thresholds: Thresholds = Thresholds()
+    options: dict[str, str | int | float | bool] = {}
+
+
+class Bundle(msgspec.Struct, frozen=True):
+    """A spec and what it names, checked but not loaded.
+
+    `path` is the file that the spec was read from, `weights_path` that of the weights (None where there are none),
+    `labels` those of the spec (empty where it names none), `sha256` a digest over all that decides on results: the
+    spec, the labels and the weights.
+    """
+
+    spec: ModelSpec
+    path: Path
+    weights_path: Path | None
+    weights_sha256: str | None
+    labels: tuple[str, ...]
+    sha256: str
+
+
+def parse(text: bytes, origin: str) -> ModelSpec:
+    """The spec that this TOML text holds. `origin` names it in errors.
+
+    Raises ModelError (model_spec_invalid) that names the key at fault.
+    """
+    try:
+        table = tomllib.loads(text.decode("utf-8"))
+        spec = msgspec.convert(table, ModelSpec)
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise invalid(origin, f"it is no TOML ({error})") from error
+    except msgspec.ValidationError as error:
+        raise invalid(origin, str(error)) from error
+    _check_kind(spec, origin)
+    return spec
+
+
+def read_bundle(path: Path) -> Bundle:
+    """The spec at `path` with its labels and the digest of its weights.
+
+    Raises ModelError where the spec is wrong, where a file is missing, is none of the folder's or is not the one whose
+    sha256 the spec names.
+    """
+    text = files.read(path, files.MAX_SPEC_BYTES)
+    spec = parse(text, path.name)
+    labels_text, labels = _labels(spec, path)
+    weights_path = files.confined(path.parent, spec.file) if spec.file is not None else None
+    weights_sha256 = files.sha256_of_file(weights_path) if weights_path is not None else None
+    check_sha256(spec, weights_sha256, path.name)
+    sha256 = files.sha256_of_bytes(b"\0".join((text, labels_text, (weights_sha256 or "").encode())))
+    return Bundle(spec, path, weights_path, weights_sha256, labels, sha256)
+
+
+def read_weights(bundle: Bundle) -> bytes:
+    """The weights, the very bytes that the bundle's digest was made of. Raises ModelError where they changed since."""
+    if bundle.weights_path is None:
+        raise invalid(bundle.path.name, "it names no file; add `file`")
+    content = files.read(bundle.weights_path, files.MAX_WEIGHTS_BYTES)
+    if files.sha256_of_bytes(content) != bundle.weights_sha256:
+        raise ModelError(
+            f"{bundle.weights_path} changed since it was looked up; start the scenario anew", code="model_changed"
+        )
+    return content
+
+
+def check_sha256(spec: ModelSpec, actual: str | None, origin: str) -> None:
+    """Raises ModelError (model_changed) where the spec names another digest than the weights have."""
+    if spec.sha256 is not None and spec.sha256 != actual:
+        raise ModelError(
+            f"{spec.file} is not the file that {origin} names: its sha256 is {actual}, not {spec.sha256}; "
+            "get the right file, or write the new digest into the spec if you trust it",
+            code="model_changed",
+        )
+
+
+def checked_labels(labels: list[str], origin: str) -> tuple[str, ...]:
+    """Labels that may be stored and shown: short, printable, not too many. Raises ModelError (model_spec_invalid)."""
+    if not 1 <= len(labels) <= MAX_LABELS:
+        raise invalid(origin, f"it has {len(labels)} labels; 1 to {MAX_LABELS} are allowed")
+    for number, label in enumerate(labels):
+        if len(label) > MAX_LABEL_LENGTH or not label.isprintable():
+            raise invalid(origin, f"label {number} is longer than {MAX_LABEL_LENGTH} characters or not printable")
+    return tuple(labels)
+
+
+def check_labels(asked: Sequence[str], known: Sequence[str]) -> None:
+    """Raises ParameterError for a label that is asked for and not known."""
+    unknown = sorted(set(asked) - set(known))
+    if unknown:
+        some = ", ".join(sorted(set(known) - UNUSED_LABELS)[:20])
+        raise ParameterError(f"the model has no label {unknown[0]!r}; it has {some}")
+
+
+def invalid(origin: str, fault: str) -> ModelError:
+    """The error of a spec whose text is wrong."""
+    return ModelError(f"the model spec {origin} cannot be used: {fault}", code="model_spec_invalid")
+
+
+def _labels(spec: ModelSpec, path: Path) -> tuple[bytes, tuple[str, ...]]:
+    if spec.labels is None:
+        return b"", ()
+    if isinstance(spec.labels, list):
+        return b"", checked_labels(spec.labels, path.name)
+    content = files.read(files.confined(path.parent, spec.labels), files.MAX_LABELS_BYTES)
+    try:
+        lines = content.decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise invalid(spec.labels, "it is no text in UTF-8") from error
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return content, checked_labels([line.strip() for line in lines], spec.labels)
+
+
+def _check_kind(spec: ModelSpec, origin: str) -> None:
+    """What each kind needs beside what its types say."""
+    fault = _RULES.get(spec.kind, _no_fault)(spec)
+    if fault is None and spec.kind in KINDS and spec.options:
+        fault = "[options] is for models from entry points only"
+    if fault is None and spec.sha256 is not None and spec.file is None:
+        fault = "`sha256` without `file` has nothing to check"
+    if fault is not None:
+        raise invalid(origin, fault)
+
+
+def _no_fault(_spec: ModelSpec) -> str | None:
+    return None
+
+
+def _tensor_fault(spec: ModelSpec) -> str | None:
+    wanted = {"file": spec.file, "labels": spec.labels, "[input]": spec.input, "[output]": spec.output}
+    missing = [name for name, value in wanted.items() if value is None]
+    if missing:
+        return f"kind {spec.kind!r} needs {', '.join(missing)}"
+    if spec.architecture or spec.weights:
+        return "`architecture` and `weights` are for kind 'torchvision'"
+    return None
+
+
+def _exported_fault(spec: ModelSpec) -> str | None:
+    if spec.sha256 is None:
+        return (
+            "kind 'exported' needs `sha256`: such a file can run code when it is loaded, so the spec must vouch for it"
+        )
+    return _tensor_fault(spec)
+
+
+def _torchvision_fault(spec: ModelSpec) -> str | None:
+    if spec.architecture is None:
+        return "kind 'torchvision' needs `architecture`, a detector's name such as 'ssdlite320_mobilenet_v3_large'"
+    if (spec.file is None) == (spec.weights is None):
+        return "kind 'torchvision' needs either `file` (a state_dict) or `weights` (such as 'COCO_V1')"
+    if spec.file is not None and spec.labels is None:
+        return "a state_dict needs `labels`, the background first"
+    if spec.output is not None or spec.input is not None:
+        return "kind 'torchvision' knows its [input] and [output]; leave them out"
+    return None
+
+
+def _motion_fault(spec: ModelSpec) -> str | None:
+    others = {
+        "file": spec.file,
+        "labels": spec.labels,
+        "architecture": spec.architecture,
+        "weights": spec.weights,
+        "[input]": spec.input,
+        "[output]": spec.output,
+    }
+    present = [name for name, value in others.items() if value is not None]
+    return f"kind 'motion' has no {', '.join(present)}" if present else None
+
+
+_RULES: Final = {ONNX: _tensor_fault, EXPORTED: _exported_fault, TORCHVISION: _torchvision_fault, MOTION: _motion_fault}

@@ -1,0 +1,76 @@
+"""From a picture to a model's tensor, and from its boxes back to the picture: resizing, padding, scaling. No model runs here."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from vidflow.infra.models.model import Picture, Size
+from vidflow.infra.models.spec import InputSpec
+
+FloatArray = NDArray[np.float32]
+LETTERBOX: Final = "letterbox"
+CENTRE: Final = "centre"
+
+
+class Fit(msgspec.Struct, frozen=True):
+    """How a picture lies in a tensor: stretched to `size` (width, height), its corner at `left`, `top`.
+
+    A picture's coordinate is (the tensor's - the corner) / the scale of its axis.
+    """
+
+    size: Size
+    left: int
+    top: int
+    scale_x: float
+    scale_y: float
+
+
+def fit(picture: Size, spec: InputSpec) -> Fit:
+    """Where a picture of this (width, height) lies in the tensor of `spec`."""
+    width, height = picture
+    tensor_height, tensor_width = spec.size
+    if spec.resize != LETTERBOX:
+        return Fit((tensor_width, tensor_height), 0, 0, tensor_width / width, tensor_height / height)
+    ratio = min(tensor_width / width, tensor_height / height)
+    inner = (max(int(width * ratio), 1), max(int(height * ratio), 1))
+    left = (tensor_width - inner[0]) // 2 if spec.place == CENTRE else 0
+    top = (tensor_height - inner[1]) // 2 if spec.place == CENTRE else 0
+    return Fit(inner, left, top, inner[0] / width, inner[1] / height)
+
+
+def fill(tensor: FloatArray, picture: Picture, spec: InputSpec) -> Fit:
+    """Writes the picture into `tensor`, an array (3, height, width) of the spec's size, and says how it lies in it."""
+    placed = fit((picture.width, picture.height), spec)
+    width, height = placed.size
+    pixels = picture.image(width, height, spec.channels)
+    if (height, width) != spec.size:
+        tensor[:] = spec.pad
+    tensor[:, placed.top : placed.top + height, placed.left : placed.left + width] = pixels.transpose(2, 0, 1)
+    _normalise(tensor, spec)
+    return placed
+
+
+def to_picture(boxes: FloatArray, placed: Fit) -> FloatArray:
+    """Boxes (n, 4) of the tensor's coordinates in those of the picture."""
+    corner = np.array([placed.left, placed.top] * 2, dtype=np.float32)
+    scale = np.array([placed.scale_x, placed.scale_y] * 2, dtype=np.float32)
+    return (boxes - corner) / scale
+
+
+def _normalise(tensor: FloatArray, spec: InputSpec) -> None:
+    """(pixel * scale - mean) / std in place; steps that change nothing are left out."""
+    if spec.scale != 1.0:
+        tensor *= np.float32(spec.scale)
+    mean, std = _per_channel(spec.mean), _per_channel(spec.std)
+    if mean.any():
+        tensor -= mean
+    if (std != 1.0).any():
+        tensor /= std
+
+
+def _per_channel(value: float | tuple[float, ...]) -> FloatArray:
+    return np.broadcast_to(np.asarray(value, dtype=np.float32).reshape(-1, 1, 1), (3, 1, 1))

@@ -1,0 +1,190 @@
+"""The outbox: messages that were decided in a transaction and wait for the relay. Its statements, not the publishing.
+
+What is pending is told by the row itself, never by a cursor over ids: ids become visible out of order. The rows of one key
+are in order all the same, since each is inserted under its scenario's row lock.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection, Sequence
+from typing import Final
+
+import msgspec
+from psycopg.rows import class_row
+
+from vidflow.infra.postgres import Connection
+
+WINDOW: Final = 2000
+"""How many of the last ids the usual look for pending rows covers: it does not wade through dead rows further down."""
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """A message to be sent: its topic, key and bytes, and what its headers carry."""
+
+    topic: str
+    key: str
+    kind: str
+    epoch: int
+    payload: bytes
+    runner: str | None = None
+
+
+class Pending(Row, frozen=True, kw_only=True):
+    """A message that waits, with what it got when it was written."""
+
+    id: int
+    message_id: uuid.UUID
+
+
+class Lag(msgspec.Struct, frozen=True):
+    """How many messages wait, for how long the oldest has, and how many were set aside since no broker takes them."""
+
+    waiting: int
+    oldest_s: float
+    set_aside: int
+
+
+def add(tx: Connection, rows: Sequence[Row]) -> None:
+    """Writes messages, to be published in this order."""
+    if not rows:
+        return
+    tx.execute(
+        """
+        INSERT INTO outbox (topic, key, kind, epoch, runner, payload)
+        SELECT n.topic, n.key, n.kind, n.epoch, n.runner, n.payload
+          FROM unnest(%b::text[], %b::text[], %b::text[], %b::bigint[], %b::text[], %b::bytea[])
+               WITH ORDINALITY AS n (topic, key, kind, epoch, runner, payload, number)
+         ORDER BY n.number
+        """,
+        _columns(rows),
+    )
+
+
+def add_commands(tx: Connection, rows: Sequence[Row]) -> int:
+    """Writes commands, less those of which a copy waits unpublished already; returns how many it wrote."""
+    if not rows:
+        return 0
+    return tx.execute(
+        """
+        INSERT INTO outbox (topic, key, kind, epoch, runner, payload)
+        SELECT n.topic, n.key, n.kind, n.epoch, n.runner, n.payload
+          FROM unnest(%b::text[], %b::text[], %b::text[], %b::bigint[], %b::text[], %b::bytea[])
+               WITH ORDINALITY AS n (topic, key, kind, epoch, runner, payload, number)
+         WHERE NOT EXISTS (
+               SELECT FROM outbox o
+                WHERE o.key = n.key AND o.kind = n.kind AND o.epoch = n.epoch AND o.runner IS NOT DISTINCT FROM n.runner
+                  AND o.published_at IS NULL AND o.error IS NULL
+               OFFSET 0)  -- an index look-up a row, whatever the planner believes about the rest of the table
+         ORDER BY n.number
+        """,
+        _columns(rows),
+    ).rowcount
+
+
+def _columns(rows: Sequence[Row]) -> tuple[list[object], ...]:
+    """The rows as columns: sets go to PostgreSQL as one binary array a column."""
+    return (
+        [row.topic for row in rows],
+        [row.key for row in rows],
+        [row.kind for row in rows],
+        [row.epoch for row in rows],
+        [row.runner for row in rows],
+        [row.payload for row in rows],
+    )
+
+
+def pending(
+    tx: Connection,
+    limit: int,
+    *,
+    window: int | None = None,
+    shards: Sequence[int] = range(16),
+    without: Collection[str] = (),
+) -> list[Pending]:
+    """The first `limit` messages that wait, in order of id; none for the topics `without`.
+
+    With a `window`, only those among the last so many ids; of these, a message whose key has another one waiting further
+    down is left out: it would overtake that one. A look without a window finds both.
+    """
+    return (
+        tx.cursor(row_factory=class_row(Pending), binary=True)
+        .execute(
+            """
+            WITH start AS MATERIALIZED (
+                SELECT CASE WHEN %(window)s::bigint IS NULL THEN 0 ELSE coalesce(max(id), 0) - %(window)s::bigint END AS id
+                  FROM outbox)
+            SELECT o.id, o.message_id, o.topic, o.key, o.kind, o.epoch, o.runner, o.payload
+              FROM outbox o
+             WHERE o.id > (SELECT id FROM start) AND o.shard = ANY (%(shards)s::smallint[])
+               AND o.published_at IS NULL AND o.error IS NULL
+               AND o.topic <> ALL (%(without)s::text[])
+               AND ((SELECT id FROM start) <= 0 OR NOT EXISTS (
+                   SELECT FROM outbox b
+                    WHERE b.key = o.key AND b.id <= (SELECT id FROM start)
+                      AND b.published_at IS NULL AND b.error IS NULL
+                   OFFSET 0))
+             ORDER BY o.id
+             LIMIT %(limit)s
+            """,
+            {"shards": list(shards), "window": window, "without": list(without), "limit": limit},
+        )
+        .fetchall()
+    )
+
+
+def mark_published(tx: Connection, ids: Sequence[int]) -> int:
+    """Marks messages that the broker has acknowledged; returns how many, so that the caller sees a lost race."""
+    if not ids:
+        return 0
+    return tx.execute(
+        """
+        UPDATE outbox
+           SET published_at = clock_timestamp()
+         WHERE id = ANY (%b::bigint[]) AND published_at IS NULL
+        """,
+        (list(ids),),
+    ).rowcount
+
+
+def set_aside(tx: Connection, message_id: int, error: str) -> None:
+    """Keeps a message that no broker will ever take, with the reason, where it holds up nothing."""
+    tx.execute(
+        """
+        UPDATE outbox
+           SET error = %(error)s
+         WHERE id = %(id)s AND published_at IS NULL
+        """,
+        {"id": message_id, "error": error},
+    )
+
+
+def prune(tx: Connection, keep_s: float, limit: int) -> int:
+    """Deletes messages that were published more than `keep_s` ago, of the `limit` oldest; returns how many."""
+    return tx.execute(
+        """
+        WITH oldest AS (
+            SELECT id, published_at
+              FROM outbox
+             ORDER BY id
+             LIMIT %(limit)s)
+        DELETE FROM outbox
+         WHERE id = ANY (ARRAY(
+               SELECT id FROM oldest WHERE published_at < clock_timestamp() - make_interval(secs => %(keep_s)s)))
+        """,
+        {"keep_s": keep_s, "limit": limit},
+    ).rowcount
+
+
+def lag(tx: Connection) -> Lag:
+    """How far the relay is behind."""
+    [row] = tx.execute(
+        """
+        SELECT count(*),
+               coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0)::float8,
+               (SELECT count(*) FROM outbox WHERE error IS NOT NULL)
+          FROM outbox
+         WHERE published_at IS NULL AND error IS NULL
+        """
+    ).fetchall()
+    return Lag(*row)

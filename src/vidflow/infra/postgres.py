@@ -1,0 +1,135 @@
+"""Connections to PostgreSQL, made the one right way, and what its errors mean. No statements."""
+
+from __future__ import annotations
+
+import logging
+import select
+from typing import Any, Final
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import TupleRow
+from psycopg_pool import ConnectionPool
+
+Connection = psycopg.Connection[TupleRow]
+Pool = ConnectionPool[Connection]
+
+FENCED_TRANSACTION_S: Final = 1.0
+"""The longest transaction of a lease's holder: below the lease's 2 s, or a frozen holder would block every takeover."""
+
+_POOL_TIMEOUT_S: Final = 5.0
+# A pool doubles its pauses while it reconnects; given up early, the next caller starts again without one.
+_POOL_RECONNECT_S: Final = 3.0
+_CONNECTION: Final[dict[str, Any]] = {
+    "connect_timeout": 5,
+    # A server that vanished without a word is noticed within some seconds rather than hours. A system that has no
+    # TCP_USER_TIMEOUT (macOS) ignores it and has the keepalives.
+    "keepalives": 1,
+    "keepalives_idle": 2,
+    "keepalives_interval": 1,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 5000,
+    # Of several servers, the one that can be written to; after a fail-over never the old one.
+    "target_session_attrs": "read-write",
+}
+# Connection exceptions; insufficient resources (disk, memory, connections); system errors.
+_AWAY_CLASSES: Final = frozenset({"08", "53", "58"})
+_AWAY_STATES: Final = frozenset({
+    "25006",  # read-only: the server is not the primary any more
+    "25P03", "25P04",  # idle in transaction or transaction too long: the server has closed the connection
+    "57P01", "57P02", "57P03", "57P05",  # shut down by an administrator, crashed, starting up, idle
+})  # fmt: skip
+_REFUSED_CLASSES: Final = frozenset({"22", "23"})
+_PASSING: Final = ("starting up", "shutting down", "recovery", "too many clients", "reserved", "not accepting")
+_CONFLICTS: Final = frozenset({"40001", "40P01"})
+
+
+def connect(url: str, *, name: str, fenced: bool = False) -> Connection:
+    """A connection in autocommit mode, seen as `name` in pg_stat_activity; for a transaction, `with it.transaction()`.
+
+    `fenced`: for the writes of a lease's holder; no transaction of it outlives FENCED_TRANSACTION_S.
+    Raises psycopg.OperationalError, of which `is_away` says whether waiting helps.
+    """
+    connection: Connection = psycopg.Connection.connect(_conninfo(url, name), autocommit=True)
+    if fenced:
+        connection.execute(f"SET transaction_timeout = {int(FENCED_TRANSACTION_S * 1000)}")
+    return connection
+
+
+def pool(url: str, *, name: str, size: int) -> Pool:
+    """An open pool of at most `size` connections in autocommit mode; a server that is away shows at the first use."""
+    # It says each failed attempt; who uses the pool says once what that means.
+    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
+    return ConnectionPool(
+        _conninfo(url, name),
+        connection_class=Connection,
+        kwargs={"autocommit": True},
+        min_size=min(2, size),
+        max_size=size,
+        name=name,
+        timeout=_POOL_TIMEOUT_S,
+        reconnect_timeout=_POOL_RECONNECT_S,
+        check=_check,
+        reset=_reset,
+        open=True,
+    )
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether the server is away for now (lost, restarting, read-only, out of room), so that waiting helps."""
+    if not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError | psycopg.InternalError):
+        return False
+    state = error.sqlstate
+    if state is None:
+        return not isinstance(error, psycopg.InternalError) and not _never_let_in(error)
+    return state in _AWAY_STATES or state[:2] in _AWAY_CLASSES
+
+
+def is_refused(error: BaseException) -> bool:
+    """Whether PostgreSQL refused the data itself (SQLSTATE classes 22 and 23): the same again is refused again.
+
+    What the driver refuses to send (a NUL in a text, half a surrogate pair) is refused data too.
+    """
+    if isinstance(error, psycopg.DataError | UnicodeEncodeError):
+        return True
+    return isinstance(error, psycopg.Error) and (error.sqlstate or "")[:2] in _REFUSED_CLASSES
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Whether two transactions got into each other's way (40001, 40P01): the same again may well pass."""
+    return isinstance(error, psycopg.Error) and error.sqlstate in _CONFLICTS
+
+
+def _conninfo(url: str, name: str) -> str:
+    """The URL with what every connection has, as far as the URL does not set it itself."""
+    return make_conninfo(**{**_CONNECTION, "application_name": name, **conninfo_to_dict(url)})
+
+
+def _never_let_in(error: psycopg.Error) -> bool:
+    """Whether the server refused the connection for good: a password or a database name that waiting does not mend.
+
+    libpq gives no SQLSTATE for a connection that was not made, only the server's sentence, which may be translated.
+    """
+    connection = error.pgconn
+    return connection is not None and not _starting(str(error)) and "FATAL" in str(error)
+
+
+def _starting(text: str) -> bool:
+    return any(words in text for words in _PASSING)
+
+
+def _check(connection: Connection) -> None:
+    """Asks a pooled connection for a sign of life only where its socket has something to read: a lost one's has.
+
+    Costs microseconds where a question to the server at each use would cost a round trip.
+    """
+    waiting = select.poll()
+    waiting.register(connection.fileno(), select.POLLIN)
+    if waiting.poll(0):
+        ConnectionPool.check_connection(connection)
+
+
+def _reset(connection: Connection) -> None:
+    """Closes a connection whose server has become a standby (it says so unasked): reads would succeed, writes never."""
+    if connection.info.parameter_status("in_hot_standby") == "on":
+        connection.close()

@@ -1,0 +1,145 @@
+"""Sends a batch of the outbox to Kafka and waits for the answer to each message. Not what is done with the answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import Final
+
+import msgspec
+from confluent_kafka import KafkaError, KafkaException, Message
+
+from vidflow.infra import kafka
+from vidflow.infra.outbox import Pending
+from vidflow.infra.telemetry import log
+
+_log = log("publisher")
+_SILENCE_S: Final = 10.0
+_LOOK_S: Final = 1.0
+_ANSWER_POLL_S: Final = 0.1
+# What the broker says of the message itself, whatever its state: too large, or against a rule of the topic.
+_REFUSED: Final = frozenset({
+    KafkaError.MSG_SIZE_TOO_LARGE,
+    KafkaError.INVALID_RECORD,
+    KafkaError.POLICY_VIOLATION,
+    KafkaError.TOPIC_EXCEPTION,
+})  # fmt: skip
+
+
+class Answers(msgspec.Struct, frozen=True):
+    """What became of a batch: the ids that may be marked, those that no broker takes with the reason, and failures by key."""
+
+    acknowledged: list[int]
+    refused: dict[int, str]
+    failed: dict[str, str]
+
+
+class Publisher:
+    """A producer and the topics that it knows to exist. Made, used and closed on one thread."""
+
+    def __init__(self, bootstrap: str, *, client_id: str) -> None:
+        self._producer = kafka.producer(bootstrap, client_id=client_id)
+        self._topics: frozenset[str] = frozenset()
+        self._looked_s = float("-inf")
+        self._answered = False
+        self._said: set[str] = set()
+
+    def missing(self, topics: Collection[str]) -> set[str]:
+        """Those of the topics that the broker has not got. Asked again each second while there are any.
+
+        A message to a missing topic would hold up its whole batch for half a minute before it failed.
+        """
+        if not self._topics.issuperset(topics) and time.monotonic() - self._looked_s >= _LOOK_S:
+            self._look()
+        missing = set(topics) - self._topics
+        if self._answered and (new := missing - self._said):
+            _log.warning("topic_missing", topics=", ".join(sorted(new)), needs="make them with: vidflow topics create")
+            self._said = missing
+        return missing
+
+    def _look(self) -> None:
+        try:
+            self._topics = frozenset(self._producer.list_topics(timeout=_LOOK_S).topics)
+            self._answered = True
+        except KafkaException as error:
+            self._answered = False  # the outage is said by the client's own callback
+            _log.debug("topics_unknown", error=str(error))
+        self._looked_s = time.monotonic()
+        self._producer.poll(0)
+
+    def publish(self, batch: Sequence[Pending], wanted: Callable[[], bool]) -> Answers:
+        """Sends the batch in its order; returns once each message has its answer, or is taken back since not `wanted` now.
+
+        Raises kafka.ClientBroken. A message that was taken back may have arrived all the same: it counts as failed.
+        """
+        errors: dict[int, KafkaError] = {}
+        answered: set[int] = set()
+        for row in batch:
+            self._send(row, errors, answered)
+        self._await(batch, answered, wanted)
+        return _answers(batch, errors, answered)
+
+    def _send(self, row: Pending, errors: dict[int, KafkaError], answered: set[int]) -> None:
+        def on_delivery(error: KafkaError | None, _message: Message) -> None:
+            answered.add(row.id)
+            if error is not None:
+                errors[row.id] = error
+
+        while True:
+            try:
+                self._producer.produce(
+                    row.topic, row.payload, row.key.encode(), headers=_headers(row), on_delivery=on_delivery
+                )
+            except BufferError:
+                self._producer.poll(_ANSWER_POLL_S)
+                continue
+            except KafkaException as error:
+                on_delivery(error.args[0], None)
+            return
+
+    def _await(self, batch: Sequence[Pending], answered: set[int], wanted: Callable[[], bool]) -> None:
+        began_s = time.monotonic()
+        said = False
+        while len(answered) < len(batch):
+            self._producer.flush(_ANSWER_POLL_S)
+            if len(answered) < len(batch) and not wanted():
+                self._producer.purge()
+                self._producer.flush(_LOOK_S)
+                return
+            if not said and time.monotonic() - began_s > _SILENCE_S:
+                _log.warning("broker_silent", waiting=len(batch) - len(answered), seconds=_SILENCE_S)
+                said = True
+
+    def close(self) -> None:
+        """Takes back what is not acknowledged, so that it cannot be published behind another relay's back."""
+        self._producer.purge()
+        self._producer.flush(_LOOK_S)
+
+
+def _headers(row: Pending) -> list[tuple[str, str | bytes]]:
+    headers: list[tuple[str, str | bytes]] = [
+        (kafka.MESSAGE_ID, str(row.message_id)),
+        (kafka.EPOCH, str(row.epoch)),
+        (kafka.KIND, row.kind),
+    ]
+    return [*headers, (kafka.RUNNER, row.runner)] if row.runner is not None else headers
+
+
+def _answers(batch: Sequence[Pending], errors: dict[int, KafkaError], answered: set[int]) -> Answers:
+    """Of each key, only what lies before its first failure may be marked: the rest is sent again, behind it, in order."""
+    answers = Answers([], {}, {})
+    for row in batch:
+        error = errors.get(row.id)
+        if row.key in answers.failed:
+            continue
+        if row.id not in answered:
+            answers.failed[row.key] = "taken back before it was answered"
+        elif error is None:
+            answers.acknowledged.append(row.id)
+        elif error.code() in _REFUSED:
+            answers.refused[row.id] = error.str()
+        elif error.fatal() or error.code() == KafkaError._FATAL:  # noqa: SLF001 - the client's own name for it
+            raise kafka.ClientBroken(f"the Kafka client gave up: {error.str()}; the process must be started again")
+        else:
+            answers.failed[row.key] = error.str()
+    return answers

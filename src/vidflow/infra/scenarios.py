@@ -1,0 +1,200 @@
+"""Scenarios as clients ask for them and are told of them: birth, one, a page, its history and gaps. Not how they move on."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any, Final, LiteralString
+
+import msgspec
+from psycopg.rows import class_row, dict_row
+
+from vidflow.domain.errors import ErrorInfo
+from vidflow.domain.messages import INIT_SCENARIO, Parameters, Start, encode
+from vidflow.domain.scenario import Outcome, Skip, State
+from vidflow.domain.waiting import Surroundings
+from vidflow.infra.postgres import Connection
+from vidflow.infra.vitals import SURROUNDINGS
+
+_NOBODY: Final = "00000000-0000-0000-0000-000000000000"
+_START: Final = encode(Start(_NOBODY)).decode()
+"""The message of a birth; the database puts in the uuid that it gives, so that a birth is one statement."""
+
+_COLUMNS: Final = f"""
+    s.scenario_uuid::text, s.source, s.model, s.fps, s.priority, s.parameters::text, s.state, s.outcome, s.error::text, s.epoch,
+    s.attempt, s.runner, s.resume_frame, s.skips::text, s.created_at, s.state_changed_at, s.due_at <= clock_timestamp() AS due,
+    {SURROUNDINGS}"""
+_PROGRESS: Final = (
+    "coalesce(p.next_frame, 0) AS frames_stored, (p.opened ->> 'frames_expected')::bigint AS frames_expected"
+)
+# After a restore a scenario may have lost its progress; it is told of all the same.
+_SHOWN: Final = f"SELECT {_COLUMNS}, {_PROGRESS} FROM scenarios s LEFT JOIN scenario_progress p USING (scenario_uuid)"  # noqa: S608
+
+
+class NewScenario(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked for, checked: the source as the runner is to open it, the frame rate resolved."""
+
+    source: str
+    model: str
+    model_sha256: str | None
+    fps: str
+    priority: int
+    parameters: Parameters
+
+
+class Shown(msgspec.Struct, frozen=True, kw_only=True):
+    """A scenario with its progress and what is there to move it, read in one snapshot."""
+
+    scenario_uuid: str
+    source: str
+    model: str
+    fps: str
+    priority: int
+    parameters: Parameters
+    state: State
+    outcome: Outcome | None
+    error: ErrorInfo | None
+    epoch: int
+    attempt: int
+    runner: str | None
+    resume_frame: int
+    skips: tuple[Skip, ...]
+    created_at: datetime.datetime
+    state_changed_at: datetime.datetime
+    due: bool
+    frames_stored: int
+    frames_expected: int | None
+    around: Surroundings
+
+
+class Move(msgspec.Struct, frozen=True):
+    """One row of a scenario's history."""
+
+    number: int
+    from_state: str | None
+    to_state: str
+    reason: str
+    epoch: int
+    attempt: int
+    runner: str | None
+    detail: str | None
+    at: datetime.datetime
+
+
+class StoredGap(msgspec.Struct, frozen=True):
+    """Frames that should have been kept and are not: behind which frame (-1: before the first), from when to when, how many."""
+
+    after_frame: int
+    from_s: float
+    to_s: float
+    frames: int | None
+    reason: str
+    epoch: int
+
+
+def insert(tx: Connection, new: NewScenario) -> Shown:
+    """A scenario's birth: its row, its progress, the first row of its history and its message, in one statement or not at all."""
+    query = f"""
+        WITH given AS MATERIALIZED (
+            SELECT uuidv7() AS scenario_uuid
+        ), s AS (
+            INSERT INTO scenarios (scenario_uuid, source, model, model_sha256, fps, priority, parameters)
+            SELECT scenario_uuid, %(source)s, %(model)s, %(model_sha256)s, %(fps)s, %(priority)s, %(parameters)s::jsonb
+              FROM given
+         RETURNING *
+        ), progress AS (
+            INSERT INTO scenario_progress (scenario_uuid)
+            SELECT scenario_uuid FROM given
+        ), history AS (
+            INSERT INTO scenario_history (scenario_uuid, number, from_state, to_state, reason, epoch, attempt)
+            SELECT scenario_uuid, 0, NULL, state, 'init requested', epoch, attempt FROM s
+        ), message AS (
+            INSERT INTO outbox (topic, key, kind, epoch, payload)
+            SELECT %(topic)s, scenario_uuid::text, 'start', 0, convert_to(replace(%(start)s, %(nobody)s, scenario_uuid::text), 'UTF8')
+              FROM given
+        )
+        SELECT {_COLUMNS}, 0::bigint AS frames_stored, NULL::bigint AS frames_expected FROM s
+    """  # noqa: S608 - columns of our own
+    values = {
+        **msgspec.structs.asdict(new),
+        "parameters": msgspec.json.encode(new.parameters).decode(),
+        "topic": INIT_SCENARIO,
+        "start": _START,
+        "nobody": _NOBODY,
+    }
+    row = tx.cursor(row_factory=dict_row).execute(query, values).fetchone()
+    assert row is not None
+    return _shown(row)
+
+
+def find(tx: Connection, scenario_uuid: str) -> Shown | None:
+    """One scenario; None where there is none of this uuid."""
+    query = f"{_SHOWN} WHERE s.scenario_uuid = %s"
+    row = tx.cursor(row_factory=dict_row).execute(query, (scenario_uuid,)).fetchone()
+    return _shown(row) if row else None
+
+
+def page(tx: Connection, state: State | None, after: str | None, limit: int) -> list[Shown]:
+    """At most `limit` scenarios older than `after`, the newest first; of one state only where one is given."""
+    conditions: list[LiteralString] = []
+    if state is not None:
+        conditions.append("s.state = %(state)s")
+    if after is not None:
+        conditions.append("s.scenario_uuid < %(after)s::uuid")
+    where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+    query = f"{_SHOWN} {where} ORDER BY s.scenario_uuid DESC LIMIT %(limit)s"
+    rows = tx.cursor(row_factory=dict_row).execute(query, {"state": state, "after": after, "limit": limit}).fetchall()
+    return [_shown(row) for row in rows]
+
+
+def history(tx: Connection, scenario_uuid: str) -> list[Move]:
+    """All moves of a scenario, the first first; none where there is no such scenario, since a birth is a move."""
+    return (
+        tx.cursor(row_factory=class_row(Move))
+        .execute(
+            """
+            SELECT number, from_state, to_state, reason, epoch, attempt, runner, detail, at
+              FROM scenario_history
+             WHERE scenario_uuid = %s
+             ORDER BY number
+            """,
+            (scenario_uuid,),
+        )
+        .fetchall()
+    )
+
+
+def gaps(tx: Connection, scenario_uuid: str) -> list[StoredGap]:
+    """All gaps of a scenario in the order of the video."""
+    return (
+        tx.cursor(row_factory=class_row(StoredGap))
+        .execute(
+            """
+            SELECT after_frame, from_s, to_s, frames, reason, epoch
+              FROM scenario_gaps
+             WHERE scenario_uuid = %s
+             ORDER BY after_frame, from_s, reason
+            """,
+            (scenario_uuid,),
+        )
+        .fetchall()
+    )
+
+
+def exists(tx: Connection, scenario_uuid: str) -> bool:
+    """Whether there is a scenario of this uuid."""
+    return tx.execute("SELECT FROM scenarios WHERE scenario_uuid = %s", (scenario_uuid,)).fetchone() is not None
+
+
+def _shown(row: dict[str, Any]) -> Shown:
+    around = Surroundings(*(row.pop(name) for name in ("leads", "relays", "free_slot", "caught_up")))
+    return Shown(
+        **row
+        | {
+            "state": State(row["state"]),
+            "outcome": Outcome(row["outcome"]) if row["outcome"] else None,
+            "error": msgspec.json.decode(row["error"], type=ErrorInfo) if row["error"] else None,
+            "parameters": msgspec.json.decode(row["parameters"], type=Parameters),
+            "skips": msgspec.json.decode(row["skips"], type=tuple[Skip, ...]),
+            "around": around,
+        }
+    )

@@ -1,0 +1,59 @@
+"""How a role learns that it is to stop: one event that loops wait on, set by SIGTERM, by SIGINT or by a thread that died."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+from vidflow.infra.telemetry import log
+
+_log = log("stopping")
+
+
+class Stop:
+    """Asked for once, seen by all: `stop.wait(seconds)` is the only sleep of a loop."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self.error: BaseException | None = None
+
+    @property
+    def requested(self) -> bool:
+        """Whether the role is to stop."""
+        return self._event.is_set()
+
+    def request(self, error: BaseException | None = None) -> None:
+        """Asks all loops to end; `error` is why, where something died."""
+        if error is not None and self.error is None:
+            self.error = error
+        self._event.set()
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Waits until a stop is requested, for at most `seconds`; whether it is."""
+        return self._event.wait(seconds)
+
+    def on_signals(self) -> None:
+        """Lets SIGTERM and SIGINT ask for the stop. For the main thread."""
+
+        def handle(_number: int, _frame: FrameType | None) -> None:
+            self.request()
+
+        signal.signal(signal.SIGTERM, handle)
+        signal.signal(signal.SIGINT, handle)
+
+
+def start_thread(name: str, body: Callable[[], None], stop: Stop) -> threading.Thread:
+    """Starts a named thread whose death by an error stops the role: nothing goes on half alive. The caller joins it."""
+
+    def run() -> None:
+        try:
+            body()
+        except BaseException as error:  # noqa: BLE001 - told to the owner, who raises it
+            _log.error("thread_died", thread=name, error=f"{type(error).__name__}: {error}")
+            stop.request(error)
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    return thread

@@ -1,0 +1,81 @@
+"""From a decoded frame to an array of pixels as they are displayed. Not what a model makes of them: no floats here."""
+
+from __future__ import annotations
+
+import struct
+from typing import Final, Literal, NamedTuple
+
+import av
+import numpy as np
+from av.sidedata.sidedata import SideData
+from av.video.frame import VideoFrame
+from av.video.reformatter import Interpolation, VideoReformatter
+from numpy.typing import NDArray
+
+from vidflow.domain.errors import SourceError
+
+Order = Literal["rgb", "bgr"]
+_FORMATS: Final[dict[Order, str]] = {"rgb": "rgb24", "bgr": "bgr24"}
+_MATRIX: Final = struct.Struct("=9i")
+
+
+class Orientation(NamedTuple):
+    """How the decoded picture becomes the displayed one: rows and columns change places first, then the axes are turned round."""
+
+    transposed: bool = False
+    flip_x: bool = False
+    flip_y: bool = False
+
+
+UPRIGHT: Final = Orientation()
+
+
+def orientation_of(frame: VideoFrame) -> Orientation:
+    """What the frame's display matrix asks for: a turn by a multiple of 90 degrees, mirrored or not. Odd angles are left alone."""
+    side_data = frame.side_data.get("DISPLAYMATRIX")
+    if not isinstance(side_data, SideData) or side_data.buffer_size != _MATRIX.size:
+        return UPRIGHT
+    # x' = a x + c y, y' = b x + d y, with x to the right and y downwards.
+    a, b, _, c, d, *_ = _MATRIX.unpack(bytes(side_data))
+    if a and d and not b and not c:
+        return Orientation(transposed=False, flip_x=a < 0, flip_y=d < 0)
+    if b and c and not a and not d:
+        return Orientation(transposed=True, flip_x=c < 0, flip_y=b < 0)
+    return UPRIGHT
+
+
+def displayed_size(frame: VideoFrame, orientation: Orientation) -> tuple[int, int]:
+    """Width and height of the frame as displayed."""
+    return (frame.height, frame.width) if orientation.transposed else (frame.width, frame.height)
+
+
+def to_array(
+    frame: VideoFrame,
+    orientation: Orientation,
+    size: tuple[int, int],
+    order: Order,
+    scaler: VideoReformatter,
+) -> NDArray[np.uint8]:
+    """The frame as displayed, scaled to `size` (width, height): uint8, height x width x 3, contiguous.
+
+    It is scaled before it is turned, by swscale, bilinear: far cheaper than on tensors. One `scaler` serves one thread.
+    Raises SourceError for a pixel format that cannot be converted.
+    """
+    width, height = size
+    if orientation.transposed:
+        width, height = height, width
+    try:
+        scaled = scaler.reformat(frame, width, height, _FORMATS[order], interpolation=Interpolation.BILINEAR, threads=1)
+    except (av.error.FFmpegError, ValueError) as error:
+        raise SourceError(
+            f"frames in pixel format {frame.format.name} cannot be converted to {order}: convert the video first,"
+            " for example with `ffmpeg -i VIDEO -pix_fmt yuv420p OUT.mp4`",
+            code="source_not_video",
+        ) from error
+    return np.ascontiguousarray(_turned(np.asarray(scaled.to_ndarray(), dtype=np.uint8), orientation))
+
+
+def _turned(pixels: NDArray[np.uint8], orientation: Orientation) -> NDArray[np.uint8]:
+    if orientation.transposed:
+        pixels = pixels.swapaxes(0, 1)
+    return pixels[:: -1 if orientation.flip_y else 1, :: -1 if orientation.flip_x else 1]

@@ -1,0 +1,72 @@
+"""Whether the parts of a running vidflow are alive, and how many scenarios there are, as the tables tell it. It asks no process."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+from psycopg.rows import class_row
+
+from vidflow.domain.messages import RESULTS
+from vidflow.infra.postgres import Connection
+
+FRESH_S: Final = 5
+"""Signs of life come each second or oftener; one that is older than this is none."""
+
+_LEADS: Final = "EXISTS (SELECT FROM lease WHERE name = 'leader' AND expires_at > clock_timestamp())"
+_RELAYS: Final = "EXISTS (SELECT FROM lease WHERE name = 'relay' AND expires_at > clock_timestamp())"
+_SEEN: Final = f"last_seen_at > clock_timestamp() - interval '{FRESH_S} s'"
+_FREE_SLOT: Final = f"EXISTS (SELECT FROM runners WHERE {_SEEN} AND NOT draining AND NOT marked AND used < capacity)"
+# The topic that is there now is the one that was last caught up with; rows of topics that are gone stay behind.
+_INBOX_LAG: Final = f"""
+    (SELECT extract(epoch FROM clock_timestamp() - min(coalesce(caught_up_at, '-infinity')))::float8
+       FROM inbox_partitions
+      WHERE topic = '{RESULTS}'
+        AND topic_id = (SELECT topic_id
+                          FROM inbox_partitions
+                         WHERE topic = '{RESULTS}'
+                         ORDER BY caught_up_at DESC NULLS LAST
+                         LIMIT 1))"""  # noqa: S608 - names of our own
+
+SURROUNDINGS: Final = f"""
+    {_LEADS} AS leads, {_RELAYS} AS relays, {_FREE_SLOT} AS free_slot, coalesce({_INBOX_LAG} < {FRESH_S}, false) AS caught_up"""
+"""The columns of a Surroundings, for a statement that shows scenarios."""
+
+
+class Vitals(msgspec.Struct, frozen=True):
+    """Which parts are alive. `runners` counts those seen lately; `inbox_lag_s` is how old the newest moment is up to which
+    all results are surely stored (None: there is no such moment)."""
+
+    leads: bool
+    relays: bool
+    runners: int
+    inbox_lag_s: float | None
+
+    @property
+    def missing(self) -> list[str]:
+        """What a scenario would wait for in vain, by the name of the process that does it."""
+        caught_up = self.inbox_lag_s is not None and self.inbox_lag_s < FRESH_S
+        parts = {"orchestrator": self.leads, "relay": self.relays, "runner": self.runners > 0, "inbox": caught_up}
+        return [part for part, alive in parts.items() if not alive]
+
+
+def check(tx: Connection) -> None:
+    """Raises psycopg.Error where the database does not answer, or has not vidflow's tables."""
+    tx.execute("SELECT FROM scenarios LIMIT 0")
+
+
+def read(tx: Connection) -> Vitals:
+    """The parts' signs of life."""
+    query = f"""
+        SELECT {_LEADS} AS leads, {_RELAYS} AS relays,
+               (SELECT count(*) FROM runners WHERE {_SEEN}) AS runners,
+               (SELECT nullif(lag_s, 'infinity') FROM (SELECT {_INBOX_LAG} AS lag_s) AS inbox) AS inbox_lag_s
+    """  # noqa: S608 - fragments of our own
+    row = tx.cursor(row_factory=class_row(Vitals)).execute(query).fetchone()
+    assert row is not None
+    return row
+
+
+def scenarios_by_state(tx: Connection) -> dict[str, int]:
+    """How many scenarios are in each state; states without one are left out. Reads a whole index: for a scrape now and then."""
+    return dict(tx.execute("SELECT state, count(*) FROM scenarios GROUP BY state").fetchall())

@@ -1,0 +1,104 @@
+"""Each role's options as one Struct, made by the command line: the only place that reads the environment.
+
+The command line (cli.py) gives every option an environment variable of the same name, VIDFLOW_…, and the brief's own names
+MAX_WORKERS and VIDEO_FPS beside it. This module holds what the options mean once they are read.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+
+class Common(msgspec.Struct, frozen=True, kw_only=True):
+    """What several roles need. `database_url` is a libpq URL, `kafka` the bootstrap servers."""
+
+    database_url: str = ""
+    kafka: str = ""
+    metrics_port: int | None = None
+    log_format: str = "text"
+
+
+class ApiOptions(Common, frozen=True, kw_only=True):
+    """The api: where it listens, what local files it may name, and whether it hosts the inbox."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    inbox: bool = True
+    media_root: Path | None = None
+    any_file: bool = False
+    models_dir: Path | None = None
+    video_fps: str = "all"
+    pool_size: int = 10
+
+
+class RelayOptions(Common, frozen=True, kw_only=True):
+    """The relay."""
+
+
+class InboxOptions(Common, frozen=True, kw_only=True):
+    """The inbox. `group_protocol`: "classic" where the broker knows no other, or takes long to notice a dead consumer."""
+
+    group_protocol: str = "consumer"
+
+
+class OrchestratorOptions(Common, frozen=True, kw_only=True):
+    """The orchestrator: how many attempts a scenario has at one frame."""
+
+    attempts: int = 5
+    pool: str = "default"
+
+
+class RunnerOptions(Common, frozen=True, kw_only=True):
+    """The runner: its slots, what it may read, and the limits of its workers.
+
+    `start_deadline_s` and `inference_deadline_s` bound what a worker may take in its start and for one batch;
+    `worker_memory_bytes` is its cap (None: no cap).
+    """
+
+    max_workers: int = 2
+    pool: str = "default"
+    media_root: Path | None = None
+    any_file: bool = False
+    models_dir: Path | None = None
+    grace_s: float = 25.0
+    start_deadline_s: float = 60.0
+    inference_deadline_s: float = 60.0
+    worker_memory_bytes: int | None = None
+
+
+class DevOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """`vidflow dev`: the embedded servers (or given ones) and how many of each role."""
+
+    port: int = 8000
+    data_dir: Path | None = None
+    database_url: str | None = None
+    kafka: str | None = None
+    media_root: Path | None = None
+    any_file: bool = True
+    models_dir: Path | None = None
+    max_workers: int = 2
+    video_fps: str = "all"
+    runners: int = 1
+    orchestrators: int = 1
+    relays: int = 1
+
+
+class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """`vidflow run`: one video through one model. `url` names a vidflow that runs already; None starts one for the purpose."""
+
+    video: str
+    model: str = "motion"
+    fps: str = "all"
+    output: str = "table"
+    url: str | None = None
+    score_threshold: float | None = None
+    labels: tuple[str, ...] | None = None
+    max_workers: int = 2
+
+
+def environment(name: str) -> str | None:
+    """The value of an environment variable, None where it is unset or empty."""
+    return os.environ.get(name) or None
