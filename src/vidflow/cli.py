@@ -1,0 +1,244 @@
+"""The command line: one command a role, each option an environment variable too. No logic: it makes options and calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from vidflow import __version__
+from vidflow.infra.crashpoint import arm
+from vidflow.infra.stopping import Stop
+from vidflow.infra.telemetry import configure_logs
+from vidflow.settings import (
+    ApiOptions,
+    DevOptions,
+    InboxOptions,
+    OrchestratorOptions,
+    RelayOptions,
+    RunnerOptions,
+    RunOptions,
+    environment,
+)  # fmt: skip
+
+app = typer.Typer(
+    help="Runs vision models over videos, frame by frame, and loses nothing.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+db = typer.Typer(help="The database's schema.", no_args_is_help=True)
+topics = typer.Typer(help="Kafka's topics.", no_args_is_help=True)
+app.add_typer(db, name="db")
+app.add_typer(topics, name="topics")
+
+
+def _option(name: str, text: str, *more: str) -> Any:  # noqa: ANN401 - what typer.Option returns
+    variable = "VIDFLOW_" + name.strip("-").replace("-", "_").upper()
+    return typer.Option(f"--{name}", help=text, envvar=[variable, *more], show_default=True)
+
+
+Database = Annotated[str, _option("database-url", "PostgreSQL, as postgresql://user:password@host:port/database.")]
+Kafka = Annotated[str, _option("kafka", "Kafka's bootstrap servers, as host:port,host:port.")]
+LogFormat = Annotated[str, _option("log-format", "text for people, json for machines.")]
+MetricsPort = Annotated[int | None, _option("metrics-port", "Serve Prometheus metrics on this port.")]
+MediaRoot = Annotated[Path | None, _option("media-root", "The folder of the local files that scenarios may name.")]
+AnyFile = Annotated[
+    bool,
+    typer.Option(
+        "--any-file/--no-any-file",
+        help="Let scenarios name any file that this user can read.",
+        envvar="VIDFLOW_ANY_FILE",
+    ),
+]
+ModelsDir = Annotated[
+    Path | None, _option("models-dir", "A folder of model specs; each is a model named after its file.")
+]
+Pool = Annotated[str, _option("pool", "The pool of runners.")]
+MaxWorkers = Annotated[int, _option("max-workers", "How many scenarios a runner works on at once.", "MAX_WORKERS")]
+VideoFps = Annotated[
+    str, _option("video-fps", "Frames a second to keep where a scenario does not say; or all.", "VIDEO_FPS")
+]
+
+Options = TypeVar("Options")
+
+
+def _serve(run: Callable[[Options, Stop], None], options: Options, log_format: str) -> None:
+    """Runs a role in this process until it is told to stop or dies of an error."""
+    configure_logs(log_format)
+    arm(environment("VIDFLOW_CRASHPOINTS") or "")
+    stop = Stop()
+    stop.on_signals()
+    run(options, stop)
+    if stop.error is not None:
+        raise stop.error
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def api(
+    database_url: Database = "", kafka: Kafka = "", log_format: LogFormat = "text", metrics_port: MetricsPort = None,
+    host: Annotated[str, _option("host", "Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, _option("port", "Where to listen.")] = 8000,
+    inbox: Annotated[bool, typer.Option("--inbox/--no-inbox", help="Host the inbox in this process.", envvar="VIDFLOW_INBOX")] = True,
+    media_root: MediaRoot = None, any_file: AnyFile = False, models_dir: ModelsDir = None, video_fps: VideoFps = "all",
+    pool_size: Annotated[int, _option("pool-size", "Connections to the database.")] = 10,
+) -> None:  # fmt: skip
+    """Serve the HTTP API."""
+    from vidflow.roles.api import run  # noqa: PLC0415 - a role imports what it needs and no more
+
+    _serve(run, ApiOptions(
+        database_url=database_url, kafka=kafka, log_format=log_format, metrics_port=metrics_port, host=host, port=port, inbox=inbox,
+        media_root=media_root, any_file=any_file, models_dir=models_dir, video_fps=video_fps, pool_size=pool_size,
+    ), log_format)  # fmt: skip
+
+
+@app.command()
+def relay(
+    database_url: Database = "", kafka: Kafka = "", log_format: LogFormat = "text", metrics_port: MetricsPort = None
+) -> None:
+    """Publish the outbox to Kafka."""
+    from vidflow.roles.relay import run  # noqa: PLC0415
+
+    _serve(
+        run,
+        RelayOptions(database_url=database_url, kafka=kafka, log_format=log_format, metrics_port=metrics_port),
+        log_format,
+    )
+
+
+@app.command()
+def inbox(
+    database_url: Database = "",
+    kafka: Kafka = "",
+    log_format: LogFormat = "text",
+    metrics_port: MetricsPort = None,
+    group_protocol: Annotated[
+        str, _option("group-protocol", "consumer, or classic for a broker that needs it.")
+    ] = "consumer",
+) -> None:
+    """Store the workers' results (where the api does not host it)."""
+    from vidflow.roles.inbox import run  # noqa: PLC0415
+
+    _serve(
+        run,
+        InboxOptions(
+            database_url=database_url,
+            kafka=kafka,
+            log_format=log_format,
+            metrics_port=metrics_port,
+            group_protocol=group_protocol,
+        ),
+        log_format,
+    )
+
+
+@app.command()
+def orchestrator(
+    database_url: Database = "", kafka: Kafka = "", log_format: LogFormat = "text", metrics_port: MetricsPort = None,
+    attempts: Annotated[int, _option("attempts", "Losses in a row at one frame after which a scenario fails.")] = 5,
+    pool: Pool = "default",
+) -> None:  # fmt: skip
+    """Lead the scenarios through their lifecycle, or stand by to."""
+    from vidflow.roles.orchestrator import run  # noqa: PLC0415
+
+    _serve(run, OrchestratorOptions(
+        database_url=database_url, kafka=kafka, log_format=log_format, metrics_port=metrics_port, attempts=attempts, pool=pool,
+    ), log_format)  # fmt: skip
+
+
+@app.command()
+def runner(
+    kafka: Kafka = "", log_format: LogFormat = "text", metrics_port: MetricsPort = None, max_workers: MaxWorkers = 2,
+    pool: Pool = "default",
+    media_root: MediaRoot = None, any_file: AnyFile = False, models_dir: ModelsDir = None,
+    grace_s: Annotated[float, _option("grace-s", "Seconds that a draining runner has.")] = 25.0,
+    start_deadline_s: Annotated[float, _option("start-deadline-s", "Seconds that a worker may take to start.")] = 60.0,
+    inference_deadline_s: Annotated[float, _option("inference-deadline-s", "Seconds that a worker may take for a batch.")] = 60.0,
+    worker_memory_bytes: Annotated[int | None, _option("worker-memory-bytes", "The most memory of a worker.")] = None,
+) -> None:  # fmt: skip
+    """Keep worker processes that read videos and run models."""
+    from vidflow.roles.runner import run  # noqa: PLC0415
+
+    _serve(run, RunnerOptions(
+        kafka=kafka, log_format=log_format, metrics_port=metrics_port, max_workers=max_workers, pool=pool, media_root=media_root,
+        any_file=any_file, models_dir=models_dir, grace_s=grace_s, start_deadline_s=start_deadline_s,
+        inference_deadline_s=inference_deadline_s, worker_memory_bytes=worker_memory_bytes,
+    ), log_format)  # fmt: skip
+
+
+@app.command()
+def dev(
+    port: Annotated[int, _option("port", "The api's port.")] = 8000,
+    data_dir: Annotated[Path | None, _option("data-dir", "Keep the data here; without it they go when vidflow stops.")] = None,
+    database_url: Annotated[str | None, _option("database-url", "Use this PostgreSQL instead of an embedded one.")] = None,
+    kafka: Annotated[str | None, _option("kafka", "Use this Kafka instead of an embedded one.")] = None,
+    media_root: MediaRoot = None, models_dir: ModelsDir = None, max_workers: MaxWorkers = 2, video_fps: VideoFps = "all",
+    runners: Annotated[int, _option("runners", "How many runners.")] = 1,
+    orchestrators: Annotated[int, _option("orchestrators", "How many orchestrators.")] = 1,
+    relays: Annotated[int, _option("relays", "How many relays.")] = 1,
+) -> None:  # fmt: skip
+    """Run all of vidflow on this machine, with its own PostgreSQL and Kafka."""
+    from vidflow.roles.dev import run  # noqa: PLC0415
+
+    _serve(run, DevOptions(
+        port=port, data_dir=data_dir, database_url=database_url, kafka=kafka, media_root=media_root, any_file=media_root is None,
+        models_dir=models_dir, max_workers=max_workers, video_fps=video_fps, runners=runners, orchestrators=orchestrators, relays=relays,
+    ), "text")  # fmt: skip
+
+
+@app.command()
+def run(
+    video: Annotated[str, typer.Argument(help="A file, a URL, or sample:NAME (bikes, bigbuckbunny, carphone).")],
+    model: Annotated[str, _option("model", "A model's name, a spec's path or an .onnx file.")] = "motion",
+    fps: Annotated[str, _option("fps", "Frames a second to look at, or all.")] = "all",
+    output: Annotated[str, _option("output", "table, ndjson, json or csv.")] = "table",
+    url: Annotated[str | None, _option("url", "Use the vidflow that runs there instead of starting one.")] = None,
+    score: Annotated[float | None, _option("score", "Leave out detections below this score.")] = None,
+    labels: Annotated[str | None, _option("labels", "Keep only these labels, comma-separated.")] = None,
+    max_workers: MaxWorkers = 2,
+) -> None:  # fmt: skip
+    """Run a model over one video and print what it saw."""
+    from vidflow.roles.run import run as run_video  # noqa: PLC0415
+
+    raise typer.Exit(run_video(RunOptions(
+        video=video, model=model, fps=fps, output=output, url=url, score_threshold=score,
+        labels=tuple(labels.split(",")) if labels else None, max_workers=max_workers,
+    )))  # fmt: skip
+
+
+@db.command()
+def migrate(database_url: Database = "") -> None:
+    """Bring the database to this version's schema."""
+    from vidflow.infra.migrations import migrate  # noqa: PLC0415
+
+    migrate(database_url, typer.echo)
+    typer.echo("the schema is up to date")
+
+
+@db.command()
+def status(database_url: Database = "") -> None:
+    """Tell which migrations are applied."""
+    from vidflow.infra.migrations import status  # noqa: PLC0415
+
+    rows = status(database_url)
+    for name, applied in rows:
+        typer.echo(f"{'applied' if applied else 'missing'}  {name}")
+    raise typer.Exit(0 if all(applied for _, applied in rows) else 3)
+
+
+@topics.command("create")
+def create_topics(kafka: Kafka = "") -> None:
+    """Make the topics that are missing."""
+    from vidflow.infra.kafka import create_topics  # noqa: PLC0415
+
+    made = create_topics(kafka)
+    typer.echo(f"made {', '.join(made)}" if made else "all topics were there")

@@ -1,0 +1,1 @@
+"""One process each: a role joins the decisions of the domain with the outside world."""

@@ -1,0 +1,128 @@
+"""The api's process: the Litestar app and the server that runs it, with the inbox beside it unless that runs elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, closing
+from typing import Final
+
+import uvicorn
+from litestar import Litestar, get
+from litestar.concurrency import set_asyncio_executor
+from litestar.di import Provide
+from litestar.openapi.config import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.response import Redirect
+from litestar.types import ASGIApp
+
+from vidflow import __version__
+from vidflow.domain.errors import SetupError
+from vidflow.infra.stopping import Stop, start_thread
+from vidflow.infra.telemetry import log
+from vidflow.roles.api import health, models, predictions, scenarios
+from vidflow.roles.api.context import Context
+from vidflow.roles.api.database import Database
+from vidflow.roles.api.metrics import measured, metrics
+from vidflow.roles.api.problems import plugin
+from vidflow.roles.api.requests import MAX_BODY_BYTES, StrictRequest
+from vidflow.roles.api.try_page import TryPage
+from vidflow.settings import ApiOptions, InboxOptions
+
+GRACE_S: Final = 5
+"""How long requests that are under way may take to end once a stop was requested."""
+LAST_WORDS_S: Final = 2
+"""How long those that were cut off then may take to say so."""
+HANDLER_THREADS: Final = 64
+"""More than there are connections: those that wait for one must not keep the others from being told that there is none."""
+
+_log = log("api")
+
+
+@get("/", include_in_schema=False, sync_to_thread=False)
+def home() -> Redirect:
+    """There is no dashboard yet: the page to try the API."""
+    return Redirect("/docs")
+
+
+def create_app(context: Context, stop: Stop) -> ASGIApp:
+    """The app, its requests counted. While it lives it owns the watch for the schema, and the inbox if it hosts one."""
+    options = context.options
+
+    @asynccontextmanager
+    async def lifespan(_app: Litestar) -> AsyncIterator[None]:
+        threads = [start_thread("schema", lambda: context.database.wait_until_ready(stop), stop)]
+        if options.inbox:
+            threads.append(start_thread("inbox", lambda: _run_inbox(options, stop), stop))
+        try:
+            yield
+        finally:
+            stop.request()
+            for thread in threads:
+                await asyncio.to_thread(thread.join, GRACE_S)
+
+    app = Litestar(
+        route_handlers=[
+            scenarios.router(), predictions.get_predictions, models.list_models, health.router(), metrics, home,
+        ],
+        dependencies={"api": Provide(lambda: context, sync_to_thread=False)},
+        lifespan=[lifespan],
+        plugins=[plugin()],
+        request_class=StrictRequest,
+        request_max_body_size=MAX_BODY_BYTES,
+        openapi_config=OpenAPIConfig(
+            title="vidflow", version=__version__, path="/docs", use_handler_docstrings=True,
+            description="Runs vision models over videos, frame by frame.",
+            render_plugins=[JsonRenderPlugin(), TryPage()],
+        ),
+        logging_config=None,
+    )  # fmt: skip
+    return measured(app)
+
+
+def _run_inbox(options: ApiOptions, stop: Stop) -> None:
+    from vidflow.roles import inbox  # noqa: PLC0415 - an api without an inbox needs no Kafka client
+
+    inbox.run(InboxOptions(database_url=options.database_url, kafka=options.kafka, log_format=options.log_format), stop)
+
+
+def run(options: ApiOptions, stop: Stop) -> None:
+    """Serves until a stop is requested, then lets requests end, those that hang with an error.
+
+    Raises SetupError where it cannot listen, is not told of a database, or has a default frame rate that is none.
+    """
+    scenarios.default_fps(options)
+    set_asyncio_executor(ThreadPoolExecutor(HANDLER_THREADS, thread_name_prefix="handler"))
+    with _listening(options) as listener, closing(Database(options.database_url, options.pool_size)) as database:
+        app = create_app(Context(options, database), stop)
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                loop="uvloop",
+                lifespan="on",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                timeout_graceful_shutdown=GRACE_S + LAST_WORDS_S,
+            )
+        )
+        thread = start_thread("http", lambda: server.run(sockets=[listener]), stop)
+        host, port = listener.getsockname()[:2]
+        _log.info("listening", url=f"http://{host}:{port}", docs=f"http://{host}:{port}/docs")
+        stop.wait()
+        server.should_exit = True
+        thread.join(GRACE_S)
+        database.close()
+        thread.join()
+
+
+def _listening(options: ApiOptions) -> socket.socket:
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    try:
+        return socket.create_server((options.host, options.port), family=family, backlog=1024)
+    except OSError as error:
+        raise SetupError(
+            f"the api cannot listen at {options.host}:{options.port} ({error.strerror}); choose another --port"
+        ) from error

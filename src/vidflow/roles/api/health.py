@@ -1,0 +1,71 @@
+"""Whether this process lives, whether it can serve, and whether the whole of vidflow can run a scenario: three questions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, TypeVar
+
+import psycopg
+from litestar import Router, get
+
+from vidflow.domain.errors import Unavailable
+from vidflow.infra import vitals
+from vidflow.infra.postgres import Connection
+from vidflow.roles.api.context import Api, Context
+from vidflow.roles.api.problems import documented, problem
+from vidflow.roles.api.schemas import Health
+
+CHECK_S: Final = 1.0
+"""A check that takes longer has failed: who asks wants to know now."""
+
+# Threads of their own: requests that hang must not keep a check from being asked.
+_threads = ThreadPoolExecutor(4, thread_name_prefix="health")
+
+T = TypeVar("T")
+
+
+@get("/live", sync_to_thread=False)
+def live() -> Health:
+    """This process answers."""
+    return Health()
+
+
+@get("/ready", responses=documented(503))
+async def ready(api: Api) -> Health:
+    """This api can serve: its database answers and has the schema. For load balancers."""
+    await _asked(api, vitals.check)
+    return Health()
+
+
+@get("/system", responses=documented(503))
+async def system(api: Api) -> Health:
+    """A scenario could run to its end: an orchestrator leads, a relay, a runner and the inbox are at work."""
+    signs = await _asked(api, vitals.read)
+    if signs.missing:
+        raise problem(
+            503, "not_running", f"missing: {', '.join(signs.missing)}; start what is missing", missing=signs.missing
+        )
+    return Health()
+
+
+async def _asked(api: Context, question: Callable[[Connection], T]) -> T:
+    """The database's answer. Raises a problem that names the database where there is none in time."""
+
+    def ask() -> T:
+        with api.database.connection(CHECK_S) as connection:
+            return question(connection)
+
+    try:
+        return await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(_threads, ask), CHECK_S)
+    except Unavailable as error:
+        raise problem(503, error.code, error.message, missing=["database"]) from error
+    except (TimeoutError, psycopg.Error) as error:
+        detail = f"missing: database (no answer within {CHECK_S:g} s); start it, or check VIDFLOW_DATABASE_URL"
+        raise problem(503, "database_unavailable", detail, missing=["database"]) from error
+
+
+def router() -> Router:
+    """The routes of this resource."""
+    return Router("/health", route_handlers=[live, ready, system], tags=["health"])

@@ -1,0 +1,36 @@
+"""The models that this server knows by name, over HTTP, and what a name in a request resolves to. It loads none."""
+
+from __future__ import annotations
+
+import msgspec
+from litestar import get
+
+from vidflow.domain.errors import ModelError
+from vidflow.infra.models import registry
+from vidflow.roles.api.context import Api
+from vidflow.roles.api.problems import problem
+from vidflow.roles.api.schemas import InitScenario, ModelAnswer, ModelsAnswer
+from vidflow.settings import ApiOptions
+
+
+@get("/models", sync_to_thread=True, tags=["models"])
+def list_models(api: Api) -> ModelsAnswer:
+    """The names that `model` takes beside the paths of specs and weights files."""
+    listed = registry.list_models(api.options.models_dir)
+    return ModelsAnswer([ModelAnswer(**msgspec.structs.asdict(one)) for one in listed])
+
+
+def resolved(asked: InitScenario, options: ApiOptions) -> registry.ModelRef:
+    """The model that is asked for, one that has the labels that are asked for, as far as that can be known without loading it.
+
+    Raises ModelError or ParameterError; for an unknown name a problem that lists the names that there are.
+    """
+    try:
+        model = registry.resolve(asked.model, options.models_dir, any_file=options.any_file)
+    except ModelError as error:
+        if error.code != ModelError.default_code:
+            raise
+        names = [listed.name for listed in registry.list_models(options.models_dir)]
+        raise problem(422, error.code, error.message, models=names) from error
+    registry.check_parameters(model, asked.parameters)
+    return model

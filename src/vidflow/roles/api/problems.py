@@ -1,0 +1,153 @@
+"""Every error of a request as a problem (RFC 9457), in this one place. Not where errors are raised."""
+
+from __future__ import annotations
+
+import http
+import re
+import uuid
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+import psycopg
+import psycopg_pool
+from litestar.exceptions import HTTPException, ValidationException
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.plugins.problem_details import ProblemDetailsConfig, ProblemDetailsException, ProblemDetailsPlugin
+
+from vidflow.domain.errors import SetupError, Unavailable, UnknownScenario, UserError, VidflowError
+from vidflow.infra.postgres import is_away, is_conflict
+from vidflow.infra.telemetry import log, redacted
+from vidflow.roles.api.schemas import FieldProblem, Problem
+
+RETRY_AFTER_S: Final = 1
+_AT: Final = re.compile(r"^(?P<message>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
+_FIELD: Final = re.compile(r"(?:unknown|required) field `(?P<field>[^`]*)`")
+_CODES: Final = {
+    400: "request_malformed", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 415: "not_json", 503: "unavailable",
+}  # fmt: skip
+_DETAILS: Final = {
+    404: "there is nothing at this path; the paths are listed at /docs",
+    405: "this path does not take this method; the methods are listed at /docs",
+    413: "the body is larger than a request may be; leave something out",
+}
+
+_log = log("api")
+
+
+def problem(status: int, code: str, detail: str, **more: Any) -> ProblemDetailsException:  # noqa: ANN401 - members of a problem
+    """A problem to raise. `more`: its other members; a 503 says when to come again."""
+    return ProblemDetailsException(
+        status_code=status,
+        type_=f"urn:vidflow:problem:{code}",
+        title=http.HTTPStatus(status).phrase,
+        detail=redacted(detail),
+        extra={"code": code, **more},
+        headers={"Retry-After": str(RETRY_AFTER_S)} if status == http.HTTPStatus.SERVICE_UNAVAILABLE else None,
+    )
+
+
+def body_problem(error: Exception, hints: Mapping[str, str]) -> ProblemDetailsException:
+    """What is wrong with a body: 400 where it is no JSON, 422 with the field where it is not what was asked for.
+
+    `hints` tells of each field what it may be.
+    """
+    if not isinstance(error, msgspec.ValidationError):
+        return problem(400, "body_malformed", f"the body is no JSON: {error}")
+    match = _AT.match(str(error))
+    message, path = (match["message"], match["path"] or "") if match else (str(error), "")
+    if named := _FIELD.search(message):
+        path = f"{path}.{named['field']}" if path else named["field"]
+    hint = hints.get(re.split(r"[.\[]", path)[0])
+    field = FieldProblem(path or "body", f"{message}; it is {hint}" if hint else message)
+    return problem(422, "request_invalid", f"{field.field}: {field.message}", errors=[field])
+
+
+def _of_http(error: HTTPException) -> ProblemDetailsException:
+    """A refusal of the framework's: a path, a method, a parameter, a size."""
+    if isinstance(error, ProblemDetailsException):
+        return error
+    if error.status_code >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
+        return _of_fault(error)
+    if isinstance(error, ValidationException):
+        return _of_parameters(error)
+    status = error.status_code
+    mapped = problem(status, _CODES.get(status, "refused"), _DETAILS.get(status, error.detail))
+    mapped.headers = error.headers
+    return mapped
+
+
+def _of_parameters(error: ValidationException) -> ProblemDetailsException:
+    found = error.extra if isinstance(error.extra, list) else []
+    fields = [FieldProblem(_name(one), str(one.get("message", ""))) for one in found if isinstance(one, dict)]
+    if any(one.field == "data" for one in fields):
+        return problem(400, "body_malformed", "the body is empty; send a JSON object")
+    detail = "; ".join(f"{one.field}: {one.message}" for one in fields) or error.detail
+    return problem(400, _CODES[400], detail, errors=fields)
+
+
+def _name(fault: Mapping[str, Any]) -> str:
+    """A parameter as the client wrote it: `state` is a word of the framework's, so the handler calls it otherwise."""
+    return str(fault.get("key", "?")).removeprefix("in_")
+
+
+def _of_ours(error: VidflowError) -> ProblemDetailsException:
+    if isinstance(error, UnknownScenario):
+        return problem(404, error.code, error.message)
+    if isinstance(error, UserError):
+        return problem(422, error.code, error.message)
+    if isinstance(error, Unavailable | SetupError):
+        return problem(503, error.code, error.message)
+    return _of_fault(error)
+
+
+def _of_database(error: psycopg.Error) -> ProblemDetailsException:
+    if isinstance(error, psycopg_pool.PoolTimeout | psycopg_pool.TooManyRequests):
+        return problem(
+            503, "database_unavailable", "the database is away or all connections to it are busy; try again soon"
+        )
+    if is_away(error) or is_conflict(error):
+        return problem(503, "database_unavailable", "the database is away for now; try again soon")
+    return _of_fault(error)
+
+
+def _of_fault(error: Exception) -> ProblemDetailsException:
+    """A fault of ours: logged once, with an id that the client is told."""
+    error_id = str(uuid.uuid4())
+    _log.error("request_failed", error_id=error_id, error=f"{type(error).__name__}: {error}", traceback=_trace(error))
+    return problem(
+        500, "fault", f"this is a fault of the server, logged as {error_id}; tell its operator", error_id=error_id
+    )
+
+
+def _trace(error: BaseException) -> str:
+    import traceback  # noqa: PLC0415 - only a fault needs it
+
+    return "".join(traceback.format_exception(error))
+
+
+def plugin() -> ProblemDetailsPlugin:
+    """The one place where errors turn into answers."""
+    return ProblemDetailsPlugin(
+        ProblemDetailsConfig(
+            exception_to_problem_detail_map={
+                HTTPException: _of_http,
+                VidflowError: _of_ours,
+                psycopg.Error: _of_database,
+                Exception: _of_fault,
+            }
+        )
+    )
+
+
+def documented(*statuses: int) -> dict[int, ResponseSpec]:
+    """The problems that a handler may answer with, for the OpenAPI document."""
+    return {
+        status: ResponseSpec(
+            Problem,
+            generate_examples=False,
+            description=http.HTTPStatus(status).phrase,
+            media_type="application/problem+json",
+        )
+        for status in statuses
+    }

@@ -1,0 +1,208 @@
+"""Scenarios over HTTP: asked for, looked at, shut down. What moves them on is the orchestrator's."""
+
+from __future__ import annotations
+
+import datetime
+from decimal import Decimal
+from typing import Annotated, Any, Final, Literal
+from uuid import UUID
+
+import msgspec
+import psycopg
+from litestar import Request, Response, Router, get, post
+from litestar.openapi.spec import Example
+from litestar.params import Body, FromPath, QueryParameter
+
+from vidflow.domain.errors import ErrorInfo, ParameterError, SetupError, Unavailable, UnknownScenario
+from vidflow.domain.messages import Parameters
+from vidflow.domain.scenario import Decision, Event, Kind, State, decide
+from vidflow.domain.waiting import waiting_for
+from vidflow.infra import lifecycle, scenarios
+from vidflow.infra.postgres import Connection, is_conflict
+from vidflow.infra.telemetry import redacted
+from vidflow.roles.api import models, sources
+from vidflow.roles.api.answers import tagged
+from vidflow.roles.api.context import Api, Limit
+from vidflow.roles.api.problems import documented
+from vidflow.roles.api.schemas import FpsNumber, GapsAnswer, HistoryAnswer, InitScenario, ScenarioAnswer, ScenarioPage
+from vidflow.settings import ApiOptions
+
+_RACES: Final = 20
+"""How often a request for a shutdown may be overtaken by the leader before its client is told to ask again."""
+
+_EXAMPLES: Final = [
+    Example(summary="Motion, two frames a second", value={"source": "/videos/bikes.mp4", "model": "motion", "fps": 2}),
+    Example(
+        summary="A camera, persons only",
+        value={
+            "source": "rtsp://camera.example/stream",
+            "model": "yolox_nano",
+            "fps": 5,
+            "priority": 10,
+            "parameters": {"score_threshold": 0.4, "labels": ["person"], "on_poison": "skip"},
+        },
+    ),
+]
+
+
+@post("/init", sync_to_thread=True, responses=documented(400, 413, 415, 422, 503))
+def init_scenario(api: Api, data: Annotated[InitScenario, Body(examples=_EXAMPLES)]) -> Response[ScenarioAnswer]:
+    """Ask for a scenario: run a model over a source. From the 201 on it is never lost."""
+    _check_labels(data.parameters)
+    new = scenarios.NewScenario(
+        source=sources.admitted(data.source, api.options),
+        model=data.model,
+        model_sha256=models.resolved(data, api.options).sha256,
+        fps=default_fps(api.options) if data.fps is None else _fps_text(data.fps),
+        priority=data.priority,
+        parameters=data.parameters,
+    )
+    with api.database.connection() as connection:
+        answer = _answer(scenarios.insert(connection, new))
+    return Response(answer, status_code=201, headers={"Location": f"/scenario/{answer.scenario_uuid}"})
+
+
+@get("/{scenario_uuid:str}", sync_to_thread=True, responses=documented(400, 404, 503))
+def get_scenario(request: Request[Any, Any, Any], api: Api, scenario_uuid: FromPath[UUID]) -> Response[ScenarioAnswer]:
+    """How a scenario stands."""
+    with api.database.connection() as connection:
+        return tagged(request, _found(connection, scenario_uuid))
+
+
+@get("/", sync_to_thread=True, responses=documented(400, 503))
+def list_scenarios(
+    api: Api,
+    in_state: Annotated[State | None, QueryParameter(name="state", description="only those in this state")] = None,
+    after: Annotated[UUID | None, QueryParameter(description="the cursor `next` of the page before")] = None,
+    limit: Limit = 50,
+) -> ScenarioPage:
+    """Scenarios, the newest first."""
+    with api.database.connection() as connection:
+        found = scenarios.page(connection, in_state, str(after) if after else None, limit + 1)
+    items = [_answer(one) for one in found[:limit]]
+    return ScenarioPage(items, items[-1].scenario_uuid if len(found) > limit else None)
+
+
+@post("/{scenario_uuid:str}/shutdown", sync_to_thread=True, status_code=200, responses=documented(400, 404, 503))
+def shut_down(api: Api, scenario_uuid: FromPath[UUID]) -> ScenarioAnswer:
+    """Ask for a scenario's end. Asking again, or for one that has ended, is no error."""
+    with api.database.connection() as connection:
+        _shut_down(connection, str(scenario_uuid))
+        return _found(connection, scenario_uuid)
+
+
+@get("/{scenario_uuid:str}/history", sync_to_thread=True, responses=documented(400, 404, 503))
+def get_history(api: Api, scenario_uuid: FromPath[UUID]) -> HistoryAnswer:
+    """Every move of a scenario: from which state to which, why and when."""
+    with api.database.connection() as connection:
+        moves = scenarios.history(connection, str(scenario_uuid))
+    if not moves:
+        raise _unknown(scenario_uuid)
+    return HistoryAnswer([
+        msgspec.structs.replace(move, at=_utc(move.at), detail=redacted(move.detail) if move.detail else None) for move in moves
+    ])  # fmt: skip
+
+
+@get("/{scenario_uuid:str}/gaps", sync_to_thread=True, responses=documented(400, 404, 503))
+def get_gaps(api: Api, scenario_uuid: FromPath[UUID]) -> GapsAnswer:
+    """Where frames are missing that should have been kept, and why."""
+    with api.database.connection() as connection:
+        if not scenarios.exists(connection, str(scenario_uuid)):
+            raise _unknown(scenario_uuid)
+        return GapsAnswer(scenarios.gaps(connection, str(scenario_uuid)))
+
+
+def _shut_down(connection: Connection, scenario_uuid: str) -> None:
+    """Moves the scenario to its shutdown. The leader may move it at the same time: then it is read and decided anew."""
+    for _ in range(_RACES):
+        scenario = lifecycle.read_one(connection, scenario_uuid)
+        if scenario is None:
+            raise UnknownScenario(f"there is no scenario {scenario_uuid}")
+        decision = decide(scenario, Event(kind=Kind.SHUTDOWN_REQUESTED, reason="shutdown requested"))
+        if decision.after is None or _moved(connection, decision):
+            return
+    raise Unavailable(f"scenario {scenario_uuid} changes too fast just now; ask for its shutdown again")
+
+
+def _moved(connection: Connection, decision: Decision) -> bool:
+    try:
+        with connection.transaction():
+            return bool(lifecycle.write_back(connection, [decision]))
+    except psycopg.Error as error:
+        if is_conflict(error):
+            return False
+        raise
+
+
+def _found(connection: Connection, scenario_uuid: UUID) -> ScenarioAnswer:
+    scenario = scenarios.find(connection, str(scenario_uuid))
+    if scenario is None:
+        raise _unknown(scenario_uuid)
+    return _answer(scenario)
+
+
+def _unknown(scenario_uuid: UUID) -> UnknownScenario:
+    return UnknownScenario(f"there is no scenario {scenario_uuid}; those that there are: GET /scenario")
+
+
+def _check_labels(parameters: Parameters) -> None:
+    """Refuses what the type of a label lets through, and no model has and no database takes."""
+    for label in parameters.labels or ():
+        if not label.isprintable():
+            raise ParameterError(
+                f"parameters.labels: {label!r} has an unprintable character; no model has such a label"
+            )
+
+
+def default_fps(options: ApiOptions) -> str:
+    """The frame rate of scenarios that name none, as it is stored. Raises SetupError where the setting is no frame rate."""
+    try:
+        number = options.video_fps if options.video_fps == "all" else float(options.video_fps)
+        return _fps_text(msgspec.convert(number, FpsNumber | Literal["all"]))
+    except (ValueError, msgspec.ValidationError) as error:
+        raise SetupError(
+            f"VIDEO_FPS (--video-fps) is a number from 0.001 to 1000, or all, not {options.video_fps!r}"
+        ) from error
+
+
+def _fps_text(fps: float | str) -> str:
+    """A frame rate as it is stored: the shortest decimal number that is this one, or "all"."""
+    return fps if isinstance(fps, str) else format(Decimal(repr(float(fps))).normalize(), "f")
+
+
+def _fps(text: str) -> Any:  # noqa: ANN401 - a number as short as it can be, or "all"
+    if text == "all":
+        return text
+    number = float(text)
+    return int(number) if number.is_integer() else number
+
+
+def _utc(at: datetime.datetime) -> datetime.datetime:
+    return at.astimezone(datetime.UTC)
+
+
+def _answer(shown: scenarios.Shown) -> ScenarioAnswer:
+    """A scenario as it goes to a client: without secrets, its times in UTC."""
+    values = {name: getattr(shown, name) for name in ScenarioAnswer.__struct_fields__ if name != "waiting_for"}
+    values |= {
+        "source": sources.shown(shown.source),
+        "fps": _fps(shown.fps),
+        "error": _safe(shown.error),
+        "waiting_for": waiting_for(shown.state, shown.due, shown.around),
+        "created_at": _utc(shown.created_at),
+        "state_changed_at": _utc(shown.state_changed_at),
+    }
+    return ScenarioAnswer(**values)
+
+
+def _safe(error: ErrorInfo | None) -> ErrorInfo | None:
+    return None if error is None else msgspec.structs.replace(error, message=redacted(error.message))
+
+
+def router() -> Router:
+    """The routes of this resource."""
+    return Router(
+        "/scenario",
+        route_handlers=[init_scenario, get_scenario, list_scenarios, shut_down, get_history, get_gaps],
+        tags=["scenarios"],
+    )

@@ -1,0 +1,165 @@
+"""What travels over HTTP: the bodies of requests and answers. Not what becomes of them.
+
+A description here is both the OpenAPI document's and, for a request's field, the hint that a refusal gives.
+"""
+
+from __future__ import annotations
+
+import datetime
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from vidflow.domain.detections import FrameResult
+from vidflow.domain.errors import ErrorInfo
+from vidflow.domain.messages import Parameters
+from vidflow.domain.scenario import Outcome, Skip, State
+from vidflow.domain.waiting import WaitingFor
+from vidflow.infra.scenarios import Move, StoredGap
+
+MAX_SOURCE_CHARACTERS = 4096
+
+Source = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=MAX_SOURCE_CHARACTERS,
+        description="a local file's path (absolute, or under the server's media root) or a URL that begins with http, https, rtsp or rtsps",
+        examples=["/videos/bikes.mp4", "rtsp://camera.example/stream"],
+    ),
+]
+Model = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=MAX_SOURCE_CHARACTERS,
+        description="a registered model's name (see /models), the path of a spec, or a weights file that carries its own",
+        examples=["motion"],
+    ),
+]
+FpsNumber = Annotated[float, Meta(ge=0.001, le=1000)]
+Priority = Annotated[
+    int,
+    Meta(
+        ge=-100, le=100, description="a whole number from -100 to 100: of the waiting scenarios, the higher goes first"
+    ),
+]
+
+
+class InitScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A request for a scenario."""
+
+    source: Source
+    model: Model
+    fps: Annotated[
+        FpsNumber | Literal["all"] | None,
+        Meta(
+            description='frames a second to keep: a number from 0.001 to 1000, "all", or null for the server\'s own setting'
+        ),
+    ] = None
+    priority: Priority = 0
+    parameters: Annotated[
+        Parameters,
+        Meta(
+            description="score_threshold (0 to 1, or null), labels (names to keep, or null for all), on_poison (fail or skip)"
+        ),
+    ] = Parameters()
+
+
+class ScenarioAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A scenario as it stands. `frames_stored` can be read already; `waiting_for` tells why nothing moves."""
+
+    scenario_uuid: str
+    source: Annotated[
+        str, Meta(description="as it was asked for, a file under the media root relative to it; without credentials")
+    ]
+    model: str
+    fps: Annotated[int | float | Literal["all"], Meta(description="frames a second that are kept")]
+    priority: int
+    parameters: Parameters
+    state: State
+    outcome: Annotated[Outcome | None, Meta(description="how it ended; null until the shutdown begins")]
+    error: Annotated[ErrorInfo | None, Meta(description="set with the outcome failed, only")]
+    epoch: Annotated[int, Meta(description="the number of the last deployment; 0: never deployed")]
+    attempt: Annotated[int, Meta(description="losses in a row at the present frame")]
+    runner: str | None
+    resume_frame: int
+    frames_stored: int
+    frames_expected: Annotated[int | None, Meta(description="null until the source is open, and where nobody knows")]
+    waiting_for: WaitingFor | None
+    created_at: datetime.datetime
+    state_changed_at: datetime.datetime
+    skips: tuple[Skip, ...]
+
+
+class ScenarioPage(msgspec.Struct, frozen=True):
+    """Scenarios, the newest first. `next` is the cursor to pass as `after`; null on the last page."""
+
+    items: list[ScenarioAnswer]
+    next: str | None
+
+
+class HistoryAnswer(msgspec.Struct, frozen=True):
+    """All moves of a scenario, the first first."""
+
+    items: list[Move]
+
+
+class GapsAnswer(msgspec.Struct, frozen=True):
+    """All gaps of a scenario, in the order of the video."""
+
+    items: list[StoredGap]
+
+
+class PredictionPage(msgspec.Struct, frozen=True):
+    """Results in the order of frame numbers.
+
+    `next` is the cursor to pass as `after`, until `complete`: then no row will ever follow, and it is null.
+    """
+
+    items: list[FrameResult]
+    next: str | None
+    complete: bool
+
+
+class Health(msgspec.Struct, frozen=True):
+    """The answer of a check that passed."""
+
+    status: Literal["ok"] = "ok"
+
+
+class FieldProblem(msgspec.Struct, frozen=True):
+    """What is wrong with one field of a request."""
+
+    field: str
+    message: str
+
+
+class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why a request was not carried out (RFC 9457). `code` is for programs, `detail` for people."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    errors: list[FieldProblem] = []
+    missing: list[str] = []
+    models: list[str] = []
+    error_id: str | None = None
+
+
+class ModelAnswer(msgspec.Struct, frozen=True):
+    """A model that can be asked for by name. `needs` is the extra that its runner needs; `error`: why it cannot be used as it is."""
+
+    name: str
+    kind: str
+    needs: str | None
+    error: str | None
+
+
+class ModelsAnswer(msgspec.Struct, frozen=True):
+    """All models that can be asked for by name."""
+
+    items: list[ModelAnswer]

@@ -1,0 +1,148 @@
+"""The inbox's ear: messages from the results' partitions that it is given, each from the position in the table. Stores nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final
+
+import msgspec
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+
+from vidflow.domain.errors import MessageError
+from vidflow.domain.messages import RESULTS, Result, decode_result
+from vidflow.infra import kafka
+from vidflow.infra.outage import kafka_outage
+
+GROUP: Final = "vidflow-inbox"
+BATCH: Final = 1000
+BATCH_BYTES: Final = 8 * 1024 * 1024
+Place = Callable[[Sequence[int]], Mapping[int, int]]
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """A message as it lay in the log, and what it says; `error` is why it cannot be taken, where it cannot."""
+
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    message: Result | None = None
+    error: str | None = None
+
+
+class Reader:
+    """A consumer, the positions from which its partitions go on, and the batch that is read and not stored yet.
+
+    `place` gives the table's positions of partitions that this consumer is given; it may wait for the database.
+    """
+
+    def __init__(self, bootstrap: str, protocol: str, place: Place) -> None:
+        self.positions: dict[int, int] = {}
+        self.batch: list[Taken] = []
+        self._place = place
+        self._error: BaseException | None = None
+        self._outage = kafka_outage()
+        self._committed: dict[int, int] = {}
+        self._consumer: Consumer = kafka.consumer(bootstrap, client_id="vidflow-inbox", group=GROUP, protocol=protocol)
+        self._consumer.subscribe([RESULTS], on_assign=self._given, on_revoke=self._taken_away, on_lost=self._taken_away)
+
+    def fill(self, wait_s: float) -> bool:
+        """Adds to the batch what there is, up to its limit, waiting for the first message; whether no more was there.
+
+        Raises kafka.ClientBroken.
+        """
+        size = sum(len(taken.value or b"") for taken in self.batch)
+        while len(self.batch) < BATCH and size < BATCH_BYTES:
+            taken = self.poll(0 if self.batch else wait_s)
+            if taken is None:
+                return True
+            size += len(taken.value or b"")
+        return False
+
+    def poll(self, wait_s: float) -> Taken | None:
+        """Adds the next message to the batch, if one comes; lets the client do what it must do to stay in its group.
+
+        Raises kafka.ClientBroken.
+        """
+        message = self._consumer.poll(wait_s)
+        if self._error is not None:
+            raise self._error
+        if message is None:
+            return None
+        if (error := message.error()) is not None:
+            self._trouble(error)
+            return None
+        self._outage.back()
+        taken = _taken(message)
+        if taken.partition in self.positions:
+            self.batch.append(taken)
+        return taken
+
+    def stored(self, count: int) -> None:
+        """The first `count` messages of the batch are stored."""
+        for taken in self.batch[:count]:
+            self.positions[taken.partition] = taken.offset + 1
+        del self.batch[:count]
+
+    def begin_at(self, partition: int, offset: int) -> None:
+        """Reads a partition again from another offset; what of it is read and not stored is dropped."""
+        self._drop({partition})
+        self.positions[partition] = offset
+        self._consumer.incremental_unassign([TopicPartition(RESULTS, partition)])
+        self._consumer.incremental_assign([TopicPartition(RESULTS, partition, offset)])
+
+    def pause(self) -> None:
+        """Takes no more messages, but stays in the group."""
+        self._consumer.pause([TopicPartition(RESULTS, partition) for partition in self.positions])
+
+    def resume(self) -> None:
+        """Takes messages again."""
+        self._consumer.resume([TopicPartition(RESULTS, partition) for partition in self.positions])
+
+    def show_positions(self) -> None:
+        """Tells Kafka the positions, for the tools that show lag; nothing here depends on it, so no answer is awaited."""
+        moved = {one: offset for one, offset in self.positions.items() if offset != self._committed.get(one)}
+        if moved:
+            offsets = [TopicPartition(RESULTS, partition, offset) for partition, offset in moved.items()]
+            self._consumer.commit(offsets=offsets, asynchronous=True)
+            self._committed.update(moved)
+
+    def close(self) -> None:
+        """Leaves the group, so that another inbox has the partitions at once."""
+        self._consumer.close()
+
+    def _given(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """An error in here would be lost in the client: it is kept, and raised by `fill`."""
+        try:
+            positions = self._place([one.partition for one in partitions])
+        except BaseException as error:  # noqa: BLE001 - raised by fill
+            self._error = error
+            return
+        self.positions.update(positions)
+        consumer.incremental_assign([TopicPartition(RESULTS, number, offset) for number, offset in positions.items()])
+
+    def _taken_away(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._drop({one.partition for one in partitions})
+        for one in partitions:
+            self.positions.pop(one.partition, None)
+            self._committed.pop(one.partition, None)
+        consumer.incremental_unassign(partitions)
+
+    def _drop(self, partitions: Iterable[int]) -> None:
+        self.batch = [taken for taken in self.batch if taken.partition not in partitions]
+
+    def _trouble(self, error: KafkaError) -> None:
+        if error.fatal():
+            raise kafka.ClientBroken(
+                f"the Kafka client gave up: {error.str()}; the process must be started again "
+                "(a broker that does not know the group protocol needs --group-protocol classic)"
+            )
+        self._outage.away(kafka.KafkaAway(error.str()))
+
+
+def _taken(message: Message) -> Taken:
+    partition, offset, key, value = message.partition(), message.offset(), message.key(), message.value()
+    try:
+        return Taken(partition, offset, key, value, decode_result(value))
+    except MessageError as error:
+        return Taken(partition, offset, key, value, error=error.message)

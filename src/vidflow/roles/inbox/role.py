@@ -1,0 +1,241 @@
+"""The loop of the inbox: read, store, and say up to which moment all is stored. What a message means is domain/progress.py.
+
+One thread. While the database is away it takes no message but stays in its group; what it has read and not stored waits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import psycopg
+from confluent_kafka.admin import AdminClient
+
+from vidflow.domain.errors import Unavailable
+from vidflow.domain.messages import RESULTS
+from vidflow.infra import inbox_partitions, kafka, metrics
+from vidflow.infra.migrations import wait_for_schema
+from vidflow.infra.outage import kafka_outage, postgres_outage
+from vidflow.infra.postgres import Connection, connect, is_away, is_conflict, is_refused
+from vidflow.infra.stopping import Stop
+from vidflow.infra.telemetry import log
+from vidflow.roles.inbox import storing
+from vidflow.roles.inbox.reader import Reader, Taken
+from vidflow.settings import InboxOptions
+
+POLL_S: Final = 0.05
+LOOK_S: Final = 1.0
+DRAINED_LOOK_S: Final = 0.1
+"""How soon after the last look a drained partition is worth another one."""
+RETRY_S: Final = 0.2
+STUCK_S: Final = 3.0
+"""How long a position may stand short of the log's end, with nothing to read, before the log itself is looked at."""
+_log = log("inbox")
+
+
+class TopicMadeAnew(Unavailable):
+    """The topic has another id than at the start: its offsets mean other messages now."""
+
+    default_code = "topic_made_anew"
+
+
+def run(options: InboxOptions, stop: Stop) -> None:
+    """Stores results until it is to stop."""
+    wait_for_schema(options.database_url, stop)
+    admin = kafka.admin(options.kafka)
+    with metrics.served(options.metrics_port):
+        while (topic_id := _wait_for_topic(admin, stop)) is not None:
+            try:
+                _serve(Inbox(options, admin, topic_id, stop), stop)
+            except TopicMadeAnew as anew:
+                _log.warning("topic_made_anew", topic=RESULTS, reason=anew.message)
+
+
+def _wait_for_topic(admin: AdminClient, stop: Stop) -> str | None:
+    """The present id of the results' topic; None where a stop is requested before Kafka tells it."""
+    outage = kafka_outage()
+    while not stop.requested:
+        try:
+            topic_id = kafka.topic_id(admin, RESULTS)
+        except kafka.KafkaAway as error:
+            outage.away(error)
+            stop.wait(RETRY_S)
+        else:
+            outage.back()
+            return topic_id
+    return None
+
+
+def _serve(inbox: Inbox, stop: Stop) -> None:
+    try:
+        while not stop.requested:
+            drained = inbox.read()
+            inbox.store()
+            inbox.look(drained=drained)
+    finally:
+        inbox.close()
+
+
+class Inbox:
+    """What the loop holds: a reader, a connection, and when it looked last."""
+
+    def __init__(self, options: InboxOptions, admin: AdminClient, topic_id: str, stop: Stop) -> None:
+        self._url = options.database_url
+        self._admin = admin
+        self._topic_id = topic_id
+        self._stop = stop
+        self._tables: Connection | None = None
+        self._postgres = postgres_outage()
+        self._kafka = kafka_outage()
+        self._poison_run = 0
+        self._looked_s = float("-inf")
+        self._stored_since_look = False
+        self._stuck: dict[int, tuple[int, float]] = {}
+        self._reader = Reader(options.kafka, options.group_protocol, self._place)
+
+    def read(self) -> bool:
+        """Fills the batch; whether no more was there."""
+        return self._reader.fill(POLL_S)
+
+    def store(self) -> None:
+        """Stores the batch, in parts where a row of it is refused: the culprit is found by halving, and dead-lettered."""
+        size = len(self._reader.batch)
+        while self._reader.batch and not self._stop.requested:
+            part = self._reader.batch[:size]
+            try:
+                self._store(part)
+                size = len(self._reader.batch)
+            except storing.PositionLost as lost:
+                self._begin_again(lost)
+                size = len(self._reader.batch)
+            except (psycopg.Error, UnicodeEncodeError) as error:
+                if is_refused(error):
+                    size = self._narrow(part, error)
+                elif not is_conflict(error):
+                    self._wait_for_database(error)
+                    size = len(self._reader.batch)
+
+    def _store(self, part: Sequence[Taken]) -> None:
+        poison_run = storing.poison_run(self._poison_run, part)
+        batch = storing.store(self._connected(), self._topic_id, self._reader.positions, part)
+        self._reader.stored(len(part))
+        self._poison_run = poison_run
+        self._stored_since_look = True
+        for verdict, count in batch.verdicts.items():
+            metrics.INBOX_MESSAGES.labels(verdict).inc(count)
+        poison = [taken for taken in part if taken.error is not None]
+        metrics.INBOX_DEAD_LETTERS.inc(len(poison))
+        for taken in poison:
+            _log.error("dead_letter", topic=RESULTS, partition=taken.partition, offset=taken.offset, error=taken.error)
+
+    def _narrow(self, part: Sequence[Taken], error: Exception) -> int:
+        """How many messages to try next, after some one among `part` was refused."""
+        if len(part) > 1:
+            return len(part) // 2
+        [culprit] = part
+        reason = str(error).splitlines()[0]
+        self._reader.batch[0] = Taken(culprit.partition, culprit.offset, culprit.key, culprit.value, error=reason)
+        return 1
+
+    def _begin_again(self, lost: storing.PositionLost) -> None:
+        _log.warning("position_lost", partitions=sorted(lost.partitions), reason=lost.message)
+        for partition, offset in self._place(sorted(lost.partitions)).items():
+            self._reader.begin_at(partition, offset)
+
+    def _place(self, partitions: Sequence[int]) -> Mapping[int, int]:
+        """The table's positions; waits for the database. Called by the client too, when it is given partitions."""
+        while not self._stop.requested:
+            try:
+                positions = inbox_partitions.positions(self._connected(), RESULTS, self._topic_id, partitions)
+            except psycopg.Error as error:
+                self._lost(error)
+                self._stop.wait(RETRY_S)
+            else:
+                self._postgres.back()
+                return positions
+        return {}
+
+    def _connected(self) -> Connection:
+        if self._tables is None or self._tables.closed:
+            self._tables = connect(self._url, name="vidflow inbox")
+        return self._tables
+
+    def _lost(self, error: BaseException) -> None:
+        """Says that the database is away and drops the connection; any other error is raised."""
+        if not is_away(error):
+            raise error
+        self._postgres.away(error)
+        if self._tables is not None:
+            self._tables.close()
+            self._tables = None
+
+    def _wait_for_database(self, error: BaseException) -> None:
+        """Takes no message until the database answers, but polls on, so as to stay in the group."""
+        self._lost(error)
+        self._reader.pause()
+        while not self._stop.requested:
+            self._reader.poll(RETRY_S)
+            try:
+                inbox_partitions.database_time(self._connected())
+            except psycopg.Error as again:
+                self._lost(again)
+            else:
+                self._postgres.back()
+                self._reader.resume()
+                return
+
+    def look(self, *, drained: bool) -> None:
+        """Each second, and as soon as a partition is drained: notes what is caught up with, and whether all is as it was."""
+        since_s = time.monotonic() - self._looked_s
+        if since_s < LOOK_S and not (drained and self._stored_since_look and since_s >= DRAINED_LOOK_S):
+            return
+        self._looked_s = time.monotonic()
+        self._stored_since_look = False
+        try:
+            self._note_caught_up()
+            self._kafka.back()
+        except kafka.KafkaAway as error:
+            self._kafka.away(error)
+        except psycopg.Error as error:
+            if not is_conflict(error):
+                self._wait_for_database(error)
+
+    def _note_caught_up(self) -> None:
+        if (now := kafka.topic_id(self._admin, RESULTS)) != self._topic_id:
+            raise TopicMadeAnew(f"its id was {self._topic_id} and is {now}: beginning again with the new one")
+        tables = self._connected()
+        at = inbox_partitions.database_time(tables)  # before the ends: what lies below them was there at that time
+        ends = kafka.end_offsets(self._admin, RESULTS, self._reader.positions)
+        behind = inbox_partitions.note_caught_up(tables, RESULTS, self._topic_id, ends, at)
+        metrics.INBOX_BEHIND.set(len(behind))
+        self._reader.show_positions()
+        self._mend(tables, behind, ends)
+
+    def _mend(self, tables: Connection, behind: Mapping[int, int], ends: Mapping[int, int]) -> None:
+        """Moves positions that the log has not got: it was cut behind them, or has lost what lay there to its retention.
+
+        Nothing would ever come from there, and the partition would never be caught up with.
+        """
+        self._stuck = {one: (at, self._since_s(one, at)) for one, at in behind.items()}
+        still = [one for one, (_, since_s) in self._stuck.items() if self._looked_s - since_s >= STUCK_S]
+        if self._reader.batch or not still:
+            return
+        for one, first in kafka.first_offsets(self._admin, RESULTS, still).items():
+            at = behind[one]
+            if not first <= at <= ends[one] and inbox_partitions.move(
+                tables, RESULTS, self._topic_id, {one: (at, first)}
+            ):
+                _log.error("log_has_changed", topic=RESULTS, partition=one, position=at, first=first, end=ends[one])
+                self._reader.begin_at(one, first)
+
+    def _since_s(self, partition: int, position: int) -> float:
+        """Since which look the partition has stood at this position, short of its end."""
+        before, since_s = self._stuck.get(partition, (position, self._looked_s))
+        return since_s if before == position else self._looked_s
+
+    def close(self) -> None:
+        """Leaves the group; what was read and not stored is read again."""
+        self._reader.close()
+        if self._tables is not None:
+            self._tables.close()

@@ -1,0 +1,131 @@
+"""One batch into the database, in one transaction: what each message makes of its scenario, and how far the log is stored."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from vidflow.domain.errors import Unavailable, VidflowError
+from vidflow.domain.messages import DEAD_LETTERS, RESULTS, DeadLetter, Frame, Gap, encode
+from vidflow.domain.progress import Progress, Verdict, advance
+from vidflow.infra import inbox_partitions, metrics, outbox, results
+from vidflow.infra.crashpoint import crashpoint
+from vidflow.infra.postgres import Connection
+from vidflow.roles.inbox.reader import Taken
+
+LETTER_BYTES: Final = 500_000
+"""The most of a message that its dead letter keeps: as base64 it must still pass the brokers' usual limit of 1 MB."""
+POISON_BATCH: Final = 20
+POISON_RUN: Final = 50
+
+
+class PositionLost(Unavailable):
+    """The table has other positions than this inbox holds: nothing was stored, and it begins again at the table's."""
+
+    default_code = "position_lost"
+
+    def __init__(self, partitions: frozenset[int]) -> None:
+        super().__init__(f"another inbox or a restored database moved the partitions {sorted(partitions)}")
+        self.partitions = partitions
+
+
+class MostlyPoison(VidflowError):
+    """Most messages cannot be read: then the reader is at fault, not they, and dead-lettering them all would be the damage."""
+
+    default_code = "mostly_poison"
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """What is to be stored of a batch, and what became of its messages."""
+
+    frames: list[Frame]
+    gaps: list[Gap]
+    progress: dict[str, Progress]
+    verdicts: Counter[str]
+
+
+def judge(progress: Mapping[str, Progress], messages: Sequence[Taken]) -> Batch:
+    """What the messages, in their order, make of the progress of their scenarios; `progress` in the answer is what changed."""
+    after = dict(progress)
+    batch = Batch([], [], {}, Counter())
+    for taken in messages:
+        message = taken.message
+        if message is None:
+            continue
+        before = after.get(message.scenario_uuid)
+        if before is None:
+            batch.verdicts[metrics.UNKNOWN] += 1
+            continue
+        now, verdict = advance(before, message)
+        batch.verdicts[verdict] += 1
+        if now is not before:
+            after[message.scenario_uuid] = batch.progress[message.scenario_uuid] = now
+        if verdict is Verdict.STORED and isinstance(message, Frame):
+            batch.frames.append(message)
+        elif verdict is Verdict.STORED and isinstance(message, Gap):
+            batch.gaps.append(message)
+    return batch
+
+
+def store(connection: Connection, topic_id: str, positions: Mapping[int, int], messages: Sequence[Taken]) -> Batch:
+    """Stores a batch and moves the positions past it, together or not at all.
+
+    Raises PositionLost, and psycopg.Error where the database is away or refuses a row.
+    """
+    with connection.transaction():
+        batch = _write(connection, messages)
+        crashpoint("inbox.before_position")
+        moves = {taken.partition: (positions[taken.partition], taken.offset + 1) for taken in messages}
+        moved = inbox_partitions.move(connection, RESULTS, topic_id, moves)
+        if moved != moves.keys():
+            raise PositionLost(frozenset(moves.keys() - moved))
+        crashpoint("inbox.before_commit")
+    crashpoint("inbox.after_commit")
+    return batch
+
+
+def _write(tx: Connection, messages: Sequence[Taken]) -> Batch:
+    uuids = sorted({taken.message.scenario_uuid for taken in messages if taken.message})
+    batch = judge(results.lock_progress(tx, uuids), messages)
+    results.add_frames(tx, batch.frames)
+    results.add_gaps(tx, batch.gaps)
+    results.write_progress(tx, batch.progress)
+    outbox.add(tx, [_dead_letter(taken) for taken in messages if taken.error is not None])
+    return batch
+
+
+def _dead_letter(taken: Taken) -> outbox.Row:
+    error = taken.error or ""
+    value = taken.value
+    if value is not None and len(value) > LETTER_BYTES:
+        error = f"{error} (the first {LETTER_BYTES} of {len(value)} bytes are kept)"
+        value = value[:LETTER_BYTES]
+    key = taken.key[:LETTER_BYTES] if taken.key is not None else None
+    letter = DeadLetter(RESULTS, taken.partition, taken.offset, error, key, value)
+    return outbox.Row(
+        topic=DEAD_LETTERS, key=f"{RESULTS}-{taken.partition}", kind="dead_letter", epoch=0, payload=encode(letter)
+    )
+
+
+def poison_run(run: int, messages: Sequence[Taken]) -> int:
+    """How many messages in a row could not be taken, at the end of a batch, where `run` could not before it.
+
+    Raises MostlyPoison where that run grew too long on the way, or most of a batch is poison.
+    """
+    poison = sum(taken.error is not None for taken in messages)
+    longest = run
+    for taken in messages:
+        run = run + 1 if taken.error is not None else 0
+        longest = max(longest, run)
+    if longest >= POISON_RUN or (len(messages) >= POISON_BATCH and 2 * poison > len(messages)):
+        first = next((taken for taken in messages if taken.error is not None), messages[0])
+        raise MostlyPoison(
+            f"{poison} of the last {len(messages)} messages of {RESULTS} cannot be taken, from partition {first.partition}, "
+            f"offset {first.offset} on: {first.error}. None of them was stored or dropped. Most likely this version is "
+            "older than the workers': upgrade it. If the messages are at fault, set the partition's position in inbox_partitions "
+            "behind them."
+        )
+    return run

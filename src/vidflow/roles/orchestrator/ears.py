@@ -1,0 +1,133 @@
+"""What the leader hears: reports, wake-ups and its own probes, from the end of every partition, without a consumer group.
+
+What came before is in the tables, and what the runners do comes again within a second. A group's standbys would hold
+partitions and leave the leader deaf.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from confluent_kafka import Consumer, KafkaError, Message, Producer
+
+from vidflow.domain.errors import MessageError
+from vidflow.domain.lease import ProbeWatch
+from vidflow.domain.messages import (
+    INIT_SCENARIO,
+    RUNNER_EVENTS,
+    Probe,
+    Report,
+    decode_init_scenario,
+    decode_runner_event,
+    encode,
+)
+from vidflow.infra import kafka
+from vidflow.infra.telemetry import log
+
+PROBE_EVERY_S: Final = 0.5
+DEAF_S: Final = 5.0
+"""Probes missing for that long while the broker answers: the topics were made anew, so the partitions are assigned anew."""
+_log = log("orchestrator")
+
+
+class Ears:
+    """A consumer at the ends of the topics and a producer for probes: made anew by each leader, used by its one thread."""
+
+    def __init__(self, bootstrap: str, leader: str) -> None:
+        self._bootstrap = bootstrap
+        self._leader = leader
+        self._admin = kafka.admin(bootstrap)
+        self._producer: Producer = kafka.producer(bootstrap, client_id="vidflow-leader-probes")
+        self._consumer: Consumer = kafka.consumer(bootstrap, client_id="vidflow-leader")
+        self._probed_s = 0.0
+        self._assigned_s = 0.0
+        self._partitions: list[int] = []
+        self.watch = ProbeWatch(frozenset())
+
+    def open(self) -> None:
+        """Begins to listen at the present ends. Raises KafkaAway."""
+        self._partitions = kafka.partitions(self._admin, RUNNER_EVENTS)
+        kafka.assign_at_end(self._consumer, self._admin, [RUNNER_EVENTS, INIT_SCENARIO])
+        self.watch = ProbeWatch(frozenset(self._partitions))
+        self._assigned_s = time.monotonic()
+
+    def close(self) -> None:
+        """Lets go of the broker. Probes that are under way are of no use to anyone."""
+        self._consumer.close()
+        self._producer.purge()
+        self._producer.poll(0)
+
+    def listen(self, seconds: float, hear: Callable[[Report], bool]) -> None:
+        """Listens for at most `seconds`; returns as soon as something is worth a tick: a wake-up, or a report of which
+        `hear` says that it tells something new."""
+        end_s = time.monotonic() + seconds
+        while (left_s := end_s - time.monotonic()) > 0:
+            self.probe()
+            messages = self._consumer.consume(500, min(left_s, PROBE_EVERY_S / 2))
+            woken = [
+                self._take(message, hear) for message in messages
+            ]  # all are taken, also behind the first that wakes
+            if any(woken):
+                return
+
+    def probe(self) -> None:
+        """Sends a probe into each partition of runner_events, where the last ones are old enough."""
+        now_s = time.monotonic()
+        self._producer.poll(0)
+        if now_s - self._probed_s < PROBE_EVERY_S:
+            return
+        self._probed_s = now_s
+        # Probes of an outage are not piled up: an old one counts for nothing.
+        if len(self._producer) > 2 * len(self._partitions):
+            return
+        value = encode(Probe(self._leader, now_s))
+        for partition in self._partitions:
+            self._producer.produce(RUNNER_EVENTS, value, key=self._leader, partition=partition)
+
+    def hearing_since(self, now_s: float) -> float | None:
+        """Since when the probes come back without a break; None while they do not."""
+        since_s = self.watch.hearing_since(now_s)
+        if since_s is None and now_s - max(self._assigned_s, *self.watch.newest_s.values(), 0.0) > DEAF_S:
+            self._reopen()
+        return since_s
+
+    def results_topic(self, topic: str) -> tuple[str, list[int]]:
+        """The topic's present id and its partitions. Raises KafkaAway."""
+        return kafka.topic_id(self._admin, topic), kafka.partitions(self._admin, topic)
+
+    def _reopen(self) -> None:
+        self._assigned_s = time.monotonic()  # and not again before DEAF_S have passed
+        try:
+            self.open()
+        except kafka.KafkaAway as error:
+            _log.debug("still_deaf", error=error.message)
+
+    def _take(self, message: Message, hear: Callable[[Report], bool]) -> bool:
+        error = message.error()
+        if error is not None:
+            _log.debug("consumer_error", code=error.code(), fatal=error.code() == KafkaError._FATAL, error=error.str())  # noqa: SLF001
+            return False
+        try:
+            return self._read(message, hear)
+        except MessageError as problem:
+            _log.warning(
+                "message_unreadable",
+                topic=message.topic(),
+                partition=message.partition(),
+                offset=message.offset(),
+                error=problem.message,
+            )
+            return False
+
+    def _read(self, message: Message, hear: Callable[[Report], bool]) -> bool:
+        if message.topic() == INIT_SCENARIO:
+            decode_init_scenario(message.value())
+            return True
+        event = decode_runner_event(message.value())
+        if isinstance(event, Report):
+            return hear(event)
+        if event.leader == self._leader:
+            self.watch = self.watch.heard(message.partition() or 0, event.sent_s, time.monotonic())
+        return False

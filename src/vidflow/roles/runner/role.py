@@ -1,0 +1,217 @@
+"""The runner's loop: what was commanded, what the workers did, what follows (domain/runner.py), and a report of it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import secrets
+import socket
+import time
+from multiprocessing.connection import Connection
+from typing import Final
+
+from vidflow.domain.errors import ErrorInfo
+from vidflow.domain.messages import Deploy, EndReason
+from vidflow.domain.runner import (
+    Action,
+    Charge,
+    Finish,
+    Kill,
+    Launch,
+    Nothing,
+    counted,
+    drain,
+    forget_old_epochs,
+    is_news,
+    obey,
+    worker_ended,
+    worker_progressed,
+)
+from vidflow.infra.kafka import KafkaAway
+from vidflow.infra.outage import kafka_outage
+from vidflow.infra.stopping import Stop, start_thread
+from vidflow.infra.telemetry import log
+from vidflow.roles.runner.commands import Commands, Heard, Unreadable
+from vidflow.roles.runner.reports import PATIENCE_S, Reports
+from vidflow.roles.runner.supervision import Happened, Workers
+from vidflow.roles.worker.link import Progressed
+from vidflow.settings import RunnerOptions
+
+TICK_S: Final = 0.25
+_FORGET_S: Final = 60.0
+_RETRY_S: Final = 0.5
+_QUIET: Final = frozenset({EndReason.FINISHED, EndReason.STOPPED, EndReason.HANDED_OVER})
+_log = log("runner")
+
+
+def run(options: RunnerOptions, stop: Stop) -> None:
+    """Keeps workers until it is to stop; then lets them hand over, and leaves once the leader can know that nothing is left."""
+    workers = Workers(options)
+    workers.prepare()
+    runner = new_id()
+    bell, rope = multiprocessing.Pipe(duplex=False)
+    commands = Commands(options.kafka, options.pool, runner, rope)
+    reports = Reports(options.kafka, options.pool, runner)
+    if not _opened(commands, reports, stop):
+        return
+    listening = Stop()
+    ears = start_thread("commands", lambda: commands.listen(listening), listening)
+    _log.info("runner_ready", runner=runner, pool=options.pool, slots=options.max_workers)
+    keeper = Runner(options, workers, commands, reports, bell)
+    try:
+        while not (stop.requested or listening.requested):
+            keeper.turn()
+        keeper.leave(deaf=listening.requested)
+    finally:
+        workers.kill_all(EndReason.HANDED_OVER)
+        listening.request()
+        ears.join()
+    if listening.error is not None:
+        raise listening.error
+
+
+def new_id() -> str:
+    """A runner's id: new at every start, so that nothing that was said to an earlier one reaches it."""
+    host = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname())[:60]
+    return f"runner-{host}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _opened(commands: Commands, reports: Reports, stop: Stop) -> bool:
+    """Waits for Kafka and its topics; the ears are open before the first report. False where it is to stop before."""
+    outage = kafka_outage()
+    while not stop.requested:
+        try:
+            commands.open()
+            reports.open()
+        except KafkaAway as error:
+            outage.away(error)
+            stop.wait(_RETRY_S)
+        else:
+            outage.back()
+            return True
+    return False
+
+
+class Runner:
+    """The one owner of a runner's charge: everything that happens comes to its thread, one thing at a time."""
+
+    def __init__(
+        self, options: RunnerOptions, workers: Workers, commands: Commands, reports: Reports, bell: Connection
+    ) -> None:
+        self._grace_s = options.grace_s
+        self._workers = workers
+        self._commands = commands
+        self._reports = reports
+        self._bell = bell
+        self._charge = Charge(options.max_workers)
+        self._forgot_s = time.monotonic()
+
+    def turn(self) -> None:
+        """Waits until something happens, lets the charge become what follows from it, and reports."""
+        before, first_frame = self._charge, False
+        for happened in self._workers.wait(min(TICK_S, self._reports.due_in_s()), self._bell):
+            self._note(happened)
+            first_frame = first_frame or happened.first_frame
+        while self._bell.poll():
+            self._bell.recv_bytes()
+        for heard in self._commands.taken():
+            self._obey(heard)
+        self._mind_the_cut_off()
+        self._forget()
+        self._reports.tell(self._charge, news=first_frame or is_news(before, self._charge))
+
+    def leave(self, *, deaf: bool) -> None:
+        """Takes no more work, lets the workers hand over, and returns once nothing is listed and the broker knows it.
+
+        A runner that hears nothing is never told to forget: it leaves once the ends of its workers are told.
+        """
+        self._charge, finishes = drain(self._charge)
+        _log.info("draining", workers=len(finishes))
+        for finish in finishes:
+            self._do(finish)
+        self._reports.tell(self._charge, news=True)
+        end_s = time.monotonic() + self._grace_s
+        while time.monotonic() < end_s and not self._may_leave(deaf=deaf):
+            self.turn()
+            self._reports.poll(0.01 if self._is_idle() else 0)
+        if not self._is_idle():
+            _log.warning("grace_over", does="ends its workers, which have not handed over")
+            self._workers.kill_all(EndReason.HANDED_OVER)
+            self.turn()
+            self._reports.poll(TICK_S)
+
+    def _may_leave(self, *, deaf: bool) -> bool:
+        if deaf and self._is_idle():
+            return self._reports.answered == self._reports.number
+        return self._reports.goodbye_heard
+
+    def _is_idle(self) -> bool:
+        return not any(entry.running for entry in self._charge.entries)
+
+    def _obey(self, heard: Heard) -> None:
+        if isinstance(heard, Unreadable):
+            self._charge = counted(self._charge)
+            return
+        self._charge, action = obey(self._charge, heard, time.monotonic())
+        self._do(action)
+
+    def _do(self, action: Action) -> None:
+        match action:
+            case Launch(deploy=deploy, replaces_epoch=replaces):
+                if replaces is not None:
+                    self._workers.kill(deploy.scenario_uuid, replaces)
+                self._launch(deploy)
+            case Finish(scenario_uuid=uuid, epoch=epoch, reason=reason):
+                self._workers.finish(uuid, epoch, reason)
+            case Kill(scenario_uuid=uuid, epoch=epoch):
+                self._workers.kill(uuid, epoch)
+            case Nothing():
+                pass
+
+    def _launch(self, deploy: Deploy) -> None:
+        uuid, epoch = deploy.scenario_uuid, deploy.epoch
+        try:
+            self._workers.launch(deploy)
+        except (OSError, EOFError) as error:
+            _log.error("worker_not_started", scenario_uuid=uuid, epoch=epoch, error=str(error))
+            cause = ErrorInfo(
+                "worker_not_started",
+                f"no worker could be started for scenario {uuid}: {error}; look at the runner's limits",
+            )
+            self._charge = worker_ended(self._charge, uuid, epoch, EndReason.CRASHED, cause)
+        else:
+            _log.info(
+                "worker_started",
+                scenario_uuid=uuid,
+                epoch=epoch,
+                attempt=deploy.attempt,
+                from_frame=deploy.resume.next_frame,
+            )
+
+    def _note(self, happened: Happened) -> None:
+        uuid, epoch, told = happened.scenario_uuid, happened.epoch, happened.told
+        if isinstance(told, Progressed):
+            self._charge = worker_progressed(self._charge, uuid, epoch, told.next_frame, told.waits_for)
+            return
+        detail = None if told.reason in _QUIET else happened.detail
+        self._charge = worker_ended(self._charge, uuid, epoch, told.reason, told.error, fatal=told.fatal, detail=detail)
+        say = _log.info if told.reason in _QUIET else _log.warning
+        say(
+            "worker_ended", scenario_uuid=uuid, epoch=epoch, reason=told.reason,
+            error=told.error.message if told.error else None, detail=detail,
+        )  # fmt: skip
+
+    def _mind_the_cut_off(self) -> None:
+        """Ends the workers of a runner that nobody hears: the leader has given their work to others by now."""
+        if self._reports.cut_off_s() < PATIENCE_S:
+            return
+        if not self._is_idle():
+            _log.warning("cut_off", seconds=round(self._reports.cut_off_s()), does="ends its workers, waits for Kafka")
+        self._workers.kill_all(EndReason.CUT_OFF)
+        self._reports.purge()
+
+    def _forget(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._forgot_s > _FORGET_S:
+            self._charge, self._forgot_s = forget_old_epochs(self._charge, now_s), now_s

@@ -1,0 +1,285 @@
+"""The worker processes of a runner: started, watched and ended. What their entries become is decided in domain/runner.py.
+
+A worker is made by a forkserver that has imported the heavy libraries. It is watched by three pipes (what it tells, what it
+is ordered, its standard error) and by the end of its process; everything that happens comes out of `Workers.wait`.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Final
+
+import msgspec
+
+from vidflow.domain.errors import ErrorInfo
+from vidflow.domain.messages import Deploy, EndReason, Waiting
+from vidflow.infra import memory
+from vidflow.infra.crashpoint import crashpoint, disarm
+from vidflow.infra.telemetry import log
+from vidflow.roles.worker import link
+from vidflow.roles.worker.start import throwaway, work
+from vidflow.settings import RunnerOptions
+
+TAIL_BYTES: Final = 4096
+"""What is kept of a worker's standard error: its last words."""
+FINISH_S: Final = 15.0
+"""How long a worker may take to finish what it has in hand before it is ended; the broker's absence not counted."""
+MEMORY_CHECK_S: Final = 0.5
+PAUSED_S: Final = 5.0
+"""A longer break between two looks means that this process itself stood still: then no worker is to blame."""
+_EXIT_S: Final = 5.0
+_log = log("runner")
+
+
+class Happened(msgspec.Struct, frozen=True):
+    """What a worker told, or that it ended (`told` is an Ended). `detail` is the tail of its standard error."""
+
+    scenario_uuid: str
+    epoch: int
+    told: link.Told
+    first_frame: bool = False
+    detail: str | None = None
+
+
+class Workers:
+    """All workers of a runner, by scenario and epoch. Used by one thread."""
+
+    def __init__(self, options: RunnerOptions) -> None:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # a core a worker; more of them spin on each other
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        self._options = options
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["vidflow.roles.worker.preload"])
+        self._running: dict[tuple[str, int], _Worker] = {}
+        self._looked_s = time.monotonic()
+        self._memory_checked_s = 0.0
+
+    def prepare(self) -> None:
+        """Starts the forkserver and waits until it has imported everything: a child that does nothing has been made."""
+        child = self._context.Process(target=throwaway, name="throwaway")
+        child.start()
+        child.join()
+        child.close()
+
+    def launch(self, deploy: Deploy) -> None:
+        """Starts a worker for this deployment."""
+        options = self._options
+        task = link.Task(
+            deploy, options.kafka, options.media_root, options.any_file, options.models_dir, crashpoints=disarm("worker.")
+        )  # fmt: skip
+        self._running[deploy.scenario_uuid, deploy.epoch] = _Worker(self._context, task)
+        crashpoint("runner.after_launch")
+
+    def finish(self, scenario_uuid: str, epoch: int, reason: EndReason) -> None:
+        """Asks the worker to finish what it has in hand and to give this reason in its end marker."""
+        worker = self._running.get((scenario_uuid, epoch))
+        if worker is not None:
+            worker.finish(reason)
+
+    def kill(self, scenario_uuid: str, epoch: int) -> None:
+        """Ends the worker at once, and says nothing of it any more."""
+        worker = self._running.pop((scenario_uuid, epoch), None)
+        if worker is not None:
+            worker.kill(EndReason.STOPPED)
+            worker.close()
+
+    def kill_all(self, reason: EndReason) -> None:
+        """Ends all workers at once; `wait` tells their ends, for this reason."""
+        for worker in self._running.values():
+            worker.kill(reason)
+
+    def wait(self, seconds: float, bell: Connection) -> list[Happened]:
+        """What happens within `seconds`, as soon as anything does; nothing where the bell rings first."""
+        doors: dict[object, tuple[tuple[str, int], _Worker]] = {
+            door: (key, worker) for key, worker in self._running.items() for door in worker.doors()
+        }
+        ready = wait([*doors, bell], seconds)  # type: ignore[list-item]
+        stirred = {doors[door][0]: doors[door][1] for door in ready if door is not bell}
+        happened = [one for key, worker in stirred.items() for one in self._heard(key, worker)]
+        self._look()
+        return happened
+
+    def _heard(self, key: tuple[str, int], worker: _Worker) -> Iterator[Happened]:
+        uuid, epoch = key
+        exit_code = worker.exit_code()  # before its last words are read: behind them nothing comes
+        for told in worker.listen():
+            first = worker.has_done_its_first_frame(told)
+            if isinstance(told, link.Progressed):
+                yield Happened(uuid, epoch, told, first)
+        if exit_code is not None:
+            del self._running[key]
+            yield Happened(uuid, epoch, worker.judged(exit_code), detail=worker.tail())
+            worker.close()
+
+    def _look(self) -> None:
+        """Ends workers that hang, take too long to finish or have grown too large."""
+        now_s = time.monotonic()
+        paused, self._looked_s = now_s - self._looked_s > PAUSED_S, now_s
+        check_memory = self._options.worker_memory_bytes is not None and now_s - self._memory_checked_s > MEMORY_CHECK_S
+        self._memory_checked_s = now_s if check_memory else self._memory_checked_s
+        for worker in self._running.values():
+            if paused:
+                worker.restart_clocks(now_s)
+            if reason := worker.overdue(now_s, self._deadlines()):
+                worker.kill(reason)
+            elif check_memory and memory.resident_bytes(worker.pid) > (self._options.worker_memory_bytes or 0):
+                worker.kill(EndReason.MEMORY)
+
+    def _deadlines(self) -> dict[Waiting, float]:
+        return {Waiting.START: self._options.start_deadline_s, Waiting.INFERENCE: self._options.inference_deadline_s}
+
+
+class _Worker:
+    """One worker process and the runner's ends of its pipes."""
+
+    def __init__(self, context: multiprocessing.context.ForkServerContext, task: link.Task) -> None:
+        self.deploy = task.deploy
+        self._told, told = context.Pipe(duplex=False)
+        orders, self._orders = context.Pipe(duplex=False)
+        self._stderr, stderr = context.Pipe(duplex=False)
+        os.set_blocking(self._stderr.fileno(), False)
+        self._process: BaseProcess = context.Process(
+            target=work, args=(task, told, orders, stderr), name=f"worker {task.deploy.scenario_uuid}"
+        )
+        self._process.start()
+        for theirs in (told, orders, stderr):
+            theirs.close()
+        self._open: dict[str, Connection] = {"told": self._told, "stderr": self._stderr}
+        self._tail = b""
+        self._last: link.Ended | None = None
+        self._killed: EndReason | None = None
+        self._waits_for = Waiting.START
+        self._since_s = time.monotonic()
+        self._finish_by_s: float | None = None
+        self._finish_reason = EndReason.STOPPED
+        self._seen_first = False
+
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid or 0
+
+    def doors(self) -> Iterable[object]:
+        """What becomes readable when something happens."""
+        return (*self._open.values(), self._process.sentinel)
+
+    def exit_code(self) -> int | None:
+        """None while it runs; -N where signal N ended it."""
+        return self._process.exitcode
+
+    def listen(self) -> Iterator[link.Told]:
+        """What it has told since the last time."""
+        self._read_stderr()
+        while "told" in self._open and self._told.poll():
+            try:
+                told = link.hear(self._told)
+            except EOFError:
+                del self._open["told"]
+            except (OSError, msgspec.DecodeError) as error:
+                _log.warning("worker_talks_nonsense", scenario_uuid=self.deploy.scenario_uuid, error=str(error))
+                self.kill(EndReason.CRASHED)
+                del self._open["told"]
+            else:
+                self._note(told)
+                yield told
+
+    def has_done_its_first_frame(self, told: link.Told) -> bool:
+        """Whether this is the first word of a frame done by this worker."""
+        if self._seen_first or not isinstance(told, link.Progressed):
+            return False
+        self._seen_first = told.next_frame > self.deploy.resume.next_frame
+        return self._seen_first
+
+    def finish(self, reason: EndReason) -> None:
+        """Orders it to finish, once: the first reason counts."""
+        if self._finish_by_s is None:
+            self._finish_by_s, self._finish_reason = time.monotonic() + FINISH_S, reason
+            link.order(self._orders, reason)
+
+    def restart_clocks(self, now_s: float) -> None:
+        """Gives it all its time anew."""
+        self._since_s = now_s
+        if self._finish_by_s is not None:
+            self._finish_by_s = now_s + FINISH_S
+
+    def overdue(self, now_s: float, deadlines: dict[Waiting, float]) -> EndReason | None:
+        """Why it is to be ended now, None where it is not."""
+        if self._killed is not None:
+            return None
+        deadline_s = deadlines.get(self._waits_for)
+        if self._last is None and deadline_s is not None and now_s - self._since_s > deadline_s:
+            return EndReason.HUNG
+        late = self._finish_by_s is not None and now_s > self._finish_by_s
+        return (
+            self._finish_reason if late and (self._last is not None or self._waits_for is not Waiting.KAFKA) else None
+        )
+
+    def kill(self, reason: EndReason) -> None:
+        """Ends it as kill -9 does. The first reason counts."""
+        self._killed = self._killed or reason
+        self._process.kill()
+
+    def judged(self, exit_code: int) -> link.Ended:
+        """Why it ended: what it said itself, else what it was killed for, else the way its process ended."""
+        if self._last is not None:
+            return self._last
+        if self._killed is not None:
+            return link.Ended(self._killed, _killed_error(self._killed, self.deploy.scenario_uuid, self._waits_for))
+        return link.Ended(EndReason.CRASHED, _crash(exit_code, self.deploy.scenario_uuid))
+
+    def tail(self) -> str | None:
+        """The end of what it wrote to standard error."""
+        return self._tail.decode(errors="replace").strip() or None
+
+    def close(self) -> None:
+        """Lets go of the process, which has ended, and of its pipes."""
+        self._process.join(_EXIT_S)
+        for pipe in (self._told, self._orders, self._stderr):
+            pipe.close()
+
+    def _note(self, told: link.Told) -> None:
+        if isinstance(told, link.Ended):
+            self._last = told
+            self._finish_by_s = time.monotonic() + FINISH_S  # to exit, which needs no more than a moment
+        else:
+            self._waits_for, self._since_s = told.waits_for, time.monotonic()
+
+    def _read_stderr(self) -> None:
+        while "stderr" in self._open:
+            try:
+                chunk = os.read(self._stderr.fileno(), 16 * TAIL_BYTES)
+            except BlockingIOError:
+                return
+            if not chunk:
+                del self._open["stderr"]
+            self._tail = (self._tail + chunk)[-TAIL_BYTES:]
+
+
+def _killed_error(reason: EndReason, scenario_uuid: str, waits_for: Waiting) -> ErrorInfo | None:
+    match reason:
+        case EndReason.HUNG:
+            text = f"the worker of scenario {scenario_uuid} did not get on with its {waits_for} within its deadline and was ended"
+            return ErrorInfo(
+                "worker_hung", f"{text}; if the model needs longer, raise the deadline (VIDFLOW_INFERENCE_DEADLINE_S)"
+            )
+        case EndReason.MEMORY:
+            text = f"the worker of scenario {scenario_uuid} grew past its memory cap and was ended"
+            return ErrorInfo("worker_memory", f"{text}; use a smaller model or raise VIDFLOW_WORKER_MEMORY_BYTES")
+        case _:
+            return None
+
+
+def _crash(exit_code: int, scenario_uuid: str) -> ErrorInfo:
+    if exit_code >= 0:
+        return ErrorInfo(
+            "worker_crashed", f"the worker of scenario {scenario_uuid} ended without a word (exit code {exit_code})"
+        )
+    name = signal.Signals(-exit_code).name if -exit_code in set(signal.Signals) else str(-exit_code)
+    hint = "; the system may have been out of memory" if -exit_code == signal.SIGKILL else ""
+    return ErrorInfo("worker_crashed", f"the worker of scenario {scenario_uuid} was ended by signal {name}{hint}")

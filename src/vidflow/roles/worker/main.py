@@ -1,0 +1,103 @@
+"""What a worker does: open the source, load the model, then read, infer and send batch by batch; the end marker comes last.
+
+It ends by itself: at the end of the video, when its runner orders it to finish, or by an error. How its process begins and
+ends stands in start.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeVar
+
+from vidflow.domain.errors import SourceError
+from vidflow.domain.messages import Deploy, End, EndReason, Gap, Opened, Waiting
+from vidflow.domain.sampling import frame_rate, frames_to_expect
+from vidflow.infra.crashpoint import crashpoint
+from vidflow.infra.models.model import Model
+from vidflow.infra.video import Video
+from vidflow.roles.worker import infer, read
+from vidflow.roles.worker.link import Link, Task
+from vidflow.roles.worker.send import DeliveryFailed, Results
+
+T = TypeVar("T")
+
+
+def process(task: Task, link: Link) -> EndReason:
+    """Does the task; returns why it ended. All that it sent is acknowledged then, also where it raises an error."""
+    deploy = task.deploy
+    with read.open_source(deploy, task.media_root, any_file=task.any_file) as video:
+        results = Results(task.kafka, deploy.scenario_uuid, link)
+        try:
+            results.send(_opened(deploy, video))
+            model = infer.load(deploy, task.models_dir, any_file=task.any_file)
+            return _frames(deploy, video, model, link, results)
+        except DeliveryFailed:
+            raise
+        except Exception:
+            at = link.waiting  # what it fell at, for the runner; not the flush
+            results.flush()
+            link.waits_for(at)
+            raise
+
+
+def _frames(deploy: Deploy, video: Video, model: Model, link: Link, results: Results) -> EndReason:
+    found = read.steps(video, frame_rate(deploy.fps), deploy, model.warmup_frames)
+    # After a loss frame by frame until it is past where the last attempt may have fallen; at first one, to be soon there.
+    alone = model.batch if deploy.attempt else 1
+    careful_until = deploy.resume.next_frame + alone if deploy.attempt else 0
+    last = deploy.resume.next_frame - 1
+    anything = last >= 0
+    link.waits_for(Waiting.SOURCE)
+    for step in read.batches(_until_ordered(found, link), model.batch, singles=alone):
+        anything = True
+        if isinstance(step, Gap):
+            results.send(step)
+            continue
+        link.waits_for(Waiting.INFERENCE)
+        if step.warm_up:
+            infer.show(model, step)
+        else:
+            last = _infer_and_send(deploy, step, model, link, results)
+            if last < careful_until:
+                results.flush()
+        link.waits_for(Waiting.SOURCE)
+    if not anything and link.finish is None:
+        raise SourceError(
+            f"{video.shown} gives not one frame; see whether it plays elsewhere, or copy it again", code="no_frames"
+        )
+    reason = link.finish or EndReason.FINISHED
+    crashpoint("worker.before_end")
+    results.send(End(deploy.scenario_uuid, deploy.epoch, last, reason))
+    results.flush()
+    return reason
+
+
+def _infer_and_send(deploy: Deploy, batch: read.Batch, model: Model, link: Link, results: Results) -> int:
+    """Returns the number of the batch's last frame."""
+    crashpoint("worker.before_frame")
+    link.at_frame = batch.frames[0].number if len(batch.frames) == 1 else None
+    seen = list(infer.see(model, batch, deploy))
+    link.at_frame = None
+    for frame in seen:
+        results.send(frame)
+        link.reached(frame.frame_number + 1)
+        crashpoint("worker.after_frame")
+    return batch.frames[-1].number
+
+
+def _until_ordered(found: Iterator[T], link: Link) -> Iterator[T]:
+    """The steps until the runner orders to finish; what has been read before is still done."""
+    while link.finish is None:
+        step = next(found, None)
+        if step is None:
+            return
+        yield step
+
+
+def _opened(deploy: Deploy, video: Video) -> Opened:
+    source = video.source
+    return Opened(
+        deploy.scenario_uuid, deploy.epoch, source.width, source.height, source.duration_s,
+        frames_to_expect(source.duration_s, source.frames_expected, frame_rate(deploy.fps)),
+        source.codec, source.container, source.live, source.identity,
+    )  # fmt: skip

@@ -1,0 +1,88 @@
+"""The last step of a worker: its messages to Kafka, in order, each acknowledged or the worker fails. Not what is in them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from confluent_kafka import KafkaError, KafkaException, Message
+
+from vidflow.domain.errors import Unavailable
+from vidflow.domain.messages import RESULTS, Result, Waiting, encode
+from vidflow.infra import kafka
+from vidflow.infra.telemetry import log
+from vidflow.roles.worker.link import Link
+
+IN_FLIGHT_MESSAGES: Final = 64
+IN_FLIGHT_BYTES: Final = 16 * 1024**2
+"""What may wait for the broker's answer: enough to keep the line busy, little enough to be lost and done again."""
+_POLL_S: Final = 0.1
+_METADATA_S: Final = 10.0
+_log = log("worker")
+
+
+class DeliveryFailed(Unavailable):
+    """A message was given up on: what comes after it would stand behind a hole."""
+
+    default_code = "delivery_failed"
+
+
+class Results:
+    """The scenario's messages on their way, by one idempotent producer: in order, and a bounded number of them."""
+
+    def __init__(self, bootstrap: str, scenario_uuid: str, link: Link) -> None:
+        self._link = link
+        self._scenario_uuid = scenario_uuid
+        self._producer = kafka.producer(bootstrap, client_id=f"vidflow-worker-{scenario_uuid}")
+        self._in_flight_bytes = 0
+        self._failure: KafkaError | None = None
+        self._know_the_topic()
+
+    def send(self, message: Result) -> None:
+        """Hands one message over; waits while too many are unacknowledged. Raises DeliveryFailed."""
+        value = encode(message)
+        self._wait_until_below(IN_FLIGHT_MESSAGES, IN_FLIGHT_BYTES)
+        self._in_flight_bytes += len(value)
+        headers: kafka.Headers = [
+            (kafka.KIND, message.__struct_config__.tag.encode()),  # type: ignore[union-attr]
+            (kafka.EPOCH, str(message.epoch).encode()),
+        ]
+        try:
+            self._producer.produce(RESULTS, value, key=self._scenario_uuid, headers=headers, on_delivery=self._answered)
+        except KafkaException as error:
+            raise self._failed(error.args[0]) from error
+        self._producer.poll(0)
+
+    def flush(self) -> None:
+        """Waits until every message is acknowledged. Raises DeliveryFailed."""
+        self._wait_until_below(1, 1)
+
+    def _know_the_topic(self) -> None:
+        """Asks for the topic first: without it the first message takes half a second more."""
+        try:
+            self._producer.list_topics(RESULTS, timeout=_METADATA_S)
+        except KafkaException as error:  # messages wait in the producer until the broker is there
+            _log.warning("kafka_away", scenario_uuid=self._scenario_uuid, error=str(error.args[0]))
+
+    def _wait_until_below(self, messages: int, size_bytes: int) -> None:
+        waited = False
+        self._check()
+        while len(self._producer) >= messages or self._in_flight_bytes >= size_bytes:
+            if not waited:
+                self._link.waits_for(Waiting.KAFKA)
+                waited = True
+            self._producer.poll(_POLL_S)
+            self._check()
+
+    def _answered(self, error: KafkaError | None, message: Message) -> None:
+        self._in_flight_bytes -= len(message.value() or b"")
+        if error is not None and self._failure is None:
+            self._failure = error
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failed(self._failure)
+
+    def _failed(self, error: KafkaError) -> DeliveryFailed:
+        return DeliveryFailed(
+            f"Kafka did not take a message of scenario {self._scenario_uuid}: {error.str()}; it is done again from the last stored frame"
+        )

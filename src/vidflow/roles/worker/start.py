@@ -1,0 +1,59 @@
+"""How a worker's process begins and how it ends, whatever happens between. What it does in between is main.py's affair.
+
+It imports none of the heavy libraries: the runner, which makes workers by this module's functions, does without them.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import traceback
+from multiprocessing.connection import Connection
+
+from vidflow.domain.errors import ErrorInfo, MissingExtra, UserError, VidflowError, info_of
+from vidflow.domain.messages import EndReason
+from vidflow.infra.crashpoint import arm
+from vidflow.infra.parent import die_with_parent
+from vidflow.infra.telemetry import configure_logs
+from vidflow.roles.worker.link import Link, Task
+
+
+def throwaway() -> None:
+    """The body of a process that does nothing: once it has run, the forkserver has imported all that it is to import."""
+
+
+def work(task: Task, told: Connection, orders: Connection, stderr: Connection) -> None:
+    """The body of a worker's process. `told` and `orders` are its ends of the line to its runner, `stderr` takes its words."""
+    for ours in (1, 2):
+        os.dup2(stderr.fileno(), ours)
+    stderr.close()
+    faulthandler.enable()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # meant for the runner, which orders its workers to finish
+    die_with_parent()
+    configure_logs()
+    arm(task.crashpoints)
+    link = Link(told, orders, task.deploy.resume.next_frame)
+    try:
+        link.ended(_process(task, link))
+    except UserError as error:
+        link.ended(EndReason.ERROR, info_of(error, link.at_frame), fatal=True)
+    except VidflowError as error:
+        link.ended(EndReason.ERROR, info_of(error, link.at_frame))
+    except MemoryError:
+        error_info = ErrorInfo(
+            "worker_memory", f"the worker of scenario {task.deploy.scenario_uuid} had no memory left", link.at_frame
+        )
+        link.ended(EndReason.MEMORY, error_info)
+    except Exception as error:  # noqa: BLE001 - whatever it is, its runner is told and its traceback kept
+        traceback.print_exc()
+        link.ended(EndReason.ERROR, ErrorInfo("worker_failed", f"{type(error).__name__}: {error}", link.at_frame))
+
+
+def _process(task: Task, link: Link) -> EndReason:
+    try:
+        from vidflow.roles.worker.main import process  # noqa: PLC0415 - heavy, and there already where the forkserver has it
+    except ModuleNotFoundError as error:
+        raise MissingExtra(f"this runner lacks {error.name}; type: pip install 'vidflow[runner]'") from error
+    return process(task, link)
