@@ -1,0 +1,138 @@
+"""How many images a second each model takes, next to the bare runtime on a ready tensor, measured in turns in one run.
+
+    python bench/inference.py VIDEO [--models-dir DIR] [--rounds N] [--images N]
+
+What a model costs beside its net is resizing, the tensor, decoding and placing of boxes; its ratio to the bare runtime shows
+that. The bare runtime is onnxruntime's session.run, or torch's module, on one tensor of the model's size, with one thread.
+Each round measures both; the ratio is the median over the rounds, with the lowest and the highest beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from vidflow.domain.errors import VidflowError
+from vidflow.infra.models import registry
+from vidflow.infra.models.model import Model, Picture
+from vidflow.infra.models.spec import ONNX, read_bundle, read_weights
+from vidflow.infra.video.frames import KeptFrame, read
+from vidflow.infra.video.open import open_video
+
+RANDOM_SPEC = """
+kind = "torchvision"
+architecture = "ssdlite320_mobilenet_v3_large"
+file = "random.pth"
+labels = ["__background__", "thing"]
+[thresholds]
+score = 0.9
+"""
+
+
+def main() -> None:
+    arguments = _arguments()
+    kept = _pictures(arguments.video, arguments.images)
+    print(f"{time.strftime('%Y-%m-%d')}  {platform.machine()}, {arguments.video.name} {kept[0].width}x{kept[0].height}")
+    print(f"{'model':34}{'images/s':>10}{'bare/s':>9}{'ratio':>8}   lowest-highest of {arguments.rounds} rounds")
+    with tempfile.TemporaryDirectory() as folder:
+        for ref in _models(arguments.models_dir, Path(folder)):
+            _print_row(ref, kept, arguments.rounds)
+
+
+def _print_row(ref: registry.ModelRef, kept: Sequence[Picture], rounds: int) -> None:
+    try:
+        model = registry.load(ref)
+    except VidflowError as error:
+        print(f"{ref.name:34}  left out: {error.message}")
+        return
+    bare = _bare(ref, model)
+    model.infer(kept[:4])
+    rates, bare_rates = [], []
+    for _ in range(rounds):
+        rates.append(_rate(lambda: model.infer(kept), len(kept)))
+        if bare is not None:
+            bare_rates.append(_rate(lambda: [bare() for _ in kept], len(kept)))
+    line = f"{ref.name:34}{statistics.median(rates):10.1f}"
+    if bare_rates:
+        ratios = [rate / bare_rate for rate, bare_rate in zip(rates, bare_rates, strict=True)]
+        line += f"{statistics.median(bare_rates):9.1f}{statistics.median(ratios):8.2f}   {min(ratios):.2f}-{max(ratios):.2f}"
+    print(line)
+
+
+def _bare(ref: registry.ModelRef, model: Model) -> Callable[[], object] | None:
+    """The net alone on a tensor that is ready; None for a model without a net."""
+    if ref.path is None or model.input_size is None:
+        return None
+    width, height = model.input_size
+    tensor = np.full((1, 3, height, width), 0.5, dtype=np.float32)
+    if ref.kind == ONNX:
+        from vidflow.infra.models.onnx import open_session  # noqa: PLC0415 - each runtime only where its model is
+
+        session = open_session(read_weights(read_bundle(ref.path)), ref.path)
+        name = session.get_inputs()[0].name
+        return lambda: session.run(None, {name: tensor})
+    import torch  # noqa: PLC0415 - an extra
+
+    from vidflow.infra.models.torchvision import build, load_state_dict  # noqa: PLC0415 - an extra
+
+    bundle = read_bundle(ref.path)
+    state = load_state_dict(read_weights(bundle), ref.path)
+    net = build(bundle.spec.architecture or "", state, len(bundle.labels), bundle.spec.thresholds, 0.9, ref.name)
+    ready = [torch.from_numpy(tensor[0])]
+
+    def run() -> object:
+        with torch.inference_mode():
+            return net(ready)
+
+    return run
+
+
+def _models(models_dir: Path | None, folder: Path) -> list[registry.ModelRef]:
+    """`motion`, all of the models folder that can be used, and an ssdlite of random weights where torch is installed."""
+    usable = [one.name for one in registry.list_models(models_dir) if one.error is None]
+    names = [name for name in usable if name not in registry.TORCHVISION_DETECTORS]
+    refs = [registry.resolve(name, models_dir) for name in names]
+    try:
+        import torch  # noqa: PLC0415 - an extra
+        import torchvision  # noqa: PLC0415 - an extra
+    except ImportError:
+        return refs
+    torch.manual_seed(1)
+    net = torchvision.models.get_model(
+        "ssdlite320_mobilenet_v3_large", weights=None, weights_backbone=None, num_classes=2
+    )
+    torch.save(net.state_dict(), folder / "random.pth")
+    (folder / "ssdlite320_random_weights.toml").write_text(RANDOM_SPEC)
+    return [*refs, registry.resolve("ssdlite320_random_weights", folder)]
+
+
+def _pictures(path: Path, count: int) -> list[KeptFrame]:
+    with open_video(str(path)) as video:
+        return list(islice((one for one in read(video) if isinstance(one, KeptFrame)), count))
+
+
+def _rate(work: Callable[[], object], images: int) -> float:
+    started = time.perf_counter()
+    work()
+    return images / (time.perf_counter() - started)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("video", type=Path)
+    parser.add_argument("--models-dir", type=Path)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--images", type=int, default=24)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

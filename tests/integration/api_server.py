@@ -1,0 +1,137 @@
+"""A real api on a free port, for tests, and rows that other roles would write."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import msgspec
+import psycopg
+from psycopg.types.json import Jsonb
+
+from vidflow.infra.stopping import Stop
+from vidflow.roles.api import run
+from vidflow.settings import ApiOptions
+
+UNKNOWN = "01999999-0000-7000-8000-000000000000"
+URL = "http://camera.example/video.mp4"
+
+
+@contextmanager
+def serving(options: ApiOptions) -> Iterator[httpx.Client]:
+    """The api, run as its process runs it, until the block ends; a client of it."""
+    stop = Stop()
+    port = free_port()
+    thread = threading.Thread(
+        target=_run, args=(msgspec.structs.replace(options, port=port, inbox=False), stop), name="api under test"
+    )
+    thread.start()
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=15) as client:
+            wait_until(lambda: stop.requested or _listens(port), "the api listens")
+            if stop.error is not None:
+                raise stop.error
+            yield client
+    finally:
+        stop.request()
+        thread.join(15)
+    assert not thread.is_alive(), "the api stops when it is asked to"
+    if stop.error is not None:
+        raise stop.error
+
+
+@contextmanager
+def ready(options: ApiOptions) -> Iterator[httpx.Client]:
+    """As serving, and its database is there."""
+    with serving(options) as client:
+        wait_until(lambda: client.get("/health/ready").status_code == 200, "the api is ready")
+        yield client
+
+
+def answers_ready(client: httpx.Client) -> bool:
+    try:
+        return client.get("/health/ready").status_code == 200
+    except httpx.ConnectError:
+        return False
+
+
+def someone_waits_for_a_lock(database_url: str) -> bool:
+    query = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with psycopg.connect(database_url) as watcher:
+        return watcher.execute(query).fetchone() is not None
+
+
+def wait_until(holds: Callable[[], bool], what: str, limit_s: float = 20.0) -> None:
+    until = time.monotonic() + limit_s
+    while not holds():
+        assert time.monotonic() < until, f"not within {limit_s} s: {what}"
+        time.sleep(0.02)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def init(client: httpx.Client, **fields: Any) -> dict[str, Any]:
+    answer = client.post("/scenario/init", json={"source": URL, "model": "motion"} | fields)
+    assert answer.status_code == 201, answer.text
+    scenario: dict[str, Any] = answer.json()
+    return scenario
+
+
+def deploy(database_url: str, scenario_uuid: str, state: str = "active") -> None:
+    """What the orchestrator would have written."""
+    with psycopg.connect(database_url) as tx:
+        tx.execute(
+            "UPDATE scenarios SET state = %s, epoch = 5, runner = 'runner-1' WHERE scenario_uuid = %s",
+            (state, scenario_uuid),
+        )
+        tx.execute("UPDATE scenario_progress SET epoch = 5 WHERE scenario_uuid = %s", (scenario_uuid,))
+
+
+def finish(database_url: str, scenario_uuid: str) -> None:
+    with psycopg.connect(database_url) as tx:
+        tx.execute(
+            "UPDATE scenarios SET state = 'inactive', outcome = 'completed' WHERE scenario_uuid = %s", (scenario_uuid,)
+        )
+
+
+def store(database_url: str, scenario_uuid: str, frames: range, detections: Any = ()) -> None:
+    """What the inbox would have written."""
+    with psycopg.connect(database_url) as tx:
+        tx.cursor().executemany(
+            "INSERT INTO scenario_results VALUES (%s, %s, 5, %s, %s, 640, 360, '2026-01-01T00:00:00Z', %s)",
+            [(scenario_uuid, number, number * 3000, number / 2, Jsonb(list(detections))) for number in frames],
+        )
+        tx.execute(
+            "UPDATE scenario_progress SET next_frame = %s WHERE scenario_uuid = %s", (frames.stop, scenario_uuid)
+        )
+
+
+def problem_of(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    """The problem that an answer must be."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem: dict[str, Any] = answer.json()
+    assert (problem["status"], problem["code"]) == (status, code), problem
+    assert problem["title"]
+    assert problem["detail"]
+    return problem
+
+
+def _run(options: ApiOptions, stop: Stop) -> None:
+    try:
+        run(options, stop)
+    except BaseException as error:  # noqa: BLE001 - raised by the test's own thread
+        stop.request(error)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

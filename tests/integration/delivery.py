@@ -1,0 +1,174 @@
+"""Roles that move messages, run as threads or as processes of their own, and what they move, for tests."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from confluent_kafka import OFFSET_BEGINNING, Message, TopicPartition
+from tests.integration.embedded import wait_until
+
+from vidflow.domain.messages import RESULTS, Frame, encode
+from vidflow.domain.messages import Message as Sent
+from vidflow.infra import kafka, outbox
+from vidflow.infra.postgres import Connection, connect
+from vidflow.infra.stopping import Stop
+
+Options = TypeVar("Options")
+
+
+@contextmanager
+def running(run: Callable[[Options, Stop], None], options: Options) -> Iterator[Stop]:
+    """A role on a thread of this process until the block ends; its death by an error is the test's."""
+    stop = Stop()
+
+    def body() -> None:
+        try:
+            run(options, stop)
+        except BaseException as error:  # noqa: BLE001 - raised below
+            stop.request(error)
+
+    thread = threading.Thread(target=body, name=f"{run.__module__} under test")
+    thread.start()
+    try:
+        yield stop
+    finally:
+        stop.request()
+        thread.join(30)
+    assert not thread.is_alive(), "the role stops when it is asked to"
+    if stop.error is not None:
+        raise stop.error
+
+
+@contextmanager
+def process(role: str, database_url: str, bootstrap: str, crash_at: str = "") -> Iterator[subprocess.Popen[bytes]]:
+    """A role as a process of its own, killed when the block ends."""
+    command = [sys.executable, "-m", "vidflow", role, "--database-url", database_url, "--kafka", bootstrap]
+    environment = {"PATH": "/usr/bin:/bin", "VIDFLOW_CRASHPOINTS": crash_at}
+    with subprocess.Popen(command, env=environment) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+def remake_topics(bootstrap: str) -> None:
+    """All topics, empty, with new ids."""
+    client = kafka.admin(bootstrap)
+    there = set(client.list_topics(timeout=10).topics) & set(kafka.PARTITIONS)
+    if there:
+        for answer in client.delete_topics(list(there)).values():
+            answer.result()
+        wait_until(lambda: not there & set(client.list_topics(timeout=10).topics), "the topics are gone")
+    kafka.create_topics(bootstrap)
+
+
+def log_of(bootstrap: str, topic: str) -> list[Message]:
+    """All messages of the topic, partition by partition, each in its order."""
+    client = kafka.admin(bootstrap)
+    ends = {partition: end for partition, end in kafka.end_offsets(client, topic).items() if end}
+    reader = kafka.consumer(bootstrap, client_id="reads-a-log")
+    reader.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in ends])
+    messages: list[Message] = []
+    try:
+        wait_until(lambda: _all_read(reader, messages, sum(ends.values())), f"{topic} is read")
+    finally:
+        reader.close()
+    return sorted(messages, key=lambda message: (message.partition(), message.offset()))
+
+
+def _all_read(reader: Any, messages: list[Message], count: int) -> bool:
+    messages += [message for message in reader.consume(10_000, 0.05) if not message.error()]
+    return len(messages) >= count
+
+
+def send(bootstrap: str, *messages: Sent | bytes, key: str = "") -> None:
+    """Results as a worker sends them; bytes as somebody else does."""
+    producer = kafka.producer(bootstrap, client_id="worker-under-test")
+    producer.list_topics(RESULTS)
+    for message in messages:
+        if isinstance(message, bytes):
+            producer.produce(RESULTS, message, key.encode())
+        else:
+            producer.produce(RESULTS, encode(message), message.scenario_uuid.encode())  # type: ignore[attr-defined]
+    assert producer.flush(10) == 0
+
+
+def frame(scenario_uuid: str, number: int, epoch: int = 1, label: str | None = None) -> Frame:
+    detections = () if label is None else ({"label": label, "score": 0.5, "box": (0.0, 0.0, 1.0, 1.0)},)
+    values = (scenario_uuid, epoch, number, number * 10, "1/90000", 0, number / 5, "2026-01-01T00:00:00Z", 64, 48)
+    return Frame(*values, detections)  # type: ignore[arg-type]
+
+
+def frames(scenario_uuid: str, numbers: Sequence[int], epoch: int = 1) -> list[Frame]:
+    return [frame(scenario_uuid, number, epoch) for number in numbers]
+
+
+def scenario(tables: Connection, epoch: int = 1, *, closed: bool = False) -> str:
+    """A scenario's progress, as the leader writes it at a deployment."""
+    [(scenario_uuid,)] = tables.execute(
+        "INSERT INTO scenario_progress (scenario_uuid, epoch, closed) VALUES (uuidv7(), %s, %s) RETURNING scenario_uuid::text",
+        (epoch, closed),
+    ).fetchall()
+    return str(scenario_uuid)
+
+
+def stored(tables: Connection, scenario_uuid: str) -> list[int]:
+    """The stored frame numbers, in the order of the numbers."""
+    rows = tables.execute(
+        "SELECT frame_number FROM scenario_results WHERE scenario_uuid = %s ORDER BY 1", (scenario_uuid,)
+    ).fetchall()
+    return [number for (number,) in rows]
+
+
+def row(
+    key: str, payload: bytes = b"{}", topic: str = "to_deploy.default", kind: str = "deploy", **more: Any
+) -> outbox.Row:
+    return outbox.Row(topic=topic, key=key, kind=kind, payload=payload, **{"epoch": 1, **more})
+
+
+def written(tables: Connection, keys: int, each: int) -> list[outbox.Row]:
+    """`each` rows of each of so many keys in the outbox, interleaved; their payloads count."""
+    rows = [row(f"key-{key}", str(number).encode()) for number in range(each) for key in range(keys)]
+    outbox.add(tables, rows)
+    return rows
+
+
+def unpublished(tables: Connection) -> int:
+    return outbox.lag(tables).waiting
+
+
+@contextmanager
+def emptied(database_url: str) -> Iterator[Connection]:
+    """A connection to the database, with nothing in its tables."""
+    with connect(database_url, name="test") as tables:
+        tables.execute(
+            """
+            TRUNCATE scenarios, scenario_history, scenario_progress, scenario_results, scenario_gaps, inbox_partitions,
+                     outbox, lease, runners
+            """
+        )
+        yield tables
+
+
+def new_key() -> str:
+    return str(uuid.uuid4())
+
+
+def cut_off(tables: Connection, name: str) -> int:
+    """Ends the connections of this name, as a restart of the server does; how many there were."""
+    rows = tables.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s AND datname = current_database()",
+        (name,),
+    ).fetchall()
+    return len(rows)
+
+
+def say(figure: str) -> None:
+    """What a test measured on the way; a timing never fails one."""
+    sys.stderr.write(figure + "\n")

@@ -1,0 +1,227 @@
+"""Health and metrics: what each check asks for, and what it names where something is missing."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psycopg
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from tests.integration.api_server import (
+    URL,
+    answers_ready,
+    free_port,
+    init,
+    problem_of,
+    ready,
+    serving,
+    someone_waits_for_a_lock,
+    wait_until,
+)
+
+from vidflow.domain.errors import SetupError
+from vidflow.infra.embedded.postgres import EmbeddedPostgres
+from vidflow.infra.migrations import migrate
+from vidflow.infra.stopping import Stop
+from vidflow.roles.api import run
+from vidflow.settings import ApiOptions
+
+
+@pytest.fixture(scope="module")
+def client(database_url: str) -> Iterator[httpx.Client]:
+    with ready(ApiOptions(database_url=database_url)) as client:
+        yield client
+
+
+@pytest.fixture
+def tables(database_url: str) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        yield connection
+        connection.execute("TRUNCATE lease, runners, inbox_partitions")
+
+
+def all_alive(tables: psycopg.Connection) -> None:
+    for name in ("leader", "relay"):
+        tables.execute("INSERT INTO lease VALUES (%s, uuidv7(), 1, now() + interval '1 h')", (name,))
+    tables.execute("INSERT INTO runners VALUES ('r', now(), 2, 2, 0, false, false, 'default', '1')")
+    for partition in range(2):
+        tables.execute("INSERT INTO inbox_partitions VALUES ('results', 'new', %s, 0, now())", (partition,))
+
+
+def test_the_system_is_up_once_every_part_is_alive(client: httpx.Client, tables: psycopg.Connection) -> None:
+    problem = problem_of(client.get("/health/system"), 503, "not_running")
+    assert problem["missing"] == ["orchestrator", "relay", "runner", "inbox"]
+    all_alive(tables)
+    assert client.get("/health/system").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("loss", "missing"),
+    [
+        ("DELETE FROM lease WHERE name = 'leader'", "orchestrator"),
+        ("UPDATE lease SET expires_at = now() - interval '1 s' WHERE name = 'leader'", "orchestrator"),
+        ("UPDATE lease SET expires_at = now() - interval '1 s' WHERE name = 'relay'", "relay"),
+        ("UPDATE runners SET last_seen_at = now() - interval '6 s'", "runner"),
+        ("UPDATE inbox_partitions SET caught_up_at = now() - interval '6 s' WHERE partition = 1", "inbox"),
+        ("UPDATE inbox_partitions SET caught_up_at = NULL WHERE partition = 1", "inbox"),
+        ("UPDATE inbox_partitions SET topic = 'other'", "inbox"),
+    ],
+)
+def test_a_part_that_is_missing_is_named(
+    client: httpx.Client, tables: psycopg.Connection, loss: str, missing: str
+) -> None:
+    all_alive(tables)
+    tables.execute(loss)
+    problem = problem_of(client.get("/health/system"), 503, "not_running")
+    assert problem["missing"] == [missing]
+    assert missing in problem["detail"]
+
+
+def test_positions_in_a_topic_that_is_gone_do_not_count(client: httpx.Client, tables: psycopg.Connection) -> None:
+    all_alive(tables)
+    tables.execute("INSERT INTO inbox_partitions VALUES ('results', 'old', 0, 9, now() - interval '1 day')")
+    assert client.get("/health/system").status_code == 200
+
+
+def test_metrics_tell_requests_states_and_backlog(client: httpx.Client, tables: psycopg.Connection) -> None:
+    init(client)
+    client.get("/nothing")
+    all_alive(tables)
+    samples = {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(client.get("/metrics").text)
+        for sample in family.samples
+    }
+    assert samples["vidflow_scenarios", ("state", "init_startup")] >= 1
+    assert samples["vidflow_scenarios", ("state", "active")] == 0
+    assert samples["vidflow_outbox_waiting",] >= 1
+    assert 0 <= samples["vidflow_inbox_lag_seconds",] < 5
+    assert samples["vidflow_runners",] == 1
+    assert samples["vidflow_database_up",] == 1
+    assert (
+        samples["vidflow_http_requests_total", ("method", "POST"), ("path", "/scenario/init"), ("status", "201")] >= 1
+    )
+    assert samples["vidflow_http_requests_total", ("method", "other"), ("path", "other"), ("status", "404")] >= 1
+
+
+def test_a_database_whose_connections_are_all_busy_is_told_soon(database_url: str) -> None:
+    with ready(ApiOptions(database_url=database_url, pool_size=1)) as client, psycopg.connect(database_url) as other:
+        other.execute("LOCK TABLE scenarios IN ACCESS EXCLUSIVE MODE")
+        began_s = time.monotonic()
+        problem = problem_of(client.get("/health/ready"), 503, "database_unavailable")
+        assert problem["missing"] == ["database"]
+        answer = client.get("/scenario")
+        problem_of(answer, 503, "database_unavailable")
+        assert answer.headers["retry-after"] == "1"
+        assert client.get("/health/live").status_code == 200
+        assert time.monotonic() - began_s < 10
+        other.rollback()
+        wait_until(lambda: client.get("/health/ready").status_code == 200, "it is ready again")
+
+
+def test_an_api_outlives_its_database_and_serves_again(tmp_path: Path) -> None:
+    server = EmbeddedPostgres(tmp_path, say=print, stop=Stop())
+    url = server.start().url
+    try:
+        migrate(url, print)
+        with ready(ApiOptions(database_url=url)) as client:
+            scenario = init(client)
+            server.stop()
+            for answer in (
+                client.get("/scenario"), client.post("/scenario/init", json={"source": URL, "model": "motion"}),
+                client.get("/prediction", params={"scenario_uuid": scenario["scenario_uuid"]}),
+            ):  # fmt: skip
+                problem_of(answer, 503, "database_unavailable")
+                assert answer.headers["retry-after"]
+            assert problem_of(client.get("/health/ready"), 503, "database_unavailable")["missing"] == ["database"]
+            assert problem_of(client.get("/health/system"), 503, "database_unavailable")["missing"] == ["database"]
+            assert "vidflow_database_up 0.0" in client.get("/metrics").text
+            server = EmbeddedPostgres(tmp_path, say=print, stop=Stop())
+            assert server.start().url == url
+            wait_until(lambda: client.get("/health/ready").status_code == 200, "it is ready again")
+            assert client.get(f"/scenario/{scenario['scenario_uuid']}").json() == scenario
+    finally:
+        server.stop()
+
+
+def test_an_api_waits_for_the_schema_and_says_so(postgres_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE without_schema")
+    url = postgres_url.rsplit("/", 1)[0] + "/without_schema"
+    with serving(ApiOptions(database_url=url)) as client:
+        problem = problem_of(client.get("/health/ready"), 503, "database_unavailable")
+        assert "vidflow db migrate" in problem["detail"]
+        problem_of(client.post("/scenario/init", json={"source": URL, "model": "motion"}), 503, "database_unavailable")
+        assert client.get("/health/live").status_code == 200
+        migrate(url, print)
+        wait_until(lambda: client.get("/health/ready").status_code == 200, "the schema is seen")
+        init(client)
+    assert "schema_missing" in [record.getMessage() for record in caplog.records]
+
+
+def test_an_api_without_a_database_s_name_says_how_to_get_one() -> None:
+    with pytest.raises(SetupError, match="vidflow dev"):
+        run(ApiOptions(), Stop())
+
+
+def test_an_api_whose_port_is_taken_says_so(client: httpx.Client, database_url: str) -> None:
+    with pytest.raises(SetupError, match="--port"):
+        run(ApiOptions(database_url=database_url, port=client.base_url.port or 0), Stop())
+
+
+def test_a_fault_of_ours_is_told_by_an_id_that_is_logged_once(
+    client: httpx.Client, tables: psycopg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    uuid_ = init(client)["scenario_uuid"]
+    tables.execute("UPDATE scenarios SET skips = '{\"broken\": 1}' WHERE scenario_uuid = %s", (uuid_,))
+    problem = problem_of(client.get(f"/scenario/{uuid_}"), 500, "fault")
+    logged = [getattr(record, "vidflow_fields", {}).get("error_id") for record in caplog.records]
+    assert logged.count(problem["error_id"]) == 1
+    assert "broken" not in problem["detail"]
+    tables.execute("UPDATE scenarios SET skips = '[]' WHERE scenario_uuid = %s", (uuid_,))
+
+
+def test_a_process_that_is_told_to_stop_does_so_while_a_request_hangs(database_url: str) -> None:
+    port = free_port()
+    command = [
+        sys.executable,
+        "-m",
+        "vidflow",
+        "api",
+        "--port",
+        str(port),
+        "--no-inbox",
+        "--database-url",
+        database_url,
+    ]
+    with (
+        subprocess.Popen(command) as process,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
+        psycopg.connect(database_url) as other,
+    ):
+        try:
+            wait_until(lambda: answers_ready(client), "the api is ready")
+            other.execute("LOCK TABLE scenarios IN ACCESS EXCLUSIVE MODE")
+            answers: list[httpx.Response] = []
+            asking = threading.Thread(target=lambda: answers.append(client.get("/scenario")))
+            asking.start()
+            wait_until(lambda: someone_waits_for_a_lock(database_url), "the request hangs")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(15) == 0
+            asking.join()
+            problem_of(answers[0], 503, "database_unavailable")
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("video_fps", ["0", "-1", "fast", "nan", "inf", ""])
+def test_a_default_frame_rate_that_is_none_is_told_at_the_start(database_url: str, video_fps: str) -> None:
+    with pytest.raises(SetupError, match="VIDEO_FPS"):
+        run(ApiOptions(database_url=database_url, video_fps=video_fps), Stop())

@@ -1,0 +1,254 @@
+"""Scenarios over HTTP: asked for, looked at, listed, shut down, by a real client of a real api and database."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psycopg
+import pytest
+from psycopg.types.json import Jsonb
+from tests.integration.api_server import (
+    UNKNOWN,
+    URL,
+    deploy,
+    finish,
+    init,
+    problem_of,
+    ready,
+    someone_waits_for_a_lock,
+    store,
+    wait_until,
+)
+
+from vidflow.domain.messages import Start, decode_init_scenario
+from vidflow.settings import ApiOptions
+
+LABELLED = "ssdlite320_mobilenet_v3_large"
+"""A model whose labels are not known until it is loaded, so that any may be asked for."""
+
+
+@pytest.fixture(scope="module")
+def client(database_url: str) -> Iterator[httpx.Client]:
+    with ready(ApiOptions(database_url=database_url, any_file=True, video_fps="5")) as client:
+        yield client
+
+
+def test_a_scenario_is_born_with_its_progress_its_history_and_its_message(
+    client: httpx.Client, database_url: str
+) -> None:
+    answer = client.post(
+        "/scenario/init",
+        json={
+            "source": URL, "model": LABELLED, "fps": 2.5, "priority": 7,
+            "parameters": {"score_threshold": 0.25, "labels": ["person", "größe"], "on_poison": "skip"},
+        },
+    )  # fmt: skip
+    assert answer.status_code == 201
+    scenario = answer.json()
+    assert answer.headers["location"] == f"/scenario/{scenario['scenario_uuid']}"
+    assert uuid.UUID(scenario["scenario_uuid"]).version == 7
+    assert scenario["created_at"].endswith("Z")
+    expected = {
+        "source": URL, "model": LABELLED, "fps": 2.5, "priority": 7, "state": "init_startup", "outcome": None, "error": None,
+        "epoch": 0, "attempt": 0, "runner": None, "resume_frame": 0, "frames_stored": 0, "frames_expected": None, "skips": [],
+        "parameters": {"score_threshold": 0.25, "labels": ["person", "größe"], "on_poison": "skip"},
+    }  # fmt: skip
+    assert {name: scenario[name] for name in expected} == expected
+    key = (scenario["scenario_uuid"],)
+    with psycopg.connect(database_url) as tx:
+        progress = tx.execute(
+            "SELECT epoch, next_frame, closed FROM scenario_progress WHERE scenario_uuid = %s", key
+        ).fetchall()
+        history = tx.execute(
+            "SELECT number, from_state, to_state FROM scenario_history WHERE scenario_uuid = %s", key
+        ).fetchall()
+        messages = tx.execute("SELECT topic, kind, epoch, runner, payload FROM outbox WHERE key = %s", key).fetchall()
+    assert progress == [(0, 0, False)]
+    assert history == [(0, None, "init_startup")]
+    assert [message[:4] for message in messages] == [("init_scenario", "start", 0, None)]
+    assert decode_init_scenario(messages[0][4]) == Start(scenario["scenario_uuid"])
+
+
+def test_a_scenario_looks_the_same_at_birth_and_later(client: httpx.Client) -> None:
+    born = init(client)
+    assert client.get(f"/scenario/{born['scenario_uuid']}").json() == born
+
+
+@pytest.mark.parametrize(
+    ("asked", "kept"), [(None, 5), ("all", "all"), (2, 2), (0.5, 0.5), (29.97, 29.97), (1000, 1000), (0.001, 0.001)]
+)
+def test_a_frame_rate_is_resolved_at_birth(client: httpx.Client, asked: object, kept: object) -> None:
+    assert init(client, fps=asked)["fps"] == kept
+
+
+def test_a_frame_rate_is_stored_as_a_plain_decimal_number(client: httpx.Client, database_url: str) -> None:
+    scenario = init(client, fps=0.001)
+    with psycopg.connect(database_url) as tx:
+        row = tx.execute("SELECT fps FROM scenarios WHERE scenario_uuid = %s", (scenario["scenario_uuid"],)).fetchone()
+    assert row == ("0.001",)
+
+
+def test_progress_of_a_running_scenario_is_told(client: httpx.Client, database_url: str) -> None:
+    uuid_ = init(client)["scenario_uuid"]
+    deploy(database_url, uuid_)
+    store(database_url, uuid_, range(3))
+    with psycopg.connect(database_url) as tx:
+        tx.execute(
+            "UPDATE scenario_progress SET opened = %s WHERE scenario_uuid = %s", (Jsonb({"frames_expected": 80}), uuid_)
+        )
+    scenario = client.get(f"/scenario/{uuid_}").json()
+    told = ("state", "epoch", "runner", "frames_stored", "frames_expected")
+    assert [scenario[name] for name in told] == ["active", 5, "runner-1", 3, 80]
+
+
+def test_what_a_waiting_scenario_waits_for_is_told(client: httpx.Client, database_url: str) -> None:
+    uuid_ = init(client)["scenario_uuid"]
+
+    def waits_for() -> str | None:
+        word: str | None = client.get(f"/scenario/{uuid_}").json()["waiting_for"]
+        return word
+
+    assert waits_for() == "orchestrator"
+    with psycopg.connect(database_url, autocommit=True) as tx:
+        tx.execute("INSERT INTO lease VALUES ('leader', uuidv7(), 1, now() + interval '1 h')")
+        try:
+            assert waits_for() == "runner"
+            tx.execute("INSERT INTO runners VALUES ('r', now(), 2, 1, 0, false, false, 'default', '1')")
+            assert waits_for() == "orchestrator"
+            tx.execute("UPDATE scenarios SET due_at = now() + interval '1 h' WHERE scenario_uuid = %s", (uuid_,))
+            assert waits_for() == "backoff"
+        finally:
+            tx.execute("DELETE FROM lease")
+            tx.execute("DELETE FROM runners")
+
+
+def test_a_failed_scenario_tells_its_error(client: httpx.Client, database_url: str) -> None:
+    uuid_ = init(client)["scenario_uuid"]
+    error = {"code": "no_frames", "message": "cannot read rtsp://me:hidden@camera/x", "frame_number": 3}
+    with psycopg.connect(database_url) as tx:
+        tx.execute(
+            "UPDATE scenarios SET state = 'inactive', outcome = 'failed', error = %s WHERE scenario_uuid = %s",
+            (Jsonb(error), uuid_),
+        )
+    scenario = client.get(f"/scenario/{uuid_}").json()
+    assert scenario["error"] == error | {"message": "cannot read rtsp://me:***@camera/x"}
+
+
+def test_an_unchanged_scenario_is_not_sent_again(client: httpx.Client, database_url: str) -> None:
+    uuid_ = init(client)["scenario_uuid"]
+    tag = client.get(f"/scenario/{uuid_}").headers["etag"]
+    again = client.get(f"/scenario/{uuid_}", headers={"If-None-Match": tag})
+    assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+    deploy(database_url, uuid_)
+    assert client.get(f"/scenario/{uuid_}", headers={"If-None-Match": tag}).status_code == 200
+
+
+def test_scenarios_are_listed_newest_first_page_by_page(client: httpx.Client, database_url: str) -> None:
+    uuids = [init(client)["scenario_uuid"] for _ in range(5)]
+    for scenario_uuid in uuids[::2]:
+        finish(database_url, scenario_uuid)
+    listed: list[str] = []
+    after: dict[str, str] = {}
+    while len(listed) < 5:
+        page = client.get("/scenario", params={"limit": 2, **after}).json()
+        listed += [item["scenario_uuid"] for item in page["items"]]
+        after = {"after": page["next"]}
+    assert listed[:5] == uuids[::-1]
+    finished = client.get("/scenario", params={"state": "inactive", "limit": 3}).json()["items"]
+    assert [item["scenario_uuid"] for item in finished] == uuids[::-2]
+
+
+def test_the_last_page_of_scenarios_has_no_cursor(client: httpx.Client) -> None:
+    oldest = client.get("/scenario", params={"limit": 1000}).json()
+    assert oldest["next"] is None
+    behind = client.get("/scenario", params={"after": oldest["items"][-1]["scenario_uuid"]}).json()
+    assert behind == {"items": [], "next": None}
+
+
+@pytest.mark.parametrize(
+    ("state", "outcome"),
+    [("init_startup", None), ("in_startup_processing", None), ("active", None), ("inactive", "completed")],
+)
+def test_a_shutdown_is_answered_in_every_state(
+    client: httpx.Client, database_url: str, state: str, outcome: str | None
+) -> None:
+    uuid_ = init(client)["scenario_uuid"]
+    if state == "inactive":
+        finish(database_url, uuid_)
+    elif state != "init_startup":
+        deploy(database_url, uuid_, state)
+    answers = [client.post(f"/scenario/{uuid_}/shutdown") for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert answers[0].json() == answers[1].json()
+    expected = ("inactive", outcome) if outcome else ("init_shutdown", "stopped")
+    assert (answers[0].json()["state"], answers[0].json()["outcome"]) == expected
+    with psycopg.connect(database_url) as tx:
+        row = tx.execute("SELECT count(*) FROM outbox WHERE key = %s AND kind = 'shutdown'", (uuid_,)).fetchone()
+    assert row == (0 if outcome else 1,)
+
+
+def test_a_shutdown_that_loses_a_race_is_decided_anew(client: httpx.Client, database_url: str) -> None:
+    uuid_ = init(client)["scenario_uuid"]
+    answers: list[httpx.Response] = []
+    with psycopg.connect(database_url) as leader:
+        leader.execute(
+            "UPDATE scenarios SET state = 'active', epoch = 9, runner = 'r' WHERE scenario_uuid = %s", (uuid_,)
+        )
+        asking = threading.Thread(target=lambda: answers.append(client.post(f"/scenario/{uuid_}/shutdown")))
+        asking.start()
+        wait_until(lambda: someone_waits_for_a_lock(database_url), "the request waits for the leader")
+        leader.commit()
+        asking.join()
+    assert answers[0].status_code == 200
+    assert (answers[0].json()["state"], answers[0].json()["epoch"]) == ("init_shutdown", 9)
+    moves = client.get(f"/scenario/{uuid_}/history").json()["items"]
+    assert [move["from_state"] for move in moves] == [None, "active"]
+
+
+def test_the_history_tells_every_move(client: httpx.Client) -> None:
+    uuid_ = init(client)["scenario_uuid"]
+    client.post(f"/scenario/{uuid_}/shutdown")
+    moves = client.get(f"/scenario/{uuid_}/history").json()["items"]
+    assert [(move["number"], move["from_state"], move["to_state"]) for move in moves] == [
+        (0, None, "init_startup"), (1, "init_startup", "init_shutdown"),
+    ]  # fmt: skip
+    assert moves[1]["reason"] == "shutdown requested"
+    assert moves[1]["at"] > moves[0]["at"]
+
+
+def test_gaps_are_told_in_the_order_of_the_video(client: httpx.Client, database_url: str) -> None:
+    uuid_ = init(client)["scenario_uuid"]
+    assert client.get(f"/scenario/{uuid_}/gaps").json() == {"items": []}
+    with psycopg.connect(database_url) as tx:
+        for after_frame in (7, -1):
+            tx.execute("INSERT INTO scenario_gaps VALUES (%s, 1, %s, 0.5, 1.5, NULL, 'corrupt')", (uuid_, after_frame))
+    gaps = client.get(f"/scenario/{uuid_}/gaps").json()["items"]
+    assert [gap["after_frame"] for gap in gaps] == [-1, 7]
+    assert gaps[0] == {"after_frame": -1, "from_s": 0.5, "to_s": 1.5, "frames": None, "reason": "corrupt", "epoch": 1}
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", ""), ("GET", "/history"), ("GET", "/gaps"), ("POST", "/shutdown")],
+)
+def test_an_unknown_or_malformed_uuid_is_told(client: httpx.Client, method: str, path: str) -> None:
+    problem_of(client.request(method, f"/scenario/{UNKNOWN}{path}"), 404, "scenario_unknown")
+    for malformed in ("1", "nothing", f"{UNKNOWN}0", "' OR 1=1 --", "%00"):
+        problem = problem_of(client.request(method, f"/scenario/{malformed}{path}"), 400, "request_malformed")
+        assert problem["errors"][0]["field"] == "scenario_uuid"
+
+
+@pytest.mark.parametrize(
+    "hostile", ["'); DROP TABLE scenarios; --", '" OR ""="', "$1 %(x)s %s {0}", "\\'; SELECT pg_sleep(9)"]
+)
+def test_text_of_clients_stays_text(client: httpx.Client, tmp_path: Path, hostile: str) -> None:
+    video = tmp_path / hostile.replace("/", "")
+    video.write_bytes(b"video")
+    scenario = init(client, source=str(video), model=LABELLED, parameters={"labels": [hostile]})
+    assert scenario["source"] == str(video)
+    assert scenario["parameters"]["labels"] == [hostile]
+    assert client.get(f"/scenario/{scenario['scenario_uuid']}").json() == scenario

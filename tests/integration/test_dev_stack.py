@@ -1,0 +1,174 @@
+"""`vidflow dev`: a whole vidflow as child processes, that comes up, stays up and goes down as one."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tests.integration.embedded import wait_until
+
+from vidflow.domain.errors import SetupError
+from vidflow.infra.embedded.process import listens
+from vidflow.infra.stopping import Stop
+from vidflow.roles.dev import Stack
+from vidflow.settings import DevOptions
+
+READY_S = 110.0
+ROLES = {"api", "runner", "orchestrator", "inbox", "relay"}
+SERVERS = {"postgres", "kafka"}
+
+
+class Running:
+    """A stack and what it said."""
+
+    def __init__(self, folder: Path) -> None:
+        self.said: list[str] = []
+        self.folder = folder
+        self.stack = Stack(DevOptions(port=0, data_dir=folder), self.said.append, print, Stop())
+
+    def pid(self, kind: str) -> int | None:
+        pids = self.stack.pids()[kind]
+        return pids[0] if pids else None
+
+    def is_ready(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self.stack.port, timeout=5)
+        try:
+            connection.request("GET", "/health/system")
+            return connection.getresponse().status == 200
+        except OSError:
+            return False
+        finally:
+            connection.close()
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    running = Running(tmp_path_factory.mktemp("dev"))
+    try:
+        running.stack.start()
+        running.stack.wait_until_ready(READY_S)
+        yield running
+    finally:
+        running.stack.stop()
+
+
+def lives(pid: int) -> bool:
+    """Whether the process runs; one that has ended and was not waited for does not."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+def children(pid: int) -> set[int]:
+    """The processes that this one has started, and those that they have."""
+    direct = {int(word) for file in Path(f"/proc/{pid}/task").glob("*/children") for word in file.read_text().split()}
+    return direct.union(*(children(child) for child in direct))
+
+
+@contextmanager
+def dev(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """`vidflow dev` as people start it, once it says that it is ready."""
+    command = [sys.executable, "-m", "vidflow", "dev", "--port", "0", "--data-dir", str(folder)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            said = []
+            for line in process.stderr:
+                said.append(line)
+                if "stop:" in line:
+                    break
+            assert "ready after" in "".join(said)
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.timeout(180)
+def test_all_roles_and_both_servers_run_as_processes_of_their_own(running: Running) -> None:
+    pids = running.stack.pids()
+    assert set(pids) == ROLES | SERVERS
+    assert all(len(of_kind) == 1 for of_kind in pids.values())
+    assert running.is_ready()
+
+
+def test_each_role_can_be_told_by_its_command_line_which_holds_no_password(running: Running) -> None:
+    for kind in ROLES:
+        command = Path(f"/proc/{running.pid(kind)}/cmdline").read_text().split("\0")
+        assert command[1:5] == ["-P", "-m", "vidflow", kind]
+        assert "postgresql://" not in " ".join(command)
+
+
+def test_a_second_vidflow_on_the_same_folder_is_refused_and_the_first_goes_on(running: Running) -> None:
+    second = Running(running.folder)
+    with pytest.raises(SetupError, match="another vidflow"):
+        second.stack.start()
+    second.stack.stop()
+    assert running.is_ready()
+
+
+def test_a_port_in_use_is_refused_in_one_line(running: Running, tmp_path: Path) -> None:
+    taken = DevOptions(port=running.stack.port, data_dir=tmp_path)
+    stack = Stack(taken, print, print, Stop())
+    with pytest.raises(SetupError, match=rf"port {running.stack.port} is in use"):
+        stack.start()
+    stack.stop()
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("kind", sorted(ROLES | SERVERS))
+def test_whatever_is_killed_comes_back_where_it_was_and_all_is_ready_again(running: Running, kind: str) -> None:
+    url, database, kafka = running.stack.url, running.stack.database_url, running.stack.kafka
+    killed = running.pid(kind)
+    assert killed is not None
+    os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: running.pid(kind) not in {killed, None}, f"{kind} runs again", limit_s=60)
+    wait_until(running.is_ready, "all is ready again", limit_s=60)
+    assert (running.stack.url, running.stack.database_url, running.stack.kafka) == (url, database, kafka)
+
+
+@pytest.mark.timeout(180)
+def test_a_role_whose_setting_is_nonsense_ends_the_start_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIDFLOW_GRACE_S", "soon")
+    running = Running(tmp_path)
+    try:
+        running.stack.start()
+        with pytest.raises(SetupError, match=r"runner cannot start: .*grace-s"):
+            running.stack.wait_until_ready(READY_S)
+    finally:
+        running.stack.stop()
+
+
+@pytest.mark.timeout(180)
+def test_ctrl_c_ends_all_with_exit_code_0_and_the_data_serve_the_next_start(tmp_path: Path) -> None:
+    with dev(tmp_path) as process:
+        started = children(process.pid)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert said.splitlines()[-1].endswith("stopped")
+    assert len(started) >= len(ROLES | SERVERS)
+    assert not any(map(lives, started))
+    assert "received fast shutdown request" in (tmp_path / "postgres" / "postgres.log").read_text()
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(180)
+def test_when_dev_itself_is_killed_nothing_stays_behind(tmp_path: Path) -> None:
+    with dev(tmp_path) as process:
+        started = children(process.pid)
+        process.kill()
+        wait_until(lambda: not any(map(lives, started)), "all of its processes are gone", limit_s=30)
+    [port] = map(int, (tmp_path / "postgres" / "port").read_text().split())
+    assert not listens(port)

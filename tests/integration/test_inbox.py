@@ -1,0 +1,413 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+import pytest
+from confluent_kafka import TopicPartition
+from tests.integration.delivery import (
+    cut_off,
+    emptied,
+    frame,
+    frames,
+    process,
+    remake_topics,
+    running,
+    say,
+    scenario,
+    send,
+    stored,
+)
+from tests.integration.embedded import wait_until
+
+from vidflow.domain.detections import Detection
+from vidflow.domain.messages import (
+    DEAD_LETTERS,
+    RESULTS,
+    DeadLetter,
+    End,
+    EndReason,
+    Gap,
+    GapReason,
+    Opened,
+)
+from vidflow.domain.progress import Progress, whole
+from vidflow.infra import inbox_partitions, kafka, outbox, results
+from vidflow.infra.postgres import Connection, connect
+from vidflow.infra.stopping import Stop
+from vidflow.roles.inbox import run
+from vidflow.roles.inbox.storing import MostlyPoison
+from vidflow.settings import InboxOptions
+
+
+@pytest.fixture
+def tables(database_url: str) -> Iterator[Connection]:
+    with emptied(database_url) as connection:
+        yield connection
+
+
+@pytest.fixture
+def options(database_url: str, kafka_bootstrap: str) -> InboxOptions:
+    remake_topics(kafka_bootstrap)
+    return InboxOptions(database_url=database_url, kafka=kafka_bootstrap)
+
+
+def progress(tables: Connection, scenario_uuid: str) -> Progress:
+    return results.read_progress(tables, [scenario_uuid])[scenario_uuid]
+
+
+def now_s(tables: Connection) -> float:
+    return inbox_partitions.database_time(tables).timestamp()
+
+
+def caught_up_past(tables: Connection, bootstrap: str, moment_s: float) -> bool:
+    """What the leader asks before it takes a scenario from its runner."""
+    client = kafka.admin(bootstrap)
+    topic = (kafka.topic_id(client, RESULTS), kafka.partitions(client, RESULTS))
+    caught_up_s = inbox_partitions.caught_up_s(tables, RESULTS, *topic)
+    return caught_up_s is not None and caught_up_s >= moment_s
+
+
+def await_caught_up(tables: Connection, bootstrap: str) -> None:
+    """All that was sent until now is dealt with."""
+    moment_s = now_s(tables)
+    wait_until(lambda: caught_up_past(tables, bootstrap, moment_s), "the inbox has caught up")
+
+
+@contextmanager
+def inbox(tables: Connection, options: InboxOptions) -> Iterator[Stop]:
+    """The inbox, running, with its partitions."""
+    with running(run, options) as stop:
+        wait_until(lambda: stop.requested or caught_up_past(tables, options.kafka, 0.0), "the inbox has its partitions")
+        yield stop
+
+
+def dead_letters(tables: Connection) -> list[DeadLetter]:
+    waiting = outbox.pending(tables, 1000)
+    assert all(one.topic == DEAD_LETTERS for one in waiting)
+    return [msgspec.json.decode(one.payload, type=DeadLetter) for one in waiting]
+
+
+def test_results_are_stored_with_what_they_say(tables: Connection, options: InboxOptions) -> None:
+    uuid = scenario(tables)
+    opened = Opened(uuid, 1, width=64, height=48, duration_s=1.0, frames_expected=2)
+    gap = Gap(uuid, 1, after_frame=0, from_s=0.2, to_s=0.4, reason=GapReason.CORRUPT, frames=1)
+    end = End(uuid, 1, last_frame=1, reason=EndReason.FINISHED)
+    send(options.kafka, opened, frame(uuid, 0, label="person"), gap, frame(uuid, 1), end)
+    with inbox(tables, options):
+        await_caught_up(tables, options.kafka)
+    rows = tables.execute(
+        "SELECT frame_number, epoch, pts, time_s, width, height, at, detections FROM scenario_results ORDER BY 1"
+    ).fetchall()
+    person = {"label": "person", "score": 0.5, "box": [0.0, 0.0, 1.0, 1.0]}
+    assert rows[0] == (0, 1, 0, 0.0, 64, 48, "2026-01-01T00:00:00Z", [person])
+    assert [row[0] for row in rows] == [0, 1]
+    assert tables.execute("SELECT after_frame, reason, frames FROM scenario_gaps").fetchall() == [(0, "corrupt", 1)]
+    after = progress(tables, uuid)
+    assert whole(after)
+    assert after.opened == opened
+    assert (after.last_pts, after.time_base, after.last_time_s) == (10, "1/90000", 0.2)
+
+
+def test_many_scenarios_are_stored_whole_and_in_order(tables: Connection, options: InboxOptions) -> None:
+    uuids = [scenario(tables) for _ in range(10)]
+    with inbox(tables, options):
+        for start in range(0, 300, 100):
+            for uuid in uuids:
+                send(options.kafka, *frames(uuid, range(start, start + 100)))
+        await_caught_up(tables, options.kafka)
+    assert [stored(tables, uuid) for uuid in uuids] == [list(range(300))] * 10
+
+
+def test_a_frame_that_comes_again_changes_nothing_and_is_counted(tables: Connection, options: InboxOptions) -> None:
+    uuid = scenario(tables)
+    send(options.kafka, frame(uuid, 0, label="person"), frame(uuid, 1), frame(uuid, 0, label="cat"), frame(uuid, 1))
+    with inbox(tables, options):
+        await_caught_up(tables, options.kafka)
+    assert stored(tables, uuid) == [0, 1]
+    assert progress(tables, uuid).repeats == 2
+    [(label,)] = tables.execute(
+        "SELECT detections -> 0 ->> 'label' FROM scenario_results WHERE frame_number = 0"
+    ).fetchall()
+    assert label == "person"
+
+
+def test_nothing_behind_a_hole_is_stored_and_the_next_epoch_fills_it(tables: Connection, options: InboxOptions) -> None:
+    uuid = scenario(tables)
+    send(options.kafka, frame(uuid, 0), frame(uuid, 2), frame(uuid, 3))
+    with inbox(tables, options):
+        await_caught_up(tables, options.kafka)
+        assert stored(tables, uuid) == [0]
+        assert progress(tables, uuid).hole_epoch == 1
+        tables.execute("UPDATE scenario_progress SET epoch = 2")
+        send(options.kafka, frame(uuid, 1, epoch=2), frame(uuid, 4, epoch=1), frame(uuid, 2, epoch=2))
+        await_caught_up(tables, options.kafka)
+    assert stored(tables, uuid) == [0, 1, 2]
+
+
+def test_an_older_epoch_stores_nothing_more(tables: Connection, options: InboxOptions) -> None:
+    uuid = scenario(tables, epoch=5)
+    send(options.kafka, frame(uuid, 0, epoch=5), frame(uuid, 1, epoch=4), End(uuid, 4, 0, EndReason.FINISHED))
+    with inbox(tables, options):
+        await_caught_up(tables, options.kafka)
+    assert stored(tables, uuid) == [0]
+    assert progress(tables, uuid).end_epoch is None
+
+
+def test_a_closed_scenario_takes_no_row(tables: Connection, options: InboxOptions) -> None:
+    uuid = scenario(tables, closed=True)
+    send(options.kafka, frame(uuid, 0))
+    with inbox(tables, options):
+        await_caught_up(tables, options.kafka)
+    assert stored(tables, uuid) == []
+
+
+def test_results_of_a_scenario_that_nobody_knows_are_dropped(tables: Connection, options: InboxOptions) -> None:
+    uuid = scenario(tables)
+    send(options.kafka, frame("01999999-0000-7000-8000-000000000000", 0), frame(uuid, 0))
+    with inbox(tables, options):
+        await_caught_up(tables, options.kafka)
+    assert tables.execute("SELECT count(*) FROM scenario_results").fetchone() == (1,)
+    assert dead_letters(tables) == []
+
+
+def test_a_message_that_cannot_be_read_becomes_a_dead_letter_and_blocks_nothing(
+    tables: Connection, options: InboxOptions
+) -> None:
+    uuid = scenario(tables)
+    hostile = [b"", b"\xff\xfe", b"{}", b'{"type":"frame"}', b"[" * 100_000]
+    send(options.kafka, frame(uuid, 0))
+    send(options.kafka, *hostile, key=uuid)
+    send(options.kafka, frame(uuid, 1))
+    with inbox(tables, options):
+        await_caught_up(tables, options.kafka)
+    letters = dead_letters(tables)
+    assert [letter.value or b"" for letter in letters] == hostile
+    assert [letter.offset for letter in letters] == [1, 2, 3, 4, 5]
+    assert {(letter.topic, letter.key) for letter in letters} == {(RESULTS, uuid.encode())}
+    assert stored(tables, uuid) == [0, 1]
+
+
+def test_a_row_that_postgresql_refuses_becomes_a_dead_letter_alone(tables: Connection, options: InboxOptions) -> None:
+    """A NUL in a label can be sent as JSON and cannot be stored: its frame is a hole, the other scenario's are not touched."""
+    uuid, other = scenario(tables), scenario(tables)
+    for number in range(40):
+        send(options.kafka, frame(uuid, number, label="nul\x00" if number == 17 else None), frame(other, number))
+    with inbox(tables, options):
+        await_caught_up(tables, options.kafka)
+    [letter] = dead_letters(tables)
+    assert b'"frame_number":17' in (letter.value or b"")
+    assert letter.error
+    assert stored(tables, other) == list(range(40))
+    assert stored(tables, uuid) == list(range(17))
+    assert progress(tables, uuid).hole_epoch == 1
+
+
+def test_a_text_that_the_driver_refuses_becomes_a_dead_letter_too(tables: Connection, options: InboxOptions) -> None:
+    uuid = scenario(tables)
+    send(options.kafka, frame(uuid, 0), msgspec.structs.replace(frame(uuid, 1), at="nul\x00"))
+    with inbox(tables, options):
+        await_caught_up(tables, options.kafka)
+    assert len(dead_letters(tables)) == 1
+    assert stored(tables, uuid) == [0]
+
+
+def test_an_inbox_that_can_read_hardly_anything_stops_and_says_so(tables: Connection, options: InboxOptions) -> None:
+    uuid = scenario(tables)
+    send(options.kafka, *[b"a newer version's message"] * 60, key=uuid)
+    with pytest.raises(MostlyPoison, match="upgrade"), running(run, options) as stop:
+        wait_until(lambda: stop.requested, "it stops by itself")
+    assert dead_letters(tables) == []
+    assert tables.execute("SELECT sum(position)::int FROM inbox_partitions").fetchone() == (0,)
+
+
+def test_a_long_message_that_cannot_be_read_leaves_a_letter_that_kafka_takes(
+    tables: Connection, options: InboxOptions
+) -> None:
+    uuid = scenario(tables)
+    send(options.kafka, b"x" * 900_000, key=uuid)
+    with inbox(tables, options):
+        await_caught_up(tables, options.kafka)
+    [waiting] = outbox.pending(tables, 10)
+    assert len(waiting.payload) < 1_000_000
+    assert "900000 bytes" in dead_letters(tables)[0].error
+
+
+def test_the_position_is_stored_with_the_rows(tables: Connection, options: InboxOptions) -> None:
+    uuid = scenario(tables)
+    send(options.kafka, *frames(uuid, range(7)))
+    with inbox(tables, options):
+        await_caught_up(tables, options.kafka)
+    assert tables.execute("SELECT sum(position)::int FROM inbox_partitions").fetchone() == (7,)
+
+
+def test_a_position_that_was_moved_back_is_where_it_begins_again(tables: Connection, options: InboxOptions) -> None:
+    """As after a restore of the database: what Kafka still holds is read again."""
+    uuid = scenario(tables)
+    send(options.kafka, *frames(uuid, range(10)))
+    with inbox(tables, options):
+        await_caught_up(tables, options.kafka)
+        with tables.transaction():
+            tables.execute("UPDATE inbox_partitions SET position = 4 WHERE position = 10")
+            tables.execute("DELETE FROM scenario_results WHERE frame_number >= 4")
+            tables.execute("UPDATE scenario_progress SET next_frame = 4")
+        send(options.kafka, frame(uuid, 10))
+        await_caught_up(tables, options.kafka)
+    assert stored(tables, uuid) == list(range(11))
+    assert progress(tables, uuid).repeats == 0
+
+
+def test_positions_that_are_gone_are_made_anew(tables: Connection, options: InboxOptions) -> None:
+    uuid = scenario(tables)
+    send(options.kafka, *frames(uuid, range(5)))
+    with inbox(tables, options):
+        await_caught_up(tables, options.kafka)
+        tables.execute("DELETE FROM inbox_partitions")
+        send(options.kafka, frame(uuid, 5))
+        wait_until(lambda: stored(tables, uuid) == list(range(6)), "it reads all again")
+
+
+def test_a_position_beyond_the_end_of_the_log_is_mended(tables: Connection, options: InboxOptions) -> None:
+    """A log that was cut: nothing would ever come from there, and it would never be caught up with."""
+    uuid = scenario(tables)
+    send(options.kafka, *frames(uuid, range(5)))
+    with inbox(tables, options):
+        await_caught_up(tables, options.kafka)
+    tables.execute("UPDATE inbox_partitions SET position = 1000 WHERE position = 5")
+    with running(run, options):
+        await_caught_up(tables, options.kafka)
+    assert tables.execute("SELECT max(position) FROM inbox_partitions").fetchone() == (5,)
+
+
+def test_messages_that_kafka_has_deleted_do_not_stop_it(tables: Connection, options: InboxOptions) -> None:
+    uuid = scenario(tables)
+    send(options.kafka, *frames(uuid, range(5)))
+    client = kafka.admin(options.kafka)
+    ends = kafka.end_offsets(client, RESULTS)
+    for answer in client.delete_records([TopicPartition(RESULTS, one, end) for one, end in ends.items()]).values():
+        answer.result()
+    with running(run, options):
+        await_caught_up(tables, options.kafka)
+    assert tables.execute("SELECT max(position) FROM inbox_partitions").fetchone() == (5,)
+
+
+def test_caught_up_means_that_what_was_sent_before_is_stored(tables: Connection, options: InboxOptions) -> None:
+    """At no moment may the tables say that it has caught up past a moment while a result sent before it is missing."""
+    uuid = scenario(tables)
+    with inbox(tables, options):
+        for number in range(30):
+            send(options.kafka, frame(uuid, number))
+            moment_s = now_s(tables)
+            wait_until(lambda moment_s=moment_s: caught_up_past(tables, options.kafka, moment_s), "it has caught up")
+            assert stored(tables, uuid) == list(range(number + 1))
+
+
+def test_it_has_not_caught_up_while_it_does_not_run(tables: Connection, options: InboxOptions) -> None:
+    uuid = scenario(tables)
+    with inbox(tables, options):
+        await_caught_up(tables, options.kafka)
+    send(options.kafka, frame(uuid, 0))
+    assert not caught_up_past(tables, options.kafka, now_s(tables))
+
+
+def test_it_catches_up_each_second_without_a_message(tables: Connection, options: InboxOptions) -> None:
+    with inbox(tables, options):
+        for _ in range(2):
+            await_caught_up(tables, options.kafka)
+
+
+def test_a_partition_that_was_never_read_is_not_caught_up_with(tables: Connection, options: InboxOptions) -> None:
+    with inbox(tables, options):
+        await_caught_up(tables, options.kafka)
+    topic_id = kafka.topic_id(kafka.admin(options.kafka), RESULTS)
+    assert inbox_partitions.caught_up_s(tables, RESULTS, topic_id, range(16)) is not None
+    assert inbox_partitions.caught_up_s(tables, RESULTS, topic_id, range(17)) is None
+    assert inbox_partitions.caught_up_s(tables, RESULTS, "another id", range(16)) is None
+
+
+def test_two_inboxes_store_everything_once(tables: Connection, options: InboxOptions) -> None:
+    uuids = [scenario(tables) for _ in range(12)]
+    with inbox(tables, options), running(run, options):
+        for start in range(0, 200, 50):
+            for uuid in uuids:
+                send(options.kafka, *frames(uuid, range(start, start + 50)))
+        await_caught_up(tables, options.kafka)
+    assert [stored(tables, uuid) for uuid in uuids] == [list(range(200))] * 12
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("place", ["inbox.before_position", "inbox.before_commit", "inbox.after_commit"])
+def test_an_inbox_killed_at_any_place_loses_nothing_and_stores_nothing_twice(
+    tables: Connection, options: InboxOptions, place: str
+) -> None:
+    uuids = [scenario(tables) for _ in range(4)]
+    for uuid in uuids:
+        send(options.kafka, *frames(uuid, range(600)))
+    with process("inbox", options.database_url, options.kafka, crash_at=f"{place}:2") as child:
+        child.wait(30)
+        assert child.returncode == -9, f"{place} was hit"
+    assert 0 < sum(len(stored(tables, uuid)) for uuid in uuids) < 2400
+    began_s = time.monotonic()
+    with inbox(tables, options):
+        await_caught_up(tables, options.kafka)
+        say(f"from the death of an inbox to all stored by the next: {time.monotonic() - began_s:.1f} s")
+    assert [stored(tables, uuid) for uuid in uuids] == [list(range(600))] * 4
+    assert [progress(tables, uuid).repeats for uuid in uuids] == [0] * 4
+
+
+def test_a_lost_connection_to_the_database_loses_nothing(tables: Connection, options: InboxOptions) -> None:
+    uuid = scenario(tables)
+    with inbox(tables, options):
+        for start in range(0, 500, 50):
+            send(options.kafka, *frames(uuid, range(start, start + 50)))
+            cut_off(tables, "vidflow inbox")
+        await_caught_up(tables, options.kafka)
+    assert stored(tables, uuid) == list(range(500))
+
+
+def test_a_topic_that_was_made_anew_is_read_from_its_beginning(tables: Connection, options: InboxOptions) -> None:
+    uuid = scenario(tables)
+    send(options.kafka, *frames(uuid, range(5)))
+    with inbox(tables, options):
+        await_caught_up(tables, options.kafka)
+        remake_topics(options.kafka)
+        send(options.kafka, frame(uuid, 5))
+        wait_until(lambda: stored(tables, uuid) == list(range(6)), "the new topic is read")
+        await_caught_up(tables, options.kafka)
+
+
+def test_a_leader_that_raises_an_epoch_meanwhile_is_not_deadlocked(tables: Connection, options: InboxOptions) -> None:
+    uuids = sorted(scenario(tables) for _ in range(8))
+    done = threading.Event()
+
+    def raise_epochs() -> None:
+        with connect(options.database_url, name="leader under test") as leader:
+            while not done.is_set():
+                with leader.transaction():
+                    results.lock_progress(leader, uuids[::-1])
+                    leader.execute("UPDATE scenario_progress SET repeats = repeats")
+
+    leader = threading.Thread(target=raise_epochs, name="leader")
+    leader.start()
+    try:
+        with inbox(tables, options):
+            for uuid in uuids:
+                send(options.kafka, *frames(uuid, range(100)))
+            await_caught_up(tables, options.kafka)
+    finally:
+        done.set()
+        leader.join(10)
+    assert [stored(tables, uuid) for uuid in uuids] == [list(range(100))] * 8
+
+
+def test_a_detection_is_read_back_as_it_was_sent(tables: Connection, options: InboxOptions) -> None:
+    uuid = scenario(tables)
+    seen = Detection('größer \u2028 "quoted" \\', 0.1234, (1.25, 2.5, 300.75, 400.01))
+    send(options.kafka, msgspec.structs.replace(frame(uuid, 0), detections=(seen,)))
+    with inbox(tables, options):
+        await_caught_up(tables, options.kafka)
+    [(text,)] = tables.execute("SELECT detections::text FROM scenario_results").fetchall()
+    assert msgspec.json.decode(text, type=tuple[Detection, ...]) == (seen,)

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from tests.integration.delivery import cut_off, emptied, row, say
+from tests.integration.embedded import wait_until
+
+from vidflow.domain.lease import LEASE_S
+from vidflow.infra import lease as leases
+from vidflow.infra import outbox
+from vidflow.infra.lease import Lease, LeaseLost, keep
+from vidflow.infra.postgres import FENCED_TRANSACTION_S, Connection, connect
+from vidflow.infra.stopping import Stop
+
+ONE, OTHER = uuid.uuid4(), uuid.uuid4()
+
+
+@pytest.fixture
+def tables(database_url: str) -> Iterator[Connection]:
+    with emptied(database_url) as connection:
+        yield connection
+
+
+def expire(tables: Connection) -> None:
+    """The lease's two seconds are over."""
+    tables.execute("UPDATE lease SET expires_at = clock_timestamp()")
+
+
+def test_the_first_holder_has_term_one(tables: Connection) -> None:
+    assert leases.acquire(tables, "leader", ONE) == 1
+
+
+def test_a_lease_that_is_held_is_given_to_no_other(tables: Connection) -> None:
+    leases.acquire(tables, "leader", ONE)
+    assert leases.acquire(tables, "leader", OTHER) is None
+
+
+def test_leases_of_other_names_are_free(tables: Connection) -> None:
+    leases.acquire(tables, "leader", ONE)
+    assert leases.acquire(tables, "relay", OTHER) == 1
+
+
+def test_each_holding_has_a_new_term(tables: Connection) -> None:
+    leases.acquire(tables, "leader", ONE)
+    expire(tables)
+    assert leases.acquire(tables, "leader", OTHER) == 2
+
+
+def test_a_lease_that_is_over_cannot_be_renewed(tables: Connection) -> None:
+    leases.acquire(tables, "leader", ONE)
+    assert leases.renew(tables, "leader", ONE, 1)
+    expire(tables)
+    assert not leases.renew(tables, "leader", ONE, 1)
+
+
+def test_a_lease_that_was_given_up_is_free_at_once(tables: Connection) -> None:
+    leases.acquire(tables, "leader", ONE)
+    leases.give_up(tables, "leader", ONE, 1)
+    assert leases.acquire(tables, "leader", OTHER) == 2
+
+
+def test_a_former_holder_writes_nothing_more(tables: Connection, database_url: str) -> None:
+    leases.acquire(tables, "leader", ONE)
+    zombie = Lease(database_url, "leader", ONE, 1, time.monotonic())
+    expire(tables)
+    leases.acquire(tables, "leader", OTHER)
+    with pytest.raises(LeaseLost), zombie.fenced() as tx:
+        outbox.add(tx, [row("a")])
+    assert outbox.pending(tables, 10) == []
+    assert not zombie.held()
+    zombie.end()
+
+
+def test_a_holder_of_the_same_term_in_a_restored_database_writes_nothing(tables: Connection, database_url: str) -> None:
+    """The restored database gives term 1 out a second time: only the holder's uuid tells the two apart."""
+    zombie = Lease(database_url, "leader", ONE, 1, time.monotonic())
+    leases.acquire(tables, "leader", OTHER)
+    with pytest.raises(LeaseLost), zombie.fenced():
+        pass
+    zombie.end()
+
+
+def test_a_takeover_waits_for_a_fenced_transaction_and_a_renewal_does_not(
+    tables: Connection, database_url: str
+) -> None:
+    leases.acquire(tables, "leader", ONE)
+    holder = Lease(database_url, "leader", ONE, 1, time.monotonic())
+    taken: list[int | None] = []
+
+    def take() -> None:
+        with connect(database_url, name="standby") as standby:
+            taken.append(leases.acquire(standby, "leader", OTHER))
+
+    with holder.fenced() as tx:
+        assert leases.renew(tables, "leader", ONE, 1)
+        expire(tables)
+        standby = threading.Thread(target=take, name="standby")
+        standby.start()
+        wait_until(lambda: waits_for_a_lock(tables), "the takeover waits")
+        outbox.add(tx, [row("a")])
+        assert taken == []
+    standby.join(10)
+    assert taken == [2]
+    assert len(outbox.pending(tables, 10)) == 1
+    holder.end()
+
+
+def waits_for_a_lock(tables: Connection) -> bool:
+    query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'standby' AND wait_event_type = 'Lock'"
+    return tables.execute(query).fetchone() == (1,)
+
+
+def test_a_holder_frozen_in_a_transaction_does_not_block_a_takeover_for_ever(
+    tables: Connection, database_url: str
+) -> None:
+    leases.acquire(tables, "leader", ONE)
+    frozen = Lease(database_url, "leader", ONE, 1, time.monotonic())
+    with pytest.raises(leases.psycopg.Error, match="transaction timeout"), frozen.fenced() as tx:  # noqa: PT012
+        expire(tables)
+        began_s = time.monotonic()
+        assert leases.acquire(tables, "leader", OTHER) == 2
+        say(
+            f"a takeover past a frozen transaction: {time.monotonic() - began_s:.2f} s (its limit: {FENCED_TRANSACTION_S} s)"
+        )
+        outbox.add(tx, [row("a")])
+    assert outbox.pending(tables, 10) == []
+    frozen.end()
+
+
+def test_a_connection_that_the_server_closed_is_made_anew(tables: Connection, database_url: str) -> None:
+    leases.acquire(tables, "leader", ONE)
+    holder = Lease(database_url, "leader", ONE, 1, time.monotonic())
+    with holder.fenced():
+        pass
+    assert cut_off(tables, "vidflow leader") == 1
+    with pytest.raises(leases.psycopg.OperationalError), holder.fenced():
+        pass
+    with holder.fenced() as tx:
+        outbox.add(tx, [row("a")])
+    assert len(outbox.pending(tables, 10)) == 1
+    holder.end()
+
+
+def keeper(database_url: str, stop: Stop, holdings: list[Lease], name: str = "leader") -> threading.Thread:
+    """Keeps the lease on a thread, and notes each holding."""
+
+    def lead(lease: Lease) -> None:
+        holdings.append(lease)
+        while lease.held() and not stop.requested:
+            stop.wait(0.01)
+
+    thread = threading.Thread(target=lambda: keep(database_url, name, stop, lead), name="keeper")
+    thread.start()
+    return thread
+
+
+@pytest.mark.usefixtures("tables")
+def test_a_holder_that_stops_hands_over_at_once(database_url: str) -> None:
+    first, second = Stop(), Stop()
+    one: list[Lease] = []
+    two: list[Lease] = []
+    threads = [keeper(database_url, first, one)]
+    wait_until(lambda: bool(one), "the first leads")
+    threads.append(keeper(database_url, second, two))
+    began_s = time.monotonic()
+    first.request()
+    wait_until(lambda: bool(two), "the second leads")
+    say(f"a handover: {time.monotonic() - began_s:.2f} s")
+    second.request()
+    for thread in threads:
+        thread.join(10)
+    assert (one[0].term, two[0].term) == (1, 2)
+
+
+@pytest.mark.usefixtures("tables")
+def test_a_lease_lasts_longer_than_its_two_seconds_while_it_is_renewed(database_url: str) -> None:
+    stop = Stop()
+    holdings: list[Lease] = []
+    thread = keeper(database_url, stop, holdings)
+    wait_until(lambda: bool(holdings), "it leads")
+    until_s = time.monotonic() + LEASE_S + 0.5
+    wait_until(lambda: time.monotonic() > until_s, "more than a lease has passed")
+    assert holdings[0].held()
+    stop.request()
+    thread.join(10)
+    assert len(holdings) == 1
+
+
+def test_a_holder_steps_down_when_another_has_the_lease(tables: Connection, database_url: str) -> None:
+    stop = Stop()
+    holdings: list[Lease] = []
+    thread = keeper(database_url, stop, holdings)
+    wait_until(lambda: bool(holdings), "it leads")
+    tables.execute("UPDATE lease SET holder = %s, term = term + 1, expires_at = now() + interval '1 hour'", (OTHER,))
+    wait_until(lambda: not holdings[0].held(), "it steps down")
+    stop.request()
+    thread.join(10)
+    assert tables.execute("SELECT holder, term FROM lease").fetchone() == (OTHER, 2)
+
+
+def test_a_holder_whose_connection_was_cut_goes_on(tables: Connection, database_url: str) -> None:
+    stop = Stop()
+    holdings: list[Lease] = []
+    thread = keeper(database_url, stop, holdings)
+    wait_until(lambda: bool(holdings), "it leads")
+    before = tables.execute("SELECT expires_at FROM lease").fetchone()
+    assert cut_off(tables, "vidflow leader lease") == 1
+    wait_until(
+        lambda: tables.execute("SELECT expires_at FROM lease").fetchone() > before, "it renews by another connection"
+    )
+    assert holdings[0].held()
+    stop.request()
+    thread.join(10)
+
+
+def test_no_two_holders_ever_have_the_same_term(tables: Connection, database_url: str) -> None:
+    """Five standbys; whoever leads is replaced, by its end or by force, until a dozen terms are over."""
+    stops = [Stop() for _ in range(5)]
+    holdings: list[Lease] = []
+    threads = [keeper(database_url, stop, holdings) for stop in stops]
+    for number in range(12):
+        wait_until(lambda wanted=number: len(holdings) > wanted, "somebody leads")
+        expire(tables)
+    for stop in stops:
+        stop.request()
+    for thread in threads:
+        thread.join(10)
+    terms = [holding.term for holding in holdings]
+    assert len(set(terms)) == len(terms) >= 12
+
+
+def test_an_error_of_the_work_is_not_swallowed(tables: Connection, database_url: str) -> None:
+    def lead(_lease: Lease) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        keep(database_url, "leader", Stop(), lead)
+    assert leases.acquire(tables, "leader", OTHER) == 2

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Message
+from tests.integration.delivery import (
+    cut_off,
+    emptied,
+    log_of,
+    process,
+    remake_topics,
+    row,
+    running,
+    say,
+    unpublished,
+    written,
+)
+from tests.integration.embedded import wait_until
+
+from vidflow.infra import kafka, outbox
+from vidflow.infra.embedded.kafka import EmbeddedKafka
+from vidflow.infra.postgres import Connection
+from vidflow.infra.stopping import Stop
+from vidflow.roles.relay import run
+from vidflow.settings import RelayOptions, environment
+
+COMMANDS = "to_deploy.default"
+
+
+@pytest.fixture
+def tables(database_url: str) -> Iterator[Connection]:
+    with emptied(database_url) as connection:
+        yield connection
+
+
+@pytest.fixture
+def topics(kafka_bootstrap: str) -> str:
+    remake_topics(kafka_bootstrap)
+    return kafka_bootstrap
+
+
+@pytest.fixture
+def options(database_url: str, topics: str) -> RelayOptions:
+    return RelayOptions(database_url=database_url, kafka=topics)
+
+
+def by_key(messages: list[Message]) -> dict[str, list[int]]:
+    """The numbers in the payloads, by key, in the order of the log."""
+    numbers: dict[str, list[int]] = defaultdict(list)
+    for message in messages:
+        numbers[message.key().decode()].append(int(message.value()))
+    return numbers
+
+
+def last_of_each(numbers: list[int]) -> list[int]:
+    """The numbers in the order of their last appearance: what remains for a reader that believes the newest."""
+    return sorted(set(numbers), key=lambda number: len(numbers) - 1 - numbers[::-1].index(number))
+
+
+def test_every_row_is_published_once_in_the_order_of_its_key(tables: Connection, options: RelayOptions) -> None:
+    written(tables, keys=20, each=150)
+    with running(run, options):
+        wait_until(lambda: unpublished(tables) == 0, "all is published")
+    assert by_key(log_of(options.kafka, COMMANDS)) == {f"key-{key}": list(range(150)) for key in range(20)}
+
+
+def test_a_message_has_its_key_its_bytes_and_its_headers(tables: Connection, options: RelayOptions) -> None:
+    outbox.add(tables, [row("key", b"\x00bytes", kind="stop", epoch=7, runner="r1")])
+    [waiting] = outbox.pending(tables, 10)
+    with running(run, options):
+        wait_until(lambda: unpublished(tables) == 0, "it is published")
+    [message] = log_of(options.kafka, COMMANDS)
+    assert (message.key(), message.value()) == (b"key", b"\x00bytes")
+    assert dict(message.headers()) == {
+        kafka.MESSAGE_ID: str(waiting.message_id).encode(),
+        kafka.EPOCH: b"7",
+        kafka.KIND: b"stop",
+        kafka.RUNNER: b"r1",
+    }
+
+
+def test_rows_that_come_while_it_runs_are_published(tables: Connection, options: RelayOptions) -> None:
+    waits_s = []
+    with running(run, options):
+        wait_until(lambda: bool(tables.execute("SELECT FROM lease").fetchall()), "it leads")
+        for _ in range(20):
+            outbox.add(tables, [row("key", b"1")])
+            began_s = time.monotonic()
+            wait_until(lambda: unpublished(tables) == 0, "it is published")
+            waits_s.append(time.monotonic() - began_s)
+    say(f"from insert to marked, seen by polling at 20 ms: median {sorted(waits_s)[10] * 1000:.0f} ms")
+    assert len(log_of(options.kafka, COMMANDS)) == 20
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("place", ["relay.before_publish", "relay.after_publish", "relay.after_mark"])
+def test_a_relay_killed_at_any_place_loses_nothing_and_breaks_no_order(
+    tables: Connection, options: RelayOptions, place: str
+) -> None:
+    written(tables, keys=10, each=300)
+    with process("relay", options.database_url, options.kafka, crash_at=f"{place}:2") as child:
+        child.wait(30)
+        assert child.returncode == -9, f"{place} was hit"
+    assert unpublished(tables) > 0
+    with running(run, options):
+        wait_until(lambda: unpublished(tables) == 0, "the next relay publishes the rest")
+    for key, numbers in by_key(log_of(options.kafka, COMMANDS)).items():
+        assert last_of_each(numbers) == list(range(300)), f"{key} in {place}"
+
+
+@pytest.mark.fault
+def test_a_relay_that_died_between_publishing_and_marking_is_followed_by_one_that_publishes_again(
+    tables: Connection, options: RelayOptions
+) -> None:
+    written(tables, keys=1, each=5)
+    with process("relay", options.database_url, options.kafka, crash_at="relay.after_publish") as child:
+        child.wait(30)
+    assert unpublished(tables) == 5
+    with running(run, options):
+        wait_until(lambda: unpublished(tables) == 0, "all is marked")
+    assert by_key(log_of(options.kafka, COMMANDS)) == {"key-0": [0, 1, 2, 3, 4, 0, 1, 2, 3, 4]}
+
+
+@pytest.mark.fault
+def test_a_standby_takes_over_from_a_killed_relay(tables: Connection, options: RelayOptions) -> None:
+    with process("relay", options.database_url, options.kafka) as first:
+        wait_until(lambda: bool(tables.execute("SELECT FROM lease").fetchall()), "the first leads")
+        with running(run, options):
+            written(tables, keys=5, each=100)
+            wait_until(lambda: unpublished(tables) == 0, "the first publishes")
+            first.kill()
+            began_s = time.monotonic()
+            outbox.add(tables, [row("key-0", b"100")])
+            wait_until(lambda: unpublished(tables) == 0, "the second publishes")
+            say(f"a takeover from a killed relay, to its first message marked: {time.monotonic() - began_s:.2f} s")
+    assert by_key(log_of(options.kafka, COMMANDS))["key-0"] == list(range(101))
+    assert tables.execute("SELECT term FROM lease").fetchone() == (2,)
+
+
+def test_of_two_relays_one_publishes(tables: Connection, options: RelayOptions) -> None:
+    with running(run, options), running(run, options):
+        for _ in range(20):
+            written(tables, keys=5, each=10)
+        wait_until(lambda: unpublished(tables) == 0, "all is published")
+    assert len(log_of(options.kafka, COMMANDS)) == 1000
+
+
+def test_a_row_too_large_for_kafka_is_set_aside_and_blocks_nothing(tables: Connection, options: RelayOptions) -> None:
+    outbox.add(tables, [row("a", b"1"), row("a", b"x" * 2_000_000), row("a", b"2"), row("b", b"3")])
+    with running(run, options):
+        wait_until(lambda: unpublished(tables) == 0, "the others are published")
+    assert by_key(log_of(options.kafka, COMMANDS)) == {"a": [1, 2], "b": [3]}
+    [(error,)] = tables.execute("SELECT error FROM outbox WHERE published_at IS NULL").fetchall()
+    assert "large" in error.lower()
+
+
+def test_a_missing_topic_holds_up_no_other_and_is_served_once_it_is_made(
+    tables: Connection, options: RelayOptions
+) -> None:
+    outbox.add(tables, [row("a", b"1", topic="dead_letters"), *[row(f"key-{n}", b"2") for n in range(10)]])
+    client = kafka.admin(options.kafka)
+    client.delete_topics(["dead_letters"])["dead_letters"].result()
+    wait_until(lambda: "dead_letters" not in client.list_topics(timeout=10).topics, "the topic is gone")
+    with running(run, options):
+        wait_until(lambda: unpublished(tables) == 1, "the others are published")
+        kafka.create_topics(options.kafka)
+        wait_until(lambda: unpublished(tables) == 0, "it is published too")
+    assert [message.value() for message in log_of(options.kafka, "dead_letters")] == [b"1"]
+
+
+def test_a_lost_connection_to_the_database_loses_nothing(tables: Connection, options: RelayOptions) -> None:
+    with running(run, options):
+        for number in range(10):
+            written(tables, keys=3, each=50)
+            cut_off(tables, ["vidflow relay", "vidflow relay reads", "vidflow relay lease"][number % 3])
+        wait_until(lambda: unpublished(tables) == 0, "all is published")
+    for numbers in by_key(log_of(options.kafka, COMMANDS)).values():
+        assert set(numbers) == set(range(50))
+        assert len(numbers) >= 500
+
+
+@pytest.mark.fault
+def test_rows_wait_while_kafka_is_away_and_are_published_in_order_when_it_is_back(
+    tables: Connection, database_url: str, tmp_path: Path
+) -> None:
+    broker = EmbeddedKafka(tmp_path, say=print, stop=Stop(), cache=environment("VIDFLOW_CACHE_DIR")).start()
+    try:
+        kafka.create_topics(broker.bootstrap)
+        with running(run, RelayOptions(database_url=database_url, kafka=broker.bootstrap)):
+            written(tables, keys=3, each=10)
+            wait_until(lambda: unpublished(tables) == 0, "the first rows are published")
+            assert broker.process is not None
+            broker.process.kill()
+            broker.process.wait()
+            outbox.add(tables, [row("key-0", str(number).encode()) for number in range(10, 20)])
+            until_s = time.monotonic() + 3
+            wait_until(lambda: time.monotonic() > until_s, "more than a lease has passed")
+            assert unpublished(tables) == 10
+            broker.start()
+            wait_until(lambda: unpublished(tables) == 0, "the rest is published")
+        assert last_of_each(by_key(log_of(broker.bootstrap, COMMANDS))["key-0"]) == list(range(20))
+    finally:
+        broker.stop()

@@ -1,0 +1,128 @@
+"""The pixels of a kept frame: as displayed, in the size and order that was asked for, whatever the codec's own format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from tests import clips
+
+from vidflow.infra.video import KeptFrame, open_video, read
+
+ONE = 65_536
+TURNS: dict[str, tuple[int, int, int, int]] = {
+    # a, b, c, d of x' = a x + c y, y' = b x + d y
+    "upright": (ONE, 0, 0, ONE),
+    "clockwise": (0, ONE, -ONE, 0),
+    "upside down": (-ONE, 0, 0, -ONE),
+    "counterclockwise": (0, -ONE, ONE, 0),
+    "mirrored": (-ONE, 0, 0, ONE),
+    "mirrored upside down": (ONE, 0, 0, -ONE),
+    "transposed": (0, ONE, ONE, 0),
+    "transposed the other way": (0, -ONE, -ONE, 0),
+}
+RED, GREEN, BLUE, WHITE = "red", "green", "blue", "white"
+CORNERS: dict[str, list[str]] = {
+    # upper left, upper right, lower left, lower right, as displayed
+    "upright": [RED, GREEN, BLUE, WHITE],
+    "clockwise": [BLUE, RED, WHITE, GREEN],
+    "upside down": [WHITE, BLUE, GREEN, RED],
+    "counterclockwise": [GREEN, WHITE, RED, BLUE],
+    "mirrored": [GREEN, RED, WHITE, BLUE],
+    "mirrored upside down": [BLUE, WHITE, RED, GREEN],
+    "transposed": [RED, BLUE, GREEN, WHITE],
+    "transposed the other way": [WHITE, GREEN, BLUE, RED],
+}
+
+
+def first(path: Path) -> KeptFrame:
+    with open_video(str(path)) as video:
+        frame = next(read(video))
+    assert isinstance(frame, KeptFrame)
+    return frame
+
+
+def colour(pixel: NDArray[np.uint8]) -> str:
+    r, g, b = (int(value) > 128 for value in pixel)
+    return {(1, 0, 0): RED, (0, 1, 0): GREEN, (0, 0, 1): BLUE, (1, 1, 1): WHITE}.get((r, g, b), f"{pixel}")
+
+
+def corners(picture: NDArray[np.uint8]) -> list[str]:
+    height, width = picture.shape[:2]
+    places = [
+        (height // 4, width // 4),
+        (height // 4, -width // 4),
+        (-height // 4, width // 4),
+        (-height // 4, -width // 4),
+    ]
+    return [colour(picture[place]) for place in places]
+
+
+def turned(path: Path, turn: str) -> Path:
+    a, b, c, d = TURNS[turn]
+    return clips.oriented(path, (a, b, 0, c, d, 0, 0, 0, 1 << 30))
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_a_frame_is_shown_as_its_display_matrix_asks(tmp_path: Path, turn: str) -> None:
+    frame = first(turned(tmp_path / "turned.mp4", turn))
+    sideways = turn in {"clockwise", "counterclockwise", "transposed", "transposed the other way"}
+    assert (frame.width, frame.height) == ((64, 96) if sideways else (96, 64))
+    assert frame.image().shape == (frame.height, frame.width, 3)
+    assert corners(frame.image()) == CORNERS[turn]
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_a_turned_frame_has_the_size_that_was_asked_for(tmp_path: Path, turn: str) -> None:
+    picture = first(turned(tmp_path / "turned.mp4", turn)).image(30, 20)
+    assert picture.shape == (20, 30, 3)
+    assert corners(picture) == CORNERS[turn]
+
+
+def test_the_source_tells_the_displayed_size_and_the_turn(tmp_path: Path) -> None:
+    with open_video(str(turned(tmp_path / "turned.mp4", "clockwise"))) as video:
+        assert (video.source.width, video.source.height, video.source.rotation) == (64, 96, 90)
+
+
+def test_an_odd_angle_is_left_alone(tmp_path: Path) -> None:
+    clip = clips.oriented(tmp_path / "odd.mp4", (46_341, 46_341, 0, -46_341, 46_341, 0, 0, 0, 1 << 30))
+    assert corners(first(clip).image()) == CORNERS["upright"]
+
+
+def test_bgr_is_rgb_backwards(tmp_path: Path) -> None:
+    frame = first(turned(tmp_path / "clip.mp4", "clockwise"))
+    assert np.array_equal(frame.image(order="bgr"), frame.image(order="rgb")[:, :, ::-1])
+
+
+@pytest.mark.parametrize("turn", ["upright", "clockwise", "mirrored"])
+def test_a_picture_is_bytes_in_one_block_that_a_model_may_write_to(tmp_path: Path, turn: str) -> None:
+    picture = first(turned(tmp_path / "clip.mp4", turn)).image()
+    assert picture.dtype == np.uint8
+    assert picture.flags.c_contiguous
+    assert picture.flags.writeable
+
+
+@pytest.mark.parametrize(("width", "height"), [(97, 65), (33, 49), (65, 16), (640, 17)])
+def test_odd_sizes_lose_no_row_or_column(tmp_path: Path, width: int, height: int) -> None:
+    clip = clips.write(tmp_path / "odd.mkv", [clips.plain(0, width, height)], [0], codec="ffv1", pixel_format="yuv420p")
+    picture = first(clip).image()
+    assert picture.shape == (height, width, 3)
+    assert np.abs(picture.astype(int) - clips.grey(0)).max() <= 3
+    assert first(clip).image(31, 17).shape == (17, 31, 3)
+
+
+@pytest.mark.parametrize(
+    "pixel_format", ["yuv420p10le", "yuv422p", "yuv444p12le", "gray", "gray16le", "bgr0", "rgb48le", "yuva420p"]
+)
+def test_every_pixel_format_comes_as_8_bit_rgb(tmp_path: Path, pixel_format: str) -> None:
+    clip = clips.write(tmp_path / "clip.mkv", [clips.plain(3)], [0], codec="ffv1", pixel_format=pixel_format)
+    picture = first(clip).image(48, 32)
+    assert picture.shape == (32, 48, 3)
+    assert np.abs(picture.astype(int) - clips.grey(3)).max() <= 3
+
+
+def test_the_same_frame_gives_the_same_bytes_each_time(tmp_path: Path) -> None:
+    frame = first(clips.constant_rate(tmp_path / "clip.mp4", 1))
+    assert frame.image(50, 40).tobytes() == frame.image(50, 40).tobytes()

@@ -1,0 +1,130 @@
+"""Real clips and their traps: what DATA.md beside the checkout says of each is what is read."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from vidflow.domain.errors import SourceError
+from vidflow.domain.messages import GapReason, Resume
+from vidflow.domain.sampling import time_base_text
+from vidflow.infra.video import Gap, KeptFrame, Video, open_video, read
+
+
+def kept(path: Path, rate: Fraction | None = None, resume: Resume | None = None) -> list[KeptFrame]:
+    with open_video(str(path)) as video:
+        return [item for item in read(video, rate, resume) if isinstance(item, KeptFrame)]
+
+
+def gaps(path: Path) -> list[Gap]:
+    with open_video(str(path)) as video:
+        return [item for item in read(video) if isinstance(item, Gap)]
+
+
+def seen(path: Path, rate: Fraction | None, resume: Resume | None = None) -> list[tuple[int, int, float, bytes]]:
+    """Number, pts, time and picture of each kept frame, with no picture kept alive."""
+    with open_video(str(path)) as video:
+        return [
+            (item.frame_number, item.pts, item.time_s, item.image(32, 18).tobytes())
+            for item in read(video, rate, resume)
+            if isinstance(item, KeptFrame)
+        ]
+
+
+def stored(path: Path, rate: Fraction | None, numbers: list[int]) -> list[Resume]:
+    with open_video(str(path)) as video:
+        return [
+            Resume(
+                k.frame_number + 1, k.origin_pts, time_base_text(k.time_base), k.pts, k.time_s, video.source.identity
+            )
+            for k in read(video, rate)
+            if isinstance(k, KeptFrame) and k.frame_number in numbers
+        ]
+
+
+@pytest.mark.parametrize(
+    ("name", "frames", "size", "duration_s"),
+    [
+        ("bottle-detection.mp4", 1189, (640, 360), 39.9),
+        ("one-by-one-person.mp4", 1394, (768, 432), 139.4),
+        ("vtest.avi", 795, (768, 576), 79.5),
+        ("tree.avi", 68, (320, 240), 29.6),
+        ("h265-10bit.mp4", 30, (200, 200), 1.0),
+        ("rotated-90.mov", 3, (320, 568), 0.1),
+    ],
+)
+def test_a_clip_gives_its_frames_its_size_and_no_gap(
+    shared: Path, name: str, frames: int, size: tuple[int, int], duration_s: float
+) -> None:
+    with open_video(str(shared / "videos" / name)) as video:
+        count = 0
+        for item in read(video):
+            assert isinstance(item, KeptFrame)
+            assert (item.frame_number, (item.width, item.height)) == (count, size)
+            count += 1
+        assert video.source.duration_s == pytest.approx(duration_s, abs=0.1)
+    assert count == frames
+
+
+def test_one_frame_a_second_of_a_clip_of_40_seconds_is_40_frames(shared: Path) -> None:
+    frames = kept(shared / "videos" / "bottle-detection.mp4", Fraction(1))
+    assert [k.frame_number for k in frames] == list(range(40))
+    assert all(second <= k.time_s < second + 1 / 29 for second, k in enumerate(frames))
+
+
+@pytest.mark.parametrize("rate", [None, Fraction(5), Fraction(1)], ids=["all", "5 a second", "1 a second"])
+def test_resuming_a_long_gop_at_several_points_gives_the_undisturbed_list_and_never_starts_over(
+    shared: Path, rate: Fraction | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = shared / "videos" / "bottle-detection.mp4"
+    monkeypatch.setattr(Video, "restart", lambda _: pytest.fail("decoded from the start"))
+    whole = seen(clip, rate)
+    last = len(whole) - 1
+    points = sorted({0, 1, last // 5, last // 3, last // 2, last * 3 // 4, last - 1, last})
+    for resume in stored(clip, rate, points):
+        assert seen(clip, rate, resume) == whole[resume.next_frame :]
+
+
+@pytest.mark.parametrize(
+    "name", ["vtest.avi", "tree.avi", "corrupted.mp4", "h265-10bit.mp4", "nasa-13013.mp4", "rotated-90.mov"]
+)
+def test_resuming_gives_the_undisturbed_list_for_every_kind_of_file(shared: Path, name: str) -> None:
+    clip = shared / "videos" / name
+    whole = seen(clip, None)
+    last = len(whole) - 1
+    for resume in stored(clip, None, [0, last // 3, last * 2 // 3, last]):
+        assert seen(clip, None, resume) == whole[resume.next_frame :]
+
+
+def test_of_two_default_streams_the_larger_one_is_read(shared: Path) -> None:
+    with open_video(str(shared / "videos" / "nasa-13013.mp4")) as video:
+        assert (video.source.width, video.source.height, video.source.frames_expected) == (480, 270, 390)
+        assert sum(1 for _ in read(video)) == 390
+
+
+def test_a_sound_file_is_refused(shared: Path) -> None:
+    with pytest.raises(SourceError, match="holds no video, only audio") as caught:
+        open_video(str(shared / "videos" / "audio-only.mp3"))
+    assert caught.value.code == "source_no_video_stream"
+
+
+def test_a_header_that_promises_too_many_frames_is_no_gap(shared: Path) -> None:
+    with open_video(str(shared / "videos" / "tree.avi")) as video:
+        assert video.source.frames_expected == 444
+    assert gaps(shared / "videos" / "tree.avi") == []
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_damaged_clip_loses_one_frame_and_says_which(shared: Path, threads: int) -> None:
+    with open_video(str(shared / "videos" / "corrupted.mp4"), threads=threads) as video:
+        items = list(read(video))
+    told = [item for item in items if isinstance(item, Gap)]
+    assert len(items) - len(told) == 49
+    assert told == [Gap(29, 3.0, 3.1, 1, GapReason.CORRUPT)]
+
+
+def test_a_rotated_clip_stands_upright(shared: Path) -> None:
+    frame = kept(shared / "videos" / "rotated-90.mov")[0]
+    assert frame.image().shape == (568, 320, 3)

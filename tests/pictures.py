@@ -1,0 +1,37 @@
+"""Pictures for models in tests: frames of a clip, decoded by PyAV alone, and pictures made of arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+
+class FramePicture:
+    """A decoded frame of a clip that is not rotated."""
+
+    def __init__(self, frame: av.VideoFrame) -> None:
+        self.width, self.height = frame.width, frame.height
+        self._frame = frame
+
+    def image(self, width: int | None = None, height: int | None = None, order: str = "rgb") -> NDArray[np.uint8]:
+        scaled = self._frame.reformat(width or self.width, height or self.height, format=f"{order}24")
+        return np.asarray(scaled.to_ndarray(), dtype=np.uint8)
+
+
+def picture_of(pixels: NDArray[np.uint8]) -> FramePicture:
+    """An array (height, width, 3) of RGB as a picture."""
+    return FramePicture(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24"))
+
+
+def pictures(path: Path, numbers: Collection[int]) -> Iterator[FramePicture]:
+    """The frames of these numbers, counted from 0 over all decoded ones, in order."""
+    with av.open(str(path)) as container:
+        for number, frame in enumerate(container.decode(video=0)):
+            if number in numbers:
+                yield FramePicture(frame)
+            if number >= max(numbers):
+                return
