@@ -24,6 +24,8 @@ READY_S = 110.0
 ROLES = {"api", "runner", "orchestrator", "inbox", "relay"}
 SERVERS = {"postgres", "kafka"}
 
+pytestmark = pytest.mark.long
+
 
 class Running:
     """A stack and what it said."""
