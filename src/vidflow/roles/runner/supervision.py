@@ -9,13 +9,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from types import ModuleType
 from typing import Final
 
 import msgspec
@@ -66,8 +63,7 @@ class Workers:
     def prepare(self) -> None:
         """Starts the forkserver and waits until it has imported everything: a child that does nothing has been made."""
         child = self._context.Process(target=throwaway, name="throwaway")
-        with without_main():
-            child.start()
+        child.start()
         child.join()
         child.close()
 
@@ -151,8 +147,7 @@ class _Worker:
         self._process: BaseProcess = context.Process(
             target=work, args=(task, told, orders, stderr), name=f"worker {task.deploy.scenario_uuid}"
         )
-        with without_main():
-            self._process.start()
+        self._process.start()
         for theirs in (told, orders, stderr):
             theirs.close()
         self._open: dict[str, Connection] = {"told": self._told, "stderr": self._stderr}
@@ -264,20 +259,6 @@ class _Worker:
             if not chunk:
                 del self._open["stderr"]
             self._tail = (self._tail + chunk)[-TAIL_BYTES:]
-
-
-@contextmanager
-def without_main() -> Iterator[None]:
-    """While a process is started: a worker needs nothing of the program that made it, and would else run its main module anew.
-
-    (`vidflow` as installed is such a program: half a second of imports for each worker.)
-    """
-    program = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = program
 
 
 def _killed_error(reason: EndReason, scenario_uuid: str, waits_for: Waiting) -> ErrorInfo | None:
