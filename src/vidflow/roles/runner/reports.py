@@ -41,8 +41,7 @@ class Reports:
         self._said_goodbye: set[int] = set()
         self.goodbye_heard = False
         """Whether the broker has acknowledged a report that lists nothing and says that the runner drains."""
-        self.answered = 0
-        """The number of the last report that the broker has acknowledged."""
+        self._answered = 0
 
     def open(self) -> None:
         """Asks for the topic first: without it the first report takes half a second more. Raises KafkaAway."""
@@ -66,14 +65,9 @@ class Reports:
         return max(self._sent_s + EVERY_S - time.monotonic(), 0.0)
 
     @property
-    def number(self) -> int:
-        """The number of the last report."""
-        return self._number
-
-    @property
-    def unanswered(self) -> bool:
-        """Whether the broker owes an answer."""
-        return bool(self._unanswered)
+    def all_answered(self) -> bool:
+        """Whether the broker has acknowledged the last report, and so all before it."""
+        return self._answered == self._number and not self._owed
 
     def cut_off_s(self) -> float:
         """For how long the oldest unacknowledged report has waited; 0 where there is none."""
@@ -106,7 +100,7 @@ class Reports:
     def _on_answer(self, number: int, error: KafkaError | None) -> None:
         self._unanswered = deque(waiting for waiting in self._unanswered if waiting[0] != number)
         if error is None:
-            self.answered = max(self.answered, number)
+            self._answered = max(self._answered, number)
             self.goodbye_heard = self.goodbye_heard or number in self._said_goodbye
         elif error.code() not in _PURGED:
             raise Unavailable(

@@ -8,6 +8,7 @@ import re
 import secrets
 import socket
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Final
 
@@ -41,6 +42,7 @@ from vidflow.settings import RunnerOptions
 TICK_S: Final = 0.25
 _FORGET_S: Final = 60.0
 _RETRY_S: Final = 0.5
+_LAST_WORDS_S: Final = 2.0
 _QUIET: Final = frozenset({EndReason.FINISHED, EndReason.STOPPED, EndReason.HANDED_OVER})
 _log = log("runner")
 
@@ -48,13 +50,13 @@ _log = log("runner")
 def run(options: RunnerOptions, stop: Stop) -> None:
     """Keeps workers until it is to stop; then lets them hand over, and leaves once the leader can know that nothing is left."""
     workers = Workers(options)
-    workers.prepare()
     runner = new_id()
     bell, rope = multiprocessing.Pipe(duplex=False)
     commands = Commands(options.kafka, options.pool, runner, rope)
     reports = Reports(options.kafka, options.pool, runner)
     if not _opened(commands, reports, stop):
         return
+    workers.prepare()
     listening = Stop()
     ears = start_thread("commands", lambda: commands.listen(listening), listening)
     _log.info("runner_ready", runner=runner, pool=options.pool, slots=options.max_workers)
@@ -131,19 +133,21 @@ class Runner:
         for finish in finishes:
             self._do(finish)
         self._reports.tell(self._charge, news=True)
-        end_s = time.monotonic() + self._grace_s
-        while time.monotonic() < end_s and not self._may_leave(deaf=deaf):
-            self.turn()
-            self._reports.poll(0.01 if self._is_idle() else 0)
+        self._turn_until(lambda: self._may_leave(deaf=deaf), self._grace_s)
         if not self._is_idle():
             _log.warning("grace_over", does="ends its workers, which have not handed over")
             self._workers.kill_all(EndReason.HANDED_OVER)
+            self._turn_until(lambda: self._is_idle() and self._reports.all_answered, _LAST_WORDS_S)
+
+    def _turn_until(self, done: Callable[[], bool], seconds: float) -> None:
+        end_s = time.monotonic() + seconds
+        while time.monotonic() < end_s and not done():
             self.turn()
-            self._reports.poll(TICK_S)
+            self._reports.poll(0.01 if self._is_idle() else 0)
 
     def _may_leave(self, *, deaf: bool) -> bool:
         if deaf and self._is_idle():
-            return self._reports.answered == self._reports.number
+            return self._reports.all_answered
         return self._reports.goodbye_heard
 
     def _is_idle(self) -> bool:

@@ -9,10 +9,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from types import ModuleType
 from typing import Final
 
 import msgspec
@@ -56,14 +60,17 @@ class Workers:
         self._options = options
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["vidflow.roles.worker.preload"])
+        with without_main():
+            forkserver.ensure_running()  # it begins to import, and `prepare` waits until it has
         self._running: dict[tuple[str, int], _Worker] = {}
         self._looked_s = time.monotonic()
         self._memory_checked_s = 0.0
 
     def prepare(self) -> None:
-        """Starts the forkserver and waits until it has imported everything: a child that does nothing has been made."""
+        """Waits until the forkserver has imported everything: until a child that does nothing has been made."""
         child = self._context.Process(target=throwaway, name="throwaway")
-        child.start()
+        with without_main():
+            child.start()
         child.join()
         child.close()
 
@@ -147,7 +154,8 @@ class _Worker:
         self._process: BaseProcess = context.Process(
             target=work, args=(task, told, orders, stderr), name=f"worker {task.deploy.scenario_uuid}"
         )
-        self._process.start()
+        with without_main():
+            self._process.start()
         for theirs in (told, orders, stderr):
             theirs.close()
         self._open: dict[str, Connection] = {"told": self._told, "stderr": self._stderr}
@@ -259,6 +267,20 @@ class _Worker:
             if not chunk:
                 del self._open["stderr"]
             self._tail = (self._tail + chunk)[-TAIL_BYTES:]
+
+
+@contextmanager
+def without_main() -> Iterator[None]:
+    """While a process is started: a worker needs nothing of the program that made it, and would else run its main module anew.
+
+    (`vidflow` as installed is such a program: half a second of imports for each worker.)
+    """
+    program = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = program
 
 
 def _killed_error(reason: EndReason, scenario_uuid: str, waits_for: Waiting) -> ErrorInfo | None:
