@@ -1,12 +1,15 @@
-"""The main job, end to end: a real video through every role, read back through the API."""
+"""The main job, end to end: a real video through every role, read back through the API, whatever is killed on the way."""
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 from tests.integration.embedded import wait_until
 
@@ -63,6 +66,23 @@ class Vidflow:
                 return items
             after = {"after": page["next"]}
 
+    def kill(self, kind: str) -> None:
+        os.kill(self.stack.pids()[kind][0], signal.SIGKILL)
+
+    def kill_a_worker(self) -> None:
+        runner = self.stack.pids()["runner"][0]
+        workers = [pid for pid in descendants(runner) if "forkserver" in command_of(pid)]
+        os.kill(max(workers), signal.SIGKILL)
+
+
+def descendants(pid: int) -> set[int]:
+    direct = {int(word) for file in Path(f"/proc/{pid}/task").glob("*/children") for word in file.read_text().split()}
+    return direct.union(*(descendants(child) for child in direct))
+
+
+def command_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+
 
 @pytest.fixture(scope="module")
 def vidflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vidflow]:
@@ -96,6 +116,29 @@ def test_motion_finds_walkers(vidflow: Vidflow, shared: Path) -> None:
     assert sum(bool(frame["detections"]) for frame in frames) > 120
 
 
+@pytest.fixture(scope="module")
+def undisturbed(vidflow: Vidflow, shared: Path) -> list[dict[str, Any]]:
+    """What a run sees in which nothing dies."""
+    uuid = vidflow.init(shared / "videos/one-by-one-person.mp4", "motion", 5)
+    assert vidflow.ended(uuid)["outcome"] == "completed"
+    return vidflow.frames(uuid)
+
+
+@pytest.mark.parametrize("victim", ["api", "relay", "orchestrator", "worker"])
+def test_invariant_8_a_kill_of_one_process_during_a_run_loses_no_frame(
+    vidflow: Vidflow, shared: Path, undisturbed: list[dict[str, Any]], victim: str
+) -> None:
+    uuid = vidflow.init(shared / "videos/one-by-one-person.mp4", "motion", 5)
+    wait_until(lambda: vidflow.scenario(uuid)["frames_stored"] > 5, "it is under way", DONE_S)
+    vidflow.kill_a_worker() if victim == "worker" else vidflow.kill(victim)
+    end = vidflow.ended(uuid)
+    assert (end["outcome"], end["error"]) == ("completed", None)
+    assert vidflow.frames(uuid) == undisturbed
+    with psycopg.connect(vidflow.stack.database_url) as tables:
+        waiting = tables.execute("SELECT count(*) FROM outbox WHERE published_at IS NULL").fetchone()
+    assert waiting == (0,)
+
+
 def test_a_shutdown_ends_a_run_as_stopped(vidflow: Vidflow, shared: Path) -> None:
     uuid = vidflow.init(shared / "videos/one-by-one-person.mp4", "motion", "all")
     wait_until(lambda: vidflow.scenario(uuid)["frames_stored"] > 5, "it is under way", DONE_S)
@@ -103,3 +146,19 @@ def test_a_shutdown_ends_a_run_as_stopped(vidflow: Vidflow, shared: Path) -> Non
     end = vidflow.ended(uuid)
     assert end["outcome"] == "stopped"
     assert [frame["frame_number"] for frame in vidflow.frames(uuid)] == list(range(end["frames_stored"]))
+
+
+def test_bad_sources_end_failed_with_a_code_and_stop_nothing_else(
+    vidflow: Vidflow, shared: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.mp4"
+    text.write_text("not a video")
+    bad = {
+        "source_not_video": vidflow.init(text, "motion", "all"),
+        "source_no_video_stream": vidflow.init(shared / "videos/audio-only.mp3", "motion", "all"),
+    }
+    good = vidflow.init(shared / "videos/rotated-90.mov", "motion", "all")
+    for code, uuid in bad.items():
+        end = vidflow.ended(uuid)
+        assert (end["outcome"], end["error"]["code"]) == ("failed", code)
+    assert vidflow.ended(good)["outcome"] == "completed"
