@@ -78,6 +78,11 @@ def test_of_a_live_stream_no_frame_takes_another_moments_place_in_a_rolling_upgr
         for _ in range(4):
             world.work(runner, uuid)  # sent, and not stored yet
         world.drain(runner)
+        for _ in range(10):  # the inbox is behind
+            world.work(runner, uuid)
+            world.pass_time(0.5)
+            world.tick()
+        assert world.tables.scenarios[uuid].runner == runner.name
         world.until(partial(has_moved, world, uuid, runner.name))
     assert world.losses[uuid] == 0
     world.settle()

@@ -143,6 +143,10 @@ def test_an_outage_of_kafka_for_minutes_costs_no_attempt() -> None:
     world, uuid = deployed(Source(frames=20))
     world.kafka_away()
     world.flow(600)
+    world.kafka_back()
+    world.flow_inbox()
+    world.tick()  # before any runner has reported again
+    assert world.losses[uuid] == 0
     world.settle()
     assert world.losses[uuid] == 0
     assert world.tables.scenarios[uuid].outcome is Outcome.COMPLETED

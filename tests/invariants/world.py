@@ -463,9 +463,7 @@ class Simulation:
     def kafka_back(self) -> None:
         if self.hearing_since_s is not None:
             return
-        self.hearing_since_s = self.now_s
-        for runner in list(self.runners.values()):
-            self.report(runner)
+        self.hearing_since_s = self.now_s  # the runners report when it is their time
 
     def empty_kafka(self) -> None:
         """All topics are gone and are made anew: what no inbox has stored and no runner has read is lost."""
@@ -578,12 +576,12 @@ class Simulation:
                 self.report(runner)
 
     def is_quiet(self) -> bool:
+        views = self.memory.runners.values()
         return (
             all(scenario.state is State.INACTIVE for scenario in self.tables.scenarios.values())
             and not self.tables.outbox
             and all(is_empty(runner.charge) and not runner.commands for runner in self.runners.values())
-            and all(view.mark is None for name, view in self.memory.runners.items() if name in self.runners)
-            and all(not view.entries or self._is_old(view) for view in self.memory.runners.values())
+            and all(self._is_old(view) or (view.mark is None and not view.entries) for view in views)
         )
 
     def _is_old(self, view: RunnerView) -> bool:
