@@ -236,7 +236,7 @@ def deploy_rows(tx: Connection, uuids: Sequence[str], pool: str) -> list[outbox.
         .execute(
             """
         SELECT s.scenario_uuid::text, s.epoch, s.runner, s.source, s.model, s.model_sha256, s.fps, s.parameters, s.attempt, s.skips,
-               s.resume_frame AS next_frame, p.origin_pts, p.time_base, p.last_pts, p.last_time_s, p.opened -> 'identity' AS identity
+               p.next_frame, p.origin_pts, p.time_base, p.last_pts, p.last_time_s, p.opened -> 'identity' AS identity
           FROM scenarios s
           JOIN scenario_progress p USING (scenario_uuid)
          WHERE s.scenario_uuid = ANY(%b::uuid[]) AND s.state IN ('in_startup_processing', 'active')
