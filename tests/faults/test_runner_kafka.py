@@ -1,0 +1,103 @@
+"""A runner and its workers while Kafka is away: shortly, for longer than a runner's patience, and for good for one topic."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests import clips
+from tests.integration import odd_models
+from tests.integration.embedded import wait_until
+from tests.integration.runners import RunnerProcess, Stage, deploy, new_uuid, runner
+
+from vidflow.domain.messages import EndReason, commands_topic
+from vidflow.infra import kafka
+from vidflow.infra.embedded.kafka import EmbeddedKafka
+from vidflow.infra.stopping import Stop
+from vidflow.settings import environment
+
+pytestmark = [pytest.mark.long, pytest.mark.fault, pytest.mark.timeout(240)]
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[EmbeddedKafka]:
+    """A broker of the test's own, to be frozen and killed."""
+    broker = EmbeddedKafka(tmp_path / "kafka", say=print, stop=Stop(), cache=environment("VIDFLOW_CACHE_DIR"))
+    try:
+        yield broker.start()
+    finally:
+        broker.stop()
+
+
+@pytest.fixture
+def stage(broker: EmbeddedKafka) -> Iterator[Stage]:
+    stage = Stage(broker.bootstrap)
+    yield stage
+    stage.close()
+
+
+@pytest.fixture
+def keeper(broker: EmbeddedKafka, stage: Stage, tmp_path: Path) -> Iterator[RunnerProcess]:  # noqa: ARG001
+    with runner(broker.bootstrap, tmp_path, "--any-file", environment=odd_models.install(tmp_path)) as process:
+        yield process
+
+
+def pid_of(broker: EmbeddedKafka) -> int:
+    assert broker.pid is not None
+    return broker.pid
+
+
+def test_a_broker_that_stands_still_shortly_costs_nothing(
+    broker: EmbeddedKafka, stage: Stage, keeper: RunnerProcess, tmp_path: Path
+) -> None:
+    name, uuid = keeper.id_on(stage), new_uuid()
+    stage.command(name, deploy(uuid, clips.constant_rate(tmp_path / "clip.mp4", frames=400), "patient"))
+    stage.until(lambda: stage.frames(uuid), "it is at work")
+    os.kill(pid_of(broker), signal.SIGSTOP)
+    try:
+        with pytest.raises(AssertionError, match="silence"):
+            wait_until(lambda: False, "silence", limit_s=8)
+    finally:
+        os.kill(pid_of(broker), signal.SIGCONT)
+    end = stage.whole(uuid)
+    assert [frame.frame_number for frame in stage.frames(uuid)] == list(range(400))
+    assert (end.last_frame, end.reason) == (399, EndReason.FINISHED)
+
+
+def test_a_runner_that_is_cut_off_ends_its_workers_and_says_so_when_it_is_heard_again(
+    broker: EmbeddedKafka, stage: Stage, keeper: RunnerProcess, tmp_path: Path
+) -> None:
+    name, uuid = keeper.id_on(stage), new_uuid()
+    stage.command(name, deploy(uuid, clips.constant_rate(tmp_path / "clip.mp4", frames=9000), "patient"))
+    stage.until(lambda: stage.frames(uuid), "it is at work")
+    os.kill(pid_of(broker), signal.SIGSTOP)
+    try:
+        wait_until(lambda: "cut_off" in keeper.log, "it is cut off", limit_s=60)
+        wait_until(lambda: keeper.workers() == [], "its worker is ended")
+    finally:
+        os.kill(pid_of(broker), signal.SIGCONT)
+    entry = stage.ended(name, uuid)
+    assert entry.reason is EndReason.CUT_OFF
+    assert entry.error is None
+    again = new_uuid()
+    stage.command(name, deploy(again, clips.constant_rate(tmp_path / "short.mp4")))
+    assert stage.whole(again).last_frame == 49
+
+
+def test_a_runner_whose_topic_is_made_anew_says_so_hands_over_and_exits(
+    broker: EmbeddedKafka, stage: Stage, keeper: RunnerProcess, tmp_path: Path
+) -> None:
+    name, uuid, topic = keeper.id_on(stage), new_uuid(), commands_topic("default")
+    stage.command(name, deploy(uuid, clips.constant_rate(tmp_path / "clip.mp4", frames=9000), "patient"))
+    stage.until(lambda: stage.frames(uuid), "it is at work")
+    client = kafka.admin(broker.bootstrap)
+    for answer in client.delete_topics([topic]).values():
+        answer.result(10)
+    wait_until(lambda: topic not in client.list_topics(timeout=5).topics, "the topic is gone")
+    kafka.create_topics(broker.bootstrap)
+    assert keeper.process.wait(60) != 0
+    assert stage.ended(name, uuid).reason is EndReason.HANDED_OVER
+    assert "made anew" in keeper.log

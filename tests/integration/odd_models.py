@@ -1,0 +1,99 @@
+"""Models that go wrong at one picture, as another package would offer them: by entry points. Written for tests of the worker.
+
+They know "their" picture by its brightness; see tests/clips.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vidflow.domain.detections import Detection, InferenceError
+
+BAD_FRAME = 6
+BRIGHTNESS = 30 + (BAD_FRAME * 37) % 190
+NAMES = ("poisonous", "buggy", "deadly", "hanging", "greedy", "patient")
+
+
+def _fail() -> None:
+    raise InferenceError("this picture is not to my taste")
+
+
+def _bug() -> None:
+    raise ZeroDivisionError("a mistake of the model's author")
+
+
+def _die() -> None:
+    ctypes.string_at(0)
+
+
+def _hang() -> None:
+    threading.Event().wait()
+
+
+def _grow() -> None:
+    hoard = np.ones(1_500_000_000, np.uint8)
+    threading.Event().wait()
+    hoard.sum()
+
+
+class OddModel:
+    """Sees nothing, and does something odd at each picture that is `BRIGHTNESS`."""
+
+    labels = ("odd",)
+    input_size = None
+    warmup_frames = 0
+    batch = 4
+
+    def __init__(self, at_the_bad_one: Callable[[], None], pause_s: float = 0.0) -> None:
+        self._at_the_bad_one = at_the_bad_one
+        self._pause_s = pause_s
+
+    def infer(self, pictures: Sequence[Any]) -> list[tuple[Detection, ...]]:
+        for picture in pictures:
+            if abs(float(picture.image(8, 8).mean()) - BRIGHTNESS) < 3:
+                self._at_the_bad_one()
+            if self._pause_s:
+                threading.Event().wait(self._pause_s)  # slow work, not a wait for something
+        return [() for _ in pictures]
+
+
+def poisonous(_bundle: object, _parameters: object) -> OddModel:
+    return OddModel(_fail)
+
+
+def buggy(_bundle: object, _parameters: object) -> OddModel:
+    return OddModel(_bug)
+
+
+def deadly(_bundle: object, _parameters: object) -> OddModel:
+    return OddModel(_die)
+
+
+def hanging(_bundle: object, _parameters: object) -> OddModel:
+    return OddModel(_hang)
+
+
+def greedy(_bundle: object, _parameters: object) -> OddModel:
+    return OddModel(_grow)
+
+
+def patient(_bundle: object, _parameters: object) -> OddModel:
+    return OddModel(lambda: None, pause_s=0.02)
+
+
+def install(folder: Path) -> dict[str, str]:
+    """Lays out the package that offers them; returns what a process needs in its environment to find it."""
+    home = Path(__file__)
+    (folder / "odd_models.py").write_text(home.read_text())
+    facts = folder / "odd_models-1.0.dist-info"
+    facts.mkdir(exist_ok=True)
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: odd-models\nVersion: 1.0\n")
+    lines = [f"{name} = odd_models:{name}" for name in NAMES]
+    (facts / "entry_points.txt").write_text("\n".join(["[vidflow.models]", *lines]) + "\n")
+    return {"PYTHONPATH": str(folder)}
