@@ -17,8 +17,8 @@ from vidflow.domain.messages import Command, Deploy, EndReason, Entry, Forget, P
 
 REMEMBER_S: Final = 3600.0
 """How long a seen epoch is remembered: far longer than any copy of a command is late."""
-DETAIL_CHARACTERS: Final = 4096
-"""What an entry keeps of a worker's last words."""
+DETAIL_CHARACTERS: Final = 8192
+"""What an entry keeps of a worker's last words: enough for the stack of a crash in native code, whose top stands first."""
 
 
 class Seen(msgspec.Struct, frozen=True):

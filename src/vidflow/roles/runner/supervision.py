@@ -23,6 +23,7 @@ import msgspec
 
 from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.messages import Deploy, EndReason, Waiting
+from vidflow.domain.runner import DETAIL_CHARACTERS
 from vidflow.infra import memory
 from vidflow.infra.crashpoint import crashpoint, disarm
 from vidflow.infra.telemetry import log
@@ -30,7 +31,7 @@ from vidflow.roles.worker import link
 from vidflow.roles.worker.start import throwaway, work
 from vidflow.settings import RunnerOptions
 
-TAIL_BYTES: Final = 4096
+TAIL_BYTES: Final = DETAIL_CHARACTERS
 """What is kept of a worker's standard error: its last words."""
 FINISH_S: Final = 15.0
 """How long a worker may take to finish what it has in hand before it is ended; the broker's absence not counted."""
