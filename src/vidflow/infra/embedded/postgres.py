@@ -68,7 +68,7 @@ class EmbeddedPostgres:
         self.folder = folder.absolute()
         self._say = say
         self._stop = stop
-        self._programs = _programs()
+        self._programs = programs()
         self._lock = FolderLock(self.folder)
         try:
             self._account = unprivileged(run_as, [self._programs / "postgres", self.folder])
@@ -159,7 +159,7 @@ class EmbeddedPostgres:
                 return
 
 
-def _programs() -> Path:
+def programs() -> Path:
     """The folder of the server's programs, found by the package's list of files, without importing it."""
     try:
         files = importlib.metadata.files(_PACKAGE) or []

@@ -1,0 +1,153 @@
+-- Today's whole schema, to be read: what the migrations beside this file give, which a test compares.
+-- PostgreSQL 18 and newer (uuidv7()). Fixed-width columns stand first in a row, wide and nullable ones last.
+
+CREATE TABLE scenarios (
+    scenario_uuid    uuid        PRIMARY KEY DEFAULT uuidv7(),
+    created_at       timestamptz NOT NULL DEFAULT now(),
+    state_changed_at timestamptz NOT NULL DEFAULT now(),
+    due_at           timestamptz NOT NULL DEFAULT now(),
+    epoch            bigint      NOT NULL DEFAULT 0 CHECK (epoch >= 0),
+    resume_frame     bigint      NOT NULL DEFAULT 0 CHECK (resume_frame >= 0),
+    attempt          integer     NOT NULL DEFAULT 0 CHECK (attempt >= 0),
+    returns          integer     NOT NULL DEFAULT 0 CHECK (returns >= 0),
+    priority         integer     NOT NULL DEFAULT 0 CHECK (priority BETWEEN -100 AND 100),
+    state            text        NOT NULL DEFAULT 'init_startup' CHECK (state IN (
+                                     'init_startup', 'in_startup_processing', 'active',
+                                     'init_shutdown', 'in_shutdown_processing', 'inactive')),
+    outcome          text        CHECK (outcome IN ('completed', 'stopped', 'failed')),
+    source           text        NOT NULL,
+    model            text        NOT NULL,
+    model_sha256     text,
+    fps              text        NOT NULL,
+    runner           text,
+    parameters       jsonb       NOT NULL DEFAULT '{}',
+    skips            jsonb       NOT NULL DEFAULT '[]',
+    error            jsonb,
+    -- What the lifecycle forbids cannot be written: an outcome before the shutdown or none in it, an error without a failure,
+    -- a deployment without an epoch and a runner.
+    CONSTRAINT outcome_belongs_to_the_shutdown
+        CHECK ((outcome IS NOT NULL) = (state IN ('init_shutdown', 'in_shutdown_processing', 'inactive'))),
+    CONSTRAINT error_belongs_to_a_failure
+        CHECK ((error IS NOT NULL) = (outcome IS NOT DISTINCT FROM 'failed')),
+    CONSTRAINT deployed_means_epoch_and_runner
+        CHECK (state NOT IN ('in_startup_processing', 'active') OR (epoch > 0 AND runner IS NOT NULL)),
+    CONSTRAINT never_deployed_means_no_runner
+        CHECK ((epoch = 0) = (runner IS NULL))
+);
+-- infra/scenarios.py, unfinished: what the leader reads each tick; finished scenarios, in the end nearly all, are not in it.
+CREATE INDEX scenarios_unfinished ON scenarios (state, due_at) WHERE state <> 'inactive';
+-- infra/scenarios.py, page: the list filtered by state, newest first; without a filter the primary key serves (version 7: by time).
+CREATE INDEX scenarios_by_state ON scenarios (state, scenario_uuid DESC);
+
+CREATE TABLE scenario_history (
+    scenario_uuid uuid        NOT NULL,
+    at            timestamptz NOT NULL DEFAULT clock_timestamp(),
+    epoch         bigint      NOT NULL,
+    number        integer     NOT NULL,
+    attempt       integer     NOT NULL,
+    from_state    text,
+    to_state      text        NOT NULL,
+    reason        text        NOT NULL,
+    runner        text,
+    detail        text,
+    PRIMARY KEY (scenario_uuid, number)
+);
+
+-- Where inbox and leader meet, on the row's lock. No index on what changes, and room in the page: updates stay HOT.
+CREATE TABLE scenario_progress (
+    scenario_uuid  uuid        PRIMARY KEY,
+    epoch          bigint      NOT NULL DEFAULT 0,
+    next_frame     bigint      NOT NULL DEFAULT 0 CHECK (next_frame >= 0),
+    repeats        bigint      NOT NULL DEFAULT 0,
+    origin_pts     bigint,
+    last_pts       bigint,
+    last_time_s    double precision,
+    end_epoch      bigint,
+    end_last_frame bigint,
+    hole_epoch     bigint,
+    closed         boolean     NOT NULL DEFAULT false,
+    time_base      text,
+    last_at        text,
+    end_reason     text,
+    opened         jsonb
+) WITH (fillfactor = 50);
+
+-- A uuid of version 7 begins with its time: a range of uuids is a range of time, so that old results can go by the partition.
+-- The DEFAULT partition takes what no range covers, and there is no foreign key: one row that is refused would hold up its batch.
+CREATE TABLE scenario_results (
+    scenario_uuid uuid             NOT NULL,
+    frame_number  bigint           NOT NULL CHECK (frame_number >= 0),
+    epoch         bigint           NOT NULL,
+    pts           bigint           NOT NULL,
+    time_s        double precision NOT NULL,
+    width         integer          NOT NULL,
+    height        integer          NOT NULL,
+    at            text             NOT NULL,
+    detections    jsonb            NOT NULL,
+    UNIQUE (scenario_uuid, frame_number)
+) PARTITION BY RANGE (scenario_uuid);
+CREATE TABLE scenario_results_default PARTITION OF scenario_results DEFAULT;
+
+CREATE TABLE scenario_gaps (
+    scenario_uuid uuid             NOT NULL,
+    epoch         bigint           NOT NULL,
+    after_frame   bigint           NOT NULL CHECK (after_frame >= -1),
+    from_s        double precision NOT NULL,
+    to_s          double precision NOT NULL,
+    frames        bigint,
+    reason        text             NOT NULL,
+    UNIQUE (scenario_uuid, after_frame, reason, from_s)
+);
+
+-- How far the inbox has stored each partition, and the database's time up to which all that was in it is stored.
+CREATE TABLE inbox_partitions (
+    topic        text    NOT NULL,
+    topic_id     text    NOT NULL,
+    partition    integer NOT NULL,
+    position     bigint  NOT NULL DEFAULT 0,
+    caught_up_at timestamptz,
+    PRIMARY KEY (topic, topic_id, partition)
+);
+
+CREATE TABLE outbox (
+    id           bigint      PRIMARY KEY GENERATED ALWAYS AS IDENTITY (CACHE 1),
+    created_at   timestamptz NOT NULL DEFAULT now(),
+    published_at timestamptz,
+    epoch        bigint      NOT NULL,
+    message_id   uuid        NOT NULL DEFAULT uuidv7(),
+    shard        smallint    NOT NULL GENERATED ALWAYS AS (hashtextextended(key, 0) & 15) STORED,
+    topic        text        NOT NULL,
+    key          text        NOT NULL,
+    kind         text        NOT NULL,
+    runner       text,
+    payload      bytea       NOT NULL,
+    error        text
+);
+-- infra/outbox.py, pending: the rows that wait, in order of id, whichever shards are asked for; published rows are not in it.
+CREATE INDEX outbox_pending ON outbox (id, shard) WHERE published_at IS NULL AND error IS NULL;
+-- infra/outbox.py, lag: the rows that no broker takes.
+CREATE INDEX outbox_set_aside ON outbox (id) WHERE error IS NOT NULL;
+-- infra/outbox.py, add_commands: whether a copy of a command still waits.
+CREATE INDEX outbox_waiting_commands ON outbox (key, kind, epoch) WHERE published_at IS NULL AND error IS NULL;
+
+-- UNIQUE (name, term): a takeover is a key update and waits for a fenced transaction, a renewal is not and does not.
+CREATE TABLE lease (
+    name       text        PRIMARY KEY,
+    holder     uuid        NOT NULL,
+    term       bigint      NOT NULL,
+    expires_at timestamptz NOT NULL,
+    UNIQUE (name, term)
+) WITH (fillfactor = 50);
+
+-- What people look at, written by the leader, which decides from its own memory.
+CREATE TABLE runners (
+    runner       text        PRIMARY KEY,
+    last_seen_at timestamptz NOT NULL,
+    capacity     integer     NOT NULL,
+    used         integer     NOT NULL,
+    taken        bigint      NOT NULL,
+    draining     boolean     NOT NULL,
+    marked       boolean     NOT NULL,
+    pool         text        NOT NULL,
+    version      text        NOT NULL
+);
