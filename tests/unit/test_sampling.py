@@ -300,6 +300,8 @@ def test_a_stored_time_that_is_nonsense_is_not_trusted(time_s: float) -> None:
         (10.0, 250, None, 250),
         (10.0, 250, Fraction(5), 50),
         (10.1, 250, Fraction(5), 51),
+        (4.004, 120, Fraction(4), 16),  # the last frame begins at 3.97 s, before the seventeenth cell
+        (10.0, 250, Fraction(25), 250),
         (10.0, 20, Fraction(5), 20),
         (None, 250, Fraction(5), None),
         (10.0, None, None, None),

@@ -211,5 +211,7 @@ def frames_to_expect(duration_s: float | None, decoded: int | None, rate: Fracti
         return decoded
     if duration_s is None:
         return None
-    cells = max(1, math.ceil(Fraction(duration_s) * rate))
-    return cells if decoded is None else min(cells, decoded)
+    if not decoded:
+        return max(1, math.ceil(Fraction(duration_s) * rate))
+    last_begins_s = Fraction(duration_s) * (decoded - 1) / decoded  # the duration goes to its end
+    return min(math.floor(last_begins_s * rate) + 1, decoded)
