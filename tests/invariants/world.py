@@ -15,6 +15,7 @@ from tests.invariants.holds import all_hold, broken
 from tests.invariants.parts import FATAL, PTS, Mode, Move, Runner, Source, Stored, Tables, Waits, Worker
 
 from vidflow.domain.errors import ErrorInfo
+from vidflow.domain.leader import Given, Known, Memory, Plan, RunnerView, Timing, World, hear
 from vidflow.domain.lease import runner_lease_over
 from vidflow.domain.messages import (
     Command,
@@ -35,7 +36,7 @@ from vidflow.domain.messages import (
     encode,
 )
 from vidflow.domain.progress import Progress, Verdict, advance
-from vidflow.domain.reconcile import Given, Known, Memory, Plan, RunnerView, Timing, World, hear, reconcile
+from vidflow.domain.reconcile import reconcile
 from vidflow.domain.runner import (
     Action,
     Charge,

@@ -12,9 +12,10 @@ import msgspec
 import pytest
 
 from vidflow.domain.errors import ErrorInfo
+from vidflow.domain.leader import Given, Known, Memory, Plan, Tick, Timing, World, hear
 from vidflow.domain.messages import EndReason, Entry, Forget, Ping, Report, StopWork, Waiting
 from vidflow.domain.progress import Progress
-from vidflow.domain.reconcile import Given, Known, Memory, Plan, Timing, World, free_slots, hear, reconcile
+from vidflow.domain.reconcile import free_slots, reconcile
 from vidflow.domain.scenario import Event, Kind, Limits, Outcome, Scenario, State
 
 UUID = "01930000-0000-7000-8000-000000000001"
@@ -730,7 +731,7 @@ def test_a_scenario_goes_back_to_the_same_runner_where_there_is_no_other() -> No
 
 def slots(leader: Leader) -> dict[str, int]:
     world = World(leader.known, leader.now_s, DB_S, None, leader.hearing_since_s)
-    return {one.runner: one.free for one in free_slots(world, leader.memory.runners, TIMING)}
+    return {one.runner: one.free for one in free_slots(Tick(world, leader.memory.runners, LIMITS, TIMING))}
 
 
 def test_a_draining_runner_has_no_slots() -> None:

@@ -9,6 +9,7 @@ import msgspec
 from psycopg.rows import dict_row
 
 from vidflow.domain.errors import ErrorInfo
+from vidflow.domain.leader import Given, Known
 from vidflow.domain.messages import (
     INIT_SCENARIO,
     Deploy,
@@ -21,7 +22,6 @@ from vidflow.domain.messages import (
     encode,
 )  # fmt: skip
 from vidflow.domain.progress import Progress
-from vidflow.domain.reconcile import Given, Known
 from vidflow.domain.scenario import Decision, Outcome, Scenario, Send, Skip, State
 from vidflow.infra import outbox, results
 from vidflow.infra.postgres import Connection

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vidflow.domain.reconcile import RunnerView
+from vidflow.domain.leader import RunnerView
 from vidflow.infra.postgres import Connection
 
 

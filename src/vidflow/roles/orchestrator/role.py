@@ -9,8 +9,9 @@ from typing import Final
 import psycopg
 
 from vidflow.domain.errors import IllegalTransition
+from vidflow.domain.leader import Given, Known, Memory, Plan, Timing, World, hear
 from vidflow.domain.messages import RESULTS, Report
-from vidflow.domain.reconcile import Given, Known, Memory, Plan, Timing, World, hear, reconcile
+from vidflow.domain.reconcile import reconcile
 from vidflow.domain.scenario import Decision, Event, Limits, decide
 from vidflow.infra import inbox_partitions, lifecycle, outbox, runners
 from vidflow.infra.crashpoint import crashpoint

@@ -1,0 +1,157 @@
+"""What a leader has before it: the tables, the runners' reports, its own memory, and what silence and time mean. No verdicts.
+
+Three clocks meet here. Times in `_s` are the leader's monotonic seconds. Times in `_db_s` are the database's, since they are
+compared with the inbox's caught-up time. A scenario's `since_s` is the database's too, and orders what waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+
+import msgspec
+
+from vidflow.domain.lease import runner_lease_over
+from vidflow.domain.messages import Command, Entry, Report
+from vidflow.domain.progress import Progress
+from vidflow.domain.scenario import Event, Limits, Scenario
+
+
+class Timing(msgspec.Struct, frozen=True):
+    """The leader's numbers, in seconds. `assignments` is the most that one tick places."""
+
+    deploy_again_s: float = 1.0
+    repeat_s: float = 2.0
+    not_taken_s: float = 5.0
+    stops_s: float = 30.0
+    runner_lease_s: float = 3.0
+    forget_runner_s: float = 60.0
+    assignments: int = 100
+
+
+class Known(msgspec.Struct, frozen=True):
+    """An unfinished scenario as the tables have it. `deploy_waits`: its deploy is still unpublished in the outbox."""
+
+    scenario: Scenario
+    progress: Progress
+    priority: int = 0
+    since_s: float = 0.0
+    due: bool = True
+    deploy_waits: bool = False
+
+
+class RunnerView(msgspec.Struct, frozen=True):
+    """What the leader holds of a runner: its last report (None: only the tables name it), when that came, and its mark.
+
+    `mark` is the count of taken commands at which the runner was marked as one that reports but hears nothing.
+    """
+
+    heard_s: float
+    report: Report | None = None
+    mark: int | None = None
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """The entries of the last report, by scenario_uuid."""
+        return {entry.scenario_uuid: entry for entry in self.report.entries} if self.report else {}
+
+
+class Cause(StrEnum):
+    """What may take a scenario away from its runner, or tells that it is done with it."""
+
+    ENDED = "ended"
+    LEASE_OVER = "lease_over"
+    LEFT = "left"
+    UNLISTED = "unlisted"
+    NOT_TAKEN = "not_taken"
+    RUNS_ON = "runs_on"
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """A cause, of which deployment, and since when the leader has known it, on both clocks."""
+
+    epoch: int
+    cause: Cause
+    since_s: float
+    since_db_s: float
+
+
+class Memory(msgspec.Struct, frozen=True):
+    """All that a leader remembers from tick to tick: the runners, its findings, and when it last gave which command."""
+
+    runners: Mapping[str, RunnerView] = {}
+    findings: Mapping[str, Finding] = {}
+    given: Mapping[tuple[str, str, str, int], float] = {}
+
+
+class World(msgspec.Struct, frozen=True):
+    """What the leader looks at in a tick.
+
+    `caught_up_db_s`: what was in the results' partitions before that time is stored (None: not known). `hearing_since_s`:
+    since when the leader has heard its own probes without a break (None: it does not now).
+    """
+
+    known: Sequence[Known]
+    now_s: float
+    now_db_s: float
+    caught_up_db_s: float | None
+    hearing_since_s: float | None
+    pool: str = "default"
+
+
+class Given(msgspec.Struct, frozen=True):
+    """A command for a runner. A deploy is named only; its body is made from the tables when it is written."""
+
+    runner: str
+    command: Command | None
+    kind: str
+    scenario_uuid: str
+    epoch: int
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What follows from a tick: the memory for the next one, the events to apply, the commands to give."""
+
+    memory: Memory
+    events: Sequence[tuple[Known, Event]]
+    commands: Sequence[Given]
+
+
+class Tick(msgspec.Struct, frozen=True):
+    """One look of the leader: the world, the runners as it knows them, and the numbers by which it judges."""
+
+    world: World
+    runners: Mapping[str, RunnerView]
+    limits: Limits
+    timing: Timing
+
+    def is_silent(self, view: RunnerView) -> bool:
+        """Whether the runner's lease is over."""
+        return runner_lease_over(view.heard_s, self.world.hearing_since_s, self.world.now_s, self.timing.runner_lease_s)
+
+    def is_caught_up(self, finding: Finding) -> bool:
+        """Whether all that lay in Kafka when the leader learned of it is stored."""
+        return self.world.caught_up_db_s is not None and self.world.caught_up_db_s >= finding.since_db_s
+
+    def told_s(self, finding: Finding, view: RunnerView) -> float:
+        """For how long reports have told of it. Silence tells nothing, and neither does a time without Kafka."""
+        if self.world.hearing_since_s is None:
+            return 0.0
+        return view.heard_s - max(finding.since_s, self.world.hearing_since_s)
+
+    def found(self, epoch: int, cause: Cause) -> Finding:
+        """A finding of this moment."""
+        return Finding(epoch, cause, self.world.now_s, self.world.now_db_s)
+
+
+def hear(memory: Memory, report: Report, now_s: float) -> Memory:
+    """The memory with one more report. One that was overtaken by a newer changes nothing; a mark goes when commands are taken."""
+    view = memory.runners.get(report.runner)
+    if view and view.report and report.number <= view.report.number:
+        return memory
+    mark = view.mark if view and view.mark is not None and report.taken <= view.mark else None
+    return _with_runner(memory, report.runner, RunnerView(now_s, report, mark))
+
+
+def _with_runner(memory: Memory, runner: str, view: RunnerView) -> Memory:
+    return msgspec.structs.replace(memory, runners={**memory.runners, runner: view})
