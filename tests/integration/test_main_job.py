@@ -90,7 +90,9 @@ def vidflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vidflow]:
     try:
         stack.start()
         stack.wait_until_ready(READY_S)
-        yield Vidflow(stack)
+        running = Vidflow(stack)
+        with running.http:
+            yield running
     finally:
         stack.stop()
 
