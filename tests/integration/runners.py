@@ -13,6 +13,7 @@ from typing import Any
 
 from confluent_kafka import Consumer
 from tests.integration.embedded import wait_until
+from tests.integration.processes import children
 
 from vidflow.domain.messages import (
     RESULTS,
@@ -147,7 +148,7 @@ class RunnerProcess:
 
     def workers(self) -> list[int]:
         """The pids of its worker processes: the children of its forkserver."""
-        return [pid for child in _children(self.process.pid) for pid in _children(child)]
+        return [pid for child in children(self.process.pid) for pid in children(child)]
 
     def kill(self) -> None:
         self.process.kill()
@@ -174,23 +175,8 @@ def runner(bootstrap: str, folder: Path, *options: str, **more: Any) -> Iterator
         process.kill()
 
 
-def is_alive(pid: int) -> bool:
-    """Whether the process runs (one that waits to be reaped does not)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def resume_behind(frame: Frame, opened: Opened) -> Resume:
     """What the leader tells the next deployment where `frame` is the last stored one."""
     return Resume(
         frame.frame_number + 1, frame.origin_pts, frame.time_base, frame.pts, frame.time_s, opened.identity
     )  # fmt: skip
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from tests.integration.embedded import wait_until
+from tests.integration.processes import descendants, is_alive
 
 from vidflow.domain.errors import SetupError
 from vidflow.infra.embedded.process import listens
@@ -59,21 +60,6 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield running
     finally:
         running.stack.stop()
-
-
-def lives(pid: int) -> bool:
-    """Whether the process runs; one that has ended and was not waited for does not."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return False
-    return status.rpartition(")")[2].split()[0] != "Z"
-
-
-def children(pid: int) -> set[int]:
-    """The processes that this one has started, and those that they have."""
-    direct = {int(word) for file in Path(f"/proc/{pid}/task").glob("*/children") for word in file.read_text().split()}
-    return direct.union(*(children(child) for child in direct))
 
 
 @contextmanager
@@ -155,14 +141,14 @@ def test_a_role_whose_setting_is_nonsense_ends_the_start_with_its_name(
 @pytest.mark.timeout(180)
 def test_ctrl_c_ends_all_with_exit_code_0_and_the_data_serve_the_next_start(tmp_path: Path) -> None:
     with dev(tmp_path) as process:
-        started = children(process.pid)
+        started = descendants(process.pid)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 0
     assert said.splitlines()[-1].endswith("stopped")
     assert len(started) >= len(ROLES | SERVERS)
     # The runner's forkserver ends at the end of a pipe: a moment behind the runner itself.
-    wait_until(lambda: not any(map(lives, started)), "all of its processes are gone", limit_s=5)
+    wait_until(lambda: not any(map(is_alive, started)), "all of its processes are gone", limit_s=5)
     assert "received fast shutdown request" in (tmp_path / "postgres" / "postgres.log").read_text()
 
 
@@ -170,8 +156,8 @@ def test_ctrl_c_ends_all_with_exit_code_0_and_the_data_serve_the_next_start(tmp_
 @pytest.mark.timeout(180)
 def test_when_dev_itself_is_killed_nothing_stays_behind(tmp_path: Path) -> None:
     with dev(tmp_path) as process:
-        started = children(process.pid)
+        started = descendants(process.pid)
         process.kill()
-        wait_until(lambda: not any(map(lives, started)), "all of its processes are gone", limit_s=30)
+        wait_until(lambda: not any(map(is_alive, started)), "all of its processes are gone", limit_s=30)
     [port] = map(int, (tmp_path / "postgres" / "port").read_text().split())
     assert not listens(port)

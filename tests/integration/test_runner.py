@@ -14,7 +14,8 @@ import pytest
 from tests import clips
 from tests.integration import odd_models
 from tests.integration.embedded import wait_until
-from tests.integration.runners import RunnerProcess, Stage, deploy, is_alive, new_uuid, runner
+from tests.integration.processes import is_alive
+from tests.integration.runners import RunnerProcess, Stage, deploy, new_uuid, runner
 
 from vidflow.domain.messages import EndReason, Forget, Ping, StopWork, Waiting
 
