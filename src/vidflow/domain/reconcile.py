@@ -7,7 +7,7 @@ and says what should follow. Nothing that it remembers is the only trace of anyt
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -15,7 +15,7 @@ from vidflow.domain.judgement import judge
 from vidflow.domain.leader import Finding, Given, Known, Memory, Plan, RunnerView, Tick, Timing, World
 from vidflow.domain.messages import Forget, Ping, StopWork
 from vidflow.domain.placement import Slots, Waiting, place
-from vidflow.domain.scenario import DEPLOYED, Event, Kind, Limits, State, next_epoch
+from vidflow.domain.scenario import DEPLOYED, SHUTTING_DOWN, Event, Kind, Limits, State, next_epoch
 
 
 def reconcile(memory: Memory, world: World, limits: Limits, timing: Timing) -> Plan:
@@ -55,21 +55,31 @@ def _marked(tick: Tick, marks: set[str | None]) -> Tick:
 
 
 def answers(tick: Tick) -> Iterable[Given]:
-    """What the reports ask for: a stop for what runs and is not wanted there, a forget for what has ended and is not."""
-    wanted = {
-        (known.scenario.runner, known.scenario.scenario_uuid, known.scenario.epoch)
-        for known in tick.world.known
-        if known.scenario.state in DEPLOYED
-    }
+    """What the reports ask for: a stop for what runs and is not wanted there, a forget for what has ended and is not.
+
+    The ended entry of a scenario in its shutdown stays: it tells that the scenario is drained.
+    """
+    wanted = _placed(tick, DEPLOYED)
+    shutting_down = _placed(tick, SHUTTING_DOWN)
     for runner, view in tick.runners.items():
         if view.report is None or tick.is_silent(view):
             continue
         for entry in view.report.entries:
-            if (runner, entry.scenario_uuid, entry.epoch) in wanted:
+            place = (runner, entry.scenario_uuid, entry.epoch)
+            if place in wanted or (place in shutting_down and not entry.running):
                 continue
             kind = StopWork if entry.running else Forget
             name = "stop" if entry.running else "forget"
             yield Given(runner, kind(entry.scenario_uuid, entry.epoch), name, entry.scenario_uuid, entry.epoch)
+
+
+def _placed(tick: Tick, states: Collection[State]) -> set[tuple[str | None, str, int]]:
+    """Runner, scenario and epoch of the scenarios in these states."""
+    return {
+        (known.scenario.runner, known.scenario.scenario_uuid, known.scenario.epoch)
+        for known in tick.world.known
+        if known.scenario.state in states
+    }
 
 
 def pings(tick: Tick) -> Iterable[Given]:

@@ -30,6 +30,9 @@ class State(StrEnum):
 DEPLOYED: Final = frozenset({State.IN_STARTUP_PROCESSING, State.ACTIVE})
 """The states in which a runner is meant to work on the scenario."""
 
+SHUTTING_DOWN: Final = frozenset({State.INIT_SHUTDOWN, State.IN_SHUTDOWN_PROCESSING})
+"""The states of a scenario whose outcome is decided, and of which something may still come."""
+
 
 class Outcome(StrEnum):
     """How a scenario ended; unknown until init_shutdown."""
