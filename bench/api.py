@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import platform
@@ -33,14 +34,16 @@ def bare(data: dict[str, object]) -> dict[str, object]:
     return data
 
 
-async def one_connection(host: str, port: int, until_s: float, taken_s: list[float]) -> None:
-    """Asks again and again over one connection: a client so thin that it is not what is measured."""
+async def one_connection(host: str, port: int, until_s: float, taken_s: list[float], most: int | None = None) -> None:
+    """Asks again and again over one connection, `most` times at the most: a client so thin that it is not what is measured."""
     body = json.dumps(BODY).encode()
     head = f"POST /scenario/init HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     reader, writer = await asyncio.open_connection(host, port)
     try:
-        while time.perf_counter() < until_s:
+        for _ in range(most) if most else itertools.count():
             began_s = time.perf_counter()
+            if began_s >= until_s:
+                break
             writer.write(head.encode() + body)
             answer = await reader.readuntil(b"\r\n\r\n")
             length = next(

@@ -25,7 +25,7 @@ from vidflow.infra.kafka import create_topics
 from vidflow.infra.memory import resident_bytes
 from vidflow.infra.stopping import Stop
 from vidflow.roles.run.source import source_of
-from vidflow.roles.runner.supervision import without_main
+from vidflow.roles.runner.forkservers import WITH_TORCH, without_main
 from vidflow.roles.worker import link
 from vidflow.roles.worker.start import throwaway, work
 
@@ -71,7 +71,7 @@ def broker(given: str | None) -> Iterator[str]:
 def prepared_s(context: ForkServerContext) -> float:
     """Seconds until the forkserver has made its first child."""
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    context.set_forkserver_preload(["vidflow.roles.worker.preload"])
+    context.set_forkserver_preload([WITH_TORCH])
     since_s = time.perf_counter()
     child = context.Process(target=throwaway)
     with without_main():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
-from vidflow.cli import app
 from vidflow.domain.errors import SetupError, Unavailable, UserError, VidflowError
 from vidflow.infra.telemetry import redacted
 
@@ -19,6 +19,10 @@ EXIT_CODES: tuple[tuple[type[VidflowError], int], ...] = (
 
 def main() -> None:
     """Runs one command. An error of vidflow's own is one line; any other is a bug and shows its traceback."""
+    # Until a command has its own way to end, Ctrl-C ends it silently: a shell sees 130.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from vidflow.cli import app  # noqa: PLC0415 - most of a start's time, and behind the line above
+
     try:
         app()
     except VidflowError as error:

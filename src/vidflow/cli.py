@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -35,15 +35,20 @@ app.add_typer(db, name="db")
 app.add_typer(topics, name="topics")
 
 
-def _option(name: str, text: str, *more: str) -> Any:  # noqa: ANN401 - what typer.Option returns
+LAST_PORT = 65535
+
+
+def _option(name: str, text: str, *more: str, at_least: float | None = None, at_most: float | None = None) -> Any:  # noqa: ANN401 - what typer.Option returns
     variable = "VIDFLOW_" + name.strip("-").replace("-", "_").upper()
-    return typer.Option(f"--{name}", help=text, envvar=[variable, *more], show_default=True)
+    return typer.Option(f"--{name}", help=text, envvar=[variable, *more], show_default=True, min=at_least, max=at_most)
 
 
 Database = Annotated[str, _option("database-url", "PostgreSQL, as postgresql://user:password@host:port/database.")]
 Kafka = Annotated[str, _option("kafka", "Kafka's bootstrap servers, as host:port,host:port.")]
-LogFormat = Annotated[str, _option("log-format", "text for people, json for machines.")]
-MetricsPort = Annotated[int | None, _option("metrics-port", "Serve Prometheus metrics on this port.")]
+LogFormat = Annotated[Literal["text", "json"], _option("log-format", "text for people, json for machines.")]
+MetricsPort = Annotated[
+    int | None, _option("metrics-port", "Serve Prometheus metrics on this port.", at_least=1, at_most=LAST_PORT)
+]
 MediaRoot = Annotated[Path | None, _option("media-root", "The folder of the local files that scenarios may name.")]
 AnyFile = Annotated[
     bool,
@@ -57,7 +62,9 @@ ModelsDir = Annotated[
     Path | None, _option("models-dir", "A folder of model specs; each is a model named after its file.")
 ]
 Pool = Annotated[str, _option("pool", "The pool of runners.")]
-MaxWorkers = Annotated[int, _option("max-workers", "How many scenarios a runner works on at once.", "MAX_WORKERS")]
+MaxWorkers = Annotated[
+    int, _option("max-workers", "How many scenarios a runner works on at once.", "MAX_WORKERS", at_least=1)
+]
 VideoFps = Annotated[
     str, _option("video-fps", "Frames a second to keep where a scenario does not say; or all.", "VIDEO_FPS")
 ]
@@ -87,10 +94,10 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def api(
     database_url: Database = "", kafka: Kafka = "", log_format: LogFormat = "text", metrics_port: MetricsPort = None,
     host: Annotated[str, _option("host", "Where to listen.")] = "127.0.0.1",
-    port: Annotated[int, _option("port", "Where to listen.")] = 8000,
+    port: Annotated[int, _option("port", "Where to listen.", at_least=0, at_most=LAST_PORT)] = 8000,
     inbox: Annotated[bool, typer.Option("--inbox/--no-inbox", help="Host the inbox in this process.", envvar="VIDFLOW_INBOX")] = True,
     media_root: MediaRoot = None, any_file: AnyFile = False, models_dir: ModelsDir = None, video_fps: VideoFps = "all",
-    pool_size: Annotated[int, _option("pool-size", "Connections to the database.")] = 10,
+    pool_size: Annotated[int, _option("pool-size", "Connections to the database.", at_least=1)] = 10,
 ) -> None:  # fmt: skip
     """Serve the HTTP API."""
     from vidflow.roles.api import run  # noqa: PLC0415 - a role imports what it needs and no more
@@ -122,7 +129,7 @@ def inbox(
     log_format: LogFormat = "text",
     metrics_port: MetricsPort = None,
     group_protocol: Annotated[
-        str, _option("group-protocol", "consumer, or classic for a broker that needs it.")
+        Literal["consumer", "classic"], _option("group-protocol", "consumer, or classic for a broker that needs it.")
     ] = "consumer",
 ) -> None:
     """Store the workers' results (where the api does not host it)."""
@@ -144,7 +151,7 @@ def inbox(
 @app.command()
 def orchestrator(
     database_url: Database = "", kafka: Kafka = "", log_format: LogFormat = "text", metrics_port: MetricsPort = None,
-    attempts: Annotated[int, _option("attempts", "Losses in a row at one frame after which a scenario fails.")] = 5,
+    attempts: Annotated[int, _option("attempts", "Losses in a row at one frame after which a scenario fails.", at_least=1)] = 5,
     pool: Pool = "default",
 ) -> None:  # fmt: skip
     """Lead the scenarios through their lifecycle, or stand by to."""
@@ -160,10 +167,10 @@ def runner(
     kafka: Kafka = "", log_format: LogFormat = "text", metrics_port: MetricsPort = None, max_workers: MaxWorkers = 2,
     pool: Pool = "default",
     media_root: MediaRoot = None, any_file: AnyFile = False, models_dir: ModelsDir = None,
-    grace_s: Annotated[float, _option("grace-s", "Seconds that a draining runner has.")] = 25.0,
-    start_deadline_s: Annotated[float, _option("start-deadline-s", "Seconds that a worker may take to start.")] = 60.0,
-    inference_deadline_s: Annotated[float, _option("inference-deadline-s", "Seconds that a worker may take for a batch.")] = 60.0,
-    worker_memory_bytes: Annotated[int | None, _option("worker-memory-bytes", "The most memory of a worker.")] = None,
+    grace_s: Annotated[float, _option("grace-s", "Seconds that a draining runner has.", at_least=0)] = 25.0,
+    start_deadline_s: Annotated[float, _option("start-deadline-s", "Seconds that a worker may take to start.", at_least=1)] = 60.0,
+    inference_deadline_s: Annotated[float, _option("inference-deadline-s", "Seconds that a batch may take.", at_least=1)] = 60.0,
+    worker_memory_bytes: Annotated[int | None, _option("worker-memory-bytes", "The most memory of a worker.", at_least=1)] = None,
 ) -> None:  # fmt: skip
     """Keep worker processes that read videos and run models."""
     from vidflow.roles.runner import run  # noqa: PLC0415
@@ -177,14 +184,14 @@ def runner(
 
 @app.command()
 def dev(
-    port: Annotated[int, _option("port", "The api's port.")] = 8000,
+    port: Annotated[int, _option("port", "The api's port.", at_least=0, at_most=LAST_PORT)] = 8000,
     data_dir: Annotated[Path | None, _option("data-dir", "Keep the data here; without it they go when vidflow stops.")] = None,
     database_url: Annotated[str | None, _option("database-url", "Use this PostgreSQL instead of an embedded one.")] = None,
     kafka: Annotated[str | None, _option("kafka", "Use this Kafka instead of an embedded one.")] = None,
     media_root: MediaRoot = None, models_dir: ModelsDir = None, max_workers: MaxWorkers = 2, video_fps: VideoFps = "all",
-    runners: Annotated[int, _option("runners", "How many runners.")] = 1,
-    orchestrators: Annotated[int, _option("orchestrators", "How many orchestrators.")] = 1,
-    relays: Annotated[int, _option("relays", "How many relays.")] = 1,
+    runners: Annotated[int, _option("runners", "How many runners.", at_least=0)] = 1,
+    orchestrators: Annotated[int, _option("orchestrators", "How many orchestrators.", at_least=0)] = 1,
+    relays: Annotated[int, _option("relays", "How many relays.", at_least=0)] = 1,
 ) -> None:  # fmt: skip
     """Run all of vidflow on this machine, with its own PostgreSQL and Kafka."""
     from vidflow.roles.dev import run  # noqa: PLC0415
@@ -204,14 +211,14 @@ def run(
     url: Annotated[str | None, _option("url", "Use the vidflow that runs there instead of starting one.")] = None,
     score: Annotated[float | None, _option("score", "Leave out detections below this score.")] = None,
     labels: Annotated[str | None, _option("labels", "Keep only these labels, comma-separated.")] = None,
-    max_workers: MaxWorkers = 2,
+    max_workers: MaxWorkers = 2, models_dir: ModelsDir = None,
 ) -> None:  # fmt: skip
     """Run a model over one video and print what it saw."""
     from vidflow.roles.run import run as run_video  # noqa: PLC0415
 
     raise typer.Exit(run_video(RunOptions(
         video=video, model=model, fps=fps, output=output, url=url, score_threshold=score,
-        labels=tuple(labels.split(",")) if labels else None, max_workers=max_workers,
+        labels=tuple(labels.split(",")) if labels else None, max_workers=max_workers, models_dir=models_dir,
     )))  # fmt: skip
 
 

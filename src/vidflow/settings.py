@@ -97,6 +97,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     score_threshold: float | None = None
     labels: tuple[str, ...] | None = None
     max_workers: int = 2
+    models_dir: Path | None = None
 
 
 def environment(name: str) -> str | None:

@@ -16,6 +16,7 @@ from tests.integration.embedded import wait_until
 from vidflow.domain.messages import RESULTS, Frame, encode
 from vidflow.domain.messages import Message as Sent
 from vidflow.infra import kafka, outbox
+from vidflow.infra.kafka import Headers
 from vidflow.infra.postgres import Connection, connect
 from vidflow.infra.stopping import Stop
 
@@ -87,13 +88,16 @@ def _all_read(reader: Any, messages: list[Message], count: int) -> bool:
     return len(messages) >= count
 
 
-def send(bootstrap: str, *messages: Sent | bytes, key: str = "") -> None:
-    """Results as a worker sends them; bytes as somebody else does."""
+OF_A_WORKER: Headers = [(kafka.KIND, b"frame"), (kafka.EPOCH, b"1")]
+
+
+def send(bootstrap: str, *messages: Sent | bytes, key: str = "", headers: Headers | None = None) -> None:
+    """Results as a worker sends them; bytes as somebody else does, or with `headers` OF_A_WORKER as a newer worker."""
     producer = kafka.producer(bootstrap, client_id="worker-under-test")
     producer.list_topics(RESULTS)
     for message in messages:
         if isinstance(message, bytes):
-            producer.produce(RESULTS, message, key.encode())
+            producer.produce(RESULTS, message, key.encode(), headers=headers or [])
         else:
             producer.produce(RESULTS, encode(message), message.scenario_uuid.encode())  # type: ignore[attr-defined]
     assert producer.flush(10) == 0

@@ -17,7 +17,8 @@ from vidflow.domain.detections import Detection, InferenceError
 
 BAD_FRAME = 6
 BRIGHTNESS = 30 + (BAD_FRAME * 37) % 190
-NAMES = ("poisonous", "buggy", "deadly", "hanging", "greedy", "patient")
+NAMES = ("poisonous", "buggy", "mumbling", "deadly", "hanging", "greedy", "patient")
+Seen = tuple[Detection, ...]
 
 
 def _fail() -> None:
@@ -26,6 +27,10 @@ def _fail() -> None:
 
 def _bug() -> None:
     raise ZeroDivisionError("a mistake of the model's author")
+
+
+def _mumble() -> Seen:
+    return (Detection("no\0word", 0.5, (0.0, 0.0, 8.0, 8.0)),)
 
 
 def _die() -> None:
@@ -50,17 +55,18 @@ class OddModel:
     warmup_frames = 0
     batch = 4
 
-    def __init__(self, at_the_bad_one: Callable[[], None], pause_s: float = 0.0) -> None:
+    def __init__(self, at_the_bad_one: Callable[[], Seen | None], pause_s: float = 0.0) -> None:
         self._at_the_bad_one = at_the_bad_one
         self._pause_s = pause_s
 
-    def infer(self, pictures: Sequence[Any]) -> list[tuple[Detection, ...]]:
-        for picture in pictures:
-            if abs(float(picture.image(8, 8).mean()) - BRIGHTNESS) < 3:
-                self._at_the_bad_one()
-            if self._pause_s:
-                threading.Event().wait(self._pause_s)  # slow work, not a wait for something
-        return [() for _ in pictures]
+    def infer(self, pictures: Sequence[Any]) -> list[Seen]:
+        return [self._see(picture) for picture in pictures]
+
+    def _see(self, picture: Any) -> Seen:
+        if self._pause_s:
+            threading.Event().wait(self._pause_s)  # slow work, not a wait for something
+        is_bad = abs(float(picture.image(8, 8).mean()) - BRIGHTNESS) < 3
+        return (is_bad and self._at_the_bad_one()) or ()
 
 
 def poisonous(_bundle: object, _parameters: object) -> OddModel:
@@ -69,6 +75,10 @@ def poisonous(_bundle: object, _parameters: object) -> OddModel:
 
 def buggy(_bundle: object, _parameters: object) -> OddModel:
     return OddModel(_bug)
+
+
+def mumbling(_bundle: object, _parameters: object) -> OddModel:
+    return OddModel(_mumble)
 
 
 def deadly(_bundle: object, _parameters: object) -> OddModel:

@@ -173,7 +173,7 @@ def test_an_api_without_a_database_s_name_says_how_to_get_one() -> None:
 
 def test_an_api_whose_port_is_taken_says_so(client: httpx.Client, database_url: str) -> None:
     with pytest.raises(SetupError, match="--port"):
-        run(ApiOptions(database_url=database_url, port=client.base_url.port or 0), Stop())
+        run(ApiOptions(database_url=database_url, port=client.base_url.port or 0, inbox=False), Stop())
 
 
 def test_a_fault_of_ours_is_told_by_an_id_that_is_logged_once(

@@ -9,10 +9,12 @@ import msgspec
 import pytest
 from confluent_kafka import TopicPartition
 from tests.integration.delivery import (
+    OF_A_WORKER,
     cut_off,
     emptied,
     frame,
     frames,
+    log_of,
     process,
     remake_topics,
     running,
@@ -39,7 +41,6 @@ from vidflow.infra import inbox_partitions, kafka, outbox, results
 from vidflow.infra.postgres import Connection, connect
 from vidflow.infra.stopping import Stop
 from vidflow.roles.inbox import run
-from vidflow.roles.inbox.storing import MostlyPoison
 from vidflow.settings import InboxOptions
 
 
@@ -192,12 +193,18 @@ def test_a_message_that_cannot_be_read_becomes_a_dead_letter_and_blocks_nothing(
 
 
 def test_a_row_that_postgresql_refuses_becomes_a_dead_letter_alone(tables: Connection, options: InboxOptions) -> None:
-    """A NUL in a label can be sent as JSON and cannot be stored: its frame is a hole, the other scenario's are not touched."""
+    """Its frame is a hole, the other scenario's are not touched."""
     uuid, other = scenario(tables), scenario(tables)
     for number in range(40):
-        send(options.kafka, frame(uuid, number, label="nul\x00" if number == 17 else None), frame(other, number))
-    with inbox(tables, options):
-        await_caught_up(tables, options.kafka)
+        send(options.kafka, frame(uuid, number), frame(other, number))
+    tables.execute(
+        f"ALTER TABLE scenario_results ADD CONSTRAINT picky CHECK (frame_number <> 17 OR scenario_uuid <> '{uuid}')"
+    )
+    try:
+        with inbox(tables, options):
+            await_caught_up(tables, options.kafka)
+    finally:
+        tables.execute("ALTER TABLE scenario_results DROP CONSTRAINT picky")
     [letter] = dead_letters(tables)
     assert b'"frame_number":17' in (letter.value or b"")
     assert letter.error
@@ -206,7 +213,9 @@ def test_a_row_that_postgresql_refuses_becomes_a_dead_letter_alone(tables: Conne
     assert progress(tables, uuid).hole_epoch == 1
 
 
-def test_a_text_that_the_driver_refuses_becomes_a_dead_letter_too(tables: Connection, options: InboxOptions) -> None:
+def test_a_text_that_postgresql_cannot_hold_becomes_a_dead_letter_too(
+    tables: Connection, options: InboxOptions
+) -> None:
     uuid = scenario(tables)
     send(options.kafka, frame(uuid, 0), msgspec.structs.replace(frame(uuid, 1), at="nul\x00"))
     with inbox(tables, options):
@@ -215,13 +224,36 @@ def test_a_text_that_the_driver_refuses_becomes_a_dead_letter_too(tables: Connec
     assert stored(tables, uuid) == [0]
 
 
-def test_an_inbox_that_can_read_hardly_anything_stops_and_says_so(tables: Connection, options: InboxOptions) -> None:
+def test_invariant_9_any_number_of_messages_that_no_worker_sent_block_nothing_behind_them(
+    tables: Connection, options: InboxOptions
+) -> None:
     uuid = scenario(tables)
-    send(options.kafka, *[b"a newer version's message"] * 60, key=uuid)
-    with pytest.raises(MostlyPoison, match="upgrade"), running(run, options) as stop:
-        wait_until(lambda: stop.requested, "it stops by itself")
-    assert dead_letters(tables) == []
-    assert tables.execute("SELECT sum(position)::int FROM inbox_partitions").fetchone() == (0,)
+    send(options.kafka, *[b"noise"] * 200, key=uuid)
+    send(options.kafka, frame(uuid, 0))
+    with inbox(tables, options):
+        await_caught_up(tables, options.kafka)
+    assert len(dead_letters(tables)) == 200
+    assert stored(tables, uuid) == [0]
+
+
+def test_an_inbox_that_can_read_hardly_anything_of_the_workers_holds_and_says_so(
+    tables: Connection, options: InboxOptions, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is stored or dropped until somebody says that nobody needs the messages; it does not die of them."""
+    uuid = scenario(tables)
+    send(options.kafka, *[b"a newer version's message"] * 60, key=uuid, headers=OF_A_WORKER)
+    send(options.kafka, frame(uuid, 0))
+    with running(run, options) as stop:
+        wait_until(lambda: "mostly_poison" in caplog.text, "it says so")
+        assert dead_letters(tables) == []
+        assert tables.execute("SELECT sum(position)::int FROM inbox_partitions").fetchone() == (0,)
+        at = now_s(tables)
+        partition = next(message.partition() for message in log_of(options.kafka, RESULTS))
+        tables.execute("UPDATE inbox_partitions SET position = 60 WHERE partition = %s", (partition,))
+        wait_until(lambda: stored(tables, uuid) == [0], "it goes on behind them")
+        wait_until(lambda: caught_up_past(tables, options.kafka, at), "it has caught up")
+        assert not stop.requested
+    assert caplog.text.count("mostly_poison") == 1
 
 
 def test_a_long_message_that_cannot_be_read_leaves_a_letter_that_kafka_takes(

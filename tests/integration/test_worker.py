@@ -276,6 +276,16 @@ def test_after_a_loss_the_frame_at_which_it_falls_is_named(
     assert numbers(stage.frames(uuid, epoch=2)) == [5]
 
 
+def test_what_no_inbox_could_read_is_not_sent_and_its_frame_is_named(stage: Stage, name: str, clip: Path) -> None:
+    uuid = new_uuid()
+    stage.command(name, deploy(uuid, clip, "mumbling", attempt=1))
+    entry, code = failed(stage, name, uuid)
+    assert (code, entry.fatal, entry.waits_for) == ("message_invalid", False, Waiting.INFERENCE)
+    assert entry.error is not None
+    assert "the model or the source gave what cannot be stored" in entry.error.message
+    assert numbers(stage.frames(uuid)) == list(range(BAD_FRAME))
+
+
 def test_a_bug_tells_its_traceback(stage: Stage, name: str, clip: Path) -> None:
     uuid = new_uuid()
     stage.command(name, deploy(uuid, clip, "buggy"))

@@ -19,8 +19,8 @@ def taken(*messages: Result) -> list[Taken]:
     return [Taken(0, offset, None, b"", message) for offset, message in enumerate(messages)]
 
 
-def poison(count: int) -> list[Taken]:
-    return [Taken(0, offset, None, b"?", error="not a message") for offset in range(count)]
+def poison(count: int, *, ours: bool = True) -> list[Taken]:
+    return [Taken(0, offset, None, b"?", error="not a message", ours=ours) for offset in range(count)]
 
 
 def test_frames_in_order_are_stored_and_move_the_progress() -> None:
@@ -71,12 +71,22 @@ def test_a_message_that_can_be_read_ends_the_run() -> None:
 
 
 def test_a_batch_that_is_mostly_poison_is_the_readers_fault() -> None:
-    with pytest.raises(MostlyPoison, match="partition 0, offset 0"):
+    with pytest.raises(MostlyPoison, match="partition 0 of results, offset 0"):
         poison_run(0, [*poison(11), *taken(*[frame(number) for number in range(9)])])
 
 
 def test_a_batch_that_is_half_poison_is_not() -> None:
     assert poison_run(0, [*taken(*[frame(number) for number in range(10)]), *poison(10)]) == 10
+
+
+def test_what_no_worker_sent_counts_neither_way_however_much_it_is() -> None:
+    assert poison_run(3, poison(1000, ours=False)) == 3
+    assert poison_run(3, [*poison(1000, ours=False), *poison(2), *taken(frame(0))]) == 0
+
+
+def test_what_no_worker_sent_hides_no_batch_that_is_mostly_poison() -> None:
+    with pytest.raises(MostlyPoison, match="20 of the last 30"):
+        poison_run(0, [*poison(500, ours=False), *poison(20), *taken(*[frame(number) for number in range(10)])])
 
 
 def test_a_long_run_over_small_batches_is_the_readers_fault() -> None:

@@ -17,7 +17,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from vidflow.domain.errors import VidflowError
+from vidflow.domain.errors import STORABLE, VidflowError
 
 BOX_DECIMALS: Final = 2
 """A hundredth of a pixel: finer than any model, coarse enough to keep messages small."""
@@ -25,7 +25,7 @@ SCORE_DECIMALS: Final = 4
 MAX_DETECTIONS: Final = 300
 """A frame's default limit: with the longest labels its result stays far below the size of a Kafka message."""
 
-Label = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+Label = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=STORABLE)]
 Score = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 Coordinate = Annotated[float, msgspec.Meta(ge=0.0, le=65535.0)]
 Side = Annotated[int, msgspec.Meta(ge=1, le=65535)]

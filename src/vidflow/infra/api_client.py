@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any, Self
-from urllib.parse import urlsplit
+from typing import Any, Self, TypeVar
 
 import httpx
 import msgspec
 
 from vidflow.domain.errors import ErrorInfo, Unavailable, UserError
+
+T = TypeVar("T")
 
 
 class ScenarioState(msgspec.Struct, frozen=True):
@@ -45,8 +46,14 @@ class ApiClient:
     """A connection to one vidflow. Raises UserError for what it refuses, Unavailable where it does not answer."""
 
     def __init__(self, url: str) -> None:
+        """Raises UserError where `url` is none."""
         self._url = url.rstrip("/")
-        self._http = httpx.Client(base_url=self._url, timeout=10.0)
+        try:
+            self._http = httpx.Client(base_url=self._url, timeout=10.0)
+        except httpx.InvalidURL as error:
+            raise UserError(f"--url is no URL ({error}); write it as http://host:port") from error
+        if self._http.base_url.scheme not in {"http", "https"} or not self._http.base_url.host:
+            raise UserError("--url is no URL of a vidflow; write it as http://host:port")
 
     def __enter__(self) -> Self:
         return self
@@ -56,26 +63,35 @@ class ApiClient:
     ) -> None:
         self._http.close()
 
+    @property
     def is_local(self) -> bool:
         """Whether the server is on this machine, so that a path here is likely one there."""
-        return urlsplit(self._url).hostname in {"127.0.0.1", "localhost", "::1"}
+        return self._http.base_url.host in {"127.0.0.1", "localhost", "::1"}
 
     def init(self, body: dict[str, Any]) -> ScenarioState:
         """Asks for a scenario."""
-        return msgspec.json.decode(self._ask("POST", "/scenario/init", json=body), type=ScenarioState)
+        return self._asked(ScenarioState, "POST", "/scenario/init", json=body)
 
     def scenario(self, scenario_uuid: str) -> ScenarioState:
         """How it stands."""
-        return msgspec.json.decode(self._ask("GET", f"/scenario/{scenario_uuid}"), type=ScenarioState)
+        return self._asked(ScenarioState, "GET", f"/scenario/{scenario_uuid}")
 
     def shutdown(self, scenario_uuid: str) -> ScenarioState:
         """Asks for its end."""
-        return msgspec.json.decode(self._ask("POST", f"/scenario/{scenario_uuid}/shutdown"), type=ScenarioState)
+        return self._asked(ScenarioState, "POST", f"/scenario/{scenario_uuid}/shutdown")
 
     def predictions(self, scenario_uuid: str, after: str | None, limit: int = 1000) -> Page:
         """The results behind the cursor `after`."""
         query = {"scenario_uuid": scenario_uuid, "limit": str(limit)} | ({"after": after} if after else {})
-        return msgspec.json.decode(self._ask("GET", "/prediction", params=query), type=Page)
+        return self._asked(Page, "GET", "/prediction", params=query)
+
+    def _asked(self, kind: type[T], method: str, path: str, **parts: Any) -> T:  # noqa: ANN401 - what httpx takes
+        try:
+            return msgspec.json.decode(self._ask(method, path, **parts), type=kind)
+        except msgspec.DecodeError as error:
+            raise UserError(
+                f"what answers at {self._url} is no vidflow of this version ({error}); see --url"
+            ) from error
 
     def _ask(self, method: str, path: str, **parts: Any) -> bytes:  # noqa: ANN401 - what httpx takes
         try:

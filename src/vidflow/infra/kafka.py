@@ -16,6 +16,8 @@ from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec, TopicDescri
 
 from vidflow.domain.errors import Unavailable
 from vidflow.domain.messages import PARTITIONS
+from vidflow.infra.outage import TOPIC_MISSING, kafka_outage, require_kafka
+from vidflow.infra.stopping import Stop
 from vidflow.infra.telemetry import log
 
 MESSAGE_ID: Final = "message_id"
@@ -27,6 +29,9 @@ Headers = list[tuple[str, bytes]]
 T = TypeVar("T")
 
 _ANSWER_S: Final = 5.0
+_SHORT_S: Final = 0.5
+_QUIET_S: Final = 3.0
+"""How long a broker may take without a word: one that is started beside the roles is there by then."""
 _LED_POLL_S: Final = 0.02
 _log = log("kafka")
 _CLASSIC: Final[dict[str, Any]] = {
@@ -40,15 +45,20 @@ _CLIENT: Final[dict[str, Any]] = {
     "retry.backoff.max.ms": 500,
     "socket.keepalive.enable": True,
     "allow.auto.create.topics": False,
-    "statistics.interval.ms": 1000,  # how a return of the broker is noticed: no callback tells it
     "log_level": 2,  # its lines repeat with each attempt; an outage is said once, below
 }
 
 
 class KafkaAway(Unavailable):
-    """The broker does not answer, or has not got the topic."""
+    """The broker does not answer."""
 
     default_code = "kafka_away"
+
+
+class TopicMissing(KafkaAway):
+    """The broker answers, and has not got the topic."""
+
+    default_code = TOPIC_MISSING
 
 
 class ClientBroken(Unavailable):
@@ -61,7 +71,7 @@ def producer(bootstrap: str, *, client_id: str) -> Producer:
     """A producer that keeps the order and waits for all replicas, for as long as it takes.
 
     A message never times out: given up on, later ones would be stored behind a hole. Who needs an end counts the age of
-    the oldest unacknowledged message. `list_topics(topic)` before the first message makes it half a second faster.
+    the oldest unacknowledged message. `know_topic` before the first message makes it half a second faster.
     """
     return Producer({
         **_client(bootstrap, client_id),
@@ -71,6 +81,19 @@ def producer(bootstrap: str, *, client_id: str) -> Producer:
         "compression.type": "lz4",
         "message.timeout.ms": 0,
     })  # fmt: skip
+
+
+def know_topic(client: Producer, topic: str) -> None:
+    """Lets a new producer learn what its first message to the topic would else wait half a second for. Raises KafkaAway.
+
+    Asked twice: the first answer comes over the bootstrap connection, which the client thereupon closes, and with it may
+    end its request for a producer's id; the second answer, over the broker's own connection, lets it ask again at once.
+    """
+    try:
+        for _ in range(2):
+            client.list_topics(topic, timeout=_ANSWER_S)
+    except KafkaException as error:
+        raise KafkaAway(f"Kafka does not answer (the topic {topic}): {error.args[0]}") from error
 
 
 def consumer(bootstrap: str, *, client_id: str, group: str | None = None, protocol: str = "consumer") -> Consumer:
@@ -97,8 +120,30 @@ def consumer(bootstrap: str, *, client_id: str, group: str | None = None, protoc
 
 
 def admin(bootstrap: str) -> AdminClient:
-    """A client for questions. Keep a reference to it while an answer is awaited."""
-    return AdminClient({**_client(bootstrap, "vidflow-admin"), "socket.timeout.ms": int(_ANSWER_S * 1000)})
+    """A client for questions. Keep a reference to it while an answer is awaited. Raises SetupError without brokers."""
+    require_kafka(bootstrap)
+    settings = {**_CLIENT, "bootstrap.servers": bootstrap, "client.id": "vidflow-admin"}
+    return AdminClient({**settings, "socket.timeout.ms": int(_ANSWER_S * 1000)})
+
+
+def wait_for_broker(bootstrap: str, stop: Stop) -> bool:
+    """Returns once a broker answers; False where a stop is requested before. Says once that it waits, if it takes long.
+
+    A question that waits for its broker cannot be broken off: those asked here are short ones, so that a stop is soon seen.
+    """
+    client, outage = admin(bootstrap), kafka_outage()
+    since_s = time.monotonic()
+    while not stop.requested:
+        try:
+            client.list_topics(timeout=_SHORT_S)
+        except KafkaException:
+            if time.monotonic() - since_s > _QUIET_S:
+                outage.away(KafkaAway(f"no broker answers at {bootstrap}"))
+            stop.wait(_LED_POLL_S)
+        else:
+            outage.back()
+            return True
+    return False
 
 
 def topic_id(client: AdminClient, topic: str) -> str:
@@ -177,9 +222,11 @@ def _made(topic: str, answer: Future[Any]) -> bool:
     except KafkaException as error:
         if error.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
             return False
-        raise KafkaAway(f"Kafka did not make the topic {topic}: {error.args[0]}") from error
+        raise KafkaAway(
+            f"Kafka did not make the topic {topic} ({error.args[0]}); start it, or set VIDFLOW_KAFKA (or --kafka)"
+        ) from error
     except TimeoutError as error:
-        raise KafkaAway(f"Kafka does not answer ({topic} was to be made)") from error
+        raise KafkaAway(f"Kafka does not answer ({topic} was to be made); start it, or set VIDFLOW_KAFKA") from error
     return True
 
 
@@ -201,44 +248,55 @@ def _answer(what: str, answer: Future[T]) -> T:
         return answer.result(2 * _ANSWER_S)
     except KafkaException as error:
         if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-            raise KafkaAway(f"Kafka has no such topic ({what}); make the topics with: vidflow topics create") from error
+            raise TopicMissing(
+                f"Kafka has no such topic ({what}); make the topics with: vidflow topics create"
+            ) from error
         raise KafkaAway(f"Kafka does not answer ({what}): {error.args[0]}") from error
     except TimeoutError as error:
         raise KafkaAway(f"Kafka does not answer ({what})") from error
 
 
 def _client(bootstrap: str, client_id: str) -> dict[str, Any]:
-    outage = _Outage(client_id, bootstrap)
+    """What a producer and a consumer have in common: whose owner polls them, or their callbacks' arguments pile up."""
+    require_kafka(bootstrap)
+    watch = _Watch(client_id, bootstrap)
     return {
         **_CLIENT,
         "bootstrap.servers": bootstrap,
         "client.id": client_id,
-        "error_cb": outage.on_error,
-        "stats_cb": outage.on_statistics,
+        "error_cb": watch.on_error,
+        "statistics.interval.ms": 1000,  # how a return of the broker is noticed: no callback tells it
+        "stats_cb": watch.on_statistics,
     }
 
 
-class _Outage:
-    """Says once that a client has lost its brokers, and once that it has one again. Called by the client's poll."""
+class _Watch:
+    """What one client knows of its brokers, by its callbacks, which its poll calls."""
 
     def __init__(self, client_id: str, bootstrap: str) -> None:
         self._client_id = client_id
         self._bootstrap = bootstrap
+        self._outage = kafka_outage()
+        self._down = False
         self._said: set[int] = set()
 
     def on_error(self, error: KafkaError) -> None:
-        """Says that all brokers are away, or a fatal error. One lost connection is no news: brokers close idle ones."""
+        """One lost connection is no news: brokers close idle ones. Whether none is left, the next statistics tell."""
         code = error.code()
-        if code in {KafkaError._TRANSPORT, KafkaError._RESOLVE} or (code in self._said and not error.fatal()):  # noqa: SLF001
-            return
-        self._said.add(code)
-        _log.warning("kafka_away", client=self._client_id, servers=self._bootstrap, error=error.str())
+        if code == KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001
+            self._down = True
+        elif code not in {KafkaError._TRANSPORT, KafkaError._RESOLVE} and code not in self._said:  # noqa: SLF001
+            self._said.add(code)
+            _log.warning("client_error", client=self._client_id, servers=self._bootstrap, error=error.str())
 
     def on_statistics(self, statistics: str) -> None:
-        """Reads the brokers' states while an outage lasts."""
-        if not self._said:
+        """Each second: while its brokers were last heard of as down, whether one of them is up."""
+        if not self._down:
             return
         brokers = msgspec.json.decode(statistics)["brokers"].values()
-        if any(broker["state"] == "UP" for broker in brokers):
+        self._down = all(broker["state"] != "UP" for broker in brokers)
+        if self._down:
+            self._outage.away(KafkaAway(f"no broker answers at {self._bootstrap}"))
+        else:
             self._said.clear()
-            _log.info("kafka_back", client=self._client_id, servers=self._bootstrap)
+            self._outage.back()

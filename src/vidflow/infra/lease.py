@@ -16,7 +16,7 @@ import psycopg
 
 from vidflow.domain.errors import Unavailable
 from vidflow.domain.lease import LEASE_S, LOOK_S, RENEW_S, trusted_until
-from vidflow.infra.outage import postgres_outage
+from vidflow.infra.outage import in_one_line, postgres_outage
 from vidflow.infra.postgres import Connection, connect, is_away
 from vidflow.infra.stopping import Stop, start_thread
 from vidflow.infra.telemetry import log
@@ -156,7 +156,8 @@ class Lease:
                 self._trusted_until_s = trusted_until(attempted_s)
                 return True
         except psycopg.Error as error:
-            _log.warning("renewal_failed", lease=self.name, term=self.term, error=str(error).strip())
+            say = _log.debug if is_away(error) else _log.warning  # the outage itself is said by whom it stops
+            say("renewal_failed", lease=self.name, term=self.term, error=in_one_line(error))
         else:
             self._over.set()
         return False

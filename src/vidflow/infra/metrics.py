@@ -8,6 +8,8 @@ from typing import Final
 
 from prometheus_client import Counter, Gauge, start_http_server
 
+from vidflow.domain.errors import SetupError
+
 RELAY_PUBLISHED: Final = Counter(
     "vidflow_relay_published", "Messages that a broker acknowledged and the outbox marked."
 )
@@ -28,11 +30,16 @@ UNKNOWN: Final = "unknown"
 
 @contextmanager
 def served(port: int | None) -> Iterator[None]:
-    """Serves the metrics on `port` while the body runs; None: not at all."""
+    """Serves the metrics on `port` while the body runs; None: not at all. Raises SetupError where the port is taken."""
     if port is None:
         yield
         return
-    server, thread = start_http_server(port)
+    try:
+        server, thread = start_http_server(port)
+    except OSError as error:
+        raise SetupError(
+            f"the metrics cannot be served on port {port} ({error.strerror}); choose another --metrics-port"
+        ) from error
     try:
         yield
     finally:

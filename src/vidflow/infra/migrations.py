@@ -12,10 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
-import yoyo
 
-from vidflow.domain.errors import SetupError
-from vidflow.infra.outage import postgres_outage
+from vidflow.domain.errors import SetupError, Unavailable
+from vidflow.infra.outage import in_one_line, postgres_outage, require_postgres
 from vidflow.infra.postgres import connect, is_away
 from vidflow.infra.stopping import Stop
 from vidflow.infra.telemetry import log
@@ -37,7 +36,9 @@ def files() -> dict[str, Path]:
 
 
 def migrate(url: str, say: Callable[[str], None]) -> None:
-    """Applies what is missing. Raises SetupError where an applied file was changed since."""
+    """Applies what is missing. Raises SetupError where an applied file was changed since, Unavailable without a server."""
+    import yoyo  # noqa: PLC0415 - the roles wait for the schema and migrate nothing
+
     with _locked(url) as connection:
         missing = pending(connection)
         if not missing:
@@ -71,8 +72,8 @@ def pending(connection: psycopg.Connection) -> list[str]:
 
 
 def status(url: str) -> list[tuple[str, bool]]:
-    """Each migration and whether it is applied."""
-    with connect(url, name="vidflow db status") as connection:
+    """Each migration and whether it is applied. Raises Unavailable without a server."""
+    with _connected(url, "vidflow db status") as connection:
         missing = set(pending(connection))
     return [(name, name not in missing) for name in files()]
 
@@ -80,12 +81,9 @@ def status(url: str) -> list[tuple[str, bool]]:
 def wait_for_schema(url: str, stop: Stop) -> None:
     """Returns once the database is there with this version's schema, or a stop is requested; says once what it waits for.
 
-    Raises SetupError without a URL, and psycopg's error where waiting does not help (a wrong password).
+    Raises SetupError without a URL, or where waiting does not help (a wrong password).
     """
-    if not url:
-        raise SetupError(
-            "no database is named: set VIDFLOW_DATABASE_URL (or --database-url), or start everything with: vidflow dev"
-        )
+    require_postgres(url)
     outage = postgres_outage()
     told = False
     while not stop.requested:
@@ -113,8 +111,22 @@ def _applied(connection: psycopg.Connection) -> dict[str, str]:
 
 
 @contextmanager
+def _connected(url: str, name: str) -> Iterator[psycopg.Connection]:
+    """For a command, which does not wait. Raises Unavailable where the server is away, or goes away in the body."""
+    try:
+        with connect(url, name=name) as connection:
+            yield connection
+    except psycopg.Error as error:
+        if not is_away(error):
+            raise
+        raise Unavailable(
+            f"PostgreSQL does not answer: {in_one_line(error)}; start it, or set VIDFLOW_DATABASE_URL (or --database-url)"
+        ) from error
+
+
+@contextmanager
 def _locked(url: str) -> Iterator[psycopg.Connection]:
-    with connect(url, name="vidflow db migrate") as connection:
+    with _connected(url, "vidflow db migrate") as connection:
         connection.execute("SELECT pg_advisory_lock(%s)", (LOCK,))
         connection.execute(
             """

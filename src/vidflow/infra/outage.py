@@ -1,31 +1,56 @@
-"""Says once that a server is away and once that it is back, however often it is tried between."""
+"""Says once that a server is away and once that it is back, however many parts of this process notice it, and however often.
+
+Also what a role says that was not told of its server at all.
+"""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import MutableMapping
+from typing import Final
+from weakref import WeakKeyDictionary
+
+from vidflow.domain.errors import SetupError, VidflowError
 from vidflow.infra.telemetry import log
 
+AWAY: Final = "away"
+TOPIC_MISSING: Final = "topic_missing"
+"""The code of an error of a server that does answer: the error says itself what to do."""
 _log = log("outage")
+_lock: Final = threading.Lock()
+_troubles: Final[MutableMapping[Outage, str]] = WeakKeyDictionary()
+"""The trouble that each part has with its server. A part that is gone has none: a closed client never tells that it is well."""
 
 
 class Outage:
-    """What is known of one server's absence. `needs` is the sentence that tells an operator what to do."""
+    """What one part of this process (a loop, a client) knows of a server. `needs` tells an operator what to do."""
 
     def __init__(self, server: str, needs: str) -> None:
         self._server = server
         self._needs = needs
-        self._away = False
 
     def away(self, error: BaseException) -> None:
-        """The server did not answer: said the first time."""
-        if not self._away:
-            _log.warning("away", server=self._server, error=str(error).strip(), needs=self._needs)
-        self._away = True
+        """The server did not answer, or not as it should: said where no part of this process has said it already."""
+        trouble = TOPIC_MISSING if isinstance(error, VidflowError) and error.code == TOPIC_MISSING else AWAY
+        with _lock:
+            said = any(one._server == self._server and of == trouble for one, of in _troubles.items())  # noqa: SLF001
+            _troubles[self] = trouble
+        if not said:
+            needs = self._needs if trouble == AWAY else None
+            _log.warning(trouble, server=self._server, error=in_one_line(error), needs=needs)
 
     def back(self) -> None:
-        """The server answered: said where it was away before."""
-        if self._away:
+        """The server answered: said once all parts that missed it have it again."""
+        with _lock:
+            missed = _troubles.pop(self, None) is not None
+            over = missed and not any(one._server == self._server for one in _troubles)  # noqa: SLF001
+        if over:
             _log.info("back", server=self._server)
-        self._away = False
+
+
+def in_one_line(error: BaseException) -> str:
+    """What an error says; libraries like to say it in several lines."""
+    return " ".join(str(error).split())
 
 
 def postgres_outage() -> Outage:
@@ -36,3 +61,24 @@ def postgres_outage() -> Outage:
 def kafka_outage() -> Outage:
     """For the brokers of a role."""
     return Outage("Kafka", "waiting; start it, or set VIDFLOW_KAFKA; `vidflow dev` brings its own")
+
+
+def require_postgres(url: str) -> None:
+    """Raises SetupError where no database is named, or by something that is no URL: it is not repeated, it may be a secret."""
+    if not url:
+        raise SetupError(
+            "no database is named: set VIDFLOW_DATABASE_URL (or --database-url), or start everything with: vidflow dev"
+        )
+    if not url.startswith(("postgresql://", "postgres://")):
+        raise SetupError(
+            "VIDFLOW_DATABASE_URL (or --database-url) is no URL of PostgreSQL: write postgresql://host:port/database with "
+            "user:password@ before the host"
+        )
+
+
+def require_kafka(bootstrap: str, *, or_else: str = "") -> None:
+    """Raises SetupError where no brokers are named; `or_else` is another way out, for who has one."""
+    if not bootstrap:
+        raise SetupError(
+            f"no Kafka is named: set VIDFLOW_KAFKA (or --kafka), {or_else}or start everything with: vidflow dev"
+        )

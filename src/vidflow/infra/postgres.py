@@ -11,12 +11,20 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool
 
+from vidflow.domain.errors import SetupError
+from vidflow.infra.outage import in_one_line, require_postgres
+
 Connection = psycopg.Connection[TupleRow]
 Pool = ConnectionPool[Connection]
 
 FENCED_TRANSACTION_S: Final = 1.0
 """The longest transaction of a lease's holder: below the lease's 2 s, or a frozen holder would block every takeover."""
 
+_LAST_PORT: Final = 65535
+_UNREADABLE_URL: Final = (
+    "VIDFLOW_DATABASE_URL (or --database-url) cannot be read: write postgresql://host:port/database with user:password@ before "
+    "the host, and %40 for an @ in the password and the like"
+)
 _POOL_TIMEOUT_S: Final = 5.0
 # A pool doubles its pauses while it reconnects; given up early, the next caller starts again without one.
 _POOL_RECONNECT_S: Final = 3.0
@@ -48,16 +56,27 @@ def connect(url: str, *, name: str, fenced: bool = False) -> Connection:
     """A connection in autocommit mode, seen as `name` in pg_stat_activity; for a transaction, `with it.transaction()`.
 
     `fenced`: for the writes of a lease's holder; no transaction of it outlives FENCED_TRANSACTION_S.
-    Raises psycopg.OperationalError, of which `is_away` says whether waiting helps.
+    Raises psycopg.OperationalError where the server is away (`is_away`), SetupError where waiting does not help: it lets
+    nobody in by this name or password, has no such database, or the URL is none.
     """
-    connection: Connection = psycopg.Connection.connect(_conninfo(url, name), autocommit=True)
+    try:
+        connection: Connection = psycopg.Connection.connect(_conninfo(url, name), autocommit=True)
+    except psycopg.OperationalError as error:
+        if is_away(error):
+            raise
+        raise SetupError(
+            f"PostgreSQL lets nobody in by VIDFLOW_DATABASE_URL (or --database-url): {in_one_line(error)}"
+        ) from error
     if fenced:
         connection.execute(f"SET transaction_timeout = {int(FENCED_TRANSACTION_S * 1000)}")
     return connection
 
 
 def pool(url: str, *, name: str, size: int) -> Pool:
-    """An open pool of at most `size` connections in autocommit mode; a server that is away shows at the first use."""
+    """An open pool of at most `size` connections in autocommit mode; a server that is away shows at the first use.
+
+    Raises SetupError where the URL is none.
+    """
     # It says each failed attempt; who uses the pool says once what that means.
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
     return ConnectionPool(
@@ -70,7 +89,6 @@ def pool(url: str, *, name: str, size: int) -> Pool:
         timeout=_POOL_TIMEOUT_S,
         reconnect_timeout=_POOL_RECONNECT_S,
         check=_check,
-        reset=_reset,
         open=True,
     )
 
@@ -102,7 +120,20 @@ def is_conflict(error: BaseException) -> bool:
 
 def _conninfo(url: str, name: str) -> str:
     """The URL with what every connection has, as far as the URL does not set it itself."""
-    return make_conninfo(**{**_CONNECTION, "application_name": name, **conninfo_to_dict(url)})
+    return make_conninfo(**{**_CONNECTION, "application_name": name, **_parts(url)})
+
+
+def _parts(url: str) -> dict[str, Any]:
+    """What the URL says. Raises SetupError, in our words alone: the library's repeat a part of it, which may be the password."""
+    require_postgres(url)
+    try:
+        parts = conninfo_to_dict(url)
+        ports = [int(port) for port in str(parts.get("port", "")).split(",") if port]
+    except (psycopg.ProgrammingError, ValueError):
+        raise SetupError(_UNREADABLE_URL) from None
+    if not all(0 < port <= _LAST_PORT for port in ports):
+        raise SetupError(_UNREADABLE_URL)
+    return parts
 
 
 def _never_let_in(error: psycopg.Error) -> bool:
@@ -121,15 +152,13 @@ def _starting(text: str) -> bool:
 def _check(connection: Connection) -> None:
     """Asks a pooled connection for a sign of life only where its socket has something to read: a lost one's has.
 
-    Costs microseconds where a question to the server at each use would cost a round trip.
+    Costs microseconds where a question to the server at each use would cost a round trip, and a look at each return a
+    thread of the pool. A server that has become a standby says so unasked: reads would succeed there, writes never.
     """
     waiting = select.poll()
     waiting.register(connection.fileno(), select.POLLIN)
     if waiting.poll(0):
         ConnectionPool.check_connection(connection)
-
-
-def _reset(connection: Connection) -> None:
-    """Closes a connection whose server has become a standby (it says so unasked): reads would succeed, writes never."""
     if connection.info.parameter_status("in_hot_standby") == "on":
         connection.close()
+        raise psycopg.OperationalError("the server has become a standby")

@@ -67,6 +67,10 @@ class Publisher:
         self._looked_s = time.monotonic()
         self._producer.poll(0)
 
+    def idle(self) -> None:
+        """Hears what the client has to say while there is nothing to publish: that its brokers are away, or back."""
+        self._producer.poll(0)
+
     def publish(self, batch: Sequence[Pending], wanted: Callable[[], bool]) -> Answers:
         """Sends the batch in its order; returns once each message has its answer, or is taken back since not `wanted` now.
 

@@ -13,6 +13,7 @@ from vidflow.infra import metrics, outbox
 from vidflow.infra.crashpoint import crashpoint
 from vidflow.infra.lease import Lease, keep
 from vidflow.infra.migrations import wait_for_schema
+from vidflow.infra.outage import require_kafka, require_postgres
 from vidflow.infra.outbox import Pending
 from vidflow.infra.postgres import Connection, connect
 from vidflow.infra.publisher import Answers, Publisher
@@ -38,6 +39,8 @@ _log = log("relay")
 
 def run(options: RelayOptions, stop: Stop) -> None:
     """Publishes while it holds the lease, stands by while another relay does, until it is to stop."""
+    require_postgres(options.database_url)
+    require_kafka(options.kafka)
     wait_for_schema(options.database_url, stop)
     with metrics.served(options.metrics_port):
         keep(options.database_url, LEASE, stop, lambda lease: publish_while_held(options, lease, stop))
@@ -77,6 +80,7 @@ class Relay:
         batch = self._pending()
         if not batch:
             self._pause_s = min(self._pause_s * 1.5, IDLE_POLL_S)
+            self._publisher.idle()
             self._care()
             return self._pause_s
         self._pause_s = BUSY_POLL_S

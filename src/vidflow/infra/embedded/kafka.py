@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import uuid
 from pathlib import Path
 from typing import Final, Self
@@ -55,7 +56,7 @@ advertised.listeners=PLAINTEXT://127.0.0.1:{broker},CONTROLLER://127.0.0.1:{cont
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=PLAINTEXT
-controller.quorum.bootstrap.servers=127.0.0.1:{controller}
+controller.quorum.voters=1@127.0.0.1:{controller}
 log.dirs={data}
 auto.create.topics.enable=false
 num.partitions=1
@@ -151,10 +152,9 @@ class EmbeddedKafka:
         """
         self.fetch()
         self._write_settings()
-        # A second formatting, by another id, would be refused; meta.properties is what the first one writes last.
-        if not (self._data / "meta.properties").exists():
+        if not self._data.exists():
             self._say("making Kafka's data folder")
-            self._format()
+            self._make_data()
         self._say(f"starting Kafka on port {self.port}")
         with log_file(self._log) as output:
             self.process = start_child(
@@ -188,26 +188,52 @@ class EmbeddedKafka:
     def _logging(self) -> Path:
         return self.folder / "log4j2.xml"
 
+    @property
+    def _features(self) -> Path:
+        """Beside the jars: the levels of the features that this Kafka begins with, as its tool writes them."""
+        return Path(self._class_path.partition(":")[0]).with_name("bootstrap.checkpoint")
+
     def _write_settings(self) -> None:
-        data = str(self._data).replace("\\", "\\\\")
-        self._settings.write_text(_PROPERTIES.format(broker=self.port, controller=self._controller_port, data=data))
+        self._settings.write_text(self._properties(self._data))
         self._logging.write_text(_LOGGING)
+
+    def _properties(self, data: Path) -> str:
+        path = str(data).replace("\\", "\\\\")
+        return _PROPERTIES.format(broker=self.port, controller=self._controller_port, data=path)
 
     def _command(self, main_class: str, *arguments: str | Path) -> list[str | Path]:
         options = [*_JAVA_OPTIONS, f"-Dlog4j2.configurationFile={self._logging}"]
         return [self._java, *options, "-cp", self._class_path, main_class, *arguments]
 
-    def _format(self) -> None:
-        shutil.rmtree(self._data, ignore_errors=True)
-        run_to_end(
-            "making Kafka's data folder",
-            self._command(
-                "kafka.tools.StorageTool", "format", "--standalone", "-t", _cluster_id(), "-c", self._settings
-            ),
-            log=self._log,
-            stop=self._stop,
-            limit_s=_FORMAT_LIMIT_S,
-        )
+    def _make_data(self) -> None:
+        """Makes the data folder beside its place and moves it there when it is whole.
+
+        What is the same in every such folder is made by Kafka's own tool, once for all, since it takes seconds.
+        """
+        if not self._features.exists():
+            self._make_features()
+        made = self.folder / "data.new"
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir()
+        shutil.copyfile(self._features, made / self._features.name)
+        ids = f"version=1\ncluster.id={_new_id()}\nnode.id=1\ndirectory.id={_new_id()}\n"
+        Path(made, "meta.properties").write_text(ids)
+        made.rename(self._data)
+
+    def _make_features(self) -> None:
+        with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
+            data, settings = Path(scratch, "data"), Path(scratch, "server.properties")
+            settings.write_text(self._properties(data))
+            run_to_end(
+                "making Kafka's data folder",
+                self._command("kafka.tools.StorageTool", "format", "-t", _new_id(), "-c", settings),
+                log=self._log,
+                stop=self._stop,
+                limit_s=_FORMAT_LIMIT_S,
+            )
+            made = self._features.with_name(f"{self._features.name}.{os.getpid()}")  # whole or not there for others
+            shutil.copyfile(data / self._features.name, made)
+            made.rename(self._features)
 
     def _wait_for_answer(self, process: subprocess.Popen[bytes]) -> None:
         """Waits for the port, then for the broker in its own cluster: a client made earlier would sleep between its attempts."""
@@ -237,7 +263,7 @@ def _java() -> Path:
     raise MissingExtra(f"the package {_JAVA_PACKAGE} has no Java for this system: give a Kafka that runs (--kafka)")
 
 
-def _cluster_id() -> str:
+def _new_id() -> str:
     """A random id as Kafka writes them: a UUID in 22 characters. One that begins with a dash would be read as an option."""
     while True:
         word = base64.urlsafe_b64encode(uuid.UUID(bytes=os.urandom(16), version=4).bytes).decode().rstrip("=")

@@ -29,6 +29,8 @@ from vidflow.infra.video.source import facts_of
 
 MAX_PIXELS: Final = 8192 * 8192
 """The largest frame that is decoded: some 100 MB as yuv420p, twice that as RGB."""
+MAX_SIDE: Final = 65535
+"""The widest and the highest frame: what the messages and tables hold."""
 ALIGNED: Final = Fraction(5, 4)
 """Decoders measure a frame by its aligned width, somewhat more than what is displayed."""
 OPEN_TIMEOUT_S: Final = 10.0
@@ -276,10 +278,10 @@ def _decoders_limit() -> str:
 def _prepare(container: InputContainer, stream: VideoStream, threads: int, shown: str) -> None:
     """Sets the decoder's threads and limits, opens it, and leaves the other streams' packets where they lie."""
     context = stream.codec_context
-    if _pixels(stream) > MAX_PIXELS:
+    if _pixels(stream) > MAX_PIXELS or max(context.width, context.height) > MAX_SIDE:
         raise SourceError(
-            f"the frames of {shown} are {context.width}x{context.height} pixels, more than the {MAX_PIXELS} that vidflow decodes:"
-            " scale the video down first, for example with `ffmpeg -i VIDEO -vf scale=1920:-2 OUT.mp4`",
+            f"the frames of {shown} are {context.width}x{context.height} pixels, more than the {MAX_PIXELS} in all or {MAX_SIDE} a"
+            " side that vidflow decodes: scale the video down first, for example with `ffmpeg -i VIDEO -vf scale=1920:-2 OUT.mp4`",
             code="source_too_large",
         )
     context.thread_count = threads

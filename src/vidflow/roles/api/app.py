@@ -20,6 +20,7 @@ from litestar.types import ASGIApp
 
 from vidflow import __version__
 from vidflow.domain.errors import SetupError
+from vidflow.infra.outage import require_kafka, require_postgres
 from vidflow.infra.stopping import Stop, start_thread
 from vidflow.infra.telemetry import log
 from vidflow.roles.api import health, models, predictions, scenarios
@@ -91,9 +92,13 @@ def _run_inbox(options: ApiOptions, stop: Stop) -> None:
 def run(options: ApiOptions, stop: Stop) -> None:
     """Serves until a stop is requested, then lets requests end, those that hang with an error.
 
-    Raises SetupError where it cannot listen, is not told of a database, or has a default frame rate that is none.
+    Raises SetupError where it cannot listen, is not told of a database (or of Kafka, for its inbox), or has a default frame
+    rate that is none.
     """
     scenarios.default_fps(options)
+    require_postgres(options.database_url)
+    if options.inbox:
+        require_kafka(options.kafka, or_else="give --no-inbox where the inbox runs elsewhere, ")
     set_asyncio_executor(ThreadPoolExecutor(HANDLER_THREADS, thread_name_prefix="handler"))
     with _listening(options) as listener, closing(Database(options.database_url, options.pool_size)) as database:
         app = create_app(Context(options, database), stop)
@@ -124,5 +129,5 @@ def _listening(options: ApiOptions) -> socket.socket:
         return socket.create_server((options.host, options.port), family=family, backlog=1024)
     except OSError as error:
         raise SetupError(
-            f"the api cannot listen at {options.host}:{options.port} ({error.strerror}); choose another --port"
+            f"the api cannot listen at {options.host}:{options.port} ({error.strerror}); choose another --port or --host"
         ) from error

@@ -10,7 +10,7 @@ from typing import Final
 
 import psycopg
 
-from vidflow.domain.errors import SetupError, Unavailable
+from vidflow.domain.errors import Unavailable
 from vidflow.infra.migrations import wait_for_schema
 from vidflow.infra.outage import postgres_outage
 from vidflow.infra.postgres import Connection, is_away, pool
@@ -25,10 +25,6 @@ class Database:
     """A pool that is used by all requests. Until the schema is there, and while the server is away, requests are told so."""
 
     def __init__(self, url: str, size: int) -> None:
-        if not url:
-            raise SetupError(
-                "no database is named: set VIDFLOW_DATABASE_URL (or --database-url), or start everything with: vidflow dev"
-            )
         self._url = url
         self._pool = pool(url, name="vidflow api", size=size)
         self._outage = postgres_outage()

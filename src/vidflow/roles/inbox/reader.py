@@ -11,16 +11,20 @@ from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 from vidflow.domain.errors import MessageError
 from vidflow.domain.messages import RESULTS, Result, decode_result
 from vidflow.infra import kafka
-from vidflow.infra.outage import kafka_outage
+from vidflow.infra.telemetry import log
 
 GROUP: Final = "vidflow-inbox"
 BATCH: Final = 1000
 BATCH_BYTES: Final = 8 * 1024 * 1024
+_log = log("inbox")
 Place = Callable[[Sequence[int]], Mapping[int, int]]
 
 
 class Taken(msgspec.Struct, frozen=True):
-    """A message as it lay in the log, and what it says; `error` is why it cannot be taken, where it cannot."""
+    """A message as it lay in the log, and what it says; `error` is why it cannot be taken, where it cannot.
+
+    `ours`: it has the headers that a worker gives its messages, so a worker sent it, and not just anybody.
+    """
 
     partition: int
     offset: int
@@ -28,6 +32,7 @@ class Taken(msgspec.Struct, frozen=True):
     value: bytes | None
     message: Result | None = None
     error: str | None = None
+    ours: bool = False
 
 
 class Reader:
@@ -41,7 +46,6 @@ class Reader:
         self.batch: list[Taken] = []
         self._place = place
         self._error: BaseException | None = None
-        self._outage = kafka_outage()
         self._committed: dict[int, int] = {}
         self._consumer: Consumer = kafka.consumer(bootstrap, client_id="vidflow-inbox", group=GROUP, protocol=protocol)
         self._consumer.subscribe([RESULTS], on_assign=self._given, on_revoke=self._taken_away, on_lost=self._taken_away)
@@ -72,7 +76,6 @@ class Reader:
         if (error := message.error()) is not None:
             self._trouble(error)
             return None
-        self._outage.back()
         taken = _taken(message)
         if taken.partition in self.positions:
             self.batch.append(taken)
@@ -137,7 +140,7 @@ class Reader:
                 f"the Kafka client gave up: {error.str()}; the process must be started again "
                 "(a broker that does not know the group protocol needs --group-protocol classic)"
             )
-        self._outage.away(kafka.KafkaAway(error.str()))
+        _log.debug("consumer_error", error=error.str())  # an outage is said by the client's own callback
 
 
 def _taken(message: Message) -> Taken:
@@ -145,4 +148,5 @@ def _taken(message: Message) -> Taken:
     try:
         return Taken(partition, offset, key, value, decode_result(value))
     except MessageError as error:
-        return Taken(partition, offset, key, value, error=error.message)
+        ours = {kafka.KIND, kafka.EPOCH} <= {name for name, _ in message.headers() or []}
+        return Taken(partition, offset, key, value, error=error.message, ours=ours)

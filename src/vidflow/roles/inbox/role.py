@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Final
 
 import psycopg
@@ -16,7 +17,7 @@ from vidflow.domain.errors import Unavailable
 from vidflow.domain.messages import RESULTS
 from vidflow.infra import inbox_partitions, kafka, metrics
 from vidflow.infra.migrations import wait_for_schema
-from vidflow.infra.outage import kafka_outage, postgres_outage
+from vidflow.infra.outage import kafka_outage, postgres_outage, require_kafka, require_postgres
 from vidflow.infra.postgres import Connection, connect, is_away, is_conflict, is_refused
 from vidflow.infra.stopping import Stop
 from vidflow.infra.telemetry import log
@@ -42,7 +43,10 @@ class TopicMadeAnew(Unavailable):
 
 def run(options: InboxOptions, stop: Stop) -> None:
     """Stores results until it is to stop."""
+    require_postgres(options.database_url)
+    require_kafka(options.kafka)
     wait_for_schema(options.database_url, stop)
+    kafka.wait_for_broker(options.kafka, stop)
     admin = kafka.admin(options.kafka)
     with metrics.served(options.metrics_port):
         while (topic_id := _wait_for_topic(admin, stop)) is not None:
@@ -107,7 +111,11 @@ class Inbox:
                 self._store(part)
                 size = len(self._reader.batch)
             except storing.PositionLost as lost:
-                self._begin_again(lost)
+                _log.warning("position_lost", partitions=sorted(lost.partitions), reason=lost.message)
+                self._begin_again(sorted(lost.partitions))
+                size = len(self._reader.batch)
+            except storing.MostlyPoison as poison:
+                self._hold(poison)
                 size = len(self._reader.batch)
             except (psycopg.Error, UnicodeEncodeError) as error:
                 if is_refused(error):
@@ -135,13 +143,30 @@ class Inbox:
             return len(part) // 2
         [culprit] = part
         reason = str(error).splitlines()[0]
-        self._reader.batch[0] = Taken(culprit.partition, culprit.offset, culprit.key, culprit.value, error=reason)
+        self._reader.batch[0] = Taken(
+            culprit.partition, culprit.offset, culprit.key, culprit.value, error=reason, ours=True
+        )
         return 1
 
-    def _begin_again(self, lost: storing.PositionLost) -> None:
-        _log.warning("position_lost", partitions=sorted(lost.partitions), reason=lost.message)
-        for partition, offset in self._place(sorted(lost.partitions)).items():
+    def _begin_again(self, partitions: Sequence[int]) -> None:
+        for partition, offset in self._place(partitions).items():
             self._reader.begin_at(partition, offset)
+
+    def _hold(self, poison: storing.MostlyPoison) -> None:
+        """Takes and stores nothing until somebody moves a position, or this inbox is given other partitions.
+
+        It stays, since its next start would meet the same messages; that it catches up with nothing makes vidflow unready.
+        """
+        _log.error("mostly_poison", reason=poison.message)
+        held = dict(self._reader.positions)
+        self._reader.pause()
+        while self._reader.positions == held == self._place(sorted(held)) and not self._stop.requested:
+            self._reader.poll(LOOK_S)
+            with suppress(kafka.KafkaAway):
+                self._require_same_topic()
+        self._poison_run = 0
+        self._begin_again(sorted(self._reader.positions))
+        self._reader.resume()
 
     def _place(self, partitions: Sequence[int]) -> Mapping[int, int]:
         """The table's positions; waits for the database. Called by the client too, when it is given partitions."""
@@ -153,6 +178,7 @@ class Inbox:
                 self._stop.wait(RETRY_S)
             else:
                 self._postgres.back()
+                self._looked_s = float("-inf")  # whether all is stored of what it was just given is told at once
                 return positions
         return {}
 
@@ -201,9 +227,12 @@ class Inbox:
             if not is_conflict(error):
                 self._wait_for_database(error)
 
-    def _note_caught_up(self) -> None:
+    def _require_same_topic(self) -> None:
         if (now := kafka.topic_id(self._admin, RESULTS)) != self._topic_id:
             raise TopicMadeAnew(f"its id was {self._topic_id} and is {now}: beginning again with the new one")
+
+    def _note_caught_up(self) -> None:
+        self._require_same_topic()
         tables = self._connected()
         at = inbox_partitions.database_time(tables)  # before the ends: what lies below them was there at that time
         ends = kafka.end_offsets(self._admin, RESULTS, self._reader.positions)

@@ -33,7 +33,7 @@ class PositionLost(Unavailable):
 
 
 class MostlyPoison(VidflowError):
-    """Most messages cannot be read: then the reader is at fault, not they, and dead-lettering them all would be the damage."""
+    """Most of what the workers sent cannot be taken: then the taker is at fault, not they, and dead letters would be the damage."""
 
     default_code = "mostly_poison"
 
@@ -111,21 +111,23 @@ def _dead_letter(taken: Taken) -> outbox.Row:
 
 
 def poison_run(run: int, messages: Sequence[Taken]) -> int:
-    """How many messages in a row could not be taken, at the end of a batch, where `run` could not before it.
+    """How many messages of workers in a row could not be taken, at the end of a batch, where `run` could not before it.
 
-    Raises MostlyPoison where that run grew too long on the way, or most of a batch is poison.
+    What nobody of ours sent tells nothing of this version, however much of it there is: it counts neither way. Raises
+    MostlyPoison where that run grew too long on the way, or most of a batch is poison.
     """
-    poison = sum(taken.error is not None for taken in messages)
+    sent = [taken for taken in messages if taken.error is None or taken.ours]
+    poison = [taken for taken in sent if taken.error is not None]
     longest = run
-    for taken in messages:
+    for taken in sent:
         run = run + 1 if taken.error is not None else 0
         longest = max(longest, run)
-    if longest >= POISON_RUN or (len(messages) >= POISON_BATCH and 2 * poison > len(messages)):
-        first = next((taken for taken in messages if taken.error is not None), messages[0])
+    if longest >= POISON_RUN or (len(sent) >= POISON_BATCH and 2 * len(poison) > len(sent)):
+        first = poison[0]
         raise MostlyPoison(
-            f"{poison} of the last {len(messages)} messages of {RESULTS} cannot be taken, from partition {first.partition}, "
-            f"offset {first.offset} on: {first.error}. None of them was stored or dropped. Most likely this version is "
-            "older than the workers': upgrade it. If the messages are at fault, set the partition's position in inbox_partitions "
-            "behind them."
+            f"{len(poison)} of the last {len(sent)} messages of workers cannot be taken, from partition {first.partition} of "
+            f"{RESULTS}, offset {first.offset} on: {first.error}. They are neither stored nor dropped, and nothing behind them "
+            "is taken. Most likely the workers are of a newer version: upgrade the inbox. If nobody needs the messages, set the "
+            "partition's position in inbox_partitions behind them: it goes on from there"
         )
     return run

@@ -15,10 +15,10 @@ from vidflow.domain.reconcile import reconcile
 from vidflow.domain.scenario import Decision, Event, Limits, decide
 from vidflow.infra import inbox_partitions, lifecycle, outbox, runners
 from vidflow.infra.crashpoint import crashpoint
-from vidflow.infra.kafka import KafkaAway
+from vidflow.infra.kafka import KafkaAway, wait_for_broker
 from vidflow.infra.lease import Lease, keep
 from vidflow.infra.migrations import wait_for_schema
-from vidflow.infra.outage import kafka_outage
+from vidflow.infra.outage import kafka_outage, require_kafka, require_postgres
 from vidflow.infra.postgres import Connection, connect, is_conflict
 from vidflow.infra.stopping import Stop
 from vidflow.infra.telemetry import log
@@ -34,6 +34,8 @@ _log = log("orchestrator")
 
 def run(options: OrchestratorOptions, stop: Stop) -> None:
     """Leads while it holds the lease, stands by while another does, until it is to stop."""
+    require_postgres(options.database_url)
+    require_kafka(options.kafka)
     wait_for_schema(options.database_url, stop)
     keep(options.database_url, LEASE, stop, lambda lease: lead(options, lease, stop))
 
@@ -42,7 +44,7 @@ def lead(options: OrchestratorOptions, lease: Lease, stop: Stop) -> None:
     """Ticks until the lease is lost or a stop is requested. What it remembers ends with it: the next leader starts empty."""
     ears = Ears(options.kafka, str(lease.holder))
     try:
-        if not _opened(ears, lease, stop):
+        if not (wait_for_broker(options.kafka, stop) and _opened(ears, lease, stop)):
             return
         with connect(options.database_url, name="vidflow leader reads") as tables:
             leader = Leader(options, lease, ears, tables)
@@ -87,6 +89,8 @@ class Leader:
         """Remembers a report; whether it tells something that the one before did not."""
         before = self._memory.runners.get(report.runner)
         self._memory = hear(self._memory, report, time.monotonic())
+        if before is None:
+            self._shown_s = 0.0  # a new one is shown at once
         return before is None or before.report is None or _told(before.report) != _told(report)
 
     def tick(self) -> None:

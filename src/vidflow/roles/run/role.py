@@ -2,54 +2,78 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TextIO, TypeVar
 
 import msgspec
 
-from vidflow.domain.errors import ParameterError, UserError
+from vidflow.domain.errors import Unavailable, UserError
 from vidflow.infra.api_client import ApiClient, ScenarioState
+from vidflow.infra.embedded.process import GivenUp
 from vidflow.infra.stopping import Stop
-from vidflow.roles.run.output import writer_of
-from vidflow.roles.run.source import source_of
+from vidflow.infra.telemetry import redacted
+from vidflow.roles.run.output import Writer, writer_of
+from vidflow.roles.run.request import body_of, check_model
 from vidflow.settings import DevOptions, RunOptions
 
 LOOK_S: Final = 0.1
+PATIENCE_S: Final = 30.0
+"""How long an api that was there may be away: whoever keeps it running has it back by then."""
+_FILES: Final = ("source_", "model_")
 INTERRUPTED: Final = 130
+NO_READER: Final = 141
+"""What a shell shows for a program whose reader has gone (`vidflow run … | head`)."""
+
+T = TypeVar("T")
 
 
 def run(options: RunOptions) -> int:
-    """Runs it to its end; the exit code: 0 for outcome completed, 130 after Ctrl-C, 1 otherwise."""
-    body = _body(options)
+    """Runs it to its end; the exit code: 0 for outcome completed, 130 after Ctrl-C, 141 without a reader, 1 otherwise."""
+    body = body_of(options)
     write = writer_of(options.output)
+    if not options.url:
+        check_model(options)
     stop = Stop()
     stop.on_signals()
-    with _server(options, stop) as url, ApiClient(url) as client:
-        scenario = client.init(body)
-        _say(f"scenario {scenario.scenario_uuid}: {options.model} on {options.video}")
-        write(_frames(client, scenario.scenario_uuid, stop), sys.stdout)
-        if stop.requested:
-            return _interrupted(client, scenario.scenario_uuid)
-        return _told(client.scenario(scenario.scenario_uuid))
-
-
-def _body(options: RunOptions) -> dict[str, Any]:
-    parameters: dict[str, Any] = {}
-    if options.score_threshold is not None:
-        parameters["score_threshold"] = options.score_threshold
-    if options.labels:
-        parameters["labels"] = options.labels
-    fps = options.fps if options.fps == "all" else _number(options.fps)
-    return {"source": source_of(options.video), "model": options.model, "fps": fps, "parameters": parameters}
-
-
-def _number(fps: str) -> float:
     try:
-        return float(fps)
-    except ValueError as error:
-        raise ParameterError(f"--fps is a number or all, not {fps}") from error
+        with _server(options, stop) as url, ApiClient(url) as client:
+            return _run(client, body, write, stop)
+    except GivenUp:
+        if stop.error is not None:
+            raise stop.error from None
+        _say("given up before the video was asked for")
+        return INTERRUPTED
+
+
+def _run(client: ApiClient, body: dict[str, Any], write: Writer, stop: Stop) -> int:
+    scenario_uuid = _asked_for(client, body)
+    _say(f"scenario {scenario_uuid}: {body['model']} on {body['source']}")
+    try:
+        write(_frames(client, scenario_uuid, stop), sys.stdout)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _let_go_of(sys.stdout)
+        return _shut_down(client, scenario_uuid, NO_READER)
+    if stop.error is not None:
+        raise stop.error
+    if stop.requested:
+        return _shut_down(client, scenario_uuid, INTERRUPTED)
+    return _told(client.scenario(scenario_uuid))
+
+
+def _asked_for(client: ApiClient, body: dict[str, Any]) -> str:
+    try:
+        return client.init(body).scenario_uuid
+    except UserError as error:
+        if client.is_local or not error.code.startswith(_FILES):
+            raise
+        hint = "a file must lie where the vidflow at --url can read it, under its media root or models folder"
+        raise UserError(f"{error.message}; {hint}", code=error.code) from error
 
 
 def _server(options: RunOptions, stop: Stop) -> AbstractContextManager[str]:
@@ -57,23 +81,47 @@ def _server(options: RunOptions, stop: Stop) -> AbstractContextManager[str]:
         return nullcontext(options.url)
     from vidflow.roles.dev import started  # noqa: PLC0415 - needs an extra that a client of a running vidflow has no use for
 
-    return started(DevOptions(port=0, max_workers=options.max_workers, any_file=True), stop, _say)
+    own = DevOptions(port=0, max_workers=options.max_workers, any_file=True, models_dir=options.models_dir)
+    return started(own, stop, _say)
 
 
 def _frames(client: ApiClient, scenario_uuid: str, stop: Stop) -> Iterator[msgspec.Raw]:
-    """All frames in their order, as they come, until none can follow."""
+    """All frames in their order, as they come, until none can follow, or a stop is requested."""
     cursor: str | None = None
     progress = _Progress()
     while not stop.requested:
-        page = client.predictions(scenario_uuid, cursor)
+        page = _patiently(partial(client.predictions, scenario_uuid, cursor), stop)
+        if page is None:
+            return
         yield from page.items
         if page.complete:
             progress.end()
             return
         cursor = page.next
         if not page.items:
-            progress.show(client.scenario(scenario_uuid))
+            scenario = _patiently(partial(client.scenario, scenario_uuid), stop)
+            if scenario is not None:
+                progress.show(scenario)
             stop.wait(LOOK_S)
+
+
+def _patiently(ask: Callable[[], T], stop: Stop) -> T | None:
+    """The api's answer; one that is away for a while is waited for, and that is said once. None at a stop.
+
+    Raises Unavailable where it stays away.
+    """
+    since_s: float | None = None
+    while not stop.requested:
+        try:
+            return ask()
+        except Unavailable as error:
+            if since_s is None:
+                since_s = time.monotonic()
+                _say(f"{error.message}; waiting for its return")
+            if time.monotonic() - since_s > PATIENCE_S:
+                raise
+            stop.wait(LOOK_S)
+    return None
 
 
 class _Progress:
@@ -100,10 +148,17 @@ class _Progress:
             sys.stderr.write("\n")
 
 
-def _interrupted(client: ApiClient, scenario_uuid: str) -> int:
+def _shut_down(client: ApiClient, scenario_uuid: str, exit_code: int) -> int:
     client.shutdown(scenario_uuid)
     _say(f"scenario {scenario_uuid}: shutdown requested")
-    return INTERRUPTED
+    return exit_code
+
+
+def _let_go_of(out: TextIO) -> None:
+    """Lets what is still to be written go nowhere: the interpreter would complain of it at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, out.fileno())
+    os.close(nowhere)
 
 
 def _told(scenario: ScenarioState) -> int:
@@ -117,5 +172,5 @@ def _told(scenario: ScenarioState) -> int:
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(line + "\n")
+    sys.stderr.write(redacted(line) + "\n")
     sys.stderr.flush()

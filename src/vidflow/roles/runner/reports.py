@@ -10,7 +10,7 @@ import time
 from collections import deque
 from typing import Final
 
-from confluent_kafka import KafkaError, KafkaException, Message
+from confluent_kafka import KafkaError, Message
 
 from vidflow import __version__
 from vidflow.domain.errors import Unavailable
@@ -24,7 +24,6 @@ PATIENCE_S: Final = 30.0
 _UNANSWERED: Final = 5
 """No more reports than these are on their way: newer ones say it all again."""
 _PURGED: Final = (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT)  # noqa: SLF001
-_KNOW_S: Final = 5.0
 
 
 class Reports:
@@ -44,11 +43,8 @@ class Reports:
         self._answered = 0
 
     def open(self) -> None:
-        """Asks for the topic first: without it the first report takes half a second more. Raises KafkaAway."""
-        try:
-            self._producer.list_topics(RUNNER_EVENTS, timeout=_KNOW_S)
-        except KafkaException as error:
-            raise kafka.KafkaAway(f"Kafka does not answer: {error.args[0]}") from error
+        """Waits for the broker, so that the first report goes at once. Raises KafkaAway."""
+        kafka.know_topic(self._producer, RUNNER_EVENTS)
 
     def tell(self, charge: Charge, *, news: bool) -> None:
         """Sends a report where one is due: on news, on news that could not be sent before, or since a second is over."""

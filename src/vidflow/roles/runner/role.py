@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from typing import Final
 
 from vidflow.domain.errors import ErrorInfo
-from vidflow.domain.messages import Deploy, EndReason
+from vidflow.domain.messages import Deploy, EndReason, commands_topic
 from vidflow.domain.runner import (
     Action,
     Charge,
@@ -29,8 +29,9 @@ from vidflow.domain.runner import (
     worker_ended,
     worker_progressed,
 )
+from vidflow.infra import kafka
 from vidflow.infra.kafka import KafkaAway
-from vidflow.infra.outage import kafka_outage
+from vidflow.infra.outage import kafka_outage, require_kafka
 from vidflow.infra.stopping import Stop, start_thread
 from vidflow.infra.telemetry import log
 from vidflow.roles.runner.commands import Commands, Heard, Unreadable
@@ -41,7 +42,9 @@ from vidflow.settings import RunnerOptions
 
 TICK_S: Final = 0.25
 _FORGET_S: Final = 60.0
-_RETRY_S: Final = 0.5
+_PATIENCE_S: Final = 4.0
+"""A runner that is started beside its broker says nothing of the moments that this and its topics take."""
+_RETRY_S: Final = 0.2
 _LAST_WORDS_S: Final = 2.0
 _QUIET: Final = frozenset({EndReason.FINISHED, EndReason.STOPPED, EndReason.HANDED_OVER})
 _log = log("runner")
@@ -49,14 +52,15 @@ _log = log("runner")
 
 def run(options: RunnerOptions, stop: Stop) -> None:
     """Keeps workers until it is to stop; then lets them hand over, and leaves once the leader can know that nothing is left."""
+    require_kafka(options.kafka)
     workers = Workers(options)
+    workers.prepare()
     runner = new_id()
     bell, rope = multiprocessing.Pipe(duplex=False)
-    commands = Commands(options.kafka, options.pool, runner, rope)
-    reports = Reports(options.kafka, options.pool, runner)
-    if not _opened(commands, reports, stop):
+    opened = _opened(options, runner, rope, stop)
+    if opened is None:
         return
-    workers.prepare()
+    commands, reports = opened
     listening = Stop()
     ears = start_thread("commands", lambda: commands.listen(listening), listening)
     _log.info("runner_ready", runner=runner, pool=options.pool, slots=options.max_workers)
@@ -79,20 +83,28 @@ def new_id() -> str:
     return f"runner-{host}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
-def _opened(commands: Commands, reports: Reports, stop: Stop) -> bool:
-    """Waits for Kafka and its topics; the ears are open before the first report. False where it is to stop before."""
-    outage = kafka_outage()
+def _opened(options: RunnerOptions, runner: str, rope: Connection, stop: Stop) -> tuple[Commands, Reports] | None:
+    """Waits for Kafka and its topics; the ears are open before the first report. None where it is to stop before.
+
+    Ears and mouth are made once the broker answers: made before, they would tell of its absence when it is over.
+    """
+    kafka.wait_for_broker(options.kafka, stop)
+    admin, outage, began_s = kafka.admin(options.kafka), kafka_outage(), time.monotonic()
     while not stop.requested:
         try:
+            kafka.topic_id(admin, commands_topic(options.pool))
+            commands = Commands(options.kafka, options.pool, runner, rope)
             commands.open()
+            reports = Reports(options.kafka, options.pool, runner)
             reports.open()
         except KafkaAway as error:
-            outage.away(error)
+            if time.monotonic() - began_s > _PATIENCE_S:
+                outage.away(error)
             stop.wait(_RETRY_S)
         else:
             outage.back()
-            return True
-    return False
+            return commands, reports
+    return None
 
 
 class Runner:

@@ -6,17 +6,13 @@ is ordered, its standard error) and by the end of its process; everything that h
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
-from types import ModuleType
 from typing import Final
 
 import msgspec
@@ -27,8 +23,9 @@ from vidflow.domain.runner import DETAIL_CHARACTERS
 from vidflow.infra import memory
 from vidflow.infra.crashpoint import crashpoint, disarm
 from vidflow.infra.telemetry import log
+from vidflow.roles.runner.forkservers import Forkservers, without_main
 from vidflow.roles.worker import link
-from vidflow.roles.worker.start import throwaway, work
+from vidflow.roles.worker.start import work
 from vidflow.settings import RunnerOptions
 
 TAIL_BYTES: Final = DETAIL_CHARACTERS
@@ -56,24 +53,15 @@ class Workers:
     """All workers of a runner, by scenario and epoch. Used by one thread."""
 
     def __init__(self, options: RunnerOptions) -> None:
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # a core a worker; more of them spin on each other
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         self._options = options
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["vidflow.roles.worker.preload"])
-        with without_main():
-            forkserver.ensure_running()  # it begins to import, and `prepare` waits until it has
+        self._forkservers = Forkservers()
         self._running: dict[tuple[str, int], _Worker] = {}
         self._looked_s = time.monotonic()
         self._memory_checked_s = 0.0
 
     def prepare(self) -> None:
-        """Waits until the forkserver has imported everything: until a child that does nothing has been made."""
-        child = self._context.Process(target=throwaway, name="throwaway")
-        with without_main():
-            child.start()
-        child.join()
-        child.close()
+        """Waits until workers can be started without delay."""
+        self._forkservers.prepare()
 
     def launch(self, deploy: Deploy) -> None:
         """Starts a worker for this deployment."""
@@ -81,7 +69,7 @@ class Workers:
         task = link.Task(
             deploy, options.kafka, options.media_root, options.any_file, options.models_dir, crashpoints=disarm("worker.")
         )  # fmt: skip
-        self._running[deploy.scenario_uuid, deploy.epoch] = _Worker(self._context, task)
+        self._running[deploy.scenario_uuid, deploy.epoch] = _Worker(self._forkservers.context, task)
         crashpoint("runner.after_launch")
 
     def finish(self, scenario_uuid: str, epoch: int, reason: EndReason) -> None:
@@ -111,6 +99,7 @@ class Workers:
         stirred = {doors[door][0]: doors[door][1] for door in ready if door is not bell}
         happened = [one for key, worker in stirred.items() for one in self._heard(key, worker)]
         self._look()
+        self._forkservers.look()
         return happened
 
     def _heard(self, key: tuple[str, int], worker: _Worker) -> Iterator[Happened]:
@@ -146,7 +135,7 @@ class Workers:
 class _Worker:
     """One worker process and the runner's ends of its pipes."""
 
-    def __init__(self, context: multiprocessing.context.ForkServerContext, task: link.Task) -> None:
+    def __init__(self, context: ForkServerContext, task: link.Task) -> None:
         self.deploy = task.deploy
         self._told, told = context.Pipe(duplex=False)
         orders, self._orders = context.Pipe(duplex=False)
@@ -268,20 +257,6 @@ class _Worker:
             if not chunk:
                 del self._open["stderr"]
             self._tail = (self._tail + chunk)[-TAIL_BYTES:]
-
-
-@contextmanager
-def without_main() -> Iterator[None]:
-    """While a process is started: a worker needs nothing of the program that made it, and would else run its main module anew.
-
-    (`vidflow` as installed is such a program: half a second of imports for each worker.)
-    """
-    program = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = program
 
 
 def _killed_error(reason: EndReason, scenario_uuid: str, waits_for: Waiting) -> ErrorInfo | None:

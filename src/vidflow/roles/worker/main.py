@@ -77,11 +77,11 @@ def _infer_and_send(deploy: Deploy, batch: read.Batch, model: Model, link: Link,
     crashpoint("worker.before_frame")
     link.at_frame = batch.frames[0].number if len(batch.frames) == 1 else None
     seen = list(infer.see(model, batch, deploy))
-    link.at_frame = None
     for frame in seen:
         results.send(frame)
         link.reached(frame.frame_number + 1)
         crashpoint("worker.after_frame")
+    link.at_frame = None
     return batch.frames[-1].number
 
 

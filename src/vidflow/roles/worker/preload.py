@@ -1,4 +1,4 @@
-"""Imported once by the runner's forkserver: whatever takes a worker long to import, so that each worker starts with it.
+"""Imported once by the runner's forkserver: what takes a worker long to import, so that each worker starts with it. Not torch.
 
 Nothing here makes a thread, a client or a GPU context: those do not survive the fork that makes a worker.
 """
@@ -15,11 +15,6 @@ _HEAVY = ("confluent_kafka", "numpy", "scipy.ndimage", "av", "onnxruntime")
 def _load() -> None:
     # A supervisor that ends a whole group of processes means the runner, which ends its workers in order.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    with contextlib.suppress(ImportError):
-        import torch  # noqa: PLC0415
-
-        torch.set_num_threads(1)  # before anything runs: after two threads here, two in a child hang
-        importlib.import_module("torchvision")
     for name in _HEAVY:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)

@@ -6,8 +6,8 @@ from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException, Message
 
-from vidflow.domain.errors import Unavailable
-from vidflow.domain.messages import RESULTS, Result, Waiting, encode
+from vidflow.domain.errors import MessageError, Unavailable
+from vidflow.domain.messages import RESULTS, Result, Waiting, decode_result, encode
 from vidflow.infra import kafka
 from vidflow.infra.telemetry import log
 from vidflow.roles.worker.link import Link
@@ -16,7 +16,6 @@ IN_FLIGHT_MESSAGES: Final = 64
 IN_FLIGHT_BYTES: Final = 16 * 1024**2
 """What may wait for the broker's answer: enough to keep the line busy, little enough to be lost and done again."""
 _POLL_S: Final = 0.1
-_METADATA_S: Final = 10.0
 _log = log("worker")
 
 
@@ -38,8 +37,13 @@ class Results:
         self._know_the_topic()
 
     def send(self, message: Result) -> None:
-        """Hands one message over; waits while too many are unacknowledged. Raises DeliveryFailed."""
+        """Hands one message over; waits while too many are unacknowledged.
+
+        Raises DeliveryFailed, and MessageError for one that no inbox can read: a model may give anything, and what a worker
+        sends is taken for a later version's where it cannot be read.
+        """
         value = encode(message)
+        _require_readable(value)
         self._wait_until_below(IN_FLIGHT_MESSAGES, IN_FLIGHT_BYTES)
         self._in_flight_bytes += len(value)
         headers: kafka.Headers = [
@@ -57,11 +61,10 @@ class Results:
         self._wait_until_below(1, 1)
 
     def _know_the_topic(self) -> None:
-        """Asks for the topic first: without it the first message takes half a second more."""
         try:
-            self._producer.list_topics(RESULTS, timeout=_METADATA_S)
-        except KafkaException as error:  # messages wait in the producer until the broker is there
-            _log.warning("kafka_away", scenario_uuid=self._scenario_uuid, error=str(error.args[0]))
+            kafka.know_topic(self._producer, RESULTS)
+        except kafka.KafkaAway as error:  # messages wait in the producer until the broker is there
+            _log.warning("kafka_away", scenario_uuid=self._scenario_uuid, error=error.message)
 
     def _wait_until_below(self, messages: int, size_bytes: int) -> None:
         waited = False
@@ -86,3 +89,12 @@ class Results:
         return DeliveryFailed(
             f"Kafka did not take a message of scenario {self._scenario_uuid}: {error.str()}; it is done again from the last stored frame"
         )
+
+
+def _require_readable(value: bytes) -> None:
+    try:
+        decode_result(value)
+    except MessageError as error:
+        raise MessageError(
+            f"the model or the source gave what cannot be stored ({error.message}); check the model's labels"
+        ) from error

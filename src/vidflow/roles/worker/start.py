@@ -23,6 +23,13 @@ def throwaway() -> None:
     """The body of a process that does nothing: once it has run, the forkserver has imported all that it is to import."""
 
 
+class Nothing:
+    """What a forkserver is asked to run to find out whether it can make a process at all: no process of multiprocessing's own."""
+
+    def _bootstrap(self, parent_sentinel: int | None = None) -> int:  # noqa: ARG002 - as multiprocessing calls it
+        return 0
+
+
 def work(task: Task, told: Connection, orders: Connection, stderr: Connection) -> None:
     """The body of a worker's process. `told` and `orders` are its ends of the line to its runner, `stderr` takes its words."""
     for ours in (1, 2):

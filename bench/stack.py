@@ -1,0 +1,109 @@
+"""`vidflow dev` as people start it, for a benchmark: its processes, what it said and when; its data gone at the end. Linux only."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+READY_LIMIT_S = 120.0
+SERVERS = ("postgres", "kafka")
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Running:
+    """A `vidflow dev` that was started. `lines`: seconds since its start, who said it, what."""
+
+    def __init__(self, folder: Path, options: tuple[str, ...]) -> None:
+        self.folder = folder
+        self.lines: list[tuple[float, str, str]] = []
+        self.ready_s = 0.0
+        self.url = ""
+        self._ready = threading.Event()
+        self._began_s = time.perf_counter()
+        command = [sys.executable, "-m", "vidflow", "dev", "--port", "0", "--data-dir", str(folder), *options]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self._reader = threading.Thread(target=self._read, name="reads dev")
+        self._reader.start()
+
+    @property
+    def kafka(self) -> str:
+        """Its broker."""
+        return f"127.0.0.1:{Path(self.folder, 'kafka', 'ports').read_text().split()[0]}"
+
+    def wait(self) -> None:
+        """Returns once it says that it is ready."""
+        if not self._ready.wait(READY_LIMIT_S) or not self.url:
+            said = "\n".join(f"{name}: {line}" for _, name, line in self.lines[-20:])
+            raise SystemExit(f"vidflow dev did not get ready:\n{said}")
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(READY_LIMIT_S)
+        self._reader.join()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for text in self.process.stderr:
+            seconds = time.perf_counter() - self._began_s
+            name, _, line = text.rstrip().partition("│ ")
+            self.lines.append((seconds, name.strip(), line))
+            if line.startswith("ready after"):
+                self.url = line.rsplit(" ", 1)[-1]
+                self.ready_s = seconds
+                self._ready.set()
+        self._ready.set()
+
+
+@contextmanager
+def stack(*options: str) -> Iterator[Running]:
+    """A vidflow that is ready, started by `vidflow dev` with these options."""
+    with tempfile.TemporaryDirectory(prefix="vidflow-bench-", ignore_cleanup_errors=True) as folder:
+        running = Running(Path(folder), options)
+        try:
+            running.wait()
+            yield running
+        finally:
+            running.stop()
+
+
+def parts_of(dev: int) -> dict[str, list[int]]:
+    """The processes of a `vidflow dev` by what they are."""
+    parts: dict[str, list[int]] = {"dev": [dev]}
+    for pid in _children(dev):
+        name, below = _name(pid), list(_descendants(pid))
+        of_server = name in SERVERS
+        parts.setdefault(name, []).extend([pid, *below] if of_server else [pid])
+        if below and not of_server:
+            parts[f"{name}'s forkserver"] = below
+    return parts
+
+
+def cpu_s(pid: int, *, with_ended: bool = False) -> float:
+    """Seconds of CPU that a process has used, in user code and in the system; with those of the children that have ended."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, words[11 : 15 if with_ended else 13])) / _TICKS
+
+
+def _name(pid: int) -> str:
+    command = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    if "vidflow" in command:
+        return command[command.index("vidflow") + 1]
+    return "kafka" if "kafka.Kafka" in command else Path(command[0]).name
+
+
+def _children(pid: int) -> list[int]:
+    return [int(word) for file in Path(f"/proc/{pid}/task").glob("*/children") for word in file.read_text().split()]
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    for child in _children(pid):
+        yield child
+        yield from _descendants(child)

@@ -1,0 +1,98 @@
+"""The forkservers that make a runner's workers: a light one at once, and in its place one that has torch once that is imported.
+
+torch takes seconds to import. A runner that waited for it would be ready late, and most scenarios need nothing of it; a worker
+that does before then imports it itself. Not what a worker is given or what becomes of it: supervision.py.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import multiprocessing
+import os
+import pickle
+import select
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
+from types import ModuleType
+from typing import Final
+
+from vidflow.infra.telemetry import log
+from vidflow.roles.worker.start import Nothing, throwaway
+
+LIGHT: Final = "vidflow.roles.worker.preload"
+WITH_TORCH: Final = "vidflow.roles.worker.preload_torch"
+TORCH_AFTER_S: Final = 3.0
+"""How long the runner works before the second one begins: what starts beside the runner needs the processor more."""
+_log = log("runner")
+
+
+class Forkservers:
+    """Makes processes by `context`, from then on by whichever forkserver has imported the most. Used by one thread."""
+
+    def __init__(self) -> None:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # a core a worker; more of them spin on each other
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        self.context: ForkServerContext = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload([LIGHT])
+        with without_main():
+            forkserver.ensure_running()  # it begins to import, and `prepare` waits until it has
+        self._torch_due_s: float | None = None
+        self._next: forkserver.ForkServer | None = None
+        self._answer: int | None = None
+
+    def prepare(self) -> None:
+        """Waits until the light one has imported everything: until a child that does nothing has been made."""
+        child = self.context.Process(target=throwaway, name="throwaway")
+        with without_main():
+            child.start()
+        child.join()
+        child.close()
+
+    def look(self) -> None:
+        """Starts the one with torch when that is due, and lets it take over once it can. Waits for nothing."""
+        if self._torch_due_s is None:
+            has_torch = importlib.util.find_spec("torch") is not None
+            self._torch_due_s = time.monotonic() + TORCH_AFTER_S if has_torch else float("inf")
+        elif time.monotonic() >= self._torch_due_s:
+            self._torch_due_s = float("inf")
+            self._start_next()
+        elif self._next is not None and self._answer is not None and select.select([self._answer], [], [], 0)[0]:
+            self._take_over(self._next, self._answer)
+            self._next = self._answer = None
+
+    def _start_next(self) -> None:
+        """A forkserver makes its first child once it has imported everything: a child that does nothing is asked for."""
+        self._next = forkserver.ForkServer()
+        self._next.set_forkserver_preload([WITH_TORCH])
+        with without_main():
+            self._answer, task = self._next.connect_to_new_process([])
+        with open(task, "wb") as pipe:  # noqa: PTH123 - a file descriptor
+            pipe.write(pickle.dumps({}) + pickle.dumps(Nothing()))
+
+    def _take_over(self, server: forkserver.ForkServer, answer: int) -> None:
+        try:
+            forkserver.read_signed(answer)
+        except EOFError:
+            _log.warning("torch_not_preloaded", does="workers that need it import it themselves, which takes seconds")
+        else:
+            forkserver.connect_to_new_process = server.connect_to_new_process
+        finally:
+            os.close(answer)
+
+
+@contextmanager
+def without_main() -> Iterator[None]:
+    """While a process is started: a worker needs nothing of the program that made it, and would else run its main module anew.
+
+    (`vidflow` as installed is such a program: half a second of imports for each worker.)
+    """
+    program = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = program

@@ -1,0 +1,561 @@
+"""The command line as people meet it: its help, its exit codes, what it says without its servers. Real processes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+import typer
+from tests import clips
+from tests.integration.api_server import URL, answers_ready, free_port
+from tests.integration.embedded import wait_until
+from tests.integration.processes import descendants, is_alive
+from tests.integration.programs import (
+    CLOSED_DATABASE,
+    CLOSED_KAFKA,
+    LIMIT_S,
+    SECRET,
+    NoServer,
+    Program,
+    clean_environment,
+    ended,
+    is_tidy,
+    started,
+)
+
+from vidflow.cli import app
+from vidflow.domain.messages import PARTITIONS
+from vidflow.infra import kafka
+from vidflow.infra.embedded.kafka import EmbeddedKafka
+from vidflow.infra.embedded.postgres import EmbeddedPostgres
+from vidflow.infra.migrations import migrate
+from vidflow.infra.stopping import Stop
+from vidflow.settings import environment
+
+A_FILE = str(Path(__file__))
+DATABASE, KAFKA = ["--database-url", CLOSED_DATABASE], ["--kafka", CLOSED_KAFKA]
+NO_DATABASE = r"no database is named: set VIDFLOW_DATABASE_URL \(or --database-url\).*vidflow dev"
+NO_KAFKA = r"no Kafka is named: set VIDFLOW_KAFKA \(or --kafka\).*vidflow dev"
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """A command line that ends by itself, with which exit code and which one line."""
+
+    arguments: list[str]
+    code: int
+    says: str
+    given: dict[str, str] = {}
+
+
+REFUSALS = {
+    "api without a database": Refusal(["api"], 3, NO_DATABASE),
+    "relay without a database": Refusal(["relay"], 3, NO_DATABASE),
+    "inbox without a database": Refusal(["inbox"], 3, NO_DATABASE),
+    "orchestrator without a database": Refusal(["orchestrator"], 3, NO_DATABASE),
+    "migrate without a database": Refusal(["db", "migrate"], 3, NO_DATABASE),
+    "status without a database": Refusal(["db", "status"], 3, NO_DATABASE),
+    "api without Kafka for its inbox": Refusal(["api", *DATABASE], 3, r"no Kafka is named: .*--no-inbox"),
+    "relay without Kafka": Refusal(["relay", *DATABASE], 3, NO_KAFKA),
+    "inbox without Kafka": Refusal(["inbox", *DATABASE], 3, NO_KAFKA),
+    "orchestrator without Kafka": Refusal(["orchestrator", *DATABASE], 3, NO_KAFKA),
+    "runner without Kafka": Refusal(["runner"], 3, NO_KAFKA),
+    "topics without Kafka": Refusal(["topics", "create"], 3, NO_KAFKA),
+    "migrate, the database away": Refusal(["db", "migrate", *DATABASE], 4, "PostgreSQL does not answer: .*start it, or set"),
+    "status, the database away": Refusal(["db", "status", *DATABASE], 4, "PostgreSQL does not answer: .*start it, or set"),
+    "topics, Kafka away": Refusal(["topics", "create", *KAFKA], 4, "Kafka did not make .*start it, or set VIDFLOW_KAFKA"),
+    "a database's URL that is none": Refusal(["relay", "--database-url", f"db {SECRET}"], 3, "no URL of PostgreSQL"),
+    "a database's URL with a broken password": Refusal(
+        ["db", "status", "--database-url", f"postgresql://u:{SECRET}%@db/x"], 3, "cannot be read: write postgresql://"
+    ),
+    "a database's URL with a port that is none": Refusal(
+        ["db", "status", "--database-url", f"postgresql://u:{SECRET}@db:port/x"], 3, "cannot be read: write postgresql://"
+    ),
+    "VIDEO_FPS nonsense": Refusal(["api", *DATABASE, *KAFKA], 3, r"VIDEO_FPS \(--video-fps\) is a number", {"VIDEO_FPS": "x"}),
+    "run, no such file": Refusal(["run", "none.mp4"], 2, "none.mp4 is not a file; give a video file, a URL or one of sample:"),
+    "run, no such sample": Refusal(["run", "sample:none"], 2, "no sample named none; there are sample:bikes"),
+    "run, fps nonsense": Refusal(["run", A_FILE, "--fps", "fast"], 2, "--fps is a number up to 1000, or all, not fast"),
+    "run, fps no number": Refusal(["run", A_FILE, "--fps", "nan"], 2, "--fps is a number up to 1000, or all, not nan"),
+    "run, fps negative": Refusal(["run", A_FILE, "--fps", "-1"], 2, "--fps is a number up to 1000, or all, not -1"),
+    "run, unknown output": Refusal(["run", A_FILE, "--output", "yaml"], 2, "--output is one of table, ndjson, json, csv"),
+    "run, unknown model": Refusal(["run", A_FILE, "--model", "none"], 2, "no model 'none'; known here are motion, "),
+    "run, unknown label": Refusal(["run", A_FILE, "--labels", "cat"], 2, "no label 'cat'; it has motion"),
+    "run, score nonsense": Refusal(["run", A_FILE, "--score", "7"], 2, "--score is a number from 0 to 1"),
+    "run, nobody at the URL": Refusal(["run", A_FILE, "--url", "http://127.0.0.1:1"], 4, "start one with: vidflow dev"),
+    "run, a URL that is none": Refusal(["run", A_FILE, "--url", "http://h:port"], 2, "write it as http://host:port"),
+    "run, a URL without a host": Refusal(["run", A_FILE, "--url", "vidflow"], 2, "write it as http://host:port"),
+}  # fmt: skip
+
+USAGE = {
+    "an unknown command": Refusal(["dance"], 2, "No such command 'dance'"),
+    "run without a video": Refusal(["run"], 2, "Missing argument"),
+    "MAX_WORKERS nonsense": Refusal(["runner"], 2, "'--max-workers'.*MAX_WORKERS.*valid integer", {"MAX_WORKERS": "x"}),
+    "no worker at all": Refusal(["runner", "--max-workers", "0"], 2, "--max-workers"),
+    "a port that is none": Refusal(["api", "--port", "99999"], 2, "'--port'.*65535"),
+    "a pool without a connection": Refusal(["api", "--pool-size", "0"], 2, "'--pool-size'"),
+    "a log format that is none": Refusal(["relay", "--log-format", "xml"], 2, "'xml' is not one of 'text', 'json'"),
+    "a group protocol that is none": Refusal(["inbox", "--group-protocol", "x"], 2, "not one of 'consumer', 'classic'"),
+}
+
+
+def commands() -> dict[str, Any]:
+    """All commands by the words that are typed for them."""
+    group: Any = typer.main.get_command(app)
+    found: dict[str, Any] = {}
+    for name, command in group.commands.items():
+        below = getattr(command, "commands", None)
+        found.update({f"{name} {inner}": one for inner, one in below.items()} if below else {name: command})
+    return found
+
+
+def options(command: Any) -> dict[str, list[str]]:
+    """Each option of a command that is more than a question for help, and its environment variables."""
+    given = {one.opts[0]: one.envvar for one in command.params if one.opts[0].startswith("--")}
+    return {name: [envvar] if isinstance(envvar, str) else list(envvar or []) for name, envvar in given.items()}
+
+
+@pytest.fixture(scope="module")
+def ends() -> dict[str, CompletedProcess[str]]:
+    """How all those command lines ended, and what each command's help says: run beside each other, since each takes a while."""
+    helps = {f"{words} --help": Refusal([*words.split(), "--help"], 0, "") for words in commands()}
+    all_of_them = {**REFUSALS, **USAGE, **helps}
+    with ThreadPoolExecutor(4) as pool:
+        runs = {name: pool.submit(ended, *one.arguments, given=one.given) for name, one in all_of_them.items()}
+        return {name: run.result() for name, run in runs.items()}
+
+
+def assert_says(text: str, pattern: str) -> None:
+    """In whatever lines, boxes and colours."""
+    words = " ".join(re.sub(r"[│╭╮╰╯─]", " ", text).split())
+    assert re.search(pattern, words), words
+    assert is_tidy(text)
+
+
+@pytest.mark.parametrize("words", commands())
+def test_each_command_tells_every_option_with_its_environment_variable(
+    words: str, ends: dict[str, CompletedProcess[str]]
+) -> None:
+    told = ends[f"{words} --help"]
+    assert told.returncode == 0
+    for option, variables in options(commands()[words]).items():
+        own = "VIDFLOW_" + option.strip("-").upper().replace("-", "_")
+        assert own in variables
+        lines = [line for line in told.stdout.splitlines() if f" {option} " in line]
+        assert any(all(variable in line for variable in variables) for line in lines), (option, told.stdout)
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_cannot_be_done_ends_with_one_line_and_its_exit_code(
+    name: str, ends: dict[str, CompletedProcess[str]]
+) -> None:
+    end, wanted = ends[name], REFUSALS[name]
+    assert end.returncode == wanted.code, end.stderr
+    assert [line[:9] for line in end.stderr.splitlines()] == ["vidflow: "], end.stderr
+    assert_says(end.stderr, wanted.says)
+    assert end.stdout == ""
+
+
+@pytest.mark.parametrize("name", USAGE)
+def test_a_command_line_that_is_none_ends_with_exit_code_2(name: str, ends: dict[str, CompletedProcess[str]]) -> None:
+    end, wanted = ends[name], USAGE[name]
+    assert end.returncode == wanted.code, end.stderr
+    assert_says(end.stderr, wanted.says)
+    assert end.stdout == ""
+
+
+def test_the_version_is_told() -> None:
+    end = ended("--version")
+    assert (end.returncode, end.stderr) == (0, "")
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*\n", end.stdout)
+
+
+def test_a_port_in_use_is_said_in_one_line() -> None:
+    with NoServer() as taken:
+        end = ended("api", *DATABASE, "--no-inbox", "--port", str(taken.port))
+    assert end.returncode == 3
+    assert_says(end.stderr, rf"cannot listen at 127.0.0.1:{taken.port} \(.*\); choose another --port")
+
+
+def test_a_password_that_is_refused_is_said_in_one_line(database_url: str) -> None:
+    wrong = re.sub(r"(?<=vidflow):[^@]*@", f":{SECRET}@", database_url)
+    for command in (["relay", *KAFKA], ["db", "status"], ["db", "migrate"]):
+        end = ended(*command, "--database-url", wrong)
+        assert end.returncode == 3, end.stderr
+        assert len(end.stderr.splitlines()) == 1
+        assert_says(end.stderr, "PostgreSQL lets nobody in by VIDFLOW_DATABASE_URL .*password authentication failed")
+
+
+def test_status_tells_what_is_applied_and_ends_with_0(database_url: str) -> None:
+    end = ended("db", "status", "--database-url", database_url)
+    assert (end.returncode, end.stderr) == (0, "")
+    assert re.fullmatch(r"(applied  \d{4}_\S+\n)+", end.stdout)
+
+
+@pytest.mark.parametrize("role", ["api", "relay", "inbox", "orchestrator"])
+def test_a_role_without_its_database_says_once_what_it_needs_and_waits(tmp_path: Path, role: str) -> None:
+    with NoServer() as nobody:
+        database = ["--database-url", f"postgresql://vidflow:{SECRET}@127.0.0.1:{nobody.port}/vidflow"]
+        with started(
+            tmp_path, role, *database, *KAFKA, *(["--port", str(free_port())] if role == "api" else [])
+        ) as waiting:
+            waiting.until("away")
+            calls = nobody.calls
+            wait_until(lambda: nobody.calls >= calls + 3, "it tries again and again")
+            [line] = [line for line in waiting.said.splitlines() if "listening" not in line]
+            assert_says(
+                line,
+                r"server=PostgreSQL .*waiting; start it, or set VIDFLOW_DATABASE_URL; `vidflow dev` brings its own",
+            )
+            assert waiting.end() == 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("role", ["relay", "inbox", "orchestrator", "runner"])
+def test_a_role_without_kafka_says_once_what_it_needs_and_waits(tmp_path: Path, role: str, database_url: str) -> None:
+    with NoServer() as nobody:
+        database = [] if role == "runner" else ["--database-url", database_url]
+        with started(tmp_path, role, *database, "--kafka", f"127.0.0.1:{nobody.port}") as waiting:
+            waiting.until("away")
+            calls = nobody.calls
+            wait_until(lambda: nobody.calls >= calls + 10, "it tries again and again")
+            [line] = [line for line in waiting.said.splitlines() if "lease_acquired" not in line]
+            assert_says(line, r"server=Kafka .*waiting; start it, or set VIDFLOW_KAFKA; `vidflow dev` brings its own")
+            assert waiting.end() == 0
+
+
+def test_a_role_that_finds_kafka_without_its_topics_says_what_to_type(
+    tmp_path: Path, database_url: str, kafka_bootstrap: str
+) -> None:
+    remove_topics(kafka_bootstrap)
+    with started(tmp_path, "inbox", "--database-url", database_url, "--kafka", kafka_bootstrap) as waiting:
+        waiting.until("topic_missing .*vidflow topics create")
+        end = ended("topics", "create", "--kafka", kafka_bootstrap)
+        assert (end.returncode, end.stderr) == (0, "")
+        assert end.stdout.startswith("made ")
+        waiting.until("back server=Kafka")
+        assert waiting.end() == 0
+    assert ended("topics", "create", "--kafka", kafka_bootstrap).stdout == "all topics were there\n"
+
+
+def remove_topics(bootstrap: str) -> None:
+    client = kafka.admin(bootstrap)
+    there = set(client.list_topics(timeout=10).topics) & set(PARTITIONS)
+    if there:
+        for answer in client.delete_topics(list(there)).values():
+            answer.result()
+        wait_until(lambda: not there & set(client.list_topics(timeout=10).topics), "the topics are gone")
+
+
+def test_video_fps_is_what_a_scenario_has_that_names_no_rate(tmp_path: Path, database_url: str) -> None:
+    port = free_port()
+    given = {
+        "VIDEO_FPS": "3",
+        "VIDFLOW_DATABASE_URL": database_url,
+        "VIDFLOW_INBOX": "false",
+        "VIDFLOW_PORT": str(port),
+    }
+    with started(tmp_path, "api", given=given) as api, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        wait_until(lambda: answers_ready(client), "it is ready")
+        answer = client.post("/scenario/init", json={"source": URL, "model": "motion"})
+        assert (answer.status_code, answer.json()["fps"]) == (201, 3)
+        assert api.end() == 0
+
+
+@pytest.mark.long
+def test_max_workers_is_how_many_slots_a_runner_has(tmp_path: Path, kafka_bootstrap: str) -> None:
+    kafka.create_topics(kafka_bootstrap)
+    given = {"MAX_WORKERS": "7", "VIDFLOW_KAFKA": kafka_bootstrap}
+    with started(tmp_path, "runner", given=given) as runner:
+        runner.until("runner_ready .*slots=7")
+        assert runner.end() == 0
+
+
+class Servers:
+    """A PostgreSQL and a Kafka of a test's own, that can be stopped and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        cache = environment("VIDFLOW_CACHE_DIR")
+        self.postgres = EmbeddedPostgres(folder / "postgres", say=print, stop=Stop())
+        self.kafka = EmbeddedKafka(folder / "kafka", say=print, stop=Stop(), cache=cache)
+
+    def start(self) -> None:
+        self.postgres.start()
+        migrate(self.postgres.url, print)
+        self.kafka.start()
+        kafka.create_topics(self.kafka.bootstrap)
+
+    def stop(self) -> None:
+        self.kafka.stop()
+        self.postgres.stop()
+
+    @property
+    def given(self) -> dict[str, str]:
+        return {"VIDFLOW_DATABASE_URL": self.postgres.url, "VIDFLOW_KAFKA": self.kafka.bootstrap}
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    servers = Servers(tmp_path_factory.mktemp("servers"))
+    try:
+        servers.start()
+        yield servers
+    finally:
+        servers.stop()
+
+
+class Whole:
+    """One of each role at work on these servers, and a client of the api."""
+
+    def __init__(self, servers: Servers, roles: dict[str, Program], url: str) -> None:
+        self.servers = servers
+        self.roles = roles
+        self.url = url
+        self.http = httpx.Client(base_url=url, timeout=10)
+
+    def at_work(self) -> bool:
+        try:
+            return self.http.get("/health/system").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def init(self, source: Path, **more: Any) -> str:
+        answer = self.http.post("/scenario/init", json={"source": str(source), "model": "motion", "fps": "all", **more})
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["scenario_uuid"])
+
+    def ended(self, uuid: str) -> dict[str, Any]:
+        wait_until(lambda: self.scenario(uuid)["state"] == "inactive", f"{uuid} ends", LIMIT_S)
+        return self.scenario(uuid)
+
+    def scenario(self, uuid: str) -> dict[str, Any]:
+        return dict(self.http.get(f"/scenario/{uuid}").json())
+
+    def newest(self) -> str:
+        """The uuid of the scenario that was asked for last."""
+        return str(self.http.get("/scenario", params={"limit": 1}).json()["items"][0]["scenario_uuid"])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, servers: Servers) -> Iterator[Whole]:
+    port, folder = free_port(), tmp_path_factory.mktemp("whole")
+    commands = {
+        "api": ["api", "--no-inbox", "--any-file", "--port", str(port)],
+        "relay": ["relay"],
+        "inbox": ["inbox"],
+        "orchestrator": ["orchestrator"],
+        "runner": ["runner", "--any-file"],
+    }
+    with ExitStack() as stack:
+        roles = {
+            role: stack.enter_context(started(folder, *words, given=servers.given)) for role, words in commands.items()
+        }
+        whole = Whole(servers, roles, f"http://127.0.0.1:{port}")
+        wait_until(whole.at_work, "all are at work", LIMIT_S)
+        yield whole
+        whole.http.close()
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return clips.constant_rate(tmp_path_factory.mktemp("clips") / "short.mp4", frames=20)
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Minutes of work."""
+    return clips.constant_rate(tmp_path_factory.mktemp("clips") / "endless.mp4", frames=30_000)
+
+
+@pytest.mark.long
+@pytest.mark.fault
+def test_roles_whose_database_goes_away_wait_for_it_and_say_so_once(whole: Whole, clip: Path) -> None:
+    concerned = [whole.roles[role] for role in ("api", "relay", "inbox", "orchestrator")]
+    process = whole.servers.postgres.process
+    assert process is not None
+    process.send_signal(signal.SIGINT)
+    process.wait(20)
+    wait_until(lambda: whole.http.get("/health/ready").status_code == 503, "the api is not ready")
+    for role in concerned:
+        role.until(" away server=PostgreSQL .*needs=waiting; start it, or set VIDFLOW_DATABASE_URL")
+    whole.servers.postgres.start()
+    wait_until(whole.at_work, "all are at work again", LIMIT_S)
+    assert whole.ended(whole.init(clip))["outcome"] == "completed"
+    for role in concerned:
+        role.until(" back server=PostgreSQL")
+        assert len(role.lines(" away | back ")) == 2, role.said
+        assert len(role.lines("PostgreSQL|postgres")) <= 3, role.said
+
+
+@pytest.mark.long
+@pytest.mark.fault
+def test_roles_whose_kafka_goes_away_wait_for_it_and_say_so_once(whole: Whole, clip: Path) -> None:
+    concerned = [whole.roles[role] for role in ("relay", "inbox", "orchestrator", "runner")]
+    process = whole.servers.kafka.process
+    assert process is not None
+    process.terminate()
+    process.wait(20)
+    for role in concerned:
+        role.until(" away server=Kafka .*needs=waiting; start it, or set VIDFLOW_KAFKA")
+    uuid = whole.init(clip)  # the api needs no Kafka
+    whole.servers.kafka.start()
+    for role in concerned:
+        role.until(" back server=Kafka")
+    assert whole.ended(uuid)["outcome"] == "completed"
+    for role in concerned:
+        assert len(role.lines("server=Kafka")) == 2, role.said
+
+
+@pytest.mark.long
+def test_run_prints_the_same_frames_as_ndjson_json_and_csv_and_nothing_else_on_standard_output(
+    whole: Whole, shared: Path
+) -> None:
+    video = str(shared / "videos/vtest.avi")
+    ends = {
+        output: ended("run", video, "--fps", "1", "--output", output, "--url", whole.url)
+        for output in ("ndjson", "json", "csv")
+    }
+    assert {end.returncode for end in ends.values()} == {0}, [end.stderr for end in ends.values()]
+    frames = [json.loads(line) for line in ends["ndjson"].stdout.splitlines()]
+    assert [frame["frame_number"] for frame in frames] == list(range(80))
+    assert set(frames[0]) == {"frame_number", "time_s", "width", "height", "detections"}
+    assert json.loads(ends["json"].stdout) == frames
+    rows = list(csv.DictReader(io.StringIO(ends["csv"].stdout)))
+    boxes = [(frame["frame_number"], *found["box"]) for frame in frames for found in frame["detections"]]
+    assert [
+        (int(row["frame_number"]), *(float(row[side]) for side in ("x1", "y1", "x2", "y2")))
+        for row in rows
+        if row["label"]
+    ] == boxes
+    assert {int(row["frame_number"]) for row in rows} == set(range(80))
+    assert "completed: 80 frames" in ends["csv"].stderr
+
+
+@pytest.mark.long
+def test_run_on_a_source_that_fails_says_why_and_ends_with_2(whole: Whole, tmp_path: Path) -> None:
+    text = tmp_path / "text.mp4"
+    text.write_text("not a video")
+    end = ended("run", str(text), "--output", "ndjson", "--url", whole.url)
+    assert (end.returncode, end.stdout) == (2, "")
+    assert_says(end.stderr.splitlines()[-1], r"vidflow: scenario \S+ failed: .*text.mp4 is not a video")
+
+
+@pytest.mark.long
+def test_run_at_a_url_is_refused_as_the_api_refuses(whole: Whole, clip: Path) -> None:
+    end = ended("run", str(clip), "--model", "none", "--url", whole.url)
+    assert (end.returncode, end.stdout) == (2, "")
+    assert len(end.stderr.splitlines()) == 1
+    assert_says(end.stderr, "vidflow: there is no model 'none'; known here are motion, ")
+
+
+@pytest.mark.long
+def test_ctrl_c_of_run_asks_for_a_shutdown_and_ends_with_130(whole: Whole, endless: Path, tmp_path: Path) -> None:
+    with started(tmp_path, "run", str(endless), "--output", "ndjson", "--url", whole.url) as run:
+        wait_until(lambda: "\n" in run.printed, "the first frame is printed", LIMIT_S)
+        assert run.end(signal.SIGINT) == 130
+    assert_says(run.said, "shutdown requested")
+    assert whole.ended(whole.newest())["outcome"] == "stopped"
+    frames = [json.loads(line) for line in run.printed.splitlines()]
+    assert [frame["frame_number"] for frame in frames] == list(range(len(frames)))
+
+
+@pytest.mark.long
+def test_a_run_whose_reader_has_gone_asks_for_a_shutdown_and_ends_with_141(whole: Whole, endless: Path) -> None:
+    command = [sys.executable, "-m", "vidflow", "run", str(endless), "--output", "ndjson", "--url", whole.url]
+    with subprocess.Popen(
+        command, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdout is not None
+        assert run.stderr is not None
+        first = run.stdout.readline()
+        run.stdout.close()
+        said = run.stderr.read()
+        assert run.wait(LIMIT_S) == 141
+    assert json.loads(first)["frame_number"] == 0
+    assert_says(said, "shutdown requested$")
+    assert whole.ended(whole.newest())["outcome"] == "stopped"
+
+
+@pytest.mark.long
+@pytest.mark.fault
+def test_a_run_goes_on_when_the_api_is_killed_and_comes_back(whole: Whole, shared: Path, tmp_path: Path) -> None:
+    video = str(shared / "videos/vtest.avi")
+    with started(tmp_path, "run", video, "--fps", "5", "--output", "ndjson", "--url", whole.url) as run:
+        wait_until(lambda: "\n" in run.printed, "the first frame is printed", LIMIT_S)
+        whole.roles["api"].end(signal.SIGKILL)
+        run.until("waiting for its return")
+        words = ["api", "--no-inbox", "--any-file", "--port", whole.url.rpartition(":")[2]]
+        with started(tmp_path, *words, given=whole.servers.given):
+            assert run.process.wait(LIMIT_S) == 0, run.said
+    assert [json.loads(line)["frame_number"] for line in run.printed.splitlines()] == list(range(398))
+    assert is_tidy(run.said)
+    assert len(run.lines("waiting for its return")) == 1
+
+
+@pytest.mark.long
+def test_run_starts_a_vidflow_of_its_own_and_leaves_no_process_behind(clip: Path, tmp_path: Path) -> None:
+    with started(tmp_path, "run", str(clip), "--output", "ndjson") as run:
+        run.until("scenario ")
+        own = descendants(run.process.pid)
+        assert run.process.wait(LIMIT_S) == 0, run.said
+    assert [json.loads(line)["frame_number"] for line in run.printed.splitlines()] == list(range(20))
+    assert run.said.splitlines()[-1] == "completed: 20 frames"
+    assert len(own) >= 7
+    wait_until(lambda: not any(map(is_alive, own)), "all of its processes are gone")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("step", ["starting PostgreSQL", "starting Kafka", "starting orchestrator"])
+def test_ctrl_c_of_run_while_its_vidflow_starts_ends_all_with_130(clip: Path, tmp_path: Path, step: str) -> None:
+    with started(tmp_path, "run", str(clip), "--output", "ndjson") as run:
+        run.until(step)
+        own = descendants(run.process.pid)
+        assert run.end(signal.SIGINT, within_s=LIMIT_S) == 130, run.said
+    assert is_tidy(run.said)
+    assert run.said.splitlines()[-1] == "given up before the video was asked for"
+    assert run.printed == ""
+    wait_until(lambda: not any(map(is_alive, own)), "all of its processes are gone")
+
+
+def test_run_at_the_url_of_something_else_says_so() -> None:
+    with something_else() as url:
+        end = ended("run", A_FILE, "--url", url)
+    assert (end.returncode, end.stdout) == (2, "")
+    assert_says(end.stderr, f"vidflow: what answers at {url} is no vidflow of this version")
+
+
+class Greeting(BaseHTTPRequestHandler):
+    """Answers everything with the same page."""
+
+    def do_POST(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"<h1>It works!</h1>")
+
+    def log_message(self, *_: object) -> None:
+        """A test's output has no use for it."""
+
+
+@contextmanager
+def something_else() -> Iterator[str]:
+    """The URL of a web server that is no vidflow."""
+    with HTTPServer(("127.0.0.1", 0), Greeting) as server:
+        thread = threading.Thread(target=server.serve_forever, name="something else")
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
