@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -50,7 +51,8 @@ def running(run: Callable[[Options, Stop], None], options: Options) -> Iterator[
 def process(role: str, database_url: str, bootstrap: str, crash_at: str = "") -> Iterator[subprocess.Popen[bytes]]:
     """A role as a process of its own, killed when the block ends."""
     command = [sys.executable, "-m", "vidflow", role, "--database-url", database_url, "--kafka", bootstrap]
-    environment = {"PATH": "/usr/bin:/bin", "VIDFLOW_CRASHPOINTS": crash_at}
+    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    environment = {**kept, "VIDFLOW_CRASHPOINTS": crash_at}
     with subprocess.Popen(command, env=environment) as child:
         try:
             yield child

@@ -22,7 +22,7 @@ ENDS_WITHIN_S = 15.0
 
 def clean_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
     """What a command is given: nothing of this process's own VIDFLOW_…, but for where Kafka's jars are kept."""
-    kept = {name: os.environ[name] for name in ("HOME", "VIDFLOW_CACHE_DIR") if name in os.environ}
+    kept = {name: os.environ[name] for name in ("HOME", "PYTHONPATH", "VIDFLOW_CACHE_DIR") if name in os.environ}
     return {"PATH": "/usr/bin:/bin", "COLUMNS": "300", "TERM": "dumb", **kept, **(more or {})}
 
 
