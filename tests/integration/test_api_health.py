@@ -48,7 +48,7 @@ def tables(database_url: str) -> Iterator[psycopg.Connection]:
 
 
 def all_alive(tables: psycopg.Connection) -> None:
-    for name in ("leader", "relay"):
+    for name in ("leader", *(f"outbox/{shard}" for shard in range(16))):
         tables.execute("INSERT INTO lease VALUES (%s, uuidv7(), 1, now() + interval '1 h')", (name,))
     tables.execute("INSERT INTO runners VALUES ('r', now(), 2, 2, 0, false, false, 'default', '1')")
     for partition in range(2):
@@ -67,7 +67,8 @@ def test_the_system_is_up_once_every_part_is_alive(client: httpx.Client, tables:
     [
         ("DELETE FROM lease WHERE name = 'leader'", "orchestrator"),
         ("UPDATE lease SET expires_at = now() - interval '1 s' WHERE name = 'leader'", "orchestrator"),
-        ("UPDATE lease SET expires_at = now() - interval '1 s' WHERE name = 'relay'", "relay"),
+        ("UPDATE lease SET expires_at = now() - interval '1 s' WHERE name = 'outbox/7'", "relay"),
+        ("DELETE FROM lease WHERE name = 'outbox/0'", "relay"),
         ("UPDATE runners SET last_seen_at = now() - interval '6 s'", "runner"),
         ("UPDATE inbox_partitions SET caught_up_at = now() - interval '6 s' WHERE partition = 1", "inbox"),
         ("UPDATE inbox_partitions SET caught_up_at = NULL WHERE partition = 1", "inbox"),

@@ -52,14 +52,14 @@ def test_each_holding_has_a_new_term(tables: Connection) -> None:
 
 def test_a_lease_that_is_over_cannot_be_renewed(tables: Connection) -> None:
     leases.acquire(tables, "leader", ONE)
-    assert leases.renew(tables, "leader", ONE, 1)
+    assert leases.renew(tables, {"leader": 1}, ONE)
     expire(tables)
-    assert not leases.renew(tables, "leader", ONE, 1)
+    assert not leases.renew(tables, {"leader": 1}, ONE)
 
 
 def test_a_lease_that_was_given_up_is_free_at_once(tables: Connection) -> None:
     leases.acquire(tables, "leader", ONE)
-    leases.give_up(tables, "leader", ONE, 1)
+    leases.give_up(tables, {"leader": 1}, ONE)
     assert leases.acquire(tables, "leader", OTHER) == 2
 
 
@@ -96,7 +96,7 @@ def test_a_takeover_waits_for_a_fenced_transaction_and_a_renewal_does_not(
             taken.append(leases.acquire(standby, "leader", OTHER))
 
     with holder.fenced() as tx:
-        assert leases.renew(tables, "leader", ONE, 1)
+        assert leases.renew(tables, {"leader": 1}, ONE)
         expire(tables)
         standby = threading.Thread(target=take, name="standby")
         standby.start()

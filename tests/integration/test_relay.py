@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -86,7 +87,7 @@ def test_a_message_has_its_key_its_bytes_and_its_headers(tables: Connection, opt
 def test_rows_that_come_while_it_runs_are_published(tables: Connection, options: RelayOptions) -> None:
     waits_s = []
     with running(run, options):
-        wait_until(lambda: bool(tables.execute("SELECT FROM lease").fetchall()), "it leads")
+        wait_until(lambda: owners(tables) == [16], "it owns all shards")
         for _ in range(20):
             outbox.add(tables, [row("key", b"1")])
             began_s = time.monotonic()
@@ -125,28 +126,89 @@ def test_a_relay_that_died_between_publishing_and_marking_is_followed_by_one_tha
     assert by_key(log_of(options.kafka, COMMANDS)) == {"key-0": [0, 1, 2, 3, 4, 0, 1, 2, 3, 4]}
 
 
+def owners(tables: Connection) -> list[int]:
+    """How many shards each relay owns, of those that own any."""
+    rows = tables.execute(
+        "SELECT count(*) FROM lease WHERE name LIKE 'outbox/%' AND expires_at > clock_timestamp() GROUP BY holder"
+    ).fetchall()
+    return sorted(count for (count,) in rows)
+
+
+def test_relays_share_the_shards_evenly_and_take_over_what_one_leaves(
+    tables: Connection, options: RelayOptions
+) -> None:
+    with running(run, options):
+        wait_until(lambda: owners(tables) == [16], "one owns all")
+        with running(run, options), running(run, options):
+            wait_until(lambda: owners(tables) == [5, 5, 6], "three own a third each")
+        began_s = time.monotonic()
+        wait_until(lambda: owners(tables) == [16], "one owns all again")
+        say(f"shards of relays that stopped, taken over: {time.monotonic() - began_s:.2f} s")
+    assert owners(tables) == []
+
+
+def test_invariant_2_rows_keep_the_order_of_their_key_while_relays_come_and_go(
+    tables: Connection, options: RelayOptions
+) -> None:
+    written(tables, keys=40, each=100)
+    with running(run, options):
+        for start in range(100, 500, 100):
+            with running(run, options):
+                outbox.add(
+                    tables, [row(f"key-{key}", b"%d" % n) for n in range(start, start + 100) for key in range(40)]
+                )
+                wait_until(lambda: len(owners(tables)) == 2, "two share the work")
+        wait_until(lambda: unpublished(tables) == 0, "all is published")
+    assert by_key(log_of(options.kafka, COMMANDS)) == {f"key-{key}": list(range(500)) for key in range(40)}
+
+
 @pytest.mark.fault
-def test_a_standby_takes_over_from_a_killed_relay(tables: Connection, options: RelayOptions) -> None:
+def test_invariant_2_a_killed_relay_is_followed_by_those_that_live(tables: Connection, options: RelayOptions) -> None:
     with process("relay", options.database_url, options.kafka) as first:
-        wait_until(lambda: bool(tables.execute("SELECT FROM lease").fetchall()), "the first leads")
+        wait_until(lambda: owners(tables) == [16], "the first owns all")
         with running(run, options):
-            written(tables, keys=5, each=100)
-            wait_until(lambda: unpublished(tables) == 0, "the first publishes")
+            wait_until(lambda: owners(tables) == [8, 8], "two share the work")
+            written(tables, keys=40, each=10)
+            wait_until(lambda: unpublished(tables) == 0, "both publish")
             first.kill()
             began_s = time.monotonic()
-            outbox.add(tables, [row("key-0", b"100")])
-            wait_until(lambda: unpublished(tables) == 0, "the second publishes")
-            say(f"a takeover from a killed relay, to its first message marked: {time.monotonic() - began_s:.2f} s")
-    assert by_key(log_of(options.kafka, COMMANDS))["key-0"] == list(range(101))
-    assert tables.execute("SELECT term FROM lease").fetchone() == (2,)
+            outbox.add(tables, [row(f"key-{key}", b"10") for key in range(40)])
+            wait_until(lambda: unpublished(tables) == 0, "the second publishes all")
+            say(f"a takeover from a killed relay, to the last message marked: {time.monotonic() - began_s:.2f} s")
+    assert by_key(log_of(options.kafka, COMMANDS)) == {f"key-{key}": list(range(11)) for key in range(40)}
 
 
-def test_of_two_relays_one_publishes(tables: Connection, options: RelayOptions) -> None:
-    with running(run, options), running(run, options):
-        for _ in range(20):
-            written(tables, keys=5, each=10)
-        wait_until(lambda: unpublished(tables) == 0, "all is published")
-    assert len(log_of(options.kafka, COMMANDS)) == 1000
+@pytest.mark.fault
+def test_invariant_2_a_relay_that_was_frozen_marks_nothing_that_is_another_s(
+    tables: Connection, options: RelayOptions
+) -> None:
+    with process("relay", options.database_url, options.kafka) as first:
+        wait_until(lambda: owners(tables) == [16], "the first owns all")
+        first.send_signal(signal.SIGSTOP)
+        with running(run, options):
+            written(tables, keys=20, each=50)
+            wait_until(lambda: unpublished(tables) == 0, "the second publishes all")
+            first.send_signal(signal.SIGCONT)
+            wait_until(lambda: owners(tables) == [8, 8], "the first is back")
+            outbox.add(tables, [row(f"key-{key}", b"50") for key in range(20)])
+            wait_until(lambda: unpublished(tables) == 0, "both publish")
+            assert first.poll() is None
+    for numbers in by_key(log_of(options.kafka, COMMANDS)).values():
+        assert last_of_each(numbers) == list(range(51))
+
+
+def test_a_relay_that_is_to_stop_ends_its_batch_and_leaves_its_shards(
+    tables: Connection, options: RelayOptions
+) -> None:
+    written(tables, keys=20, each=500)
+    with process("relay", options.database_url, options.kafka) as first:
+        wait_until(lambda: unpublished(tables) < 10_000, "it is at work")
+        first.terminate()
+        assert first.wait(10) == 0
+    assert owners(tables) == []
+    with running(run, options):
+        wait_until(lambda: unpublished(tables) == 0, "the next publishes the rest")
+    assert by_key(log_of(options.kafka, COMMANDS)) == {f"key-{key}": list(range(500)) for key in range(20)}
 
 
 def test_a_row_too_large_for_kafka_is_set_aside_and_blocks_nothing(tables: Connection, options: RelayOptions) -> None:
@@ -176,7 +238,10 @@ def test_a_lost_connection_to_the_database_loses_nothing(tables: Connection, opt
     with running(run, options):
         for number in range(10):
             written(tables, keys=3, each=50)
-            cut_off(tables, ["vidflow relay", "vidflow relay reads", "vidflow relay lease"][number % 3])
+            cut_off(
+                tables,
+                ["vidflow relay", "vidflow relay reads", "vidflow relay lease", "vidflow relay care"][number % 4],
+            )
         wait_until(lambda: unpublished(tables) == 0, "all is published")
     for numbers in by_key(log_of(options.kafka, COMMANDS)).values():
         assert set(numbers) == set(range(50))

@@ -1,43 +1,47 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Collection
 
 import pytest
 from confluent_kafka import KafkaError
 
 from vidflow.infra.kafka import ClientBroken
 from vidflow.infra.outbox import Pending
-from vidflow.infra.publisher import _answers
+from vidflow.infra.publisher import Answers, Flight, _answers
 
 TIMED_OUT = KafkaError(KafkaError._MSG_TIMED_OUT)
 TOO_LARGE = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE)
 
 
-def rows(*keys: str) -> list[Pending]:
-    return [
-        Pending(id=number, topic="t", key=key, kind="k", epoch=1, payload=b"", message_id=uuid.UUID(int=number))
+def answers_of(keys: str, errors: dict[int, KafkaError], waiting: Collection[int] = ()) -> Answers:
+    """What becomes of a batch with a row for each key, numbered from 0."""
+    flight = Flight([
+        Pending(id=number, shard=0, topic="t", key=key, kind="k", epoch=1, payload=b"", message_id=uuid.UUID(int=number))
         for number, key in enumerate(keys)
-    ]
+    ])  # fmt: skip
+    flight.waiting, flight.errors = set(waiting), errors
+    return _answers(flight)
 
 
 def test_a_failure_lets_only_the_rows_before_it_of_its_key_be_marked() -> None:
-    answers = _answers(rows("a", "b", "a", "a", "b"), {2: TIMED_OUT}, {0, 1, 2, 3, 4})
+    answers = answers_of("abaab", {2: TIMED_OUT})
     assert answers.acknowledged == [0, 1, 4]
     assert list(answers.failed) == ["a"]
 
 
 def test_a_row_that_no_broker_takes_blocks_nothing_behind_it() -> None:
-    answers = _answers(rows("a", "a", "b"), {0: TOO_LARGE}, {0, 1, 2})
+    answers = answers_of("aab", {0: TOO_LARGE})
     assert answers.acknowledged == [1, 2]
     assert list(answers.refused) == [0]
 
 
 def test_a_row_without_an_answer_is_not_acknowledged() -> None:
-    answers = _answers(rows("a", "b"), {}, {1})
+    answers = answers_of("ab", {}, waiting={0})
     assert answers.acknowledged == [1]
     assert list(answers.failed) == ["a"]
 
 
 def test_a_client_that_has_given_up_is_said_to_be_broken() -> None:
     with pytest.raises(ClientBroken):
-        _answers(rows("a"), {0: KafkaError(KafkaError._FATAL)}, {0})
+        answers_of("a", {0: KafkaError(KafkaError._FATAL)})

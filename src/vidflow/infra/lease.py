@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import psycopg
@@ -25,10 +25,18 @@ _log = log("lease")
 _RETRY_S = 0.1
 
 
+Terms = Mapping[str, int]
+"""Leases that are held: the term of each by its name."""
+
+
 class LeaseLost(Unavailable):
-    """The lease is another holder's, or may be: what was to be written is not."""
+    """A lease is another holder's, or may be: what was to be written is not. `names`: which."""
 
     default_code = "lease_lost"
+
+    def __init__(self, message: str, names: Iterable[str]) -> None:
+        super().__init__(message)
+        self.names = frozenset(names)
 
 
 def acquire(tx: Connection, name: str, holder: uuid.UUID) -> int | None:
@@ -56,49 +64,53 @@ def acquire(tx: Connection, name: str, holder: uuid.UUID) -> int | None:
     return row[0] if row else None
 
 
-def renew(tx: Connection, name: str, holder: uuid.UUID, term: int) -> bool:
-    """Sets the lease's end anew; False where it is over or another's: then it is lost."""
-    return (
-        tx.execute(
-            """
-            UPDATE lease
-               SET expires_at = clock_timestamp() + make_interval(secs => %(lease_s)s)
-             WHERE name = %(name)s AND holder = %(holder)s AND term = %(term)s AND expires_at > clock_timestamp()
-            """,
-            {"name": name, "holder": holder, "term": term, "lease_s": LEASE_S},
-        ).rowcount
-        == 1
-    )
+def renew(tx: Connection, terms: Terms, holder: uuid.UUID) -> set[str]:
+    """Sets the leases' ends anew; returns their names, less those that are over or another's: these are lost."""
+    rows = tx.execute(
+        """
+        UPDATE lease l
+           SET expires_at = clock_timestamp() + make_interval(secs => %(lease_s)s)
+          FROM unnest(%(names)s::text[], %(terms)s::bigint[]) AS h (name, term)
+         WHERE l.name = h.name AND l.holder = %(holder)s AND l.term = h.term AND l.expires_at > clock_timestamp()
+     RETURNING l.name
+        """,
+        {"names": list(terms), "terms": list(terms.values()), "holder": holder, "lease_s": LEASE_S},
+    ).fetchall()
+    return {name for (name,) in rows}
 
 
-def give_up(tx: Connection, name: str, holder: uuid.UUID, term: int) -> None:
-    """Ends the lease now, so that a standby need not wait for its end."""
+def give_up(tx: Connection, terms: Terms, holder: uuid.UUID) -> None:
+    """Ends the leases now, so that nobody need wait for their end."""
     tx.execute(
         """
-        UPDATE lease
+        UPDATE lease l
            SET expires_at = clock_timestamp()
-         WHERE name = %(name)s AND holder = %(holder)s AND term = %(term)s
+          FROM unnest(%(names)s::text[], %(terms)s::bigint[]) AS h (name, term)
+         WHERE l.name = h.name AND l.holder = %(holder)s AND l.term = h.term
         """,
-        {"name": name, "holder": holder, "term": term},
+        {"names": list(terms), "terms": list(terms.values()), "holder": holder},
     )
 
 
-def fence(tx: Connection, name: str, holder: uuid.UUID, term: int) -> None:
-    """Lets no takeover commit before this transaction has ended. Raises LeaseLost where one has.
+def fence(tx: Connection, terms: Terms, holder: uuid.UUID) -> None:
+    """Lets no takeover of these leases commit before this transaction has ended. Raises LeaseLost where one has.
 
     The holder is compared too: a database restored to an earlier moment may give out the same term again.
     """
-    row = tx.execute(
+    rows = tx.execute(
         """
-        SELECT 1
-          FROM lease
-         WHERE name = %(name)s AND holder = %(holder)s AND term = %(term)s
-           FOR KEY SHARE
+        SELECT l.name
+          FROM lease l
+          JOIN unnest(%(names)s::text[], %(terms)s::bigint[]) AS h (name, term) ON h.name = l.name AND h.term = l.term
+         WHERE l.holder = %(holder)s
+         ORDER BY l.name
+           FOR KEY SHARE OF l
         """,
-        {"name": name, "holder": holder, "term": term},
-    ).fetchone()
-    if row is None:
-        raise LeaseLost(f"the lease {name} (term {term}) is held by another; standing by")
+        {"names": list(terms), "terms": list(terms.values()), "holder": holder},
+    ).fetchall()
+    lost = set(terms) - {name for (name,) in rows}
+    if lost:
+        raise LeaseLost(f"held by another: {', '.join(f'{name} (term {terms[name]})' for name in sorted(lost))}", lost)
 
 
 class Lease:
@@ -108,6 +120,7 @@ class Lease:
         self.name = name
         self.holder = holder
         self.term = term
+        self._terms = {name: term}
         self._url = url
         self._trusted_until_s = trusted_until(attempted_s)
         self._over = threading.Event()
@@ -121,10 +134,10 @@ class Lease:
     def fenced(self) -> Iterator[Connection]:
         """A transaction that commits only under this lease. Raises LeaseLost; it must end within a second."""
         if not self.held():
-            raise LeaseLost(f"the lease {self.name} (term {self.term}) could not be renewed in time; standing by")
+            raise LeaseLost(f"not renewed in time: {self.name} (term {self.term})", [self.name])
         with self._connection().transaction():
             try:
-                fence(self._connection(), self.name, self.holder, self.term)
+                fence(self._connection(), self._terms, self.holder)
             except LeaseLost:
                 self._over.set()
                 raise
@@ -152,7 +165,7 @@ class Lease:
     def _renewed(self, connection: Connection) -> bool:
         attempted_s = time.monotonic()
         try:
-            if renew(connection, self.name, self.holder, self.term):
+            if renew(connection, self._terms, self.holder):
                 self._trusted_until_s = trusted_until(attempted_s)
                 return True
         except psycopg.Error as error:
@@ -228,6 +241,6 @@ def _release(connection: Connection, lease: Lease) -> None:
     if connection.closed:
         return
     try:
-        give_up(connection, lease.name, lease.holder, lease.term)
+        give_up(connection, {lease.name: lease.term}, lease.holder)
     except psycopg.Error as error:
         _log.debug("give_up_failed", lease=lease.name, term=lease.term, error=str(error).strip())

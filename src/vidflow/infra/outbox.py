@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 from psycopg.rows import class_row
 
+from vidflow.domain.shards import SHARDS
 from vidflow.infra.postgres import Connection
 
 WINDOW: Final = 2000
@@ -35,6 +36,7 @@ class Pending(Row, frozen=True, kw_only=True):
 
     id: int
     message_id: uuid.UUID
+    shard: int
 
 
 class Lag(msgspec.Struct, frozen=True):
@@ -98,14 +100,15 @@ def pending(
     tx: Connection,
     limit: int,
     *,
+    after: int = 0,
     window: int | None = None,
-    shards: Sequence[int] = range(16),
+    shards: Collection[int] = range(SHARDS),
     without: Collection[str] = (),
 ) -> list[Pending]:
-    """The first `limit` messages that wait, in order of id; none for the topics `without`.
+    """The first `limit` messages of these shards that wait, in order of id; none for the topics `without`.
 
-    With a `window`, only those among the last so many ids; of these, a message whose key has another one waiting further
-    down is left out: it would overtake that one. A look without a window finds both.
+    `after`: only ids above it, for who has sent what waits below. With a `window`, only those among the last so many ids;
+    of these, a message whose key has another one waiting further down is left out: it would overtake that one.
     """
     return (
         tx.cursor(row_factory=class_row(Pending), binary=True)
@@ -114,9 +117,9 @@ def pending(
             WITH start AS MATERIALIZED (
                 SELECT CASE WHEN %(window)s::bigint IS NULL THEN 0 ELSE coalesce(max(id), 0) - %(window)s::bigint END AS id
                   FROM outbox)
-            SELECT o.id, o.message_id, o.topic, o.key, o.kind, o.epoch, o.runner, o.payload
+            SELECT o.id, o.message_id, o.shard, o.topic, o.key, o.kind, o.epoch, o.runner, o.payload
               FROM outbox o
-             WHERE o.id > (SELECT id FROM start) AND o.shard = ANY (%(shards)s::smallint[])
+             WHERE o.id > (SELECT id FROM start) AND o.id > %(after)s::bigint AND o.shard = ANY (%(shards)s::smallint[])
                AND o.published_at IS NULL AND o.error IS NULL
                AND o.topic <> ALL (%(without)s::text[])
                AND ((SELECT id FROM start) <= 0 OR NOT EXISTS (
@@ -127,7 +130,7 @@ def pending(
              ORDER BY o.id
              LIMIT %(limit)s
             """,
-            {"shards": list(shards), "window": window, "without": list(without), "limit": limit},
+            {"shards": list(shards), "after": after, "window": window, "without": list(without), "limit": limit},
         )
         .fetchall()
     )
@@ -176,15 +179,16 @@ def prune(tx: Connection, keep_s: float, limit: int) -> int:
     ).rowcount
 
 
-def lag(tx: Connection) -> Lag:
-    """How far the relay is behind."""
+def lag(tx: Connection, shards: Collection[int] = range(SHARDS)) -> Lag:
+    """How far these shards are behind."""
     [row] = tx.execute(
         """
         SELECT count(*),
                coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0)::float8,
-               (SELECT count(*) FROM outbox WHERE error IS NOT NULL)
+               (SELECT count(*) FROM outbox WHERE error IS NOT NULL AND shard = ANY (%(shards)s::smallint[]))
           FROM outbox
-         WHERE published_at IS NULL AND error IS NULL
-        """
+         WHERE published_at IS NULL AND error IS NULL AND shard = ANY (%(shards)s::smallint[])
+        """,
+        {"shards": list(shards)},
     ).fetchall()
     return Lag(*row)

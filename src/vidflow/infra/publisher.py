@@ -34,6 +34,15 @@ class Answers(msgspec.Struct, frozen=True):
     failed: dict[str, str]
 
 
+class Flight:
+    """A batch on its way: the ids that have no answer yet, and the errors among the answers, by id."""
+
+    def __init__(self, batch: Sequence[Pending]) -> None:
+        self.batch = batch
+        self.waiting = {row.id for row in batch}
+        self.errors: dict[int, KafkaError] = {}
+
+
 class Publisher:
     """A producer and the topics that it knows to exist. Made, used and closed on one thread."""
 
@@ -71,23 +80,36 @@ class Publisher:
         """Hears what the client has to say while there is nothing to publish: that its brokers are away, or back."""
         self._producer.poll(0)
 
-    def publish(self, batch: Sequence[Pending], wanted: Callable[[], bool]) -> Answers:
-        """Sends the batch in its order; returns once each message has its answer, or is taken back since not `wanted` now.
+    def send(self, batch: Sequence[Pending]) -> Flight:
+        """Hands the batch to the client in its order, and waits for no answer but where the client is full."""
+        flight = Flight(batch)
+        for row in batch:
+            self._send(row, flight)
+        return flight
+
+    def answers(self, flight: Flight, wanted: Callable[[], bool]) -> Answers:
+        """Waits until each message has its answer, or takes back all that is on its way since it is not `wanted` now.
 
         Raises kafka.ClientBroken. A message that was taken back may have arrived all the same: it counts as failed.
         """
-        errors: dict[int, KafkaError] = {}
-        answered: set[int] = set()
-        for row in batch:
-            self._send(row, errors, answered)
-        self._await(batch, answered, wanted)
-        return _answers(batch, errors, answered)
+        began_s = time.monotonic()
+        said = False
+        while flight.waiting:
+            self._producer.poll(_ANSWER_POLL_S)
+            if flight.waiting and not wanted():
+                self._producer.purge()
+                self._producer.flush(_LOOK_S)
+                break
+            if not said and time.monotonic() - began_s > _SILENCE_S:
+                _log.warning("broker_silent", waiting=len(flight.waiting), seconds=_SILENCE_S)
+                said = True
+        return _answers(flight)
 
-    def _send(self, row: Pending, errors: dict[int, KafkaError], answered: set[int]) -> None:
+    def _send(self, row: Pending, flight: Flight) -> None:
         def on_delivery(error: KafkaError | None, _message: Message) -> None:
-            answered.add(row.id)
+            flight.waiting.discard(row.id)
             if error is not None:
-                errors[row.id] = error
+                flight.errors[row.id] = error
 
         while True:
             try:
@@ -100,19 +122,6 @@ class Publisher:
             except KafkaException as error:
                 on_delivery(error.args[0], None)
             return
-
-    def _await(self, batch: Sequence[Pending], answered: set[int], wanted: Callable[[], bool]) -> None:
-        began_s = time.monotonic()
-        said = False
-        while len(answered) < len(batch):
-            self._producer.flush(_ANSWER_POLL_S)
-            if len(answered) < len(batch) and not wanted():
-                self._producer.purge()
-                self._producer.flush(_LOOK_S)
-                return
-            if not said and time.monotonic() - began_s > _SILENCE_S:
-                _log.warning("broker_silent", waiting=len(batch) - len(answered), seconds=_SILENCE_S)
-                said = True
 
     def close(self) -> None:
         """Takes back what is not acknowledged, so that it cannot be published behind another relay's back."""
@@ -129,14 +138,14 @@ def _headers(row: Pending) -> list[tuple[str, str | bytes]]:
     return [*headers, (kafka.RUNNER, row.runner)] if row.runner is not None else headers
 
 
-def _answers(batch: Sequence[Pending], errors: dict[int, KafkaError], answered: set[int]) -> Answers:
+def _answers(flight: Flight) -> Answers:
     """Of each key, only what lies before its first failure may be marked: the rest is sent again, behind it, in order."""
     answers = Answers([], {}, {})
-    for row in batch:
-        error = errors.get(row.id)
+    for row in flight.batch:
+        error = flight.errors.get(row.id)
         if row.key in answers.failed:
             continue
-        if row.id not in answered:
+        if row.id in flight.waiting:
             answers.failed[row.key] = "taken back before it was answered"
         elif error is None:
             answers.acknowledged.append(row.id)

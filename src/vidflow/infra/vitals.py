@@ -8,13 +8,16 @@ import msgspec
 from psycopg.rows import class_row
 
 from vidflow.domain.messages import RESULTS
+from vidflow.domain.shards import SHARDS
 from vidflow.infra.postgres import Connection
 
 FRESH_S: Final = 5
 """Signs of life come each second or oftener; one that is older than this is none."""
 
 _LEADS: Final = "EXISTS (SELECT FROM lease WHERE name = 'leader' AND expires_at > clock_timestamp())"
-_RELAYS: Final = "EXISTS (SELECT FROM lease WHERE name = 'relay' AND expires_at > clock_timestamp())"
+_RELAYS: Final = (
+    f"(SELECT count(*) = {SHARDS} FROM lease WHERE starts_with(name, 'outbox/') AND expires_at > clock_timestamp())"  # noqa: S608
+)
 _SEEN: Final = f"last_seen_at > clock_timestamp() - interval '{FRESH_S} s'"
 _FREE_SLOT: Final = f"EXISTS (SELECT FROM runners WHERE {_SEEN} AND NOT draining AND NOT marked AND used < capacity)"
 # The topic that is there now is the one that was last caught up with; rows of topics that are gone stay behind.

@@ -15,7 +15,7 @@ from prometheus_client import Counter, Gauge, Histogram, generate_latest
 from vidflow.domain.errors import Unavailable
 from vidflow.domain.scenario import State
 from vidflow.infra import outbox, vitals
-from vidflow.infra.metrics import OUTBOX_OLDEST_S, OUTBOX_WAITING
+from vidflow.infra.metrics import OUTBOX_OLDEST_S, OUTBOX_SET_ASIDE, OUTBOX_WAITING
 from vidflow.infra.postgres import Connection
 from vidflow.roles.api.context import Api
 
@@ -51,6 +51,7 @@ def _read(tx: Connection) -> None:
     lag = outbox.lag(tx)
     OUTBOX_WAITING.set(lag.waiting)
     OUTBOX_OLDEST_S.set(lag.oldest_s)
+    OUTBOX_SET_ASIDE.set(lag.set_aside)
     signs = vitals.read(tx)
     RUNNERS.set(signs.runners)
     INBOX_LAG_S.set(math.inf if signs.inbox_lag_s is None else signs.inbox_lag_s)
