@@ -31,8 +31,10 @@ app = typer.Typer(
 )
 db = typer.Typer(help="The database's schema.", no_args_is_help=True)
 topics = typer.Typer(help="Kafka's topics.", no_args_is_help=True)
+outbox = typer.Typer(help="Messages of the outbox that Kafka refuses.", no_args_is_help=True)
 app.add_typer(db, name="db")
 app.add_typer(topics, name="topics")
+app.add_typer(outbox, name="outbox")
 
 
 LAST_PORT = 65535
@@ -240,6 +242,49 @@ def status(database_url: Database = "") -> None:
     for name, applied in rows:
         typer.echo(f"{'applied' if applied else 'missing'}  {name}")
     raise typer.Exit(0 if all(applied for _, applied in rows) else 3)
+
+
+OutboxIds = Annotated[list[int], typer.Argument(help="Their ids, as `vidflow outbox list` shows them.")]
+
+
+@outbox.command("list")
+def list_outbox(
+    database_url: Database = "",
+    limit: Annotated[int, _option("limit", "Show at most so many.", at_least=1)] = 100,
+) -> None:
+    """Show the messages that Kafka refused: nothing sends them, and they hold up nothing."""
+    from vidflow.infra.outbox import all_set_aside  # noqa: PLC0415
+    from vidflow.infra.postgres import answering  # noqa: PLC0415
+
+    with answering(database_url, name="vidflow outbox list") as tables:
+        rows = all_set_aside(tables, limit)
+    for row in rows:
+        typer.echo(
+            f"{row.id}  {row.created_at:%Y-%m-%d %H:%M:%S}  {row.topic}  {row.key}  {row.kind}, epoch {row.epoch}, "
+            f"{row.size_bytes} bytes: {row.error}"
+        )
+    if not rows:
+        typer.echo("no message is set aside")
+
+
+@outbox.command("retry")
+def retry_outbox(ids: OutboxIds, database_url: Database = "") -> None:
+    """Let the relay send messages again that Kafka refused (a topic's limit was raised, say)."""
+    from vidflow.infra.outbox import take_back  # noqa: PLC0415
+    from vidflow.infra.postgres import answering  # noqa: PLC0415
+
+    with answering(database_url, name="vidflow outbox retry") as tables:
+        typer.echo(f"sent again: {take_back(tables, ids)} of {len(ids)}")
+
+
+@outbox.command("drop")
+def drop_outbox(ids: OutboxIds, database_url: Database = "") -> None:
+    """Delete messages that Kafka refused. What they were to tell is in the tables and is told again where it is needed."""
+    from vidflow.infra.outbox import drop  # noqa: PLC0415
+    from vidflow.infra.postgres import answering  # noqa: PLC0415
+
+    with answering(database_url, name="vidflow outbox drop") as tables:
+        typer.echo(f"deleted: {drop(tables, ids)} of {len(ids)}")
 
 
 @topics.command("create")

@@ -41,10 +41,11 @@ from tests.integration.programs import (
 
 from vidflow.cli import app
 from vidflow.domain.messages import PARTITIONS
-from vidflow.infra import kafka
+from vidflow.infra import kafka, outbox
 from vidflow.infra.embedded.kafka import EmbeddedKafka
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
 from vidflow.infra.migrations import migrate
+from vidflow.infra.postgres import connect
 from vidflow.infra.stopping import Stop
 from vidflow.settings import environment
 
@@ -76,6 +77,8 @@ REFUSALS = {
     "orchestrator without Kafka": Refusal(["orchestrator", *DATABASE], 3, NO_KAFKA),
     "runner without Kafka": Refusal(["runner"], 3, NO_KAFKA),
     "topics without Kafka": Refusal(["topics", "create"], 3, NO_KAFKA),
+    "outbox without a database": Refusal(["outbox", "list"], 3, NO_DATABASE),
+    "outbox, the database away": Refusal(["outbox", "retry", "1", *DATABASE], 4, "PostgreSQL does not answer: "),
     "migrate, the database away": Refusal(["db", "migrate", *DATABASE], 4, "PostgreSQL does not answer: .*start it, or set"),
     "status, the database away": Refusal(["db", "status", *DATABASE], 4, "PostgreSQL does not answer: .*start it, or set"),
     "topics, Kafka away": Refusal(["topics", "create", *KAFKA], 4, "Kafka did not make .*start it, or set VIDFLOW_KAFKA"),
@@ -204,6 +207,20 @@ def test_status_tells_what_is_applied_and_ends_with_0(database_url: str) -> None
     end = ended("db", "status", "--database-url", database_url)
     assert (end.returncode, end.stderr) == (0, "")
     assert re.fullmatch(r"(applied  \d{4}_\S+\n)+", end.stdout)
+
+
+def test_the_outbox_s_refused_messages_are_listed_retried_and_dropped(database_url: str) -> None:
+    with connect(database_url, name="test") as tables:
+        tables.execute("TRUNCATE outbox RESTART IDENTITY")
+        outbox.add(tables, [outbox.Row(topic="t", key="k", kind="deploy", epoch=1, payload=b"x") for _ in range(2)])
+        outbox.set_aside(tables, 1, "too large")
+    database = ["--database-url", database_url]
+    assert re.fullmatch(
+        r"1  \S+ \S+  t  k  deploy, epoch 1, 1 bytes: too large\n", ended("outbox", "list", *database).stdout
+    )
+    assert ended("outbox", "retry", "1", *database).stdout == "sent again: 1 of 1\n"
+    assert ended("outbox", "list", *database).stdout == "no message is set aside\n"
+    assert ended("outbox", "drop", "2", *database).stdout == "deleted: 0 of 1\n"
 
 
 @pytest.mark.parametrize("role", ["api", "relay", "inbox", "orchestrator"])

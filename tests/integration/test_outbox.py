@@ -119,3 +119,18 @@ def test_a_look_reads_no_published_rows(tables: Connection) -> None:
     ).fetchall()
     assert scans == 0
     assert read < 10
+
+
+def test_what_is_set_aside_is_shown_tried_again_or_dropped(tables: Connection) -> None:
+    outbox.add(tables, [row("a", b"large"), row("a", b"2"), row("b", b"3")])
+    large, _, other = ids(outbox.pending(tables, 10))
+    for one in (large, other):
+        outbox.set_aside(tables, one, "too large")
+    assert [(one.id, one.size_bytes, one.error) for one in outbox.all_set_aside(tables, 10)] == [
+        (large, 5, "too large"),
+        (other, 1, "too large"),
+    ]
+    assert outbox.take_back(tables, [large, 10_000]) == 1
+    assert [one.payload for one in outbox.pending(tables, 10)] == [b"large", b"2"]
+    assert outbox.drop(tables, [large, other]) == 1  # one that waits is not dropped
+    assert outbox.all_set_aside(tables, 10) == []

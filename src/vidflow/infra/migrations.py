@@ -13,9 +13,9 @@ from pathlib import Path
 
 import psycopg
 
-from vidflow.domain.errors import SetupError, Unavailable
-from vidflow.infra.outage import in_one_line, postgres_outage, require_postgres
-from vidflow.infra.postgres import connect, is_away
+from vidflow.domain.errors import SetupError
+from vidflow.infra.outage import postgres_outage, require_postgres
+from vidflow.infra.postgres import answering, connect, is_away
 from vidflow.infra.stopping import Stop
 from vidflow.infra.telemetry import log
 
@@ -73,7 +73,7 @@ def pending(connection: psycopg.Connection) -> list[str]:
 
 def status(url: str) -> list[tuple[str, bool]]:
     """Each migration and whether it is applied. Raises Unavailable without a server."""
-    with _connected(url, "vidflow db status") as connection:
+    with answering(url, name="vidflow db status") as connection:
         missing = set(pending(connection))
     return [(name, name not in missing) for name in files()]
 
@@ -111,22 +111,8 @@ def _applied(connection: psycopg.Connection) -> dict[str, str]:
 
 
 @contextmanager
-def _connected(url: str, name: str) -> Iterator[psycopg.Connection]:
-    """For a command, which does not wait. Raises Unavailable where the server is away, or goes away in the body."""
-    try:
-        with connect(url, name=name) as connection:
-            yield connection
-    except psycopg.Error as error:
-        if not is_away(error):
-            raise
-        raise Unavailable(
-            f"PostgreSQL does not answer: {in_one_line(error)}; start it, or set VIDFLOW_DATABASE_URL (or --database-url)"
-        ) from error
-
-
-@contextmanager
 def _locked(url: str) -> Iterator[psycopg.Connection]:
-    with _connected(url, "vidflow db migrate") as connection:
+    with answering(url, name="vidflow db migrate") as connection:
         connection.execute("SELECT pg_advisory_lock(%s)", (LOCK,))
         connection.execute(
             """

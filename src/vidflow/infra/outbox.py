@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection, Sequence
+from datetime import datetime
 from typing import Final
 
 import msgspec
@@ -37,6 +38,19 @@ class Pending(Row, frozen=True, kw_only=True):
     id: int
     message_id: uuid.UUID
     shard: int
+
+
+class SetAside(msgspec.Struct, frozen=True, kw_only=True):
+    """A message that no broker took: what it is, how large, and what the broker said."""
+
+    id: int
+    created_at: datetime
+    topic: str
+    key: str
+    kind: str
+    epoch: int
+    size_bytes: int
+    error: str
 
 
 class Lag(msgspec.Struct, frozen=True):
@@ -160,6 +174,47 @@ def set_aside(tx: Connection, message_id: int, error: str) -> None:
         """,
         {"id": message_id, "error": error},
     )
+
+
+def all_set_aside(tx: Connection, limit: int) -> list[SetAside]:
+    """The first `limit` messages that no broker took, oldest first."""
+    return (
+        tx.cursor(row_factory=class_row(SetAside))
+        .execute(
+            """
+            SELECT id, created_at, topic, key, kind, epoch, octet_length(payload) AS size_bytes, error
+              FROM outbox
+             WHERE error IS NOT NULL
+             ORDER BY id
+             LIMIT %(limit)s
+            """,
+            {"limit": limit},
+        )
+        .fetchall()
+    )
+
+
+def take_back(tx: Connection, ids: Collection[int]) -> int:
+    """Lets the relay try messages again that were set aside; returns how many there were."""
+    return tx.execute(
+        """
+        UPDATE outbox
+           SET error = NULL
+         WHERE id = ANY (%(ids)s::bigint[]) AND error IS NOT NULL
+        """,
+        {"ids": list(ids)},
+    ).rowcount
+
+
+def drop(tx: Connection, ids: Collection[int]) -> int:
+    """Deletes messages that were set aside; returns how many there were."""
+    return tx.execute(
+        """
+        DELETE FROM outbox
+         WHERE id = ANY (%(ids)s::bigint[]) AND error IS NOT NULL
+        """,
+        {"ids": list(ids)},
+    ).rowcount
 
 
 def prune(tx: Connection, keep_s: float, limit: int) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import select
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import psycopg
@@ -11,7 +13,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool
 
-from vidflow.domain.errors import SetupError
+from vidflow.domain.errors import SetupError, Unavailable
 from vidflow.infra.outage import in_one_line, require_postgres
 
 Connection = psycopg.Connection[TupleRow]
@@ -70,6 +72,20 @@ def connect(url: str, *, name: str, fenced: bool = False) -> Connection:
     if fenced:
         connection.execute(f"SET transaction_timeout = {int(FENCED_TRANSACTION_S * 1000)}")
     return connection
+
+
+@contextmanager
+def answering(url: str, *, name: str) -> Iterator[Connection]:
+    """For a command, which does not wait. Raises Unavailable where the server is away, or goes away in the body."""
+    try:
+        with connect(url, name=name) as connection:
+            yield connection
+    except psycopg.Error as error:
+        if not is_away(error):
+            raise
+        raise Unavailable(
+            f"PostgreSQL does not answer: {in_one_line(error)}; start it, or set VIDFLOW_DATABASE_URL (or --database-url)"
+        ) from error
 
 
 def pool(url: str, *, name: str, size: int) -> Pool:
