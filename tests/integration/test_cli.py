@@ -338,9 +338,10 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 class Whole:
     """One of each role at work on these servers, and a client of the api."""
 
-    def __init__(self, servers: Servers, roles: dict[str, Program], url: str) -> None:
+    def __init__(self, servers: Servers, roles: dict[str, Program], url: str, metrics_ports: dict[str, int]) -> None:
         self.servers = servers
         self.roles = roles
+        self.metrics_ports = metrics_ports
         self.url = url
         self.http = httpx.Client(base_url=url, timeout=10)
 
@@ -362,6 +363,9 @@ class Whole:
     def scenario(self, uuid: str) -> dict[str, Any]:
         return dict(self.http.get(f"/scenario/{uuid}").json())
 
+    def metrics(self, role: str) -> str:
+        return httpx.get(f"http://127.0.0.1:{self.metrics_ports[role]}/metrics").text
+
     def newest(self) -> str:
         """The uuid of the scenario that was asked for last."""
         return str(self.http.get("/scenario", params={"limit": 1}).json()["items"][0]["scenario_uuid"])
@@ -377,11 +381,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory, servers: Servers) -> Iterato
         "orchestrator": ["orchestrator"],
         "runner": ["runner", "--any-file"],
     }
+    metrics_ports = {role: free_port() for role in commands if role != "api"}
+    for role, own in metrics_ports.items():
+        commands[role] += ["--metrics-port", str(own)]
     with ExitStack() as stack:
         roles = {
             role: stack.enter_context(started(folder, *words, given=servers.given)) for role, words in commands.items()
         }
-        whole = Whole(servers, roles, f"http://127.0.0.1:{port}")
+        whole = Whole(servers, roles, f"http://127.0.0.1:{port}", metrics_ports)
         wait_until(whole.at_work, "all are at work", LIMIT_S)
         yield whole
         whole.http.close()
@@ -396,6 +403,25 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Minutes of work."""
     return clips.constant_rate(tmp_path_factory.mktemp("clips") / "endless.mp4", frames=30_000)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("role", "tells"),
+    [
+        ("relay", r"vidflow_relay_published_total [1-9]"),
+        ("inbox", r'vidflow_inbox_messages_total\{verdict="stored"\} [1-9]'),
+        ("orchestrator", r"vidflow_orchestrator_leads 1\.0"),
+        ("orchestrator", r'vidflow_orchestrator_moves_total\{to="inactive"\} [1-9]'),
+        ("runner", r"vidflow_runner_slots 2\.0"),
+        ("runner", r'vidflow_runner_worker_ends_total\{reason="finished"\} [1-9]'),
+    ],
+)
+def test_each_role_tells_its_metrics_on_the_port_that_it_is_given(
+    whole: Whole, clip: Path, role: str, tells: str
+) -> None:
+    assert whole.ended(whole.init(clip))["outcome"] == "completed"
+    wait_until(lambda: re.search(tells, whole.metrics(role)) is not None, f"{role} tells {tells}", 10)
 
 
 @pytest.mark.long

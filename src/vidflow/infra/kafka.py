@@ -33,6 +33,8 @@ _SHORT_S: Final = 0.5
 _QUIET_S: Final = 3.0
 """How long a broker may take without a word: one that is started beside the roles is there by then."""
 _LED_POLL_S: Final = 0.02
+_LED_S: Final = 30.0
+"""How long a broker may take until a new topic's partitions are led: far more than one needs that has a processor to run on."""
 _log = log("kafka")
 _CLASSIC: Final[dict[str, Any]] = {
     "session.timeout.ms": 6000,
@@ -204,7 +206,7 @@ def create_topics(bootstrap: str) -> list[str]:
 
 def _until_led(client: AdminClient, topic: str) -> None:
     """Waits until each partition has a leader: a topic is made moments before it can be used; nothing tells when."""
-    until = time.monotonic() + _ANSWER_S
+    until = time.monotonic() + _LED_S
     while True:
         try:
             end_offsets(client, topic)

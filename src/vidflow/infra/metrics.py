@@ -1,4 +1,4 @@
-"""The Prometheus metrics of the roles that move messages, by name, and the port that serves them."""
+"""The Prometheus metrics of the roles but the api, by name, and the port that serves them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from prometheus_client import Counter, Gauge, start_http_server
+from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
 from vidflow.domain.errors import SetupError
 
@@ -24,6 +24,16 @@ INBOX_MESSAGES: Final = Counter(
 )
 INBOX_DEAD_LETTERS: Final = Counter("vidflow_inbox_dead_letters", "Messages that the inbox could not take.")
 INBOX_BEHIND: Final = Gauge("vidflow_inbox_behind", "Partitions whose end the inbox had not reached at its last look.")
+
+LEADS: Final = Gauge("vidflow_orchestrator_leads", "1 while this orchestrator leads, 0 while it stands by.")
+TICK_SECONDS: Final = Histogram("vidflow_orchestrator_tick_seconds", "How long the leader's looks and writes take.")
+MOVES: Final = Counter(
+    "vidflow_orchestrator_moves", "Steps of scenarios that this leader made, by the new state.", ["to"]
+)
+
+SLOTS: Final = Gauge("vidflow_runner_slots", "How many scenarios this runner works on at most.")
+WORKERS: Final = Gauge("vidflow_runner_workers", "Workers that run.")
+WORKER_ENDS: Final = Counter("vidflow_runner_worker_ends", "Workers that have ended, by the reason.", ["reason"])
 
 UNKNOWN: Final = "unknown"
 """The verdict on a message of a scenario that has no progress row: dropped."""

@@ -13,7 +13,7 @@ from vidflow.domain.leader import Given, Known, Memory, Plan, Timing, World, hea
 from vidflow.domain.messages import RESULTS, Report
 from vidflow.domain.reconcile import reconcile
 from vidflow.domain.scenario import Decision, Event, Limits, decide
-from vidflow.infra import inbox_partitions, lifecycle, outbox, runners
+from vidflow.infra import inbox_partitions, lifecycle, metrics, outbox, runners
 from vidflow.infra.crashpoint import crashpoint
 from vidflow.infra.kafka import KafkaAway, wait_for_broker
 from vidflow.infra.lease import Lease, keep
@@ -37,7 +37,8 @@ def run(options: OrchestratorOptions, stop: Stop) -> None:
     require_postgres(options.database_url)
     require_kafka(options.kafka)
     wait_for_schema(options.database_url, stop)
-    keep(options.database_url, LEASE, stop, lambda lease: lead(options, lease, stop))
+    with metrics.served(options.metrics_port):
+        keep(options.database_url, LEASE, stop, lambda lease: lead(options, lease, stop))
 
 
 def lead(options: OrchestratorOptions, lease: Lease, stop: Stop) -> None:
@@ -48,10 +49,13 @@ def lead(options: OrchestratorOptions, lease: Lease, stop: Stop) -> None:
             return
         with connect(options.database_url, name="vidflow leader reads") as tables:
             leader = Leader(options, lease, ears, tables)
+            metrics.LEADS.set(1)
             while lease.held() and not stop.requested:
                 ears.listen(TICK_S, leader.hear)
-                leader.tick()
+                with metrics.TICK_SECONDS.time():
+                    leader.tick()
     finally:
+        metrics.LEADS.set(0)
         ears.close()
 
 
@@ -168,6 +172,7 @@ def _told(report: Report) -> tuple[object, ...]:
 def _tell(decisions: Sequence[Decision], commands: Sequence[Given]) -> None:
     for decision in decisions:
         after = decision.after or decision.before
+        metrics.MOVES.labels(after.state).inc()
         _log.info(
             "scenario_moved", scenario_uuid=after.scenario_uuid, to=after.state, reason=decision.event.reason, epoch=after.epoch,
             attempt=after.attempt or None, runner=after.runner, outcome=after.outcome,

@@ -29,7 +29,7 @@ from vidflow.domain.runner import (
     worker_ended,
     worker_progressed,
 )
-from vidflow.infra import kafka
+from vidflow.infra import kafka, metrics
 from vidflow.infra.kafka import KafkaAway
 from vidflow.infra.outage import kafka_outage, require_kafka
 from vidflow.infra.stopping import Stop, start_thread
@@ -53,6 +53,11 @@ _log = log("runner")
 def run(options: RunnerOptions, stop: Stop) -> None:
     """Keeps workers until it is to stop; then lets them hand over, and leaves once the leader can know that nothing is left."""
     require_kafka(options.kafka)
+    with metrics.served(options.metrics_port):
+        _keep_workers(options, stop)
+
+
+def _keep_workers(options: RunnerOptions, stop: Stop) -> None:
     workers = Workers(options)
     workers.prepare()
     runner = new_id()
@@ -119,6 +124,7 @@ class Runner:
         self._reports = reports
         self._bell = bell
         self._charge = Charge(options.max_workers)
+        metrics.SLOTS.set(options.max_workers)
         self._forgot_s = time.monotonic()
 
     def turn(self) -> None:
@@ -133,6 +139,7 @@ class Runner:
             self._obey(heard)
         self._mind_the_cut_off()
         self._forget()
+        metrics.WORKERS.set(sum(entry.running for entry in self._charge.entries))
         self._reports.tell(self._charge, news=first_frame or is_news(before, self._charge))
 
     def leave(self, *, deaf: bool) -> None:
@@ -212,6 +219,7 @@ class Runner:
             return
         detail = None if told.reason in _QUIET else happened.detail
         self._charge = worker_ended(self._charge, uuid, epoch, told.reason, told.error, fatal=told.fatal, detail=detail)
+        metrics.WORKER_ENDS.labels(told.reason).inc()
         say = _log.info if told.reason in _QUIET else _log.warning
         say(
             "worker_ended", scenario_uuid=uuid, epoch=epoch, reason=told.reason,
