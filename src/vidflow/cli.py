@@ -10,7 +10,7 @@ import typer
 
 from vidflow import __version__
 from vidflow.infra.crashpoint import arm
-from vidflow.infra.stopping import Stop
+from vidflow.infra.stopping import Stop, exit_on_signals
 from vidflow.infra.telemetry import configure_logs
 from vidflow.settings import (
     ApiOptions,
@@ -29,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-db = typer.Typer(help="The database's schema.", no_args_is_help=True)
+db = typer.Typer(help="The database: its schema, its backups.", no_args_is_help=True)
 topics = typer.Typer(help="Kafka's topics.", no_args_is_help=True)
 outbox = typer.Typer(help="Messages of the outbox that Kafka refuses.", no_args_is_help=True)
 app.add_typer(db, name="db")
@@ -69,6 +69,21 @@ MaxWorkers = Annotated[
 ]
 VideoFps = Annotated[
     str, _option("video-fps", "Frames a second to keep where a scenario does not say; or all.", "VIDEO_FPS")
+]
+
+Replace = Annotated[
+    bool,
+    typer.Option(
+        "--replace/--no-replace", help="Put it in the place of what is there already.", envvar="VIDFLOW_REPLACE"
+    ),
+]
+Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify/--no-verify",
+        help="Restore the backup into a database beside, count its rows, drop that again.",
+        envvar="VIDFLOW_VERIFY",
+    ),
 ]
 
 Options = TypeVar("Options")
@@ -254,9 +269,9 @@ def list_outbox(
 ) -> None:
     """Show the messages that Kafka refused: nothing sends them, and they hold up nothing."""
     from vidflow.infra.outbox import all_set_aside  # noqa: PLC0415
-    from vidflow.infra.postgres import answering  # noqa: PLC0415
+    from vidflow.infra.postgres import connected  # noqa: PLC0415
 
-    with answering(database_url, name="vidflow outbox list") as tables:
+    with connected(database_url, name="vidflow outbox list") as tables:
         rows = all_set_aside(tables, limit)
     for row in rows:
         typer.echo(
@@ -271,9 +286,9 @@ def list_outbox(
 def retry_outbox(ids: OutboxIds, database_url: Database = "") -> None:
     """Let the relay send messages again that Kafka refused (a topic's limit was raised, say)."""
     from vidflow.infra.outbox import take_back  # noqa: PLC0415
-    from vidflow.infra.postgres import answering  # noqa: PLC0415
+    from vidflow.infra.postgres import connected  # noqa: PLC0415
 
-    with answering(database_url, name="vidflow outbox retry") as tables:
+    with connected(database_url, name="vidflow outbox retry") as tables:
         typer.echo(f"sent again: {take_back(tables, ids)} of {len(ids)}")
 
 
@@ -281,10 +296,49 @@ def retry_outbox(ids: OutboxIds, database_url: Database = "") -> None:
 def drop_outbox(ids: OutboxIds, database_url: Database = "") -> None:
     """Delete messages that Kafka refused. What they were to tell is in the tables and is told again where it is needed."""
     from vidflow.infra.outbox import drop  # noqa: PLC0415
-    from vidflow.infra.postgres import answering  # noqa: PLC0415
+    from vidflow.infra.postgres import connected  # noqa: PLC0415
 
-    with answering(database_url, name="vidflow outbox drop") as tables:
+    with connected(database_url, name="vidflow outbox drop") as tables:
         typer.echo(f"deleted: {drop(tables, ids)} of {len(ids)}")
+
+
+@db.command()
+def backup(
+    folder: Annotated[Path, typer.Argument(help="The folder that is to hold the backup.")],
+    database_url: Database = "", replace: Replace = False, verify: Verify = False,
+) -> None:  # fmt: skip
+    """Write a backup of the database into a folder, while vidflow runs on."""
+    from vidflow.infra import backup  # noqa: PLC0415
+
+    exit_on_signals()
+    made = backup.backup(database_url, folder, replace=replace, say=_say)
+    if verify:
+        backup.verify(database_url, folder, _say)
+    typer.echo(f"{folder}: {len(made.tables)} tables, {made.rows} rows{', restored and counted' if verify else ''}")
+
+
+@db.command()
+def restore(
+    folder: Annotated[Path, typer.Argument(help="The folder that holds the backup.")],
+    database_url: Database = "", replace: Replace = False, verify: Verify = False,
+) -> None:  # fmt: skip
+    """Put a backup in the place of the database; with --verify only try it, beside the database."""
+    from vidflow.infra import backup  # noqa: PLC0415
+
+    exit_on_signals()
+    if verify:
+        manifest = backup.verify(database_url, folder, _say)
+        typer.echo(f"{folder}: {manifest.rows} rows, restored and counted; nothing was replaced")
+        return
+    manifest, kept = backup.restore(database_url, folder, replace=replace, say=_say)
+    typer.echo(f"restored {manifest.rows} rows of {manifest.made_at}")
+    if kept is not None:
+        typer.echo(f"what was there before is kept as the database {kept}: drop it once nobody needs it")
+
+
+def _say(sentence: str) -> None:
+    """What a long command is doing, for people."""
+    typer.echo(sentence, err=True)
 
 
 @topics.command("create")

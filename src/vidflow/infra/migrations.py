@@ -15,7 +15,7 @@ import psycopg
 
 from vidflow.domain.errors import SetupError
 from vidflow.infra.outage import postgres_outage, require_postgres
-from vidflow.infra.postgres import answering, connect, is_away
+from vidflow.infra.postgres import connect, connected, is_away
 from vidflow.infra.stopping import Stop
 from vidflow.infra.telemetry import log
 
@@ -73,7 +73,7 @@ def pending(connection: psycopg.Connection) -> list[str]:
 
 def status(url: str) -> list[tuple[str, bool]]:
     """Each migration and whether it is applied. Raises Unavailable without a server."""
-    with answering(url, name="vidflow db status") as connection:
+    with connected(url, name="vidflow db status") as connection:
         missing = set(pending(connection))
     return [(name, name not in missing) for name in files()]
 
@@ -112,7 +112,7 @@ def _applied(connection: psycopg.Connection) -> dict[str, str]:
 
 @contextmanager
 def _locked(url: str) -> Iterator[psycopg.Connection]:
-    with answering(url, name="vidflow db migrate") as connection:
+    with connected(url, name="vidflow db migrate") as connection:
         connection.execute("SELECT pg_advisory_lock(%s)", (LOCK,))
         connection.execute(
             """

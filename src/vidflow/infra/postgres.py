@@ -50,19 +50,23 @@ _AWAY_STATES: Final = frozenset({
     "57P01", "57P02", "57P03", "57P05",  # shut down by an administrator, crashed, starting up, idle
 })  # fmt: skip
 _REFUSED_CLASSES: Final = frozenset({"22", "23"})
-_PASSING: Final = ("starting up", "shutting down", "recovery", "too many clients", "reserved", "not accepting")
+_PASSING: Final = (
+    "starting up", "shutting down", "recovery", "too many clients", "reserved", "not accepting",
+    "not currently accepting", "dropped or renamed",  # a restored database takes the place of another
+)  # fmt: skip
 _CONFLICTS: Final = frozenset({"40001", "40P01"})
 
 
-def connect(url: str, *, name: str, fenced: bool = False) -> Connection:
+def connect(url: str, *, name: str, fenced: bool = False, database: str | None = None) -> Connection:
     """A connection in autocommit mode, seen as `name` in pg_stat_activity; for a transaction, `with it.transaction()`.
 
+    `database`: another one of the same server.
     `fenced`: for the writes of a lease's holder; no transaction of it outlives FENCED_TRANSACTION_S.
     Raises psycopg.OperationalError where the server is away (`is_away`), SetupError where waiting does not help: it lets
     nobody in by this name or password, has no such database, or the URL is none.
     """
     try:
-        connection: Connection = psycopg.Connection.connect(_conninfo(url, name), autocommit=True)
+        connection: Connection = psycopg.Connection.connect(_conninfo(url, name, database), autocommit=True)
     except psycopg.OperationalError as error:
         if is_away(error):
             raise
@@ -75,10 +79,10 @@ def connect(url: str, *, name: str, fenced: bool = False) -> Connection:
 
 
 @contextmanager
-def answering(url: str, *, name: str) -> Iterator[Connection]:
-    """For a command, which does not wait. Raises Unavailable where the server is away, or goes away in the body."""
+def connected(url: str, *, name: str, database: str | None = None) -> Iterator[Connection]:
+    """A connection for a command, which does not wait. Raises Unavailable where the server is away, or goes away in the body."""
     try:
-        with connect(url, name=name) as connection:
+        with connect(url, name=name, database=database) as connection:
             yield connection
     except psycopg.Error as error:
         if not is_away(error):
@@ -86,6 +90,22 @@ def answering(url: str, *, name: str) -> Iterator[Connection]:
         raise Unavailable(
             f"PostgreSQL does not answer: {in_one_line(error)}; start it, or set VIDFLOW_DATABASE_URL (or --database-url)"
         ) from error
+
+
+def for_programs(url: str, database: str | None = None) -> tuple[str, dict[str, str]]:
+    """The URL as PostgreSQL's own programs take it: a connection string that may be seen, and the environment with its secrets.
+
+    `database`: another one of the same server.
+    """
+    parts = _parts(url) | ({"dbname": database} if database else {})
+    secrets = {"PGPASSWORD": parts.pop("password", None), "PGSSLPASSWORD": parts.pop("sslpassword", None)}
+    return make_conninfo(**parts), {name: str(value) for name, value in secrets.items() if value}
+
+
+def database_name(url: str) -> str:
+    """The name of the database that the URL is for: libpq takes the user's where it names none."""
+    parts = _parts(url)
+    return str(parts.get("dbname") or parts.get("user") or "postgres")
 
 
 def pool(url: str, *, name: str, size: int) -> Pool:
@@ -134,9 +154,10 @@ def is_conflict(error: BaseException) -> bool:
     return isinstance(error, psycopg.Error) and error.sqlstate in _CONFLICTS
 
 
-def _conninfo(url: str, name: str) -> str:
+def _conninfo(url: str, name: str, database: str | None = None) -> str:
     """The URL with what every connection has, as far as the URL does not set it itself."""
-    return make_conninfo(**{**_CONNECTION, "application_name": name, **_parts(url)})
+    other = {"dbname": database} if database else {}
+    return make_conninfo(**{**_CONNECTION, "application_name": name, **_parts(url), **other})
 
 
 def _parts(url: str) -> dict[str, Any]:

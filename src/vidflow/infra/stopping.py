@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -42,6 +43,17 @@ class Stop:
 
         signal.signal(signal.SIGTERM, handle)
         signal.signal(signal.SIGINT, handle)
+
+
+def exit_on_signals() -> None:
+    """For a command that ends by itself: SIGTERM and SIGINT raise SystemExit in the main thread, with 128 + their number as
+    a shell has it, so that what was begun is cleaned up on the way out."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, leave)
 
 
 def start_thread(name: str, body: Callable[[], None], stop: Stop) -> threading.Thread:
