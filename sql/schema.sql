@@ -88,6 +88,13 @@ CREATE TABLE scenario_results (
 ) PARTITION BY RANGE (scenario_uuid);
 CREATE TABLE scenario_results_default PARTITION OF scenario_results DEFAULT;
 
+-- Whose results are gone, so that nobody takes their absence for their being none: ranges of scenario_uuid, which are ranges of time.
+CREATE TABLE results_removed (
+    from_uuid  uuid        PRIMARY KEY,
+    to_uuid    uuid        NOT NULL,
+    removed_at timestamptz NOT NULL DEFAULT now()
+);
+
 CREATE TABLE scenario_gaps (
     scenario_uuid uuid             NOT NULL,
     epoch         bigint           NOT NULL,

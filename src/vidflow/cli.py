@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import typer
 
 from vidflow import __version__
+from vidflow.domain.retention import Keeping
 from vidflow.infra.crashpoint import arm
 from vidflow.infra.stopping import Stop, exit_on_signals
 from vidflow.infra.telemetry import configure_logs
@@ -71,6 +72,15 @@ VideoFps = Annotated[
     str, _option("video-fps", "Frames a second to keep where a scenario does not say; or all.", "VIDEO_FPS")
 ]
 
+KeepResultsDays = Annotated[
+    int | None, _option("keep-results-days", "Remove results of scenarios that ended longer ago.", at_least=1)
+]
+KeepScenariosDays = Annotated[
+    int | None, _option("keep-scenarios-days", "Then remove these scenarios too, with their history.", at_least=1)
+]
+ResultsPartitionDays = Annotated[
+    int, _option("results-partition-days", "How many days of results a partition takes.", at_least=1)
+]
 Replace = Annotated[
     bool,
     typer.Option(
@@ -170,12 +180,15 @@ def orchestrator(
     database_url: Database = "", kafka: Kafka = "", log_format: LogFormat = "text", metrics_port: MetricsPort = None,
     attempts: Annotated[int, _option("attempts", "Losses in a row at one frame after which a scenario fails.", at_least=1)] = 5,
     pool: Pool = "default",
+    keep_results_days: KeepResultsDays = None, keep_scenarios_days: KeepScenariosDays = None,
+    results_partition_days: ResultsPartitionDays = 7,
 ) -> None:  # fmt: skip
     """Lead the scenarios through their lifecycle, or stand by to."""
     from vidflow.roles.orchestrator import run  # noqa: PLC0415
 
     _serve(run, OrchestratorOptions(
         database_url=database_url, kafka=kafka, log_format=log_format, metrics_port=metrics_port, attempts=attempts, pool=pool,
+        keeping=Keeping(partition_days=results_partition_days, results_days=keep_results_days, scenarios_days=keep_scenarios_days),
     ), log_format)  # fmt: skip
 
 
@@ -240,12 +253,18 @@ def run(
 
 
 @db.command()
-def migrate(database_url: Database = "") -> None:
+def migrate(
+    database_url: Database = "",
+    phase: Annotated[
+        Literal["pre", "post", "all"],
+        _option("phase", "pre: what is added, before the roles are upgraded; post: what goes, behind them; or all."),
+    ] = "all",
+) -> None:
     """Bring the database to this version's schema."""
     from vidflow.infra.migrations import migrate  # noqa: PLC0415
 
-    migrate(database_url, typer.echo)
-    typer.echo("the schema is up to date")
+    migrate(database_url, typer.echo, phase)
+    typer.echo("the schema is up to date" if phase == "all" else f"the schema is up to date, phase {phase}")
 
 
 @db.command()

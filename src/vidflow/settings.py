@@ -11,6 +11,8 @@ from pathlib import Path
 
 import msgspec
 
+from vidflow.domain.retention import Keeping
+
 
 class Common(msgspec.Struct, frozen=True, kw_only=True):
     """What several roles need. `database_url` is a libpq URL, `kafka` the bootstrap servers."""
@@ -45,10 +47,11 @@ class InboxOptions(Common, frozen=True, kw_only=True):
 
 
 class OrchestratorOptions(Common, frozen=True, kw_only=True):
-    """The orchestrator: how many attempts a scenario has at one frame."""
+    """The orchestrator: how many attempts a scenario has at one frame, and for how long what is kept."""
 
     attempts: int = 5
     pool: str = "default"
+    keeping: Keeping = Keeping()
 
 
 class RunnerOptions(Common, frozen=True, kw_only=True):

@@ -129,3 +129,15 @@ def test_rows_that_lost_their_progress_are_still_read(client: httpx.Client, scen
         tx.execute("DELETE FROM scenario_progress WHERE scenario_uuid = %s", (scenario,))
     assert numbers(page(client, scenario)) == [0, 1]
     assert client.get(f"/scenario/{scenario}").json()["frames_stored"] == 0
+
+
+def test_results_that_were_not_kept_are_told_to_be_gone(client: httpx.Client, scenario: str, database_url: str) -> None:
+    """An empty page that is complete would say that nothing was seen."""
+    store(database_url, scenario, range(2))
+    finish(database_url, scenario)
+    with psycopg.connect(database_url, autocommit=True) as tables:
+        tables.execute("INSERT INTO results_removed VALUES (%s, uuidv7())", (scenario,))
+        answer = client.get("/prediction", params={"scenario_uuid": scenario})
+        tables.execute("TRUNCATE results_removed")
+    problem = problem_of(answer, 410, "results_removed")
+    assert "run it again" in str(problem["detail"])

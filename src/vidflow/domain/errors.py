@@ -8,7 +8,8 @@
     │   │                       source_too_large, source_changed, no_frames
     │   ├── ModelError          model_unknown, model_spec_invalid, model_file_missing, model_changed, model_refused
     │   ├── ParameterError      parameter_invalid
-    │   └── UnknownScenario     scenario_unknown
+    │   ├── UnknownScenario     scenario_unknown
+    │   └── ResultsRemoved      results_removed: they were kept for as long as the operator wants it
     ├── SetupError              the operator's: an extra, a setting or a step of the set-up is missing
     │   └── MissingExtra        extra_missing: names the command to type
     ├── Unavailable             a server's: away for now, a retry mends it
@@ -70,6 +71,12 @@ class UnknownScenario(UserError):
     """No scenario has this uuid."""
 
     default_code = "scenario_unknown"
+
+
+class ResultsRemoved(UserError):
+    """The scenario's results are not kept any more."""
+
+    default_code = "results_removed"
 
 
 class SetupError(VidflowError):

@@ -1,24 +1,35 @@
 """Brings a database to the schema that this version of vidflow needs: plain SQL files in order, applied by yoyo.
 
-What yoyo lacks is here: one migrates at a time (an advisory lock, which a dead process cannot keep), and a file that was
-changed after it was applied is told by its checksum instead of being believed.
+What yoyo lacks is here: one migrates at a time (an advisory lock, which a dead process cannot keep), a file that was
+changed after it was applied is told by its checksum instead of being believed, a statement that gets no lock in time makes way
+and is tried again, and files come in two phases: `pre` only adds, and is applied before the roles are replaced; `post` takes away
+what the older roles needed, and is applied behind them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Final, Literal
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import psycopg
+from psycopg import errors
 
-from vidflow.domain.errors import SetupError
+from vidflow.domain.errors import SetupError, Unavailable
 from vidflow.infra.outage import postgres_outage, require_postgres
-from vidflow.infra.postgres import connect, connected, is_away
+from vidflow.infra.postgres import connect, connected, is_away, is_conflict
 from vidflow.infra.stopping import Stop
 from vidflow.infra.telemetry import log
 
+Phase = Literal["pre", "post", "all"]
+LOCK_WAIT_S: Final = 0.5
+"""How long a statement waits for a lock: what comes behind it, reads too, waits as long."""
+PAUSE_S: Final = 1.0
+ATTEMPTS: Final = 60
 LOOK_S = 0.3
 _log = log("migrations")
 LOCK = 0x76_69_64_66_6C_6F_77  # "vidflow": the key of the advisory lock under which one process migrates
@@ -35,12 +46,16 @@ def files() -> dict[str, Path]:
     return {path.stem: path for path in sorted(sql_folder().glob("[0-9]*.sql"))}
 
 
-def migrate(url: str, say: Callable[[str], None]) -> None:
-    """Applies what is missing. Raises SetupError where an applied file was changed since, Unavailable without a server."""
+def migrate(url: str, say: Callable[[str], None], phase: Phase = "all") -> None:
+    """Applies what is missing of the phase.
+
+    Raises SetupError where an applied file was changed since, or the other phase comes first; Unavailable without a server, or
+    where a lock is not to be had.
+    """
     import yoyo  # noqa: PLC0415 - the roles wait for the schema and migrate nothing
 
     with _locked(url) as connection:
-        missing = pending(connection)
+        missing = due(pending(connection), phase)
         if not missing:
             return
         backend = yoyo.get_backend(_yoyo_url(url))
@@ -51,13 +66,50 @@ def migrate(url: str, say: Callable[[str], None]) -> None:
                 # A death between the two steps leaves a file applied and its checksum unwritten: then only that is made good.
                 if migration in unapplied:
                     say(f"applying {migration.id}")
-                    backend.apply_one(migration)
+                    _apply(backend, migration, say)
                 connection.execute(
                     "INSERT INTO schema_checksums (name, sha256) VALUES (%s, %s)",
                     (migration.id, _sha256(files()[migration.id])),
                 )
         finally:
             backend.connection.close()
+
+
+def _apply(backend: Any, migration: Any, say: Callable[[str], None]) -> None:  # noqa: ANN401 - yoyo has no types
+    """Applies one file. Where it gets no lock in time it makes way for those who waited behind it, and tries again."""
+    for _ in range(ATTEMPTS):
+        try:
+            backend.apply_one(migration)
+        except psycopg.Error as error:
+            if not (isinstance(error, errors.LockNotAvailable) or is_conflict(error)):
+                raise
+            say(f"{migration.id} waits for a lock")
+            time.sleep(PAUSE_S)
+        else:
+            return
+    raise Unavailable(
+        f"{migration.id} got no lock in {ATTEMPTS} attempts: a transaction stays open on a table that it changes; look for it in "
+        "pg_stat_activity, end it, then run this again"
+    )
+
+
+def due(missing: list[str], phase: Phase) -> list[str]:
+    """What is to be applied now of the missing files. Raises SetupError where a file of the other phase comes before one of it."""
+    if phase == "all":
+        return missing
+    wanted = [name for name in missing if _phase(name) == phase]
+    others = [name for name in missing if _phase(name) != phase]
+    if wanted and others and others[0] < wanted[-1]:
+        other = "post" if phase == "pre" else "pre"
+        raise SetupError(
+            f"{others[0]} comes before {wanted[-1]}: apply it first (vidflow db migrate --phase {other}), once all roles are of a "
+            "version that allows it"
+        )
+    return wanted
+
+
+def _phase(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def pending(connection: psycopg.Connection) -> list[str]:
@@ -79,9 +131,10 @@ def status(url: str) -> list[tuple[str, bool]]:
 
 
 def wait_for_schema(url: str, stop: Stop) -> None:
-    """Returns once the database is there with this version's schema, or a stop is requested; says once what it waits for.
+    """Returns once the database has what this version needs, or a stop is requested; says once what it waits for.
 
-    Raises SetupError without a URL, or where waiting does not help (a wrong password).
+    What a newer version has added does not matter, and what this one is to take away may be there still. Raises SetupError
+    without a URL, or where waiting does not help: a wrong password, a newer version that has taken away what this one needs.
     """
     require_postgres(url)
     outage = postgres_outage()
@@ -90,7 +143,8 @@ def wait_for_schema(url: str, stop: Stop) -> None:
         try:
             with connect(url, name="vidflow waits for the schema") as connection:
                 outage.back()
-                missing = pending(connection)
+                missing = [name for name in pending(connection) if _phase(name) == "pre"]
+                _refuse_newer(connection)
         except psycopg.Error as error:
             if not is_away(error):
                 raise
@@ -102,6 +156,12 @@ def wait_for_schema(url: str, stop: Stop) -> None:
                 _log.warning("schema_missing", migrations=", ".join(missing), needs="run: vidflow db migrate")
                 told = True
         stop.wait(LOOK_S)
+
+
+def _refuse_newer(connection: psycopg.Connection) -> None:
+    newer = [name for name in _applied(connection) if name not in files() and _phase(name) == "post"]
+    if newer:
+        raise SetupError(f"the database is of a newer version ({', '.join(sorted(newer))}): upgrade this process")
 
 
 def _applied(connection: psycopg.Connection) -> dict[str, str]:
@@ -131,4 +191,8 @@ def _sha256(path: Path) -> str:
 
 
 def _yoyo_url(url: str) -> str:
-    return url.replace("postgresql://", "postgresql+psycopg://", 1).replace("postgres://", "postgresql+psycopg://", 1)
+    """The URL as yoyo takes it. Each file gets a connection of its own, so what is to hold in it stands in the URL."""
+    parts = urlsplit(url)
+    query = dict(parse_qsl(parts.query))
+    query["options"] = f"{query.get('options', '')} -c lock_timeout={int(LOCK_WAIT_S * 1000)}".strip()
+    return parts._replace(scheme="postgresql+psycopg", query=urlencode(query)).geturl()

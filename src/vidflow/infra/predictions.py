@@ -17,19 +17,22 @@ class Results(msgspec.Struct, frozen=True):
     """A page of results: each frame as JSON, in the order of frame numbers, without a hole.
 
     `last_frame` is the number of the page's last frame, or the one behind which it was asked for. `complete`: the scenario is
-    inactive and no row lies behind this page, so that none ever will.
+    inactive and no row lies behind this page, so that none ever will. `removed`: there were results, and they were not kept.
     """
 
     frames: list[bytes]
     last_frame: int
     complete: bool
+    removed: bool
 
 
 def page(tx: Connection, scenario_uuid: str, after: int, limit: int) -> Results | None:
     """At most `limit` results behind frame `after`; None where there is no such scenario. One statement: one snapshot."""
     rows = tx.execute(
         """
-        SELECT s.state, r.frame_number, r.time_s, r.width, r.height, r.detections
+        SELECT s.state,
+               EXISTS (SELECT FROM results_removed x WHERE x.from_uuid <= s.scenario_uuid AND x.to_uuid > s.scenario_uuid) AS removed,
+               r.frame_number, r.time_s, r.width, r.height, r.detections
           FROM scenarios s
           LEFT JOIN LATERAL (
                SELECT frame_number, time_s, width, height, detections::text AS detections
@@ -44,13 +47,14 @@ def page(tx: Connection, scenario_uuid: str, after: int, limit: int) -> Results 
     ).fetchall()
     if not rows:
         return None
-    state = rows[0][0]
-    found = [row[1:] for row in rows if row[1] is not None]  # the row of a scenario without results has no frame
+    state, removed = rows[0][:2]
+    found = [row[2:] for row in rows if row[2] is not None]  # the row of a scenario without results has no frame
     shown = found[:limit]
     return Results(
         frames=[_frame(*row) for row in shown],
         last_frame=shown[-1][0] if shown else after,
         complete=state == State.INACTIVE and len(found) <= limit,
+        removed=removed,
     )
 
 

@@ -10,7 +10,7 @@ from litestar import Request, Response, get
 from litestar.params import FromQuery, QueryParameter
 
 from vidflow.domain.detections import FrameResult
-from vidflow.domain.errors import UnknownScenario
+from vidflow.domain.errors import ResultsRemoved, UnknownScenario
 from vidflow.domain.messages import MAX_FRAME
 from vidflow.infra import predictions
 from vidflow.roles.api.answers import tagged
@@ -28,7 +28,7 @@ After = Annotated[
 ]
 
 
-@get("/prediction", sync_to_thread=True, tags=["predictions"], responses=documented(400, 404, 503))
+@get("/prediction", sync_to_thread=True, tags=["predictions"], responses=documented(400, 404, 410, 503))
 def get_predictions(
     request: Request[Any, Any, Any],
     api: Api,
@@ -41,6 +41,10 @@ def get_predictions(
         found = predictions.page(connection, str(scenario_uuid), after, limit)
     if found is None:
         raise UnknownScenario(f"there is no scenario {scenario_uuid}; those that there are: GET /scenario")
+    if found.removed:
+        raise ResultsRemoved(
+            f"the results of {scenario_uuid} were removed, since it ended longer ago than they are kept: run it again"
+        )
     # Raw: the items are JSON already, and go into the answer as they are.
     items = cast("list[FrameResult]", msgspec.Raw(b"[" + b",".join(found.frames) + b"]"))
     return tagged(request, PredictionPage(items, None if found.complete else str(found.last_frame), found.complete))

@@ -15,7 +15,7 @@ from litestar.exceptions import HTTPException, ValidationException
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.plugins.problem_details import ProblemDetailsConfig, ProblemDetailsException, ProblemDetailsPlugin
 
-from vidflow.domain.errors import SetupError, Unavailable, UnknownScenario, UserError, VidflowError
+from vidflow.domain.errors import ResultsRemoved, SetupError, Unavailable, UnknownScenario, UserError, VidflowError
 from vidflow.infra.postgres import is_away, is_conflict
 from vidflow.infra.telemetry import log, redacted
 from vidflow.roles.api.schemas import FieldProblem, Problem
@@ -94,6 +94,8 @@ def _name(fault: Mapping[str, Any]) -> str:
 def _of_ours(error: VidflowError) -> ProblemDetailsException:
     if isinstance(error, UnknownScenario):
         return problem(404, error.code, error.message)
+    if isinstance(error, ResultsRemoved):
+        return problem(410, error.code, error.message)
     if isinstance(error, UserError):
         return problem(422, error.code, error.message)
     if isinstance(error, Unavailable | SetupError):

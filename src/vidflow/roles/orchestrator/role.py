@@ -20,9 +20,10 @@ from vidflow.infra.lease import Lease, keep
 from vidflow.infra.migrations import wait_for_schema
 from vidflow.infra.outage import kafka_outage, require_kafka, require_postgres
 from vidflow.infra.postgres import Connection, connect, is_conflict
-from vidflow.infra.stopping import Stop
+from vidflow.infra.stopping import Stop, start_thread
 from vidflow.infra.telemetry import log
 from vidflow.roles.orchestrator.ears import Ears
+from vidflow.roles.orchestrator.keeping import keep_tables, prepare
 from vidflow.settings import OrchestratorOptions
 
 LEASE: Final = "leader"
@@ -36,6 +37,7 @@ def run(options: OrchestratorOptions, stop: Stop) -> None:
     """Leads while it holds the lease, stands by while another does, until it is to stop."""
     require_postgres(options.database_url)
     require_kafka(options.kafka)
+    options.keeping.checked()
     wait_for_schema(options.database_url, stop)
     with metrics.served(options.metrics_port):
         keep(options.database_url, LEASE, stop, lambda lease: lead(options, lease, stop))
@@ -43,6 +45,10 @@ def run(options: OrchestratorOptions, stop: Stop) -> None:
 
 def lead(options: OrchestratorOptions, lease: Lease, stop: Stop) -> None:
     """Ticks until the lease is lost or a stop is requested. What it remembers ends with it: the next leader starts empty."""
+    prepare(options.database_url, lease, options.keeping)
+    keeping = start_thread(
+        "leader keeps", lambda: keep_tables(options.database_url, lease, options.keeping, stop), stop
+    )
     ears = Ears(options.kafka, str(lease.holder))
     try:
         if not (wait_for_broker(options.kafka, stop) and _opened(ears, lease, stop)):
@@ -57,6 +63,7 @@ def lead(options: OrchestratorOptions, lease: Lease, stop: Stop) -> None:
     finally:
         metrics.LEADS.set(0)
         ears.close()
+        keeping.join()
 
 
 def _opened(ears: Ears, lease: Lease, stop: Stop) -> bool:

@@ -1,0 +1,140 @@
+"""The leader's housekeeping: partitions are made ahead, and what has outlived its time goes. On a thread and a connection of its own.
+
+Each step is a transaction under the lease's fence, short enough for it, and can be given again. A lock that is not to be had at
+once is left for the next round: nobody waits long behind a statement that waits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import psycopg
+from psycopg import errors
+
+from vidflow.domain.retention import DAY_MS, Keeping, Range, outlived, to_make
+from vidflow.infra import lease as leases
+from vidflow.infra import retention
+from vidflow.infra.lease import Lease, LeaseLost
+from vidflow.infra.outage import in_one_line
+from vidflow.infra.postgres import Connection, connect, is_away
+from vidflow.infra.stopping import Stop
+from vidflow.infra.telemetry import log
+
+ROUND_S: Final = 60.0
+LOOK_S: Final = 0.2
+ROWS: Final = 2000
+"""How many rows of the DEFAULT partition go in one transaction."""
+SCENARIOS: Final = 500
+_log = log("keeping")
+_LOCKED: Final = (errors.LockNotAvailable, errors.DeadlockDetected, errors.TransactionTimeout)
+
+
+def prepare(url: str, lease: Lease, keeping: Keeping) -> None:
+    """Makes the partitions that are missing, before anything is deployed whose results belong in them."""
+    with _told(), connect(url, name="vidflow leader keeps", fenced=True) as tables:
+        Keeper(tables, lease, keeping).make_partitions()
+
+
+def keep_tables(url: str, lease: Lease, keeping: Keeping, stop: Stop, round_s: float = ROUND_S) -> None:
+    """Round after round, until the lease is lost or a stop is requested."""
+    due_s = 0.0
+    while lease.held() and not stop.requested:
+        if time.monotonic() >= due_s:
+            more = one_round(url, lease, keeping)
+            due_s = time.monotonic() + (0 if more else round_s)
+        stop.wait(LOOK_S)
+
+
+def one_round(url: str, lease: Lease, keeping: Keeping) -> bool:
+    """Makes what is missing and lets go of a part of what is over; whether there is more of that."""
+    with _told(), connect(url, name="vidflow leader keeps", fenced=True) as tables:
+        keeper = Keeper(tables, lease, keeping)
+        keeper.make_partitions()
+        return keeper.let_go()
+    return False
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What goes wrong is told, and tried again in the next round: the lifecycle goes on without it."""
+    try:
+        yield
+    except LeaseLost as lost:
+        _log.debug("not_kept", reason=lost.message)  # the next leader's matter
+    except psycopg.Error as error:
+        say = _log.debug if is_away(error) or isinstance(error, _LOCKED) else _log.error
+        say("not_kept", error=in_one_line(error), needs="nothing yet: it is tried again each minute")
+
+
+class Keeper:
+    """One round's connection, and the lease under which it writes."""
+
+    def __init__(self, tables: Connection, lease: Lease, keeping: Keeping) -> None:
+        self._tables = tables
+        self._lease = lease
+        self._keeping = keeping
+        self._now_ms = retention.database_ms(tables)
+
+    def make_partitions(self) -> None:
+        """Makes the partitions that are missing, each in its own transaction."""
+        there, span = retention.partitions(self._tables), retention.default_span_ms(self._tables)
+        for new in to_make(there, span[1] if span else None, self._now_ms, self._keeping):
+            try:
+                with self._fenced() as tx:
+                    retention.make_partition(tx, new)
+            except errors.CheckViolation:
+                # A row of the range has just gone into the DEFAULT partition: the next round begins behind it.
+                _log.warning("partition_not_made", partition=new.table, reason="its rows lie in the DEFAULT partition")
+                return
+            _log.info("partition_made", partition=new.table)
+
+    def let_go(self) -> bool:
+        """Removes some of what has outlived its time; whether there may be more."""
+        self._drop_detached()
+        more_results = self._remove_results()
+        more_scenarios = self._remove_scenarios()
+        return more_results or more_scenarios
+
+    def _drop_detached(self) -> None:
+        for table in retention.detached(self._tables):
+            with self._fenced() as tx:
+                retention.drop(tx, table)
+            _log.info("partition_dropped", partition=table)
+
+    def _remove_results(self) -> bool:
+        there, span = retention.partitions(self._tables), retention.default_span_ms(self._tables)
+        for one in outlived(there, span[0] if span else None, self._now_ms, self._keeping):
+            ended_ms = self._now_ms - (self._keeping.results_days or 0) * DAY_MS
+            if retention.all_ended_before(self._tables, one, ended_ms):
+                return self._remove(one)
+        return False
+
+    def _remove(self, one: Range) -> bool:
+        """Notes and removes in one transaction: nobody ever finds the results gone and no note of it."""
+        with self._fenced() as tx:
+            retention.note_removed(tx, one)
+            if one.is_default:
+                return retention.delete_from_default(tx, one, ROWS) > 0
+            retention.detach(tx, one)
+        _log.info("results_removed", partition=one.table, from_ms=one.from_ms, to_ms=one.to_ms)
+        self._drop_detached()
+        return True
+
+    def _remove_scenarios(self) -> bool:
+        if self._keeping.scenarios_days is None:
+            return False
+        with self._fenced() as tx:
+            removed = retention.delete_scenarios(tx, self._now_ms - self._keeping.scenarios_days * DAY_MS, SCENARIOS)
+        if removed:
+            _log.info("scenarios_removed", scenarios=removed)
+        return removed == SCENARIOS
+
+    @contextmanager
+    def _fenced(self) -> Iterator[Connection]:
+        """A transaction that commits only under the lease, beside those of the leader's tick. Raises LeaseLost."""
+        with self._tables.transaction():
+            leases.fence(self._tables, self._lease.name, self._lease.holder, self._lease.term)
+            yield self._tables

@@ -1,0 +1,296 @@
+"""Old results and scenarios go, and partitions are there ahead, while others read and write. Real PostgreSQL."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from tests.integration.delivery import emptied, say
+
+from vidflow.domain.messages import Frame
+from vidflow.domain.retention import DAY_MS, DEFAULT, Keeping, Range
+from vidflow.infra import lease as leases
+from vidflow.infra import predictions, results, retention
+from vidflow.infra.lease import Lease
+from vidflow.infra.postgres import Connection, connect
+from vidflow.infra.stopping import Stop
+from vidflow.roles.orchestrator.keeping import Keeper, keep_tables, one_round, prepare
+
+ONE, OTHER = uuid.uuid4(), uuid.uuid4()
+MONTH = Keeping(partition_days=1, results_days=30)
+
+
+@pytest.fixture
+def tables(database_url: str) -> Iterator[Connection]:
+    with emptied(database_url) as connection:
+        connection.execute("TRUNCATE results_removed")
+        for one in retention.partitions(connection):
+            connection.execute(f"DROP TABLE {one.table}")
+        for table in retention.detached(connection):
+            connection.execute(f"DROP TABLE {table}")
+        yield connection
+
+
+@pytest.fixture
+def lease(tables: Connection, database_url: str) -> Iterator[Lease]:
+    term = leases.acquire(tables, "leader", ONE)
+    assert term is not None
+    held = Lease(database_url, "leader", ONE, term, time.monotonic() + 60)  # as if it were renewed
+    yield held
+    held.end()
+
+
+def born(tables: Connection, days_ago: int, frames: int = 3, *, ended_days_ago: int | None = None) -> str:
+    """A scenario of that age with results; inactive since then, where that is given."""
+    state = "active" if ended_days_ago is None else "inactive"
+    [(found,)] = tables.execute(
+        """
+        INSERT INTO scenarios (scenario_uuid, state, outcome, epoch, runner, source, model, fps, state_changed_at)
+        VALUES (uuidv7(make_interval(days => -%s)), %s, %s, 1, 'r', 's', 'm', 'all', now() - make_interval(days => %s))
+     RETURNING scenario_uuid::text
+        """,
+        (days_ago, state, "completed" if state == "inactive" else None, ended_days_ago or 0),
+    ).fetchall()
+    scenario_uuid = str(found)
+    tables.execute(
+        "INSERT INTO scenario_progress (scenario_uuid, epoch, next_frame, closed) VALUES (%s, 1, %s, %s)",
+        (scenario_uuid, frames, state == "inactive"),
+    )
+    tables.execute(
+        "INSERT INTO scenario_history (scenario_uuid, epoch, number, attempt, to_state, reason) VALUES (%s, 0, 0, 0, 'x', 'x')",
+        (scenario_uuid,),
+    )
+    results.add_frames(tables, [frame(scenario_uuid, number) for number in range(frames)])
+    return scenario_uuid
+
+
+def frame(scenario_uuid: str, number: int) -> Frame:
+    return Frame(
+        scenario_uuid=scenario_uuid, epoch=1, frame_number=number, pts=number, time_s=float(number), width=64, height=48,
+        origin_pts=0, time_base="1/10", detections=[], at="",
+    )  # fmt: skip
+
+
+def partition_of(tables: Connection, days_ago: int) -> Range:
+    """Makes the partition of that day."""
+    from_ms = retention.database_ms(tables) // DAY_MS * DAY_MS - days_ago * DAY_MS
+    one = Range(f"scenario_results_{days_ago:08d}", from_ms, from_ms + DAY_MS)
+    with tables.transaction():
+        retention.make_partition(tables, one)
+    return one
+
+
+def table_of(tables: Connection, scenario_uuid: str) -> set[str]:
+    rows = tables.execute(
+        "SELECT DISTINCT tableoid::regclass::text FROM scenario_results WHERE scenario_uuid = %s", (scenario_uuid,)
+    ).fetchall()
+    return {table for (table,) in rows}
+
+
+def removed(tables: Connection, scenario_uuid: str) -> bool:
+    page = predictions.page(tables, scenario_uuid, -1, 10)
+    assert page is not None
+    assert page.removed == (page.frames == [])
+    return page.removed
+
+
+def count(tables: Connection, table: str) -> int:
+    [(number,)] = tables.execute(f"SELECT count(*) FROM {table}").fetchall()
+    return int(number)
+
+
+def test_results_lie_in_a_partition_from_the_first_scenario_on(
+    tables: Connection, lease: Lease, database_url: str
+) -> None:
+    prepare(database_url, lease, Keeping())
+    scenario_uuid = born(tables, 0)
+    [table] = table_of(tables, scenario_uuid)
+    assert table in {one.table for one in retention.partitions(tables)}
+    prepare(database_url, lease, Keeping())
+    assert count(tables, DEFAULT) == 0
+
+
+def test_where_the_default_partition_has_rows_the_ranges_begin_behind_them(
+    tables: Connection, lease: Lease, database_url: str
+) -> None:
+    scenario_uuid = born(tables, 0)
+    prepare(database_url, lease, MONTH)
+    first = retention.partitions(tables)[0]
+    assert first.from_ms > retention.time_ms(scenario_uuid)
+    assert table_of(tables, scenario_uuid) == {DEFAULT}
+
+
+def test_a_range_goes_once_all_of_its_scenarios_have_ended_long_ago(
+    tables: Connection, lease: Lease, database_url: str
+) -> None:
+    for days_ago in (50, 40, 20):
+        partition_of(tables, days_ago)
+    running, old, young = born(tables, 50), born(tables, 40, ended_days_ago=40), born(tables, 20, ended_days_ago=20)
+    beside = born(tables, 50, ended_days_ago=50)
+    just_ended = born(tables, 41, ended_days_ago=10)
+    assert one_round(database_url, lease, MONTH)
+    assert not one_round(database_url, lease, MONTH)
+    assert removed(tables, old)
+    assert not any(removed(tables, one) for one in (running, young, beside, just_ended))
+    assert not any("40" in one.table for one in retention.partitions(tables))
+    assert retention.detached(tables) == []
+
+
+def test_results_are_kept_for_ever_unless_it_is_asked_otherwise(
+    tables: Connection, lease: Lease, database_url: str
+) -> None:
+    partition_of(tables, 400)
+    old = born(tables, 400, ended_days_ago=400)
+    assert not one_round(database_url, lease, Keeping())
+    assert not removed(tables, old)
+
+
+def test_old_rows_of_the_default_partition_go_in_batches(tables: Connection, lease: Lease, database_url: str) -> None:
+    old = born(tables, 45, frames=4500, ended_days_ago=45)
+    young = born(tables, 5, ended_days_ago=5)
+    rounds = 0
+    while one_round(database_url, lease, MONTH):
+        rounds += 1
+        page = predictions.page(tables, old, -1, 10)
+        assert page is not None
+        assert page.removed
+    assert rounds == 3
+    assert count(tables, DEFAULT) == 3
+    assert not removed(tables, young)
+
+
+def test_who_reads_for_long_is_not_waited_for(tables: Connection, lease: Lease, database_url: str) -> None:
+    partition_of(tables, 40)
+    old = born(tables, 40, ended_days_ago=40)
+    with connect(database_url, name="test reads") as reader:
+        with reader.transaction():
+            assert not removed(reader, old)
+            one_round(database_url, lease, MONTH)
+            assert not removed(tables, old)
+            assert any("40" in one.table for one in retention.partitions(tables))
+        assert one_round(database_url, lease, MONTH)
+        assert removed(reader, old)
+
+
+def test_a_table_that_was_detached_by_a_leader_that_died_is_dropped(
+    tables: Connection, lease: Lease, database_url: str
+) -> None:
+    one = partition_of(tables, 40)
+    with tables.transaction():
+        retention.detach(tables, one)
+    assert retention.detached(tables) == [f"{one.table}_removed"]
+    one_round(database_url, lease, Keeping())
+    assert retention.detached(tables) == []
+
+
+def test_a_former_leader_removes_nothing(tables: Connection, lease: Lease, database_url: str) -> None:
+    partition_of(tables, 40)
+    old = born(tables, 40, ended_days_ago=40)
+    tables.execute("UPDATE lease SET expires_at = clock_timestamp()")
+    assert leases.acquire(tables, "leader", OTHER) is not None
+    before = retention.partitions(tables)
+    assert not one_round(database_url, lease, MONTH)
+    assert retention.partitions(tables) == before
+    assert not removed(tables, old)
+
+
+def test_a_scenario_goes_with_its_history_once_its_results_are_gone(
+    tables: Connection, lease: Lease, database_url: str
+) -> None:
+    keeping = Keeping(partition_days=1, results_days=30, scenarios_days=60)
+    partition_of(tables, 70)
+    partition_of(tables, 50)
+    old, middle = born(tables, 70, ended_days_ago=70), born(tables, 50, ended_days_ago=50)
+    never_ran = born(tables, 70, frames=0, ended_days_ago=70)
+    running = born(tables, 80)  # its rows stay, in the DEFAULT partition
+    while one_round(database_url, lease, keeping):
+        pass
+    left = {one for (one,) in tables.execute("SELECT scenario_uuid::text FROM scenarios").fetchall()}
+    assert left == {middle, running}
+    assert old not in left
+    assert never_ran not in left
+    for table in ("scenario_history", "scenario_progress"):
+        owners = {one for (one,) in tables.execute(f"SELECT scenario_uuid::text FROM {table}").fetchall()}
+        assert owners == left
+
+
+class Load:
+    """Somebody who stores results and somebody who reads them, without a pause; the longest that one of them waited."""
+
+    def __init__(self, url: str, watched: list[str]) -> None:
+        self._url = url
+        self._watched = watched
+        self._stop = threading.Event()
+        self.longest_s = 0.0
+        self.rounds = 0
+
+    def write(self) -> None:
+        with connect(self._url, name="test writes") as tables:
+            while not self._stop.is_set():
+                began_s = time.monotonic()
+                with tables.transaction():
+                    born(tables, 0, frames=50)
+                self._took(began_s)
+
+    def read(self) -> None:
+        """Never finds a completed scenario without its frames, unless they are told to be gone."""
+        with connect(self._url, name="test reads") as tables:
+            while not self._stop.is_set():
+                for one in self._watched:
+                    began_s = time.monotonic()
+                    page = predictions.page(tables, one, -1, 100)
+                    self._took(began_s)
+                    assert page is not None
+                    assert page.removed or len(page.frames) == 20
+
+    def _took(self, began_s: float) -> None:
+        self.longest_s = max(self.longest_s, time.monotonic() - began_s)
+        self.rounds += 1
+
+    def end(self) -> None:
+        self._stop.set()
+
+
+def test_readers_and_writers_notice_nothing_of_partitions_that_come_and_go(
+    tables: Connection, lease: Lease, database_url: str
+) -> None:
+    ages = range(31, 61)
+    for days_ago in ages:
+        partition_of(tables, days_ago)
+    watched = [born(tables, days_ago, frames=20, ended_days_ago=days_ago) for days_ago in ages]
+    load = Load(database_url, watched)
+    with ThreadPoolExecutor(3) as pool:
+        running = [pool.submit(load.write), pool.submit(load.read), pool.submit(load.read)]
+        try:
+            until_s = time.monotonic() + 60
+            while not all(removed(tables, one) for one in watched) and time.monotonic() < until_s:
+                one_round(database_url, lease, MONTH)
+        finally:
+            load.end()
+        for one in running:
+            one.result()
+    assert all(removed(tables, one) for one in watched)
+    assert retention.detached(tables) == []
+    say(f"{load.rounds} reads and writes while 30 partitions went, the longest took {load.longest_s * 1000:.0f} ms")
+
+
+def test_the_thread_ends_with_the_lease_and_with_a_stop(lease: Lease, database_url: str) -> None:
+    stop = Stop()
+    with ThreadPoolExecutor(2) as pool:
+        keeping = pool.submit(keep_tables, database_url, lease, Keeping(), stop)
+        assert not keeping.done()
+        stop.request()
+        keeping.result(timeout=10)
+        another = pool.submit(keep_tables, database_url, lease, Keeping(), Stop())
+        lease.end()
+        another.result(timeout=10)
+
+
+def test_a_round_without_the_database_ends_without_an_error(lease: Lease, database_url: str) -> None:
+    assert not one_round("postgresql://nobody@127.0.0.1:1/none", lease, Keeping())
+    with connect(database_url, name="test") as tables:
+        assert Keeper(tables, lease, Keeping()).let_go() is False
