@@ -292,6 +292,22 @@ def test_a_position_that_was_moved_back_is_where_it_begins_again(tables: Connect
     assert progress(tables, uuid).repeats == 0
 
 
+@pytest.mark.parametrize("restored", ["UPDATE inbox_partitions SET position = 0", "DELETE FROM inbox_partitions"])
+def test_invariant_7_a_restored_position_is_followed_though_nothing_more_comes(
+    tables: Connection, options: InboxOptions, restored: str
+) -> None:
+    uuid = scenario(tables)
+    send(options.kafka, *frames(uuid, range(10)))
+    with inbox(tables, options):
+        await_caught_up(tables, options.kafka)
+        with tables.transaction():
+            tables.execute(restored)
+            tables.execute("DELETE FROM scenario_results")
+            tables.execute("UPDATE scenario_progress SET next_frame = 0")
+        wait_until(lambda: stored(tables, uuid) == list(range(10)), "it reads all again")
+        await_caught_up(tables, options.kafka)
+
+
 def test_positions_that_are_gone_are_made_anew(tables: Connection, options: InboxOptions) -> None:
     uuid = scenario(tables)
     send(options.kafka, *frames(uuid, range(5)))

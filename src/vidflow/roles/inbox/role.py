@@ -234,12 +234,26 @@ class Inbox:
     def _note_caught_up(self) -> None:
         self._require_same_topic()
         tables = self._connected()
+        self._follow(tables)
         at = inbox_partitions.database_time(tables)  # before the ends: what lies below them was there at that time
         ends = kafka.end_offsets(self._admin, RESULTS, self._reader.positions)
         behind = inbox_partitions.note_caught_up(tables, RESULTS, self._topic_id, ends, at)
         metrics.INBOX_BEHIND.set(len(behind))
         self._reader.show_positions()
         self._mend(tables, behind, ends)
+
+    def _follow(self, tables: Connection) -> None:
+        """Begins again where the table has other positions than this inbox holds.
+
+        A batch would notice by itself; but where nothing more comes, a restored database's older position would never be left.
+        """
+        held = dict(self._reader.positions)
+        there = inbox_partitions.positions(tables, RESULTS, self._topic_id, held)
+        lost = [one for one, offset in held.items() if there[one] != offset]
+        if lost:
+            _log.warning("position_lost", partitions=sorted(lost), reason="a restored database, or another inbox")
+        for one in lost:
+            self._reader.begin_at(one, there[one])
 
     def _mend(self, tables: Connection, behind: Mapping[int, int], ends: Mapping[int, int]) -> None:
         """Moves positions that the log has not got: it was cut behind them, or has lost what lay there to its retention.

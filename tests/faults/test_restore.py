@@ -1,0 +1,142 @@
+"""A database that was restored to an earlier moment, while Kafka and the runners know what came later. A whole real vidflow."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psycopg
+import pytest
+from tests.integration.delivery import log_of
+from tests.integration.embedded import wait_until
+from tests.integration.vidflows import DONE_S, Vidflow, running
+
+from vidflow.domain.messages import RESULTS, decode_result
+from vidflow.infra import backup
+from vidflow.infra.embedded.postgres import EmbeddedPostgres
+from vidflow.infra.stopping import Stop
+
+pytestmark = [pytest.mark.long, pytest.mark.fault, pytest.mark.timeout(600)]
+
+CLIP, FPS = "videos/one-by-one-person.mp4", 5
+DECODED = 1394
+
+
+class Later(msgspec.Struct):
+    """What a vidflow had done when its database was set back: the scenarios of the backup, and the newest epochs in Kafka."""
+
+    known: list[str]
+    unknown: str
+    frames: list[dict[str, Any]]
+    epochs: dict[str, int]
+
+
+def until_stored(vidflow: Vidflow, uuid: str, frames: int) -> None:
+    wait_until(lambda: vidflow.scenario(uuid)["frames_stored"] >= frames, f"{uuid} has {frames} frames", DONE_S)
+
+
+def go_on_past_a_backup(vidflow: Vidflow, shared: Path, folder: Path) -> Later:
+    """Of the scenarios of the backup one has ended, two are under way, one waits; it goes on until a later one is under way.
+
+    That one, born behind the backup, is lost with everything else that came later: this is what restoring means.
+    """
+    clip = shared / CLIP
+    ended = vidflow.init(clip, "motion", FPS)
+    assert vidflow.ended(ended)["outcome"] == "completed"
+    frames = vidflow.frames(ended)
+    short = vidflow.init(clip, "motion", FPS, priority=10)
+    long = vidflow.init(clip, "motion", "all")
+    waiting = vidflow.init(clip, "motion", FPS, priority=-10)
+    until_stored(vidflow, short, 20)
+    until_stored(vidflow, long, 1)
+    backup.backup(vidflow.stack.database_url, folder, replace=False, say=print)
+    assert vidflow.ended(short)["outcome"] == "completed"
+    born_later = vidflow.init(clip, "motion", FPS, priority=10)
+    until_stored(vidflow, born_later, 5)
+    return Later([ended, short, long, waiting], born_later, frames, newest_epochs(vidflow))
+
+
+def newest_epochs(vidflow: Vidflow) -> dict[str, int]:
+    newest: dict[str, int] = {}
+    for message in log_of(vidflow.stack.kafka, RESULTS):
+        result = decode_result(message.value())
+        newest[result.scenario_uuid] = max(newest.get(result.scenario_uuid, 0), result.epoch)
+    return newest
+
+
+def assert_reconciled(vidflow: Vidflow, later: Later) -> None:
+    ended, short, long, waiting = later.known
+    for uuid in later.known:
+        end = vidflow.ended(uuid)
+        assert (end["outcome"], end["error"]) == ("completed", None), uuid
+    for uuid in (ended, short, waiting):
+        assert vidflow.frames(uuid) == later.frames
+    all_of_them = vidflow.frames(long)
+    assert [frame["frame_number"] for frame in all_of_them] == list(range(len(all_of_them)))
+    assert len(all_of_them) == DECODED
+    assert vidflow.http.get(f"/scenario/{later.unknown}").status_code == 404
+    wait_until(lambda: nothing_left(vidflow), "outbox and runners are empty", DONE_S)
+
+
+def nothing_left(vidflow: Vidflow) -> bool:
+    with psycopg.connect(vidflow.stack.database_url) as tables:
+        [(waiting,)] = tables.execute("SELECT count(*) FROM outbox WHERE published_at IS NULL").fetchall()
+        [(used,)] = tables.execute(
+            "SELECT coalesce(sum(used), 0) FROM runners WHERE last_seen_at > now() - interval '3 s'"
+        ).fetchall()
+    return bool(waiting == 0 and used == 0)
+
+
+def database_time(url: str) -> datetime.datetime:
+    with psycopg.connect(url) as tables:
+        [(now,)] = tables.execute("SELECT clock_timestamp()").fetchall()
+    assert isinstance(now, datetime.datetime)
+    return now
+
+
+def assert_no_epoch_twice(vidflow: Vidflow, later: Later, restored_at: datetime.datetime) -> None:
+    """Every epoch that was given out behind the restore is newer than all that Kafka held by then."""
+    with psycopg.connect(vidflow.stack.database_url) as tables:
+        for uuid in later.known:
+            moves = tables.execute(
+                "SELECT epoch, at > %s FROM scenario_history WHERE scenario_uuid = %s ORDER BY number",
+                (restored_at, uuid),
+            ).fetchall()
+            epochs = [epoch for epoch, _ in moves]
+            assert epochs == sorted(epochs)
+            given_out = {epoch for epoch, new in moves if new} - {epoch for epoch, new in moves if not new}
+            assert all(epoch > later.epochs.get(uuid, 0) for epoch in given_out), (uuid, given_out, later.epochs)
+
+
+def restore_while_stopped(folder: Path, backup_folder: Path) -> datetime.datetime:
+    server = EmbeddedPostgres(folder / "postgres", say=print, stop=Stop())
+    try:
+        server.start()
+        at = database_time(server.url)
+        backup.restore(server.url, backup_folder, replace=True, say=print)
+        return at
+    finally:
+        server.stop()
+
+
+def test_invariants_4_and_7_a_restore_of_a_stopped_vidflow_leaves_nothing_stuck(tmp_path: Path, shared: Path) -> None:
+    with running(tmp_path / "data") as vidflow:
+        later = go_on_past_a_backup(vidflow, shared, tmp_path / "backup")
+    restored_at = restore_while_stopped(tmp_path / "data", tmp_path / "backup")
+    with running(tmp_path / "data") as vidflow:
+        assert_reconciled(vidflow, later)
+        assert_no_epoch_twice(vidflow, later, restored_at)
+
+
+def test_invariants_4_and_7_a_restore_under_a_running_vidflow_leaves_nothing_stuck(
+    tmp_path: Path, shared: Path
+) -> None:
+    """Leader, relay, inbox and runner live on, with what they know of a time that has not been."""
+    with running(tmp_path / "data") as vidflow:
+        later = go_on_past_a_backup(vidflow, shared, tmp_path / "backup")
+        restored_at = database_time(vidflow.stack.database_url)
+        backup.restore(vidflow.stack.database_url, tmp_path / "backup", replace=True, say=print)
+        assert_reconciled(vidflow, later)
+        assert_no_epoch_twice(vidflow, later, restored_at)
