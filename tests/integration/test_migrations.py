@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from tests.integration.embedded import wait_until
 
 from vidflow.domain.errors import SetupError
 from vidflow.infra import migrations
@@ -88,6 +89,90 @@ def test_a_role_on_an_older_schema_waits_until_it_is_migrated(empty_url: str) ->
         assert not waiting.done()
         migrations.migrate(empty_url, print)
         waiting.result(timeout=20)
+
+
+def of_files(monkeypatch: pytest.MonkeyPatch, names: list[str], folder: Path) -> None:
+    """Lets this process know these files and no others, as a version of vidflow does; those that there are not are empty."""
+    real = migrations.files()
+    for name in names:
+        text = real[name].read_text() if name in real else f"CREATE TABLE of_{name[:4]} ();"
+        (folder / f"{name}.sql").write_text(text)
+    monkeypatch.setattr(migrations, "sql_folder", lambda: folder)
+
+
+def is_ready(url: str) -> bool:
+    """Whether a role would start, or waits for the schema."""
+    stop = Stop()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(migrations.wait_for_schema, url, stop)
+        try:
+            waiting.result(timeout=2 * migrations.LOOK_S)
+        except TimeoutError:
+            return False
+        finally:
+            stop.request()
+    return True
+
+
+def test_a_role_needs_what_is_added_and_not_what_is_to_be_taken_away(
+    empty_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    of_files(monkeypatch, ["0001_spine.pre", "0098_more.pre", "0099_less.post"], tmp_path)
+    assert not is_ready(empty_url)
+    migrations.migrate(empty_url, print, "pre")
+    assert is_ready(empty_url)
+    assert [name for name, applied in migrations.status(empty_url) if not applied] == ["0099_less.post"]
+    migrations.migrate(empty_url, print, "post")
+    assert is_ready(empty_url)
+
+
+def test_an_older_role_runs_on_what_a_newer_version_added_and_not_without_what_it_took_away(
+    empty_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    newer, older = tmp_path / "newer", tmp_path / "older"
+    newer.mkdir()
+    older.mkdir()
+    of_files(monkeypatch, ["0001_spine.pre", "0098_more.pre", "0099_less.post"], newer)
+    migrations.migrate(empty_url, print, "pre")
+    of_files(monkeypatch, ["0001_spine.pre"], older)
+    assert is_ready(empty_url)
+    monkeypatch.setattr(migrations, "sql_folder", lambda: newer)
+    migrations.migrate(empty_url, print, "post")
+    monkeypatch.setattr(migrations, "sql_folder", lambda: older)
+    with pytest.raises(SetupError, match=r"newer version \(0099_less\.post\): upgrade this process"):
+        is_ready(empty_url)
+
+
+def test_phases_are_not_applied_out_of_order() -> None:
+    missing = ["0002_a.pre", "0003_a.post", "0004_b.pre", "0005_b.post"]
+    assert migrations.due(missing, "all") == missing
+    assert migrations.due(missing[2:], "pre") == ["0004_b.pre"]
+    assert migrations.due(missing[3:], "post") == ["0005_b.post"]
+    assert migrations.due(missing[3:], "pre") == []
+    with pytest.raises(SetupError, match=r"0003_a\.post comes before 0004_b\.pre.*--phase post"):
+        migrations.due(missing, "pre")
+    with pytest.raises(SetupError, match=r"0002_a\.pre comes before 0005_b\.post.*--phase pre"):
+        migrations.due(missing, "post")
+
+
+def test_a_migration_that_gets_no_lock_makes_way_and_is_done_once_it_can_be(
+    empty_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    of_files(monkeypatch, ["0001_spine.pre"], tmp_path)
+    migrations.migrate(empty_url, print)
+    (tmp_path / "0098_more.pre.sql").write_text("ALTER TABLE scenarios ADD COLUMN more text;")
+    said: list[str] = []
+    with psycopg.connect(empty_url) as reader, ThreadPoolExecutor(1) as pool:
+        reader.execute("SELECT count(*) FROM scenarios")
+        migrating = pool.submit(migrations.migrate, empty_url, said.append)
+        wait_until(lambda: said.count("0098_more.pre waits for a lock") > 1, "it has tried twice")
+        with psycopg.connect(empty_url) as other:
+            other.execute("SET statement_timeout = '5s'")
+            other.execute("INSERT INTO scenarios (source, model, fps) VALUES ('s', 'm', 'all')")
+        assert not migrating.done()
+        reader.rollback()
+        migrating.result(timeout=20)
+    assert all(applied for _, applied in migrations.status(empty_url))
 
 
 def test_the_command_tells_what_is_missing_by_its_exit_code(empty_url: str) -> None:

@@ -1,0 +1,130 @@
+"""The schema is brought from the first version to today's while an api and an inbox write: neither notices for long."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import httpx
+import psycopg
+import pytest
+from tests.integration.api_server import deploy, init, ready
+from tests.integration.delivery import frames, remake_topics, running, say, send, stored
+from tests.integration.embedded import wait_until
+
+from vidflow.domain.messages import INIT_SCENARIO
+from vidflow.infra import migrations, retention
+from vidflow.infra.postgres import connect
+from vidflow.roles.inbox import run
+from vidflow.settings import ApiOptions, InboxOptions
+
+pytestmark = pytest.mark.long
+
+FIRST = "0001_spine.pre"
+BATCH = 25
+
+
+@pytest.fixture
+def first_url(postgres_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """A database of the first version; this process knows that version's files alone until `monkeypatch.undo`."""
+    (tmp_path / f"{FIRST}.sql").write_bytes(migrations.files()[FIRST].read_bytes())
+    monkeypatch.setattr(migrations, "sql_folder", lambda: tmp_path)
+    name = f"first_{uuid4().hex[:8]}"
+    with psycopg.connect(postgres_url, autocommit=True) as server:
+        server.execute(f"CREATE DATABASE {name}")
+        url = urlsplit(postgres_url)._replace(path=f"/{name}").geturl()
+        migrations.migrate(url, print)
+        yield url
+        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+class Load:
+    """Scenarios are born, and results of one arrive, as fast as they are taken."""
+
+    def __init__(self, client: httpx.Client, bootstrap: str, scenario_uuid: str) -> None:
+        self._client = client
+        self._bootstrap = bootstrap
+        self._uuid = scenario_uuid
+        self._stop = threading.Event()
+        self.born: list[str] = []
+        self.sent = 0
+        self.longest_s = 0.0
+
+    def ask(self) -> None:
+        """Any answer but 201 is an error."""
+        while not self._stop.is_set():
+            began_s = time.monotonic()
+            self.born.append(init(self._client)["scenario_uuid"])
+            self.longest_s = max(self.longest_s, time.monotonic() - began_s)
+
+    def work(self) -> None:
+        while not self._stop.is_set():
+            send(self._bootstrap, *frames(self._uuid, range(self.sent, self.sent + BATCH), epoch=5))
+            self.sent += BATCH
+
+    def end(self) -> None:
+        self._stop.set()
+
+
+def test_from_the_first_schema_to_todays_under_a_writing_load(
+    first_url: str, kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remake_topics(kafka_bootstrap)
+    options = InboxOptions(database_url=first_url, kafka=kafka_bootstrap)
+    with (
+        ready(ApiOptions(database_url=first_url)) as client,
+        running(run, options),
+        connect(first_url, name="test") as tables,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        scenario_uuid = str(init(client)["scenario_uuid"])
+        deploy(first_url, scenario_uuid)
+        load = Load(client, kafka_bootstrap, scenario_uuid)
+        loads: list[Future[None]] = [pool.submit(load.ask), pool.submit(load.work)]
+        try:
+            wait_until(lambda: len(stored(tables, scenario_uuid)) > BATCH, "results are stored")
+            before = len(load.born)
+            monkeypatch.undo()
+            migrations.migrate(first_url, print, "pre")
+            migrations.migrate(first_url, print)
+            wait_until(lambda: len(load.born) > before + 20, "scenarios are born after it too")
+        finally:
+            load.end()
+        for one in loads:
+            one.result()
+        wait_until(lambda: stored(tables, scenario_uuid) == list(range(load.sent)), "all results are stored")
+        assert migrations.pending(tables) == []
+        assert [one.table for one in retention.partitions(tables)] == ["scenario_results_first"]
+        assert retention.default_span_ms(tables) is None
+        [(born,)] = tables.execute("SELECT count(*) FROM scenarios").fetchall()
+        assert born == len(load.born) + 1
+        others = tables.execute("SELECT DISTINCT topic FROM outbox WHERE topic <> %s", (INIT_SCENARIO,)).fetchall()
+        assert others == []  # no dead letter
+    say(
+        f"{len(load.born)} births and {load.sent} results meanwhile; the longest request took {load.longest_s * 1000:.0f} ms"
+    )
+
+
+def test_a_migration_that_died_midway_is_done_by_the_next(first_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The steps that commit on their own: a constraint is left behind, and would refuse results from some day on."""
+    with connect(first_url, name="test") as tables:
+        tables.execute(
+            "INSERT INTO scenario_results SELECT uuidv7(), n, 1, n, n, 1, 1, '', '[]' FROM generate_series(1, 100) AS n"
+        )
+        tables.execute(
+            """
+            ALTER TABLE scenario_results_default
+              ADD CONSTRAINT lies_below_the_ranges CHECK (scenario_uuid < 'ffffffff-0000-7000-8000-000000000000') NOT VALID
+            """
+        )
+        monkeypatch.undo()
+        migrations.migrate(first_url, print)
+        left = tables.execute("SELECT FROM pg_constraint WHERE conname = 'lies_below_the_ranges'").fetchall()
+        assert left == []
+        [(count,)] = tables.execute("SELECT count(*) FROM scenario_results_first").fetchall()
+        assert count == 100
