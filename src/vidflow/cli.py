@@ -33,9 +33,11 @@ app = typer.Typer(
 db = typer.Typer(help="The database: its schema, its backups.", no_args_is_help=True)
 topics = typer.Typer(help="Kafka's topics.", no_args_is_help=True)
 outbox = typer.Typer(help="Messages of the outbox that Kafka refuses.", no_args_is_help=True)
+dlq = typer.Typer(help="Dead letters: messages that the inbox could not take.", no_args_is_help=True)
 app.add_typer(db, name="db")
 app.add_typer(topics, name="topics")
 app.add_typer(outbox, name="outbox")
+app.add_typer(dlq, name="dlq")
 
 
 LAST_PORT = 65535
@@ -95,6 +97,12 @@ Verify = Annotated[
         envvar="VIDFLOW_VERIFY",
     ),
 ]
+TableOrJson = Annotated[Literal["table", "json"], _option("output", "table for people, json for machines.")]
+Place = Annotated[
+    str, typer.Argument(help="The dead letter's place, as vidflow dlq list tells it: topic/partition/offset.")
+]
+Places = Annotated[list[str] | None, typer.Argument(help="The dead letters' places, as vidflow dlq list tells them.")]
+Everything = Annotated[bool, typer.Option("--all", help="All dead letters.", envvar="VIDFLOW_ALL")]
 
 Options = TypeVar("Options")
 
@@ -367,3 +375,39 @@ def create_topics(kafka: Kafka = "") -> None:
 
     made = create_topics(kafka)
     typer.echo(f"made {', '.join(made)}" if made else "all topics were there")
+
+
+@dlq.command("list")
+def list_dead_letters(kafka: Kafka = "", output: TableOrJson = "table") -> None:
+    """List the dead letters that wait, the oldest first."""
+    from vidflow.roles.dlq import list_letters  # noqa: PLC0415
+
+    list_letters(kafka, output)
+
+
+@dlq.command("show")
+def show_dead_letter(place: Place, kafka: Kafka = "", output: TableOrJson = "table") -> None:
+    """Show a dead letter: why, its headers and its bytes."""
+    from vidflow.roles.dlq import show  # noqa: PLC0415
+
+    show(kafka, place, output)
+
+
+@dlq.command("replay")
+def replay_dead_letters(
+    places: Places = None, kafka: Kafka = "", output: TableOrJson = "table", everything: Everything = False
+) -> None:
+    """Send dead letters' messages again, as they were, and drop the letters."""
+    from vidflow.roles.dlq import replay  # noqa: PLC0415
+
+    replay(kafka, places or [], output, everything=everything)
+
+
+@dlq.command("drop")
+def drop_dead_letters(
+    places: Places = None, kafka: Kafka = "", output: TableOrJson = "table", everything: Everything = False
+) -> None:
+    """Drop dead letters that nobody needs."""
+    from vidflow.roles.dlq import drop  # noqa: PLC0415
+
+    drop(kafka, places or [], output, everything=everything)

@@ -24,6 +24,8 @@ DEFAULT_POOL: Final = "default"
 
 PARTITIONS: Final = {INIT_SCENARIO: 4, f"{TO_DEPLOY}.{DEFAULT_POOL}": 4, RUNNER_EVENTS: 4, RESULTS: 16, DEAD_LETTERS: 1}
 """The topics that vidflow needs and how many partitions each is made with; more do no harm."""
+COMPACTED: Final = frozenset({DEAD_LETTERS})
+"""Those that keep the last message of each key for good: a dead letter stays until somebody has dealt with it."""
 
 MAX_FRAME = 2**53 - 1
 Number = Annotated[int, msgspec.Meta(ge=0, le=MAX_FRAME)]
@@ -291,15 +293,28 @@ class End(Message, frozen=True, tag="end"):
 Result = Opened | Frame | Gap | End
 
 
-class DeadLetter(Message, frozen=True, tag="dead_letter"):
-    """A message that could not be taken: where it lay, why, and its bytes (base64 in JSON)."""
+# --- inbox → operators (dead_letters, key: the place)
 
-    topic: str
-    partition: int
-    offset: int
+
+class DeadLetter(Message, frozen=True, tag="dead_letter"):
+    """A message that could not be taken: where it lay, why, its bytes (base64 in JSON) and its headers.
+
+    `cut`: it was too long to be kept whole, so that it cannot be sent again.
+    """
+
+    topic: Word
+    partition: Number
+    offset: Number
     error: str
     key: bytes | None = None
     value: bytes | None = None
+    headers: tuple[tuple[str, bytes | None], ...] = ()
+    cut: bool = False
+
+    @property
+    def place(self) -> str:
+        """Its name and its key: the place of the message, as topic/partition/offset."""
+        return f"{self.topic}/{self.partition}/{self.offset}"
 
 
 T = TypeVar("T")
@@ -309,6 +324,7 @@ _init_scenario: msgspec.json.Decoder[Start | Shutdown] = msgspec.json.Decoder(St
 _command: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Deploy | StopWork | Forget | Ping)
 _runner_event: msgspec.json.Decoder[RunnerEvent] = msgspec.json.Decoder(Report | Probe)
 _result: msgspec.json.Decoder[Result] = msgspec.json.Decoder(Opened | Frame | Gap | End)
+_dead_letter: msgspec.json.Decoder[DeadLetter] = msgspec.json.Decoder(DeadLetter)
 
 
 def encode(message: Message) -> bytes:
@@ -317,7 +333,7 @@ def encode(message: Message) -> bytes:
 
 
 def decode_init_scenario(value: bytes | None) -> Start | Shutdown:
-    """Raises MessageError where the bytes are no such message; so do the other three."""
+    """Raises MessageError where the bytes are no such message; so do the others."""
     return _decode(_init_scenario, value)
 
 
@@ -334,6 +350,11 @@ def decode_runner_event(value: bytes | None) -> RunnerEvent:
 def decode_result(value: bytes | None) -> Result:
     """A worker's message to the inbox."""
     return _decode(_result, value)
+
+
+def decode_dead_letter(value: bytes | None) -> DeadLetter:
+    """A message that could not be taken."""
+    return _decode(_dead_letter, value)
 
 
 def _decode(decoder: msgspec.json.Decoder[T], value: bytes | None) -> T:

@@ -6,16 +6,16 @@ Clients are made in the process and thread that use them, after any fork: one th
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any, Final, TypeVar
 
 import msgspec
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicCollection, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec, TopicDescription
 
 from vidflow.domain.errors import Unavailable
-from vidflow.domain.messages import PARTITIONS
+from vidflow.domain.messages import COMPACTED, PARTITIONS
 from vidflow.infra.outage import TOPIC_MISSING, kafka_outage, require_kafka
 from vidflow.infra.stopping import Stop
 from vidflow.infra.telemetry import log
@@ -25,7 +25,7 @@ EPOCH: Final = "epoch"
 KIND: Final = "kind"
 RUNNER: Final = "runner"
 
-Headers = list[tuple[str, bytes]]
+Headers = list[tuple[str, bytes | None]]
 T = TypeVar("T")
 
 _ANSWER_S: Final = 5.0
@@ -35,6 +35,7 @@ _QUIET_S: Final = 3.0
 _LED_POLL_S: Final = 0.02
 _LED_S: Final = 30.0
 """How long a broker may take until a new topic's partitions are led: far more than one needs that has a processor to run on."""
+_SILENCE_S: Final = 10.0
 _log = log("kafka")
 _CLASSIC: Final[dict[str, Any]] = {
     "session.timeout.ms": 6000,
@@ -190,18 +191,57 @@ def assign_at_end(reader: Consumer, client: AdminClient, topics: Iterable[str]) 
     reader.assign(ends)
 
 
+def read_log(bootstrap: str, topic: str) -> Iterator[Message]:
+    """All messages that the topic holds now, each partition's in order; what comes meanwhile may be among them.
+
+    Belongs to no group and leaves no trace at the broker. Raises KafkaAway.
+    """
+    client = admin(bootstrap)
+    numbers = partitions(client, topic)
+    firsts = first_offsets(client, topic, numbers)
+    ends = {number: end for number, end in end_offsets(client, topic, numbers).items() if end > firsts[number]}
+    # The end event too: compaction may have taken a partition's last messages, so that none comes of the offset before its end.
+    more = {"group.id": "vidflow-alone", "enable.auto.commit": False, "enable.partition.eof": True}
+    reader = Consumer({**_client(bootstrap, "vidflow-log"), **more})
+    try:
+        reader.assign([TopicPartition(topic, number, firsts[number]) for number in ends])
+        while ends:
+            message = reader.poll(_SILENCE_S)
+            if message is None:
+                raise KafkaAway(f"Kafka stopped answering while {topic} was read")
+            if _is_message(message):
+                yield message
+            if message.error() or message.offset() + 1 >= ends.get(message.partition(), 0):
+                ends.pop(message.partition(), None)
+    finally:
+        reader.close()
+
+
+def _is_message(message: Message) -> bool:
+    """Whether it is one, and no end of a partition. Raises KafkaAway for what else the client has to say."""
+    error = message.error()
+    if error is not None and error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001
+        raise KafkaAway(f"Kafka cannot be read: {error.str()}")
+    return error is None
+
+
 def create_topics(bootstrap: str) -> list[str]:
     """Makes the topics that are missing, with the number of replicas that the broker takes by default; returns them.
 
     Raises KafkaAway.
     """
     client = admin(bootstrap)
-    wanted = [NewTopic(topic, count, -1) for topic, count in PARTITIONS.items()]
+    wanted = [NewTopic(topic, count, -1, config=_topic_settings(topic)) for topic, count in PARTITIONS.items()]
     answers = _asked("making the topics", lambda: client.create_topics(wanted, request_timeout=_ANSWER_S))
     made = [topic for topic, answer in answers.items() if _made(topic, answer)]
     for topic in made:
         _until_led(client, topic)
     return made
+
+
+def _topic_settings(topic: str) -> dict[str, str]:
+    """Where a topic's settings are not the broker's own."""
+    return {"cleanup.policy": "compact"} if topic in COMPACTED else {}
 
 
 def _until_led(client: AdminClient, topic: str) -> None:

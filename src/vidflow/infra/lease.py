@@ -120,7 +120,7 @@ class Lease:
         self.name = name
         self.holder = holder
         self.term = term
-        self._terms = {name: term}
+        self.terms: Terms = {name: term}
         self._url = url
         self._trusted_until_s = trusted_until(attempted_s)
         self._over = threading.Event()
@@ -137,7 +137,7 @@ class Lease:
             raise LeaseLost(f"not renewed in time: {self.name} (term {self.term})", [self.name])
         with self._connection().transaction():
             try:
-                fence(self._connection(), self._terms, self.holder)
+                fence(self._connection(), self.terms, self.holder)
             except LeaseLost:
                 self._over.set()
                 raise
@@ -165,7 +165,7 @@ class Lease:
     def _renewed(self, connection: Connection) -> bool:
         attempted_s = time.monotonic()
         try:
-            if renew(connection, self._terms, self.holder):
+            if renew(connection, self.terms, self.holder):
                 self._trusted_until_s = trusted_until(attempted_s)
                 return True
         except psycopg.Error as error:
@@ -241,6 +241,6 @@ def _release(connection: Connection, lease: Lease) -> None:
     if connection.closed:
         return
     try:
-        give_up(connection, {lease.name: lease.term}, lease.holder)
+        give_up(connection, lease.terms, lease.holder)
     except psycopg.Error as error:
         _log.debug("give_up_failed", lease=lease.name, term=lease.term, error=str(error).strip())

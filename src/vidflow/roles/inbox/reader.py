@@ -23,7 +23,8 @@ Place = Callable[[Sequence[int]], Mapping[int, int]]
 class Taken(msgspec.Struct, frozen=True):
     """A message as it lay in the log, and what it says; `error` is why it cannot be taken, where it cannot.
 
-    `ours`: it has the headers that a worker gives its messages, so a worker sent it, and not just anybody.
+    `ours`: it has the headers that a worker gives its messages, so a worker sent it, and not just anybody. `raw` is the client's
+    own object: headers cost more to read than all the rest, and are wanted of a dead letter alone.
     """
 
     partition: int
@@ -33,6 +34,12 @@ class Taken(msgspec.Struct, frozen=True):
     message: Result | None = None
     error: str | None = None
     ours: bool = False
+    raw: Message | None = None
+
+    @property
+    def headers(self) -> kafka.Headers:
+        """What its sender put beside it."""
+        return (self.raw.headers() or []) if self.raw is not None else []
 
 
 class Reader:
@@ -146,7 +153,8 @@ class Reader:
 def _taken(message: Message) -> Taken:
     partition, offset, key, value = message.partition(), message.offset(), message.key(), message.value()
     try:
-        return Taken(partition, offset, key, value, decode_result(value))
+        return Taken(partition, offset, key, value, decode_result(value), raw=message)
     except MessageError as error:
-        ours = {kafka.KIND, kafka.EPOCH} <= {name for name, _ in message.headers() or []}
-        return Taken(partition, offset, key, value, error=error.message, ours=ours)
+        taken = Taken(partition, offset, key, value, error=error.message, raw=message)
+        ours = {kafka.KIND, kafka.EPOCH} <= {name for name, _ in taken.headers}
+        return msgspec.structs.replace(taken, ours=ours)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
+import msgspec
 import psycopg
 from confluent_kafka.admin import AdminClient
 
@@ -143,9 +144,7 @@ class Inbox:
             return len(part) // 2
         [culprit] = part
         reason = str(error).splitlines()[0]
-        self._reader.batch[0] = Taken(
-            culprit.partition, culprit.offset, culprit.key, culprit.value, error=reason, ours=True
-        )
+        self._reader.batch[0] = msgspec.structs.replace(culprit, message=None, error=reason, ours=True)
         return 1
 
     def _begin_again(self, partitions: Sequence[int]) -> None:

@@ -18,6 +18,8 @@ from vidflow.roles.inbox.reader import Taken
 
 LETTER_BYTES: Final = 500_000
 """The most of a message that its dead letter keeps: as base64 it must still pass the brokers' usual limit of 1 MB."""
+BESIDE_BYTES: Final = 50_000
+"""The most of its key, and of its headers."""
 POISON_BATCH: Final = 20
 POISON_RUN: Final = 50
 
@@ -98,16 +100,18 @@ def _write(tx: Connection, messages: Sequence[Taken]) -> Batch:
 
 
 def _dead_letter(taken: Taken) -> outbox.Row:
-    error = taken.error or ""
-    value = taken.value
+    """The message as it lay in the log, as much of it as Kafka takes in one message again."""
+    key, value, headers = taken.key, taken.value, tuple(taken.headers)
+    error, cut = taken.error or "", False
     if value is not None and len(value) > LETTER_BYTES:
         error = f"{error} (the first {LETTER_BYTES} of {len(value)} bytes are kept)"
-        value = value[:LETTER_BYTES]
-    key = taken.key[:LETTER_BYTES] if taken.key is not None else None
-    letter = DeadLetter(RESULTS, taken.partition, taken.offset, error, key, value)
-    return outbox.Row(
-        topic=DEAD_LETTERS, key=f"{RESULTS}-{taken.partition}", kind="dead_letter", epoch=0, payload=encode(letter)
-    )
+        value, cut = value[:LETTER_BYTES], True
+    if key is not None and len(key) > BESIDE_BYTES:
+        key, cut = key[:BESIDE_BYTES], True
+    if sum(len(name) + len(content or b"") for name, content in headers) > BESIDE_BYTES:
+        headers, cut = (), True
+    letter = DeadLetter(RESULTS, taken.partition, taken.offset, error, key, value, headers, cut)
+    return outbox.Row(topic=DEAD_LETTERS, key=letter.place, kind="dead_letter", epoch=0, payload=encode(letter))
 
 
 def poison_run(run: int, messages: Sequence[Taken]) -> int:

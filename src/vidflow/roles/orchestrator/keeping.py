@@ -136,5 +136,5 @@ class Keeper:
     def _fenced(self) -> Iterator[Connection]:
         """A transaction that commits only under the lease, beside those of the leader's tick. Raises LeaseLost."""
         with self._tables.transaction():
-            leases.fence(self._tables, self._lease.name, self._lease.holder, self._lease.term)
+            leases.fence(self._tables, self._lease.terms, self._lease.holder)
             yield self._tables
