@@ -1,0 +1,69 @@
+"""The end of all work as the topics show it: every runner's list is empty, and nothing that work alone sends is sent any more."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from confluent_kafka import Consumer, KafkaException, Message
+from tests.faults.broken import broken
+from tests.faults.scene import Parts
+
+from vidflow.domain.messages import (
+    RESULTS,
+    RUNNER_EVENTS,
+    Ping,
+    Report,
+    commands_topic,
+    decode_command,
+    decode_runner_event,
+)
+from vidflow.infra import kafka
+
+QUIET_S: Final = 2.5
+"""Longer than any pause after which a command is given again."""
+LIMIT_S: Final = 40.0
+
+
+def check_7_silence(parts: Parts) -> None:
+    """Every runner's list is empty, and nothing is sent any more: no result, and no command but pings."""
+    admin = kafka.admin(parts.kafka)
+    reader = kafka.consumer(parts.kafka, client_id="fault-checks")
+    try:
+        kafka.assign_at_end(reader, admin, [RUNNER_EVENTS, RESULTS, commands_topic("default")])
+        _until_silent(reader, parts)
+    finally:
+        reader.close()
+
+
+def _until_silent(reader: Consumer, parts: Parts) -> None:
+    until_s, spoken_s = time.monotonic() + LIMIT_S, time.monotonic()
+    lists: dict[str, Report] = {}
+    heard: list[str] = []
+    while time.monotonic() < until_s:
+        for message in reader.consume(500, 0.1):
+            if message.error():
+                raise KafkaException(message.error())
+            if message.topic() == RUNNER_EVENTS:
+                event = decode_runner_event(message.value())
+                lists |= {event.runner: event} if isinstance(event, Report) else {}
+            elif (said := _said(message)) is not None:
+                heard.append(said)
+                spoken_s = time.monotonic()
+        if time.monotonic() - spoken_s > QUIET_S and _all_empty(lists, parts.pids()["runner"]):
+            return
+    raise broken(7, f"not silent within {LIMIT_S} s: {heard[-10:]}; lists {list(lists.values())}")
+
+
+def _said(message: Message) -> str | None:
+    """What was sent that work alone sends."""
+    if message.topic() == RESULTS:
+        return f"a result: {message.value()[:200]!r}"
+    command = decode_command(message.value())
+    return None if isinstance(command, Ping) else f"a command: {command}"
+
+
+def _all_empty(lists: dict[str, Report], pids: list[int]) -> bool:
+    """Whether each runner that lives has reported, and nobody lists anything."""
+    reported = {int(runner.split("-")[-2]) for runner in lists}
+    return set(pids) <= reported and not any(report.entries for report in lists.values())
