@@ -1,0 +1,66 @@
+"""The fault matrix and the soak as commands that print a table. Both print their seed, which plays the same blows again.
+
+python -m tests.faults matrix [--seed S] [--only "kill runner"] [--freeze-s 30]
+python -m tests.faults chaos  [--seed S] [--minutes N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import random
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from tests.conftest import SHARED
+from tests.faults import chaos, matrix, works
+from tests.faults.scene import scene
+
+HIGHEST_SEED: Final = 10**6
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = arguments.add_subparsers(required=True)
+    for name, run in {"matrix": run_matrix, "chaos": run_chaos}.items():
+        command = commands.add_parser(name)
+        command.add_argument("--seed", type=int, default=random.randrange(HIGHEST_SEED))  # noqa: S311
+        command.add_argument("--keep-log", type=Path, help="a file for what the roles and the stack said")
+        command.set_defaults(run=run)
+        if name == "matrix":
+            command.add_argument("--only", default="", help="words of the cases: a fault, a victim, a moment")
+            command.add_argument("--freeze-s", type=float, default=matrix.FREEZE_S)
+        else:
+            command.add_argument("--minutes", type=float, default=30.0)
+    given = arguments.parse_args()
+    say(f"{platform.platform()}, {os.cpu_count()} cores, seed {given.seed}")
+    with tempfile.TemporaryDirectory(prefix="vidflow-faults-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)  # a server that runs as another user must find its own folder in it
+        given.run(given, Path(folder))
+
+
+def run_matrix(given: argparse.Namespace, folder: Path) -> None:
+    done = [works.slow(folder, 120), works.sampled(folder, 60)]
+    with scene(folder / "data", done, log=given.keep_log) as now:
+        say(matrix.HEADER)
+        for row in matrix.play(now, matrix.cases(given.only), done, given.seed, given.freeze_s):
+            say(matrix.line(row))
+
+
+def run_chaos(given: argparse.Namespace, folder: Path) -> None:
+    done = [works.slow(folder, 60), works.slow(folder, 200), works.sampled(folder, 100)]
+    done += [works.bottles(SHARED)] if SHARED.is_dir() else []
+    with scene(folder / "data", done, log=given.keep_log) as now:
+        say(chaos.table(chaos.soak(now, done, given.minutes, given.seed)))
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

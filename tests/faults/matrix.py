@@ -1,0 +1,118 @@
+"""The fault matrix: who is struck, by what, while a scenario is starting, running or shutting down; one case after another."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import product
+from typing import Final
+
+from tests.faults import checks
+from tests.faults.flow import watched
+from tests.faults.scene import Scene
+from tests.faults.strikes import Fault, Victim, aim, strike
+from tests.faults.works import Work
+
+FREEZE_S: Final = 30.0
+MOST_MISSES: Final = 5
+
+
+class When(StrEnum):
+    """What a scenario is doing when the blow falls."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    SHUTTING_DOWN = "shutting_down"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One square of the matrix."""
+
+    fault: Fault
+    victim: Victim
+    when: When
+
+    def __str__(self) -> str:
+        return f"{self.fault}-{self.victim}-{self.when}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came of a case. `pause_s`: the longest time from the blow on in which nothing got on."""
+
+    case: Case
+    outcome: str
+    pause_s: float
+    frames: int
+    repeats: int
+    losses: int
+    returns: int
+
+
+HEADER: Final = f"{'fault':10}{'victim':10}{'when':15}{'outcome':10}{'pause s':>8}{'frames':>8}{'repeats':>9}{'losses':>8}{'returns':>9}"
+
+
+def line(row: Row) -> str:
+    case = row.case
+    return (
+        f"{case.fault:10}{case.victim:10}{case.when:15}{row.outcome:10}{row.pause_s:8.2f}{row.frames:8}"
+        f"{row.repeats:9}{row.losses:8}{row.returns:9}"
+    )
+
+
+def cases(only: str = "") -> list[Case]:
+    """All cases, or those whose name has the words of `only` in it."""
+    every = [Case(fault, victim, when) for victim, fault, when in product(Victim, Fault, When)]
+    chosen = [case for case in every if all(word in str(case).split("-") for word in only.replace("-", " ").split())]
+    return [
+        case for case in chosen if (case.fault, case.victim) != (Fault.TERM, Victim.MACHINE)
+    ]  # that is the runner's
+
+
+def befall(scene: Scene, case: Case, work: Work, chance: random.Random, freeze_s: float) -> float | None:
+    """Brings a scenario to the case's moment and strikes: when; None where the victim was gone before the blow fell."""
+    if case.when is When.STARTING:
+        pids = [] if case.victim is Victim.WORKER else aim(scene.parts, case.victim, chance)
+        scene.begin(work)
+        return strike(case.fault, case.victim, pids or aim(scene.parts, case.victim, chance), freeze_s)
+    uuid = scene.begin(work)
+    scene.under_way(uuid)
+    pids = aim(scene.parts, case.victim, chance)
+    if case.when is When.SHUTTING_DOWN:
+        scene.until_shut_down(uuid)
+    return strike(case.fault, case.victim, pids, freeze_s)
+
+
+def struck(scene: Scene, case: Case, work: Work, chance: random.Random, freeze_s: float) -> float:
+    """Lets it befall a new scenario, again where the victim had slipped away; the moment of the blow."""
+    for _ in range(MOST_MISSES):
+        if (struck_s := befall(scene, case, work, chance, freeze_s)) is not None:
+            return struck_s
+    raise AssertionError(f"{case}: nobody was there to be struck, {MOST_MISSES} times")
+
+
+def play(scene: Scene, chosen: Iterable[Case], works: Sequence[Work], seed: int, freeze_s: float) -> Iterator[Row]:
+    """Each case by itself: the blow beside other scenarios that run, all checks after it. Yields what came of each."""
+    before = checks.all_hold(scene)
+    for case in chosen:
+        scene.until_whole()
+        chance = random.Random(f"{seed} {case}")  # noqa: S311 - to be replayed, one case alone too
+        with watched(scene.parts.database_url) as flow:
+            for work in works[1:]:
+                scene.begin(work)
+            struck_s = struck(scene, case, works[0], chance, freeze_s)
+            scene.until_settled()
+            pause_s = flow.longest_pause_s(struck_s)
+        try:
+            after = checks.all_hold(scene)
+        except AssertionError as error:
+            yield Row(case, f"BROKEN: {error}", pause_s, 0, 0, 0, 0)
+            raise
+        yield Row(
+            case, "held", pause_s, after.frames - before.frames, after.repeats - before.repeats, after.losses - before.losses,
+            after.returns - before.returns,
+        )  # fmt: skip
+        before = after
