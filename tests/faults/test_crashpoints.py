@@ -1,0 +1,66 @@
+"""kill -9 at each place that the code names a crash point: it is hit, and what must hold holds afterwards."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.faults import checks, works
+from tests.faults.scene import Scene, environment, scene
+from tests.integration.embedded import wait_until
+
+import vidflow
+
+pytestmark = [pytest.mark.long, pytest.mark.fault, pytest.mark.timeout(240)]
+
+PASSES = {"relay": 2, "inbox": 2, "orchestrator": 2, "worker.before_frame": 7, "worker.after_frame": 7}
+"""At which pass it dies, by point or role: in the midst of the work rather than at its first step. Else at the first."""
+HIT_S = 60.0
+
+
+def points() -> list[str]:
+    """Every point that the source names: a new one cannot be forgotten."""
+    source = Path(vidflow.__file__).parent
+    named = [re.findall(r'crashpoint\("([^"]+)"\)', path.read_text()) for path in source.rglob("*.py")]
+    return sorted({point for found in named for point in found})
+
+
+@pytest.fixture(scope="module")
+def now(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    folder = tmp_path_factory.mktemp("crash-points")
+    with scene(folder / "data", [works.slow(folder, 40)], runners=1, orchestrators=1, relays=1) as now:
+        yield now
+
+
+def start_armed(now: Scene, role: str, point: str) -> None:
+    """Lets the role be started anew with the point armed, and what is started behind it without."""
+    [before] = now.parts.pids()[role]
+    passes = PASSES.get(point) or PASSES.get(role) or 1
+    with environment(VIDFLOW_CRASHPOINTS=f"{point}:{passes}"):
+        os.kill(before, signal.SIGTERM)
+        wait_until(lambda: set(now.parts.pids()[role]) not in ({before}, set()), f"{role} is started anew", HIT_S)
+
+
+@pytest.mark.parametrize("point", points())
+def test_invariants_1_to_8_hold_after_a_kill_at_the_point(now: Scene, point: str) -> None:
+    role = "runner" if point.startswith("worker.") else point.partition(".")[0]
+    now.until_whole()
+    said = len(now.said)
+    start_armed(now, role, point)
+    now.until_whole()  # it hears what comes bit by bit: a batch that held all of it would be its only pass
+    [work] = now.undisturbed
+    now.begin(work)
+    died = r"worker_ended.*SIGKILL" if point.startswith("worker.") else rf"dev: {role} was killed by SIGKILL"
+    wait_until(lambda: any(re.search(died, line) for line in now.said[said:]), f"{point} is hit", HIT_S)
+    now.until_whole()
+    checks.all_hold(now)
+
+
+def test_every_crash_point_is_named_by_a_literal_so_that_the_search_finds_it() -> None:
+    source = Path(vidflow.__file__).parent
+    calls = [re.findall(r"(?<!def )\bcrashpoint\(", path.read_text()) for path in source.rglob("*.py")]
+    assert len(points()) == sum(map(len, calls)) > 0
