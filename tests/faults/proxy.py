@@ -1,0 +1,127 @@
+"""A TCP proxy on the loopback interface whose wire can be cut, restored, made slow, and hung up. It knows nothing of what it carries."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final, Self
+
+CHUNK: Final = 64 * 1024
+PATIENCE_S: Final = 5.0
+
+
+class Proxy:
+    """Carries each connection to `port_behind()` of this machine, byte for byte, by two threads.
+
+    While it is cut, nothing comes through either way and nobody is told, as in a network that drops packets; what was sent
+    meanwhile arrives once it is restored. (To the kernels at both ends the peer is still there: their own timeouts, which
+    would notice a real cut sooner or later, do not. That is the harder case.)
+    """
+
+    def __init__(self, port_behind: Callable[[], int]) -> None:
+        self.delay_s = 0.0
+        """For each chunk, each way."""
+        self.carried = 0
+        """Connections so far."""
+        self._port_behind = port_behind
+        self._whole = threading.Event()
+        self._whole.set()
+        self._refuses = False
+        self._over = False
+        self._open: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.port = int(self._listener.getsockname()[1])
+        self._thread = threading.Thread(target=self._accept, name=f"proxy {self.port}")
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over = True
+        self._whole.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.hang_up()
+        self._thread.join(PATIENCE_S)
+
+    @contextmanager
+    def cut(self) -> Iterator[None]:
+        """Lets nothing through while the block lasts, and says nothing."""
+        self._whole.clear()
+        try:
+            yield
+        finally:
+            self._whole.set()
+
+    @contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Hangs up on everybody while the block lasts."""
+        self._refuses = True
+        self.hang_up()
+        try:
+            yield
+        finally:
+            self._refuses = False
+
+    def hang_up(self) -> None:
+        """Ends all connections."""
+        with self._lock:
+            ends, self._open = self._open, set()
+        for end in ends:
+            _close(end)
+
+    def _accept(self) -> None:
+        while not self._over:
+            try:
+                front, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._join, args=(front,), name=f"proxy {self.port} joins", daemon=True).start()
+
+    def _join(self, front: socket.socket) -> None:
+        """Finds the one behind, and carries what comes from it; what goes to it is another thread's."""
+        self._whole.wait()
+        try:
+            if self._refuses or self._over:
+                raise ConnectionRefusedError
+            back = socket.create_connection(("127.0.0.1", self._port_behind()), PATIENCE_S)
+        except OSError:
+            _close(front)
+            return
+        back.settimeout(None)
+        for end in (front, back):
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with self._lock:
+            self._open |= {front, back}
+        self.carried += 1
+        there = threading.Thread(target=self._carry, args=(front, back), name=f"proxy {self.port} there", daemon=True)
+        there.start()
+        self._carry(back, front)
+        there.join()
+
+    def _carry(self, source: socket.socket, target: socket.socket) -> None:
+        """Until one of both ends hangs up: then both are closed."""
+        slow = threading.Event()
+        with contextlib.suppress(OSError):
+            while chunk := source.recv(CHUNK):
+                if self.delay_s:
+                    slow.wait(self.delay_s)
+                self._whole.wait()
+                target.sendall(chunk)
+            self._whole.wait()  # the end of a connection does not come through a cut either
+        with self._lock:
+            self._open -= {source, target}
+        for end in (source, target):
+            _close(end)
+
+
+def _close(end: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
+    end.close()
