@@ -1,0 +1,221 @@
+"""How long vidflow needs after a part of it was killed, beside its flow when nothing is; median and worst of each.
+
+    python bench/recovery.py [--runs 20] [--only "relay,kafka"]
+
+It starts a `vidflow dev` of its own with two runners, orchestrators and relays. One scenario at a time is under way, some 40 frames
+a second; what dies is started again by dev, after 0.2 s the first time. All is seen from the tables, which are looked at each 10 ms.
+For the servers: how long they themselves took to answer again stands beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import random
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from confluent_kafka import KafkaException
+
+sys.path.append(str(Path(__file__).parents[1]))  # how to break a vidflow is known to its fault suite
+
+from tests.faults import works
+from tests.faults.flow import Flow, watched
+from tests.faults.scene import Scene, scene
+from tests.faults.strikes import Victim, aim
+from tests.integration.embedded import wait_until
+
+from servers import fdatasync_us
+from vidflow.infra import kafka
+
+LIMIT_S = 120.0
+FLOW_S = 5.0
+FRAMES = 6000
+BIRTHS = 4
+Measured = Iterator[tuple[str, float]]
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--runs", type=int, default=20)
+    arguments.add_argument("--only", default="", help="some of: " + ", ".join(MEASURES))
+    given = arguments.parse_args()
+    chosen = [name for name in MEASURES if not given.only or name in given.only.split(",")]
+    print(
+        f"{platform.platform()}, {os.cpu_count()} cores, fdatasync {fdatasync_us():.0f} us, {given.runs} runs; seconds"
+    )
+    print(f"{'':58}{'median':>8}{'worst':>8}")
+    with tempfile.TemporaryDirectory(prefix="vidflow-bench-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)
+        work = works.slow(Path(folder), FRAMES)
+        with scene(Path(folder) / "data") as now:
+            for name in chosen:
+                measured(now, work, MEASURES[name], given.runs)
+
+
+def measured(now: Scene, work: works.Work, measure: Callable[[Bench], Measured], runs: int) -> None:
+    """Runs it so many times, each upon a vidflow that is whole and has one scenario under way; prints the spread."""
+    found: dict[str, list[float]] = {}
+    for _ in range(runs):
+        now.until_whole()
+        uuid = now.begin(work)
+        now.under_way(uuid)
+        with watched(now.parts.database_url) as flow:
+            bench = Bench(now, flow, uuid)
+            for name, seconds in measure(bench):
+                found.setdefault(name, []).append(seconds)
+            bench.close()
+        now.until_shut_down(uuid)
+        now.until_settled()
+    for name, times in found.items():
+        print(f"{name:58}{statistics.median(times):>8.2f}{max(times):>8.2f}", flush=True)
+
+
+class Bench:
+    """A vidflow with one scenario under way, and what is seen of it."""
+
+    def __init__(self, now: Scene, flow: Flow, uuid: str) -> None:
+        self.now = now
+        self.flow = flow
+        self.uuid = uuid
+        self._tables: psycopg.Connection[Any] | None = None
+
+    def kill(self, victim: Victim) -> float:
+        """Kills it; the moment."""
+        pids = aim(self.now.parts, victim, random.Random(0))  # noqa: S311 - there is one, or they are alike
+        killed_s = time.monotonic()
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        return killed_s
+
+    def until(self, query: str, *values: object) -> float:
+        """The moment from which on the query says true."""
+        wait_until(lambda: self.asked(query, *values), query, LIMIT_S)
+        return time.monotonic()
+
+    def asked(self, query: str, *values: object) -> Any:  # noqa: ANN401 - what the query gives
+        """The one value that the query gives. Raises psycopg.OperationalError while the database is away."""
+        if self._tables is None or self._tables.closed:
+            self._tables = psycopg.connect(self.now.parts.database_url, autocommit=True, connect_timeout=2)
+        row = self._tables.execute(query, values).fetchone()  # type: ignore[arg-type]
+        return row and row[0]
+
+    def close(self) -> None:
+        if self._tables is not None:
+            self._tables.close()
+
+
+def undisturbed(bench: Bench) -> Measured:
+    since_s = time.monotonic()
+    wait_until(lambda: time.monotonic() - since_s > FLOW_S, "some seconds of flow have been seen")
+    for earlier, later in pairwise(moment for moment in bench.flow.moments if moment > since_s):
+        yield "undisturbed: from one look with new frames to the next", later - earlier
+    began_s = time.monotonic()
+    uuids = births(bench)
+    yield "undisturbed: asked for to published", bench.until(PUBLISHED, uuids) - began_s
+    yield "undisturbed: asked for to placed", bench.until(PLACED, uuids[0]) - began_s
+    stop(bench, uuids)
+
+
+def worker(bench: Bench) -> Measured:
+    """Frames that it had sent are stored after its death: the next one is one of a new epoch."""
+    epoch = bench.asked(EPOCH, bench.uuid)
+    killed_s = bench.kill(Victim.WORKER)
+    yield "worker killed, to the next frame (1 s of backoff is in it)", bench.until(NEWER, bench.uuid, epoch) - killed_s
+
+
+def runner(bench: Bench) -> Measured:
+    epoch = bench.asked(EPOCH, bench.uuid)
+    killed_s = bench.kill(Victim.MACHINE)
+    name = "runner killed, to the next frame by another (lease of 3 s)"
+    yield name, bench.until(NEWER, bench.uuid, epoch) - killed_s
+
+
+def leader(bench: Bench) -> Measured:
+    killed_s = bench.kill(Victim.LEADER)
+    uuids = births(bench, 1)
+    yield "leader killed, to the next placement (lease of 2 s)", bench.until(PLACED, uuids[0]) - killed_s
+    stop(bench, uuids)
+
+
+def relay(bench: Bench) -> Measured:
+    """The one that publishes, as far as that can be told; asked for are several, since shards may have several owners."""
+    killed_s = bench.kill(Victim.RELAY)
+    uuids = births(bench)
+    yield "relay killed, to the next publish (lease of 2 s)", bench.until(PUBLISHED, uuids) - killed_s
+    stop(bench, uuids)
+
+
+def broker(bench: Bench) -> Measured:
+    killed_s = bench.kill(Victim.KAFKA)
+    admin = kafka.admin(bench.now.parts.kafka)
+
+    def answers() -> bool:
+        try:
+            kafka.end_offsets(admin, "results")
+        except (kafka.KafkaAway, KafkaException):
+            return False
+        return True
+
+    wait_until(answers, "the broker answers", LIMIT_S)
+    back_s = time.monotonic()
+    yield "Kafka killed: until it answers again", back_s - killed_s
+    yield "Kafka killed, to flow", flows_s(bench, killed_s, back_s)
+
+
+def database(bench: Bench) -> Measured:
+    killed_s = bench.kill(Victim.POSTGRES)
+
+    def answers() -> bool:
+        try:
+            return bool(bench.asked("SELECT true"))
+        except psycopg.OperationalError:
+            return False
+
+    wait_until(answers, "the database answers", LIMIT_S)
+    back_s = time.monotonic()
+    yield "PostgreSQL killed: until it answers again", back_s - killed_s
+    yield "PostgreSQL killed, to flow", flows_s(bench, killed_s, back_s)
+
+
+def flows_s(bench: Bench, killed_s: float, back_s: float) -> float:
+    """From the kill to the first frame that was stored after the server's return."""
+    wait_until(lambda: bench.flow.next_s(back_s) is not None, "frames are stored again", LIMIT_S)
+    return back_s - killed_s + (bench.flow.next_s(back_s) or 0.0)
+
+
+def births(bench: Bench, count: int = BIRTHS) -> list[str]:
+    [work] = {bench.now.born[bench.uuid]}
+    return [bench.now.begin(work) for _ in range(count)]
+
+
+def stop(bench: Bench, uuids: list[str]) -> None:
+    for uuid in uuids:
+        bench.now.until_shut_down(uuid)
+
+
+EPOCH = "SELECT epoch FROM scenarios WHERE scenario_uuid = %s"
+NEWER = "SELECT true FROM scenario_results WHERE scenario_uuid = %s AND epoch > %s LIMIT 1"
+PLACED = "SELECT epoch > 0 FROM scenarios WHERE scenario_uuid = %s"
+PUBLISHED = "SELECT count(*) = 0 FROM outbox WHERE key = ANY(%s) AND published_at IS NULL"
+MEASURES = {
+    "undisturbed": undisturbed,
+    "worker": worker,
+    "runner": runner,
+    "leader": leader,
+    "relay": relay,
+    "kafka": broker,
+    "postgres": database,
+}
+
+if __name__ == "__main__":
+    main()
