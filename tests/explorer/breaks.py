@@ -1,0 +1,93 @@
+"""Deliberate breaks: for each rule that carries weight, what the code would be without it, and what then fails.
+
+A break is a change of the product's own text, made in a copy of the package; the explorer and the tests run on the copy. A rule
+whose text is not found any more is an error: the break then has to be made again by hand.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+HERE = Path(__file__).parents[2]
+
+
+class Break(NamedTuple):
+    """A rule, the change that takes it away, and who is expected to notice: worlds of the explorer, or tests.
+
+    `changes`: file below src/vidflow, what stands there once, what stands there instead.
+    """
+
+    rule: str
+    changes: tuple[tuple[str, str, str], ...]
+    worlds: tuple[str, ...] = ()
+    tests: tuple[str, ...] = ()
+
+
+class Caught(NamedTuple):
+    """What noticed a break: the explorer in a world, in how many steps; or a test. Empty: nothing did."""
+
+    what: str
+    where: str
+    steps: int | None = None
+
+
+class Stale(Exception):
+    """A break does not fit the code any more."""
+
+
+@contextmanager
+def broken_code(one: Break) -> Iterator[Path]:
+    """A folder with the package as it is without the rule."""
+    with tempfile.TemporaryDirectory(prefix="vidflow-break-") as folder:
+        shutil.copytree(HERE / "src", Path(folder, "src"), ignore=shutil.ignore_patterns("__pycache__"))
+        (Path(folder) / "sql").symlink_to(HERE / "sql")
+        for name, old, new in one.changes:
+            path = Path(folder, "src", "vidflow", name)
+            text = path.read_text()
+            if text.count(old) != 1:
+                raise Stale(f"{one.rule}: this stands {text.count(old)} times in {name}: {old!r}")
+            path.write_text(text.replace(old, new))
+        yield Path(folder, "src")
+
+
+def catch(one: Break) -> Caught | None:
+    """What notices the break first, of what is expected to: the worlds in their order, then the tests."""
+    with broken_code(one) as source:
+        for world in one.worlds:
+            failure = _explored(source, world)
+            if failure is not None:
+                return Caught(failure[0], world, failure[1])
+        for test in one.tests:
+            if not _passes(source, test):
+                return Caught("a test fails", test)
+    return None
+
+
+def _explored(source: Path, world: str) -> tuple[str, int] | None:
+    command = [sys.executable, "-m", "tests.explorer", "world", world, "--json"]
+    done = subprocess.run(command, cwd=HERE, env=_env(source), capture_output=True, text=True, check=False)
+    if done.returncode not in {0, 1} or not done.stdout:
+        raise Stale(f"{world} cannot be explored: {done.stderr[-2000:]}")
+    return msgspec.json.decode(done.stdout, type=tuple[str, int] | None)
+
+
+def _passes(source: Path, test: str) -> bool:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", *test.split()]
+    done = subprocess.run(command, cwd=HERE, env=_env(source), capture_output=True, text=True, check=False)
+    if done.returncode not in {0, 1}:
+        raise Stale(f"{test} cannot be run: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.returncode == 0
+
+
+def _env(source: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(source), "PYTHONDONTWRITEBYTECODE": "1"}

@@ -1,0 +1,155 @@
+"""Breadth first through all states of a world, so that what fails is shown by its shortest way; then, backwards, liveness."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from tests.explorer.checks import goes_on, holds, is_done
+from tests.explorer.moves import CLIENT, LEADER, Step, all_steps, passes
+from tests.explorer.state import State, World, initial
+from tests.invariants.holds import Broken
+
+from vidflow.domain.errors import IllegalTransition
+
+MOST_STATES = 3_000_000
+
+
+class Failure(NamedTuple):
+    """What does not hold, and the shortest way to it: the name of each step and the state behind it."""
+
+    text: str
+    way: tuple[tuple[str, State], ...]
+
+
+class Explored(NamedTuple):
+    """What a search has seen. `whole` is False where it stopped before the end."""
+
+    world: World
+    states: int
+    transitions: int
+    depth: int
+    seconds: float
+    failure: Failure | None
+    whole: bool
+
+
+class _Graph:
+    """The states in the order in which they were found, how each was reached first, and the fair steps between them."""
+
+    def __init__(self, first: State) -> None:
+        self.numbers = {first: 0}
+        self.states = [first]
+        self.parent = array("i", [-1])
+        self.label = [""]
+        self.depth = array("H", [0])
+        self.origins, self.targets = array("I"), array("I")
+        self.wished = bytearray()
+        self.noisy: list[int] = []
+        self.transitions = 0
+        self._known: dict[object, object] = {}
+
+    def add(self, origin: int, step: Step, state: State) -> None:
+        self.transitions += 1
+        number = self.numbers.get(state)
+        if number is None:
+            known = self._known
+            state = State(*(known.setdefault(part, part) for part in state))  # type: ignore[arg-type]
+            number = self.numbers[state] = len(self.states)
+            self.states.append(state)
+            self.parent.append(origin)
+            self.label.append(step.label)
+            self.depth.append(self.depth[origin] + 1)
+        if step.fair and number != origin:
+            self.origins.append(origin)
+            self.targets.append(number)
+            self.wished.append(step.label == CLIENT)
+
+    def way(self, number: int) -> tuple[tuple[str, State], ...]:
+        steps = []
+        while number >= 0:
+            steps.append((self.label[number], self.states[number]))
+            number = self.parent[number]
+        return tuple(reversed(steps))
+
+    def reaching(self, goals: Iterable[int], *, unasked: bool = False) -> bytearray:
+        """For each state 1 where a fair way leads to one of the goals; `unasked`, with no step of a client on it."""
+        count = len(self.states)
+        first = array("I", bytes(4 * (count + 1)))
+        for target in self.targets:
+            first[target + 1] += 1
+        for number in range(count):
+            first[number + 1] += first[number]
+        place, sources = array("I", first), array("I", bytes(4 * len(self.targets)))
+        wished = bytearray(len(self.targets))
+        for origin, target, wish in zip(self.origins, self.targets, self.wished, strict=True):
+            sources[place[target]], wished[place[target]] = origin, wish
+            place[target] += 1
+        reached, waiting = bytearray(count), list(goals)
+        for number in waiting:
+            reached[number] = 1
+        while waiting:
+            number = waiting.pop()
+            for edge in range(first[number], first[number + 1]):
+                origin = sources[edge]
+                if not reached[origin] and not (unasked and wished[edge]):
+                    reached[origin] = 1
+                    waiting.append(origin)
+        return reached
+
+
+def explore(world: World, most_states: int = MOST_STATES) -> Explored:
+    """All states of the world, or as many as it takes to find what fails."""
+    began_s = time.monotonic()
+    first = initial(world)
+    graph, failure, number = _Graph(first), None, 0
+    while number < len(graph.states) <= most_states and failure is None:
+        failure = _expand(graph, number, world)
+        number += 1
+    whole = failure is None and number == len(graph.states)
+    if whole:
+        failure = _stuck(graph, world)
+    return Explored(
+        world, len(graph.states), graph.transitions, max(graph.depth), time.monotonic() - began_s, failure, whole
+    )
+
+
+def _expand(graph: _Graph, number: int, world: World) -> Failure | None:
+    """Makes every step from a state. The first that breaks something is the end."""
+    state, ticked = graph.states[number], None
+    step = Step("", False, lambda: state)
+    try:
+        for step in all_steps(state, world):
+            after = step.make()
+            if step.label == LEADER:
+                ticked = after
+                if _waiting(after) > _waiting(state):
+                    graph.noisy.append(number)
+            holds(state, after, world)
+            graph.add(number, step, after)
+        for step in passes(state, ticked or state):
+            graph.add(number, step, step.make())
+    except (Broken, IllegalTransition) as broken:
+        return Failure(str(broken), (*graph.way(number), (step.label, state)))
+    return None
+
+
+def _waiting(state: State) -> int:
+    return len(state.outbox) + sum(len(runner.commands) for runner in state.runners)
+
+
+def _stuck(graph: _Graph, world: World) -> Failure | None:
+    """The first state from which no fair way leads to an end at which nothing is sent any more, by whatever fair way."""
+    loud = graph.reaching(graph.noisy)
+    ends = [number for number, state in enumerate(graph.states) if not loud[number] and is_done(state)]
+    number = graph.reaching(ends).find(0)
+    if number >= 0:
+        return Failure("invariant 7: no fault-free way leads to the end of all work", graph.way(number))
+    if world.source.live:
+        going = [number for number, state in enumerate(graph.states) if goes_on(state, world)]
+        number = graph.reaching(going, unasked=True).find(0)
+        if number >= 0:
+            return Failure("invariant 8: a live stream does not go on", graph.way(number))
+    return None

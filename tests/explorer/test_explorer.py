@@ -1,0 +1,38 @@
+"""Invariants 3 to 8 and liveness in every state of small worlds, and that each rule that carries weight is missed by someone."""
+
+from __future__ import annotations
+
+import pytest
+from tests.explorer.breaks import Break, catch
+from tests.explorer.rules import BREAKS
+from tests.explorer.search import explore
+from tests.explorer.state import World
+from tests.explorer.traces import lines
+from tests.explorer.worlds import MIDDLE, QUICK
+
+
+def name(one: World | Break) -> str:
+    return one[0]
+
+
+def holds(world: World) -> None:
+    seen = explore(world)
+    assert seen.failure is None, "\n".join(lines(seen.failure))
+    assert seen.whole
+
+
+@pytest.mark.parametrize("world", QUICK, ids=name)
+def test_all_invariants_hold_in_every_state_of_a_small_world(world: World) -> None:
+    holds(world)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("world", MIDDLE, ids=name)
+def test_all_invariants_hold_in_every_state_of_a_larger_world(world: World) -> None:
+    holds(world)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("one", BREAKS, ids=name)
+def test_each_rule_that_is_broken_is_missed(one: Break) -> None:
+    assert catch(one) is not None, one.rule
