@@ -120,6 +120,7 @@ class Publisher:
                 self._producer.poll(_ANSWER_POLL_S)
                 continue
             except KafkaException as error:
+                self._topics -= {row.topic}  # it may have been deleted: it is looked for before it is used again
                 on_delivery(error.args[0], None)
             return
 

@@ -23,7 +23,7 @@ from vidflow.domain.errors import SetupError, Unavailable
 from vidflow.infra.embedded.folder import FolderLock
 from vidflow.infra.embedded.kafka import EmbeddedKafka
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
-from vidflow.infra.embedded.process import GivenUp, Say, free_ports, listens, start_child
+from vidflow.infra.embedded.process import GivenUp, Say, free_ports, listens, start_child, stop_child
 from vidflow.infra.kafka import create_topics
 from vidflow.infra.migrations import migrate
 from vidflow.infra.stopping import Stop, start_thread
@@ -180,8 +180,22 @@ class Stack:
         if own is not None:
             own.fetch()
         self._start_roles("runner", self._options.runners)
-        if own is not None:
-            self._keep(KAFKA, KAFKA, lambda: _process(own.start()))
+        if own is None:
+            self._make_topics()
+        else:
+            self._keep(KAFKA, KAFKA, lambda: self._start_with_topics(own))
+
+    def _start_with_topics(self, own: EmbeddedKafka) -> subprocess.Popen[bytes]:
+        """Each time that it starts: a broker whose data folder was lost has none."""
+        process = _process(own.start())
+        try:
+            self._make_topics()
+        except BaseException:
+            stop_child(process, signal.SIGTERM, _USUAL_GRACE_S)
+            raise
+        return process
+
+    def _make_topics(self) -> None:
         if made := create_topics(self.kafka):
             self._say(f"made the topics {', '.join(made)}")
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from confluent_kafka import Consumer, KafkaError, Message, Producer
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
 
 from vidflow.domain.errors import MessageError
 from vidflow.domain.lease import ProbeWatch
@@ -28,7 +28,8 @@ from vidflow.infra.telemetry import log
 
 PROBE_EVERY_S: Final = 0.5
 DEAF_S: Final = 5.0
-"""Probes missing for that long while the broker answers: the topics were made anew, so the partitions are assigned anew."""
+"""Probes missing for that long: perhaps the topics were made anew, so the clients are."""
+MOST_DEAF_S: Final = 60.0
 _log = log("orchestrator")
 
 
@@ -43,6 +44,7 @@ class Ears:
         self._consumer: Consumer = kafka.consumer(bootstrap, client_id="vidflow-leader")
         self._probed_s = 0.0
         self._assigned_s = 0.0
+        self._patience_s = DEAF_S
         self._partitions: list[int] = []
         self.watch = ProbeWatch(frozenset())
 
@@ -83,13 +85,18 @@ class Ears:
         if len(self._producer) > 2 * len(self._partitions):
             return
         value = encode(Probe(self._leader, now_s))
-        for partition in self._partitions:
-            self._producer.produce(RUNNER_EVENTS, value, key=self._leader, partition=partition)
+        try:
+            for partition in self._partitions:
+                self._producer.produce(RUNNER_EVENTS, value, key=self._leader, partition=partition)
+        except KafkaException as error:  # the topic was deleted: a probe that is not sent is not heard, and that counts
+            _log.debug("probe_failed", error=str(error.args[0]))
 
     def hearing_since(self, now_s: float) -> float | None:
         """Since when the probes come back without a break; None while they do not."""
         since_s = self.watch.hearing_since(now_s)
-        if since_s is None and now_s - max(self._assigned_s, *self.watch.newest_s.values(), 0.0) > DEAF_S:
+        if since_s is not None:
+            self._patience_s = DEAF_S
+        elif now_s - max(self._assigned_s, *self.watch.newest_s.values(), 0.0) > self._patience_s:
             self._reopen()
         return since_s
 
@@ -98,7 +105,14 @@ class Ears:
         return kafka.topic_id(self._admin, topic), kafka.partitions(self._admin, topic)
 
     def _reopen(self) -> None:
-        self._assigned_s = time.monotonic()  # and not again before DEAF_S have passed
+        """Listens anew, and speaks by another producer: one whose topic was made anew may keep what it has for ever.
+
+        Each time with more patience: on a busy machine new clients may take longer than the old ones would have.
+        """
+        self._assigned_s = time.monotonic()
+        self._patience_s = min(2 * self._patience_s, MOST_DEAF_S)
+        self._producer.purge()
+        self._producer = kafka.producer(self._bootstrap, client_id="vidflow-leader-probes")
         try:
             self.open()
         except kafka.KafkaAway as error:

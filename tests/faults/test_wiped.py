@@ -1,0 +1,103 @@
+"""Kafka without its past: topics deleted and made anew, all of its data gone, messages published that nobody ever reads."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Collection, Iterator
+
+import pytest
+from tests.faults import checks, works
+from tests.faults.scene import Scene, scene
+from tests.faults.strikes import frozen
+from tests.faults.works import Work
+from tests.integration.embedded import wait_until
+
+from vidflow.domain.messages import INIT_SCENARIO, PARTITIONS, RESULTS, RUNNER_EVENTS, commands_topic
+from vidflow.infra import kafka
+
+pytestmark = [pytest.mark.long, pytest.mark.fault, pytest.mark.timeout(420)]
+
+COMMANDS = commands_topic("default")
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Work:
+    return works.slow(tmp_path_factory.mktemp("clips"), 200)
+
+
+@pytest.fixture(scope="module")
+def now(tmp_path_factory: pytest.TempPathFactory, slow: Work) -> Iterator[Scene]:
+    with scene(tmp_path_factory.mktemp("wiped"), [slow]) as now:
+        yield now
+
+
+def remove(now: Scene, topics: Collection[str]) -> None:
+    client = kafka.admin(now.parts.kafka)
+    for answer in client.delete_topics(list(topics)).values():
+        answer.result()
+    wait_until(lambda: not set(topics) & set(client.list_topics(timeout=10).topics), "the topics are gone")
+
+
+def holds(now: Scene) -> None:
+    now.until_settled()
+    now.until_whole()
+    checks.all_hold(now)
+
+
+@pytest.mark.parametrize("topics", [[INIT_SCENARIO], [COMMANDS], [RUNNER_EVENTS], [RESULTS], [*PARTITIONS]], ids=str)
+def test_invariant_7_topics_that_are_made_anew_in_midst_of_a_run_leave_nothing_stuck(
+    now: Scene, slow: Work, topics: list[str]
+) -> None:
+    under_way, waiting = now.begin(slow), [now.begin(slow) for _ in range(4)]
+    now.under_way(under_way)
+    remove(now, topics)
+    now.begin(slow)
+    now.shut_down(waiting[0])
+    kafka.create_topics(now.parts.kafka)
+    holds(now)
+
+
+def test_invariant_7_a_broker_that_lost_all_its_data_leaves_nothing_stuck(
+    now: Scene, slow: Work, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """`vidflow dev` starts it again, empty, and makes its topics."""
+    under_way = now.begin(slow)
+    now.begin(slow)
+    now.under_way(under_way)
+    [broker] = now.parts.pids()["kafka"]
+    os.kill(broker, signal.SIGKILL)
+    [data] = tmp_path_factory.getbasetemp().glob("wiped*/kafka/data")
+    shutil.rmtree(data)
+    now.begin(slow)
+    holds(now)
+
+
+def test_invariant_7_messages_that_were_published_and_never_read_leave_nothing_stuck(now: Scene, slow: Work) -> None:
+    """What wakes the leader, and what a runner is told, is gone before they could hear of it."""
+    with frozen([pid for kind in ("orchestrator", "runner") for pid in now.parts.pids()[kind]]):
+        born = now.begin(slow)
+        wait_until(lambda: all_published(now), "the relay has published it")
+        empty(now, INIT_SCENARIO)
+    now.under_way(born, frames=0)
+    with frozen(now.parts.pids()["runner"]):
+        now.begin(slow)
+        wait_until(lambda: all_published(now), "the relay has published what it was told")
+        empty(now, COMMANDS)
+    holds(now)
+
+
+def all_published(now: Scene) -> bool:
+    with now.tables() as tables:
+        return not tables.execute("SELECT FROM outbox WHERE published_at IS NULL").fetchall()
+
+
+def empty(now: Scene, topic: str) -> None:
+    """Deletes what the topic holds now, as its retention would."""
+    client = kafka.admin(now.parts.kafka)
+    ends = kafka.end_offsets(client, topic)
+    for answer in client.delete_records(
+        [kafka.TopicPartition(topic, number, end) for number, end in ends.items()]
+    ).values():
+        answer.result()
