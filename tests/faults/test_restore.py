@@ -20,8 +20,7 @@ from vidflow.infra.stopping import Stop
 
 pytestmark = [pytest.mark.long, pytest.mark.fault, pytest.mark.timeout(600)]
 
-CLIP, FPS = "videos/one-by-one-person.mp4", 5
-DECODED = 1394
+CLIP, FPS = "videos/one-by-one-person.mp4", 3
 
 
 class Later(msgspec.Struct):
@@ -47,15 +46,15 @@ def go_on_past_a_backup(vidflow: Vidflow, shared: Path, folder: Path) -> Later:
     assert vidflow.ended(ended)["outcome"] == "completed"
     frames = vidflow.frames(ended)
     short = vidflow.init(clip, "motion", FPS, priority=10)
-    long = vidflow.init(clip, "motion", "all")
+    beside = vidflow.init(clip, "motion", FPS)
     waiting = vidflow.init(clip, "motion", FPS, priority=-10)
     until_stored(vidflow, short, 20)
-    until_stored(vidflow, long, 1)
+    until_stored(vidflow, beside, 5)
     backup.backup(vidflow.stack.database_url, folder, replace=False, say=print)
     assert vidflow.ended(short)["outcome"] == "completed"
     born_later = vidflow.init(clip, "motion", FPS, priority=10)
     until_stored(vidflow, born_later, 5)
-    return Later([ended, short, long, waiting], born_later, frames, newest_epochs(vidflow))
+    return Later([ended, short, beside, waiting], born_later, frames, newest_epochs(vidflow))
 
 
 def newest_epochs(vidflow: Vidflow) -> dict[str, int]:
@@ -67,15 +66,10 @@ def newest_epochs(vidflow: Vidflow) -> dict[str, int]:
 
 
 def assert_reconciled(vidflow: Vidflow, later: Later) -> None:
-    ended, short, long, waiting = later.known
     for uuid in later.known:
         end = vidflow.ended(uuid)
         assert (end["outcome"], end["error"]) == ("completed", None), uuid
-    for uuid in (ended, short, waiting):
         assert vidflow.frames(uuid) == later.frames
-    all_of_them = vidflow.frames(long)
-    assert [frame["frame_number"] for frame in all_of_them] == list(range(len(all_of_them)))
-    assert len(all_of_them) == DECODED
     assert vidflow.http.get(f"/scenario/{later.unknown}").status_code == 404
     wait_until(lambda: nothing_left(vidflow), "outbox and runners are empty", DONE_S)
 

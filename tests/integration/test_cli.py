@@ -75,6 +75,9 @@ REFUSALS = {
     "backup, the database away": Refusal(["db", "backup", "/tmp/none", *DATABASE], 4, "PostgreSQL does not answer: .*start it"),
     "backup into a file": Refusal(["db", "backup", A_FILE, *DATABASE], 2, "is a file; give a folder for the backup"),
     "restore of what is no backup": Refusal(["db", "restore", "/tmp", *DATABASE], 2, "/tmp holds no backup of `vidflow db backup`"),
+    "scenarios that go before their results": Refusal(
+        ["orchestrator", *DATABASE, *KAFKA, "--keep-scenarios-days", "30"], 3, "30 needs a --keep-results-days that is no longer"
+    ),
     "api without Kafka for its inbox": Refusal(["api", *DATABASE], 3, r"no Kafka is named: .*--no-inbox"),
     "relay without Kafka": Refusal(["relay", *DATABASE], 3, NO_KAFKA),
     "inbox without Kafka": Refusal(["inbox", *DATABASE], 3, NO_KAFKA),

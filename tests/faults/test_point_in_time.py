@@ -1,0 +1,127 @@
+"""Recovery to a point in time, as docs/backup.md tells it: a base backup, the archived log, and a moment. PostgreSQL's own programs."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import pwd
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from tests.integration.embedded import wait_until
+
+from vidflow.domain.messages import Parameters
+from vidflow.infra import migrations, scenarios
+from vidflow.infra.embedded.postgres import EmbeddedPostgres, programs
+from vidflow.infra.postgres import connect, for_programs
+from vidflow.infra.stopping import Stop
+
+pytestmark = [pytest.mark.long, pytest.mark.fault, pytest.mark.timeout(300)]
+
+
+def give_to_the_server(folder: Path) -> None:
+    """As root, PostgreSQL runs as another user, who has to own what it writes."""
+    if os.geteuid() == 0:
+        nobody = pwd.getpwnam("nobody")
+        for path in [folder, *folder.rglob("*")]:
+            os.chown(path, nobody.pw_uid, nobody.pw_gid)
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    folder = tmp_path / "archive"
+    folder.mkdir(mode=0o755)
+    give_to_the_server(folder)
+    return folder
+
+
+@pytest.fixture
+def archiving(tmp_path: Path, archive: Path) -> Iterator[EmbeddedPostgres]:
+    """A server that archives its log."""
+    server = EmbeddedPostgres(tmp_path / "one", say=print, stop=Stop())
+    try:
+        server.start()
+        for setting, value in (
+            ("archive_mode", "on"),
+            ("archive_command", f"test ! -f {archive}/%f && cp %p {archive}/%f"),
+        ):
+            with psycopg.connect(server.url, autocommit=True) as tables:
+                tables.execute(f"ALTER SYSTEM SET {setting} = '{value}'")
+        server.stop()
+        server = EmbeddedPostgres(tmp_path / "one", say=print, stop=Stop())
+        yield server.start()
+    finally:
+        server.stop()
+
+
+def init(url: str) -> str:
+    new = scenarios.NewScenario(
+        source="http://a/b.mp4", model="motion", model_sha256=None, fps="all", priority=0, parameters=Parameters()
+    )
+    with connect(url, name="test") as tables:
+        return scenarios.insert(tables, new).scenario_uuid
+
+
+def base_backup(url: str, target: Path) -> None:
+    connection, secrets = for_programs(url)
+    command = [programs() / "pg_basebackup", f"--dbname={connection}", "--checkpoint=fast", f"--pgdata={target}"]
+    subprocess.run(command, env={**os.environ, **secrets}, check=True)
+
+
+def now(url: str) -> datetime.datetime:
+    with psycopg.connect(url) as tables:
+        [(at,)] = tables.execute("SELECT clock_timestamp()").fetchall()
+    assert isinstance(at, datetime.datetime)
+    return at
+
+
+def archive_all(url: str) -> None:
+    with psycopg.connect(url, autocommit=True) as tables:
+        [(last,)] = tables.execute("SELECT pg_walfile_name(pg_switch_wal())").fetchall()
+
+        def archived() -> bool:
+            [(newest,)] = tables.execute("SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver").fetchall()
+            return bool(newest >= last)
+
+        wait_until(archived, f"{last} is archived", 60)
+
+
+def recover(folder: Path, data: Path, password: Path, archive: Path, moment: datetime.datetime) -> EmbeddedPostgres:
+    folder.mkdir()
+    shutil.move(data, folder / "data")
+    shutil.copy2(password, folder / "password")
+    with (folder / "data" / "postgresql.auto.conf").open("a") as settings:
+        settings.write(f"archive_mode = 'off'\nrestore_command = 'cp {archive}/%f %p'\n")
+        settings.write(f"recovery_target_time = '{moment.isoformat()}'\nrecovery_target_action = 'promote'\n")
+    (folder / "data" / "recovery.signal").touch()
+    give_to_the_server(folder)
+    return EmbeddedPostgres(folder, say=print, stop=Stop())
+
+
+def test_a_database_comes_back_as_it_was_at_a_moment(
+    archiving: EmbeddedPostgres, archive: Path, tmp_path: Path
+) -> None:
+    migrations.migrate(archiving.url, print)
+    in_the_base = init(archiving.url)
+    base_backup(archiving.url, tmp_path / "base")
+    before = init(archiving.url)
+    moment = now(archiving.url)
+    init(archiving.url)
+    archive_all(archiving.url)
+    archiving.stop()
+    recovered = recover(tmp_path / "two", tmp_path / "base", tmp_path / "one" / "password", archive, moment)
+    try:
+        recovered.start()
+        with psycopg.connect(recovered.url, autocommit=True) as tables:
+            wait_until(
+                lambda: tables.execute("SELECT pg_is_in_recovery()").fetchone() == (False,), "it is a primary again", 60
+            )
+            found = tables.execute("SELECT scenario_uuid::text FROM scenarios ORDER BY 1").fetchall()
+        assert found == [(in_the_base,), (before,)]
+        assert init(recovered.url)
+    finally:
+        recovered.stop()
