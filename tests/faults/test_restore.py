@@ -14,8 +14,9 @@ from tests.integration.embedded import wait_until
 from tests.integration.vidflows import DONE_S, Vidflow, running
 
 from vidflow.domain.messages import RESULTS, decode_result
-from vidflow.infra import backup
+from vidflow.infra import backup, retention
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
+from vidflow.infra.postgres import connect
 from vidflow.infra.stopping import Stop
 
 pytestmark = [pytest.mark.long, pytest.mark.fault, pytest.mark.timeout(600)]
@@ -72,6 +73,8 @@ def assert_reconciled(vidflow: Vidflow, later: Later) -> None:
         assert vidflow.frames(uuid) == later.frames
     assert vidflow.http.get(f"/scenario/{later.unknown}").status_code == 404
     wait_until(lambda: nothing_left(vidflow), "outbox and runners are empty", DONE_S)
+    with connect(vidflow.stack.database_url, name="test") as tables:
+        assert retention.default_span_ms(tables) is None  # all results lie in the leader's partitions
 
 
 def nothing_left(vidflow: Vidflow) -> bool:

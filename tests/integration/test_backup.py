@@ -187,6 +187,26 @@ def test_an_older_backup_goes_once_the_new_one_is_whole(own_url: str, tmp_path: 
     assert [one.name for one in tmp_path.iterdir()] == ["b"]
 
 
+def test_a_folder_that_cannot_be_made_is_said(own_url: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be written into .*file/b"):
+        backup.backup(own_url, tmp_path / "file" / "b", replace=False, say=quietly)
+
+
+def test_a_user_who_may_make_no_database_is_told_what_it_lacks(own_url: str, tmp_path: Path) -> None:
+    backup.backup(own_url, tmp_path / "b", replace=False, say=quietly)
+    with connect(own_url, name="test") as tables:
+        tables.execute("CREATE ROLE lowly LOGIN PASSWORD 'lowly'")
+    try:
+        parts = urlsplit(own_url)
+        lowly = parts._replace(netloc=f"lowly:lowly@{parts.hostname}:{parts.port}").geturl()
+        with pytest.raises(SetupError, match="give it CREATEDB"):
+            backup.verify(lowly, tmp_path / "b", quietly)
+    finally:
+        with connect(own_url, name="test") as tables:
+            tables.execute("DROP ROLE lowly")
+
+
 @pytest.mark.parametrize("damage", ["a changed byte", "a lost file"])
 def test_a_damaged_backup_is_told_by_its_file_before_anything_is_touched(
     own_url: str, tmp_path: Path, damage: str

@@ -48,6 +48,7 @@ class Manifest(msgspec.Struct, frozen=True):
     format: int
     vidflow: str
     server: str
+    server_major: int
     made_at: str
     database_bytes: int
     migrations: list[str]
@@ -80,12 +81,12 @@ def backup(url: str, folder: Path, *, replace: bool, say: Say) -> Manifest:
 
 def _make(tables: Connection, url: str, made: Path, say: Say) -> Manifest:
     """Writes dump and manifest into the folder `made`."""
-    tables.execute("SET idle_in_transaction_session_timeout = 0")
+    _take_your_time(tables)
     with tables.transaction():
         tables.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         about = _about(tables)
         say(f"dumping {_size(about['database_bytes'])} of PostgreSQL {about['server']}")
-        _dump(tables, url, made / DUMP, say)
+        _dump(tables, url, about["server_major"], made / DUMP, say)
         say("counting the rows")
         rows = count_rows(tables)
     say("reading the dump's files for their checksums")
@@ -213,23 +214,30 @@ def _put(made: Path, folder: Path) -> None:
 
 
 def _about(tx: Connection) -> dict[str, Any]:
-    [(server, made_at, size)] = tx.execute(
+    [(server, major, made_at, size)] = tx.execute(
         """
-        SELECT current_setting('server_version'),
+        SELECT current_setting('server_version'), current_setting('server_version_num')::int / 10000,
                to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
                pg_database_size(current_database())
         """
     ).fetchall()
     known = tx.execute("SELECT to_regclass('schema_checksums') IS NOT NULL").fetchone() == (True,)
     names = tx.execute("SELECT name FROM schema_checksums ORDER BY name").fetchall() if known else []
-    return {"server": server, "made_at": made_at, "database_bytes": size, "migrations": [name for (name,) in names]}
+    return {
+        "server": server, "server_major": major, "made_at": made_at, "database_bytes": size,
+        "migrations": [name for (name,) in names],
+    }  # fmt: skip
 
 
-def _dump(tx: Connection, url: str, into: Path, say: Say) -> None:
-    [(snapshot, version)] = tx.execute(
-        "SELECT pg_export_snapshot(), current_setting('server_version_num')::int / 10000"
-    ).fetchall()
-    pg_dump = pg_programs.find("pg_dump", version)
+def _take_your_time(tables: Connection) -> None:
+    """Lifts the limits that a server may have for everybody's queries."""
+    for limit in ("statement_timeout", "idle_in_transaction_session_timeout", "transaction_timeout"):
+        tables.execute(SQL("SET {} = 0").format(Identifier(limit)))
+
+
+def _dump(tx: Connection, url: str, major: int, into: Path, say: Say) -> None:
+    [(snapshot,)] = tx.execute("SELECT pg_export_snapshot()").fetchall()
+    pg_dump = pg_programs.find("pg_dump", major)
     arguments = ["--format=directory", f"--jobs={_JOBS}", "--verbose", f"--snapshot={snapshot}", f"--file={into}"]
     pg_programs.run(pg_dump, arguments, url, _progress(say, "dumped", len(_tables(tx))))
 
@@ -237,13 +245,14 @@ def _dump(tx: Connection, url: str, into: Path, say: Say) -> None:
 def _restore_into(url: str, name: str, folder: Path, manifest: Manifest, say: Say) -> None:
     """Restores into an empty database of the server and compares the counts."""
     say(f"restoring {manifest.rows} rows of {manifest.made_at}")
-    pg_restore = pg_programs.find("pg_restore", int(manifest.server.partition(".")[0]))
+    pg_restore = pg_programs.find("pg_restore", manifest.server_major)
     arguments = [f"--jobs={_JOBS}", "--verbose", "--exit-on-error", "--no-owner", "--no-privileges"]
     pg_programs.run(
         pg_restore, [*arguments, folder / DUMP], url, _progress(say, "restored", len(manifest.tables)), database=name
     )
     with connected(url, name="vidflow db restore", database=name) as tables:
         say("counting the rows")
+        _take_your_time(tables)
         _compare(manifest.tables, count_rows(tables))
         tables.execute("ANALYZE")
 

@@ -18,6 +18,7 @@ from vidflow.infra.postgres import Connection, connected, database_name
 
 _LEAVE_S: Final = 10.0
 _LOOK_S: Final = 0.02
+_LONGEST: Final = 40  # of 63: what PostgreSQL leaves of a name, less what is put behind it
 
 
 @contextmanager
@@ -27,14 +28,8 @@ def database(url: str) -> Iterator[str]:
     Raises SetupError where the user may make none.
     """
     name = f"vidflow_restore_{uuid.uuid4().hex[:12]}"
-    with _maintenance(url) as server:
-        try:
-            server.execute(_creation(server, database_name(url), name))
-        except errors.InsufficientPrivilege as error:
-            raise SetupError(
-                f"the user may not make a database beside the other ({in_one_line(error)}): ALTER ROLE … CREATEDB, or take "
-                "the user that owns the database"
-            ) from error
+    with _permitted(), _maintenance(url) as server:
+        server.execute(_creation(server, database_name(url), name))
         try:
             yield name
         finally:
@@ -47,8 +42,8 @@ def take_the_place(url: str, name: str, *, keep: bool) -> str | None:
     Returns the name under which the former one is kept; None where it is not to be.
     """
     former = database_name(url)
-    aside = f"{former}_before_{time.strftime('%Y%m%d_%H%M%S', time.gmtime())}"
-    with _maintenance(url) as server:
+    aside = f"{former[:_LONGEST]}_before_{time.strftime('%Y%m%d_%H%M%S', time.gmtime())}"
+    with _permitted(), _maintenance(url) as server:
         _allow_connections(server, former, "false")  # or they would be back within the time that a renaming takes
         try:
             _send_away(server, former)
@@ -63,6 +58,17 @@ def take_the_place(url: str, name: str, *, keep: bool) -> str | None:
             return aside
         server.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(aside)))
     return None
+
+
+@contextmanager
+def _permitted() -> Iterator[None]:
+    try:
+        yield
+    except errors.InsufficientPrivilege as error:
+        raise SetupError(
+            f"the user may not make, rename or drop a database beside the other ({in_one_line(error)}): give it CREATEDB "
+            "(ALTER ROLE), and take the user that owns the database"
+        ) from error
 
 
 @contextmanager
