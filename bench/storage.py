@@ -1,0 +1,149 @@
+"""What it costs to keep house: partitions that come and go, old scenarios, a backup and its restore. PostgreSQL alone.
+
+python bench/storage.py [--rows 1000000] [--partitions 300] [--scenarios 50000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+from servers import fdatasync_us
+from vidflow.domain.messages import Frame
+from vidflow.domain.retention import DAY_MS, Range
+from vidflow.infra import backup, predictions, results, retention
+from vidflow.infra.embedded.postgres import EmbeddedPostgres
+from vidflow.infra.migrations import migrate
+from vidflow.infra.postgres import Connection, connect
+from vidflow.infra.stopping import Stop
+
+BATCH = 500
+PROBES = 300
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--partitions", type=int, default=300)
+    parser.add_argument("--scenarios", type=int, default=50_000)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="vidflow-bench-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)  # a server that runs as another user must find its own folder in it
+        server = EmbeddedPostgres(Path(folder, "postgres"), say=quietly, stop=Stop())
+        try:
+            url = server.start().url
+            migrate(url, quietly)
+            with connect(url, name="bench") as tables:
+                partitions(tables, given.rows)
+                backups(url, Path(folder, "backup"))
+                tables.execute("TRUNCATE scenario_results")
+                reading_and_writing(tables, given.partitions)
+                removing(tables, given.scenarios)
+        finally:
+            server.stop()
+    print(f"fdatasync {fdatasync_us():.0f} us")
+
+
+def partitions(tables: Connection, rows: int) -> None:
+    """What the leader would meet, had the rows been stored before any range was made."""
+    tables.execute(
+        """
+        INSERT INTO scenario_results
+        SELECT uuidv7(make_interval(secs => -60 * (n / 1000))), n, 1, n, n, 640, 480, '',
+               '[{"label": "person", "score": 0.88, "box": [1, 2, 3, 4]}, {"label": "dog", "score": 0.8, "box": [5, 6, 7, 8]}]'
+          FROM generate_series(1, %s) AS n
+        """,
+        (rows,),
+    )
+    [(size,)] = tables.execute("SELECT pg_total_relation_size('scenario_results_default') / 1000000").fetchall()
+    tell(f"rows in the DEFAULT partition, {size} MB", f"{rows}")
+    tomorrow_ms = (retention.database_ms(tables) // DAY_MS + 1) * DAY_MS
+    new = Range("scenario_results_tomorrow", tomorrow_ms, tomorrow_ms + DAY_MS)
+    tell_s("attach a range beside them", lambda: in_one(tables, retention.make_partition, new))
+    tell_s("detach it", lambda: in_one(tables, retention.detach, new))
+
+
+def backups(url: str, folder: Path) -> None:
+    tell_s("back up", lambda: backup.backup(url, folder, replace=False, say=quietly))
+    size = sum(path.stat().st_size for path in folder.rglob("*")) / 1e6
+    tell("size of the backup", f"{size:.0f} MB")
+    tell_s("restore beside, count, drop (--verify)", lambda: backup.verify(url, folder, quietly))
+
+
+def reading_and_writing(tables: Connection, most: int) -> None:
+    made = 0
+    today_ms = retention.database_ms(tables) // DAY_MS * DAY_MS
+    for count in (1, most // 5, most):
+        for day in range(made, count):
+            from_ms = today_ms - day * DAY_MS
+            in_one(tables, retention.make_partition, Range(f"scenario_results_{day}", from_ms, from_ms + DAY_MS))
+        made = count
+        stored, paged = probes(tables)
+        tell(f"{count} partitions: store 20 rows; read a page", f"{stored:.2f} ms; {paged:.2f} ms")
+
+
+def probes(tables: Connection) -> tuple[float, float]:
+    stored, paged = [], []
+    for _ in range(PROBES):
+        [(uuid,)] = tables.execute(
+            "INSERT INTO scenarios (source, model, fps) VALUES ('s', 'm', 'all') RETURNING scenario_uuid::text"
+        ).fetchall()
+        frames = [Frame(uuid, 1, number, number, "1/10", 0, float(number), "", 64, 48, ()) for number in range(20)]
+        stored.append(took_s(lambda frames=frames: results.add_frames(tables, frames)))
+        paged.append(took_s(lambda uuid=uuid: predictions.page(tables, uuid, -1, 10)))
+    return median(stored) * 1e3, median(paged) * 1e3
+
+
+def removing(tables: Connection, scenarios: int) -> None:
+    tables.execute(
+        """
+        WITH old AS (
+            INSERT INTO scenarios (scenario_uuid, state, outcome, source, model, fps, state_changed_at)
+            SELECT uuidv7(make_interval(days => -400)), 'inactive', 'stopped', 's', 'm', 'all', now() - interval '400 days'
+              FROM generate_series(1, %s)
+         RETURNING scenario_uuid
+        )
+        INSERT INTO scenario_history (scenario_uuid, epoch, number, attempt, to_state, reason)
+        SELECT scenario_uuid, 0, number, 0, 'active', 'assigned' FROM old, generate_series(0, 6) AS number
+        """,
+        (scenarios,),
+    )
+    tables.execute("ANALYZE")
+    ended_ms = retention.database_ms(tables) - 300 * DAY_MS
+    batches = [
+        took_s(lambda: in_one(tables, retention.delete_scenarios, ended_ms, BATCH)) for _ in range(scenarios // BATCH)
+    ]
+    tell(f"{scenarios} scenarios with 7 rows of history deleted", f"{sum(batches):.1f} s")
+    tell(f"a batch of {BATCH}, median and longest", f"{median(batches) * 1e3:.0f} ms; {max(batches) * 1e3:.0f} ms")
+
+
+def in_one(tables: Connection, statement: Callable[..., object], *arguments: object) -> None:
+    """In a transaction. Waits for as long as it takes, where the leader would leave it for the next round."""
+    with tables.transaction():
+        statement(tables, *arguments)
+
+
+def took_s(step: Callable[[], object]) -> float:
+    began_s = time.perf_counter()
+    step()
+    return time.perf_counter() - began_s
+
+
+def tell_s(what: str, step: Callable[[], object]) -> None:
+    tell(what, f"{took_s(step):.3f} s")
+
+
+def tell(what: str, figure: str) -> None:
+    print(f"{what:<60} {figure:>24}", flush=True)
+
+
+def quietly(_sentence: str) -> None:
+    pass
+
+
+if __name__ == "__main__":
+    main()
