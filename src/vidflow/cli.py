@@ -133,6 +133,9 @@ def api(
     inbox: Annotated[bool, typer.Option("--inbox/--no-inbox", help="Host the inbox in this process.", envvar="VIDFLOW_INBOX")] = True,
     media_root: MediaRoot = None, any_file: AnyFile = False, models_dir: ModelsDir = None, video_fps: VideoFps = "all",
     pool_size: Annotated[int, _option("pool-size", "Connections to the database.", at_least=1)] = 10,
+    queue_limit: Annotated[int, _option("queue-limit", "How many scenarios may wait for a runner.", at_least=1)] = 10_000,
+    data_dir: Annotated[Path | None, _option("data-dir", "Where the servers keep their data, if on this machine.")] = None,
+    min_free_bytes: Annotated[int, _option("min-free-bytes", "Take no scenario with less free on that disk.", at_least=0)] = 256 * 1024**2,
 ) -> None:  # fmt: skip
     """Serve the HTTP API."""
     from vidflow.roles.api import run  # noqa: PLC0415 - a role imports what it needs and no more
@@ -140,6 +143,7 @@ def api(
     _serve(run, ApiOptions(
         database_url=database_url, kafka=kafka, log_format=log_format, metrics_port=metrics_port, host=host, port=port, inbox=inbox,
         media_root=media_root, any_file=any_file, models_dir=models_dir, video_fps=video_fps, pool_size=pool_size,
+        queue_limit=queue_limit, data_dir=data_dir, min_free_bytes=min_free_bytes,
     ), log_format)  # fmt: skip
 
 

@@ -24,7 +24,11 @@ class Common(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ApiOptions(Common, frozen=True, kw_only=True):
-    """The api: where it listens, what local files it may name, and whether it hosts the inbox."""
+    """The api: where it listens, what local files it may name, whether it hosts the inbox, and how much work it lets in.
+
+    `queue_limit` is how many scenarios may wait for a runner. `data_dir`: where the servers' data lie on this machine, if they
+    do; no new scenario is taken with less than `min_free_bytes` free there.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -34,6 +38,9 @@ class ApiOptions(Common, frozen=True, kw_only=True):
     models_dir: Path | None = None
     video_fps: str = "all"
     pool_size: int = 10
+    queue_limit: int = 10_000
+    data_dir: Path | None = None
+    min_free_bytes: int = 256 * 1024**2
 
 
 class RelayOptions(Common, frozen=True, kw_only=True):

@@ -44,7 +44,7 @@ def client(database_url: str) -> Iterator[httpx.Client]:
 def tables(database_url: str) -> Iterator[psycopg.Connection]:
     with psycopg.connect(database_url, autocommit=True) as connection:
         yield connection
-        connection.execute("TRUNCATE lease, runners, inbox_partitions")
+        connection.execute("TRUNCATE lease, runners, inbox_partitions, outbox")
 
 
 def all_alive(tables: psycopg.Connection) -> None:
@@ -119,7 +119,7 @@ def test_a_database_whose_connections_are_all_busy_is_told_soon(database_url: st
         problem = problem_of(client.get("/health/ready"), 503, "database_unavailable")
         assert problem["missing"] == ["database"]
         answer = client.get("/scenario")
-        problem_of(answer, 503, "database_unavailable")
+        problem_of(answer, 503, "database_busy")
         assert answer.headers["retry-after"] == "1"
         assert client.get("/health/live").status_code == 200
         assert time.monotonic() - began_s < 10

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -35,12 +37,16 @@ from vidflow.domain.messages import (
     Gap,
     GapReason,
     Opened,
+    encode,
 )
 from vidflow.domain.progress import Progress, whole
 from vidflow.infra import inbox_partitions, kafka, outbox, results
+from vidflow.infra.embedded.postgres import EmbeddedPostgres
+from vidflow.infra.migrations import migrate
 from vidflow.infra.postgres import Connection, connect
 from vidflow.infra.stopping import Stop
 from vidflow.roles.inbox import run
+from vidflow.roles.inbox.reader import GROUP
 from vidflow.settings import InboxOptions
 
 
@@ -414,6 +420,77 @@ def test_a_lost_connection_to_the_database_loses_nothing(tables: Connection, opt
             cut_off(tables, "vidflow inbox")
         await_caught_up(tables, options.kafka)
     assert stored(tables, uuid) == list(range(500))
+
+
+@pytest.mark.fault
+def test_invariant_8_a_database_that_is_away_pauses_it_and_it_goes_on_where_it_was(
+    tmp_path: Path, kafka_bootstrap: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Under load, and for longer than a session of its group lasts: it stays in the group, and nothing becomes a dead letter."""
+    caplog.set_level(logging.INFO, "vidflow")
+    remake_topics(kafka_bootstrap)
+    server = EmbeddedPostgres(tmp_path, say=print, stop=Stop())
+    url = server.start().url
+    try:
+        migrate(url, print)
+        options = InboxOptions(database_url=url, kafka=kafka_bootstrap)
+        with connect(url, name="test") as tables:
+            uuids = [scenario(tables) for _ in range(4)]
+            with inbox(tables, options) as stop, sending(kafka_bootstrap, uuids) as sent:
+                wait_until(lambda: stored(tables, uuids[0]) != [], "it stores")
+                server.stop()
+                behind = sent[0] + 1000
+                until_s = time.monotonic() + GROUP_SESSION_S
+                wait_until(lambda: sent[0] >= behind and time.monotonic() > until_s, "the workers sent on meanwhile")
+                assert not stop.requested
+                server = EmbeddedPostgres(tmp_path, say=print, stop=Stop())
+                assert server.start().url == url
+                with connect(url, name="test again") as tables_again:
+                    wait_until(lambda: len(stored(tables_again, uuids[0])) * len(uuids) > behind, "it goes on")
+                    members = group_members(kafka_bootstrap)
+        with connect(url, name="test at last") as tables, inbox(tables, options):
+            await_caught_up(tables, kafka_bootstrap)
+            assert [stored(tables, uuid) for uuid in uuids] == [list(range(sent[0] // 4))] * 4
+            assert {progress(tables, uuid).hole_epoch for uuid in uuids} == {None}
+            assert dead_letters(tables) == []
+    finally:
+        server.stop()
+    assert members == 1
+    told = [record.getMessage() for record in caplog.records if record.getMessage() in {"away", "back"}]
+    assert told == ["away", "back"]
+
+
+GROUP_SESSION_S = 3.5
+
+
+@contextmanager
+def sending(bootstrap: str, uuids: list[str]) -> Iterator[list[int]]:
+    """Workers that send frame after frame of each scenario, about 1,000 a second, until the block ends; how many were sent."""
+    sent, done = [0], threading.Event()
+    producer = kafka.producer(bootstrap, client_id="workers-under-test")
+    kafka.know_topic(producer, RESULTS)
+
+    def send_on() -> None:
+        while not done.wait(0.02):
+            number = sent[0] // len(uuids)
+            for one in (frame(uuid, number + more) for uuid in uuids for more in range(5)):
+                producer.produce(RESULTS, encode(one), one.scenario_uuid)
+            producer.poll(0)
+            sent[0] += 5 * len(uuids)
+
+    workers = threading.Thread(target=send_on, name="workers")
+    workers.start()
+    try:
+        yield sent
+    finally:
+        done.set()
+        workers.join()
+        assert producer.flush(10) == 0
+
+
+def group_members(bootstrap: str) -> int:
+    client = kafka.admin(bootstrap)
+    return len(client.describe_consumer_groups([GROUP])[GROUP].result(10).members)
 
 
 def test_a_topic_that_was_made_anew_is_read_from_its_beginning(tables: Connection, options: InboxOptions) -> None:

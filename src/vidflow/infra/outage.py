@@ -16,6 +16,10 @@ from vidflow.infra.telemetry import log
 AWAY: Final = "away"
 TOPIC_MISSING: Final = "topic_missing"
 """The code of an error of a server that does answer: the error says itself what to do."""
+DISK_FULL: Final = "disk_full"
+"""A PostgreSQL that answers and can store nothing more."""
+_ROOM: Final = "waiting; make room on the disk of its data"
+_NO_ROOM_STATE: Final = "53100"
 _log = log("outage")
 _lock: Final = threading.Lock()
 _troubles: Final[MutableMapping[Outage, str]] = WeakKeyDictionary()
@@ -31,12 +35,12 @@ class Outage:
 
     def away(self, error: BaseException) -> None:
         """The server did not answer, or not as it should: said where no part of this process has said it already."""
-        trouble = TOPIC_MISSING if isinstance(error, VidflowError) and error.code == TOPIC_MISSING else AWAY
+        trouble = _trouble(error)
         with _lock:
             said = any(one._server == self._server and of == trouble for one, of in _troubles.items())  # noqa: SLF001
             _troubles[self] = trouble
         if not said:
-            needs = self._needs if trouble == AWAY else None
+            needs = {AWAY: self._needs, DISK_FULL: _ROOM}.get(trouble)
             _log.warning(trouble, server=self._server, error=in_one_line(error), needs=needs)
 
     def back(self) -> None:
@@ -46,6 +50,12 @@ class Outage:
             over = missed and not any(one._server == self._server for one in _troubles)  # noqa: SLF001
         if over:
             _log.info("back", server=self._server)
+
+
+def _trouble(error: BaseException) -> str:
+    if isinstance(error, VidflowError) and error.code == TOPIC_MISSING:
+        return TOPIC_MISSING
+    return DISK_FULL if getattr(error, "sqlstate", None) == _NO_ROOM_STATE else AWAY
 
 
 def in_one_line(error: BaseException) -> str:

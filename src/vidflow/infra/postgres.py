@@ -139,6 +139,11 @@ def is_away(error: BaseException) -> bool:
     return state in _AWAY_STATES or state[:2] in _AWAY_CLASSES
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Whether the server has no room to store more (53100): it answers, and reads still pass."""
+    return isinstance(error, psycopg.errors.DiskFull)
+
+
 def is_refused(error: BaseException) -> bool:
     """Whether PostgreSQL refused the data itself (SQLSTATE classes 22 and 23): the same again is refused again.
 

@@ -126,6 +126,18 @@ def insert(tx: Connection, new: NewScenario) -> Shown:
     return _shown(row)
 
 
+def count_waiting(tx: Connection, most: int) -> int:
+    """How many scenarios wait for a runner; no more than `most` are counted, so that it costs no more."""
+    [(count,)] = tx.execute(
+        """
+        SELECT count(*)
+          FROM (SELECT FROM scenarios WHERE state = 'init_startup' LIMIT %(most)s) AS waiting
+        """,
+        {"most": most},
+    ).fetchall()
+    return int(count)
+
+
 def find(tx: Connection, scenario_uuid: str) -> Shown | None:
     """One scenario; None where there is none of this uuid."""
     query = f"{_SHOWN} WHERE s.scenario_uuid = %s"

@@ -13,6 +13,10 @@ from vidflow.infra.postgres import Connection
 
 FRESH_S: Final = 5
 """Signs of life come each second or oftener; one that is older than this is none."""
+STUCK_S: Final = 30
+"""A message that has waited in the outbox for so long tells that the relay does not get on, whoever holds its lease."""
+COUNTED: Final = 10_000
+"""How many waiting messages are counted at most: a check must not cost more, the longer Kafka is away."""
 
 _LEADS: Final = "EXISTS (SELECT FROM lease WHERE name = 'leader' AND expires_at > clock_timestamp())"
 _RELAYS: Final = (
@@ -31,6 +35,13 @@ _INBOX_LAG: Final = f"""
                          ORDER BY caught_up_at DESC NULLS LAST
                          LIMIT 1))"""  # noqa: S608 - names of our own
 
+# The oldest by id: no index has them by time, and the two differ by a transaction's length.
+_WAITS: Final = "FROM outbox WHERE published_at IS NULL AND error IS NULL"
+_OUTBOX: Final = f"""
+    (SELECT count(*) FROM (SELECT {_WAITS} LIMIT {COUNTED}) AS waiting) AS outbox_waiting,
+    coalesce((SELECT extract(epoch FROM clock_timestamp() - created_at) {_WAITS} ORDER BY id LIMIT 1), 0)::float8
+        AS outbox_oldest_s"""  # noqa: S608 - fragments of our own
+
 SURROUNDINGS: Final = f"""
     {_LEADS} AS leads, {_RELAYS} AS relays, {_FREE_SLOT} AS free_slot, coalesce({_INBOX_LAG} < {FRESH_S}, false) AS caught_up"""
 """The columns of a Surroundings, for a statement that shows scenarios."""
@@ -38,18 +49,22 @@ SURROUNDINGS: Final = f"""
 
 class Vitals(msgspec.Struct, frozen=True):
     """Which parts are alive. `runners` counts those seen lately; `inbox_lag_s` is how old the newest moment is up to which
-    all results are surely stored (None: there is no such moment)."""
+    all results are surely stored (None: there is no such moment). `outbox_waiting` messages wait for the relay (COUNTED: at
+    least as many), the first of them for `outbox_oldest_s`."""
 
     leads: bool
     relays: bool
     runners: int
     inbox_lag_s: float | None
+    outbox_waiting: int
+    outbox_oldest_s: float
 
     @property
     def missing(self) -> list[str]:
         """What a scenario would wait for in vain, by the name of the process that does it."""
         caught_up = self.inbox_lag_s is not None and self.inbox_lag_s < FRESH_S
-        parts = {"orchestrator": self.leads, "relay": self.relays, "runner": self.runners > 0, "inbox": caught_up}
+        relays = self.relays and self.outbox_oldest_s < STUCK_S
+        parts = {"orchestrator": self.leads, "relay": relays, "runner": self.runners > 0, "inbox": caught_up}
         return [part for part, alive in parts.items() if not alive]
 
 
@@ -63,7 +78,8 @@ def read(tx: Connection) -> Vitals:
     query = f"""
         SELECT {_LEADS} AS leads, {_RELAYS} AS relays,
                (SELECT count(*) FROM runners WHERE {_SEEN}) AS runners,
-               (SELECT nullif(lag_s, 'infinity') FROM (SELECT {_INBOX_LAG} AS lag_s) AS inbox) AS inbox_lag_s
+               (SELECT nullif(lag_s, 'infinity') FROM (SELECT {_INBOX_LAG} AS lag_s) AS inbox) AS inbox_lag_s,
+               {_OUTBOX}
     """  # noqa: S608 - fragments of our own
     row = tx.cursor(row_factory=class_row(Vitals)).execute(query).fetchone()
     assert row is not None

@@ -24,6 +24,7 @@ from vidflow.infra.outage import require_kafka, require_postgres
 from vidflow.infra.stopping import Stop, start_thread
 from vidflow.infra.telemetry import log
 from vidflow.roles.api import health, models, predictions, scenarios
+from vidflow.roles.api.admission import Admission, require_folder
 from vidflow.roles.api.context import Context
 from vidflow.roles.api.database import Database
 from vidflow.roles.api.metrics import measured, metrics
@@ -93,15 +94,16 @@ def run(options: ApiOptions, stop: Stop) -> None:
     """Serves until a stop is requested, then lets requests end, those that hang with an error.
 
     Raises SetupError where it cannot listen, is not told of a database (or of Kafka, for its inbox), or has a default frame
-    rate that is none.
+    rate or a data folder that is none.
     """
     scenarios.default_fps(options)
+    require_folder(options)
     require_postgres(options.database_url)
     if options.inbox:
         require_kafka(options.kafka, or_else="give --no-inbox where the inbox runs elsewhere, ")
     set_asyncio_executor(ThreadPoolExecutor(HANDLER_THREADS, thread_name_prefix="handler"))
     with _listening(options) as listener, closing(Database(options.database_url, options.pool_size)) as database:
-        app = create_app(Context(options, database), stop)
+        app = create_app(Context(options, database, Admission(options)), stop)
         server = uvicorn.Server(
             uvicorn.Config(
                 app,

@@ -1,4 +1,4 @@
-"""What the handlers share: the options they were started with and the way to the database."""
+"""What the handlers share: the options they were started with, the way to the database, and who is let in."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Final
 from litestar.di import NamedDependency
 from litestar.params import QueryParameter, SkipValidation
 
+from vidflow.roles.api.admission import Admission
 from vidflow.roles.api.database import Database
 from vidflow.settings import ApiOptions
 
@@ -21,6 +22,7 @@ class Context:
 
     options: ApiOptions
     database: Database
+    admission: Admission
 
 
 Api = NamedDependency[SkipValidation[Context]]

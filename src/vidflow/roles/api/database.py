@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
 import psycopg
+from psycopg_pool import PoolTimeout
 
 from vidflow.domain.errors import Unavailable
 from vidflow.infra.migrations import wait_for_schema
-from vidflow.infra.outage import postgres_outage
-from vidflow.infra.postgres import Connection, is_away, pool
+from vidflow.infra.outage import in_one_line, postgres_outage
+from vidflow.infra.postgres import Connection, is_away, is_disk_full, pool
 from vidflow.infra.stopping import Stop
+from vidflow.infra.telemetry import log
 
-CONNECTION_TIMEOUT_S: Final = 2.0
+CONNECTION_TIMEOUT_S: Final = 1.0
 """How long a request waits for a connection before it is told to come again."""
+IN_VAIN_S: Final = 0.05
+"""How long it waits where the one before waited in vain: a crowd at the door is told at once, not one after the other."""
+_SAY_AGAIN_S: Final = 60.0
 _NOT_READY: Final = "the database is not there yet, or lacks this version's schema (its operator runs: vidflow db migrate); try again soon"
+_BUSY: Final = "all {size} connections to the database are busy; try again soon (its operator may raise --pool-size)"
+_log = log("api")
 
 
 class Database:
@@ -29,28 +37,48 @@ class Database:
         self._pool = pool(url, name="vidflow api", size=size)
         self._outage = postgres_outage()
         self._in_use: set[Connection] = set()
+        self._size = size
+        self._in_vain = False
+        self._said_full_s = float("-inf")
         self._ready = False
 
     @contextmanager
     def connection(self, timeout_s: float = CONNECTION_TIMEOUT_S) -> Iterator[Connection]:
         """A connection in autocommit mode, given back at the end.
 
-        Raises Unavailable while the schema is not there, psycopg.Error where the server is away.
+        Raises Unavailable while the schema is not there or all connections are busy, psycopg.Error where the server is away.
         """
         if not self._ready:
             raise Unavailable(_NOT_READY, code="database_unavailable")
         try:
-            with self._pool.connection(timeout_s) as connection:
+            with self._pool.connection(IN_VAIN_S if self._in_vain else timeout_s) as connection:
+                self._in_vain = False
                 self._in_use.add(connection)
                 try:
                     yield connection
                 finally:
                     self._in_use.discard(connection)
+        except PoolTimeout as error:
+            self._in_vain = True
+            if len(self._in_use) >= self._size:
+                raise Unavailable(_BUSY.format(size=self._size), code="database_busy") from error
+            self._outage.away(error)
+            raise
         except psycopg.Error as error:
-            if is_away(error):
+            if is_disk_full(error):
+                self._say_full(error)
+            elif is_away(error):
                 self._outage.away(error)
             raise
         self._outage.back()
+
+    def _say_full(self, error: psycopg.Error) -> None:
+        """Now and then: the server is there, so this is no outage that has an end to be told."""
+        if time.monotonic() - self._said_full_s > _SAY_AGAIN_S:
+            self._said_full_s = time.monotonic()
+            _log.error(
+                "disk_full", error=in_one_line(error), needs="make room on the database's disk; reads still pass"
+            )
 
     def wait_until_ready(self, stop: Stop) -> None:
         """Returns once the server answers and has this version's schema, or at a stop. Requests are served from then on."""

@@ -15,7 +15,7 @@ from vidflow.infra import vitals
 from vidflow.infra.postgres import Connection
 from vidflow.roles.api.context import Api, Context
 from vidflow.roles.api.problems import documented, problem
-from vidflow.roles.api.schemas import Health
+from vidflow.roles.api.schemas import Health, RelayLag, SystemHealth
 
 CHECK_S: Final = 1.0
 """A check that takes longer has failed: who asks wants to know now."""
@@ -40,14 +40,16 @@ async def ready(api: Api) -> Health:
 
 
 @get("/system", responses=documented(503))
-async def system(api: Api) -> Health:
-    """A scenario could run to its end: an orchestrator leads, a relay, a runner and the inbox are at work."""
+async def system(api: Api) -> SystemHealth:
+    """A scenario could run to its end: an orchestrator leads, a relay, a runner and the inbox are at work, and none lags."""
     signs = await _asked(api, vitals.read)
+    lag = RelayLag(signs.outbox_waiting, round(signs.outbox_oldest_s, 3))
     if signs.missing:
-        raise problem(
-            503, "not_running", f"missing: {', '.join(signs.missing)}; start what is missing", missing=signs.missing
-        )
-    return Health()
+        detail = f"missing: {', '.join(signs.missing)}; start what is missing"
+        if lag.oldest_s >= vitals.STUCK_S:
+            detail += f" (a message waits for Kafka for {lag.oldest_s:.0f} s)"
+        raise problem(503, "not_running", detail, missing=signs.missing, relay_lag=lag)
+    return SystemHealth(relay_lag=lag)
 
 
 async def _asked(api: Context, question: Callable[[Connection], T]) -> T:

@@ -17,6 +17,7 @@ from vidflow.domain.scenario import State
 from vidflow.infra import outbox, vitals
 from vidflow.infra.metrics import OUTBOX_OLDEST_S, OUTBOX_SET_ASIDE, OUTBOX_WAITING
 from vidflow.infra.postgres import Connection
+from vidflow.roles.api.admission import free_bytes
 from vidflow.roles.api.context import Api
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -28,6 +29,9 @@ REQUEST_SECONDS: Final = Histogram(
 DATABASE_UP: Final = Gauge("vidflow_database_up", "1 if the database answered the last scrape.")
 SCENARIOS: Final = Gauge("vidflow_scenarios", "Scenarios by state.", ["state"])
 RUNNERS: Final = Gauge("vidflow_runners", "Runners that were seen lately.")
+DISK_FREE: Final = Gauge(
+    "vidflow_data_disk_free_bytes", "Room left on the disk of --data-dir; 0 where none is watched."
+)
 INBOX_LAG_S: Final = Gauge("vidflow_inbox_lag_seconds", "How long ago all results were surely stored; infinite: never.")
 
 
@@ -40,6 +44,8 @@ def metrics(api: Api) -> Response[bytes]:
         DATABASE_UP.set(1)
     except (psycopg.Error, Unavailable):
         DATABASE_UP.set(0)
+    if api.options.data_dir is not None:
+        DISK_FREE.set(free_bytes(api.options.data_dir))
     return Response(generate_latest(), media_type="text/plain; version=0.0.4")
 
 

@@ -10,17 +10,17 @@ from typing import Any, Final
 
 import msgspec
 import psycopg
-import psycopg_pool
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.plugins.problem_details import ProblemDetailsConfig, ProblemDetailsException, ProblemDetailsPlugin
 
 from vidflow.domain.errors import ResultsRemoved, SetupError, Unavailable, UnknownScenario, UserError, VidflowError
-from vidflow.infra.postgres import is_away, is_conflict
+from vidflow.infra.postgres import is_away, is_conflict, is_disk_full
 from vidflow.infra.telemetry import log, redacted
 from vidflow.roles.api.schemas import FieldProblem, Problem
 
-RETRY_AFTER_S: Final = 1
+RETRY_AFTER_S: Final = {429: 5, 503: 1}
+"""When to come again: a queue gets shorter slowly."""
 _AT: Final = re.compile(r"^(?P<message>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
 _FIELD: Final = re.compile(r"(?:unknown|required) field `(?P<field>[^`]*)`")
 _CODES: Final = {
@@ -36,14 +36,14 @@ _log = log("api")
 
 
 def problem(status: int, code: str, detail: str, **more: Any) -> ProblemDetailsException:  # noqa: ANN401 - members of a problem
-    """A problem to raise. `more`: its other members; a 503 says when to come again."""
+    """A problem to raise. `more`: its other members; a 429 or 503 says when to come again."""
     return ProblemDetailsException(
         status_code=status,
         type_=f"urn:vidflow:problem:{code}",
         title=http.HTTPStatus(status).phrase,
         detail=redacted(detail),
         extra={"code": code, **more},
-        headers={"Retry-After": str(RETRY_AFTER_S)} if status == http.HTTPStatus.SERVICE_UNAVAILABLE else None,
+        headers={"Retry-After": str(RETRY_AFTER_S[status])} if status in RETRY_AFTER_S else None,
     )
 
 
@@ -104,9 +104,11 @@ def _of_ours(error: VidflowError) -> ProblemDetailsException:
 
 
 def _of_database(error: psycopg.Error) -> ProblemDetailsException:
-    if isinstance(error, psycopg_pool.PoolTimeout | psycopg_pool.TooManyRequests):
+    if is_disk_full(error):
         return problem(
-            503, "database_unavailable", "the database is away or all connections to it are busy; try again soon"
+            503,
+            "disk_full",
+            "the database's disk is full: nothing new is stored until its operator has made room; try again later",
         )
     if is_away(error) or is_conflict(error):
         return problem(503, "database_unavailable", "the database is away for now; try again soon")

@@ -45,7 +45,7 @@ _EXAMPLES: Final = [
 ]
 
 
-@post("/init", sync_to_thread=True, responses=documented(400, 413, 415, 422, 503))
+@post("/init", sync_to_thread=True, responses=documented(400, 413, 415, 422, 429, 503))
 def init_scenario(api: Api, data: Annotated[InitScenario, Body(examples=_EXAMPLES)]) -> Response[ScenarioAnswer]:
     """Ask for a scenario: run a model over a source. From the 201 on it is never lost."""
     _check_labels(data.parameters)
@@ -57,7 +57,7 @@ def init_scenario(api: Api, data: Annotated[InitScenario, Body(examples=_EXAMPLE
         priority=data.priority,
         parameters=data.parameters,
     )
-    with api.database.connection() as connection:
+    with api.database.connection() as connection, api.admission.admitted(connection):
         answer = _answer(scenarios.insert(connection, new))
     return Response(answer, status_code=201, headers={"Location": f"/scenario/{answer.scenario_uuid}"})
 

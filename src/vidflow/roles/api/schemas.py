@@ -129,6 +129,19 @@ class Health(msgspec.Struct, frozen=True):
     status: Literal["ok"] = "ok"
 
 
+class RelayLag(msgspec.Struct, frozen=True):
+    """How far the relay is behind: messages that wait for Kafka (10000: at least as many), and how long the first of them has."""
+
+    waiting: int
+    oldest_s: float
+
+
+class SystemHealth(Health, frozen=True, kw_only=True):
+    """A vidflow that can run scenarios."""
+
+    relay_lag: RelayLag
+
+
 class FieldProblem(msgspec.Struct, frozen=True):
     """What is wrong with one field of a request."""
 
@@ -148,6 +161,7 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
     missing: list[str] = []
     models: list[str] = []
     error_id: str | None = None
+    relay_lag: RelayLag | None = None
 
 
 class ModelAnswer(msgspec.Struct, frozen=True):

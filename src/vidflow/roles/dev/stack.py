@@ -65,6 +65,7 @@ class Stack:
         self._keepers: dict[str, list[Keeper]] = {kind: [] for kind in STOPPING_ORDER}
         self._clean_up = ExitStack()
         self.port = 0
+        self._folder: Path | None = None
         self.database_url = ""
         self.kafka = ""
 
@@ -80,7 +81,7 @@ class Stack:
         stop was requested); what runs by then ends with `stop`.
         """
         self.port = self._free_port()
-        folder = self._own_folder()
+        self._folder = folder = self._own_folder()
         postgres = self._own_postgres(folder)
         kafka = self._own_kafka(folder)
         self.kafka = self._options.kafka or (kafka.bootstrap if kafka else "")
@@ -263,6 +264,7 @@ class Stack:
             "VIDFLOW_MAX_WORKERS": str(options.max_workers),
             "VIDFLOW_VIDEO_FPS": options.video_fps,
             "VIDFLOW_ANY_FILE": str(options.any_file).lower(),
+            "VIDFLOW_DATA_DIR": str(self._folder.absolute()) if self._folder and not options.database_url else "",
             "VIDFLOW_METRICS_PORT": "",  # one port for all of them would serve the first alone
         }
         if options.media_root is not None:

@@ -129,6 +129,7 @@ class Inbox:
         poison_run = storing.poison_run(self._poison_run, part)
         batch = storing.store(self._connected(), self._topic_id, self._reader.positions, part)
         self._reader.stored(len(part))
+        self._postgres.back()
         self._poison_run = poison_run
         self._stored_since_look = True
         for verdict, count in batch.verdicts.items():
@@ -206,7 +207,7 @@ class Inbox:
             except psycopg.Error as again:
                 self._lost(again)
             else:
-                self._postgres.back()
+                # Not said to be back before something is stored: on a full disk it answers, and takes nothing.
                 self._reader.resume()
                 return
 
@@ -237,6 +238,7 @@ class Inbox:
         at = inbox_partitions.database_time(tables)  # before the ends: what lies below them was there at that time
         ends = kafka.end_offsets(self._admin, RESULTS, self._reader.positions)
         behind = inbox_partitions.note_caught_up(tables, RESULTS, self._topic_id, ends, at)
+        self._postgres.back()
         metrics.INBOX_BEHIND.set(len(behind))
         self._reader.show_positions()
         self._mend(tables, behind, ends)

@@ -1,0 +1,92 @@
+"""Who is let in: no new scenario where too many wait already, or where the disk is nearly full. What was let in is never held up.
+
+Neither is asked for at each request: a look a second, by the request that finds it due, and in between the scenarios that
+this api let in itself are counted. So one api keeps its limit; of several, each may overshoot it by what the others let in
+within a second.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from vidflow.domain.errors import SetupError
+from vidflow.infra import scenarios
+from vidflow.infra.postgres import Connection
+from vidflow.roles.api.problems import problem
+from vidflow.settings import ApiOptions
+
+LOOK_S: Final = 1.0
+
+
+def require_folder(options: ApiOptions) -> None:
+    """Raises SetupError where the folder whose disk is to be watched is not there."""
+    if options.data_dir is not None and not options.data_dir.is_dir():
+        raise SetupError(f"there is no folder {options.data_dir}; give another --data-dir, or none")
+
+
+def free_bytes(folder: Path) -> int:
+    """How much more the folder's disk takes from a user without privileges."""
+    return shutil.disk_usage(folder).free
+
+
+class Admission:
+    """What is known of queue and disk. Used by all requests."""
+
+    def __init__(self, options: ApiOptions) -> None:
+        self._options = options
+        self._lock = threading.Lock()
+        self._looked_s = float("-inf")
+        self._waiting = 0
+        self._under_way = 0
+        self._free_bytes: int | None = None
+
+    @contextmanager
+    def admitted(self, tx: Connection) -> Iterator[None]:
+        """Lets one more scenario in, which is stored in the block. Raises a problem that says when to come again."""
+        with self._lock:
+            self._look(tx)
+            self._require_room()
+            self._require_place()
+            self._waiting += 1
+            self._under_way += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._under_way -= 1
+
+    def _look(self, tx: Connection) -> None:
+        """Under the lock: the others wait for a millisecond, rather than pass by an old number."""
+        if time.monotonic() - self._looked_s < LOOK_S:
+            return
+        self._looked_s = time.monotonic()
+        folder = self._options.data_dir
+        self._free_bytes = free_bytes(folder) if folder is not None else None
+        # What is under way may be among the counted: too many for a second, but never too few.
+        self._waiting = scenarios.count_waiting(tx, self._options.queue_limit) + self._under_way
+
+    def _require_room(self) -> None:
+        least = self._options.min_free_bytes
+        if self._free_bytes is not None and self._free_bytes < least:
+            raise problem(
+                503,
+                "disk_full",
+                f"the disk of the server's data has {self._free_bytes} bytes left, and new work is taken from {least} on; what runs "
+                "goes on; its operator must make room, or lower --min-free-bytes",
+            )
+
+    def _require_place(self) -> None:
+        limit = self._options.queue_limit
+        if self._waiting >= limit:
+            raise problem(
+                429,
+                "queue_full",
+                f"{limit} scenarios wait for a runner already, which is this server's limit; come again later (its operator may "
+                "start more runners, or raise --queue-limit)",
+            )

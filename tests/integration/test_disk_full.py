@@ -1,0 +1,108 @@
+"""A database whose disk is really full: what the api and the inbox make of it, and that all goes on once there is room."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.integration.api_server import init, problem_of, ready
+from tests.integration.delivery import emptied, frames, remake_topics, running, scenario, send, stored
+from tests.integration.disks import SmallDisk, small_disk
+from tests.integration.embedded import wait_until
+
+from vidflow.domain.messages import DEAD_LETTERS
+from vidflow.infra import outbox
+from vidflow.infra.embedded.postgres import EmbeddedPostgres
+from vidflow.infra.migrations import migrate
+from vidflow.infra.postgres import Connection, connect
+from vidflow.infra.stopping import Stop
+from vidflow.roles import inbox
+from vidflow.settings import ApiOptions, InboxOptions
+
+pytestmark = pytest.mark.fault
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[str, SmallDisk]]:
+    """A server that keeps what grows with the work on a disk of its own; its log lies elsewhere, or it would go down with it."""
+    with small_disk(tmp_path / "disk", megabytes=8) as disk:
+        postgres = EmbeddedPostgres(tmp_path / "postgres", say=print, stop=Stop())
+        try:
+            url = postgres.start().url
+            migrate(url, print)
+            space = disk.path / "space"
+            space.mkdir()
+            owner = (tmp_path / "postgres" / "data").stat()
+            os.chown(space, owner.st_uid, owner.st_gid)
+            with connect(url, name="test") as tables:
+                tables.execute(f"CREATE TABLESPACE small LOCATION '{space}'")
+                for table in ("scenarios", "scenario_history", "outbox", "scenario_results_default"):
+                    tables.execute(f"ALTER TABLE {table} SET TABLESPACE small")
+            yield url, disk
+        finally:
+            postgres.stop()
+
+
+def test_an_api_on_a_full_disk_refuses_new_work_and_reads_on(server: tuple[str, SmallDisk]) -> None:
+    url, disk = server
+    with ready(ApiOptions(database_url=url)) as client:
+        first = init(client)
+        disk.fill()
+        refused = []
+
+        def is_refused() -> bool:
+            """What room is left in the tables' last pages is used up first."""
+            answer = client.post("/scenario/init", json={"source": first["source"], "model": first["model"]})
+            refused.append(answer)
+            return answer.status_code != 201
+
+        wait_until(is_refused, "the disk is full")
+        problem_of(refused[-1], 503, "disk_full")
+        let_in = len(refused) - 1
+        assert client.get(f"/scenario/{first['scenario_uuid']}").json() == first
+        assert client.get("/health/ready").status_code == 200
+        disk.make_room()
+        init(client)
+    with connect(url, name="test") as tables:
+        for table in ("scenarios", "scenario_progress", "scenario_history", "outbox"):
+            assert tables.execute(f"SELECT count(*) FROM {table}").fetchone() == (let_in + 2,), table
+
+
+def test_invariant_8_an_inbox_on_a_full_disk_waits_says_so_once_and_loses_nothing(
+    server: tuple[str, SmallDisk], kafka_bootstrap: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    url, disk = server
+    caplog.set_level(logging.INFO, "vidflow")
+    remake_topics(kafka_bootstrap)
+    with emptied(url) as tables, running(inbox.run, InboxOptions(database_url=url, kafka=kafka_bootstrap)) as stop:
+        uuid = scenario(tables)
+        send(kafka_bootstrap, *frames(uuid, range(100)))
+        wait_until(lambda: len(stored(tables, uuid)) == 100, "it stores")
+        disk.fill()
+        send(kafka_bootstrap, *frames(uuid, range(100, 20_000)))
+        wait_until(lambda: "disk_full" in events(caplog), "it has noticed")
+        before = rollbacks(tables)
+        wait_until(lambda: rollbacks(tables) >= before + 5, "it tries again and again")
+        full = stored(tables, uuid)
+        assert full == list(range(len(full))) != list(range(20_000))
+        assert not stop.requested
+        disk.make_room()
+        wait_until(lambda: len(stored(tables, uuid)) == 20_000, "all is stored", limit_s=60)
+        assert stored(tables, uuid) == list(range(20_000))
+        assert [one for one in outbox.pending(tables, 10) if one.topic == DEAD_LETTERS] == []
+    assert events(caplog) == ["disk_full", "back"]
+
+
+def events(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was said of outages."""
+    return [record.getMessage() for record in caplog.records if record.getMessage() in {"away", "disk_full", "back"}]
+
+
+def rollbacks(tables: Connection) -> int:
+    [(count,)] = tables.execute(
+        "SELECT xact_rollback FROM pg_stat_database WHERE datname = current_database()"
+    ).fetchall()
+    return int(count)
