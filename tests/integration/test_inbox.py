@@ -142,6 +142,24 @@ def test_a_frame_that_comes_again_changes_nothing_and_is_counted(tables: Connect
     assert label == "person"
 
 
+def test_invariant_5_a_row_that_is_there_against_the_rule_stays_as_it_is_and_the_others_are_stored(
+    tables: Connection, options: InboxOptions
+) -> None:
+    """As where a table was restored by itself: the net below the rule."""
+    uuid, other = scenario(tables), scenario(tables)
+    results.add_frames(tables, [frame(uuid, 1, label="person")])
+    send(options.kafka, *frames(uuid, range(4)), *frames(other, range(4)))
+    with inbox(tables, options):
+        await_caught_up(tables, options.kafka)
+    assert [stored(tables, one) for one in (uuid, other)] == [list(range(4))] * 2
+    assert dead_letters(tables) == []
+    [(label,)] = tables.execute(
+        "SELECT detections -> 0 ->> 'label' FROM scenario_results WHERE frame_number = 1 AND scenario_uuid = %s",
+        (uuid,),
+    ).fetchall()
+    assert label == "person"
+
+
 def test_nothing_behind_a_hole_is_stored_and_the_next_epoch_fills_it(tables: Connection, options: InboxOptions) -> None:
     uuid = scenario(tables)
     send(options.kafka, frame(uuid, 0), frame(uuid, 2), frame(uuid, 3))

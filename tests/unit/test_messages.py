@@ -176,6 +176,9 @@ def changed(message: Message, **fields: object) -> bytes:
         {"width": 0},
         {"height": 65536},
         {"at": "x" * 201},
+        {"at": "nul\x00"},
+        {"at": "\\\\\x00"},
+        {"detections": [{"label": "\x00", "score": 0.5, "box": [0, 0, 1, 1]}]},
         {"time_base": 90000},
         {"detections": {}},
         {"detections": [{"label": "", "score": 0.5, "box": [0, 0, 1, 1]}]},
@@ -189,6 +192,13 @@ def changed(message: Message, **fields: object) -> bytes:
 def test_a_frame_with_a_value_that_cannot_be_is_refused(fields: dict[str, object]) -> None:
     with pytest.raises(MessageError):
         decode_result(changed(FRAME, **fields))
+
+
+@pytest.mark.parametrize("at", ["\\u0000", "\\\\u0000", "\\", '\n"', "u0000"])
+def test_a_text_that_only_looks_like_a_nul_is_taken(at: str) -> None:
+    frame = decode_result(changed(FRAME, at=at))
+    assert isinstance(frame, Frame)
+    assert frame.at == at
 
 
 @pytest.mark.parametrize("time_s", [b"1e400", b"-1e400", b"1e", b"Infinity"])

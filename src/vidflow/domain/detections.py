@@ -17,7 +17,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from vidflow.domain.errors import STORABLE, VidflowError
+from vidflow.domain.errors import VidflowError
 
 BOX_DECIMALS: Final = 2
 """A hundredth of a pixel: finer than any model, coarse enough to keep messages small."""
@@ -25,7 +25,7 @@ SCORE_DECIMALS: Final = 4
 MAX_DETECTIONS: Final = 300
 """A frame's default limit: with the longest labels its result stays far below the size of a Kafka message."""
 
-Label = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=STORABLE)]
+Label = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 Score = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 Coordinate = Annotated[float, msgspec.Meta(ge=0.0, le=65535.0)]
 Side = Annotated[int, msgspec.Meta(ge=1, le=65535)]
@@ -39,7 +39,7 @@ class InferenceError(VidflowError):
     retry = True
 
 
-class Detection(msgspec.Struct, frozen=True):
+class Detection(msgspec.Struct, frozen=True, gc=False):
     """One thing that a model saw. `box` is (x1, y1, x2, y2), pixels of the displayed frame. Made by `detected`."""
 
     label: Label
