@@ -1,6 +1,9 @@
 """The inbox's rows a second, from a full topic to all stored, beside a bare COPY of the same rows into the same table.
 
-python bench/inbox.py [--rows 30000] [--scenarios 20] [--detections 10] [--runs 5]
+python bench/inbox.py [--rows 30000] [--scenarios 20] [--detections 10] [--runs 5] [--stored 1000000]
+
+`--stored`: so many rows lie in the table beforehand. The CPU time of a row, client and server, is told too (Linux): it holds where
+others use the machine and the rates do not. Kafka's own is in neither.
 """
 
 from __future__ import annotations
@@ -8,10 +11,12 @@ from __future__ import annotations
 import argparse
 import threading
 import time
+from statistics import median
 
 import msgspec
 
 from servers import report, servers
+from stack import cpu_s
 from vidflow.domain.detections import Detection
 from vidflow.domain.messages import RESULTS, Frame, encode
 from vidflow.infra import kafka
@@ -29,14 +34,35 @@ def main() -> None:
     parser.add_argument("--scenarios", type=int, default=20)
     parser.add_argument("--detections", type=int, default=10)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--stored", type=int, default=0)
     given = parser.parse_args()
     ours, theirs = [], []
     with servers() as (url, bootstrap), connect(url, name="bench") as tables:
+        fill(tables, given.stored)
         for _ in range(given.runs):
             frames = made(tables, given.rows // given.scenarios, given.scenarios, given.detections)
             theirs.append(copied(tables, frames))
             ours.append(stored(url, bootstrap, tables, frames))
-    report("inbox", ours, "bare COPY", theirs)
+    report("inbox", [rate for rate, _ in ours], "bare COPY", [rate for rate, _ in theirs])
+    cpu_us = [[us for _, us in rates] for rates in (ours, theirs)]
+    ratios = [copy / inbox for inbox, copy in zip(*cpu_us, strict=True)]
+    print(
+        f"CPU a row: inbox {median(cpu_us[0]):.0f} us, bare COPY {median(cpu_us[1]):.0f} us: ratio {median(ratios):.2f} "
+        f"({min(ratios):.2f}-{max(ratios):.2f}); {given.stored:,} rows stored before"
+    )
+
+
+def fill(tables: Connection, rows: int) -> None:
+    """Rows of 300 earlier frames each: small ones, since the index is what could slow down what comes behind them."""
+    tables.execute(
+        """
+        INSERT INTO scenario_results (scenario_uuid, frame_number, epoch, pts, time_s, width, height, at, detections)
+        SELECT s.uuid, n, 1, n, n, 640, 360, '2026-01-01T00:00:00Z', '[]'
+          FROM (SELECT uuidv7() AS uuid FROM generate_series(1, %s)) AS s, generate_series(0, 299) AS n
+        """,
+        (rows // 300,),
+    )
+    tables.execute("VACUUM ANALYZE scenario_results")
 
 
 def made(tables: Connection, each: int, scenarios: int, detections: int) -> list[Frame]:
@@ -58,8 +84,9 @@ def made(tables: Connection, each: int, scenarios: int, detections: int) -> list
     ]
 
 
-def copied(tables: Connection, frames: list[Frame]) -> float:
-    """Rows a second of COPY, a transaction a batch; they are taken out again."""
+def copied(tables: Connection, frames: list[Frame]) -> tuple[float, float]:
+    """Rows a second of COPY, a transaction a batch, and microseconds of CPU a row; they are taken out again."""
+    before_s = time.process_time() + cpu_s(tables.info.backend_pid)
     began = time.perf_counter()
     for start in range(0, len(frames), BATCH):
         with tables.transaction(), tables.cursor().copy("COPY scenario_results FROM STDIN") as copy:
@@ -68,12 +95,13 @@ def copied(tables: Connection, frames: list[Frame]) -> float:
                 fixed = (one.scenario_uuid, one.frame_number, one.epoch, one.pts, one.time_s, one.width, one.height)
                 copy.write_row((*fixed, one.at, detections))
     rate = len(frames) / (time.perf_counter() - began)
-    tables.execute("TRUNCATE scenario_results")
-    return rate
+    spent_s = time.process_time() + cpu_s(tables.info.backend_pid) - before_s
+    take_out(tables, frames)
+    return rate, spent_s / len(frames) * 1e6
 
 
-def stored(url: str, bootstrap: str, tables: Connection, frames: list[Frame]) -> float:
-    """Rows a second of the inbox, from the first that is stored to the last."""
+def stored(url: str, bootstrap: str, tables: Connection, frames: list[Frame]) -> tuple[float, float]:
+    """Rows a second of the inbox, from the first that is stored to the last, and microseconds of CPU a row."""
     producer = kafka.producer(bootstrap, client_id="bench")
     producer.list_topics(RESULTS)
     for one in frames:
@@ -86,14 +114,23 @@ def stored(url: str, bootstrap: str, tables: Connection, frames: list[Frame]) ->
     uuids = sorted({one.scenario_uuid for one in frames})
     while (first := count(tables, uuids)) == 0:
         time.sleep(0.005)
-    began = time.perf_counter()
+    [(backend,)] = tables.execute(
+        "SELECT pid FROM pg_stat_activity WHERE application_name = 'vidflow inbox'"
+    ).fetchall()
+    began, before_s = time.perf_counter(), time.process_time() + cpu_s(backend)
     while count(tables, uuids) < len(frames):
-        time.sleep(0.02)
-    took = time.perf_counter() - began
+        time.sleep(0.05)
+    took, spent_s = time.perf_counter() - began, time.process_time() + cpu_s(backend) - before_s
     stop.request()
     inbox.join()
-    tables.execute("TRUNCATE scenario_results")
-    return (len(frames) - first) / took
+    take_out(tables, frames)
+    return (len(frames) - first) / took, spent_s / (len(frames) - first) * 1e6
+
+
+def take_out(tables: Connection, frames: list[Frame]) -> None:
+    uuids = sorted({one.scenario_uuid for one in frames})
+    tables.execute("DELETE FROM scenario_results WHERE scenario_uuid = ANY (%b::uuid[])", (uuids,))
+    tables.execute("VACUUM scenario_results")
 
 
 def count(tables: Connection, uuids: list[str]) -> int:
