@@ -1,6 +1,6 @@
 """The fault matrix and the soak as commands that print a table. Both print their seed, which plays the same blows again.
 
-python -m tests.faults matrix [--seed S] [--only "kill runner"] [--freeze-s 30]
+python -m tests.faults matrix [--seed S] [--only "kill runner, kafka"] [--freeze-s 30]
 python -m tests.faults chaos  [--seed S] [--minutes N]
 """
 
@@ -31,7 +31,7 @@ def main() -> None:
         command.add_argument("--keep-log", type=Path, help="a file for what the roles and the stack said")
         command.set_defaults(run=run)
         if name == "matrix":
-            command.add_argument("--only", default="", help="words of the cases: a fault, a victim, a moment")
+            command.add_argument("--only", default="", help="which cases: 'kill runner, kafka'")
             command.add_argument("--freeze-s", type=float, default=matrix.FREEZE_S)
         else:
             command.add_argument("--minutes", type=float, default=30.0)
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def run_matrix(given: argparse.Namespace, folder: Path) -> None:
-    done = [works.slow(folder, 120), works.sampled(folder, 60)]
+    done = [works.slow(folder, 240), works.sampled(folder, 60)]
     with scene(folder / "data", done, log=given.keep_log) as now:
         say(matrix.HEADER)
         for row in matrix.play(now, matrix.cases(given.only), done, given.seed, given.freeze_s):
