@@ -98,7 +98,7 @@ def table(done: Soak) -> str:
     sums = done.sums
     lines.append(
         f"{done.seconds / 60:.1f} min, {sums.scenarios} scenarios, {done.blows.total()} faults, {sums.frames} frames, "
-        f"{sums.repeats} repeats absorbed, {sums.losses} losses and {sums.returns} returns, {done.unanswered} births unanswered, "
+        f"{sums.absorbed} sent again and absorbed, {sums.losses} losses and {sums.returns} returns, {done.unanswered} births unanswered, "
         "frames lost: 0"
     )
     return "\n".join(lines)

@@ -50,19 +50,19 @@ class Row:
     outcome: str
     pause_s: float
     frames: int
-    repeats: int
+    absorbed: int
     losses: int
     returns: int
 
 
-HEADER: Final = f"{'fault':10}{'victim':10}{'when':15}{'outcome':10}{'pause s':>8}{'frames':>8}{'repeats':>9}{'losses':>8}{'returns':>9}"
+HEADER: Final = f"{'fault':10}{'victim':10}{'when':15}{'outcome':10}{'pause s':>8}{'frames':>8}{'absorbed':>9}{'losses':>8}{'returns':>9}"
 
 
 def line(row: Row) -> str:
     case = row.case
     return (
         f"{case.fault:10}{case.victim:10}{case.when:15}{row.outcome:10}{row.pause_s:8.2f}{row.frames:8}"
-        f"{row.repeats:9}{row.losses:8}{row.returns:9}"
+        f"{row.absorbed:9}{row.losses:8}{row.returns:9}"
     )
 
 
@@ -119,7 +119,7 @@ def play(scene: Scene, chosen: Iterable[Case], works: Sequence[Work], seed: int,
             yield Row(case, f"BROKEN: {error}", pause_s, 0, 0, 0, 0)
             raise
         yield Row(
-            case, "held", pause_s, after.frames - before.frames, after.repeats - before.repeats, after.losses - before.losses,
+            case, "held", pause_s, after.frames - before.frames, after.absorbed - before.absorbed, after.losses - before.losses,
             after.returns - before.returns,
         )  # fmt: skip
         before = after

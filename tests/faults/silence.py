@@ -1,21 +1,23 @@
-"""The end of all work as the topics show it: every runner's list is empty, and nothing that work alone sends is sent any more."""
+"""What the topics tell when all is over: every runner's list is empty, only pings are sent any more; how much was sent."""
 
 from __future__ import annotations
 
 import time
 from typing import Final
 
-from confluent_kafka import Consumer, KafkaException, Message
+from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 from tests.faults.broken import broken
 from tests.faults.scene import Parts
 
 from vidflow.domain.messages import (
     RESULTS,
     RUNNER_EVENTS,
+    Frame,
     Ping,
     Report,
     commands_topic,
     decode_command,
+    decode_result,
     decode_runner_event,
 )
 from vidflow.infra import kafka
@@ -34,6 +36,24 @@ def check_7_silence(parts: Parts) -> None:
         _until_silent(reader, parts)
     finally:
         reader.close()
+
+
+def frames_sent(parts: Parts) -> int:
+    """How many frames workers have sent since the topic was made, those that nobody stored among them."""
+    admin = kafka.admin(parts.kafka)
+    ends = kafka.end_offsets(admin, RESULTS)
+    reader = kafka.consumer(parts.kafka, client_id="fault-checks")
+    try:
+        reader.assign([TopicPartition(RESULTS, number, 0) for number in ends])
+        left, frames, until_s = sum(ends.values()), 0, time.monotonic() + LIMIT_S
+        while left > 0 and time.monotonic() < until_s:
+            messages = [message for message in reader.consume(1000, 0.2) if not message.error()]
+            left -= len(messages)
+            frames += sum(isinstance(decode_result(message.value()), Frame) for message in messages)
+    finally:
+        reader.close()
+    assert left <= 0, f"{left} of the results could not be read"
+    return frames
 
 
 def _until_silent(reader: Consumer, parts: Parts) -> None:
