@@ -99,6 +99,6 @@ def table(done: Soak) -> str:
     lines.append(
         f"{done.seconds / 60:.1f} min, {sums.scenarios} scenarios, {done.blows.total()} faults, {sums.frames} frames, "
         f"{sums.absorbed} sent again and absorbed, {sums.losses} losses and {sums.returns} returns, {done.unanswered} births unanswered, "
-        "frames lost: 0"
+        f"frames lost: {sums.lost}"
     )
     return "\n".join(lines)

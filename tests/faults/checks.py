@@ -25,29 +25,42 @@ Tables = psycopg.Connection[Any]
 
 @dataclass(frozen=True)
 class Sums:
-    """What was looked at, since the database was made: frames stored, and frames sent beyond these, which nobody needed."""
+    """What was looked at: frames read, missing of those that completed ones should have, and sent beyond those that were read."""
 
     scenarios: int
     frames: int
+    lost: int
     absorbed: int
     losses: int
     returns: int
 
 
+@dataclass(frozen=True)
+class Found:
+    """Frames of one scenario: read, and missing."""
+
+    read: int
+    lost: int
+
+
 def all_hold(scene: Scene) -> Sums:
-    """Waits until all is over, then makes all checks, of every scenario that the tables know."""
+    """Waits until all is over, then makes all checks, of every scenario that the tables know and that was not yet looked at."""
     scene.until_settled()
     with scene.tables() as tables:
         tables.row_factory = namedtuple_row
-        uuids = check_1_known(tables, scene.born)
+        uuids = [uuid for uuid in check_1_known(tables, scene.born) if uuid not in scene.checked]
+        read = lost = 0
         for uuid in uuids:
             check_3_path(tables, uuid)
             check_4_epochs(tables, uuid)
             check_5_rows(tables, uuid)
-            check_6_to_8_frames(scene, tables, uuid)
+            found = check_6_to_8_frames(scene, tables, uuid)
+            read, lost = read + found.read, lost + found.lost
         check_2_outbox(tables)
         check_7_silence(scene.parts)
-        return _sums(tables, frames_sent(scene.parts))
+        scene.checked.update(uuids)
+        absorbed = frames_sent(scene.parts, uuids) - read
+        return Sums(len(uuids), read, lost, absorbed, *_ways_back(tables, uuids))
 
 
 def check_1_known(tables: Tables, born: Collection[str]) -> list[str]:
@@ -112,7 +125,7 @@ def check_5_rows(tables: Tables, uuid: str) -> None:
         raise broken(5, f"{uuid}: a frame took another moment's place")
 
 
-def check_6_to_8_frames(scene: Scene, tables: Tables, uuid: str) -> None:
+def check_6_to_8_frames(scene: Scene, tables: Tables, uuid: str) -> Found:
     """Who reads it finds what an undisturbed run saw, and what a request for a shutdown was told is what became of it."""
     query = "SELECT outcome, error, source, model, fps FROM scenarios WHERE scenario_uuid = %s"
     scenario, told = _one(tables, query, uuid), scene.outcomes.get(uuid)
@@ -122,7 +135,9 @@ def check_6_to_8_frames(scene: Scene, tables: Tables, uuid: str) -> None:
         raise broken(3, f"{uuid}: a client was told {told}, and it is {scenario.outcome}")
     if not _progress(tables, uuid).closed:
         raise broken(6, f"{uuid} is inactive and not closed")
-    same_frames(uuid, scenario.outcome, scene.vidflow.frames(uuid), _expected(scene, scenario))
+    frames, expected = scene.vidflow.frames(uuid), _expected(scene, scenario)
+    same_frames(uuid, scenario.outcome, frames, expected)
+    return Found(len(frames), len(expected) - len(frames) if scenario.outcome == Outcome.COMPLETED else 0)
 
 
 def same_frames(uuid: str, outcome: str, frames: Frames, expected: Frames) -> None:
@@ -174,12 +189,12 @@ def _numbers(rows: list[Any]) -> str:
     return f"{len(numbers)} from {min(numbers, default=None)} to {max(numbers, default=None)}"
 
 
-def _sums(tables: Tables, sent: int) -> Sums:
-    [progress] = tables.execute(
-        "SELECT count(*) AS scenarios, coalesce(sum(next_frame), 0)::bigint AS frames FROM scenario_progress"
-    )
-    [back] = tables.execute(
+def _ways_back(tables: Tables, uuids: list[str]) -> tuple[int, int]:
+    """How often a deployment was lost, and how often one came back that had not failed."""
+    [row] = tables.execute(
         "SELECT count(*) FILTER (WHERE attempt > 0) AS losses, count(*) FILTER (WHERE attempt = 0) AS returns"
-        " FROM scenario_history WHERE from_state IS NOT NULL AND to_state = 'init_startup'"
+        " FROM scenario_history"
+        " WHERE from_state IS NOT NULL AND to_state = 'init_startup' AND scenario_uuid = ANY(%s::uuid[])",
+        (uuids,),
     )
-    return Sums(progress.scenarios, progress.frames, sent - progress.frames, back.losses, back.returns)
+    return row.losses, row.returns

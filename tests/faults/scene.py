@@ -55,6 +55,7 @@ class Scene:
         self.outcomes: dict[str, str] = {}
         """What the answer to a request for a shutdown said."""
         self.undisturbed: dict[Work, Frames] = {}
+        self.checked: set[str] = set()
 
     def run_undisturbed(self, works: Sequence[Work]) -> None:
         """Runs each work once, before the faults, to compare with."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from typing import Final
 
 from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
@@ -38,10 +39,10 @@ def check_7_silence(parts: Parts) -> None:
         reader.close()
 
 
-def frames_sent(parts: Parts) -> int:
-    """How many frames workers have sent since the topic was made, those that nobody stored among them."""
+def frames_sent(parts: Parts, uuids: Collection[str]) -> int:
+    """How many frames of these scenarios were sent, those that nobody stored among them."""
     admin = kafka.admin(parts.kafka)
-    ends = kafka.end_offsets(admin, RESULTS)
+    ends, wanted = kafka.end_offsets(admin, RESULTS), set(uuids)
     reader = kafka.consumer(parts.kafka, client_id="fault-checks")
     try:
         reader.assign([TopicPartition(RESULTS, number, 0) for number in ends])
@@ -49,7 +50,8 @@ def frames_sent(parts: Parts) -> int:
         while left > 0 and time.monotonic() < until_s:
             messages = [message for message in reader.consume(1000, 0.2) if not message.error()]
             left -= len(messages)
-            frames += sum(isinstance(decode_result(message.value()), Frame) for message in messages)
+            results = [decode_result(message.value()) for message in messages]
+            frames += sum(isinstance(one, Frame) and one.scenario_uuid in wanted for one in results)
     finally:
         reader.close()
     assert left <= 0, f"{left} of the results could not be read"

@@ -54,7 +54,7 @@ def test_the_short_set_kills_every_victim_and_strikes_at_every_moment() -> None:
 
 
 def test_invariants_1_to_8_hold_after_one_fault_upon_the_other(tmp_path: Path) -> None:
-    slow, sampled = works.slow(tmp_path, 100), works.sampled(tmp_path, 40)
+    slow, sampled = works.slow(tmp_path, 160), works.sampled(tmp_path, 40)
     chance = random.Random(SEED)  # noqa: S311
     with scene(tmp_path / "data", [slow, sampled]) as now:
         for case in SHORT:
