@@ -9,9 +9,10 @@ from collections.abc import Iterable
 
 import msgspec
 from tests.explorer.breaks import catch
-from tests.explorer.rules import BREAKS
+from tests.explorer.rules import RULES
 from tests.explorer.search import explore
 from tests.explorer.state import World
+from tests.explorer.statements import STATEMENTS
 from tests.explorer.traces import lines
 from tests.explorer.worlds import ALL, FULL, MIDDLE, QUICK
 
@@ -60,7 +61,7 @@ def table(worlds: Iterable[World]) -> int:
 
 def breaks(word: str) -> int:
     """Makes each break whose rule has the word in it, and prints who noticed."""
-    chosen = [one for one in BREAKS if word in one.rule]
+    chosen = [one for one in (*RULES, *STATEMENTS) if word in one.rule]
     caught = explored = 0
     print(f"{'rule that is broken':62} {'steps':>5}  what fails (where)")
     for one in chosen:

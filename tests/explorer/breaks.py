@@ -48,16 +48,22 @@ class Stale(Exception):
 @contextmanager
 def broken_code(one: Break) -> Iterator[Path]:
     """A folder with the package as it is without the rule."""
+    fits(one)
     with tempfile.TemporaryDirectory(prefix="vidflow-break-") as folder:
         shutil.copytree(HERE / "src", Path(folder, "src"), ignore=shutil.ignore_patterns("__pycache__"))
         (Path(folder) / "sql").symlink_to(HERE / "sql")
         for name, old, new in one.changes:
             path = Path(folder, "src", "vidflow", name)
-            text = path.read_text()
-            if text.count(old) != 1:
-                raise Stale(f"{one.rule}: this stands {text.count(old)} times in {name}: {old!r}")
-            path.write_text(text.replace(old, new))
+            path.write_text(path.read_text().replace(old, new))
         yield Path(folder, "src")
+
+
+def fits(one: Break) -> None:
+    """Raises Stale where the break's text does not stand in the code exactly once."""
+    for name, old, _ in one.changes:
+        count = (HERE / "src" / "vidflow" / name).read_text().count(old)
+        if count != 1:
+            raise Stale(f"{one.rule}: this stands {count} times in {name}: {old!r}")
 
 
 def catch(one: Break) -> Caught | None:
@@ -82,7 +88,7 @@ def _explored(source: Path, world: str) -> tuple[str, int] | None:
 
 
 def _passes(source: Path, test: str) -> bool:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", *test.split()]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", test]
     done = subprocess.run(command, cwd=HERE, env=_env(source), capture_output=True, text=True, check=False)
     if done.returncode not in {0, 1}:
         raise Stale(f"{test} cannot be run: {done.stdout[-2000:]}{done.stderr[-2000:]}")

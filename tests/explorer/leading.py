@@ -159,7 +159,7 @@ def _check_epoch(state: State, world: World, index: int, epoch: int) -> None:
 def _check_nothing_waits(state: State, world: World, index: int, text: str) -> None:
     """Nothing acknowledged is lost: what the counting epoch has sent is stored first."""
     progress = state.rows[index].progress
-    if world.most and ZOMBIES & set(world.faults):
+    if ZOMBIES & set(world.faults):
         return
     if progress.hole_epoch == progress.epoch:
         return  # what stands behind a hole is never stored

@@ -46,8 +46,7 @@ def steps(state: State, world: World) -> Iterator[Step]:
 
 
 def _client(state: State, world: World) -> Iterator[Step]:
-    """A client may ask for a shutdown; of a live stream it must, or there would be no end."""
-    for index, row in enumerate(state.rows if world.shutdown else ()):
+    for index, row in enumerate(state.rows if world.shutdown or world.source.live else ()):
         if row.scenario.state in {Stage.INIT_STARTUP, Stage.IN_STARTUP_PROCESSING, Stage.ACTIVE}:
             event = Event(kind=Kind.SHUTDOWN_REQUESTED, reason="shutdown requested")
             yield Step(CLIENT, world.source.live, partial(moved, state, world, index, event))

@@ -49,7 +49,7 @@ RESULTS: Final = (
     rule(
         "whole needs next_frame = last + 1, an end no hole below it", PROGRESS,
         "        and progress.next_frame == progress.end_last_frame + 1\n", "",
-        "file, emptied", tests=("tests/unit/test_progress.py -k nothing_less_is_whole",),
+        "file, emptied", tests=("tests/unit/test_progress.py::test_nothing_less_is_whole",),
     ),
     Break(
         "whole needs next_frame = last + 1, both its nets",
@@ -218,7 +218,7 @@ COMMANDS: Final = (
     rule(
         "a stop makes the deploys before it old", RUNNER,
         "    charge = _saw(charge, uuid, epoch, now_s)\n    if entry is not None and entry.running", "    if entry is not None and entry.running",
-        "live, copy", "live, emptied, kill", tests=("tests/unit/test_runner_charge.py",),
+        "live, copy", "live, emptied and kill", tests=("tests/unit/test_runner_charge.py",),
     ),
     rule(
         "a stop of an epoch stops no newer one", RUNNER,
@@ -337,4 +337,4 @@ EPOCHS: Final = (
     ),
 )  # fmt: skip
 
-BREAKS: Final = (*WAITS, *RESULTS, *LOSSES, *COMMANDS, *SILENCE, *EPOCHS)
+RULES: Final = (*WAITS, *RESULTS, *LOSSES, *COMMANDS, *SILENCE, *EPOCHS)

@@ -35,7 +35,8 @@ class World(NamedTuple):
     """A small size: what there is and what may befall it. `faults` names kinds of faults.py, `most` of them happen.
 
     `deployments` is more than faults explain: a scenario that gets so many is redeployed without end. `relay`: a command may
-    wait in the outbox; else it is in its topic at once.
+    wait in the outbox; else it is in its topic at once. `shutdown`: a client may ask for one at any moment; it may always where
+    the stream is live, which has no other end.
     """
 
     name: str
@@ -46,7 +47,7 @@ class World(NamedTuple):
     attempts: int = 3
     shutdown: bool = False
     faults: tuple[str, ...] = ()
-    most: int = 0
+    most: int = 1
     deployments: int = 5
     relay: bool = False
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tests.explorer.breaks import Break, catch
-from tests.explorer.rules import BREAKS
+from tests.explorer.breaks import Break, catch, fits
+from tests.explorer.rules import RULES
 from tests.explorer.search import explore
 from tests.explorer.state import World
+from tests.explorer.statements import STATEMENTS
 from tests.explorer.traces import lines
 from tests.explorer.worlds import MIDDLE, QUICK
 
@@ -32,7 +33,12 @@ def test_all_invariants_hold_in_every_state_of_a_larger_world(world: World) -> N
     holds(world)
 
 
+@pytest.mark.parametrize("one", [*RULES, *STATEMENTS], ids=name)
+def test_each_break_still_fits_the_code(one: Break) -> None:
+    fits(one)
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("one", BREAKS, ids=name)
-def test_each_rule_that_is_broken_is_missed(one: Break) -> None:
+@pytest.mark.parametrize("one", RULES, ids=name)
+def test_each_rule_of_the_domain_that_is_broken_is_missed(one: Break) -> None:
     assert catch(one) is not None, one.rule

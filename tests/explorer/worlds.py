@@ -12,87 +12,73 @@ LIVE, LIVE_TWO = Source(frames=1, live=True), Source(frames=2, live=True)
 POISON = Source(frames=2, poison=frozenset({1}))
 SKIPS = Source(frames=3, poison=frozenset({0, 1}), skips=True)
 
-
-def file(name: str, source: Source = TWO, **others: object) -> World:
-    return World(f"file, {name}", source, **others)  # type: ignore[arg-type]
-
-
-def live(name: str, source: Source = LIVE, **others: object) -> World:
-    """A live stream has an end only by a client's shutdown, which may come at any moment."""
-    return World(f"live, {name}", source, shutdown=True, **others)  # type: ignore[arg-type]
-
-
-def once(*kinds: str) -> dict[str, object]:
-    return {"faults": kinds, "most": 1}
-
-
-def twice(*kinds: str) -> dict[str, object]:
-    return {"faults": kinds, "most": 2}
-
+SMALL_FAULTS: Final = ("kill", "crash", "drain", "take-over", "lost", "copy", "stale", "re-read", "slip", "emptied")
+"""Faults behind which not many states lie."""
 
 QUICK: Final = (
-    file("no fault", THREE),
-    file("a shutdown at any moment", TWO, shutdown=True),
-    live("no fault", LIVE_TWO),
-    file("a late relay", TWO, shutdown=True, relay=True),
-    file("two on one slot", ONE, scenarios=2, capacity=1),
-    file("a poisonous frame", POISON),
-    file("two poisonous frames, skipped", SKIPS, attempts=2, deployments=8),
-    file("a fatal error", Source(frames=2, fatal=1)),
-    *(
-        make(kind, **once(kind))
-        for make in (file, live)
-        for kind in ("kill", "crash", "drain", "take-over", "lost", "copy", "stale", "re-read", "slip", "emptied")
-    ),
-    *(make(kind, ONE if make is file else LIVE, **once(kind)) for make in (file, live) for kind in ("away", "frozen")),
-    file("kill, two runners", **once("kill"), runners=2),
-    file("drain, two runners", **once("drain"), runners=2),
-    file("deaf for ever, two runners", ONE, **once("deaf for ever"), runners=2),
-    live("deaf for ever, two runners", **once("deaf for ever"), runners=2),
-    file("restore", ONE, **once("restore")),
+    World("file, no fault", THREE),
+    World("file, a shutdown at any moment", TWO, shutdown=True),
+    World("live, no fault", LIVE_TWO),
+    World("file, a late relay", TWO, shutdown=True, relay=True),
+    World("file, two on one slot", ONE, scenarios=2, capacity=1),
+    World("file, a poisonous frame", POISON),
+    World("file, two poisonous frames, skipped", SKIPS, attempts=2, deployments=8),
+    World("file, a fatal error", Source(frames=2, fatal=1)),
+    *(World(f"file, {kind}", TWO, faults=(kind,)) for kind in SMALL_FAULTS),
+    *(World(f"live, {kind}", LIVE, faults=(kind,)) for kind in SMALL_FAULTS),
+    World("file, away", ONE, faults=("away",)),
+    World("file, frozen", ONE, faults=("frozen",)),
+    World("file, kill, two runners", TWO, runners=2, faults=("kill",)),
+    World("file, deaf for ever, two runners", ONE, runners=2, faults=("deaf for ever",)),
+    World("live, deaf for ever, two runners", LIVE, runners=2, faults=("deaf for ever",)),
+    World("file, restore", ONE, faults=("restore",)),
 )
-"""Each fault alone, on its smallest world: less than a minute."""
+"""Each fault alone, on its smallest world: less than a minute on one core."""
 
 MIDDLE: Final = (
-    file("cut off", **once("cut off")),
-    live("cut off", **once("cut off")),
-    file("deaf", ONE, **once("deaf")),
-    live("deaf", **once("deaf")),
-    file("lost twice", **twice("lost")),
-    file("crash and drain", ONE, **twice("crash", "drain"), attempts=2),
-    file("crash twice", **twice("crash"), attempts=2),
-    live("restore", **once("restore")),
-    file("restore, stopped", ONE, **once("restore"), shutdown=True),
-    file("two on one slot, kill", ONE, scenarios=2, capacity=1, **once("kill")),
-    live("emptied, kill", **twice("emptied", "kill")),
-    live("lost twice", **twice("lost")),
-    live("copy and crash", **twice("copy", "crash")),
-    file("a late relay, slips", ONE, **twice("slip", "slip"), relay=True),
-    file("silence and a crash", **twice("frozen", "crash"), attempts=2),
+    World("file, cut off", ONE, faults=("cut off",)),
+    World("live, cut off", LIVE, faults=("cut off",)),
+    World("live, away", LIVE, faults=("away",)),
+    World("live, frozen", LIVE, faults=("frozen",)),
+    World("file, deaf", ONE, faults=("deaf",), deployments=2),
+    World("live, deaf", LIVE, faults=("deaf",), deployments=3),
+    World("file, drain, two runners", TWO, runners=2, faults=("drain",)),
+    World("file, lost twice", TWO, faults=("lost",), most=2),
+    World("live, lost twice", LIVE, faults=("lost",), most=2),
+    World("file, crash and drain", ONE, attempts=2, faults=("crash", "drain"), most=2),
+    World("file, crash twice", TWO, attempts=2, faults=("crash",), most=2),
+    World("live, copy and crash", LIVE, faults=("copy", "crash"), most=2),
+    World("file, a late relay, slips", ONE, relay=True, faults=("slip",), most=2),
+    World("file, silence and a crash", TWO, attempts=2, faults=("frozen", "crash"), most=2),
+    World("live, restore", LIVE, faults=("restore",)),
+    World("file, restore, stopped", ONE, shutdown=True, faults=("restore",)),
+    World("file, two on one slot, kill", ONE, scenarios=2, capacity=1, faults=("kill",)),
+    World("live, emptied and kill", LIVE, faults=("emptied", "kill"), most=2),
 )
 """What takes some seconds each."""
 
 PROCESSES: Final = ("kill", "crash", "drain", "take-over")
 MESSAGES: Final = ("lost", "copy", "stale", "re-read", "emptied")
+SILENCE: Final = ("cut off", "frozen", "deaf")
 FULL: Final = (
-    file("any fault but silence", TWO, **once(*PROCESSES, *MESSAGES, "slip", "away"), shutdown=True),
-    live("any fault but silence, 2 frames", LIVE_TWO, **once(*PROCESSES, *MESSAGES, "slip", "away")),
-    file("two faults of processes", TWO, **twice(*PROCESSES)),
-    live("two faults of processes", LIVE, **twice(*PROCESSES)),
-    file("two faults of messages", TWO, **twice(*MESSAGES)),
-    live("two faults of messages", LIVE, **twice(*MESSAGES)),
-    file("silence and a fault of a process", ONE, **twice("frozen", "kill", "take-over")),
-    file("two runners, silence", ONE, **once("cut off", "frozen", "deaf"), runners=2),
-    live("two runners, silence", LIVE, **once("cut off", "frozen", "deaf"), runners=2),
-    file("two runners, two faults", ONE, **twice("kill", "drain", "crash"), runners=2),
-    file("two on one slot, any process", ONE, **once(*PROCESSES, "copy", "lost"), scenarios=2, capacity=1),
-    file("restore and a fault of a process", ONE, **twice("restore", "kill", "take-over")),
-    file("restore, Kafka emptied", ONE, **twice("restore", "emptied")),
-    live("restore, 2 frames", LIVE_TWO, **once("restore")),
-    file("late relay, restore", ONE, **once("restore"), relay=True, shutdown=True),
-    file("late relay, any message", ONE, **once(*MESSAGES, "slip"), relay=True, shutdown=True),
-    file("poison, kill", POISON, **once("kill"), attempts=2, deployments=6),
+    World("file, any fault but silence", TWO, shutdown=True, faults=(*PROCESSES, *MESSAGES, "slip", "away")),
+    World("live, any fault but silence, 2 frames", LIVE_TWO, faults=(*PROCESSES, *MESSAGES, "slip", "away")),
+    World("file, two faults of processes", TWO, faults=PROCESSES, most=2),
+    World("live, two faults of processes", LIVE, faults=PROCESSES, most=2),
+    World("file, two faults of messages", TWO, faults=MESSAGES, most=2),
+    World("live, two faults of messages", LIVE, faults=MESSAGES, most=2),
+    World("file, silence and a fault of a process", ONE, faults=("frozen", "kill", "take-over"), most=2),
+    World("file, two runners, silence", ONE, runners=2, faults=SILENCE),
+    World("live, two runners, silence", LIVE, runners=2, faults=SILENCE),
+    World("file, two runners, two faults", ONE, runners=2, faults=("kill", "drain", "crash"), most=2),
+    World("file, two on one slot, any process", ONE, scenarios=2, capacity=1, faults=(*PROCESSES, "copy", "lost")),
+    World("file, restore and a fault of a process", ONE, faults=("restore", "kill", "take-over"), most=2),
+    World("file, restore and Kafka emptied", ONE, faults=("restore", "emptied"), most=2),
+    World("live, restore, 2 frames", LIVE_TWO, faults=("restore",)),
+    World("file, a late relay, restore", ONE, shutdown=True, relay=True, faults=("restore",)),
+    World("file, a late relay, any message", ONE, shutdown=True, relay=True, faults=(*MESSAGES, "slip")),
+    World("file, poison and kill", POISON, attempts=2, deployments=6, faults=("kill",)),
 )
-"""Faults together: some minutes."""
+"""Faults together, and larger sizes: some minutes."""
 
 ALL: Final = {world.name: world for world in (*QUICK, *MIDDLE, *FULL)}

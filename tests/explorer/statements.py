@@ -1,0 +1,110 @@
+"""Rules that live in statements and roles, out of the explorer's reach: what the code is without them, and the tests that miss them."""
+# ruff: noqa: E501 - texts of the code
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.explorer.breaks import Break
+
+IT: Final = "tests/integration"
+
+
+def rule(name: str, file: str, old: str, new: str, *tests: str) -> Break:
+    return Break(name, ((file, old, new),), (), tests)
+
+
+STATEMENTS: Final = (
+    rule(
+        "the fence names the holder", "infra/lease.py",
+        "         WHERE l.holder = %(holder)s\n         ORDER BY l.name", "         ORDER BY l.name",
+        f"{IT}/test_lease.py::test_a_holder_of_the_same_term_in_a_restored_database_writes_nothing",
+    ),
+    rule(
+        "a fence in each transaction", "infra/lease.py",
+        "    if lost:\n        raise LeaseLost(f\"held by", "    if False:\n        raise LeaseLost(f\"held by",
+        f"{IT}/test_lease.py::test_a_former_holder_writes_nothing_more",
+    ),
+    rule(
+        "transaction_timeout below the lease's term", "infra/postgres.py",
+        "int(FENCED_TRANSACTION_S * 1000)", "int(FENCED_TRANSACTION_S * 100_000)",
+        f"{IT}/test_lease.py::test_a_holder_frozen_in_a_transaction_does_not_block_a_takeover_for_ever",
+    ),
+    rule(
+        "a lease that is over is renewed by nobody", "infra/lease.py",
+        "AND l.term = h.term AND l.expires_at > clock_timestamp()\n     RETURNING", "AND l.term = h.term\n     RETURNING",
+        f"{IT}/test_lease.py::test_a_lease_that_is_over_cannot_be_renewed",
+    ),
+    rule(
+        "the api moves the row", "roles/api/scenarios.py",
+        "        if decision.after is None or _moved(connection, decision):", "        if True or _moved(connection, decision):",
+        f"{IT}/test_api_scenarios.py::test_a_shutdown_is_answered_in_every_state",
+    ),
+    rule(
+        "a birth and its message are one statement", "infra/scenarios.py",
+        "scenario_uuid::text), 'UTF8')\n              FROM given", "scenario_uuid::text), 'UTF8')\n              FROM given WHERE false",
+        f"{IT}/test_api_scenarios.py::test_a_scenario_is_born_with_its_progress_its_history_and_its_message",
+    ),
+    rule(
+        "a move is written where the scenario is as it was read", "infra/lifecycle.py",
+        "WHERE s.scenario_uuid = n.scenario_uuid AND s.state = n.state_read AND s.epoch = n.epoch_read", "WHERE s.scenario_uuid = n.scenario_uuid",
+        f"{IT}/test_lifecycle.py::test_of_two_decisions_about_the_same_reading_the_first_counts",
+    ),
+    rule(
+        "closed goes with inactive", "infra/lifecycle.py",
+        "SET closed = true", "SET closed = false",
+        f"{IT}/test_lifecycle.py::test_each_move_has_its_row_of_history_in_order",
+    ),
+    rule(
+        "the resume point is read under the progress row's lock", "infra/lifecycle.py",
+        "SET resume_frame = raised.next_frame\n", "SET resume_frame = s.resume_frame\n",
+        f"{IT}/test_lifecycle.py::test_a_deployment_resumes_where_the_rows_end_at_that_moment_not_where_they_did_when_it_was_decided",
+    ),
+    rule(
+        "no command is given again while a copy waits unpublished", "infra/outbox.py",
+        "               OFFSET 0)  -- an index", "                 AND false\n               OFFSET 0)  -- an index",
+        f"{IT}/test_outbox.py::test_a_command_of_which_a_copy_waits_is_not_written_again",
+    ),
+    rule(
+        "no cursor over ids", "infra/outbox.py",
+        "CASE WHEN %(window)s::bigint IS NULL THEN 0 ELSE",
+        "CASE WHEN %(window)s::bigint IS NULL THEN (SELECT coalesce(max(id), 0) FROM outbox WHERE published_at IS NOT NULL) ELSE",
+        f"{IT}/test_outbox.py::test_a_row_that_becomes_visible_late_is_found",
+    ),
+    rule(
+        "a row overtakes none of its key", "infra/outbox.py",
+        "AND ((SELECT id FROM start) <= 0 OR", "AND (true OR",
+        f"{IT}/test_outbox.py::test_a_look_at_the_last_ids_leaves_out_what_would_overtake_an_older_row_of_its_key",
+    ),
+    rule(
+        "nothing is marked that was not acknowledged", "infra/publisher.py",
+        'answers.failed[row.key] = "taken back before it was answered"', "answers.acknowledged.append(row.id)",
+        "tests/unit/test_publisher.py::test_a_row_without_an_answer_is_not_acknowledged",
+    ),
+    rule(
+        "of a key only what lies before its first failure is marked", "infra/publisher.py",
+        "        if row.key in answers.failed:\n            continue\n", "",
+        "tests/unit/test_publisher.py::test_a_failure_lets_only_the_rows_before_it_of_its_key_be_marked",
+    ),
+    rule(
+        "the position moves in the transaction that stores the rows", "roles/inbox/storing.py",
+        "        batch = _write(connection, messages)\n", "        batch = judge({}, messages)\n    batch = _write(connection, messages)\n    with connection.transaction():\n",
+        f"{IT}/test_inbox.py::test_an_inbox_killed_at_any_place_loses_nothing_and_stores_nothing_twice",
+    ),
+    rule(
+        "a position moves from the value that the inbox holds", "infra/inbox_partitions.py",
+        "AND p.partition = n.partition AND p.position = n.before", "AND p.partition = n.partition",
+        f"{IT}/test_inbox.py::test_a_position_that_was_moved_back_is_where_it_begins_again",
+    ),
+    rule(
+        "a partition that was never caught up with says no", "infra/inbox_partitions.py",
+        "if partitions and count == len(partitions) else None", "if count else None",
+        f"{IT}/test_inbox.py::test_a_partition_that_was_never_read_is_not_caught_up_with",
+    ),
+    rule(
+        "complete is said behind the last row alone", "infra/predictions.py",
+        "complete=state == State.INACTIVE and len(found) <= limit", "complete=state == State.INACTIVE",
+        f"{IT}/test_api_predictions.py::test_pages_follow_one_another_without_a_hole",
+    ),
+)  # fmt: skip
+"""A text that is found no more is an error: who changes a statement changes its break."""
