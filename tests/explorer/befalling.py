@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from tests.explorer.leading import can_report, looks
 from tests.explorer.passing import later
 from tests.explorer.state import (
     NAMES,
@@ -16,10 +17,11 @@ from tests.explorer.state import (
     World,
     is_away,
     told,
+    with_leader,
     with_runner,
 )
-from tests.explorer.storing import taken
-from tests.explorer.working import drains, ended, starts_anew
+from tests.explorer.storing import passed_over, taken
+from tests.explorer.working import drains, ended, leaves, starts_anew
 from tests.invariants.parts import Mode
 
 from vidflow.domain.messages import EndReason
@@ -69,9 +71,18 @@ def _drained(state: State, _world: World) -> Iterator[tuple[str, State]]:
             yield f"runner {NAMES[slot]} is told to leave", drains(state, slot)
 
 
+def _grace_over(state: State, world: World) -> Iterator[tuple[str, State]]:
+    """A draining runner has no more time: it ends its workers, says so, and leaves with what it lists."""
+    for slot, runner in enumerate(state.runners):
+        if runner.charge.draining and can_report(state, slot):
+            for index, worker in enumerate(runner.workers):
+                runner = ended(runner, index, EndReason.HANDED_OVER) if worker else runner  # noqa: PLW2901
+            yield f"the grace of {NAMES[slot]} is over", leaves(with_runner(state, slot, runner), world, slot)
+
+
 def _another_leads(state: State, _world: World) -> Iterator[tuple[str, State]]:
     """It remembers nothing; so a runner that has drained and left looks to it like one that died."""
-    after = state._replace(leader=Leader((), (None,) * len(state.rows)))
+    after = state._replace(leader=Leader((), (None,) * len(state.rows)), looked=None)
     yield "another leads", _explains(after) if _names_gone(after) else after
 
 
@@ -91,11 +102,30 @@ def _emptied(state: State, _world: World) -> Iterator[tuple[str, State]]:
     after = state._replace(
         logs=((),) * len(state.rows),
         runners=tuple(runner._replace(commands=()) for runner in state.runners),
-        leader=state.leader._replace(found=tuple(one and one._replace(behind=none) for one in state.leader.found)),
         late=None,
         backup=backup,
     )
+    after = with_leader(
+        after, lambda leader: leader._replace(found=tuple(one and one._replace(behind=none) for one in leader.found))
+    )
     yield "Kafka is emptied", _explains(after)
+
+
+def _made_anew(state: State, world: World) -> Iterator[tuple[str, State]]:
+    """The same, and each runner notices that the topic is another one: it hears no more, hands over and leaves."""
+    for _, after in _emptied(state, world):
+        for slot, runner in enumerate(after.runners):
+            if runner.mode is Mode.WELL and not runner.charge.draining:
+                after = with_runner(after, slot, runner._replace(mode=Mode.DEAF))  # noqa: PLW2901
+                after = drains(after, slot)  # noqa: PLW2901
+        yield "the topics are made anew", after
+
+
+def _dead_letter(state: State, _world: World) -> Iterator[tuple[str, State]]:
+    """The inbox cannot store a message, puts it aside and goes on behind it."""
+    for index, log in enumerate(state.logs):
+        if log:
+            yield "the next result becomes a dead letter", _explains(passed_over(state, index))
 
 
 def _command_lost(state: State, _world: World) -> Iterator[tuple[str, State]]:
@@ -133,7 +163,16 @@ def _read_again(state: State, _world: World) -> Iterator[tuple[str, State]]:
 
 def _slipped(state: State, _world: World) -> Iterator[tuple[str, State]]:
     """Relay, runner, leader or a worker that finishes is slower than it should be: a unit of time passes without it."""
-    yield "time passes, and something is slow", later(state)
+    if not state.looked:
+        yield "time passes, and something is slow", later(state)
+
+
+def _written_late(state: State, world: World) -> Iterator[tuple[str, State]]:
+    """The leader has looked and decided; before it writes, others do. It hears nothing meanwhile, and no time passes."""
+    if not state.looked:
+        looked = looks(state, world)
+        if looked.events:
+            yield "the leader looks, and will write later", state._replace(looked=looked)
 
 
 def _restored(state: State, _world: World) -> Iterator[tuple[str, State]]:
@@ -145,7 +184,12 @@ def _restored(state: State, _world: World) -> Iterator[tuple[str, State]]:
     behind = tuple(len(log) for log in logs)
     found = tuple(one and Found(one.finding, behind) for one in state.leader.found)
     after = state._replace(
-        rows=backup.rows, outbox=backup.outbox, logs=logs, backup=Backup(), leader=state.leader._replace(found=found)
+        rows=backup.rows,
+        outbox=backup.outbox,
+        logs=logs,
+        backup=Backup(),
+        looked=None,
+        leader=state.leader._replace(found=found),
     )
     yield "the database is restored", _explains(after) if _names_gone(after) else after
 
@@ -168,14 +212,18 @@ FAULTS: Final[dict[str, Fault]] = {
     "deaf": _deaf,
     "deaf for ever": _deaf_for_ever,
     "drain": _drained,
+    "grace over": _grace_over,
     "take-over": _another_leads,
     "away": _away,
     "emptied": _emptied,
+    "anew": _made_anew,
+    "dead letter": _dead_letter,
     "lost": _command_lost,
     "copy": _command_copied,
     "stale": _report_copied,
     "re-read": _read_again,
     "slip": _slipped,
+    "late write": _written_late,
     "restore": _restored,
 }
 """The kinds of faults, by the names that worlds give them."""

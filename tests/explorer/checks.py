@@ -54,6 +54,7 @@ def is_done(state: State) -> bool:
         and not any(state.logs)
         and not state.outbox
         and state.late is None
+        and state.looked is None
         and all(
             runner.lost or (is_empty(runner.charge) and not runner.commands and not any(runner.workers))
             for runner in state.runners

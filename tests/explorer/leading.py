@@ -8,7 +8,9 @@ from tests.explorer.state import (
     TIMING,
     Found,
     Leader,
+    Looked,
     Row,
+    Runner,
     State,
     World,
     index_of,
@@ -23,11 +25,11 @@ from tests.explorer.state import (
 from tests.invariants.holds import broken
 from tests.invariants.parts import FATAL, Mode
 
-from vidflow.domain.leader import Cause, Given, Known, Memory, RunnerView, hear
+from vidflow.domain.leader import Cause, Finding, Given, Known, Memory, RunnerView, hear
 from vidflow.domain.leader import World as Before
 from vidflow.domain.messages import Command, Deploy, Frame, Report, Resume, StopWork
 from vidflow.domain.reconcile import reconcile
-from vidflow.domain.scenario import DEPLOYED, Event, Kind, Send, decide
+from vidflow.domain.scenario import DEPLOYED, Event, Kind, Scenario, Send, decide
 from vidflow.domain.scenario import State as Stage
 
 ZOMBIES = frozenset({"cut off", "frozen", "deaf", "deaf for ever", "slip", "restore"})
@@ -59,6 +61,8 @@ def _counted(state: State, slot: int) -> State:
     """Counts of taken commands, from what the leader knows on: it asks only whether there were any since."""
     name, runner = NAMES[slot], state.runners[slot]
     view = state.leader.view(name)
+    if _is_counted(view, runner):
+        return state
     if view is None or view.report is None:
         known = runner.charge.taken
     else:
@@ -70,8 +74,19 @@ def _counted(state: State, slot: int) -> State:
     return with_runner(state, slot, runner._replace(charge=charge))
 
 
+def _is_counted(view: RunnerView | None, runner: Runner) -> bool:
+    if view is None or view.report is None:
+        return runner.charge.taken == 0
+    return runner.charge.taken <= 1 and view.report.taken == 0 and view.report.number == 1 and not view.mark
+
+
 def ticks(state: State, world: World) -> State:
     """The leader looks, decides and writes."""
+    return writes(state, world, looks(state, world))
+
+
+def looks(state: State, world: World) -> Looked:
+    """What the leader makes of the world."""
     memory = Memory(
         dict(state.leader.views),
         {
@@ -85,25 +100,32 @@ def ticks(state: State, world: World) -> State:
     # The database's clock gives the next epoch; all is caught up whose count is 0; what is found now has not been.
     clock_s = (max(state.highest) + 1.5) / 1000
     plan = reconcile(memory, Before(known, NOW_S, clock_s, 0.0, state.hearing_s), world.limits, TIMING)
-    logged = tuple(len(log) for log in state.logs)
-    for one, event in plan.events:
-        state = moved(state, world, index_of(one.scenario.scenario_uuid), event)
-    for given in plan.commands:
-        state = _give(state, world, given)
     found: list[Found | None] = [None] * len(state.rows)
     for uuid, finding in plan.memory.findings.items():
         index = index_of(uuid)
-        before = state.leader.found[index]
-        is_new = before is None or finding.since_db_s == clock_s
-        behind = logged if is_new or before is None else before.behind
-        told_of = finding.cause in {Cause.UNLISTED, Cause.RUNS_ON}
-        since_s = finding.since_s if told_of else NOW_S  # of the others only the database's time is asked
-        found[index] = Found(replace(finding, since_s=since_s, since_db_s=0.0), behind)
+        found[index] = _found(state, finding, state.leader.found[index], is_new=finding.since_db_s == clock_s)
     views = tuple(sorted(plan.memory.runners.items()))
-    return _all_counted(state._replace(leader=Leader(views, tuple(found), frozenset(plan.memory.given.items()))))
+    return Looked(
+        tuple((one.scenario, event) for one, event in plan.events),
+        tuple(plan.commands),
+        Leader(views, tuple(found), frozenset(plan.memory.given.items())),
+    )
 
 
-def _all_counted(state: State) -> State:
+def _found(state: State, finding: Finding, before: Found | None, *, is_new: bool) -> Found:
+    behind = tuple(len(log) for log in state.logs) if is_new or before is None else before.behind
+    told_of = finding.cause in {Cause.UNLISTED, Cause.RUNS_ON}
+    since_s = finding.since_s if told_of else NOW_S  # of the others only the database's time is asked
+    return Found(replace(finding, since_s=since_s, since_db_s=0.0), behind)
+
+
+def writes(state: State, world: World, looked: Looked) -> State:
+    """What the leader has decided is written, where the scenarios are still as they were read."""
+    for read, event in looked.events:
+        state = moved(state, world, index_of(read.scenario_uuid), event, read)
+    for given in looked.commands:
+        state = _give(state, world, given)
+    state = state._replace(leader=looked.leader, looked=None)
     for slot in range(len(state.runners)):
         state = _counted(state, slot)
     return state
@@ -119,15 +141,16 @@ def _known(state: State, row: Row) -> Known:
     return Known(scenario, row.progress, due=row.due, deploy_waits=waits)
 
 
-def moved(state: State, world: World, index: int, event: Event) -> State:
-    """The statement that moves a scenario, and what stands in its transaction."""
+def moved(state: State, world: World, index: int, event: Event, read: Scenario | None = None) -> State:
+    """The statement that moves a scenario, where it is as it was `read` (None: just now), and what stands in its transaction."""
     row = state.rows[index]
-    if row.scenario.state is Stage.INACTIVE and event.kind is not Kind.SHUTDOWN_REQUESTED:
-        raise broken(3, f"inactive is for ever, and {event.kind} came")
-    decision = decide(row.scenario, event)
-    if decision.after is None:
+    read = read or row.scenario
+    decision = decide(read, event)
+    if decision.after is None or (row.scenario.state, row.scenario.epoch) != (read.state, read.epoch):
         return state
     after, progress = decision.after, row.progress
+    if row.scenario.state is Stage.INACTIVE:
+        raise broken(3, f"inactive is for ever, and {event.kind} came")
     if after.epoch != row.scenario.epoch:
         _check_epoch(state, world, index, after.epoch)
         after = replace(after, resume_frame=progress.next_frame)

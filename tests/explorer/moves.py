@@ -7,7 +7,7 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from tests.explorer.befalling import befalls
-from tests.explorer.leading import arrived, can_report, has_news, heard, hears, moved, ticks
+from tests.explorer.leading import arrived, can_report, has_news, heard, hears, moved, ticks, writes
 from tests.explorer.passing import later, may_pass
 from tests.explorer.state import NAMES, NOW_S, Runner, State, World, is_away, put
 from tests.explorer.storing import stores
@@ -20,6 +20,7 @@ from vidflow.domain.scenario import Event, Kind
 from vidflow.domain.scenario import State as Stage
 
 LEADER: Final = "the leader ticks"
+WRITES: Final = "the leader writes"
 CLIENT: Final = "a shutdown is requested"
 
 
@@ -53,6 +54,9 @@ def _client(state: State, world: World) -> Iterator[Step]:
 
 
 def _leader(state: State, world: World) -> Iterator[Step]:
+    if state.looked:
+        yield Step(WRITES, True, partial(writes, state, world, state.looked))
+        return
     yield Step(LEADER, True, partial(ticks, state, world))
     for slot in range(len(state.runners)):
         if can_report(state, slot) and has_news(state, slot):

@@ -15,7 +15,7 @@ def may_pass(state: State, ticked: State) -> bool:
     `ticked` is the state after one more tick of the leader. Results may be as slow as they like, and so may workers that have
     frames to do; anything else that is slow is a fault ("slip").
     """
-    if ticked != state:
+    if state.looked or ticked != state:
         return False
     if is_away(state):
         return True

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from tests.explorer.checks import goes_on, holds, is_done
-from tests.explorer.moves import CLIENT, LEADER, Step, all_steps, passes
+from tests.explorer.moves import CLIENT, LEADER, WRITES, Step, all_steps, passes
 from tests.explorer.state import State, World, initial
 from tests.invariants.holds import Broken
 
@@ -125,8 +125,8 @@ def _expand(graph: _Graph, number: int, world: World) -> Failure | None:
             after = step.make()
             if step.label == LEADER:
                 ticked = after
-                if _waiting(after) > _waiting(state):
-                    graph.noisy.append(number)
+            if step.label in {LEADER, WRITES} and _waiting(after) > _waiting(state):
+                graph.noisy.append(number)
             holds(state, after, world)
             graph.add(number, step, after)
         for step in passes(state, ticked or state):

@@ -6,17 +6,18 @@ Time has no zero here: `0.0` is now, and what happened before stands below it. A
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Final, NamedTuple
 
 import msgspec
 from tests.invariants.parts import PTS, Mode, Source
 
-from vidflow.domain.leader import Finding, RunnerView, Timing
+from vidflow.domain.leader import Finding, Given, RunnerView, Timing
 from vidflow.domain.messages import Command, End, EndReason, Frame, Gap, GapReason, Report, Result
 from vidflow.domain.progress import Progress
 from vidflow.domain.runner import Charge
-from vidflow.domain.scenario import Limits, Scenario, Skip
+from vidflow.domain.scenario import Event, Limits, Scenario, Skip
 
 NOW_S: Final = 0.0
 TIMING: Final = Timing(
@@ -114,6 +115,14 @@ class Leader(NamedTuple):
         return self._replace(views=tuple(sorted([*others, (name, view)])))
 
 
+class Looked(NamedTuple):
+    """What a leader has decided and not written yet: each event with the scenario as it was read, the commands, and its memory."""
+
+    events: tuple[tuple[Scenario, Event], ...]
+    commands: tuple[Given, ...]
+    leader: Leader
+
+
 class Late(NamedTuple):
     """A copy that comes once more: a command for a runner, or a report."""
 
@@ -144,6 +153,7 @@ class State(NamedTuple):
     hearing_s: float | None
     late: Late | None
     backup: Backup | None
+    looked: Looked | None
     faults: int
     credit: tuple[int, ...]
     highest: tuple[int, ...]
@@ -171,6 +181,7 @@ def initial(world: World) -> State:
         hearing_s=OLDEST_S,
         late=None,
         backup=None,
+        looked=None,
         faults=world.most,
         credit=(0,) * count,
         highest=(0,) * count,
@@ -211,6 +222,12 @@ def with_row(state: State, index: int, row: Row) -> State:
 
 def with_runner(state: State, slot: int, runner: Runner) -> State:
     return state._replace(runners=put(state.runners, slot, runner))
+
+
+def with_leader(state: State, change: Callable[[Leader], Leader]) -> State:
+    """The state with another leader's memory, also in what it has decided and not written yet."""
+    looked = state.looked and state.looked._replace(leader=change(state.looked.leader))
+    return state._replace(leader=change(state.leader), looked=looked)
 
 
 def is_away(state: State) -> bool:

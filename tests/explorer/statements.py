@@ -1,4 +1,4 @@
-"""Rules that live in statements and roles, out of the explorer's reach: what the code is without them, and the tests that miss them."""
+"""Rules that live in statements and roles, out of the explorer's reach: what the code is without them, and the tests that notice."""
 # ruff: noqa: E501 - texts of the code
 
 from __future__ import annotations

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tests.explorer.state import Found, State, put, replace
+from functools import partial
+
+from tests.explorer.state import Found, Leader, State, put, replace, with_leader
 from tests.invariants.holds import broken
 
 from vidflow.domain.messages import End, Frame, Result
@@ -12,13 +14,21 @@ from vidflow.domain.scenario import State as Stage
 
 def stores(state: State, index: int) -> State:
     """The next message of the scenario's partition; all that was found before it lay there is nearer to be caught up with."""
+    return passed_over(taken(state, index, state.logs[index][0]), index)
+
+
+def passed_over(state: State, index: int) -> State:
+    """The next message of the partition lies behind the inbox."""
     message, *rest = state.logs[index]
-    state = taken(state, index, message)._replace(logs=put(state.logs, index, tuple(rest)))
-    found = tuple(_nearer(one, index) for one in state.leader.found)
+    state = state._replace(logs=put(state.logs, index, tuple(rest)))
     backup = state.backup
     if backup and backup.rows:
         backup = backup._replace(stored=put(backup.stored, index, (*backup.stored[index], message)))
-    return state._replace(leader=state.leader._replace(found=found), backup=backup)
+    return with_leader(state, partial(_nearer_all, index=index))._replace(backup=backup)
+
+
+def _nearer_all(leader: Leader, index: int) -> Leader:
+    return leader._replace(found=tuple(_nearer(one, index) for one in leader.found))
 
 
 def _nearer(found: Found | None, index: int) -> Found | None:

@@ -55,6 +55,8 @@ def summary(state: State) -> dict[str, str]:
             parts[f"the leader found of {index}"] = text
     if state.hearing_s is None:
         parts["Kafka"] = "away"
+    if state.looked:
+        parts["the leader will write"] = ", ".join(event.kind for _, event in state.looked.events)
     if state.late:
         copy = state.late.copy
         parts["a copy is kept"] = f"{_entries(copy.entries) if isinstance(copy, Report) else _command(copy)}"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from tests.explorer.leading import hears
 from tests.explorer.state import (
     NAMES,
     NOW_S,
     Backup,
     Late,
+    Leader,
     Runner,
     State,
     Worker,
@@ -19,6 +22,7 @@ from tests.explorer.state import (
     put,
     replace,
     uuid_of,
+    with_leader,
     with_runner,
 )
 from tests.invariants.holds import broken
@@ -28,6 +32,7 @@ from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.leader import RunnerView
 from vidflow.domain.messages import Command, EndReason, Report, Result, Waiting
 from vidflow.domain.runner import Action, Charge, Finish, Kill, Launch, drain, obey, worker_ended, worker_progressed
+from vidflow.domain.scenario import Event, Scenario
 
 
 def reads(state: State, slot: int, place: int) -> State:
@@ -168,25 +173,41 @@ def _renamed(state: State, name: str, gone: str) -> State:
     """Everything that names the runner names it as gone. What was said to it nobody reads."""
 
     def rows(before: tuple) -> tuple:  # type: ignore[type-arg]
-        return tuple(
-            row._replace(scenario=replace(row.scenario, runner=gone)) if row.scenario.runner == name else row
-            for row in before
-        )
+        return tuple(row._replace(scenario=_scenario_of(row.scenario, name, gone)) for row in before)
 
-    leader = state.leader
-    views = tuple(sorted((gone if one == name else one, _of(view, name, gone)) for one, view in leader.views))
-    late, backup = state.late, state.backup
+    late, backup, looked = state.late, state.backup, state.looked
+    if looked:
+        looked = looked._replace(
+            events=tuple(
+                (_scenario_of(read, name, gone), _event_of(event, name, gone)) for read, event in looked.events
+            ),
+            commands=tuple(one for one in looked.commands if one.runner != name),
+        )
     if late and late.runner == name:
         late = Late(gone, replace(late.copy, runner=gone)) if isinstance(late.copy, Report) else None
     if backup:
         backup = Backup(rows(backup.rows), tuple(one for one in backup.outbox if one[0] != name), backup.stored)
-    return state._replace(
+    state = state._replace(
         rows=rows(state.rows),
         outbox=tuple(one for one in state.outbox if one[0] != name),
-        leader=leader._replace(views=views, given=frozenset(one for one in leader.given if one[0][0] != name)),
         late=late,
         backup=backup,
+        looked=looked,
     )
+    return with_leader(state, partial(_leader_of, name=name, gone=gone))
+
+
+def _leader_of(leader: Leader, name: str, gone: str) -> Leader:
+    views = tuple(sorted((gone if one == name else one, _of(view, name, gone)) for one, view in leader.views))
+    return leader._replace(views=views, given=frozenset(one for one in leader.given if one[0][0] != name))
+
+
+def _scenario_of(scenario: Scenario, name: str, gone: str) -> Scenario:
+    return replace(scenario, runner=gone) if scenario.runner == name else scenario
+
+
+def _event_of(event: Event, name: str, gone: str) -> Event:
+    return replace(event, runner=gone) if event.runner == name else event
 
 
 def _of(view: RunnerView, name: str, gone: str) -> RunnerView:

@@ -12,7 +12,19 @@ LIVE, LIVE_TWO = Source(frames=1, live=True), Source(frames=2, live=True)
 POISON = Source(frames=2, poison=frozenset({1}))
 SKIPS = Source(frames=3, poison=frozenset({0, 1}), skips=True)
 
-SMALL_FAULTS: Final = ("kill", "crash", "drain", "take-over", "lost", "copy", "stale", "re-read", "slip", "emptied")
+SMALL_FAULTS: Final = (
+    "kill",
+    "crash",
+    "drain",
+    "take-over",
+    "lost",
+    "copy",
+    "stale",
+    "re-read",
+    "slip",
+    "emptied",
+    "dead letter",
+)
 """Faults behind which not many states lie."""
 
 QUICK: Final = (
@@ -26,6 +38,8 @@ QUICK: Final = (
     World("file, a fatal error", Source(frames=2, fatal=1)),
     *(World(f"file, {kind}", TWO, faults=(kind,)) for kind in SMALL_FAULTS),
     *(World(f"live, {kind}", LIVE, faults=(kind,)) for kind in SMALL_FAULTS),
+    World("file, late write", TWO, shutdown=True, faults=("late write",)),
+    World("live, late write", LIVE, faults=("late write",)),
     World("file, away", ONE, faults=("away",)),
     World("file, frozen", ONE, faults=("frozen",)),
     World("file, kill, two runners", TWO, runners=2, faults=("kill",)),
@@ -37,23 +51,21 @@ QUICK: Final = (
 
 MIDDLE: Final = (
     World("file, cut off", ONE, faults=("cut off",)),
-    World("live, cut off", LIVE, faults=("cut off",)),
     World("live, away", LIVE, faults=("away",)),
     World("live, frozen", LIVE, faults=("frozen",)),
     World("file, deaf", ONE, faults=("deaf",), deployments=2),
-    World("live, deaf", LIVE, faults=("deaf",), deployments=3),
     World("file, drain, two runners", TWO, runners=2, faults=("drain",)),
     World("file, lost twice", TWO, faults=("lost",), most=2),
     World("live, lost twice", LIVE, faults=("lost",), most=2),
     World("file, crash and drain", ONE, attempts=2, faults=("crash", "drain"), most=2),
     World("file, crash twice", TWO, attempts=2, faults=("crash",), most=2),
     World("live, copy and crash", LIVE, faults=("copy", "crash"), most=2),
-    World("file, a late relay, slips", ONE, relay=True, faults=("slip",), most=2),
     World("file, silence and a crash", TWO, attempts=2, faults=("frozen", "crash"), most=2),
+    World("file, topics made anew", TWO, faults=("anew",)),
+    World("live, topics made anew", LIVE, faults=("anew",)),
+    World("file, drain, its grace over", ONE, faults=("drain", "grace over"), most=2),
     World("live, restore", LIVE, faults=("restore",)),
     World("file, restore, stopped", ONE, shutdown=True, faults=("restore",)),
-    World("file, two on one slot, kill", ONE, scenarios=2, capacity=1, faults=("kill",)),
-    World("live, emptied and kill", LIVE, faults=("emptied", "kill"), most=2),
 )
 """What takes some seconds each."""
 
@@ -61,6 +73,14 @@ PROCESSES: Final = ("kill", "crash", "drain", "take-over")
 MESSAGES: Final = ("lost", "copy", "stale", "re-read", "emptied")
 SILENCE: Final = ("cut off", "frozen", "deaf")
 FULL: Final = (
+    World("live, drain, its grace over", LIVE, faults=("drain", "grace over"), most=2),
+    World("live, deaf", LIVE, faults=("deaf",), deployments=3),
+    World("file, a late relay, slips", ONE, relay=True, faults=("slip",), most=2),
+    World("file, two on one slot, kill", ONE, scenarios=2, capacity=1, faults=("kill",)),
+    World("live, emptied and kill", LIVE, faults=("emptied", "kill"), most=2),
+    World("file, late write and kill", ONE, shutdown=True, faults=("late write", "kill"), most=2),
+    World("file, late write and frozen", ONE, faults=("late write", "frozen"), most=2),
+    World("live, cut off", LIVE, faults=("cut off",)),
     World("file, any fault but silence", TWO, shutdown=True, faults=(*PROCESSES, *MESSAGES, "slip", "away")),
     World("live, any fault but silence, 2 frames", LIVE_TWO, faults=(*PROCESSES, *MESSAGES, "slip", "away")),
     World("file, two faults of processes", TWO, faults=PROCESSES, most=2),
