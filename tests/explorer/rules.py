@@ -236,6 +236,11 @@ COMMANDS: Final = (
         "file, two on one slot", "file, two on one slot, kill",
     ),
     rule(
+        "an older epoch's worker ends nothing of a newer one", RUNNER,
+        "if entry is None or not entry.running or entry.epoch != epoch:\n        return charge\n    tail", "if entry is None or not entry.running:\n        return charge\n    tail",
+        tests=("tests/unit/test_runner_charge.py",),
+    ),
+    rule(
         "a draining runner takes no deploy", RUNNER,
         "return not self.draining and busy < self.capacity", "return busy < self.capacity",
         "live, drain", tests=("tests/unit/test_runner_charge.py",),

@@ -60,7 +60,6 @@ MIDDLE: Final = (
     World("file, crash and drain", ONE, attempts=2, faults=("crash", "drain"), most=2),
     World("file, crash twice", TWO, attempts=2, faults=("crash",), most=2),
     World("live, copy and crash", LIVE, faults=("copy", "crash"), most=2),
-    World("file, silence and a crash", TWO, attempts=2, faults=("frozen", "crash"), most=2),
     World("file, topics made anew", TWO, faults=("anew",)),
     World("live, topics made anew", LIVE, faults=("anew",)),
     World("file, drain, its grace over", ONE, faults=("drain", "grace over"), most=2),
@@ -73,6 +72,7 @@ PROCESSES: Final = ("kill", "crash", "drain", "take-over")
 MESSAGES: Final = ("lost", "copy", "stale", "re-read", "emptied")
 SILENCE: Final = ("cut off", "frozen", "deaf")
 FULL: Final = (
+    World("file, silence and a crash", ONE, attempts=2, faults=("frozen", "crash"), most=2),
     World("live, drain, its grace over", LIVE, faults=("drain", "grace over"), most=2),
     World("live, deaf", LIVE, faults=("deaf",), deployments=3),
     World("file, a late relay, slips", ONE, relay=True, faults=("slip",), most=2),
