@@ -16,7 +16,7 @@ from tests.invariants.parts import PTS, Mode, Source
 from vidflow.domain.leader import Finding, Given, RunnerView, Timing
 from vidflow.domain.messages import Command, End, EndReason, Frame, Gap, GapReason, Report, Result
 from vidflow.domain.progress import Progress
-from vidflow.domain.runner import Charge
+from vidflow.domain.runner import Charge, report
 from vidflow.domain.scenario import Event, Limits, Scenario, Skip
 
 NOW_S: Final = 0.0
@@ -191,8 +191,6 @@ def initial(world: World) -> State:
 @lru_cache(100_000)
 def told(name: str, charge: Charge, number: int = 1) -> Report:
     """A runner's report. All that counts of its number is which of two is the newer: 2 is heard, 1 is known, 0 is old."""
-    from vidflow.domain.runner import report  # noqa: PLC0415 - a name of this module's own
-
     return report(charge, runner=name, pool="default", number=number, version="")
 
 
