@@ -148,7 +148,7 @@ def leader(bench: Bench) -> Measured:
 
 
 def relay(bench: Bench) -> Measured:
-    """The one that publishes, as far as that can be told; asked for are several, since shards may have several owners."""
+    """One of two, which share the shards; asked for are several scenarios, so that one is likely to be of a shard that it had."""
     killed_s = bench.kill(Victim.RELAY)
     uuids = births(bench)
     yield "relay killed, to the next publish (lease of 2 s)", bench.until(PUBLISHED, uuids) - killed_s

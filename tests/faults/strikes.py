@@ -22,8 +22,7 @@ AIM_S: Final = 60.0
 GRACE_S: Final = {"runner": 30.0, "machine": 30.0}
 USUAL_GRACE_S: Final = 10.0
 LEADS: Final = "vidflow leader reads"
-PUBLISHES: Final = "vidflow relay reads"
-"""What a process calls the connection that it opens once it holds a lease."""
+"""What an orchestrator calls the connection that it opens once it leads."""
 
 
 class Victim(StrEnum):
@@ -93,18 +92,16 @@ def frozen(pids: list[int]) -> Iterator[None]:
         _send(signal.SIGCONT, reversed(pids))
 
 
-def holders(parts: Parts, kind: str, connection: str) -> list[int]:
-    """The processes of this kind at the other end of a connection of this name, which only a holder of a lease has; newest first.
+def leaders(parts: Parts) -> list[int]:
+    """The orchestrators at the other end of a connection that only a leader has; the newest first.
 
     Raises psycopg.OperationalError where the database cannot be asked.
     """
     with psycopg.connect(parts.database_url, connect_timeout=2) as tables:
         ports = tables.execute(
-            "SELECT client_port FROM pg_stat_activity WHERE application_name = %s ORDER BY backend_start DESC",
-            (connection,),
+            "SELECT client_port FROM pg_stat_activity WHERE application_name = %s ORDER BY backend_start DESC", (LEADS,)
         ).fetchall()
-    pids = parts.pids()[kind]
-    return [pid for (port,) in ports for pid in pids if _inode_of(port) in _sockets(pid)]
+    return [pid for (port,) in ports for pid in parts.pids()["orchestrator"] if _inode_of(port) in _sockets(pid)]
 
 
 def workers_of(runner: int) -> list[int]:
@@ -116,12 +113,10 @@ def _processes(parts: Parts, victim: Victim, chance: random.Random) -> list[int]
     pids = parts.pids()
     match victim:
         case Victim.LEADER:
-            return holders(parts, "orchestrator", LEADS)[:1]
+            return leaders(parts)[:1]
         case Victim.STANDBY:
-            leaders = holders(parts, "orchestrator", LEADS)[:1]
-            return [pid for pid in pids["orchestrator"] if leaders and pid not in leaders][:1]
-        case Victim.RELAY:
-            return _one(holders(parts, "relay", PUBLISHES) or pids["relay"], chance)
+            leading = leaders(parts)[:1]
+            return [pid for pid in pids["orchestrator"] if leading and pid not in leading][:1]
         case Victim.WORKER:
             return sorted(worker for runner in pids["runner"] for worker in workers_of(runner))[-1:]  # the youngest
         case Victim.RUNNER:
