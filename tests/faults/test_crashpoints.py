@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.long, pytest.mark.fault, pytest.mark.timeout(240)]
 PASSES = {"relay": 2, "inbox": 2, "orchestrator": 2, "worker.before_frame": 7, "worker.after_frame": 7}
 """At which pass it dies, by point or role: in the midst of the work rather than at its first step. Else at the first."""
 HIT_S = 60.0
+MOST_SCENARIOS = 5
 
 
 def points() -> list[str]:
@@ -45,17 +46,25 @@ def start_armed(now: Scene, role: str, point: str) -> None:
         wait_until(lambda: set(now.parts.pids()[role]) not in ({before}, set()), f"{role} is started anew", HIT_S)
 
 
+def work_until(now: Scene, hit: Callable[[], bool], what: str) -> None:
+    """Lets there be work until it happens: one scenario may be over by fewer passes than were asked for."""
+    [work] = now.undisturbed
+    for _ in range(MOST_SCENARIOS):
+        uuid = now.begin(work)
+        wait_until(lambda: hit() or now.vidflow.scenario(uuid)["state"] == "inactive", what, HIT_S)  # noqa: B023
+        if hit():
+            return
+    raise AssertionError(f"not in {MOST_SCENARIOS} scenarios: {what}")
+
+
 @pytest.mark.parametrize("point", points())
 def test_invariants_1_to_8_hold_after_a_kill_at_the_point(now: Scene, point: str) -> None:
     role = "runner" if point.startswith("worker.") else point.partition(".")[0]
     now.until_whole()
     said = len(now.said)
     start_armed(now, role, point)
-    now.until_whole()  # it hears what comes bit by bit: a batch that held all of it would be its only pass
-    [work] = now.undisturbed
-    now.begin(work)
     died = r"worker_ended.*SIGKILL" if point.startswith("worker.") else rf"dev: {role} was killed by SIGKILL"
-    wait_until(lambda: any(re.search(died, line) for line in now.said[said:]), f"{point} is hit", HIT_S)
+    work_until(now, lambda: any(re.search(died, line) for line in now.said[said:]), f"{point} is hit")
     now.until_whole()
     checks.all_hold(now)
 
