@@ -20,7 +20,7 @@ _log = log("inbox")
 Place = Callable[[Sequence[int]], Mapping[int, int]]
 
 
-class Taken(msgspec.Struct, frozen=True):
+class Taken(msgspec.Struct, frozen=True, gc=False):
     """A message as it lay in the log, and what it says; `error` is why it cannot be taken, where it cannot.
 
     `ours`: it has the headers that a worker gives its messages, so a worker sent it, and not just anybody. `raw` is the client's
