@@ -5,6 +5,7 @@ Clients are made in the process and thread that use them, after any fork: one th
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
@@ -26,6 +27,7 @@ KIND: Final = "kind"
 RUNNER: Final = "runner"
 
 Headers = list[tuple[str, bytes | None]]
+_headers: Final = operator.methodcaller("headers")  # looks at the error that the client may have left: see headers_of
 T = TypeVar("T")
 
 _ANSWER_S: Final = 5.0
@@ -147,6 +149,18 @@ def wait_for_broker(bootstrap: str, stop: Stop) -> bool:
             outage.back()
             return True
     return False
+
+
+def headers_of(message: Message) -> Headers:
+    """What its sender put beside a message; none where a name is no UTF-8. To be asked for once.
+
+    There the client gives a list with nothing in a name's place, and leaves an error set. Asked again, or called from code that runs
+    often, which the interpreter then calls without a look at the error, that list is used: the process would end by a signal.
+    """
+    try:
+        return _headers(message) or []
+    except (SystemError, UnicodeDecodeError):
+        return []
 
 
 def topic_id(client: AdminClient, topic: str) -> str:

@@ -23,8 +23,8 @@ Place = Callable[[Sequence[int]], Mapping[int, int]]
 class Taken(msgspec.Struct, frozen=True, gc=False):
     """A message as it lay in the log, and what it says; `error` is why it cannot be taken, where it cannot.
 
-    `ours`: it has the headers that a worker gives its messages, so a worker sent it, and not just anybody. `raw` is the client's
-    own object: headers cost more to read than all the rest, and are wanted of a dead letter alone.
+    `ours`: it has the headers that a worker gives its messages, so a worker sent it, and not just anybody. They cost more to
+    read than all the rest, and are wanted of a dead letter alone: until then there is only `raw`, the client's own object.
     """
 
     partition: int
@@ -34,12 +34,13 @@ class Taken(msgspec.Struct, frozen=True, gc=False):
     message: Result | None = None
     error: str | None = None
     ours: bool = False
+    headers: kafka.Headers = []
     raw: Message | None = None
 
-    @property
-    def headers(self) -> kafka.Headers:
-        """What its sender put beside it."""
-        return (self.raw.headers() or []) if self.raw is not None else []
+    def refused(self, error: str) -> Taken:
+        """The same, as one that can be read and that PostgreSQL does not take."""
+        headers = self.headers if self.raw is None else kafka.headers_of(self.raw)
+        return msgspec.structs.replace(self, message=None, error=error, ours=True, headers=headers, raw=None)
 
 
 class Reader:
@@ -155,6 +156,6 @@ def _taken(message: Message) -> Taken:
     try:
         return Taken(partition, offset, key, value, decode_result(value), raw=message)
     except MessageError as error:
-        taken = Taken(partition, offset, key, value, error=error.message, raw=message)
-        ours = {kafka.KIND, kafka.EPOCH} <= {name for name, _ in taken.headers}
-        return msgspec.structs.replace(taken, ours=ours)
+        headers = kafka.headers_of(message)
+        ours = {kafka.KIND, kafka.EPOCH} <= {name for name, _ in headers}
+        return Taken(partition, offset, key, value, error=error.message, ours=ours, headers=headers)

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
-import msgspec
 import psycopg
 from confluent_kafka.admin import AdminClient
 
@@ -145,7 +144,7 @@ class Inbox:
             return len(part) // 2
         [culprit] = part
         reason = str(error).splitlines()[0]
-        self._reader.batch[0] = msgspec.structs.replace(culprit, message=None, error=reason, ours=True)
+        self._reader.batch[0] = culprit.refused(reason)
         return 1
 
     def _begin_again(self, partitions: Sequence[int]) -> None:

@@ -89,7 +89,7 @@ class Commands:
             _log.debug("consumer_error", error=error.str())
             return
         self._ears.heard(message.partition() or 0, message.offset() or 0)
-        if dict(message.headers() or []).get(kafka.RUNNER) != self._runner:
+        if dict(kafka.headers_of(message)).get(kafka.RUNNER) != self._runner:
             return
         self._heard.put(self._decoded(message))
         self._bell.send_bytes(b"!")
