@@ -28,7 +28,7 @@ STEPS = {
     "api listens": ("api", "listening"),
     "Kafka's data made": ("dev", "starting Kafka"),
     "topics made": ("dev", "made the topics"),
-    "relay leads": ("relay", "lease_acquired"),
+    "relay owns its shards": ("relay", "shards_owned"),
     "orchestrator leads": ("orchestrator", "lease_acquired"),
     "runner ready": ("runner", "runner_ready"),
 }
