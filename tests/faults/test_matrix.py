@@ -32,8 +32,6 @@ SHORT = [
     Case(FREEZE, Victim.RUNNER, RUNNING),
     Case(TERM, Victim.LEADER, RUNNING),
     Case(KILL, Victim.RUNNER, SHUTTING_DOWN),
-    Case(FREEZE, Victim.RELAY, STARTING),
-    Case(TERM, Victim.API, RUNNING),
     Case(KILL, Victim.STANDBY, RUNNING),
     Case(FREEZE, Victim.INBOX, SHUTTING_DOWN),
     Case(KILL, Victim.POSTGRES, RUNNING),
