@@ -29,6 +29,7 @@ def test_all_invariants_hold_in_every_state_of_a_small_world(world: World) -> No
 
 
 @pytest.mark.long
+@pytest.mark.whole
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("world", MIDDLE, ids=name)
 def test_all_invariants_hold_in_every_state_of_a_larger_world(world: World) -> None:
@@ -41,6 +42,7 @@ def test_each_break_still_fits_the_code(one: Break) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.whole
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("one", RULES, ids=name)
 def test_each_rule_of_the_domain_is_noticed_when_it_is_broken(one: Break) -> None:

@@ -19,7 +19,7 @@ from tests.faults.wires import Wired, Wires, wires
 from tests.faults.works import Work
 from tests.integration.embedded import wait_until
 
-pytestmark = [pytest.mark.long, pytest.mark.fault, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.long, pytest.mark.whole, pytest.mark.fault, pytest.mark.timeout(300)]
 
 TAKEN_OVER_S = 60.0
 LONGER_THAN_LEASES_S = 6.0

@@ -19,7 +19,7 @@ from vidflow.infra.embedded.postgres import EmbeddedPostgres
 from vidflow.infra.postgres import connect
 from vidflow.infra.stopping import Stop
 
-pytestmark = [pytest.mark.long, pytest.mark.fault, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.whole, pytest.mark.fault, pytest.mark.timeout(900)]
 
 CLIP, FPS = "videos/one-by-one-person.mp4", 3
 

@@ -17,7 +17,7 @@ from tests.integration.embedded import wait_until
 from vidflow.domain.messages import INIT_SCENARIO, PARTITIONS, RESULTS, RUNNER_EVENTS, commands_topic
 from vidflow.infra import kafka
 
-pytestmark = [pytest.mark.long, pytest.mark.fault, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.long, pytest.mark.whole, pytest.mark.fault, pytest.mark.timeout(420)]
 
 COMMANDS = commands_topic("default")
 
