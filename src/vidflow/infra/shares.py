@@ -95,11 +95,12 @@ class Shares:
 
     def keep(self) -> None:
         """Claims and renews until `close`. The body of a thread."""
-        outage = postgres_outage()
+        outage, was_there = postgres_outage(), False
         while not self._closed.is_set():
             try:
                 with connect(self._url, name="vidflow relay lease") as connection:
                     outage.back()
+                    was_there = True
                     while not self._closed.wait(LOOK_S):
                         self.look(connection)
                     with self._lock:
@@ -107,7 +108,9 @@ class Shares:
             except psycopg.Error as error:
                 if not is_away(error):
                     raise
-                outage.away(error)
+                if not was_there:  # one that was lost is no outage yet
+                    outage.away(error)
+                was_there = False
                 self._closed.wait(LOOK_S)
 
     def look(self, connection: Connection) -> None:

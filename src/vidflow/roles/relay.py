@@ -55,17 +55,23 @@ def run(options: RelayOptions, stop: Stop) -> None:
 
 
 def _while_there(options: RelayOptions, stop: Stop, name: str, body: Callable[[Connection, Stop], None]) -> None:
-    """Runs the body on a connection until a stop is requested, again and again where the database goes away."""
-    outage = postgres_outage()
+    """Runs the body on a connection until a stop is requested, again and again where the database goes away.
+
+    A connection that is found lost is no outage yet: the server may have been back for long. One that cannot be made is.
+    """
+    outage, was_there = postgres_outage(), False
     while not stop.requested:
         try:
             with connect(options.database_url, name=f"vidflow relay {name}") as tables:
                 outage.back()
+                was_there = True
                 body(tables, stop)
         except psycopg.Error as error:
             if not is_away(error):
                 raise
-            outage.away(error)
+            if not was_there:
+                outage.away(error)
+            was_there = False
             stop.wait(RETRY_S)
 
 

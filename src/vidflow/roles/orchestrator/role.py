@@ -63,6 +63,7 @@ def lead(options: OrchestratorOptions, lease: Lease, stop: Stop) -> None:
     finally:
         metrics.LEADS.set(0)
         ears.close()
+        lease.end()  # or the thread, and with it this leadership, would go on for as long as the lease is renewed
         keeping.join()
 
 
