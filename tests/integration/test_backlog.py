@@ -24,7 +24,7 @@ from vidflow.infra.stopping import Stop
 from vidflow.roles import relay
 from vidflow.settings import ApiOptions, RelayOptions, environment
 
-pytestmark = pytest.mark.fault
+pytestmark = [pytest.mark.long, pytest.mark.fault]
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def broker(tmp_path: Path) -> Iterator[EmbeddedKafka]:
         broker.stop()
 
 
-@pytest.mark.parametrize("count", [300, pytest.param(5000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [300, 5000])
 def test_invariant_1_what_was_accepted_while_kafka_was_away_is_published_in_the_order_of_its_key_once_it_is_back(
     tables: Connection, database_url: str, broker: EmbeddedKafka, count: int
 ) -> None:

@@ -50,6 +50,7 @@ def first_message(bootstrap: str) -> bytes | None:
         reader.close()
 
 
+@pytest.mark.long
 def test_data_and_ports_stay_over_a_stop_a_start_and_a_kill(tmp_path: Path) -> None:
     kafka = broker(tmp_path).start()
     bootstrap = kafka.bootstrap

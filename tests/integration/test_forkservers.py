@@ -36,6 +36,7 @@ def imported_in_a_child(of: Forkservers) -> list[str]:
     return names
 
 
+@pytest.mark.long
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
 def test_workers_are_made_at_once_without_torch_and_with_it_once_it_is_imported(forkservers: Forkservers) -> None:
     assert imported_in_a_child(forkservers) == ["confluent_kafka"]

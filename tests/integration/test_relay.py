@@ -248,6 +248,7 @@ def test_a_lost_connection_to_the_database_loses_nothing(tables: Connection, opt
         assert len(numbers) >= 500
 
 
+@pytest.mark.long
 @pytest.mark.fault
 def test_rows_wait_while_kafka_is_away_and_are_published_in_order_when_it_is_back(
     tables: Connection, database_url: str, tmp_path: Path
