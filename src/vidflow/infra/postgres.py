@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import select
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -14,7 +14,8 @@ from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool
 
 from vidflow.domain.errors import SetupError, Unavailable
-from vidflow.infra.outage import in_one_line, require_postgres
+from vidflow.infra.outage import in_one_line, postgres_outage, require_postgres
+from vidflow.infra.stopping import Stop
 
 Connection = psycopg.Connection[TupleRow]
 Pool = ConnectionPool[Connection]
@@ -106,6 +107,28 @@ def database_name(url: str) -> str:
     """The name of the database that the URL is for: libpq takes the user's where it names none."""
     parts = _parts(url)
     return str(parts.get("dbname") or parts.get("user") or "postgres")
+
+
+def while_there(url: str, *, name: str, stop: Stop, pause_s: float, body: Callable[[Connection], None]) -> None:
+    """Runs the body on a connection until a stop is requested, again and again where the server goes away. For a loop.
+
+    A connection that is found lost is no outage yet: the server may have been back for long. One that cannot be made is.
+    Any other error is the caller's.
+    """
+    outage, was_there = postgres_outage(), False
+    while not stop.requested:
+        try:
+            with connect(url, name=name) as connection:
+                outage.back()
+                was_there = True
+                body(connection)
+        except psycopg.Error as error:
+            if not is_away(error):
+                raise
+            if not was_there:
+                outage.away(error)
+            was_there = False
+            stop.wait(pause_s)
 
 
 def pool(url: str, *, name: str, size: int) -> Pool:

@@ -8,18 +8,16 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
 import msgspec
-import psycopg
 
 from vidflow.domain.lease import LOOK_S, RENEW_S, trusted_until
 from vidflow.domain.shards import SHARDS, change, share
 from vidflow.infra.lease import LeaseLost, acquire, fence, give_up, renew
-from vidflow.infra.outage import postgres_outage
-from vidflow.infra.postgres import Connection, connect, is_away
+from vidflow.infra.postgres import Connection, connect, while_there
 from vidflow.infra.stopping import Stop, start_thread
 from vidflow.infra.telemetry import log
 
@@ -38,12 +36,11 @@ class Held(msgspec.Struct, frozen=True):
 class Shares:
     """What one relay owns. Its thread claims, renews and finds out what is too much; whoever publishes gives that up."""
 
-    def __init__(self, url: str, stop: Stop) -> None:
+    def __init__(self, url: str) -> None:
         self.holder = uuid.uuid4()
         self._me = f"{RELAYS}{self.holder}"
         self._url = url
-        self._stop = stop
-        self._closed = threading.Event()
+        self._closed = Stop()
         self._lock = threading.Lock()
         self._held: Mapping[str, Held] = {}
         self._surplus: frozenset[int] = frozenset()
@@ -54,11 +51,7 @@ class Shares:
     def owned(self) -> frozenset[int]:
         """The shards whose rows this relay may read and publish now, by its own clock alone."""
         now_s = time.monotonic()
-        return frozenset(
-            int(name.removeprefix(SHARD))
-            for name, held in self._held.items()
-            if name.startswith(SHARD) and now_s < held.trusted_until_s
-        ) - self._surplus  # fmt: skip
+        return _shards(name for name, held in self._held.items() if now_s < held.trusted_until_s) - self._surplus
 
     def owns(self, shards: Collection[int]) -> bool:
         """Whether all of them are this relay's still; what it is to give up is, until it has."""
@@ -95,23 +88,13 @@ class Shares:
 
     def keep(self) -> None:
         """Claims and renews until `close`. The body of a thread."""
-        outage, was_there = postgres_outage(), False
-        while not self._closed.is_set():
-            try:
-                with connect(self._url, name="vidflow relay lease") as connection:
-                    outage.back()
-                    was_there = True
-                    while not self._closed.wait(LOOK_S):
-                        self.look(connection)
-                    with self._lock:
-                        self._give_up(connection, set(self._held))
-            except psycopg.Error as error:
-                if not is_away(error):
-                    raise
-                if not was_there:  # one that was lost is no outage yet
-                    outage.away(error)
-                was_there = False
-                self._closed.wait(LOOK_S)
+        while_there(self._url, name="vidflow relay lease", stop=self._closed, pause_s=LOOK_S, body=self._keep)
+
+    def _keep(self, connection: Connection) -> None:
+        while not self._closed.wait(LOOK_S):
+            self.look(connection)
+        with self._lock:
+            self._give_up(connection, set(self._held))
 
     def look(self, connection: Connection) -> None:
         """Renews what is due, looks who lives and what is free, and claims what is missing to the fair share."""
@@ -122,8 +105,7 @@ class Shares:
                 self._claim(connection, self._me)
                 _forget_the_dead(connection)
             relays, taken = _seen(connection)
-            mine = {int(name.removeprefix(SHARD)) for name in self._held if name.startswith(SHARD)}
-            step = change(mine, set(range(SHARDS)) - taken, share(relays, self._me))
+            step = change(_shards(self._held), set(range(SHARDS)) - taken, share(relays, self._me))
             for shard in step.claim:
                 self._claim(connection, _name(shard))
             self._surplus = frozenset(step.give_up)
@@ -131,7 +113,7 @@ class Shares:
 
     def close(self) -> None:
         """Ends the thread, which gives all up where the database can be asked to. Nothing may be on its way any more."""
-        self._closed.set()
+        self._closed.request()
         if self._writer is not None:
             self._writer.close()
 
@@ -166,7 +148,7 @@ class Shares:
 @contextmanager
 def kept(url: str, stop: Stop) -> Iterator[Shares]:
     """A relay's shares while the body runs, given up behind it."""
-    shares = Shares(url, stop)
+    shares = Shares(url)
     keeping = start_thread("relay shares", shares.keep, stop)
     try:
         yield shares
@@ -179,7 +161,12 @@ def _name(shard: int) -> str:
     return f"{SHARD}{shard}"
 
 
-def _seen(tx: Connection) -> tuple[list[str], set[int]]:
+def _shards(names: Iterable[str]) -> frozenset[int]:
+    """Those that are named among leases of any kind."""
+    return frozenset(int(name.removeprefix(SHARD)) for name in names if name.startswith(SHARD))
+
+
+def _seen(tx: Connection) -> tuple[list[str], frozenset[int]]:
     """The relays that live, and the shards that are somebody's."""
     rows = tx.execute(
         """
@@ -189,8 +176,7 @@ def _seen(tx: Connection) -> tuple[list[str], set[int]]:
         """
     ).fetchall()
     names = [name for (name,) in rows]
-    taken = {int(name.removeprefix(SHARD)) for name in names if name.startswith(SHARD)}
-    return [name for name in names if name.startswith(RELAYS)], taken
+    return [name for name in names if name.startswith(RELAYS)], _shards(names)
 
 
 def _forget_the_dead(tx: Connection) -> None:

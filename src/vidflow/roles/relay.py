@@ -11,15 +11,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-import psycopg
-
 from vidflow.infra import metrics, outbox
 from vidflow.infra.crashpoint import crashpoint
 from vidflow.infra.lease import LeaseLost
 from vidflow.infra.migrations import wait_for_schema
-from vidflow.infra.outage import postgres_outage, require_kafka, require_postgres
+from vidflow.infra.outage import require_kafka, require_postgres
 from vidflow.infra.outbox import Pending
-from vidflow.infra.postgres import Connection, connect, is_away
+from vidflow.infra.postgres import Connection, while_there
 from vidflow.infra.publisher import Answers, Flight, Publisher
 from vidflow.infra.shares import Shares, kept
 from vidflow.infra.stopping import Stop, start_thread
@@ -49,33 +47,16 @@ def run(options: RelayOptions, stop: Stop) -> None:
     require_kafka(options.kafka)
     wait_for_schema(options.database_url, stop)
     with metrics.served(options.metrics_port), kept(options.database_url, stop) as shares:
-        caring = start_thread("outbox care", lambda: _while_there(options, stop, "care", partial(care, shares)), stop)
-        _while_there(options, stop, "reads", partial(publish, options, shares))
+        caring = start_thread("outbox care", lambda: _work(options, stop, "care", partial(care, shares, stop)), stop)
+        _work(options, stop, "reads", partial(publish, options, shares, stop))
         caring.join()
 
 
-def _while_there(options: RelayOptions, stop: Stop, name: str, body: Callable[[Connection, Stop], None]) -> None:
-    """Runs the body on a connection until a stop is requested, again and again where the database goes away.
-
-    A connection that is found lost is no outage yet: the server may have been back for long. One that cannot be made is.
-    """
-    outage, was_there = postgres_outage(), False
-    while not stop.requested:
-        try:
-            with connect(options.database_url, name=f"vidflow relay {name}") as tables:
-                outage.back()
-                was_there = True
-                body(tables, stop)
-        except psycopg.Error as error:
-            if not is_away(error):
-                raise
-            if not was_there:
-                outage.away(error)
-            was_there = False
-            stop.wait(RETRY_S)
+def _work(options: RelayOptions, stop: Stop, name: str, body: Callable[[Connection], None]) -> None:
+    while_there(options.database_url, name=f"vidflow relay {name}", stop=stop, pause_s=RETRY_S, body=body)
 
 
-def publish(options: RelayOptions, shares: Shares, tables: Connection, stop: Stop) -> None:
+def publish(options: RelayOptions, shares: Shares, stop: Stop, tables: Connection) -> None:
     """Batch after batch: read, publish, mark; until a stop is requested, and what is on its way then has its answers."""
     publisher = Publisher(options.kafka, client_id="vidflow-relay")
     try:
@@ -135,11 +116,10 @@ class Relay:
         """The next batch: what follows the one on its way; else from the last ids, and each second from all."""
         if not self._shards:
             return []
-        now_s = time.monotonic()
-        without = [topic for topic, until_s in self._held_back.items() if until_s > now_s]
-        if now_s - self._swept_s >= SWEEP_S or without:
+        without = _still(self._held_back)
+        if time.monotonic() - self._swept_s >= SWEEP_S or without:
             self.land()
-            self._swept_s = now_s
+            self._swept_s = time.monotonic()
         elif not self._sent:
             return outbox.pending(self._tables, BATCH, window=outbox.WINDOW, shards=self._shards, without=without)
         return outbox.pending(self._tables, BATCH, after=self._sent, shards=self._shards, without=without)
@@ -201,7 +181,7 @@ def _still(held_back: dict[str, float]) -> dict[str, float]:
     return {topic: until_s for topic, until_s in held_back.items() if until_s > now_s}
 
 
-def care(shares: Shares, tables: Connection, stop: Stop) -> None:
+def care(shares: Shares, stop: Stop, tables: Connection) -> None:
     """Beside the publishing, for the shards that are owned: measures the lag, and deletes what was published long ago."""
     while not stop.wait(CARE_S):
         shards = shares.owned()
