@@ -32,7 +32,6 @@ DUMP: Final = "dump"
 FORMAT: Final = 1
 _JOBS: Final = min(4, os.cpu_count() or 1)
 _TABLE_DONE: Final = re.compile(r"finished item \d+ TABLE DATA (\S+)")
-_BLOCK_BYTES: Final = 1 << 20
 
 
 class StoredFile(msgspec.Struct, frozen=True):
@@ -285,11 +284,8 @@ def _files(folder: Path) -> dict[str, StoredFile]:
 
 
 def _stored(path: Path) -> StoredFile:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return StoredFile(path.stat().st_size, digest.hexdigest())
+        return StoredFile(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -19,7 +19,6 @@ from vidflow.infra import kafka
 
 ANSWER_S: Final = 30.0
 """How long a broker may take to answer to all that is sent before the rest is taken back."""
-_POLL_S: Final = 0.1
 
 
 class Waiting(msgspec.Struct, frozen=True):
@@ -147,17 +146,12 @@ class Sender:
         self._produce(DEAD_LETTERS, None, one.key, [(kafka.KIND, b"dropped")], on_delivery)
 
     def _produce(
-        self, topic: str, value: bytes | None, key: bytes | None, headers: kafka.Headers, on_delivery: object
+        self, topic: str, value: bytes | None, key: bytes | None, headers: kafka.Headers, on_delivery: kafka.Delivered
     ) -> None:
-        while True:
-            try:
-                self._producer.produce(topic, value, key, headers=headers, on_delivery=on_delivery)
-            except BufferError:
-                self._producer.poll(_POLL_S)
-                continue
-            except KafkaException as error:
-                raise kafka.KafkaAway(f"{topic} does not take a message: {error.args[0]}") from error
-            return
+        try:
+            kafka.send(self._producer, topic, value, key, headers, on_delivery)
+        except KafkaException as error:
+            raise kafka.KafkaAway(f"{topic} does not take a message: {error.args[0]}") from error
 
     def _flush(self) -> None:
         unanswered = self._producer.flush(ANSWER_S)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any, Final, TypeVar
 
@@ -28,6 +28,7 @@ RUNNER: Final = "runner"
 
 Headers = list[tuple[str, bytes | None]]
 _headers: Final = operator.methodcaller("headers")  # looks at the error that the client may have left: see headers_of
+Delivered = Callable[[KafkaError | None, Message], None]
 T = TypeVar("T")
 
 _ANSWER_S: Final = 5.0
@@ -35,6 +36,7 @@ _SHORT_S: Final = 0.5
 _QUIET_S: Final = 3.0
 """How long a broker may take without a word: one that is started beside the roles is there by then."""
 _LED_POLL_S: Final = 0.02
+_FULL_POLL_S: Final = 0.1
 _LED_S: Final = 30.0
 """How long a broker may take until a new topic's partitions are led: far more than one needs that has a processor to run on."""
 _SILENCE_S: Final = 10.0
@@ -99,6 +101,19 @@ def know_topic(client: Producer, topic: str) -> None:
             client.list_topics(topic, timeout=_ANSWER_S)
     except KafkaException as error:
         raise KafkaAway(f"Kafka does not answer (the topic {topic}): {error.args[0]}") from error
+
+
+def send(
+    client: Producer, topic: str, value: bytes | None, key: bytes | None, headers: Headers, on_delivery: Delivered
+) -> None:  # fmt: skip
+    """Hands a message over; where the client's queue is full, waits until it has room. Raises KafkaException where refused."""
+    while True:
+        try:
+            client.produce(topic, value, key, headers=headers, on_delivery=on_delivery)
+        except BufferError:
+            client.poll(_FULL_POLL_S)
+        else:
+            return
 
 
 def consumer(bootstrap: str, *, client_id: str, group: str | None = None, protocol: str = "consumer") -> Consumer:

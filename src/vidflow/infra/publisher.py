@@ -111,18 +111,11 @@ class Publisher:
             if error is not None:
                 flight.errors[row.id] = error
 
-        while True:
-            try:
-                self._producer.produce(
-                    row.topic, row.payload, row.key.encode(), headers=_headers(row), on_delivery=on_delivery
-                )
-            except BufferError:
-                self._producer.poll(_ANSWER_POLL_S)
-                continue
-            except KafkaException as error:
-                self._topics -= {row.topic}  # it may have been deleted: it is looked for before it is used again
-                on_delivery(error.args[0], None)
-            return
+        try:
+            kafka.send(self._producer, row.topic, row.payload, row.key.encode(), _headers(row), on_delivery)
+        except KafkaException as error:
+            self._topics -= {row.topic}  # it may have been deleted: it is looked for before it is used again
+            on_delivery(error.args[0], None)
 
     def close(self) -> None:
         """Takes back what is not acknowledged, so that it cannot be published behind another relay's back."""
@@ -130,13 +123,13 @@ class Publisher:
         self._producer.flush(_LOOK_S)
 
 
-def _headers(row: Pending) -> list[tuple[str, str | bytes]]:
-    headers: list[tuple[str, str | bytes]] = [
-        (kafka.MESSAGE_ID, str(row.message_id)),
-        (kafka.EPOCH, str(row.epoch)),
-        (kafka.KIND, row.kind),
+def _headers(row: Pending) -> kafka.Headers:
+    headers: kafka.Headers = [
+        (kafka.MESSAGE_ID, str(row.message_id).encode()),
+        (kafka.EPOCH, str(row.epoch).encode()),
+        (kafka.KIND, row.kind.encode()),
     ]
-    return [*headers, (kafka.RUNNER, row.runner)] if row.runner is not None else headers
+    return [*headers, (kafka.RUNNER, row.runner.encode())] if row.runner is not None else headers
 
 
 def _answers(flight: Flight) -> Answers:

@@ -5,17 +5,16 @@ What lies in a dead letter is hostile: of it nothing reaches a terminal that is 
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from vidflow.domain.errors import ParameterError, UserError
 from vidflow.infra.dead_letters import Sender, Waiting, waiting, why_not
+from vidflow.infra.pipes import let_go_of
 
 SHOWN_CHARACTERS: Final = 2000
 LISTED_CHARACTERS: Final = 100
@@ -207,5 +206,4 @@ def _for_pipes() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        with Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # what is left would fail again at the end of the process
+        let_go_of(sys.stdout)

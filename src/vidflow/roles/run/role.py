@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, Final, TextIO, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from vidflow.domain.errors import Unavailable, UserError
 from vidflow.infra.api_client import ApiClient, ScenarioState
 from vidflow.infra.embedded.process import GivenUp
+from vidflow.infra.pipes import let_go_of
 from vidflow.infra.stopping import Stop
 from vidflow.infra.telemetry import redacted
 from vidflow.roles.run.output import Writer, writer_of
@@ -57,7 +57,7 @@ def _run(client: ApiClient, body: dict[str, Any], write: Writer, stop: Stop) -> 
         write(_frames(client, scenario_uuid, stop), sys.stdout)
         sys.stdout.flush()
     except BrokenPipeError:
-        _let_go_of(sys.stdout)
+        let_go_of(sys.stdout)
         return _shut_down(client, scenario_uuid, NO_READER)
     if stop.error is not None:
         raise stop.error
@@ -152,13 +152,6 @@ def _shut_down(client: ApiClient, scenario_uuid: str, exit_code: int) -> int:
     client.shutdown(scenario_uuid)
     _say(f"scenario {scenario_uuid}: shutdown requested")
     return exit_code
-
-
-def _let_go_of(out: TextIO) -> None:
-    """Lets what is still to be written go nowhere: the interpreter would complain of it at its end."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, out.fileno())
-    os.close(nowhere)
 
 
 def _told(scenario: ScenarioState) -> int:
