@@ -13,6 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1]))  # how to look at processes is known to the tests
+
+from tests.integration.processes import children, descendants
+
 READY_LIMIT_S = 120.0
 SERVERS = ("postgres", "kafka")
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -77,8 +81,8 @@ def stack(*options: str) -> Iterator[Running]:
 def parts_of(dev: int) -> dict[str, list[int]]:
     """The processes of a `vidflow dev` by what they are."""
     parts: dict[str, list[int]] = {"dev": [dev]}
-    for pid in _children(dev):
-        name, below = _name(pid), list(_descendants(pid))
+    for pid in children(dev):
+        name, below = _name(pid), sorted(descendants(pid))
         of_server = name in SERVERS
         parts.setdefault(name, []).extend([pid, *below] if of_server else [pid])
         if below and not of_server:
@@ -97,13 +101,3 @@ def _name(pid: int) -> str:
     if "vidflow" in command:
         return command[command.index("vidflow") + 1]
     return "kafka" if "kafka.Kafka" in command else Path(command[0]).name
-
-
-def _children(pid: int) -> list[int]:
-    return [int(word) for file in Path(f"/proc/{pid}/task").glob("*/children") for word in file.read_text().split()]
-
-
-def _descendants(pid: int) -> Iterator[int]:
-    for child in _children(pid):
-        yield child
-        yield from _descendants(child)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tests import clips
 from tests.integration import odd_models
+from tests.integration.delivery import remove_topics
 from tests.integration.embedded import wait_until
 from tests.integration.runners import RunnerProcess, Stage, deploy, new_uuid, runner
 
@@ -93,10 +94,7 @@ def test_a_runner_whose_topic_is_made_anew_says_so_hands_over_and_exits(
     name, uuid, topic = keeper.id_on(stage), new_uuid(), commands_topic("default")
     stage.command(name, deploy(uuid, clips.constant_rate(tmp_path / "clip.mp4", frames=9000), "patient"))
     stage.until(lambda: stage.frames(uuid), "it is at work")
-    client = kafka.admin(broker.bootstrap)
-    for answer in client.delete_topics([topic]).values():
-        answer.result(10)
-    wait_until(lambda: topic not in client.list_topics(timeout=5).topics, "the topic is gone")
+    remove_topics(broker.bootstrap, [topic])
     kafka.create_topics(broker.bootstrap)
     assert keeper.process.wait(60) != 0
     assert stage.ended(name, uuid).reason is EndReason.HANDED_OVER

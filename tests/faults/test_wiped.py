@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
 import pytest
 from tests.faults import checks, works
 from tests.faults.scene import Scene, scene
 from tests.faults.strikes import frozen
 from tests.faults.works import Work
+from tests.integration.delivery import remove_topics
 from tests.integration.embedded import wait_until
 
 from vidflow.domain.messages import INIT_SCENARIO, PARTITIONS, RESULTS, RUNNER_EVENTS, commands_topic
@@ -33,13 +34,6 @@ def now(tmp_path_factory: pytest.TempPathFactory, slow: Work) -> Iterator[Scene]
         yield now
 
 
-def remove(now: Scene, topics: Collection[str]) -> None:
-    client = kafka.admin(now.parts.kafka)
-    for answer in client.delete_topics(list(topics)).values():
-        answer.result()
-    wait_until(lambda: not set(topics) & set(client.list_topics(timeout=10).topics), "the topics are gone")
-
-
 def holds(now: Scene) -> None:
     now.until_settled()
     now.until_whole()
@@ -52,7 +46,7 @@ def test_invariant_7_topics_that_are_made_anew_in_midst_of_a_run_leave_nothing_s
 ) -> None:
     under_way, waiting = now.begin(slow), [now.begin(slow) for _ in range(4)]
     now.under_way(under_way)
-    remove(now, topics)
+    remove_topics(now.parts.kafka, topics)
     now.begin(slow)
     now.shut_down(waiting[0])
     kafka.create_topics(now.parts.kafka)

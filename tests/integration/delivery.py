@@ -7,11 +7,11 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from confluent_kafka import OFFSET_BEGINNING, Message, TopicPartition
+from confluent_kafka import Message
 from tests.integration.embedded import wait_until
 
 from vidflow.domain.messages import RESULTS, Frame, encode
@@ -60,34 +60,25 @@ def process(role: str, database_url: str, bootstrap: str, crash_at: str = "") ->
             child.kill()
 
 
-def remake_topics(bootstrap: str) -> None:
-    """All topics, empty, with new ids."""
+def remove_topics(bootstrap: str, topics: Collection[str] = tuple(kafka.PARTITIONS)) -> None:
+    """Deletes those of the topics that are there, and returns once they are gone."""
     client = kafka.admin(bootstrap)
-    there = set(client.list_topics(timeout=10).topics) & set(kafka.PARTITIONS)
+    there = set(client.list_topics(timeout=10).topics) & set(topics)
     if there:
         for answer in client.delete_topics(list(there)).values():
             answer.result()
         wait_until(lambda: not there & set(client.list_topics(timeout=10).topics), "the topics are gone")
+
+
+def remake_topics(bootstrap: str) -> None:
+    """All topics, empty, with new ids."""
+    remove_topics(bootstrap)
     kafka.create_topics(bootstrap)
 
 
 def log_of(bootstrap: str, topic: str) -> list[Message]:
     """All messages of the topic, partition by partition, each in its order."""
-    client = kafka.admin(bootstrap)
-    ends = {partition: end for partition, end in kafka.end_offsets(client, topic).items() if end}
-    reader = kafka.consumer(bootstrap, client_id="reads-a-log")
-    reader.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in ends])
-    messages: list[Message] = []
-    try:
-        wait_until(lambda: _all_read(reader, messages, sum(ends.values())), f"{topic} is read")
-    finally:
-        reader.close()
-    return sorted(messages, key=lambda message: (message.partition(), message.offset()))
-
-
-def _all_read(reader: Any, messages: list[Message], count: int) -> bool:
-    messages += [message for message in reader.consume(10_000, 0.05) if not message.error()]
-    return len(messages) >= count
+    return sorted(kafka.read_log(bootstrap, topic), key=lambda message: (message.partition(), message.offset()))
 
 
 OF_A_WORKER: Headers = [(kafka.KIND, b"frame"), (kafka.EPOCH, b"1")]

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.integration.api_server import init, ready, wait_until
-from tests.integration.delivery import emptied, log_of, running, say, unpublished
+from tests.integration.delivery import log_of, running, say, unpublished
 
 from vidflow.domain.messages import INIT_SCENARIO
 from vidflow.infra import kafka
@@ -25,12 +25,6 @@ from vidflow.roles import relay
 from vidflow.settings import ApiOptions, RelayOptions, environment
 
 pytestmark = [pytest.mark.long, pytest.mark.fault]
-
-
-@pytest.fixture
-def tables(database_url: str) -> Iterator[Connection]:
-    with emptied(database_url) as connection:
-        yield connection
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ import pytest
 import typer
 from tests import clips
 from tests.integration.api_server import URL, answers_ready, free_port
+from tests.integration.delivery import remove_topics
 from tests.integration.embedded import wait_until
 from tests.integration.processes import descendants, is_alive
 from tests.integration.programs import (
@@ -40,7 +41,6 @@ from tests.integration.programs import (
 )
 
 from vidflow.cli import app
-from vidflow.domain.messages import PARTITIONS
 from vidflow.infra import kafka, outbox
 from vidflow.infra.embedded.kafka import EmbeddedKafka
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
@@ -277,15 +277,6 @@ def test_a_role_that_finds_kafka_without_its_topics_says_what_to_type(
         waiting.until("back server=Kafka")
         assert waiting.end() == 0
     assert ended("topics", "create", "--kafka", kafka_bootstrap).stdout == "all topics were there\n"
-
-
-def remove_topics(bootstrap: str) -> None:
-    client = kafka.admin(bootstrap)
-    there = set(client.list_topics(timeout=10).topics) & set(PARTITIONS)
-    if there:
-        for answer in client.delete_topics(list(there)).values():
-            answer.result()
-        wait_until(lambda: not there & set(client.list_topics(timeout=10).topics), "the topics are gone")
 
 
 def test_video_fps_is_what_a_scenario_has_that_names_no_rate(tmp_path: Path, database_url: str) -> None:

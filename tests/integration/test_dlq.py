@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from confluent_kafka import Message
 from tests.integration.delivery import (
     OF_A_WORKER,
-    emptied,
     frame,
     frames,
     log_of,
@@ -33,12 +31,6 @@ from vidflow.settings import InboxOptions, RelayOptions
 
 ESCAPE = "\x1b[31m"
 NEWER = b'{"type":"frame","made_by":"a newer version"}'
-
-
-@pytest.fixture
-def tables(database_url: str) -> Iterator[Connection]:
-    with emptied(database_url) as connection:
-        yield connection
 
 
 @pytest.fixture

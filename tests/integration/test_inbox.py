@@ -15,7 +15,6 @@ from confluent_kafka import TopicPartition
 from tests.integration.delivery import (
     OF_A_WORKER,
     cut_off,
-    emptied,
     frame,
     frames,
     log_of,
@@ -50,12 +49,6 @@ from vidflow.infra.stopping import Stop
 from vidflow.roles.inbox import run
 from vidflow.roles.inbox.reader import GROUP
 from vidflow.settings import InboxOptions
-
-
-@pytest.fixture
-def tables(database_url: str) -> Iterator[Connection]:
-    with emptied(database_url) as connection:
-        yield connection
 
 
 @pytest.fixture

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-from tests.integration.delivery import cut_off, emptied, remake_topics, running
+from tests.integration.delivery import cut_off, remake_topics, running
 from tests.integration.embedded import wait_until
 
 from vidflow.infra.postgres import Connection
 from vidflow.roles.orchestrator import run
 from vidflow.settings import OrchestratorOptions
-
-
-@pytest.fixture
-def tables(database_url: str) -> Iterator[Connection]:
-    with emptied(database_url) as connection:
-        yield connection
 
 
 def is_at_work(tables: Connection, term: int) -> bool:

@@ -3,10 +3,9 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Iterator
 
 import pytest
-from tests.integration.delivery import cut_off, emptied, row, say
+from tests.integration.delivery import cut_off, row, say
 from tests.integration.embedded import wait_until
 
 from vidflow.domain.lease import LEASE_S
@@ -17,12 +16,6 @@ from vidflow.infra.postgres import FENCED_TRANSACTION_S, Connection, connect
 from vidflow.infra.stopping import Stop
 
 ONE, OTHER = uuid.uuid4(), uuid.uuid4()
-
-
-@pytest.fixture
-def tables(database_url: str) -> Iterator[Connection]:
-    with emptied(database_url) as connection:
-        yield connection
 
 
 def expire(tables: Connection) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import msgspec
 import psycopg
 import pytest
-from tests.integration.delivery import emptied
 
 from vidflow.domain.messages import Deploy, Parameters, StopWork, decode_command
 from vidflow.domain.scenario import Event, Kind, Outcome, Scenario, State, decide, next_epoch
@@ -15,12 +12,6 @@ from vidflow.infra import lifecycle, outbox, scenarios
 from vidflow.infra.postgres import Connection
 
 RUNNER = "runner-1"
-
-
-@pytest.fixture
-def tables(database_url: str) -> Iterator[Connection]:
-    with emptied(database_url) as connection:
-        yield connection
 
 
 def born(tables: Connection) -> Scenario:

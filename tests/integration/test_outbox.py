@@ -1,19 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
-from tests.integration.delivery import emptied, row
+from tests.integration.delivery import row
 
 from vidflow.infra import outbox
 from vidflow.infra.postgres import Connection, connect
-
-
-@pytest.fixture
-def tables(database_url: str) -> Iterator[Connection]:
-    with emptied(database_url) as connection:
-        yield connection
 
 
 def ids(rows: list[outbox.Pending]) -> list[int]:

@@ -3,17 +3,16 @@ from __future__ import annotations
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from confluent_kafka import Message
 from tests.integration.delivery import (
     cut_off,
-    emptied,
     log_of,
     process,
     remake_topics,
+    remove_topics,
     row,
     running,
     say,
@@ -30,12 +29,6 @@ from vidflow.roles.relay import run
 from vidflow.settings import RelayOptions, environment
 
 COMMANDS = "to_deploy.default"
-
-
-@pytest.fixture
-def tables(database_url: str) -> Iterator[Connection]:
-    with emptied(database_url) as connection:
-        yield connection
 
 
 @pytest.fixture
@@ -224,9 +217,7 @@ def test_a_missing_topic_holds_up_no_other_and_is_served_once_it_is_made(
     tables: Connection, options: RelayOptions
 ) -> None:
     outbox.add(tables, [row("a", b"1", topic="dead_letters"), *[row(f"key-{n}", b"2") for n in range(10)]])
-    client = kafka.admin(options.kafka)
-    client.delete_topics(["dead_letters"])["dead_letters"].result()
-    wait_until(lambda: "dead_letters" not in client.list_topics(timeout=10).topics, "the topic is gone")
+    remove_topics(options.kafka, ["dead_letters"])
     with running(run, options):
         wait_until(lambda: unpublished(tables) == 1, "the others are published")
         kafka.create_topics(options.kafka)
