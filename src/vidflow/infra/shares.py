@@ -91,10 +91,14 @@ class Shares:
         while_there(self._url, name="vidflow relay lease", stop=self._closed, pause_s=LOOK_S, body=self._keep)
 
     def _keep(self, connection: Connection) -> None:
-        while not self._closed.wait(LOOK_S):
+        while not self._closed.wait(self._pause_s()):
             self.look(connection)
         with self._lock:
             self._give_up(connection, set(self._held))
+
+    def _pause_s(self) -> float:
+        """A relay that has all shards has nothing to take over: it looks no oftener than it renews."""
+        return RENEW_S if len(_shards(self._held)) == SHARDS else LOOK_S
 
     def look(self, connection: Connection) -> None:
         """Renews what is due, looks who lives and what is free, and claims what is missing to the fair share."""
