@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from tests.faults import checks, works
@@ -29,8 +30,14 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Work:
 
 
 @pytest.fixture(scope="module")
-def now(tmp_path_factory: pytest.TempPathFactory, slow: Work) -> Iterator[Scene]:
-    with scene(tmp_path_factory.mktemp("wiped"), [slow]) as now:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the servers keep their data."""
+    return tmp_path_factory.mktemp("wiped")
+
+
+@pytest.fixture(scope="module")
+def now(folder: Path, slow: Work) -> Iterator[Scene]:
+    with scene(folder, [slow]) as now:
         yield now
 
 
@@ -53,17 +60,14 @@ def test_invariant_7_topics_that_are_made_anew_in_midst_of_a_run_leave_nothing_s
     holds(now)
 
 
-def test_invariant_7_a_broker_that_lost_all_its_data_leaves_nothing_stuck(
-    now: Scene, slow: Work, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_invariant_7_a_broker_that_lost_all_its_data_leaves_nothing_stuck(now: Scene, slow: Work, folder: Path) -> None:
     """`vidflow dev` starts it again, empty, and makes its topics."""
     under_way = now.begin(slow)
     now.begin(slow)
     now.under_way(under_way)
     [broker] = now.parts.pids()["kafka"]
     os.kill(broker, signal.SIGKILL)
-    [data] = tmp_path_factory.getbasetemp().glob("wiped*/kafka/data")
-    shutil.rmtree(data)
+    shutil.rmtree(folder / "kafka" / "data")
     now.begin(slow)
     holds(now)
 
