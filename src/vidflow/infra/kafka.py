@@ -269,8 +269,12 @@ def create_topics(bootstrap: str) -> list[str]:
 
 
 def _topic_settings(topic: str) -> dict[str, str]:
-    """Where a topic's settings are not the broker's own."""
-    return {"cleanup.policy": "compact"} if topic in COMPACTED else {}
+    """Where a topic's settings are not the broker's own.
+
+    Messages carry the broker's time: one that carries its sender's is refused where that clock is an hour ahead.
+    """
+    compacted = {"cleanup.policy": "compact"} if topic in COMPACTED else {}
+    return {"message.timestamp.type": "LogAppendTime", **compacted}
 
 
 def _until_led(client: AdminClient, topic: str) -> None:
