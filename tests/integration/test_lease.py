@@ -56,6 +56,38 @@ def test_a_lease_that_was_given_up_is_free_at_once(tables: Connection) -> None:
     assert leases.acquire(tables, "leader", OTHER) == 2
 
 
+def test_a_lease_from_before_the_databases_clock_went_back_lasts_for_a_whole_one_at_most(tables: Connection) -> None:
+    leases.acquire(tables, "leader", ONE)
+    tables.execute("UPDATE lease SET expires_at = clock_timestamp() + interval '1 hour'")
+    leases.shorten(tables)
+    assert leases.acquire(tables, "leader", OTHER) is None
+    assert leases.renew(tables, {"leader": 1}, ONE)
+    [(left_s,)] = tables.execute(
+        "SELECT extract(epoch FROM expires_at - clock_timestamp())::float8 FROM lease"
+    ).fetchall()
+    assert LEASE_S - 0.5 < left_s <= LEASE_S
+
+
+def test_a_lease_that_ends_in_time_is_not_made_shorter(tables: Connection) -> None:
+    leases.acquire(tables, "leader", ONE)
+    before = tables.execute("SELECT expires_at FROM lease").fetchone()
+    leases.shorten(tables)
+    assert tables.execute("SELECT expires_at FROM lease").fetchone() == before
+
+
+def test_a_holder_that_died_before_the_databases_clock_went_back_is_followed(
+    tables: Connection, database_url: str
+) -> None:
+    leases.acquire(tables, "leader", OTHER)
+    tables.execute("UPDATE lease SET expires_at = clock_timestamp() + interval '1 hour'")
+    stop = Stop()
+    holdings: list[Lease] = []
+    thread = keeper(database_url, stop, holdings)
+    wait_until(lambda: bool(holdings), "it is followed", 5 * LEASE_S)
+    stop.request()
+    thread.join(10)
+
+
 def test_a_former_holder_writes_nothing_more(tables: Connection, database_url: str) -> None:
     leases.acquire(tables, "leader", ONE)
     zombie = Lease(database_url, "leader", ONE, 1, time.monotonic())

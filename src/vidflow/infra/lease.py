@@ -64,6 +64,27 @@ def acquire(tx: Connection, name: str, holder: uuid.UUID) -> int | None:
     return row[0] if row else None
 
 
+def shorten(tx: Connection) -> None:
+    """Lets no lease end later than a whole one from now: those that do were set before the database's clock went back.
+
+    Else a holder that died then would be replaced when the clock is where it was. None ends sooner than its holder trusts it:
+    it was renewed before this, and its holder trusts it for less than a whole one. Waits for nobody: who holds the row
+    renews it.
+    """
+    tx.execute(
+        """
+        UPDATE lease l
+           SET expires_at = clock_timestamp() + make_interval(secs => %(lease_s)s)
+          FROM (SELECT name
+                  FROM lease
+                 WHERE expires_at > clock_timestamp() + make_interval(secs => %(lease_s)s)
+                   FOR NO KEY UPDATE SKIP LOCKED) AS late
+         WHERE l.name = late.name
+        """,
+        {"lease_s": LEASE_S},
+    )
+
+
 def renew(tx: Connection, terms: Terms, holder: uuid.UUID) -> set[str]:
     """Sets the leases' ends anew; returns their names, less those that are over or another's: these are lost."""
     rows = tx.execute(
@@ -216,6 +237,7 @@ def _stand_by(
     connection: Connection, url: str, name: str, holder: uuid.UUID, stop: Stop, lead: Callable[[Lease], None]
 ) -> None:  # fmt: skip
     while not stop.requested:
+        shorten(connection)
         attempted_s = time.monotonic()
         term = acquire(connection, name, holder)
         if term is None:

@@ -16,7 +16,7 @@ import msgspec
 
 from vidflow.domain.lease import LOOK_S, RENEW_S, trusted_until
 from vidflow.domain.shards import SHARDS, change, share
-from vidflow.infra.lease import LeaseLost, acquire, fence, give_up, renew
+from vidflow.infra.lease import LeaseLost, acquire, fence, give_up, renew, shorten
 from vidflow.infra.postgres import Connection, connect, while_there
 from vidflow.infra.stopping import Stop, start_thread
 from vidflow.infra.telemetry import log
@@ -108,6 +108,7 @@ class Shares:
             if self._me not in self._held:
                 self._claim(connection, self._me)
                 _forget_the_dead(connection)
+            shorten(connection)
             relays, taken = _seen(connection)
             step = change(_shards(self._held), set(range(SHARDS)) - taken, share(relays, self._me))
             for shard in step.claim:
