@@ -19,6 +19,7 @@ from vidflow.domain.scenario import (
     after_loss,
     after_return,
     decide,
+    is_due,
     next_epoch,
     with_skip,
 )
@@ -245,3 +246,11 @@ def test_skips_behind_the_same_frame_are_added_up() -> None:
 
 def test_skips_behind_another_frame_stand_beside_the_first() -> None:
     assert with_skip((Skip(None, 1),), Skip(40, 1)) == (Skip(None, 1), Skip(40, 1))
+
+
+def test_what_waits_out_its_pause_is_due_afterwards() -> None:
+    assert [is_due(in_s) for in_s in (60.0, 0.1, 0.0, -5.0)] == [False, False, True, True]
+
+
+def test_what_is_due_in_longer_than_any_pause_is_due_now_since_the_clock_has_gone_back() -> None:
+    assert is_due(3600.0)

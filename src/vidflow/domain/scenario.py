@@ -236,6 +236,14 @@ class Limits(msgspec.Struct, frozen=True):
     return_most_s: float = 10.0
 
 
+def is_due(in_s: float) -> bool:
+    """Whether what becomes due in `in_s` seconds, by the database's clock, may be given to a runner.
+
+    No pause is longer than the longest backoff: more is left only where the clock has gone back since.
+    """
+    return not 0 < in_s <= Limits().backoff_most_s
+
+
 class Loss(msgspec.Struct, frozen=True):
     """How a deployment was lost: where the scenario's rows end, and what is known of the reason.
 

@@ -22,7 +22,7 @@ from vidflow.domain.messages import (
     encode,
 )  # fmt: skip
 from vidflow.domain.progress import Progress
-from vidflow.domain.scenario import Decision, Outcome, Scenario, Send, Skip, State
+from vidflow.domain.scenario import Decision, Outcome, Scenario, Send, Skip, State, is_due
 from vidflow.infra import outbox, results
 from vidflow.infra.postgres import Connection
 
@@ -71,7 +71,7 @@ def unfinished(tx: Connection) -> list[Known]:
         SELECT s.scenario_uuid::text, s.state, s.outcome, s.error, s.epoch, s.attempt, s.returns, s.runner, s.resume_frame,
                s.skips, s.parameters, s.priority,
                extract(epoch FROM s.created_at)::float8 AS since_s,
-               s.due_at <= clock_timestamp() AS due,
+               extract(epoch FROM s.due_at - clock_timestamp())::float8 AS due_in_s,
                s.state = 'in_startup_processing' AND EXISTS (
                    SELECT FROM outbox o
                     WHERE o.key = s.scenario_uuid::text AND o.kind = 'deploy' AND o.epoch = s.epoch
@@ -98,7 +98,9 @@ def _known_of(row: dict[str, Any]) -> Known:
         end_reason=results.end_reason_of(row["end_reason"]),
         hole_epoch=row["hole_epoch"],
     )
-    return Known(scenario_of(row), progress, row["priority"], row["since_s"], row["due"], row["deploy_waits"])
+    return Known(
+        scenario_of(row), progress, row["priority"], row["since_s"], is_due(row["due_in_s"]), row["deploy_waits"]
+    )
 
 
 def write_back(tx: Connection, decisions: Sequence[Decision], pool: str = "default") -> list[Decision]:

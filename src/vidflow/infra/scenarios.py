@@ -10,7 +10,7 @@ from psycopg.rows import class_row, dict_row
 
 from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.messages import INIT_SCENARIO, Parameters, Start, encode
-from vidflow.domain.scenario import Outcome, Skip, State
+from vidflow.domain.scenario import Outcome, Skip, State, is_due
 from vidflow.domain.waiting import Surroundings
 from vidflow.infra.postgres import Connection
 from vidflow.infra.vitals import SURROUNDINGS
@@ -21,7 +21,8 @@ _START: Final = encode(Start(_NOBODY)).decode()
 
 _COLUMNS: Final = f"""
     s.scenario_uuid::text, s.source, s.model, s.fps, s.priority, s.parameters::text, s.state, s.outcome, s.error::text, s.epoch,
-    s.attempt, s.runner, s.resume_frame, s.skips::text, s.created_at, s.state_changed_at, s.due_at <= clock_timestamp() AS due,
+    s.attempt, s.runner, s.resume_frame, s.skips::text, s.created_at, s.state_changed_at,
+    extract(epoch FROM s.due_at - clock_timestamp())::float8 AS due_in_s,
     {SURROUNDINGS}"""
 _PROGRESS: Final = (
     "coalesce(p.next_frame, 0) AS frames_stored, (p.opened ->> 'frames_expected')::bigint AS frames_expected"
@@ -207,6 +208,7 @@ def _shown(row: dict[str, Any]) -> Shown:
             "error": msgspec.json.decode(row["error"], type=ErrorInfo) if row["error"] else None,
             "parameters": msgspec.json.decode(row["parameters"], type=Parameters),
             "skips": msgspec.json.decode(row["skips"], type=tuple[Skip, ...]),
+            "due": is_due(row.pop("due_in_s")),
             "around": around,
         }
     )
