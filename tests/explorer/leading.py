@@ -87,18 +87,18 @@ def ticks(state: State, world: World) -> State:
 
 def looks(state: State, world: World) -> Looked:
     """What the leader makes of the world."""
+    # The database's clock gives the next epoch; all is caught up whose count is 0; what is found now has not been.
+    clock_s = (max(state.highest) + 1.5) / 1000
     memory = Memory(
         dict(state.leader.views),
         {
-            uuid_of(i): replace(found.finding, since_db_s=float(sum(found.behind)))
+            uuid_of(i): replace(found.finding, since_db_s=clock_s / 2 if any(found.behind) else 0.0)
             for i, found in enumerate(state.leader.found)
             if found
         },
         dict(state.leader.given),
     )
     known = [_known(state, row) for row in state.rows if row.scenario.state is not Stage.INACTIVE]
-    # The database's clock gives the next epoch; all is caught up whose count is 0; what is found now has not been.
-    clock_s = (max(state.highest) + 1.5) / 1000
     plan = reconcile(memory, Before(known, NOW_S, clock_s, 0.0, state.hearing_s), world.limits, TIMING)
     found: list[Found | None] = [None] * len(state.rows)
     for uuid, finding in plan.memory.findings.items():

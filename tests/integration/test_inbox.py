@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ctypes
+import datetime
 import logging
 import threading
 import time
@@ -584,3 +585,16 @@ def test_a_detection_is_read_back_as_it_was_sent(tables: Connection, options: In
         await_caught_up(tables, options.kafka)
     [(text,)] = tables.execute("SELECT detections::text FROM scenario_results").fetchall()
     assert msgspec.json.decode(text, type=tuple[Detection, ...]) == (seen,)
+
+
+def test_a_mark_from_before_the_databases_clock_went_back_says_nothing_and_is_replaced(tables: Connection) -> None:
+    def caught_up_s() -> float | None:
+        return inbox_partitions.caught_up_s(tables, RESULTS, "id", [0, 1])
+
+    inbox_partitions.positions(tables, RESULTS, "id", [0, 1])
+    now = inbox_partitions.database_time(tables)
+    inbox_partitions.note_caught_up(tables, RESULTS, "id", {0: 0}, now)
+    inbox_partitions.note_caught_up(tables, RESULTS, "id", {1: 0}, now + datetime.timedelta(hours=1))
+    assert caught_up_s() is None
+    inbox_partitions.note_caught_up(tables, RESULTS, "id", {1: 0}, now)
+    assert caught_up_s() == pytest.approx(now.timestamp())

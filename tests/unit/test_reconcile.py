@@ -59,6 +59,7 @@ class Leader:
         self.now_s = 100.0
         self.hearing_since_s = hearing_since_s
         self.inbox_s: float | None = inbox_s
+        self.db_s = DB_S
         self.numbers: dict[str, int] = {}
         self.commands: list[Given] = []
 
@@ -71,8 +72,9 @@ class Leader:
 
     def tick(self, after_s: float = TICK_S) -> Plan:
         self.now_s += after_s
-        caught_up = None if self.inbox_s is None else DB_S + self.now_s - self.inbox_s
-        world = World(self.known, self.now_s, DB_S + self.now_s, caught_up, self.hearing_since_s)
+        now_db_s = self.db_s + self.now_s
+        caught_up = None if self.inbox_s is None else now_db_s - self.inbox_s
+        world = World(self.known, self.now_s, now_db_s, caught_up, self.hearing_since_s)
         plan = reconcile(self.memory, world, LIMITS, TIMING)
         self.memory = plan.memory
         self.commands += plan.commands
@@ -186,6 +188,18 @@ def test_whole_waits_for_no_inbox_and_no_runner() -> None:
     event = leader.event()
     assert event is not None
     assert event.kind is Kind.COMPLETED
+
+
+def test_what_was_found_before_the_databases_clock_went_back_waits_for_the_inbox_and_no_longer() -> None:
+    leader = Leader(active(), inbox_s=10.0)
+    leader.hears(ended(EndReason.FINISHED))
+    assert leader.event() is None
+    leader.db_s -= 3600.0
+    assert leader.event() is None
+    leader.inbox_s = 0.0
+    event = leader.event()
+    assert event is not None
+    assert event.kind is Kind.LOST
 
 
 def test_nothing_but_progress_completes() -> None:

@@ -43,6 +43,7 @@ def judge(known: Known, before: Finding | None, tick: Tick) -> Judgement:
     """What is made of one scenario, of which `before` was found, in the order: whole, error without retry, hole, lost, ways
     back, not taken."""
     state = known.scenario.state
+    before = before and before.at_latest(tick.world.now_db_s)
     if state is State.INIT_SHUTDOWN:
         return Judgement(Event(kind=Kind.TAKEN, reason="taken", epoch=known.scenario.epoch))
     if state is State.IN_SHUTDOWN_PROCESSING:

@@ -75,6 +75,10 @@ class Finding(msgspec.Struct, frozen=True):
     since_s: float
     since_db_s: float
 
+    def at_latest(self, now_db_s: float) -> Finding:
+        """As it is, or since now, where the database's clock has gone back: by that clock it is still to come."""
+        return msgspec.structs.replace(self, since_db_s=min(self.since_db_s, now_db_s))
+
 
 class Memory(msgspec.Struct, frozen=True):
     """All that a leader remembers from tick to tick: the runners, its findings, and when it last gave which command."""

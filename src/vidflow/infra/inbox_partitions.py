@@ -67,7 +67,8 @@ def note_caught_up(
 ) -> dict[int, int]:  # fmt: skip
     """Notes that all that was in the log at `at` is stored, for each partition whose position is the log's end.
 
-    `ends` must have been asked for after `at`. Returns the positions of the partitions that are not at their ends.
+    `ends` must have been asked for after `at`. The last note counts, be it of an earlier moment: true all the same, and a later
+    one may be of a time before the database's clock went back. Returns the positions of the partitions that are not at their ends.
     """
     rows = tx.execute(
         """
@@ -75,7 +76,7 @@ def note_caught_up(
             SELECT * FROM unnest(%(partitions)s::int[], %(ends)s::bigint[]) AS e (partition, log_end)
         ), noted AS (
             UPDATE inbox_partitions p
-               SET caught_up_at = greatest(p.caught_up_at, %(at)s)
+               SET caught_up_at = %(at)s
               FROM ends
              WHERE p.topic = %(topic)s AND p.topic_id = %(topic_id)s AND p.partition = ends.partition
                AND p.position = ends.log_end
@@ -93,13 +94,15 @@ def note_caught_up(
 def caught_up_s(tx: Connection, topic: str, topic_id: str, partitions: Sequence[int]) -> float | None:
     """Up to which moment (the database's clock, seconds since 1970) all that was in the topic's partitions is stored.
 
-    None where one of them has not been caught up with yet. Rows of other topic ids do not count.
+    None where one of them has not been caught up with yet, or was before the database's clock went back: its mark is of the
+    future. Rows of other topic ids do not count.
     """
     [(count, oldest_s)] = tx.execute(
         """
         SELECT count(caught_up_at), extract(epoch FROM min(caught_up_at))::float8
           FROM inbox_partitions
          WHERE topic = %(topic)s AND topic_id = %(topic_id)s AND partition = ANY (%(partitions)s::int[])
+           AND caught_up_at <= clock_timestamp()
         """,
         {"topic": topic, "topic_id": topic_id, "partitions": list(partitions)},
     ).fetchall()
