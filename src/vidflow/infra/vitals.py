@@ -22,7 +22,8 @@ _LEADS: Final = "EXISTS (SELECT FROM lease WHERE name = 'leader' AND expires_at 
 _RELAYS: Final = (
     f"(SELECT count(*) = {SHARDS} FROM lease WHERE starts_with(name, 'outbox/') AND expires_at > clock_timestamp())"  # noqa: S608
 )
-_SEEN: Final = f"last_seen_at > clock_timestamp() - interval '{FRESH_S} s'"
+# What is of the future was written before the database's clock went back: no sign of life.
+_SEEN: Final = f"last_seen_at > clock_timestamp() - interval '{FRESH_S} s' AND last_seen_at <= clock_timestamp()"
 _FREE_SLOT: Final = f"EXISTS (SELECT FROM runners WHERE {_SEEN} AND NOT draining AND NOT marked AND used < capacity)"
 # The topic that is there now is the one that was last caught up with; rows of topics that are gone stay behind.
 _INBOX_LAG: Final = f"""
@@ -31,8 +32,8 @@ _INBOX_LAG: Final = f"""
       WHERE topic = '{RESULTS}'
         AND topic_id = (SELECT topic_id
                           FROM inbox_partitions
-                         WHERE topic = '{RESULTS}'
-                         ORDER BY caught_up_at DESC NULLS LAST
+                         WHERE topic = '{RESULTS}' AND caught_up_at <= clock_timestamp()
+                         ORDER BY caught_up_at DESC
                          LIMIT 1))"""  # noqa: S608 - names of our own
 
 # The oldest by id: no index has them by time, and the two differ by a transaction's length.
