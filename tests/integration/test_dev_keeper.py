@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -16,6 +17,8 @@ from vidflow.infra.embedded.process import start_child
 from vidflow.infra.stopping import Stop
 from vidflow.roles.dev.keeper import Keeper
 
+IN_USE = Unavailable("the port is still in use")
+
 
 def sleeper() -> subprocess.Popen[bytes]:
     command = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)"]
@@ -25,15 +28,16 @@ def sleeper() -> subprocess.Popen[bytes]:
 class Launches:
     """Starts sleepers, and fails at the launches that it is told to fail at."""
 
-    def __init__(self, *, fails_at: tuple[int, ...] = ()) -> None:
+    def __init__(self, *, fails_at: tuple[int, ...] = (), by: Exception = IN_USE) -> None:
         self.started: list[subprocess.Popen[bytes]] = []
         self.count = 0
         self._fails_at = fails_at
+        self._by = by
 
     def __call__(self) -> subprocess.Popen[bytes]:
         self.count += 1
         if self.count in self._fails_at:
-            raise Unavailable("the port is still in use")
+            raise self._by
         self.started.append(sleeper())
         return self.started[-1]
 
@@ -67,6 +71,17 @@ def test_a_start_that_fails_is_tried_again_after_a_longer_pause(stop: Stop) -> N
     launches.started[0].kill()
     wait_until(lambda: launches.count == 3, "it is started a third time")
     assert said[1] == "the port is still in use; trying again in 0.4 s"
+    kept.end()
+
+
+def test_a_start_that_the_system_refuses_is_tried_again_too(stop: Stop) -> None:
+    said, launches = list[str](), Launches(fails_at=(2,), by=OSError(errno.ENOSPC, "No space left on device"))
+    kept = keeper(launches, said, stop)
+    kept.start()
+    launches.started[0].kill()
+    wait_until(lambda: launches.count == 3, "it is started a third time")
+    assert "No space left on device; trying again in 0.4 s" in said[1]
+    assert not stop.requested
     kept.end()
 
 

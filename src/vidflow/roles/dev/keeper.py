@@ -92,9 +92,9 @@ class Keeper:
                 with self._starts:
                     if not self._over():
                         self._process = self._launch()
-            except VidflowError as error:
+            except (VidflowError, OSError) as error:  # a full disk passes, and takes no new settings either
                 pause_s = next_pause_s(pause_s, 0.0)
-                self._say(f"{error.message}; trying again in {pause_s:g} s")
+                self._say(f"{error}; trying again in {pause_s:g} s")
             else:
                 return
 
