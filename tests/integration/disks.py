@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from vidflow.infra.postgres import Connection
+
 
 class SmallDisk:
     """A disk of a few megabytes at a path."""
@@ -48,3 +50,24 @@ def _write_all(file: int, block: bytes) -> None:
             os.write(file, block)
         except OSError:
             return
+
+
+@contextmanager
+def nothing_stored(tables: Connection, table: str, what: str) -> Iterator[None]:
+    """PostgreSQL's own refusal where it has no room (`what`: INSERT or UPDATE of the table), without a disk that has none."""
+    tables.execute(
+        f"""
+        CREATE OR REPLACE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = '53100'; END $$;
+        CREATE TRIGGER no_room BEFORE {what} ON {table} EXECUTE FUNCTION no_room()
+        """
+    )
+    try:
+        yield
+    finally:
+        tables.execute(f"DROP TRIGGER no_room ON {table}")
+
+
+def told_of_outages(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was said of servers that are away, or full, and of their return."""
+    return [record.getMessage() for record in caplog.records if record.getMessage() in {"away", "disk_full", "back"}]

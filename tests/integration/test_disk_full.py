@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.integration.api_server import init, problem_of, ready
 from tests.integration.delivery import emptied, frames, remake_topics, running, scenario, send, stored
-from tests.integration.disks import SmallDisk, small_disk
+from tests.integration.disks import SmallDisk, small_disk, told_of_outages
 from tests.integration.embedded import wait_until
 
 from vidflow.domain.messages import DEAD_LETTERS
@@ -83,7 +83,7 @@ def test_invariant_8_an_inbox_on_a_full_disk_waits_says_so_once_and_loses_nothin
         wait_until(lambda: len(stored(tables, uuid)) == 100, "it stores")
         disk.fill()
         send(kafka_bootstrap, *frames(uuid, range(100, 20_000)))
-        wait_until(lambda: "disk_full" in events(caplog), "it has noticed")
+        wait_until(lambda: "disk_full" in told_of_outages(caplog), "it has noticed")
         before = rollbacks(tables)
         wait_until(lambda: rollbacks(tables) >= before + 5, "it tries again and again")
         full = stored(tables, uuid)
@@ -93,12 +93,7 @@ def test_invariant_8_an_inbox_on_a_full_disk_waits_says_so_once_and_loses_nothin
         wait_until(lambda: len(stored(tables, uuid)) == 20_000, "all is stored", limit_s=60)
         assert stored(tables, uuid) == list(range(20_000))
         assert [one for one in outbox.pending(tables, 10) if one.topic == DEAD_LETTERS] == []
-    assert events(caplog) == ["disk_full", "back"]
-
-
-def events(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What was said of outages."""
-    return [record.getMessage() for record in caplog.records if record.getMessage() in {"away", "disk_full", "back"}]
+    assert told_of_outages(caplog) == ["disk_full", "back"]
 
 
 def rollbacks(tables: Connection) -> int:

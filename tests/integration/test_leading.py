@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 from tests.integration.delivery import cut_off, remake_topics, running
+from tests.integration.disks import nothing_stored, told_of_outages
 from tests.integration.embedded import wait_until
 
+from vidflow.domain.messages import Parameters
+from vidflow.infra import scenarios
 from vidflow.infra.postgres import Connection
 from vidflow.roles.orchestrator import run
 from vidflow.settings import OrchestratorOptions
+
+NEW = scenarios.NewScenario(
+    source="http://a/b.mp4", model="motion", model_sha256=None, fps="all", priority=0, parameters=Parameters()
+)
 
 
 def is_at_work(tables: Connection, term: int) -> bool:
@@ -30,3 +39,29 @@ def test_invariant_7_a_leader_that_lost_its_connection_leads_again_while_its_lea
         wait_until(lambda: is_at_work(tables, 1), "it leads")
         cut_off(tables, "vidflow leader reads")
         wait_until(lambda: is_at_work(tables, 2), "it leads again")
+
+
+@pytest.mark.fault
+def test_a_leader_that_can_write_nothing_on_a_full_disk_leads_on_and_says_so_once(
+    tables: Connection, database_url: str, kafka_bootstrap: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "vidflow")
+    remake_topics(kafka_bootstrap)
+    with running(run, OrchestratorOptions(database_url=database_url, kafka=kafka_bootstrap)):
+        wait_until(lambda: is_at_work(tables, 1), "it leads")
+        uuid = scenarios.insert(tables, NEW).scenario_uuid
+        with nothing_stored(tables, "scenario_history", "INSERT"):
+            tables.execute(
+                "UPDATE scenarios SET state = 'init_shutdown', outcome = 'stopped' WHERE scenario_uuid = %s", (uuid,)
+            )
+            ticked = rollbacks(tables) + 5
+            wait_until(lambda: rollbacks(tables) >= ticked, "it tries again and again")
+        wait_until(lambda: "back" in told_of_outages(caplog), "it writes again")
+        assert is_at_work(tables, 1)
+    assert told_of_outages(caplog) == ["disk_full", "back"]
+
+
+def rollbacks(tables: Connection) -> int:
+    query = "SELECT xact_rollback FROM pg_stat_database WHERE datname = current_database()"
+    [(count,)] = tables.execute(query).fetchall()
+    return int(count)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import signal
 import time
 from collections import defaultdict
@@ -19,6 +20,7 @@ from tests.integration.delivery import (
     unpublished,
     written,
 )
+from tests.integration.disks import nothing_stored, told_of_outages
 from tests.integration.embedded import wait_until
 
 from vidflow.infra import kafka, outbox
@@ -29,6 +31,8 @@ from vidflow.roles.relay import run
 from vidflow.settings import RelayOptions, environment
 
 COMMANDS = "to_deploy.default"
+FULL_S = 3.0
+"""Longer than a lease."""
 
 
 @pytest.fixture
@@ -88,6 +92,22 @@ def test_rows_that_come_while_it_runs_are_published(tables: Connection, options:
             waits_s.append(time.monotonic() - began_s)
     say(f"from insert to marked, seen by polling at 20 ms: median {sorted(waits_s)[10] * 1000:.0f} ms")
     assert len(log_of(options.kafka, COMMANDS)) == 20
+
+
+@pytest.mark.fault
+def test_a_relay_that_cannot_mark_on_a_full_disk_publishes_nothing_twice_and_says_so_once(
+    tables: Connection, options: RelayOptions, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "vidflow")
+    written(tables, keys=5, each=10)
+    with running(run, options):
+        with nothing_stored(tables, "outbox", "UPDATE"):
+            wait_until(lambda: "disk_full" in told_of_outages(caplog), "it has noticed")
+            until_s = time.monotonic() + FULL_S
+            wait_until(lambda: time.monotonic() > until_s, "it tries again and again")
+        wait_until(lambda: unpublished(tables) == 0, "all is marked")
+    assert len(log_of(options.kafka, COMMANDS)) == 50
+    assert told_of_outages(caplog) == ["disk_full", "back"]
 
 
 @pytest.mark.fault

@@ -11,13 +11,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+import psycopg
+
 from vidflow.infra import metrics, outbox
 from vidflow.infra.crashpoint import crashpoint
 from vidflow.infra.lease import LeaseLost
 from vidflow.infra.migrations import wait_for_schema
-from vidflow.infra.outage import require_kafka, require_postgres
+from vidflow.infra.outage import postgres_outage, require_kafka, require_postgres
 from vidflow.infra.outbox import Pending
-from vidflow.infra.postgres import Connection, while_there
+from vidflow.infra.postgres import Connection, is_disk_full, while_there
 from vidflow.infra.publisher import Answers, Flight, Publisher
 from vidflow.infra.shares import Shares, kept
 from vidflow.infra.stopping import Stop, start_thread
@@ -76,6 +78,7 @@ class Relay:
         self._publisher = publisher
         self._tables = tables
         self._stop = stop
+        self._postgres = postgres_outage()
         self._pause_s = BUSY_POLL_S
         self._swept_s = float("-inf")
         self._held_back: dict[str, float] = {}
@@ -147,7 +150,7 @@ class Relay:
         answers = self._publisher.answers(flight, lambda: self._wanted(shards, since_s))
         crashpoint("relay.after_publish")
         try:
-            self._mark(answers, shards)
+            self._until_marked(answers, shards)
         except LeaseLost as lost:  # another relay sends it again
             _log.warning("lease_lost", reason=lost.message)
             return True
@@ -158,6 +161,21 @@ class Relay:
         """Whether their answers are to be waited for: while the shards are ours, and in a stop for a while."""
         in_time = not self._stop.requested or time.monotonic() - since_s < GRACE_S
         return in_time and self._shares.owns(shards)
+
+    def _until_marked(self, answers: Answers, shards: set[int]) -> None:
+        """Marks; on a full disk again and again: what is not marked would be published again, all the time."""
+        while True:
+            try:
+                self._mark(answers, shards)
+            except psycopg.Error as error:
+                if not is_disk_full(error):
+                    raise
+                self._postgres.away(error)
+                if self._stop.wait(RETRY_S):
+                    raise
+            else:
+                self._postgres.back()
+                return
 
     def _mark(self, answers: Answers, shards: set[int]) -> None:
         with self._shares.fenced(shards) as tx:

@@ -18,8 +18,8 @@ from vidflow.infra.crashpoint import crashpoint
 from vidflow.infra.kafka import KafkaAway, wait_for_broker
 from vidflow.infra.lease import Lease, keep
 from vidflow.infra.migrations import wait_for_schema
-from vidflow.infra.outage import kafka_outage, require_kafka, require_postgres
-from vidflow.infra.postgres import Connection, connect, is_conflict
+from vidflow.infra.outage import kafka_outage, postgres_outage, require_kafka, require_postgres
+from vidflow.infra.postgres import Connection, connect, is_conflict, is_disk_full
 from vidflow.infra.stopping import Stop, start_thread
 from vidflow.infra.telemetry import log
 from vidflow.roles.orchestrator.ears import Ears
@@ -92,6 +92,7 @@ class Leader:
         self._lease = lease
         self._ears = ears
         self._tables = tables
+        self._postgres = postgres_outage()
         self._memory = Memory()
         self._topic: tuple[str, list[int]] | None = None
         self._asked_s = 0.0
@@ -111,12 +112,16 @@ class Leader:
         try:
             if plan.events or plan.commands:
                 self._write(plan)
+                self._postgres.back()
             self._show_runners()
         except psycopg.Error as error:
-            if not is_conflict(error):
+            if is_disk_full(error):
+                self._postgres.away(error)  # it answers: to lead anew would mend nothing
+            elif is_conflict(error):
+                _log.debug("conflict", error=str(error).strip())
+            else:
                 raise
-            _log.debug("conflict", error=str(error).strip())  # nothing was written: the next tick says the same again
-            return
+            return  # nothing was written: the next tick says the same again
         self._memory = plan.memory
 
     def _world(self) -> World:
