@@ -482,6 +482,15 @@ def test_a_copy_given_again_that_waits_for_a_moment_does_not_start_the_time_anew
     assert leader.now_s < 110.0
 
 
+def test_a_runner_is_not_blamed_while_a_copy_waits_unpublished() -> None:
+    leader = Leader(starting())
+    leader.events_while_it_hears(seconds=3.0)
+    leader.known = [starting(deploy_waits=True)]
+    assert leader.events_while_it_hears(seconds=30.0) == []
+    leader.known = [starting()]
+    assert [event.reason for event in leader.events_while_it_hears(seconds=1.0)] == ["not_taken"]
+
+
 def test_unlisted_by_an_older_epochs_entry_is_unlisted() -> None:
     leader = Leader(starting())
     assert [event.kind for event in leader.events_while_it_hears(running(EPOCH - 1), seconds=8.0)] == [Kind.RETURNED]
