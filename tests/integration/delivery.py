@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -9,8 +10,10 @@ import threading
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
+import confluent_kafka
 from confluent_kafka import Message
 from tests.integration.embedded import wait_until
 
@@ -169,3 +172,26 @@ def cut_off(tables: Connection, name: str) -> int:
 def say(figure: str) -> None:
     """What a test measured on the way; a timing never fails one."""
     sys.stderr.write(figure + "\n")
+
+
+def send_with_header(bootstrap: str, topic: str, value: bytes, name: bytes, count: int = 1) -> None:
+    """Past the client for Python, which takes no name but a text: its C library does."""
+    packages = Path(confluent_kafka.__file__).parents[1]
+    library = ctypes.CDLL(str(next(packages.glob("confluent_kafka.libs/librdkafka[-.]*"))))
+    library.rd_kafka_conf_new.restype = library.rd_kafka_new.restype = ctypes.c_void_p
+    text, said = ctypes.c_char_p, ctypes.create_string_buffer(512)
+    settings = ctypes.c_void_p(library.rd_kafka_conf_new())
+    library.rd_kafka_conf_set(
+        settings, text(b"bootstrap.servers"), text(bootstrap.encode()), said, ctypes.c_size_t(512)
+    )
+    producer = ctypes.c_void_p(library.rd_kafka_new(0, settings, said, ctypes.c_size_t(512)))
+    to, flags, content, header, end = 1, 7, 4, 9, 0  # rd_kafka_vtype_t
+    copied = 2
+    for _ in range(count):
+        failed = library.rd_kafka_producev(
+            producer, to, text(topic.encode()), flags, copied, content, text(value), ctypes.c_size_t(len(value)),
+            header, text(name), text(b"x"), ctypes.c_ssize_t(1), end,
+        )  # fmt: skip
+        assert failed == 0
+    assert library.rd_kafka_flush(producer, 10_000) == 0
+    library.rd_kafka_destroy(producer)

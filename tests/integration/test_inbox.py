@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import ctypes
 import datetime
 import logging
 import threading
@@ -9,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import confluent_kafka
 import msgspec
 import pytest
 from confluent_kafka import TopicPartition
@@ -25,6 +23,7 @@ from tests.integration.delivery import (
     say,
     scenario,
     send,
+    send_with_header,
     stored,
 )
 from tests.integration.embedded import wait_until
@@ -260,35 +259,12 @@ def test_invariant_9_a_header_whose_name_is_no_text_blocks_nothing_behind_it(
     tables: Connection, options: InboxOptions
 ) -> None:
     uuid = scenario(tables)
-    send_with_header(options.kafka, b"noise", name=b"\xff\xfe", count=50)
+    send_with_header(options.kafka, RESULTS, b"noise", name=b"\xff\xfe", count=50)
     send(options.kafka, frame(uuid, 0))
     with inbox(tables, options):
         await_caught_up(tables, options.kafka)
     assert [letter.value for letter in dead_letters(tables)] == [b"noise"] * 50
     assert stored(tables, uuid) == [0]
-
-
-def send_with_header(bootstrap: str, value: bytes, name: bytes, count: int) -> None:
-    """Past the client for Python, which takes no name but a text: its C library does."""
-    packages = Path(confluent_kafka.__file__).parents[1]
-    library = ctypes.CDLL(str(next(packages.glob("confluent_kafka.libs/librdkafka[-.]*"))))
-    library.rd_kafka_conf_new.restype = library.rd_kafka_new.restype = ctypes.c_void_p
-    text, said = ctypes.c_char_p, ctypes.create_string_buffer(512)
-    settings = ctypes.c_void_p(library.rd_kafka_conf_new())
-    library.rd_kafka_conf_set(
-        settings, text(b"bootstrap.servers"), text(bootstrap.encode()), said, ctypes.c_size_t(512)
-    )
-    producer = ctypes.c_void_p(library.rd_kafka_new(0, settings, said, ctypes.c_size_t(512)))
-    topic, flags, content, header, end = 1, 7, 4, 9, 0  # rd_kafka_vtype_t
-    copied = 2
-    for _ in range(count):
-        failed = library.rd_kafka_producev(
-            producer, topic, text(RESULTS.encode()), flags, copied, content, text(value), ctypes.c_size_t(len(value)),
-            header, text(name), text(b"x"), ctypes.c_ssize_t(1), end,
-        )  # fmt: skip
-        assert failed == 0
-    assert library.rd_kafka_flush(producer, 10_000) == 0
-    library.rd_kafka_destroy(producer)
 
 
 def test_an_inbox_that_can_read_hardly_anything_of_the_workers_holds_and_says_so(

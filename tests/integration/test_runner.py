@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 from tests import clips
 from tests.integration import odd_models
+from tests.integration.delivery import send_with_header
 from tests.integration.embedded import wait_until
 from tests.integration.processes import is_alive
 from tests.integration.runners import RunnerProcess, Stage, deploy, new_uuid, runner
 
-from vidflow.domain.messages import EndReason, Forget, Ping, StopWork, Waiting
+from vidflow.domain.messages import EndReason, Forget, Ping, StopWork, Waiting, commands_topic
 
 pytestmark = pytest.mark.long  # each test starts a runner of its own
 
@@ -130,6 +131,16 @@ def test_what_is_for_others_is_passed_by(stage: Stage, name: str, clip: Path) ->
     stage.command(name, Ping(name))
     stage.until(lambda: taken(stage, name) == before + 1, "only its own is counted")
     assert stage.entry(name, uuid) is None
+
+
+def test_a_message_with_a_header_whose_name_is_no_text_is_passed_by(
+    stage: Stage, keeper: RunnerProcess, name: str, kafka_bootstrap: str
+) -> None:
+    before = taken(stage, name)
+    send_with_header(kafka_bootstrap, commands_topic("default"), b"noise", name=b"\xff\xfe", count=50)
+    stage.command(name, Ping(name))
+    stage.until(lambda: taken(stage, name) == before + 1, "it hears on, and counts its own alone")
+    assert keeper.process.poll() is None
 
 
 def test_a_deploy_given_again_starts_one_worker(stage: Stage, name: str, clip: Path) -> None:
