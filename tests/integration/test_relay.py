@@ -26,6 +26,7 @@ from tests.integration.embedded import wait_until
 from vidflow.infra import kafka, outbox
 from vidflow.infra.embedded.kafka import EmbeddedKafka
 from vidflow.infra.postgres import Connection
+from vidflow.infra.publisher import Publisher
 from vidflow.infra.stopping import Stop
 from vidflow.roles.relay import run
 from vidflow.settings import RelayOptions, environment
@@ -243,6 +244,23 @@ def test_a_missing_topic_holds_up_no_other_and_is_served_once_it_is_made(
         kafka.create_topics(options.kafka)
         wait_until(lambda: unpublished(tables) == 0, "it is published too")
     assert [message.value() for message in log_of(options.kafka, "dead_letters")] == [b"1"]
+
+
+@pytest.mark.long
+def test_a_topic_that_is_deleted_while_it_is_published_to_is_looked_for_anew(
+    tables: Connection, options: RelayOptions
+) -> None:
+    outbox.add(tables, [row("a", b"1", topic="dead_letters")])
+    publisher = Publisher(options.kafka, client_id="relay-under-test")
+    try:
+        wait_until(lambda: publisher.missing(["dead_letters"]) == set(), "the topic is known")
+        remove_topics(options.kafka, ["dead_letters"])
+        assert publisher.missing(["dead_letters"]) == set()  # nothing tells it
+        answers = publisher.answers(publisher.send(outbox.pending(tables, 10)), lambda: True)
+        assert list(answers.failed) == ["a"]
+        assert publisher.missing(["dead_letters"]) == {"dead_letters"}
+    finally:
+        publisher.close()
 
 
 def test_a_lost_connection_to_the_database_loses_nothing(tables: Connection, options: RelayOptions) -> None:

@@ -26,6 +26,10 @@ _REFUSED: Final = frozenset({
 })  # fmt: skip
 
 
+# The topic was there when it was looked for, and is not any more.
+_GONE: Final = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION})  # noqa: SLF001
+
+
 class Answers(msgspec.Struct, frozen=True):
     """What became of a batch: the ids that may be marked, those that no broker takes with the reason, and failures by key."""
 
@@ -110,6 +114,7 @@ class Publisher:
             flight.waiting.discard(row.id)
             if error is not None:
                 flight.errors[row.id] = error
+                self._topics -= {row.topic} if error.code() in _GONE else set()
 
         try:
             kafka.send(self._producer, row.topic, row.payload, row.key.encode(), _headers(row), on_delivery)
