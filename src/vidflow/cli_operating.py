@@ -105,11 +105,13 @@ def _say(sentence: str) -> None:
 
 @topics.command("create")
 def create_topics(kafka: Kafka = "") -> None:
-    """Make the topics that are missing."""
-    from vidflow.infra.kafka import create_topics  # noqa: PLC0415
+    """Make the topics that are missing, and set what vidflow needs of those that are there."""
+    from vidflow.infra.kafka import create_topics, settle_topics  # noqa: PLC0415
 
     made = create_topics(kafka)
     typer.echo(f"made {', '.join(made)}" if made else "all topics were there")
+    for topic, settings in settle_topics(kafka).items():
+        typer.echo(f"set of {topic}: {settings}")
 
 
 @outbox.command("list")

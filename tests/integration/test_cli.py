@@ -22,6 +22,7 @@ import httpx
 import msgspec
 import pytest
 import typer
+from confluent_kafka.admin import NewTopic
 from tests import clips
 from tests.integration.api_server import URL, answers_ready, free_port
 from tests.integration.delivery import remove_topics
@@ -41,6 +42,7 @@ from tests.integration.programs import (
 )
 
 from vidflow.cli import app
+from vidflow.domain.messages import DEAD_LETTERS
 from vidflow.infra import kafka, outbox
 from vidflow.infra.embedded.kafka import EmbeddedKafka
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
@@ -276,6 +278,17 @@ def test_a_role_that_finds_kafka_without_its_topics_says_what_to_type(
         assert end.stdout.startswith("made ")
         waiting.until("back server=Kafka")
         assert waiting.end() == 0
+    assert ended("topics", "create", "--kafka", kafka_bootstrap).stdout == "all topics were there\n"
+
+
+def test_a_topic_that_is_there_is_given_the_settings_that_vidflow_needs(kafka_bootstrap: str) -> None:
+    remove_topics(kafka_bootstrap)
+    client = kafka.admin(kafka_bootstrap)
+    [made] = client.create_topics([NewTopic(DEAD_LETTERS, 1, 1)]).values()
+    made.result()
+    end = ended("topics", "create", "--kafka", kafka_bootstrap)
+    assert (end.returncode, end.stderr) == (0, "")
+    assert_says(end.stdout, r"set of dead_letters: cleanup.policy=compact \(was delete\)")
     assert ended("topics", "create", "--kafka", kafka_bootstrap).stdout == "all topics were there\n"
 
 

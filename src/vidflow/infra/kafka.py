@@ -7,13 +7,21 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any, Final, TypeVar
 
 import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec, TopicDescription
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewTopic,
+    OffsetSpec,
+    TopicDescription,
+)
 
 from vidflow.domain.errors import Unavailable
 from vidflow.domain.messages import COMPACTED, PARTITIONS
@@ -266,6 +274,49 @@ def create_topics(bootstrap: str) -> list[str]:
     for topic in made:
         _until_led(client, topic)
     return made
+
+
+def settle_topics(bootstrap: str) -> dict[str, str]:
+    """Sets what is set otherwise than vidflow needs it, of topics that somebody else made, or an older version.
+
+    Returns it by topic, as people read it. The number of partitions stays: more of them would part the messages of a key.
+    Raises KafkaAway.
+    """
+    client = admin(bootstrap)
+    topics = [topic for topic in PARTITIONS if _topic_settings(topic)]
+    asked = [ConfigResource(ConfigResource.Type.TOPIC, topic) for topic in topics]
+    answers = _asked("the topics' settings", lambda: client.describe_configs(asked, request_timeout=_ANSWER_S))
+    found = {one.name: _answer(f"the settings of {one.name}", answer) for one, answer in answers.items()}
+    others = {topic: _other_settings(topic, found[topic]) for topic in topics}
+    wrong = {topic: settings for topic, settings in others.items() if settings}
+    if wrong:
+        _set(client, {topic: {name: _topic_settings(topic)[name] for name in wrong[topic]} for topic in wrong})
+    return {
+        topic: ", ".join(f"{name}={_topic_settings(topic)[name]} (was {value})" for name, value in settings.items())
+        for topic, settings in wrong.items()
+    }
+
+
+def _other_settings(topic: str, found: Mapping[str, ConfigEntry]) -> dict[str, str | None]:
+    """What is set otherwise, as it is."""
+    return {name: found[name].value for name, value in _topic_settings(topic).items() if found[name].value != value}
+
+
+def _set(client: AdminClient, settings: Mapping[str, Mapping[str, str]]) -> None:
+    wanted = [
+        ConfigResource(
+            ConfigResource.Type.TOPIC,
+            topic,
+            incremental_configs=[
+                ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET) for name, value in given.items()
+            ],
+        )
+        for topic, given in settings.items()
+    ]
+    what = "changing the topics' settings"
+    answers = _asked(what, lambda: client.incremental_alter_configs(wanted, request_timeout=_ANSWER_S))
+    for answer in answers.values():
+        _answer(what, answer)
 
 
 def _topic_settings(topic: str) -> dict[str, str]:
