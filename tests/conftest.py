@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 from vidflow.infra.stopping import Stop
 from vidflow.settings import environment
 
+LENT = "VIDFLOW_TEST_POSTGRES_URL"
+"""Names the server of a session of tests that runs others on broken code."""
 SHARED = Path(__file__).parents[2] / "shared"
 
 
@@ -26,7 +29,10 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a server that was made for this session; its database `vidflow` is empty."""
+    """The URL of a server that was made for this session, or lent by the one that runs it; its database `vidflow` is empty."""
+    if lent := os.environ.get(LENT):
+        yield lent
+        return
     from vidflow.infra.embedded.postgres import EmbeddedPostgres  # noqa: PLC0415 - unit tests need no server
 
     server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"), say=print, stop=Stop())
@@ -55,7 +61,7 @@ def _template_database(postgres_url: str) -> str:
     """The name of a database with today's schema, to be copied."""
     from vidflow.infra.migrations import migrate  # noqa: PLC0415
 
-    name = "vidflow_template"
+    name = f"template_{uuid.uuid4().hex}"
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
     migrate(_of_database(postgres_url, name), print)

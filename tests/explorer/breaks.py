@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -50,7 +50,7 @@ def broken_code(one: Break) -> Iterator[Path]:
     """A folder with the package as it is without the rule."""
     fits(one)
     with tempfile.TemporaryDirectory(prefix="vidflow-break-") as folder:
-        shutil.copytree(HERE / "src", Path(folder, "src"), ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(HERE / "src", Path(folder, "src"))  # what is compiled, too: it is not made again for each break
         (Path(folder) / "sql").symlink_to(HERE / "sql")
         for name, old, new in one.changes:
             path = Path(folder, "src", "vidflow", name)
@@ -66,15 +66,18 @@ def fits(one: Break) -> None:
             raise Stale(f"{one.rule}: this stands {count} times in {name}: {old!r}")
 
 
-def catch(one: Break) -> Caught | None:
-    """What notices the break first, of what is expected to: the worlds in their order, then the tests."""
+def catch(one: Break, given: Mapping[str, str] | None = None) -> Caught | None:
+    """What notices the break first, of what is expected to: the worlds in their order, then the tests.
+
+    `given`: environment variables for the tests.
+    """
     with broken_code(one) as source:
         for world in one.worlds:
             failure = _explored(source, world)
             if failure is not None:
                 return Caught(failure[0], world, failure[1])
         for test in one.tests:
-            if not _passes(source, test):
+            if not _passes(source, test, given or {}):
                 return Caught("a test fails", test)
     return None
 
@@ -87,9 +90,9 @@ def _explored(source: Path, world: str) -> tuple[str, int] | None:
     return msgspec.json.decode(done.stdout, type=tuple[str, int] | None)
 
 
-def _passes(source: Path, test: str) -> bool:
+def _passes(source: Path, test: str, given: Mapping[str, str]) -> bool:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", test]
-    done = subprocess.run(command, cwd=HERE, env=_env(source), capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=HERE, env={**_env(source), **given}, capture_output=True, text=True, check=False)
     if done.returncode not in {0, 1}:
         raise Stale(f"{test} cannot be run: {done.stdout[-2000:]}{done.stderr[-2000:]}")
     return done.returncode == 0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from tests.conftest import LENT
 from tests.explorer.breaks import Break, catch, fits
 from tests.explorer.rules import RULES
 from tests.explorer.search import explore
 from tests.explorer.state import World
+from tests.explorer.statements import QUICK as QUICK_STATEMENTS
 from tests.explorer.statements import STATEMENTS
 from tests.explorer.traces import lines
 from tests.explorer.worlds import MIDDLE, QUICK
@@ -47,3 +49,10 @@ def test_each_break_still_fits_the_code(one: Break) -> None:
 @pytest.mark.parametrize("one", RULES, ids=name)
 def test_each_rule_of_the_domain_is_noticed_when_it_is_broken(one: Break) -> None:
     assert catch(one) is not None, one.rule
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("one", QUICK_STATEMENTS, ids=name)
+def test_each_rule_of_a_statement_is_noticed_when_it_is_broken(one: Break, postgres_url: str) -> None:
+    assert catch(one, {LENT: postgres_url}) is not None, one.rule
