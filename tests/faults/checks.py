@@ -1,4 +1,4 @@
-"""What must hold after any fault, by the numbers of the invariants: in the tables and for those who read. The topics: silence.py."""
+"""What must hold after any fault, by the numbers of the invariants: in the tables and for those who read. More: silence.py, trails.py."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from psycopg.rows import namedtuple_row
 from tests.faults.broken import broken
 from tests.faults.scene import Frames, Scene
 from tests.faults.silence import check_7_silence, frames_sent
+from tests.faults.trails import check_traces
 from tests.faults.works import Work
 from tests.integration.embedded import wait_until
 
@@ -58,6 +59,7 @@ def all_hold(scene: Scene) -> Sums:
             read, lost = read + found.read, lost + found.lost
         check_2_outbox(tables)
         check_7_silence(scene.parts)
+        check_traces(scene, uuids)
         scene.checked.update(uuids)
         absorbed = frames_sent(scene.parts, uuids) - read
         return Sums(len(uuids), read, lost, absorbed, *_ways_back(tables, uuids))
@@ -128,10 +130,11 @@ def check_5_rows(tables: Tables, uuid: str) -> None:
 def check_6_to_8_frames(scene: Scene, tables: Tables, uuid: str) -> Found:
     """Who reads it finds what an undisturbed run saw, and what a request for a shutdown was told is what became of it."""
     query = "SELECT outcome, error, source, model, fps FROM scenarios WHERE scenario_uuid = %s"
-    scenario, told = _one(tables, query, uuid), scene.outcomes.get(uuid)
+    scenario = _one(tables, query, uuid)
+    told = scene.outcomes.get(uuid, scenario.outcome)
     if scenario.outcome == Outcome.FAILED:
         raise broken(8, f"{uuid} failed, and its work is healthy: {scenario.error}; {_history(tables, uuid)}")
-    if told is not None and scenario.outcome != told:
+    if scenario.outcome != told:
         raise broken(3, f"{uuid}: a client was told {told}, and it is {scenario.outcome}")
     if not _progress(tables, uuid).closed:
         raise broken(6, f"{uuid} is inactive and not closed")

@@ -56,6 +56,8 @@ class Scene:
         """What the answer to a request for a shutdown said."""
         self.undisturbed: dict[Work, Frames] = {}
         self.checked: set[str] = set()
+        self.past_is_lost = False
+        """Whether Kafka or the database forgot something: the traces of it are not looked for then."""
 
     def run_undisturbed(self, works: Sequence[Work]) -> None:
         """Runs each work once, before the faults, to compare with."""

@@ -38,6 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def now(folder: Path, slow: Work) -> Iterator[Scene]:
     with scene(folder, [slow]) as now:
+        now.past_is_lost = True
         yield now
 
 

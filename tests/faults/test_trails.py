@@ -1,0 +1,81 @@
+"""The checks of traces find what they are there for: each is shown tables that one thing is wrong with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.rows import namedtuple_row
+from tests.faults import trails
+from tests.faults.broken import Broken
+from tests.faults.test_checks import GOOD, UUID
+
+MORE = """
+UPDATE scenarios SET resume_frame = 1;
+INSERT INTO outbox (epoch, topic, key, kind, payload, published_at) VALUES (0, 't', '{uuid}', 'start', '', now());
+"""
+COPY = """
+INSERT INTO outbox (epoch, topic, key, kind, runner, payload, created_at, published_at)
+VALUES (20, 't', '{uuid}', 'stop', 'second', '', now() - interval '9 s', {published}),
+       (20, 't', '{uuid}', 'stop', 'second', '', now() - interval '7 s', now());
+"""
+Tables = psycopg.Connection[Any]
+
+
+def births(tables: Tables) -> None:
+    trails.check_1_births(tables, [UUID])
+
+
+def late_rows(tables: Tables) -> None:
+    trails.check_4_late_rows(tables, [UUID])
+
+
+def behind_inactive(tables: Tables) -> None:
+    trails.check_6_behind_inactive(tables, [UUID])
+
+
+def resume_points(tables: Tables) -> None:
+    trails.check_8_resume_points(tables, [UUID])
+
+
+def first_frames(tables: Tables) -> None:
+    trails.check_8_first_frames(tables, {(UUID, 10): (0, 0), (UUID, 20): (1, 2)})
+
+
+CHECKS = [births, trails.check_2_copies, late_rows, behind_inactive, resume_points, first_frames]
+REWRITTEN = "UPDATE scenario_results SET epoch = {epoch} WHERE frame_number = "
+WRONG: dict[str, tuple[int, Callable[[Tables], None], list[str]]] = {
+    "a birth wrote no message": (1, births, ["DELETE FROM outbox"]),
+    "a stop was given again while one waited": (2, trails.check_2_copies, [COPY.replace("{published}", "now() - interval '2 s'")]),
+    "an epoch stored rows behind a newer one": (4, late_rows, [f"{REWRITTEN}{n}".replace("{epoch}", "10") for n in (1, 2)]),
+    "rows were stored behind its end": (6, behind_inactive, [f"{REWRITTEN}{n}".replace("{epoch}", "20") for n in (1, 2)]),
+    "it resumed elsewhere": (8, resume_points, ["UPDATE scenarios SET resume_frame = 0"]),
+    "a deployment began elsewhere": (8, first_frames, ["DELETE FROM scenario_results WHERE frame_number = 0"]),
+}  # fmt: skip
+
+
+@pytest.fixture
+def tables(database_url: str) -> Iterator[Tables]:
+    """Tables with one scenario that is as it should be; as if they had never been, afterwards."""
+    with psycopg.connect(database_url, row_factory=namedtuple_row) as connection:
+        connection.execute((GOOD + MORE).format(uuid=UUID))  # type: ignore[call-overload]
+        yield connection
+        connection.rollback()
+
+
+def test_what_is_as_it_should_be_passes(tables: Tables) -> None:
+    tables.execute(COPY.format(uuid=UUID, published="now() - interval '8 s'"))  # type: ignore[call-overload]
+    for check in CHECKS:
+        check(tables)
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_the_traces_tell_is_found(tables: Tables, what: str) -> None:
+    number, check, statements = WRONG[what]
+    for statement in statements:
+        with tables.transaction():  # its rows have a number of their own
+            tables.execute(statement.format(uuid=UUID))  # type: ignore[call-overload]
+    with pytest.raises(Broken, match=f"invariant {number}:"):
+        check(tables)

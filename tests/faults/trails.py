@@ -1,0 +1,166 @@
+"""What the traces tell of a run that its end does not: who stored a row, what was published, where each deployment began."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import psycopg
+from psycopg.rows import namedtuple_row
+from tests.faults.broken import broken
+from tests.faults.scene import Scene
+
+from vidflow.domain.messages import DEAD_LETTERS, RESULTS, Frame, decode_result
+from vidflow.infra import kafka
+
+COPY_S: Final = 0.5
+"""A command is written by a look that may be that old: it may not know what was published since."""
+AT_ONCE: Final = 1
+"""Transactions that may store rows beside the one that outdates them: it and the inbox wait for the same lock."""
+
+Tables = psycopg.Connection[Any]
+
+
+def check_traces(scene: Scene, uuids: Collection[str]) -> None:
+    """All that holds whatever fault there was; what needs Kafka's past is left out where that is lost."""
+    with _tables(scene) as tables:
+        check_1_births(tables, uuids)
+        check_2_copies(tables)
+        check_4_late_rows(tables, uuids)
+        check_6_behind_inactive(tables, uuids)
+        check_8_resume_points(tables, uuids)
+        if not scene.past_is_lost:
+            check_2_reached(tables, scene.parts.kafka)
+            check_8_first_frames(tables, first_and_highest(scene.parts.kafka, uuids))
+
+
+def check_1_births(tables: Tables, uuids: Collection[str]) -> None:
+    """Every birth wrote its message. (Published ones are deleted after an hour.)"""
+    lost = tables.execute(
+        "SELECT scenario_uuid FROM scenarios s WHERE scenario_uuid = ANY(%s::uuid[])"
+        " AND s.created_at > now() - interval '50 min'"
+        " AND NOT EXISTS (SELECT FROM outbox o WHERE o.key = s.scenario_uuid::text AND o.kind = 'start')",
+        (list(uuids),),
+    ).fetchall()
+    if lost:
+        raise broken(1, f"born without a message: {lost}")
+
+
+def check_2_copies(tables: Tables) -> None:
+    """No command was given again while a copy of it waited unpublished."""
+    copies = tables.execute(
+        "SELECT o.kind, o.key, o.created_at, b.created_at AS again_at, o.published_at FROM outbox o JOIN outbox b"
+        " ON b.id > o.id AND b.key = o.key AND b.kind = o.kind AND b.epoch = o.epoch AND b.runner IS NOT DISTINCT FROM o.runner"
+        " WHERE o.runner IS NOT NULL AND b.created_at < o.published_at - make_interval(secs => %s)",
+        (COPY_S,),
+    ).fetchall()
+    if copies:
+        raise broken(2, f"given again while a copy waited: {copies[:3]}")
+
+
+def check_2_reached(tables: Tables, bootstrap: str) -> None:
+    """What is marked as published lies in Kafka."""
+    marked = tables.execute(
+        "SELECT topic, message_id::text AS id, kind, key FROM outbox WHERE published_at IS NOT NULL AND topic <> %s",
+        (DEAD_LETTERS,),
+    ).fetchall()
+    for topic in {row.topic for row in marked}:
+        there = {dict(kafka.headers_of(message)).get(kafka.MESSAGE_ID) for message in kafka.read_log(bootstrap, topic)}
+        if missing := [row for row in marked if row.topic == topic and row.id.encode() not in there]:
+            raise broken(2, f"{len(missing)} marked as published, and not in Kafka: {missing[:3]}")
+
+
+def check_4_late_rows(tables: Tables, uuids: Collection[str]) -> None:
+    """No row of an epoch was stored behind the deployment that outdates it, told by the transactions' numbers."""
+    late = tables.execute(
+        "SELECT r.scenario_uuid, r.epoch, h.epoch AS newer, count(DISTINCT r.xmin::text) AS times"
+        " FROM scenario_results r JOIN scenario_history h USING (scenario_uuid)"
+        " WHERE h.to_state = 'in_startup_processing' AND r.epoch < h.epoch AND r.xmin::text::bigint > h.xmin::text::bigint"
+        " AND r.scenario_uuid = ANY(%s::uuid[]) GROUP BY 1, 2, 3 HAVING count(DISTINCT r.xmin::text) > %s",
+        (list(uuids), AT_ONCE),
+    ).fetchall()
+    if late:
+        raise broken(4, f"rows of an epoch behind a newer deployment: {late[:3]}")
+
+
+def check_6_behind_inactive(tables: Tables, uuids: Collection[str]) -> None:
+    """No row was stored behind `inactive`."""
+    late = tables.execute(
+        "SELECT r.scenario_uuid, count(*) AS rows FROM scenario_results r JOIN scenario_history h USING (scenario_uuid)"
+        " WHERE h.to_state = 'inactive' AND r.xmin::text::bigint > h.xmin::text::bigint AND r.scenario_uuid = ANY(%s::uuid[])"
+        " GROUP BY 1 HAVING count(DISTINCT r.xmin::text) > %s",
+        (list(uuids), AT_ONCE),
+    ).fetchall()
+    if late:
+        raise broken(6, f"rows behind `complete`: {late[:3]}")
+
+
+def check_8_resume_points(tables: Tables, uuids: Collection[str]) -> None:
+    """The last deployment's resume point is where the rows of those before it end. (One that came back has another.)"""
+    wrong = tables.execute(
+        "SELECT s.scenario_uuid, s.resume_frame, count(r.epoch) AS rows FROM scenarios s"
+        " LEFT JOIN scenario_results r ON r.scenario_uuid = s.scenario_uuid AND r.epoch < s.epoch"
+        " WHERE s.epoch > 0 AND s.scenario_uuid = ANY(%s::uuid[]) AND NOT EXISTS (SELECT FROM scenario_history h"
+        "  WHERE h.scenario_uuid = s.scenario_uuid AND h.from_state = 'init_startup' AND h.to_state = 'init_shutdown')"
+        " GROUP BY 1, 2 HAVING count(r.epoch) <> s.resume_frame",
+        (list(uuids),),
+    ).fetchall()
+    if wrong:
+        raise broken(8, f"resumed elsewhere than where the rows ended: {wrong[:3]}")
+
+
+def check_8_first_frames(tables: Tables, sent: dict[tuple[str, int], tuple[int, int]]) -> None:
+    """Each deployment's first frame is the one behind the rows of those before it."""
+    for (uuid, epoch), (first, _) in sent.items():
+        if first != (rows := _rows_below(tables, uuid, epoch)):
+            raise broken(8, f"{uuid}: epoch {epoch} began with frame {first}, and {rows} were stored")
+
+
+def check_8_nothing_left(scene: Scene) -> None:
+    """Of what was sent, nothing was left behind by a new deployment or an end. Not where a runner or Kafka stood still."""
+    with _tables(scene) as tables:
+        uuids = {str(row.scenario_uuid) for row in tables.execute("SELECT scenario_uuid FROM scenarios")}
+        for (uuid, epoch), (_, highest) in first_and_highest(scene.parts.kafka, uuids).items():
+            if (rows := _rows_below(tables, uuid, epoch + 1)) <= highest:
+                raise broken(8, f"{uuid}: epoch {epoch} sent frame {highest}, and {rows} are stored of it and before")
+
+
+def check_5_nothing_twice(scene: Scene) -> None:
+    """The inbox took nothing twice. Not where Kafka or the database lost their past."""
+    with _tables(scene) as tables:
+        [row] = tables.execute("SELECT coalesce(sum(repeats), 0) AS repeats FROM scenario_progress")
+    if row.repeats:
+        raise broken(5, f"{row.repeats} frames were taken again that were stored")
+
+
+def first_and_highest(bootstrap: str, uuids: Collection[str]) -> dict[tuple[str, int], tuple[int, int]]:
+    """By scenario and epoch: the number of the first frame that was sent, and the highest."""
+    sent: dict[tuple[str, int], tuple[int, int]] = {}
+    for message in kafka.read_log(bootstrap, RESULTS):
+        result = decode_result(message.value())
+        if isinstance(result, Frame) and result.scenario_uuid in uuids:
+            place, number = (result.scenario_uuid, result.epoch), result.frame_number
+            first, highest = sent.get(place, (number, number))
+            sent[place] = first, max(highest, number)
+    return sent
+
+
+def reasons(scene: Scene) -> Counter[str]:
+    """How often scenarios moved for which reason."""
+    with _tables(scene) as tables:
+        return Counter(row.reason for row in tables.execute("SELECT reason FROM scenario_history"))
+
+
+def _rows_below(tables: Tables, uuid: str, epoch: int) -> int:
+    query = "SELECT count(*) AS rows FROM scenario_results WHERE scenario_uuid = %s AND epoch < %s"
+    [row] = tables.execute(query, (uuid, epoch))
+    return int(row.rows)
+
+
+@contextmanager
+def _tables(scene: Scene) -> Iterator[Tables]:
+    with scene.tables() as tables:
+        tables.row_factory = namedtuple_row
+        yield tables
