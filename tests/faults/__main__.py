@@ -1,7 +1,10 @@
-"""The fault matrix and the soak as commands that print a table. Both print their seed, which plays the same blows again.
+"""The fault matrix, the soak and the deliberate breaks as commands that print a table.
+
+The first two print their seed, which plays the same blows again.
 
 python -m tests.faults matrix [--seed S] [--only "kill runner, kafka"] [--freeze-s 30]
 python -m tests.faults chaos  [--seed S] [--minutes N]
+python -m tests.faults breaks [--only "fence, cursor"] [--sound]
 """
 
 from __future__ import annotations
@@ -12,11 +15,12 @@ import platform
 import random
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
 from tests.conftest import SHARED
-from tests.faults import chaos, matrix, works
+from tests.faults import broken_rules, chaos, matrix, works
 from tests.faults.scene import scene
 
 HIGHEST_SEED: Final = 10**6
@@ -35,8 +39,12 @@ def main() -> None:
             command.add_argument("--freeze-s", type=float, default=matrix.FREEZE_S)
         else:
             command.add_argument("--minutes", type=float, default=30.0)
+    command = commands.add_parser("breaks")
+    command.add_argument("--only", default="", help="rules that have one of these words: 'fence, cursor'")
+    command.add_argument("--sound", action="store_true", help="the same cases with no rule broken: all must hold")
+    command.set_defaults(run=run_breaks, seed=None)
     given = arguments.parse_args()
-    say(f"{platform.platform()}, {os.cpu_count()} cores, seed {given.seed}")
+    say(f"{platform.platform()}, {os.cpu_count()} cores" + ("" if given.seed is None else f", seed {given.seed}"))
     with tempfile.TemporaryDirectory(prefix="vidflow-faults-", ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o755)  # a server that runs as another user must find its own folder in it
         given.run(given, Path(folder))
@@ -55,6 +63,19 @@ def run_chaos(given: argparse.Namespace, folder: Path) -> None:
     done += [works.bottles(SHARED)] if SHARED.is_dir() else []
     with scene(folder / "data", done, log=given.keep_log) as now:
         say(chaos.table(chaos.soak(now, done, given.minutes, given.seed)))
+
+
+def run_breaks(given: argparse.Namespace, folder: Path) -> None:
+    these = broken_rules.chosen(given.only)
+    these = broken_rules.sound(these) if given.sound else these
+    felt: set[str] = set()
+    with ExitStack() as end:
+        bench = broken_rules.Bench(folder, end)
+        say(f"{'without the rule':62} {'what befalls':44} {'s':>5}  what a check says")
+        for one, case, said, seconds in broken_rules.play(bench, these):
+            felt |= {one.broken.rule} if said is not None else set()
+            say(broken_rules.line(one, case, said, seconds))
+    say(f"{len(felt)} of {len({one.broken.rule for one in these})} are felt")
 
 
 def say(line: str) -> None:
