@@ -34,11 +34,12 @@ BAD_FRAME: Final = 6
 
 
 class Works(NamedTuple):
-    """The work there is: of some seconds, quick, of half a minute, and one whose frame 6 kills its worker."""
+    """The work there is: of some seconds, quick, of ten seconds, of twenty, and one whose frame 6 kills its worker."""
 
     slow: Work
     sampled: Work
     long: Work
+    longest: Work
     deadly: Work
 
 
@@ -54,9 +55,11 @@ class Case(NamedTuple):
     variables: tuple[tuple[str, str], ...] = ()
 
 
-def settled(now: Scene, *, costs_nothing: bool = False, left_nothing: bool = False) -> checks.Sums:
+def settled(
+    now: Scene, *, costs_nothing: bool = False, left_nothing: bool = False, limit_s: float = SETTLED_S
+) -> checks.Sums:
     """Waits until all is over and makes all checks; `costs_nothing`: no deployment was lost, `left_nothing`: and all is stored."""
-    now.until_settled(SETTLED_S)
+    now.until_settled(limit_s)
     now.until_whole()
     sums = checks.all_hold(now)
     if costs_nothing and sums.losses:
@@ -118,7 +121,7 @@ def kafka_stands_still_past_all_patience(now: Scene, works: Works) -> None:
     now.under_way(now.begin(works.long))
     with frozen(now.parts.pids()["kafka"]):
         pause(45)
-    settled(now, costs_nothing=True)
+    settled(now, costs_nothing=True, limit_s=2 * SETTLED_S)
 
 
 def worker_dies_often(now: Scene, works: Works) -> None:
@@ -215,14 +218,14 @@ def results_are_emptied(now: Scene, works: Works) -> None:
 def commands_are_lost(now: Scene, works: Works) -> None:
     """A deploy, and the stop of what runs: published while no runner reads, and gone by then."""
     now.past_is_lost = True
-    runs = now.begin(works.long)
+    runs = now.begin(works.longest)
     now.under_way(runs)
     with frozen(now.parts.pids()["runner"]):
         now.begin(works.slow)
         now.until_shut_down(runs)
         pause(1)
         empty(now, commands_topic("default"))
-    wait_until(lambda: now.vidflow.scenario(runs)["state"] == "inactive", "invariant 7: it is stopped", 15)
+    wait_until(lambda: now.vidflow.scenario(runs)["state"] == "inactive", "invariant 7: it is stopped", 12)
     settled(now, costs_nothing=True)
 
 

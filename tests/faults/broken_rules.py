@@ -172,7 +172,7 @@ class Bench:
         self.folder = folder
         self.servers = Servers(folder, end)
         self.works = Works(
-            works.slow(folder, 160), works.sampled(folder, 40), works.slow(folder, 400),
+            works.slow(folder, 160), works.sampled(folder, 40), works.slow(folder, 400), works.slow(folder, 800),
             Work(clips.constant_rate(folder / "deadly.mp4"), "deadly", "all", 50),
         )  # fmt: skip
         (folder / "models").mkdir()
@@ -180,7 +180,7 @@ class Bench:
         self.undisturbed: Mapping[Work, Frames] = {}
         compileall.compile_dir(HERE / "src", quiet=1)  # once, and not by each process of each break
         with self.scene(SOUND, c.UNDISTURBED) as now:
-            now.run_undisturbed(self.works[:3])
+            now.run_undisturbed(self.works[:4])
             self.undisturbed = now.undisturbed
 
     @contextmanager
