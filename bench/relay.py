@@ -1,23 +1,27 @@
 """The relay's messages a second, from a full outbox to all marked, and how soon a message is in Kafka at an even pace.
 
-    python bench/relay.py [--rows 50000] [--bytes 400] [--runs 5] [--rate 500] [--seconds 10]
+    python bench/relay.py [--rows 50000] [--runs 5] [--rate 500] [--seconds 10] [--minutes 60]
 
-The baselines are a bare producer with the same payloads, and one that sends at the same pace; a consumer tells when a message is
-there, for both.
+The messages are commands to deploy. The baselines are a bare producer of the same keys and payloads (and, as the relay's messages
+have them, headers), and one that sends at the same pace; a consumer tells when a message is there, for both. With --minutes, that
+pace is kept for so long instead, and what becomes of the table is printed each minute.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import statistics
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from confluent_kafka import Producer
 
 from servers import report, servers
+from vidflow.domain.messages import Deploy, Resume, decode_command, encode
 from vidflow.infra import kafka, outbox
 from vidflow.infra.postgres import Connection, connect
 from vidflow.infra.stopping import Stop
@@ -26,26 +30,63 @@ from vidflow.settings import RelayOptions
 
 TOPIC = "to_deploy.default"
 KEYS = 200
+HEADERS: kafka.Headers = [
+    (kafka.MESSAGE_ID, str(uuid.UUID(int=1)).encode()),
+    (kafka.EPOCH, b"100000"),
+    (kafka.KIND, b"deploy"),
+]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=50_000)
-    parser.add_argument("--bytes", type=int, default=400)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--rate", type=float, default=500.0, help="messages a second, one transaction each")
     parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--minutes", type=int, default=0, help="how long to look for dead rows, instead of all else")
     given = parser.parse_args()
-    rows = [message(number, given.bytes) for number in range(given.rows)]
-    ours, theirs = [], []
     with servers() as (url, bootstrap), connect(url, name="bench") as tables:
-        for _ in range(given.runs):
-            theirs.append(produced(bootstrap, rows))
-            ours.append(relayed(url, bootstrap, tables, rows))
-        report("relay", ours, "bare producer", theirs)
-        pace = Pace(bootstrap, round(given.rate * given.seconds), given.rate)
-        show("from commit to Kafka", pace.measured(relayed_one_by_one(url, tables, bootstrap, given.bytes)))
-        show("bare producer", pace.measured(sent_one_by_one(bootstrap, given.bytes)))
+        if given.minutes:
+            worn(url, bootstrap, tables, given.rate, given.minutes)
+        else:
+            drained(url, bootstrap, tables, given.rows, given.runs)
+            pace = Pace(bootstrap, round(given.rate * given.seconds), given.rate)
+            show("from commit to Kafka", pace.measured(relayed_one_by_one(url, tables, bootstrap)))
+            show("bare producer", pace.measured(sent_one_by_one(bootstrap)))
+
+
+def drained(url: str, bootstrap: str, tables: Connection, number: int, runs: int) -> None:
+    """Messages a second: the relay beside a bare producer, without and with the headers that its messages have."""
+    rows = [message(one) for one in range(number)]
+    ours, bare, headed = [], [], []
+    for _ in range(runs):
+        bare.append(produced(bootstrap, rows, None))
+        ours.append(relayed(url, bootstrap, tables, rows))
+        headed.append(produced(bootstrap, rows, HEADERS))
+    report("relay", ours, "bare producer", bare)
+    report("relay", ours, "bare, with headers", headed)
+
+
+def worn(url: str, bootstrap: str, tables: Connection, rate: float, minutes: int) -> None:
+    """An even load for long: what waits, how large table and indexes are, and how long a look for what waits takes."""
+    print(
+        f"{'minute':>6} {'messages':>10} {'waiting':>8} {'dead rows':>10} {'table kB':>9} {'indexes kB':>11} {'look ms':>8}"
+    )
+    number, began_s = 0, time.monotonic()
+    with relaying(url, bootstrap):
+        for minute in range(1, minutes + 1):
+            while time.monotonic() < began_s + 60 * minute:
+                outbox.add(tables, [message(number + one) for one in range(int(rate / 10))])
+                number += int(rate / 10)
+                time.sleep(max(0.0, began_s + number / rate - time.monotonic()))
+            looked_s = time.perf_counter()
+            outbox.pending(tables, 1000, window=outbox.WINDOW)
+            look_ms = 1000 * (time.perf_counter() - looked_s)
+            [(dead, table, indexes)] = tables.execute(
+                "SELECT n_dead_tup, pg_relation_size(relid), pg_indexes_size(relid) FROM pg_stat_user_tables WHERE relname = 'outbox'"
+            ).fetchall()
+            sizes = f"{dead:>10,} {table // 1024:>9,} {indexes // 1024:>11,}"
+            print(f"{minute:>6} {number:>10,} {outbox.lag(tables).waiting:>8} {sizes} {look_ms:>8.1f}", flush=True)
 
 
 class Pace:
@@ -77,32 +118,40 @@ class Pace:
         while seen < len(came_s):
             message = self._reader.poll(1.0)
             if message is not None and message.error() is None:
-                came_s[int(message.value())] = time.perf_counter()
+                came_s[decode_command(message.value()).epoch] = time.perf_counter()
                 seen += 1
 
 
 @contextmanager
-def relayed_one_by_one(url: str, tables: Connection, bootstrap: str, size: int) -> Iterator[Callable[[int], None]]:
-    """Writes each message into the outbox, in a transaction of its own."""
+def relaying(url: str, bootstrap: str) -> Iterator[None]:
+    """A relay at work, which has sent its first message."""
     stop = Stop()
     relay = threading.Thread(target=run, args=(RelayOptions(database_url=url, kafka=bootstrap), stop), name="relay")
     relay.start()
-    outbox.add(tables, [message(-1, size)])
-    while outbox.pending(tables, 1):
-        time.sleep(0.01)
-    yield lambda number: outbox.add(tables, [message(number, size)])
+    with connect(url, name="bench") as tables:
+        outbox.add(tables, [message(0)])
+        while outbox.pending(tables, 1):
+            time.sleep(0.01)
+    yield
     stop.request()
     relay.join()
 
 
 @contextmanager
-def sent_one_by_one(bootstrap: str, size: int) -> Iterator[Callable[[int], None]]:
+def relayed_one_by_one(url: str, tables: Connection, bootstrap: str) -> Iterator[Callable[[int], None]]:
+    """Writes each message into the outbox, in a transaction of its own."""
+    with relaying(url, bootstrap):
+        yield lambda number: outbox.add(tables, [message(number)])
+
+
+@contextmanager
+def sent_one_by_one(bootstrap: str) -> Iterator[Callable[[int], None]]:
     """Sends each message by a producer that waits for no other."""
     producer = kafka.producer(bootstrap, client_id="bench")
     kafka.know_topic(producer, TOPIC)
 
     def send(number: int) -> None:
-        row = message(number, size)
+        row = message(number)
         producer.produce(row.topic, row.payload, row.key)
         producer.poll(0)
 
@@ -110,9 +159,21 @@ def sent_one_by_one(bootstrap: str, size: int) -> Iterator[Callable[[int], None]
     producer.flush()
 
 
-def message(number: int, size: int) -> outbox.Row:
-    payload = str(number).zfill(size).encode()
-    return outbox.Row(topic=TOPIC, key=f"key-{number % KEYS}", kind="deploy", epoch=1, payload=payload)
+def message(number: int) -> outbox.Row:
+    """A command to deploy; its epoch is the number."""
+    key = str(uuid.uuid5(uuid.NAMESPACE_OID, str(number % KEYS)))
+    deploy = Deploy(
+        scenario_uuid=key,
+        epoch=number,
+        source=f"site-{number % 7}/camera-{number % KEYS}/2026-11-24T08-{number % 60:02}.mp4",
+        model="bottle-detection",
+        model_sha256=hashlib.sha256(b"%d" % (number % 5)).hexdigest(),
+        fps="2",
+        resume=Resume(
+            next_frame=number * 3, origin_pts=0, time_base="1/90000", last_pts=number * 45_000, last_time_s=number / 2
+        ),
+    )
+    return outbox.Row(topic=TOPIC, key=key, kind="deploy", epoch=number, payload=encode(deploy))
 
 
 def show(name: str, seconds: list[float]) -> None:
@@ -120,7 +181,7 @@ def show(name: str, seconds: list[float]) -> None:
     print(f"{name:24} p50 {1000 * cuts[49]:6.1f} ms  p99 {1000 * cuts[98]:6.1f} ms  most {1000 * max(seconds):6.1f} ms")
 
 
-def produced(bootstrap: str, rows: list[outbox.Row]) -> float:
+def produced(bootstrap: str, rows: list[outbox.Row], headers: kafka.Headers | None) -> float:
     """Messages a second of a producer with the settings that one would take for speed and safety."""
     producer = Producer(
         {"bootstrap.servers": bootstrap, "enable.idempotence": True, "compression.type": "lz4", "linger.ms": 5}
@@ -130,7 +191,7 @@ def produced(bootstrap: str, rows: list[outbox.Row]) -> float:
     for row in rows:
         while True:
             try:
-                producer.produce(row.topic, row.payload, row.key)
+                producer.produce(row.topic, row.payload, row.key, headers=headers)
             except BufferError:
                 producer.poll(0.1)
             else:
@@ -140,7 +201,7 @@ def produced(bootstrap: str, rows: list[outbox.Row]) -> float:
 
 
 def relayed(url: str, bootstrap: str, tables: Connection, rows: list[outbox.Row]) -> float:
-    """Messages a second of the relay, from the first that it marks to the last."""
+    """Messages a second of the relay, from the first that it removes to the last."""
     tables.execute("TRUNCATE outbox")
     for start in range(0, len(rows), 10_000):
         outbox.add(tables, rows[start : start + 10_000])
@@ -148,9 +209,9 @@ def relayed(url: str, bootstrap: str, tables: Connection, rows: list[outbox.Row]
     stop = Stop()
     relay = threading.Thread(target=run, args=(RelayOptions(database_url=url, kafka=bootstrap), stop), name="relay")
     relay.start()
-    while (waits := outbox.pending(tables, 1)) and int(waits[0].payload) == 0:
+    while (waits := outbox.pending(tables, 1)) and waits[0].epoch == 0:
         time.sleep(0.005)
-    first = int(waits[0].payload) if waits else len(rows)
+    first = waits[0].epoch if waits else len(rows)
     began = time.perf_counter()
     while outbox.pending(tables, 1):
         time.sleep(0.02)

@@ -65,11 +65,15 @@ STATEMENTS: Final = (
         "               OFFSET 0)  -- an index", "                 AND false\n               OFFSET 0)  -- an index",
         f"{IT}/test_outbox.py::test_a_command_of_which_a_copy_waits_is_not_written_again",
     ),
+    Break(
+        "no cursor over ids",
+        (("roles/relay.py", "        if not self._flights:\n            self._sent = 0\n", ""),
+         ("roles/relay.py", "if len(batch) >= BATCH else 0", "if batch else self._sent")),
+        (), (f"{IT}/test_relay.py::test_a_row_that_becomes_visible_behind_later_ones_is_published",),
+    ),
     rule(
-        "no cursor over ids", "infra/outbox.py",
-        "CASE WHEN %(window)s::bigint IS NULL THEN 0 ELSE",
-        "CASE WHEN %(window)s::bigint IS NULL THEN (SELECT coalesce(max(id), 0) FROM outbox WHERE published_at IS NOT NULL) ELSE",
-        f"{IT}/test_outbox.py::test_a_row_that_becomes_visible_late_is_found",
+        "a backlog passes no row that appears below it", "roles/relay.py", "== known else None", "== known or True else None",
+        f"{IT}/test_relay.py::test_invariant_2_a_row_that_appears_below_what_was_sent_comes_before_the_next_of_its_key",
     ),
     rule(
         "a row overtakes none of its key", "infra/outbox.py",
@@ -77,14 +81,14 @@ STATEMENTS: Final = (
         f"{IT}/test_outbox.py::test_a_look_at_the_last_ids_leaves_out_what_would_overtake_an_older_row_of_its_key",
     ),
     rule(
-        "nothing is marked that was not acknowledged", "infra/publisher.py",
+        "nothing is removed that was not acknowledged", "infra/publisher.py",
         'answers.failed[row.key] = "taken back before it was answered"', "answers.acknowledged.append(row.id)",
         "tests/unit/test_publisher.py::test_a_row_without_an_answer_is_not_acknowledged",
     ),
     rule(
-        "of a key only what lies before its first failure is marked", "infra/publisher.py",
+        "of a key only what lies before its first failure is removed", "infra/publisher.py",
         "        if row.key in answers.failed:\n            continue\n", "",
-        "tests/unit/test_publisher.py::test_a_failure_lets_only_the_rows_before_it_of_its_key_be_marked",
+        "tests/unit/test_publisher.py::test_a_failure_lets_only_the_rows_before_it_of_its_key_be_removed",
     ),
     rule(
         "the position moves in the transaction that stores the rows", "roles/inbox/storing.py",

@@ -10,16 +10,17 @@ import pytest
 from psycopg.rows import namedtuple_row
 from tests.faults import trails
 from tests.faults.broken import Broken
+from tests.faults.scene import TRAIL
 from tests.faults.test_checks import GOOD, UUID
 
 MORE = """
 UPDATE scenarios SET resume_frame = 1;
-INSERT INTO outbox (epoch, topic, key, kind, payload, published_at) VALUES (0, 't', '{uuid}', 'start', '', now());
+INSERT INTO outbox_trail (epoch, topic, key, kind, published_at) VALUES (0, 't', '{uuid}', 'start', now());
 """
 COPY = """
-INSERT INTO outbox (epoch, topic, key, kind, runner, payload, created_at, published_at)
-VALUES (20, 't', '{uuid}', 'stop', 'second', '', now() - interval '9 s', {published}),
-       (20, 't', '{uuid}', 'stop', 'second', '', now() - interval '7 s', now());
+INSERT INTO outbox_trail (epoch, topic, key, kind, runner, created_at, published_at)
+VALUES (20, 't', '{uuid}', 'stop', 'second', now() - interval '9 s', {published}),
+       (20, 't', '{uuid}', 'stop', 'second', now() - interval '7 s', now());
 """
 Tables = psycopg.Connection[Any]
 
@@ -47,7 +48,7 @@ def first_frames(tables: Tables) -> None:
 CHECKS = [births, trails.check_2_copies, late_rows, behind_inactive, resume_points, first_frames]
 REWRITTEN = "UPDATE scenario_results SET epoch = {epoch} WHERE frame_number = "
 WRONG: dict[str, tuple[int, Callable[[Tables], None], list[str]]] = {
-    "a birth wrote no message": (1, births, ["DELETE FROM outbox"]),
+    "a birth wrote no message": (1, births, ["DELETE FROM outbox_trail"]),
     "a stop was given again while one waited": (2, trails.check_2_copies, [COPY.replace("{published}", "now() - interval '2 s'")]),
     "an epoch stored rows behind a newer one": (4, late_rows, [f"{REWRITTEN}{n}".replace("{epoch}", "10") for n in (1, 2)]),
     "rows were stored behind its end": (6, behind_inactive, [f"{REWRITTEN}{n}".replace("{epoch}", "20") for n in (1, 2)]),
@@ -60,6 +61,7 @@ WRONG: dict[str, tuple[int, Callable[[Tables], None], list[str]]] = {
 def tables(database_url: str) -> Iterator[Tables]:
     """Tables with one scenario that is as it should be; as if they had never been, afterwards."""
     with psycopg.connect(database_url, row_factory=namedtuple_row) as connection:
+        connection.execute(TRAIL)
         connection.execute((GOOD + MORE).format(uuid=UUID))  # type: ignore[call-overload]
         yield connection
         connection.rollback()

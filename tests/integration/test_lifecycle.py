@@ -23,7 +23,7 @@ def born(tables: Connection) -> Scenario:
     )
     found = lifecycle.read_one(tables, shown.scenario_uuid)
     assert found is not None
-    outbox.mark_published(tables, [one.id for one in outbox.pending(tables, 10)])
+    outbox.remove_published(tables, [one.id for one in outbox.pending(tables, 10)])
     return found
 
 

@@ -35,7 +35,7 @@ def test_a_command_of_which_a_copy_waits_is_not_written_again(tables: Connection
 
 def test_a_command_is_written_again_once_its_copy_is_published(tables: Connection) -> None:
     outbox.add_commands(tables, [row("a")])
-    outbox.mark_published(tables, ids(outbox.pending(tables, 10)))
+    outbox.remove_published(tables, ids(outbox.pending(tables, 10)))
     assert outbox.add_commands(tables, [row("a")]) == 1
 
 
@@ -56,7 +56,7 @@ def test_a_row_that_becomes_visible_late_is_found(tables: Connection, database_u
     with connect(database_url, name="late") as late, late.transaction():
         outbox.add(late, [row("late")])
         outbox.add(tables, [row("early")] * 20)
-        outbox.mark_published(tables, ids(outbox.pending(tables, 100)))
+        outbox.remove_published(tables, ids(outbox.pending(tables, 100)))
     assert [one.key for one in outbox.pending(tables, 100)] == ["late"]
 
 
@@ -70,11 +70,11 @@ def test_topics_can_be_passed_over(tables: Connection) -> None:
     assert [one.key for one in outbox.pending(tables, 10, without=["gone"])] == ["b"]
 
 
-def test_a_row_is_marked_once(tables: Connection) -> None:
+def test_a_row_is_removed_once(tables: Connection) -> None:
     outbox.add(tables, [row("a"), row("b")])
     waiting = ids(outbox.pending(tables, 10))
-    assert outbox.mark_published(tables, waiting[:1]) == 1
-    assert outbox.mark_published(tables, waiting) == 1
+    assert outbox.remove_published(tables, waiting[:1]) == 1
+    assert outbox.remove_published(tables, waiting) == 1
     assert outbox.pending(tables, 10) == []
 
 
@@ -86,17 +86,17 @@ def test_a_row_set_aside_waits_no_more_and_is_counted(tables: Connection) -> Non
     assert (lag.waiting, lag.set_aside) == (1, 1)
 
 
-def test_only_what_was_published_long_ago_is_deleted(tables: Connection) -> None:
-    outbox.add(tables, [row("old"), row("waits"), row("new")])
-    old, _, new = ids(outbox.pending(tables, 10))
-    outbox.mark_published(tables, [old, new])
-    tables.execute("UPDATE outbox SET published_at = now() - interval '2 hours' WHERE id = %s", (old,))
-    assert outbox.prune(tables, 3600, 100) == 1
-    assert tables.execute("SELECT key FROM outbox ORDER BY id").fetchall() == [("waits",), ("new",)]
+def test_what_an_earlier_version_has_marked_is_not_pending_and_goes(tables: Connection) -> None:
+    outbox.add(tables, [row("marked"), row("waits"), row("marked too")])
+    tables.execute("UPDATE outbox SET published_at = now() WHERE key <> 'waits'")
+    assert [one.key for one in outbox.pending(tables, 10)] == ["waits"]
+    assert outbox.remove_marked(tables, 2) == 1
+    assert outbox.remove_marked(tables, 2) == 1
+    assert tables.execute("SELECT key FROM outbox ORDER BY id").fetchall() == [("waits",)]
 
 
-def test_a_look_reads_no_published_rows(tables: Connection) -> None:
-    """The hot statement stays on its partial index, however much was published."""
+def test_a_look_reads_no_marked_rows(tables: Connection) -> None:
+    """The hot statement stays on its partial index, however much lies beside it."""
     outbox.add(tables, [row(f"key-{number % 50}") for number in range(20_000)])
     tables.execute("UPDATE outbox SET published_at = now()")
     tables.execute("VACUUM ANALYZE outbox")

@@ -8,26 +8,35 @@ from confluent_kafka import KafkaError
 
 from vidflow.infra.kafka import ClientBroken
 from vidflow.infra.outbox import Pending
-from vidflow.infra.publisher import Answers, Flight, _answers
+from vidflow.infra.publisher import Answers, Flight, add_answers
 
 TIMED_OUT = KafkaError(KafkaError._MSG_TIMED_OUT)
 TOO_LARGE = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE)
 
 
-def answers_of(keys: str, errors: dict[int, KafkaError], waiting: Collection[int] = ()) -> Answers:
-    """What becomes of a batch with a row for each key, numbered from 0."""
+def answers_of(
+    keys: str, errors: dict[int, KafkaError], waiting: Collection[int] = (), before: Answers | None = None
+) -> Answers:
+    """What becomes of a batch with a row for each key, numbered from 0, behind other batches."""
     flight = Flight([
-        Pending(id=number, shard=0, topic="t", key=key, kind="k", epoch=1, payload=b"", message_id=uuid.UUID(int=number))
+        Pending(number, str(uuid.UUID(int=number)), 0, "t", key, "k", 1, None, b"")
         for number, key in enumerate(keys)
     ])  # fmt: skip
     flight.waiting, flight.errors = set(waiting), errors
-    return _answers(flight)
+    answers = Answers() if before is None else before
+    add_answers(answers, flight)
+    return answers
 
 
-def test_a_failure_lets_only_the_rows_before_it_of_its_key_be_marked() -> None:
+def test_a_failure_lets_only_the_rows_before_it_of_its_key_be_removed() -> None:
     answers = answers_of("abaab", {2: TIMED_OUT})
     assert answers.acknowledged == [0, 1, 4]
     assert list(answers.failed) == ["a"]
+
+
+def test_a_failure_lets_no_row_of_its_key_in_the_batches_behind_be_removed() -> None:
+    answers = answers_of("ab", {}, before=answers_of("a", {0: TIMED_OUT}))
+    assert answers.acknowledged == [1]
 
 
 def test_a_row_that_no_broker_takes_blocks_nothing_behind_it() -> None:

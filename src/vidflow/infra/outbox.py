@@ -6,13 +6,12 @@ are in order all the same, since each is inserted under its scenario's row lock.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Final
 
 import msgspec
-from psycopg.rows import class_row
+from psycopg.rows import args_row, class_row
 
 from vidflow.domain.shards import SHARDS
 from vidflow.infra.postgres import Connection
@@ -32,12 +31,18 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     runner: str | None = None
 
 
-class Pending(Row, frozen=True, kw_only=True):
-    """A message that waits, with what it got when it was written."""
+class Pending(msgspec.Struct, frozen=True, gc=False):
+    """A message that waits, with what it got when it was written; in the order of the columns that `pending` selects."""
 
     id: int
-    message_id: uuid.UUID
+    message_id: str
     shard: int
+    topic: str
+    key: str
+    kind: str
+    epoch: int
+    runner: str | None
+    payload: bytes
 
 
 class SetAside(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,13 +130,13 @@ def pending(
     of these, a message whose key has another one waiting further down is left out: it would overtake that one.
     """
     return (
-        tx.cursor(row_factory=class_row(Pending), binary=True)
+        tx.cursor(row_factory=args_row(Pending), binary=True)
         .execute(
             """
             WITH start AS MATERIALIZED (
                 SELECT CASE WHEN %(window)s::bigint IS NULL THEN 0 ELSE coalesce(max(id), 0) - %(window)s::bigint END AS id
                   FROM outbox)
-            SELECT o.id, o.message_id, o.shard, o.topic, o.key, o.kind, o.epoch, o.runner, o.payload
+            SELECT o.id, o.message_id::text, o.shard, o.topic, o.key, o.kind, o.epoch, o.runner, o.payload
               FROM outbox o
              WHERE o.id > (SELECT id FROM start) AND o.id > %(after)s::bigint AND o.shard = ANY (%(shards)s::smallint[])
                AND o.published_at IS NULL AND o.error IS NULL
@@ -150,14 +155,26 @@ def pending(
     )
 
 
-def mark_published(tx: Connection, ids: Sequence[int]) -> int:
-    """Marks messages that the broker has acknowledged; returns how many, so that the caller sees a lost race."""
+def waiting_up_to(tx: Connection, row_id: int, shards: Collection[int]) -> int:
+    """How many messages of these shards wait among the ids up to this one."""
+    [(count,)] = tx.execute(
+        """
+        SELECT count(*)
+          FROM outbox
+         WHERE id <= %(id)s AND shard = ANY (%(shards)s::smallint[]) AND published_at IS NULL AND error IS NULL
+        """,
+        {"id": row_id, "shards": list(shards)},
+    ).fetchall()
+    return int(count)
+
+
+def remove_published(tx: Connection, ids: Sequence[int]) -> int:
+    """Deletes messages that the broker has acknowledged; returns how many, so that the caller sees a lost race."""
     if not ids:
         return 0
     return tx.execute(
         """
-        UPDATE outbox
-           SET published_at = clock_timestamp()
+        DELETE FROM outbox
          WHERE id = ANY (%b::bigint[]) AND published_at IS NULL
         """,
         (list(ids),),
@@ -217,8 +234,8 @@ def drop(tx: Connection, ids: Collection[int]) -> int:
     ).rowcount
 
 
-def prune(tx: Connection, keep_s: float, limit: int) -> int:
-    """Deletes messages that were published more than `keep_s` ago, of the `limit` oldest; returns how many."""
+def remove_marked(tx: Connection, limit: int) -> int:
+    """Deletes what relays of an earlier version have marked as published, of the `limit` oldest; returns how many."""
     return tx.execute(
         """
         WITH oldest AS (
@@ -227,10 +244,9 @@ def prune(tx: Connection, keep_s: float, limit: int) -> int:
              ORDER BY id
              LIMIT %(limit)s)
         DELETE FROM outbox
-         WHERE id = ANY (ARRAY(
-               SELECT id FROM oldest WHERE published_at < clock_timestamp() - make_interval(secs => %(keep_s)s)))
+         WHERE id = ANY (ARRAY(SELECT id FROM oldest WHERE published_at IS NOT NULL))
         """,
-        {"keep_s": keep_s, "limit": limit},
+        {"limit": limit},
     ).rowcount
 
 

@@ -24,18 +24,16 @@ _REFUSED: Final = frozenset({
     KafkaError.POLICY_VIOLATION,
     KafkaError.TOPIC_EXCEPTION,
 })  # fmt: skip
-
-
 # The topic was there when it was looked for, and is not any more.
 _GONE: Final = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION})  # noqa: SLF001
 
 
-class Answers(msgspec.Struct, frozen=True):
-    """What became of a batch: the ids that may be marked, those that no broker takes with the reason, and failures by key."""
+class Answers(msgspec.Struct):
+    """What became of batches: the ids that Kafka has, those that no broker takes with the reason, and failures by key."""
 
-    acknowledged: list[int]
-    refused: dict[int, str]
-    failed: dict[str, str]
+    acknowledged: list[int] = msgspec.field(default_factory=list)
+    refused: dict[int, str] = msgspec.field(default_factory=dict)
+    failed: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class Flight:
@@ -43,6 +41,7 @@ class Flight:
 
     def __init__(self, batch: Sequence[Pending]) -> None:
         self.batch = batch
+        self.shards = frozenset(row.shard for row in batch)
         self.waiting = {row.id for row in batch}
         self.errors: dict[int, KafkaError] = {}
 
@@ -80,8 +79,8 @@ class Publisher:
         self._looked_s = time.monotonic()
         self._producer.poll(0)
 
-    def idle(self) -> None:
-        """Hears what the client has to say while there is nothing to publish: that its brokers are away, or back."""
+    def hear(self) -> None:
+        """Hears what the client has to say: answers, and that its brokers are away, or back."""
         self._producer.poll(0)
 
     def send(self, batch: Sequence[Pending]) -> Flight:
@@ -91,10 +90,10 @@ class Publisher:
             self._send(row, flight)
         return flight
 
-    def answers(self, flight: Flight, wanted: Callable[[], bool]) -> Answers:
+    def wait(self, flight: Flight, wanted: Callable[[], bool]) -> None:
         """Waits until each message has its answer, or takes back all that is on its way since it is not `wanted` now.
 
-        Raises kafka.ClientBroken. A message that was taken back may have arrived all the same: it counts as failed.
+        A message that was taken back may have arrived all the same: it stays without an answer.
         """
         began_s = time.monotonic()
         said = False
@@ -107,7 +106,6 @@ class Publisher:
             if not said and time.monotonic() - began_s > _SILENCE_S:
                 _log.warning("broker_silent", waiting=len(flight.waiting), seconds=_SILENCE_S)
                 said = True
-        return _answers(flight)
 
     def _send(self, row: Pending, flight: Flight) -> None:
         def on_delivery(error: KafkaError | None, _message: Message) -> None:
@@ -130,16 +128,18 @@ class Publisher:
 
 def _headers(row: Pending) -> kafka.Headers:
     headers: kafka.Headers = [
-        (kafka.MESSAGE_ID, str(row.message_id).encode()),
+        (kafka.MESSAGE_ID, row.message_id.encode()),
         (kafka.EPOCH, str(row.epoch).encode()),
         (kafka.KIND, row.kind.encode()),
     ]
     return [*headers, (kafka.RUNNER, row.runner.encode())] if row.runner is not None else headers
 
 
-def _answers(flight: Flight) -> Answers:
-    """Of each key, only what lies before its first failure may be marked: the rest is sent again, behind it, in order."""
-    answers = Answers([], {}, {})
+def add_answers(answers: Answers, flight: Flight) -> None:
+    """Adds what became of a batch to that of the batches before it. Raises kafka.ClientBroken.
+
+    Of each key, only what lies before its first failure counts as acknowledged: the rest is sent again, behind it, in order.
+    """
     for row in flight.batch:
         error = flight.errors.get(row.id)
         if row.key in answers.failed:
@@ -154,4 +154,3 @@ def _answers(flight: Flight) -> Answers:
             raise kafka.ClientBroken(f"the Kafka client gave up: {error.str()}; the process must be started again")
         else:
             answers.failed[row.key] = error.str()
-    return answers

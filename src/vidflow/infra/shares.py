@@ -78,6 +78,8 @@ class Shares:
         terms = {name: self._held[name].term for name in names}
         if self._writer is None or self._writer.closed:
             self._writer = connect(self._url, name="vidflow relay", fenced=True)
+            # A crash of the server may bring removed rows back: they are published again, as behind a crash of the relay.
+            self._writer.execute("SET synchronous_commit = off")
         with self._writer.transaction():
             try:
                 fence(self._writer, terms, self.holder)

@@ -1,13 +1,14 @@
-"""The relay: reads the outbox, publishes to Kafka, marks what the broker has acknowledged. It decides nothing else.
+"""The relay: reads the outbox, publishes to Kafka, removes what the broker has acknowledged. It decides nothing else.
 
-Any number of relays share the outbox's shards. Nothing is marked that was not acknowledged, and no transaction is open while
+Any number of relays share the outbox's shards. Nothing is removed that was not acknowledged, and no transaction is open while
 Kafka is waited for: a relay that dies between the two is followed by one that publishes again, never too little.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Final
 
@@ -20,13 +21,15 @@ from vidflow.infra.migrations import wait_for_schema
 from vidflow.infra.outage import postgres_outage, require_kafka, require_postgres
 from vidflow.infra.outbox import Pending
 from vidflow.infra.postgres import Connection, is_disk_full, while_there
-from vidflow.infra.publisher import Answers, Flight, Publisher
+from vidflow.infra.publisher import Answers, Flight, Publisher, add_answers
 from vidflow.infra.shares import Shares, kept
 from vidflow.infra.stopping import Stop, start_thread
 from vidflow.infra.telemetry import log
 from vidflow.settings import RelayOptions
 
 BATCH: Final = 1000
+ON_THEIR_WAY: Final = 4
+"""How many batches are sent before the first of them must have its answers."""
 BUSY_POLL_S: Final = 0.002
 IDLE_POLL_S: Final = 0.05
 SWEEP_S: Final = 1.0
@@ -36,10 +39,9 @@ HOLD_BACK_S: Final = 1.0
 RETRY_S: Final = 0.2
 GRACE_S: Final = 5.0
 """How long a relay that is to stop waits for the answers to what is on its way."""
-KEEP_PUBLISHED_S: Final = 3600.0
 CARE_S: Final = 5.0
-"""How often the lag is measured and old published messages are deleted."""
-PRUNED: Final = 10_000
+"""How often the lag is measured, and what an earlier version has marked is deleted."""
+MARKED: Final = 10_000
 _log = log("relay")
 
 
@@ -59,7 +61,7 @@ def _work(options: RelayOptions, stop: Stop, name: str, body: Callable[[Connecti
 
 
 def publish(options: RelayOptions, shares: Shares, stop: Stop, tables: Connection) -> None:
-    """Batch after batch: read, publish, mark; until a stop is requested, and what is on its way then has its answers."""
+    """Batch after batch: read, publish, remove; until a stop is requested, and what is on its way then has its answers."""
     publisher = Publisher(options.kafka, client_id="vidflow-relay")
     try:
         relay = Relay(shares, publisher, tables, stop)
@@ -71,7 +73,7 @@ def publish(options: RelayOptions, shares: Shares, stop: Stop, tables: Connectio
 
 
 class Relay:
-    """What lies between two batches: the one on its way, how far the backlog is sent, which topics are passed over."""
+    """What lies between two batches: those on their way, how far a backlog is sent, which topics are passed over."""
 
     def __init__(self, shares: Shares, publisher: Publisher, tables: Connection, stop: Stop) -> None:
         self._shares = shares
@@ -83,28 +85,36 @@ class Relay:
         self._swept_s = float("-inf")
         self._held_back: dict[str, float] = {}
         self._shards: frozenset[int] = frozenset()
-        self._flight: Flight | None = None
+        self._flights: deque[Flight] = deque()
         self._sent = 0
-        """All that waits up to this id is on its way or answered; 0: unknown."""
+        """Where a backlog goes on: all that waits up to this id is on its way or answered. 0: there is no backlog."""
 
     def step(self) -> float:
-        """Sends a batch while the one before it is answered and marked; returns for how long to wait before the next."""
+        """Sends a batch, and removes those before it that are answered; returns for how long to wait before the next."""
         self._settle_shares()
         batch = self._next()
-        flight, before = self._sent_off(batch), self._flight
-        self._flight = flight
-        failed = self._answered(before) if before else False
-        if failed or len(batch) < BATCH:
-            failed = self.land() or failed
-        if failed:
+        if batch:
+            self._send(batch)
+        if self.land(ON_THEIR_WAY):
             return RETRY_S
-        self._pause_s = BUSY_POLL_S if batch else min(self._pause_s * 1.5, IDLE_POLL_S)
-        return 0.0 if len(batch) == BATCH else self._pause_s
+        self._pause_s = BUSY_POLL_S if batch or self._flights else min(self._pause_s * 1.5, IDLE_POLL_S)
+        return 0.0 if self._sent else self._pause_s
 
-    def land(self) -> bool:
-        """Waits for what is on its way and marks it; whether some of it failed. Behind it the backlog is looked at anew."""
-        flight, self._flight, self._sent = self._flight, None, 0
-        return self._answered(flight) if flight else False
+    def land(self, left: int = 0) -> bool:
+        """Removes what has its answers, and waits for them while more than `left` batches are on their way.
+
+        Whether some of it failed: then all has landed, and what lies behind a failure of its key is sent again too.
+        """
+        answers, shards = Answers(), set[int]()
+        self._publisher.hear()
+        while self._flights and (len(self._flights) > left or not self._flights[0].waiting or answers.failed):
+            flight = self._flights.popleft()
+            self._wait(flight)
+            add_answers(answers, flight)
+            shards |= flight.shards
+        if not self._flights:
+            self._sent = 0
+        return bool(shards) and not self._removed(answers, shards)
 
     def _settle_shares(self) -> None:
         """Takes note of shards that came or went, with nothing on its way: rows further down may be ours to publish now."""
@@ -116,57 +126,75 @@ class Relay:
             self._shards, self._swept_s = owned, float("-inf")
 
     def _next(self) -> list[Pending]:
-        """The next batch: what follows the one on its way; else from the last ids, and each second from all."""
+        """The next batch: of a backlog, what follows; else what is new among the last ids, and each second among all."""
         if not self._shards:
             return []
         without = _still(self._held_back)
-        if time.monotonic() - self._swept_s >= SWEEP_S or without:
-            self.land()
-            self._swept_s = time.monotonic()
-        elif not self._sent:
-            return outbox.pending(self._tables, BATCH, window=outbox.WINDOW, shards=self._shards, without=without)
-        return outbox.pending(self._tables, BATCH, after=self._sent, shards=self._shards, without=without)
+        batch = None
+        if not without and time.monotonic() - self._swept_s < SWEEP_S:
+            batch = self._following() if self._sent else self._read(window=outbox.WINDOW)
+        if batch is None:
+            batch, self._swept_s = self._read(without=without), time.monotonic()
+        self._sent = batch[-1].id if len(batch) >= BATCH else 0
+        return batch
 
-    def _sent_off(self, batch: list[Pending]) -> Flight | None:
-        if not batch:
-            self._publisher.idle()
-            return None
-        self._sent = batch[-1].id
+    def _following(self) -> list[Pending] | None:
+        """What follows in the backlog; None where a row has become visible below it, which may come before others of its key.
+
+        Looked for behind the read: what it comes before was visible then, so it is now, and nobody else removes it.
+        """
+        batch = self._read(after=self._sent)
+        known = sum(row.id <= self._sent for flight in self._flights for row in flight.batch)
+        return batch if outbox.waiting_up_to(self._tables, self._sent, self._shards) == known else None
+
+    def _read(self, *, after: int = 0, window: int | None = None, without: Collection[str] = ()) -> list[Pending]:
+        """A batch of what waits and is not on its way."""
+        on_way = {row.id for flight in self._flights for row in flight.batch if row.id > after}
+        limit = BATCH + len(on_way)
+        found = outbox.pending(self._tables, limit, after=after, window=window, shards=self._shards, without=without)
+        return [row for row in found if row.id not in on_way]
+
+    def _send(self, batch: list[Pending]) -> None:
         sendable = self._hold_back(batch)
         crashpoint("relay.before_publish")
-        return self._publisher.send(sendable) if sendable else None
+        if sendable:
+            self._flights.append(self._publisher.send(sendable))
 
     def _hold_back(self, batch: list[Pending]) -> list[Pending]:
         """The batch without the messages to topics that the broker has not got; these wait, and hold up no others."""
         missing = self._publisher.missing({row.topic for row in batch})
-        until_s = time.monotonic() + HOLD_BACK_S
-        self._held_back = dict.fromkeys(missing, until_s) | _still(self._held_back)
-        return [row for row in batch if row.topic not in missing]
+        if missing:
+            until_s = time.monotonic() + HOLD_BACK_S
+            self._held_back = dict.fromkeys(missing, until_s) | _still(self._held_back)
+            return [row for row in batch if row.topic not in missing]
+        return batch
 
-    def _answered(self, flight: Flight) -> bool:
-        """Waits for the answers and marks; whether some of it is to be sent again."""
-        shards = {row.shard for row in flight.batch}
+    def _wait(self, flight: Flight) -> None:
+        """Waits for the answers while the shards are ours, and in a stop for a while."""
         since_s = time.monotonic()
-        answers = self._publisher.answers(flight, lambda: self._wanted(shards, since_s))
+
+        def wanted() -> bool:
+            in_time = not self._stop.requested or time.monotonic() - since_s < GRACE_S
+            return in_time and self._shares.owns(flight.shards)
+
+        self._publisher.wait(flight, wanted)
+
+    def _removed(self, answers: Answers, shards: set[int]) -> bool:
+        """Removes what was acknowledged; whether nothing is to be sent again."""
         crashpoint("relay.after_publish")
         try:
-            self._until_marked(answers, shards)
+            self._until_removed(answers, shards)
         except LeaseLost as lost:  # another relay sends it again
             _log.warning("lease_lost", reason=lost.message)
-            return True
+            return False
         crashpoint("relay.after_mark")
-        return bool(answers.failed)
+        return not answers.failed
 
-    def _wanted(self, shards: set[int], since_s: float) -> bool:
-        """Whether their answers are to be waited for: while the shards are ours, and in a stop for a while."""
-        in_time = not self._stop.requested or time.monotonic() - since_s < GRACE_S
-        return in_time and self._shares.owns(shards)
-
-    def _until_marked(self, answers: Answers, shards: set[int]) -> None:
-        """Marks; on a full disk again and again: what is not marked would be published again, all the time."""
+    def _until_removed(self, answers: Answers, shards: set[int]) -> None:
+        """Removes; on a full disk again and again: what is not removed would be published again, all the time."""
         while True:
             try:
-                self._mark(answers, shards)
+                self._remove(answers, shards)
             except psycopg.Error as error:
                 if not is_disk_full(error):
                     raise
@@ -177,16 +205,16 @@ class Relay:
                 self._postgres.back()
                 return
 
-    def _mark(self, answers: Answers, shards: set[int]) -> None:
+    def _remove(self, answers: Answers, shards: set[int]) -> None:
         with self._shares.fenced(shards) as tx:
-            marked = outbox.mark_published(tx, answers.acknowledged)
+            removed = outbox.remove_published(tx, answers.acknowledged)
             for row_id, error in answers.refused.items():
                 outbox.set_aside(tx, row_id, error)
-        metrics.RELAY_PUBLISHED.inc(marked)
+        metrics.RELAY_PUBLISHED.inc(removed)
         metrics.RELAY_SET_ASIDE.inc(len(answers.refused))
         metrics.RELAY_FAILED.inc(len(answers.failed))
-        if marked < len(answers.acknowledged):
-            _log.warning("marked_elsewhere", rows=len(answers.acknowledged) - marked)
+        if removed < len(answers.acknowledged):
+            _log.warning("removed_elsewhere", rows=len(answers.acknowledged) - removed)
         for row_id, error in answers.refused.items():
             _log.error("set_aside", outbox_id=row_id, error=error, needs="look at it: vidflow outbox list")
         if answers.failed:
@@ -200,7 +228,7 @@ def _still(held_back: dict[str, float]) -> dict[str, float]:
 
 
 def care(shares: Shares, stop: Stop, tables: Connection) -> None:
-    """Beside the publishing, for the shards that are owned: measures the lag, and deletes what was published long ago."""
+    """Beside the publishing, for the shards that are owned: measures the lag, and deletes what earlier versions marked."""
     while not stop.wait(CARE_S):
         shards = shares.owned()
         lag = outbox.lag(tables, shards)
@@ -208,5 +236,5 @@ def care(shares: Shares, stop: Stop, tables: Connection) -> None:
         metrics.OUTBOX_OLDEST_S.set(lag.oldest_s)
         metrics.OUTBOX_SET_ASIDE.set(lag.set_aside)
         # One relay deletes: the rows of all shards lie side by side.
-        while 0 in shards and not stop.requested and outbox.prune(tables, KEEP_PUBLISHED_S, PRUNED) == PRUNED:
+        while 0 in shards and not stop.requested and outbox.remove_marked(tables, MARKED) == MARKED:
             pass
