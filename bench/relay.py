@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import statistics
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -24,9 +27,6 @@ from servers import report, servers
 from vidflow.domain.messages import Deploy, Resume, decode_command, encode
 from vidflow.infra import kafka, outbox
 from vidflow.infra.postgres import Connection, connect
-from vidflow.infra.stopping import Stop
-from vidflow.roles.relay import run
-from vidflow.settings import RelayOptions
 
 TOPIC = "to_deploy.default"
 KEYS = 200
@@ -73,7 +73,7 @@ def worn(url: str, bootstrap: str, tables: Connection, rate: float, minutes: int
         f"{'minute':>6} {'messages':>10} {'waiting':>8} {'dead rows':>10} {'table kB':>9} {'indexes kB':>11} {'look ms':>8}"
     )
     number, began_s = 0, time.monotonic()
-    with relaying(url, bootstrap):
+    with relaying(url, bootstrap, tables):
         for minute in range(1, minutes + 1):
             while time.monotonic() < began_s + 60 * minute:
                 outbox.add(tables, [message(number + one) for one in range(int(rate / 10))])
@@ -123,24 +123,24 @@ class Pace:
 
 
 @contextmanager
-def relaying(url: str, bootstrap: str) -> Iterator[None]:
-    """A relay at work, which has sent its first message."""
-    stop = Stop()
-    relay = threading.Thread(target=run, args=(RelayOptions(database_url=url, kafka=bootstrap), stop), name="relay")
-    relay.start()
-    with connect(url, name="bench") as tables:
+def relaying(url: str, bootstrap: str, tables: Connection) -> Iterator[None]:
+    """A relay at work, in a process of its own as it is in use, from its first message on."""
+    if not outbox.pending(tables, 1):
         outbox.add(tables, [message(0)])
-        while outbox.pending(tables, 1):
-            time.sleep(0.01)
-    yield
-    stop.request()
-    relay.join()
+    before = outbox.lag(tables).waiting
+    command = [sys.executable, "-m", "vidflow", "relay"]
+    variables = {**os.environ, "VIDFLOW_DATABASE_URL": url, "VIDFLOW_KAFKA": bootstrap}
+    with subprocess.Popen(command, env=variables, stderr=subprocess.DEVNULL) as relay:
+        while outbox.lag(tables).waiting == before:
+            time.sleep(0.005)
+        yield
+        relay.terminate()
 
 
 @contextmanager
 def relayed_one_by_one(url: str, tables: Connection, bootstrap: str) -> Iterator[Callable[[int], None]]:
     """Writes each message into the outbox, in a transaction of its own."""
-    with relaying(url, bootstrap):
+    with relaying(url, bootstrap, tables):
         yield lambda number: outbox.add(tables, [message(number)])
 
 
@@ -206,18 +206,11 @@ def relayed(url: str, bootstrap: str, tables: Connection, rows: list[outbox.Row]
     for start in range(0, len(rows), 10_000):
         outbox.add(tables, rows[start : start + 10_000])
     tables.execute("VACUUM ANALYZE outbox")
-    stop = Stop()
-    relay = threading.Thread(target=run, args=(RelayOptions(database_url=url, kafka=bootstrap), stop), name="relay")
-    relay.start()
-    while (waits := outbox.pending(tables, 1)) and waits[0].epoch == 0:
-        time.sleep(0.005)
-    first = waits[0].epoch if waits else len(rows)
-    began = time.perf_counter()
-    while outbox.pending(tables, 1):
-        time.sleep(0.02)
-    took = time.perf_counter() - began
-    stop.request()
-    relay.join()
+    with relaying(url, bootstrap, tables):
+        first, began = len(rows) - outbox.lag(tables).waiting, time.perf_counter()
+        while outbox.pending(tables, 1):
+            time.sleep(0.02)
+        took = time.perf_counter() - began
     return (len(rows) - first) / took
 
 

@@ -54,7 +54,7 @@ def _write_all(file: int, block: bytes) -> None:
 
 @contextmanager
 def nothing_stored(tables: Connection, table: str, what: str) -> Iterator[None]:
-    """PostgreSQL's own refusal where it has no room (`what`: INSERT or UPDATE of the table), without a disk that has none."""
+    """PostgreSQL's own refusal where it has no room (`what`: INSERT, UPDATE or DELETE), without a disk that has none."""
     tables.execute(
         f"""
         CREATE OR REPLACE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS

@@ -127,17 +127,17 @@ def test_rows_that_come_while_it_runs_are_published(tables: Connection, options:
 
 
 @pytest.mark.fault
-def test_a_relay_that_cannot_mark_on_a_full_disk_publishes_nothing_twice_and_says_so_once(
+def test_a_relay_that_cannot_remove_on_a_full_disk_publishes_nothing_twice_and_says_so_once(
     tables: Connection, options: RelayOptions, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "vidflow")
     written(tables, keys=5, each=10)
     with running(run, options):
-        with nothing_stored(tables, "outbox", "UPDATE"):
+        with nothing_stored(tables, "outbox", "DELETE"):
             wait_until(lambda: "disk_full" in told_of_outages(caplog), "it has noticed")
             until_s = time.monotonic() + FULL_S
             wait_until(lambda: time.monotonic() > until_s, "it tries again and again")
-        wait_until(lambda: unpublished(tables) == 0, "all is marked")
+        wait_until(lambda: unpublished(tables) == 0, "all is removed")
     assert len(log_of(options.kafka, COMMANDS)) == 50
     assert told_of_outages(caplog) == ["disk_full", "back"]
 
@@ -147,7 +147,7 @@ def test_a_relay_that_cannot_mark_on_a_full_disk_publishes_nothing_twice_and_say
 def test_a_relay_killed_at_any_place_loses_nothing_and_breaks_no_order(
     tables: Connection, options: RelayOptions, place: str
 ) -> None:
-    written(tables, keys=10, each=900)
+    written(tables, keys=10, each=1500)
     with process("relay", options.database_url, options.kafka, crash_at=f"{place}:2") as child:
         child.wait(30)
         assert child.returncode == -9, f"{place} was hit"
@@ -155,7 +155,7 @@ def test_a_relay_killed_at_any_place_loses_nothing_and_breaks_no_order(
     with running(run, options):
         wait_until(lambda: unpublished(tables) == 0, "the next relay publishes the rest")
     for key, numbers in by_key(log_of(options.kafka, COMMANDS)).items():
-        assert last_of_each(numbers) == list(range(900)), f"{key} in {place}"
+        assert last_of_each(numbers) == list(range(1500)), f"{key} in {place}"
 
 
 @pytest.mark.fault

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -44,6 +45,16 @@ class Flight:
         self.shards = frozenset(row.shard for row in batch)
         self.waiting = {row.id for row in batch}
         self.errors: dict[int, KafkaError] = {}
+
+    def answer(self, row_id: int, error: KafkaError | None, _message: Message | None) -> None:
+        """Takes the answer to a message."""
+        self.waiting.discard(row_id)
+        if error is not None:
+            self.errors[row_id] = error
+
+    def gone(self) -> set[str]:
+        """The topics that the answers say are not there any more."""
+        return {row.topic for row in self.batch if row.id in self.errors and self.errors[row.id].code() in _GONE}
 
 
 class Publisher:
@@ -87,7 +98,11 @@ class Publisher:
         """Hands the batch to the client in its order, and waits for no answer but where the client is full."""
         flight = Flight(batch)
         for row in batch:
-            self._send(row, flight)
+            answered = partial(flight.answer, row.id)
+            try:
+                kafka.send(self._producer, row.topic, row.payload, row.key.encode(), _headers(row), answered)
+            except KafkaException as error:
+                answered(error.args[0], None)
         return flight
 
     def wait(self, flight: Flight, wanted: Callable[[], bool]) -> None:
@@ -106,19 +121,8 @@ class Publisher:
             if not said and time.monotonic() - began_s > _SILENCE_S:
                 _log.warning("broker_silent", waiting=len(flight.waiting), seconds=_SILENCE_S)
                 said = True
-
-    def _send(self, row: Pending, flight: Flight) -> None:
-        def on_delivery(error: KafkaError | None, _message: Message) -> None:
-            flight.waiting.discard(row.id)
-            if error is not None:
-                flight.errors[row.id] = error
-                self._topics -= {row.topic} if error.code() in _GONE else set()
-
-        try:
-            kafka.send(self._producer, row.topic, row.payload, row.key.encode(), _headers(row), on_delivery)
-        except KafkaException as error:
-            self._topics -= {row.topic}  # it may have been deleted: it is looked for before it is used again
-            on_delivery(error.args[0], None)
+        if flight.errors:
+            self._topics -= flight.gone()  # they are looked for before they are used again
 
     def close(self) -> None:
         """Takes back what is not acknowledged, so that it cannot be published behind another relay's back."""

@@ -27,8 +27,8 @@ from vidflow.infra.stopping import Stop, start_thread
 from vidflow.infra.telemetry import log
 from vidflow.settings import RelayOptions
 
-BATCH: Final = 1000
-ON_THEIR_WAY: Final = 4
+BATCH: Final = 2000
+ON_THEIR_WAY: Final = 2
 """How many batches are sent before the first of them must have its answers."""
 BUSY_POLL_S: Final = 0.002
 IDLE_POLL_S: Final = 0.05
@@ -87,15 +87,18 @@ class Relay:
         self._shards: frozenset[int] = frozenset()
         self._flights: deque[Flight] = deque()
         self._sent = 0
-        """Where a backlog goes on: all that waits up to this id is on its way or answered. 0: there is no backlog."""
+        """Where a backlog goes on: nothing waits up to this id but what is on its way. 0: there is no backlog."""
 
     def step(self) -> float:
-        """Sends a batch, and removes those before it that are answered; returns for how long to wait before the next."""
+        """Sends a batch; where several are on their way or none is new, removes what is answered.
+
+        Returns for how long to wait before the next step.
+        """
         self._settle_shares()
         batch = self._next()
         if batch:
             self._send(batch)
-        if self.land(ON_THEIR_WAY):
+        if (not batch or len(self._flights) > ON_THEIR_WAY) and self.land(ON_THEIR_WAY):
             return RETRY_S
         self._pause_s = BUSY_POLL_S if batch or self._flights else min(self._pause_s * 1.5, IDLE_POLL_S)
         return 0.0 if self._sent else self._pause_s
@@ -112,9 +115,10 @@ class Relay:
             self._wait(flight)
             add_answers(answers, flight)
             shards |= flight.shards
-        if not self._flights:
+        failed = bool(shards) and not self._removed(answers, shards)
+        if failed or not left:
             self._sent = 0
-        return bool(shards) and not self._removed(answers, shards)
+        return failed
 
     def _settle_shares(self) -> None:
         """Takes note of shards that came or went, with nothing on its way: rows further down may be ours to publish now."""
