@@ -113,5 +113,9 @@ STATEMENTS: Final = (
 )  # fmt: skip
 """A text that is found no more is an error: who changes a statement changes its break."""
 
-QUICK: Final = tuple(one for one in STATEMENTS if not any("test_inbox" in test for test in one.tests))
+QUICK: Final = tuple(
+    one
+    for one in STATEMENTS
+    if not any(test.startswith((f"{IT}/test_inbox", f"{IT}/test_relay")) for test in one.tests)
+)
 """Those whose tests need no Kafka: a second or two each where they share a PostgreSQL."""
