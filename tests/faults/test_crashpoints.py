@@ -15,7 +15,7 @@ from tests.integration.embedded import wait_until
 
 import vidflow
 
-pytestmark = [pytest.mark.long, pytest.mark.whole, pytest.mark.fault, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.long, pytest.mark.fault, pytest.mark.timeout(240)]
 
 PASSES = {"relay": 2, "inbox": 2, "orchestrator": 2, "worker.before_frame": 7, "worker.after_frame": 7}
 """At which pass it dies, by point or role: in the midst of the work rather than at its first step. Else at the first."""

@@ -14,7 +14,7 @@ from tests.faults.matrix import Case, When, struck
 from tests.faults.scene import scene
 from tests.faults.strikes import Fault, Victim
 
-pytestmark = [pytest.mark.long, pytest.mark.whole, pytest.mark.fault, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.long, pytest.mark.fault, pytest.mark.timeout(420)]
 
 SEED = 5
 FREEZE_S = 5.0

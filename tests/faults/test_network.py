@@ -25,6 +25,8 @@ TAKEN_OVER_S = 60.0
 LONGER_THAN_LEASES_S = 6.0
 PATIENCE_IS_OVER_S = 60.0
 DELAY_S = 0.03
+KAFKA_DELAY_S = 0.3
+"""A round trip of 0.6 s and more: well below a runner's lease, far above what a network has."""
 LEADS = re.compile(r"(orchestrator-\d): (\S+) info lease lease_acquired lease=leader ")
 MOVES = re.compile(
     r"(orchestrator-\d): \S+ info orchestrator scenario_moved scenario_uuid=(\S+) to=(\S+) .*?epoch=(\d+)"
@@ -148,6 +150,15 @@ def test_invariant_8_an_inbox_cut_off_from_the_database_goes_on_where_it_was(
     with getattr(wired.postgres["inbox"], how)():
         while_cut(LONGER_THAN_LEASES_S)
     all_hold(now)
+
+
+def test_invariant_8_a_slow_wire_to_kafka_costs_a_runner_nothing_but_time(now: Scene, wired: Wires, work: Work) -> None:
+    wired.kafka.delay_s = KAFKA_DELAY_S
+    try:
+        busy(now, work)
+        assert all_hold(now).losses == 0
+    finally:
+        wired.kafka.delay_s = 0.0
 
 
 def test_invariant_8_work_of_a_runner_cut_off_from_kafka_goes_on_elsewhere_and_its_return_changes_nothing(
