@@ -342,4 +342,16 @@ EPOCHS: Final = (
     ),
 )  # fmt: skip
 
-RULES: Final = (*WAITS, *RESULTS, *LOSSES, *COMMANDS, *SILENCE, *EPOCHS)
+CLOCKS: Final = (
+    rule(
+        "what is due in longer than any pause is due", SCENARIO, "return not 0 < in_s <= Limits().backoff_most_s", "return in_s <= 0",
+        tests=("tests/unit/test_scenario.py",),
+    ),
+    rule(
+        "nothing was found at a moment to come", JUDGEMENT,
+        "    before = before and before.at_latest(tick.world.now_db_s)\n", "",
+        tests=("tests/unit/test_reconcile.py",),
+    ),
+)  # fmt: skip
+
+RULES: Final = (*WAITS, *RESULTS, *LOSSES, *COMMANDS, *SILENCE, *EPOCHS, *CLOCKS)
