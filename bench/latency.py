@@ -155,7 +155,7 @@ def consumer(running: Running) -> Iterator[Sent]:
     sent, over = Sent(), threading.Event()
     admin = kafka.admin(running.kafka)
     reader = kafka.consumer(running.kafka, client_id="bench-reads-along")
-    kafka.assign_at_end(reader, admin, [RESULTS])
+    kafka.assign_at_end(admin, reader, [RESULTS])
 
     def read() -> None:
         while not over.is_set():

@@ -101,7 +101,7 @@ class Pace:
     def measured(self, sender: AbstractContextManager[Callable[[int], None]]) -> list[float]:
         """Seconds from the moment when it was sent to its arrival, of each message."""
         sent_s, came_s = [0.0] * self._messages, [0.0] * self._messages
-        kafka.assign_at_end(self._reader, self._client, [TOPIC])
+        kafka.assign_at_end(self._client, self._reader, [TOPIC])
         reading = threading.Thread(target=self._read, args=(came_s,), name="reads")
         with sender as send:
             reading.start()

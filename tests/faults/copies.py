@@ -34,7 +34,7 @@ class Copies:
         self._over = threading.Event()
         self._producer: Producer = kafka.producer(bootstrap, client_id="copies")
         self._reader: Consumer = kafka.consumer(bootstrap, client_id="copies")
-        kafka.assign_at_end(self._reader, kafka.admin(bootstrap), topics)
+        kafka.assign_at_end(kafka.admin(bootstrap), self._reader, topics)
         self._thread = threading.Thread(target=self._run, name="copies")
         self._thread.start()
 

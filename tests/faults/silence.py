@@ -33,7 +33,7 @@ def check_7_silence(parts: Parts) -> None:
     admin = kafka.admin(parts.kafka)
     reader = kafka.consumer(parts.kafka, client_id="fault-checks")
     try:
-        kafka.assign_at_end(reader, admin, [RUNNER_EVENTS, RESULTS, commands_topic("default")])
+        kafka.assign_at_end(admin, reader, [RUNNER_EVENTS, RESULTS, commands_topic("default")])
         _until_silent(reader, parts)
     finally:
         reader.close()

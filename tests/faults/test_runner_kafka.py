@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,13 +15,15 @@ from tests.integration.delivery import remove_topics
 from tests.integration.embedded import wait_until
 from tests.integration.runners import RunnerProcess, Stage, deploy, new_uuid, runner
 
-from vidflow.domain.messages import EndReason, commands_topic
+from vidflow.domain.messages import RESULTS, EndReason, commands_topic
 from vidflow.infra import kafka
 from vidflow.infra.embedded.kafka import EmbeddedKafka
 from vidflow.infra.stopping import Stop
 from vidflow.settings import environment
 
 pytestmark = [pytest.mark.long, pytest.mark.fault, pytest.mark.timeout(240)]
+
+STANDSTILL_S = 30.0
 
 
 @pytest.fixture
@@ -66,6 +69,41 @@ def test_a_broker_that_stands_still_shortly_costs_nothing(
     end = stage.whole(uuid)
     assert [frame.frame_number for frame in stage.frames(uuid)] == list(range(400))
     assert (end.last_frame, end.reason) == (399, EndReason.FINISHED)
+
+
+@pytest.mark.whole
+@pytest.mark.timeout(400)
+def test_who_asks_a_broker_on_and_on_has_answers_again_soon_after_each_long_standstill(broker: EmbeddedKafka) -> None:
+    """Three times: one client in three or so asks in vain for minutes behind a standstill of half a minute."""
+    kafka.create_topics(broker.bootstrap)
+    questions = kafka.Questions(broker.bootstrap)
+    told: list[bool] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.wait(0.5):
+            try:
+                questions.ask(kafka.end_offsets, RESULTS)
+                told.append(True)
+            except kafka.KafkaAway:
+                told.append(False)
+
+    asking = threading.Thread(target=ask, name="asks")
+    asking.start()
+    try:
+        for _ in range(3):
+            wait_until(lambda: told[-3:] == [True] * 3, "it has answers")
+            os.kill(pid_of(broker), signal.SIGSTOP)
+            try:
+                with pytest.raises(AssertionError, match="silence"):
+                    wait_until(lambda: False, "silence", limit_s=STANDSTILL_S)
+            finally:
+                os.kill(pid_of(broker), signal.SIGCONT)
+            told.clear()
+            wait_until(lambda: told[-3:] == [True] * 3, "it has answers again", limit_s=20)
+    finally:
+        over.set()
+        asking.join()
 
 
 def test_a_runner_that_is_cut_off_ends_its_workers_and_says_so_when_it_is_heard_again(

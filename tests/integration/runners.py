@@ -56,7 +56,7 @@ class Stage:
         self._topic = commands_topic(pool)
         self._producer = kafka.producer(bootstrap, client_id="leader-under-test")
         self._reader: Consumer = kafka.consumer(bootstrap, client_id="stage")
-        kafka.assign_at_end(self._reader, self._admin, [RUNNER_EVENTS, RESULTS])
+        kafka.assign_at_end(self._admin, self._reader, [RUNNER_EVENTS, RESULTS])
         self.reports: list[Report] = []
         self.results: list[Result] = []
 

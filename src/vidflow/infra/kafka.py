@@ -9,7 +9,7 @@ import operator
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from typing import Any, Final, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicCollection, TopicPartition
@@ -38,6 +38,7 @@ Headers = list[tuple[str, bytes | None]]
 _headers: Final = operator.methodcaller("headers")  # looks at the error that the client may have left: see headers_of
 Delivered = Callable[[KafkaError | None, Message], None]
 T = TypeVar("T")
+Asked = ParamSpec("Asked")
 
 _ANSWER_S: Final = 5.0
 _SHORT_S: Final = 0.5
@@ -186,6 +187,30 @@ def headers_of(message: Message) -> Headers:
         return []
 
 
+class Questions:
+    """A client for questions that go on for long: made anew where it got no answer.
+
+    Behind a broker that stood still for half a minute a client may look for its controller for minutes more, while the broker answers
+    everybody else (seen with librdkafka 2.16: "Failed while waiting for controller", each time again).
+    """
+
+    def __init__(self, bootstrap: str) -> None:
+        self._bootstrap = bootstrap
+        self._client = admin(bootstrap)
+
+    def ask(
+        self, question: Callable[Concatenate[AdminClient, Asked], T], *given: Asked.args, **more: Asked.kwargs
+    ) -> T:
+        """The answer to one of the questions below. Raises KafkaAway."""
+        try:
+            return question(self._client, *given, **more)
+        except TopicMissing:
+            raise
+        except KafkaAway:
+            self._client = admin(self._bootstrap)
+            raise
+
+
 def topic_id(client: AdminClient, topic: str) -> str:
     """The id of the topic as it is now: another one after it was deleted and made anew. Raises KafkaAway."""
     return str(_describe(client, topic).topic_id)
@@ -214,7 +239,7 @@ def _offsets(client: AdminClient, topic: str, numbers: Iterable[int], which: Off
     return {one.partition: _answer(f"the offsets of {topic}", answer).offset for one, answer in answers.items()}
 
 
-def assign_at_end(reader: Consumer, client: AdminClient, topics: Iterable[str]) -> None:
+def assign_at_end(client: AdminClient, reader: Consumer, topics: Iterable[str]) -> None:
     """Lets a consumer without a group read all partitions of the topics from their present ends.
 
     The ends are asked for and given: a symbolic end is looked up later, and what came between is lost.

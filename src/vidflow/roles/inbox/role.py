@@ -11,7 +11,6 @@ from contextlib import suppress
 from typing import Final
 
 import psycopg
-from confluent_kafka.admin import AdminClient
 
 from vidflow.domain.errors import Unavailable
 from vidflow.domain.messages import RESULTS
@@ -47,21 +46,21 @@ def run(options: InboxOptions, stop: Stop) -> None:
     require_kafka(options.kafka)
     wait_for_schema(options.database_url, stop)
     kafka.wait_for_broker(options.kafka, stop)
-    admin = kafka.admin(options.kafka)
+    questions = kafka.Questions(options.kafka)
     with metrics.served(options.metrics_port):
-        while (topic_id := _wait_for_topic(admin, stop)) is not None:
+        while (topic_id := _wait_for_topic(questions, stop)) is not None:
             try:
-                _serve(Inbox(options, admin, topic_id, stop), stop)
+                _serve(Inbox(options, questions, topic_id, stop), stop)
             except TopicMadeAnew as anew:
                 _log.warning("topic_made_anew", topic=RESULTS, reason=anew.message)
 
 
-def _wait_for_topic(admin: AdminClient, stop: Stop) -> str | None:
+def _wait_for_topic(questions: kafka.Questions, stop: Stop) -> str | None:
     """The present id of the results' topic; None where a stop is requested before Kafka tells it."""
     outage = kafka_outage()
     while not stop.requested:
         try:
-            topic_id = kafka.topic_id(admin, RESULTS)
+            topic_id = questions.ask(kafka.topic_id, RESULTS)
         except kafka.KafkaAway as error:
             outage.away(error)
             stop.wait(RETRY_S)
@@ -84,9 +83,9 @@ def _serve(inbox: Inbox, stop: Stop) -> None:
 class Inbox:
     """What the loop holds: a reader, a connection, and when it looked last."""
 
-    def __init__(self, options: InboxOptions, admin: AdminClient, topic_id: str, stop: Stop) -> None:
+    def __init__(self, options: InboxOptions, questions: kafka.Questions, topic_id: str, stop: Stop) -> None:
         self._url = options.database_url
-        self._admin = admin
+        self._questions = questions
         self._topic_id = topic_id
         self._stop = stop
         self._tables: Connection | None = None
@@ -227,7 +226,7 @@ class Inbox:
                 self._wait_for_database(error)
 
     def _require_same_topic(self) -> None:
-        if (now := kafka.topic_id(self._admin, RESULTS)) != self._topic_id:
+        if (now := self._questions.ask(kafka.topic_id, RESULTS)) != self._topic_id:
             raise TopicMadeAnew(f"its id was {self._topic_id} and is {now}: beginning again with the new one")
 
     def _note_caught_up(self) -> None:
@@ -235,7 +234,7 @@ class Inbox:
         tables = self._connected()
         self._follow(tables)
         at = inbox_partitions.database_time(tables)  # before the ends: what lies below them was there at that time
-        ends = kafka.end_offsets(self._admin, RESULTS, self._reader.positions)
+        ends = self._questions.ask(kafka.end_offsets, RESULTS, self._reader.positions)
         behind = inbox_partitions.note_caught_up(tables, RESULTS, self._topic_id, ends, at)
         self._postgres.back()
         metrics.INBOX_BEHIND.set(len(behind))
@@ -264,7 +263,7 @@ class Inbox:
         still = [one for one, (_, since_s) in self._stuck.items() if self._looked_s - since_s >= STUCK_S]
         if self._reader.batch or not still:
             return
-        for one, first in kafka.first_offsets(self._admin, RESULTS, still).items():
+        for one, first in self._questions.ask(kafka.first_offsets, RESULTS, still).items():
             at = behind[one]
             if not first <= at <= ends[one] and inbox_partitions.move(
                 tables, RESULTS, self._topic_id, {one: (at, first)}

@@ -39,7 +39,7 @@ class Ears:
     def __init__(self, bootstrap: str, leader: str) -> None:
         self._bootstrap = bootstrap
         self._leader = leader
-        self._admin = kafka.admin(bootstrap)
+        self._questions = kafka.Questions(bootstrap)
         self._producer: Producer = kafka.producer(bootstrap, client_id="vidflow-leader-probes")
         self._consumer: Consumer = kafka.consumer(bootstrap, client_id="vidflow-leader")
         self._probed_s = 0.0
@@ -50,8 +50,8 @@ class Ears:
 
     def open(self) -> None:
         """Begins to listen at the present ends. Raises KafkaAway."""
-        self._partitions = kafka.partitions(self._admin, RUNNER_EVENTS)
-        kafka.assign_at_end(self._consumer, self._admin, [RUNNER_EVENTS, INIT_SCENARIO])
+        self._partitions = self._questions.ask(kafka.partitions, RUNNER_EVENTS)
+        self._questions.ask(kafka.assign_at_end, self._consumer, [RUNNER_EVENTS, INIT_SCENARIO])
         self.watch = ProbeWatch(frozenset(self._partitions))
         self._assigned_s = time.monotonic()
 
@@ -102,7 +102,7 @@ class Ears:
 
     def results_topic(self, topic: str) -> tuple[str, list[int]]:
         """The topic's present id and its partitions. Raises KafkaAway."""
-        return kafka.topic_id(self._admin, topic), kafka.partitions(self._admin, topic)
+        return self._questions.ask(kafka.topic_id, topic), self._questions.ask(kafka.partitions, topic)
 
     def _reopen(self) -> None:
         """Listens anew, and speaks by another producer: one whose topic was made anew may keep what it has for ever.

@@ -46,7 +46,7 @@ class Commands:
         self._topic = commands_topic(pool)
         self._runner = runner.encode()
         self._bell = bell
-        self._admin = kafka.admin(bootstrap)
+        self._questions = kafka.Questions(bootstrap)
         self._consumer = kafka.consumer(bootstrap, client_id=f"vidflow-{runner}")
         self._heard: SimpleQueue[Heard] = SimpleQueue()
         self._ears = _Ears()
@@ -54,8 +54,8 @@ class Commands:
 
     def open(self) -> None:
         """Begins to listen: from now on nothing is missed. Raises KafkaAway."""
-        self._topic_id = kafka.topic_id(self._admin, self._topic)
-        kafka.assign_at_end(self._consumer, self._admin, [self._topic])
+        self._topic_id = self._questions.ask(kafka.topic_id, self._topic)
+        self._questions.ask(kafka.assign_at_end, self._consumer, [self._topic])
         self._ears = _Ears({partition.partition: partition.offset for partition in self._consumer.assignment()})
 
     def listen(self, stop: Stop) -> None:
@@ -106,10 +106,12 @@ class Commands:
 
     def _check(self) -> None:
         try:
-            if kafka.topic_id(self._admin, self._topic) != self._topic_id:
+            if self._questions.ask(kafka.topic_id, self._topic) != self._topic_id:
                 raise Deaf(f"the topic {self._topic} was made anew; start this runner again")
             self._ears.check(
-                kafka.end_offsets(self._admin, self._topic, self._ears.partitions), time.monotonic(), self._topic
+                self._questions.ask(kafka.end_offsets, self._topic, self._ears.partitions),
+                time.monotonic(),
+                self._topic,
             )
         except kafka.KafkaAway as error:
             _log.debug("not_checked", error=error.message)  # the reports notice how long it lasts

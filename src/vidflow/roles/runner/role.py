@@ -94,10 +94,10 @@ def _opened(options: RunnerOptions, runner: str, rope: Connection, stop: Stop) -
     Ears and mouth are made once the broker answers: made before, they would tell of its absence when it is over.
     """
     kafka.wait_for_broker(options.kafka, stop)
-    admin, outage, began_s = kafka.admin(options.kafka), kafka_outage(), time.monotonic()
+    questions, outage, began_s = kafka.Questions(options.kafka), kafka_outage(), time.monotonic()
     while not stop.requested:
         try:
-            kafka.topic_id(admin, commands_topic(options.pool))
+            questions.ask(kafka.topic_id, commands_topic(options.pool))
             commands = Commands(options.kafka, options.pool, runner, rope)
             commands.open()
             reports = Reports(options.kafka, options.pool, runner)
