@@ -119,7 +119,7 @@ def test_what_a_waiting_scenario_waits_for_is_told(client: httpx.Client, databas
             assert waits_for() == "runner"
             tx.execute("INSERT INTO runners VALUES ('r', now(), 2, 1, 0, false, false, 'default', '1')")
             assert waits_for() == "orchestrator"
-            tx.execute("UPDATE scenarios SET due_at = now() + interval '1 h' WHERE scenario_uuid = %s", (uuid_,))
+            tx.execute("UPDATE scenarios SET due_at = now() + interval '50 s' WHERE scenario_uuid = %s", (uuid_,))
             assert waits_for() == "backoff"
         finally:
             tx.execute("DELETE FROM lease")

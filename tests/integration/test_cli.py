@@ -288,7 +288,10 @@ def test_a_topic_that_is_there_is_given_the_settings_that_vidflow_needs(kafka_bo
     made.result()
     end = ended("topics", "create", "--kafka", kafka_bootstrap)
     assert (end.returncode, end.stderr) == (0, "")
-    assert_says(end.stdout, r"set of dead_letters: cleanup.policy=compact \(was delete\)")
+    assert_says(
+        end.stdout,
+        r"set of dead_letters: message.timestamp.type=LogAppendTime \(was CreateTime\), cleanup.policy=compact \(was delete\)",
+    )
     assert ended("topics", "create", "--kafka", kafka_bootstrap).stdout == "all topics were there\n"
 
 
