@@ -1,4 +1,4 @@
-"""The relay's messages a second, from a full outbox to all marked, and how soon a message is in Kafka at an even pace.
+"""The relay's messages a second, from a full outbox to all removed, and how soon a message is in Kafka at an even pace.
 
     python bench/relay.py [--rows 50000] [--runs 5] [--rate 500] [--seconds 10] [--minutes 60]
 

@@ -308,11 +308,10 @@ def settle_topics(bootstrap: str) -> dict[str, str]:
     Raises KafkaAway.
     """
     client = admin(bootstrap)
-    topics = [topic for topic in PARTITIONS if _topic_settings(topic)]
-    asked = [ConfigResource(ConfigResource.Type.TOPIC, topic) for topic in topics]
+    asked = [ConfigResource(ConfigResource.Type.TOPIC, topic) for topic in PARTITIONS]
     answers = _asked("the topics' settings", lambda: client.describe_configs(asked, request_timeout=_ANSWER_S))
     found = {one.name: _answer(f"the settings of {one.name}", answer) for one, answer in answers.items()}
-    others = {topic: _other_settings(topic, found[topic]) for topic in topics}
+    others = {topic: _other_settings(topic, found[topic]) for topic in PARTITIONS}
     wrong = {topic: settings for topic, settings in others.items() if settings}
     if wrong:
         _set(client, {topic: {name: _topic_settings(topic)[name] for name in wrong[topic]} for topic in wrong})
