@@ -428,6 +428,7 @@ class _Watch:
         self._bootstrap = bootstrap
         self._outage = kafka_outage()
         self._down = False
+        self._found_down = 0
         self._said: set[int] = set()
 
     def on_error(self, error: KafkaError) -> None:
@@ -440,13 +441,19 @@ class _Watch:
             _log.warning("client_error", client=self._client_id, servers=self._bootstrap, error=error.str())
 
     def on_statistics(self, statistics: str) -> None:
-        """Each second: while its brokers were last heard of as down, whether one of them is up."""
+        """Each second: while its brokers were last heard of as down, whether one of them is up.
+
+        Away is what two in a row have found: a client made while the broker starts would tell of an outage that is over.
+        """
         if not self._down:
             return
         brokers = msgspec.json.decode(statistics)["brokers"].values()
-        self._down = all(broker["state"] != "UP" for broker in brokers)
-        if self._down:
-            self._outage.away(KafkaAway(f"no broker answers at {self._bootstrap}"))
-        else:
+        if any(broker["state"] == "UP" for broker in brokers):
+            self._down = False
+            self._found_down = 0
             self._said.clear()
             self._outage.back()
+            return
+        self._found_down += 1
+        if self._found_down > 1:
+            self._outage.away(KafkaAway(f"no broker answers at {self._bootstrap}"))
