@@ -103,7 +103,7 @@ STATEMENTS: Final = (
     ),
     rule(
         "the position moves in the transaction that stores the rows", "roles/inbox/storing.py",
-        "        batch = _write(connection, messages)\n", "        batch = judge({}, messages)\n    batch = _write(connection, messages)\n    with connection.transaction():\n",
+        "        batch = _write(connection, messages, meanwhile)\n", "        batch = judge({}, messages)\n    batch = _write(connection, messages, meanwhile)\n    with connection.transaction():\n",
         f"{IT}/test_inbox.py::test_an_inbox_killed_at_any_place_loses_nothing_and_stores_nothing_twice",
     ),
     rule(

@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -31,6 +31,7 @@ from tests.integration.embedded import wait_until
 from vidflow.domain.detections import Detection
 from vidflow.domain.messages import (
     DEAD_LETTERS,
+    PARTITIONS,
     RESULTS,
     DeadLetter,
     End,
@@ -46,8 +47,8 @@ from vidflow.infra.embedded.postgres import EmbeddedPostgres
 from vidflow.infra.migrations import migrate
 from vidflow.infra.postgres import Connection, connect
 from vidflow.infra.stopping import Stop
-from vidflow.roles.inbox import run
-from vidflow.roles.inbox.reader import GROUP
+from vidflow.roles.inbox import run, storing
+from vidflow.roles.inbox.reader import BATCH, GROUP, Reader
 from vidflow.settings import InboxOptions
 
 
@@ -415,6 +416,45 @@ def test_two_inboxes_store_everything_once(tables: Connection, options: InboxOpt
                 send(options.kafka, *frames(uuid, range(start, start + 50)))
         await_caught_up(tables, options.kafka)
     assert [stored(tables, uuid) for uuid in uuids] == [list(range(200))] * 12
+
+
+def read_and_lost(reader: Reader) -> bool:
+    """Lets it read on; whether it has lost partitions."""
+    reader.poll(0.05)
+    return len(reader.positions) < PARTITIONS[RESULTS]
+
+
+def test_partitions_that_go_to_another_inbox_while_their_rows_are_copied_lose_nothing(
+    tables: Connection, options: InboxOptions
+) -> None:
+    uuids = [scenario(tables) for _ in range(24)]
+    for uuid in uuids:
+        send(options.kafka, *frames(uuid, range(100)))
+    topic_id = kafka.topic_id(kafka.admin(options.kafka), RESULTS)
+    reader = Reader(
+        options.kafka,
+        options.group_protocol,
+        lambda given: inbox_partitions.positions(tables, RESULTS, topic_id, given),
+    )
+    wait_until(lambda: not reader.fill(0.1), "a whole batch is read")
+    with connect(options.database_url, name="writer") as writer, ExitStack() as other:
+
+        def lose_some() -> None:
+            if len(reader.positions) < PARTITIONS[RESULTS]:
+                return
+            other.enter_context(running(run, options))
+            wait_until(lambda: read_and_lost(reader), "another inbox has some partitions")
+
+        part = reader.batch[:BATCH]
+        storing.store(writer, topic_id, dict(reader.positions), part, lose_some)
+        reader.stored(part)
+        assert all(taken.offset >= reader.positions[taken.partition] for taken in reader.batch), (
+            "of its own, not stored"
+        )
+        reader.close()
+        await_caught_up(tables, options.kafka)
+    assert [stored(tables, uuid) for uuid in uuids] == [list(range(100))] * 24
+    assert [progress(tables, uuid).repeats for uuid in uuids] == [0] * 24
 
 
 @pytest.mark.fault

@@ -5,8 +5,8 @@ The rule is domain/progress.py; the caller asks it under the lock that `lock_pro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 import msgspec
 from psycopg.errors import UniqueViolation
@@ -15,6 +15,9 @@ from psycopg.rows import dict_row
 from vidflow.domain.messages import EndReason, Frame, Gap, Opened
 from vidflow.domain.progress import Progress
 from vidflow.infra.postgres import Connection
+
+MEANWHILE_ROWS: Final = 200
+"""The server has as many rows to go on with, while the sender does something else."""
 
 
 def end_reason_of(text: str | None) -> EndReason | None:
@@ -102,32 +105,35 @@ def write_progress(tx: Connection, after: Mapping[str, Progress]) -> None:
     )
 
 
-def add_frames(tx: Connection, frames: Sequence[Frame]) -> int:
+def add_frames(tx: Connection, frames: Sequence[Frame], meanwhile: Callable[[], object] = lambda: None) -> int:
     """Stores frames; returns how many were new. One that is stored already stays as it is: the net below the rule.
 
-    By the rule none is, so they are copied: the server then works while the rows are still being made.
+    By the rule none is, so they are copied: the server then works while the rows are still being made, and while the caller does
+    what it has to do `meanwhile`, which is called every few rows and may not use the connection.
     """
     if not frames:
         return 0
     try:
         with tx.transaction():
-            _copy_frames(tx, frames)
+            _copy_frames(tx, frames, meanwhile)
     except UniqueViolation:
         return _insert_new_frames(tx, frames)
     return len(frames)
 
 
-def _copy_frames(tx: Connection, frames: Sequence[Frame]) -> None:
+def _copy_frames(tx: Connection, frames: Sequence[Frame], meanwhile: Callable[[], object]) -> None:
     query = """
         COPY scenario_results (scenario_uuid, frame_number, epoch, pts, time_s, width, height, at, detections)
         FROM STDIN
     """
     with tx.cursor().copy(query) as copy:
-        for one in frames:
+        for number, one in enumerate(frames, 1):
             copy.write_row((
                 one.scenario_uuid, one.frame_number, one.epoch, one.pts, one.time_s, one.width, one.height, one.at,
                 _json(one.detections),
             ))  # fmt: skip
+            if number % MEANWHILE_ROWS == 0:
+                meanwhile()
 
 
 def _insert_new_frames(tx: Connection, frames: Sequence[Frame]) -> int:

@@ -15,6 +15,8 @@ from vidflow.infra.telemetry import log
 
 GROUP: Final = "vidflow-inbox"
 BATCH: Final = 1000
+AT_ONCE: Final = 200
+"""How many messages are taken from the client in one call: each call costs, and the batch may grow past its bytes by so many."""
 BATCH_BYTES: Final = 8 * 1024 * 1024
 _log = log("inbox")
 Place = Callable[[Sequence[int]], Mapping[int, int]]
@@ -63,37 +65,53 @@ class Reader:
 
         Raises kafka.ClientBroken.
         """
-        size = sum(len(taken.value or b"") for taken in self.batch)
-        while len(self.batch) < BATCH and size < BATCH_BYTES:
-            taken = self.poll(0 if self.batch else wait_s)
-            if taken is None:
+        while len(self.batch) < BATCH and self._bytes() < BATCH_BYTES:
+            if not (self.poll(0, AT_ONCE) if self.batch else self.poll(wait_s)):
                 return True
-            size += len(taken.value or b"")
         return False
 
-    def poll(self, wait_s: float) -> Taken | None:
-        """Adds the next message to the batch, if one comes; lets the client do what it must do to stay in its group.
+    def poll(self, wait_s: float, most: int = 1) -> list[Taken]:
+        """Adds to the batch what comes until there are `most`; lets the client do what it must do to stay in its group.
 
         Raises kafka.ClientBroken.
         """
-        message = self._consumer.poll(wait_s)
+        messages = self._consumer.consume(most, wait_s)
         if self._error is not None:
             raise self._error
-        if message is None:
-            return None
+        taken = [one for message in messages if (one := self._take(message)) is not None]
+        self.batch += taken
+        return taken
+
+    def _take(self, message: Message) -> Taken | None:
+        """None where there is nothing to store: an error, or a message of a partition that was taken away meanwhile."""
         if (error := message.error()) is not None:
             self._trouble(error)
             return None
-        taken = _taken(message)
-        if taken.partition in self.positions:
-            self.batch.append(taken)
-        return taken
+        partition, offset, key, value = message.partition(), message.offset(), message.key(), message.value()
+        if offset < self.positions.get(partition, offset + 1):
+            return None
+        try:
+            return Taken(partition, offset, key, value, decode_result(value), raw=message)
+        except MessageError as problem:
+            headers = kafka.headers_of(message)
+            ours = {kafka.KIND, kafka.EPOCH} <= {name for name, _ in headers}
+            return Taken(partition, offset, key, value, error=problem.message, ours=ours, headers=headers)
 
-    def stored(self, count: int) -> None:
-        """The first `count` messages of the batch are stored."""
-        for taken in self.batch[:count]:
-            self.positions[taken.partition] = taken.offset + 1
-        del self.batch[:count]
+    def read_on(self) -> None:
+        """Adds to the batch some of what is there already, while the batch before it is being stored. Raises kafka.ClientBroken."""
+        if len(self.batch) < 2 * BATCH and self._bytes() < 2 * BATCH_BYTES:
+            self.poll(0, AT_ONCE)
+
+    def stored(self, part: Iterable[Taken]) -> None:
+        """These messages are stored; some of their partitions may have been taken away meanwhile, or given back."""
+        for taken in part:
+            if taken.partition in self.positions:
+                self.positions[taken.partition] = taken.offset + 1
+        self.batch = [taken for taken in self.batch if taken.offset >= self.positions[taken.partition]]
+
+    def refuse(self, taken: Taken, error: str) -> None:
+        """The message is one that can be read and that PostgreSQL does not take."""
+        self.batch = [one.refused(error) if one is taken else one for one in self.batch]
 
     def begin_at(self, partition: int, offset: int) -> None:
         """Reads a partition again from another offset; what of it is read and not stored is dropped."""
@@ -122,6 +140,9 @@ class Reader:
         """Leaves the group, so that another inbox has the partitions at once."""
         self._consumer.close()
 
+    def _bytes(self) -> int:
+        return sum(len(taken.value or b"") for taken in self.batch)
+
     def _given(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """An error in here would be lost in the client: it is kept, and raised by `fill`."""
         try:
@@ -149,13 +170,3 @@ class Reader:
                 "(a broker that does not know the group protocol needs --group-protocol classic)"
             )
         _log.debug("consumer_error", error=error.str())  # an outage is said by the client's own callback
-
-
-def _taken(message: Message) -> Taken:
-    partition, offset, key, value = message.partition(), message.offset(), message.key(), message.value()
-    try:
-        return Taken(partition, offset, key, value, decode_result(value), raw=message)
-    except MessageError as error:
-        headers = kafka.headers_of(message)
-        ours = {kafka.KIND, kafka.EPOCH} <= {name for name, _ in headers}
-        return Taken(partition, offset, key, value, error=error.message, ours=ours, headers=headers)

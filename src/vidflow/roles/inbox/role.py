@@ -6,7 +6,7 @@ One thread. While the database is away it takes no message but stays in its grou
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -21,7 +21,7 @@ from vidflow.infra.postgres import Connection, connect, is_away, is_conflict, is
 from vidflow.infra.stopping import Stop
 from vidflow.infra.telemetry import log
 from vidflow.roles.inbox import storing
-from vidflow.roles.inbox.reader import Reader, Taken
+from vidflow.roles.inbox.reader import BATCH, Reader, Taken
 from vidflow.settings import InboxOptions
 
 POLL_S: Final = 0.05
@@ -91,6 +91,7 @@ class Inbox:
         self._tables: Connection | None = None
         self._postgres = postgres_outage()
         self._kafka = kafka_outage()
+        self._size = BATCH
         self._poison_run = 0
         self._looked_s = float("-inf")
         self._stored_since_look = False
@@ -102,31 +103,30 @@ class Inbox:
         return self._reader.fill(POLL_S)
 
     def store(self) -> None:
-        """Stores the batch, in parts where a row of it is refused: the culprit is found by halving, and dead-lettered."""
-        size = len(self._reader.batch)
-        while self._reader.batch and not self._stop.requested:
-            part = self._reader.batch[:size]
-            try:
-                self._store(part)
-                size = len(self._reader.batch)
-            except storing.PositionLost as lost:
-                _log.warning("position_lost", partitions=sorted(lost.partitions), reason=lost.message)
-                self._begin_again(sorted(lost.partitions))
-                size = len(self._reader.batch)
-            except storing.MostlyPoison as poison:
-                self._hold(poison)
-                size = len(self._reader.batch)
-            except (psycopg.Error, UnicodeEncodeError) as error:
-                if is_refused(error):
-                    size = self._narrow(part, error)
-                elif not is_conflict(error):
-                    self._wait_for_database(error)
-                    size = len(self._reader.batch)
+        """Stores what is read, or a part of it where a row is refused: the culprit is found by halving, and dead-lettered."""
+        part = self._reader.batch[: self._size]
+        if not part:
+            return
+        try:
+            self._store(part)
+        except storing.PositionLost as lost:
+            _log.warning("position_lost", partitions=sorted(lost.partitions), reason=lost.message)
+            self._begin_again(lost.partitions)
+        except storing.MostlyPoison as poison:
+            self._hold(poison)
+        except (psycopg.Error, UnicodeEncodeError) as error:
+            if is_refused(error):
+                self._narrow(part, error)
+                return
+            if not is_conflict(error):
+                self._wait_for_database(error)
+        self._size = BATCH
 
     def _store(self, part: Sequence[Taken]) -> None:
         poison_run = storing.poison_run(self._poison_run, part)
-        batch = storing.store(self._connected(), self._topic_id, self._reader.positions, part)
-        self._reader.stored(len(part))
+        positions = dict(self._reader.positions)  # as they were before: the reader reads on meanwhile
+        batch = storing.store(self._connected(), self._topic_id, positions, part, self._reader.read_on)
+        self._reader.stored(part)
         self._postgres.back()
         self._poison_run = poison_run
         self._stored_since_look = True
@@ -137,17 +137,15 @@ class Inbox:
         for taken in poison:
             _log.error("dead_letter", topic=RESULTS, partition=taken.partition, offset=taken.offset, error=taken.error)
 
-    def _narrow(self, part: Sequence[Taken], error: Exception) -> int:
-        """How many messages to try next, after some one among `part` was refused."""
-        if len(part) > 1:
-            return len(part) // 2
-        [culprit] = part
-        reason = str(error).splitlines()[0]
-        self._reader.batch[0] = culprit.refused(reason)
-        return 1
+    def _narrow(self, part: Sequence[Taken], error: Exception) -> None:
+        """Tries half of the messages next, after some one among `part` was refused."""
+        self._size = max(len(part) // 2, 1)
+        if len(part) == 1:
+            self._reader.refuse(part[0], str(error).splitlines()[0])
 
-    def _begin_again(self, partitions: Sequence[int]) -> None:
-        for partition, offset in self._place(partitions).items():
+    def _begin_again(self, partitions: Iterable[int]) -> None:
+        """Reads partitions again from the table's positions, those of them that are still given to this inbox."""
+        for partition, offset in self._place(sorted(self._reader.positions.keys() & set(partitions))).items():
             self._reader.begin_at(partition, offset)
 
     def _hold(self, poison: storing.MostlyPoison) -> None:
@@ -163,16 +161,22 @@ class Inbox:
             with suppress(kafka.KafkaAway):
                 self._require_same_topic()
         self._poison_run = 0
-        self._begin_again(sorted(self._reader.positions))
+        self._begin_again(self._reader.positions)
         self._reader.resume()
 
     def _place(self, partitions: Sequence[int]) -> Mapping[int, int]:
-        """The table's positions; waits for the database. Called by the client too, when it is given partitions."""
+        """The table's positions; waits for the database. Called by the client too, when it is given partitions.
+
+        On a connection of its own: that may be while a batch is being copied.
+        """
         while not self._stop.requested:
             try:
-                positions = inbox_partitions.positions(self._connected(), RESULTS, self._topic_id, partitions)
+                with connect(self._url, name="vidflow inbox begins") as tables:
+                    positions = inbox_partitions.positions(tables, RESULTS, self._topic_id, partitions)
             except psycopg.Error as error:
-                self._lost(error)
+                if not is_away(error):
+                    raise
+                self._postgres.away(error)
                 self._stop.wait(RETRY_S)
             else:
                 self._postgres.back()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -72,13 +72,19 @@ def judge(progress: Mapping[str, Progress], messages: Sequence[Taken]) -> Batch:
     return batch
 
 
-def store(connection: Connection, topic_id: str, positions: Mapping[int, int], messages: Sequence[Taken]) -> Batch:
-    """Stores a batch and moves the positions past it, together or not at all.
+def store(
+    connection: Connection,
+    topic_id: str,
+    positions: Mapping[int, int],
+    messages: Sequence[Taken],
+    meanwhile: Callable[[], None],
+) -> Batch:
+    """Stores a batch and moves the positions past it, together or not at all; `meanwhile` is called while the server works.
 
     Raises PositionLost, and psycopg.Error where the database is away or refuses a row.
     """
     with connection.transaction():
-        batch = _write(connection, messages)
+        batch = _write(connection, messages, meanwhile)
         crashpoint("inbox.before_position")
         moves = {taken.partition: (positions[taken.partition], taken.offset + 1) for taken in messages}
         moved = inbox_partitions.move(connection, RESULTS, topic_id, moves)
@@ -89,10 +95,10 @@ def store(connection: Connection, topic_id: str, positions: Mapping[int, int], m
     return batch
 
 
-def _write(tx: Connection, messages: Sequence[Taken]) -> Batch:
+def _write(tx: Connection, messages: Sequence[Taken], meanwhile: Callable[[], None]) -> Batch:
     uuids = sorted({taken.message.scenario_uuid for taken in messages if taken.message})
     batch = judge(results.lock_progress(tx, uuids), messages)
-    results.add_frames(tx, batch.frames)
+    results.add_frames(tx, batch.frames, meanwhile)
     results.add_gaps(tx, batch.gaps)
     results.write_progress(tx, batch.progress)
     outbox.add(tx, [_dead_letter(taken) for taken in messages if taken.error is not None])
