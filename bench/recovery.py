@@ -40,7 +40,7 @@ from vidflow.infra import kafka
 LIMIT_S = 120.0
 FLOW_S = 5.0
 FRAMES = 6000
-BIRTHS = 4
+BIRTHS = 8
 Measured = Iterator[tuple[str, float]]
 
 
@@ -53,7 +53,7 @@ def main() -> None:
     print(
         f"{platform.platform()}, {os.cpu_count()} cores, fdatasync {fdatasync_us():.0f} us, {given.runs} runs; seconds"
     )
-    print(f"{'':58}{'median':>8}{'worst':>8}")
+    print(f"{'':66}{'median':>8}{'worst':>8}")
     with tempfile.TemporaryDirectory(prefix="vidflow-bench-", ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o755)
         work = works.slow(Path(folder), FRAMES)
@@ -77,7 +77,7 @@ def measured(now: Scene, work: works.Work, measure: Callable[[Bench], Measured],
         now.until_shut_down(uuid)
         now.until_settled()
     for name, times in found.items():
-        print(f"{name:58}{statistics.median(times):>8.2f}{max(times):>8.2f}", flush=True)
+        print(f"{name:66}{statistics.median(times):>8.2f}{max(times):>8.2f}", flush=True)
 
 
 class Bench:
@@ -141,17 +141,23 @@ def runner(bench: Bench) -> Measured:
 
 
 def leader(bench: Bench) -> Measured:
+    term = bench.asked(TERM)
     killed_s = bench.kill(Victim.LEADER)
     uuids = births(bench, 1)
+    yield "leader killed, until another leads", bench.until(LEADS_ANEW, term) - killed_s
     yield "leader killed, to the next placement (lease of 2 s)", bench.until(PLACED, uuids[0]) - killed_s
     stop(bench, uuids)
 
 
 def relay(bench: Bench) -> Measured:
-    """One of two, which share the shards; asked for are several scenarios, so that one is likely to be of a shard that it had."""
+    """One of two, each with half of the shards; asked for are several scenarios, so that some are of shards that it had."""
+    bench.until(SHARED)
     killed_s = bench.kill(Victim.RELAY)
     uuids = births(bench)
-    yield "relay killed, to the next publish (lease of 2 s)", bench.until(PUBLISHED, uuids) - killed_s
+    yield (
+        "relay killed, until rows of its shards are published (lease of 2 s)",
+        bench.until(PUBLISHED, uuids) - killed_s,
+    )
     stop(bench, uuids)
 
 
@@ -207,6 +213,15 @@ EPOCH = "SELECT epoch FROM scenarios WHERE scenario_uuid = %s"
 NEWER = "SELECT true FROM scenario_results WHERE scenario_uuid = %s AND epoch > %s LIMIT 1"
 PLACED = "SELECT epoch > 0 FROM scenarios WHERE scenario_uuid = %s"
 PUBLISHED = "SELECT count(*) = 0 FROM outbox WHERE key = ANY(%s) AND published_at IS NULL"
+TERM = "SELECT term FROM lease WHERE name = 'leader'"
+LEADS_ANEW = "SELECT term > %s AND expires_at > clock_timestamp() FROM lease WHERE name = 'leader'"
+SHARED = """
+    SELECT array_agg(shards) = '{8,8}'
+      FROM (SELECT count(*) AS shards
+              FROM lease
+             WHERE starts_with(name, 'outbox/') AND expires_at > clock_timestamp()
+             GROUP BY holder) AS held
+"""
 MEASURES = {
     "undisturbed": undisturbed,
     "worker": worker,

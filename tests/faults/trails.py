@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
 import psycopg
 from psycopg.rows import namedtuple_row
@@ -36,27 +36,31 @@ def check_traces(scene: Scene, uuids: Collection[str]) -> None:
             check_8_first_frames(tables, first_and_highest(scene.parts.kafka, uuids))
 
 
+def none_found(tables: Tables, invariant: int, what: str, query: LiteralString, *given: object) -> None:
+    """Raises, with the first of them, where the query finds a row."""
+    if found := tables.execute(query, given).fetchall():
+        raise broken(invariant, f"{what}: {found[:3]}")
+
+
 def check_1_births(tables: Tables, uuids: Collection[str]) -> None:
     """Every birth wrote its message."""
-    lost = tables.execute(
+    none_found(
+        tables, 1, "born without a message",
         "SELECT scenario_uuid FROM scenarios s WHERE scenario_uuid = ANY(%s::uuid[])"
         " AND NOT EXISTS (SELECT FROM outbox_trail o WHERE o.key = s.scenario_uuid::text AND o.kind = 'start')",
-        (list(uuids),),
-    ).fetchall()
-    if lost:
-        raise broken(1, f"born without a message: {lost}")
+        list(uuids),
+    )  # fmt: skip
 
 
 def check_2_copies(tables: Tables) -> None:
     """No command was given again while a copy of it waited unpublished."""
-    copies = tables.execute(
+    none_found(
+        tables, 2, "given again while a copy waited",
         "SELECT o.kind, o.key, o.created_at, b.created_at AS again_at, o.published_at FROM outbox_trail o JOIN outbox_trail b"
         " ON b.id > o.id AND b.key = o.key AND b.kind = o.kind AND b.epoch = o.epoch AND b.runner IS NOT DISTINCT FROM o.runner"
         " WHERE o.runner IS NOT NULL AND b.created_at < o.published_at - make_interval(secs => %s)",
-        (COPY_S,),
-    ).fetchall()
-    if copies:
-        raise broken(2, f"given again while a copy waited: {copies[:3]}")
+        COPY_S,
+    )  # fmt: skip
 
 
 def check_2_reached(tables: Tables, bootstrap: str) -> None:
@@ -73,41 +77,38 @@ def check_2_reached(tables: Tables, bootstrap: str) -> None:
 
 def check_4_late_rows(tables: Tables, uuids: Collection[str]) -> None:
     """No row of an epoch was stored behind the deployment that outdates it, told by the transactions' numbers."""
-    late = tables.execute(
+    none_found(
+        tables, 4, "rows of an epoch behind a newer deployment",
         "SELECT r.scenario_uuid, r.epoch, h.epoch AS newer, count(DISTINCT r.xmin::text) AS times"
         " FROM scenario_results r JOIN scenario_history h USING (scenario_uuid)"
         " WHERE h.to_state = 'in_startup_processing' AND r.epoch < h.epoch AND r.xmin::text::bigint > h.xmin::text::bigint"
         " AND r.scenario_uuid = ANY(%s::uuid[]) GROUP BY 1, 2, 3 HAVING count(DISTINCT r.xmin::text) > %s",
-        (list(uuids), AT_ONCE),
-    ).fetchall()
-    if late:
-        raise broken(4, f"rows of an epoch behind a newer deployment: {late[:3]}")
+        list(uuids), AT_ONCE,
+    )  # fmt: skip
 
 
 def check_6_behind_inactive(tables: Tables, uuids: Collection[str]) -> None:
     """No row was stored behind `inactive`."""
-    late = tables.execute(
+    none_found(
+        tables, 6, "rows behind `complete`",
         "SELECT r.scenario_uuid, count(*) AS rows FROM scenario_results r JOIN scenario_history h USING (scenario_uuid)"
         " WHERE h.to_state = 'inactive' AND r.xmin::text::bigint > h.xmin::text::bigint AND r.scenario_uuid = ANY(%s::uuid[])"
         " GROUP BY 1 HAVING count(DISTINCT r.xmin::text) > %s",
-        (list(uuids), AT_ONCE),
-    ).fetchall()
-    if late:
-        raise broken(6, f"rows behind `complete`: {late[:3]}")
+        list(uuids), AT_ONCE,
+    )  # fmt: skip
 
 
 def check_8_resume_points(tables: Tables, uuids: Collection[str]) -> None:
     """The last deployment's resume point is where the rows of those before it end. (One that came back has another.)"""
-    wrong = tables.execute(
+    none_found(
+        tables, 8, "resumed elsewhere than where the rows ended",
         "SELECT s.scenario_uuid, s.resume_frame, count(r.epoch) AS rows FROM scenarios s"
         " LEFT JOIN scenario_results r ON r.scenario_uuid = s.scenario_uuid AND r.epoch < s.epoch"
         " WHERE s.epoch > 0 AND s.scenario_uuid = ANY(%s::uuid[]) AND NOT EXISTS (SELECT FROM scenario_history h"
         "  WHERE h.scenario_uuid = s.scenario_uuid AND h.from_state = 'init_startup' AND h.to_state = 'init_shutdown')"
         " GROUP BY 1, 2 HAVING count(r.epoch) <> s.resume_frame",
-        (list(uuids),),
-    ).fetchall()
-    if wrong:
-        raise broken(8, f"resumed elsewhere than where the rows ended: {wrong[:3]}")
+        list(uuids),
+    )  # fmt: skip
 
 
 def check_8_first_frames(tables: Tables, sent: dict[tuple[str, int], tuple[int, int]]) -> None:
