@@ -103,24 +103,26 @@ class Inbox:
         return self._reader.fill(POLL_S)
 
     def store(self) -> None:
-        """Stores what is read, or a part of it where a row is refused: the culprit is found by halving, and dead-lettered."""
-        part = self._reader.batch[: self._size]
-        if not part:
-            return
-        try:
-            self._store(part)
-        except storing.PositionLost as lost:
-            _log.warning("position_lost", partitions=sorted(lost.partitions), reason=lost.message)
-            self._begin_again(lost.partitions)
-        except storing.MostlyPoison as poison:
-            self._hold(poison)
-        except (psycopg.Error, UnicodeEncodeError) as error:
-            if is_refused(error):
-                self._narrow(part, error)
+        """Stores what is read, or a part of it where a row is refused: the culprit is found by halving, and dead-lettered.
+
+        Tries until something is stored, whatever is in its way: nothing else is of use before.
+        """
+        while (part := self._reader.batch[: self._size]) and not self._stop.requested:
+            try:
+                self._store(part)
+            except storing.PositionLost as lost:
+                _log.warning("position_lost", partitions=sorted(lost.partitions), reason=lost.message)
+                self._begin_again(lost.partitions)
+            except storing.MostlyPoison as poison:
+                self._hold(poison)
+            except (psycopg.Error, UnicodeEncodeError) as error:
+                if is_refused(error):
+                    self._narrow(part, error)
+                elif not is_conflict(error):
+                    self._wait_for_database(error)
+            else:
+                self._size = BATCH
                 return
-            if not is_conflict(error):
-                self._wait_for_database(error)
-        self._size = BATCH
 
     def _store(self, part: Sequence[Taken]) -> None:
         poison_run = storing.poison_run(self._poison_run, part)
