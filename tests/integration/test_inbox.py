@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import datetime
 import logging
+import random
+import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -455,6 +458,45 @@ def test_partitions_that_go_to_another_inbox_while_their_rows_are_copied_lose_no
         await_caught_up(tables, options.kafka)
     assert [stored(tables, uuid) for uuid in uuids] == [list(range(100))] * 24
     assert [progress(tables, uuid).repeats for uuid in uuids] == [0] * 24
+
+
+@pytest.mark.long
+@pytest.mark.fault
+@pytest.mark.timeout(240)
+def test_invariant_5_inboxes_that_are_killed_frozen_and_ended_while_frames_flow_store_everything_once(
+    tables: Connection, options: InboxOptions
+) -> None:
+    uuids = [scenario(tables) for _ in range(12)]
+    chance = random.Random(5)  # noqa: S311 - whom it strikes, and how
+    with ExitStack() as inboxes:
+
+        def start() -> subprocess.Popen[bytes]:
+            return inboxes.enter_context(process("inbox", options.database_url, options.kafka))
+
+        alive = [start() for _ in range(3)]
+        for blow in range(12):
+            victim = chance.choice(alive)
+            for uuid in uuids:
+                send(options.kafka, *frames(uuid, range(blow * 100, (blow + 1) * 100)))
+            number = chance.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
+            victim.send_signal(number)
+            if number != signal.SIGSTOP:
+                victim.wait(30)
+                alive = [start() if one is victim else one for one in alive]
+            until_stored(tables, uuids, (blow + 1) * 100)
+            victim.send_signal(signal.SIGCONT)
+        await_caught_up(tables, options.kafka)
+        assert [one.poll() for one in alive] == [None] * 3
+    assert [stored(tables, uuid) for uuid in uuids] == [list(range(1200))] * 12
+    assert [progress(tables, uuid).repeats for uuid in uuids] == [0] * 12
+
+
+def until_stored(tables: Connection, uuids: list[str], count: int) -> None:
+    wait_until(
+        lambda: min(one.next_frame for one in results.read_progress(tables, uuids).values()) == count,
+        f"{count} frames of each are stored",
+        30,
+    )
 
 
 @pytest.mark.fault
