@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
@@ -99,11 +99,12 @@ def producer(bootstrap: str, *, client_id: str) -> Producer:
     })  # fmt: skip
 
 
-def know_topic(client: Producer, topic: str) -> None:
-    """Lets a new producer learn what its first message to the topic would else wait half a second for. Raises KafkaAway.
+def know_topic(client: Producer | Consumer, topic: str) -> None:
+    """Lets a new client learn what its first message to or from the topic would else wait for. Raises KafkaAway.
 
-    Asked twice: the first answer comes over the bootstrap connection, which the client thereupon closes, and with it may
-    end its request for a producer's id; the second answer, over the broker's own connection, lets it ask again at once.
+    Half a second in a producer, now and then one and a half in a consumer. Asked twice: the first answer comes over the
+    bootstrap connection, which the client thereupon closes, and with it may end its request for a producer's id, or the one
+    for where a partition lies; the second answer, over the broker's own connection, lets it ask again at once.
     """
     try:
         for _ in range(2):
@@ -239,7 +240,7 @@ def _offsets(client: AdminClient, topic: str, numbers: Iterable[int], which: Off
     return {one.partition: _answer(f"the offsets of {topic}", answer).offset for one, answer in answers.items()}
 
 
-def assign_at_end(client: AdminClient, reader: Consumer, topics: Iterable[str]) -> None:
+def assign_at_end(client: AdminClient, reader: Consumer, topics: Collection[str]) -> None:
     """Lets a consumer without a group read all partitions of the topics from their present ends.
 
     The ends are asked for and given: a symbolic end is looked up later, and what came between is lost.
@@ -250,6 +251,8 @@ def assign_at_end(client: AdminClient, reader: Consumer, topics: Iterable[str]) 
         for topic in topics
         for partition, offset in end_offsets(client, topic).items()
     ]
+    for topic in topics:
+        know_topic(reader, topic)
     reader.assign(ends)
 
 
