@@ -105,7 +105,7 @@ def write_progress(tx: Connection, after: Mapping[str, Progress]) -> None:
     )
 
 
-def add_frames(tx: Connection, frames: Sequence[Frame], meanwhile: Callable[[], object] = lambda: None) -> int:
+def add_frames(tx: Connection, frames: Sequence[Frame], meanwhile: Callable[[], None] = lambda: None) -> int:
     """Stores frames; returns how many were new. One that is stored already stays as it is: the net below the rule.
 
     By the rule none is, so they are copied: the server then works while the rows are still being made, and while the caller does
@@ -121,7 +121,7 @@ def add_frames(tx: Connection, frames: Sequence[Frame], meanwhile: Callable[[], 
     return len(frames)
 
 
-def _copy_frames(tx: Connection, frames: Sequence[Frame], meanwhile: Callable[[], object]) -> None:
+def _copy_frames(tx: Connection, frames: Sequence[Frame], meanwhile: Callable[[], None]) -> None:
     query = """
         COPY scenario_results (scenario_uuid, frame_number, epoch, pts, time_s, width, height, at, detections)
         FROM STDIN

@@ -65,9 +65,12 @@ class Reader:
 
         Raises kafka.ClientBroken.
         """
-        while len(self.batch) < BATCH and self._bytes() < BATCH_BYTES:
-            if not (self.poll(0, AT_ONCE) if self.batch else self.poll(wait_s)):
+        size = _bytes(self.batch)
+        while len(self.batch) < BATCH and size < BATCH_BYTES:
+            taken = self.poll(0, AT_ONCE) if self.batch else self.poll(wait_s)
+            if not taken:
                 return True
+            size += _bytes(taken)
         return False
 
     def poll(self, wait_s: float, most: int = 1) -> list[Taken]:
@@ -99,7 +102,7 @@ class Reader:
 
     def read_on(self) -> None:
         """Adds to the batch some of what is there already, while the batch before it is being stored. Raises kafka.ClientBroken."""
-        if len(self.batch) < 2 * BATCH and self._bytes() < 2 * BATCH_BYTES:
+        if len(self.batch) < 2 * BATCH and _bytes(self.batch) < 2 * BATCH_BYTES:
             self.poll(0, AT_ONCE)
 
     def stored(self, part: Iterable[Taken]) -> None:
@@ -140,9 +143,6 @@ class Reader:
         """Leaves the group, so that another inbox has the partitions at once."""
         self._consumer.close()
 
-    def _bytes(self) -> int:
-        return sum(len(taken.value or b"") for taken in self.batch)
-
     def _given(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """An error in here would be lost in the client: it is kept, and raised by `fill`."""
         try:
@@ -170,3 +170,7 @@ class Reader:
                 "(a broker that does not know the group protocol needs --group-protocol classic)"
             )
         _log.debug("consumer_error", error=error.str())  # an outage is said by the client's own callback
+
+
+def _bytes(messages: Iterable[Taken]) -> int:
+    return sum(len(taken.value or b"") for taken in messages)

@@ -176,9 +176,7 @@ class Inbox:
                 with connect(self._url, name="vidflow inbox begins") as tables:
                     positions = inbox_partitions.positions(tables, RESULTS, self._topic_id, partitions)
             except psycopg.Error as error:
-                if not is_away(error):
-                    raise
-                self._postgres.away(error)
+                self._say_away(error)
                 self._stop.wait(RETRY_S)
             else:
                 self._postgres.back()
@@ -193,12 +191,15 @@ class Inbox:
 
     def _lost(self, error: BaseException) -> None:
         """Says that the database is away and drops the connection; any other error is raised."""
-        if not is_away(error):
-            raise error
-        self._postgres.away(error)
+        self._say_away(error)
         if self._tables is not None:
             self._tables.close()
             self._tables = None
+
+    def _say_away(self, error: BaseException) -> None:
+        if not is_away(error):
+            raise error
+        self._postgres.away(error)
 
     def _wait_for_database(self, error: BaseException) -> None:
         """Takes no message until the database answers, but polls on, so as to stay in the group."""
