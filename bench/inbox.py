@@ -22,6 +22,7 @@ from stack import cpu_s
 from vidflow.domain.detections import Detection
 from vidflow.domain.messages import RESULTS, Frame, encode
 from vidflow.infra import kafka
+from vidflow.infra.kafka_settings import KafkaSettings
 from vidflow.infra.postgres import Connection, connect
 from vidflow.infra.stopping import Stop
 from vidflow.roles.inbox import run
@@ -40,13 +41,13 @@ def main() -> None:
     parser.add_argument("--stored", type=int, default=0)
     given = parser.parse_args()
     ours, theirs = [], []
-    with servers() as (url, bootstrap), connect(url, name="bench") as tables:
+    with servers() as (url, settings), connect(url, name="bench") as tables:
         fill(tables, given.stored)
         for _ in range(given.runs):
             frames = made(tables, given.rows // given.scenarios, given.scenarios, given.detections)
             gc.freeze()  # an inbox of its own process has no millions of objects to look through
             theirs.append(copied(tables, frames))
-            ours.append(stored(url, bootstrap, tables, frames))
+            ours.append(stored(url, settings, tables, frames))
     report("inbox", [rate for rate, _ in ours], "bare COPY", [rate for rate, _ in theirs])
     cpu_us = [[us for _, us in rates] for rates in (ours, theirs)]
     ratios = [copy / inbox for inbox, copy in zip(*cpu_us, strict=True)]
@@ -104,15 +105,15 @@ def copied(tables: Connection, frames: list[Frame]) -> tuple[float, float]:
     return rate, spent_s / len(frames) * 1e6
 
 
-def stored(url: str, bootstrap: str, tables: Connection, frames: list[Frame]) -> tuple[float, float]:
+def stored(url: str, settings: KafkaSettings, tables: Connection, frames: list[Frame]) -> tuple[float, float]:
     """Rows a second of the inbox, from the first that is stored to the last, and microseconds of CPU a row."""
-    producer = kafka.producer(bootstrap, client_id="bench")
+    producer = kafka.producer(settings, client_id="bench")
     producer.list_topics(RESULTS)
     for one in frames:
         kafka.send(producer, RESULTS, encode(one), one.scenario_uuid.encode(), HEADERS, failed)
     assert producer.flush() == 0
     stop = Stop()
-    inbox = threading.Thread(target=run, args=(InboxOptions(database_url=url, kafka=bootstrap), stop), name="inbox")
+    inbox = threading.Thread(target=run, args=(InboxOptions(database_url=url, kafka=settings), stop), name="inbox")
     inbox.start()
     uuids = sorted({one.scenario_uuid for one in frames})
     while (first := count(tables, uuids)) == 0:

@@ -26,6 +26,7 @@ from confluent_kafka import Producer
 from servers import report, servers
 from vidflow.domain.messages import Deploy, Resume, decode_command, encode
 from vidflow.infra import kafka, outbox
+from vidflow.infra.kafka_settings import KafkaSettings
 from vidflow.infra.postgres import Connection, connect
 
 TOPIC = "to_deploy.default"
@@ -45,35 +46,35 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--minutes", type=int, default=0, help="how long to look for dead rows, instead of all else")
     given = parser.parse_args()
-    with servers() as (url, bootstrap), connect(url, name="bench") as tables:
+    with servers() as (url, settings), connect(url, name="bench") as tables:
         if given.minutes:
-            worn(url, bootstrap, tables, given.rate, given.minutes)
+            worn(url, settings, tables, given.rate, given.minutes)
         else:
-            drained(url, bootstrap, tables, given.rows, given.runs)
-            pace = Pace(bootstrap, round(given.rate * given.seconds), given.rate)
-            show("from commit to Kafka", pace.measured(relayed_one_by_one(url, tables, bootstrap)))
-            show("bare producer", pace.measured(sent_one_by_one(bootstrap)))
+            drained(url, settings, tables, given.rows, given.runs)
+            pace = Pace(settings, round(given.rate * given.seconds), given.rate)
+            show("from commit to Kafka", pace.measured(relayed_one_by_one(url, tables, settings)))
+            show("bare producer", pace.measured(sent_one_by_one(settings)))
 
 
-def drained(url: str, bootstrap: str, tables: Connection, number: int, runs: int) -> None:
+def drained(url: str, settings: KafkaSettings, tables: Connection, number: int, runs: int) -> None:
     """Messages a second: the relay beside a bare producer, without and with the headers that its messages have."""
     rows = [message(one) for one in range(number)]
     ours, bare, headed = [], [], []
     for _ in range(runs):
-        bare.append(produced(bootstrap, rows, None))
-        ours.append(relayed(url, bootstrap, tables, rows))
-        headed.append(produced(bootstrap, rows, HEADERS))
+        bare.append(produced(settings, rows, None))
+        ours.append(relayed(url, settings, tables, rows))
+        headed.append(produced(settings, rows, HEADERS))
     report("relay", ours, "bare producer", bare)
     report("relay", ours, "bare, with headers", headed)
 
 
-def worn(url: str, bootstrap: str, tables: Connection, rate: float, minutes: int) -> None:
+def worn(url: str, settings: KafkaSettings, tables: Connection, rate: float, minutes: int) -> None:
     """An even load for long: what waits, how large table and indexes are, and how long a look for what waits takes."""
     print(
         f"{'minute':>6} {'messages':>10} {'waiting':>8} {'dead rows':>10} {'table kB':>9} {'indexes kB':>11} {'look ms':>8}"
     )
     number, began_s = 0, time.monotonic()
-    with relaying(url, bootstrap, tables):
+    with relaying(url, settings, tables):
         for minute in range(1, minutes + 1):
             while time.monotonic() < began_s + 60 * minute:
                 outbox.add(tables, [message(number + one) for one in range(int(rate / 10))])
@@ -92,11 +93,11 @@ def worn(url: str, bootstrap: str, tables: Connection, rate: float, minutes: int
 class Pace:
     """Sends numbered messages evenly, and waits for each to come out of the topic."""
 
-    def __init__(self, bootstrap: str, messages: int, rate: float) -> None:
+    def __init__(self, settings: KafkaSettings, messages: int, rate: float) -> None:
         self._messages = messages
         self._rate = rate
-        self._reader = kafka.consumer(bootstrap, client_id="bench")
-        self._client = kafka.admin(bootstrap)
+        self._reader = kafka.consumer(settings, client_id="bench")
+        self._client = kafka.admin(settings)
 
     def measured(self, sender: AbstractContextManager[Callable[[int], None]]) -> list[float]:
         """Seconds from the moment when it was sent to its arrival, of each message."""
@@ -123,13 +124,13 @@ class Pace:
 
 
 @contextmanager
-def relaying(url: str, bootstrap: str, tables: Connection) -> Iterator[None]:
+def relaying(url: str, settings: KafkaSettings, tables: Connection) -> Iterator[None]:
     """A relay at work, in a process of its own as it is in use, from its first message on."""
     if not outbox.pending(tables, 1):
         outbox.add(tables, [message(0)])
     before = outbox.lag(tables).waiting
     command = [sys.executable, "-m", "vidflow", "relay"]
-    variables = {**os.environ, "VIDFLOW_DATABASE_URL": url, "VIDFLOW_KAFKA": bootstrap}
+    variables = {**os.environ, "VIDFLOW_DATABASE_URL": url, "VIDFLOW_KAFKA": settings.bootstrap}
     with subprocess.Popen(command, env=variables, stderr=subprocess.DEVNULL) as relay:
         while outbox.lag(tables).waiting == before:
             time.sleep(0.005)
@@ -138,16 +139,16 @@ def relaying(url: str, bootstrap: str, tables: Connection) -> Iterator[None]:
 
 
 @contextmanager
-def relayed_one_by_one(url: str, tables: Connection, bootstrap: str) -> Iterator[Callable[[int], None]]:
+def relayed_one_by_one(url: str, tables: Connection, settings: KafkaSettings) -> Iterator[Callable[[int], None]]:
     """Writes each message into the outbox, in a transaction of its own."""
-    with relaying(url, bootstrap, tables):
+    with relaying(url, settings, tables):
         yield lambda number: outbox.add(tables, [message(number)])
 
 
 @contextmanager
-def sent_one_by_one(bootstrap: str) -> Iterator[Callable[[int], None]]:
+def sent_one_by_one(settings: KafkaSettings) -> Iterator[Callable[[int], None]]:
     """Sends each message by a producer that waits for no other."""
-    producer = kafka.producer(bootstrap, client_id="bench")
+    producer = kafka.producer(settings, client_id="bench")
     kafka.know_topic(producer, TOPIC)
 
     def send(number: int) -> None:
@@ -181,10 +182,10 @@ def show(name: str, seconds: list[float]) -> None:
     print(f"{name:24} p50 {1000 * cuts[49]:6.1f} ms  p99 {1000 * cuts[98]:6.1f} ms  most {1000 * max(seconds):6.1f} ms")
 
 
-def produced(bootstrap: str, rows: list[outbox.Row], headers: kafka.Headers | None) -> float:
+def produced(settings: KafkaSettings, rows: list[outbox.Row], headers: kafka.Headers | None) -> float:
     """Messages a second of a producer with the settings that one would take for speed and safety."""
     producer = Producer(
-        {"bootstrap.servers": bootstrap, "enable.idempotence": True, "compression.type": "lz4", "linger.ms": 5}
+        {"bootstrap.servers": settings.bootstrap, "enable.idempotence": True, "compression.type": "lz4", "linger.ms": 5}
     )
     producer.list_topics(TOPIC)
     began = time.perf_counter()
@@ -200,13 +201,13 @@ def produced(bootstrap: str, rows: list[outbox.Row], headers: kafka.Headers | No
     return len(rows) / (time.perf_counter() - began)
 
 
-def relayed(url: str, bootstrap: str, tables: Connection, rows: list[outbox.Row]) -> float:
+def relayed(url: str, settings: KafkaSettings, tables: Connection, rows: list[outbox.Row]) -> float:
     """Messages a second of the relay, from the first that it removes to the last."""
     tables.execute("TRUNCATE outbox")
     for start in range(0, len(rows), 10_000):
         outbox.add(tables, rows[start : start + 10_000])
     tables.execute("VACUUM ANALYZE outbox")
-    with relaying(url, bootstrap, tables):
+    with relaying(url, settings, tables):
         first, began = len(rows) - outbox.lag(tables).waiting, time.perf_counter()
         while outbox.pending(tables, 1):
             time.sleep(0.02)

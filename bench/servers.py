@@ -14,22 +14,23 @@ from statistics import median
 from vidflow.infra import kafka
 from vidflow.infra.embedded.kafka import EmbeddedKafka
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
+from vidflow.infra.kafka_settings import KafkaSettings
 from vidflow.infra.migrations import migrate
 from vidflow.infra.stopping import Stop
 
 
 @contextmanager
-def servers() -> Iterator[tuple[str, str]]:
-    """A migrated database's URL and the bootstrap servers of a broker with all topics."""
+def servers() -> Iterator[tuple[str, KafkaSettings]]:
+    """A migrated database's URL and the settings for a broker with all topics."""
     with tempfile.TemporaryDirectory(prefix="vidflow-bench-", ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o755)  # a server that runs as another user must find its own folder in it
         postgres = EmbeddedPostgres(Path(folder, "postgres"), say=_say, stop=Stop())
         broker = EmbeddedKafka(Path(folder, "kafka"), say=_say, stop=Stop())
         try:
-            url, bootstrap = postgres.start().url, broker.start().bootstrap
+            url, settings = postgres.start().url, broker.start().settings
             migrate(url, _say)
-            kafka.create_topics(bootstrap)
-            yield url, bootstrap
+            kafka.create_topics(settings)
+            yield url, settings
         finally:
             broker.stop()
             postgres.stop()

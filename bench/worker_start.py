@@ -22,6 +22,7 @@ from pathlib import Path
 from vidflow.domain.messages import Deploy
 from vidflow.infra.embedded.kafka import EmbeddedKafka
 from vidflow.infra.kafka import create_topics
+from vidflow.infra.kafka_settings import KafkaSettings
 from vidflow.infra.memory import resident_bytes
 from vidflow.infra.stopping import Stop
 from vidflow.roles.run.source import source_of
@@ -37,16 +38,16 @@ def main() -> None:
     parser.add_argument("--model", action="append")
     parser.add_argument("--starts", type=int, default=7)
     given = parser.parse_args()
-    with broker(given.kafka) as bootstrap:
-        create_topics(bootstrap)
+    with broker(given.kafka) as settings:
+        create_topics(settings)
         forkserver, spawn = multiprocessing.get_context("forkserver"), multiprocessing.get_context("spawn")
         print(f"forkserver with everything imported: ready after {prepared_s(forkserver):.2f} s")
         print(f"{'model':<16}{'way':<12}{'median s':>9}{'least':>8}{'most':>8}{'resident MB':>13}")
         for model in given.model or ["motion"]:
             taken: dict[str, list[tuple[float, int]]] = {"forkserver": [], "spawn": []}
             for _ in range(given.starts):
-                taken["forkserver"].append(first_result(forkserver, bootstrap, model, given.models_dir))
-                taken["spawn"].append(first_result(spawn, bootstrap, model, given.models_dir))
+                taken["forkserver"].append(first_result(forkserver, settings, model, given.models_dir))
+                taken["spawn"].append(first_result(spawn, settings, model, given.models_dir))
             for way, starts in taken.items():
                 times = [seconds for seconds, _ in starts]
                 megabytes = statistics.median(size for _, size in starts) / 1e6
@@ -56,14 +57,14 @@ def main() -> None:
 
 
 @contextmanager
-def broker(given: str | None) -> Iterator[str]:
+def broker(given: str | None) -> Iterator[KafkaSettings]:
     if given:
-        yield given
+        yield KafkaSettings(given)
         return
     with tempfile.TemporaryDirectory() as folder:
         server = EmbeddedKafka(Path(folder), say=print, stop=Stop())
         try:
-            yield server.start().bootstrap
+            yield server.start().settings
         finally:
             server.stop()
 
@@ -81,14 +82,14 @@ def prepared_s(context: ForkServerContext) -> float:
 
 
 def first_result(
-    context: ForkServerContext | SpawnContext, bootstrap: str, model: str, models_dir: Path | None
+    context: ForkServerContext | SpawnContext, settings: KafkaSettings, model: str, models_dir: Path | None
 ) -> tuple[float, int]:
     """Seconds from start() until the worker has handed its first result to Kafka, and its resident memory then."""
     deploy = Deploy(str(uuid.uuid4()), 1, source_of("sample:bikes"), model, fps="1")
     hear, told = context.Pipe(duplex=False)
     orders, _order = context.Pipe(duplex=False)
     _stderr, stderr = context.Pipe(duplex=False)
-    task = link.Task(deploy, bootstrap, any_file=True, models_dir=models_dir)
+    task = link.Task(deploy, settings, any_file=True, models_dir=models_dir)
     worker = context.Process(target=work, args=(task, told, orders, stderr))
     since_s = time.perf_counter()
     with without_main():

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
+from vidflow.infra.kafka_settings import KafkaSettings
 from vidflow.infra.stopping import Stop
 from vidflow.settings import environment
 
@@ -43,15 +44,15 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def kafka_bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The bootstrap servers of a broker that was made for this session; it has no topics."""
+def kafka_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaSettings]:
+    """What clients of a broker are configured with that was made for this session; it has no topics."""
     from vidflow.infra.embedded.kafka import EmbeddedKafka  # noqa: PLC0415
 
     broker = EmbeddedKafka(
         tmp_path_factory.mktemp("kafka"), say=print, stop=Stop(), cache=environment("VIDFLOW_CACHE_DIR")
     )
     try:
-        yield broker.start().bootstrap
+        yield broker.start().settings
     finally:
         broker.stop()
 

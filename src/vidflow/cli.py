@@ -15,6 +15,7 @@ from vidflow.cli_options import (
     AnyFile,
     Database,
     Kafka,
+    KafkaProperties,
     KeepResultsDays,
     KeepScenariosDays,
     LogFormat,
@@ -40,6 +41,7 @@ from vidflow.settings import (
     RunnerOptions,
     RunOptions,
     environment,
+    kafka_settings,
 )  # fmt: skip
 
 app = typer.Typer(
@@ -76,7 +78,8 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 @app.command()
 def api(
-    database_url: Database = "", kafka: Kafka = "", log_format: LogFormat = "text", metrics_port: MetricsPort = None,
+    database_url: Database = "", kafka: Kafka = "", kafka_properties: KafkaProperties = None, log_format: LogFormat = "text",
+    metrics_port: MetricsPort = None,
     host: Annotated[str, option("host", "Where to listen.")] = "127.0.0.1",
     port: Annotated[int, option("port", "Where to listen.", at_least=0, at_most=LAST_PORT)] = 8000,
     inbox: Annotated[bool, typer.Option("--inbox/--no-inbox", help="Host the inbox in this process.", envvar="VIDFLOW_INBOX")] = True,
@@ -90,22 +93,32 @@ def api(
     from vidflow.roles.api import run  # noqa: PLC0415 - a role imports what it needs and no more
 
     _serve(run, ApiOptions(
-        database_url=database_url, kafka=kafka, log_format=log_format, metrics_port=metrics_port, host=host, port=port, inbox=inbox,
-        media_root=media_root, any_file=any_file, models_dir=models_dir, video_fps=video_fps, pool_size=pool_size,
+        database_url=database_url, kafka=kafka_settings(kafka, kafka_properties), log_format=log_format,
+        metrics_port=metrics_port, host=host, port=port, inbox=inbox, media_root=media_root,
+        any_file=any_file, models_dir=models_dir, video_fps=video_fps, pool_size=pool_size,
         queue_limit=queue_limit, data_dir=data_dir, min_free_bytes=min_free_bytes,
     ), log_format)  # fmt: skip
 
 
 @app.command()
 def relay(
-    database_url: Database = "", kafka: Kafka = "", log_format: LogFormat = "text", metrics_port: MetricsPort = None
+    database_url: Database = "",
+    kafka: Kafka = "",
+    kafka_properties: KafkaProperties = None,
+    log_format: LogFormat = "text",
+    metrics_port: MetricsPort = None,
 ) -> None:
     """Publish the outbox to Kafka."""
     from vidflow.roles.relay import run  # noqa: PLC0415
 
     _serve(
         run,
-        RelayOptions(database_url=database_url, kafka=kafka, log_format=log_format, metrics_port=metrics_port),
+        RelayOptions(
+            database_url=database_url,
+            kafka=kafka_settings(kafka, kafka_properties),
+            log_format=log_format,
+            metrics_port=metrics_port,
+        ),
         log_format,
     )
 
@@ -114,6 +127,7 @@ def relay(
 def inbox(
     database_url: Database = "",
     kafka: Kafka = "",
+    kafka_properties: KafkaProperties = None,
     log_format: LogFormat = "text",
     metrics_port: MetricsPort = None,
     group_protocol: Annotated[
@@ -127,7 +141,7 @@ def inbox(
         run,
         InboxOptions(
             database_url=database_url,
-            kafka=kafka,
+            kafka=kafka_settings(kafka, kafka_properties),
             log_format=log_format,
             metrics_port=metrics_port,
             group_protocol=group_protocol,
@@ -138,7 +152,8 @@ def inbox(
 
 @app.command()
 def orchestrator(
-    database_url: Database = "", kafka: Kafka = "", log_format: LogFormat = "text", metrics_port: MetricsPort = None,
+    database_url: Database = "", kafka: Kafka = "", kafka_properties: KafkaProperties = None, log_format: LogFormat = "text",
+    metrics_port: MetricsPort = None,
     attempts: Annotated[int, option("attempts", "Losses in a row at one frame after which a scenario fails.", at_least=1)] = 5,
     pool: Pool = "default",
     keep_results_days: KeepResultsDays = None, keep_scenarios_days: KeepScenariosDays = None,
@@ -148,14 +163,16 @@ def orchestrator(
     from vidflow.roles.orchestrator import run  # noqa: PLC0415
 
     _serve(run, OrchestratorOptions(
-        database_url=database_url, kafka=kafka, log_format=log_format, metrics_port=metrics_port, attempts=attempts, pool=pool,
+        database_url=database_url, kafka=kafka_settings(kafka, kafka_properties), log_format=log_format,
+        metrics_port=metrics_port, attempts=attempts, pool=pool,
         keeping=Keeping(partition_days=results_partition_days, results_days=keep_results_days, scenarios_days=keep_scenarios_days),
     ), log_format)  # fmt: skip
 
 
 @app.command()
 def runner(
-    kafka: Kafka = "", log_format: LogFormat = "text", metrics_port: MetricsPort = None, max_workers: MaxWorkers = 2,
+    kafka: Kafka = "", kafka_properties: KafkaProperties = None, log_format: LogFormat = "text",
+    metrics_port: MetricsPort = None, max_workers: MaxWorkers = 2,
     pool: Pool = "default",
     media_root: MediaRoot = None, any_file: AnyFile = False, models_dir: ModelsDir = None,
     grace_s: Annotated[float, option("grace-s", "Seconds that a draining runner has.", at_least=0)] = 25.0,
@@ -167,8 +184,8 @@ def runner(
     from vidflow.roles.runner import run  # noqa: PLC0415
 
     _serve(run, RunnerOptions(
-        kafka=kafka, log_format=log_format, metrics_port=metrics_port, max_workers=max_workers, pool=pool, media_root=media_root,
-        any_file=any_file, models_dir=models_dir, grace_s=grace_s, start_deadline_s=start_deadline_s,
+        kafka=kafka_settings(kafka, kafka_properties), log_format=log_format, metrics_port=metrics_port, max_workers=max_workers,
+        pool=pool, media_root=media_root, any_file=any_file, models_dir=models_dir, grace_s=grace_s, start_deadline_s=start_deadline_s,
         inference_deadline_s=inference_deadline_s, worker_memory_bytes=worker_memory_bytes,
     ), log_format)  # fmt: skip
 
@@ -179,6 +196,7 @@ def dev(
     data_dir: Annotated[Path | None, option("data-dir", "Keep the data here; without it they go when vidflow stops.")] = None,
     database_url: Annotated[str | None, option("database-url", "Use this PostgreSQL instead of an embedded one.")] = None,
     kafka: Annotated[str | None, option("kafka", "Use this Kafka instead of an embedded one.")] = None,
+    kafka_properties: KafkaProperties = None,
     media_root: MediaRoot = None, models_dir: ModelsDir = None, max_workers: MaxWorkers = 2, video_fps: VideoFps = "all",
     runners: Annotated[int, option("runners", "How many runners.", at_least=0)] = 1,
     orchestrators: Annotated[int, option("orchestrators", "How many orchestrators.", at_least=0)] = 1,
@@ -188,8 +206,9 @@ def dev(
     from vidflow.roles.dev import run  # noqa: PLC0415
 
     _serve(run, DevOptions(
-        port=port, data_dir=data_dir, database_url=database_url, kafka=kafka, media_root=media_root, any_file=media_root is None,
-        models_dir=models_dir, max_workers=max_workers, video_fps=video_fps, runners=runners, orchestrators=orchestrators, relays=relays,
+        port=port, data_dir=data_dir, database_url=database_url, kafka=kafka_settings(kafka, kafka_properties),
+        media_root=media_root, any_file=media_root is None, models_dir=models_dir,
+        max_workers=max_workers, video_fps=video_fps, runners=runners, orchestrators=orchestrators, relays=relays,
     ), "text")  # fmt: skip
 
 

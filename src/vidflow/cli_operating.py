@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from vidflow.cli_options import Database, Kafka, option
+from vidflow.cli_options import Database, Kafka, KafkaProperties, option
 from vidflow.infra.stopping import exit_on_signals
+from vidflow.settings import kafka_settings
 
 db = typer.Typer(help="The database: its schema, its backups.", no_args_is_help=True)
 topics = typer.Typer(help="Kafka's topics.", no_args_is_help=True)
@@ -104,14 +105,15 @@ def _say(sentence: str) -> None:
 
 
 @topics.command("create")
-def create_topics(kafka: Kafka = "") -> None:
+def create_topics(kafka: Kafka = "", kafka_properties: KafkaProperties = None) -> None:
     """Make the topics that are missing, and set what vidflow needs of those that are there."""
     from vidflow.infra.kafka import create_topics, settle_topics  # noqa: PLC0415
 
-    made = create_topics(kafka)
+    settings = kafka_settings(kafka, kafka_properties)
+    made = create_topics(settings)
     typer.echo(f"made {', '.join(made)}" if made else "all topics were there")
-    for topic, settings in settle_topics(kafka).items():
-        typer.echo(f"set of {topic}: {settings}")
+    for topic, changed in settle_topics(settings).items():
+        typer.echo(f"set of {topic}: {changed}")
 
 
 @outbox.command("list")
@@ -155,36 +157,42 @@ def drop_outbox(ids: OutboxIds, database_url: Database = "") -> None:
 
 
 @dlq.command("list")
-def list_dead_letters(kafka: Kafka = "", output: TableOrJson = "table") -> None:
+def list_dead_letters(
+    kafka: Kafka = "", kafka_properties: KafkaProperties = None, output: TableOrJson = "table"
+) -> None:
     """List the dead letters that wait, the oldest first."""
     from vidflow.roles.dlq import list_letters  # noqa: PLC0415
 
-    list_letters(kafka, output)
+    list_letters(kafka_settings(kafka, kafka_properties), output)
 
 
 @dlq.command("show")
-def show_dead_letter(place: Place, kafka: Kafka = "", output: TableOrJson = "table") -> None:
+def show_dead_letter(
+    place: Place, kafka: Kafka = "", kafka_properties: KafkaProperties = None, output: TableOrJson = "table"
+) -> None:
     """Show a dead letter: why, its headers and its bytes."""
     from vidflow.roles.dlq import show  # noqa: PLC0415
 
-    show(kafka, place, output)
+    show(kafka_settings(kafka, kafka_properties), place, output)
 
 
 @dlq.command("replay")
 def replay_dead_letters(
-    places: Places = None, kafka: Kafka = "", output: TableOrJson = "table", everything: Everything = False
-) -> None:
+    places: Places = None, kafka: Kafka = "", kafka_properties: KafkaProperties = None, output: TableOrJson = "table",
+    everything: Everything = False,
+) -> None:  # fmt: skip
     """Send dead letters' messages again, as they were, and drop the letters."""
     from vidflow.roles.dlq import replay  # noqa: PLC0415
 
-    replay(kafka, places or [], output, everything=everything)
+    replay(kafka_settings(kafka, kafka_properties), places or [], output, everything=everything)
 
 
 @dlq.command("drop")
 def drop_dead_letters(
-    places: Places = None, kafka: Kafka = "", output: TableOrJson = "table", everything: Everything = False
-) -> None:
+    places: Places = None, kafka: Kafka = "", kafka_properties: KafkaProperties = None, output: TableOrJson = "table",
+    everything: Everything = False,
+) -> None:  # fmt: skip
     """Drop dead letters that nobody needs."""
     from vidflow.roles.dlq import drop  # noqa: PLC0415
 
-    drop(kafka, places or [], output, everything=everything)
+    drop(kafka_settings(kafka, kafka_properties), places or [], output, everything=everything)

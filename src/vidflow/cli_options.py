@@ -18,6 +18,13 @@ def option(name: str, text: str, *more: str, at_least: float | None = None, at_m
 
 Database = Annotated[str, option("database-url", "PostgreSQL, as postgresql://user:password@host:port/database.")]
 Kafka = Annotated[str, option("kafka", "Kafka's bootstrap servers, as host:port,host:port.")]
+KafkaProperties = Annotated[
+    Path | None,
+    option(
+        "kafka-properties",
+        "A file of librdkafka properties, name=value a line; also VIDFLOW_KAFKA_SASL_USERNAME and the like.",
+    ),
+]
 LogFormat = Annotated[Literal["text", "json"], option("log-format", "text for people, json for machines.")]
 MetricsPort = Annotated[
     int | None, option("metrics-port", "Serve Prometheus metrics on this port.", at_least=1, at_most=LAST_PORT)

@@ -11,14 +11,22 @@ from pathlib import Path
 
 import msgspec
 
+from vidflow.domain.errors import SetupError
 from vidflow.domain.retention import Keeping
+from vidflow.infra.kafka_settings import (
+    SERVERS,
+    VARIABLE_PREFIX,
+    KafkaSettings,
+    properties_of_text,
+    properties_of_variables,
+)
 
 
 class Common(msgspec.Struct, frozen=True, kw_only=True):
-    """What several roles need. `database_url` is a libpq URL, `kafka` the bootstrap servers."""
+    """What several roles need. `database_url` is a libpq URL, `kafka` what Kafka's clients are configured with."""
 
     database_url: str = ""
-    kafka: str = ""
+    kafka: KafkaSettings = KafkaSettings()
     metrics_port: int | None = None
     log_format: str = "text"
 
@@ -85,7 +93,7 @@ class DevOptions(msgspec.Struct, frozen=True, kw_only=True):
     port: int = 8000
     data_dir: Path | None = None
     database_url: str | None = None
-    kafka: str | None = None
+    kafka: KafkaSettings = KafkaSettings()
     media_root: Path | None = None
     any_file: bool = True
     models_dir: Path | None = None
@@ -113,3 +121,30 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
 def environment(name: str) -> str | None:
     """The value of an environment variable, None where it is unset or empty."""
     return os.environ.get(name) or None
+
+
+def kafka_settings(servers: str | None, file: Path | None) -> KafkaSettings:
+    """Return Kafka's settings: a property in a variable VIDFLOW_KAFKA_… stands above the same one in the file.
+
+    `servers` (--kafka or VIDFLOW_KAFKA) stands above bootstrap.servers in either. Raises SetupError, naming the property or the
+    line, never a value.
+    """
+    properties = _properties_of_file(file) if file else {}
+    properties |= properties_of_variables(os.environ)
+    named = properties.pop(SERVERS, "")
+    return KafkaSettings(servers or named, properties)
+
+
+def _properties_of_file(file: Path) -> dict[str, str]:
+    try:
+        return properties_of_text(file.read_text("utf-8-sig"), str(file))
+    except OSError as error:
+        raise SetupError(f"{file} cannot be read ({error.strerror}). Check --kafka-properties.") from error
+    except UnicodeDecodeError as error:
+        raise SetupError(f"{file} is not UTF-8 text. --kafka-properties takes lines of name=value.") from error
+
+
+def kafka_variables(settings: KafkaSettings) -> dict[str, str]:
+    """Return the variables that give a child process these settings and none of this process's own."""
+    cleared = dict.fromkeys((name for name in os.environ if name.startswith(VARIABLE_PREFIX)), "")
+    return cleared | settings.variables()

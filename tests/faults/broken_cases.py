@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from confluent_kafka import TopicPartition
 from tests.faults import checks, trails
 from tests.faults.broken import broken
 from tests.faults.scene import Scene
@@ -313,7 +314,7 @@ def empty(now: Scene, topic: str) -> None:
     """Deletes what the topic holds now, as its retention would."""
     client = kafka.admin(now.parts.kafka)
     ends = kafka.end_offsets(client, topic)
-    places = [kafka.TopicPartition(topic, number, end) for number, end in ends.items()]
+    places = [TopicPartition(topic, number, end) for number, end in ends.items()]
     for answer in client.delete_records(places).values():
         answer.result()
 

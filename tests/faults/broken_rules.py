@@ -174,7 +174,7 @@ class Bench:
     @contextmanager
     def scene(self, one: Break, case: Case) -> Iterator[Scene]:
         """Roles that run the code without the rule, with the places where the case lets them be slow or die."""
-        remake_topics(self.servers.kafka.bootstrap)
+        remake_topics(self.servers.kafka.settings)
         url = self.servers.database()
         altered = one._replace(changes=(*one.changes, *case.changes, NO_TORCH))
         data = self.folder / uuid.uuid4().hex
@@ -182,7 +182,7 @@ class Bench:
             path = f"{source}:{self.folder / 'models'}"
             variables = {"PYTHONPATH": path, "VIDFLOW_ATTEMPTS": str(c.ATTEMPTS), **dict(case.variables)}
             made_by = partial(OnServers, servers=self.servers)
-            kafka = self.servers.kafka.bootstrap
+            kafka = self.servers.kafka.settings
             with environment(**variables), scene(data, made_by=made_by, database_url=url, kafka=kafka) as now:
                 now.undisturbed = dict(self.undisturbed)
                 yield now

@@ -13,6 +13,7 @@ from typing import Final
 from confluent_kafka import Consumer, Message, Producer
 
 from vidflow.infra import kafka
+from vidflow.infra.kafka_settings import KafkaSettings
 
 COPY: Final = "copy"
 """The header of a copy, of which no copy is made."""
@@ -22,7 +23,7 @@ POLL_S: Final = 0.02
 class Copies:
     """Reads topics and sends each message once more, up to `late_s` later, in whatever order that gives. On one thread."""
 
-    def __init__(self, bootstrap: str, topics: Collection[str], seed: int, late_s: float) -> None:
+    def __init__(self, settings: KafkaSettings, topics: Collection[str], seed: int, late_s: float) -> None:
         self.sent = 0
         self.overtaken = 0
         """Copies that were sent behind the copy of a later message of the same key."""
@@ -32,9 +33,9 @@ class Copies:
         self._read = 0
         self._newest: dict[tuple[str, bytes], int] = {}
         self._over = threading.Event()
-        self._producer: Producer = kafka.producer(bootstrap, client_id="copies")
-        self._reader: Consumer = kafka.consumer(bootstrap, client_id="copies")
-        kafka.assign_at_end(kafka.admin(bootstrap), self._reader, topics)
+        self._producer: Producer = kafka.producer(settings, client_id="copies")
+        self._reader: Consumer = kafka.consumer(settings, client_id="copies")
+        kafka.assign_at_end(kafka.admin(settings), self._reader, topics)
         self._thread = threading.Thread(target=self._run, name="copies")
         self._thread.start()
 
@@ -72,9 +73,9 @@ class Copies:
 
 
 @contextmanager
-def copied(bootstrap: str, topics: Collection[str], *, seed: int, late_s: float) -> Iterator[Copies]:
+def copied(settings: KafkaSettings, topics: Collection[str], *, seed: int, late_s: float) -> Iterator[Copies]:
     """Copies of what comes into the topics while the block lasts."""
-    copies = Copies(bootstrap, topics, seed, late_s)
+    copies = Copies(settings, topics, seed, late_s)
     try:
         yield copies
     finally:

@@ -17,6 +17,7 @@ from tests.faults.works import Work
 from tests.integration.embedded import wait_until
 from tests.integration.vidflows import READY_S, Vidflow
 
+from vidflow.infra.kafka_settings import KafkaSettings
 from vidflow.infra.stopping import Stop
 from vidflow.roles.dev import Stack
 from vidflow.settings import DevOptions
@@ -62,7 +63,7 @@ class Parts(Protocol):
     """What a scene needs to know of the processes: a `Stack`, or what takes its place."""
 
     database_url: str
-    kafka: str
+    kafka: KafkaSettings
 
     @property
     def url(self) -> str: ...

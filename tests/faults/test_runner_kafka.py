@@ -38,14 +38,14 @@ def broker(tmp_path: Path) -> Iterator[EmbeddedKafka]:
 
 @pytest.fixture
 def stage(broker: EmbeddedKafka) -> Iterator[Stage]:
-    stage = Stage(broker.bootstrap)
+    stage = Stage(broker.settings)
     yield stage
     stage.close()
 
 
 @pytest.fixture
 def keeper(broker: EmbeddedKafka, stage: Stage, tmp_path: Path) -> Iterator[RunnerProcess]:  # noqa: ARG001
-    with runner(broker.bootstrap, tmp_path, "--any-file", environment=odd_models.install(tmp_path)) as process:
+    with runner(broker.settings, tmp_path, "--any-file", environment=odd_models.install(tmp_path)) as process:
         yield process
 
 
@@ -75,8 +75,8 @@ def test_a_broker_that_stands_still_shortly_costs_nothing(
 @pytest.mark.timeout(400)
 def test_who_asks_a_broker_on_and_on_has_answers_again_soon_after_each_long_standstill(broker: EmbeddedKafka) -> None:
     """Three times: one client in three or so asks in vain for minutes behind a standstill of half a minute."""
-    kafka.create_topics(broker.bootstrap)
-    questions = kafka.Questions(broker.bootstrap)
+    kafka.create_topics(broker.settings)
+    questions = kafka.Questions(broker.settings)
     told: list[bool] = []
     over = threading.Event()
 
@@ -132,8 +132,8 @@ def test_a_runner_whose_topic_is_made_anew_says_so_hands_over_and_exits(
     name, uuid, topic = keeper.id_on(stage), new_uuid(), commands_topic("default")
     stage.command(name, deploy(uuid, clips.constant_rate(tmp_path / "clip.mp4", frames=9000), "patient"))
     stage.until(lambda: stage.frames(uuid), "it is at work")
-    remove_topics(broker.bootstrap, [topic])
-    kafka.create_topics(broker.bootstrap)
+    remove_topics(broker.settings, [topic])
+    kafka.create_topics(broker.settings)
     assert keeper.process.wait(60) != 0
     assert stage.ended(name, uuid).reason is EndReason.HANDED_OVER
     assert "made anew" in keeper.log

@@ -17,10 +17,11 @@ import confluent_kafka
 from confluent_kafka import Message
 from tests.integration.embedded import wait_until
 
-from vidflow.domain.messages import RESULTS, Frame, encode
+from vidflow.domain.messages import PARTITIONS, RESULTS, Frame, encode
 from vidflow.domain.messages import Message as Sent
 from vidflow.infra import kafka, outbox
 from vidflow.infra.kafka import Headers
+from vidflow.infra.kafka_settings import KafkaSettings
 from vidflow.infra.postgres import Connection, connect
 from vidflow.infra.stopping import Stop
 
@@ -51,9 +52,11 @@ def running(run: Callable[[Options, Stop], None], options: Options) -> Iterator[
 
 
 @contextmanager
-def process(role: str, database_url: str, bootstrap: str, crash_at: str = "") -> Iterator[subprocess.Popen[bytes]]:
+def process(
+    role: str, database_url: str, settings: KafkaSettings, crash_at: str = ""
+) -> Iterator[subprocess.Popen[bytes]]:
     """A role as a process of its own, killed when the block ends."""
-    command = [sys.executable, "-m", "vidflow", role, "--database-url", database_url, "--kafka", bootstrap]
+    command = [sys.executable, "-m", "vidflow", role, "--database-url", database_url, "--kafka", settings.bootstrap]
     kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
     environment = {**kept, "VIDFLOW_CRASHPOINTS": crash_at}
     with subprocess.Popen(command, env=environment) as child:
@@ -63,9 +66,9 @@ def process(role: str, database_url: str, bootstrap: str, crash_at: str = "") ->
             child.kill()
 
 
-def remove_topics(bootstrap: str, topics: Collection[str] = tuple(kafka.PARTITIONS)) -> None:
+def remove_topics(settings: KafkaSettings, topics: Collection[str] = tuple(PARTITIONS)) -> None:
     """Deletes those of the topics that are there, and returns once they are gone."""
-    client = kafka.admin(bootstrap)
+    client = kafka.admin(settings)
     there = set(client.list_topics(timeout=10).topics) & set(topics)
     if there:
         for answer in client.delete_topics(list(there)).values():
@@ -73,23 +76,23 @@ def remove_topics(bootstrap: str, topics: Collection[str] = tuple(kafka.PARTITIO
         wait_until(lambda: not there & set(client.list_topics(timeout=10).topics), "the topics are gone")
 
 
-def remake_topics(bootstrap: str) -> None:
+def remake_topics(settings: KafkaSettings) -> None:
     """All topics, empty, with new ids."""
-    remove_topics(bootstrap)
-    kafka.create_topics(bootstrap)
+    remove_topics(settings)
+    kafka.create_topics(settings)
 
 
-def log_of(bootstrap: str, topic: str) -> list[Message]:
+def log_of(settings: KafkaSettings, topic: str) -> list[Message]:
     """All messages of the topic, partition by partition, each in its order."""
-    return sorted(kafka.read_log(bootstrap, topic), key=lambda message: (message.partition(), message.offset()))
+    return sorted(kafka.read_log(settings, topic), key=lambda message: (message.partition(), message.offset()))
 
 
 OF_A_WORKER: Headers = [(kafka.KIND, b"frame"), (kafka.EPOCH, b"1")]
 
 
-def send(bootstrap: str, *messages: Sent | bytes, key: str = "", headers: Headers | None = None) -> None:
+def send(settings: KafkaSettings, *messages: Sent | bytes, key: str = "", headers: Headers | None = None) -> None:
     """Results as a worker sends them; bytes as somebody else does, or with `headers` OF_A_WORKER as a newer worker."""
-    producer = kafka.producer(bootstrap, client_id="worker-under-test")
+    producer = kafka.producer(settings, client_id="worker-under-test")
     producer.list_topics(RESULTS)
     for message in messages:
         if isinstance(message, bytes):
@@ -174,7 +177,7 @@ def say(figure: str) -> None:
     sys.stderr.write(figure + "\n")
 
 
-def send_with_header(bootstrap: str, topic: str, value: bytes, name: bytes, count: int = 1) -> None:
+def send_with_header(servers: KafkaSettings, topic: str, value: bytes, name: bytes, count: int = 1) -> None:
     """Past the client for Python, which takes no name but a text: its C library does."""
     packages = Path(confluent_kafka.__file__).parents[1]
     library = ctypes.CDLL(str(next(packages.glob("confluent_kafka.libs/librdkafka[-.]*"))))
@@ -182,7 +185,7 @@ def send_with_header(bootstrap: str, topic: str, value: bytes, name: bytes, coun
     text, said = ctypes.c_char_p, ctypes.create_string_buffer(512)
     settings = ctypes.c_void_p(library.rd_kafka_conf_new())
     library.rd_kafka_conf_set(
-        settings, text(b"bootstrap.servers"), text(bootstrap.encode()), said, ctypes.c_size_t(512)
+        settings, text(b"bootstrap.servers"), text(servers.bootstrap.encode()), said, ctypes.c_size_t(512)
     )
     producer = ctypes.c_void_p(library.rd_kafka_new(0, settings, said, ctypes.c_size_t(512)))
     to, flags, content, header, end = 1, 7, 4, 9, 0  # rd_kafka_vtype_t

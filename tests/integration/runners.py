@@ -34,6 +34,7 @@ from vidflow.domain.messages import (
     encode,
 )
 from vidflow.infra import kafka
+from vidflow.infra.kafka_settings import KafkaSettings
 
 LONG_S = 60.0
 
@@ -50,12 +51,12 @@ def deploy(scenario_uuid: str, source: Path | str, model: str = "motion", epoch:
 class Stage:
     """The topics as the leader and the inbox see them: everything said since the stage was set, and a way to command."""
 
-    def __init__(self, bootstrap: str, pool: str = "default") -> None:
-        kafka.create_topics(bootstrap)
-        self._admin = kafka.admin(bootstrap)
+    def __init__(self, settings: KafkaSettings, pool: str = "default") -> None:
+        kafka.create_topics(settings)
+        self._admin = kafka.admin(settings)
         self._topic = commands_topic(pool)
-        self._producer = kafka.producer(bootstrap, client_id="leader-under-test")
-        self._reader: Consumer = kafka.consumer(bootstrap, client_id="stage")
+        self._producer = kafka.producer(settings, client_id="leader-under-test")
+        self._reader: Consumer = kafka.consumer(settings, client_id="stage")
         kafka.assign_at_end(self._admin, self._reader, [RUNNER_EVENTS, RESULTS])
         self.reports: list[Report] = []
         self.results: list[Result] = []
@@ -134,10 +135,15 @@ class RunnerProcess:
     """`vidflow runner`, and the id under which it reports."""
 
     def __init__(
-        self, bootstrap: str, log: Path, *options: str, crash_at: str = "", environment: dict[str, str] | None = None
+        self,
+        settings: KafkaSettings,
+        log: Path,
+        *options: str,
+        crash_at: str = "",
+        environment: dict[str, str] | None = None,
     ) -> None:
         self._log = log
-        command = [sys.executable, "-m", "vidflow", "runner", "--kafka", bootstrap, *options]
+        command = [sys.executable, "-m", "vidflow", "runner", "--kafka", settings.bootstrap, *options]
         given = {"PATH": "/usr/bin:/bin", "VIDFLOW_CRASHPOINTS": crash_at, **(environment or {})}
         with log.open("wb") as stderr:
             self.process = subprocess.Popen(command, env=given, stderr=stderr)
@@ -166,9 +172,9 @@ class RunnerProcess:
 
 
 @contextmanager
-def runner(bootstrap: str, folder: Path, *options: str, **more: Any) -> Iterator[RunnerProcess]:
+def runner(settings: KafkaSettings, folder: Path, *options: str, **more: Any) -> Iterator[RunnerProcess]:
     """A runner until the block ends; then it is killed."""
-    process = RunnerProcess(bootstrap, folder / f"runner-{time.monotonic_ns()}.log", *options, **more)
+    process = RunnerProcess(settings, folder / f"runner-{time.monotonic_ns()}.log", *options, **more)
     try:
         yield process
     finally:

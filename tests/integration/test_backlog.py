@@ -19,6 +19,7 @@ from tests.integration.delivery import log_of, running, say, unpublished
 from vidflow.domain.messages import INIT_SCENARIO
 from vidflow.infra import kafka
 from vidflow.infra.embedded.kafka import EmbeddedKafka
+from vidflow.infra.kafka_settings import KafkaSettings
 from vidflow.infra.postgres import Connection
 from vidflow.infra.stopping import Stop
 from vidflow.roles import relay
@@ -32,7 +33,7 @@ def broker(tmp_path: Path) -> Iterator[EmbeddedKafka]:
     """A broker of the test's own, to be stopped."""
     broker = EmbeddedKafka(tmp_path, say=print, stop=Stop(), cache=environment("VIDFLOW_CACHE_DIR")).start()
     try:
-        kafka.create_topics(broker.bootstrap)
+        kafka.create_topics(broker.settings)
         yield broker
     finally:
         broker.stop()
@@ -44,7 +45,7 @@ def test_invariant_1_what_was_accepted_while_kafka_was_away_is_published_in_the_
 ) -> None:
     with (
         ready(ApiOptions(database_url=database_url)) as client,
-        running(relay.run, RelayOptions(database_url=database_url, kafka=broker.bootstrap)),
+        running(relay.run, RelayOptions(database_url=database_url, kafka=broker.settings)),
     ):
         before = init(client)["scenario_uuid"]
         wait_until(lambda: unpublished(tables) == 0, "the relay publishes")
@@ -58,7 +59,7 @@ def test_invariant_1_what_was_accepted_while_kafka_was_away_is_published_in_the_
         wait_until(lambda: unpublished(tables) == 0, "all is published", limit_s=90)
         say(f"{count} scenarios' messages published {time.monotonic() - began_s:.1f} s after Kafka's return")
         assert lag(client)["waiting"] == 0
-    published = kinds_of_each_key(broker.bootstrap)
+    published = kinds_of_each_key(broker.settings)
     stopped = set(uuids[::3])
     assert published == {uuid: ["start", "shutdown"] if uuid in stopped else ["start"] for uuid in uuids}
 
@@ -107,10 +108,10 @@ def assert_told(client: httpx.Client, waiting: int) -> None:
     assert samples["vidflow_outbox_oldest_seconds"] >= 3600
 
 
-def kinds_of_each_key(bootstrap: str) -> dict[str, list[str]]:
+def kinds_of_each_key(settings: KafkaSettings) -> dict[str, list[str]]:
     """What was published of each key, in the order in which a reader that believes the last of its kind has it."""
     kinds: dict[str, list[str]] = defaultdict(list)
-    for message in log_of(bootstrap, INIT_SCENARIO):
+    for message in log_of(settings, INIT_SCENARIO):
         kind = msgspec.json.decode(message.value())["type"]
         of_key = kinds[message.key().decode()]
         kinds[message.key().decode()] = [*(one for one in of_key if one != kind), kind]

@@ -40,6 +40,7 @@ from vidflow.domain.messages import (
 )
 from vidflow.infra import kafka
 from vidflow.infra.kafka import Headers
+from vidflow.infra.kafka_settings import KafkaSettings
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
@@ -310,10 +311,10 @@ def test_run_with_a_model_whose_extra_is_absent_says_at_once_what_to_type(
 
 
 def test_a_runner_without_a_models_extra_says_what_to_type_and_may_be_asked_again(
-    without_torch: dict[str, str], good: Path, kafka_bootstrap: str
+    without_torch: dict[str, str], good: Path, kafka_settings: KafkaSettings
 ) -> None:
-    stage = Stage(kafka_bootstrap)
-    command = [sys.executable, "-S", "-P", "-m", "vidflow", "runner", "--kafka", kafka_bootstrap, "--any-file"]
+    stage = Stage(kafka_settings)
+    command = [sys.executable, "-S", "-P", "-m", "vidflow", "runner", "--kafka", kafka_settings.bootstrap, "--any-file"]
     with subprocess.Popen(command, env=without_torch) as runner:
         try:
             stage.until(lambda: stage.reports, "it reports")

@@ -46,6 +46,7 @@ from vidflow.domain.messages import DEAD_LETTERS
 from vidflow.infra import kafka, outbox
 from vidflow.infra.embedded.kafka import EmbeddedKafka
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
+from vidflow.infra.kafka_settings import KafkaSettings
 from vidflow.infra.migrations import migrate
 from vidflow.infra.postgres import connect
 from vidflow.infra.stopping import Stop
@@ -93,7 +94,16 @@ REFUSALS = {
     "dlq, nothing named": Refusal(["dlq", "drop", *KAFKA], 2, "name the dead letters by their places .* or give --all"),
     "migrate, the database away": Refusal(["db", "migrate", *DATABASE], 4, "PostgreSQL does not answer: .*start it, or set"),
     "status, the database away": Refusal(["db", "status", *DATABASE], 4, "PostgreSQL does not answer: .*start it, or set"),
-    "topics, Kafka away": Refusal(["topics", "create", *KAFKA], 4, "Kafka did not make .*start it, or set VIDFLOW_KAFKA"),
+    "a fixed Kafka property": Refusal(
+        ["relay", *DATABASE, *KAFKA], 3, "Kafka property acks cannot be set: .* unset VIDFLOW_KAFKA_ACKS", {"VIDFLOW_KAFKA_ACKS": "1"}
+    ),
+    "an unknown Kafka property": Refusal(
+        ["topics", "create", *KAFKA], 3, 'No such configuration property: "no.such".*--kafka-properties', {"VIDFLOW_KAFKA_NO_SUCH": "1"}
+    ),
+    "no file of Kafka properties": Refusal(
+        ["dlq", "list", *KAFKA, "--kafka-properties", "/no/such"], 3, "/no/such cannot be read .*--kafka-properties"
+    ),
+    "topics, Kafka away": Refusal(["topics", "create", *KAFKA], 4, "Kafka does not answer .*start it, or set VIDFLOW_KAFKA"),
     "a database's URL that is none": Refusal(["relay", "--database-url", f"db {SECRET}"], 3, "no URL of PostgreSQL"),
     "a database's URL with a broken password": Refusal(
         ["db", "status", "--database-url", f"postgresql://u:{SECRET}%@db/x"], 3, "cannot be read: write postgresql://"
@@ -268,31 +278,31 @@ def test_a_role_without_kafka_says_once_what_it_needs_and_waits(tmp_path: Path, 
 
 
 def test_a_role_that_finds_kafka_without_its_topics_says_what_to_type(
-    tmp_path: Path, database_url: str, kafka_bootstrap: str
+    tmp_path: Path, database_url: str, kafka_settings: KafkaSettings
 ) -> None:
-    remove_topics(kafka_bootstrap)
-    with started(tmp_path, "inbox", "--database-url", database_url, "--kafka", kafka_bootstrap) as waiting:
+    remove_topics(kafka_settings)
+    with started(tmp_path, "inbox", "--database-url", database_url, "--kafka", kafka_settings.bootstrap) as waiting:
         waiting.until("topic_missing .*vidflow topics create")
-        end = ended("topics", "create", "--kafka", kafka_bootstrap)
+        end = ended("topics", "create", "--kafka", kafka_settings.bootstrap)
         assert (end.returncode, end.stderr) == (0, "")
         assert end.stdout.startswith("made ")
         waiting.until("back server=Kafka")
         assert waiting.end() == 0
-    assert ended("topics", "create", "--kafka", kafka_bootstrap).stdout == "all topics were there\n"
+    assert ended("topics", "create", "--kafka", kafka_settings.bootstrap).stdout == "all topics were there\n"
 
 
-def test_a_topic_that_is_there_is_given_the_settings_that_vidflow_needs(kafka_bootstrap: str) -> None:
-    remove_topics(kafka_bootstrap)
-    client = kafka.admin(kafka_bootstrap)
+def test_a_topic_that_is_there_is_given_the_settings_that_vidflow_needs(kafka_settings: KafkaSettings) -> None:
+    remove_topics(kafka_settings)
+    client = kafka.admin(kafka_settings)
     [made] = client.create_topics([NewTopic(DEAD_LETTERS, 1, 1)]).values()
     made.result()
-    end = ended("topics", "create", "--kafka", kafka_bootstrap)
+    end = ended("topics", "create", "--kafka", kafka_settings.bootstrap)
     assert (end.returncode, end.stderr) == (0, "")
     assert_says(
         end.stdout,
         r"set of dead_letters: message.timestamp.type=LogAppendTime \(was CreateTime\), cleanup.policy=compact \(was delete\)",
     )
-    assert ended("topics", "create", "--kafka", kafka_bootstrap).stdout == "all topics were there\n"
+    assert ended("topics", "create", "--kafka", kafka_settings.bootstrap).stdout == "all topics were there\n"
 
 
 def test_video_fps_is_what_a_scenario_has_that_names_no_rate(tmp_path: Path, database_url: str) -> None:
@@ -311,9 +321,9 @@ def test_video_fps_is_what_a_scenario_has_that_names_no_rate(tmp_path: Path, dat
 
 
 @pytest.mark.long
-def test_max_workers_is_how_many_slots_a_runner_has(tmp_path: Path, kafka_bootstrap: str) -> None:
-    kafka.create_topics(kafka_bootstrap)
-    given = {"MAX_WORKERS": "7", "VIDFLOW_KAFKA": kafka_bootstrap}
+def test_max_workers_is_how_many_slots_a_runner_has(tmp_path: Path, kafka_settings: KafkaSettings) -> None:
+    kafka.create_topics(kafka_settings)
+    given = {"MAX_WORKERS": "7", "VIDFLOW_KAFKA": kafka_settings.bootstrap}
     with started(tmp_path, "runner", given=given) as runner:
         runner.until("runner_ready .*slots=7")
         assert runner.end() == 0
@@ -331,7 +341,7 @@ class Servers:
         self.postgres.start()
         migrate(self.postgres.url, print)
         self.kafka.start()
-        kafka.create_topics(self.kafka.bootstrap)
+        kafka.create_topics(self.kafka.settings)
 
     def stop(self) -> None:
         self.kafka.stop()

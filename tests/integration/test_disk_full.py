@@ -16,6 +16,7 @@ from tests.integration.embedded import wait_until
 from vidflow.domain.messages import DEAD_LETTERS
 from vidflow.infra import outbox
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
+from vidflow.infra.kafka_settings import KafkaSettings
 from vidflow.infra.migrations import migrate
 from vidflow.infra.postgres import Connection, connect
 from vidflow.infra.stopping import Stop
@@ -72,17 +73,17 @@ def test_an_api_on_a_full_disk_refuses_new_work_and_reads_on(server: tuple[str, 
 
 
 def test_invariant_8_an_inbox_on_a_full_disk_waits_says_so_once_and_loses_nothing(
-    server: tuple[str, SmallDisk], kafka_bootstrap: str, caplog: pytest.LogCaptureFixture
+    server: tuple[str, SmallDisk], kafka_settings: KafkaSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
     url, disk = server
     caplog.set_level(logging.INFO, "vidflow")
-    remake_topics(kafka_bootstrap)
-    with emptied(url) as tables, running(inbox.run, InboxOptions(database_url=url, kafka=kafka_bootstrap)) as stop:
+    remake_topics(kafka_settings)
+    with emptied(url) as tables, running(inbox.run, InboxOptions(database_url=url, kafka=kafka_settings)) as stop:
         uuid = scenario(tables)
-        send(kafka_bootstrap, *frames(uuid, range(100)))
+        send(kafka_settings, *frames(uuid, range(100)))
         wait_until(lambda: len(stored(tables, uuid)) == 100, "it stores")
         disk.fill()
-        send(kafka_bootstrap, *frames(uuid, range(100, 20_000)))
+        send(kafka_settings, *frames(uuid, range(100, 20_000)))
         wait_until(lambda: "disk_full" in told_of_outages(caplog), "it has noticed")
         before = rollbacks(tables)
         wait_until(lambda: rollbacks(tables) >= before + 5, "it tries again and again")

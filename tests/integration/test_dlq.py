@@ -25,6 +25,7 @@ from tests.integration.programs import ended
 from vidflow.domain.messages import DEAD_LETTERS, RESULTS, DeadLetter, encode
 from vidflow.infra import kafka, results
 from vidflow.infra.dead_letters import Waiting, waiting, why_not
+from vidflow.infra.kafka_settings import KafkaSettings
 from vidflow.infra.postgres import Connection
 from vidflow.roles import dlq, inbox, relay
 from vidflow.settings import InboxOptions, RelayOptions
@@ -34,25 +35,25 @@ NEWER = b'{"type":"frame","made_by":"a newer version"}'
 
 
 @pytest.fixture
-def broker(kafka_bootstrap: str) -> str:
-    remake_topics(kafka_bootstrap)
-    return kafka_bootstrap
+def broker(kafka_settings: KafkaSettings) -> KafkaSettings:
+    remake_topics(kafka_settings)
+    return kafka_settings
 
 
-def delivered(tables: Connection, database_url: str, bootstrap: str) -> None:
+def delivered(tables: Connection, database_url: str, settings: KafkaSettings) -> None:
     """Lets an inbox take all that was sent, and a relay publish what it made of it."""
-    ends = kafka.end_offsets(kafka.admin(bootstrap), RESULTS)
+    ends = kafka.end_offsets(kafka.admin(settings), RESULTS)
     query = "SELECT coalesce(sum(position), 0)::int FROM inbox_partitions"
-    options = {"database_url": database_url, "kafka": bootstrap}
+    options = {"database_url": database_url, "kafka": settings}
     with running(inbox.run, InboxOptions(**options)):
         wait_until(lambda: tables.execute(query).fetchone() == (sum(ends.values()),), "the inbox has taken all")
     with running(relay.run, RelayOptions(**options)):
         wait_until(lambda: unpublished(tables) == 0, "the relay has published all")
 
 
-def put(bootstrap: str, *messages: tuple[str | bytes, bytes | None]) -> None:
+def put(settings: KafkaSettings, *messages: tuple[str | bytes, bytes | None]) -> None:
     """Messages of the dead letters' topic, key and value, by whoever can write there."""
-    producer = kafka.producer(bootstrap, client_id="writes-letters")
+    producer = kafka.producer(settings, client_id="writes-letters")
     kafka.know_topic(producer, DEAD_LETTERS)
     for key, value in messages:
         producer.produce(DEAD_LETTERS, value, key)
@@ -63,14 +64,14 @@ def made(number: int, **more: Any) -> DeadLetter:
     return DeadLetter(RESULTS, 0, number, **{"error": "not a message", "key": b"k", "value": b"v", **more})
 
 
-def letter(bootstrap: str, number: int, **more: Any) -> DeadLetter:
+def letter(settings: KafkaSettings, number: int, **more: Any) -> DeadLetter:
     one = made(number, **more)
-    put(bootstrap, (one.place, encode(one)))
+    put(settings, (one.place, encode(one)))
     return one
 
 
-def places(bootstrap: str) -> list[str]:
-    return [one.place for one in waiting(bootstrap)]
+def places(settings: KafkaSettings) -> list[str]:
+    return [one.place for one in waiting(settings)]
 
 
 def place_of(message: Message) -> str:
@@ -78,7 +79,7 @@ def place_of(message: Message) -> str:
 
 
 def test_what_an_inbox_cannot_take_waits_under_its_place_with_its_key_bytes_and_headers(
-    tables: Connection, database_url: str, broker: str
+    tables: Connection, database_url: str, broker: KafkaSettings
 ) -> None:
     uuid = scenario(tables)
     send(broker, frame(uuid, 0))
@@ -95,7 +96,7 @@ def test_what_an_inbox_cannot_take_waits_under_its_place_with_its_key_bytes_and_
 
 
 def test_a_row_that_postgresql_refuses_keeps_its_headers_too(
-    tables: Connection, database_url: str, broker: str
+    tables: Connection, database_url: str, broker: KafkaSettings
 ) -> None:
     uuid = scenario(tables)
     send(broker, encode(frame(uuid, 0)).replace(b"Z", b"\\u0000"), key=uuid, headers=OF_A_WORKER)
@@ -105,7 +106,7 @@ def test_a_row_that_postgresql_refuses_keeps_its_headers_too(
     assert list(one.letter.headers) == OF_A_WORKER
 
 
-def test_the_topic_is_made_compacted_since_a_letter_waits_for_as_long_as_it_takes(broker: str) -> None:
+def test_the_topic_is_made_compacted_since_a_letter_waits_for_as_long_as_it_takes(broker: KafkaSettings) -> None:
     from confluent_kafka.admin import ConfigResource, ResourceType  # noqa: PLC0415
 
     client = kafka.admin(broker)
@@ -114,14 +115,16 @@ def test_the_topic_is_made_compacted_since_a_letter_waits_for_as_long_as_it_take
     assert settings["cleanup.policy"].value == "compact"
 
 
-def test_a_letter_that_was_written_twice_waits_once(broker: str) -> None:
+def test_a_letter_that_was_written_twice_waits_once(broker: KafkaSettings) -> None:
     """As when a relay died between publishing and marking, or an inbox reads again after a restore."""
     first, other = made(1), made(2)
     put(broker, *[(one.place, encode(one)) for one in (first, other, first)])
     assert places(broker) == [other.place, first.place]
 
 
-def test_a_dropped_letter_waits_no_more_and_the_others_do(broker: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dropped_letter_waits_no_more_and_the_others_do(
+    broker: KafkaSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
     one, other = letter(broker, 1), letter(broker, 2)
     dlq.drop(broker, [one.place], "table", everything=False)
     assert places(broker) == [other.place]
@@ -131,7 +134,7 @@ def test_a_dropped_letter_waits_no_more_and_the_others_do(broker: str, capsys: p
 
 
 def test_a_replayed_message_is_the_original_with_its_key_and_headers(
-    broker: str, capsys: pytest.CaptureFixture[str]
+    broker: KafkaSettings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     uuid = "01999999-0000-7000-8000-000000000000"
     send(broker, b"\x00\xff", key=uuid, headers=[(kafka.KIND, b"frame"), ("empty", None)])
@@ -146,19 +149,19 @@ def test_a_replayed_message_is_the_original_with_its_key_and_headers(
     assert places(broker) == []
 
 
-def test_a_letter_is_dropped_only_once_its_message_was_taken(broker: str) -> None:
+def test_a_letter_is_dropped_only_once_its_message_was_taken(broker: KafkaSettings) -> None:
     """Its topic is gone: the letter waits as before."""
     one = letter(broker, 1)
     client = kafka.admin(broker)
     client.delete_topics([RESULTS])[RESULTS].result()
     wait_until(lambda: RESULTS not in client.list_topics(timeout=10).topics, "the topic is gone")
-    end = ended("dlq", "replay", one.place, "--kafka", broker)
+    end = ended("dlq", "replay", one.place, "--kafka", broker.bootstrap)
     assert end.returncode == 4, end.stderr
     assert len(end.stderr.splitlines()) == 1
     assert places(broker) == [one.place]
 
 
-def test_many_letters_are_replayed_at_once(broker: str) -> None:
+def test_many_letters_are_replayed_at_once(broker: KafkaSettings) -> None:
     letters = [made(number, key=str(number).encode(), value=str(number).encode()) for number in range(500)]
     put(broker, *[(one.place, encode(one)) for one in letters])
     dlq.replay(broker, [], "table", everything=True)
@@ -166,7 +169,7 @@ def test_many_letters_are_replayed_at_once(broker: str) -> None:
     assert sorted(int(message.value()) for message in log_of(broker, RESULTS)) == list(range(500))
 
 
-def test_what_cannot_be_replayed_stays_and_is_told_and_the_others_are_replayed(broker: str) -> None:
+def test_what_cannot_be_replayed_stays_and_is_told_and_the_others_are_replayed(broker: KafkaSettings) -> None:
     cut = letter(broker, 1, cut=True)
     letter(broker, 2)
     foreign = DeadLetter("to_deploy.default", 0, 3, "?", b"k", b"{}")
@@ -180,7 +183,7 @@ def test_what_cannot_be_replayed_stays_and_is_told_and_the_others_are_replayed(b
     assert places(broker) == [cut.place]
 
 
-def test_why_a_letter_cannot_be_sent_again_is_known_beforehand(broker: str) -> None:
+def test_why_a_letter_cannot_be_sent_again_is_known_beforehand(broker: KafkaSettings) -> None:
     letter(broker, 1)
     [one] = waiting(broker)
     assert why_not(one) is None
@@ -191,7 +194,7 @@ class TestAfterAReplay:
     """What becomes of the scenario whose frame was a dead letter."""
 
     @pytest.fixture
-    def lost(self, tables: Connection, database_url: str, broker: str) -> tuple[str, str]:
+    def lost(self, tables: Connection, database_url: str, broker: KafkaSettings) -> tuple[str, str]:
         """A scenario of which frame 1 of epoch 1 is a dead letter, and the letter's place."""
         uuid = scenario(tables)
         picky = (
@@ -208,7 +211,7 @@ class TestAfterAReplay:
         return uuid, place
 
     def test_a_frame_that_nobody_has_redone_yet_is_stored(
-        self, tables: Connection, database_url: str, broker: str, lost: tuple[str, str]
+        self, tables: Connection, database_url: str, broker: KafkaSettings, lost: tuple[str, str]
     ) -> None:
         uuid, place = lost
         dlq.replay(broker, [place], "table", everything=False)
@@ -216,7 +219,7 @@ class TestAfterAReplay:
         assert stored(tables, uuid) == [0, 1]
 
     def test_invariant_5_one_that_was_redone_by_a_later_epoch_changes_nothing(
-        self, tables: Connection, database_url: str, broker: str, lost: tuple[str, str]
+        self, tables: Connection, database_url: str, broker: KafkaSettings, lost: tuple[str, str]
     ) -> None:
         uuid, place = lost
         tables.execute("UPDATE scenario_progress SET epoch = 2 WHERE scenario_uuid = %s", (uuid,))
@@ -231,7 +234,7 @@ class TestAfterAReplay:
         assert [row[2] for row in before] == [1, 2, 2, 2]
 
     def test_invariant_6_one_of_a_scenario_that_is_closed_changes_nothing(
-        self, tables: Connection, database_url: str, broker: str, lost: tuple[str, str]
+        self, tables: Connection, database_url: str, broker: KafkaSettings, lost: tuple[str, str]
     ) -> None:
         uuid, place = lost
         tables.execute("UPDATE scenario_progress SET closed = true WHERE scenario_uuid = %s", (uuid,))
@@ -240,7 +243,7 @@ class TestAfterAReplay:
         assert stored(tables, uuid) == [0]
 
     def test_one_that_still_cannot_be_taken_waits_again_at_its_new_place(
-        self, tables: Connection, database_url: str, broker: str
+        self, tables: Connection, database_url: str, broker: KafkaSettings
     ) -> None:
         uuid = scenario(tables)
         send(broker, NEWER, key=uuid, headers=OF_A_WORKER)
@@ -254,25 +257,27 @@ class TestAfterAReplay:
 class TestCommandLine:
     """What people read, and what programs read."""
 
-    def test_the_list_is_a_line_a_letter_for_people_and_an_array_for_programs(self, broker: str) -> None:
+    def test_the_list_is_a_line_a_letter_for_people_and_an_array_for_programs(self, broker: KafkaSettings) -> None:
         one, other = letter(broker, 1), letter(broker, 2, error=f"odd {ESCAPE}\nwords", value=None)
-        end = ended("dlq", "list", "--kafka", broker)
+        end = ended("dlq", "list", "--kafka", broker.bootstrap)
         assert (end.returncode, end.stderr) == (0, "")
         heading, *lines = end.stdout.splitlines()
         assert heading.split() == ["PLACE", "SINCE", "KEY", "BYTES", "ERROR"]
         assert [line.split()[0] for line in lines] == [one.place, other.place]
         assert ESCAPE not in end.stdout
-        told = json.loads(ended("dlq", "list", "--output", "json", "--kafka", broker).stdout)
+        told = json.loads(ended("dlq", "list", "--output", "json", "--kafka", broker.bootstrap).stdout)
         assert [(item["place"], item["key"], item["bytes"], item["replayable"]) for item in told] == [
             (one.place, "k", 1, True),
             (other.place, "k", 0, True),
         ]
         assert told[1]["error"] == other.error
 
-    def test_a_letter_is_shown_with_its_headers_and_no_more_of_a_long_payload_than_one_reads(self, broker: str) -> None:
+    def test_a_letter_is_shown_with_its_headers_and_no_more_of_a_long_payload_than_one_reads(
+        self, broker: KafkaSettings
+    ) -> None:
         headers = ((kafka.KIND, b"frame"), ("odd", b"\x00" + ESCAPE.encode()))
         one = letter(broker, 1, value=f"{ESCAPE}{{}}\n".encode() + b"x" * 100_000, headers=headers)
-        end = ended("dlq", "show", one.place, "--kafka", broker)
+        end = ended("dlq", "show", one.place, "--kafka", broker.bootstrap)
         assert (end.returncode, end.stderr) == (0, "")
         assert "error    not a message" in end.stdout
         assert f"header   {kafka.KIND}: frame" in end.stdout
@@ -280,41 +285,41 @@ class TestCommandLine:
         assert ESCAPE not in end.stdout
         assert len(end.stdout) < 3000
         assert "(100008 bytes in all: --output json has them)" in end.stdout
-        told = json.loads(ended("dlq", "show", one.place, "--output", "json", "--kafka", broker).stdout)
+        told = json.loads(ended("dlq", "show", one.place, "--output", "json", "--kafka", broker.bootstrap).stdout)
         assert told["text"].encode() == one.value
         assert told["headers"][0] == [kafka.KIND, "ZnJhbWU="]
 
-    def test_no_letter_is_a_word_for_people_and_an_empty_array_for_programs(self, broker: str) -> None:
-        end = ended("dlq", "list", "--kafka", broker)
+    def test_no_letter_is_a_word_for_people_and_an_empty_array_for_programs(self, broker: KafkaSettings) -> None:
+        end = ended("dlq", "list", "--kafka", broker.bootstrap)
         assert (end.returncode, end.stdout, end.stderr) == (0, "", "no dead letter waits\n")
         for command in (["list"], ["drop", "--all"], ["replay", "--all"]):
-            end = ended("dlq", *command, "--output", "json", "--kafka", broker)
+            end = ended("dlq", *command, "--output", "json", "--kafka", broker.bootstrap)
             assert (end.returncode, end.stdout, end.stderr) == (0, "[]\n", "")
 
-    def test_a_place_at_which_none_waits_is_told_and_no_other_is_touched(self, broker: str) -> None:
+    def test_a_place_at_which_none_waits_is_told_and_no_other_is_touched(self, broker: KafkaSettings) -> None:
         one = letter(broker, 1)
         for command in ("show", "drop", "replay"):
             more = [] if command == "show" else [one.place]
-            end = ended("dlq", command, *more, f"{RESULTS}/9/9", "--kafka", broker)
+            end = ended("dlq", command, *more, f"{RESULTS}/9/9", "--kafka", broker.bootstrap)
             assert end.returncode == 2
             assert end.stderr == f"vidflow: no dead letter waits at {RESULTS}/9/9; those that do: vidflow dlq list\n"
         assert places(broker) == [one.place]
 
     @pytest.mark.parametrize("command", [["drop"], ["replay"], ["drop", "--all", "a/0/0"]])
-    def test_what_is_to_be_dealt_with_must_be_said(self, broker: str, command: list[str]) -> None:
+    def test_what_is_to_be_dealt_with_must_be_said(self, broker: KafkaSettings, command: list[str]) -> None:
         one = letter(broker, 1)
-        end = ended("dlq", *command, "--kafka", broker)
+        end = ended("dlq", *command, "--kafka", broker.bootstrap)
         assert end.returncode == 2
         assert end.stderr == (
             "vidflow: name the dead letters by their places (vidflow dlq list), or give --all for all of them\n"
         )
         assert places(broker) == [one.place]
 
-    def test_a_missing_topic_is_said_with_what_to_type(self, broker: str) -> None:
+    def test_a_missing_topic_is_said_with_what_to_type(self, broker: KafkaSettings) -> None:
         client = kafka.admin(broker)
         client.delete_topics([DEAD_LETTERS])[DEAD_LETTERS].result()
         wait_until(lambda: DEAD_LETTERS not in client.list_topics(timeout=10).topics, "the topic is gone")
-        end = ended("dlq", "list", "--kafka", broker)
+        end = ended("dlq", "list", "--kafka", broker.bootstrap)
         assert end.returncode == 4
         assert [line.endswith("make the topics with: vidflow topics create") for line in end.stderr.splitlines()] == [
             True

@@ -14,6 +14,7 @@ from vidflow.domain.errors import SetupError
 from vidflow.infra.embedded.kafka import EmbeddedKafka
 from vidflow.infra.embedded.process import listens
 from vidflow.infra.kafka import admin, consumer, producer
+from vidflow.infra.kafka_settings import KafkaSettings
 from vidflow.infra.stopping import Stop
 from vidflow.settings import environment
 
@@ -24,21 +25,21 @@ def broker(folder: Path) -> EmbeddedKafka:
     return EmbeddedKafka(folder, say=print, stop=Stop(), cache=environment("VIDFLOW_CACHE_DIR"))
 
 
-def make_topic(bootstrap: str) -> None:
-    client = admin(bootstrap)
+def make_topic(settings: KafkaSettings) -> None:
+    client = admin(settings)
     client.create_topics([NewTopic(TOPIC, 1, 1)])[TOPIC].result(10)
 
 
-def send(bootstrap: str, value: bytes) -> None:
-    sender: Producer = producer(bootstrap, client_id="test")
+def send(settings: KafkaSettings, value: bytes) -> None:
+    sender: Producer = producer(settings, client_id="test")
     errors: list[object] = []
     sender.produce(TOPIC, value, on_delivery=lambda error, _: errors.append(error))
     assert sender.flush(20) == 0
     assert errors == [None]
 
 
-def first_message(bootstrap: str) -> bytes | None:
-    reader: Consumer = consumer(bootstrap, client_id="test")
+def first_message(settings: KafkaSettings) -> bytes | None:
+    reader: Consumer = consumer(settings, client_id="test")
     try:
         reader.assign([TopicPartition(TOPIC, 0, 0)])
         message = reader.poll(20)
@@ -53,9 +54,9 @@ def first_message(bootstrap: str) -> bytes | None:
 @pytest.mark.long
 def test_data_and_ports_stay_over_a_stop_a_start_and_a_kill(tmp_path: Path) -> None:
     kafka = broker(tmp_path).start()
-    bootstrap = kafka.bootstrap
-    make_topic(bootstrap)
-    send(bootstrap, b"hello")
+    settings = kafka.settings
+    make_topic(settings)
+    send(settings, b"hello")
     kafka.stop()
     assert kafka.process is not None
     assert kafka.process.returncode == 128 + signal.SIGTERM
@@ -63,21 +64,21 @@ def test_data_and_ports_stay_over_a_stop_a_start_and_a_kill(tmp_path: Path) -> N
 
     again = broker(tmp_path).start()
     try:
-        assert again.bootstrap == bootstrap
-        assert first_message(bootstrap) == b"hello"
+        assert again.settings == settings
+        assert first_message(settings) == b"hello"
 
         assert again.process is not None
         again.process.kill()
         again.process.wait()
         assert not again.alive()
         again.start()
-        assert first_message(bootstrap) == b"hello"
+        assert first_message(settings) == b"hello"
     finally:
         again.stop()
 
 
-def test_a_topic_is_made_by_nobody_but_its_owner(kafka_bootstrap: str) -> None:
-    client = admin(kafka_bootstrap)
+def test_a_topic_is_made_by_nobody_but_its_owner(kafka_settings: KafkaSettings) -> None:
+    client = admin(kafka_settings)
     client.list_topics("nobody_made_this", timeout=10)
     assert "nobody_made_this" not in client.list_topics(timeout=10).topics
 

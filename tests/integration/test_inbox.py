@@ -47,6 +47,7 @@ from vidflow.domain.messages import (
 from vidflow.domain.progress import Progress, whole
 from vidflow.infra import inbox_partitions, kafka, outbox, results
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
+from vidflow.infra.kafka_settings import KafkaSettings
 from vidflow.infra.migrations import migrate
 from vidflow.infra.postgres import Connection, connect
 from vidflow.infra.stopping import Stop
@@ -56,9 +57,9 @@ from vidflow.settings import InboxOptions
 
 
 @pytest.fixture
-def options(database_url: str, kafka_bootstrap: str) -> InboxOptions:
-    remake_topics(kafka_bootstrap)
-    return InboxOptions(database_url=database_url, kafka=kafka_bootstrap)
+def options(database_url: str, kafka_settings: KafkaSettings) -> InboxOptions:
+    remake_topics(kafka_settings)
+    return InboxOptions(database_url=database_url, kafka=kafka_settings)
 
 
 def progress(tables: Connection, scenario_uuid: str) -> Progress:
@@ -69,18 +70,18 @@ def now_s(tables: Connection) -> float:
     return inbox_partitions.database_time(tables).timestamp()
 
 
-def caught_up_past(tables: Connection, bootstrap: str, moment_s: float) -> bool:
+def caught_up_past(tables: Connection, settings: KafkaSettings, moment_s: float) -> bool:
     """What the leader asks before it takes a scenario from its runner."""
-    client = kafka.admin(bootstrap)
+    client = kafka.admin(settings)
     topic = (kafka.topic_id(client, RESULTS), kafka.partitions(client, RESULTS))
     caught_up_s = inbox_partitions.caught_up_s(tables, RESULTS, *topic)
     return caught_up_s is not None and caught_up_s >= moment_s
 
 
-def await_caught_up(tables: Connection, bootstrap: str) -> None:
+def await_caught_up(tables: Connection, settings: KafkaSettings) -> None:
     """All that was sent until now is dealt with."""
     moment_s = now_s(tables)
-    wait_until(lambda: caught_up_past(tables, bootstrap, moment_s), "the inbox has caught up")
+    wait_until(lambda: caught_up_past(tables, settings, moment_s), "the inbox has caught up")
 
 
 @contextmanager
@@ -531,19 +532,19 @@ def test_a_lost_connection_to_the_database_loses_nothing(tables: Connection, opt
 
 @pytest.mark.fault
 def test_invariant_8_a_database_that_is_away_pauses_it_and_it_goes_on_where_it_was(
-    tmp_path: Path, kafka_bootstrap: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, kafka_settings: KafkaSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Under load, and for longer than a session of its group lasts: it stays in the group, and nothing becomes a dead letter."""
     caplog.set_level(logging.INFO, "vidflow")
-    remake_topics(kafka_bootstrap)
+    remake_topics(kafka_settings)
     server = EmbeddedPostgres(tmp_path, say=print, stop=Stop())
     url = server.start().url
     try:
         migrate(url, print)
-        options = InboxOptions(database_url=url, kafka=kafka_bootstrap)
+        options = InboxOptions(database_url=url, kafka=kafka_settings)
         with connect(url, name="test") as tables:
             uuids = [scenario(tables) for _ in range(4)]
-            with inbox(tables, options) as stop, sending(kafka_bootstrap, uuids) as sent:
+            with inbox(tables, options) as stop, sending(kafka_settings, uuids) as sent:
                 wait_until(lambda: stored(tables, uuids[0]) != [], "it stores")
                 server.stop()
                 behind = sent[0] + 1000
@@ -554,9 +555,9 @@ def test_invariant_8_a_database_that_is_away_pauses_it_and_it_goes_on_where_it_w
                 assert server.start().url == url
                 with connect(url, name="test again") as tables_again:
                     wait_until(lambda: len(stored(tables_again, uuids[0])) * len(uuids) > behind, "it goes on")
-                    members = group_members(kafka_bootstrap)
+                    members = group_members(kafka_settings)
         with connect(url, name="test at last") as tables, inbox(tables, options):
-            await_caught_up(tables, kafka_bootstrap)
+            await_caught_up(tables, kafka_settings)
             assert [stored(tables, uuid) for uuid in uuids] == [list(range(sent[0] // 4))] * 4
             assert {progress(tables, uuid).hole_epoch for uuid in uuids} == {None}
             assert dead_letters(tables) == []
@@ -571,10 +572,10 @@ GROUP_SESSION_S = 3.5
 
 
 @contextmanager
-def sending(bootstrap: str, uuids: list[str]) -> Iterator[list[int]]:
+def sending(settings: KafkaSettings, uuids: list[str]) -> Iterator[list[int]]:
     """Workers that send frame after frame of each scenario, about 1,000 a second, until the block ends; how many were sent."""
     sent, done = [0], threading.Event()
-    producer = kafka.producer(bootstrap, client_id="workers-under-test")
+    producer = kafka.producer(settings, client_id="workers-under-test")
     kafka.know_topic(producer, RESULTS)
 
     def send_on() -> None:
@@ -595,8 +596,8 @@ def sending(bootstrap: str, uuids: list[str]) -> Iterator[list[int]]:
         assert producer.flush(10) == 0
 
 
-def group_members(bootstrap: str) -> int:
-    client = kafka.admin(bootstrap)
+def group_members(settings: KafkaSettings) -> int:
+    client = kafka.admin(settings)
     return len(client.describe_consumer_groups([GROUP])[GROUP].result(10).members)
 
 

@@ -11,6 +11,7 @@ from tests.integration.embedded import wait_until
 
 from vidflow.domain.messages import Parameters
 from vidflow.infra import scenarios
+from vidflow.infra.kafka_settings import KafkaSettings
 from vidflow.infra.postgres import Connection
 from vidflow.roles.orchestrator import run
 from vidflow.settings import OrchestratorOptions
@@ -32,10 +33,10 @@ def is_at_work(tables: Connection, term: int) -> bool:
 
 @pytest.mark.fault
 def test_invariant_7_a_leader_that_lost_its_connection_leads_again_while_its_lease_is_renewed(
-    tables: Connection, database_url: str, kafka_bootstrap: str
+    tables: Connection, database_url: str, kafka_settings: KafkaSettings
 ) -> None:
-    remake_topics(kafka_bootstrap)
-    with running(run, OrchestratorOptions(database_url=database_url, kafka=kafka_bootstrap)):
+    remake_topics(kafka_settings)
+    with running(run, OrchestratorOptions(database_url=database_url, kafka=kafka_settings)):
         wait_until(lambda: is_at_work(tables, 1), "it leads")
         cut_off(tables, "vidflow leader reads")
         wait_until(lambda: is_at_work(tables, 2), "it leads again")
@@ -43,11 +44,11 @@ def test_invariant_7_a_leader_that_lost_its_connection_leads_again_while_its_lea
 
 @pytest.mark.fault
 def test_a_leader_that_can_write_nothing_on_a_full_disk_leads_on_and_says_so_once(
-    tables: Connection, database_url: str, kafka_bootstrap: str, caplog: pytest.LogCaptureFixture
+    tables: Connection, database_url: str, kafka_settings: KafkaSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "vidflow")
-    remake_topics(kafka_bootstrap)
-    with running(run, OrchestratorOptions(database_url=database_url, kafka=kafka_bootstrap)):
+    remake_topics(kafka_settings)
+    with running(run, OrchestratorOptions(database_url=database_url, kafka=kafka_settings)):
         wait_until(lambda: is_at_work(tables, 1), "it leads")
         uuid = scenarios.insert(tables, NEW).scenario_uuid
         with nothing_stored(tables, "scenario_history", "INSERT"):

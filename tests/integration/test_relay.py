@@ -25,6 +25,7 @@ from tests.integration.embedded import wait_until
 
 from vidflow.infra import kafka, outbox
 from vidflow.infra.embedded.kafka import EmbeddedKafka
+from vidflow.infra.kafka_settings import KafkaSettings
 from vidflow.infra.postgres import Connection, connect
 from vidflow.infra.publisher import Answers, Publisher, add_answers
 from vidflow.infra.shares import kept
@@ -38,13 +39,13 @@ FULL_S = 3.0
 
 
 @pytest.fixture
-def topics(kafka_bootstrap: str) -> str:
-    remake_topics(kafka_bootstrap)
-    return kafka_bootstrap
+def topics(kafka_settings: KafkaSettings) -> KafkaSettings:
+    remake_topics(kafka_settings)
+    return kafka_settings
 
 
 @pytest.fixture
-def options(database_url: str, topics: str) -> RelayOptions:
+def options(database_url: str, topics: KafkaSettings) -> RelayOptions:
     return RelayOptions(database_url=database_url, kafka=topics)
 
 
@@ -317,8 +318,8 @@ def test_rows_wait_while_kafka_is_away_and_are_published_in_order_when_it_is_bac
 ) -> None:
     broker = EmbeddedKafka(tmp_path, say=print, stop=Stop(), cache=environment("VIDFLOW_CACHE_DIR")).start()
     try:
-        kafka.create_topics(broker.bootstrap)
-        with running(run, RelayOptions(database_url=database_url, kafka=broker.bootstrap)):
+        kafka.create_topics(broker.settings)
+        with running(run, RelayOptions(database_url=database_url, kafka=broker.settings)):
             written(tables, keys=3, each=10)
             wait_until(lambda: unpublished(tables) == 0, "the first rows are published")
             assert broker.process is not None
@@ -330,6 +331,6 @@ def test_rows_wait_while_kafka_is_away_and_are_published_in_order_when_it_is_bac
             assert unpublished(tables) == 10
             broker.start()
             wait_until(lambda: unpublished(tables) == 0, "the rest is published")
-        assert last_of_each(by_key(log_of(broker.bootstrap, COMMANDS))["key-0"]) == list(range(20))
+        assert last_of_each(by_key(log_of(broker.settings, COMMANDS))["key-0"]) == list(range(20))
     finally:
         broker.stop()

@@ -19,6 +19,7 @@ from tests.integration.processes import is_alive
 from tests.integration.runners import RunnerProcess, Stage, deploy, new_uuid, runner
 
 from vidflow.domain.messages import EndReason, Forget, Ping, StopWork, Waiting, commands_topic
+from vidflow.infra.kafka_settings import KafkaSettings
 
 pytestmark = pytest.mark.long  # each test starts a runner of its own
 
@@ -45,17 +46,22 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def stage(kafka_bootstrap: str) -> Iterator[Stage]:
-    stage = Stage(kafka_bootstrap)
+def stage(kafka_settings: KafkaSettings) -> Iterator[Stage]:
+    stage = Stage(kafka_settings)
     yield stage
     stage.close()
 
 
 @pytest.fixture(scope="module")
-def keeper(kafka_bootstrap: str, folder: Path, environment: dict[str, str], stage: Stage) -> Iterator[RunnerProcess]:  # noqa: ARG001
+def keeper(
+    kafka_settings: KafkaSettings,
+    folder: Path,
+    environment: dict[str, str],
+    stage: Stage,  # noqa: ARG001
+) -> Iterator[RunnerProcess]:
     """A runner with two slots and short deadlines, for tests that leave it as they found it."""
     limits = ["--inference-deadline-s", "4", "--worker-memory-bytes", "1200000000"]
-    with runner(kafka_bootstrap, folder, "--any-file", *limits, environment=environment) as process:
+    with runner(kafka_settings, folder, "--any-file", *limits, environment=environment) as process:
         yield process
 
 
@@ -65,9 +71,14 @@ def name(keeper: RunnerProcess, stage: Stage) -> str:
 
 
 @pytest.fixture
-def another(kafka_bootstrap: str, folder: Path, environment: dict[str, str], stage: Stage) -> Iterator[RunnerProcess]:  # noqa: ARG001
+def another(
+    kafka_settings: KafkaSettings,
+    folder: Path,
+    environment: dict[str, str],
+    stage: Stage,  # noqa: ARG001
+) -> Iterator[RunnerProcess]:
     """A runner of the test's own."""
-    with runner(kafka_bootstrap, folder, "--any-file", environment=environment) as process:
+    with runner(kafka_settings, folder, "--any-file", environment=environment) as process:
         yield process
 
 
@@ -134,10 +145,10 @@ def test_what_is_for_others_is_passed_by(stage: Stage, name: str, clip: Path) ->
 
 
 def test_a_message_with_a_header_whose_name_is_no_text_is_passed_by(
-    stage: Stage, keeper: RunnerProcess, name: str, kafka_bootstrap: str
+    stage: Stage, keeper: RunnerProcess, name: str, kafka_settings: KafkaSettings
 ) -> None:
     before = taken(stage, name)
-    send_with_header(kafka_bootstrap, commands_topic("default"), b"noise", name=b"\xff\xfe", count=50)
+    send_with_header(kafka_settings, commands_topic("default"), b"noise", name=b"\xff\xfe", count=50)
     stage.command(name, Ping(name))
     stage.until(lambda: taken(stage, name) == before + 1, "it hears on, and counts its own alone")
     assert keeper.process.poll() is None
@@ -273,18 +284,18 @@ def test_a_draining_runner_that_has_nothing_leaves_at_once(stage: Stage, another
 
 
 def test_a_draining_runner_leaves_after_its_grace(
-    kafka_bootstrap: str, folder: Path, environment: dict[str, str], stage: Stage, endless: Path
+    kafka_settings: KafkaSettings, folder: Path, environment: dict[str, str], stage: Stage, endless: Path
 ) -> None:
-    with runner(kafka_bootstrap, folder, "--any-file", "--grace-s", "1", environment=environment) as process:
+    with runner(kafka_settings, folder, "--any-file", "--grace-s", "1", environment=environment) as process:
         busy(stage, process.id_on(stage), endless)
         process.process.send_signal(signal.SIGTERM)
         assert process.process.wait(15) == 0
 
 
 def test_a_worker_that_stands_still_while_it_drains_is_handed_over_all_the_same(
-    kafka_bootstrap: str, folder: Path, environment: dict[str, str], stage: Stage, endless: Path
+    kafka_settings: KafkaSettings, folder: Path, environment: dict[str, str], stage: Stage, endless: Path
 ) -> None:
-    with runner(kafka_bootstrap, folder, "--any-file", "--grace-s", "2", environment=environment) as process:
+    with runner(kafka_settings, folder, "--any-file", "--grace-s", "2", environment=environment) as process:
         name = process.id_on(stage)
         uuid = busy(stage, name, endless)
         [worker] = process.workers()
@@ -309,10 +320,10 @@ def test_a_signal_to_the_whole_group_lets_the_workers_hand_over(
 
 
 def test_a_runner_killed_right_after_it_started_a_worker_leaves_none_behind(
-    kafka_bootstrap: str, folder: Path, environment: dict[str, str], stage: Stage, endless: Path
+    kafka_settings: KafkaSettings, folder: Path, environment: dict[str, str], stage: Stage, endless: Path
 ) -> None:
     crash = "runner.after_launch"
-    with runner(kafka_bootstrap, folder, "--any-file", environment=environment, crash_at=crash) as process:
+    with runner(kafka_settings, folder, "--any-file", environment=environment, crash_at=crash) as process:
         uuid = new_uuid()
         stage.command(process.id_on(stage), deploy(uuid, endless, "patient"))
         assert process.process.wait(20) == -signal.SIGKILL
@@ -323,9 +334,9 @@ def test_a_runner_killed_right_after_it_started_a_worker_leaves_none_behind(
 @pytest.mark.fault
 @pytest.mark.parametrize("place", ["worker.before_frame", "worker.after_frame:3", "worker.before_end"])
 def test_a_crash_point_of_a_worker_kills_it_once(
-    kafka_bootstrap: str, folder: Path, stage: Stage, clip: Path, place: str
+    kafka_settings: KafkaSettings, folder: Path, stage: Stage, clip: Path, place: str
 ) -> None:
-    with runner(kafka_bootstrap, folder, "--any-file", crash_at=place) as process:
+    with runner(kafka_settings, folder, "--any-file", crash_at=place) as process:
         name, uuid = process.id_on(stage), new_uuid()
         stage.command(name, deploy(uuid, clip))
         assert stage.ended(name, uuid).reason is EndReason.CRASHED

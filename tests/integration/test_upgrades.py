@@ -19,6 +19,7 @@ from tests.integration.embedded import wait_until
 
 from vidflow.domain.messages import INIT_SCENARIO
 from vidflow.infra import migrations, retention
+from vidflow.infra.kafka_settings import KafkaSettings
 from vidflow.infra.postgres import connect
 from vidflow.roles.inbox import run
 from vidflow.settings import ApiOptions, InboxOptions
@@ -46,9 +47,9 @@ def first_url(postgres_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 class Load:
     """Scenarios are born, and results of one arrive, as fast as they are taken."""
 
-    def __init__(self, client: httpx.Client, bootstrap: str, scenario_uuid: str) -> None:
+    def __init__(self, client: httpx.Client, settings: KafkaSettings, scenario_uuid: str) -> None:
         self._client = client
-        self._bootstrap = bootstrap
+        self._settings = settings
         self._uuid = scenario_uuid
         self._stop = threading.Event()
         self.born: list[str] = []
@@ -64,7 +65,7 @@ class Load:
 
     def work(self) -> None:
         while not self._stop.is_set():
-            send(self._bootstrap, *frames(self._uuid, range(self.sent, self.sent + BATCH), epoch=5))
+            send(self._settings, *frames(self._uuid, range(self.sent, self.sent + BATCH), epoch=5))
             self.sent += BATCH
 
     def end(self) -> None:
@@ -72,10 +73,10 @@ class Load:
 
 
 def test_from_the_first_schema_to_todays_under_a_writing_load(
-    first_url: str, kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
+    first_url: str, kafka_settings: KafkaSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remake_topics(kafka_bootstrap)
-    options = InboxOptions(database_url=first_url, kafka=kafka_bootstrap)
+    remake_topics(kafka_settings)
+    options = InboxOptions(database_url=first_url, kafka=kafka_settings)
     with (
         ready(ApiOptions(database_url=first_url)) as client,
         running(run, options),
@@ -84,7 +85,7 @@ def test_from_the_first_schema_to_todays_under_a_writing_load(
     ):
         scenario_uuid = str(init(client)["scenario_uuid"])
         deploy(first_url, scenario_uuid)
-        load = Load(client, kafka_bootstrap, scenario_uuid)
+        load = Load(client, kafka_settings, scenario_uuid)
         loads: list[Future[None]] = [pool.submit(load.ask), pool.submit(load.work)]
         try:
             wait_until(lambda: len(stored(tables, scenario_uuid)) > BATCH, "results are stored")

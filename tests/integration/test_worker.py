@@ -15,6 +15,7 @@ from tests.integration.runners import RunnerProcess, Stage, deploy, new_uuid, re
 
 from vidflow.domain.messages import EndReason, Entry, Frame, GapReason, Opened, Parameters, Resume, StopWork, Waiting
 from vidflow.domain.scenario import Skip
+from vidflow.infra.kafka_settings import KafkaSettings
 
 
 @pytest.fixture(scope="module")
@@ -39,21 +40,21 @@ def clip(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def free(kafka_bootstrap: str, folder: Path) -> Iterator[RunnerProcess]:
+def free(kafka_settings: KafkaSettings, folder: Path) -> Iterator[RunnerProcess]:
     """A runner that may read any file and has the odd models; and the shared ones, where they are."""
     shared = Path(__file__).parents[3] / "shared" / "models"
     models = ["--models-dir", str(shared)] if shared.is_dir() else []
-    Stage(kafka_bootstrap).close()
+    Stage(kafka_settings).close()
     environment = odd_models.install(folder)
     with runner(
-        kafka_bootstrap, folder, "--any-file", "--max-workers", "4", *models, environment=environment
+        kafka_settings, folder, "--any-file", "--max-workers", "4", *models, environment=environment
     ) as process:
         yield process
 
 
 @pytest.fixture(scope="module")
-def stage(kafka_bootstrap: str) -> Iterator[Stage]:
-    stage = Stage(kafka_bootstrap)
+def stage(kafka_settings: KafkaSettings) -> Iterator[Stage]:
+    stage = Stage(kafka_settings)
     yield stage
     stage.close()
 
@@ -305,9 +306,9 @@ def test_a_crash_in_native_code_tells_the_signal_and_where(stage: Stage, name: s
 
 
 @pytest.fixture(scope="module")
-def confined(kafka_bootstrap: str, folder: Path, media: Path, stage: Stage) -> Iterator[str]:
+def confined(kafka_settings: KafkaSettings, folder: Path, media: Path, stage: Stage) -> Iterator[str]:
     """The name of a runner that may read the media root and nothing else."""
-    with runner(kafka_bootstrap, folder, "--media-root", str(media)) as process:
+    with runner(kafka_settings, folder, "--media-root", str(media)) as process:
         yield process.id_on(stage)
 
 

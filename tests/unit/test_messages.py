@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidflow.domain.detections import Detection
-from vidflow.domain.errors import ErrorInfo, MessageError, SourceError, info_of
+from vidflow.domain.errors import ErrorInfo, MessageError, ParameterError, SourceError, info_of
 from vidflow.domain.messages import (
     MAX_FRAME,
     DeadLetter,
@@ -37,6 +37,7 @@ from vidflow.domain.messages import (
     Start,
     StopWork,
     Waiting,
+    check_pool,
     commands_topic,
     decode_command,
     decode_init_scenario,
@@ -304,3 +305,18 @@ def test_any_value_in_any_field_is_read_or_refused_and_nothing_else(
 
 def test_a_pools_topic_is_named_after_it() -> None:
     assert commands_topic("gpu") == "to_deploy.gpu"
+
+
+@pytest.mark.parametrize("name", ["default", "gpu", "A.b_c-1", "0", "x" * 200])
+def test_a_pool_name_that_a_topic_may_have_is_taken(name: str) -> None:
+    check_pool(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["", " ", "a b", "gpu\n", "\ngpu", "größe", "a/b", "x" * 201, "x" * 10_000, "a\0", "٣", "a,b"]
+)
+def test_a_pool_name_that_no_topic_may_have_is_refused(name: str) -> None:
+    with pytest.raises(ParameterError, match=r"^Invalid pool name .*letters") as refused:
+        check_pool(name)
+    assert "\n" not in refused.value.message
+    assert len(refused.value.message) < 400

@@ -6,7 +6,8 @@ import pytest
 from confluent_kafka import KafkaError
 
 from vidflow.domain.errors import SetupError, Unavailable
-from vidflow.infra.kafka import _Watch
+from vidflow.infra.kafka.clients import _Watch
+from vidflow.infra.kafka_settings import KafkaSettings
 from vidflow.infra.outage import TOPIC_MISSING, Outage, in_one_line, kafka_outage, require_kafka, require_postgres
 
 GONE = ConnectionError("connection refused\n\tis the server running?")
@@ -79,13 +80,13 @@ def test_what_is_no_url_of_a_database_is_refused_without_being_repeated(url: str
 
 def test_no_kafka_is_refused_with_what_to_set() -> None:
     with pytest.raises(SetupError, match=r"VIDFLOW_KAFKA.*vidflow dev"):
-        require_kafka("")
+        require_kafka(KafkaSettings())
 
 
 def test_brokers_that_only_one_look_of_a_client_finds_down_are_not_said_to_be_away(
     said: pytest.LogCaptureFixture,
 ) -> None:
-    watch = _Watch("a client", "localhost:9092")
+    watch = _Watch("a client", KafkaSettings("localhost:9092"))
     watch.on_error(KafkaError(KafkaError._ALL_BROKERS_DOWN))
     watch.on_statistics(CONNECTING)
     watch.on_statistics(UP)

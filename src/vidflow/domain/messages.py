@@ -7,13 +7,14 @@ a NUL, which PostgreSQL cannot store.
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Annotated, Final, TypeVar
 
 import msgspec
 
 from vidflow.domain.detections import Detection
-from vidflow.domain.errors import ErrorInfo, MessageError
+from vidflow.domain.errors import ErrorInfo, MessageError, ParameterError
 from vidflow.domain.scenario import Skip
 
 INIT_SCENARIO: Final = "init_scenario"
@@ -25,6 +26,9 @@ DEFAULT_POOL: Final = "default"
 
 PARTITIONS: Final = {INIT_SCENARIO: 4, f"{TO_DEPLOY}.{DEFAULT_POOL}": 4, RUNNER_EVENTS: 4, RESULTS: 16, DEAD_LETTERS: 1}
 """The topics that vidflow needs and how many partitions each is made with; more do no harm."""
+MAX_POOL_CHARACTERS: Final = 200
+"""As long as a report's `pool` may be; Kafka's limit for a topic's name is 249."""
+_POOL: Final = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_POOL_CHARACTERS}}}")
 COMPACTED: Final = frozenset({DEAD_LETTERS})
 """Those that keep the last message of each key for good: a dead letter stays until somebody has dealt with it."""
 
@@ -42,6 +46,15 @@ Seconds = float
 def commands_topic(pool: str) -> str:
     """The topic of the commands for a pool of runners."""
     return f"{TO_DEPLOY}.{pool}"
+
+
+def check_pool(name: str) -> None:
+    """Raise ParameterError unless a pool may have this name: it is part of a Kafka topic's name and of each report."""
+    if not _POOL.fullmatch(name):
+        shown = name if len(name) <= MAX_POOL_CHARACTERS else f"{name[:MAX_POOL_CHARACTERS]}…"
+        raise ParameterError(
+            f"Invalid pool name {shown!r}. Use 1 to {MAX_POOL_CHARACTERS} ASCII letters, digits, '.', '_' and '-'."
+        )
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True, gc=False):

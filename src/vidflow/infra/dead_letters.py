@@ -35,28 +35,30 @@ class Waiting(msgspec.Struct, frozen=True):
         return self.key.decode(errors="backslashreplace")
 
 
-def waiting(bootstrap: str, places: Collection[str] | None = None) -> Iterator[Waiting]:
+def waiting(settings: kafka.KafkaSettings, places: Collection[str] | None = None) -> Iterator[Waiting]:
     """The dead letters that wait (of these `places`, or all), in the order in which they came. Raises kafka.KafkaAway.
 
     Reads the log twice, so that no more than the keys are held: letters may be long and many.
     """
     try:
-        last = _last_of_each_key(bootstrap, places)
-    except kafka.TopicMissing:
+        last = _last_of_each_key(settings, places)
+    except (kafka.TopicMissing, kafka.SecurityFailed):
         raise
     except kafka.KafkaAway as error:
         raise kafka.KafkaAway(f"{error.message}; start it, or set VIDFLOW_KAFKA (or --kafka)") from error
     if not last:
         return
-    for message in kafka.read_log(bootstrap, DEAD_LETTERS):
+    for message in kafka.read_log(settings, DEAD_LETTERS):
         if last.get(message.key()) == _where(message):
             yield _waiting(message)
 
 
-def _last_of_each_key(bootstrap: str, places: Collection[str] | None) -> dict[bytes | None, tuple[int, int]]:
+def _last_of_each_key(
+    settings: kafka.KafkaSettings, places: Collection[str] | None
+) -> dict[bytes | None, tuple[int, int]]:
     """Where the last message of each key lies, of those keys whose last one has a value."""
     last: dict[bytes | None, tuple[int, int]] = {}
-    for message in kafka.read_log(bootstrap, DEAD_LETTERS):
+    for message in kafka.read_log(settings, DEAD_LETTERS):
         key = message.key()
         if key is None or (places is not None and key.decode(errors="backslashreplace") not in places):
             continue  # without a key it is none of ours, and the compacted topic takes none
@@ -99,13 +101,13 @@ class Sent(msgspec.Struct, frozen=True):
 class Sender:
     """A producer, and what of its sending the broker has acknowledged. Made, used and closed on one thread."""
 
-    def __init__(self, bootstrap: str) -> None:
+    def __init__(self, settings: kafka.KafkaSettings) -> None:
         """Raises kafka.KafkaAway, where a topic is missing too: a producer would only find out after half a minute."""
-        client = kafka.admin(bootstrap)
+        client = kafka.admin(settings)
         for topic in (RESULTS, DEAD_LETTERS):
             kafka.topic_id(client, topic)
         self.done: list[Sent] = []
-        self._producer = kafka.producer(bootstrap, client_id="vidflow-dlq")
+        self._producer = kafka.producer(settings, client_id="vidflow-dlq")
         kafka.know_topic(self._producer, DEAD_LETTERS)
         self._failed: KafkaError | None = None
 

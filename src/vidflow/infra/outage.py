@@ -11,11 +11,14 @@ from typing import Final
 from weakref import WeakKeyDictionary
 
 from vidflow.domain.errors import SetupError, VidflowError
+from vidflow.infra.kafka_settings import KafkaSettings
 from vidflow.infra.telemetry import log
 
 AWAY: Final = "away"
 TOPIC_MISSING: Final = "topic_missing"
 """The code of an error of a server that does answer: the error says itself what to do."""
+KAFKA_SECURITY: Final = "kafka_security"
+"""A broker that refuses this client, or with which TLS cannot be agreed on: the error says itself what to do."""
 DISK_FULL: Final = "disk_full"
 """A PostgreSQL that answers and can store nothing more."""
 _ROOM: Final = "waiting; make room on the disk of its data"
@@ -53,8 +56,8 @@ class Outage:
 
 
 def _trouble(error: BaseException) -> str:
-    if isinstance(error, VidflowError) and error.code == TOPIC_MISSING:
-        return TOPIC_MISSING
+    if isinstance(error, VidflowError) and error.code in {TOPIC_MISSING, KAFKA_SECURITY}:
+        return error.code
     return DISK_FULL if getattr(error, "sqlstate", None) == _NO_ROOM_STATE else AWAY
 
 
@@ -86,9 +89,9 @@ def require_postgres(url: str) -> None:
         )
 
 
-def require_kafka(bootstrap: str, *, or_else: str = "") -> None:
+def require_kafka(settings: KafkaSettings, *, or_else: str = "") -> None:
     """Raises SetupError where no brokers are named; `or_else` is another way out, for who has one."""
-    if not bootstrap:
+    if not settings.bootstrap:
         raise SetupError(
             f"no Kafka is named: set VIDFLOW_KAFKA (or --kafka), {or_else}or start everything with: vidflow dev"
         )

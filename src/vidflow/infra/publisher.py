@@ -60,8 +60,8 @@ class Flight:
 class Publisher:
     """A producer and the topics that it knows to exist. Made, used and closed on one thread."""
 
-    def __init__(self, bootstrap: str, *, client_id: str) -> None:
-        self._producer = kafka.producer(bootstrap, client_id=client_id)
+    def __init__(self, settings: kafka.KafkaSettings, *, client_id: str) -> None:
+        self._producer = kafka.producer(settings, client_id=client_id)
         self._topics: frozenset[str] = frozenset()
         self._looked_s = float("-inf")
         self._answered = False

@@ -14,6 +14,7 @@ import msgspec
 
 from vidflow.domain.errors import ParameterError, UserError
 from vidflow.infra.dead_letters import Sender, Waiting, waiting, why_not
+from vidflow.infra.kafka_settings import KafkaSettings
 from vidflow.infra.pipes import let_go_of
 
 SHOWN_CHARACTERS: Final = 2000
@@ -34,18 +35,18 @@ class NotReplayable(UserError):
     default_code = "dead_letter_not_replayable"
 
 
-def list_letters(bootstrap: str, output: str) -> None:
+def list_letters(settings: KafkaSettings, output: str) -> None:
     """Prints a line for each letter that waits, the oldest first. Raises kafka.KafkaAway."""
     with _for_pipes():
         if output == "json":
-            _print_array(_summary(one) for one in waiting(bootstrap))
+            _print_array(_summary(one) for one in waiting(settings))
         else:
-            _print_table(waiting(bootstrap))
+            _print_table(waiting(settings))
 
 
-def show(bootstrap: str, place: str, output: str) -> None:
+def show(settings: KafkaSettings, place: str, output: str) -> None:
     """Prints all that is known of a letter, its payload cut where it is long. Raises NoSuchLetter, kafka.KafkaAway."""
-    [one] = _found(bootstrap, [place])
+    [one] = _found(settings, [place])
     if output == "json":
         _print(msgspec.json.encode(_whole(one)).decode())
         return
@@ -55,13 +56,13 @@ def show(bootstrap: str, place: str, output: str) -> None:
         _print("\n" + _readable(one.letter.value, SHOWN_CHARACTERS, lines=True))
 
 
-def replay(bootstrap: str, places: Sequence[str], output: str, *, everything: bool) -> None:
+def replay(settings: KafkaSettings, places: Sequence[str], output: str, *, everything: bool) -> None:
     """Sends letters' messages again and drops the letters. What cannot be sent stays, and is told in the end.
 
     Raises ParameterError, NoSuchLetter, NotReplayable, kafka.KafkaAway.
     """
-    chosen = _chosen(bootstrap, places, everything=everything)
-    sender = Sender(bootstrap)
+    chosen = _chosen(settings, places, everything=everything)
+    sender = Sender(settings)
     refused: list[tuple[str, str]] = []
 
     def sendable() -> Iterator[Waiting]:
@@ -81,23 +82,23 @@ def replay(bootstrap: str, places: Sequence[str], output: str, *, everything: bo
         )
 
 
-def drop(bootstrap: str, places: Sequence[str], output: str, *, everything: bool) -> None:
+def drop(settings: KafkaSettings, places: Sequence[str], output: str, *, everything: bool) -> None:
     """Drops letters: nobody needs their messages. Raises ParameterError, NoSuchLetter, kafka.KafkaAway."""
-    chosen = _chosen(bootstrap, places, everything=everything)
-    sender = Sender(bootstrap)
+    chosen = _chosen(settings, places, everything=everything)
+    sender = Sender(settings)
     with _told(sender, output, "dropped"):
         sender.drop(chosen)
 
 
-def _chosen(bootstrap: str, places: Sequence[str], *, everything: bool) -> Iterator[Waiting]:
+def _chosen(settings: KafkaSettings, places: Sequence[str], *, everything: bool) -> Iterator[Waiting]:
     if bool(places) == everything:
         raise ParameterError("name the dead letters by their places (vidflow dlq list), or give --all for all of them")
-    return waiting(bootstrap) if everything else iter(_found(bootstrap, places))
+    return waiting(settings) if everything else iter(_found(settings, places))
 
 
-def _found(bootstrap: str, places: Collection[str]) -> list[Waiting]:
+def _found(settings: KafkaSettings, places: Collection[str]) -> list[Waiting]:
     """The letters of these names, all of them: none is dealt with where one is mistyped."""
-    found = list(waiting(bootstrap, set(places)))
+    found = list(waiting(settings, set(places)))
     if missing := set(places) - {one.place for one in found}:
         raise NoSuchLetter(f"no dead letter waits at {', '.join(sorted(missing))}; those that do: vidflow dlq list")
     return found

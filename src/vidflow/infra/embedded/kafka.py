@@ -29,7 +29,7 @@ from vidflow.infra.embedded.process import (
     stop_child,
     until_ready,
 )
-from vidflow.infra.kafka import admin
+from vidflow.infra.kafka import KafkaSettings, admin
 from vidflow.infra.stopping import Stop
 
 NAME: Final = "Kafka"
@@ -130,6 +130,11 @@ class EmbeddedKafka:
     def bootstrap(self) -> str:
         """The bootstrap servers for clients."""
         return f"127.0.0.1:{self.port}"
+
+    @property
+    def settings(self) -> KafkaSettings:
+        """What clients are configured with."""
+        return KafkaSettings(self.bootstrap)
 
     @property
     def pid(self) -> int | None:
@@ -240,7 +245,7 @@ class EmbeddedKafka:
         client = None
         for _ in until_ready(NAME, process, self._log, self._stop, _START_LIMIT_S):
             if client is None and listens(self.port):
-                client = admin(self.bootstrap)
+                client = admin(self.settings)
             if client is None:
                 continue
             with contextlib.suppress(KafkaException):  # not yet; its death and the limit end the loop

@@ -24,12 +24,12 @@ from vidflow.infra.embedded.folder import FolderLock
 from vidflow.infra.embedded.kafka import EmbeddedKafka
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
 from vidflow.infra.embedded.process import GivenUp, Say, free_ports, listens, start_child, stop_child
-from vidflow.infra.kafka import create_topics
+from vidflow.infra.kafka import KafkaSettings, create_topics
 from vidflow.infra.migrations import migrate
 from vidflow.infra.stopping import Stop, start_thread
 from vidflow.roles.dev.keeper import Keeper
 from vidflow.roles.dev.lines import LastLines, Show, follow
-from vidflow.settings import DevOptions, environment
+from vidflow.settings import DevOptions, environment, kafka_variables
 
 POSTGRES: Final = "postgres"
 KAFKA: Final = "kafka"
@@ -67,7 +67,7 @@ class Stack:
         self.port = 0
         self._folder: Path | None = None
         self.database_url = ""
-        self.kafka = ""
+        self.kafka = KafkaSettings()
 
     @property
     def url(self) -> str:
@@ -84,7 +84,7 @@ class Stack:
         self._folder = folder = self._own_folder()
         postgres = self._own_postgres(folder)
         kafka = self._own_kafka(folder)
-        self.kafka = self._options.kafka or (kafka.bootstrap if kafka else "")
+        self.kafka = kafka.settings if kafka else self._options.kafka
         self._both_at_once(lambda: self._open_database(postgres), lambda: self._open_kafka(kafka))
         for kind, count in self._counts().items():
             if not self._keepers[kind]:
@@ -148,8 +148,10 @@ class Stack:
         return server
 
     def _own_kafka(self, folder: Path) -> EmbeddedKafka | None:
-        if self._options.kafka is not None:
+        if self._options.kafka.bootstrap:
             return None
+        if self._options.kafka.properties:
+            self._say("the Kafka properties are not used: this vidflow brings its own Kafka (another one: --kafka)")
         cache = environment("VIDFLOW_CACHE_DIR")
         server = EmbeddedKafka(folder / KAFKA, say=self._say, stop=self._stop, cache=cache)
         self._clean_up.callback(server.stop)
@@ -257,7 +259,7 @@ class Stack:
         """The options of a role as it reads them; what is not here it takes from this process's own environment."""
         options = self._options
         variables = {
-            "VIDFLOW_KAFKA": self.kafka,
+            **kafka_variables(self.kafka),
             "VIDFLOW_DATABASE_URL": ""
             if kind == "runner"
             else self.database_url,  # it needs none, and runs models of others

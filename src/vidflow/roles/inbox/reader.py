@@ -51,13 +51,13 @@ class Reader:
     `place` gives the table's positions of partitions that this consumer is given; it may wait for the database.
     """
 
-    def __init__(self, bootstrap: str, protocol: str, place: Place) -> None:
+    def __init__(self, settings: kafka.KafkaSettings, protocol: str, place: Place) -> None:
         self.positions: dict[int, int] = {}
         self.batch: list[Taken] = []
         self._place = place
         self._error: BaseException | None = None
         self._committed: dict[int, int] = {}
-        self._consumer: Consumer = kafka.consumer(bootstrap, client_id="vidflow-inbox", group=GROUP, protocol=protocol)
+        self._consumer: Consumer = kafka.consumer(settings, client_id="vidflow-inbox", group=GROUP, protocol=protocol)
         self._consumer.subscribe([RESULTS], on_assign=self._given, on_revoke=self._taken_away, on_lost=self._taken_away)
 
     def fill(self, wait_s: float) -> bool:

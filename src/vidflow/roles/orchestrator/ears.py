@@ -36,12 +36,12 @@ _log = log("orchestrator")
 class Ears:
     """A consumer at the ends of the topics and a producer for probes: made anew by each leader, used by its one thread."""
 
-    def __init__(self, bootstrap: str, leader: str) -> None:
-        self._bootstrap = bootstrap
+    def __init__(self, settings: kafka.KafkaSettings, leader: str) -> None:
+        self._settings = settings
         self._leader = leader
-        self._questions = kafka.Questions(bootstrap)
-        self._producer: Producer = kafka.producer(bootstrap, client_id="vidflow-leader-probes")
-        self._consumer: Consumer = kafka.consumer(bootstrap, client_id="vidflow-leader")
+        self._questions = kafka.Questions(settings)
+        self._producer: Producer = kafka.producer(settings, client_id="vidflow-leader-probes")
+        self._consumer: Consumer = kafka.consumer(settings, client_id="vidflow-leader")
         self._probed_s = 0.0
         self._assigned_s = 0.0
         self._patience_s = DEAF_S
@@ -112,7 +112,7 @@ class Ears:
         self._assigned_s = time.monotonic()
         self._patience_s = min(2 * self._patience_s, MOST_DEAF_S)
         self._producer.purge()
-        self._producer = kafka.producer(self._bootstrap, client_id="vidflow-leader-probes")
+        self._producer = kafka.producer(self._settings, client_id="vidflow-leader-probes")
         try:
             self.open()
         except kafka.KafkaAway as error:

@@ -42,12 +42,12 @@ Heard = Command | Unreadable
 class Commands:
     """The runner's ears: a thread polls the topic, `taken` hands over what it heard. The bell wakes the thread that takes."""
 
-    def __init__(self, bootstrap: str, pool: str, runner: str, bell: Connection) -> None:
+    def __init__(self, settings: kafka.KafkaSettings, pool: str, runner: str, bell: Connection) -> None:
         self._topic = commands_topic(pool)
         self._runner = runner.encode()
         self._bell = bell
-        self._questions = kafka.Questions(bootstrap)
-        self._consumer = kafka.consumer(bootstrap, client_id=f"vidflow-{runner}")
+        self._questions = kafka.Questions(settings)
+        self._consumer = kafka.consumer(settings, client_id=f"vidflow-{runner}")
         self._heard: SimpleQueue[Heard] = SimpleQueue()
         self._ears = _Ears()
         self._topic_id = ""

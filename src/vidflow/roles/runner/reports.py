@@ -29,10 +29,10 @@ _PURGED: Final = (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT)  # noqa: 
 class Reports:
     """The reports of one runner, in order. Used by one thread."""
 
-    def __init__(self, bootstrap: str, pool: str, runner: str) -> None:
+    def __init__(self, settings: kafka.KafkaSettings, pool: str, runner: str) -> None:
         self._pool = pool
         self._runner = runner
-        self._producer = kafka.producer(bootstrap, client_id=f"vidflow-{runner}-reports")
+        self._producer = kafka.producer(settings, client_id=f"vidflow-{runner}-reports")
         self._number = 0
         self._sent_s = float("-inf")
         self._owed = True

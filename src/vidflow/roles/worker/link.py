@@ -17,6 +17,7 @@ import msgspec
 
 from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.messages import Deploy, EndReason, Number, Waiting
+from vidflow.infra.kafka_settings import KafkaSettings
 
 PIECE_BYTES: Final = 4000
 """A pipe carries up to 4096 bytes whole: the runner never waits for the rest of a piece."""
@@ -28,7 +29,7 @@ class Task(msgspec.Struct, frozen=True):
     """What a worker is to do and may do. `crashpoints` arms places for a fault test."""
 
     deploy: Deploy
-    kafka: str
+    kafka: KafkaSettings
     media_root: Path | None = None
     any_file: bool = False
     models_dir: Path | None = None

@@ -28,10 +28,10 @@ class DeliveryFailed(Unavailable):
 class Results:
     """The scenario's messages on their way, by one idempotent producer: in order, and a bounded number of them."""
 
-    def __init__(self, bootstrap: str, scenario_uuid: str, link: Link) -> None:
+    def __init__(self, settings: kafka.KafkaSettings, scenario_uuid: str, link: Link) -> None:
         self._link = link
         self._scenario_uuid = scenario_uuid
-        self._producer = kafka.producer(bootstrap, client_id=f"vidflow-worker-{scenario_uuid}")
+        self._producer = kafka.producer(settings, client_id=f"vidflow-worker-{scenario_uuid}")
         self._in_flight_bytes = 0
         self._failure: KafkaError | None = None
         self._know_the_topic()

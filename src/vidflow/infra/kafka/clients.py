@@ -1,0 +1,320 @@
+"""The factory of every Kafka client (producer, consumer, log reader, admin), and how each is used."""
+
+from __future__ import annotations
+
+import operator
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+
+import msgspec
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
+from confluent_kafka.admin import AdminClient
+
+from vidflow.domain.errors import SetupError
+from vidflow.infra.kafka.errors import KafkaAway, SecurityFailed, TopicMissing, security_failure
+from vidflow.infra.kafka_settings import SERVERS, KafkaSettings
+from vidflow.infra.outage import kafka_outage, require_kafka
+from vidflow.infra.stopping import Stop
+from vidflow.infra.telemetry import log
+
+MESSAGE_ID: Final = "message_id"
+EPOCH: Final = "epoch"
+KIND: Final = "kind"
+RUNNER: Final = "runner"
+
+Headers = list[tuple[str, bytes | None]]
+_headers: Final = operator.methodcaller("headers")  # looks at the error that the client may have left: see headers_of
+Delivered = Callable[[KafkaError | None, Message], None]
+T = TypeVar("T")
+Key = TypeVar("Key")
+Asked = ParamSpec("Asked")
+
+ANSWER_S: Final = 5.0
+_SHORT_S: Final = 0.5
+_QUIET_S: Final = 3.0
+"""How long a broker may take without a word: one that is started beside the roles is there by then."""
+_RETRY_S: Final = 0.02
+_FULL_POLL_S: Final = 0.1
+_log = log("kafka")
+_CLASSIC: Final[dict[str, Any]] = {
+    "session.timeout.ms": 6000,
+    "heartbeat.interval.ms": 1500,
+    "partition.assignment.strategy": "cooperative-sticky",
+}
+_CLIENT: Final[dict[str, Any]] = {
+    "reconnect.backoff.ms": 50,
+    "reconnect.backoff.max.ms": 500,  # a broker that is back is found within half a second
+    "retry.backoff.max.ms": 500,
+    "socket.keepalive.enable": True,
+    "allow.auto.create.topics": False,
+    "log_level": 2,  # its lines repeat with each attempt; an outage is said once, below
+}
+
+
+def producer(settings: KafkaSettings, *, client_id: str) -> Producer:
+    """A producer that keeps the order and waits for all replicas, for as long as it takes.
+
+    A message never times out: given up on, later ones would be stored behind a hole. Who needs an end counts the age of
+    the oldest unacknowledged message. `know_topic` before the first message makes it half a second faster.
+    """
+    own = {
+        "enable.idempotence": True,
+        "acks": "all",
+        "linger.ms": 0.5,
+        "compression.type": "lz4",
+        "message.timeout.ms": 0,
+    }
+    return _made(Producer, settings, {**_watched(settings, client_id), **own})
+
+
+def know_topic(client: Producer | Consumer, topic: str) -> None:
+    """Lets a new client learn what its first message to or from the topic would else wait for. Raises KafkaAway.
+
+    Half a second in a producer, now and then one and a half in a consumer. Asked twice: the first answer comes over the
+    bootstrap connection, which the client thereupon closes, and with it may end its request for a producer's id, or the one
+    for where a partition lies; the second answer, over the broker's own connection, lets it ask again at once.
+    """
+    try:
+        for _ in range(2):
+            client.list_topics(topic, timeout=ANSWER_S)
+    except KafkaException as error:
+        raise KafkaAway(f"Kafka does not answer (the topic {topic}): {error.args[0]}") from error
+
+
+def send(
+    client: Producer, topic: str, value: bytes | None, key: bytes | None, headers: Headers, on_delivery: Delivered
+) -> None:  # fmt: skip
+    """Hands a message over; where the client's queue is full, waits until it has room. Raises KafkaException where refused."""
+    while True:
+        try:
+            client.produce(topic, value, key, headers=headers, on_delivery=on_delivery)
+        except BufferError:
+            client.poll(_FULL_POLL_S)
+        else:
+            return
+
+
+def consumer(
+    settings: KafkaSettings, *, client_id: str, group: str | None = None, protocol: str = "consumer"
+) -> Consumer:
+    """A consumer that stores no offset by itself. Without a `group` it is for `assign_at_end`.
+
+    `protocol` is the group's: "consumer", or "classic" for a broker older than 4.0 or with slow session settings.
+    """
+    own = {
+        **_watched(settings, client_id),
+        "group.id": group or f"{client_id}-alone",
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        # In a group nothing may be missed. Alone, what an old offset leads to is out of date: go on at the end.
+        "auto.offset.reset": "earliest" if group else "latest",
+        "queued.max.messages.kbytes": 16 * 1024,
+        "fetch.queue.backoff.ms": 20,
+        "fetch.error.backoff.ms": 100,
+    }
+    if group:
+        own["group.protocol"] = protocol
+    if group and protocol == "classic":
+        own |= _CLASSIC
+    return _made(Consumer, settings, own)
+
+
+def log_reader(settings: KafkaSettings) -> Consumer:
+    """Make a consumer for `read_log`: in no group, and told of each partition's end."""
+    own = {"group.id": "vidflow-alone", "enable.auto.commit": False, "enable.partition.eof": True}
+    return _made(Consumer, settings, {**_watched(settings, "vidflow-log"), **own})
+
+
+def take(reader: Consumer, most: int, timeout_s: float) -> list[Message]:
+    """Return the messages that are there, at most `most`, waiting up to `timeout_s` for the first one.
+
+    The client's own `consume(most, timeout_s)` returns only when `most` have come or the whole time has passed.
+    """
+    first: list[Message] = reader.consume(1, timeout_s)
+    return first + reader.consume(most - 1, 0) if first and most > 1 else first
+
+
+def admin(settings: KafkaSettings) -> Admin:
+    """A client for questions. Keep a reference to it while an answer is awaited. Raises SetupError without brokers."""
+    require_kafka(settings)
+    return Admin(settings)
+
+
+class Admin(AdminClient):  # type: ignore[misc]  # the library has no types
+    """A client for questions that knows why a broker refuses it."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self.settings = settings
+        self._refusals: list[KafkaError] = []
+        own = {
+            "client.id": "vidflow-admin",
+            "socket.timeout.ms": int(ANSWER_S * 1000),
+            "error_cb": self._refusals.append,  # no bound method: the client would hold itself for ever
+        }
+        _made(super().__init__, settings, own)
+
+    def answers(self, what: str, question: Callable[[], Mapping[Key, Future[T]]]) -> dict[Key, T | KafkaAway]:
+        """Ask, and return each answer or why there is none. Raises KafkaAway if the question cannot be asked."""
+        try:
+            asked = question()
+        except KafkaException as error:
+            raise self.failure(what, error) from error
+        return {key: self._answer(what, answer) for key, answer in asked.items()}
+
+    def all_answers(self, what: str, question: Callable[[], Mapping[Key, Future[T]]]) -> dict[Key, T]:
+        """Ask, and return all answers. Raises the first KafkaAway among them."""
+        found = self.answers(what, question)
+        for answer in found.values():
+            if isinstance(answer, KafkaAway):
+                raise answer
+        return found  # type: ignore[return-value]
+
+    def _answer(self, what: str, answer: Future[Any]) -> Any:  # noqa: ANN401 - the answer, or why there is none
+        try:
+            found = answer.result(2 * ANSWER_S)
+        except (KafkaException, TimeoutError) as error:
+            failure = self.failure(what, error)
+            failure.__cause__ = error
+            return failure
+        self._refusals.clear()
+        return found
+
+    def failure(self, what: str, error: KafkaException | TimeoutError) -> KafkaAway:
+        """Return what an error means: the topic is missing, the broker refused this client, or it does not answer."""
+        self.poll(0)  # it calls error_cb
+        reasons = [*(error.args[:1] if isinstance(error, KafkaException) else ()), *reversed(self._refusals)]
+        if reasons and reasons[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+            return TopicMissing(f"Kafka has no such topic ({what}); make the topics with: vidflow topics create")
+        for reason in reasons:
+            if (failed := security_failure(reason, self.settings)) is not None:
+                return failed
+        said = f": {self.settings.without_secrets(str(reasons[0]))}" if reasons else ""
+        return KafkaAway(f"Kafka does not answer at {self.settings.bootstrap} ({what}){said}")
+
+
+def _made(make: Callable[[dict[str, Any]], T], settings: KafkaSettings, own: Mapping[str, Any]) -> T:
+    """Make a client. The operator's properties stand above vidflow's; those that may not change are none of them.
+
+    Raises SetupError if the library knows no such property or value.
+    """
+    given = {**_CLIENT, **own, **settings.properties, SERVERS: settings.bootstrap}
+    try:
+        return make(given)
+    except (KafkaException, TypeError, ValueError) as error:
+        said = error.args[0].str() if isinstance(error, KafkaException) else str(error)
+        raise SetupError(
+            f"Kafka's client refuses its properties: {settings.without_secrets(said)}. "
+            "Check the properties file (--kafka-properties) and the variables VIDFLOW_KAFKA_…"
+        ) from None  # the library's error may quote a secret
+
+
+def wait_for_broker(settings: KafkaSettings, stop: Stop) -> bool:
+    """Returns once a broker answers; False where a stop is requested before. Says once that it waits, if it takes long.
+
+    A question that waits for its broker cannot be broken off: those asked here are short ones, so that a stop is soon seen.
+    """
+    client, outage = admin(settings), kafka_outage()
+    since_s = time.monotonic()
+    while not stop.requested:
+        try:
+            client.list_topics(timeout=_SHORT_S)
+        except KafkaException as error:
+            failure = client.failure("its brokers", error)
+            if isinstance(failure, SecurityFailed) or time.monotonic() - since_s > _QUIET_S:
+                outage.away(failure)
+            stop.wait(_RETRY_S)
+        else:
+            outage.back()
+            return True
+    return False
+
+
+def headers_of(message: Message) -> Headers:
+    """What its sender put beside a message; none where a name is no UTF-8. To be asked for once.
+
+    There the client gives a list with nothing in a name's place, and leaves an error set. Asked again, or called from code that runs
+    often, which the interpreter then calls without a look at the error, that list is used: the process would end by a signal.
+    """
+    try:
+        return _headers(message) or []
+    except (SystemError, UnicodeDecodeError):
+        return []
+
+
+class Questions:
+    """A client for questions that go on for long: made anew where it got no answer.
+
+    Behind a broker that stood still for half a minute a client may look for its controller for minutes more, while the broker answers
+    everybody else (seen with librdkafka 2.16: "Failed while waiting for controller", each time again).
+    """
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._client = admin(settings)
+
+    def ask(self, question: Callable[Concatenate[Admin, Asked], T], *given: Asked.args, **more: Asked.kwargs) -> T:
+        """The answer to one of the questions below. Raises KafkaAway."""
+        try:
+            return question(self._client, *given, **more)
+        except TopicMissing:
+            raise
+        except KafkaAway:
+            self._client = admin(self._settings)
+            raise
+
+
+def _watched(settings: KafkaSettings, client_id: str) -> dict[str, Any]:
+    """Settings shared by producers and consumers. The owner must poll the client, otherwise callback events accumulate in memory."""
+    require_kafka(settings)
+    watch = _Watch(client_id, settings)
+    return {
+        "client.id": client_id,
+        "error_cb": watch.on_error,
+        "statistics.interval.ms": 1000,  # how a return of the broker is noticed: no callback tells it
+        "stats_cb": watch.on_statistics,
+    }
+
+
+class _Watch:
+    """What one client knows of its brokers, by its callbacks, which its poll calls."""
+
+    def __init__(self, client_id: str, settings: KafkaSettings) -> None:
+        self._client_id = client_id
+        self._settings = settings
+        self._outage = kafka_outage()
+        self._down = False
+        self._found_down = 0
+        self._refusal: SecurityFailed | None = None
+        self._said: set[int] = set()
+
+    def on_error(self, error: KafkaError) -> None:
+        """One lost connection is no news: brokers close idle ones. Whether none is left, the next statistics tell."""
+        code = error.code()
+        if code == KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001
+            self._down = True
+        elif (failure := security_failure(error, self._settings)) is not None:
+            self._down, self._refusal = True, failure
+        elif code not in {KafkaError._TRANSPORT, KafkaError._RESOLVE} and code not in self._said:  # noqa: SLF001
+            self._said.add(code)
+            said = self._settings.without_secrets(error.str())
+            _log.warning("client_error", client=self._client_id, servers=self._settings.bootstrap, error=said)
+
+    def on_statistics(self, statistics: str) -> None:
+        """Each second: while its brokers were last heard of as down, whether one of them is up.
+
+        Away is what two in a row have found: a client made while the broker starts would tell of an outage that is over.
+        """
+        if not self._down:
+            return
+        brokers = msgspec.json.decode(statistics)["brokers"].values()
+        if any(broker["state"] == "UP" for broker in brokers):
+            self._down, self._refusal = False, None
+            self._found_down = 0
+            self._said.clear()
+            self._outage.back()
+            return
+        self._found_down += 1
+        if self._found_down > 1:
+            self._outage.away(self._refusal or KafkaAway(f"no broker answers at {self._settings.bootstrap}"))

@@ -1,0 +1,123 @@
+"""Topics' ids, partitions and offsets as the brokers know them now. An offset that no broker knows is not a number here."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from typing import Final
+
+from confluent_kafka import Consumer, KafkaError, Message, TopicCollection, TopicPartition
+from confluent_kafka.admin import OffsetSpec, TopicDescription
+
+from vidflow.infra.kafka.clients import ANSWER_S, Admin, admin, know_topic, log_reader
+from vidflow.infra.kafka.errors import KafkaAway, SecurityFailed, TopicMissing
+from vidflow.infra.kafka_settings import KafkaSettings
+
+_SILENCE_S: Final = 10.0
+
+
+def topic_id(client: Admin, topic: str) -> str:
+    """The id of the topic as it is now: another one after it was deleted and made anew. Raises KafkaAway."""
+    return str(_describe(client, topic).topic_id)
+
+
+def partitions(client: Admin, topic: str) -> list[int]:
+    """The numbers of the topic's partitions. Raises KafkaAway."""
+    return sorted(partition.id for partition in _describe(client, topic).partitions)
+
+
+def end_offsets(client: Admin, topic: str, among: Iterable[int] | None = None) -> dict[int, int]:
+    """The offset that the next message of each partition (`among` these, or all) will get.
+
+    Raises KafkaAway, also if one of them is unknown because the partition has no leader.
+    """
+    numbers = partitions(client, topic) if among is None else list(among)
+    return _all_known(topic, numbers, known_end_offsets(client, topic, numbers))
+
+
+def known_end_offsets(client: Admin, topic: str, among: Iterable[int]) -> dict[int, int]:
+    """Return the end offsets of those of the partitions that have a leader. Raises KafkaAway if no broker answers."""
+    return _known_offsets(client, topic, among, OffsetSpec.latest())
+
+
+def first_offsets(client: Admin, topic: str, among: Iterable[int]) -> dict[int, int]:
+    """The offset of the oldest message that each partition still holds.
+
+    Raises KafkaAway, also if one of them is unknown because the partition has no leader.
+    """
+    numbers = list(among)
+    return _all_known(topic, numbers, _known_offsets(client, topic, numbers, OffsetSpec.earliest()))
+
+
+def _all_known(topic: str, numbers: Collection[int], known: dict[int, int]) -> dict[int, int]:
+    if unknown := sorted(set(numbers) - known.keys()):
+        raise KafkaAway(f"no broker leads partition {', '.join(map(str, unknown))} of {topic}")
+    return known
+
+
+def _known_offsets(client: Admin, topic: str, numbers: Iterable[int], which: OffsetSpec) -> dict[int, int]:
+    """For a partition without a leader the client answers -1001 and no error, or an error for this partition alone."""
+    asked = {TopicPartition(topic, number): which for number in numbers}
+    if not asked:
+        return {}
+    answers = client.answers(f"the offsets of {topic}", lambda: client.list_offsets(asked, request_timeout=ANSWER_S))
+    failures = [answer for answer in answers.values() if isinstance(answer, KafkaAway)]
+    for failure in failures:
+        if isinstance(failure, TopicMissing | SecurityFailed) or len(failures) == len(asked):
+            raise failure
+    found = {one.partition: answer.offset for one, answer in answers.items() if not isinstance(answer, KafkaAway)}
+    return {partition: offset for partition, offset in found.items() if offset >= 0}
+
+
+def assign_at_end(client: Admin, reader: Consumer, topics: Collection[str]) -> None:
+    """Lets a consumer without a group read all partitions of the topics from their present ends.
+
+    The ends are asked for and given: a symbolic end is looked up later, and what came between is lost.
+    Raises KafkaAway.
+    """
+    ends = [
+        TopicPartition(topic, partition, offset)
+        for topic in topics
+        for partition, offset in end_offsets(client, topic).items()
+    ]
+    for topic in topics:
+        know_topic(reader, topic)
+    reader.assign(ends)
+
+
+def read_log(settings: KafkaSettings, topic: str) -> Iterator[Message]:
+    """All messages that the topic holds now, each partition's in order; what comes meanwhile may be among them.
+
+    Belongs to no group and leaves no trace at the broker. Raises KafkaAway.
+    """
+    client = admin(settings)
+    numbers = partitions(client, topic)
+    firsts = first_offsets(client, topic, numbers)
+    ends = {number: end for number, end in end_offsets(client, topic, numbers).items() if end > firsts[number]}
+    # The end event too: compaction may have taken a partition's last messages, so that none comes of the offset before its end.
+    reader = log_reader(settings)
+    try:
+        reader.assign([TopicPartition(topic, number, firsts[number]) for number in ends])
+        while ends:
+            message = reader.poll(_SILENCE_S)
+            if message is None:
+                raise KafkaAway(f"Kafka stopped answering while {topic} was read")
+            if _is_message(message):
+                yield message
+            if message.error() or message.offset() + 1 >= ends.get(message.partition(), 0):
+                ends.pop(message.partition(), None)
+    finally:
+        reader.close()
+
+
+def _is_message(message: Message) -> bool:
+    """Whether it is one, and no end of a partition. Raises KafkaAway for what else the client has to say."""
+    error = message.error()
+    if error is not None and error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001
+        raise KafkaAway(f"Kafka cannot be read: {error.str()}")
+    return error is None
+
+
+def _describe(client: Admin, topic: str) -> TopicDescription:
+    question = TopicCollection([topic])
+    what = f"what {topic} is"
+    return client.all_answers(what, lambda: client.describe_topics(question, request_timeout=ANSWER_S))[topic]

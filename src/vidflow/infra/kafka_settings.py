@@ -1,0 +1,129 @@
+"""What every Kafka client is configured with: the bootstrap servers and any librdkafka property. Imports no client library.
+
+Values may be secrets. They appear in no representation, error or log of this struct.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from vidflow.domain.errors import SetupError
+
+SERVERS_VARIABLE: Final = "VIDFLOW_KAFKA"
+FILE_VARIABLE: Final = "VIDFLOW_KAFKA_PROPERTIES"
+VARIABLE_PREFIX: Final = "VIDFLOW_KAFKA_"
+SERVERS: Final = "bootstrap.servers"
+
+_FIXED: Final = frozenset({
+    # Nothing acknowledged is lost, and the messages of a key stay in order.
+    "acks", "request.required.acks", "enable.idempotence", "enable.gapless.guarantee", "transactional.id",
+    "max.in.flight", "max.in.flight.requests.per.connection", "message.timeout.ms", "delivery.timeout.ms",
+    "message.send.max.retries", "retries", "partitioner", "queuing.strategy", "delivery.report.only.error",
+    # Positions stand in PostgreSQL; a consumer starts where vidflow tells it to.
+    "enable.auto.commit", "auto.commit.enable", "enable.auto.offset.store", "auto.offset.reset", "offset.store.method",
+    "offset.store.path", "enable.partition.eof", "isolation.level", "group.id", "group.instance.id", "group.protocol",
+    "partition.assignment.strategy",
+    # A missing topic is reported, never created with the broker's defaults.
+    "allow.auto.create.topics", "topic.blacklist",
+    # How a client notices that its brokers are away or back.
+    "statistics.interval.ms", "enabled_events", "log.queue",
+    # Another name of bootstrap.servers.
+    "metadata.broker.list",
+})  # fmt: skip
+_OBJECTS: Final = frozenset({
+    "default.topic.config", "default_topic_conf", "interceptors", "key.deserializer", "key.serializer", "logger", "on_commit",
+    "on_delivery", "opaque", "value.deserializer", "value.serializer",
+})  # fmt: skip
+_SECRET: Final = re.compile(r"password|secret|pem|token|jaas|credential|assertion|oauthbearer\.config|userinfo|\.key$")
+# Kubernetes gives each pod such variables for a service that is named vidflow-kafka.
+_OF_A_SERVICE: Final = re.compile(r"SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?")
+
+
+class KafkaSettings(msgspec.Struct, frozen=True):
+    """`bootstrap`: "host:port,host:port", empty where no Kafka is named. `properties`: librdkafka's, by name.
+
+    Raises SetupError for a property that vidflow sets itself because its guarantees depend on it.
+    """
+
+    bootstrap: str = ""
+    properties: Mapping[str, str] = {}
+
+    def __post_init__(self) -> None:
+        for name in self.properties:
+            _require_free(name)
+
+    def __repr__(self) -> str:
+        return f"KafkaSettings({self.bootstrap!r}, {sorted(self.properties)})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("bootstrap", self.bootstrap), ("properties", sorted(self.properties))]
+
+    def without_secrets(self, text: str) -> str:
+        """Return the text with the values of secret properties replaced: a library's error may quote one."""
+        for value in (value for name, value in self.properties.items() if value and _SECRET.search(name)):
+            text = text.replace(value, "***")
+        return text
+
+    def variables(self) -> dict[str, str]:
+        """Return the environment variables from which `settings.kafka_settings` reads these settings again."""
+        named = {variable_of(name): value for name, value in self.properties.items()}
+        return {SERVERS_VARIABLE: self.bootstrap, FILE_VARIABLE: "", **named}
+
+
+def _require_free(name: str) -> None:
+    if name in _FIXED:
+        hint = {"group.protocol": "use --group-protocol", "metadata.broker.list": f"use {SERVERS}"}.get(
+            name, "vidflow's guarantees depend on its own value"
+        )
+        raise SetupError(
+            f"Kafka property {name} cannot be set: {hint}. Remove it from the properties file, or unset {variable_of(name)}."
+        )
+    if name in _OBJECTS or name.endswith("_cb"):
+        raise SetupError(f"Kafka property {name} takes an object, not text. Remove it from the properties.")
+
+
+def variable_of(name: str) -> str:
+    """Return the environment variable of a property: sasl.username is VIDFLOW_KAFKA_SASL_USERNAME, log_level …_LOG__LEVEL."""
+    return VARIABLE_PREFIX + name.replace("_", "__").replace(".", "_").upper()
+
+
+def properties_of_variables(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return the properties that environment variables name; empty variables count as unset."""
+    found = {}
+    for variable, value in variables.items():
+        word = variable.removeprefix(VARIABLE_PREFIX)
+        if word == variable or not word or not value or variable == FILE_VARIABLE or _OF_A_SERVICE.fullmatch(word):
+            continue
+        found[_property_of(word)] = value
+    return found
+
+
+def _property_of(word: str) -> str:
+    return "_".join(part.replace("_", ".") for part in word.lower().split("__"))
+
+
+def properties_of_text(text: str, file: str) -> dict[str, str]:
+    """Return the properties of a file: `name=value` (or `name: value`) lines, `#` and `!` start a comment.
+
+    A value is what follows the first separator, without the blanks around it: no escapes, no continued lines. Raises SetupError
+    with the file and the line number, never with the line, which may hold a secret.
+    """
+    found: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        stripped = line.strip()
+        if not stripped or stripped[0] in "#!":
+            continue
+        name, separator, value = re.match(r"([^=:]*)([=:]?)(.*)", stripped, re.DOTALL).groups()  # type: ignore[union-attr]
+        name, value = name.strip(), value.strip()
+        if not separator or not re.fullmatch(r"[A-Za-z0-9._]+", name):
+            raise SetupError(f"{file}, line {number}: not a Kafka property. Write name=value.")
+        if "\0" in value:
+            raise SetupError(f"{file}, line {number}: the value of {name} has a NUL character. Write plain text.")
+        if name in found:
+            raise SetupError(f"{file}, line {number}: {name} was set on a line before. Keep one of them.")
+        found[name] = value
+    return found
