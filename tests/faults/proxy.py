@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, Self
@@ -23,7 +25,7 @@ class Proxy:
 
     def __init__(self, port_behind: Callable[[], int]) -> None:
         self.delay_s = 0.0
-        """For each chunk, each way."""
+        """How long each byte is on its way, in each direction: half of a round trip. What is sent at once arrives at once."""
         self.carried = 0
         """Connections so far."""
         self._port_behind = port_behind
@@ -107,18 +109,35 @@ class Proxy:
 
     def _carry(self, source: socket.socket, target: socket.socket) -> None:
         """Until one of both ends hangs up: then both are closed."""
-        slow = threading.Event()
+        under_way: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
+        arriving = threading.Thread(
+            target=self._deliver, args=(under_way, target), name=f"proxy {self.port} delivers", daemon=True
+        )
+        arriving.start()
         with contextlib.suppress(OSError):
             while chunk := source.recv(CHUNK):
-                if self.delay_s:
-                    slow.wait(self.delay_s)
-                self._whole.wait()
-                target.sendall(chunk)
-            self._whole.wait()  # the end of a connection does not come through a cut either
+                under_way.put((time.monotonic() + self.delay_s, chunk))
+        under_way.put((0.0, b""))
+        arriving.join()
         with self._lock:
             self._open -= {source, target}
         for end in (source, target):
             _close(end)
+
+    def _deliver(self, under_way: queue.SimpleQueue[tuple[float, bytes]], target: socket.socket) -> None:
+        """Hand over each chunk when its time has come. The end of a connection does not come through a cut either."""
+        never = threading.Event()
+        while True:
+            due_s, chunk = under_way.get()
+            if (left_s := due_s - time.monotonic()) > 0:
+                never.wait(left_s)
+            self._whole.wait()
+            if not chunk:
+                return
+            try:
+                target.sendall(chunk)
+            except OSError:
+                return
 
 
 def _close(end: socket.socket) -> None:
