@@ -17,6 +17,7 @@ import psycopg
 from vidflow.domain.errors import Unavailable
 from vidflow.domain.lease import LEASE_S, LOOK_S, RENEW_S, trusted_until
 from vidflow.infra.outage import in_one_line, postgres_outage
+from vidflow.infra.pipelining import pipelined
 from vidflow.infra.postgres import Connection, connect, is_away
 from vidflow.infra.stopping import Stop, start_thread
 from vidflow.infra.telemetry import log
@@ -153,16 +154,16 @@ class Lease:
 
     @contextmanager
     def fenced(self) -> Iterator[Connection]:
-        """A transaction that commits only under this lease. Raises LeaseLost; it must end within a second."""
+        """A pipelined transaction that commits only under this lease. Raises LeaseLost; it must end within a second."""
         if not self.held():
             raise LeaseLost(f"not renewed in time: {self.name} (term {self.term})", [self.name])
-        with self._connection().transaction():
+        with pipelined(self._connection()) as tx:
             try:
-                fence(self._connection(), self.terms, self.holder)
+                fence(tx, self.terms, self.holder)
             except LeaseLost:
                 self._over.set()
                 raise
-            yield self._connection()
+            yield tx
 
     def _connection(self) -> Connection:
         """The connection for fenced writes, made anew where the server has closed it (a transaction too long)."""

@@ -173,7 +173,9 @@ def _applied(connection: psycopg.Connection) -> dict[str, str]:
 @contextmanager
 def _locked(url: str) -> Iterator[psycopg.Connection]:
     with connected(url, name="vidflow db migrate") as connection:
-        connection.execute("SELECT pg_advisory_lock(%s)", (LOCK,))
+        # A statement that waits for the lock would hold a snapshot, for which an index that is built CONCURRENTLY waits.
+        while connection.execute("SELECT pg_try_advisory_lock(%s)", (LOCK,)).fetchone() == (False,):
+            time.sleep(LOOK_S)
         connection.execute(
             """
             CREATE TABLE IF NOT EXISTS schema_checksums (

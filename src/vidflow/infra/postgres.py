@@ -67,7 +67,9 @@ def connect(url: str, *, name: str, fenced: bool = False, database: str | None =
     nobody in by this name or password, has no such database, or the URL is none.
     """
     try:
-        connection: Connection = psycopg.Connection.connect(_conninfo(url, name, database), autocommit=True)
+        connection: Connection = psycopg.Connection.connect(
+            _conninfo(url, name, database), autocommit=True, prepare_threshold=None
+        )
     except psycopg.OperationalError as error:
         if is_away(error):
             raise
