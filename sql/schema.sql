@@ -23,6 +23,7 @@ CREATE TABLE scenarios (
     parameters       jsonb       NOT NULL DEFAULT '{}',
     skips            jsonb       NOT NULL DEFAULT '[]',
     error            jsonb,
+    pool             text        NOT NULL DEFAULT 'default',
     -- What the lifecycle forbids cannot be written: an outcome before the shutdown or none in it, an error without a failure,
     -- a deployment without an epoch and a runner.
     CONSTRAINT outcome_belongs_to_the_shutdown
@@ -34,8 +35,15 @@ CREATE TABLE scenarios (
     CONSTRAINT never_deployed_means_no_runner
         CHECK ((epoch = 0) = (runner IS NULL))
 );
--- infra/scenarios.py, unfinished: what the leader reads each tick; finished scenarios, in the end nearly all, are not in it.
-CREATE INDEX scenarios_unfinished ON scenarios (state, due_at) WHERE state <> 'inactive';
+-- infra/leader_tables.py, engaged: what runners may have; as many rows as there are slots in use.
+CREATE INDEX scenarios_deployed ON scenarios (scenario_uuid) WHERE state IN ('in_startup_processing', 'active');
+-- infra/leader_tables.py, engaged: the scenarios that have been in their shutdown for longest.
+CREATE INDEX scenarios_shutting_down ON scenarios (state_changed_at) WHERE state IN ('init_shutdown', 'in_shutdown_processing');
+-- infra/leader_tables.py, head_of_queue: the first of each pool. infra/vitals.py, pools: which pools have a queue.
+CREATE INDEX scenarios_queue ON scenarios (pool, priority DESC, created_at, scenario_uuid)
+    WHERE state = 'init_startup' AND due_at <= state_changed_at;
+-- infra/leader_tables.py, end_backoffs: a scenario whose due_at is past its last move is in backoff, and not in the queue.
+CREATE INDEX scenarios_in_backoff ON scenarios (due_at) WHERE state = 'init_startup' AND due_at > state_changed_at;
 -- infra/scenarios.py, page: the list filtered by state, newest first; without a filter the primary key serves (version 7: by time).
 CREATE INDEX scenarios_by_state ON scenarios (state, scenario_uuid DESC);
 

@@ -155,7 +155,6 @@ def orchestrator(
     database_url: Database = "", kafka: Kafka = "", kafka_properties: KafkaProperties = None, log_format: LogFormat = "text",
     metrics_port: MetricsPort = None,
     attempts: Annotated[int, option("attempts", "Losses in a row at one frame after which a scenario fails.", at_least=1)] = 5,
-    pool: Pool = "default",
     keep_results_days: KeepResultsDays = None, keep_scenarios_days: KeepScenariosDays = None,
     results_partition_days: ResultsPartitionDays = 7,
 ) -> None:  # fmt: skip
@@ -164,7 +163,7 @@ def orchestrator(
 
     _serve(run, OrchestratorOptions(
         database_url=database_url, kafka=kafka_settings(kafka, kafka_properties), log_format=log_format,
-        metrics_port=metrics_port, attempts=attempts, pool=pool,
+        metrics_port=metrics_port, attempts=attempts,
         keeping=Keeping(partition_days=results_partition_days, results_days=keep_results_days, scenarios_days=keep_scenarios_days),
     ), log_format)  # fmt: skip
 

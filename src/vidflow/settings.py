@@ -65,7 +65,6 @@ class OrchestratorOptions(Common, frozen=True, kw_only=True):
     """The orchestrator: how many attempts a scenario has at one frame, and for how long what is kept."""
 
     attempts: int = 5
-    pool: str = "default"
     keeping: Keeping = Keeping()
 
 

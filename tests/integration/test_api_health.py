@@ -96,6 +96,41 @@ def test_positions_in_a_topic_that_is_gone_do_not_count(client: httpx.Client, ta
     assert client.get("/health/system").status_code == 200
 
 
+def test_a_pool_in_which_scenarios_wait_without_a_runner_is_named(
+    client: httpx.Client, tables: psycopg.Connection
+) -> None:
+    all_alive(tables)
+    scenario = init(client, pool="typo")
+    tables.execute("INSERT INTO runners VALUES ('g', now(), 4, 1, 0, false, false, 'gpu', '1')")
+    health = client.get("/health/system").json()
+    assert (health["status"], health["empty_pools"]) == ("degraded", ["typo"])
+    pools = {one["pool"]: one for one in health["pools"]}
+    assert pools["gpu"] == {"pool": "gpu", "runners": 1, "slots": 4, "used": 1, "waiting": 0}
+    assert pools["typo"] == {"pool": "typo", "runners": 0, "slots": 0, "used": 0, "waiting": 1}
+    assert client.get(f"/scenario/{scenario['scenario_uuid']}").json()["waiting_for"] == "pool"
+    tables.execute("INSERT INTO runners VALUES ('t', now(), 4, 4, 0, false, false, 'typo', '1')")
+    assert client.get("/health/system").json()["status"] == "ok"
+    assert client.get(f"/scenario/{scenario['scenario_uuid']}").json()["waiting_for"] == "runner"
+    tables.execute("UPDATE runners SET used = 1 WHERE pool = 'typo'")
+    assert client.get(f"/scenario/{scenario['scenario_uuid']}").json()["waiting_for"] == "orchestrator"
+    client.post(f"/scenario/{scenario['scenario_uuid']}/shutdown")
+
+
+def test_more_pools_than_are_shown_cost_no_more(client: httpx.Client, tables: psycopg.Connection) -> None:
+    all_alive(tables)
+    tables.execute(
+        """
+        INSERT INTO scenarios (source, model, fps, pool)
+        SELECT 'http://a/b.mp4', 'motion', 'all', 'pool-' || n % 300 FROM generate_series(1, 3000) AS n
+        """
+    )
+    try:
+        health = client.get("/health/system").json()
+        assert (len(health["pools"]), health["status"]) == (100, "degraded")
+    finally:
+        tables.execute("DELETE FROM scenarios WHERE pool <> 'default'")
+
+
 def test_metrics_tell_requests_states_and_backlog(client: httpx.Client, tables: psycopg.Connection) -> None:
     init(client)
     client.get("/nothing")

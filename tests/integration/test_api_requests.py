@@ -38,6 +38,8 @@ def _nothing_is_stored(database_url: str) -> Iterator[None]:
         ({"fps": 0}, "fps"), ({"fps": -2}, "fps"), ({"fps": "2"}, "fps"), ({"fps": "ALL"}, "fps"), ({"fps": True}, "fps"),
         ({"fps": 1e9}, "fps"), ({"fps": [1]}, "fps"),
         ({"priority": 101}, "priority"), ({"priority": -101}, "priority"), ({"priority": 1.5}, "priority"), ({"priority": "1"}, "priority"),
+        ({"pool": ""}, "pool"), ({"pool": "a b"}, "pool"), ({"pool": "gpu\n"}, "pool"), ({"pool": "x" * 201}, "pool"),
+        ({"pool": None}, "pool"), ({"pool": "../gpu"}, "pool"), ({"pool": "gpü"}, "pool"), ({"pool": 1}, "pool"),
         ({"priority": None}, "priority"), ({"priority": True}, "priority"),
         ({"parameters": None}, "parameters"), ({"parameters": []}, "parameters"), ({"parameters": {"score": 1}}, "parameters.score"),
         ({"parameters": {"score_threshold": 1.1}}, "parameters.score_threshold"),

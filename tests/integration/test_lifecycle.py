@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 import psycopg
 import pytest
 
+from vidflow.domain.errors import ErrorInfo
+from vidflow.domain.leader import Known
 from vidflow.domain.messages import Deploy, Parameters, StopWork, decode_command
-from vidflow.domain.scenario import Event, Kind, Outcome, Scenario, State, decide, next_epoch
-from vidflow.infra import lifecycle, outbox, scenarios
+from vidflow.domain.scenario import Event, Kind, Limits, Outcome, Scenario, State, decide, next_epoch
+from vidflow.infra import leader_tables, lifecycle, outbox, scenarios
 from vidflow.infra.postgres import Connection
 
 RUNNER = "runner-1"
@@ -45,12 +49,16 @@ def again(tables: Connection, scenario: Scenario) -> Scenario:
     return found
 
 
+def engaged(tables: Connection) -> Sequence[Known]:
+    return leader_tables.engagement(tables, [], None, Limits()).known
+
+
 def test_an_assignment_makes_its_epoch_count_and_sends_one_deploy(tables: Connection) -> None:
     scenario = born(tables)
     assert write(tables, scenario, assigned(scenario)) == 1
     after = again(tables, scenario)
     assert (after.state, after.epoch, after.runner) == (State.IN_STARTUP_PROCESSING, 1000, RUNNER)
-    [known] = lifecycle.unfinished(tables)
+    [known] = engaged(tables)
     assert (known.progress.epoch, known.deploy_waits) == (1000, True)
     [row] = outbox.pending(tables, 10)
     deploy = decode_command(row.payload)
@@ -93,7 +101,7 @@ def test_each_move_has_its_row_of_history_in_order(tables: Connection) -> None:
         (4, "inactive"),
     ]
     assert again(tables, scenario).outcome is Outcome.STOPPED
-    assert lifecycle.unfinished(tables) == []
+    assert engaged(tables) == []
     assert tables.execute("SELECT closed FROM scenario_progress").fetchone() == (True,)
 
 
@@ -138,6 +146,6 @@ def test_a_skip_and_an_error_come_back_as_they_were_written(tables: Connection) 
     error = {"code": "no_frames", "message": "gives not one frame", "frame_number": 3}
     write(tables, scenario, assigned(scenario))
     deployed = again(tables, scenario)
-    failed = Event(kind=Kind.FAILED, reason="no_frames", epoch=1000, error=msgspec.convert(error, lifecycle.ErrorInfo))
+    failed = Event(kind=Kind.FAILED, reason="no_frames", epoch=1000, error=msgspec.convert(error, ErrorInfo))
     write(tables, deployed, failed)
     assert msgspec.to_builtins(again(tables, scenario).error) == error

@@ -26,14 +26,16 @@ from vidflow.settings import ApiOptions, InboxOptions
 
 pytestmark = pytest.mark.long
 
-FIRST = "0001_spine.pre"
+FIRST = ("0001_spine.pre", "0004_pools_and_queue.pre")
+"""The least that today's roles run on: the first schema, and the columns that they write."""
 BATCH = 25
 
 
 @pytest.fixture
 def first_url(postgres_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     """A database of the first version; this process knows that version's files alone until `monkeypatch.undo`."""
-    (tmp_path / f"{FIRST}.sql").write_bytes(migrations.files()[FIRST].read_bytes())
+    for name in FIRST:
+        (tmp_path / f"{name}.sql").write_bytes(migrations.files()[name].read_bytes())
     monkeypatch.setattr(migrations, "sql_folder", lambda: tmp_path)
     name = f"first_{uuid4().hex[:8]}"
     with psycopg.connect(postgres_url, autocommit=True) as server:

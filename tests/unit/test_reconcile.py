@@ -12,10 +12,10 @@ import msgspec
 import pytest
 
 from vidflow.domain.errors import ErrorInfo
-from vidflow.domain.leader import Given, Known, Memory, Plan, Tick, Timing, World, hear
+from vidflow.domain.leader import Given, Known, Memory, Plan, Timing, World, hear
 from vidflow.domain.messages import EndReason, Entry, Forget, Ping, Report, StopWork, Waiting
 from vidflow.domain.progress import Progress
-from vidflow.domain.reconcile import free_slots, reconcile
+from vidflow.domain.reconcile import free_slots, reconcile, tick_of, vacancies
 from vidflow.domain.scenario import Event, Kind, Limits, Outcome, Scenario, State
 
 UUID = "01930000-0000-7000-8000-000000000001"
@@ -768,7 +768,7 @@ def test_a_scenario_goes_back_to_the_same_runner_where_there_is_no_other() -> No
 
 def slots(leader: Leader) -> dict[str, int]:
     world = World(leader.known, leader.now_s, DB_S, None, leader.hearing_since_s)
-    return {one.runner: one.free for one in free_slots(Tick(world, leader.memory.runners, LIMITS, TIMING))}
+    return {one.runner: one.free for one in free_slots(tick_of(leader.memory, world, LIMITS, TIMING))}
 
 
 def test_a_draining_runner_has_no_slots() -> None:
@@ -790,10 +790,34 @@ def test_no_runner_has_slots_while_the_leader_hears_no_probes() -> None:
     assert slots(leader) == {}
 
 
-def test_a_runner_of_another_pool_has_no_slots() -> None:
-    leader = Leader()
+def test_a_runner_of_another_pool_gets_nothing() -> None:
+    leader = Leader(waits())
     leader.memory = hear(leader.memory, Report("r1", "gpu", 1, 4, 0, False), leader.now_s)
-    assert slots(leader) == {}
+    assert leader.event() is None
+
+
+def test_each_pool_places_its_own() -> None:
+    gpu = Known(msgspec.structs.replace(waits().scenario, scenario_uuid=OTHER, pool="gpu"), progress())
+    leader = Leader(waits(), gpu)
+    leader.hears(runner="r1")
+    leader.memory = hear(leader.memory, Report("r2", "gpu", 1, 4, 0, False), leader.now_s)
+    plan = leader.tick()
+    assert {(known.scenario.pool, event.runner) for known, event in plan.events} == {("default", "r1"), ("gpu", "r2")}
+
+
+def test_a_command_goes_to_the_pool_of_its_runner() -> None:
+    leader = Leader()
+    leader.memory = hear(leader.memory, Report("r2", "gpu", 1, 4, 0, False, (running(),)), leader.now_s)
+    assert [(command.kind, command.pool) for command in leader.tick().commands] == [("stop", "gpu")]
+
+
+def test_vacancies_are_the_free_slots_of_each_pool_and_no_more_than_one_tick_places() -> None:
+    leader = Leader(starting())
+    leader.hears(runner="r1", capacity=3)
+    leader.hears(runner="r3", capacity=1000)
+    leader.memory = hear(leader.memory, Report("r2", "gpu", 1, 4, 0, False), leader.now_s)
+    world = World(leader.known, leader.now_s, DB_S, None, leader.hearing_since_s)
+    assert vacancies(leader.memory, world, TIMING) == {"default": TIMING.assignments, "gpu": 4}
 
 
 def test_a_slot_is_held_from_the_assignment_on_and_counted_once() -> None:

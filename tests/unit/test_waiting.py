@@ -24,6 +24,12 @@ NOBODY = Surroundings(leads=False, relays=False, free_slot=False, caught_up=Fals
             Surroundings(leads=True, relays=True, free_slot=False, caught_up=True),
             WaitingFor.RUNNER,
         ),
+        (
+            State.INIT_STARTUP,
+            True,
+            Surroundings(leads=True, relays=True, free_slot=False, caught_up=True, empty_pool=True),
+            WaitingFor.POOL,
+        ),
         (State.INIT_STARTUP, True, ALL_THERE, WaitingFor.ORCHESTRATOR),
         (State.IN_STARTUP_PROCESSING, True, ALL_THERE, WaitingFor.START),
         (
@@ -44,5 +50,5 @@ def test_it_waits_for(state: State, due: bool, around: Surroundings, expected: W
 
 
 def test_what_has_ended_waits_for_nothing() -> None:
-    for due, *there in itertools.product((False, True), repeat=5):
+    for due, *there in itertools.product((False, True), repeat=6):
         assert waiting_for(State.INACTIVE, due, Surroundings(*there)) is None

@@ -61,7 +61,7 @@ def _judge_deployed(known: Known, before: Finding | None, tick: Tick) -> Judgeme
     if whole(progress):
         return Judgement(Event(kind=Kind.COMPLETED, reason="whole", epoch=scenario.epoch))
     view = tick.runners[scenario.runner or ""]
-    entry = _own_entry(view, scenario)
+    entry = _own_entry(tick, scenario)
     finding = _find(known, view, entry, before, tick)
     settled = finding is not None and tick.is_caught_up(finding)
     if settled and entry and entry.fatal and entry.error:
@@ -132,7 +132,7 @@ def _judge_shutdown(known: Known, before: Finding | None, tick: Tick) -> Judgeme
     if ended(known.progress):
         return _drained(scenario, "end marker stored")
     view = tick.runners[scenario.runner or ""]
-    entry = _own_entry(view, scenario)
+    entry = _own_entry(tick, scenario)
     if entry is not None and entry.running and not tick.is_silent(view):
         return _judge_runs_on(scenario, view, before, tick)
     finding = _find(known, view, entry, before, tick)
@@ -157,8 +157,8 @@ def _drained(scenario: Scenario, reason: str) -> Judgement:
 # --- what is found
 
 
-def _own_entry(view: RunnerView, scenario: Scenario) -> Entry | None:
-    entry = view.entries.get(scenario.scenario_uuid)
+def _own_entry(tick: Tick, scenario: Scenario) -> Entry | None:
+    entry = tick.entry(scenario.runner, scenario.scenario_uuid)
     return entry if entry and entry.epoch == scenario.epoch else None
 
 

@@ -6,7 +6,7 @@ compared with the inbox's caught-up time. A scenario's `since_s` is the database
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import StrEnum
 
 import msgspec
@@ -14,11 +14,11 @@ import msgspec
 from vidflow.domain.lease import runner_lease_over
 from vidflow.domain.messages import Command, Entry, Report
 from vidflow.domain.progress import Progress
-from vidflow.domain.scenario import Event, Limits, Scenario
+from vidflow.domain.scenario import DEFAULT_POOL, Event, Limits, Scenario
 
 
 class Timing(msgspec.Struct, frozen=True):
-    """The leader's numbers, in seconds. `assignments` is the most that one tick places."""
+    """The leader's numbers, in seconds. `assignments` is the most that one tick places in one pool."""
 
     deploy_again_s: float = 1.0
     repeat_s: float = 2.0
@@ -27,6 +27,10 @@ class Timing(msgspec.Struct, frozen=True):
     runner_lease_s: float = 3.0
     forget_runner_s: float = 60.0
     assignments: int = 100
+
+
+CommandKey = tuple[str, str, str, int]
+"""A command as the leader remembers it: runner, kind, scenario_uuid, epoch."""
 
 
 class Known(msgspec.Struct, frozen=True):
@@ -49,11 +53,6 @@ class RunnerView(msgspec.Struct, frozen=True):
     heard_s: float
     report: Report | None = None
     mark: int | None = None
-
-    @property
-    def entries(self) -> Mapping[str, Entry]:
-        """The entries of the last report, by scenario_uuid."""
-        return {entry.scenario_uuid: entry for entry in self.report.entries} if self.report else {}
 
 
 class Cause(StrEnum):
@@ -85,14 +84,15 @@ class Memory(msgspec.Struct, frozen=True):
 
     runners: Mapping[str, RunnerView] = {}
     findings: Mapping[str, Finding] = {}
-    given: Mapping[tuple[str, str, str, int], float] = {}
+    given: Mapping[CommandKey, float] = {}
 
 
 class World(msgspec.Struct, frozen=True):
     """What the leader looks at in a tick.
 
-    `caught_up_db_s`: what was in the results' partitions before that time is stored (None: not known). `hearing_since_s`:
-    since when the leader has heard its own probes without a break (None: it does not now).
+    `known` holds the scenarios that a runner may have and the first of the queue, not all that waits. What was in the results'
+    partitions before `caught_up_db_s` is stored (None: not known). The leader has heard its own probes without a break since
+    `hearing_since_s` (None: it does not now).
     """
 
     known: Sequence[Known]
@@ -100,17 +100,22 @@ class World(msgspec.Struct, frozen=True):
     now_db_s: float
     caught_up_db_s: float | None
     hearing_since_s: float | None
-    pool: str = "default"
 
 
 class Given(msgspec.Struct, frozen=True):
-    """A command for a runner. A deploy is named only; its body is made from the tables when it is written."""
+    """A command for a runner of `pool`. A deploy is named only; its body is made from the tables when it is written."""
 
     runner: str
     command: Command | None
     kind: str
     scenario_uuid: str
     epoch: int
+    pool: str = DEFAULT_POOL
+
+    @property
+    def key(self) -> CommandKey:
+        """What tells whether it was given before."""
+        return self.runner, self.kind, self.scenario_uuid, self.epoch
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -122,12 +127,20 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class Tick(msgspec.Struct, frozen=True):
-    """One look of the leader: the world, the runners as it knows them, and the numbers by which it judges."""
+    """One look of the leader: the world, the runners as it knows them, and the numbers by which it judges.
+
+    `entries`: of each runner the entries of its last report, by scenario_uuid.
+    """
 
     world: World
     runners: Mapping[str, RunnerView]
     limits: Limits
     timing: Timing
+    entries: Mapping[str, Mapping[str, Entry]]
+
+    def entry(self, runner: str | None, scenario_uuid: str) -> Entry | None:
+        """Return what the runner's last report says of the scenario."""
+        return self.entries.get(runner or "", {}).get(scenario_uuid)
 
     def is_silent(self, view: RunnerView) -> bool:
         """Whether the runner's lease is over."""
@@ -149,13 +162,42 @@ class Tick(msgspec.Struct, frozen=True):
 
 
 def hear(memory: Memory, report: Report, now_s: float) -> Memory:
-    """The memory with one more report. One that was overtaken by a newer changes nothing; a mark goes when commands are taken."""
-    view = memory.runners.get(report.runner)
-    if view and view.report and report.number <= view.report.number:
-        return memory
-    mark = view.mark if view and view.mark is not None and report.taken <= view.mark else None
-    return _with_runner(memory, report.runner, RunnerView(now_s, report, mark))
+    """Return the memory with one more report, see `hear_all`."""
+    return hear_all(memory, [(report, now_s)])
 
 
-def _with_runner(memory: Memory, runner: str, view: RunnerView) -> Memory:
-    return msgspec.structs.replace(memory, runners={**memory.runners, runner: view})
+def hear_all(memory: Memory, heard: Iterable[tuple[Report, float]]) -> Memory:
+    """Return the memory with these reports, each with the time of its arrival.
+
+    A report older than the runner's last one changes nothing. A mark goes when the count of taken commands has grown.
+    """
+    runners = dict(memory.runners)
+    for report, heard_s in heard:
+        view = runners.get(report.runner)
+        if view and view.report and report.number <= view.report.number:
+            continue
+        mark = view.mark if view and view.mark is not None and report.taken <= view.mark else None
+        runners[report.runner] = RunnerView(heard_s, report, mark)
+    return msgspec.structs.replace(memory, runners=runners)
+
+
+def is_news(before: Report | None, report: Report) -> bool:
+    """Return whether the report says something worth a tick. The progress of a running worker is not, after its first frame."""
+    return before is None or _outline(before) != _outline(report)
+
+
+def _outline(report: Report) -> tuple[object, ...]:
+    entries = [(e.scenario_uuid, e.epoch, e.reason, e.next_frame > 0) for e in report.entries]
+    return report.draining, report.capacity, entries
+
+
+def remember(before: Memory, plan: Plan, events: Collection[str], commands: Collection[CommandKey]) -> Memory:
+    """Return the memory after a plan of which only a part was written: the events of these scenarios and these commands.
+
+    What was not written is found again in the next tick: its finding keeps its age, and its command is not taken for given.
+    """
+    unwritten = {known.scenario.scenario_uuid for known, _ in plan.events} - set(events)
+    kept = {uuid: finding for uuid, finding in before.findings.items() if uuid in unwritten}
+    withheld = {command.key for command in plan.commands} - set(commands)
+    given = {key: given_s for key, given_s in plan.memory.given.items() if key not in withheld}
+    return Memory(plan.memory.runners, {**plan.memory.findings, **kept}, given)

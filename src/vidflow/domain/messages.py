@@ -15,14 +15,13 @@ import msgspec
 
 from vidflow.domain.detections import Detection
 from vidflow.domain.errors import ErrorInfo, MessageError, ParameterError
-from vidflow.domain.scenario import Skip
+from vidflow.domain.scenario import DEFAULT_POOL, Skip
 
 INIT_SCENARIO: Final = "init_scenario"
 TO_DEPLOY: Final = "to_deploy"
 RUNNER_EVENTS: Final = "runner_events"
 RESULTS: Final = "results"
 DEAD_LETTERS: Final = "dead_letters"
-DEFAULT_POOL: Final = "default"
 
 PARTITIONS: Final = {INIT_SCENARIO: 4, f"{TO_DEPLOY}.{DEFAULT_POOL}": 4, RUNNER_EVENTS: 4, RESULTS: 16, DEAD_LETTERS: 1}
 """The topics that vidflow needs and how many partitions each is made with; more do no harm."""

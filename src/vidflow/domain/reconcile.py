@@ -12,25 +12,58 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import msgspec
 
 from vidflow.domain.judgement import judge
-from vidflow.domain.leader import Finding, Given, Known, Memory, Plan, RunnerView, Tick, Timing, World
+from vidflow.domain.leader import CommandKey, Finding, Given, Known, Memory, Plan, RunnerView, Tick, Timing, World
 from vidflow.domain.messages import Forget, Ping, StopWork
 from vidflow.domain.placement import Slots, Waiting, place
-from vidflow.domain.scenario import DEPLOYED, SHUTTING_DOWN, Event, Kind, Limits, State, next_epoch
+from vidflow.domain.scenario import (
+    DEFAULT_POOL,
+    DEPLOYED,
+    SHUTTING_DOWN,
+    Event,
+    Kind,
+    Limits,
+    State,
+    next_epoch,
+)  # fmt: skip
 
 
 def reconcile(memory: Memory, world: World, limits: Limits, timing: Timing) -> Plan:
-    """One tick: each unfinished scenario is judged, each report answered, and what waits is placed."""
-    tick = Tick(world, _runners(memory, world, timing), limits, timing)
+    """One tick: each scenario of the world is judged, each report answered, and the first of the queue are placed."""
+    tick = tick_of(memory, world, limits, timing)
     judged = [(known, judge(known, memory.findings.get(known.scenario.scenario_uuid), tick)) for known in world.known]
     tick = _marked(tick, {known.scenario.runner for known, judgement in judged if judgement.marks})
     events = [(known, judgement.event) for known, judgement in judged if judgement.event]
     findings: dict[str, Finding] = {k.scenario.scenario_uuid: j.finding for k, j in judged if j.finding}
     again = [_deploy(known) for known, judgement in judged if judgement.deploy_again]
     commands, given = _due([*again, *answers(tick), *pings(tick)], memory.given, tick)
-    return Plan(Memory(tick.runners, findings, given), [*events, *assignments(tick)], commands)
+    events += assignments(tick)
+    events.sort(key=lambda pair: pair[0].scenario.state in SHUTTING_DOWN)  # what may wait is written last
+    return Plan(Memory(tick.runners, findings, given), events, commands)
+
+
+def vacancies(memory: Memory, world: World, timing: Timing) -> dict[str, int]:
+    """Return how many scenarios of each pool this tick may place at most: what is worth reading of the queue.
+
+    `world` need not hold anything that waits.
+    """
+    free: defaultdict[str, int] = defaultdict(int)
+    for slots in free_slots(tick_of(memory, world, Limits(), timing)):
+        free[slots.pool] += max(slots.free, 0)
+    return {pool: min(count, timing.assignments) for pool, count in free.items() if count}
 
 
 # --- the runners
+
+
+def tick_of(memory: Memory, world: World, limits: Limits, timing: Timing) -> Tick:
+    """Return the look of a leader that remembers this at this world."""
+    runners = _runners(memory, world, timing)
+    entries = {
+        name: {entry.scenario_uuid: entry for entry in view.report.entries}
+        for name, view in runners.items()
+        if view.report is not None
+    }
+    return Tick(world, runners, limits, timing, entries)
 
 
 def _runners(memory: Memory, world: World, timing: Timing) -> dict[str, RunnerView]:
@@ -70,7 +103,8 @@ def answers(tick: Tick) -> Iterable[Given]:
                 continue
             kind = StopWork if entry.running else Forget
             name = "stop" if entry.running else "forget"
-            yield Given(runner, kind(entry.scenario_uuid, entry.epoch), name, entry.scenario_uuid, entry.epoch)
+            command = kind(entry.scenario_uuid, entry.epoch)
+            yield Given(runner, command, name, entry.scenario_uuid, entry.epoch, view.report.pool)
 
 
 def _placed(tick: Tick, states: Collection[State]) -> set[tuple[str | None, str, int]]:
@@ -86,22 +120,23 @@ def pings(tick: Tick) -> Iterable[Given]:
     """A command without effect for each marked runner: its report tells when it has taken it."""
     for runner, view in tick.runners.items():
         if view.mark is not None and not tick.is_silent(view):
-            yield Given(runner, Ping(runner), "ping", runner, 0)
+            pool = view.report.pool if view.report else DEFAULT_POOL
+            yield Given(runner, Ping(runner), "ping", runner, 0, pool)
 
 
 def _deploy(known: Known) -> Given:
     scenario = known.scenario
-    return Given(scenario.runner or "", None, "deploy", scenario.scenario_uuid, scenario.epoch)
+    return Given(scenario.runner or "", None, "deploy", scenario.scenario_uuid, scenario.epoch, scenario.pool)
 
 
 def _due(
-    wanted: Sequence[Given], given: Mapping[tuple[str, str, str, int], float], tick: Tick
-) -> tuple[list[Given], dict[tuple[str, str, str, int], float]]:
+    wanted: Sequence[Given], given: Mapping[CommandKey, float], tick: Tick
+) -> tuple[list[Given], dict[CommandKey, float]]:
     """Of the commands that are wanted those that were not given just now; and when each was last given."""
     commands: list[Given] = []
-    last: dict[tuple[str, str, str, int], float] = {}
+    last: dict[CommandKey, float] = {}
     for one in wanted:
-        key = (one.runner, one.kind, one.scenario_uuid, one.epoch)
+        key = one.key
         pause_s = tick.timing.deploy_again_s if one.kind == "deploy" else tick.timing.repeat_s
         if key in given and tick.world.now_s - given[key] < pause_s:
             last[key] = given[key]
@@ -115,12 +150,17 @@ def _due(
 
 
 def assignments(tick: Tick) -> list[tuple[Known, Event]]:
-    """An assignment for each scenario that is due and finds a free slot."""
+    """An assignment for each scenario that is due and finds a free slot in its pool."""
     due = {k.scenario.scenario_uuid: k for k in tick.world.known if k.scenario.state is State.INIT_STARTUP and k.due}
     if not due:
         return []
-    waiting = [Waiting(uuid, known.priority, known.since_s, _came_back_from(known)) for uuid, known in due.items()]
-    placed = place(waiting, free_slots(tick), tick.timing.assignments)
+    waiting: defaultdict[str, list[Waiting]] = defaultdict(list)
+    for uuid, known in due.items():
+        waiting[known.scenario.pool].append(Waiting(uuid, known.priority, known.since_s, _came_back_from(known)))
+    slots: defaultdict[str, list[Slots]] = defaultdict(list)
+    for one in free_slots(tick):
+        slots[one.pool].append(one)
+    placed = [pair for pool in waiting for pair in place(waiting[pool], slots[pool], tick.timing.assignments)]
     return [(due[uuid], _assignment(due[uuid], runner, tick.world)) for uuid, runner in placed]
 
 
@@ -130,7 +170,7 @@ def _came_back_from(known: Known) -> str | None:
 
 
 def free_slots(tick: Tick) -> list[Slots]:
-    """The runners that may be given work: heard within their lease, not draining, not marked; and their free slots."""
+    """The runners of all pools that may be given work: heard within their lease, not draining, not marked; and their free slots."""
     world = tick.world
     held: defaultdict[str | None, set[str]] = defaultdict(set)
     for known in world.known:
@@ -139,12 +179,12 @@ def free_slots(tick: Tick) -> list[Slots]:
     slots = []
     for runner, view in tick.runners.items():
         report = view.report
-        if report is None or report.draining or view.mark is not None or report.pool != world.pool:
+        if report is None or report.draining or view.mark is not None:
             continue
         if world.hearing_since_s is None or world.now_s - view.heard_s >= tick.timing.runner_lease_s:
             continue
         busy = held[runner] | {entry.scenario_uuid for entry in report.entries if entry.running}
-        slots.append(Slots(runner, report.capacity - len(busy)))
+        slots.append(Slots(runner, report.capacity - len(busy), report.pool))
     return slots
 
 

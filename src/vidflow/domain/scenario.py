@@ -15,6 +15,9 @@ import msgspec
 
 from vidflow.domain.errors import ErrorInfo, IllegalTransition
 
+DEFAULT_POOL: Final = "default"
+"""The pool of runners that serves a scenario whose client names none."""
+
 
 class State(StrEnum):
     """Where a scenario stands, in the brief's names. `inactive` is for ever."""
@@ -124,7 +127,7 @@ class Scenario(msgspec.Struct, frozen=True):
 
     `attempt` counts the losses since a frame was last stored; `returns` the ways back in a row that do not count.
     `resume_frame` is where the deployment resumed, and after it where the scenario was when it came back. `runner` and
-    `epoch` stay those of the last deployment; epoch 0 was never deployed.
+    `epoch` stay those of the last deployment; epoch 0 was never deployed. Only runners of `pool` may work on it.
     """
 
     scenario_uuid: str
@@ -138,6 +141,7 @@ class Scenario(msgspec.Struct, frozen=True):
     resume_frame: int = 0
     skips: tuple[Skip, ...] = ()
     skips_poison: bool = False
+    pool: str = DEFAULT_POOL
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

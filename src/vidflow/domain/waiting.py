@@ -10,11 +10,13 @@ from vidflow.domain.scenario import State
 
 
 class WaitingFor(StrEnum):
-    """What the next step waits for: a backoff's end, a leader, a relay, a free slot, a worker's start, its end, the inbox."""
+    """What the next step waits for: a backoff's end, a leader, a relay, a runner of the scenario's pool, a free slot there, a
+    worker's start, its end, the inbox."""
 
     BACKOFF = "backoff"
     ORCHESTRATOR = "orchestrator"
     RELAY = "relay"
+    POOL = "pool"
     RUNNER = "runner"
     START = "start"
     DRAIN = "drain"
@@ -22,12 +24,16 @@ class WaitingFor(StrEnum):
 
 
 class Surroundings(msgspec.Struct, frozen=True):
-    """What is there to move a scenario: a leader, a relay, a runner with a free slot, an inbox that has caught up."""
+    """What is there to move a scenario: a leader, a relay, a runner with a free slot in its pool, an inbox that has caught up.
+
+    `empty_pool`: the scenario names a pool other than the default one, and no runner of it is there.
+    """
 
     leads: bool
     relays: bool
     free_slot: bool
     caught_up: bool
+    empty_pool: bool = False
 
 
 def waiting_for(state: State, due: bool, around: Surroundings) -> WaitingFor | None:  # noqa: FBT001 - a fact, no switch
@@ -37,8 +43,9 @@ def waiting_for(state: State, due: bool, around: Surroundings) -> WaitingFor | N
     if state is State.INIT_STARTUP and not due:
         return WaitingFor.BACKOFF
     if state in {State.INIT_STARTUP, State.INIT_SHUTDOWN}:
-        no_slot = state is State.INIT_STARTUP and around.leads and not around.free_slot
-        return WaitingFor.RUNNER if no_slot else WaitingFor.ORCHESTRATOR
+        if state is State.INIT_STARTUP and around.leads and not around.free_slot:
+            return WaitingFor.POOL if around.empty_pool else WaitingFor.RUNNER
+        return WaitingFor.ORCHESTRATOR
     if not around.caught_up:
         return WaitingFor.INBOX
     if state is State.ACTIVE:

@@ -9,6 +9,9 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterable, Mapping, Sequence
 
+from psycopg import Cursor
+from psycopg.rows import TupleRow
+
 from vidflow.infra.postgres import Connection
 
 
@@ -97,13 +100,24 @@ def caught_up_s(tx: Connection, topic: str, topic_id: str, partitions: Sequence[
     None where one of them has not been caught up with yet, or was before the database's clock went back: its mark is of the
     future. Rows of other topic ids do not count.
     """
-    [(count, oldest_s)] = tx.execute(
+    return caught_up_answer(ask_caught_up(tx, topic, topic_id, partitions))
+
+
+def ask_caught_up(tx: Connection, topic: str, topic_id: str, partitions: Sequence[int]) -> Cursor[TupleRow]:
+    """Send the question of `caught_up_s`; `caught_up_answer` reads the answer. Between the two a pipeline may send more."""
+    return tx.execute(
         """
-        SELECT count(caught_up_at), extract(epoch FROM min(caught_up_at))::float8
+        SELECT extract(epoch FROM min(caught_up_at))::float8
           FROM inbox_partitions
          WHERE topic = %(topic)s AND topic_id = %(topic_id)s AND partition = ANY (%(partitions)s::int[])
            AND caught_up_at <= clock_timestamp()
+        HAVING count(caught_up_at) = cardinality(%(partitions)s::int[])
         """,
         {"topic": topic, "topic_id": topic_id, "partitions": list(partitions)},
-    ).fetchall()
-    return float(oldest_s) if partitions and count == len(partitions) else None
+    )
+
+
+def caught_up_answer(asked: Cursor[TupleRow]) -> float | None:
+    """Return the answer to `ask_caught_up`, see `caught_up_s`."""
+    row = asked.fetchone()
+    return float(row[0]) if row and row[0] is not None else None

@@ -43,6 +43,20 @@ def lock_progress(tx: Connection, scenario_uuids: Sequence[str]) -> dict[str, Pr
     )
 
 
+def hold_progress(tx: Connection, scenario_uuids: Sequence[str]) -> None:
+    """Lock the progress of scenarios as `lock_progress` does, without reading it or waiting for the answer in a pipeline."""
+    tx.execute(
+        """
+        SELECT
+          FROM scenario_progress
+         WHERE scenario_uuid = ANY (%b::uuid[])
+         ORDER BY scenario_uuid
+           FOR NO KEY UPDATE
+        """,
+        (list(scenario_uuids),),
+    )
+
+
 def read_progress(tx: Connection, scenario_uuids: Sequence[str]) -> dict[str, Progress]:
     """The progress of scenarios, as it stands; those that have none are missing."""
     return _progress(

@@ -10,7 +10,7 @@ from psycopg.rows import class_row, dict_row
 
 from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.messages import INIT_SCENARIO, Parameters, Start, encode
-from vidflow.domain.scenario import Outcome, Skip, State, is_due
+from vidflow.domain.scenario import DEFAULT_POOL, Outcome, Skip, State, is_due
 from vidflow.domain.waiting import Surroundings
 from vidflow.infra.postgres import Connection
 from vidflow.infra.vitals import SURROUNDINGS
@@ -21,7 +21,7 @@ _START: Final = encode(Start(_NOBODY)).decode()
 
 _COLUMNS: Final = f"""
     s.scenario_uuid::text, s.source, s.model, s.fps, s.priority, s.parameters::text, s.state, s.outcome, s.error::text, s.epoch,
-    s.attempt, s.runner, s.resume_frame, s.skips::text, s.created_at, s.state_changed_at,
+    s.attempt, s.runner, s.pool, s.resume_frame, s.skips::text, s.created_at, s.state_changed_at,
     extract(epoch FROM s.due_at - clock_timestamp())::float8 AS due_in_s,
     {SURROUNDINGS}"""
 _PROGRESS: Final = (
@@ -40,6 +40,7 @@ class NewScenario(msgspec.Struct, frozen=True, kw_only=True):
     fps: str
     priority: int
     parameters: Parameters
+    pool: str = DEFAULT_POOL
 
 
 class Shown(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +58,7 @@ class Shown(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     attempt: int
     runner: str | None
+    pool: str
     resume_frame: int
     skips: tuple[Skip, ...]
     created_at: datetime.datetime
@@ -98,8 +100,8 @@ def insert(tx: Connection, new: NewScenario) -> Shown:
         WITH given AS MATERIALIZED (
             SELECT uuidv7() AS scenario_uuid
         ), s AS (
-            INSERT INTO scenarios (scenario_uuid, source, model, model_sha256, fps, priority, parameters)
-            SELECT scenario_uuid, %(source)s, %(model)s, %(model_sha256)s, %(fps)s, %(priority)s, %(parameters)s::jsonb
+            INSERT INTO scenarios (scenario_uuid, source, model, model_sha256, fps, priority, pool, parameters)
+            SELECT scenario_uuid, %(source)s, %(model)s, %(model_sha256)s, %(fps)s, %(priority)s, %(pool)s, %(parameters)s::jsonb
               FROM given
          RETURNING *
         ), progress AS (
@@ -199,7 +201,7 @@ def exists(tx: Connection, scenario_uuid: str) -> bool:
 
 
 def _shown(row: dict[str, Any]) -> Shown:
-    around = Surroundings(*(row.pop(name) for name in ("leads", "relays", "free_slot", "caught_up")))
+    around = Surroundings(*(row.pop(name) for name in ("leads", "relays", "free_slot", "caught_up", "empty_pool")))
     return Shown(
         **row
         | {

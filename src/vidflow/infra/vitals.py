@@ -8,6 +8,7 @@ import msgspec
 from psycopg.rows import class_row
 
 from vidflow.domain.messages import RESULTS
+from vidflow.domain.scenario import DEFAULT_POOL
 from vidflow.domain.shards import SHARDS
 from vidflow.infra.postgres import Connection
 
@@ -18,13 +19,21 @@ STUCK_S: Final = 30
 COUNTED: Final = 10_000
 """How many waiting messages are counted at most: a check must not cost more, the longer Kafka is away."""
 
+POOLS: Final = 100
+"""How many pools are shown at most."""
+POOL_COUNTED: Final = 1000
+"""How many waiting scenarios of a pool are counted at most."""
+
 _LEADS: Final = "EXISTS (SELECT FROM lease WHERE name = 'leader' AND expires_at > clock_timestamp())"
 _RELAYS: Final = (
     f"(SELECT count(*) = {SHARDS} FROM lease WHERE starts_with(name, 'outbox/') AND expires_at > clock_timestamp())"  # noqa: S608
 )
 # What is of the future was written before the database's clock went back: no sign of life.
 _SEEN: Final = f"last_seen_at > clock_timestamp() - interval '{FRESH_S} s' AND last_seen_at <= clock_timestamp()"
-_FREE_SLOT: Final = f"EXISTS (SELECT FROM runners WHERE {_SEEN} AND NOT draining AND NOT marked AND used < capacity)"
+_FREE_SLOT: Final = f"""
+    EXISTS (SELECT FROM runners r WHERE r.pool = s.pool AND {_SEEN} AND NOT draining AND NOT marked AND used < capacity)"""
+_EMPTY_POOL: Final = f"""
+    s.pool <> '{DEFAULT_POOL}' AND NOT EXISTS (SELECT FROM runners r WHERE r.pool = s.pool AND {_SEEN})"""
 # The topic that is there now is the one that was last caught up with; rows of topics that are gone stay behind.
 _INBOX_LAG: Final = f"""
     (SELECT extract(epoch FROM clock_timestamp() - min(coalesce(caught_up_at, '-infinity')))::float8
@@ -44,8 +53,56 @@ _OUTBOX: Final = f"""
         AS outbox_oldest_s"""  # noqa: S608 - fragments of our own
 
 SURROUNDINGS: Final = f"""
-    {_LEADS} AS leads, {_RELAYS} AS relays, {_FREE_SLOT} AS free_slot, coalesce({_INBOX_LAG} < {FRESH_S}, false) AS caught_up"""
-"""The columns of a Surroundings, for a statement that shows scenarios."""
+    {_LEADS} AS leads, {_RELAYS} AS relays, {_FREE_SLOT} AS free_slot, coalesce({_INBOX_LAG} < {FRESH_S}, false) AS caught_up,
+    {_EMPTY_POOL} AS empty_pool"""
+"""The columns of a Surroundings, for a statement that shows scenarios as `s`."""
+
+# One look-up in the queue's index a pool, and of each as many entries as are counted.
+_POOLS: Final = f"""
+    WITH RECURSIVE queues AS (
+        (SELECT min(pool) AS pool FROM scenarios WHERE state = 'init_startup' AND due_at <= state_changed_at)
+         UNION ALL
+        SELECT (SELECT q.pool
+                  FROM scenarios q
+                 WHERE q.state = 'init_startup' AND q.due_at <= q.state_changed_at AND q.pool > queues.pool
+                 ORDER BY q.pool
+                 LIMIT 1)
+          FROM queues
+         WHERE queues.pool IS NOT NULL
+    ), queue AS (
+        SELECT pool FROM queues WHERE pool IS NOT NULL LIMIT %(pools)s
+    ), served AS (
+        SELECT pool, count(*) AS runners, sum(capacity) AS slots, sum(used) AS used
+          FROM runners
+         WHERE {_SEEN}
+         GROUP BY pool
+    )
+    SELECT pool, coalesce(runners, 0) AS runners, coalesce(slots, 0)::bigint AS slots, coalesce(used, 0)::bigint AS used,
+           (SELECT count(*)
+              FROM (SELECT
+                      FROM scenarios s
+                     WHERE s.state = 'init_startup' AND s.due_at <= s.state_changed_at AND s.pool = queue.pool
+                     LIMIT %(counted)s) AS waiting) AS waiting
+      FROM queue
+      FULL JOIN served USING (pool)
+     ORDER BY pool
+     LIMIT %(pools)s"""  # noqa: S608 - fragments of our own
+
+
+class PoolVitals(msgspec.Struct, frozen=True):
+    """A pool of runners: those seen lately, their slots and how many are in use, and how many scenarios wait in its queue
+    (POOL_COUNTED: at least as many)."""
+
+    pool: str
+    runners: int
+    slots: int
+    used: int
+    waiting: int
+
+    @property
+    def is_empty(self) -> bool:
+        """Return whether scenarios wait for runners that are not there."""
+        return self.waiting > 0 and self.runners == 0
 
 
 class Vitals(msgspec.Struct, frozen=True):
@@ -85,6 +142,12 @@ def read(tx: Connection) -> Vitals:
     row = tx.cursor(row_factory=class_row(Vitals)).execute(query).fetchone()
     assert row is not None
     return row
+
+
+def pools(tx: Connection) -> list[PoolVitals]:
+    """Return the pools that have runners or a queue, by name, at most POOLS of them."""
+    cursor = tx.cursor(row_factory=class_row(PoolVitals))
+    return cursor.execute(_POOLS, {"pools": POOLS, "counted": POOL_COUNTED}).fetchall()
 
 
 def scenarios_by_state(tx: Connection) -> dict[str, int]:

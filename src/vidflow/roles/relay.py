@@ -31,7 +31,7 @@ BATCH: Final = 2000
 ON_THEIR_WAY: Final = 2
 """How many batches are sent before the first of them must have its answers."""
 BUSY_POLL_S: Final = 0.002
-IDLE_POLL_S: Final = 0.05
+IDLE_POLL_S: Final = 0.02
 SWEEP_S: Final = 1.0
 """How often all ids are looked through, not the last ones alone."""
 HOLD_BACK_S: Final = 1.0

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
+import msgspec
 import psycopg
 from litestar import Router, get
 
@@ -15,7 +16,7 @@ from vidflow.infra import vitals
 from vidflow.infra.postgres import Connection
 from vidflow.roles.api.context import Api, Context
 from vidflow.roles.api.problems import documented, problem
-from vidflow.roles.api.schemas import Health, RelayLag, SystemHealth
+from vidflow.roles.api.schemas import Health, PoolHealth, RelayLag, SystemHealth
 
 CHECK_S: Final = 1.0
 """A check that takes longer has failed: who asks wants to know now."""
@@ -41,15 +42,20 @@ async def ready(api: Api) -> Health:
 
 @get("/system", responses=documented(503))
 async def system(api: Api) -> SystemHealth:
-    """A scenario could run to its end: an orchestrator leads, a relay, a runner and the inbox are at work, and none lags."""
-    signs = await _asked(api, vitals.read)
+    """A scenario could run to its end: an orchestrator leads, a relay, a runner and the inbox are at work, and none lags.
+
+    A pool in which scenarios wait and that has no runner makes it `degraded`, and is named.
+    """
+    signs, pools = await _asked(api, lambda tx: (vitals.read(tx), vitals.pools(tx)))
     lag = RelayLag(signs.outbox_waiting, round(signs.outbox_oldest_s, 3))
     if signs.missing:
         detail = f"missing: {', '.join(signs.missing)}; start what is missing"
         if lag.oldest_s >= vitals.STUCK_S:
             detail += f" (a message waits for Kafka for {lag.oldest_s:.0f} s)"
         raise problem(503, "not_running", detail, missing=signs.missing, relay_lag=lag)
-    return SystemHealth(relay_lag=lag)
+    empty = [one.pool for one in pools if one.is_empty]
+    shown = [PoolHealth(**msgspec.structs.asdict(one)) for one in pools]
+    return SystemHealth(status="degraded" if empty else "ok", relay_lag=lag, pools=shown, empty_pools=empty)
 
 
 async def _asked(api: Context, question: Callable[[Connection], T]) -> T:

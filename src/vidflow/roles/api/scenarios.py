@@ -55,6 +55,7 @@ def init_scenario(api: Api, data: Annotated[InitScenario, Body(examples=_EXAMPLE
         model_sha256=models.resolved(data, api.options).sha256,
         fps=default_fps(api.options) if data.fps is None else _fps_text(data.fps),
         priority=data.priority,
+        pool=data.pool,
         parameters=data.parameters,
     )
     with api.database.connection() as connection, api.admission.admitted(connection):

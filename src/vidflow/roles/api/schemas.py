@@ -13,8 +13,8 @@ from msgspec import Meta
 
 from vidflow.domain.detections import FrameResult
 from vidflow.domain.errors import ErrorInfo
-from vidflow.domain.messages import Parameters
-from vidflow.domain.scenario import Outcome, Skip, State
+from vidflow.domain.messages import MAX_POOL_CHARACTERS, Parameters
+from vidflow.domain.scenario import DEFAULT_POOL, Outcome, Skip, State
 from vidflow.domain.waiting import WaitingFor
 from vidflow.infra.scenarios import Move, StoredGap
 
@@ -47,6 +47,18 @@ Priority = Annotated[
 ]
 
 
+Pool = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=MAX_POOL_CHARACTERS,
+        pattern=r"^[A-Za-z0-9._-]+$(?!\n)",  # as domain/messages.py, check_pool
+        description="the pool of runners that is to run it: letters, digits, '.', '_' and '-'; the operator says which there are",
+        examples=["default", "gpu"],
+    ),
+]
+
+
 class InitScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A request for a scenario."""
 
@@ -59,6 +71,7 @@ class InitScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = None
     priority: Priority = 0
+    pool: Pool = DEFAULT_POOL
     parameters: Annotated[
         Parameters,
         Meta(
@@ -84,6 +97,7 @@ class ScenarioAnswer(msgspec.Struct, frozen=True, kw_only=True):
     epoch: Annotated[int, Meta(description="the number of the last deployment; 0: never deployed")]
     attempt: Annotated[int, Meta(description="losses in a row at the present frame")]
     runner: str | None
+    pool: Annotated[str, Meta(description="the pool of runners that is to run it")]
     resume_frame: int
     frames_stored: int
     frames_expected: Annotated[int | None, Meta(description="null until the source is open, and where nobody knows")]
@@ -136,10 +150,24 @@ class RelayLag(msgspec.Struct, frozen=True):
     oldest_s: float
 
 
-class SystemHealth(Health, frozen=True, kw_only=True):
-    """A vidflow that can run scenarios."""
+class PoolHealth(msgspec.Struct, frozen=True):
+    """A pool of runners: how many are alive, their slots, how many of these are in use, and how many scenarios wait (1000: at
+    least as many)."""
 
+    pool: str
+    runners: int
+    slots: int
+    used: int
+    waiting: int
+
+
+class SystemHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """A vidflow that can run scenarios. `degraded`: not all of them, since scenarios wait in `empty_pools`, which have no runner."""
+
+    status: Literal["ok", "degraded"]
     relay_lag: RelayLag
+    pools: list[PoolHealth]
+    empty_pools: list[str]
 
 
 class FieldProblem(msgspec.Struct, frozen=True):

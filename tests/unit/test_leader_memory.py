@@ -1,0 +1,89 @@
+"""What a leader remembers: of reports, and of a plan of which only a part was written."""
+
+from __future__ import annotations
+
+import pytest
+
+from vidflow.domain.leader import (
+    Cause,
+    Finding,
+    Given,
+    Known,
+    Memory,
+    Plan,
+    RunnerView,
+    hear_all,
+    is_news,
+    remember,
+)
+from vidflow.domain.messages import EndReason, Entry, Report, StopWork, Waiting
+from vidflow.domain.progress import Progress
+from vidflow.domain.scenario import Event, Kind, Scenario
+
+A, B = ("019a0000-0000-7000-8000-00000000000a", "019a0000-0000-7000-8000-00000000000b")
+
+
+def report(number: int, *entries: Entry, taken: int = 0, capacity: int = 4, draining: bool = False) -> Report:
+    return Report("r1", "default", number, capacity, taken, draining, entries)
+
+
+def entry(next_frame: int = 0, reason: EndReason | None = None) -> Entry:
+    return Entry(A, 1, next_frame, Waiting.SOURCE, reason)
+
+
+def test_the_last_report_counts_with_the_time_of_its_arrival() -> None:
+    memory = hear_all(Memory(), [(report(1), 10.0), (report(3), 12.0), (report(2), 13.0)])
+    assert memory.runners == {"r1": RunnerView(12.0, report(3))}
+
+
+def test_a_mark_goes_when_the_count_of_taken_commands_has_grown() -> None:
+    marked = Memory({"r1": RunnerView(1.0, report(1, taken=5), mark=5)})
+    assert hear_all(marked, [(report(2, taken=5), 2.0)]).runners["r1"].mark == 5
+    assert hear_all(marked, [(report(2, taken=6), 2.0)]).runners["r1"].mark is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "news"),
+    [
+        (None, report(1), True),
+        (report(1), report(2), False),
+        (report(1), report(2, entry()), True),
+        (report(1, entry()), report(2, entry(next_frame=1)), True),
+        (report(1, entry(next_frame=1)), report(2, entry(next_frame=2)), False),
+        (report(1, entry(next_frame=2)), report(2, entry(2, EndReason.FINISHED)), True),
+        (report(1), report(2, draining=True), True),
+        (report(1), report(2, capacity=2), True),
+        (report(1), report(2, taken=1), False),
+    ],
+)
+def test_only_what_changes_what_a_leader_does_is_news(before: Report | None, after: Report, news: bool) -> None:
+    assert is_news(before, after) is news
+
+
+def lost(uuid: str) -> tuple[Known, Event]:
+    return Known(Scenario(uuid), Progress()), Event(kind=Kind.LOST, reason="runner lost")
+
+
+def stop(uuid: str) -> Given:
+    return Given("r1", StopWork(uuid, 1), "stop", uuid, 1)
+
+
+FOUND = Finding(1, Cause.LEASE_OVER, 5.0, 1005.0)
+AFTER = Memory({"r1": RunnerView(9.0)}, {}, {stop(A).key: 9.0, stop(B).key: 9.0})
+PLAN = Plan(AFTER, [lost(A), lost(B)], [stop(A), stop(B)])
+BEFORE = Memory({}, {A: FOUND, B: FOUND}, {})
+
+
+def test_a_plan_that_was_written_is_remembered_as_it_is() -> None:
+    assert remember(BEFORE, PLAN, {A, B}, {stop(A).key, stop(B).key}) == AFTER
+
+
+def test_what_was_not_written_keeps_its_finding_and_is_not_taken_for_given() -> None:
+    memory = remember(BEFORE, PLAN, {A}, {stop(A).key})
+    assert memory.findings == {B: FOUND}
+    assert memory.given == {stop(A).key: 9.0}
+
+
+def test_of_a_plan_of_which_nothing_was_written_only_the_runners_are_remembered() -> None:
+    memory = remember(BEFORE, PLAN, set(), set())
+    assert (memory.runners, memory.findings, memory.given) == (AFTER.runners, BEFORE.findings, {})

@@ -1,0 +1,45 @@
+"""How soon the leader's next tick comes, and in what portions a plan is written."""
+
+from __future__ import annotations
+
+from vidflow.domain.leader import Given, Known, Memory, Plan
+from vidflow.domain.messages import Ping
+from vidflow.domain.progress import Progress
+from vidflow.domain.scenario import Event, Kind, Scenario
+from vidflow.roles.orchestrator.leader import CHUNK, FIRST_PAUSE_S, TICK_S, chunks, pause_after
+
+
+def test_after_a_move_the_next_tick_comes_at_once() -> None:
+    assert pause_after(TICK_S, 0.0, woken=False, moved=True) == 0.0
+
+
+def test_after_a_wake_up_the_pauses_grow_to_the_longest() -> None:
+    pauses = [pause_after(TICK_S, 0.0, woken=True, moved=False)]
+    while pauses[-1] < TICK_S:
+        pauses.append(pause_after(pauses[-1], 0.0, woken=False, moved=False))
+    assert pauses[0] == FIRST_PAUSE_S
+    assert len(pauses) <= 6
+    assert pauses == sorted(pauses)
+
+
+def test_a_pause_is_no_shorter_than_the_tick_before_it_nor_longer_than_the_longest() -> None:
+    assert pause_after(0.0, 0.05, woken=True, moved=False) == 0.05
+    assert pause_after(0.0, 5.0, woken=True, moved=False) == TICK_S
+
+
+def plan(events: int, commands: int) -> Plan:
+    known = Known(Scenario("019a0000-0000-7000-8000-00000000000a"), Progress())
+    event = Event(kind=Kind.TAKEN, reason="taken")
+    return Plan(Memory(), [(known, event)] * events, [Given("r", Ping("r"), "ping", "r", 0)] * commands)
+
+
+def test_a_plan_is_written_in_portions_of_bounded_size() -> None:
+    assert [(len(events), len(given)) for events, given in chunks(plan(2 * CHUNK + 1, CHUNK + 1))] == [
+        (CHUNK, CHUNK),
+        (CHUNK, 1),
+        (1, 0),
+    ]
+
+
+def test_a_plan_without_anything_to_write_needs_no_transaction() -> None:
+    assert list(chunks(plan(0, 0))) == []
