@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from tests.explorer.leading import can_report, looks
+from tests.explorer.leading import can_report, looks, writes
 from tests.explorer.passing import later
 from tests.explorer.state import (
     NAMES,
@@ -175,6 +175,19 @@ def _written_late(state: State, world: World) -> Iterator[tuple[str, State]]:
             yield "the leader looks, and will write later", state._replace(looked=looked)
 
 
+def _written_in_part(state: State, world: World) -> Iterator[tuple[str, State]]:
+    """The leader's plan takes several transactions, and not all of them commit."""
+    if state.looked:
+        return
+    whole = looks(state, world)
+    for events in range(len(whole.events) + 1):
+        for commands in range(len(whole.commands) + 1):
+            if (events, commands) != (len(whole.events), len(whole.commands)):
+                part = looks(state, world, events, commands)
+                label = f"the leader writes {events} of {len(whole.events)} events, {commands} of {len(whole.commands)} commands"
+                yield label, writes(state, world, part)
+
+
 def _restored(state: State, _world: World) -> Iterator[tuple[str, State]]:
     """The tables are as they were at the backup. The inbox reads again what Kafka still holds; nothing is caught up."""
     backup = state.backup
@@ -224,6 +237,7 @@ FAULTS: Final[dict[str, Fault]] = {
     "re-read": _read_again,
     "slip": _slipped,
     "late write": _written_late,
+    "short write": _written_in_part,
     "restore": _restored,
 }
 """The kinds of faults, by the names that worlds give them."""

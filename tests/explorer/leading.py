@@ -25,7 +25,7 @@ from tests.explorer.state import (
 from tests.invariants.holds import broken
 from tests.invariants.parts import FATAL, Mode
 
-from vidflow.domain.leader import Cause, Finding, Given, Known, Memory, RunnerView, hear
+from vidflow.domain.leader import Cause, Finding, Given, Known, Memory, RunnerView, hear, remember
 from vidflow.domain.leader import World as Before
 from vidflow.domain.messages import Command, Deploy, Frame, Report, Resume, StopWork
 from vidflow.domain.reconcile import reconcile
@@ -85,8 +85,8 @@ def ticks(state: State, world: World) -> State:
     return writes(state, world, looks(state, world))
 
 
-def looks(state: State, world: World) -> Looked:
-    """What the leader makes of the world."""
+def looks(state: State, world: World, events: int | None = None, commands: int | None = None) -> Looked:
+    """What the leader makes of the world; less than all where it will write only so many of its events and commands."""
     # The database's clock gives the next epoch; all is caught up whose count is 0; what is found now has not been.
     clock_s = (max(state.highest) + 1.5) / 1000
     memory = Memory(
@@ -100,15 +100,17 @@ def looks(state: State, world: World) -> Looked:
     )
     known = [_known(state, row) for row in state.rows if row.scenario.state is not Stage.INACTIVE]
     plan = reconcile(memory, Before(known, NOW_S, clock_s, 0.0, state.hearing_s), world.limits, TIMING)
+    written, given = plan.events[:events], plan.commands[:commands]
+    after = remember(memory, plan, {one.scenario.scenario_uuid for one, _ in written}, {one.key for one in given})
     found: list[Found | None] = [None] * len(state.rows)
-    for uuid, finding in plan.memory.findings.items():
+    for uuid, finding in after.findings.items():
         index = index_of(uuid)
         found[index] = _found(state, finding, state.leader.found[index], is_new=finding.since_db_s == clock_s)
-    views = tuple(sorted(plan.memory.runners.items()))
+    views = tuple(sorted(after.runners.items()))
     return Looked(
-        tuple((one.scenario, event) for one, event in plan.events),
-        tuple(plan.commands),
-        Leader(views, tuple(found), frozenset(plan.memory.given.items())),
+        tuple((one.scenario, event) for one, event in written),
+        tuple(given),
+        Leader(views, tuple(found), frozenset(after.given.items())),
     )
 
 

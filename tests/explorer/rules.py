@@ -255,7 +255,7 @@ COMMANDS: Final = (
 SILENCE: Final = (
     rule(
         "a marked runner gets nothing new", RECONCILE,
-        "report.draining or view.mark is not None or", "report.draining or",
+        "report.draining or view.mark is not None:", "report.draining:",
         "file, deaf",
     ),
     rule(

@@ -113,8 +113,60 @@ STATEMENTS: Final = (
     ),
     rule(
         "a partition that was never caught up with says no", "infra/inbox_partitions.py",
-        "if partitions and count == len(partitions) else None", "if count else None",
+        "        HAVING count(caught_up_at) = cardinality(%(partitions)s::int[])\n", "        HAVING count(caught_up_at) > 0\n",
         f"{IT}/test_inbox.py::test_a_partition_that_was_never_read_is_not_caught_up_with",
+    ),
+    rule(
+        "a shutdown that is listed as ended is read", "infra/leader_tables.py",
+        "FROM unnest(%(ended)s::uuid[]) AS ended (scenario_uuid)", "FROM unnest('{}'::uuid[]) AS ended (scenario_uuid)",
+        f"{IT}/test_leader_tables.py::test_a_shutdown_whose_runner_lists_it_as_ended_is_read_however_many_are_before_it",
+    ),
+    rule(
+        "of many shutdowns the longest waiting are read", "infra/leader_tables.py",
+        "                 ORDER BY state_changed_at\n", "                 ORDER BY state_changed_at DESC\n",
+        f"{IT}/test_leader_tables.py::test_of_many_shutdowns_the_longest_waiting_are_read",
+    ),
+    rule(
+        "a scenario in backoff is not in the queue", "infra/leader_tables.py",
+        "WHERE q.state = 'init_startup' AND q.due_at <= q.state_changed_at AND q.pool", "WHERE q.state = 'init_startup' AND q.pool",
+        f"{IT}/test_leader_tables.py::test_a_scenario_in_backoff_is_not_in_the_queue_until_its_backoff_is_over",
+    ),
+    rule(
+        "no backoff outlasts a clock that goes back", "infra/leader_tables.py",
+        "AND due_at > now() + make_interval(", "AND false AND due_at > now() + make_interval(",
+        f"{IT}/test_leader_tables.py::test_a_backoff_that_was_set_before_the_databases_clock_went_back_is_over",
+    ),
+    rule(
+        "the queue goes by priority, then age", "infra/leader_tables.py",
+        "ORDER BY q.priority DESC, q.created_at, q.scenario_uuid", "ORDER BY q.created_at, q.scenario_uuid",
+        f"{IT}/test_leader_tables.py::test_the_queue_is_read_from_its_head_by_priority_then_age",
+    ),
+    rule(
+        "each pool has its own queue", "infra/leader_tables.py", " AND q.pool = room.pool\n", "\n",
+        f"{IT}/test_leader_tables.py::test_each_pool_has_its_own_queue",
+    ),
+    rule(
+        "each pool's runners get its scenarios alone", "domain/reconcile.py",
+        "place(waiting[pool], slots[pool], tick", "place(waiting[pool], free_slots(tick), tick",
+        "tests/unit/test_reconcile.py",
+    ),
+    rule(
+        "a plan is written in portions", "roles/orchestrator/leader.py",
+        "yield plan.events[start : start + CHUNK], plan.commands[start : start + CHUNK]", "yield plan.events, plan.commands",
+        "tests/unit/test_leader_pace.py",
+    ),
+    rule(
+        "what was not written keeps its finding", "domain/leader.py",
+        "{**plan.memory.findings, **kept}", "plan.memory.findings", "tests/unit/test_leader_memory.py",
+    ),
+    rule(
+        "what was not written is not taken for given", "domain/leader.py",
+        "if key not in withheld}", "if key}", "tests/unit/test_leader_memory.py",
+    ),
+    rule(
+        "probes are sent however long a tick takes", "roles/orchestrator/hearing.py",
+        "left_s = self._probe()", "left_s = self._probe() if self._unread or not self._last else 0.1",
+        f"{IT}/test_leader_at_its_limits.py",
     ),
     rule(
         "complete is said behind the last row alone", "infra/predictions.py",

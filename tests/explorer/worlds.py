@@ -40,6 +40,8 @@ QUICK: Final = (
     *(World(f"live, {kind}", LIVE, faults=(kind,)) for kind in SMALL_FAULTS),
     World("file, late write", TWO, shutdown=True, faults=("late write",)),
     World("live, late write", LIVE, faults=("late write",)),
+    World("file, short write", TWO, shutdown=True, faults=("short write",)),
+    World("live, short write", LIVE, faults=("short write",)),
     World("file, away", ONE, faults=("away",)),
     World("file, frozen", ONE, faults=("frozen",)),
     World("file, kill, two runners", TWO, runners=2, faults=("kill",)),
