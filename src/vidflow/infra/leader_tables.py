@@ -43,8 +43,8 @@ class Engagement(msgspec.Struct, frozen=True):
 # where the next loss would be the last.
 _ROWS: Final = """
      CROSS JOIN LATERAL (
-           SELECT s.scenario_uuid, s.state, s.outcome, s.error, s.epoch, s.attempt, s.returns, s.runner, s.resume_frame, s.skips,
-                  s.pool, s.priority,
+           SELECT s.scenario_uuid, s.state, s.outcome, s.error::text AS error, s.epoch, s.attempt, s.returns, s.runner, s.resume_frame,
+                  nullif(s.skips, '[]')::text AS skips, s.pool, s.priority,
                   CASE WHEN s.attempt >= %(last_attempt)s
                        THEN coalesce(s.parameters ->> 'on_poison' = 'skip', false)
                        ELSE false END AS skips_poison,
@@ -179,18 +179,18 @@ def _select(tables: Connection, query: str, given: Mapping[str, object]) -> Curs
 
 
 def scenario_of(row: dict[str, Any]) -> Scenario:
-    """Return the lifecycle's part of a row."""
+    """Return the lifecycle's part of a row. `error` and `skips` are JSON texts, or null."""
     return Scenario(
         scenario_uuid=row["scenario_uuid"],
         state=State(row["state"]),
         outcome=Outcome(row["outcome"]) if row["outcome"] else None,
-        error=msgspec.convert(row["error"], ErrorInfo | None),
+        error=msgspec.json.decode(row["error"], type=ErrorInfo) if row["error"] else None,
         epoch=row["epoch"],
         attempt=row["attempt"],
         returns=row["returns"],
         runner=row["runner"],
         resume_frame=row["resume_frame"],
-        skips=msgspec.convert(row["skips"], tuple[Skip, ...]),
+        skips=msgspec.json.decode(row["skips"], type=tuple[Skip, ...]) if row["skips"] else (),
         skips_poison=row["skips_poison"],
         pool=row["pool"],
     )

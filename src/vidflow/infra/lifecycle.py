@@ -33,7 +33,7 @@ from vidflow.infra.postgres import Connection
 def read_one(tx: Connection, scenario_uuid: str) -> Scenario | None:
     """One scenario; None where there is none of this uuid."""
     query = """
-        SELECT scenario_uuid::text, state, outcome, error, epoch, attempt, returns, runner, resume_frame, skips, pool,
+        SELECT scenario_uuid::text, state, outcome, error::text, epoch, attempt, returns, runner, resume_frame, skips::text, pool,
                coalesce(parameters ->> 'on_poison' = 'skip', false) AS skips_poison
           FROM scenarios
          WHERE scenario_uuid = %s
