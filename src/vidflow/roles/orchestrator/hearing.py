@@ -218,8 +218,8 @@ class Hearing:
         questions = kafka.Questions(self._settings)
         while True:
             try:
-                partitions = questions.ask(kafka.partitions, RESULTS)
-                self._results = Topic(RESULTS, questions.ask(kafka.topic_id, RESULTS), tuple(partitions))
+                topic_id = questions.ask(kafka.topic_id, RESULTS)
+                self._results = Topic(RESULTS, topic_id, tuple(questions.ask(kafka.partitions, RESULTS)))
             except kafka.KafkaAway as error:
                 self._results = None  # nothing is caught up with a topic that nobody knows
                 _log.debug("topic_unknown", topic=RESULTS, error=error.message)

@@ -45,8 +45,9 @@ def lead(options: OrchestratorOptions, lease: Lease, stop: Stop) -> None:
             Leader(lease, hearing, tables, options.attempts).run(lambda: lease.held() and not stop.requested)
     finally:
         metrics.LEADS.set(0)
+        # First, so that others can lead while this one waits for its threads, one of which may be asking a broker that is away.
+        lease.end()
         hearing.close()
-        lease.end()  # or the thread, and with it this leadership, would go on for as long as the lease is renewed
         keeping.join()
 
 
