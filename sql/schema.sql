@@ -121,6 +121,7 @@ CREATE TABLE inbox_partitions (
     partition    integer NOT NULL,
     position     bigint  NOT NULL DEFAULT 0,
     caught_up_at timestamptz,
+    seen_at      timestamptz,
     PRIMARY KEY (topic, topic_id, partition)
 );
 

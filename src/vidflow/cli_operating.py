@@ -36,6 +36,19 @@ Place = Annotated[
 ]
 Places = Annotated[list[str] | None, typer.Argument(help="The dead letters' places, as vidflow dlq list tells them.")]
 Everything = Annotated[bool, typer.Option("--all", help="All dead letters.", envvar="VIDFLOW_ALL")]
+Pools = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--pool", help="Also the commands' topic of this pool of runners; may be given again.", envvar="VIDFLOW_POOL"
+    ),
+]
+ReplicationFactor = Annotated[
+    int | None,
+    option("replication-factor", "Replicas of each new topic; by default as the brokers have it.", at_least=1),
+]
+MinInsyncReplicas = Annotated[
+    int | None, option("min-insync-replicas", "Replicas that must have a message before it counts as sent.", at_least=1)
+]
 OutboxIds = Annotated[list[int], typer.Argument(help="Their ids, as `vidflow outbox list` shows them.")]
 
 
@@ -105,15 +118,21 @@ def _say(sentence: str) -> None:
 
 
 @topics.command("create")
-def create_topics(kafka: Kafka = "", kafka_properties: KafkaProperties = None) -> None:
-    """Make the topics that are missing, and set what vidflow needs of those that are there."""
-    from vidflow.infra.kafka import create_topics, settle_topics  # noqa: PLC0415
+def create_topics(
+    kafka: Kafka = "", kafka_properties: KafkaProperties = None, pool: Pools = None,
+    replication_factor: ReplicationFactor = None, min_insync_replicas: MinInsyncReplicas = None,
+) -> None:  # fmt: skip
+    """Create the topics that are missing, set what vidflow needs of those that exist, and report those that have less than asked."""
+    from vidflow.infra import kafka as topics_of  # noqa: PLC0415
 
     settings = kafka_settings(kafka, kafka_properties)
-    made = create_topics(settings)
+    wanted = topics_of.Wanted(("default", *(pool or ())), replication_factor, min_insync_replicas)
+    made = topics_of.create_topics(settings, wanted)
     typer.echo(f"made {', '.join(made)}" if made else "all topics were there")
-    for topic, changed in settle_topics(settings).items():
+    for topic, changed in topics_of.settle_topics(settings, wanted).items():
         typer.echo(f"set of {topic}: {changed}")
+    for topic, less in topics_of.weak_topics(settings, wanted).items():
+        typer.echo(f"{topic} has less than it should: {less}", err=True)
 
 
 @outbox.command("list")

@@ -42,7 +42,7 @@ from tests.integration.programs import (
 )
 
 from vidflow.cli import app
-from vidflow.domain.messages import DEAD_LETTERS
+from vidflow.domain.messages import DEAD_LETTERS, PARTITIONS
 from vidflow.infra import kafka, outbox
 from vidflow.infra.embedded.kafka import EmbeddedKafka
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
@@ -102,6 +102,10 @@ REFUSALS = {
     ),
     "no file of Kafka properties": Refusal(
         ["dlq", "list", *KAFKA, "--kafka-properties", "/no/such"], 3, "/no/such cannot be read .*--kafka-properties"
+    ),
+    "topics, no such pool": Refusal(["topics", "create", *KAFKA, "--pool", "a b"], 2, "Invalid pool name 'a b'. Use 1 to 200"),
+    "topics, more in sync than there are": Refusal(
+        ["topics", "create", *KAFKA, "--replication-factor", "2", "--min-insync-replicas", "3"], 3, "is more than --replication-factor 2"
     ),
     "topics, Kafka away": Refusal(["topics", "create", *KAFKA], 4, "Kafka does not answer .*start it, or set VIDFLOW_KAFKA"),
     "a database's URL that is none": Refusal(["relay", "--database-url", f"db {SECRET}"], 3, "no URL of PostgreSQL"),
@@ -303,6 +307,36 @@ def test_a_topic_that_is_there_is_given_the_settings_that_vidflow_needs(kafka_se
         r"set of dead_letters: message.timestamp.type=LogAppendTime \(was CreateTime\), cleanup.policy=compact \(was delete\)",
     )
     assert ended("topics", "create", "--kafka", kafka_settings.bootstrap).stdout == "all topics were there\n"
+
+
+def test_a_pools_topic_is_made_like_the_default_pools_and_topics_with_less_than_asked_are_reported(
+    kafka_settings: KafkaSettings,
+) -> None:
+    remove_topics(kafka_settings, [*PARTITIONS, "to_deploy.gpu", "to_deploy.a_b"])
+    client = kafka.admin(kafka_settings)
+    [made] = client.create_topics([NewTopic(DEAD_LETTERS, 1, 1)]).values()
+    made.result()
+    create = ["topics", "create", "--kafka", kafka_settings.bootstrap]
+    end = ended(*create, "--pool", "gpu", "--pool", "a_b", "--replication-factor", "1", "--min-insync-replicas", "1")
+    assert (end.returncode, end.stderr) == (0, "")
+    assert_says(end.stdout, r"made .*to_deploy\.gpu, to_deploy\.a_b")
+    for topic in ("to_deploy.gpu", "to_deploy.a_b"):
+        assert len(kafka.partitions(client, topic)) == PARTITIONS["to_deploy.default"]
+    end = ended(*create, "--pool", "gpu", "--replication-factor", "2", "--min-insync-replicas", "2")
+    assert (end.returncode, end.stdout) == (0, "all topics were there\n")
+    assert_says(
+        end.stderr,
+        r"dead_letters has less than it should: 1 replicas, 2 were asked for .*min.insync.replicas=1, 2 were",
+    )
+    assert_says(end.stderr, "to_deploy.gpu has less than it should")
+    remove_topics(kafka_settings, ["results"])
+    end = ended(*create, "--replication-factor", "2")
+    assert end.returncode == 3
+    assert_says(end.stderr, "vidflow: Kafka refuses to create the topic results: .*[Rr]eplication")
+    end = ended(*create, "--pool", "a.b")
+    assert end.returncode == 3
+    assert_says(end.stderr, "vidflow: Kafka refuses to create the topic to_deploy.a.b: .*collides")
+    remove_topics(kafka_settings, ["to_deploy.gpu", "to_deploy.a_b"])
 
 
 def test_video_fps_is_what_a_scenario_has_that_names_no_rate(tmp_path: Path, database_url: str) -> None:

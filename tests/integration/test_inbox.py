@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -52,7 +52,7 @@ from vidflow.infra.migrations import migrate
 from vidflow.infra.postgres import Connection, connect
 from vidflow.infra.stopping import Stop
 from vidflow.roles.inbox import run, storing
-from vidflow.roles.inbox.reader import BATCH, GROUP, Reader
+from vidflow.roles.inbox.reader import BATCH, BATCH_BYTES, GROUP, Reader
 from vidflow.settings import InboxOptions
 
 
@@ -652,8 +652,82 @@ def test_a_mark_from_before_the_databases_clock_went_back_says_nothing_and_is_re
 
     inbox_partitions.positions(tables, RESULTS, "id", [0, 1])
     now = inbox_partitions.database_time(tables)
-    inbox_partitions.note_caught_up(tables, RESULTS, "id", {0: 0}, now)
-    inbox_partitions.note_caught_up(tables, RESULTS, "id", {1: 0}, now + datetime.timedelta(hours=1))
+    inbox_partitions.note_caught_up(tables, RESULTS, "id", {0: 0}, {0: 0}, now)
+    inbox_partitions.note_caught_up(tables, RESULTS, "id", {1: 0}, {1: 0}, now + datetime.timedelta(hours=1))
     assert caught_up_s() is None
-    inbox_partitions.note_caught_up(tables, RESULTS, "id", {1: 0}, now)
+    inbox_partitions.note_caught_up(tables, RESULTS, "id", {1: 0}, {1: 0}, now)
     assert caught_up_s() == pytest.approx(now.timestamp())
+
+
+def test_an_offset_that_no_broker_knows_is_neither_a_position_nor_an_end(tables: Connection) -> None:
+    inbox_partitions.positions(tables, RESULTS, "unknown", [0, 1])
+    now = inbox_partitions.database_time(tables)
+    assert inbox_partitions.move(tables, RESULTS, "unknown", {0: (0, -1001)}) == set()
+    tables.execute("UPDATE inbox_partitions SET position = -1001 WHERE topic_id = 'unknown' AND partition = 1")
+    ends = {0: -1001, 1: -1001}
+    inbox_partitions.note_caught_up(tables, RESULTS, "unknown", {0: 0, 1: -1001}, ends, now)
+    assert inbox_partitions.caught_up_s(tables, RESULTS, "unknown", [0]) is None
+    assert inbox_partitions.caught_up_s(tables, RESULTS, "unknown", [1]) is None
+    assert inbox_partitions.positions(tables, RESULTS, "unknown", [0, 1]) == {0: 0, 1: 0}
+
+
+def test_a_position_that_an_earlier_version_took_from_a_partition_without_a_leader_is_mended(
+    tables: Connection, options: InboxOptions
+) -> None:
+    uuid = scenario(tables)
+    send(options.kafka, *frames(uuid, range(5)))
+    with inbox(tables, options):
+        await_caught_up(tables, options.kafka)
+        tables.execute("UPDATE inbox_partitions SET position = -1001 WHERE position = 5")
+        send(options.kafka, *frames(uuid, range(5, 8)))
+        wait_until(lambda: stored(tables, uuid) == list(range(8)), "a running inbox reads on")
+    tables.execute("UPDATE inbox_partitions SET position = -1001")
+    send(options.kafka, *frames(uuid, range(8, 10)))
+    with inbox(tables, options):
+        wait_until(lambda: stored(tables, uuid) == list(range(10)), "a new inbox reads on")
+        await_caught_up(tables, options.kafka)
+    assert tables.execute("SELECT min(position), max(position) FROM inbox_partitions").fetchone() == (0, 10)
+
+
+LONG_BYTES = 900_000
+
+
+def test_a_batch_of_long_messages_grows_past_its_bytes_by_one_at_most(
+    tables: Connection, options: InboxOptions
+) -> None:
+    uuid = scenario(tables)
+    label = "x" * (LONG_BYTES - 1000)
+    for number in range(40):
+        send(options.kafka, frame(uuid, number, label=label))
+    topic_id = kafka.topic_id(kafka.admin(options.kafka), RESULTS)
+    reader = Reader(
+        options.kafka,
+        options.group_protocol,
+        lambda given: inbox_partitions.positions(tables, RESULTS, topic_id, given),
+    )
+    sizes: list[int] = []
+    read: list[int] = []
+
+    def is_whole() -> bool:
+        reader.fill(0.1)
+        sizes.append(sum(taken.size_bytes for taken in reader.batch))
+        reader.read_on()
+        assert sum(taken.size_bytes for taken in reader.batch) <= 2 * BATCH_BYTES + LONG_BYTES
+        read.extend(taken.offset for taken in reader.batch)
+        reader.stored(list(reader.batch))
+        return len(read) == 40
+
+    try:
+        wait_until(is_whole, "all are read")
+    finally:
+        reader.close()
+    assert sorted(read) == list(range(40))
+    assert max(sizes) > BATCH_BYTES - LONG_BYTES, "a batch was full"
+    assert max(sizes) <= BATCH_BYTES + LONG_BYTES
+
+
+def test_an_error_while_partitions_are_given_ends_the_inbox(options: InboxOptions) -> None:
+    """The client would swallow it, and the inbox would go on without these partitions."""
+    reader = Reader(options.kafka, options.group_protocol, lambda given: dict.fromkeys(given, -7))
+    with pytest.raises(kafka.ClientBroken), closing(reader):
+        wait_until(lambda: bool(reader.fill(0.1)) and bool(reader.positions), "it is given partitions")

@@ -34,16 +34,23 @@ _FREE_SLOT: Final = f"""
     EXISTS (SELECT FROM runners r WHERE r.pool = s.pool AND {_SEEN} AND NOT draining AND NOT marked AND used < capacity)"""
 _EMPTY_POOL: Final = f"""
     s.pool <> '{DEFAULT_POOL}' AND NOT EXISTS (SELECT FROM runners r WHERE r.pool = s.pool AND {_SEEN})"""
-# The topic that is there now is the one that was last caught up with; rows of topics that are gone stay behind.
-_INBOX_LAG: Final = f"""
-    (SELECT extract(epoch FROM clock_timestamp() - min(coalesce(caught_up_at, '-infinity')))::float8
+# A time of the future was written before the database's clock went back; a position below 0 by a version that took it for one.
+_CAUGHT_UP_AT: Final = "CASE WHEN caught_up_at <= clock_timestamp() AND position >= 0 THEN caught_up_at END"
+_HELD_AT: Final = f"greatest({_CAUGHT_UP_AT}, CASE WHEN seen_at <= clock_timestamp() THEN seen_at END)"
+# The topic that is there now is the one that an inbox held last; rows of topics that are gone stay behind.
+_PARTITIONS: Final = f"""
        FROM inbox_partitions
       WHERE topic = '{RESULTS}'
         AND topic_id = (SELECT topic_id
                           FROM inbox_partitions
-                         WHERE topic = '{RESULTS}' AND caught_up_at <= clock_timestamp()
-                         ORDER BY caught_up_at DESC
-                         LIMIT 1))"""  # noqa: S608 - names of our own
+                         WHERE topic = '{RESULTS}' AND {_HELD_AT} IS NOT NULL
+                         ORDER BY {_HELD_AT} DESC
+                         LIMIT 1)"""  # noqa: S608 - names of our own
+_INBOX_LAG: Final = f"""
+    (SELECT extract(epoch FROM clock_timestamp() - min(coalesce({_CAUGHT_UP_AT}, '-infinity')))::float8 {_PARTITIONS})"""  # noqa: S608 - fragments of our own
+_INBOX_ALIVE: Final = f"""
+    (SELECT coalesce(min(coalesce({_HELD_AT}, '-infinity')) > clock_timestamp() - interval '{FRESH_S} s', false)
+       {_PARTITIONS})"""
 
 # The oldest by id: no index has them by time, and the two differ by a transaction's length.
 _WAITS: Final = "FROM outbox WHERE published_at IS NULL AND error IS NULL"
@@ -106,13 +113,15 @@ class PoolVitals(msgspec.Struct, frozen=True):
 
 
 class Vitals(msgspec.Struct, frozen=True):
-    """Which parts are alive. `runners` counts those seen lately; `inbox_lag_s` is how old the newest moment is up to which
-    all results are surely stored (None: there is no such moment). `outbox_waiting` messages wait for the relay (COUNTED: at
+    """Which parts are alive. `runners` counts those seen lately; `inbox` is whether each of the results' partitions is held by an
+    inbox; `inbox_lag_s` is how old the newest moment is up to which all results are surely stored (None: there is no such
+    moment). `outbox_waiting` messages wait for the relay (COUNTED: at
     least as many), the first of them for `outbox_oldest_s`."""
 
     leads: bool
     relays: bool
     runners: int
+    inbox: bool
     inbox_lag_s: float | None
     outbox_waiting: int
     outbox_oldest_s: float
@@ -120,10 +129,14 @@ class Vitals(msgspec.Struct, frozen=True):
     @property
     def missing(self) -> list[str]:
         """What a scenario would wait for in vain, by the name of the process that does it."""
-        caught_up = self.inbox_lag_s is not None and self.inbox_lag_s < FRESH_S
         relays = self.relays and self.outbox_oldest_s < STUCK_S
-        parts = {"orchestrator": self.leads, "relay": relays, "runner": self.runners > 0, "inbox": caught_up}
+        parts = {"orchestrator": self.leads, "relay": relays, "runner": self.runners > 0, "inbox": self.inbox}
         return [part for part, alive in parts.items() if not alive]
+
+    @property
+    def behind(self) -> bool:
+        """Whether results of the last seconds may not be stored yet: for lack of an inbox, or since one has not caught up."""
+        return self.inbox_lag_s is None or self.inbox_lag_s >= FRESH_S
 
 
 def check(tx: Connection) -> None:
@@ -135,7 +148,7 @@ def read(tx: Connection) -> Vitals:
     """The parts' signs of life."""
     query = f"""
         SELECT {_LEADS} AS leads, {_RELAYS} AS relays,
-               (SELECT count(*) FROM runners WHERE {_SEEN}) AS runners,
+               (SELECT count(*) FROM runners WHERE {_SEEN}) AS runners, {_INBOX_ALIVE} AS inbox,
                (SELECT nullif(lag_s, 'infinity') FROM (SELECT {_INBOX_LAG} AS lag_s) AS inbox) AS inbox_lag_s,
                {_OUTBOX}
     """  # noqa: S608 - fragments of our own

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import tempfile
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Self
 
@@ -106,16 +107,21 @@ class EmbeddedKafka:
         stop: Stop,
         ports: tuple[int, int] | None = None,
         cache: str | Path | None = None,
+        more: Mapping[str, str] | None = None,
+        cluster_id: str | None = None,
     ) -> None:
         """Locks the folder; starts nothing. `ports`: the broker's and the controller's; else those of last time, or free ones.
 
-        `cache`: where the jars are kept (None: the user's cache folder). Raises SetupError where another process uses the
-        folder, MissingExtra where Java is not installed.
+        `cache`: where the jars are kept (None: the user's cache folder). `more` and `cluster_id` are for tests: settings of the
+        server that replace those of the same name or stand beside them, and the cluster that it is a node of. Raises SetupError
+        where another process uses the folder, MissingExtra where Java is not installed.
         """
         self.folder = folder.absolute()
         self._say = say
         self._stop = stop
         self._cache = cache_folder(cache)
+        self._more = more or {}
+        self._cluster_id = cluster_id or new_id()
         self._java = _java()
         self._class_path = ""
         self._lock = FolderLock(self.folder)
@@ -204,7 +210,9 @@ class EmbeddedKafka:
 
     def _properties(self, data: Path) -> str:
         path = str(data).replace("\\", "\\\\")
-        return _PROPERTIES.format(broker=self.port, controller=self._controller_port, data=path)
+        lines = _PROPERTIES.format(broker=self.port, controller=self._controller_port, data=path).splitlines()
+        kept = [line for line in lines if line.partition("=")[0] not in self._more]
+        return "\n".join([*kept, *(f"{name}={value}" for name, value in self._more.items())]) + "\n"
 
     def _command(self, main_class: str, *arguments: str | Path) -> list[str | Path]:
         options = [*_JAVA_OPTIONS, f"-Dlog4j2.configurationFile={self._logging}"]
@@ -221,7 +229,8 @@ class EmbeddedKafka:
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir()
         shutil.copyfile(self._features, made / self._features.name)
-        ids = f"version=1\ncluster.id={_new_id()}\nnode.id=1\ndirectory.id={_new_id()}\n"
+        node = self._more.get("node.id", "1")
+        ids = f"version=1\ncluster.id={self._cluster_id}\nnode.id={node}\ndirectory.id={new_id()}\n"
         Path(made, "meta.properties").write_text(ids)
         made.rename(self._data)
 
@@ -231,7 +240,7 @@ class EmbeddedKafka:
             settings.write_text(self._properties(data))
             run_to_end(
                 "making Kafka's data folder",
-                self._command("kafka.tools.StorageTool", "format", "-t", _new_id(), "-c", settings),
+                self._command("kafka.tools.StorageTool", "format", "-t", new_id(), "-c", settings),
                 log=self._log,
                 stop=self._stop,
                 limit_s=_FORMAT_LIMIT_S,
@@ -268,7 +277,7 @@ def _java() -> Path:
     raise MissingExtra(f"the package {_JAVA_PACKAGE} has no Java for this system: give a Kafka that runs (--kafka)")
 
 
-def _new_id() -> str:
+def new_id() -> str:
     """A random id as Kafka writes them: a UUID in 22 characters. One that begins with a dash would be read as an option."""
     while True:
         word = base64.urlsafe_b64encode(uuid.UUID(bytes=os.urandom(16), version=4).bytes).decode().rstrip("=")

@@ -28,11 +28,12 @@ from vidflow.infra.kafka.offsets import (
     end_offsets,
     first_offsets,
     known_end_offsets,
+    known_first_offsets,
     partitions,
     read_log,
     topic_id,
 )
-from vidflow.infra.kafka.topics import create_topics, settle_topics
+from vidflow.infra.kafka.topics import TopicRefused, Wanted, create_topics, settle_topics, weak_topics
 from vidflow.infra.kafka_settings import KafkaSettings
 
 __all__ = [
@@ -49,6 +50,8 @@ __all__ = [
     "Questions",
     "SecurityFailed",
     "TopicMissing",
+    "TopicRefused",
+    "Wanted",
     "admin",
     "assign_at_end",
     "consumer",
@@ -58,6 +61,7 @@ __all__ = [
     "headers_of",
     "know_topic",
     "known_end_offsets",
+    "known_first_offsets",
     "log_reader",
     "partitions",
     "producer",
@@ -67,4 +71,5 @@ __all__ = [
     "take",
     "topic_id",
     "wait_for_broker",
+    "weak_topics",
 ]

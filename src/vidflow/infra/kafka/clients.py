@@ -111,6 +111,7 @@ def consumer(
         # In a group nothing may be missed. Alone, what an old offset leads to is out of date: go on at the end.
         "auto.offset.reset": "earliest" if group else "latest",
         "queued.max.messages.kbytes": 16 * 1024,
+        "fetch.max.bytes": 8 * 1024 * 1024,  # by so much the queue may grow past the line above
         "fetch.queue.backoff.ms": 20,
         "fetch.error.backoff.ms": 100,
     }
@@ -132,8 +133,8 @@ def take(reader: Consumer, most: int, timeout_s: float) -> list[Message]:
 
     The client's own `consume(most, timeout_s)` returns only when `most` have come or the whole time has passed.
     """
-    first: list[Message] = reader.consume(1, timeout_s)
-    return first + reader.consume(most - 1, 0) if first and most > 1 else first
+    first: list[Message] = reader.consume(1 if timeout_s else most, timeout_s)
+    return first + reader.consume(most - len(first), 0) if first and len(first) < most else first
 
 
 def admin(settings: KafkaSettings) -> Admin:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from typing import Final
 
-from confluent_kafka import Consumer, KafkaError, Message, TopicCollection, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
 from confluent_kafka.admin import OffsetSpec, TopicDescription
 
 from vidflow.infra.kafka.clients import ANSWER_S, Admin, admin, know_topic, log_reader
@@ -45,7 +45,12 @@ def first_offsets(client: Admin, topic: str, among: Iterable[int]) -> dict[int, 
     Raises KafkaAway, also if one of them is unknown because the partition has no leader.
     """
     numbers = list(among)
-    return _all_known(topic, numbers, _known_offsets(client, topic, numbers, OffsetSpec.earliest()))
+    return _all_known(topic, numbers, known_first_offsets(client, topic, numbers))
+
+
+def known_first_offsets(client: Admin, topic: str, among: Iterable[int]) -> dict[int, int]:
+    """Return the first offsets of those of the partitions that have a leader. Raises KafkaAway if no broker answers."""
+    return _known_offsets(client, topic, among, OffsetSpec.earliest())
 
 
 def _all_known(topic: str, numbers: Collection[int], known: dict[int, int]) -> dict[int, int]:
@@ -55,17 +60,35 @@ def _all_known(topic: str, numbers: Collection[int], known: dict[int, int]) -> d
 
 
 def _known_offsets(client: Admin, topic: str, numbers: Iterable[int], which: OffsetSpec) -> dict[int, int]:
-    """For a partition without a leader the client answers -1001 and no error, or an error for this partition alone."""
-    asked = {TopicPartition(topic, number): which for number in numbers}
+    """For a partition without a leader the client answers -1001 and no error, or an error for this partition alone.
+
+    The client would go on asking a leader that is gone for minutes; a fresh look at the topic lets it ask the new one.
+    """
+    what, wanted = f"the offsets of {topic}", set(numbers)
+    if not wanted:
+        return {}
+    leaders = _leaders(client, topic)
+    asked = {TopicPartition(topic, number): which for number in wanted if leaders.get(number, -1) >= 0}
     if not asked:
         return {}
-    answers = client.answers(f"the offsets of {topic}", lambda: client.list_offsets(asked, request_timeout=ANSWER_S))
+    answers = client.answers(what, lambda: client.list_offsets(asked, request_timeout=ANSWER_S))
     failures = [answer for answer in answers.values() if isinstance(answer, KafkaAway)]
     for failure in failures:
         if isinstance(failure, TopicMissing | SecurityFailed) or len(failures) == len(asked):
             raise failure
     found = {one.partition: answer.offset for one, answer in answers.items() if not isinstance(answer, KafkaAway)}
     return {partition: offset for partition, offset in found.items() if offset >= 0}
+
+
+def _leaders(client: Admin, topic: str) -> dict[int, int]:
+    """Return the broker that leads each partition, -1 where none does."""
+    try:
+        found = client.list_topics(topic, timeout=ANSWER_S).topics[topic]
+    except KafkaException as error:
+        raise client.failure(f"what {topic} is", error) from error
+    if found.error is not None:
+        raise client.failure(f"what {topic} is", KafkaException(found.error))
+    return {number: one.leader for number, one in found.partitions.items()}
 
 
 def assign_at_end(client: Admin, reader: Consumer, topics: Collection[str]) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from confluent_kafka import KafkaError, KafkaException
+import msgspec
+from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartitionInfo
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic
 
-from vidflow.domain.messages import COMPACTED, PARTITIONS
+from vidflow.domain.errors import SetupError
+from vidflow.domain.messages import COMPACTED, DEFAULT_POOL, PARTITIONS, check_pool, commands_topic
 from vidflow.infra.kafka.clients import ANSWER_S, Admin, admin
 from vidflow.infra.kafka.errors import KafkaAway, SecurityFailed
 from vidflow.infra.kafka.offsets import end_offsets
@@ -18,47 +20,145 @@ from vidflow.infra.kafka_settings import KafkaSettings
 _LED_POLL_S: Final = 0.02
 _LED_S: Final = 30.0
 """How long a broker may take until a new topic's partitions are led: far more than one needs that has a processor to run on."""
+_IN_SYNC: Final = "min.insync.replicas"
+_REFUSED: Final = frozenset({
+    KafkaError.INVALID_REPLICATION_FACTOR,
+    KafkaError.INVALID_CONFIG,
+    KafkaError.INVALID_PARTITIONS,
+    KafkaError.INVALID_REQUEST,
+    KafkaError.POLICY_VIOLATION,
+    KafkaError.TOPIC_EXCEPTION,
+})  # fmt: skip
 
 
-def create_topics(settings: KafkaSettings) -> list[str]:
-    """Makes the topics that are missing, with the number of replicas that the broker takes by default; returns them.
+class TopicRefused(SetupError):
+    """The brokers cannot create or change a topic as it is wanted."""
 
-    Raises KafkaAway.
+    default_code = "topic_refused"
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """What `topics create` is asked for. None: the brokers' default for new topics; topics that exist are not looked at for it.
+
+    Raises ParameterError for a pool that cannot be named so, SetupError for numbers that cannot work.
     """
-    client = admin(settings)
-    wanted = [NewTopic(topic, count, -1, config=_topic_settings(topic)) for topic, count in PARTITIONS.items()]
-    answers = client.answers("making the topics", lambda: client.create_topics(wanted, request_timeout=ANSWER_S))
-    made = [topic for topic, answer in answers.items() if _made(answer)]
+
+    pools: Sequence[str] = (DEFAULT_POOL,)
+    replication_factor: int | None = None
+    min_insync_replicas: int | None = None
+
+    def __post_init__(self) -> None:
+        for pool in self.pools:
+            check_pool(pool)
+        if self.replication_factor and self.min_insync_replicas and self.min_insync_replicas > self.replication_factor:
+            raise SetupError(
+                f"--min-insync-replicas {self.min_insync_replicas} is more than --replication-factor {self.replication_factor}: "
+                "nothing could ever be written. Ask for fewer."
+            )
+
+    def partitions(self) -> dict[str, int]:
+        """Return how many partitions each topic is created with: a pool's commands have as many as the default pool's."""
+        return {**PARTITIONS, **{commands_topic(pool): PARTITIONS[commands_topic(DEFAULT_POOL)] for pool in self.pools}}
+
+    def settings(self, topic: str) -> dict[str, str]:
+        """Return what a topic sets otherwise than the broker.
+
+        Messages carry the broker's time: one that carries its sender's is refused where that clock is an hour ahead.
+        """
+        compacted = {"cleanup.policy": "compact"} if topic in COMPACTED else {}
+        return {"message.timestamp.type": "LogAppendTime", **compacted}
+
+    def settings_with(self, topic: str, replicas: int) -> dict[str, str]:
+        """Return what a topic with so many replicas sets: more that must be in sync than there are would stop all writing."""
+        most = self.min_insync_replicas
+        return {**self.settings(topic), **({_IN_SYNC: str(most)} if most and most <= replicas else {})}
+
+
+def create_topics(settings: KafkaSettings, wanted: Wanted | None = None) -> list[str]:
+    """Create the topics that are missing, and return them. Raises KafkaAway, TopicRefused."""
+    client, wanted = admin(settings), wanted or Wanted()
+    new = [
+        NewTopic(topic, count, wanted.replication_factor or -1, config=wanted.settings(topic))
+        for topic, count in wanted.partitions().items()
+    ]
+    answers = client.answers("making the topics", lambda: client.create_topics(new, request_timeout=ANSWER_S))
+    made = [topic for topic, answer in answers.items() if _made(topic, answer)]
     for topic in made:
         _until_led(client, topic)
     return made
 
 
-def settle_topics(settings: KafkaSettings) -> dict[str, str]:
-    """Sets what is set otherwise than vidflow needs it, of topics that somebody else made, or an older version.
+def settle_topics(settings: KafkaSettings, wanted: Wanted | None = None) -> dict[str, str]:
+    """Set what is set otherwise than vidflow needs it, of topics that somebody else made, or an older version.
 
     Returns it by topic, as people read it. The number of partitions stays: more of them would part the messages of a key.
-    Raises KafkaAway.
+    Raises KafkaAway, TopicRefused.
     """
-    client = admin(settings)
-    asked = [ConfigResource(ConfigResource.Type.TOPIC, topic) for topic in PARTITIONS]
-    answers = client.all_answers(
-        "the topics' settings", lambda: client.describe_configs(asked, request_timeout=ANSWER_S)
-    )
-    found = {one.name: answer for one, answer in answers.items()}
-    others = {topic: _other_settings(topic, found[topic]) for topic in PARTITIONS}
-    wrong = {topic: settings for topic, settings in others.items() if settings}
+    client, wanted = admin(settings), wanted or Wanted()
+    found = _settings(client, wanted)
+    needed = {
+        topic: wanted.settings_with(topic, len(one.replicas))
+        for topic, one in _weakest_partitions(client, found).items()
+    }
+    wrong = {topic: other for topic in found if (other := _other_settings(needed[topic], found[topic]))}
     if wrong:
-        _set(client, {topic: {name: _topic_settings(topic)[name] for name in wrong[topic]} for topic in wrong})
+        _set(client, {topic: {name: needed[topic][name] for name in wrong[topic]} for topic in wrong})
     return {
-        topic: ", ".join(f"{name}={_topic_settings(topic)[name]} (was {value})" for name, value in settings.items())
-        for topic, settings in wrong.items()
+        topic: ", ".join(f"{name}={needed[topic][name]} (was {value})" for name, value in other.items())
+        for topic, other in wrong.items()
     }
 
 
-def _other_settings(topic: str, found: Mapping[str, ConfigEntry]) -> dict[str, str | None]:
+def weak_topics(settings: KafkaSettings, wanted: Wanted | None = None) -> dict[str, str]:
+    """Return the topics that have less than they should, and of what: replicas, or replicas that must have a message.
+
+    Less than is asked for; and, of a topic with several replicas, a min.insync.replicas by which the loss of one broker loses
+    messages or stops writing. Raises KafkaAway.
+    """
+    client, wanted = admin(settings), wanted or Wanted()
+    in_sync = {topic: int(found[_IN_SYNC].value or 1) for topic, found in _settings(client, wanted).items()}
+    replicas = {topic: len(one.replicas) for topic, one in _weakest_partitions(client, in_sync).items()}
+    weak = {topic: _weaknesses(wanted, replicas[topic], in_sync[topic]) for topic in in_sync}
+    return {topic: "; ".join(found) for topic, found in weak.items() if found}
+
+
+def _weaknesses(wanted: Wanted, replicas: int, in_sync: int) -> list[str]:
+    found = []
+    if wanted.replication_factor and replicas < wanted.replication_factor:
+        found.append(
+            f"{replicas} replicas, {wanted.replication_factor} were asked for (raise it with kafka-reassign-partitions)"
+        )
+    if wanted.min_insync_replicas and in_sync < wanted.min_insync_replicas:
+        found.append(f"{_IN_SYNC}={in_sync}, {wanted.min_insync_replicas} were asked for: it has {replicas} replicas")
+    elif in_sync > replicas:
+        found.append(f"{_IN_SYNC}={in_sync} with {replicas} replicas: nothing can be written")
+    elif replicas > 1 and in_sync < 2:
+        found.append(f"{_IN_SYNC}={in_sync}: messages are lost with one broker (set it with --min-insync-replicas 2)")
+    elif replicas > 1 and in_sync == replicas:
+        found.append(f"{_IN_SYNC}={in_sync} of {replicas} replicas: without one broker nothing can be written")
+    return found
+
+
+def _weakest_partitions(client: Admin, topics: Iterable[str]) -> dict[str, TopicPartitionInfo]:
+    """Return the partition of each topic that has the fewest replicas."""
+    question = TopicCollection(list(topics))
+    described = client.all_answers("the topics", lambda: client.describe_topics(question, request_timeout=ANSWER_S))
+    return {
+        topic: min(one.partitions, key=lambda partition: len(partition.replicas)) for topic, one in described.items()
+    }
+
+
+def _settings(client: Admin, wanted: Wanted) -> dict[str, Mapping[str, ConfigEntry]]:
+    asked = [ConfigResource(ConfigResource.Type.TOPIC, topic) for topic in wanted.partitions()]
+    answers = client.all_answers(
+        "the topics' settings", lambda: client.describe_configs(asked, request_timeout=ANSWER_S)
+    )
+    return {one.name: answer for one, answer in answers.items()}
+
+
+def _other_settings(wanted: Mapping[str, str], found: Mapping[str, ConfigEntry]) -> dict[str, str | None]:
     """What is set otherwise, as it is."""
-    return {name: found[name].value for name, value in _topic_settings(topic).items() if found[name].value != value}
+    return {name: found[name].value for name, value in wanted.items() if found[name].value != value}
 
 
 def _set(client: Admin, settings: Mapping[str, Mapping[str, str]]) -> None:
@@ -76,15 +176,6 @@ def _set(client: Admin, settings: Mapping[str, Mapping[str, str]]) -> None:
     client.all_answers(what, lambda: client.incremental_alter_configs(wanted, request_timeout=ANSWER_S))
 
 
-def _topic_settings(topic: str) -> dict[str, str]:
-    """Where a topic's settings are not the broker's own.
-
-    Messages carry the broker's time: one that carries its sender's is refused where that clock is an hour ahead.
-    """
-    compacted = {"cleanup.policy": "compact"} if topic in COMPACTED else {}
-    return {"message.timestamp.type": "LogAppendTime", **compacted}
-
-
 def _until_led(client: Admin, topic: str) -> None:
     """Waits until each partition has a leader: a topic is made moments before it can be used; nothing tells when."""
     until = time.monotonic() + _LED_S
@@ -99,12 +190,15 @@ def _until_led(client: Admin, topic: str) -> None:
             return
 
 
-def _made(answer: KafkaAway | None) -> bool:
+def _made(topic: str, answer: KafkaAway | None) -> bool:
     if answer is None:
         return True
     cause = answer.__cause__
-    if isinstance(cause, KafkaException) and cause.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
+    error = cause.args[0] if isinstance(cause, KafkaException) else None
+    if error is not None and error.code() == KafkaError.TOPIC_ALREADY_EXISTS:
         return False
+    if error is not None and error.code() in _REFUSED:
+        raise TopicRefused(f"Kafka refuses to create the topic {topic}: {error.str()}") from answer
     if isinstance(answer, SecurityFailed):
         raise answer
     raise KafkaAway(f"{answer.message}; start it, or set VIDFLOW_KAFKA (or --kafka)") from answer

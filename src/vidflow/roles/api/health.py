@@ -53,6 +53,9 @@ async def system(api: Api) -> SystemHealth:
         if lag.oldest_s >= vitals.STUCK_S:
             detail += f" (a message waits for Kafka for {lag.oldest_s:.0f} s)"
         raise problem(503, "not_running", detail, missing=signs.missing, relay_lag=lag)
+    if signs.behind:
+        detail = "the inbox runs and has not stored the results of the last seconds: a broker of Kafka is away, or it has a backlog"
+        raise problem(503, "results_behind", detail, missing=[], relay_lag=lag)
     empty = [one.pool for one in pools if one.is_empty]
     shown = [PoolHealth(**msgspec.structs.asdict(one)) for one in pools]
     return SystemHealth(status="degraded" if empty else "ok", relay_lag=lag, pools=shown, empty_pools=empty)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
-from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from vidflow.domain.errors import MessageError
 from vidflow.domain.messages import RESULTS, Result, decode_result
@@ -16,8 +16,10 @@ from vidflow.infra.telemetry import log
 GROUP: Final = "vidflow-inbox"
 BATCH: Final = 1000
 AT_ONCE: Final = 200
-"""How many messages are taken from the client in one call: each call costs, and the batch may grow past its bytes by so many."""
+"""How many messages are taken from the client in one call: each call costs."""
 BATCH_BYTES: Final = 8 * 1024 * 1024
+USUAL_BYTES: Final = 40_000
+"""A message that is not longer is no reason to take fewer at once: AT_ONCE of them fill a batch."""
 _log = log("inbox")
 Place = Callable[[Sequence[int]], Mapping[int, int]]
 
@@ -38,6 +40,7 @@ class Taken(msgspec.Struct, frozen=True, gc=False):
     ours: bool = False
     headers: kafka.Headers = []
     raw: Message | None = None
+    size_bytes: int = 0
 
     def refused(self, error: str) -> Taken:
         """The same, as one that can be read and that PostgreSQL does not take."""
@@ -57,6 +60,7 @@ class Reader:
         self._place = place
         self._error: BaseException | None = None
         self._committed: dict[int, int] = {}
+        self._longest_bytes = BATCH_BYTES  # nothing is known yet: one at a time, then more and more
         self._consumer: Consumer = kafka.consumer(settings, client_id="vidflow-inbox", group=GROUP, protocol=protocol)
         self._consumer.subscribe([RESULTS], on_assign=self._given, on_revoke=self._taken_away, on_lost=self._taken_away)
 
@@ -66,22 +70,36 @@ class Reader:
         Raises kafka.ClientBroken.
         """
         size = _bytes(self.batch)
-        while len(self.batch) < BATCH and size < BATCH_BYTES:
-            taken = self.poll(0, AT_ONCE) if self.batch else self.poll(wait_s)
+        while (most := self._room(size, BATCH_BYTES, BATCH)) > 0:
+            taken = self.poll(0 if self.batch else wait_s, most)
             if not taken:
                 return True
             size += _bytes(taken)
         return False
 
+    def _room(self, size_bytes: int, most_bytes: int, most: int) -> int:
+        """Return how many messages to take at once into a batch of this size, so that it grows past its bytes by one at most.
+
+        All may be as long as the longest that has come lately. Where far longer ones come all at once, the client's own queue
+        is the bound.
+        """
+        left_bytes = most_bytes - size_bytes
+        if left_bytes <= 0:
+            return 0
+        return min(most - len(self.batch), AT_ONCE, max(left_bytes // self._longest_bytes, 1))
+
     def poll(self, wait_s: float, most: int = 1) -> list[Taken]:
-        """Adds to the batch what comes until there are `most`; lets the client do what it must do to stay in its group.
+        """Adds to the batch what comes, up to `most`; lets the client do what it must do to stay in its group.
 
         Raises kafka.ClientBroken.
         """
-        messages = self._consumer.consume(most, wait_s)
+        messages = kafka.take(self._consumer, most, wait_s)
         if self._error is not None:
             raise self._error
         taken = [one for message in messages if (one := self._take(message)) is not None]
+        if taken:
+            longest_bytes = max(one.size_bytes for one in taken)
+            self._longest_bytes = max(longest_bytes, self._longest_bytes // 2, USUAL_BYTES)
         self.batch += taken
         return taken
 
@@ -93,17 +111,21 @@ class Reader:
         partition, offset, key, value = message.partition(), message.offset(), message.key(), message.value()
         if offset < self.positions.get(partition, offset + 1):
             return None
+        size_bytes = len(value or b"") + len(key or b"")
         try:
-            return Taken(partition, offset, key, value, decode_result(value), raw=message)
+            return Taken(partition, offset, key, value, decode_result(value), raw=message, size_bytes=size_bytes)
         except MessageError as problem:
             headers = kafka.headers_of(message)
             ours = {kafka.KIND, kafka.EPOCH} <= {name for name, _ in headers}
-            return Taken(partition, offset, key, value, error=problem.message, ours=ours, headers=headers)
+            size_bytes += sum(len(name) + len(content or b"") for name, content in headers)
+            return Taken(
+                partition, offset, key, value, None, problem.message, ours=ours, headers=headers, size_bytes=size_bytes
+            )
 
     def read_on(self) -> None:
         """Adds to the batch some of what is there already, while the batch before it is being stored. Raises kafka.ClientBroken."""
-        if len(self.batch) < 2 * BATCH and _bytes(self.batch) < 2 * BATCH_BYTES:
-            self.poll(0, AT_ONCE)
+        if (most := self._room(_bytes(self.batch), 2 * BATCH_BYTES, 2 * BATCH)) > 0:
+            self.poll(0, most)
 
     def stored(self, part: Iterable[Taken]) -> None:
         """These messages are stored; some of their partitions may have been taken away meanwhile, or given back."""
@@ -120,8 +142,11 @@ class Reader:
         """Reads a partition again from another offset; what of it is read and not stored is dropped."""
         self._drop({partition})
         self.positions[partition] = offset
-        self._consumer.incremental_unassign([TopicPartition(RESULTS, partition)])
-        self._consumer.incremental_assign([TopicPartition(RESULTS, partition, offset)])
+        try:
+            self._consumer.incremental_unassign([TopicPartition(RESULTS, partition)])
+            self._consumer.incremental_assign([TopicPartition(RESULTS, partition, offset)])
+        except KafkaException as error:
+            raise _broken(error.args[0]) from error
 
     def pause(self) -> None:
         """Takes no more messages, but stays in the group."""
@@ -144,33 +169,43 @@ class Reader:
         self._consumer.close()
 
     def _given(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        """An error in here would be lost in the client: it is kept, and raised by `fill`."""
+        """An error in here would be lost in the client: it is kept, and raised by `poll`."""
         try:
             positions = self._place([one.partition for one in partitions])
-        except BaseException as error:  # noqa: BLE001 - raised by fill
+            consumer.incremental_assign(
+                [TopicPartition(RESULTS, number, offset) for number, offset in positions.items()]
+            )
+            self.positions.update(positions)
+        except KafkaException as error:
+            self._error = _broken(error.args[0])
+        except BaseException as error:  # noqa: BLE001 - raised by poll
             self._error = error
-            return
-        self.positions.update(positions)
-        consumer.incremental_assign([TopicPartition(RESULTS, number, offset) for number, offset in positions.items()])
 
     def _taken_away(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._drop({one.partition for one in partitions})
         for one in partitions:
             self.positions.pop(one.partition, None)
             self._committed.pop(one.partition, None)
-        consumer.incremental_unassign(partitions)
+        try:
+            consumer.incremental_unassign(partitions)
+        except KafkaException as error:
+            self._error = _broken(error.args[0])
 
     def _drop(self, partitions: Iterable[int]) -> None:
         self.batch = [taken for taken in self.batch if taken.partition not in partitions]
 
     def _trouble(self, error: KafkaError) -> None:
         if error.fatal():
-            raise kafka.ClientBroken(
-                f"the Kafka client gave up: {error.str()}; the process must be started again "
-                "(a broker that does not know the group protocol needs --group-protocol classic)"
-            )
+            raise _broken(error)
         _log.debug("consumer_error", error=error.str())  # an outage is said by the client's own callback
 
 
+def _broken(error: KafkaError) -> kafka.ClientBroken:
+    return kafka.ClientBroken(
+        f"the Kafka client gave up: {error.str()}; the process must be started again "
+        "(a broker that does not know the group protocol needs --group-protocol classic)"
+    )
+
+
 def _bytes(messages: Iterable[Taken]) -> int:
-    return sum(len(taken.value or b"") for taken in messages)
+    return sum(taken.size_bytes for taken in messages)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing
 from typing import Final
 
 import psycopg
@@ -21,6 +21,7 @@ from vidflow.infra.postgres import Connection, connect, is_away, is_conflict, is
 from vidflow.infra.stopping import Stop
 from vidflow.infra.telemetry import log
 from vidflow.roles.inbox import storing
+from vidflow.roles.inbox.lookout import Look, Lookout, Question
 from vidflow.roles.inbox.reader import BATCH, Reader, Taken
 from vidflow.settings import InboxOptions
 
@@ -29,6 +30,8 @@ LOOK_S: Final = 1.0
 DRAINED_LOOK_S: Final = 0.1
 """How soon after the last look a drained partition is worth another one."""
 RETRY_S: Final = 0.2
+ANSWER_S: Final = 0.02
+"""How long a question to Kafka is waited for at once; a longer answer is taken when it is there."""
 STUCK_S: Final = 3.0
 """How long a position may stand short of the log's end, with nothing to read, before the log itself is looked at."""
 _log = log("inbox")
@@ -47,10 +50,10 @@ def run(options: InboxOptions, stop: Stop) -> None:
     wait_for_schema(options.database_url, stop)
     kafka.wait_for_broker(options.kafka, stop)
     questions = kafka.Questions(options.kafka)
-    with metrics.served(options.metrics_port):
+    with metrics.served(options.metrics_port), closing(Lookout(options.kafka, stop)) as lookout:
         while (topic_id := _wait_for_topic(questions, stop)) is not None:
             try:
-                _serve(Inbox(options, questions, topic_id, stop), stop)
+                _serve(Inbox(options, lookout, topic_id, stop), stop)
             except TopicMadeAnew as anew:
                 _log.warning("topic_made_anew", topic=RESULTS, reason=anew.message)
 
@@ -83,9 +86,9 @@ def _serve(inbox: Inbox, stop: Stop) -> None:
 class Inbox:
     """What the loop holds: a reader, a connection, and when it looked last."""
 
-    def __init__(self, options: InboxOptions, questions: kafka.Questions, topic_id: str, stop: Stop) -> None:
+    def __init__(self, options: InboxOptions, lookout: Lookout, topic_id: str, stop: Stop) -> None:
         self._url = options.database_url
-        self._questions = questions
+        self._lookout = lookout
         self._topic_id = topic_id
         self._stop = stop
         self._tables: Connection | None = None
@@ -160,8 +163,11 @@ class Inbox:
         self._reader.pause()
         while self._reader.positions == held == self._place(sorted(held)) and not self._stop.requested:
             self._reader.poll(LOOK_S)
-            with suppress(kafka.KafkaAway):
-                self._require_same_topic()
+            try:
+                self._ask(self._connected())
+                self._require_same_topic(self._lookout.answer(ANSWER_S))
+            except psycopg.Error as error:
+                self._lost(error)
         self._poison_run = 0
         self._begin_again(self._reader.positions)
         self._reader.resume()
@@ -219,34 +225,39 @@ class Inbox:
     def look(self, *, drained: bool) -> None:
         """Each second, and as soon as a partition is drained: notes what is caught up with, and whether all is as it was."""
         since_s = time.monotonic() - self._looked_s
-        if since_s < LOOK_S and not (drained and self._stored_since_look and since_s >= DRAINED_LOOK_S):
-            return
-        self._looked_s = time.monotonic()
-        self._stored_since_look = False
+        due = since_s >= LOOK_S or (drained and self._stored_since_look and since_s >= DRAINED_LOOK_S)
         try:
-            self._note_caught_up()
-            self._kafka.back()
-        except kafka.KafkaAway as error:
-            self._kafka.away(error)
+            if due:
+                self._looked_s = time.monotonic()
+                self._stored_since_look = False
+                self._follow(self._connected())
+                self._ask(self._connected())
+            if self._lookout.busy:
+                self._hear(self._lookout.answer(ANSWER_S if due else 0.0))
         except psycopg.Error as error:
             if not is_conflict(error):
                 self._wait_for_database(error)
 
-    def _require_same_topic(self) -> None:
-        if (now := self._questions.ask(kafka.topic_id, RESULTS)) != self._topic_id:
-            raise TopicMadeAnew(f"its id was {self._topic_id} and is {now}: beginning again with the new one")
+    def _ask(self, tables: Connection) -> None:
+        """Note that this inbox holds its partitions, and begin to ask Kafka, unless an earlier question is under way."""
+        inbox_partitions.note_seen(tables, RESULTS, self._topic_id, self._reader.positions)
+        if not self._lookout.busy:
+            at = inbox_partitions.database_time(tables)  # before the ends: what lies below them was there at that time
+            self._lookout.ask(Question(at, dict(self._reader.positions), self._still()))
 
-    def _note_caught_up(self) -> None:
-        self._require_same_topic()
-        tables = self._connected()
-        self._follow(tables)
-        at = inbox_partitions.database_time(tables)  # before the ends: what lies below them was there at that time
-        ends = self._questions.ask(kafka.end_offsets, RESULTS, self._reader.positions)
-        behind = inbox_partitions.note_caught_up(tables, RESULTS, self._topic_id, ends, at)
+    def _hear(self, look: Look | kafka.KafkaAway | None) -> None:
+        self._require_same_topic(look)
+        if isinstance(look, kafka.KafkaAway):
+            self._kafka.away(look)
+        if not isinstance(look, Look):
+            return
+        self._kafka.back()
+        tables, asked = self._connected(), look.question
+        behind = inbox_partitions.note_caught_up(tables, RESULTS, self._topic_id, asked.positions, look.ends, asked.at)
         self._postgres.back()
         metrics.INBOX_BEHIND.set(len(behind))
         self._reader.show_positions()
-        self._mend(tables, behind, ends)
+        self._mend(tables, behind, look)
 
     def _follow(self, tables: Connection) -> None:
         """Begins again where the table has other positions than this inbox holds.
@@ -261,22 +272,29 @@ class Inbox:
         for one in lost:
             self._reader.begin_at(one, there[one])
 
-    def _mend(self, tables: Connection, behind: Mapping[int, int], ends: Mapping[int, int]) -> None:
+    def _require_same_topic(self, look: Look | kafka.KafkaAway | None) -> None:
+        if isinstance(look, Look) and look.topic_id != self._topic_id:
+            raise TopicMadeAnew(f"its id was {self._topic_id} and is {look.topic_id}: beginning again with the new one")
+
+    def _mend(self, tables: Connection, behind: Mapping[int, int], look: Look) -> None:
         """Moves positions that the log has not got: it was cut behind them, or has lost what lay there to its retention.
 
         Nothing would ever come from there, and the partition would never be caught up with.
         """
         self._stuck = {one: (at, self._since_s(one, at)) for one, at in behind.items()}
-        still = [one for one, (_, since_s) in self._stuck.items() if self._looked_s - since_s >= STUCK_S]
-        if self._reader.batch or not still:
-            return
-        for one, first in self._questions.ask(kafka.first_offsets, RESULTS, still).items():
-            at = behind[one]
-            if not first <= at <= ends[one] and inbox_partitions.move(
-                tables, RESULTS, self._topic_id, {one: (at, first)}
-            ):
-                _log.error("log_has_changed", topic=RESULTS, partition=one, position=at, first=first, end=ends[one])
+        for one in self._still():
+            first, end, at = look.firsts.get(one), look.ends[one], behind[one]
+            if first is None or first <= at <= end or self._reader.positions.get(one) != at:
+                continue
+            if inbox_partitions.move(tables, RESULTS, self._topic_id, {one: (at, first)}):
+                _log.error("log_has_changed", topic=RESULTS, partition=one, position=at, first=first, end=end)
                 self._reader.begin_at(one, first)
+
+    def _still(self) -> list[int]:
+        """The partitions that have stood short of their ends for long, with nothing to read."""
+        if self._reader.batch:
+            return []
+        return [one for one, (_, since_s) in self._stuck.items() if self._looked_s - since_s >= STUCK_S]
 
     def _since_s(self, partition: int, position: int) -> float:
         """Since which look the partition has stood at this position, short of its end."""

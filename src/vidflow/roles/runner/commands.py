@@ -109,7 +109,7 @@ class Commands:
             if self._questions.ask(kafka.topic_id, self._topic) != self._topic_id:
                 raise Deaf(f"the topic {self._topic} was made anew; start this runner again")
             self._ears.check(
-                self._questions.ask(kafka.end_offsets, self._topic, self._ears.partitions),
+                self._questions.ask(kafka.known_end_offsets, self._topic, self._ears.partitions),
                 time.monotonic(),
                 self._topic,
             )

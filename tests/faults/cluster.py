@@ -1,0 +1,124 @@
+"""A Kafka of three brokers on this machine, each a controller too, from the same jars as the embedded one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from tests.integration.embedded import wait_until
+
+from vidflow.infra import kafka
+from vidflow.infra.embedded.kafka import EmbeddedKafka, new_id
+from vidflow.infra.embedded.process import free_ports
+from vidflow.infra.kafka_settings import KafkaSettings
+from vidflow.infra.stopping import Stop
+from vidflow.settings import environment
+
+NODES: Final = 3
+REPLICAS: Final = 3
+IN_SYNC: Final = 2
+SESSION_S: Final = 3.0
+"""After how long without a heartbeat the controller gives a broker's partitions to others."""
+
+
+_OF_A_CLUSTER: Final = {
+    "controller.quorum.election.timeout.ms": "1000",
+    "controller.quorum.fetch.timeout.ms": "2000",
+    "default.replication.factor": str(REPLICAS),
+    "min.insync.replicas": str(IN_SYNC),
+    "offsets.topic.replication.factor": str(REPLICAS),
+    "transaction.state.log.replication.factor": str(REPLICAS),
+    "transaction.state.log.min.isr": str(IN_SYNC),
+    "share.coordinator.state.topic.replication.factor": str(REPLICAS),
+    "share.coordinator.state.topic.min.isr": str(IN_SYNC),
+    "broker.session.timeout.ms": str(int(SESSION_S * 1000)),
+    "broker.heartbeat.interval.ms": "500",
+}
+
+
+class Node(EmbeddedKafka):
+    """One of the brokers. `ports` are the broker's and the controller's of all nodes."""
+
+    def __init__(self, folder: Path, number: int, ports: Sequence[tuple[int, int]], cluster_id: str) -> None:
+        voters = ",".join(f"{node}@127.0.0.1:{controller}" for node, (_, controller) in enumerate(ports, 1))
+        super().__init__(
+            folder,
+            say=print,
+            stop=Stop(),
+            ports=ports[number - 1],
+            cache=environment("VIDFLOW_CACHE_DIR"),
+            more={**_OF_A_CLUSTER, "node.id": str(number), "controller.quorum.voters": voters},
+            cluster_id=cluster_id,
+        )
+        self.number = number
+
+
+class Cluster:
+    """Three nodes that run; one that is killed stays down until `start` is called for it."""
+
+    def __init__(self, nodes: list[Node]) -> None:
+        self.nodes = nodes
+
+    @property
+    def settings(self) -> KafkaSettings:
+        """All of them are named: any may be the one that is gone."""
+        return KafkaSettings(",".join(node.bootstrap for node in self.nodes))
+
+    def kill(self, node: Node) -> None:
+        assert node.process is not None
+        node.process.kill()
+        node.process.wait()
+
+    @contextmanager
+    def frozen(self, node: Node) -> Iterator[None]:
+        """Let one node stand still while the block lasts."""
+        assert node.pid is not None
+        os.kill(node.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(node.pid, signal.SIGCONT)
+
+    def controller(self) -> Node:
+        """The node that leads the others, as the first one knows it."""
+        state = json.loads((self.nodes[0].folder / "data/__cluster_metadata-0/quorum-state").read_text())
+        return self.nodes[state["leaderId"] - 1]
+
+    def leaders(self, topic: str) -> dict[int, int]:
+        """The node that leads each partition of a topic, -1 where none does, as the brokers say that answer."""
+        client = kafka.admin(self.settings)
+        return {
+            number: one.leader for number, one in client.list_topics(topic, timeout=10).topics[topic].partitions.items()
+        }
+
+    def in_sync(self, topic: str) -> bool:
+        """Whether each partition of a topic has all its replicas."""
+        client = kafka.admin(self.settings)
+        partitions = client.list_topics(topic, timeout=10).topics[topic].partitions.values()
+        return all(len(one.isrs) == REPLICAS for one in partitions)
+
+
+@contextmanager
+def cluster(folder: Path) -> Iterator[Cluster]:
+    """A cluster with its data in a folder, until the block ends."""
+    ports = free_ports(2 * NODES)
+    pairs = list(zip(ports[::2], ports[1::2], strict=True))
+    cluster_id = new_id()
+    nodes = [Node(folder / f"node-{number}", number, pairs, cluster_id) for number in range(1, NODES + 1)]
+    try:
+        with ThreadPoolExecutor(NODES) as threads:
+            list(threads.map(Node.start, nodes))
+        made = Cluster(nodes)
+        wait_until(lambda: len(kafka.admin(made.settings).list_topics(timeout=10).brokers) == NODES, "all are there")
+        yield made
+    finally:
+        for node in nodes:
+            if node.process is not None:
+                node.process.send_signal(signal.SIGCONT)
+            node.stop()

@@ -1,0 +1,154 @@
+"""One of three brokers is killed or stands still under load: nothing is lost, nothing is read again, and frames flow on soon."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+from confluent_kafka import KafkaException
+from tests.faults import checks, works
+from tests.faults.cluster import Cluster, Node, cluster
+from tests.faults.flow import watched
+from tests.faults.scene import Scene, scene
+from tests.integration.delivery import say
+from tests.integration.embedded import wait_until
+
+from vidflow.domain.messages import PARTITIONS
+
+pytestmark = [pytest.mark.long, pytest.mark.fault, pytest.mark.timeout(400)]
+
+ELECTED_S = 30.0
+FREEZE_S = 15.0
+"""Longer than the brokers' session: the others take over what it leads."""
+LOOK_S = 0.1
+
+
+@pytest.fixture(scope="module")
+def brokers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with cluster(tmp_path_factory.mktemp("kafka")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> list[works.Work]:
+    folder = tmp_path_factory.mktemp("clips")
+    return [works.slow(folder, 1000), works.slow(folder, 900)]
+
+
+@pytest.fixture(scope="module")
+def now(tmp_path_factory: pytest.TempPathFactory, brokers: Cluster, load: list[works.Work]) -> Iterator[Scene]:
+    with scene(tmp_path_factory.mktemp("vidflow"), load, kafka=brokers.settings) as made:
+        yield made
+
+
+class Watcher:
+    """Looks on from beside: what the health check says is missing, and whether a stored position ever goes back."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.missing: Counter[str] = Counter()
+        self.went_back: list[tuple[int, int, int]] = []
+        self.over = threading.Event()
+        self._scene = scene
+
+    def watch(self) -> None:
+        seen: dict[int, int] = {}
+        url = f"{self._scene.parts.url}/health/system"
+        with psycopg.connect(self._scene.parts.database_url, autocommit=True) as tables, httpx.Client() as http:
+            while not self.over.wait(LOOK_S):
+                self.missing.update(http.get(url).json().get("missing", []))
+                rows = tables.execute("SELECT partition, position FROM inbox_partitions").fetchall()
+                self.went_back += [(one, seen[one], at) for one, at in rows if at < seen.get(one, 0)]
+                seen |= dict(rows)
+
+
+@contextmanager
+def watching(scene: Scene) -> Iterator[Watcher]:
+    watcher = Watcher(scene)
+    thread = threading.Thread(target=watcher.watch, name="watches health and positions")
+    thread.start()
+    try:
+        yield watcher
+    finally:
+        watcher.over.set()
+        thread.join()
+
+
+def until_elected(brokers: Cluster, gone: Node) -> None:
+    """Returns once the other brokers lead all that the one that is gone has led."""
+    others = {node.number for node in brokers.nodes} - {gone.number}
+
+    def all_led() -> bool:
+        try:
+            return all(set(brokers.leaders(topic).values()) <= others for topic in PARTITIONS)
+        except KafkaException:
+            return False
+
+    wait_until(all_led, "the others lead", ELECTED_S)
+
+
+def until_in_sync(brokers: Cluster) -> None:
+    wait_until(lambda: all(brokers.in_sync(topic) for topic in PARTITIONS), "all replicas are in sync", 60)
+
+
+def repeats(scene: Scene) -> int:
+    with scene.tables() as tables:
+        [(count,)] = tables.execute("SELECT coalesce(sum(repeats), 0)::int FROM scenario_progress").fetchall()
+    return int(count)
+
+
+def struck(now: Scene, brokers: Cluster, load: list[works.Work], node: Node, blow: Any) -> None:
+    """Strikes one broker while two scenarios are under way, and checks what clients see."""
+    until_in_sync(brokers)
+    uuids = [now.begin(work) for work in load]
+    for uuid in uuids:
+        now.under_way(uuid)
+    with watching(now) as watcher, watched(now.parts.database_url) as flow:
+        struck_s = time.monotonic()
+        with blow(node):
+            until_elected(brokers, node)
+            elected_s = time.monotonic()
+            wait_until(lambda: flow.next_s(elected_s) is not None, "frames are stored again", 60)
+            pause_s = flow.longest_pause_s(struck_s)
+            for uuid in uuids:
+                assert now.vidflow.ended(uuid)["outcome"] == "completed"
+        until_in_sync(brokers)
+    say(
+        f"{blow.__name__} of broker {node.number}: elected after {elected_s - struck_s:.1f} s, longest pause {pause_s:.1f} s, "
+        f"flow {flow.next_s(elected_s):.1f} s after the election"
+    )
+    assert watcher.missing["inbox"] == 0, watcher.missing
+    assert watcher.went_back == []
+    assert repeats(now) == 0
+    checks.all_hold(now)
+
+
+@contextmanager
+def killed(node: Node) -> Iterator[None]:
+    assert node.process is not None
+    node.process.kill()
+    node.process.wait()
+    yield
+    node.start()
+
+
+def test_the_controller_is_killed(now: Scene, brokers: Cluster, load: list[works.Work]) -> None:
+    struck(now, brokers, load, brokers.controller(), killed)
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_broker_is_killed(now: Scene, brokers: Cluster, load: list[works.Work], number: int) -> None:
+    struck(now, brokers, load, brokers.nodes[number - 1], killed)
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_broker_stands_still(now: Scene, brokers: Cluster, load: list[works.Work], number: int) -> None:
+    struck(now, brokers, load, brokers.nodes[number - 1], brokers.frozen)
