@@ -39,7 +39,7 @@ def brokers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def load(tmp_path_factory: pytest.TempPathFactory) -> list[works.Work]:
     folder = tmp_path_factory.mktemp("clips")
-    return [works.slow(folder, 1000), works.slow(folder, 900)]
+    return [works.slow(folder, 600), works.slow(folder, 500)]
 
 
 @pytest.fixture(scope="module")

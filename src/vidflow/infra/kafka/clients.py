@@ -191,7 +191,10 @@ class Admin(AdminClient):  # type: ignore[misc]  # the library has no types
         for reason in reasons:
             if (failed := security_failure(reason, self.settings)) is not None:
                 return failed
-        said = f": {self.settings.without_secrets(str(reasons[0]))}" if reasons else ""
+        said = f": {self.settings.without_secrets(reasons[0].str())}" if reasons else ""
+        codes = {reason.code() for reason in self._refusals}
+        if KafkaError._ALL_BROKERS_DOWN in codes and not codes & {KafkaError._TRANSPORT, KafkaError._RESOLVE}:  # noqa: SLF001
+            said += "; something is there and hangs up, as a broker does that requires TLS or a login: check security.protocol"
         return KafkaAway(f"Kafka does not answer at {self.settings.bootstrap} ({what}){said}")
 
 

@@ -69,7 +69,7 @@ def security_failure(error: KafkaError, settings: KafkaSettings) -> SecurityFail
             f"Authentication failed at Kafka {servers}: {said}. Check sasl.mechanism, sasl.username and sasl.password "
             "(--kafka-properties, or VIDFLOW_KAFKA_SASL_…)."
         )
-    if code == KafkaError._SSL:  # noqa: SLF001
+    if code == KafkaError._SSL or "SSL routines" in said:  # noqa: SLF001 - as an alert it comes with another code
         return SecurityFailed(
             f"TLS failed with Kafka at {servers}: {said}. Check security.protocol and ssl.ca.location "
             "(--kafka-properties, or VIDFLOW_KAFKA_SECURITY_PROTOCOL and VIDFLOW_KAFKA_SSL_…)."

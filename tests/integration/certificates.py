@@ -1,0 +1,39 @@
+"""Certificates for tests: an authority, and what it has signed, made by openssl."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+
+class Authority:
+    """An authority whose files lie in a folder. `ca` is its certificate."""
+
+    def __init__(self, folder: Path, name: str = "ca") -> None:
+        self._folder = folder
+        self._name = name
+        folder.mkdir(parents=True, exist_ok=True)
+        self.ca = folder / f"{name}.pem"
+        self._key = folder / f"{name}.key"
+        self._run(
+            "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+            "-subj", f"/CN={name}", "-keyout", self._key, "-out", self.ca,
+        )  # fmt: skip
+
+    def issue(self, name: str, host: str | None = None) -> tuple[Path, Path]:
+        """Sign a certificate for a server at `host` (an IP address) or for a client; return its file and its key's."""
+        request, key, certificate = (self._folder / f"{name}.{end}" for end in ("csr", "key", "pem"))
+        extension = self._folder / f"{name}.ext"
+        extension.write_text(f"subjectAltName=IP:{host}\n" if host else "extendedKeyUsage=clientAuth\n")
+        self._run(
+            "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", f"/CN={name}",
+            "-keyout", key, "-out", request,
+        )  # fmt: skip
+        self._run(
+            "x509", "-req", "-in", request, "-CA", self.ca, "-CAkey", self._key, "-CAcreateserial", "-days", "2",
+            "-extfile", extension, "-out", certificate,
+        )  # fmt: skip
+        return certificate, key
+
+    def _run(self, *arguments: str | Path) -> None:
+        subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True)
