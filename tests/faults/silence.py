@@ -49,7 +49,7 @@ def frames_sent(parts: Parts, uuids: Collection[str]) -> int:
         reader.assign([TopicPartition(RESULTS, number, first) for number, first in firsts.items()])
         left, frames, until_s = sum(ends.values()) - sum(firsts.values()), 0, time.monotonic() + LIMIT_S
         while left > 0 and time.monotonic() < until_s:
-            messages = [message for message in reader.consume(1000, 0.2) if not message.error()]
+            messages = [message for message in kafka.take(reader, 1000, 0.2) if not message.error()]
             left -= len(messages)
             results = [decode_result(message.value()) for message in messages]
             frames += sum(isinstance(one, Frame) and one.scenario_uuid in wanted for one in results)
@@ -64,7 +64,7 @@ def _until_silent(reader: Consumer, parts: Parts) -> None:
     lists: dict[str, Report] = {}
     heard: list[str] = []
     while time.monotonic() < until_s:
-        for message in reader.consume(500, 0.1):
+        for message in kafka.take(reader, 500, 0.1):
             if message.error():
                 raise KafkaException(message.error())
             if message.topic() == RUNNER_EVENTS:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, LiteralString
 
 import httpx
 import psycopg
@@ -17,10 +18,14 @@ from tests.faults import checks, works
 from tests.faults.cluster import Cluster, Node, cluster
 from tests.faults.flow import watched
 from tests.faults.scene import Scene, scene
-from tests.integration.delivery import say
+from tests.integration.delivery import frames, remove_topics, running, say, scenario, send, stored
 from tests.integration.embedded import wait_until
 
-from vidflow.domain.messages import PARTITIONS
+from vidflow.domain.messages import PARTITIONS, RESULTS
+from vidflow.infra import inbox_partitions, kafka, results
+from vidflow.infra.postgres import Connection, connect
+from vidflow.roles import inbox
+from vidflow.settings import InboxOptions
 
 pytestmark = [pytest.mark.long, pytest.mark.fault, pytest.mark.timeout(400)]
 
@@ -127,6 +132,47 @@ def struck(now: Scene, brokers: Cluster, load: list[works.Work], node: Node, blo
     assert watcher.went_back == []
     assert repeats(now) == 0
     checks.all_hold(now)
+
+
+def test_partitions_without_a_leader_are_unknown_and_nothing_is_read_again(brokers: Cluster, database_url: str) -> None:
+    """With one replica a partition has no leader for as long as its broker is gone."""
+    settings, victim = brokers.settings, brokers.nodes[1]
+    kafka.create_topics(settings, kafka.Wanted(replication_factor=1))
+    options = InboxOptions(database_url=database_url, kafka=settings)
+    with connect(database_url, name="test") as tables, running(inbox.run, options):
+        uuids = [scenario(tables) for _ in range(24)]
+        for uuid in uuids:
+            send(settings, *frames(uuid, range(50)))
+        wait_until(lambda: all(len(stored(tables, uuid)) == 50 for uuid in uuids), "all is stored")
+        before = positions(tables)
+        gone = {number for number, leader in brokers.leaders(RESULTS).items() if leader == victim.number}
+        assert 0 < len(gone) < PARTITIONS[RESULTS]
+        led = set(range(PARTITIONS[RESULTS])) - gone
+        brokers.kill(victim)
+        client = kafka.admin(settings)
+        wait_until(lambda: kafka.known_end_offsets(client, RESULTS, before).keys() == led, "it has no leaders", 60)
+        with pytest.raises(kafka.KafkaAway, match="no broker leads partition"):
+            kafka.end_offsets(client, RESULTS)
+        since = inbox_partitions.database_time(tables)
+        wait_until(lambda: marked(tables, "caught_up_at", since) == led, "the others are caught up with", 60)
+        everything = "greatest(caught_up_at, seen_at)"
+        wait_until(lambda: marked(tables, everything, since) == set(before), "the inbox holds them all", 60)
+        assert positions(tables) == before
+        victim.start()
+        for uuid in uuids:
+            send(settings, *frames(uuid, range(50, 60)))
+        wait_until(lambda: all(stored(tables, uuid) == list(range(60)) for uuid in uuids), "it reads on", 60)
+        assert [results.read_progress(tables, [uuid])[uuid].repeats for uuid in uuids] == [0] * len(uuids)
+    remove_topics(settings)
+
+
+def positions(tables: Connection) -> dict[int, int]:
+    return dict(tables.execute("SELECT partition, position FROM inbox_partitions").fetchall())
+
+
+def marked(tables: Connection, mark: LiteralString, since: datetime.datetime) -> set[int]:
+    rows = tables.execute(f"SELECT partition FROM inbox_partitions WHERE {mark} > %s", (since,)).fetchall()
+    return {partition for (partition,) in rows}
 
 
 @contextmanager

@@ -71,7 +71,7 @@ class Stage:
         assert self._producer.flush(10) == 0
 
     def listen(self) -> None:
-        for message in self._reader.consume(1000, 0.02):
+        for message in kafka.take(self._reader, 1000, 0.02):
             assert not message.error(), message.error()
             if message.topic() == RESULTS:
                 self.results.append(decode_result(message.value()))

@@ -88,6 +88,26 @@ def test_a_part_that_is_missing_is_named(
     assert missing in problem["detail"]
 
 
+def test_an_inbox_that_runs_and_has_not_caught_up_is_not_missing(
+    client: httpx.Client, tables: psycopg.Connection
+) -> None:
+    all_alive(tables)
+    tables.execute(
+        "UPDATE inbox_partitions SET seen_at = now(), caught_up_at = now() - interval '1 h' WHERE partition = 1"
+    )
+    problem = problem_of(client.get("/health/system"), 503, "results_behind")
+    assert problem["missing"] == []
+    assert "the inbox runs" in problem["detail"]
+    tables.execute("UPDATE inbox_partitions SET seen_at = now() + interval '1 h'")
+    assert problem_of(client.get("/health/system"), 503, "not_running")["missing"] == ["inbox"]
+
+
+def test_a_position_that_is_no_offset_is_not_caught_up_with(client: httpx.Client, tables: psycopg.Connection) -> None:
+    all_alive(tables)
+    tables.execute("UPDATE inbox_partitions SET seen_at = now(), position = -1001 WHERE partition = 1")
+    problem_of(client.get("/health/system"), 503, "results_behind")
+
+
 def test_positions_in_a_topic_that_is_gone_do_not_count(client: httpx.Client, tables: psycopg.Connection) -> None:
     all_alive(tables)
     tables.execute("INSERT INTO inbox_partitions VALUES ('results', 'old', 0, 9, now() - interval '1 day')")
