@@ -47,6 +47,8 @@ _CLIENT: Final[dict[str, Any]] = {
     "reconnect.backoff.ms": 50,
     "reconnect.backoff.max.ms": 500,  # a broker that is back is found within half a second
     "retry.backoff.max.ms": 500,
+    # A broker that stands still breaks no connection: only a fresh look tells who leads its partitions now.
+    "topic.metadata.refresh.interval.ms": 2000,
     "socket.keepalive.enable": True,
     "allow.auto.create.topics": False,
     "log_level": 2,  # its lines repeat with each attempt; an outage is said once, below
