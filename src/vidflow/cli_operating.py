@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from vidflow.cli_options import Database, Kafka, KafkaProperties, option
+from vidflow.domain.scenario import DEFAULT_POOL
 from vidflow.infra.stopping import exit_on_signals
 from vidflow.settings import kafka_settings
 
@@ -126,7 +127,7 @@ def create_topics(
     from vidflow.infra import kafka as topics_of  # noqa: PLC0415
 
     settings = kafka_settings(kafka, kafka_properties)
-    wanted = topics_of.Wanted(("default", *(pool or ())), replication_factor, min_insync_replicas)
+    wanted = topics_of.Wanted((DEFAULT_POOL, *(pool or ())), replication_factor, min_insync_replicas)
     made = topics_of.create_topics(settings, wanted)
     typer.echo(f"made {', '.join(made)}" if made else "all topics were there")
     for topic, changed in topics_of.settle_topics(settings, wanted).items():

@@ -11,7 +11,8 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPa
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic
 
 from vidflow.domain.errors import SetupError
-from vidflow.domain.messages import COMPACTED, DEFAULT_POOL, PARTITIONS, check_pool, commands_topic
+from vidflow.domain.messages import COMPACTED, PARTITIONS, check_pool, commands_topic
+from vidflow.domain.scenario import DEFAULT_POOL
 from vidflow.infra.kafka.clients import ANSWER_S, Admin, admin
 from vidflow.infra.kafka.errors import KafkaAway, SecurityFailed
 from vidflow.infra.kafka.offsets import end_offsets
