@@ -34,6 +34,7 @@ class Proxy:
         self._refuses = False
         self._over = False
         self._open: set[socket.socket] = set()
+        self._dropped: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port = int(self._listener.getsockname()[1])
@@ -71,10 +72,18 @@ class Proxy:
         finally:
             self._refuses = False
 
+    def drop(self) -> None:
+        """Forgets all connections without a word: neither end hears anything more, and new ones are carried as before."""
+        with self._lock:
+            dropped, self._open = self._open, set()
+            self._dropped |= dropped
+
     def hang_up(self) -> None:
         """Ends all connections."""
         with self._lock:
             ends, self._open = self._open, set()
+            if self._over:
+                ends |= self._dropped
         for end in ends:
             _close(end)
 
@@ -116,10 +125,13 @@ class Proxy:
         arriving.start()
         with contextlib.suppress(OSError):
             while chunk := source.recv(CHUNK):
-                under_way.put((time.monotonic() + self.delay_s, chunk))
+                if source not in self._dropped:
+                    under_way.put((time.monotonic() + self.delay_s, chunk))
         under_way.put((0.0, b""))
         arriving.join()
         with self._lock:
+            if source in self._dropped and not self._over:
+                return  # nor through a dropped one: both ends stay open until the proxy ends
             self._open -= {source, target}
         for end in (source, target):
             _close(end)

@@ -18,7 +18,7 @@ from vidflow.domain.errors import Unavailable
 from vidflow.domain.lease import LEASE_S, LOOK_S, RENEW_S, trusted_until
 from vidflow.infra.outage import in_one_line, postgres_outage
 from vidflow.infra.pipelining import pipelined
-from vidflow.infra.postgres import Connection, connect, is_away
+from vidflow.infra.postgres import FENCED, Connection, Writer, connect, has_hung_up, is_away
 from vidflow.infra.stopping import Stop, start_thread
 from vidflow.infra.telemetry import log
 
@@ -146,7 +146,7 @@ class Lease:
         self._url = url
         self._trusted_until_s = trusted_until(attempted_s)
         self._over = threading.Event()
-        self._writer: Connection | None = None
+        self._writer = Writer(url, name=f"vidflow {name}")
 
     def held(self) -> bool:
         """Whether this process may act as the holder, by its own clock alone."""
@@ -157,7 +157,8 @@ class Lease:
         """A pipelined transaction that commits only under this lease. Raises LeaseLost; it must end within a second."""
         if not self.held():
             raise LeaseLost(f"not renewed in time: {self.name} (term {self.term})", [self.name])
-        with pipelined(self._connection()) as tx:
+        with pipelined(self._writer.connection()) as tx:
+            tx.execute(f"SET LOCAL {FENCED}")
             try:
                 fence(tx, self.terms, self.holder)
             except LeaseLost:
@@ -165,19 +166,15 @@ class Lease:
                 raise
             yield tx
 
-    def _connection(self) -> Connection:
-        """The connection for fenced writes, made anew where the server has closed it (a transaction too long)."""
-        if self._writer is None or self._writer.closed:
-            self._writer = connect(self._url, name=f"vidflow {self.name}", fenced=True)
-        return self._writer
-
     def renew_until_over(self, connection: Connection) -> None:
         """Renews each half second, on a thread of its own: the work may take longer than that. Returns once it is lost."""
         own: Connection | None = None
         wait_s = RENEW_S
         while not self._over.wait(wait_s):
-            if (own or connection).closed:
-                own = self._reconnected() or own
+            if has_hung_up(own or connection):
+                if own is not None:
+                    own.close()
+                own = self._reconnected()
             wait_s = RENEW_S if self._renewed(own or connection) else _RETRY_S
             if not self.held():
                 self._over.set()
@@ -208,8 +205,7 @@ class Lease:
     def end(self) -> None:
         """Trusts it no more, from now on."""
         self._over.set()
-        if self._writer is not None:
-            self._writer.close()
+        self._writer.close()
 
 
 def keep(url: str, name: str, stop: Stop, lead: Callable[[Lease], None]) -> None:

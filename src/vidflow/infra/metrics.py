@@ -30,6 +30,9 @@ TICK_SECONDS: Final = Histogram("vidflow_orchestrator_tick_seconds", "How long t
 MOVES: Final = Counter(
     "vidflow_orchestrator_moves", "Steps of scenarios that this leader made, by the new state.", ["to"]
 )
+RETENTION_FAILURES: Final = Counter(
+    "vidflow_retention_failures", "Rounds of housekeeping (partitions, retention) that failed and are tried again."
+)
 
 SLOTS: Final = Gauge("vidflow_runner_slots", "How many scenarios this runner works on at most.")
 WORKERS: Final = Gauge("vidflow_runner_workers", "Workers that run.")

@@ -21,6 +21,16 @@ KAFKA_SECURITY: Final = "kafka_security"
 """A broker that refuses this client, or with which TLS cannot be agreed on: the error says itself what to do."""
 DISK_FULL: Final = "disk_full"
 """A PostgreSQL that answers and can store nothing more."""
+TIMED_OUT: Final = "timed_out"
+"""A PostgreSQL that answers and has ended a statement or a transaction by a time limit of its own."""
+TIMED_OUT_STATES: Final = frozenset({
+    "25P04",  # transaction_timeout: the server has closed the connection
+    "55P03",  # lock_timeout
+    "57014",  # statement_timeout, or cancelled by an administrator
+})  # fmt: skip
+_LIMIT: Final = (
+    "trying again; look for slow statements and locks in pg_stat_activity, or raise the limit for vidflow's user"
+)
 _ROOM: Final = "waiting; make room on the disk of its data"
 _NO_ROOM_STATE: Final = "53100"
 _log = log("outage")
@@ -43,7 +53,7 @@ class Outage:
             said = any(one._server == self._server and of == trouble for one, of in _troubles.items())  # noqa: SLF001
             _troubles[self] = trouble
         if not said:
-            needs = {AWAY: self._needs, DISK_FULL: _ROOM}.get(trouble)
+            needs = {AWAY: self._needs, DISK_FULL: _ROOM, TIMED_OUT: _LIMIT}.get(trouble)
             _log.warning(trouble, server=self._server, error=in_one_line(error), needs=needs)
 
     def back(self) -> None:
@@ -58,7 +68,10 @@ class Outage:
 def _trouble(error: BaseException) -> str:
     if isinstance(error, VidflowError) and error.code in {TOPIC_MISSING, KAFKA_SECURITY}:
         return error.code
-    return DISK_FULL if getattr(error, "sqlstate", None) == _NO_ROOM_STATE else AWAY
+    state = getattr(error, "sqlstate", None)
+    if state in TIMED_OUT_STATES:
+        return TIMED_OUT
+    return DISK_FULL if state == _NO_ROOM_STATE else AWAY
 
 
 def in_one_line(error: BaseException) -> str:

@@ -1,36 +1,56 @@
-"""Connections to PostgreSQL, made the one right way, and what its errors mean. No statements."""
+"""Connections to PostgreSQL, made the one right way. No statements; what an error means is postgres_errors.py.
+
+Nothing here or elsewhere depends on the state of a session, so that a pooler may give each transaction another one (PgBouncer
+in transaction mode): no prepared statements, no SET but SET LOCAL, no session locks, no LISTEN.
+"""
 
 from __future__ import annotations
 
-import logging
 import select
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import ConnStatus, ExecStatus
 from psycopg.rows import TupleRow
-from psycopg_pool import ConnectionPool
 
 from vidflow.domain.errors import SetupError, Unavailable
 from vidflow.infra.outage import in_one_line, postgres_outage, require_postgres
+from vidflow.infra.postgres_errors import (
+    is_away,
+    is_conflict,
+    is_disk_full,
+    is_refused,
+    is_timed_out,
+    is_tls,
+    refusal,
+    require_version,
+)
 from vidflow.infra.stopping import Stop
+from vidflow.infra.telemetry import log
+from vidflow.infra.tls import why_not_trusted
+
+__all__ = [
+    "FENCED", "Connection", "Writer", "answers",
+    "connect", "connected", "database_name", "fenced_transaction", "for_programs", "has_hung_up",
+    "is_away", "is_behind_pooler", "is_conflict", "is_disk_full", "is_refused", "is_timed_out", "require_direct", "transaction",
+    "while_there",
+]  # fmt: skip
 
 Connection = psycopg.Connection[TupleRow]
-Pool = ConnectionPool[Connection]
 
 FENCED_TRANSACTION_S: Final = 1.0
 """The longest transaction of a lease's holder: below the lease's 2 s, or a frozen holder would block every takeover."""
-
+FENCED: Final[LiteralString] = f"transaction_timeout = {int(FENCED_TRANSACTION_S * 1000)}"
 _LAST_PORT: Final = 65535
 _UNREADABLE_URL: Final = (
     "VIDFLOW_DATABASE_URL (or --database-url) cannot be read: write postgresql://host:port/database with user:password@ before "
     "the host, and %40 for an @ in the password and the like"
 )
-_POOL_TIMEOUT_S: Final = 5.0
-# A pool doubles its pauses while it reconnects; given up early, the next caller starts again without one.
-_POOL_RECONNECT_S: Final = 3.0
+_SAY_AGAIN_S: Final = 60.0
 _CONNECTION: Final[dict[str, Any]] = {
     "connect_timeout": 5,
     # A server that vanished without a word is noticed within some seconds rather than hours. A system that has no
@@ -43,41 +63,28 @@ _CONNECTION: Final[dict[str, Any]] = {
     # Of several servers, the one that can be written to; after a fail-over never the old one.
     "target_session_attrs": "read-write",
 }
-# Connection exceptions; insufficient resources (disk, memory, connections); system errors.
-_AWAY_CLASSES: Final = frozenset({"08", "53", "58"})
-_AWAY_STATES: Final = frozenset({
-    "25006",  # read-only: the server is not the primary any more
-    "25P03", "25P04",  # idle in transaction or transaction too long: the server has closed the connection
-    "57P01", "57P02", "57P03", "57P05",  # shut down by an administrator, crashed, starting up, idle
-})  # fmt: skip
-_REFUSED_CLASSES: Final = frozenset({"22", "23"})
-_PASSING: Final = (
-    "starting up", "shutting down", "recovery", "too many clients", "reserved", "not accepting",
-    "not currently accepting", "dropped or renamed",  # a restored database takes the place of another
-)  # fmt: skip
-_CONFLICTS: Final = frozenset({"40001", "40P01"})
+_log = log("postgres")
 
 
-def connect(url: str, *, name: str, fenced: bool = False, database: str | None = None) -> Connection:
-    """A connection in autocommit mode, seen as `name` in pg_stat_activity; for a transaction, `with it.transaction()`.
+def connect(url: str, *, name: str, database: str | None = None) -> Connection:
+    """Return a connection in autocommit mode, seen as `name` in pg_stat_activity.
 
     `database`: another one of the same server.
-    `fenced`: for the writes of a lease's holder; no transaction of it outlives FENCED_TRANSACTION_S.
-    Raises psycopg.OperationalError where the server is away (`is_away`), SetupError where waiting does not help: it lets
-    nobody in by this name or password, has no such database, or the URL is none.
+    Raises psycopg.OperationalError where the server is away (`is_away`), SetupError where waiting does not help: a wrong user,
+    password, database or setting, a certificate that is not accepted, or a server that is too old.
     """
+    conninfo = _conninfo(url, name, database)
     try:
-        connection: Connection = psycopg.Connection.connect(
-            _conninfo(url, name, database), autocommit=True, prepare_threshold=None
-        )
-    except psycopg.OperationalError as error:
+        connection: Connection = psycopg.Connection.connect(conninfo, autocommit=True, prepare_threshold=None)
+    except psycopg.Error as error:
         if is_away(error):
             raise
-        raise SetupError(
-            f"PostgreSQL lets nobody in by VIDFLOW_DATABASE_URL (or --database-url): {in_one_line(error)}"
-        ) from error
-    if fenced:
-        connection.execute(f"SET transaction_timeout = {int(FENCED_TRANSACTION_S * 1000)}")
+        raise refusal(error, why_not_trusted(conninfo, error) if is_tls(error) else None) from error
+    try:
+        require_version(connection.info.server_version, f"{connection.info.host}:{connection.info.port}")
+    except SetupError:
+        connection.close()
+        raise
     return connection
 
 
@@ -88,11 +95,110 @@ def connected(url: str, *, name: str, database: str | None = None) -> Iterator[C
         with connect(url, name=name, database=database) as connection:
             yield connection
     except psycopg.Error as error:
+        if is_timed_out(error):
+            raise Unavailable(
+                f"PostgreSQL ended a statement by a time limit of its own: {in_one_line(error)}; raise the limit for this user, or "
+                "try again when the server is less busy"
+            ) from error
         if not is_away(error):
             raise
         raise Unavailable(
             f"PostgreSQL does not answer: {in_one_line(error)}; start it, or set VIDFLOW_DATABASE_URL (or --database-url)"
         ) from error
+
+
+@contextmanager
+def transaction(connection: Connection, *settings: LiteralString) -> Iterator[Connection]:
+    """Run the body in a transaction with settings of its own (`name = value`), begun in one round trip.
+
+    Works on a pooled session too: SET LOCAL ends with the transaction.
+    """
+    connection.execute("; SET LOCAL ".join(["BEGIN", *settings]))
+    try:
+        yield connection
+    except BaseException:
+        if not connection.closed and connection.pgconn.status == ConnStatus.OK:
+            connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+@contextmanager
+def fenced_transaction(connection: Connection, *settings: LiteralString) -> Iterator[Connection]:
+    """A transaction of a lease's holder: it does not outlive FENCED_TRANSACTION_S, whatever becomes of this process."""
+    with transaction(connection, FENCED, *settings):
+        yield connection
+
+
+def has_hung_up(connection: Connection) -> bool:
+    """Whether the server has closed an idle connection. Asks the socket alone; a silent loss does not show (`answers`)."""
+    if connection.closed:
+        return True
+    waiting = select.poll()
+    waiting.register(connection.fileno(), select.POLLIN)
+    return bool(waiting.poll(0))
+
+
+def answers(connection: Connection, within_s: float) -> bool:
+    """Whether an idle connection answers an empty statement in time. One that does not must be closed: its answer may still come.
+
+    libpq itself would wait without a limit where the network drops packets silently.
+    """
+    pgconn, until_s = connection.pgconn, time.monotonic() + within_s
+    try:
+        pgconn.send_query(b"")
+        ok = True
+        while True:
+            while pgconn.flush() or pgconn.is_busy():
+                waiting = select.poll()
+                waiting.register(pgconn.socket, select.POLLIN)
+                if not waiting.poll(max(0.0, until_s - time.monotonic()) * 1000):
+                    return False
+                pgconn.consume_input()
+            result = pgconn.get_result()
+            if result is None:
+                return ok and pgconn.status == ConnStatus.OK
+            ok = ok and result.status == ExecStatus.EMPTY_QUERY
+    except (psycopg.Error, OSError):
+        return False
+
+
+def is_behind_pooler(connection: Connection) -> bool:
+    """Whether a pooler stands before the server: it makes up the process id that a client is told at the start."""
+    [(pid,)] = connection.execute("SELECT pg_backend_pid()").fetchall()
+    return int(pid) != connection.info.backend_pid
+
+
+def require_direct(connection: Connection, what: str) -> None:
+    """Raise SetupError where a pooler stands between: `what` needs a session of its own."""
+    if is_behind_pooler(connection):
+        raise SetupError(
+            f"{what} needs a connection to PostgreSQL itself, and VIDFLOW_DATABASE_URL (or --database-url) leads to a pooler such as "
+            "PgBouncer: give the server's own host and port"
+        )
+
+
+class Writer:
+    """One connection for fenced writes, made again where the server has closed it. Not for several threads at once."""
+
+    def __init__(self, url: str, name: str) -> None:
+        self._url = url
+        self._name = name
+        self._connection: Connection | None = None
+
+    def connection(self) -> Connection:
+        """The connection. A lost one is replaced before a statement is sent, so nothing fails by a loss between two writes."""
+        if self._connection is not None and has_hung_up(self._connection):
+            self._connection.close()
+            self._connection = None
+        if self._connection is None:
+            self._connection = connect(self._url, name=self._name)
+        return self._connection
+
+    def close(self) -> None:
+        """Close it, if there is one."""
+        if self._connection is not None:
+            self._connection.close()
 
 
 def for_programs(url: str, database: str | None = None) -> tuple[str, dict[str, str]]:
@@ -117,7 +223,7 @@ def while_there(url: str, *, name: str, stop: Stop, pause_s: float, body: Callab
     A connection that is found lost is no outage yet: the server may have been back for long. One that cannot be made is.
     Any other error is the caller's.
     """
-    outage, was_there = postgres_outage(), False
+    outage, was_there, said_s = postgres_outage(), False, float("-inf")
     while not stop.requested:
         try:
             with connect(url, name=name) as connection:
@@ -129,59 +235,16 @@ def while_there(url: str, *, name: str, stop: Stop, pause_s: float, body: Callab
                 raise
             if not was_there:
                 outage.away(error)
+            elif is_timed_out(error) and time.monotonic() - said_s > _SAY_AGAIN_S:
+                said_s = time.monotonic()
+                _log.warning(
+                    "timed_out",
+                    connection=name,
+                    error=in_one_line(error),
+                    needs="trying again; look at pg_stat_activity",
+                )
             was_there = False
             stop.wait(pause_s)
-
-
-def pool(url: str, *, name: str, size: int) -> Pool:
-    """An open pool of at most `size` connections in autocommit mode; a server that is away shows at the first use.
-
-    Raises SetupError where the URL is none.
-    """
-    # It says each failed attempt; who uses the pool says once what that means.
-    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
-    return ConnectionPool(
-        _conninfo(url, name),
-        connection_class=Connection,
-        kwargs={"autocommit": True},
-        min_size=min(2, size),
-        max_size=size,
-        name=name,
-        timeout=_POOL_TIMEOUT_S,
-        reconnect_timeout=_POOL_RECONNECT_S,
-        check=_check,
-        open=True,
-    )
-
-
-def is_away(error: BaseException) -> bool:
-    """Whether the server is away for now (lost, restarting, read-only, out of room), so that waiting helps."""
-    if not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError | psycopg.InternalError):
-        return False
-    state = error.sqlstate
-    if state is None:
-        return not isinstance(error, psycopg.InternalError) and not _never_let_in(error)
-    return state in _AWAY_STATES or state[:2] in _AWAY_CLASSES
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Whether the server has no room to store more (53100): it answers, and reads still pass."""
-    return isinstance(error, psycopg.errors.DiskFull)
-
-
-def is_refused(error: BaseException) -> bool:
-    """Whether PostgreSQL refused the data itself (SQLSTATE classes 22 and 23): the same again is refused again.
-
-    What the driver refuses to send (a NUL in a text, half a surrogate pair) is refused data too.
-    """
-    if isinstance(error, psycopg.DataError | UnicodeEncodeError):
-        return True
-    return isinstance(error, psycopg.Error) and (error.sqlstate or "")[:2] in _REFUSED_CLASSES
-
-
-def is_conflict(error: BaseException) -> bool:
-    """Whether two transactions got into each other's way (40001, 40P01): the same again may well pass."""
-    return isinstance(error, psycopg.Error) and error.sqlstate in _CONFLICTS
 
 
 def _conninfo(url: str, name: str, database: str | None = None) -> str:
@@ -201,31 +264,3 @@ def _parts(url: str) -> dict[str, Any]:
     if not all(0 < port <= _LAST_PORT for port in ports):
         raise SetupError(_UNREADABLE_URL)
     return parts
-
-
-def _never_let_in(error: psycopg.Error) -> bool:
-    """Whether the server refused the connection for good: a password or a database name that waiting does not mend.
-
-    libpq gives no SQLSTATE for a connection that was not made, only the server's sentence, which may be translated.
-    """
-    connection = error.pgconn
-    return connection is not None and not _starting(str(error)) and "FATAL" in str(error)
-
-
-def _starting(text: str) -> bool:
-    return any(words in text for words in _PASSING)
-
-
-def _check(connection: Connection) -> None:
-    """Asks a pooled connection for a sign of life only where its socket has something to read: a lost one's has.
-
-    Costs microseconds where a question to the server at each use would cost a round trip, and a look at each return a
-    thread of the pool. A server that has become a standby says so unasked: reads would succeed there, writes never.
-    """
-    waiting = select.poll()
-    waiting.register(connection.fileno(), select.POLLIN)
-    if waiting.poll(0):
-        ConnectionPool.check_connection(connection)
-    if connection.info.parameter_status("in_hot_standby") == "on":
-        connection.close()
-        raise psycopg.OperationalError("the server has become a standby")

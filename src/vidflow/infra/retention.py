@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Sequence
 from typing import Final
-
-from psycopg.sql import SQL, Identifier, Literal
 
 from vidflow.domain.retention import DEFAULT, FOREVER_MS, TABLE, Range
 from vidflow.infra.postgres import Connection
 
 LOCK_WAIT_MS: Final = 200
+BEFORE_ALL: Final = "00000000-0000-0000-0000-000000000000"
+"""Below every scenario_uuid."""
 _BOUND: Final = re.compile(r"FROM \((?P<first>[^)]*)\) TO \((?P<last>[^)]*)\)")
 
 
@@ -75,12 +76,7 @@ def make_partition(tx: Connection, new: Range) -> None:
     Raises psycopg.errors.LockNotAvailable, and CheckViolation where the DEFAULT partition holds a row of the range.
     """
     _wait_little(tx)
-    tx.execute(SQL("CREATE TABLE {} (LIKE scenario_results INCLUDING ALL)").format(Identifier(new.table)))
-    tx.execute(
-        SQL("ALTER TABLE scenario_results ATTACH PARTITION {} FOR VALUES FROM ({}) TO ({})").format(
-            Identifier(new.table), Literal(bound(new.from_ms)), Literal(bound(new.to_ms))
-        )
-    )
+    tx.execute("SELECT make_results_partition(%s, %s, %s)", (new.table, bound(new.from_ms), bound(new.to_ms)))
 
 
 def all_ended_before(tx: Connection, one: Range, ended_ms: int) -> bool:
@@ -115,8 +111,7 @@ def detach(tx: Connection, one: Range) -> None:
     Raises psycopg.errors.LockNotAvailable.
     """
     _wait_little(tx)
-    tx.execute(SQL("ALTER TABLE scenario_results DETACH PARTITION {}").format(Identifier(one.table)))
-    tx.execute(SQL("ALTER TABLE {} RENAME TO {}").format(Identifier(one.table), Identifier(f"{one.table}_removed")))
+    tx.execute("SELECT detach_results_partition(%s)", (one.table,))
 
 
 def detached(tx: Connection) -> list[str]:
@@ -136,7 +131,7 @@ def detached(tx: Connection) -> list[str]:
 def drop(tx: Connection, table: str) -> None:
     """Drops a detached partition with its rows. Raises psycopg.errors.LockNotAvailable while somebody still reads it."""
     _wait_little(tx)
-    tx.execute(SQL("DROP TABLE {}").format(Identifier(table)))
+    tx.execute("SELECT drop_results_partition(%s)", (table,))
 
 
 def delete_from_default(tx: Connection, one: Range, limit: int) -> int:
@@ -154,22 +149,36 @@ def delete_from_default(tx: Connection, one: Range, limit: int) -> int:
     ).rowcount
 
 
-def delete_scenarios(tx: Connection, ended_ms: int, limit: int) -> int:
-    """Deletes at most `limit` scenarios that have been inactive since before that time, with all that is theirs.
+def outlived_scenarios(tx: Connection, ended_ms: int, after: str, limit: int) -> tuple[list[str], str | None]:
+    """Look at the next `limit` scenarios with a uuid above `after`, and return those whose time is over, and where to go on.
 
-    One that has results goes only once these are gone: they would belong to nobody. Returns how many went.
+    A scenario goes once it has been inactive since before `ended_ms` and its results, if it had any, are gone: they would belong
+    to nobody. The second value is None at the end of those that are old enough.
     """
+    rows = tx.execute(
+        """
+        SELECT s.scenario_uuid::text,
+               s.state = 'inactive' AND s.state_changed_at < to_timestamp(%(ended_s)s)
+               AND (coalesce((SELECT next_frame FROM scenario_progress p WHERE p.scenario_uuid = s.scenario_uuid), 0) = 0
+                    OR EXISTS (SELECT FROM results_removed r WHERE s.scenario_uuid >= r.from_uuid AND s.scenario_uuid < r.to_uuid))
+          FROM scenarios s
+         WHERE s.scenario_uuid > %(after)s::uuid AND s.scenario_uuid < %(born)s::uuid
+         ORDER BY s.scenario_uuid
+         LIMIT %(limit)s
+        """,
+        {"born": bound(ended_ms), "ended_s": ended_ms / 1000, "after": after, "limit": limit},
+    ).fetchall()
+    return [scenario_uuid for scenario_uuid, over in rows if over], rows[-1][0] if len(rows) == limit else None
+
+
+def delete_scenarios(tx: Connection, scenario_uuids: Sequence[str]) -> int:
+    """Delete these scenarios with all that is theirs, except those that are not inactive any more. Return how many went."""
     return tx.execute(
         """
         WITH outlived AS MATERIALIZED (
-            SELECT s.scenario_uuid
-              FROM scenarios s
-              LEFT JOIN scenario_progress p USING (scenario_uuid)
-             WHERE s.state = 'inactive' AND s.scenario_uuid < %(born)s::uuid AND s.state_changed_at < to_timestamp(%(ended_s)s)
-               AND (coalesce(p.next_frame, 0) = 0
-                    OR EXISTS (SELECT FROM results_removed r WHERE s.scenario_uuid >= r.from_uuid AND s.scenario_uuid < r.to_uuid))
-             ORDER BY s.scenario_uuid
-             LIMIT %(limit)s
+            SELECT scenario_uuid
+              FROM scenarios
+             WHERE scenario_uuid = ANY (%b::uuid[]) AND state = 'inactive'
         ), history AS (
             DELETE FROM scenario_history USING outlived WHERE scenario_history.scenario_uuid = outlived.scenario_uuid
         ), gaps AS (
@@ -179,7 +188,7 @@ def delete_scenarios(tx: Connection, ended_ms: int, limit: int) -> int:
         )
         DELETE FROM scenarios USING outlived WHERE scenarios.scenario_uuid = outlived.scenario_uuid
         """,
-        {"born": bound(ended_ms), "ended_s": ended_ms / 1000, "limit": limit},
+        (list(scenario_uuids),),
     ).rowcount
 
 

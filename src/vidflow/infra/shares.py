@@ -17,12 +17,14 @@ import msgspec
 from vidflow.domain.lease import LOOK_S, RENEW_S, trusted_until
 from vidflow.domain.shards import SHARDS, change, share
 from vidflow.infra.lease import LeaseLost, acquire, fence, give_up, renew, shorten
-from vidflow.infra.postgres import Connection, connect, while_there
+from vidflow.infra.postgres import Connection, Writer, fenced_transaction, while_there
 from vidflow.infra.stopping import Stop, start_thread
 from vidflow.infra.telemetry import log
 
 RELAYS: Final = "relay/"
 SHARD: Final = "outbox/"
+_RELAXED: Final = "synchronous_commit = off"
+"""A crash of the server may bring removed rows back: they are published again, as after a crash of the relay."""
 _log = log("relay")
 
 
@@ -44,7 +46,7 @@ class Shares:
         self._lock = threading.Lock()
         self._held: Mapping[str, Held] = {}
         self._surplus: frozenset[int] = frozenset()
-        self._writer: Connection | None = None
+        self._writer = Writer(url, "vidflow relay")
         self._renewed_s = float("-inf")
         self._said: frozenset[int] = frozenset()
 
@@ -55,8 +57,7 @@ class Shares:
 
     def owns(self, shards: Collection[int]) -> bool:
         """Whether all of them are this relay's still; what it is to give up is, until it has."""
-        now_s = time.monotonic()
-        return all((held := self._held.get(_name(one))) and now_s < held.trusted_until_s for one in shards)
+        return _owned(self._held, [_name(shard) for shard in shards])
 
     @property
     def surplus(self) -> frozenset[int]:
@@ -73,20 +74,17 @@ class Shares:
     def fenced(self, shards: Collection[int]) -> Iterator[Connection]:
         """A transaction that commits only while these shards are owned. Raises LeaseLost; it must end within a second."""
         names = [_name(shard) for shard in shards]
-        if not self.owns(shards):
+        held = self._held  # one reading of it: the other thread replaces it
+        if not _owned(held, names):
             raise LeaseLost(f"not renewed in time: {', '.join(names)}", names)
-        terms = {name: self._held[name].term for name in names}
-        if self._writer is None or self._writer.closed:
-            self._writer = connect(self._url, name="vidflow relay", fenced=True)
-            # A crash of the server may bring removed rows back: they are published again, as behind a crash of the relay.
-            self._writer.execute("SET synchronous_commit = off")
-        with self._writer.transaction():
+        terms = {name: held[name].term for name in names}
+        with fenced_transaction(self._writer.connection(), _RELAXED) as tx:
             try:
-                fence(self._writer, terms, self.holder)
+                fence(tx, terms, self.holder)
             except LeaseLost as lost:
                 self._lose(lost.names)
                 raise
-            yield self._writer
+            yield tx
 
     def keep(self) -> None:
         """Claims and renews until `close`. The body of a thread."""
@@ -121,8 +119,7 @@ class Shares:
     def close(self) -> None:
         """Ends the thread, which gives all up where the database can be asked to. Nothing may be on its way any more."""
         self._closed.request()
-        if self._writer is not None:
-            self._writer.close()
+        self._writer.close()
 
     def _renew(self, connection: Connection) -> None:
         attempted_s = time.monotonic()
@@ -162,6 +159,12 @@ def kept(url: str, stop: Stop) -> Iterator[Shares]:
     finally:
         shares.close()
         keeping.join()
+
+
+def _owned(held: Mapping[str, Held], names: Collection[str]) -> bool:
+    """Whether all of these leases are held and trusted now."""
+    now_s = time.monotonic()
+    return all((one := held.get(name)) is not None and now_s < one.trusted_until_s for name in names)
 
 
 def _name(shard: int) -> str:

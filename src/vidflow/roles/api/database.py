@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Final
 
 import psycopg
-from psycopg_pool import PoolTimeout
 
 from vidflow.domain.errors import Unavailable
 from vidflow.infra.migrations import wait_for_schema
 from vidflow.infra.outage import in_one_line, postgres_outage
-from vidflow.infra.postgres import Connection, is_away, is_disk_full, pool
+from vidflow.infra.pool import Pool, PoolBusy
+from vidflow.infra.postgres import Connection, is_away, is_disk_full, is_timed_out
 from vidflow.infra.stopping import Stop
 from vidflow.infra.telemetry import log
 
-CONNECTION_TIMEOUT_S: Final = 1.0
-"""How long a request waits for a connection before it is told to come again."""
+CONNECTION_TIMEOUT_S: Final = 3.0
+"""How long a request waits for a connection before it is told to come again: others may be finding out that theirs are lost."""
 IN_VAIN_S: Final = 0.05
 """How long it waits where the one before waited in vain: a crowd at the door is told at once, not one after the other."""
+STATEMENT_TIMEOUT_S: Final = 5.0
+"""Longer than any statement of a request takes on a server that is well."""
 _SAY_AGAIN_S: Final = 60.0
 _NOT_READY: Final = "the database is not there yet, or lacks this version's schema (its operator runs: vidflow db migrate); try again soon"
 _BUSY: Final = "all {size} connections to the database are busy; try again soon (its operator may raise --pool-size)"
@@ -34,10 +34,8 @@ class Database:
 
     def __init__(self, url: str, size: int) -> None:
         self._url = url
-        self._pool = pool(url, name="vidflow api", size=size)
+        self._pool = Pool(url, name="vidflow api", size=size, statement_timeout_s=STATEMENT_TIMEOUT_S)
         self._outage = postgres_outage()
-        self._in_use: set[Connection] = set()
-        self._size = size
         self._in_vain = False
         self._said_full_s = float("-inf")
         self._ready = False
@@ -53,21 +51,14 @@ class Database:
         try:
             with self._pool.connection(IN_VAIN_S if self._in_vain else timeout_s) as connection:
                 self._in_vain = False
-                self._in_use.add(connection)
-                try:
-                    yield connection
-                finally:
-                    self._in_use.discard(connection)
-        except PoolTimeout as error:
+                yield connection
+        except PoolBusy as error:
             self._in_vain = True
-            if len(self._in_use) >= self._size:
-                raise Unavailable(_BUSY.format(size=self._size), code="database_busy") from error
-            self._outage.away(error)
-            raise
+            raise Unavailable(_BUSY.format(size=self._pool.size), code="database_busy") from error
         except psycopg.Error as error:
             if is_disk_full(error):
                 self._say_full(error)
-            elif is_away(error):
+            elif is_away(error) and not is_timed_out(error):
                 self._outage.away(error)
             raise
         self._outage.back()
@@ -87,12 +78,4 @@ class Database:
 
     def close(self) -> None:
         """Closes all connections, those under a request too: it gets an error instead of an answer that may never come."""
-        self._pool.close(timeout=0)
-        for connection in tuple(self._in_use):
-            _cut(connection)
-
-
-def _cut(connection: Connection) -> None:
-    """Wakes the thread that waits on a connection; `close` of another thread would not."""
-    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as wire:
-        wire.shutdown(socket.SHUT_RDWR)
+        self._pool.close()

@@ -15,7 +15,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.plugins.problem_details import ProblemDetailsConfig, ProblemDetailsException, ProblemDetailsPlugin
 
 from vidflow.domain.errors import ResultsRemoved, SetupError, Unavailable, UnknownScenario, UserError, VidflowError
-from vidflow.infra.postgres import is_away, is_conflict, is_disk_full
+from vidflow.infra.postgres import is_away, is_conflict, is_disk_full, is_timed_out
 from vidflow.infra.telemetry import log, redacted
 from vidflow.roles.api.schemas import FieldProblem, Problem
 
@@ -109,6 +109,13 @@ def _of_database(error: psycopg.Error) -> ProblemDetailsException:
             503,
             "disk_full",
             "the database's disk is full: nothing new is stored until its operator has made room; try again later",
+        )
+    if is_timed_out(error):
+        return problem(
+            503,
+            "database_timeout",
+            "the database did not answer within its time limit and nothing was changed; try again later, or ask for less (a smaller "
+            "limit)",
         )
     if is_away(error) or is_conflict(error):
         return problem(503, "database_unavailable", "the database is away for now; try again soon")

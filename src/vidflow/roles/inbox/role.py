@@ -17,7 +17,7 @@ from vidflow.domain.messages import RESULTS
 from vidflow.infra import inbox_partitions, kafka, metrics
 from vidflow.infra.migrations import wait_for_schema
 from vidflow.infra.outage import kafka_outage, postgres_outage, require_kafka, require_postgres
-from vidflow.infra.postgres import Connection, connect, is_away, is_conflict, is_refused
+from vidflow.infra.postgres import Connection, connect, has_hung_up, is_away, is_conflict, is_refused
 from vidflow.infra.stopping import Stop
 from vidflow.infra.telemetry import log
 from vidflow.roles.inbox import storing
@@ -191,7 +191,7 @@ class Inbox:
         return {}
 
     def _connected(self) -> Connection:
-        if self._tables is None or self._tables.closed:
+        if self._tables is None or has_hung_up(self._tables):
             self._tables = connect(self._url, name="vidflow inbox")
         return self._tables
 

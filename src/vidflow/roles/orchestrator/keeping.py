@@ -16,10 +16,10 @@ from psycopg import errors
 
 from vidflow.domain.retention import DAY_MS, Keeping, Range, outlived, to_make
 from vidflow.infra import lease as leases
-from vidflow.infra import retention
+from vidflow.infra import metrics, retention
 from vidflow.infra.lease import Lease, LeaseLost
 from vidflow.infra.outage import in_one_line
-from vidflow.infra.postgres import Connection, connect, is_away
+from vidflow.infra.postgres import Connection, connect, fenced_transaction
 from vidflow.infra.stopping import Stop
 from vidflow.infra.telemetry import log
 
@@ -34,7 +34,7 @@ _LOCKED: Final = (errors.LockNotAvailable, errors.DeadlockDetected, errors.Trans
 
 def prepare(url: str, lease: Lease, keeping: Keeping) -> None:
     """Makes the partitions that are missing, before anything is deployed whose results belong in them."""
-    with _told(), connect(url, name="vidflow leader keeps", fenced=True) as tables:
+    with _reported(), connect(url, name="vidflow leader keeps") as tables:
         Keeper(tables, lease, keeping).make_partitions()
 
 
@@ -50,7 +50,7 @@ def keep_tables(url: str, lease: Lease, keeping: Keeping, stop: Stop, round_s: f
 
 def one_round(url: str, lease: Lease, keeping: Keeping) -> bool:
     """Makes what is missing and lets go of a part of what is over; whether there is more of that."""
-    with _told(), connect(url, name="vidflow leader keeps", fenced=True) as tables:
+    with _reported(), connect(url, name="vidflow leader keeps") as tables:
         keeper = Keeper(tables, lease, keeping)
         keeper.make_partitions()
         return keeper.let_go()
@@ -58,15 +58,23 @@ def one_round(url: str, lease: Lease, keeping: Keeping) -> bool:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """What goes wrong is told, and tried again in the next round: the lifecycle goes on without it."""
+def _reported() -> Iterator[None]:
+    """Log and count what goes wrong. It is tried again in the next round; the lifecycle goes on without it."""
     try:
         yield
     except LeaseLost as lost:
         _log.debug("not_kept", reason=lost.message)  # the next leader's matter
     except psycopg.Error as error:
-        say = _log.debug if is_away(error) or isinstance(error, _LOCKED) else _log.error
-        say("not_kept", error=in_one_line(error), needs="nothing yet: it is tried again each minute")
+        metrics.RETENTION_FAILURES.inc()
+        _log.warning("retention_failed", error=in_one_line(error), needs=_needs(error))
+
+
+def _needs(error: psycopg.Error) -> str:
+    if isinstance(error, _LOCKED):
+        return "nothing yet: a backup or a long query holds a lock; tried again each minute"
+    if isinstance(error, errors.InsufficientPrivilege):
+        return "give the orchestrator's user its rights: vidflow db roles"
+    return "nothing yet: tried again each minute"
 
 
 class Keeper:
@@ -124,17 +132,26 @@ class Keeper:
         return True
 
     def _remove_scenarios(self) -> bool:
+        """Looks at all that are old enough, a part at a time; those that stay are read and nothing else. Removes SCENARIOS at most."""
         if self._keeping.scenarios_days is None:
             return False
-        with self._fenced() as tx:
-            removed = retention.delete_scenarios(tx, self._now_ms - self._keeping.scenarios_days * DAY_MS, SCENARIOS)
-        if removed:
-            _log.info("scenarios_removed", scenarios=removed)
-        return removed == SCENARIOS
+        ended_ms = self._now_ms - self._keeping.scenarios_days * DAY_MS
+        after: str | None = retention.BEFORE_ALL
+        while after is not None:
+            over, after = retention.outlived_scenarios(self._tables, ended_ms, after, SCENARIOS)
+            if over:
+                with self._fenced() as tx:
+                    removed = retention.delete_scenarios(tx, over)
+                _log.info("scenarios_removed", scenarios=removed)
+                return True
+        return False
 
     @contextmanager
     def _fenced(self) -> Iterator[Connection]:
-        """A transaction that commits only under the lease, beside those of the leader's tick. Raises LeaseLost."""
-        with self._tables.transaction():
-            leases.fence(self._tables, self._lease.terms, self._lease.holder)
-            yield self._tables
+        """A transaction that commits only under the lease, beside those of the leader's tick. Raises LeaseLost.
+
+        Reads are not in it: they may take longer than a fenced transaction.
+        """
+        with fenced_transaction(self._tables) as tx:
+            leases.fence(tx, self._lease.terms, self._lease.holder)
+            yield tx

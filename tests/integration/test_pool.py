@@ -1,0 +1,208 @@
+"""Whatever becomes of the server or the network, no request gets a connection that has died. A real api, a real PostgreSQL."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import psycopg
+import pytest
+from tests.faults.proxy import Proxy
+from tests.integration.api_server import URL, init, problem_of, ready, wait_until
+
+from vidflow.infra import backup
+from vidflow.infra.embedded.postgres import EmbeddedPostgres
+from vidflow.infra.migrations import migrate
+from vidflow.infra.pool import Pool, PoolBusy
+from vidflow.infra.postgres import connect
+from vidflow.infra.stopping import Stop
+from vidflow.roles.api import database
+from vidflow.settings import ApiOptions
+
+AT_ONCE = 16
+REQUESTS = 80
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+    """A server that may be stopped."""
+    server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"), say=print, stop=Stop()).start()
+    try:
+        migrate(server.url, print)
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def proxy(server: EmbeddedPostgres) -> Iterator[Proxy]:
+    with Proxy(lambda: server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def client(server: EmbeddedPostgres, proxy: Proxy) -> Iterator[httpx.Client]:
+    """An api that reaches the server through the proxy."""
+    url = urlsplit(server.url)
+    through = url._replace(netloc=f"{url.netloc.rpartition(':')[0]}:{proxy.port}").geturl()
+    with ready(ApiOptions(database_url=through)) as client:
+        yield client
+
+
+def statuses(client: httpx.Client, uuid: str, requests: int = REQUESTS) -> set[int]:
+    """Many requests at once, reads and writes, so that every pooled connection is used."""
+
+    def ask(number: int) -> int:
+        match number % 4:
+            case 0:
+                return client.post("/scenario/init", json={"source": URL, "model": "motion"}).status_code - 1
+            case 1:
+                return client.get("/scenario", params={"limit": 5}).status_code
+            case 2:
+                return client.get("/prediction", params={"scenario_uuid": uuid}).status_code
+        return client.get(f"/scenario/{uuid}").status_code
+
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        return set(threads.map(ask, range(requests)))
+
+
+def restart(server: EmbeddedPostgres, _proxy: Proxy, _folder: Path) -> None:
+    process = server.process
+    assert process is not None
+    process.kill()
+    process.wait()
+    server.start()
+
+
+def terminate(server: EmbeddedPostgres, _proxy: Proxy, _folder: Path) -> None:
+    with psycopg.connect(server.url, autocommit=True) as other:
+        other.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'vidflow api'")
+
+
+def restore(server: EmbeddedPostgres, _proxy: Proxy, folder: Path) -> None:
+    backup.backup(server.url, folder / "backup", replace=False, say=print)
+    backup.restore(server.url, folder / "backup", replace=True, say=print)
+
+
+def drop(_server: EmbeddedPostgres, proxy: Proxy, _folder: Path) -> None:
+    proxy.drop()
+
+
+def hang_up(_server: EmbeddedPostgres, proxy: Proxy, _folder: Path) -> None:
+    proxy.hang_up()
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("loss", [restart, terminate, restore, drop, hang_up])
+def test_no_request_fails_once_the_server_answers_again(
+    client: httpx.Client,
+    server: EmbeddedPostgres,
+    proxy: Proxy,
+    tmp_path: Path,
+    loss: Callable[[EmbeddedPostgres, Proxy, Path], None],
+) -> None:
+    uuid = init(client)["scenario_uuid"]
+    assert statuses(client, uuid) == {200}
+    loss(server, proxy, tmp_path)
+    assert statuses(client, uuid) == {200}
+
+
+@pytest.mark.fault
+def test_requests_that_come_while_the_server_is_away_make_none_fail_that_come_later(
+    client: httpx.Client, server: EmbeddedPostgres
+) -> None:
+    uuid = init(client)["scenario_uuid"]
+    process = server.process
+    assert process is not None
+    process.kill()
+    process.wait()
+    assert 503 in statuses(client, uuid, 8)
+    server.start()
+    assert statuses(client, uuid) == {200}
+
+
+def test_a_read_that_takes_too_long_is_ended_and_says_so(
+    server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "STATEMENT_TIMEOUT_S", 0.3)
+    with ready(ApiOptions(database_url=server.url)) as client:
+        uuid = init(client)["scenario_uuid"]
+        with psycopg.connect(server.url) as other:
+            other.execute("LOCK TABLE scenarios IN ACCESS EXCLUSIVE MODE")
+            answer = client.get(f"/scenario/{uuid}")
+            problem_of(answer, 503, "database_timeout")
+            assert answer.headers["retry-after"] == "1"
+        assert client.get(f"/scenario/{uuid}").status_code == 200
+
+
+@pytest.fixture
+def pool(database_url: str) -> Iterator[Pool]:
+    pool = Pool(database_url, name="vidflow pool", size=2, statement_timeout_s=5)
+    yield pool
+    pool.close()
+
+
+def test_a_pool_has_no_more_connections_than_its_size(pool: Pool) -> None:
+    with pool.connection(1), pool.connection(1):
+        assert pool.in_use == 2
+        with pytest.raises(PoolBusy), pool.connection(0.01):
+            pass
+    with pool.connection(1) as one:
+        assert one.execute("SELECT 1").fetchone() == (1,)
+    assert pool.in_use == 0
+
+
+def test_a_connection_in_a_broken_transaction_is_not_given_out_again(pool: Pool) -> None:
+    with pool.connection(1) as one:
+        one.execute("BEGIN")
+        first = one
+    assert first.closed
+    with pool.connection(1) as another:
+        assert another is not first
+
+
+def test_a_connection_that_turned_read_only_is_not_given_out_again(pool: Pool) -> None:
+    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction), pool.connection(1) as one:  # noqa: PT012
+        one.execute("SET default_transaction_read_only = on")
+        one.execute("DELETE FROM runners")
+    with pool.connection(1) as another:
+        another.execute("DELETE FROM runners")
+
+
+def test_a_connection_whose_answer_was_lost_on_the_way_is_cut_where_another_needs_its_place(database_url: str) -> None:
+    pool = Pool(database_url, name="vidflow pool", size=1, statement_timeout_s=0.05)
+    failed: list[psycopg.Error] = []
+
+    def hang() -> None:
+        try:
+            with pool.connection(1) as one:
+                one.execute("SET statement_timeout = 0")
+                one.execute("SELECT pg_sleep(60)")
+        except psycopg.Error as error:
+            failed.append(error)
+
+    with connect(database_url, name="test") as tables:
+        hanging = threading.Thread(target=hang)
+        hanging.start()
+        wait_until(lambda: _sleeps(tables), "it hangs")
+        wait_until(lambda: _gets_one(pool), "its place is free")
+        hanging.join(5)
+        assert len(failed) == 1
+        tables.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%'")
+    pool.close()
+
+
+def _sleeps(tables: psycopg.Connection) -> bool:
+    return tables.execute("SELECT FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%'").fetchone() is not None
+
+
+def _gets_one(pool: Pool) -> bool:
+    try:
+        with pool.connection(0.05):
+            return True
+    except PoolBusy:
+        return False
