@@ -78,7 +78,7 @@ STATEMENTS: Final = (
     Break(
         "no cursor over ids",
         (("roles/relay.py", "        if failed or not left:\n            self._sent = 0\n", ""),
-         ("roles/relay.py", "if len(batch) >= BATCH else 0", "if batch else self._sent"),
+         ("roles/relay.py", "if _is_full(batch) else 0", "if batch else self._sent"),
          ("roles/relay.py", "= self._read(without=without), ", "= self._read(after=self._sent, without=without), ")),
         (), (f"{IT}/test_relay.py::test_a_row_that_becomes_visible_behind_later_ones_is_published",),
     ),

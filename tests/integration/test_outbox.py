@@ -127,3 +127,15 @@ def test_what_is_set_aside_is_shown_tried_again_or_dropped(tables: Connection) -
     assert [one.payload for one in outbox.pending(tables, 10)] == [b"large", b"2"]
     assert outbox.drop(tables, [large, other]) == 1  # one that waits is not dropped
     assert outbox.all_set_aside(tables, 10) == []
+
+
+def test_a_look_ends_at_its_bytes_and_takes_one_message_at_least(tables: Connection) -> None:
+    outbox.add(tables, [row(f"key-{number}", b"x" * 1000) for number in range(10)])
+    assert [one.key for one in outbox.pending(tables, 100, max_bytes=2500)] == ["key-0", "key-1", "key-2"]
+    assert [one.key for one in outbox.pending(tables, 100, max_bytes=1)] == ["key-0"]
+
+
+def test_what_is_on_its_way_is_not_read_again_and_takes_no_bytes_of_the_look(tables: Connection) -> None:
+    outbox.add(tables, [row(f"key-{number}", b"x" * 1000) for number in range(30)])
+    on_way = ids(outbox.pending(tables, 20))
+    assert [one.key for one in outbox.pending(tables, 100, max_bytes=1500, on_way=on_way)] == ["key-20", "key-21"]

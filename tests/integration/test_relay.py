@@ -312,6 +312,29 @@ def test_a_lost_connection_to_the_database_loses_nothing(tables: Connection, opt
 
 
 @pytest.mark.long
+def test_a_relay_s_memory_is_bounded_whatever_the_size_of_what_waits(tables: Connection, options: RelayOptions) -> None:
+    large, size = 400, 900_000
+    tables.execute(
+        """
+        INSERT INTO outbox (topic, key, kind, epoch, payload)
+        SELECT 'dead_letters', n::text, 'dead_letter', 0, convert_to(rpad(n::text, %s, 'x'), 'UTF8') FROM generate_series(1, %s) AS n
+        """,
+        (size, large),
+    )
+    with process("relay", options.database_url, options.kafka) as child:
+        wait_until(lambda: unpublished(tables) == 0, "all is published", 60)
+        peak = peak_bytes(child.pid)
+    say(f"a relay's memory at its most, {large} dead letters of {size} bytes: {peak / 1e6:.0f} MB")
+    assert peak < large * size * 0.6
+    assert sum(1 for _ in kafka.read_log(options.kafka, "dead_letters")) == large
+
+
+def peak_bytes(pid: int) -> int:
+    [line] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.long
 @pytest.mark.fault
 def test_rows_wait_while_kafka_is_away_and_are_published_in_order_when_it_is_back(
     tables: Connection, database_url: str, tmp_path: Path

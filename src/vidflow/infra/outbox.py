@@ -19,6 +19,9 @@ from vidflow.infra.postgres import Connection
 WINDOW: Final = 2000
 """How many of the last ids the usual look for pending rows covers: it does not wade through dead rows further down."""
 
+BATCH_BYTES: Final = 8 * 1024 * 1024
+"""How much payload is read at once; one message more where they do not end at it evenly."""
+
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """A message to be sent: its topic, key and bytes, and what its headers carry."""
@@ -119,13 +122,16 @@ def pending(
     tx: Connection,
     limit: int,
     *,
+    max_bytes: int = BATCH_BYTES,
     after: int = 0,
     window: int | None = None,
     shards: Collection[int] = range(SHARDS),
     without: Collection[str] = (),
+    on_way: Collection[int] = (),
 ) -> list[Pending]:
-    """The first `limit` messages of these shards that wait, in order of id; none for the topics `without`.
+    """Return the first `limit` messages of these shards that wait, in order of id, less those `on_way` and of the topics `without`.
 
+    Of these no more than reach `max_bytes` of payload: what is left out is not loaded, only its size is looked at.
     `after`: only ids above it, for who has sent what waits below. With a `window`, only those among the last so many ids;
     of these, a message whose key has another one waiting further down is left out: it would overtake that one.
     """
@@ -135,21 +141,39 @@ def pending(
             """
             WITH start AS MATERIALIZED (
                 SELECT CASE WHEN %(window)s::bigint IS NULL THEN 0 ELSE coalesce(max(id), 0) - %(window)s::bigint END AS id
-                  FROM outbox)
-            SELECT o.id, o.message_id::text, o.shard, o.topic, o.key, o.kind, o.epoch, o.runner, o.payload
-              FROM outbox o
-             WHERE o.id > (SELECT id FROM start) AND o.id > %(after)s::bigint AND o.shard = ANY (%(shards)s::smallint[])
-               AND o.published_at IS NULL AND o.error IS NULL
-               AND o.topic <> ALL (%(without)s::text[])
-               AND ((SELECT id FROM start) <= 0 OR NOT EXISTS (
-                   SELECT FROM outbox b
-                    WHERE b.key = o.key AND b.id <= (SELECT id FROM start)
-                      AND b.published_at IS NULL AND b.error IS NULL
-                   OFFSET 0))
-             ORDER BY o.id
-             LIMIT %(limit)s
+                  FROM outbox
+            ), head AS (
+                SELECT o.id, o.message_id, o.shard, o.topic, o.key, o.kind, o.epoch, o.runner, o.payload
+                  FROM outbox o
+                 WHERE o.id > (SELECT id FROM start) AND o.id > %(after)s::bigint AND o.shard = ANY (%(shards)s::smallint[])
+                   AND o.published_at IS NULL AND o.error IS NULL
+                   AND o.topic <> ALL (%(without)s::text[])
+                   AND o.id <> ALL (%(on_way)s::bigint[])
+                   AND ((SELECT id FROM start) <= 0 OR NOT EXISTS (
+                       SELECT FROM outbox b
+                        WHERE b.key = o.key AND b.id <= (SELECT id FROM start)
+                          AND b.published_at IS NULL AND b.error IS NULL
+                       OFFSET 0))
+                 ORDER BY o.id
+                 LIMIT %(limit)s
+            ), sized AS (
+                SELECT *, sum(octet_length(payload)) OVER (ORDER BY id) - octet_length(payload) AS bytes_before
+                  FROM head
+            )
+            SELECT id, message_id::text, shard, topic, key, kind, epoch, runner, payload
+              FROM sized
+             WHERE bytes_before < %(max_bytes)s
+             ORDER BY id
             """,
-            {"shards": list(shards), "after": after, "window": window, "without": list(without), "limit": limit},
+            {
+                "shards": list(shards),
+                "after": after,
+                "window": window,
+                "without": list(without),
+                "on_way": list(on_way),
+                "limit": limit,
+                "max_bytes": max_bytes,
+            },
         )
         .fetchall()
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Final
 
@@ -139,7 +139,7 @@ class Relay:
             batch = self._following() if self._sent else self._read(window=outbox.WINDOW)
         if batch is None:
             batch, self._swept_s = self._read(without=without), time.monotonic()
-        self._sent = batch[-1].id if len(batch) >= BATCH else 0
+        self._sent = batch[-1].id if _is_full(batch) else 0
         return batch
 
     def _following(self) -> list[Pending] | None:
@@ -153,10 +153,10 @@ class Relay:
 
     def _read(self, *, after: int = 0, window: int | None = None, without: Collection[str] = ()) -> list[Pending]:
         """A batch of what waits and is not on its way."""
-        on_way = {row.id for flight in self._flights for row in flight.batch if row.id > after}
-        limit = BATCH + len(on_way)
-        found = outbox.pending(self._tables, limit, after=after, window=window, shards=self._shards, without=without)
-        return [row for row in found if row.id not in on_way]
+        on_way = [row.id for flight in self._flights for row in flight.batch if row.id > after]
+        return outbox.pending(
+            self._tables, BATCH, after=after, window=window, shards=self._shards, without=without, on_way=on_way
+        )
 
     def _send(self, batch: list[Pending]) -> None:
         sendable = self._hold_back(batch)
@@ -224,6 +224,11 @@ class Relay:
         if answers.failed:
             key, error = next(iter(answers.failed.items()))
             _log.warning("delivery_failed", keys=len(answers.failed), first_key=key, error=error)
+
+
+def _is_full(batch: Sequence[Pending]) -> bool:
+    """Whether more may wait behind it: it was cut by its rows or by its bytes."""
+    return len(batch) >= BATCH or sum(len(row.payload) for row in batch) >= outbox.BATCH_BYTES
 
 
 def _still(held_back: dict[str, float]) -> dict[str, float]:
