@@ -122,6 +122,36 @@ def test_the_counts_are_of_the_snapshot_that_is_dumped_whatever_is_written_meanw
     backup.verify(own_url, tmp_path / "b", quietly)
 
 
+def test_no_snapshot_is_held_while_the_rows_are_counted(own_url: str, tmp_path: Path) -> None:
+    fill(own_url, 3)
+    held: dict[str, set[str]] = {}
+
+    def look(sentence: str) -> None:
+        with psycopg.connect(own_url, application_name="looks") as other:
+            rows = other.execute(
+                "SELECT application_name FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() "
+                "AND (backend_xmin IS NOT NULL OR state = 'idle in transaction')"
+            ).fetchall()
+        held[sentence.partition(" ")[0]] = {name for (name,) in rows}
+
+    with psycopg.connect(own_url, application_name="holds one") as other:
+        other.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        other.execute("SELECT 1")
+        made = backup.backup(own_url, tmp_path / "b", replace=False, say=look)
+    assert held["counting"] == {"holds one"}
+    with connect(own_url, name="test") as tables:
+        assert made.tables == backup.count_rows(tables)
+
+
+def test_rows_with_line_breaks_and_backslashes_are_counted_once(own_url: str, tmp_path: Path) -> None:
+    with psycopg.connect(own_url) as tables:
+        tables.execute("CREATE TABLE odd (a text)")
+        tables.execute(r"INSERT INTO odd VALUES (E'a\n\nb'), (E'\\.'), (E'\\.\n'), (''), (NULL), (E'\r\n')")
+    made = backup.backup(own_url, tmp_path / "b", replace=False, say=quietly)
+    assert made.tables["public.odd"] == 6
+    backup.verify(own_url, tmp_path / "b", quietly)
+
+
 def test_an_empty_database_is_replaced_and_not_kept(own_url: str, postgres_url: str, tmp_path: Path) -> None:
     fill(own_url, 1)
     backup.backup(own_url, tmp_path / "b", replace=False, say=quietly)

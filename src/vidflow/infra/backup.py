@@ -1,7 +1,7 @@
 """A backup of the database in a folder, proven by counting: how it is made, checked and restored. Not when, nor where it is kept.
 
-The folder holds what pg_dump writes, and a manifest: each file's checksum, and how many rows each table had in the very snapshot
-that was dumped. A restore goes into a database beside the one that is asked for, is counted there, and takes its place in one
+The folder holds what pg_dump writes, and a manifest: each file's checksum, and how many rows of each table the dump holds. A
+restore goes into a database beside the one that is asked for, is counted there, and takes its place in one
 transaction: whoever is connected sees the old tables or all of the new ones, never a half.
 """
 
@@ -22,8 +22,8 @@ from psycopg.sql import SQL, Identifier
 
 from vidflow import __version__
 from vidflow.domain.errors import UserError, VidflowError
-from vidflow.infra import pg_programs, scratch
-from vidflow.infra.postgres import Connection, connected, database_name
+from vidflow.infra import dump_rows, pg_programs, scratch
+from vidflow.infra.postgres import Connection, connected, database_name, require_direct
 
 Say = Callable[[str], None]
 
@@ -79,15 +79,22 @@ def backup(url: str, folder: Path, *, replace: bool, say: Say) -> Manifest:
 
 
 def _make(tables: Connection, url: str, made: Path, say: Say) -> Manifest:
-    """Writes dump and manifest into the folder `made`."""
-    _take_your_time(tables)
-    with tables.transaction():
-        tables.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        about = _about(tables)
-        say(f"dumping {_size(about['database_bytes'])} of PostgreSQL {about['server']}")
-        _dump(tables, url, about["server_major"], made / DUMP, say)
-        say("counting the rows")
-        rows = count_rows(tables)
+    """Writes dump and manifest into the folder `made`.
+
+    The rows are counted in the dump's files: the server keeps old rows for the dump alone, not for the counting too.
+    """
+    require_direct(tables, "a backup")
+    about = _about(tables)
+    before = set(_tables(tables))
+    say(f"dumping {_size(about['database_bytes'])} of PostgreSQL {about['server']}")
+    _dump(tables, url, about["server_major"], made / DUMP, say)
+    say("counting the rows in the dump's files")
+    rows = dump_rows.count(made / DUMP, about["server_major"])
+    for schema, table in before & set(_tables(tables)):
+        if f"{schema}.{table}" not in rows:
+            raise VidflowError(
+                f"pg_dump left out the table {schema}.{table}; see that the user may read it, then try again"
+            )
     say("reading the dump's files for their checksums")
     manifest = Manifest(
         format=FORMAT, vidflow=__version__, tables=rows, files=_files(made / DUMP), **about
@@ -139,6 +146,7 @@ def restore(url: str, folder: Path, *, replace: bool, say: Say) -> tuple[Manifes
     """
     manifest = check(folder)
     with connected(url, name="vidflow db restore") as tables:
+        require_direct(tables, "a restore")
         before = count_rows(tables)
     if before and not replace:
         raise UserError(
@@ -167,6 +175,7 @@ def _tables(tx: Connection) -> list[tuple[str, str]]:
               FROM pg_class c
               JOIN pg_namespace n ON n.oid = c.relnamespace
              WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+               AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = c.oid AND d.deptype = 'e')  -- an extension brings its own
              ORDER BY 1, 2
             """
         )
@@ -235,9 +244,8 @@ def _take_your_time(tables: Connection) -> None:
 
 
 def _dump(tx: Connection, url: str, major: int, into: Path, say: Say) -> None:
-    [(snapshot,)] = tx.execute("SELECT pg_export_snapshot()").fetchall()
     pg_dump = pg_programs.find("pg_dump", major)
-    arguments = ["--format=directory", f"--jobs={_JOBS}", "--verbose", f"--snapshot={snapshot}", f"--file={into}"]
+    arguments = ["--format=directory", f"--jobs={_JOBS}", "--verbose", f"--file={into}"]
     pg_programs.run(pg_dump, arguments, url, _progress(say, "dumped", len(_tables(tx))))
 
 

@@ -56,6 +56,16 @@ def _version(program: Path) -> int:
     return int(match[1]) if match else 0
 
 
+def contents(pg_restore: Path, dump: Path) -> list[str]:
+    """The lines of a dump's table of contents. Raises VidflowError where it cannot be read."""
+    done = subprocess.run(
+        [pg_restore, "--list", dump], capture_output=True, text=True, check=False, env={"LC_ALL": "C"}
+    )
+    if done.returncode != 0:
+        raise VidflowError(f"pg_restore cannot read {dump}: {' '.join(done.stderr.split())}")
+    return done.stdout.splitlines()
+
+
 def run(
     program: Path, arguments: Sequence[str | Path], url: str, hear: Callable[[str], None], *, database: str | None = None
 ) -> None:  # fmt: skip
