@@ -21,7 +21,7 @@ from psycopg import errors
 
 from vidflow.domain.errors import SetupError, Unavailable
 from vidflow.infra.outage import postgres_outage, require_postgres
-from vidflow.infra.postgres import connect, connected, is_away, is_conflict
+from vidflow.infra.postgres import connect, connected, is_away, is_conflict, require_direct
 from vidflow.infra.stopping import Stop
 from vidflow.infra.telemetry import log
 
@@ -173,6 +173,7 @@ def _applied(connection: psycopg.Connection) -> dict[str, str]:
 @contextmanager
 def _locked(url: str) -> Iterator[psycopg.Connection]:
     with connected(url, name="vidflow db migrate") as connection:
+        require_direct(connection, "a migration")
         # A statement that waits for the lock would hold a snapshot, for which an index that is built CONCURRENTLY waits.
         while connection.execute("SELECT pg_try_advisory_lock(%s)", (LOCK,)).fetchone() == (False,):
             time.sleep(LOOK_S)

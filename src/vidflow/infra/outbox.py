@@ -157,7 +157,8 @@ def pending(
                  ORDER BY o.id
                  LIMIT %(limit)s
             ), sized AS (
-                SELECT *, sum(octet_length(payload)) OVER (ORDER BY id) - octet_length(payload) AS bytes_before
+                SELECT *, sum(octet_length(payload)) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) - octet_length(payload)
+                           AS bytes_before
                   FROM head
             )
             SELECT id, message_id::text, shard, topic, key, kind, epoch, runner, payload

@@ -1,0 +1,67 @@
+"""A real PgBouncer in transaction mode before a server, for tests. It is not installed by pip: `apt-get install pgbouncer`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from tests.integration.api_server import free_port, wait_until
+
+FEW = 4
+"""Fewer sessions of the server than a vidflow has connections: no client keeps one from one transaction to the next."""
+
+
+@contextmanager
+def pooled(url: str, folder: Path) -> Iterator[str]:
+    """The URL of the server's database through PgBouncer. Skips the test where PgBouncer is not installed."""
+    program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
+    if program is None:
+        pytest.skip("PgBouncer is not installed here: apt-get install pgbouncer")
+    server, port = urlsplit(url), free_port()
+    users = folder / "users.txt"
+    users.write_text(f'"{server.username}" "{server.password}"\n')
+    settings = folder / "pgbouncer.ini"
+    settings.write_text(
+        f"""
+        [databases]
+        * = host=127.0.0.1 port={server.port}
+        [pgbouncer]
+        listen_addr = 127.0.0.1
+        listen_port = {port}
+        unix_socket_dir =
+        auth_type = scram-sha-256
+        auth_file = {users}
+        pool_mode = transaction
+        default_pool_size = {FEW}
+        max_client_conn = 200
+        server_login_retry = 1
+        """.replace("        ", "")
+    )
+    for one in (folder, users, settings):
+        one.chmod(0o755)
+    as_user = ["-u", "nobody"] if os.geteuid() == 0 else []
+    with (folder / "pgbouncer.log").open("wb") as said:
+        process = subprocess.Popen([program, "-q", *as_user, str(settings)], stderr=said, stdout=said)
+    through = server._replace(netloc=f"{server.username}:{server.password}@127.0.0.1:{port}").geturl()
+    with process:
+        try:
+            wait_until(lambda: _lets_in(through) or process.poll() is not None, "PgBouncer lets clients in")
+            assert process.poll() is None, (folder / "pgbouncer.log").read_text()
+            yield through
+        finally:
+            process.terminate()
+
+
+def _lets_in(url: str) -> bool:
+    try:
+        psycopg.connect(url, connect_timeout=2).close()
+    except psycopg.OperationalError:
+        return False
+    return True

@@ -1,0 +1,102 @@
+"""All roles behind PgBouncer in transaction mode: no statement depends on its session. Skipped where PgBouncer is not installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.integration.api_server import init, problem_of, ready
+from tests.integration.pgbouncer import pooled
+from tests.integration.vidflows import READY_S, Vidflow
+
+from vidflow.domain.errors import SetupError
+from vidflow.infra import backup, migrations
+from vidflow.infra.postgres import connect, is_behind_pooler
+from vidflow.infra.stopping import Stop
+from vidflow.roles.api import database
+from vidflow.roles.dev import Stack
+from vidflow.settings import ApiOptions, DevOptions
+
+pytestmark = pytest.mark.long
+SHOWN = 100
+
+
+@pytest.fixture(scope="module")
+def through(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with pooled(database_url, tmp_path_factory.mktemp("pgbouncer")) as url:
+        yield url
+
+
+def test_a_pooler_is_told_from_a_server(through: str, database_url: str) -> None:
+    with connect(through, name="test") as one, connect(database_url, name="test") as other:
+        assert is_behind_pooler(one)
+        assert not is_behind_pooler(other)
+
+
+def test_commands_that_need_a_session_say_so_at_once(through: str, tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="a migration needs a connection to PostgreSQL itself"):
+        migrations.migrate(through, print)
+    with pytest.raises(SetupError, match="a backup needs a connection to PostgreSQL itself"):
+        backup.backup(through, tmp_path / "b", replace=False, say=print)
+
+
+def test_requests_are_answered_and_limited_and_leave_no_setting_behind(
+    through: str, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "STATEMENT_TIMEOUT_S", 0.5)
+    with ready(ApiOptions(database_url=through)) as client:
+        uuid = init(client)["scenario_uuid"]
+        paths = [f"/scenario/{uuid}", "/scenario", f"/scenario/{uuid}/history", f"/prediction?scenario_uuid={uuid}"]
+        assert {client.get(path).status_code for path in paths * 30} == {200}
+        assert client.post(f"/scenario/{uuid}/shutdown").status_code == 200
+        with connect(database_url, name="test") as other, other.transaction():
+            other.execute("LOCK TABLE scenarios IN ACCESS EXCLUSIVE MODE")
+            problem_of(client.get(f"/scenario/{uuid}"), 503, "database_timeout")
+    with connect(through, name="test") as one:
+        for _ in range(20):
+            assert one.execute("SELECT current_setting('statement_timeout')").fetchone() == ("0",)
+
+
+class Pooled(Stack):
+    """A Stack whose roles reach its own PostgreSQL through a PgBouncer."""
+
+    def __init__(self, *arguments: Any, folder: Path) -> None:
+        super().__init__(*arguments)
+        self._pgbouncer = folder
+        self._through = ""
+
+    def _variables(self, kind: str) -> Mapping[str, str]:
+        variables = super()._variables(kind)
+        if kind == "runner":
+            return variables
+        if not self._through:
+            self._through = self._clean_up.enter_context(pooled(self.database_url, self._pgbouncer))
+        return {**variables, "VIDFLOW_DATABASE_URL": self._through}
+
+
+@pytest.mark.timeout(300)
+def test_a_whole_vidflow_works_behind_a_pooler(shared: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    folder = tmp_path / "pgbouncer"
+    folder.mkdir()
+    options = DevOptions(port=0, data_dir=tmp_path / "data", orchestrators=2, relays=2)
+    stack = Pooled(options, print, lambda name, line: said.append(f"{name}: {line}"), Stop(), folder=folder)
+    try:
+        stack.start()
+        stack.wait_until_ready(READY_S)
+        vidflow = Vidflow(stack)
+        with vidflow.http:
+            uuids = [vidflow.init(shared / "videos" / "one-by-one-person.mp4", "motion", 3) for _ in range(3)]
+            assert {vidflow.http.get(f"/scenario/{uuid}").status_code for uuid in uuids * 30} == {200}
+            for uuid in uuids:
+                assert vidflow.ended(uuid)["outcome"] == "completed"
+                assert vidflow.frames(uuid)
+        troubles = [line for line in said if " error " in line or " warning " in line or "Traceback" in line]
+        assert troubles == []
+    except BaseException:
+        print("\n".join(said[-SHOWN:]))  # noqa: T201 - pytest shows it with the failure
+        raise
+    finally:
+        stack.stop()
