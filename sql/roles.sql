@@ -7,19 +7,21 @@
 DO $$
 DECLARE
     role text;
+    name text;
 BEGIN
     FOREACH role IN ARRAY ARRAY['vidflow_api', 'vidflow_relay', 'vidflow_orchestrator', 'vidflow_inbox'] LOOP
         IF to_regrole(role) IS NULL THEN
             EXECUTE format('CREATE ROLE %I NOLOGIN', role);
         END IF;
+        EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', current_schema(), role);
+        -- What an earlier version granted and this one does not need.
+        FOR name IN SELECT oid::regclass FROM pg_class WHERE relkind IN ('r', 'p') AND relnamespace = current_schema()::regnamespace
+                                                         AND relowner = current_user::regrole LOOP
+            EXECUTE format('REVOKE ALL ON %s FROM %I', name, role);
+        END LOOP;
     END LOOP;
 END $$;
 
--- What an earlier version granted and this one does not need.
-REVOKE ALL ON ALL TABLES IN SCHEMA public FROM vidflow_api, vidflow_relay, vidflow_orchestrator, vidflow_inbox;
-REVOKE ALL ON ALL FUNCTIONS IN SCHEMA public FROM vidflow_api, vidflow_relay, vidflow_orchestrator, vidflow_inbox;
-
-GRANT USAGE ON SCHEMA public TO vidflow_api, vidflow_relay, vidflow_orchestrator, vidflow_inbox;
 -- Each waits at its start for the schema.
 GRANT SELECT ON schema_checksums TO vidflow_api, vidflow_relay, vidflow_orchestrator, vidflow_inbox;
 

@@ -79,6 +79,18 @@ def status(database_url: Database = "") -> None:
     raise typer.Exit(0 if all(applied for _, applied in rows) else 3)
 
 
+@db.command("roles")
+def grant_roles(database_url: Database = "") -> None:
+    """Make a group role for each process in the database, with the rights that it needs and no others."""
+    from vidflow.infra.db_roles import apply  # noqa: PLC0415
+
+    apply(database_url)
+    typer.echo(
+        "vidflow_api, vidflow_relay, vidflow_orchestrator and vidflow_inbox have their rights; make a user for each process: "
+        "CREATE ROLE relay LOGIN PASSWORD '...' IN ROLE vidflow_relay"
+    )
+
+
 @db.command()
 def backup(
     folder: Annotated[Path, typer.Argument(help="The folder that is to hold the backup.")],

@@ -23,6 +23,7 @@ from psycopg.sql import SQL, Identifier
 from vidflow import __version__
 from vidflow.domain.errors import UserError, VidflowError
 from vidflow.infra import dump_rows, pg_programs, scratch
+from vidflow.infra.migrations import grant_where_there
 from vidflow.infra.postgres import Connection, connected, database_name, require_direct
 
 Say = Callable[[str], None]
@@ -261,6 +262,7 @@ def _restore_into(url: str, name: str, folder: Path, manifest: Manifest, say: Sa
         say("counting the rows")
         _take_your_time(tables)
         _compare(manifest.tables, count_rows(tables))
+        grant_where_there(tables)
         tables.execute("ANALYZE")
 
 

@@ -21,7 +21,7 @@ from psycopg import errors
 
 from vidflow.domain.errors import SetupError, Unavailable
 from vidflow.infra.outage import postgres_outage, require_postgres
-from vidflow.infra.postgres import connect, connected, is_away, is_conflict, require_direct
+from vidflow.infra.postgres import Connection, connect, connected, is_away, is_conflict, require_direct
 from vidflow.infra.stopping import Stop
 from vidflow.infra.telemetry import log
 
@@ -31,6 +31,8 @@ LOCK_WAIT_S: Final = 0.5
 PAUSE_S: Final = 1.0
 ATTEMPTS: Final = 60
 LOOK_S = 0.3
+ROLES: Final = ("vidflow_api", "vidflow_relay", "vidflow_orchestrator", "vidflow_inbox")
+"""The group roles of sql/roles.sql, one for each process."""
 _log = log("migrations")
 LOCK = 0x76_69_64_66_6C_6F_77  # "vidflow": the key of the advisory lock under which one process migrates
 
@@ -73,6 +75,14 @@ def migrate(url: str, say: Callable[[str], None], phase: Phase = "all") -> None:
                 )
         finally:
             backend.connection.close()
+        grant_where_there(connection)
+
+
+def grant_where_there(tables: Connection) -> None:
+    """Grant the group roles what this schema needs (sql/roles.sql), where somebody has made them: `vidflow db roles`."""
+    [(there,)] = tables.execute("SELECT count(*) FROM pg_roles WHERE rolname = ANY (%s)", (list(ROLES),)).fetchall()
+    if there == len(ROLES):
+        tables.execute((sql_folder() / "roles.sql").read_bytes())
 
 
 def _apply(backend: Any, migration: Any, say: Callable[[str], None]) -> None:  # noqa: ANN401 - yoyo has no types
@@ -171,7 +181,7 @@ def _applied(connection: psycopg.Connection) -> dict[str, str]:
 
 
 @contextmanager
-def _locked(url: str) -> Iterator[psycopg.Connection]:
+def _locked(url: str) -> Iterator[Connection]:
     with connected(url, name="vidflow db migrate") as connection:
         require_direct(connection, "a migration")
         # A statement that waits for the lock would hold a snapshot, for which an index that is built CONCURRENTLY waits.

@@ -1,0 +1,190 @@
+"""Each process as a user of its own with the rights of its role: it can do its work, and nothing else. Real PostgreSQL and Kafka."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from psycopg import errors
+from tests import clips
+from tests.integration.vidflows import READY_S, Vidflow
+
+from vidflow.domain.errors import SetupError
+from vidflow.infra import backup, db_roles, migrations
+from vidflow.infra.postgres import connect
+from vidflow.infra.stopping import Stop
+from vidflow.roles.dev import Stack
+from vidflow.settings import DevOptions
+
+KINDS = ("api", "relay", "orchestrator", "inbox")
+UUID = "00000000-0000-0000-0000-000000000001"
+
+MAY_NOT: Mapping[str, tuple[str, ...]] = {
+    "api": (
+        "DELETE FROM scenarios",
+        "DELETE FROM scenario_results",
+        "INSERT INTO scenario_results SELECT * FROM scenario_results",
+        "UPDATE scenario_progress SET next_frame = 0",
+        "DELETE FROM outbox",
+        "UPDATE lease SET term = term",
+        "UPDATE inbox_partitions SET position = 0",
+        "UPDATE runners SET used = 0",
+        "SELECT * FROM scenario_results_default",
+        "SELECT drop_results_partition('scenario_results_20200101_removed')",
+    ),
+    "relay": (
+        "SELECT * FROM scenarios",
+        "SELECT * FROM scenario_results",
+        "INSERT INTO outbox (topic, key, kind, epoch, payload) VALUES ('t', 'k', 'k', 0, '')",
+        "UPDATE outbox SET payload = ''",
+        "SELECT * FROM inbox_partitions",
+        "SELECT detach_results_partition('scenario_results_20200101')",
+    ),
+    "orchestrator": (
+        "INSERT INTO scenarios (source, model, fps) VALUES ('s', 'm', 'all')",
+        "INSERT INTO scenario_progress (scenario_uuid) VALUES (uuidv7())",
+        "INSERT INTO scenario_results SELECT * FROM scenario_results",
+        "UPDATE scenario_results_default SET detections = '[]'",
+        "DELETE FROM outbox",
+        "DELETE FROM lease",
+        "UPDATE inbox_partitions SET position = 0",
+        "DROP TABLE scenario_results",
+        "ALTER TABLE scenario_results DETACH PARTITION scenario_results_default",
+        "CREATE TABLE mine ()",
+    ),
+    "inbox": (
+        "SELECT * FROM scenarios",
+        "UPDATE scenario_results SET detections = '[]'",
+        "DELETE FROM scenario_results",
+        "DELETE FROM scenario_gaps",
+        "INSERT INTO scenario_progress (scenario_uuid) VALUES (uuidv7())",
+        "DELETE FROM inbox_partitions",
+        "SELECT * FROM outbox",
+        "SELECT * FROM lease",
+    ),
+}
+OF_ALL = (
+    "DROP TABLE outbox",
+    "ALTER TABLE scenarios ADD COLUMN more text",
+    "CREATE TABLE mine ()",
+    "UPDATE schema_checksums SET sha256 = ''",
+    "TRUNCATE scenarios",
+    "CREATE ROLE another",
+)
+
+
+def of_user(url: str, user: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=f"{user}:secret@{parts.hostname}:{parts.port}").geturl()
+
+
+def make_users(url: str) -> dict[str, str]:
+    """A user for each process, named at random: roles are the whole server's. The URL of each."""
+    db_roles.apply(url)
+    users = {kind: f"{kind}_{uuid.uuid4().hex[:8]}" for kind in KINDS}
+    with psycopg.connect(url) as server:
+        for kind, user in users.items():
+            server.execute(f"CREATE ROLE {user} LOGIN PASSWORD 'secret' IN ROLE vidflow_{kind}")
+    return {kind: of_user(url, user) for kind, user in users.items()}
+
+
+@pytest.fixture(scope="module")
+def urls(database_url: str) -> Iterator[dict[str, str]]:
+    urls = make_users(database_url)
+    yield urls
+    with psycopg.connect(database_url, autocommit=True) as server:
+        for role in (*(urlsplit(url).username for url in urls.values()), *migrations.ROLES):
+            server.execute(f"DROP OWNED BY {role}")
+            server.execute(f"DROP ROLE {role}")  # else the other tests' migrations would grant too
+
+
+@pytest.mark.parametrize(("kind", "statement"), [(kind, one) for kind in KINDS for one in (*MAY_NOT[kind], *OF_ALL)])
+def test_a_process_may_not_do_what_is_not_its_work(urls: dict[str, str], kind: str, statement: str) -> None:
+    with connect(urls[kind], name="test") as tables, pytest.raises(errors.InsufficientPrivilege):
+        tables.execute(statement)
+
+
+@pytest.mark.usefixtures("urls")
+def test_every_table_is_somebody_s_to_read(database_url: str) -> None:
+    """A table that a new migration makes needs its line in sql/roles.sql."""
+    with connect(database_url, name="test") as tables:
+        unread = tables.execute(
+            """
+            SELECT relname
+              FROM pg_class
+             WHERE relkind IN ('r', 'p') AND relnamespace = 'public'::regnamespace AND relname !~ 'yoyo'
+               AND NOT EXISTS (SELECT FROM unnest(%s::text[]) AS role WHERE has_table_privilege(role, oid, 'SELECT'))
+            """,
+            (list(migrations.ROLES),),
+        ).fetchall()
+    assert unread == []
+
+
+def test_functions_of_the_owner_touch_nothing_but_partitions(urls: dict[str, str]) -> None:
+    with connect(urls["orchestrator"], name="test") as tables:
+        for statement in (
+            f"SELECT make_results_partition('runners', '{UUID}', '{UUID}')",
+            f"SELECT make_results_partition('scenario_results_x; DROP TABLE runners', '{UUID}', '{UUID}')",
+            "SELECT detach_results_partition('scenario_results_default')",
+            "SELECT drop_results_partition('scenario_results')",
+            "SELECT drop_results_partition('runners_removed')",
+        ):
+            with pytest.raises(errors.InvalidParameterValue):
+                tables.execute(statement)
+
+
+def test_a_user_that_may_make_no_roles_is_told_what_to_do(urls: dict[str, str]) -> None:
+    with pytest.raises(SetupError, match="take the user that owns the tables, and give it CREATEROLE"):
+        db_roles.apply(urls["api"])
+
+
+class AsUsers(Stack):
+    """A Stack each of whose roles logs in as a user of its own."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._users: dict[str, str] = {}
+
+    def _variables(self, kind: str) -> Mapping[str, str]:
+        if kind == "runner":
+            return super()._variables(kind)
+        if not self._users:
+            self._users = make_users(self.database_url)
+        return {**super()._variables(kind), "VIDFLOW_DATABASE_URL": self._users[kind]}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_a_whole_vidflow_works_with_a_user_for_each_process_and_after_a_restore(tmp_path: Path) -> None:
+    said: list[str] = []
+    options = DevOptions(port=0, data_dir=tmp_path / "data")
+    stack = AsUsers(options, print, lambda name, line: said.append(f"{name}: {line}"), Stop())
+    clip = clips.constant_rate(tmp_path / "clip.mp4", frames=20)
+    try:
+        stack.start()
+        stack.wait_until_ready(READY_S)
+        vidflow = Vidflow(stack)
+        with vidflow.http:
+            uuid_ = vidflow.init(clip, "motion", "all")
+            assert vidflow.ended(uuid_)["outcome"] == "completed"
+            assert len(vidflow.frames(uuid_)) == 20
+            stopped = vidflow.init(clip, "motion", "all")
+            assert vidflow.http.post(f"/scenario/{stopped}/shutdown").status_code == 200
+            assert vidflow.ended(stopped)["outcome"] in {"stopped", "completed"}
+            backup.backup(stack.database_url, tmp_path / "backup", replace=False, say=print)
+            backup.restore(stack.database_url, tmp_path / "backup", replace=True, say=print)
+            assert vidflow.ended(vidflow.init(clip, "motion", "all"))["outcome"] == "completed"
+        assert [line for line in said if "permission" in line or "Traceback" in line] == []
+        with connect(stack.database_url, name="test") as tables:  # the leader has made them as a user that owns nothing
+            rows = tables.execute("SELECT count(*) FROM pg_inherits WHERE inhparent = 'scenario_results'::regclass")
+            assert rows.fetchall() == [(5,)]
+    except BaseException:
+        print("\n".join(said[-100:]))  # noqa: T201 - pytest shows it with the failure
+        raise
+    finally:
+        stack.stop()
