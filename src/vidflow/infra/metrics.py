@@ -15,8 +15,10 @@ RELAY_PUBLISHED: Final = Counter(
 )
 RELAY_FAILED: Final = Counter("vidflow_relay_failed", "Deliveries that failed and are tried again.")
 RELAY_SET_ASIDE: Final = Counter("vidflow_relay_set_aside", "Messages that no broker takes, kept in the outbox.")
-OUTBOX_WAITING: Final = Gauge("vidflow_outbox_waiting", "Messages that wait in the outbox.")
-OUTBOX_SET_ASIDE: Final = Gauge("vidflow_outbox_set_aside", "Messages in the outbox that no broker took.")
+OUTBOX_WAITING: Final = Gauge("vidflow_outbox_waiting", "Messages that wait in the outbox (10000: at least as many).")
+OUTBOX_SET_ASIDE: Final = Gauge(
+    "vidflow_outbox_set_aside", "Messages in the outbox that no broker took (10000: at least as many)."
+)
 OUTBOX_OLDEST_S: Final = Gauge("vidflow_outbox_oldest_seconds", "Age of the oldest message that waits in the outbox.")
 
 INBOX_MESSAGES: Final = Counter(

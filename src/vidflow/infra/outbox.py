@@ -19,6 +19,8 @@ from vidflow.infra.postgres import Connection
 WINDOW: Final = 2000
 """How many of the last ids the usual look for pending rows covers: it does not wade through dead rows further down."""
 
+COUNTED: Final = 10_000
+"""How many messages are counted at most: what merely waits must cost a look no more, the longer Kafka is away."""
 BATCH_BYTES: Final = 8 * 1024 * 1024
 """How much payload is read at once; one message more where they do not end at it evenly."""
 
@@ -62,7 +64,10 @@ class SetAside(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Lag(msgspec.Struct, frozen=True):
-    """How many messages wait, for how long the oldest has, and how many were set aside since no broker takes them."""
+    """How many messages wait, for how long the oldest has, and how many were set aside since no broker takes them.
+
+    Both counts end at COUNTED: there are at least as many then.
+    """
 
     waiting: int
     oldest_s: float
@@ -276,15 +281,30 @@ def remove_marked(tx: Connection, limit: int) -> int:
 
 
 def lag(tx: Connection, shards: Collection[int] = range(SHARDS)) -> Lag:
-    """How far these shards are behind."""
+    """Return how far these shards are behind, as the first COUNTED messages that wait, and that are set aside, tell it."""
     [row] = tx.execute(
         """
+        WITH waiting AS MATERIALIZED (
+            SELECT id, shard
+              FROM outbox
+             WHERE published_at IS NULL AND error IS NULL
+             ORDER BY id
+             LIMIT %(most)s
+        ), aside AS MATERIALIZED (
+            SELECT shard
+              FROM outbox
+             WHERE error IS NOT NULL
+             ORDER BY id
+             LIMIT %(most)s
+        )
         SELECT count(*),
-               coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0)::float8,
-               (SELECT count(*) FROM outbox WHERE error IS NOT NULL AND shard = ANY (%(shards)s::smallint[]))
-          FROM outbox
-         WHERE published_at IS NULL AND error IS NULL AND shard = ANY (%(shards)s::smallint[])
+               coalesce((SELECT extract(epoch FROM clock_timestamp() - o.created_at)
+                           FROM outbox o
+                          WHERE o.id = min(waiting.id)), 0)::float8,
+               (SELECT count(*) FROM aside WHERE shard = ANY (%(shards)s::smallint[]))
+          FROM waiting
+         WHERE shard = ANY (%(shards)s::smallint[])
         """,
-        {"shards": list(shards)},
+        {"shards": list(shards), "most": COUNTED},
     ).fetchall()
     return Lag(*row)

@@ -63,8 +63,8 @@ def default_span_ms(tx: Connection) -> tuple[int, int] | None:
     """The times of the oldest and the newest scenario with a row in the DEFAULT partition; None where it is empty."""
     [row] = tx.execute(
         """
-        SELECT (SELECT scenario_uuid::text FROM scenario_results_default ORDER BY scenario_uuid LIMIT 1),
-               (SELECT scenario_uuid::text FROM scenario_results_default ORDER BY scenario_uuid DESC LIMIT 1)
+        SELECT (SELECT d.scenario_uuid::text FROM scenario_results_default d ORDER BY d.scenario_uuid LIMIT 1),
+               (SELECT d.scenario_uuid::text FROM scenario_results_default d ORDER BY d.scenario_uuid DESC LIMIT 1)
         """
     ).fetchall()
     return (time_ms(row[0]), time_ms(row[1])) if row[0] is not None else None
@@ -79,18 +79,27 @@ def make_partition(tx: Connection, new: Range) -> None:
     tx.execute("SELECT make_results_partition(%s, %s, %s)", (new.table, bound(new.from_ms), bound(new.to_ms)))
 
 
-def all_ended_before(tx: Connection, one: Range, ended_ms: int) -> bool:
-    """Whether every scenario of the range has been inactive since before that time. None of them can come back from there."""
-    [(found,)] = tx.execute(
+def ended_up_to(tx: Connection, one: Range, ended_ms: int, after: str, limit: int) -> tuple[str, bool | None]:
+    """Look at the next `limit` scenarios of the range with a uuid above `after`, and return up to which all have ended before then.
+
+    The second value: whether these are all of the range; None where a look from there on tells. A scenario that has ended does
+    not come back, so nobody need look at those below again.
+    """
+    rows = tx.execute(
         """
-        SELECT EXISTS (
-            SELECT FROM scenarios
-             WHERE scenario_uuid >= %(first)s::uuid AND scenario_uuid < %(last)s::uuid
-               AND (state <> 'inactive' OR state_changed_at >= to_timestamp(%(ended_s)s)))
+        SELECT s.scenario_uuid::text, s.state = 'inactive' AND s.state_changed_at < to_timestamp(%(ended_s)s)
+          FROM scenarios s
+         WHERE s.scenario_uuid > greatest(%(first)s::uuid, %(after)s::uuid) AND s.scenario_uuid < %(last)s::uuid
+         ORDER BY s.scenario_uuid
+         LIMIT %(limit)s
         """,
-        {"first": bound(one.from_ms), "last": _last(one), "ended_s": ended_ms / 1000},
+        {"first": bound(one.from_ms), "last": _last(one), "after": after, "ended_s": ended_ms / 1000, "limit": limit},
     ).fetchall()
-    return not found
+    for scenario_uuid, ended in rows:
+        if not ended:
+            return after, False
+        after = scenario_uuid
+    return after, True if len(rows) < limit else None
 
 
 def note_removed(tx: Connection, one: Range) -> None:
@@ -143,6 +152,7 @@ def delete_from_default(tx: Connection, one: Range, limit: int) -> int:
                SELECT ctid
                  FROM scenario_results_default
                 WHERE scenario_uuid >= %(first)s::uuid AND scenario_uuid < %(last)s::uuid
+                ORDER BY scenario_uuid, frame_number
                 LIMIT %(limit)s))
         """,
         {"first": bound(one.from_ms), "last": _last(one), "limit": limit},

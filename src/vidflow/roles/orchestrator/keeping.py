@@ -28,6 +28,9 @@ LOOK_S: Final = 0.2
 ROWS: Final = 2000
 """How many rows of the DEFAULT partition go in one transaction."""
 SCENARIOS: Final = 500
+LOOKED_AT: Final = 5000
+LOOKS: Final = 20
+"""How often a round looks for scenarios to remove where it finds none: the next round goes on from there."""
 _log = log("keeping")
 _LOCKED: Final = (errors.LockNotAvailable, errors.DeadlockDetected, errors.TransactionTimeout)
 
@@ -40,18 +43,18 @@ def prepare(url: str, lease: Lease, keeping: Keeping) -> None:
 
 def keep_tables(url: str, lease: Lease, keeping: Keeping, stop: Stop, round_s: float = ROUND_S) -> None:
     """Round after round, until the lease is lost or a stop is requested."""
-    due_s = 0.0
+    due_s, seen = 0.0, Seen()
     while lease.held() and not stop.requested:
         if time.monotonic() >= due_s:
-            more = one_round(url, lease, keeping)
+            more = one_round(url, lease, keeping, seen)
             due_s = time.monotonic() + (0 if more else round_s)
         stop.wait(LOOK_S)
 
 
-def one_round(url: str, lease: Lease, keeping: Keeping) -> bool:
+def one_round(url: str, lease: Lease, keeping: Keeping, seen: Seen | None = None) -> bool:
     """Makes what is missing and lets go of a part of what is over; whether there is more of that."""
     with _reported(), connect(url, name="vidflow leader keeps") as tables:
-        keeper = Keeper(tables, lease, keeping)
+        keeper = Keeper(tables, lease, keeping, seen)
         keeper.make_partitions()
         return keeper.let_go()
     return False
@@ -77,10 +80,23 @@ def _needs(error: psycopg.Error) -> str:
     return "nothing yet: tried again each minute"
 
 
+class Seen:
+    """How far earlier rounds have looked, so that no round looks at everything that is stored.
+
+    `ended`: of a range, the uuid up to which all scenarios have ended long ago. `scenarios`: where the look for scenarios whose
+    time is over goes on; it begins again behind the last.
+    """
+
+    def __init__(self) -> None:
+        self.ended: dict[tuple[str, int], str] = {}
+        self.scenarios = retention.BEFORE_ALL
+
+
 class Keeper:
     """One round's connection, and the lease under which it writes."""
 
-    def __init__(self, tables: Connection, lease: Lease, keeping: Keeping) -> None:
+    def __init__(self, tables: Connection, lease: Lease, keeping: Keeping, seen: Seen | None = None) -> None:
+        self._seen = seen or Seen()
         self._tables = tables
         self._lease = lease
         self._keeping = keeping
@@ -116,9 +132,17 @@ class Keeper:
         there, span = retention.partitions(self._tables), retention.default_span_ms(self._tables)
         for one in outlived(there, span[0] if span else None, self._now_ms, self._keeping):
             ended_ms = self._now_ms - (self._keeping.results_days or 0) * DAY_MS
-            if retention.all_ended_before(self._tables, one, ended_ms):
+            if self._all_ended(one, ended_ms):
                 return self._remove(one)
         return False
+
+    def _all_ended(self, one: Range, ended_ms: int) -> bool:
+        """Whether all scenarios of the range ended before then; each is looked at once in a leadership, but for the first that did not."""
+        key, all_ended = (one.table, one.from_ms), None
+        while all_ended is None and self._lease.held():
+            after = self._seen.ended.get(key, retention.BEFORE_ALL)
+            self._seen.ended[key], all_ended = retention.ended_up_to(self._tables, one, ended_ms, after, LOOKED_AT)
+        return all_ended is True
 
     def _remove(self, one: Range) -> bool:
         """Notes and removes in one transaction: nobody ever finds the results gone and no note of it."""
@@ -132,18 +156,20 @@ class Keeper:
         return True
 
     def _remove_scenarios(self) -> bool:
-        """Looks at all that are old enough, a part at a time; those that stay are read and nothing else. Removes SCENARIOS at most."""
+        """Looks at some of those that are old enough and removes some; whether there may be more to remove."""
         if self._keeping.scenarios_days is None:
             return False
         ended_ms = self._now_ms - self._keeping.scenarios_days * DAY_MS
-        after: str | None = retention.BEFORE_ALL
-        while after is not None:
-            over, after = retention.outlived_scenarios(self._tables, ended_ms, after, SCENARIOS)
+        for _ in range(LOOKS):
+            over, after = retention.outlived_scenarios(self._tables, ended_ms, self._seen.scenarios, SCENARIOS)
+            self._seen.scenarios = after or retention.BEFORE_ALL
             if over:
                 with self._fenced() as tx:
                     removed = retention.delete_scenarios(tx, over)
                 _log.info("scenarios_removed", scenarios=removed)
                 return True
+            if after is None:
+                return False
         return False
 
     @contextmanager

@@ -1,0 +1,260 @@
+"""What is stored or merely waits costs the roles' statements nothing: 1,000,000 finished scenarios, 100,000 that wait, 100,000 messages.
+
+Bounded are pages touched and rows sorted, never times. A statement that a role runs in a loop has its line in STATEMENTS.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+from tests.integration.delivery import frame, row, say
+from tests.integration.explained import explain
+
+from vidflow.domain.messages import Gap, GapReason, Parameters
+from vidflow.domain.progress import Progress
+from vidflow.domain.retention import DAY_MS, DEFAULT, Range
+from vidflow.domain.scenario import State
+from vidflow.infra import (
+    inbox_partitions,
+    lease,
+    lifecycle,
+    outbox,
+    predictions,
+    results,
+    retention,
+    scenarios,
+    shares,
+    vitals,
+)
+from vidflow.infra.postgres import Connection, connect
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
+
+FINISHED, WAITING, MESSAGES = 1_000_000, 100_000, 100_000
+HOLDER = uuid.UUID(int=1)
+FILL = (
+    # From 30 days ago on, 2.5 s between two; those that wait came last.
+    """
+    INSERT INTO scenarios (scenario_uuid, created_at, state_changed_at, due_at, epoch, state, outcome, source, model, fps, runner)
+    SELECT uuidv7(make_interval(secs => -2.5 * n)), now() - make_interval(secs => 2.5 * n), now() - make_interval(secs => 2.5 * n),
+           now(), 1, 'inactive', 'completed', 'rtsp://camera/' || n, 'motion', '5', 'r'
+      FROM generate_series({finished}, 1, -1) AS n
+    """,
+    """
+    INSERT INTO scenarios (source, model, fps, priority)
+    SELECT 'rtsp://camera/' || n, 'motion', '5', n %% 3 FROM generate_series(1, {waiting}) AS n
+    """,
+    """
+    INSERT INTO scenario_progress (scenario_uuid, epoch, next_frame, closed)
+    SELECT scenario_uuid, epoch, 100 * epoch, state = 'inactive' FROM scenarios
+    """,
+    """
+    INSERT INTO scenario_history (scenario_uuid, epoch, number, attempt, to_state, reason)
+    SELECT scenario_uuid, 0, n, 0, 'active', 'x' FROM (SELECT scenario_uuid FROM scenarios LIMIT 200000) AS s, generate_series(0, 1) AS n
+    """,
+    """
+    INSERT INTO scenario_results (scenario_uuid, frame_number, epoch, pts, time_s, width, height, at, detections)
+    SELECT scenario_uuid, n, 1, n, n, 640, 480, '', '[]'
+      FROM (SELECT scenario_uuid FROM scenarios WHERE state = 'inactive' ORDER BY scenario_uuid LIMIT 3000) AS s,
+           generate_series(0, 99) AS n
+    """,
+    """
+    INSERT INTO scenario_gaps (scenario_uuid, epoch, after_frame, from_s, to_s, reason)
+    SELECT scenario_uuid, 1, 3, 0, 1, 'corrupt' FROM scenarios ORDER BY scenario_uuid LIMIT 200000
+    """,
+    """
+    INSERT INTO outbox (topic, key, kind, epoch, payload)
+    SELECT 'init_scenario', scenario_uuid::text, 'start', 0, convert_to(repeat('x', 100), 'UTF8')
+      FROM scenarios WHERE state = 'init_startup' LIMIT {messages}
+    """,
+    "INSERT INTO lease SELECT 'outbox/' || n, uuidv7(), 1, now() + interval '1 h' FROM generate_series(0, 15) AS n",
+    "INSERT INTO lease VALUES ('leader', uuidv7(), 1, now() + interval '1 h')",
+    "INSERT INTO runners SELECT 'r' || n, now(), 2, 2, 0, false, false, 'default', '1' FROM generate_series(1, 50) AS n",
+    "INSERT INTO inbox_partitions SELECT 'results', 'id', n, 0, now() FROM generate_series(0, 7) AS n",
+    "INSERT INTO results_removed SELECT uuidv7(interval '-90 days'), uuidv7(interval '-60 days')",
+)
+
+
+@pytest.fixture(scope="module")
+def full(database_url: str) -> Iterator[Connection]:
+    """A connection to a database in which a lot is stored and a lot waits."""
+    with connect(database_url, name="test") as tables:
+        tables.execute("SET synchronous_commit = off")
+        for table in ("scenarios", "scenario_progress", "scenario_history", "scenario_gaps", "outbox"):
+            tables.execute(f"ALTER TABLE {table} SET UNLOGGED")  # filled in half the time, and planned for as before
+            tables.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
+        for statement in FILL:
+            tables.execute(statement.format(finished=FINISHED, waiting=WAITING, messages=MESSAGES).replace("%%", "%"))
+        tables.execute("VACUUM ANALYZE")
+        yield tables
+
+
+def some(tables: Connection, state: str, count: int) -> list[str]:
+    """Scenarios in this state, spread over those that there are."""
+    rows = tables.execute(
+        "SELECT scenario_uuid::text FROM scenarios TABLESAMPLE SYSTEM (5) REPEATABLE (1) WHERE state = %s LIMIT %s",
+        (state, count),
+    ).fetchall()
+    return [one for (one,) in rows]
+
+
+def first_ids(tables: Connection, count: int) -> list[int]:
+    return [one for (one,) in tables.execute("SELECT id FROM outbox ORDER BY id LIMIT %s", (count,)).fetchall()]
+
+
+Statement = tuple[str, int, Callable[[Connection], Callable[[Connection], object]]]
+"""Name, pages it may touch at most, and a function that prepares the call: its own questions are not counted."""
+
+
+def call(run: Callable[[Connection], object]) -> Callable[[Connection], Callable[[Connection], object]]:
+    """Of a call that needs nothing beforehand."""
+    return lambda _tables: run
+
+
+def with_ids(
+    count: int, run: Callable[[Connection, list[int]], object]
+) -> Callable[[Connection], Callable[[Connection], object]]:
+    def prepare(tables: Connection) -> Callable[[Connection], object]:
+        ids = first_ids(tables, count)
+        return lambda tx: run(tx, ids)
+
+    return prepare
+
+
+def with_some(
+    state: str, count: int, run: Callable[[Connection, list[str]], object]
+) -> Callable[[Connection], Callable[[Connection], object]]:
+    def prepare(tables: Connection) -> Callable[[Connection], object]:
+        uuids = some(tables, state, count)
+        assert len(uuids) == count
+        return lambda tx: run(tx, uuids)
+
+    return prepare
+
+
+def new_scenario(tx: Connection) -> object:
+    new = scenarios.NewScenario(
+        source="s", model="motion", model_sha256=None, fps="all", priority=0, parameters=Parameters()
+    )
+    return scenarios.insert(tx, new)
+
+
+def day(days_ago: int) -> Callable[[Connection], Range]:
+    def of(tx: Connection) -> Range:
+        from_ms = retention.database_ms(tx) - days_ago * DAY_MS
+        return Range(DEFAULT, from_ms, from_ms + DAY_MS)
+
+    return of
+
+
+SHARD = [3]
+STATEMENTS: list[Statement] = [
+    # The relay, each 2 ms when it is busy.
+    ("outbox.pending", 3000, call(lambda tx: outbox.pending(tx, 2000))),
+    ("outbox.pending, of one shard", 40_000, call(lambda tx: outbox.pending(tx, 2000, shards=SHARD))),
+    ("outbox.pending, window", 9000, call(lambda tx: outbox.pending(tx, 2000, window=outbox.WINDOW))),
+    ("outbox.pending, on its way", 6000, with_ids(4000, lambda tx, ids: outbox.pending(tx, 2000, on_way=ids))),
+    ("outbox.pending, after", 3000, with_ids(4000, lambda tx, ids: outbox.pending(tx, 2000, after=ids[-1]))),
+    ("outbox.waiting_up_to", 200, with_ids(4000, lambda tx, ids: outbox.waiting_up_to(tx, ids[-1], range(16)))),
+    ("outbox.remove_published", 30_000, with_ids(2000, outbox.remove_published)),
+    ("outbox.set_aside", 60, with_ids(1, lambda tx, ids: outbox.set_aside(tx, ids[0], "too large"))),
+    ("outbox.lag", 300, call(outbox.lag)),
+    ("outbox.lag, of one shard", 300, call(lambda tx: outbox.lag(tx, SHARD))),
+    ("outbox.remove_marked", 1000, call(lambda tx: outbox.remove_marked(tx, 10_000))),
+    # Leases.
+    ("lease.acquire", 50, call(lambda tx: lease.acquire(tx, "leader", HOLDER))),
+    ("lease.shorten", 100, call(lease.shorten)),
+    ("lease.renew", 50, call(lambda tx: lease.renew(tx, {"leader": 1}, HOLDER))),
+    ("lease.give_up", 50, call(lambda tx: lease.give_up(tx, {"leader": 1}, HOLDER))),
+    ("shares", 50, call(lambda tx: (shares._seen(tx), shares._forget_the_dead(tx)))),
+    # The inbox, a batch.
+    ("results.lock_progress", 5000, with_some("inactive", 500, results.lock_progress)),
+    (
+        "results.write_progress",
+        15_000,
+        with_some("inactive", 500, lambda tx, uuids: results.write_progress(tx, {one: Progress(epoch=1) for one in uuids})),
+    ),
+    (
+        "results.add_frames, of which some are stored",
+        15_000,
+        with_some("inactive", 500, lambda tx, uuids: results._insert_new_frames(tx, [frame(one, 1) for one in uuids])),
+    ),
+    (
+        "results.add_gaps",
+        15_000,
+        with_some(
+            "inactive", 500, lambda tx, uuids: results.add_gaps(tx, [Gap(one, 1, 3, 0.0, 1.0, GapReason.CORRUPT, 1) for one in uuids])
+        ),
+    ),
+    ("outbox.add", 10_000, call(lambda tx: outbox.add(tx, [row(f"key-{number}") for number in range(500)]))),
+    ("inbox_partitions.positions", 100, call(lambda tx: inbox_partitions.positions(tx, "results", "id", range(8)))),
+    ("inbox_partitions.move", 100, call(lambda tx: inbox_partitions.move(tx, "results", "id", dict.fromkeys(range(8), (0, 1))))),
+    (
+        "inbox_partitions.note_caught_up",
+        100,
+        call(
+            lambda tx: inbox_partitions.note_caught_up(
+                tx, "results", "id", dict.fromkeys(range(8), 0), inbox_partitions.database_time(tx)
+            )
+        ),
+    ),
+    # The leader's housekeeping, each minute.
+    ("retention.partitions", 300, call(lambda tx: (retention.partitions(tx), retention.detached(tx)))),
+    ("retention.default_span_ms", 50, call(retention.default_span_ms)),
+    (
+        "retention.ended_up_to",
+        1000,
+        call(lambda tx: retention.ended_up_to(tx, day(20)(tx), retention.database_ms(tx), retention.BEFORE_ALL, 5000)),
+    ),
+    (
+        "retention.outlived_scenarios",
+        5000,
+        call(lambda tx: retention.outlived_scenarios(tx, retention.database_ms(tx), retention.BEFORE_ALL, 500)),
+    ),
+    ("retention.delete_scenarios", 40_000, with_some("inactive", 500, retention.delete_scenarios)),
+    ("retention.delete_from_default", 12_000, call(lambda tx: retention.delete_from_default(tx, Range(DEFAULT, 0, 1 << 47), 2000))),
+    ("retention.note_removed", 50, call(lambda tx: retention.note_removed(tx, day(20)(tx)))),
+    # The api: health and metrics, then requests.
+    ("vitals", 400, call(lambda tx: (vitals.check(tx), vitals.read(tx)))),
+    ("scenarios.count_waiting", 12_000, call(lambda tx: scenarios.count_waiting(tx, 10_000))),
+    ("scenarios.insert", 400, call(new_scenario)),
+    ("scenarios.find", 100, with_some("inactive", 1, lambda tx, uuids: scenarios.find(tx, uuids[0]))),
+    ("scenarios.page", 1000, call(lambda tx: scenarios.page(tx, None, None, 51))),
+    ("scenarios.page, of a state", 1000, call(lambda tx: scenarios.page(tx, State.INIT_STARTUP, None, 51))),
+    ("scenarios.page, of a state that none is in", 1000, call(lambda tx: scenarios.page(tx, State.ACTIVE, None, 51))),
+    (
+        "scenarios.page, after",
+        1000,
+        with_some("inactive", 1, lambda tx, uuids: scenarios.page(tx, State.INACTIVE, uuids[0], 51)),
+    ),
+    ("scenarios.history", 50, with_some("inactive", 1, lambda tx, uuids: scenarios.history(tx, uuids[0]))),
+    ("scenarios.gaps", 50, with_some("inactive", 1, lambda tx, uuids: scenarios.gaps(tx, uuids[0]))),
+    ("scenarios.exists", 50, with_some("inactive", 1, lambda tx, uuids: scenarios.exists(tx, uuids[0]))),
+    ("lifecycle.read_one", 50, with_some("inactive", 1, lambda tx, uuids: lifecycle.read_one(tx, uuids[0]))),
+    ("predictions.page", 300, with_some("inactive", 1, lambda tx, uuids: predictions.page(tx, uuids[0], -1, 100))),
+]  # fmt: skip
+MOST_SORTED = 5000
+"""A batch, a page or a look at its largest may be sorted; not what waits."""
+
+
+@pytest.mark.parametrize(("name", "pages", "prepare"), STATEMENTS, ids=[name for name, *_ in STATEMENTS])
+def test_a_statement_costs_no_more_for_what_waits_or_is_stored(
+    full: Connection, name: str, pages: int, prepare: Callable[[Connection], Callable[[Connection], object]]
+) -> None:
+    found = explain(full, prepare(full))
+    assert found, "it is explained"
+    say(f"{name}: {sum(one.pages for one in found)} pages")
+    for one in found:
+        assert one.scanned == frozenset(), one.query
+        assert one.sorted_rows <= MOST_SORTED, one.query
+    assert sum(one.pages for one in found) <= pages
+
+
+def test_the_look_sees_a_scan_and_a_sort_of_everything(full: Connection) -> None:
+    [scan] = explain(full, lambda tx: tx.execute("SELECT count(*) FROM scenarios WHERE fps = 'x'"))
+    assert scan.scanned == {"scenarios"}
+    assert scan.pages > 1000
+    [sort] = explain(full, lambda tx: tx.execute("SELECT key FROM outbox ORDER BY created_at, key LIMIT 1"))
+    assert sort.sorted_rows >= MESSAGES
