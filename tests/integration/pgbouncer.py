@@ -19,7 +19,7 @@ FEW = 4
 
 
 @contextmanager
-def pooled(url: str, folder: Path) -> Iterator[str]:
+def pooled(url: str, folder: Path, more: str = "") -> Iterator[str]:
     """The URL of the server's database through PgBouncer. Skips the test where PgBouncer is not installed."""
     program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
     if program is None:
@@ -43,8 +43,9 @@ def pooled(url: str, folder: Path) -> Iterator[str]:
         max_client_conn = 200
         server_login_retry = 1
         """.replace("        ", "")
+        + more
     )
-    for one in (folder, users, settings):
+    for one in (folder, *folder.iterdir()):
         one.chmod(0o755)
     as_user = ["-u", "nobody"] if os.geteuid() == 0 else []
     with (folder / "pgbouncer.log").open("wb") as said:

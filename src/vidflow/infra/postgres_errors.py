@@ -12,6 +12,8 @@ from vidflow.infra.outage import TIMED_OUT_STATES, in_one_line
 
 OLDEST_VERSION: Final = 180000
 """As `server_version_num` has it: uuidv7() came with 18."""
+FIRST_OF_TWO_PARTS: Final = 100000
+"""Before 10, a version had three parts."""
 
 # Connection exceptions; insufficient resources (disk, memory, connections); system errors.
 _AWAY_CLASSES: Final = frozenset({"08", "53", "58"})
@@ -31,7 +33,7 @@ _PASSING: Final = (
 )  # fmt: skip
 # Texts of libpq itself, which are not translated. A connection that ends during the handshake ("SSL SYSCALL", "EOF") is away.
 _TLS: Final = re.compile(
-    r"certificate|private key|does not support SSL|SSL error: (?!.*eof)|SSL was required|no encryption|sslmode|SSL off",
+    r"certificate|private key|does not support SSL|SSL error: (?!.*eof)|SSL was required|sslmode",
     re.IGNORECASE,
 )
 _NO_SERVER_ASKED: Final = re.compile(r"^connection is bad: (?!connection to server|.*no error details)")
@@ -92,15 +94,16 @@ def refusal(error: psycopg.Error, detail: str | None = None) -> SetupError:
         )
     return SetupError(
         f"PostgreSQL lets nobody in by VIDFLOW_DATABASE_URL (or --database-url): {text}. Correct its user, password or database, "
-        "or the server's pg_hba.conf"
+        "or the server's pg_hba.conf (which may ask for sslmode=require)"
     )
 
 
 def require_version(version: int, server: str) -> None:
     """Raise SetupError where the server is older than vidflow needs. `version` is its `server_version_num`."""
     if version < OLDEST_VERSION:
+        minor = f"{version % 10000}" if version >= FIRST_OF_TWO_PARTS else f"{version // 100 % 100}.{version % 100}"
         raise SetupError(
-            f"PostgreSQL at {server} is version {version // 10000}.{version % 10000}; vidflow needs {OLDEST_VERSION // 10000} or "
+            f"PostgreSQL at {server} is version {version // 10000}.{minor}; vidflow needs {OLDEST_VERSION // 10000} or "
             "newer. Upgrade the server, or set VIDFLOW_DATABASE_URL (or --database-url) to a newer one"
         )
 
