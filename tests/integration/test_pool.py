@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,9 +15,10 @@ from tests.integration.api_server import URL, init, problem_of, ready, wait_unti
 
 from vidflow.infra import backup
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
+from vidflow.infra.lease import Lease, keep
 from vidflow.infra.migrations import migrate
 from vidflow.infra.pool import Pool, PoolBusy
-from vidflow.infra.postgres import connect
+from vidflow.infra.postgres import Connection, connect, is_away, while_there
 from vidflow.infra.stopping import Stop
 from vidflow.roles.api import database
 from vidflow.settings import ApiOptions
@@ -81,6 +81,13 @@ def restart(server: EmbeddedPostgres, _proxy: Proxy, _folder: Path) -> None:
 def terminate(server: EmbeddedPostgres, _proxy: Proxy, _folder: Path) -> None:
     with psycopg.connect(server.url, autocommit=True) as other:
         other.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'vidflow api'")
+
+
+def terminate_all(server: EmbeddedPostgres, _proxy: Proxy, _folder: Path) -> None:
+    with psycopg.connect(server.url, autocommit=True) as other:
+        other.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type LIKE 'client%'"
+        )
 
 
 def restore(server: EmbeddedPostgres, _proxy: Proxy, folder: Path) -> None:
@@ -173,36 +180,53 @@ def test_a_connection_that_turned_read_only_is_not_given_out_again(pool: Pool) -
         another.execute("DELETE FROM runners")
 
 
-def test_a_connection_whose_answer_was_lost_on_the_way_is_cut_where_another_needs_its_place(database_url: str) -> None:
-    pool = Pool(database_url, name="vidflow pool", size=1, statement_timeout_s=0.05)
-    failed: list[psycopg.Error] = []
+def test_an_answer_that_was_lost_on_the_way_is_not_waited_for_for_ever(server: EmbeddedPostgres, proxy: Proxy) -> None:
+    url = urlsplit(server.url)
+    through = url._replace(netloc=f"{url.netloc.rpartition(':')[0]}:{proxy.port}").geturl()
+    with connect(through, name="test", answer_limit_s=0.3) as tables:
+        assert tables.execute("SELECT 1").fetchone() == (1,)
+        proxy.drop()
+        with pytest.raises(psycopg.OperationalError, match=r"no answer within 0\.3 s") as caught:
+            tables.execute("SELECT 1")
+        assert is_away(caught.value)
+        assert tables.closed
 
-    def hang() -> None:
+
+@pytest.mark.fault
+def test_a_lease_s_work_goes_on_after_every_loss(server: EmbeddedPostgres, proxy: Proxy, tmp_path: Path) -> None:
+    """Whatever a role holds of connections: its lease's, its fenced writes', its reads'."""
+    url = urlsplit(server.url)
+    through = url._replace(netloc=f"{url.netloc.rpartition(':')[0]}:{proxy.port}").geturl()
+    stop, written, read = Stop(), [0], [0]
+
+    def lead(lease: Lease) -> None:
+        while lease.held() and not stop.requested:
+            with lease.fenced() as tx:
+                tx.execute("DELETE FROM runners")
+            written[0] += 1
+            stop.wait(0.01)
+
+    def look(tables: Connection) -> None:
+        while not stop.wait(0.01):
+            tables.execute("SELECT 1")
+            read[0] += 1
+
+    with ThreadPoolExecutor(2) as threads:
+        leading = threads.submit(keep, through, "tested", stop, lead)
+        looking = threads.submit(
+            lambda: while_there(through, name="vidflow looks", stop=stop, pause_s=0.1, body=look, answer_limit_s=1)
+        )
         try:
-            with pool.connection(1) as one:
-                one.execute("SET statement_timeout = 0")
-                one.execute("SELECT pg_sleep(60)")
-        except psycopg.Error as error:
-            failed.append(error)
-
-    with connect(database_url, name="test") as tables:
-        hanging = threading.Thread(target=hang)
-        hanging.start()
-        wait_until(lambda: _sleeps(tables), "it hangs")
-        wait_until(lambda: _gets_one(pool), "its place is free")
-        hanging.join(5)
-        assert len(failed) == 1
-        tables.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%'")
-    pool.close()
-
-
-def _sleeps(tables: psycopg.Connection) -> bool:
-    return tables.execute("SELECT FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%'").fetchone() is not None
-
-
-def _gets_one(pool: Pool) -> bool:
-    try:
-        with pool.connection(0.05):
-            return True
-    except PoolBusy:
-        return False
+            for loss in (terminate_all, drop, restart, restore, hang_up):
+                before = written[0], read[0]
+                wait_until(lambda before=before: written[0] > before[0] and read[0] > before[1], "both work")
+                loss(server, proxy, tmp_path)
+                before = written[0], read[0]
+                wait_until(
+                    lambda before=before: written[0] > before[0] and read[0] > before[1],
+                    f"both go on after {loss.__name__}",
+                )
+        finally:
+            stop.request()
+        leading.result(10)
+        looking.result(10)

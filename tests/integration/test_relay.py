@@ -4,7 +4,9 @@ import logging
 import signal
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka import Message
@@ -26,9 +28,10 @@ from tests.integration.embedded import wait_until
 from vidflow.infra import kafka, outbox
 from vidflow.infra.embedded.kafka import EmbeddedKafka
 from vidflow.infra.kafka_settings import KafkaSettings
+from vidflow.infra.lease import LeaseLost
 from vidflow.infra.postgres import Connection, connect
 from vidflow.infra.publisher import Answers, Publisher, add_answers
-from vidflow.infra.shares import kept
+from vidflow.infra.shares import Held, Shares, kept
 from vidflow.infra.stopping import Stop
 from vidflow.roles.relay import BATCH, Relay, run
 from vidflow.settings import RelayOptions, environment
@@ -309,6 +312,47 @@ def test_a_lost_connection_to_the_database_loses_nothing(tables: Connection, opt
     for numbers in by_key(log_of(options.kafka, COMMANDS)).values():
         assert set(numbers) == set(range(50))
         assert len(numbers) >= 500
+
+
+def test_a_share_that_is_lost_in_the_middle_of_a_look_is_a_lease_lost(database_url: str) -> None:
+    """The thread that renews replaces what is held at any moment."""
+
+    class Replaced(Shares):
+        full: Mapping[str, Held]
+
+        def __init__(self, url: str) -> None:
+            super().__init__(url)
+            self.reads = 0
+
+        def __getattribute__(self, name: str) -> Any:
+            if name != "_held":
+                return super().__getattribute__(name)
+            self.reads += 1
+            return self.full if self.reads == 1 else {}
+
+    shares = Replaced(database_url)
+    shares.full = {"outbox/3": Held(1, time.monotonic() + 60)}
+    with pytest.raises(LeaseLost, match="outbox/3"), shares.fenced([3]):
+        pass
+    shares.close()
+
+
+def test_time_limits_of_the_server_end_no_relay(
+    tables: Connection, options: RelayOptions, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = tables.info.dbname
+    with connect(database_url, name="locks") as other:
+        tables.execute(f"ALTER DATABASE {name} SET statement_timeout = '200ms'")
+        try:
+            with running(run, options):
+                wait_until(lambda: owners(tables) == [16], "it owns all shards")
+                with other.transaction():
+                    other.execute("LOCK TABLE outbox IN ACCESS EXCLUSIVE MODE")
+                    wait_until(lambda: "timed_out" in [one.getMessage() for one in caplog.records], "it has noticed")
+                written(tables, keys=3, each=10)
+                wait_until(lambda: unpublished(tables) == 0, "all is published")
+        finally:
+            tables.execute(f"ALTER DATABASE {name} RESET statement_timeout")
 
 
 @pytest.mark.long

@@ -7,8 +7,10 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 from tests.integration.delivery import emptied, say
 
 from vidflow.domain.messages import Frame
@@ -16,9 +18,10 @@ from vidflow.domain.retention import DAY_MS, DEFAULT, Keeping, Range
 from vidflow.infra import lease as leases
 from vidflow.infra import predictions, results, retention
 from vidflow.infra.lease import Lease
-from vidflow.infra.postgres import Connection, connect
+from vidflow.infra.postgres import FENCED_TRANSACTION_S, Connection, connect
 from vidflow.infra.stopping import Stop
-from vidflow.roles.orchestrator.keeping import Keeper, keep_tables, one_round, prepare
+from vidflow.roles.orchestrator import keeping
+from vidflow.roles.orchestrator.keeping import Keeper, Seen, keep_tables, one_round, prepare
 
 ONE, OTHER = uuid.uuid4(), uuid.uuid4()
 MONTH = Keeping(partition_days=1, results_days=30)
@@ -201,13 +204,13 @@ def test_a_former_leader_removes_nothing(tables: Connection, lease: Lease, datab
 def test_a_scenario_goes_with_its_history_once_its_results_are_gone(
     tables: Connection, lease: Lease, database_url: str
 ) -> None:
-    keeping = Keeping(partition_days=1, results_days=30, scenarios_days=60)
+    kept = Keeping(partition_days=1, results_days=30, scenarios_days=60)
     partition_of(tables, 70)
     partition_of(tables, 50)
     old, middle = born(tables, 70, ended_days_ago=70), born(tables, 50, ended_days_ago=50)
     never_ran = born(tables, 70, frames=0, ended_days_ago=70)
     running = born(tables, 80)  # its rows stay, in the DEFAULT partition
-    while one_round(database_url, lease, keeping):
+    while one_round(database_url, lease, kept):
         pass
     left = {one for (one,) in tables.execute("SELECT scenario_uuid::text FROM scenarios").fetchall()}
     assert left == {middle, running}
@@ -281,13 +284,85 @@ def test_readers_and_writers_notice_nothing_of_partitions_that_come_and_go(
 def test_the_thread_ends_with_the_lease_and_with_a_stop(lease: Lease, database_url: str) -> None:
     stop = Stop()
     with ThreadPoolExecutor(2) as pool:
-        keeping = pool.submit(keep_tables, database_url, lease, Keeping(), stop)
-        assert not keeping.done()
+        running = pool.submit(keep_tables, database_url, lease, Keeping(), stop)
+        assert not running.done()
         stop.request()
-        keeping.result(timeout=10)
+        running.result(timeout=10)
         another = pool.submit(keep_tables, database_url, lease, Keeping(), Stop())
         lease.end()
         another.result(timeout=10)
+
+
+def failures() -> float:
+    return float(REGISTRY.get_sample_value("vidflow_retention_failures_total") or 0)
+
+
+def test_what_goes_wrong_is_a_warning_and_is_counted(
+    tables: Connection, lease: Lease, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    partition_of(tables, 40)
+    born(tables, 40, ended_days_ago=40)
+    before = failures()
+    with connect(database_url, name="test reads") as reader, reader.transaction():
+        reader.execute("SELECT count(*) FROM scenario_results").fetchall()
+        assert not one_round(database_url, lease, MONTH)
+    assert not one_round("postgresql://nobody@127.0.0.1:1/none", lease, MONTH)
+    assert failures() == before + 2
+    warned = [record for record in caplog.records if record.getMessage() == "retention_failed"]
+    assert [record.levelname for record in warned] == ["WARNING", "WARNING"]
+    assert "lock" in warned[0].vidflow_fields["needs"]  # type: ignore[attr-defined]
+
+
+def test_a_read_may_take_longer_than_a_fenced_transaction(
+    tables: Connection, lease: Lease, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partition_of(tables, 40)
+    old = born(tables, 40, ended_days_ago=40)
+    look = retention.ended_up_to
+
+    def slow(tx: Connection, *more: Any) -> Any:
+        tx.execute("SELECT pg_sleep(%s)", (FENCED_TRANSACTION_S + 0.3,))
+        return look(tx, *more)
+
+    monkeypatch.setattr(retention, "ended_up_to", slow)
+    assert one_round(database_url, lease, MONTH)
+    assert removed(tables, old)
+
+
+def test_a_range_is_looked_at_once_but_for_the_first_that_has_not_ended(
+    tables: Connection, lease: Lease, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "LOOKED_AT", 4)
+    partition_of(tables, 40)
+    for _ in range(10):
+        born(tables, 40, frames=1, ended_days_ago=40)
+    running = born(tables, 40, frames=1)
+    later = born(tables, 40, frames=1, ended_days_ago=40)
+    seen = Seen()
+    assert not one_round(database_url, lease, MONTH, seen)
+    [upto] = seen.ended.values()
+    assert upto < running
+    tables.execute(
+        "UPDATE scenarios SET state = 'inactive', outcome = 'stopped', state_changed_at = now() - interval '35 days' WHERE state = 'active'"
+    )
+    assert one_round(database_url, lease, MONTH, seen)
+    assert removed(tables, later)
+
+
+def test_scenarios_that_stay_do_not_keep_later_ones_from_going(
+    tables: Connection, lease: Lease, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "SCENARIOS", 2)
+    monkeypatch.setattr(keeping, "LOOKS", 1)
+    kept = Keeping(partition_days=1, results_days=30, scenarios_days=60)
+    running = {born(tables, 80, frames=0) for _ in range(5)}
+    gone = born(tables, 70, frames=0, ended_days_ago=70)
+    seen = Seen()
+    for _ in range(4):
+        one_round(database_url, lease, kept, seen)
+    left = {one for (one,) in tables.execute("SELECT scenario_uuid::text FROM scenarios").fetchall()}
+    assert left == running
+    assert gone not in left
 
 
 def test_a_round_without_the_database_ends_without_an_error(lease: Lease, database_url: str) -> None:

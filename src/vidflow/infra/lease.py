@@ -18,7 +18,15 @@ from vidflow.domain.errors import Unavailable
 from vidflow.domain.lease import LEASE_S, LOOK_S, RENEW_S, trusted_until
 from vidflow.infra.outage import in_one_line, postgres_outage
 from vidflow.infra.pipelining import pipelined
-from vidflow.infra.postgres import FENCED, Connection, Writer, connect, has_hung_up, is_away
+from vidflow.infra.postgres import (
+    FENCED,
+    FENCED_ANSWER_S,
+    Connection,
+    Writer,
+    connect,
+    has_hung_up,
+    is_away,
+)
 from vidflow.infra.stopping import Stop, start_thread
 from vidflow.infra.telemetry import log
 
@@ -197,7 +205,7 @@ class Lease:
     def _reconnected(self) -> Connection | None:
         """A new connection for renewals; None where there is none yet: tried again while the lease may be trusted."""
         try:
-            return connect(self._url, name=f"vidflow {self.name} lease")
+            return connect(self._url, name=f"vidflow {self.name} lease", answer_limit_s=FENCED_ANSWER_S)
         except psycopg.Error as error:
             _log.debug("reconnect_failed", lease=self.name, error=str(error).strip())
             return None
@@ -218,7 +226,7 @@ def keep(url: str, name: str, stop: Stop, lead: Callable[[Lease], None]) -> None
     outage = postgres_outage()
     while not stop.requested:
         try:
-            with connect(url, name=f"vidflow {name} lease") as connection:
+            with connect(url, name=f"vidflow {name} lease", answer_limit_s=FENCED_ANSWER_S) as connection:
                 outage.back()
                 _stand_by(connection, url, name, holder, stop, lead)
         except LeaseLost as lost:

@@ -27,9 +27,6 @@ MAX_IDLE_S: Final = 600.0
 MAX_AGE_S: Final = 3600.0
 """After a fail-over, or where a pooler shares out its clients, connections move on within this time."""
 
-OVERDUE_STATEMENTS: Final = 4
-"""A connection that was held for as many statement timeouts is cut where another thread needs one: no request has more statements."""
-
 
 class PoolBusy(Unavailable):
     """All connections are in use."""
@@ -74,7 +71,6 @@ class Pool:
         Raises PoolBusy where none is free in time, psycopg.OperationalError where the server is away.
         """
         if not self._places.acquire(timeout=timeout_s):
-            self._cut_overdue()
             raise PoolBusy(f"all {self.size} connections to the database are busy")
         try:
             pooled = self._take()
@@ -98,16 +94,6 @@ class Pool:
         for pooled in idle:
             pooled.connection.close()
         for pooled in in_use:
-            _cut(pooled.connection)
-
-    def _cut_overdue(self) -> None:
-        """Cut off connections that have been held for too long: their answers were lost on the way, and nothing else would tell."""
-        with self._lock:
-            now_s = time.monotonic()
-            overdue = [
-                pooled for pooled in self._in_use if now_s - pooled.used_s > OVERDUE_STATEMENTS * self._timeout_s
-            ]
-        for pooled in overdue:
             _cut(pooled.connection)
 
     def _take(self) -> _Pooled:
@@ -142,7 +128,7 @@ class Pool:
         return pooled.connection.info.parameter_status("in_hot_standby") != "on"
 
     def _made(self) -> _Pooled:
-        connection = connect(self._url, name=self._name)
+        connection = connect(self._url, name=self._name, answer_limit_s=self._timeout_s + ANSWER_S)
         try:
             _require_answer(connection)
             if is_behind_pooler(connection):

@@ -10,9 +10,11 @@ import select
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, LiteralString
+from typing import Any, Final, LiteralString, TypeVar
 
 import psycopg
+from psycopg import errors
+from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import ConnStatus, ExecStatus
 from psycopg.rows import TupleRow
@@ -34,16 +36,21 @@ from vidflow.infra.telemetry import log
 from vidflow.infra.tls import why_not_trusted
 
 __all__ = [
-    "FENCED", "Connection", "Writer", "answers",
-    "connect", "connected", "database_name", "fenced_transaction", "for_programs", "has_hung_up",
-    "is_away", "is_behind_pooler", "is_conflict", "is_disk_full", "is_refused", "is_timed_out", "require_direct", "transaction",
-    "while_there",
+    "FENCED",
+    "FENCED_ANSWER_S", "Connection", "Writer", "answers", "connect", "connected", "database_name", "fenced_transaction",
+    "for_programs", "has_hung_up", "is_away", "is_behind_pooler", "is_conflict", "is_disk_full", "is_refused", "is_timed_out",
+    "require_direct", "transaction", "while_there",
 ]  # fmt: skip
 
 Connection = psycopg.Connection[TupleRow]
+RV = TypeVar("RV")
 
 FENCED_TRANSACTION_S: Final = 1.0
 """The longest transaction of a lease's holder: below the lease's 2 s, or a frozen holder would block every takeover."""
+FENCED_ANSWER_S: Final = 3.0
+"""For a lease and for fenced writes: by then the server has ended the transaction, and only its word was lost."""
+ANSWER_LIMIT_S: Final = 15.0
+"""The network may lose an answer without a word; where that does not show otherwise, a role goes on after this time."""
 FENCED: Final[LiteralString] = f"transaction_timeout = {int(FENCED_TRANSACTION_S * 1000)}"
 _LAST_PORT: Final = 65535
 _UNREADABLE_URL: Final = (
@@ -51,6 +58,7 @@ _UNREADABLE_URL: Final = (
     "the host, and %40 for an @ in the password and the like"
 )
 _SAY_AGAIN_S: Final = 60.0
+_LOOK_S: Final = 0.1
 _CONNECTION: Final[dict[str, Any]] = {
     "connect_timeout": 5,
     # A server that vanished without a word is noticed within some seconds rather than hours. A system that has no
@@ -66,16 +74,35 @@ _CONNECTION: Final[dict[str, Any]] = {
 _log = log("postgres")
 
 
-def connect(url: str, *, name: str, database: str | None = None) -> Connection:
+class _LimitedConnection(psycopg.Connection[TupleRow]):
+    """A connection that does not wait for an answer for ever."""
+
+    answer_limit_s: float | None = None
+
+    def wait(self, gen: PQGen[RV], interval: float = _LOOK_S, timeout: float | None = None) -> RV:
+        """As psycopg's; where it gives no limit of its own, raise OperationalError once this connection's has passed."""
+        if timeout is not None:
+            return super().wait(gen, interval, timeout)
+        try:
+            return super().wait(gen, interval, self.answer_limit_s)
+        except errors._WaitTimeout as error:  # noqa: SLF001 - psycopg has no other name for it
+            self.close()
+            raise psycopg.OperationalError(f"no answer within {self.answer_limit_s:g} s") from error
+
+
+def connect(
+    url: str, *, name: str, database: str | None = None, answer_limit_s: float | None = ANSWER_LIMIT_S
+) -> Connection:
     """Return a connection in autocommit mode, seen as `name` in pg_stat_activity.
 
-    `database`: another one of the same server.
+    `database`: another one of the same server. `answer_limit_s`: a statement whose answer takes longer fails, and the connection
+    is closed; None: no limit.
     Raises psycopg.OperationalError where the server is away (`is_away`), SetupError where waiting does not help: a wrong user,
     password, database or setting, a certificate that is not accepted, or a server that is too old.
     """
     conninfo = _conninfo(url, name, database)
     try:
-        connection: Connection = psycopg.Connection.connect(conninfo, autocommit=True, prepare_threshold=None)
+        connection = _LimitedConnection.connect(conninfo, autocommit=True, prepare_threshold=None)
     except psycopg.Error as error:
         if is_away(error):
             raise
@@ -85,6 +112,7 @@ def connect(url: str, *, name: str, database: str | None = None) -> Connection:
     except SetupError:
         connection.close()
         raise
+    connection.answer_limit_s = answer_limit_s
     return connection
 
 
@@ -92,7 +120,7 @@ def connect(url: str, *, name: str, database: str | None = None) -> Connection:
 def connected(url: str, *, name: str, database: str | None = None) -> Iterator[Connection]:
     """A connection for a command, which does not wait. Raises Unavailable where the server is away, or goes away in the body."""
     try:
-        with connect(url, name=name, database=database) as connection:
+        with connect(url, name=name, database=database, answer_limit_s=None) as connection:
             yield connection
     except psycopg.Error as error:
         if is_timed_out(error):
@@ -192,7 +220,7 @@ class Writer:
             self._connection.close()
             self._connection = None
         if self._connection is None:
-            self._connection = connect(self._url, name=self._name)
+            self._connection = connect(self._url, name=self._name, answer_limit_s=FENCED_ANSWER_S)
         return self._connection
 
     def close(self) -> None:
@@ -217,7 +245,15 @@ def database_name(url: str) -> str:
     return str(parts.get("dbname") or parts.get("user") or "postgres")
 
 
-def while_there(url: str, *, name: str, stop: Stop, pause_s: float, body: Callable[[Connection], None]) -> None:
+def while_there(
+    url: str,
+    *,
+    name: str,
+    stop: Stop,
+    pause_s: float,
+    body: Callable[[Connection], None],
+    answer_limit_s: float = ANSWER_LIMIT_S,
+) -> None:
     """Runs the body on a connection until a stop is requested, again and again where the server goes away. For a loop.
 
     A connection that is found lost is no outage yet: the server may have been back for long. One that cannot be made is.
@@ -226,7 +262,7 @@ def while_there(url: str, *, name: str, stop: Stop, pause_s: float, body: Callab
     outage, was_there, said_s = postgres_outage(), False, float("-inf")
     while not stop.requested:
         try:
-            with connect(url, name=name) as connection:
+            with connect(url, name=name, answer_limit_s=answer_limit_s) as connection:
                 outage.back()
                 was_there = True
                 body(connection)

@@ -17,7 +17,7 @@ import msgspec
 from vidflow.domain.lease import LOOK_S, RENEW_S, trusted_until
 from vidflow.domain.shards import SHARDS, change, share
 from vidflow.infra.lease import LeaseLost, acquire, fence, give_up, renew, shorten
-from vidflow.infra.postgres import Connection, Writer, fenced_transaction, while_there
+from vidflow.infra.postgres import FENCED_ANSWER_S, Connection, Writer, fenced_transaction, while_there
 from vidflow.infra.stopping import Stop, start_thread
 from vidflow.infra.telemetry import log
 
@@ -88,7 +88,14 @@ class Shares:
 
     def keep(self) -> None:
         """Claims and renews until `close`. The body of a thread."""
-        while_there(self._url, name="vidflow relay lease", stop=self._closed, pause_s=LOOK_S, body=self._keep)
+        while_there(
+            self._url,
+            name="vidflow relay lease",
+            stop=self._closed,
+            pause_s=LOOK_S,
+            body=self._keep,
+            answer_limit_s=FENCED_ANSWER_S,
+        )
 
     def _keep(self, connection: Connection) -> None:
         while not self._closed.wait(self._pause_s()):
