@@ -18,6 +18,7 @@ from vidflow.domain.retention import DAY_MS, DEFAULT, Range
 from vidflow.domain.scenario import State
 from vidflow.infra import (
     inbox_partitions,
+    leader_tables,
     lease,
     lifecycle,
     outbox,
@@ -200,7 +201,19 @@ STATEMENTS: list[Statement] = [
             )
         ),
     ),
-    # The leader's housekeeping, each minute.
+    # The leader, each tick.
+    (
+        "leader_tables.ENGAGED",
+        300,
+        call(lambda tx: tx.execute(leader_tables.ENGAGED, {"shutdowns": 1000, "ended": [], "last_attempt": 4})),
+    ),
+    (
+        "leader_tables.HEAD_OF_QUEUE",
+        3000,
+        call(lambda tx: tx.execute(leader_tables.HEAD_OF_QUEUE, {"pools": ["default"], "counts": [100], "last_attempt": 4})),
+    ),
+    ("leader_tables.end_backoffs", 100, call(leader_tables.end_backoffs)),
+    # Its housekeeping, each minute.
     ("retention.partitions", 300, call(lambda tx: (retention.partitions(tx), retention.detached(tx)))),
     ("retention.default_span_ms", 50, call(retention.default_span_ms)),
     (
