@@ -17,7 +17,7 @@ from tests.integration.disks import small_disk
 
 from vidflow.domain.errors import SetupError
 from vidflow.infra.stopping import Stop
-from vidflow.roles.api import run
+from vidflow.roles.api import database, run
 from vidflow.settings import ApiOptions
 
 BODY = {"source": URL, "model": "motion"}
@@ -110,6 +110,11 @@ class TestConnections:
             yield
             other.rollback()
             assert hangs.result().status_code == 200
+
+    @pytest.fixture(autouse=True)
+    def _held_for_long(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The request that holds the connection is not ended before the test does it."""
+        monkeypatch.setattr(database, "STATEMENT_TIMEOUT_S", 60.0)
 
     def test_a_crowd_that_finds_none_free_is_told_soon_and_served_when_one_is(self, database_url: str) -> None:
         with (

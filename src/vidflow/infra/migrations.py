@@ -21,7 +21,7 @@ from psycopg import errors
 
 from vidflow.domain.errors import SetupError, Unavailable
 from vidflow.infra.outage import postgres_outage, require_postgres
-from vidflow.infra.postgres import Connection, connect, connected, is_away, is_conflict, require_direct
+from vidflow.infra.postgres import ANSWER_LIMIT_S, Connection, connect, connected, is_away, is_conflict, require_direct
 from vidflow.infra.stopping import Stop
 from vidflow.infra.telemetry import log
 
@@ -151,7 +151,7 @@ def wait_for_schema(url: str, stop: Stop) -> None:
     told = False
     while not stop.requested:
         try:
-            with connect(url, name="vidflow waits for the schema") as connection:
+            with connect(url, name="vidflow waits for the schema", answer_limit_s=ANSWER_LIMIT_S) as connection:
                 outage.back()
                 missing = [name for name in pending(connection) if _phase(name) == "pre"]
                 _refuse_newer(connection)

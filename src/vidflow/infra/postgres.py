@@ -36,7 +36,7 @@ from vidflow.infra.telemetry import log
 from vidflow.infra.tls import why_not_trusted
 
 __all__ = [
-    "FENCED",
+    "ANSWER_LIMIT_S", "FENCED",
     "FENCED_ANSWER_S", "Connection", "Writer", "answers", "connect", "connected", "database_name", "fenced_transaction",
     "for_programs", "has_hung_up", "is_away", "is_behind_pooler", "is_conflict", "is_disk_full", "is_refused", "is_timed_out",
     "require_direct", "transaction", "while_there",
@@ -90,9 +90,7 @@ class _LimitedConnection(psycopg.Connection[TupleRow]):
             raise psycopg.OperationalError(f"no answer within {self.answer_limit_s:g} s") from error
 
 
-def connect(
-    url: str, *, name: str, database: str | None = None, answer_limit_s: float | None = ANSWER_LIMIT_S
-) -> Connection:
+def connect(url: str, *, name: str, database: str | None = None, answer_limit_s: float | None = None) -> Connection:
     """Return a connection in autocommit mode, seen as `name` in pg_stat_activity.
 
     `database`: another one of the same server. `answer_limit_s`: a statement whose answer takes longer fails, and the connection
@@ -120,7 +118,7 @@ def connect(
 def connected(url: str, *, name: str, database: str | None = None) -> Iterator[Connection]:
     """A connection for a command, which does not wait. Raises Unavailable where the server is away, or goes away in the body."""
     try:
-        with connect(url, name=name, database=database, answer_limit_s=None) as connection:
+        with connect(url, name=name, database=database) as connection:
             yield connection
     except psycopg.Error as error:
         if is_timed_out(error):

@@ -17,7 +17,7 @@ from vidflow.domain.messages import RESULTS
 from vidflow.infra import inbox_partitions, kafka, metrics
 from vidflow.infra.migrations import wait_for_schema
 from vidflow.infra.outage import kafka_outage, postgres_outage, require_kafka, require_postgres
-from vidflow.infra.postgres import Connection, connect, has_hung_up, is_away, is_conflict, is_refused
+from vidflow.infra.postgres import ANSWER_LIMIT_S, Connection, connect, has_hung_up, is_away, is_conflict, is_refused
 from vidflow.infra.stopping import Stop
 from vidflow.infra.telemetry import log
 from vidflow.roles.inbox import storing
@@ -179,7 +179,7 @@ class Inbox:
         """
         while not self._stop.requested:
             try:
-                with connect(self._url, name="vidflow inbox begins") as tables:
+                with connect(self._url, name="vidflow inbox begins", answer_limit_s=ANSWER_LIMIT_S) as tables:
                     positions = inbox_partitions.positions(tables, RESULTS, self._topic_id, partitions)
             except psycopg.Error as error:
                 self._say_away(error)
@@ -192,7 +192,7 @@ class Inbox:
 
     def _connected(self) -> Connection:
         if self._tables is None or has_hung_up(self._tables):
-            self._tables = connect(self._url, name="vidflow inbox")
+            self._tables = connect(self._url, name="vidflow inbox", answer_limit_s=ANSWER_LIMIT_S)
         return self._tables
 
     def _lost(self, error: BaseException) -> None:

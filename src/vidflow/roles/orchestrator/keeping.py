@@ -24,6 +24,8 @@ from vidflow.infra.stopping import Stop
 from vidflow.infra.telemetry import log
 
 ROUND_S: Final = 60.0
+KEEPS_S: Final = 60.0
+"""How long one of its statements may take: a look at a partition that must be read from the disk takes its time."""
 LOOK_S: Final = 0.2
 ROWS: Final = 2000
 """How many rows of the DEFAULT partition go in one transaction."""
@@ -37,7 +39,7 @@ _LOCKED: Final = (errors.LockNotAvailable, errors.DeadlockDetected, errors.Trans
 
 def prepare(url: str, lease: Lease, keeping: Keeping) -> None:
     """Makes the partitions that are missing, before anything is deployed whose results belong in them."""
-    with _reported(), connect(url, name="vidflow leader keeps") as tables:
+    with _reported(), connect(url, name="vidflow leader keeps", answer_limit_s=KEEPS_S) as tables:
         Keeper(tables, lease, keeping).make_partitions()
 
 
@@ -53,7 +55,7 @@ def keep_tables(url: str, lease: Lease, keeping: Keeping, stop: Stop, round_s: f
 
 def one_round(url: str, lease: Lease, keeping: Keeping, seen: Seen | None = None) -> bool:
     """Makes what is missing and lets go of a part of what is over; whether there is more of that."""
-    with _reported(), connect(url, name="vidflow leader keeps") as tables:
+    with _reported(), connect(url, name="vidflow leader keeps", answer_limit_s=KEEPS_S) as tables:
         keeper = Keeper(tables, lease, keeping, seen)
         keeper.make_partitions()
         return keeper.let_go()

@@ -9,7 +9,7 @@ from vidflow.infra.kafka import KafkaAway, wait_for_broker
 from vidflow.infra.lease import Lease, keep
 from vidflow.infra.migrations import wait_for_schema
 from vidflow.infra.outage import kafka_outage, require_kafka, require_postgres
-from vidflow.infra.postgres import connect
+from vidflow.infra.postgres import ANSWER_LIMIT_S, connect
 from vidflow.infra.stopping import Stop, start_thread
 from vidflow.roles.orchestrator.hearing import Hearing
 from vidflow.roles.orchestrator.keeping import keep_tables, prepare
@@ -40,7 +40,7 @@ def lead(options: OrchestratorOptions, lease: Lease, stop: Stop) -> None:
     try:
         if not (wait_for_broker(options.kafka, stop) and _opened(hearing, lease, stop)):
             return
-        with connect(options.database_url, name="vidflow leader reads") as tables:
+        with connect(options.database_url, name="vidflow leader reads", answer_limit_s=ANSWER_LIMIT_S) as tables:
             metrics.LEADS.set(1)
             Leader(lease, hearing, tables, options.attempts).run(lambda: lease.held() and not stop.requested)
     finally:
