@@ -13,6 +13,7 @@ from vidflow.cli_operating import db, dlq, outbox, topics
 from vidflow.cli_options import (
     LAST_PORT,
     AnyFile,
+    AnyOnnx,
     Database,
     Kafka,
     KafkaProperties,
@@ -83,7 +84,8 @@ def api(
     host: Annotated[str, option("host", "Where to listen.")] = "127.0.0.1",
     port: Annotated[int, option("port", "Where to listen.", at_least=0, at_most=LAST_PORT)] = 8000,
     inbox: Annotated[bool, typer.Option("--inbox/--no-inbox", help="Host the inbox in this process.", envvar="VIDFLOW_INBOX")] = True,
-    media_root: MediaRoot = None, any_file: AnyFile = False, models_dir: ModelsDir = None, video_fps: VideoFps = "all",
+    media_root: MediaRoot = None, any_file: AnyFile = False, models_dir: ModelsDir = None, any_onnx: AnyOnnx = False,
+    video_fps: VideoFps = "all",
     pool_size: Annotated[int, option("pool-size", "Connections to the database.", at_least=1)] = 10,
     queue_limit: Annotated[int, option("queue-limit", "How many scenarios may wait for a runner.", at_least=1)] = 10_000,
     data_dir: Annotated[Path | None, option("data-dir", "Where the servers keep their data, if on this machine.")] = None,
@@ -95,7 +97,7 @@ def api(
     _serve(run, ApiOptions(
         database_url=database_url, kafka=kafka_settings(kafka, kafka_properties), log_format=log_format,
         metrics_port=metrics_port, host=host, port=port, inbox=inbox, media_root=media_root,
-        any_file=any_file, models_dir=models_dir, video_fps=video_fps, pool_size=pool_size,
+        any_file=any_file, models_dir=models_dir, any_onnx=any_onnx, video_fps=video_fps, pool_size=pool_size,
         queue_limit=queue_limit, data_dir=data_dir, min_free_bytes=min_free_bytes,
     ), log_format)  # fmt: skip
 
@@ -173,7 +175,7 @@ def runner(
     kafka: Kafka = "", kafka_properties: KafkaProperties = None, log_format: LogFormat = "text",
     metrics_port: MetricsPort = None, max_workers: MaxWorkers = 2,
     pool: Pool = "default",
-    media_root: MediaRoot = None, any_file: AnyFile = False, models_dir: ModelsDir = None,
+    media_root: MediaRoot = None, any_file: AnyFile = False, models_dir: ModelsDir = None, any_onnx: AnyOnnx = False,
     grace_s: Annotated[float, option("grace-s", "Seconds that a draining runner has.", at_least=0)] = 25.0,
     start_deadline_s: Annotated[float, option("start-deadline-s", "Seconds that a worker may take to start.", at_least=1)] = 60.0,
     inference_deadline_s: Annotated[float, option("inference-deadline-s", "Seconds that a batch may take.", at_least=1)] = 60.0,
@@ -184,7 +186,8 @@ def runner(
 
     _serve(run, RunnerOptions(
         kafka=kafka_settings(kafka, kafka_properties), log_format=log_format, metrics_port=metrics_port, max_workers=max_workers,
-        pool=pool, media_root=media_root, any_file=any_file, models_dir=models_dir, grace_s=grace_s, start_deadline_s=start_deadline_s,
+        pool=pool, media_root=media_root, any_file=any_file, models_dir=models_dir, any_onnx=any_onnx,
+        grace_s=grace_s, start_deadline_s=start_deadline_s,
         inference_deadline_s=inference_deadline_s, worker_memory_bytes=worker_memory_bytes,
     ), log_format)  # fmt: skip
 

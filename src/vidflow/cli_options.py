@@ -34,8 +34,16 @@ AnyFile = Annotated[
     bool,
     typer.Option(
         "--any-file/--no-any-file",
-        help="Let scenarios name any file that this user can read.",
+        help="Let scenarios name any video file that this user can read.",
         envvar="VIDFLOW_ANY_FILE",
+    ),
+]
+AnyOnnx = Annotated[
+    bool,
+    typer.Option(
+        "--any-onnx/--no-any-onnx",
+        help="Without --models-dir: let scenarios name any ONNX model or its spec that this user can read.",
+        envvar="VIDFLOW_ANY_ONNX",
     ),
 ]
 ModelsDir = Annotated[

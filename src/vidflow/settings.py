@@ -34,6 +34,8 @@ class Common(msgspec.Struct, frozen=True, kw_only=True):
 class ApiOptions(Common, frozen=True, kw_only=True):
     """The api: where it listens, what local files it may name, whether it hosts the inbox, and how much work it lets in.
 
+    `any_file` is about videos. `any_onnx` lets requests name ONNX models and their specs anywhere: on loopback only, and only
+    without `models_dir`.
     `queue_limit` is how many scenarios may wait for a runner. `data_dir`: where the servers' data lie on this machine, if they
     do; no new scenario is taken with less than `min_free_bytes` free there.
     """
@@ -44,6 +46,7 @@ class ApiOptions(Common, frozen=True, kw_only=True):
     media_root: Path | None = None
     any_file: bool = False
     models_dir: Path | None = None
+    any_onnx: bool = False
     video_fps: str = "all"
     pool_size: int = 10
     queue_limit: int = 10_000
@@ -71,6 +74,7 @@ class OrchestratorOptions(Common, frozen=True, kw_only=True):
 class RunnerOptions(Common, frozen=True, kw_only=True):
     """The runner: its slots, what it may read, and the limits of its workers.
 
+    `any_file` is about videos, `any_onnx` about ONNX models and their specs, where there is no `models_dir`.
     `start_deadline_s` and `inference_deadline_s` bound what a worker may take in its start and for one batch;
     `worker_memory_bytes` is its cap (None: no cap).
     """
@@ -80,6 +84,7 @@ class RunnerOptions(Common, frozen=True, kw_only=True):
     media_root: Path | None = None
     any_file: bool = False
     models_dir: Path | None = None
+    any_onnx: bool = False
     grace_s: float = 25.0
     start_deadline_s: float = 60.0
     inference_deadline_s: float = 60.0

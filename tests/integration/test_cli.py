@@ -81,6 +81,9 @@ REFUSALS = {
     "scenarios that go before their results": Refusal(
         ["orchestrator", *DATABASE, *KAFKA, "--keep-scenarios-days", "30"], 3, "30 needs a --keep-results-days that is no longer"
     ),
+    "api that lets other machines name models by path": Refusal(
+        ["api", *DATABASE, *KAFKA, "--any-onnx", "--host", "192.0.2.1"], 3, "--any-onnx .*needs a loopback --host, not 192.0.2.1"
+    ),
     "api without Kafka for its inbox": Refusal(["api", *DATABASE], 3, r"no Kafka is named: .*--no-inbox"),
     "relay without Kafka": Refusal(["relay", *DATABASE], 3, NO_KAFKA),
     "inbox without Kafka": Refusal(["inbox", *DATABASE], 3, NO_KAFKA),

@@ -161,7 +161,7 @@ def test_a_spec_in_the_models_folder_is_named_by_its_stem(folder: Path) -> None:
     assert (ref.kind, ref.needs, ref.labels) == ("onnx", "runner", ("person", "cat"))
     assert ref.sha256 == digest_of(folder)
     assert registry.resolve("net.toml", folder).sha256 == ref.sha256
-    assert registry.resolve(str(folder / "net.toml"), any_file=True).sha256 == ref.sha256
+    assert registry.resolve(str(folder / "net.toml"), any_onnx=True).sha256 == ref.sha256
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones(folder: Path) -> None:

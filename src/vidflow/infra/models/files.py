@@ -52,7 +52,11 @@ def inside(folder: Path, path: Path) -> Path:
 def open_plain(path: Path, limit_bytes: int) -> BufferedReader:
     """The file, open for reading. Raises ModelError where it is no plain file, unreadable, too large or empty."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a named pipe must not block us
+        fault = _fault(path.stat(), limit_bytes)  # before it is opened: opening a device can have an effect
+        if fault is not None:
+            raise ModelError(f"{path} {fault}", code="model_refused")
+        # It may have been swapped since: a named pipe must not block us, nor a terminal become ours.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"{path} cannot be read ({_reason(error)}); check its name and its rights", code="model_file_missing"

@@ -43,6 +43,7 @@ def open_session(content: bytes, origin: Path) -> ort.InferenceSession:
     options.inter_op_num_threads = THREADS
     options.log_severity_level = FATAL_ONLY  # what goes wrong is raised, and told once
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", NOWHERE)
     available = ort.get_available_providers()
     try:

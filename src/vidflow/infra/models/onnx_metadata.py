@@ -21,6 +21,8 @@ KEY_FIELD: Final = 1
 VALUE_FIELD: Final = 2
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 MAX_VARINT_BYTES: Final = 10
+MAX_FIELDS: Final = 100_000
+"""Far more than any model has at the top: a file of 2 GB may hold a billion tiny ones, and reading them takes an hour."""
 
 
 class _DamagedError(Exception):
@@ -28,13 +30,14 @@ class _DamagedError(Exception):
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of the ONNX file at `path`; entries too long for a spec are left out.
+    """Return vidflow's own entry of the metadata of the ONNX file at `path`, unless it is too long for a spec.
 
     Raises ModelError (model_refused) where it is no ONNX file.
     """
     with files.open_plain(path, files.MAX_WEIGHTS_BYTES) as file:
         try:
-            return dict(_entry(content) for _, content in _fields(file, wanted=METADATA_FIELD))
+            entries = (_entry(content) for _, content in _fields(file, wanted=METADATA_FIELD))
+            return {key: value for key, value in entries if key == SPEC_KEY}
         except (_DamagedError, UnicodeDecodeError) as error:
             raise ModelError(f"{path} is no ONNX model; export or copy it again", code="model_refused") from error
 
@@ -48,19 +51,24 @@ def _fields(file: BinaryIO, wanted: int | None) -> Iterator[tuple[int, bytes]]:
     """The number and bytes of each `wanted` field (None: all) that holds bytes and not too many."""
     end = file.seek(0, os.SEEK_END)
     file.seek(0)
-    while file.tell() < end:
+    for _ in range(MAX_FIELDS):
+        if file.tell() >= end:
+            return
         tag = _varint(file)
         field, wire = tag >> 3, tag & 7
+        if field == 0:
+            raise _DamagedError
         if wire == VARINT:
             _varint(file)
             continue
         length = {FIXED64: 8, FIXED32: 4}.get(wire, -1) if wire != BYTES else _varint(file)
-        if length < 0 or field == 0 or file.tell() + length > end:
+        if length < 0 or file.tell() + length > end:
             raise _DamagedError
         if wire == BYTES and wanted in {None, field} and length <= files.MAX_SPEC_BYTES:
             yield field, file.read(length)
         else:
             file.seek(length, os.SEEK_CUR)
+    raise _DamagedError
 
 
 def _varint(file: BinaryIO) -> int:

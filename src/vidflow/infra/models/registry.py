@@ -8,7 +8,8 @@ A model is called by
   there is no spec) and the Parameters that gives a Model;
 * the path of a spec (`.toml`) or of an ONNX file (`.onnx`) that carries its spec, as TOML, in its metadata under `vidflow`.
 
-Paths are taken from the models folder; others only where `any_file` allows every file that this process can read.
+Which paths a request may name is decided in paths.py. Kinds other than `onnx` come from the models folder alone, since loading
+them can run code, or cannot be shown not to.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ from vidflow.domain.messages import Parameters
 from vidflow.infra.models import files
 from vidflow.infra.models.model import Model
 from vidflow.infra.models.onnx_metadata import SPEC_KEY, read_metadata
+from vidflow.infra.models.paths import ONNX_SUFFIX, SPEC_SUFFIX, ModelFile, is_path, model_file
 from vidflow.infra.models.spec import (
     EXPORTED,
     KINDS,
+    KINDS_ANYWHERE,
     MOTION,
     ONNX,
     TORCHVISION,
@@ -39,6 +42,7 @@ from vidflow.infra.models.spec import (
     check_labels,
     checked_labels,
     invalid,
+    only_from_the_models_folder,
     parse,
     read_bundle,
     read_weights,
@@ -72,7 +76,7 @@ class ModelRef(msgspec.Struct, frozen=True):
 
     `name` is what resolves to it again, `kind` who runs it, `needs` the extra of vidflow for that (None: another package's
     affair), `path` its spec or ONNX file. `sha256` covers all in those files that decides on results (None: no files).
-    `labels` is None where only the loaded model knows them.
+    `labels` is None where only the loaded model knows them. `from_models_dir`: the operator put its files there.
     """
 
     name: str
@@ -81,6 +85,7 @@ class ModelRef(msgspec.Struct, frozen=True):
     path: Path | None = None
     sha256: str | None = None
     labels: tuple[str, ...] | None = None
+    from_models_dir: bool = False
 
 
 class Listed(msgspec.Struct, frozen=True):
@@ -92,20 +97,21 @@ class Listed(msgspec.Struct, frozen=True):
     error: str | None = None
 
 
-def resolve(model: str, models_dir: Path | None = None, *, any_file: bool = False) -> ModelRef:
-    """The model that this name or path means.
+def resolve(model: str, models_dir: Path | None = None, *, any_onnx: bool = False) -> ModelRef:
+    """Return the model that this name or path means.
 
-    Raises ModelError that says what is known, or what is wrong with its files.
+    `any_onnx`: without a models folder, an ONNX file or its spec may be named wherever it is. Raises ModelError that says what
+    is known, or what is wrong with its files.
     """
-    if _is_path(model):
-        return _from_path(model, _path_of(model, models_dir, any_file=any_file))
+    if is_path(model):
+        return _from_file(model, model_file(model, models_dir, any_onnx=any_onnx))
     if model == MOTION:
         return ModelRef(MOTION, MOTION, EXTRAS[MOTION], labels=(MOTION,))
     if model in TORCHVISION_DETECTORS:
         return ModelRef(model, TORCHVISION, EXTRAS[TORCHVISION])
     spec = _spec_paths(models_dir).get(model)
     if spec is not None and models_dir is not None:
-        return _from_path(model, files.inside(models_dir, spec))
+        return _from_file(model, ModelFile(files.inside(models_dir, spec), from_models_dir=True))
     if model in _entry_points():
         return ModelRef(model, model, None)
     known = ", ".join(listed.name for listed in list_models(models_dir))
@@ -166,29 +172,6 @@ def require_extra(ref: ModelRef) -> None:
         )
 
 
-def _is_path(model: str) -> bool:
-    return "/" in model or Path(model).suffix in {".toml", ".onnx", ".pt", ".pth", ".pt2", ".safetensors"}
-
-
-def _path_of(model: str, models_dir: Path | None, *, any_file: bool) -> Path:
-    """The file that `model` names, its links followed."""
-    if "\0" in model:
-        raise ModelError(f"{model!r} is no path")
-    if models_dir is not None:
-        try:
-            return files.inside(models_dir, models_dir / model)
-        except ModelError as error:
-            if not any_file:  # one answer for what is elsewhere and for what is nowhere: this is no way to look around
-                raise ModelError(f"the models folder has no file {model[:200]!r}; give a spec's stem") from error
-    if not any_file:
-        raise ModelError(
-            f"this server takes models by name only, not the path {model[:200]!r}; start it with --models-dir, put the "
-            "spec there and give the spec's stem",
-            code="model_refused",
-        )
-    return files.inside(Path("/"), Path(model).expanduser())
-
-
 def _spec_paths(models_dir: Path | None) -> dict[str, Path]:
     """The specs of the models folder by their stems."""
     if models_dir is None or not models_dir.is_dir():
@@ -198,14 +181,14 @@ def _spec_paths(models_dir: Path | None) -> dict[str, Path]:
 
 def _listed(name: str, path: Path, models_dir: Path | None) -> Listed:
     try:
-        ref = _from_path(name, files.inside(models_dir or path.parent, path))
+        ref = _from_file(name, ModelFile(files.inside(models_dir or path.parent, path), from_models_dir=True))
     except ModelError as error:
         return Listed(name, "unusable", error=error.message)
     return Listed(name, ref.kind, ref.needs)
 
 
-def _from_path(name: str, path: Path) -> ModelRef:
-    bundle = _bundle(path)
+def _from_file(name: str, file: ModelFile) -> ModelRef:
+    path, bundle = file.path, _bundle(file)
     kind = bundle.spec.kind
     if kind not in KINDS and kind not in _entry_points():
         raise invalid(
@@ -215,13 +198,14 @@ def _from_path(name: str, path: Path) -> ModelRef:
         detectors = ", ".join(TORCHVISION_DETECTORS)
         raise invalid(path.name, f"{bundle.spec.architecture!r} is no detector of torchvision; use one of {detectors}")
     own = (MOTION,) if kind == MOTION else None
-    return ModelRef(name, kind, EXTRAS.get(kind), path, bundle.sha256, bundle.labels or own)
+    return ModelRef(name, kind, EXTRAS.get(kind), path, bundle.sha256, bundle.labels or own, file.from_models_dir)
 
 
-def _bundle(path: Path) -> Bundle:
-    if path.suffix == ".toml":
-        return read_bundle(path)
-    if path.suffix == ".onnx":
+def _bundle(file: ModelFile) -> Bundle:
+    path = file.path
+    if path.suffix == SPEC_SUFFIX:
+        return read_bundle(path, None if file.from_models_dir else KINDS_ANYWHERE)
+    if path.suffix == ONNX_SUFFIX:
         return _bundle_of_onnx(path)
     raise ModelError(
         f"a {path.suffix or 'file without ending'} does not say how it is to be run; write a spec (.toml) beside it and "
@@ -250,7 +234,7 @@ def _read(ref: ModelRef) -> tuple[Bundle, bytes]:
     """The bundle that the reference was made of, read again, and its weights."""
     if ref.path is None:
         raise ModelError(f"the model {ref.name!r} has no files")
-    bundle = _bundle(ref.path)
+    bundle = _bundle(ModelFile(ref.path, ref.from_models_dir))
     if bundle.sha256 != ref.sha256:
         raise ModelError(
             f"the files of the model {ref.name!r} changed while it was started; start anew", code="model_changed"
@@ -274,7 +258,9 @@ def _load_onnx(_ref: ModelRef, bundle: Bundle | None, content: bytes, chosen: Pa
     return onnx.load_onnx(content, given.spec, given.labels, keep, given.path)
 
 
-def _load_exported(_ref: ModelRef, bundle: Bundle | None, content: bytes, chosen: Parameters) -> Model:
+def _load_exported(ref: ModelRef, bundle: Bundle | None, content: bytes, chosen: Parameters) -> Model:
+    if not ref.from_models_dir:  # checked once more, right before what can run code
+        raise only_from_the_models_folder(EXPORTED, ref.name)
     from vidflow.infra.models import detector, exported  # noqa: PLC0415
 
     given = _given(bundle)

@@ -36,7 +36,7 @@ The form::
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -51,6 +51,8 @@ TORCHVISION: Final = "torchvision"
 EXPORTED: Final = "exported"
 MOTION: Final = "motion"
 KINDS: Final = (ONNX, TORCHVISION, EXPORTED, MOTION)
+KINDS_ANYWHERE: Final = frozenset({ONNX})
+"""The kinds whose spec may be outside the models folder: their files are data, whoever wrote them."""
 
 MAX_LABELS: Final = 10_000
 MAX_LABEL_LENGTH: Final = 100
@@ -145,14 +147,16 @@ def parse(text: bytes, origin: str) -> ModelSpec:
     return spec
 
 
-def read_bundle(path: Path) -> Bundle:
-    """The spec at `path` with its labels and the digest of its weights.
+def read_bundle(path: Path, kinds: Collection[str] | None = None) -> Bundle:
+    """Return the spec at `path` with its labels and the digest of its weights.
 
-    Raises ModelError where the spec is wrong, where a file is missing, is none of the folder's or is not the one whose
-    sha256 the spec names.
+    `kinds`: the only kinds that it may be of (None: any); of another one, no further file is opened. Raises ModelError where
+    the spec is wrong, where a file is missing, is none of the folder's or is not the one whose sha256 the spec names.
     """
     text = files.read(path, files.MAX_SPEC_BYTES)
     spec = parse(text, path.name)
+    if kinds is not None and spec.kind not in kinds:
+        raise only_from_the_models_folder(spec.kind, path.name)
     labels_text, labels = _labels(spec, path)
     weights_path = files.confined(path.parent, spec.file) if spec.file is not None else None
     weights_sha256 = files.sha256_of_file(weights_path) if weights_path is not None else None
@@ -199,6 +203,15 @@ def check_labels(asked: Sequence[str], known: Sequence[str]) -> None:
     if unknown:
         some = ", ".join(sorted(set(known) - UNUSED_LABELS)[:20])
         raise ParameterError(f"the model has no label {unknown[0]!r}; it has {some}")
+
+
+def only_from_the_models_folder(kind: str, origin: str) -> ModelError:
+    """Return the error of a spec outside the models folder that is of a kind not in `KINDS_ANYWHERE`."""
+    return ModelError(
+        f"the model {origin} is of kind {kind!r}, which runs only from the models folder; put the spec and its files there "
+        "(--models-dir) and give the spec's stem",
+        code="model_refused",
+    )
 
 
 def invalid(origin: str, fault: str) -> ModelError:

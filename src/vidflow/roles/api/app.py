@@ -93,11 +93,12 @@ def _run_inbox(options: ApiOptions, stop: Stop) -> None:
 def run(options: ApiOptions, stop: Stop) -> None:
     """Serves until a stop is requested, then lets requests end, those that hang with an error.
 
-    Raises SetupError where it cannot listen, is not told of a database (or of Kafka, for its inbox), or has a default frame
-    rate or a data folder that is none.
+    Raises SetupError where it cannot listen, is not told of a database (or of Kafka, for its inbox), has a default frame
+    rate or a data folder that is none, or lets other machines name models by path.
     """
     scenarios.default_fps(options)
     require_folder(options)
+    models.require_loopback(options)
     require_postgres(options.database_url)
     if options.inbox:
         require_kafka(options.kafka, or_else="give --no-inbox where the inbox runs elsewhere, ")

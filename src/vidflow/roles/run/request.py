@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -11,7 +10,7 @@ from vidflow.domain.errors import ParameterError
 from vidflow.domain.messages import Parameters
 from vidflow.domain.sampling import ALL_FRAMES, frame_rate
 from vidflow.infra.models import registry
-from vidflow.roles.run.source import source_of
+from vidflow.roles.run.source import local_path, source_of
 from vidflow.settings import RunOptions
 
 
@@ -30,14 +29,14 @@ def check_model(options: RunOptions) -> None:
 
     Raises ModelError, ParameterError, or MissingExtra with the command to type.
     """
-    model = registry.resolve(_model(options.model), options.models_dir, any_file=True)
+    model = registry.resolve(_model(options.model), options.models_dir, any_onnx=True)
     registry.check_parameters(model, _parameters(options))
     registry.require_extra(model)
 
 
 def _model(model: str) -> str:
     """A spec's or model's path in full, as the server needs it, whose working directory is another; a name as it is."""
-    path = Path(model).expanduser()
+    path = local_path(model)
     return str(path.resolve()) if path.is_file() and (path.suffix or "/" in model) else model
 
 

@@ -18,12 +18,20 @@ def source_of(video: str) -> str:
         return str(_sample(video.removeprefix("sample:")))
     if "://" in video:
         return video
-    path = Path(video).expanduser().resolve()
+    path = local_path(video).resolve()
     if not path.is_file():
         raise SourceError(
             f"{video} is not a file; give a video file, a URL or one of {_names()}", code="source_missing"
         )
     return str(path)
+
+
+def local_path(typed: str) -> Path:
+    """Return what a person typed on this machine as a path, with `~` expanded if it names a home that exists."""
+    try:
+        return Path(typed).expanduser()
+    except RuntimeError:
+        return Path(typed)
 
 
 def _sample(name: str) -> Path:

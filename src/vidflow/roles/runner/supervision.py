@@ -67,7 +67,8 @@ class Workers:
         """Starts a worker for this deployment."""
         options = self._options
         task = link.Task(
-            deploy, options.kafka, options.media_root, options.any_file, options.models_dir, crashpoints=disarm("worker.")
+            deploy, options.kafka, options.media_root, options.any_file, options.models_dir, options.any_onnx,
+            crashpoints=disarm("worker."),
         )  # fmt: skip
         self._running[deploy.scenario_uuid, deploy.epoch] = _Worker(self._forkservers.context, task)
         crashpoint("runner.after_launch")

@@ -13,9 +13,13 @@ from vidflow.infra.models.model import Model
 from vidflow.roles.worker.read import Batch
 
 
-def load(deploy: Deploy, models_dir: Path | None, *, any_file: bool) -> Model:
-    """The deployment's model with its parameters in force. Raises ModelError, ParameterError, MissingExtra or Unavailable."""
-    known = registry.resolve(deploy.model, models_dir, any_file=any_file)
+def load(deploy: Deploy, models_dir: Path | None, *, any_onnx: bool) -> Model:
+    """Return the deployment's model with its parameters in force.
+
+    What the deployment may name is checked again here: a command may come from anywhere. Raises ModelError, ParameterError,
+    MissingExtra or Unavailable.
+    """
+    known = registry.resolve(deploy.model, models_dir, any_onnx=any_onnx)
     registry.require_same(known, deploy.model_sha256)
     return registry.load(known, deploy.parameters)
 

@@ -33,6 +33,7 @@ class Task(msgspec.Struct, frozen=True):
     media_root: Path | None = None
     any_file: bool = False
     models_dir: Path | None = None
+    any_onnx: bool = False
     crashpoints: str = ""
 
 

@@ -29,7 +29,7 @@ def process(task: Task, link: Link) -> EndReason:
         results = Results(task.kafka, deploy.scenario_uuid, link)
         try:
             results.send(_opened(deploy, video))
-            model = infer.load(deploy, task.models_dir, any_file=task.any_file)
+            model = infer.load(deploy, task.models_dir, any_onnx=task.any_onnx)
             return _frames(deploy, video, model, link, results)
         except DeliveryFailed:
             raise

@@ -1,0 +1,125 @@
+"""An exported program that runs code when it is loaded: neither a request nor a command from Kafka gets it loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests import clips
+from tests.integration.api_server import problem_of, ready
+from tests.integration.runners import RunnerProcess, Stage, deploy, new_uuid, runner
+
+from vidflow.domain.errors import ModelError
+from vidflow.domain.messages import EndReason, Entry
+from vidflow.infra.kafka_settings import KafkaSettings
+from vidflow.infra.models import registry
+from vidflow.infra.stopping import Stop
+from vidflow.roles.dev import Stack
+from vidflow.settings import ApiOptions, DevOptions
+
+pytest.importorskip("torch", reason="the extra torch is not installed")
+from tests.hostile_models import write_evil_program
+
+URL = "http://camera.example/video.mp4"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("hostile")
+
+
+@pytest.fixture(scope="module")
+def marker(folder: Path) -> Path:
+    return folder / "marker"
+
+
+@pytest.fixture(scope="module")
+def evil(folder: Path, marker: Path) -> Path:
+    """The spec as a stranger left it somewhere on the machine."""
+    (folder / "tmp").mkdir()
+    return write_evil_program(folder / "tmp", marker)
+
+
+@pytest.fixture(scope="module")
+def models(folder: Path, evil: Path) -> Path:
+    """The operator's models folder, into which the stranger got links to lead."""
+    models = folder / "models"
+    models.mkdir()
+    (models / "linked.toml").symlink_to(evil)
+    (models / "linked").symlink_to(evil.parent)
+    (models / "outside.toml").write_text(evil.read_text().replace('"evil.pt2"', '"linked/evil.pt2"'))
+    (models / "dots.toml").write_text(evil.read_text().replace('"evil.pt2"', '"../tmp/evil.pt2"'))
+    return models
+
+
+@pytest.fixture(autouse=True)
+def _nothing_ran(marker: Path) -> Iterator[None]:
+    yield
+    assert not marker.exists()
+
+
+def names(evil: Path, models: Path) -> list[str]:
+    """What a stranger may try."""
+    return [
+        str(evil), f"{evil.parent}/./evil.toml", f"/proc/self/root{evil}", str(models / "linked.toml"), str(models / "linked/evil.toml"),
+        "linked", "outside", "dots", "linked.toml", "linked/evil.toml", "outside.toml", str(evil.with_suffix(".pt2")),
+    ]  # fmt: skip
+
+
+def test_the_program_is_as_hostile_as_it_is_meant_to_be(tmp_path: Path) -> None:
+    write_evil_program(tmp_path, tmp_path / "mine")
+    with pytest.raises(ModelError, match=r"torch\.export cannot load it"):
+        registry.load(registry.resolve("evil", tmp_path))
+    assert (tmp_path / "mine").exists(), "the operator's own is loaded, with all that this means"
+
+
+@pytest.mark.parametrize("with_models", [False, True])
+def test_a_request_gets_no_program_accepted(database_url: str, evil: Path, models: Path, *, with_models: bool) -> None:
+    options = ApiOptions(
+        database_url=database_url, any_file=True, any_onnx=True, models_dir=models if with_models else None
+    )
+    with ready(options) as client:
+        for name in names(evil, models):
+            answer = client.post("/scenario/init", json={"source": URL, "model": name})
+            assert answer.status_code == 422, (name, answer.text)
+            assert answer.json()["code"].startswith("model_")
+            assert "evil.pt2 cannot" not in answer.text
+        named = client.post("/scenario/init", json={"source": URL, "model": str(evil)})
+        code = "model_unknown" if with_models else "model_refused"
+        assert "models folder" in problem_of(named, 422, code)["detail"]
+        assert client.get("/scenario").json()["items"] == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("with_models", [False, True])
+def test_a_command_from_kafka_gets_no_program_loaded(
+    kafka_settings: KafkaSettings, folder: Path, evil: Path, models: Path, *, with_models: bool
+) -> None:
+    clip = clips.constant_rate(folder / "clip.mp4", frames=5)
+    stage = Stage(kafka_settings)
+    options = ["--any-file", "--any-onnx", *(["--models-dir", str(models)] if with_models else [])]
+    with runner(kafka_settings, folder, *options) as process:
+        runner_id = process.id_on(stage)
+        for model in names(evil, models):
+            entry = _ended(stage, process, runner_id, clip, model)
+            assert (entry.reason, entry.fatal) == (EndReason.ERROR, True), model
+            assert entry.error is not None
+            assert entry.error.code.startswith("model_"), (model, entry)
+    stage.close()
+
+
+def _ended(stage: Stage, process: RunnerProcess, runner_id: str, clip: Path, model: str) -> Entry:
+    uuid = new_uuid()
+    stage.command(runner_id, deploy(uuid, clip, model))
+    entry = stage.ended(runner_id, uuid)
+    assert process.process.poll() is None
+    return entry
+
+
+@pytest.mark.parametrize("with_models", [False, True])
+def test_dev_lets_requests_name_onnx_models_only_without_a_models_folder(models: Path, *, with_models: bool) -> None:
+    stack = Stack(DevOptions(models_dir=models if with_models else None), print, print, Stop())
+    for kind in ("api", "runner"):
+        variables = stack._variables(kind)
+        assert variables["VIDFLOW_ANY_ONNX"] == ("false" if with_models else "true")

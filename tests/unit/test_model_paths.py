@@ -1,0 +1,228 @@
+"""Which files a request may name as a model, and how hostile ones are refused. No model is loaded here."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from vidflow.domain.errors import MissingExtra, ModelError, SetupError
+from vidflow.infra.models import registry
+from vidflow.infra.models.onnx_metadata import read_metadata
+from vidflow.roles.api.models import require_loopback
+from vidflow.roles.run.source import local_path
+from vidflow.settings import ApiOptions
+
+WEIGHTS = b"weights of a net"
+DIGEST = hashlib.sha256(WEIGHTS).hexdigest()
+
+
+def spec(kind: str = "onnx", file: str = "net.onnx", more: str = "") -> str:
+    labels, tensor = 'labels = ["thing"]', '[input]\nsize = [32, 64]\n[output]\ndecoder = "yolox"\n'
+    text = {
+        "onnx": f'file = "{file}"\n{labels}\n{more}\n{tensor}',
+        "exported": f'file = "{file}"\nsha256 = "{DIGEST}"\n{labels}\n{more}\n{tensor}',
+        "torchvision": f'file = "{file}"\n{labels}\narchitecture = "ssdlite320_mobilenet_v3_large"\n{more}\n',
+    }
+    return f'kind = "{kind}"\n' + text.get(kind, more)
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """A models folder with an ONNX model `net` and an exported program `program`, which the operator put there."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (folder / "net.onnx").write_bytes(WEIGHTS)
+    (folder / "net.toml").write_text(spec())
+    (folder / "program.pt2").write_bytes(WEIGHTS)
+    (folder / "program.toml").write_text(spec("exported", "program.pt2"))
+    return folder
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """A folder that anybody may write to, with files as a stranger would put them there."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    for name in ("net.onnx", "evil.pt2", "evil.pth", "evil.onnx"):
+        (folder / name).write_bytes(WEIGHTS)
+    (folder / "net.toml").write_text(spec())
+    (folder / "evil.toml").write_text(spec("exported", "evil.pt2"))
+    return folder
+
+
+def refusal(model: str, models_dir: Path | None = None, *, any_onnx: bool = False) -> str:
+    with pytest.raises(ModelError) as refused:
+        registry.resolve(model, models_dir, any_onnx=any_onnx)
+    assert refused.value.code.startswith("model_")
+    return refused.value.message
+
+
+def test_an_onnx_model_may_be_named_anywhere_only_where_that_is_allowed(elsewhere: Path) -> None:
+    ref = registry.resolve(str(elsewhere / "net.toml"), any_onnx=True)
+    assert (ref.kind, ref.from_models_dir) == ("onnx", False)
+    assert "--models-dir" in refusal(str(elsewhere / "net.toml"))
+
+
+def test_with_a_models_folder_nothing_elsewhere_may_be_named(models: Path, elsewhere: Path) -> None:
+    for name in ("net.toml", "evil.toml", "net.onnx", "none.toml"):
+        assert "the models folder has no file" in refusal(str(elsewhere / name), models, any_onnx=True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        spec("exported", "evil.pt2"), spec("exported", "evil.onnx"), spec("torchvision", "evil.pth"), 'kind = "motion"\n',
+        'kind = "torchvision"\narchitecture = "ssd300_vgg16"\nweights = "COCO_V1"\n', 'kind = "other"\noptions = {a = 1}\n',
+        'kind = "Exported"\n', 'kind = "EXPORTED"\n', 'kind = "ONNX"\n',
+    ],
+)  # fmt: skip
+def test_no_other_kind_may_be_named_outside_the_models_folder(elsewhere: Path, text: str) -> None:
+    (elsewhere / "evil.toml").write_text(text)
+    assert "runs only from the models folder" in refusal(str(elsewhere / "evil.toml"), any_onnx=True)
+
+
+def test_the_files_of_a_kind_that_is_refused_are_not_opened(elsewhere: Path) -> None:
+    (elsewhere / "evil.toml").write_text(spec("exported", "none.pt2"))
+    assert "runs only from the models folder" in refusal(str(elsewhere / "evil.toml"), any_onnx=True)
+
+
+def test_an_exported_program_of_the_models_folder_is_the_operators(models: Path) -> None:
+    for name in ("program", "program.toml", str(models / "program.toml")):
+        ref = registry.resolve(name, models)
+        assert (ref.kind, ref.from_models_dir) == ("exported", True)
+
+
+def test_a_reference_that_says_otherwise_loads_no_exported_program(models: Path) -> None:
+    ref = msgspec.structs.replace(registry.resolve("program", models), from_models_dir=False)
+    with pytest.raises((ModelError, MissingExtra), match=r"runs only from the models folder|torch"):
+        registry.load(ref)
+
+
+@pytest.mark.parametrize(
+    "name", ["link.toml", "sub/link.toml", "sub/../../elsewhere/evil.toml", "../elsewhere/evil.toml"]
+)
+def test_a_link_or_dots_lead_nowhere_out_of_the_models_folder(models: Path, elsewhere: Path, name: str) -> None:
+    (models / "sub").mkdir()
+    for place in (models, models / "sub"):
+        (place / "link.toml").symlink_to(elsewhere / "evil.toml")
+    assert "the models folder has no file" in refusal(name, models)
+    if name == "link.toml":
+        assert "leads out of" in refusal("link", models), "by its stem too"
+
+
+def test_a_link_from_outside_into_the_models_folder_names_nothing_there(models: Path, elsewhere: Path) -> None:
+    (elsewhere / "in.toml").symlink_to(models / "program.toml")
+    (elsewhere / "folder").symlink_to(models)
+    for path in ("in.toml", "folder/program.toml"):
+        assert "the models folder has no file" in refusal(str(elsewhere / path), models)
+        assert "runs only from the models folder" in refusal(str(elsewhere / path), any_onnx=True)
+
+
+def test_a_folder_that_is_linked_out_of_the_models_folder_names_nothing(models: Path, elsewhere: Path) -> None:
+    (models / "sub").symlink_to(elsewhere)
+    assert "the models folder has no file" in refusal("sub/evil.toml", models)
+    assert "the models folder has no file" in refusal(str(models / "sub/evil.toml"), models)
+
+
+@pytest.mark.parametrize("file", ["../elsewhere/evil.pt2", "link.pt2", "sub/evil.pt2", "/etc/hostname"])
+def test_the_file_of_a_spec_in_the_models_folder_stays_in_it(models: Path, elsewhere: Path, file: str) -> None:
+    (models / "link.pt2").symlink_to(elsewhere / "evil.pt2")
+    (models / "sub").symlink_to(elsewhere)
+    (models / "program.toml").write_text(spec("exported", file))
+    with pytest.raises(ModelError):
+        registry.resolve("program", models)
+
+
+@pytest.mark.parametrize("more", ['labels = "../secret.names"', 'labels = "link.names"'])
+def test_the_labels_of_a_spec_that_is_named_anywhere_stay_in_its_folder(elsewhere: Path, more: str) -> None:
+    (elsewhere.parent / "secret.names").write_text("secret")
+    (elsewhere / "link.names").symlink_to(elsewhere.parent / "secret.names")
+    (elsewhere / "net.toml").write_text(spec().replace('labels = ["thing"]', more))
+    assert "secret\n" not in refusal(str(elsewhere / "net.toml"), any_onnx=True)
+
+
+def test_the_models_folder_may_be_a_link_and_be_named_relatively(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to(models)
+    monkeypatch.chdir(tmp_path / "elsewhere" if (tmp_path / "elsewhere").exists() else models)
+    assert registry.resolve("program.toml", Path("../models")).from_models_dir
+    assert registry.resolve(str(models / "program.toml"), tmp_path / "link").from_models_dir
+    assert registry.resolve(str(tmp_path / "link/program.toml"), tmp_path / "link").from_models_dir
+
+
+@pytest.mark.parametrize("suffix", [".toml", ".onnx"])
+@pytest.mark.parametrize("make", ["directory", "pipe", "sparse", "empty", "device"])
+def test_what_is_no_plain_file_of_a_models_size_is_refused_at_once(elsewhere: Path, suffix: str, make: str) -> None:
+    path = elsewhere / f"odd{suffix}"
+    if make == "directory":
+        path.mkdir()
+    elif make == "pipe":
+        os.mkfifo(path)
+    elif make == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.touch()
+        os.truncate(path, 10 * 1024**3 if make == "sparse" else 0)
+    refusal(str(path), any_onnx=True)
+    (elsewhere / "net.toml").write_text(spec(file=f"odd{suffix}"))
+    refusal(str(elsewhere / "net.toml"), any_onnx=True)
+
+
+def test_an_onnx_file_of_countless_tiny_fields_is_refused_at_once(elsewhere: Path) -> None:
+    path = elsewhere / "odd.onnx"
+    path.write_bytes(b"\x08\x07" * 1_000_000)
+    with pytest.raises(ModelError, match="no ONNX model"):
+        read_metadata(path)
+    os.truncate(path, 2 * 1024**3 - 1)
+    path.write_bytes(b"")
+    os.truncate(path, 2 * 1024**3 - 1)  # zeros as far as one may look
+    with pytest.raises(ModelError, match="no ONNX model"):
+        read_metadata(path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/proc/self/root{0}/evil.toml", "/proc/self/cwd/evil.toml", "/proc/self/fd/3", "/proc/self/environ", "/dev/stdin",
+        "/sys/kernel/net.onnx", "{0}/../../../../../../../proc/self/root{0}/net.toml", "~/net.toml", "~root/net.onnx", "net.toml",
+        "./net.toml", "{0}/net.toml\0", "{0}/net\n.toml", "{0}/\x1b[2J.toml", "{0}/\u2028.toml", "{0}/net.TOML", "{0}/NET.toml",
+        "{0}/evil.PT2", "{0}/evil.pt2", "{0}/net.json", "{0}", "/", "", "//", "file://{0}/net.toml", "{0}/" + "x" * 300,
+        "{0}/" + "x/" * 3000 + "net.toml",
+    ],
+)  # fmt: skip
+def test_a_path_that_is_odd_is_refused(elsewhere: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setenv("HOME", str(elsewhere))
+    message = refusal(path.replace("{0}", str(elsewhere)), any_onnx=True)
+    assert message.isprintable()
+    refusal(path.replace("{0}", str(elsewhere)), elsewhere / "none")
+
+
+def test_a_link_to_a_model_must_be_named_like_one(elsewhere: Path) -> None:
+    (elsewhere / "link.pth").symlink_to(elsewhere / "net.toml")
+    (elsewhere / "data").write_text(spec())
+    (elsewhere / "link.toml").symlink_to(elsewhere / "data")
+    for name in ("link.pth", "link.toml"):
+        assert "neither an ONNX file" in refusal(str(elsewhere / name), any_onnx=True)
+
+
+def test_a_home_that_does_not_exist_is_no_traceback_for_who_types_it() -> None:
+    assert local_path("~nobody-has-this-name/clip.mp4") == Path("~nobody-has-this-name/clip.mp4")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org", ""])  # noqa: S104 - nothing listens
+def test_other_machines_may_not_be_let_name_models_by_path(host: str, tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="--models-dir"):
+        require_loopback(ApiOptions(host=host, any_onnx=True))
+    require_loopback(ApiOptions(host=host))
+    require_loopback(ApiOptions(host=host, any_onnx=True, models_dir=tmp_path))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.8.8.8"])
+def test_this_machine_may_be_let_name_models_by_path(host: str) -> None:
+    require_loopback(ApiOptions(host=host, any_onnx=True))
