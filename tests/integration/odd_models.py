@@ -5,11 +5,13 @@ They know "their" picture by its brightness; see tests/clips.py.
 
 from __future__ import annotations
 
+import base64
 import ctypes
+import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -17,7 +19,7 @@ from vidflow.domain.detections import Detection, InferenceError
 
 BAD_FRAME = 6
 BRIGHTNESS = 30 + (BAD_FRAME * 37) % 190
-NAMES = ("poisonous", "buggy", "mumbling", "deadly", "hanging", "greedy", "patient")
+NAMES = ("poisonous", "buggy", "mumbling", "deadly", "hanging", "greedy", "patient", "shouting", "babbling")
 Seen = tuple[Detection, ...]
 
 
@@ -95,6 +97,20 @@ def greedy(_bundle: object, _parameters: object) -> OddModel:
 
 def patient(_bundle: object, _parameters: object) -> OddModel:
     return OddModel(lambda: None, pause_s=0.02)
+
+
+def shouting(_bundle: object, _parameters: object) -> OddModel:
+    _end_with(b"\x01\x1b" * 4096)
+
+
+def babbling(_bundle: object, _parameters: object) -> OddModel:
+    _end_with(base64.b64encode(os.urandom(6144)))
+
+
+def _end_with(last_words: bytes) -> NoReturn:
+    """Ends the process with these words on standard error, and no other."""
+    os.write(2, last_words)
+    os._exit(3)
 
 
 def install(folder: Path) -> dict[str, str]:

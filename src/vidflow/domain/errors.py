@@ -119,7 +119,7 @@ class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
 
     code: Annotated[str, msgspec.Meta(pattern=STORABLE)]
     message: Annotated[str, msgspec.Meta(pattern=STORABLE)]
-    frame_number: int | None = None
+    frame_number: Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)] | None = None
 
 
 def info_of(error: VidflowError, frame_number: int | None = None) -> ErrorInfo:
@@ -128,5 +128,8 @@ def info_of(error: VidflowError, frame_number: int | None = None) -> ErrorInfo:
 
 
 def storable(text: str) -> str:
-    """The text with each NUL replaced: a library's words or a worker's last ones may hold any."""
-    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    """Return the text without what cannot be stored or encoded: a library's words, or a worker's last ones, may hold any.
+
+    A NUL, and half of a surrogate pair, as a file name that is no UTF-8 has it.
+    """
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()

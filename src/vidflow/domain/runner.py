@@ -14,11 +14,14 @@ import msgspec
 
 from vidflow.domain.errors import ErrorInfo, storable
 from vidflow.domain.messages import Command, Deploy, EndReason, Entry, Forget, Ping, Report, StopWork, Waiting
+from vidflow.domain.report_size import end_within, has_place
 
 REMEMBER_S: Final = 3600.0
 """How long a seen epoch is remembered: far longer than any copy of a command is late."""
 DETAIL_CHARACTERS: Final = 8192
 """What an entry keeps of a worker's last words: enough for the stack of a crash in native code, whose top stands first."""
+DETAIL_BYTES: Final = DETAIL_CHARACTERS + 2048
+"""And what that may take in a report: control characters take six bytes each."""
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -54,6 +57,10 @@ class Charge(msgspec.Struct, frozen=True):
         """Whether a worker may start for it: not draining, and a slot free beside the one that the scenario itself holds."""
         busy = sum(entry.running for entry in self.entries if entry.scenario_uuid != scenario_uuid)
         return not self.draining and busy < self.capacity
+
+    def can_list(self, scenario_uuid: str) -> bool:
+        """Return whether a report has a place for an entry of this scenario beside those of the others."""
+        return self.entry(scenario_uuid) is not None or has_place(self.entries)
 
 
 class Nothing(msgspec.Struct, frozen=True):
@@ -108,6 +115,8 @@ def _deploy(charge: Charge, deploy: Deploy, now_s: float) -> tuple[Charge, Actio
     uuid, epoch = deploy.scenario_uuid, deploy.epoch
     if charge.seen_epoch(uuid) >= epoch:
         return _saw(charge, uuid, epoch, now_s), Nothing()
+    if not charge.can_list(uuid):  # as if it were lost: it is given again, or to another runner
+        return charge, Nothing()
     older = charge.entry(uuid)
     replaces = older.epoch if older is not None and older.running else None
     charge, room = _saw(charge, uuid, epoch, now_s), charge.has_room_for(uuid)
@@ -124,7 +133,7 @@ def _stop(charge: Charge, stop: StopWork, now_s: float) -> tuple[Charge, Action]
     charge = _saw(charge, uuid, epoch, now_s)
     if entry is not None and entry.running and entry.epoch <= epoch:
         return charge, Finish(uuid, entry.epoch, EndReason.STOPPED)
-    if unseen:  # so that its deploy, should it come, is old
+    if unseen and charge.can_list(uuid):  # so that its deploy, should it come, is old
         return _with(charge, Entry(uuid, epoch, reason=EndReason.STOPPED)), Nothing()
     return charge, Nothing()
 
@@ -152,7 +161,9 @@ def worker_ended(
     entry = charge.entry(scenario_uuid)
     if entry is None or not entry.running or entry.epoch != epoch:
         return charge
-    tail = storable(detail[-DETAIL_CHARACTERS:]) if detail else None
+    tail = end_within(storable(detail[-DETAIL_CHARACTERS:]), DETAIL_BYTES) if detail else None
+    if error is not None:
+        error = ErrorInfo(storable(error.code), storable(error.message), error.frame_number)
     return _with(charge, msgspec.structs.replace(entry, reason=reason, error=error, fatal=fatal, detail=tail))
 
 

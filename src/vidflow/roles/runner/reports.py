@@ -10,20 +10,25 @@ import time
 from collections import deque
 from typing import Final
 
-from confluent_kafka import KafkaError, Message
+from confluent_kafka import KafkaError, KafkaException, Message
 
 from vidflow import __version__
 from vidflow.domain.errors import Unavailable
-from vidflow.domain.messages import RUNNER_EVENTS, encode
+from vidflow.domain.messages import RUNNER_EVENTS
+from vidflow.domain.report_size import REPORT_BYTES, encoded_within
 from vidflow.domain.runner import Charge, is_empty, report
 from vidflow.infra import kafka
+from vidflow.infra.telemetry import log
 
 EVERY_S: Final = 1.0
 PATIENCE_S: Final = 30.0
 """How long the workers of a runner that is cut off may go on."""
+LEAST_BYTES: Final = 16_000
+"""A report is made no smaller than this for a broker that takes no large ones."""
 _UNANSWERED: Final = 5
 """No more reports than these are on their way: newer ones say it all again."""
 _PURGED: Final = (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT)  # noqa: SLF001
+_log = log("runner")
 
 
 class Reports:
@@ -41,6 +46,7 @@ class Reports:
         self.goodbye_heard = False
         """Whether the broker has acknowledged a report that lists nothing and says that the runner drains."""
         self._answered = 0
+        self._budget_bytes = REPORT_BYTES
 
     def open(self) -> None:
         """Waits for the broker, so that the first report goes at once. Raises KafkaAway."""
@@ -85,20 +91,38 @@ class Reports:
         if charge.draining and is_empty(charge):
             self._said_goodbye.add(number)
 
-        def answered(error: KafkaError | None, _message: Message) -> None:
-            self._on_answer(number, error)
+        def answered(error: KafkaError | None, message: Message) -> None:
+            self._on_answer(number, error, len(message.value() or b""))
 
         self._unanswered.append((number, time.monotonic()))
-        self._producer.produce(RUNNER_EVENTS, encode(said), key=self._runner, on_delivery=answered)
         self._sent_s, self._owed = time.monotonic(), False
+        value = encoded_within(said, self._budget_bytes)
+        try:
+            self._producer.produce(RUNNER_EVENTS, value, key=self._runner, on_delivery=answered)
+        except KafkaException as refused:
+            self._on_answer(number, refused.args[0], len(value))
         self._producer.poll(0)
 
-    def _on_answer(self, number: int, error: KafkaError | None) -> None:
+    def _on_answer(self, number: int, error: KafkaError | None, size_bytes: int) -> None:
         self._unanswered = deque(waiting for waiting in self._unanswered if waiting[0] != number)
-        if error is None:
+        if error is not None and error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+            self._shrink(size_bytes)
+        elif error is None:
             self._answered = max(self._answered, number)
             self.goodbye_heard = self.goodbye_heard or number in self._said_goodbye
         elif error.code() not in _PURGED:
             raise Unavailable(
                 f"Kafka does not take the reports of runner {self._runner}: {error.str()}; start it again"
+            )
+
+    def _shrink(self, size_bytes: int) -> None:
+        """Make reports half as large as one that was refused: the broker, its topic or this client has a lower limit than usual."""
+        smaller = max(size_bytes // 2, LEAST_BYTES)
+        if smaller < self._budget_bytes:
+            self._budget_bytes, self._owed = smaller, True
+            _log.warning(
+                "report_too_large",
+                bytes=size_bytes,
+                does=f"cuts the errors in its reports to {smaller} bytes in all",
+                needs=f"a higher limit: set max.message.bytes of the topic {RUNNER_EVENTS} to 1048588",
             )

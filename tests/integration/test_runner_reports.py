@@ -1,0 +1,106 @@
+"""A real runner whose workers fail with more words than a message may hold: it keeps running, and reports every one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
+from tests import clips
+from tests.integration import odd_models
+from tests.integration.runners import RunnerProcess, Stage, deploy, new_uuid, runner
+
+from vidflow.domain.messages import RUNNER_EVENTS, EndReason, Ping
+from vidflow.infra import kafka
+from vidflow.infra.kafka_settings import KafkaSettings
+
+pytestmark = pytest.mark.long
+
+WORKERS = 40
+"""With 8 kB of control characters from each, which JSON writes with six bytes, a report would have 1.9 MB."""
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return clips.constant_rate(tmp_path_factory.mktemp("clips") / "clip.mp4", frames=5)
+
+
+@pytest.fixture(scope="module")
+def stage(kafka_settings: KafkaSettings) -> Iterator[Stage]:
+    stage = Stage(kafka_settings)
+    yield stage
+    stage.close()
+
+
+@contextmanager
+def a_runner(settings: KafkaSettings, folder: Path) -> Iterator[RunnerProcess]:
+    options = ["--any-file", "--max-workers", str(WORKERS)]
+    with runner(settings, folder, *options, environment=odd_models.install(folder)) as process:
+        yield process
+
+
+def fail_all(stage: Stage, name: str, clip: Path, model: str) -> set[str]:
+    """Give the runner as many scenarios as it has slots; return once all are reported as ended."""
+    uuids = {new_uuid() for _ in range(WORKERS)}
+    for uuid in uuids:
+        stage.command(name, deploy(uuid, clip, model))
+
+    def all_ended() -> bool:
+        report = stage.last_report(name)
+        return report is not None and uuids == {one.scenario_uuid for one in report.entries if not one.running}
+
+    stage.until(all_ended, "all are listed as ended", limit_s=90)
+    return uuids
+
+
+def test_a_runner_whose_workers_all_fail_with_control_characters_keeps_running(
+    kafka_settings: KafkaSettings, tmp_path: Path, stage: Stage, clip: Path
+) -> None:
+    with a_runner(kafka_settings, tmp_path) as process:
+        name = process.id_on(stage)
+        fail_all(stage, name, clip, "shouting")
+        report = stage.last_report(name)
+        assert report is not None
+        for entry in report.entries:
+            assert entry.reason is EndReason.CRASHED
+            assert entry.error is not None
+            assert entry.error.code == "worker_crashed"
+            assert (entry.detail or "").endswith("\x01\x1b")
+        taken = report.taken
+        stage.command(name, Ping(name))
+        stage.until(lambda: (last := stage.last_report(name)) and last.taken == taken + 1, "it hears on")
+        assert process.process.poll() is None
+        assert "report_too_large" not in process.log
+
+
+def test_a_topic_that_takes_no_large_messages_makes_the_reports_smaller_and_is_told_of(
+    kafka_settings: KafkaSettings, tmp_path: Path, stage: Stage, clip: Path
+) -> None:
+    with limited(kafka_settings, RUNNER_EVENTS, 60_000), a_runner(kafka_settings, tmp_path) as process:
+        name = process.id_on(stage)
+        fail_all(stage, name, clip, "babbling")
+        assert process.process.poll() is None
+        assert "set max.message.bytes of the topic runner_events to 1048588" in process.log
+        report = stage.last_report(name)
+        assert report is not None
+        assert all(entry.detail and entry.error and entry.error.message for entry in report.entries)
+
+
+@contextmanager
+def limited(settings: KafkaSettings, topic: str, most_bytes: int) -> Iterator[None]:
+    """The topic takes no larger messages while the block lasts."""
+    client = kafka.admin(settings)
+
+    def alter(operation: AlterConfigOpType) -> None:
+        entry = ConfigEntry("max.message.bytes", str(most_bytes), incremental_operation=operation)
+        resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[entry])
+        for answer in client.incremental_alter_configs([resource]).values():
+            answer.result(10)
+
+    alter(AlterConfigOpType.SET)
+    try:
+        yield
+    finally:
+        alter(AlterConfigOpType.DELETE)

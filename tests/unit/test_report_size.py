@@ -1,0 +1,173 @@
+"""A report stays below a number of bytes: whatever its texts hold, however many entries it lists, and cut fairly."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vidflow.domain.errors import ErrorInfo, storable
+from vidflow.domain.messages import MAX_FRAME, EndReason, Entry, Report, StopWork, Waiting, decode_runner_event, encode
+from vidflow.domain.report_size import (
+    FULL_ENTRY_BYTES,
+    LISTED_BYTES,
+    PLAIN_ENTRY_BYTES,
+    REPORT_BYTES,
+    encoded_within,
+    end_within,
+    fair_share,
+    has_place,
+    start_within,
+)
+from vidflow.domain.runner import DETAIL_CHARACTERS, Charge, obey, report, worker_ended
+
+CLIENT_LIMIT = 1_000_000
+"""librdkafka's message.max.bytes, where nobody sets another."""
+ODD = ["\x01", "\x1b", '"', "\\", "\n", "\N{GRINNING FACE}", "é", "\x7f", "\u2028", "\N{REPLACEMENT CHARACTER}", "a"]
+hostile = st.text(st.sampled_from(ODD), max_size=300) | st.text(max_size=100).map(storable)
+
+
+def uuid(number: int) -> str:
+    return f"01930000-0000-7000-8000-{number:012x}"
+
+
+def failed(number: int, message: str, detail: str | None, code: str = "worker_failed") -> Entry:
+    error = ErrorInfo(code, message, MAX_FRAME)
+    return Entry(
+        uuid(number), MAX_FRAME, MAX_FRAME, Waiting.INFERENCE, EndReason.HANDED_OVER, error, fatal=True, detail=detail
+    )
+
+
+def report_of(*entries: Entry) -> Report:
+    return Report("r" * 200, "p" * 200, MAX_FRAME, 65535, MAX_FRAME, draining=False, entries=entries, version="v" * 200)
+
+
+def told(value: bytes) -> tuple[Entry, ...]:
+    event = decode_runner_event(value)
+    assert isinstance(event, Report)
+    return event.entries
+
+
+def inner(text: str) -> int:
+    return len(msgspec.json.encode(text)) - 2
+
+
+def is_start(text: str, whole: str) -> bool:
+    return text == whole or (text.endswith("…") and whole.startswith(text[:-1])) or not text
+
+
+def is_end(text: str | None, whole: str | None) -> bool:
+    return text == whole or not text or (text.startswith("…") and (whole or "").endswith(text[1:]))
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(hostile, hostile | st.none(), hostile), max_size=12), st.integers(3000, 20_000))
+def test_it_stays_within_its_bytes_and_lists_every_entry(texts: list[tuple[str, str | None, str]], budget: int) -> None:
+    entries = [failed(number, message, detail, code) for number, (message, detail, code) in enumerate(texts)]
+    budget = max(budget, 1000 + len(entries) * FULL_ENTRY_BYTES)
+    value = encoded_within(report_of(*entries), budget)
+    assert len(value) <= budget
+    for before, after in zip(entries, told(value), strict=True):
+        assert before.error is not None
+        assert after.error is not None
+        assert is_start(after.error.code, before.error.code)
+        assert is_start(after.error.message, before.error.message)
+        assert is_end(after.detail, before.detail or None)
+        bare = {"error": None, "detail": None}
+        assert msgspec.structs.replace(after, **bare) == msgspec.structs.replace(before, **bare)
+
+
+@given(hostile, st.integers(-5, 700))
+def test_a_text_is_cut_to_the_longest_part_that_fits(text: str, limit: int) -> None:
+    start, end = start_within(text, limit), end_within(text, limit)
+    assert is_start(start, text)
+    assert is_end(end, text)
+    for cut, longer in ((start, text[: len(start)] + "…"), (end, "…" + text[len(text) - len(end) :])):
+        if inner(text) <= limit:
+            assert cut == text
+        else:
+            assert inner(cut) <= max(limit, 0)
+            assert limit < 3 or (cut.strip("…") != text and inner(longer) > limit)
+
+
+@given(st.lists(st.integers(0, 5000), max_size=40), st.integers(-100, 50_000))
+def test_shares_are_fair_and_use_the_room(sizes: list[int], room: int) -> None:
+    share = fair_share(sizes, room)
+    used = sum(min(size, share) for size in sizes)
+    assert used <= max(room, 0)
+    cut = sum(size > share for size in sizes)
+    assert not cut or max(room, 0) - used < len(sizes), "no room is left over that could be shared"
+
+
+def test_a_report_that_fits_is_not_touched() -> None:
+    whole = report_of(failed(1, "message", "detail" * 1000), failed(2, "x" * 500, None))
+    assert encoded_within(whole) == encode(whole)
+
+
+@pytest.mark.parametrize("odd", [*ODD, "Traceback: in a line of a file\n"])
+def test_five_hundred_failures_with_long_odd_words_fit(odd: str) -> None:
+    words = storable((odd * 8192)[:8192])
+    entries = [failed(number, words[:4000], words[:DETAIL_CHARACTERS]) for number in range(500)]
+    value = encoded_within(report_of(*entries))
+    assert CLIENT_LIMIT * 0.85 < len(value) <= REPORT_BYTES, "the room is used"
+    for entry in told(value):
+        assert entry.error is not None
+        assert entry.error.code == "worker_failed"
+        assert inner(entry.error.message) > 600
+        assert inner(entry.detail or "") > 600
+        assert (entry.detail or "").endswith(words[-1])
+
+
+def test_short_words_stay_whole_beside_long_ones() -> None:
+    long = [failed(number, "m" * 4000, "d" * 8192) for number in range(300)]
+    short = [failed(number, "the model is not there", "last words") for number in range(300, 600)]
+    after = told(encoded_within(report_of(*long, *short)))
+    assert list(after[300:]) == short
+    assert len({(entry.error and len(entry.error.message), len(entry.detail or "")) for entry in after[:300]}) == 1
+
+
+def test_what_an_entry_needs_is_no_more_than_is_counted() -> None:
+    full = failed(1, "\x01" * 4000, "\x01" * 8192, code="\x01" * 4000)
+    (cut,) = told(encoded_within(report_of(full), 1500))
+    assert len(msgspec.json.encode(cut)) <= 1500
+    bare = report_of(*[failed(number, "m" * 50, "d" * 50, code="c" * 64) for number in range(2)])
+    assert len(encode(bare)) - len(encode(report_of(bare.entries[0]))) <= FULL_ENTRY_BYTES
+    plain = Entry(uuid(1), MAX_FRAME, MAX_FRAME, Waiting.INFERENCE, EndReason.HANDED_OVER)
+    assert len(msgspec.json.encode(plain)) < PLAIN_ENTRY_BYTES
+
+
+def test_as_many_entries_as_have_a_place_fit_with_the_oddest_words() -> None:
+    most = LISTED_BYTES // FULL_ENTRY_BYTES
+    assert most >= 2000
+    entries = [failed(number, "\x01" * 600, "\x1b" * 1000, code="\x02" * 1000) for number in range(most)]
+    assert not has_place(entries)
+    assert has_place(entries[1:])
+    value = encoded_within(report_of(*entries))
+    assert len(value) <= REPORT_BYTES
+    assert all(entry.error and entry.error.code.startswith("\x02") for entry in told(value))
+    assert all(entry.error and entry.error.message and entry.detail for entry in told(value))
+
+
+def test_thousands_of_entries_from_commands_alone_always_fit() -> None:
+    stopped = tuple(Entry(uuid(number), MAX_FRAME, reason=EndReason.STOPPED) for number in range(4000))
+    charge = Charge(2, entries=stopped)
+    for number in range(4000, 5000):
+        charge, _ = obey(charge, StopWork(uuid(number), MAX_FRAME), 0.0)
+    assert 4000 < len(charge.entries) < 5000
+    assert charge.taken == 1000
+    assert charge.seen_epoch(uuid(4999)) == MAX_FRAME, "its deploy is old all the same"
+    said = report(charge, runner="r", pool="p", number=1, version="1")
+    assert len(encoded_within(said)) <= REPORT_BYTES
+    assert len(told(encoded_within(said))) == len(charge.entries)
+
+
+def test_an_ended_worker_never_leaves_the_report() -> None:
+    most = LISTED_BYTES // FULL_ENTRY_BYTES
+    charge = Charge(most, entries=tuple(Entry(uuid(number), 1, waits_for=Waiting.SOURCE) for number in range(most)))
+    for number in range(0, most, 10):
+        error = ErrorInfo("c" * 4000, "\x01" * 4000)
+        charge = worker_ended(charge, uuid(number), 1, EndReason.ERROR, error, detail="\x01" * 20_000)
+    value = encoded_within(report(charge, runner="r", pool="p", number=1, version="1"))
+    assert len(value) <= REPORT_BYTES
+    assert [entry.scenario_uuid for entry in told(value)] == [uuid(number) for number in range(most)]
