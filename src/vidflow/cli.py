@@ -179,7 +179,10 @@ def runner(
     grace_s: Annotated[float, option("grace-s", "Seconds that a draining runner has.", at_least=0)] = 25.0,
     start_deadline_s: Annotated[float, option("start-deadline-s", "Seconds that a worker may take to start.", at_least=1)] = 60.0,
     inference_deadline_s: Annotated[float, option("inference-deadline-s", "Seconds that a batch may take.", at_least=1)] = 60.0,
-    worker_memory_bytes: Annotated[int | None, option("worker-memory-bytes", "The most memory of a worker.", at_least=1)] = None,
+    worker_memory_bytes: Annotated[int | None, option(
+        "worker-memory-bytes", "The most memory of a worker; 0: no cap. By default its share of 80% of all memory, at least 2 GiB.",
+        at_least=0,
+    )] = None,
 ) -> None:  # fmt: skip
     """Keep worker processes that read videos and run models."""
     from vidflow.roles.runner import run  # noqa: PLC0415

@@ -76,7 +76,7 @@ class RunnerOptions(Common, frozen=True, kw_only=True):
 
     `any_file` is about videos, `any_onnx` about ONNX models and their specs, where there is no `models_dir`.
     `start_deadline_s` and `inference_deadline_s` bound what a worker may take in its start and for one batch;
-    `worker_memory_bytes` is its cap (None: no cap).
+    `worker_memory_bytes` is its memory cap (None: chosen from the machine's memory and the slots, 0: no cap).
     """
 
     max_workers: int = 2

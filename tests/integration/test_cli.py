@@ -43,10 +43,12 @@ from tests.integration.programs import (
 
 from vidflow.cli import app
 from vidflow.domain.messages import DEAD_LETTERS, PARTITIONS
+from vidflow.domain.runner import default_memory_cap
 from vidflow.infra import kafka, outbox
 from vidflow.infra.embedded.kafka import EmbeddedKafka
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
 from vidflow.infra.kafka_settings import KafkaSettings
+from vidflow.infra.memory import available_bytes
 from vidflow.infra.migrations import migrate
 from vidflow.infra.postgres import connect
 from vidflow.infra.stopping import Stop
@@ -362,7 +364,8 @@ def test_max_workers_is_how_many_slots_a_runner_has(tmp_path: Path, kafka_settin
     kafka.create_topics(kafka_settings)
     given = {"MAX_WORKERS": "7", "VIDFLOW_KAFKA": kafka_settings.bootstrap}
     with started(tmp_path, "runner", given=given) as runner:
-        runner.until("runner_ready .*slots=7")
+        cap = default_memory_cap(available_bytes(), 7)
+        runner.until(f"runner_ready .*slots=7 worker_memory_bytes={cap}")
         assert runner.end() == 0
 
 

@@ -229,9 +229,24 @@ def test_a_model_that_hangs_is_ended_at_its_deadline(
 def test_a_model_that_grows_past_the_cap_is_ended(stage: Stage, keeper: RunnerProcess, name: str, clip: Path) -> None:
     uuid = new_uuid()
     stage.command(name, deploy(uuid, clip, "greedy", attempt=1))
-    assert stage.ended(name, uuid).reason is EndReason.MEMORY
+    entry = stage.ended(name, uuid)
+    assert (entry.reason, entry.error and entry.error.code) == (EndReason.MEMORY, "worker_memory")
+    assert entry.error is not None
+    assert "cap of 1200000000 bytes" in entry.error.message
+    assert "--worker-memory-bytes" in entry.error.message
     assert keeper.workers() == []
     clear(stage, name, uuid)
+
+
+def test_a_cap_of_0_is_no_cap_and_a_worker_goes_before_its_runner_where_memory_runs_out(
+    kafka_settings: KafkaSettings, folder: Path, environment: dict[str, str], stage: Stage, endless: Path
+) -> None:
+    with runner(kafka_settings, folder, "--any-file", "--worker-memory-bytes", "0", environment=environment) as process:
+        busy(stage, process.id_on(stage), endless)
+        assert "worker_memory_bytes=none" in process.log
+        [worker] = process.workers()
+        scores = [int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for pid in (worker, process.process.pid)]
+        assert scores[0] > scores[1]
 
 
 def test_the_workers_of_a_killed_runner_die_with_it(stage: Stage, another: RunnerProcess, endless: Path) -> None:

@@ -24,6 +24,12 @@ DETAIL_BYTES: Final = DETAIL_CHARACTERS + 2048
 """And what that may take in a report: control characters take six bytes each."""
 
 
+_WORKERS_SHARE: Final = 0.8
+"""Of a machine's memory: the rest is for the runner, the servers beside it and the system."""
+_LEAST_CAP_BYTES: Final = 2 * 1024**3
+"""A worker with torch and a large video needs so much, however many slots share the machine."""
+
+
 class Seen(msgspec.Struct, frozen=True):
     """The highest epoch seen of a scenario, and when a command last named the scenario (seconds of the caller's clock)."""
 
@@ -90,6 +96,15 @@ class Kill(msgspec.Struct, frozen=True):
 
 
 Action = Nothing | Launch | Finish | Kill
+
+
+def default_memory_cap(available_bytes: int, slots: int) -> int:
+    """Return the memory cap of each worker where nobody sets one: all slots together stay within the machine.
+
+    With many slots it is 2 GiB all the same, so that one worker alone cannot exhaust the machine but several may.
+    """
+    for_workers = int(available_bytes * _WORKERS_SHARE)
+    return max(for_workers // slots, min(_LEAST_CAP_BYTES, for_workers))
 
 
 def obey(charge: Charge, command: Command, now_s: float) -> tuple[Charge, Action]:

@@ -20,11 +20,13 @@ from typing import Final
 import msgspec
 
 from vidflow.domain.errors import SetupError, Unavailable
+from vidflow.domain.runner import default_memory_cap
 from vidflow.infra.embedded.folder import FolderLock
 from vidflow.infra.embedded.kafka import EmbeddedKafka
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
 from vidflow.infra.embedded.process import GivenUp, Say, free_ports, listens, start_child, stop_child
 from vidflow.infra.kafka import KafkaSettings, create_topics
+from vidflow.infra.memory import available_bytes
 from vidflow.infra.migrations import migrate
 from vidflow.infra.stopping import Stop, start_thread
 from vidflow.roles.dev.keeper import Keeper
@@ -270,6 +272,9 @@ class Stack:
             "VIDFLOW_DATA_DIR": str(self._folder.absolute()) if self._folder and not options.database_url else "",
             "VIDFLOW_METRICS_PORT": "",  # one port for all of them would serve the first alone
         }
+        if options.runners > 1 and environment("VIDFLOW_WORKER_MEMORY_BYTES") is None:
+            cap = default_memory_cap(available_bytes(), options.max_workers * options.runners)
+            variables["VIDFLOW_WORKER_MEMORY_BYTES"] = str(cap)  # each of them would take the whole machine for its own
         if options.media_root is not None:
             variables["VIDFLOW_MEDIA_ROOT"] = str(options.media_root.absolute())
         if options.models_dir is not None:

@@ -68,7 +68,10 @@ def _keep_workers(options: RunnerOptions, stop: Stop) -> None:
     commands, reports = opened
     listening = Stop()
     ears = start_thread("commands", lambda: commands.listen(listening), listening)
-    _log.info("runner_ready", runner=runner, pool=options.pool, slots=options.max_workers)
+    cap = workers.memory_cap_bytes or "none"
+    _log.info(
+        "runner_ready", runner=runner, pool=options.pool, slots=options.max_workers, worker_memory_bytes=cap
+    )  # fmt: skip
     keeper = Runner(options, workers, commands, reports, bell)
     try:
         while not (stop.requested or listening.requested):

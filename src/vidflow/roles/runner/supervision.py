@@ -19,7 +19,7 @@ import msgspec
 
 from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.messages import Deploy, EndReason, Waiting
-from vidflow.domain.runner import DETAIL_CHARACTERS
+from vidflow.domain.runner import DETAIL_CHARACTERS, default_memory_cap
 from vidflow.infra import memory
 from vidflow.infra.crashpoint import crashpoint, disarm
 from vidflow.infra.telemetry import log
@@ -54,6 +54,8 @@ class Workers:
 
     def __init__(self, options: RunnerOptions) -> None:
         self._options = options
+        self.memory_cap_bytes = _memory_cap(options)
+        """The most resident memory of a worker; 0 for no cap."""
         self._forkservers = Forkservers()
         self._running: dict[tuple[str, int], _Worker] = {}
         self._looked_s = time.monotonic()
@@ -112,21 +114,21 @@ class Workers:
                 yield Happened(uuid, epoch, told, first)
         if exit_code is not None:
             del self._running[key]
-            yield Happened(uuid, epoch, worker.judged(exit_code), detail=worker.tail())
+            yield Happened(uuid, epoch, worker.judged(exit_code, self.memory_cap_bytes), detail=worker.tail())
             worker.close()
 
     def _look(self) -> None:
         """Ends workers that hang, take too long to finish or have grown too large."""
         now_s = time.monotonic()
         paused, self._looked_s = now_s - self._looked_s > PAUSED_S, now_s
-        check_memory = self._options.worker_memory_bytes is not None and now_s - self._memory_checked_s > MEMORY_CHECK_S
+        check_memory = self.memory_cap_bytes > 0 and now_s - self._memory_checked_s > MEMORY_CHECK_S
         self._memory_checked_s = now_s if check_memory else self._memory_checked_s
         for worker in self._running.values():
             if paused:
                 worker.restart_clocks(now_s)
             if reason := worker.overdue(now_s, self._deadlines()):
                 worker.kill(reason)
-            elif check_memory and memory.resident_bytes(worker.pid) > (self._options.worker_memory_bytes or 0):
+            elif check_memory and memory.resident_bytes(worker.pid) > self.memory_cap_bytes:
                 worker.kill(EndReason.MEMORY)
 
     def _deadlines(self) -> dict[Waiting, float]:
@@ -224,12 +226,13 @@ class _Worker:
         self._killed = self._killed or reason
         self._process.kill()
 
-    def judged(self, exit_code: int) -> link.Ended:
+    def judged(self, exit_code: int, memory_cap_bytes: int) -> link.Ended:
         """Why it ended: what it said itself, else what it was killed for, else the way its process ended."""
         if self._last is not None:
             return self._last
         if self._killed is not None:
-            return link.Ended(self._killed, _killed_error(self._killed, self.deploy.scenario_uuid, self._waits_for))
+            error = _killed_error(self._killed, self.deploy.scenario_uuid, self._waits_for, memory_cap_bytes)
+            return link.Ended(self._killed, error)
         return link.Ended(EndReason.CRASHED, _crash(exit_code, self.deploy.scenario_uuid))
 
     def tail(self) -> str | None:
@@ -260,7 +263,15 @@ class _Worker:
             self._tail = (self._tail + chunk)[-TAIL_BYTES:]
 
 
-def _killed_error(reason: EndReason, scenario_uuid: str, waits_for: Waiting) -> ErrorInfo | None:
+def _memory_cap(options: RunnerOptions) -> int:
+    if options.worker_memory_bytes is not None:
+        return options.worker_memory_bytes
+    return default_memory_cap(memory.available_bytes(), options.max_workers)
+
+
+def _killed_error(
+    reason: EndReason, scenario_uuid: str, waits_for: Waiting, memory_cap_bytes: int
+) -> ErrorInfo | None:  # fmt: skip
     match reason:
         case EndReason.HUNG:
             text = f"the worker of scenario {scenario_uuid} did not get on with its {waits_for} within its deadline and was ended"
@@ -268,8 +279,11 @@ def _killed_error(reason: EndReason, scenario_uuid: str, waits_for: Waiting) -> 
                 "worker_hung", f"{text}; if the model needs longer, raise the deadline (VIDFLOW_INFERENCE_DEADLINE_S)"
             )
         case EndReason.MEMORY:
-            text = f"the worker of scenario {scenario_uuid} grew past its memory cap and was ended"
-            return ErrorInfo("worker_memory", f"{text}; use a smaller model or raise VIDFLOW_WORKER_MEMORY_BYTES")
+            text = f"the worker of scenario {scenario_uuid} grew past its memory cap of {memory_cap_bytes} bytes and was ended"
+            return ErrorInfo(
+                "worker_memory",
+                f"{text}; use a smaller model or video, or raise the runner's --worker-memory-bytes (VIDFLOW_WORKER_MEMORY_BYTES)",
+            )
         case _:
             return None
 
@@ -280,5 +294,9 @@ def _crash(exit_code: int, scenario_uuid: str) -> ErrorInfo:
             "worker_crashed", f"the worker of scenario {scenario_uuid} ended without a word (exit code {exit_code})"
         )
     name = signal.Signals(-exit_code).name if -exit_code in set(signal.Signals) else str(-exit_code)
-    hint = "; the system may have been out of memory" if -exit_code == signal.SIGKILL else ""
+    hint = (
+        "; the system may have been out of memory: lower --max-workers or --worker-memory-bytes"
+        if -exit_code == signal.SIGKILL
+        else ""
+    )
     return ErrorInfo("worker_crashed", f"the worker of scenario {scenario_uuid} was ended by signal {name}{hint}")

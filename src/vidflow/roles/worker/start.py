@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from vidflow.domain.errors import ErrorInfo, MissingExtra, UserError, VidflowError, info_of
 from vidflow.domain.messages import EndReason
 from vidflow.infra.crashpoint import arm
+from vidflow.infra.memory import prefer_as_oom_victim
 from vidflow.infra.parent import die_with_parent
 from vidflow.infra.telemetry import configure_logs
 from vidflow.roles.worker.link import Link, Task
@@ -39,6 +40,7 @@ def work(task: Task, told: Connection, orders: Connection, stderr: Connection) -
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # meant for the runner, which orders its workers to finish
     die_with_parent()
+    prefer_as_oom_victim()
     configure_logs()
     arm(task.crashpoints)
     link = Link(told, orders, task.deploy.resume.next_frame)
@@ -50,7 +52,10 @@ def work(task: Task, told: Connection, orders: Connection, stderr: Connection) -
         link.ended(EndReason.ERROR, info_of(error, link.at_frame))
     except MemoryError:
         error_info = ErrorInfo(
-            "worker_memory", f"the worker of scenario {task.deploy.scenario_uuid} had no memory left", link.at_frame
+            "worker_memory",
+            f"the worker of scenario {task.deploy.scenario_uuid} had no memory left; use a smaller model or video, or give the "
+            "runner more memory",
+            link.at_frame,
         )
         link.ended(EndReason.MEMORY, error_info)
     except Exception as error:  # noqa: BLE001 - whatever it is, its runner is told and its traceback kept

@@ -1,0 +1,70 @@
+"""How much memory a worker may have by default: from the machine, a container's limit and the slots."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from vidflow.domain.runner import default_memory_cap
+from vidflow.infra.memory import available_bytes, resident_bytes
+
+GIB = 1024**3
+PHYSICAL = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize(
+    ("available", "slots", "cap"),
+    [
+        (10 * GIB, 1, 8 * GIB),
+        (10 * GIB, 2, 4 * GIB),
+        (100 * GIB, 8, 10 * GIB),
+        (10 * GIB, 100, 2 * GIB),  # several may exhaust the machine, one may not
+        (GIB, 1, int(0.8 * GIB)),
+        (GIB, 4, int(0.8 * GIB)),
+    ],
+)
+def test_a_workers_cap_is_its_share_of_the_machine_or_what_a_worker_needs(available: int, slots: int, cap: int) -> None:
+    assert default_memory_cap(available, slots) == cap
+
+
+def machine(folder: Path, membership: str, limits: dict[str, str]) -> tuple[Path, Path]:
+    """The files by which a kernel tells of cgroups."""
+    proc, cgroups = folder / "proc", folder / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    (proc / "self" / "cgroup").write_text(membership)
+    for name, text in limits.items():
+        (cgroups / name).parent.mkdir(parents=True, exist_ok=True)
+        (cgroups / name).write_text(text)
+    return proc, cgroups
+
+
+@pytest.mark.parametrize(
+    ("membership", "limits", "available"),
+    [
+        ("0::/\n", {"memory.max": "1000000\n"}, 1_000_000),
+        ("0::/a/b\n", {"a/memory.max": "1000000\n", "a/b/memory.max": "max\n"}, 1_000_000),
+        ("0::/a/b\n", {"a/memory.max": "3000000\n", "a/b/memory.max": "2000000\n"}, 2_000_000),
+        ("0::/\n", {"memory.max": "max\n"}, PHYSICAL),
+        ("0::/\n", {}, PHYSICAL),
+        ("4:memory:/job\n0::/\n", {"memory/job/memory.limit_in_bytes": "5000000\n"}, 5_000_000),
+        ("4:cpu,memory:/of/the/host\n", {"memory/memory.limit_in_bytes": "5000000\n"}, 5_000_000),
+        ("4:memory:/\n", {"memory/memory.limit_in_bytes": "9223372036854771712\n"}, PHYSICAL),
+        ("4:pids:/\n", {"memory.max": "1\n"}, PHYSICAL),
+        ("0::/a:b\n", {"a:b/memory.max": "1000000\n"}, 1_000_000),
+    ],
+)
+def test_a_containers_limit_counts_where_it_is_lower(
+    tmp_path: Path, membership: str, limits: dict[str, str], available: int
+) -> None:
+    assert available_bytes(*machine(tmp_path, membership, limits)) == available
+
+
+def test_this_machine_allows_something() -> None:
+    assert resident_bytes(os.getpid()) < available_bytes() <= PHYSICAL
+    assert resident_bytes(2**22 + 1) == 0
+
+
+def test_where_the_kernel_tells_nothing_the_machine_counts(tmp_path: Path) -> None:
+    assert available_bytes(tmp_path, tmp_path) == PHYSICAL
