@@ -19,7 +19,19 @@ from vidflow.domain.detections import Detection, InferenceError
 
 BAD_FRAME = 6
 BRIGHTNESS = 30 + (BAD_FRAME * 37) % 190
-NAMES = ("poisonous", "buggy", "mumbling", "deadly", "hanging", "greedy", "patient", "shouting", "babbling")
+NAMES = (
+    "poisonous",
+    "buggy",
+    "mumbling",
+    "deadly",
+    "hanging",
+    "greedy",
+    "patient",
+    "shouting",
+    "babbling",
+    "garbling",
+    "flooding",
+)
 Seen = tuple[Detection, ...]
 
 
@@ -37,6 +49,15 @@ def _mumble() -> Seen:
 
 def _die() -> None:
     ctypes.string_at(0)
+
+
+def _garble() -> None:
+    raise ValueError("a NUL \0, half of a pair \udcff, a bell \x07")
+
+
+def _flood() -> None:
+    while True:
+        os.write(2, b"nothing to say " * 4000)
 
 
 def _hang() -> None:
@@ -95,16 +116,24 @@ def greedy(_bundle: object, _parameters: object) -> OddModel:
     return OddModel(_grow)
 
 
+def garbling(_bundle: object, _parameters: object) -> OddModel:
+    return OddModel(_garble)
+
+
+def flooding(_bundle: object, _parameters: object) -> OddModel:
+    return OddModel(_flood)
+
+
 def patient(_bundle: object, _parameters: object) -> OddModel:
     return OddModel(lambda: None, pause_s=0.02)
 
 
 def shouting(_bundle: object, _parameters: object) -> OddModel:
-    _end_with(b"\x01\x1b" * 4096)
+    _end_with((b"\x01\x1b" * 31 + b"\x02\n") * 128)
 
 
 def babbling(_bundle: object, _parameters: object) -> OddModel:
-    _end_with(base64.b64encode(os.urandom(6144)))
+    _end_with(base64.encodebytes(os.urandom(6000)))
 
 
 def _end_with(last_words: bytes) -> NoReturn:

@@ -90,6 +90,7 @@ REFUSALS = {
     "relay without Kafka": Refusal(["relay", *DATABASE], 3, NO_KAFKA),
     "inbox without Kafka": Refusal(["inbox", *DATABASE], 3, NO_KAFKA),
     "orchestrator without Kafka": Refusal(["orchestrator", *DATABASE], 3, NO_KAFKA),
+    "runner of a pool that no topic can be named after": Refusal(["runner", *KAFKA, "--pool", "a b"], 2, "Invalid pool name 'a b'"),
     "runner without Kafka": Refusal(["runner"], 3, NO_KAFKA),
     "topics without Kafka": Refusal(["topics", "create"], 3, NO_KAFKA),
     "outbox without a database": Refusal(["outbox", "list"], 3, NO_DATABASE),

@@ -238,6 +238,27 @@ def test_a_model_that_grows_past_the_cap_is_ended(stage: Stage, keeper: RunnerPr
     clear(stage, name, uuid)
 
 
+def test_an_error_whose_words_nobody_can_store_is_reported_all_the_same(stage: Stage, name: str, clip: Path) -> None:
+    uuid = new_uuid()
+    stage.command(name, deploy(uuid, clip, "garbling", attempt=1))
+    entry = stage.ended(name, uuid)
+    assert entry.error is not None
+    assert entry.error.message == "ValueError: a NUL \N{REPLACEMENT CHARACTER}, half of a pair ?, a bell \x07"
+    clear(stage, name, uuid)
+
+
+def test_a_worker_that_writes_without_end_holds_up_no_other(stage: Stage, name: str, clip: Path) -> None:
+    flooding, other, before = new_uuid(), new_uuid(), taken(stage, name)
+    stage.command(name, deploy(flooding, clip, "flooding", attempt=1))
+    stage.until(lambda: len(stage.frames(flooding)) >= 4, "the batch with its flood comes next")
+    stage.command(name, deploy(other, clip))
+    stage.command(name, Ping(name))
+    stage.whole(other)
+    stage.until(lambda: taken(stage, name) == before + 3, "it hears on")
+    assert stage.ended(name, flooding).reason is EndReason.HUNG
+    clear(stage, name, flooding, other)
+
+
 def test_a_cap_of_0_is_no_cap_and_a_worker_goes_before_its_runner_where_memory_runs_out(
     kafka_settings: KafkaSettings, folder: Path, environment: dict[str, str], stage: Stage, endless: Path
 ) -> None:
@@ -360,7 +381,7 @@ def test_a_crash_point_of_a_worker_kills_it_once(
 
 
 def test_a_runner_without_kafka_says_so_once_and_waits(folder: Path) -> None:
-    process = RunnerProcess("127.0.0.1:1", folder / "alone.log")
+    process = RunnerProcess(KafkaSettings("127.0.0.1:1"), folder / "alone.log")
     try:
         wait_until(lambda: "VIDFLOW_KAFKA" in process.log, "it says what it needs", limit_s=60)
         assert process.log.count("VIDFLOW_KAFKA") == 1

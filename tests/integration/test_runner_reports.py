@@ -67,7 +67,7 @@ def test_a_runner_whose_workers_all_fail_with_control_characters_keeps_running(
             assert entry.reason is EndReason.CRASHED
             assert entry.error is not None
             assert entry.error.code == "worker_crashed"
-            assert (entry.detail or "").endswith("\x01\x1b")
+            assert (entry.detail or "").endswith("\x1b\x02")
         taken = report.taken
         stage.command(name, Ping(name))
         stage.until(lambda: (last := stage.last_report(name)) and last.taken == taken + 1, "it hears on")

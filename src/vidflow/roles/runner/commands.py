@@ -15,7 +15,9 @@ from confluent_kafka import Message
 
 from vidflow.domain.errors import MessageError, Unavailable
 from vidflow.domain.messages import Command, commands_topic, decode_command
+from vidflow.domain.scenario import DEFAULT_POOL
 from vidflow.infra import kafka
+from vidflow.infra.outage import kafka_outage
 from vidflow.infra.stopping import Stop
 from vidflow.infra.telemetry import log
 
@@ -24,6 +26,18 @@ DEAF_S: Final = 30.0
 CHECK_S: Final = 1.0
 _POLL_S: Final = 0.5
 _log = log("runner")
+
+
+def commands_topic_id(questions: kafka.Questions, pool: str) -> str:
+    """Return the id of the topic of a pool's commands. Raises KafkaAway; TopicMissing names the command that makes it."""
+    topic = commands_topic(pool)
+    try:
+        return questions.ask(kafka.topic_id, topic)
+    except kafka.TopicMissing as error:
+        option = "" if pool == DEFAULT_POOL else f" --pool {pool}"
+        raise kafka.TopicMissing(
+            f"the pool {pool} has no topic {topic} in Kafka; create it with: vidflow topics create{option}"
+        ) from error
 
 
 class Deaf(Unavailable):
@@ -43,6 +57,7 @@ class Commands:
     """The runner's ears: a thread polls the topic, `taken` hands over what it heard. The bell wakes the thread that takes."""
 
     def __init__(self, settings: kafka.KafkaSettings, pool: str, runner: str, bell: Connection) -> None:
+        self._pool = pool
         self._topic = commands_topic(pool)
         self._runner = runner.encode()
         self._bell = bell
@@ -51,10 +66,11 @@ class Commands:
         self._heard: SimpleQueue[Heard] = SimpleQueue()
         self._ears = _Ears()
         self._topic_id = ""
+        self._outage = kafka_outage()
 
     def open(self) -> None:
         """Begins to listen: from now on nothing is missed. Raises KafkaAway."""
-        self._topic_id = self._questions.ask(kafka.topic_id, self._topic)
+        self._topic_id = commands_topic_id(self._questions, self._pool)
         self._questions.ask(kafka.assign_at_end, self._consumer, [self._topic])
         self._ears = _Ears({partition.partition: partition.offset for partition in self._consumer.assignment()})
 
@@ -106,13 +122,16 @@ class Commands:
 
     def _check(self) -> None:
         try:
-            if self._questions.ask(kafka.topic_id, self._topic) != self._topic_id:
+            if commands_topic_id(self._questions, self._pool) != self._topic_id:
                 raise Deaf(f"the topic {self._topic} was made anew; start this runner again")
             self._ears.check(
                 self._questions.ask(kafka.known_end_offsets, self._topic, self._ears.partitions),
                 time.monotonic(),
                 self._topic,
             )
+            self._outage.back()
+        except kafka.TopicMissing as error:
+            self._outage.away(error)  # once it is made anew, its id is another one
         except kafka.KafkaAway as error:
             _log.debug("not_checked", error=error.message)  # the reports notice how long it lasts
 

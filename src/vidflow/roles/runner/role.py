@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from typing import Final
 
 from vidflow.domain.errors import ErrorInfo
-from vidflow.domain.messages import Deploy, EndReason, commands_topic
+from vidflow.domain.messages import RUNNER_EVENTS, Deploy, EndReason, check_pool
 from vidflow.domain.runner import (
     Action,
     Charge,
@@ -34,7 +34,7 @@ from vidflow.infra.kafka import KafkaAway
 from vidflow.infra.outage import kafka_outage, require_kafka
 from vidflow.infra.stopping import Stop, start_thread
 from vidflow.infra.telemetry import log
-from vidflow.roles.runner.commands import Commands, Heard, Unreadable
+from vidflow.roles.runner.commands import Commands, Heard, Unreadable, commands_topic_id
 from vidflow.roles.runner.reports import PATIENCE_S, Reports
 from vidflow.roles.runner.supervision import Happened, Workers
 from vidflow.roles.worker.link import Progressed
@@ -52,6 +52,7 @@ _log = log("runner")
 
 def run(options: RunnerOptions, stop: Stop) -> None:
     """Keeps workers until it is to stop; then lets them hand over, and leaves once the leader can know that nothing is left."""
+    check_pool(options.pool)
     require_kafka(options.kafka)
     with metrics.served(options.metrics_port):
         _keep_workers(options, stop)
@@ -100,7 +101,8 @@ def _opened(options: RunnerOptions, runner: str, rope: Connection, stop: Stop) -
     questions, outage, began_s = kafka.Questions(options.kafka), kafka_outage(), time.monotonic()
     while not stop.requested:
         try:
-            questions.ask(kafka.topic_id, commands_topic(options.pool))
+            commands_topic_id(questions, options.pool)
+            questions.ask(kafka.topic_id, RUNNER_EVENTS)
             commands = Commands(options.kafka, options.pool, runner, rope)
             commands.open()
             reports = Reports(options.kafka, options.pool, runner)

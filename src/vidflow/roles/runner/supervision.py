@@ -36,6 +36,9 @@ MEMORY_CHECK_S: Final = 0.5
 PAUSED_S: Final = 5.0
 """A longer break between two looks means that this process itself stood still: then no worker is to blame."""
 _EXIT_S: Final = 5.0
+_READS: Final = 16
+_PIECES: Final = 2000
+"""What is read of one worker at once: more than its pipes hold, and no more, so that one that writes without end holds up no other."""
 _log = log("runner")
 
 
@@ -177,7 +180,9 @@ class _Worker:
     def listen(self) -> Iterator[link.Told]:
         """What it has told since the last time."""
         self._read_stderr()
-        while "told" in self._open and self._told.poll():
+        for _ in range(_PIECES):
+            if "told" not in self._open or not self._told.poll():
+                return
             try:
                 told = link.hear(self._told)
             except EOFError:
@@ -253,7 +258,9 @@ class _Worker:
             self._waits_for, self._since_s = told.waits_for, time.monotonic()
 
     def _read_stderr(self) -> None:
-        while "stderr" in self._open:
+        for _ in range(_READS):
+            if "stderr" not in self._open:
+                return
             try:
                 chunk = os.read(self._stderr.fileno(), 16 * TAIL_BYTES)
             except BlockingIOError:

@@ -11,7 +11,7 @@ import signal
 import traceback
 from multiprocessing.connection import Connection
 
-from vidflow.domain.errors import ErrorInfo, MissingExtra, UserError, VidflowError, info_of
+from vidflow.domain.errors import ErrorInfo, MissingExtra, UserError, VidflowError, info_of, storable
 from vidflow.domain.messages import EndReason
 from vidflow.infra.crashpoint import arm
 from vidflow.infra.memory import prefer_as_oom_victim
@@ -60,7 +60,9 @@ def work(task: Task, told: Connection, orders: Connection, stderr: Connection) -
         link.ended(EndReason.MEMORY, error_info)
     except Exception as error:  # noqa: BLE001 - whatever it is, its runner is told and its traceback kept
         traceback.print_exc()
-        link.ended(EndReason.ERROR, ErrorInfo("worker_failed", f"{type(error).__name__}: {error}", link.at_frame))
+        link.ended(
+            EndReason.ERROR, ErrorInfo("worker_failed", storable(f"{type(error).__name__}: {error}"), link.at_frame)
+        )
 
 
 def _process(task: Task, link: Link) -> EndReason:
