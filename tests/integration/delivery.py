@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import confluent_kafka
 from confluent_kafka import Message
+from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 from tests.integration.embedded import wait_until
 
 from vidflow.domain.messages import PARTITIONS, RESULTS, Frame, encode
@@ -198,3 +199,21 @@ def send_with_header(servers: KafkaSettings, topic: str, value: bytes, name: byt
         assert failed == 0
     assert library.rd_kafka_flush(producer, 10_000) == 0
     library.rd_kafka_destroy(producer)
+
+
+@contextmanager
+def limited(settings: KafkaSettings, topic: str, most_bytes: int) -> Iterator[None]:
+    """The topic takes no larger messages while the block lasts."""
+    client = kafka.admin(settings)
+
+    def alter(operation: AlterConfigOpType) -> None:
+        entry = ConfigEntry("max.message.bytes", str(most_bytes), incremental_operation=operation)
+        resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[entry])
+        for answer in client.incremental_alter_configs([resource]).values():
+            answer.result(10)
+
+    alter(AlterConfigOpType.SET)
+    try:
+        yield
+    finally:
+        alter(AlterConfigOpType.DELETE)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import ctypes
 import os
+import random
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ NAMES = (
     "babbling",
     "garbling",
     "flooding",
+    "verbose",
+    "talkative",
 )
 Seen = tuple[Detection, ...]
 
@@ -58,6 +61,13 @@ def _garble() -> None:
 def _flood() -> None:
     while True:
         os.write(2, b"nothing to say " * 4000)
+
+
+def _see_everything() -> Seen:
+    """More than a message holds, and hardly smaller when compressed."""
+    numbers = random.Random(7)  # noqa: S311 - the same at every attempt
+    sides = [tuple(round(numbers.uniform(0, 30000), 2) for _ in range(4)) for _ in range(20_000)]
+    return tuple(Detection("odd", 0.5, (x, y, x + width, y + height)) for x, y, width, height in sides)
 
 
 def _hang() -> None:
@@ -122,6 +132,14 @@ def garbling(_bundle: object, _parameters: object) -> OddModel:
 
 def flooding(_bundle: object, _parameters: object) -> OddModel:
     return OddModel(_flood)
+
+
+def verbose(_bundle: object, _parameters: object) -> OddModel:
+    return OddModel(_see_everything)
+
+
+def talkative(_bundle: object, _parameters: object) -> OddModel:
+    return OddModel(lambda: _see_everything()[:500])
 
 
 def patient(_bundle: object, _parameters: object) -> OddModel:

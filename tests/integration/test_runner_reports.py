@@ -7,13 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 from tests import clips
 from tests.integration import odd_models
+from tests.integration.delivery import limited
 from tests.integration.runners import RunnerProcess, Stage, deploy, new_uuid, runner
 
 from vidflow.domain.messages import RUNNER_EVENTS, EndReason, Ping
-from vidflow.infra import kafka
 from vidflow.infra.kafka_settings import KafkaSettings
 
 pytestmark = pytest.mark.long
@@ -86,21 +85,3 @@ def test_a_topic_that_takes_no_large_messages_makes_the_reports_smaller_and_is_t
         report = stage.last_report(name)
         assert report is not None
         assert all(entry.detail and entry.error and entry.error.message for entry in report.entries)
-
-
-@contextmanager
-def limited(settings: KafkaSettings, topic: str, most_bytes: int) -> Iterator[None]:
-    """The topic takes no larger messages while the block lasts."""
-    client = kafka.admin(settings)
-
-    def alter(operation: AlterConfigOpType) -> None:
-        entry = ConfigEntry("max.message.bytes", str(most_bytes), incremental_operation=operation)
-        resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[entry])
-        for answer in client.incremental_alter_configs([resource]).values():
-            answer.result(10)
-
-    alter(AlterConfigOpType.SET)
-    try:
-        yield
-    finally:
-        alter(AlterConfigOpType.DELETE)

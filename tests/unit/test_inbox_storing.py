@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from vidflow.domain.messages import End, EndReason, Frame, Gap, GapReason, Result
+from vidflow.domain.messages import End, EndReason, Frame, Gap, GapReason, Result, decode_dead_letter
 from vidflow.domain.progress import Progress
+from vidflow.infra.kafka import Headers
 from vidflow.roles.inbox.reader import Taken
-from vidflow.roles.inbox.storing import POISON_RUN, MostlyPoison, judge, poison_run
+from vidflow.roles.inbox.storing import POISON_RUN, MostlyPoison, _dead_letter, judge, poison_run
 
 UUID = "01999999-0000-7000-8000-000000000001"
 OTHER = "01999999-0000-7000-8000-000000000002"
@@ -92,3 +93,13 @@ def test_what_no_worker_sent_hides_no_batch_that_is_mostly_poison() -> None:
 def test_a_long_run_over_small_batches_is_the_readers_fault() -> None:
     with pytest.raises(MostlyPoison):
         poison_run(POISON_RUN - 1, poison(1))
+
+
+@pytest.mark.parametrize("odd", ["\x01", '"', "a", "\N{GRINNING FACE}"])
+def test_a_dead_letter_fits_into_a_message_whatever_the_message_was(odd: str) -> None:
+    headers: Headers = [(odd * 1000, b"\xff" * 300)] * 7
+    letter = _dead_letter(Taken(3, 2**53 - 1, b"k" * 60_000, b"\x00" * 5_000_000, error=odd * 500_000, headers=headers))
+    assert len(letter.payload) < 900_000
+    kept = decode_dead_letter(letter.payload)
+    assert (kept.cut, kept.place) == (True, letter.key)
+    assert kept.error.startswith(odd * 1000)

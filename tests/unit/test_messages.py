@@ -46,7 +46,9 @@ from vidflow.domain.messages import (
     encode,
 )
 from vidflow.domain.runner import Charge, report, worker_ended
-from vidflow.domain.scenario import Skip
+from vidflow.domain.scenario import MAX_SKIPS, Skip
+from vidflow.roles.api.requests import MAX_BODY_BYTES
+from vidflow.roles.api.schemas import MAX_SOURCE_CHARACTERS
 
 UUID = "01930000-0000-7000-8000-000000000001"
 DEPLOY = Deploy(
@@ -320,3 +322,18 @@ def test_a_pool_name_that_no_topic_may_have_is_refused(name: str) -> None:
         check_pool(name)
     assert "\n" not in refused.value.message
     assert len(refused.value.message) < 400
+
+
+@pytest.mark.parametrize("letter", ['"', "\\", "\x7f", "é", "\N{GRINNING FACE}"])
+def test_the_largest_deploy_that_the_api_lets_in_fits_into_a_message(letter: str) -> None:
+    label_bytes = len(msgspec.json.encode(letter)) - 2
+    labels = tuple([letter * min(200, MAX_BODY_BYTES // 1000 // label_bytes)] * 1000)
+    source = letter * MAX_SOURCE_CHARACTERS
+    request = {"source": source, "model": source, "parameters": {"labels": labels}}
+    assert len(msgspec.json.encode(request)) > 0.8 * MAX_BODY_BYTES
+    deploy = Deploy(
+        UUID, MAX_FRAME, source, source, "0" * 64, "9" * 30, Parameters(0.123456789, labels),
+        Resume(MAX_FRAME, -(2**63), "1/90000", -(2**63), -1.7976931348623157e308, Identity(MAX_FRAME, -(2**63))), MAX_FRAME,
+        tuple(Skip(-(2**63), MAX_FRAME) for _ in range(MAX_SKIPS)),
+    )  # fmt: skip
+    assert len(encode(deploy)) < 500_000

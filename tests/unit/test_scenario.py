@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from vidflow.domain.errors import ErrorInfo, IllegalTransition
 from vidflow.domain.scenario import (
+    MAX_SKIPS,
     TRANSITIONS,
     Event,
     Kind,
@@ -193,6 +195,14 @@ def test_the_backoff_doubles_to_a_minute_and_is_halved_at_most(attempt: int, del
 def test_a_frame_that_used_up_all_attempts_is_skipped_on_request() -> None:
     after = after_loss(scenario(attempt=4, skips_poison=True), loss(at_frame=True), LIMITS, 0.0)
     assert (after.kind, after.skip, after.attempt, after.returns) == (Kind.SKIPPED, Skip(90, 1), 0, 0)
+
+
+def test_a_scenario_with_as_many_skips_as_a_deploy_holds_fails() -> None:
+    skips = tuple(Skip(number, 1) for number in range(MAX_SKIPS))
+    poisoned = msgspec.structs.replace(scenario(attempt=4, skips_poison=True), skips=skips)
+    assert after_loss(poisoned, loss(at_frame=True), LIMITS, 0.0).kind is Kind.FAILED
+    fewer = msgspec.structs.replace(poisoned, skips=skips[1:])
+    assert after_loss(fewer, loss(at_frame=True), LIMITS, 0.0).kind is Kind.SKIPPED
 
 
 def test_what_fell_at_no_frame_is_no_frames_fault_and_fails_in_spite_of_the_request() -> None:

@@ -230,6 +230,10 @@ def with_skip(skips: tuple[Skip, ...], skip: Skip) -> tuple[Skip, ...]:
     return (*skips, skip)
 
 
+MAX_SKIPS: Final = 1000
+"""A deploy carries all skips, and must fit into one message."""
+
+
 class Limits(msgspec.Struct, frozen=True):
     """How often and how soon work is given again."""
 
@@ -282,7 +286,7 @@ def after_loss(scenario: Scenario, loss: Loss, limits: Limits, jitter: float) ->
             returns=0,
             delay_s=delay_s,
         )
-    if scenario.skips_poison and loss.at_frame is not None:
+    if scenario.skips_poison and loss.at_frame is not None and len(scenario.skips) < MAX_SKIPS:
         return Event(
             kind=Kind.SKIPPED, reason=loss.reason, epoch=scenario.epoch, detail=loss.detail, attempt=0, returns=0,
             skip=Skip(loss.last_pts, 1),

@@ -11,6 +11,7 @@ import msgspec
 from vidflow.domain.errors import Unavailable, VidflowError
 from vidflow.domain.messages import DEAD_LETTERS, RESULTS, DeadLetter, Frame, Gap, encode
 from vidflow.domain.progress import Progress, Verdict, advance
+from vidflow.domain.report_size import start_within
 from vidflow.infra import inbox_partitions, metrics, outbox, results
 from vidflow.infra.crashpoint import crashpoint
 from vidflow.infra.postgres import Connection
@@ -19,7 +20,7 @@ from vidflow.roles.inbox.reader import Taken
 LETTER_BYTES: Final = 500_000
 """The most of a message that its dead letter keeps: as base64 it must still pass the brokers' usual limit of 1 MB."""
 BESIDE_BYTES: Final = 50_000
-"""The most of its key, and of its headers."""
+"""The most of its key, of its headers as they are encoded, and of the error."""
 POISON_BATCH: Final = 20
 POISON_RUN: Final = 50
 
@@ -114,8 +115,9 @@ def _dead_letter(taken: Taken) -> outbox.Row:
         value, cut = value[:LETTER_BYTES], True
     if key is not None and len(key) > BESIDE_BYTES:
         key, cut = key[:BESIDE_BYTES], True
-    if sum(len(name) + len(content or b"") for name, content in headers) > BESIDE_BYTES:
+    if len(msgspec.json.encode(headers)) > BESIDE_BYTES:
         headers, cut = (), True
+    error = start_within(error, BESIDE_BYTES)
     letter = DeadLetter(RESULTS, taken.partition, taken.offset, error, key, value, headers, cut)
     return outbox.Row(topic=DEAD_LETTERS, key=letter.place, kind="dead_letter", epoch=0, payload=encode(letter))
 

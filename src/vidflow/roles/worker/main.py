@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TypeVar
 
+from vidflow.domain.detections import InferenceError
 from vidflow.domain.errors import SourceError
-from vidflow.domain.messages import Deploy, End, EndReason, Gap, Opened, Waiting
+from vidflow.domain.messages import Deploy, End, EndReason, Frame, Gap, OnPoison, Opened, Waiting
 from vidflow.domain.sampling import frame_rate, frames_to_expect
 from vidflow.infra.crashpoint import crashpoint
 from vidflow.infra.models.model import Model
 from vidflow.infra.video import Video
 from vidflow.roles.worker import infer, read
 from vidflow.roles.worker.link import Link, Task
-from vidflow.roles.worker.send import DeliveryFailed, Results
+from vidflow.roles.worker.send import DeliveryFailed, Results, ResultTooLarge
 
 T = TypeVar("T")
 
@@ -78,11 +79,23 @@ def _infer_and_send(deploy: Deploy, batch: read.Batch, model: Model, link: Link,
     link.at_frame = batch.frames[0].number if len(batch.frames) == 1 else None
     seen = list(infer.see(model, batch, deploy))
     for frame in seen:
-        results.send(frame)
+        _send(results, frame, deploy, link)
         link.reached(frame.frame_number + 1)
         crashpoint("worker.after_frame")
     link.at_frame = None
     return batch.frames[-1].number
+
+
+def _send(results: Results, frame: Frame, deploy: Deploy, link: Link) -> None:
+    """Send a frame. One that is too large fails its scenario at once, or is a poisonous frame where those are to be skipped."""
+    try:
+        results.send(frame)
+    except ResultTooLarge as error:
+        link.at_frame = frame.frame_number
+        if deploy.parameters.on_poison is not OnPoison.SKIP:
+            raise
+        link.waits_for(Waiting.INFERENCE)
+        raise InferenceError(error.message, code=error.code) from error
 
 
 def _until_ordered(found: Iterator[T], link: Link) -> Iterator[T]:

@@ -6,7 +6,7 @@ from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException, Message
 
-from vidflow.domain.errors import MessageError, Unavailable
+from vidflow.domain.errors import MessageError, ModelError, Unavailable
 from vidflow.domain.messages import RESULTS, Result, Waiting, decode_result, encode
 from vidflow.infra import kafka
 from vidflow.infra.telemetry import log
@@ -25,6 +25,12 @@ class DeliveryFailed(Unavailable):
     default_code = "delivery_failed"
 
 
+class ResultTooLarge(ModelError):
+    """A frame's result does not fit into one message: at every attempt it will be as large."""
+
+    default_code = "result_too_large"
+
+
 class Results:
     """The scenario's messages on their way, by one idempotent producer: in order, and a bounded number of them."""
 
@@ -34,18 +40,18 @@ class Results:
         self._producer = kafka.producer(settings, client_id=f"vidflow-worker-{scenario_uuid}")
         self._in_flight_bytes = 0
         self._failure: KafkaError | None = None
+        self._failed_bytes = 0
         self._know_the_topic()
 
     def send(self, message: Result) -> None:
         """Hands one message over; waits while too many are unacknowledged.
 
-        Raises DeliveryFailed, and MessageError for one that no inbox can read: a model may give anything, and what a worker
-        sends is taken for a later version's where it cannot be read.
+        Raises DeliveryFailed, ResultTooLarge, and MessageError for one that no inbox can read: a model may give anything, and
+        what a worker sends is taken for a later version's where it cannot be read.
         """
         value = encode(message)
         _require_readable(value)
         self._wait_until_below(IN_FLIGHT_MESSAGES, IN_FLIGHT_BYTES)
-        self._in_flight_bytes += len(value)
         headers: kafka.Headers = [
             (kafka.KIND, message.__struct_config__.tag.encode()),  # type: ignore[union-attr]
             (kafka.EPOCH, str(message.epoch).encode()),
@@ -53,11 +59,12 @@ class Results:
         try:
             self._producer.produce(RESULTS, value, key=self._scenario_uuid, headers=headers, on_delivery=self._answered)
         except KafkaException as error:
-            raise self._failed(error.args[0]) from error
+            raise self._failed(error.args[0], len(value)) from error
+        self._in_flight_bytes += len(value)
         self._producer.poll(0)
 
     def flush(self) -> None:
-        """Waits until every message is acknowledged. Raises DeliveryFailed."""
+        """Waits until every message is acknowledged. Raises DeliveryFailed or ResultTooLarge."""
         self._wait_until_below(1, 1)
 
     def _know_the_topic(self) -> None:
@@ -79,13 +86,18 @@ class Results:
     def _answered(self, error: KafkaError | None, message: Message) -> None:
         self._in_flight_bytes -= len(message.value() or b"")
         if error is not None and self._failure is None:
-            self._failure = error
+            self._failure, self._failed_bytes = error, len(message.value() or b"")
 
     def _check(self) -> None:
         if self._failure is not None:
-            raise self._failed(self._failure)
+            raise self._failed(self._failure, self._failed_bytes)
 
-    def _failed(self, error: KafkaError) -> DeliveryFailed:
+    def _failed(self, error: KafkaError, size_bytes: int) -> DeliveryFailed | ResultTooLarge:
+        if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+            return ResultTooLarge(
+                f"a result of scenario {self._scenario_uuid} has {size_bytes} bytes, more than Kafka takes in one message; raise "
+                "score_threshold, ask for fewer labels, or lower max_detections in the model's spec"
+            )
         return DeliveryFailed(
             f"Kafka did not take a message of scenario {self._scenario_uuid}: {error.str()}; it is done again from the last stored frame"
         )

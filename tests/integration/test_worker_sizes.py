@@ -1,0 +1,97 @@
+"""Messages at the limits of Kafka: what is too large fails its scenario alone, with an error that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests import clips
+from tests.integration import odd_models
+from tests.integration.delivery import limited
+from tests.integration.odd_models import BAD_FRAME
+from tests.integration.runners import RunnerProcess, Stage, deploy, new_uuid, runner
+
+from vidflow.domain.messages import RESULTS, EndReason, Entry, OnPoison, Parameters, Waiting
+from vidflow.infra.kafka_settings import KafkaSettings
+
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sizes")
+
+
+@pytest.fixture(scope="module")
+def clip(folder: Path) -> Path:
+    return clips.constant_rate(folder / "clip.mp4", frames=20)
+
+
+@pytest.fixture(scope="module")
+def process(kafka_settings: KafkaSettings, folder: Path, stage: Stage) -> Iterator[RunnerProcess]:  # noqa: ARG001
+    with runner(kafka_settings, folder, "--any-file", environment=odd_models.install(folder)) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def stage(kafka_settings: KafkaSettings) -> Iterator[Stage]:
+    stage = Stage(kafka_settings)
+    yield stage
+    stage.close()
+
+
+@pytest.fixture(scope="module")
+def name(process: RunnerProcess, stage: Stage) -> str:
+    return process.id_on(stage)
+
+
+def says_that_it_is_too_large(entry: Entry) -> bool:
+    assert entry.error is not None
+    assert (entry.reason, entry.error.code) == (EndReason.ERROR, "result_too_large")
+    assert "more than Kafka takes in one message; raise score_threshold" in entry.error.message
+    return entry.error.frame_number == BAD_FRAME
+
+
+def test_a_result_with_too_many_detections_fails_its_scenario_at_once(stage: Stage, name: str, clip: Path) -> None:
+    uuid, other = new_uuid(), new_uuid()
+    stage.command(name, deploy(uuid, clip, "verbose", attempt=1))
+    entry = stage.ended(name, uuid)
+    assert says_that_it_is_too_large(entry)
+    assert entry.fatal
+    assert [frame.frame_number for frame in stage.frames(uuid)] == list(range(BAD_FRAME))
+    stage.command(name, deploy(other, clip))
+    assert stage.whole(other).reason is EndReason.FINISHED
+
+
+def test_it_is_a_poisonous_frame_where_those_are_to_be_skipped(stage: Stage, name: str, clip: Path) -> None:
+    uuid = new_uuid()
+    stage.command(name, deploy(uuid, clip, "verbose", attempt=1, parameters=Parameters(on_poison=OnPoison.SKIP)))
+    entry = stage.ended(name, uuid)
+    assert says_that_it_is_too_large(entry)
+    assert (entry.fatal, entry.waits_for, entry.next_frame) == (False, Waiting.INFERENCE, BAD_FRAME)
+
+
+def test_a_result_that_the_topic_is_too_small_for_fails_its_scenario_at_once(
+    kafka_settings: KafkaSettings, stage: Stage, name: str, clip: Path
+) -> None:
+    uuid = new_uuid()
+    with limited(kafka_settings, RESULTS, 2000):
+        stage.command(name, deploy(uuid, clip, "talkative", attempt=1))
+        entry = stage.ended(name, uuid)
+    assert entry.error is not None
+    assert (entry.error.code, entry.fatal) == ("result_too_large", True)
+    stored = [frame.frame_number for frame in stage.frames(uuid)]
+    assert stored == list(range(len(stored))), "nothing stands behind a hole"
+    assert 4 <= len(stored) <= BAD_FRAME, "what went in one batch with it may be refused with it"
+
+
+def test_a_deploy_with_250_kb_of_labels_is_taken(stage: Stage, name: str, clip: Path) -> None:
+    uuid = new_uuid()
+    labels = tuple(f"{number:04}" + '"' * 123 for number in range(1000))
+    stage.command(name, deploy(uuid, clip, "patient", parameters=Parameters(labels=labels)))
+    assert stage.whole(uuid).reason is EndReason.FINISHED
+    stage.command(name, deploy(refused := new_uuid(), clip, parameters=Parameters(labels=labels)))
+    entry = stage.ended(name, refused)
+    assert entry.error is not None
+    assert (entry.error.code, entry.fatal) == ("parameter_invalid", True)
