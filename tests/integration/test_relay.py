@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import time
 from collections import defaultdict
@@ -12,6 +13,7 @@ import pytest
 from confluent_kafka import Message
 from tests.integration.delivery import (
     cut_off,
+    limited,
     log_of,
     process,
     remake_topics,
@@ -258,6 +260,26 @@ def test_a_relay_that_is_to_stop_ends_its_batch_and_leaves_its_shards(
     with running(run, options):
         wait_until(lambda: unpublished(tables) == 0, "the next publishes the rest")
     assert by_key(log_of(options.kafka, COMMANDS)) == {f"key-{key}": list(range(500)) for key in range(20)}
+
+
+def test_a_topic_that_takes_no_large_messages_refuses_the_large_row_alone(
+    tables: Connection, options: RelayOptions
+) -> None:
+    payloads = [os.urandom(2000) for _ in range(300)]
+    payloads[150] = os.urandom(60_000)
+    outbox.add(tables, [row(f"key-{number % 3}", payload) for number, payload in enumerate(payloads)])
+    with limited(options.kafka, COMMANDS, 20_000), running(run, options):
+        wait_until(lambda: unpublished(tables) == 0, "all but one are published", limit_s=60)
+        wait_until(lambda: len(outbox.all_set_aside(tables, 10)) == 1, "that one is set aside")
+    [aside] = outbox.all_set_aside(tables, 10)
+    assert aside.size_bytes == 60_000
+    arrived: dict[bytes, list[bytes]] = defaultdict(list)
+    for message in log_of(options.kafka, COMMANDS):
+        arrived[message.key()].append(message.value())
+    for number in range(3):
+        wanted = [payload for place, payload in enumerate(payloads) if place % 3 == number and place != 150]
+        got = arrived[f"key-{number}".encode()]
+        assert list(dict.fromkeys(reversed(got)))[::-1] == wanted, "in the order of the key, repeats aside"
 
 
 def test_a_row_too_large_for_kafka_is_set_aside_and_blocks_nothing(tables: Connection, options: RelayOptions) -> None:

@@ -54,3 +54,16 @@ def test_a_row_without_an_answer_is_not_acknowledged() -> None:
 def test_a_client_that_has_given_up_is_said_to_be_broken() -> None:
     with pytest.raises(ClientBroken):
         answers_of("a", {0: KafkaError(KafkaError._FATAL)})
+
+
+def test_rows_that_were_too_large_together_are_sent_again() -> None:
+    flight = Flight(
+        [Pending(number, str(uuid.UUID(int=number)), 0, "t", "a", "k", 1, None, b"") for number in range(3)]
+    )
+    flight.alone.add(2)
+    message = object()
+    for number in range(3):
+        flight.answer(number, TOO_LARGE, None if number == 0 else message)  # type: ignore[arg-type]
+    add_answers(answers := Answers(), flight)
+    assert (list(answers.refused), list(answers.failed)) == ([0], ["a"])
+    assert flight.refused_together == {1}

@@ -18,6 +18,8 @@ _log = log("publisher")
 _SILENCE_S: Final = 10.0
 _LOOK_S: Final = 1.0
 _ANSWER_POLL_S: Final = 0.1
+_MOST_ALONE: Final = 200
+"""How many rows of a batch are sent one by one: each waits for its answer, and a lease is short."""
 # What the broker says of the message itself, whatever its state: too large, or against a rule of the topic.
 _REFUSED: Final = frozenset({
     KafkaError.MSG_SIZE_TOO_LARGE,
@@ -45,12 +47,18 @@ class Flight:
         self.shards = frozenset(row.shard for row in batch)
         self.waiting = {row.id for row in batch}
         self.errors: dict[int, KafkaError] = {}
+        self.alone: set[int] = set()
+        """The rows that were sent with no others beside them."""
+        self.refused_together: set[int] = set()
+        """Those that the broker found too large, but in one request with others: each of them may fit."""
 
-    def answer(self, row_id: int, error: KafkaError | None, _message: Message | None) -> None:
-        """Takes the answer to a message."""
+    def answer(self, row_id: int, error: KafkaError | None, message: Message | None) -> None:
+        """Takes the answer to a message; from the client itself, which looks at each alone, where `message` is None."""
         self.waiting.discard(row_id)
         if error is not None:
             self.errors[row_id] = error
+            if error.code() == KafkaError.MSG_SIZE_TOO_LARGE and message is not None and row_id not in self.alone:
+                self.refused_together.add(row_id)
 
     def gone(self) -> set[str]:
         """The topics that the answers say are not there any more."""
@@ -66,6 +74,7 @@ class Publisher:
         self._looked_s = float("-inf")
         self._answered = False
         self._said: set[str] = set()
+        self._to_send_alone: set[int] = set()
 
     def missing(self, topics: Collection[str]) -> set[str]:
         """Those of the topics that the broker has not got. Asked again each second while there are any.
@@ -95,15 +104,32 @@ class Publisher:
         self._producer.poll(0)
 
     def send(self, batch: Sequence[Pending]) -> Flight:
-        """Hands the batch to the client in its order, and waits for no answer but where the client is full."""
+        """Hands the batch to the client in its order, and waits for no answer but where the client is full, or for a row that is
+        sent alone."""
         flight = Flight(batch)
         for row in batch:
-            answered = partial(flight.answer, row.id)
-            try:
-                kafka.send(self._producer, row.topic, row.payload, row.key.encode(), _headers(row), answered)
-            except KafkaException as error:
-                answered(error.args[0], None)
+            if row.id in self._to_send_alone:
+                self._send_alone(row, flight)
+            else:
+                self._send(row, flight)
         return flight
+
+    def _send(self, row: Pending, flight: Flight) -> None:
+        answered = partial(flight.answer, row.id)
+        try:
+            kafka.send(self._producer, row.topic, row.payload, row.key.encode(), _headers(row), answered)
+        except KafkaException as error:
+            answered(error.args[0], None)
+
+    def _send_alone(self, row: Pending, flight: Flight) -> None:
+        """Sends a row once all before it are answered, and waits for its own answer; a later batch has it where that takes long."""
+        if len(flight.alone) >= _MOST_ALONE or self._producer.flush(_LOOK_S):
+            flight.answer(row.id, KafkaError(KafkaError._PURGE_QUEUE), None)  # noqa: SLF001 - was not sent
+            return
+        self._to_send_alone.discard(row.id)
+        flight.alone.add(row.id)
+        self._send(row, flight)
+        self._producer.flush(_LOOK_S)
 
     def wait(self, flight: Flight, wanted: Callable[[], bool]) -> None:
         """Waits until each message has its answer, or takes back all that is on its way since it is not `wanted` now.
@@ -123,6 +149,7 @@ class Publisher:
                 said = True
         if flight.errors:
             self._topics -= flight.gone()  # they are looked for before they are used again
+            self._to_send_alone |= flight.refused_together
 
     def close(self) -> None:
         """Takes back what is not acknowledged, so that it cannot be published behind another relay's back."""
@@ -152,6 +179,8 @@ def add_answers(answers: Answers, flight: Flight) -> None:
             answers.failed[row.key] = "taken back before it was answered"
         elif error is None:
             answers.acknowledged.append(row.id)
+        elif row.id in flight.refused_together:
+            answers.failed[row.key] = "refused as too large together with others; each is sent alone next"
         elif error.code() in _REFUSED:
             answers.refused[row.id] = error.str()
         elif error.fatal() or error.code() == KafkaError._FATAL:  # noqa: SLF001 - the client's own name for it
