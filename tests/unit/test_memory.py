@@ -9,6 +9,9 @@ import pytest
 
 from vidflow.domain.runner import default_memory_cap
 from vidflow.infra.memory import available_bytes, resident_bytes
+from vidflow.infra.stopping import Stop
+from vidflow.roles.dev import Stack
+from vidflow.settings import DevOptions
 
 GIB = 1024**3
 PHYSICAL = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -68,3 +71,15 @@ def test_this_machine_allows_something() -> None:
 
 def test_where_the_kernel_tells_nothing_the_machine_counts(tmp_path: Path) -> None:
     assert available_bytes(tmp_path, tmp_path) == PHYSICAL
+
+
+def test_the_runners_of_one_stack_share_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cap_of(runners: int) -> str | None:
+        options = DevOptions(max_workers=3, runners=runners)
+        return Stack(options, print, print, Stop())._variables("runner").get("VIDFLOW_WORKER_MEMORY_BYTES")
+
+    monkeypatch.delenv("VIDFLOW_WORKER_MEMORY_BYTES", raising=False)
+    assert cap_of(1) is None, "a runner alone chooses by itself"
+    assert cap_of(2) == str(default_memory_cap(available_bytes(), 6))
+    monkeypatch.setenv("VIDFLOW_WORKER_MEMORY_BYTES", "5")
+    assert cap_of(2) is None, "the operator has chosen"

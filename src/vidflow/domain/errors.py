@@ -6,7 +6,8 @@
     ├── UserError               the request's or its data's fault: no retry mends it
     │   ├── SourceError         source_missing, source_not_video, source_no_video_stream, source_forbidden,
     │   │                       source_too_large, source_changed, no_frames
-    │   ├── ModelError          model_unknown, model_spec_invalid, model_file_missing, model_changed, model_refused
+    │   ├── ModelError          model_unknown, model_spec_invalid, model_file_missing, model_changed, model_refused,
+    │   │                       result_too_large
     │   ├── ParameterError      parameter_invalid
     │   ├── UnknownScenario     scenario_unknown
     │   └── ResultsRemoved      results_removed: they were kept for as long as the operator wants it

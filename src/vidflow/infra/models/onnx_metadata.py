@@ -21,7 +21,7 @@ KEY_FIELD: Final = 1
 VALUE_FIELD: Final = 2
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 MAX_VARINT_BYTES: Final = 10
-MAX_FIELDS: Final = 100_000
+MAX_FIELDS: Final = 20_000
 """Far more than any model has at the top: a file of 2 GB may hold a billion tiny ones, and reading them takes an hour."""
 
 
