@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 from tests import clips
-from tests.integration.delivery import log_of
+from tests.integration.delivery import limited, log_of
 from tests.integration.embedded import wait_until
 from tests.integration.programs import clean_environment
 from tests.integration.runners import Stage, deploy, new_uuid
@@ -269,6 +269,15 @@ def test_a_model_whose_file_is_damaged_fails_its_scenario_alone(vidflow: Vidflow
     end = vidflow.ended(uuid)
     assert (end["outcome"], end["error"]["code"].split("_")[0]) == ("failed", "model"), end
     assert "broken.onnx" in end["error"]["message"] or "broken.toml" in end["error"]["message"]
+    assert vidflow.ended(vidflow.init(good, "motion", "all"))["outcome"] == "completed"
+
+
+def test_a_deploy_that_kafka_refuses_fails_its_scenario_alone(vidflow: Vidflow, good: Path) -> None:
+    with limited(vidflow.stack.kafka, commands_topic("default"), 200):  # less than any deploy
+        uuid = vidflow.init(good, "motion", "all")
+        end = vidflow.ended(uuid)
+    assert (end["outcome"], end["error"]["code"]) == ("failed", "deploy_refused")
+    assert "raise max.message.bytes of the pool's topic" in end["error"]["message"]
     assert vidflow.ended(vidflow.init(good, "motion", "all"))["outcome"] == "completed"
 
 

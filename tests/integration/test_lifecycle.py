@@ -66,6 +66,18 @@ def test_an_assignment_makes_its_epoch_count_and_sends_one_deploy(tables: Connec
     assert (deploy.source, deploy.fps, deploy.epoch, row.runner) == ("clip.mp4", "2", 1000, RUNNER)
 
 
+def test_a_deploy_that_kafka_refused_is_read_with_its_scenario(tables: Connection) -> None:
+    scenario = born(tables)
+    write(tables, scenario, assigned(scenario))
+    [row] = outbox.pending(tables, 10)
+    outbox.set_aside(tables, row.id, "Broker: Message size too large")
+    [known] = engaged(tables)
+    assert (known.deploy_waits, known.deploy_refused) == (False, "Broker: Message size too large")
+    write(tables, again(tables, scenario), Event(kind=Kind.RETURNED, reason="not_taken", epoch=1000, resume_frame=0))
+    write(tables, again(tables, scenario), assigned(again(tables, scenario), 2000))
+    assert [known.deploy_refused for known in engaged(tables)] == [None], "of an older epoch it says nothing"
+
+
 def test_a_deployment_resumes_where_the_rows_end_at_that_moment_not_where_they_did_when_it_was_decided(
     tables: Connection,
 ) -> None:

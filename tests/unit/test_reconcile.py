@@ -462,6 +462,21 @@ def test_no_deploy_is_given_again_while_a_copy_waits_unpublished() -> None:
     assert leader.given("deploy") == []
 
 
+def test_a_scenario_whose_deploy_kafka_refuses_fails_and_no_runner_is_blamed() -> None:
+    leader = Leader(starting(deploy_refused="Broker: Message size too large"))
+    [event] = leader.events_while_it_hears(seconds=1.0)
+    assert (event.kind, event.reason) == (Kind.FAILED, "deploy_refused")
+    assert event.error is not None
+    assert "(Broker: Message size too large); ask for fewer labels" in event.error.message
+    assert leader.mark is None
+
+
+def test_a_copy_that_kafka_refuses_takes_no_scenario_from_the_runner_that_has_it() -> None:
+    leader = Leader(starting(deploy_refused="Broker: Message size too large"))
+    leader.hears(running(next_frame=10))
+    assert leader.event() is None
+
+
 def test_a_runner_is_not_blamed_before_its_deploy_was_published() -> None:
     leader = Leader(starting(deploy_waits=True))
     leader.events_while_it_hears(seconds=30.0)

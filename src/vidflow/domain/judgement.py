@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from vidflow.domain.errors import ErrorInfo, storable
 from vidflow.domain.leader import Cause, Finding, Known, RunnerView, Tick
 from vidflow.domain.messages import UNCOUNTED, EndReason, Entry, Waiting
 from vidflow.domain.progress import Progress, ended, has_hole, whole
@@ -62,6 +63,8 @@ def _judge_deployed(known: Known, before: Finding | None, tick: Tick) -> Judgeme
         return Judgement(Event(kind=Kind.COMPLETED, reason="whole", epoch=scenario.epoch))
     view = tick.runners[scenario.runner or ""]
     entry = _own_entry(tick, scenario)
+    if known.deploy_refused is not None and entry is None:
+        return Judgement(after_fatal(scenario, _refused(known.deploy_refused), None))
     finding = _find(known, view, entry, before, tick)
     settled = finding is not None and tick.is_caught_up(finding)
     if settled and entry and entry.fatal and entry.error:
@@ -73,6 +76,14 @@ def _judge_deployed(known: Known, before: Finding | None, tick: Tick) -> Judgeme
     if not settled or finding.cause is Cause.UNLISTED:
         return Judgement(finding=finding, deploy_again=_is_again_due(known, finding, view, tick))
     return Judgement(_taken_away(known, entry, finding, tick), marks=finding.cause is Cause.NOT_TAKEN)
+
+
+def _refused(error: str) -> ErrorInfo:
+    return ErrorInfo(
+        "deploy_refused",
+        f"Kafka does not take the command that deploys this scenario ({storable(error)}); ask for fewer labels, or raise "
+        "max.message.bytes of the pool's topic to 1048588, then ask for the scenario again",
+    )
 
 
 def _taken_away(known: Known, entry: Entry | None, finding: Finding, tick: Tick) -> Event:

@@ -34,7 +34,10 @@ CommandKey = tuple[str, str, str, int]
 
 
 class Known(msgspec.Struct, frozen=True):
-    """An unfinished scenario as the tables have it. `deploy_waits`: its deploy is still unpublished in the outbox."""
+    """An unfinished scenario as the tables have it.
+
+    `deploy_waits`: its deploy is still unpublished in the outbox. `deploy_refused`: why Kafka takes no such deploy.
+    """
 
     scenario: Scenario
     progress: Progress
@@ -42,6 +45,7 @@ class Known(msgspec.Struct, frozen=True):
     since_s: float = 0.0
     due: bool = True
     deploy_waits: bool = False
+    deploy_refused: str | None = None
 
 
 class RunnerView(msgspec.Struct, frozen=True):

@@ -65,6 +65,8 @@ _COLUMNS: Final = """
            p.epoch AS progress_epoch, p.closed, p.next_frame, p.last_pts, p.end_epoch, p.end_last_frame, p.end_reason, p.hole_epoch
 """
 
+_NEWEST_REFUSED: Final = 100
+"""Of the messages that Kafka refused: a deploy among them is noticed in the tick after."""
 ENGAGED: Final = f"""
     WITH first AS MATERIALIZED (
         SELECT scenario_uuid
@@ -82,19 +84,31 @@ ENGAGED: Final = f"""
           FROM unnest(%(ended)s::uuid[]) AS ended (scenario_uuid)
          CROSS JOIN LATERAL (
                SELECT s.scenario_uuid, s.state FROM scenarios s WHERE s.scenario_uuid = ended.scenario_uuid OFFSET 0) AS s
-         WHERE s.state IN ('init_shutdown', 'in_shutdown_processing'))
+         WHERE s.state IN ('init_shutdown', 'in_shutdown_processing')),
+    refused AS MATERIALIZED (
+        SELECT key, epoch, error
+          FROM (SELECT key, kind, epoch, error
+                  FROM outbox
+                 WHERE error IS NOT NULL
+                 ORDER BY id DESC
+                 LIMIT {_NEWEST_REFUSED}) AS newest
+         WHERE kind = 'deploy')
     SELECT {_COLUMNS},
            s.state = 'in_startup_processing' AND EXISTS (
                SELECT FROM outbox o
                 WHERE o.key = first.scenario_uuid::text AND o.kind = 'deploy' AND o.epoch = s.epoch
                   AND o.published_at IS NULL AND o.error IS NULL
-               OFFSET 0) AS deploy_waits
+               OFFSET 0) AS deploy_waits,
+           CASE WHEN s.state = 'in_startup_processing' THEN (
+               SELECT min(refused.error)
+                 FROM refused
+                WHERE refused.key = first.scenario_uuid::text AND refused.epoch = s.epoch) END AS deploy_refused
       FROM first
     {_ROWS}
 """  # noqa: S608 - fragments of our own
 
 HEAD_OF_QUEUE: Final = f"""
-    SELECT {_COLUMNS}, false AS deploy_waits
+    SELECT {_COLUMNS}, false AS deploy_waits, NULL AS deploy_refused
       FROM unnest(%(pools)s::text[], %(counts)s::int[]) AS room (pool, slots)
      CROSS JOIN LATERAL (
            SELECT q.scenario_uuid
@@ -208,5 +222,6 @@ def _known_of(row: dict[str, Any]) -> Known:
         hole_epoch=row["hole_epoch"],
     )
     return Known(
-        scenario_of(row), progress, row["priority"], row["since_s"], is_due(row["due_in_s"]), row["deploy_waits"]
-    )
+        scenario_of(row), progress, row["priority"], row["since_s"], is_due(row["due_in_s"]), row["deploy_waits"],
+        row["deploy_refused"],
+    )  # fmt: skip
