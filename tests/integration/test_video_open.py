@@ -51,6 +51,14 @@ def test_a_file_url_names_a_file(tmp_path: Path) -> None:
         assert video.source.frames_expected == 2
 
 
+def test_tags_that_are_not_utf8_are_no_obstacle(tmp_path: Path) -> None:
+    clip = clips.constant_rate(tmp_path / "clip.mkv", 2)
+    (tmp_path / "tagged.mkv").write_bytes(clip.read_bytes().replace(b"Lavf", b"\xff\xfe\x80\xe9"))
+    with open_video(str(tmp_path / "tagged.mkv")) as video:
+        assert video.source.frames_expected is None
+        assert sum(1 for _ in read(video)) == 2
+
+
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
 def test_the_duration_counts_from_the_first_frame(tmp_path: Path, suffix: str) -> None:
     with open_video(str(clips.constant_rate(tmp_path / f"late.{suffix}", 50, first_ms=5_000))) as video:

@@ -52,6 +52,10 @@ _PROTOCOLS: Final = {
     "rtsp": "rtsp,rtp,udp,tcp",
     "rtsps": "rtsp,rtsps,rtp,udp,tcp,tls",
 }
+_METADATA_ERRORS: Final[dict[str, Any]] = (
+    {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+)
+"""PyAV 18 raises for tags that are not UTF-8 unless it gets this option. PyAV 19 never raises and has no such option."""
 _FRAME_THREADED: Final = frozenset({"h264", "hevc"})
 """Codecs whose packets make one frame each."""
 
@@ -204,7 +208,7 @@ def _container(url: str, shown: str) -> InputContainer:
             # Probing decodes too: its decoders get the largest size, and the container ignores it.
             options={"max_pixels": _decoders_limit()},
             container_options=options,
-            metadata_errors="replace",
+            **_METADATA_ERRORS,
             timeout=(OPEN_TIMEOUT_S, READ_TIMEOUT_S) if remote else None,
         )
     except av.error.FFmpegError as error:
