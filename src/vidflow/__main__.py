@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import signal
 import sys
+import traceback
 
-from vidflow.domain.errors import SetupError, Unavailable, UserError, VidflowError
+from vidflow import VERSIONS
+from vidflow.domain.errors import SetupError, Unavailable, UserError, VidflowError, internal_error, is_bug
 from vidflow.infra.telemetry import redacted
 
 EXIT_CODES: tuple[tuple[type[VidflowError], int], ...] = (
@@ -18,7 +20,7 @@ EXIT_CODES: tuple[tuple[type[VidflowError], int], ...] = (
 
 
 def main() -> None:
-    """Runs one command. An error of vidflow's own is one line; any other is a bug and shows its traceback."""
+    """Run one command. An error of vidflow's own is one line; any other is a bug and shows its traceback and what to do."""
     # Until a command has its own way to end, Ctrl-C ends it silently: a shell sees 130.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     from vidflow.cli import app  # noqa: PLC0415 - most of a start's time, and behind the line above
@@ -28,6 +30,15 @@ def main() -> None:
     except VidflowError as error:
         print(f"vidflow: {redacted(error.message)}", file=sys.stderr)  # noqa: T201
         sys.exit(next(code for kind, code in EXIT_CODES if isinstance(error, kind)))
+    except Exception as error:  # noqa: BLE001 - the last place that can say whose fault it is
+        print(redacted(f"{traceback.format_exc()}vidflow: {_unexpected(error)}"), file=sys.stderr)  # noqa: T201
+        sys.exit(1)
+
+
+def _unexpected(error: Exception) -> str:
+    if is_bug(error):
+        return internal_error(error, VERSIONS, "the traceback above").message
+    return f"{type(error).__name__}: {error} (see the traceback above)"
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ NAMES = (
     "flooding",
     "verbose",
     "talkative",
+    "unloadable",
 )
 Seen = tuple[Detection, ...]
 
@@ -158,6 +159,10 @@ def _end_with(last_words: bytes) -> NoReturn:
     """Ends the process with these words on standard error, and no other."""
     os.write(2, last_words)
     os._exit(3)
+
+
+def unloadable(bundle: object, _parameters: object) -> object:
+    return bundle.weights  # type: ignore[attr-defined]
 
 
 def install(folder: Path) -> dict[str, str]:

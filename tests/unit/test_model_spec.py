@@ -230,13 +230,14 @@ def test_models_of_other_packages_are_found_by_their_entry_point(
     registry._entry_points.cache_clear()
     try:
         made: Any = registry.load(registry.resolve("other"), Parameters(score_threshold=0.7))
-        assert made == (None, Parameters(score_threshold=0.7))
+        assert made._model == (None, Parameters(score_threshold=0.7))
         of_spec: Any = registry.load(registry.resolve("mine", tmp_path))
     finally:
         monkeypatch.undo()
         registry._entry_points.cache_clear()
-    assert isinstance(of_spec[0], Bundle)
-    assert of_spec[0].spec.options == {"depth": 3}
+    bundle = of_spec._model[0]
+    assert isinstance(bundle, Bundle)
+    assert bundle.spec.options == {"depth": 3}
 
 
 def test_naming_and_listing_models_imports_no_heavy_library(folder: Path) -> None:

@@ -14,6 +14,7 @@
     ├── SetupError              the operator's: an extra, a setting or a step of the set-up is missing
     │   └── MissingExtra        extra_missing: names the command to type
     ├── Unavailable             a server's: away for now, a retry mends it
+    ├── InternalError           internal_error: a bug in vidflow itself
     ├── MessageError            message_invalid: a message that cannot be read, for the dead letters
     └── IllegalTransition       ours: the lifecycle has no such step
 """
@@ -100,6 +101,12 @@ class Unavailable(VidflowError):
     retry = True
 
 
+class InternalError(VidflowError):
+    """A bug in vidflow: neither the caller nor the operator can fix it."""
+
+    default_code = "internal_error"
+
+
 class MessageError(VidflowError):
     """A message that cannot be read."""
 
@@ -121,6 +128,58 @@ class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     code: Annotated[str, msgspec.Meta(pattern=STORABLE)]
     message: Annotated[str, msgspec.Meta(pattern=STORABLE)]
     frame_number: Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)] | None = None
+
+
+def error_of(message: str, code: str) -> VidflowError:
+    """Return the exception for an error that another process reported by its code.
+
+    A code that does not say whose fault it is (a crash, a later version's code) gives a plain VidflowError.
+    """
+    return _kind_of(code)(message, code=code)
+
+
+_UNAVAILABLE: Final = frozenset({"unavailable", "source_unreachable", "source_unreadable", "delivery_failed"})
+_SETUP: Final = frozenset({"setup", "extra_missing"})
+_DATA: Final = frozenset({"no_frames", "inference_failed", "message_invalid"})
+"""Codes that name the caller's video or model without the prefix that the others have."""
+_REQUESTED: Final = ("source_", "model_", "parameter_")
+
+
+def _kind_of(code: str) -> type[VidflowError]:
+    if code in _UNAVAILABLE:
+        return Unavailable
+    if code in _SETUP:
+        return SetupError
+    if code == InternalError.default_code:
+        return InternalError
+    return UserError if code in _DATA or code.startswith(_REQUESTED) else VidflowError
+
+
+def is_bug(error: BaseException) -> bool:
+    """Return whether an unexpected exception is a programming error, which the same input raises again.
+
+    What the system or a library refuses for lack of something (OSError, MemoryError, a RuntimeError) is not: it may pass.
+    """
+    return isinstance(error, _BUGS)
+
+
+_BUGS: Final = (
+    TypeError, AttributeError, NameError, ImportError, LookupError, ValueError, ArithmeticError, AssertionError,
+    NotImplementedError, RecursionError, StopIteration,
+)  # fmt: skip
+
+
+def internal_error(error: BaseException, versions: str, traceback: str) -> InternalError:
+    """Return what to tell the user about a bug. `versions`: of vidflow and Python; `traceback`: where it can be read."""
+    what = f"{type(error).__name__}: {error}"[:_SHOWN_CHARACTERS]
+    return InternalError(
+        f"Internal error in vidflow {versions} ({what}). This is a fault of vidflow, not of the request;"
+        f" report it to the vidflow developers with this line and {traceback}."
+    )
+
+
+_SHOWN_CHARACTERS: Final = 200
+"""Of an exception's text; the traceback has all of it."""
 
 
 def info_of(error: VidflowError, frame_number: int | None = None) -> ErrorInfo:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx
 import msgspec
 
-from vidflow.domain.errors import ErrorInfo, Unavailable, UserError
+from vidflow.domain.errors import ErrorInfo, InternalError, Unavailable, UserError, VidflowError
 
 T = TypeVar("T")
 
@@ -24,6 +25,14 @@ class ScenarioState(msgspec.Struct, frozen=True):
     frames_stored: int
     frames_expected: int | None
     waiting_for: str | None
+
+
+class _Move(msgspec.Struct, frozen=True):
+    detail: str | None
+
+
+class _History(msgspec.Struct, frozen=True):
+    items: list[_Move]
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -43,7 +52,10 @@ class _Problem(msgspec.Struct, frozen=True):
 
 
 class ApiClient:
-    """A connection to one vidflow. Raises UserError for what it refuses, Unavailable where it does not answer."""
+    """A connection to one vidflow.
+
+    Raises UserError for what it refuses, Unavailable if it does not answer, InternalError if it fails (500).
+    """
 
     def __init__(self, url: str) -> None:
         """Raises UserError where `url` is none."""
@@ -76,6 +88,11 @@ class ApiClient:
         """How it stands."""
         return self._asked(ScenarioState, "GET", f"/scenario/{scenario_uuid}")
 
+    def last_detail(self, scenario_uuid: str) -> str | None:
+        """Return the latest worker output (a traceback) in the scenario's history, None if there is none."""
+        moves = self._asked(_History, "GET", f"/scenario/{scenario_uuid}/history").items
+        return next((move.detail for move in reversed(moves) if move.detail), None)
+
     def shutdown(self, scenario_uuid: str) -> ScenarioState:
         """Asks for its end."""
         return self._asked(ScenarioState, "POST", f"/scenario/{scenario_uuid}/shutdown")
@@ -101,7 +118,9 @@ class ApiClient:
         if answer.is_success:
             return answer.content
         problem = _problem_of(answer)
-        kind = UserError if answer.is_client_error else Unavailable
+        kind: type[VidflowError] = UserError if answer.is_client_error else Unavailable
+        if answer.status_code == HTTPStatus.INTERNAL_SERVER_ERROR:
+            kind = InternalError
         raise kind(
             problem.detail or problem.title or f"{method} {path} answered {answer.status_code}", code=problem.code
         )

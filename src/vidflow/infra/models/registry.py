@@ -26,6 +26,7 @@ import msgspec
 from vidflow.domain.errors import MissingExtra, ModelError
 from vidflow.domain.messages import Parameters
 from vidflow.infra.models import files
+from vidflow.infra.models.foreign import load_foreign
 from vidflow.infra.models.model import Model
 from vidflow.infra.models.onnx_metadata import SPEC_KEY, read_metadata
 from vidflow.infra.models.paths import ONNX_SUFFIX, SPEC_SUFFIX, ModelFile, is_path, model_file
@@ -153,8 +154,7 @@ def load(ref: ModelRef, parameters: Parameters | None = None) -> Model:
     entry = _entry_points().get(ref.kind)
     if entry is None:
         raise ModelError(f"the package that offers the model kind {ref.kind!r} is not installed here; install it")
-    model: Model = entry.load()(bundle, chosen)
-    return model
+    return load_foreign(ref.kind, lambda: entry.load()(bundle, chosen))
 
 
 def check_parameters(ref: ModelRef, parameters: Parameters) -> None:

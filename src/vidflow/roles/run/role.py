@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from vidflow.domain.errors import Unavailable, UserError
+from vidflow.domain.errors import InternalError, Unavailable, UserError, error_of
 from vidflow.infra.api_client import ApiClient, ScenarioState
 from vidflow.infra.embedded.process import GivenUp
 from vidflow.infra.pipes import let_go_of
@@ -63,7 +63,7 @@ def _run(client: ApiClient, body: dict[str, Any], write: Writer, stop: Stop) -> 
         raise stop.error
     if stop.requested:
         return _shut_down(client, scenario_uuid, INTERRUPTED)
-    return _told(client.scenario(scenario_uuid))
+    return _told(client.scenario(scenario_uuid), client)
 
 
 def _asked_for(client: ApiClient, body: dict[str, Any]) -> str:
@@ -154,12 +154,16 @@ def _shut_down(client: ApiClient, scenario_uuid: str, exit_code: int) -> int:
     return exit_code
 
 
-def _told(scenario: ScenarioState) -> int:
+def _told(scenario: ScenarioState, client: ApiClient) -> int:
+    """Return the exit code of an ended scenario. Raises the error that a failed one ended by."""
     if scenario.outcome == "completed":
         _say(f"completed: {scenario.frames_stored} frames")
         return 0
     if scenario.error is not None:
-        raise UserError(f"scenario {scenario.scenario_uuid} failed: {scenario.error.message}", code=scenario.error.code)
+        error = error_of(f"scenario {scenario.scenario_uuid} failed: {scenario.error.message}", scenario.error.code)
+        if isinstance(error, InternalError) and (detail := client.last_detail(scenario.scenario_uuid)):
+            _say(detail)  # the servers of `vidflow run` end with it, and their history too
+        raise error
     _say(f"scenario {scenario.scenario_uuid} ended {scenario.outcome}")
     return 1
 

@@ -11,8 +11,18 @@ import signal
 import traceback
 from multiprocessing.connection import Connection
 
-from vidflow.domain.errors import ErrorInfo, MissingExtra, UserError, VidflowError, info_of, storable
-from vidflow.domain.messages import EndReason
+from vidflow import VERSIONS
+from vidflow.domain.errors import (
+    ErrorInfo,
+    MissingExtra,
+    UserError,
+    VidflowError,
+    info_of,
+    internal_error,
+    is_bug,
+    storable,
+)
+from vidflow.domain.messages import Deploy, EndReason, OnPoison, Waiting
 from vidflow.infra.crashpoint import arm
 from vidflow.infra.memory import prefer_as_oom_victim
 from vidflow.infra.parent import die_with_parent
@@ -60,9 +70,29 @@ def work(task: Task, told: Connection, orders: Connection, stderr: Connection) -
         link.ended(EndReason.MEMORY, error_info)
     except Exception as error:  # noqa: BLE001 - whatever it is, its runner is told and its traceback kept
         traceback.print_exc()
-        link.ended(
-            EndReason.ERROR, ErrorInfo("worker_failed", storable(f"{type(error).__name__}: {error}"), link.at_frame)
-        )
+        if is_bug(error):
+            found = internal_error(error, VERSIONS, "the traceback in the scenario's history")
+            link.ended(EndReason.ERROR, info_of(found, link.at_frame), fatal=_fails_again(task.deploy, link))
+        else:
+            link.ended(
+                EndReason.ERROR, ErrorInfo("worker_failed", storable(f"{type(error).__name__}: {error}"), link.at_frame)
+            )
+
+
+def _fails_again(deploy: Deploy, link: Link) -> bool:
+    """Return whether a retry would meet the same bug again.
+
+    Opening, loading, and reading a file are the same in every attempt. A camera sends other packets next time. A frame that
+    inference fails at is retried once, alone, and left to the scenario's attempts if poisonous frames are to be skipped.
+    """
+    match link.waiting:
+        case Waiting.START:
+            return True
+        case Waiting.INFERENCE:
+            retried = deploy.attempt > 0 and link.at_frame == deploy.resume.next_frame
+            return retried and deploy.parameters.on_poison is OnPoison.FAIL
+        case _:
+            return "://" not in deploy.source
 
 
 def _process(task: Task, link: Link) -> EndReason:
