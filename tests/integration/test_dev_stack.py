@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 from tests.integration.embedded import wait_until
 from tests.integration.processes import descendants, is_alive
 
-from vidflow.domain.errors import SetupError
+from vidflow.domain.errors import SetupError, VidflowError
 from vidflow.infra.embedded.process import listens
 from vidflow.infra.stopping import Stop
 from vidflow.roles.dev import Stack
@@ -63,13 +65,13 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 @contextmanager
-def dev(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """`vidflow dev` as people start it, once it says that it is ready."""
-    command = [sys.executable, "-m", "vidflow", "dev", "--port", "0", "--data-dir", str(folder)]
+def dev(folder: Path, *options: str, said: list[str] | None = None) -> Iterator[subprocess.Popen[str]]:
+    """`vidflow dev` as people start it, once it says that it is ready. `said` takes its lines until then."""
+    command = [sys.executable, "-m", "vidflow", "dev", "--port", "0", "--data-dir", str(folder), *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None
-            said = []
+            said = [] if said is None else said
             for line in process.stderr:
                 said.append(line)
                 if "stop:" in line:
@@ -161,3 +163,39 @@ def test_when_dev_itself_is_killed_nothing_stays_behind(tmp_path: Path) -> None:
         wait_until(lambda: not any(map(is_alive, started)), "all of its processes are gone", limit_s=30)
     [port] = map(int, (tmp_path / "postgres" / "port").read_text().split())
     assert not listens(port)
+
+
+@pytest.mark.timeout(180)
+def test_a_stack_without_some_roles_is_ready_and_says_how_to_add_them(tmp_path: Path) -> None:
+    said: list[str] = []
+    with dev(tmp_path, "--runners", "0", "--orchestrators", "0", "--relays", "0", said=said), ExitStack() as added:
+        welcome = "".join(said)
+        assert "not run here:   orchestrator, relay, runner" in welcome
+        assert "starting orchestrator" not in welcome
+        url = re.findall(r"ready after .* s: (http://\S+)", welcome)[0]
+        assert httpx.get(f"{url}/health/ready").status_code == 200
+        assert httpx.get(f"{url}/health/system").json()["missing"] == ["orchestrator", "relay", "runner"]
+
+        commands = re.findall(r"  (?:orchestrator|relay|runner): +(.*)$", welcome, re.MULTILINE)
+        assert len(commands) == 3
+        assert not re.search(r":[^@/ ]+@", welcome)  # no password
+        assert (tmp_path / "environment").stat().st_mode & 0o777 == 0o600
+        for command in commands:
+            program = command.replace("vidflow ", f"exec {sys.executable} -m vidflow ").strip("()")
+            role = added.enter_context(subprocess.Popen(["bash", "-c", program], stderr=subprocess.DEVNULL))
+            added.callback(role.kill)
+        wait_until(lambda: httpx.get(f"{url}/health/system").status_code == 200, "all runs", limit_s=60)
+
+
+@pytest.mark.timeout(180)
+def test_a_role_with_a_bug_ends_the_start_with_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = "import sys\nif 'relay' in sys.orig_argv:\n    import vidflow.cli\n    vidflow.cli.environment = None\n"
+    (tmp_path / "sitecustomize.py").write_text(broken)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    running = Running(tmp_path / "data")
+    try:
+        running.stack.start()
+        with pytest.raises(VidflowError, match=r"relay ended 3 times in a row: Internal error in vidflow .*TypeError"):
+            running.stack.wait_until_ready(READY_S)
+    finally:
+        running.stack.stop()

@@ -37,6 +37,8 @@ class Keeper:
         """`launch` starts the child, the first time and again; it ends by the signal `ends_by` within `grace_s`, or by force."""
         self.name = name
         self.last_exit: int | None = None
+        self.ends_in_a_row = 0
+        """How often the child has ended since it last ran for STEADY_S."""
         self._launch = launch
         self._ends_by = ends_by
         self._grace_s = grace_s
@@ -81,8 +83,10 @@ class Keeper:
             code = self._process.wait()
             if self._over():
                 return
+            ran_s = time.monotonic() - began_s
+            self.ends_in_a_row = 1 if ran_s >= STEADY_S else self.ends_in_a_row + 1
             self.last_exit = code
-            pause_s = next_pause_s(pause_s, time.monotonic() - began_s)
+            pause_s = next_pause_s(pause_s, ran_s)
             self._say(f"{self.name} {_how(code)}: starting it again in {pause_s:g} s")
             self._revive(pause_s)
 

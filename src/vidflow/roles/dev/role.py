@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ def run(options: DevOptions, stop: Stop) -> None:
     try:
         stack.start()
         stack.wait_until_ready(READY_LIMIT_S)
-        for line in _welcome(stack.url, time.monotonic() - began_s, options):
+        for line in _welcome(stack, time.monotonic() - began_s, options):
             say(line)
         stop.wait()
     except GivenUp:
@@ -60,8 +61,15 @@ def started(options: DevOptions, stop: Stop, say: Say) -> Iterator[str]:
         stack.stop()
 
 
-def _welcome(url: str, took_s: float, options: DevOptions) -> Iterator[str]:
+def _welcome(stack: Stack, took_s: float, options: DevOptions) -> Iterator[str]:
+    url = stack.url
     yield f"ready after {took_s:.1f} s: {url}"
+    if stack.elsewhere:
+        yield f"  not run here:   {', '.join(stack.elsewhere)}; a scenario waits until they run"
+    for kind in stack.elsewhere:
+        # A runner needs no database and runs models of others.
+        unset = "unset VIDFLOW_DATABASE_URL; " if kind == "runner" else ""
+        yield f"  {kind + ':':<16}(set -a; . {shlex.quote(str(stack.environment_file))}; {unset}vidflow {kind})"
     yield f"  run a video:    vidflow run sample:bikes --fps 2 --url {url}"
     yield f"  look:           curl {url}/scenario"
     yield f"  try the API:    {url}/docs"

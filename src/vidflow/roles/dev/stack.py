@@ -5,7 +5,7 @@ For `vidflow dev`, `vidflow run` and tests. What it runs are the same programs t
 
 from __future__ import annotations
 
-import http.client
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,7 +19,7 @@ from typing import Final
 
 import msgspec
 
-from vidflow.domain.errors import SetupError, Unavailable
+from vidflow.domain.errors import SetupError, Unavailable, VidflowError
 from vidflow.domain.runner import default_memory_cap
 from vidflow.infra.embedded.folder import FolderLock
 from vidflow.infra.embedded.kafka import EmbeddedKafka
@@ -31,10 +31,12 @@ from vidflow.infra.migrations import migrate
 from vidflow.infra.stopping import Stop, start_thread
 from vidflow.roles.dev.keeper import Keeper
 from vidflow.roles.dev.lines import LastLines, Show, follow
+from vidflow.roles.dev.readiness import what_is_missing
 from vidflow.settings import DevOptions, environment, kafka_variables
 
 POSTGRES: Final = "postgres"
 KAFKA: Final = "kafka"
+ENVIRONMENT: Final = "environment"
 STOPPING_ORDER: Final = ("api", "runner", "orchestrator", "inbox", "relay", KAFKA, POSTGRES)
 """Who asks for work first, who carries it last: a draining runner's last report still finds all that hear it."""
 
@@ -43,12 +45,9 @@ _GRACE_S: Final = {"runner": 30.0}  # it drains for up to 25 s
 _USUAL_GRACE_S: Final = 10.0
 _LOOK_S: Final = 0.05
 _TELL_S: Final = 5.0
-_ASK_S: Final = 2.0
 _NO_RETRY_MENDS: Final = frozenset({2, 3})  # exit codes: what was asked for, or the set-up, is at fault
-
-
-class _Health(msgspec.Struct, frozen=True):
-    detail: str = ""
+_FAILED: Final = 1  # exit code: a bug, or nobody knows
+_ENOUGH_ENDS: Final = 3
 
 
 class Stack:
@@ -88,18 +87,20 @@ class Stack:
         kafka = self._own_kafka(folder)
         self.kafka = kafka.settings if kafka else self._options.kafka
         self._both_at_once(lambda: self._open_database(postgres), lambda: self._open_kafka(kafka))
+        self._write_environment(folder)
         for kind, count in self._counts().items():
             if not self._keepers[kind]:
                 self._start_roles(kind, count)
 
     def wait_until_ready(self, limit_s: float) -> None:
-        """Returns once /health/system says that a scenario could run to its end; says what is missing as long as something is.
+        """Return once the api answers and /health/system misses nothing that this stack was asked to run.
 
-        Raises Unavailable after `limit_s`, SetupError where a role ends because its set-up is at fault, GivenUp at a stop.
+        Raises Unavailable after `limit_s`, SetupError if a role ends because its set-up is at fault, VidflowError if one
+        fails again and again, GivenUp at a stop.
         """
         began_s = told_s = time.monotonic()
         while not self._stop.requested:
-            missing = _missing(self.port)
+            missing = what_is_missing(self.port, self.elsewhere)
             if missing is None:
                 return
             self._raise_refusal()
@@ -111,6 +112,16 @@ class Stack:
                 self._say(f"not ready yet: {missing}")
             self._stop.wait(_LOOK_S)
         raise GivenUp("the start was given up: a stop was asked for")
+
+    @property
+    def elsewhere(self) -> list[str]:
+        """The roles that a scenario needs and this stack was asked not to run."""
+        return [kind for kind, count in self._counts().items() if not count]
+
+    @property
+    def environment_file(self) -> Path | None:
+        """The options of this stack's roles as shell variables, for roles that are started by hand. It holds a password."""
+        return self._folder.absolute() / ENVIRONMENT if self._folder else None
 
     def pids(self) -> dict[str, list[int]]:
         """The processes that run now, by role; `postgres` and `kafka` where they are the stack's own."""
@@ -126,6 +137,13 @@ class Stack:
             for keeper in self._keepers[kind]:
                 keeper.end()
         self._clean_up.close()
+
+    def _write_environment(self, folder: Path) -> None:
+        lines = [f"{name}={shlex.quote(value)}\n" for name, value in self._variables("orchestrator").items()]
+        path = folder / ENVIRONMENT
+        path.unlink(missing_ok=True)
+        path.touch(mode=0o600)
+        path.write_text("".join(lines))
 
     def _free_port(self) -> int:
         port = self._options.port or free_ports(1)[0]
@@ -215,7 +233,8 @@ class Stack:
         }
 
     def _start_roles(self, kind: str, count: int) -> None:
-        self._say(f"starting {kind}" if count == 1 else f"starting {kind} x{count}")
+        if count:
+            self._say(f"starting {kind}" if count == 1 else f"starting {kind} x{count}")
         for number in range(1, count + 1):
             self._start_role(kind, kind if count == 1 else f"{kind}-{number}")
 
@@ -287,28 +306,12 @@ class Stack:
             for keeper in keepers:
                 if keeper.last_exit in _NO_RETRY_MENDS:
                     raise SetupError(f"{keeper.name} cannot start: {self._last.error_of(keeper.name)}")
+                if keeper.last_exit == _FAILED and keeper.ends_in_a_row >= _ENOUGH_ENDS:
+                    last = self._last.error_of(keeper.name)
+                    raise VidflowError(f"{keeper.name} ended {keeper.ends_in_a_row} times in a row: {last}")
 
 
 def _process(server: EmbeddedPostgres | EmbeddedKafka) -> subprocess.Popen[bytes]:
     if server.process is None:
         raise Unavailable(f"{server.name} was not started")
     return server.process
-
-
-def _missing(port: int) -> str | None:
-    """What /health/system says is missing; None where nothing is."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_ASK_S)
-    try:
-        connection.request("GET", "/health/system")
-        answer = connection.getresponse()
-        body = answer.read()
-    except (OSError, http.client.HTTPException):
-        return "the api does not answer"
-    finally:
-        connection.close()
-    if answer.status == http.client.OK:
-        return None
-    try:
-        return msgspec.json.decode(body, type=_Health).detail or f"the api answers {answer.status}"
-    except msgspec.DecodeError:
-        return f"the api answers {answer.status}"

@@ -1,0 +1,38 @@
+"""Whether a stack is ready, as its api's /health/system reports it."""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Collection
+from typing import Final
+
+import msgspec
+
+_ASK_S: Final = 2.0
+
+
+class _Health(msgspec.Struct, frozen=True):
+    detail: str = ""
+    missing: tuple[str, ...] = ()
+
+
+def what_is_missing(port: int, elsewhere: Collection[str]) -> str | None:
+    """Return what the api says is missing, None if that is nothing but the roles that run `elsewhere`."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_ASK_S)
+    try:
+        connection.request("GET", "/health/system")
+        answer = connection.getresponse()
+        body = answer.read()
+    except (OSError, http.client.HTTPException):
+        return "the api does not answer"
+    finally:
+        connection.close()
+    if answer.status == http.client.OK:
+        return None
+    try:
+        health = msgspec.json.decode(body, type=_Health)
+    except msgspec.DecodeError:
+        return f"the api answers {answer.status}"
+    if health.missing and set(health.missing) <= set(elsewhere):
+        return None
+    return health.detail or f"the api answers {answer.status}"
