@@ -123,10 +123,11 @@ def test_each_path_of_the_api_that_a_page_shows_is_one(page: Path) -> None:
 
 
 def test_the_extras_of_the_readme_are_those_of_the_package() -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
     shown = {name.strip("`"): brings for name, brings in EXTRA.findall(README.read_text())}
     assert set(shown) == {"(none)", *extras}
     for name in ("runner", "torch"):
-        packages = {re.split(r"[\[=><]", one)[0] for one in extras[name]} - {"vidflow"}
+        packages = {re.split(r"[\[=><]", one)[0] for one in extras[name]} - {project["name"]}
         assert set(re.sub(r"\(.*\)", "", shown[name]).replace(",", " ").split()) == packages
     assert set(SPAN.findall(shown["demo"])) == set(extras["demo"][0].partition("[")[2].rstrip("]").split(","))

@@ -20,6 +20,7 @@ from tests.integration.programs import clean_environment
 from tests.integration.runners import Stage, deploy, new_uuid
 from tests.integration.vidflows import DONE_S, Vidflow, running
 
+from vidflow.domain.errors import how_to_install
 from vidflow.domain.messages import (
     DEAD_LETTERS,
     INIT_SCENARIO,
@@ -297,7 +298,7 @@ strides = [8, 16, 32]
 
 
 TORCH_MODEL = "ssdlite320_mobilenet_v3_large"
-NEEDS_TORCH = f"the model '{TORCH_MODEL}' needs torch, torchvision; type: pip install 'vidflow[torch]'"
+NEEDS_TORCH = f"the model '{TORCH_MODEL}' needs torch, torchvision; {how_to_install('torch')}"
 
 
 @pytest.fixture(scope="module")

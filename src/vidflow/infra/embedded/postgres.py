@@ -15,7 +15,7 @@ from typing import Final, Self
 import psycopg
 from psycopg.sql import SQL, Identifier
 
-from vidflow.domain.errors import MissingExtra
+from vidflow.domain.errors import MissingExtra, how_to_install
 from vidflow.infra.embedded.folder import FolderLock
 from vidflow.infra.embedded.process import (
     Account,
@@ -165,7 +165,7 @@ def programs() -> Path:
         files = importlib.metadata.files(_PACKAGE) or []
     except importlib.metadata.PackageNotFoundError as error:
         raise MissingExtra(
-            'vidflow\'s own PostgreSQL is not installed: type pip install "vidflow[embedded]", '
+            f"vidflow's own PostgreSQL is not installed: {how_to_install('embedded')}, "
             "or give one that runs already (--database-url, VIDFLOW_DATABASE_URL)"
         ) from error
     for file in files:

