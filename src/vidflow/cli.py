@@ -31,6 +31,7 @@ from vidflow.cli_options import (
 )
 from vidflow.domain.retention import Keeping
 from vidflow.infra.crashpoint import arm
+from vidflow.infra.heartbeat import Heartbeat
 from vidflow.infra.stopping import Stop
 from vidflow.infra.telemetry import configure_logs
 from vidflow.settings import (
@@ -43,6 +44,7 @@ from vidflow.settings import (
     RunOptions,
     environment,
     kafka_settings,
+    live_url,
 )  # fmt: skip
 
 app = typer.Typer(
@@ -65,6 +67,8 @@ def _serve(run: Callable[[Options, Stop], None], options: Options, log_format: s
     arm(environment("VIDFLOW_CRASHPOINTS") or "")
     stop = Stop()
     stop.on_signals()
+    if health_file := environment("VIDFLOW_HEALTH_FILE"):
+        stop.on_turn(Heartbeat(Path(health_file), live_url(options)).beat)
     run(options, stop)
     if stop.error is not None:
         raise stop.error

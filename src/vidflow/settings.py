@@ -122,6 +122,14 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     models_dir: Path | None = None
 
 
+def live_url(options: object) -> str:
+    """Return the URL at which a role answers whether it is alive, empty for a role that serves no HTTP."""
+    if not isinstance(options, ApiOptions) or not options.port:
+        return ""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options.host, options.host)  # noqa: S104 - compared with
+    return f"http://[{host}]:{options.port}/health/live" if ":" in host else f"http://{host}:{options.port}/health/live"
+
+
 def environment(name: str) -> str | None:
     """The value of an environment variable, None where it is unset or empty."""
     return os.environ.get(name) or None

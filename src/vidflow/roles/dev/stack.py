@@ -290,6 +290,7 @@ class Stack:
             "VIDFLOW_ANY_ONNX": str(options.models_dir is None).lower(),  # the api listens on loopback
             "VIDFLOW_DATA_DIR": str(self._folder.absolute()) if self._folder and not options.database_url else "",
             "VIDFLOW_METRICS_PORT": "",  # one port for all of them would serve the first alone
+            "VIDFLOW_HEALTH_FILE": "",
         }
         if options.runners > 1 and environment("VIDFLOW_WORKER_MEMORY_BYTES") is None:
             cap = default_memory_cap(available_bytes(), options.max_workers * options.runners)

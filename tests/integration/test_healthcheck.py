@@ -1,0 +1,126 @@
+"""The health check of each role: real processes, frozen ones, and one whose main loop hangs while its threads go on."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from tests.integration.api_server import free_port
+from tests.integration.embedded import wait_until
+from tests.integration.programs import CLOSED_DATABASE, CLOSED_KAFKA, Program, clean_environment, started
+
+from vidflow.infra import kafka
+from vidflow.infra.kafka_settings import KafkaSettings
+
+ROLES = ("api", "relay", "inbox", "orchestrator", "runner")
+LIMIT_S = "4"
+
+
+def verdict(file: Path, limit_s: str = LIMIT_S) -> tuple[int, str]:
+    """The exit code of the check, and what it prints."""
+    end = subprocess.run(
+        [sys.executable, "-m", "vidflow.healthcheck", limit_s],
+        env=clean_environment({"VIDFLOW_HEALTH_FILE": str(file)}), capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert end.stderr == ""
+    return end.returncode, end.stdout
+
+
+def healthy(file: Path) -> bool:
+    return verdict(file) == (0, "")
+
+
+@contextmanager
+def role(folder: Path, name: str, *options: str, given: Mapping[str, str]) -> Iterator[tuple[Program, Path]]:
+    file = folder / f"{name}.health"
+    port = ["--port", str(free_port()), "--no-inbox"] if name == "api" else []
+    with started(folder, name, *port, *options, given={**given, "VIDFLOW_HEALTH_FILE": str(file)}) as program:
+        yield program, file
+
+
+@pytest.mark.long
+def test_each_role_is_healthy_until_it_is_frozen_and_again_when_it_goes_on(
+    tmp_path: Path, database_url: str, kafka_settings: KafkaSettings
+) -> None:
+    kafka.create_topics(kafka_settings)
+    given = {"VIDFLOW_DATABASE_URL": database_url, "VIDFLOW_KAFKA": kafka_settings.bootstrap}
+    with ExitStack() as running:
+        roles = {name: running.enter_context(role(tmp_path, name, given=given)) for name in ROLES}
+        for name, (_, file) in roles.items():
+            wait_until(lambda file=file: healthy(file), f"{name} is healthy", 60)
+        for program, _ in roles.values():
+            program.process.send_signal(signal.SIGSTOP)
+        try:
+            for name, (_, file) in roles.items():
+                wait_until(lambda file=file: not healthy(file), f"{name} is unhealthy", 20)
+                wait_until(lambda file=file: "has not turned for" in verdict(file)[1], f"{name} has not turned", 20)
+        finally:
+            for program, _ in roles.values():
+                program.process.send_signal(signal.SIGCONT)
+        for name, (_, file) in roles.items():
+            wait_until(lambda file=file: healthy(file), f"{name} is healthy again", 20)
+
+
+@pytest.mark.long
+def test_roles_whose_servers_are_away_are_healthy(tmp_path: Path) -> None:
+    given = {"VIDFLOW_DATABASE_URL": CLOSED_DATABASE, "VIDFLOW_KAFKA": CLOSED_KAFKA}
+    with ExitStack() as running:
+        roles = {name: running.enter_context(role(tmp_path, name, given=given)) for name in ROLES}
+        for name, (program, file) in roles.items():
+            program.until("away")
+            at_s = file.stat().st_mtime
+            wait_until(lambda file=file, at_s=at_s: file.stat().st_mtime > at_s, f"{name} goes on to turn", 20)
+            wait_until(lambda file=file: healthy(file), f"{name} is healthy", 20)
+
+
+def test_a_main_loop_that_hangs_is_unhealthy_although_its_threads_go_on(
+    tmp_path: Path, database_url: str, kafka_settings: KafkaSettings
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys, threading\n"
+        "if 'relay' in sys.orig_argv:\n"
+        "    from vidflow.roles import relay\n"
+        "    relay.Relay.step = lambda self: threading.Event().wait()\n"
+    )
+    given = {
+        "VIDFLOW_DATABASE_URL": database_url,
+        "VIDFLOW_KAFKA": kafka_settings.bootstrap,
+        "PYTHONPATH": str(tmp_path),
+    }
+    with role(tmp_path, "relay", given=given) as (program, file):
+        wait_until(file.exists, "it starts")
+        wait_until(lambda: "has not turned for" in verdict(file)[1], "its loop is found to hang", 30)
+        assert program.runs()
+
+
+def test_an_api_that_does_not_answer_is_unhealthy(tmp_path: Path) -> None:
+    file = tmp_path / "api.health"
+    file.write_text(f"http://127.0.0.1:{free_port()}/health/live")
+    code, says = verdict(file)
+    assert code == 1
+    assert "/health/live does not answer" in says
+
+
+def test_a_role_that_has_not_started_is_unhealthy_and_so_is_no_file_at_all(tmp_path: Path) -> None:
+    assert verdict(tmp_path / "none")[1].endswith("the role has not started\n")
+    end = subprocess.run(
+        [sys.executable, "-m", "vidflow.healthcheck"],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (end.returncode, end.stdout) == (1, "unhealthy: VIDFLOW_HEALTH_FILE is not set\n")
+
+
+def test_a_health_file_that_cannot_be_written_ends_the_role_in_one_line(tmp_path: Path) -> None:
+    given = {"VIDFLOW_HEALTH_FILE": str(tmp_path / "none" / "health")}
+    with started(tmp_path, "relay", "--database-url", CLOSED_DATABASE, "--kafka", CLOSED_KAFKA, given=given) as relay:
+        assert relay.process.wait(30) == 3
+        assert "The health file " in relay.said
+        assert relay.said.count("\n") == 1
