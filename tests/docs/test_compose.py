@@ -1,7 +1,9 @@
-"""compose.yaml names only commands, options and environment variables that vidflow has, and starts every role."""
+"""compose.yaml and Dockerfile: what can be checked of them without a container engine."""
 
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +61,69 @@ def test_each_environment_variable_is_one_of_some_command() -> None:
 def test_only_the_api_is_reachable_and_from_this_machine_alone() -> None:
     published = {name: service["ports"] for name, service in services().items() if "ports" in service}
     assert published == {"api": ["127.0.0.1:8000:8000"]}
+
+
+def roles() -> dict[str, dict[str, Any]]:
+    return {name: service for name, service in services().items() if name in ROLES}
+
+
+def test_every_role_and_the_set_up_run_without_rights_on_a_read_only_file_system() -> None:
+    ours = [service for service in services().values() if service.get("image") == "vidflow"]
+    assert len(ours) == len(ROLES) + 1
+    for service in ours:
+        assert service["read_only"] is True
+        assert [mount.partition(":")[0] for mount in service["tmpfs"]] == ["/tmp"]
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_media_and_models_are_mounted_read_only_where_the_roles_that_read_them_look() -> None:
+    for name in ("api", "runner"):
+        service = roles()[name]
+        mounts = dict(volume.removesuffix(":ro").split(":") for volume in service["volumes"] if volume.endswith(":ro"))
+        environment = service["environment"]
+        assert mounts == {
+            "./media": environment["VIDFLOW_MEDIA_ROOT"],
+            "./models": environment["VIDFLOW_MODELS_DIR"],
+        }
+
+
+def test_every_role_has_the_image_s_health_check() -> None:
+    file = dockerfile()
+    assert "HEALTHCHECK" in file
+    assert re.search(r'CMD \["python", "-m", "vidflow.healthcheck"\]', file)
+    assert re.search(r"^ENV .*VIDFLOW_HEALTH_FILE=/tmp/", file, re.MULTILINE)
+    assert all("healthcheck" not in service for service in roles().values())
+
+
+def dockerfile() -> str:
+    """The instructions, each in one line."""
+    text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+    return "\n".join(line for line in text.splitlines() if not line.startswith("#"))
+
+
+def test_the_image_installs_nothing_but_what_is_locked() -> None:
+    installs = re.findall(r"pip (?:install|wheel) [^&\n]*", dockerfile())
+    assert len(installs) == 4
+    for command in installs:
+        assert "--require-hashes -r" in command or "--no-deps" in command
+        assert "--no-build-isolation" in command or not command.rstrip().endswith(" .")
+    requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    locked = (ROOT / "locks" / "build.lock").read_text()
+    assert all(f"{re.split('[<>=]', one)[0]}==" in locked for one in requires)
+
+
+def test_the_build_sees_each_file_that_it_copies_and_no_other() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().split("\n")
+    assert "*" in ignored
+    allowed = {line.removeprefix("!") for line in ignored if line.startswith("!")}
+    copied = [words.split()[:-1] for words in re.findall(r"^COPY (?!--from)(.*)$", dockerfile(), re.MULTILINE)]
+    names = {name.removeprefix("./") for line in copied for name in line}
+    assert {re.sub(r"\$\{EXTRA\}", "*", name) for name in names} == allowed
+    assert all(list(ROOT.glob(name)) for name in allowed)
+
+
+def test_the_image_s_default_extra_has_a_lock_and_the_user_is_not_root() -> None:
+    [extra] = re.findall(r"^ARG EXTRA=(\w+)$", dockerfile(), re.MULTILINE)
+    assert (ROOT / "locks" / f"{extra}.txt").is_file()
+    assert re.findall(r"^USER (\d+)$", dockerfile(), re.MULTILINE) == ["10001"]
