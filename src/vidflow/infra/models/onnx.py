@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from vidflow.domain.detections import InferenceError
 from vidflow.domain.errors import ModelError
 from vidflow.infra.models.detector import Run, TensorDetector, Wanted, first_line
+from vidflow.infra.models.ort import onnxruntime as ort
 from vidflow.infra.models.spec import InputSpec, ModelSpec, invalid
 from vidflow.infra.models.tensors import FloatArray
 

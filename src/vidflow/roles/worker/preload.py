@@ -9,7 +9,7 @@ import contextlib
 import importlib
 import signal
 
-_HEAVY = ("confluent_kafka", "numpy", "scipy.ndimage", "av", "onnxruntime")
+_HEAVY = ("confluent_kafka", "numpy", "scipy.ndimage", "av", "vidflow.infra.models.ort")
 
 
 def _load() -> None:
