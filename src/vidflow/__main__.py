@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import signal
 import sys
-import traceback
 
 from vidflow import VERSIONS
 from vidflow.domain.errors import SetupError, Unavailable, UserError, VidflowError, internal_error, is_bug
-from vidflow.infra.telemetry import redacted
+from vidflow.infra.telemetry import safe_line, show_uncaught_errors
 
 EXIT_CODES: tuple[tuple[type[VidflowError], int], ...] = (
     (UserError, 2),
@@ -23,15 +22,17 @@ def main() -> None:
     """Run one command. An error of vidflow's own is one line; any other is a bug and shows its traceback and what to do."""
     # Until a command has its own way to end, Ctrl-C ends it silently: a shell sees 130.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    show_uncaught_errors()
     from vidflow.cli import app  # noqa: PLC0415 - most of a start's time, and behind the line above
 
     try:
         app()
     except VidflowError as error:
-        print(f"vidflow: {redacted(error.message)}", file=sys.stderr)  # noqa: T201
+        print(f"vidflow: {safe_line(error.message)}", file=sys.stderr)  # noqa: T201
         sys.exit(next(code for kind, code in EXIT_CODES if isinstance(error, kind)))
     except Exception as error:  # noqa: BLE001 - the last place that can say whose fault it is
-        print(redacted(f"{traceback.format_exc()}vidflow: {_unexpected(error)}"), file=sys.stderr)  # noqa: T201
+        sys.excepthook(type(error), error, error.__traceback__)
+        print(f"vidflow: {safe_line(_unexpected(error))}", file=sys.stderr)  # noqa: T201
         sys.exit(1)
 
 

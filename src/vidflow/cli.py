@@ -9,6 +9,7 @@ from typing import Annotated, Literal, TypeVar
 import typer
 
 from vidflow import __version__
+from vidflow.cli_errors import SafeGroup
 from vidflow.cli_operating import db, dlq, outbox, topics
 from vidflow.cli_options import (
     LAST_PORT,
@@ -48,6 +49,7 @@ from vidflow.settings import (
 )  # fmt: skip
 
 app = typer.Typer(
+    cls=SafeGroup,
     help="Runs vision models over videos, frame by frame, and loses nothing.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

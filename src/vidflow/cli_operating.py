@@ -10,6 +10,7 @@ import typer
 from vidflow.cli_options import Database, Kafka, KafkaProperties, option
 from vidflow.domain.scenario import DEFAULT_POOL
 from vidflow.infra.stopping import exit_on_signals
+from vidflow.infra.telemetry import safe_line
 from vidflow.settings import kafka_settings
 
 db = typer.Typer(help="The database: its schema, its backups.", no_args_is_help=True)
@@ -127,7 +128,7 @@ def restore(
 
 def _say(sentence: str) -> None:
     """What a long command is doing, for people."""
-    typer.echo(sentence, err=True)
+    typer.echo(safe_line(sentence), err=True)
 
 
 @topics.command("create")
@@ -160,10 +161,10 @@ def list_outbox(
     with connected(database_url, name="vidflow outbox list") as tables:
         rows = all_set_aside(tables, limit)
     for row in rows:
-        typer.echo(
+        typer.echo(safe_line(
             f"{row.id}  {row.created_at:%Y-%m-%d %H:%M:%S}  {row.topic}  {row.key}  {row.kind}, epoch {row.epoch}, "
             f"{row.size_bytes} bytes: {row.error}"
-        )
+        ))  # fmt: skip
     if not rows:
         typer.echo("no message is set aside")
 

@@ -9,6 +9,7 @@ import base64
 import ctypes
 import os
 import random
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,7 +36,9 @@ NAMES = (
     "verbose",
     "talkative",
     "unloadable",
+    "indiscreet",
 )
+HIDDEN = "Hunter2xHunter2x"
 Seen = tuple[Detection, ...]
 
 
@@ -69,6 +72,14 @@ def _see_everything() -> Seen:
     numbers = random.Random(7)  # noqa: S311 - the same at every attempt
     sides = [tuple(round(numbers.uniform(0, 30000), 2) for _ in range(4)) for _ in range(20_000)]
     return tuple(Detection("odd", 0.5, (x, y, x + width, y + height)) for x, y, width, height in sides)
+
+
+def _tell_all() -> None:
+    """Says what nobody may know, as libraries do in their errors, and so that the runner cuts its words within a secret."""
+    sys.stderr.write(f"opening rtsp://admin:{HIDDEN}@camera/" + "\n")
+    sys.stderr.write(" ".join([HIDDEN] * 1000) + "\n")
+    sys.stderr.write(f"option value: {HIDDEN}" + "\n")
+    raise ValueError(f"http://h/?jwt={HIDDEN} or {HIDDEN}: " + "x" * 400 + f" rtsp://admin:{HIDDEN}@camera/")
 
 
 def _hang() -> None:
@@ -141,6 +152,10 @@ def verbose(_bundle: object, _parameters: object) -> OddModel:
 
 def talkative(_bundle: object, _parameters: object) -> OddModel:
     return OddModel(lambda: _see_everything()[:500])
+
+
+def indiscreet(_bundle: object, _parameters: object) -> OddModel:
+    return OddModel(_tell_all)
 
 
 def patient(_bundle: object, _parameters: object) -> OddModel:

@@ -135,7 +135,7 @@ def test_a_failed_scenario_tells_its_error(client: httpx.Client, database_url: s
             (Jsonb(error), uuid_),
         )
     scenario = client.get(f"/scenario/{uuid_}").json()
-    assert scenario["error"] == error | {"message": "cannot read rtsp://me:***@camera/x"}
+    assert scenario["error"] == error | {"message": "cannot read rtsp://***@camera/x"}
 
 
 def test_an_unchanged_scenario_is_not_sent_again(client: httpx.Client, database_url: str) -> None:

@@ -18,7 +18,7 @@ from vidflow.domain.errors import SourceError, Unavailable
 from vidflow.domain.messages import Identity
 from vidflow.infra.video import open_video
 from vidflow.infra.video.frames import read
-from vidflow.infra.video.open import is_live, without_secrets
+from vidflow.infra.video.open import is_live
 
 DASH = """<?xml version="1.0"?>
 <MPD xmlns="urn:mpeg:dash:schema:mpd:2011" profiles="urn:mpeg:dash:profile:isoff-on-demand:2011" type="static">
@@ -259,14 +259,3 @@ def test_a_server_that_is_away_may_come_back() -> None:
 def test_only_cameras_are_live() -> None:
     assert is_live("RTSP://camera/1")
     assert not is_live("http://host/clip.mp4")
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("rtsp://admin:p@ss@cam:554/live?key=1#x", "rtsp://cam:554/live"),
-        ("http://host/clip.mp4", "http://host/clip.mp4"),
-    ],
-)
-def test_a_url_is_shown_without_its_secrets(url: str, shown: str) -> None:
-    assert without_secrets(url) == shown

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from tests import clips
 from tests.integration import odd_models
-from tests.integration.odd_models import BAD_FRAME
+from tests.integration.odd_models import BAD_FRAME, HIDDEN
 from tests.integration.runners import RunnerProcess, Stage, deploy, new_uuid, resume_behind, runner
 
 from vidflow.domain.messages import EndReason, Entry, Frame, GapReason, Opened, Parameters, Resume, StopWork, Waiting
@@ -71,6 +74,21 @@ def numbers(frames: list[Frame]) -> list[int]:
 def seen(frames: list[Frame]) -> list[object]:
     """What must be the same at every run: all but the epoch and the clock."""
     return [(frame.frame_number, frame.pts, frame.time_s, frame.detections) for frame in frames]
+
+
+def test_what_a_worker_says_of_its_source_s_secrets_is_not_reported(stage: Stage, name: str, clip: Path) -> None:
+    handler = partial(SimpleHTTPRequestHandler, directory=str(clip.parent))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        uuid = new_uuid()
+        source = f"http://admin:{HIDDEN}@127.0.0.1:{server.server_port}/{clip.name}?loginpas={HIDDEN}"
+        stage.command(name, deploy(uuid, source, "indiscreet"))
+        entry = stage.ended(name, uuid)
+        server.shutdown()
+    assert entry.error is not None
+    assert entry.error.message.startswith("ValueError: http://h/?jwt=*** or ***: xxx")
+    assert "option value: ***" in (entry.detail or "")
+    assert "Hunter" not in f"{entry.error.message} {entry.detail}"
 
 
 def test_a_video_comes_as_opened_then_dense_frames_then_the_end(stage: Stage, name: str, clip: Path) -> None:

@@ -14,6 +14,11 @@ def test_a_line_stands_behind_its_roles_name(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().err == "relay         │ published rows=12\n"
 
 
+def test_a_hostile_line_stays_one_line_and_drives_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    Prefixed(colour=False).show("runner", "label \x1b]0;title\x07\x9b2J\r\u202e http://h/?token=hidden")
+    assert capsys.readouterr().err == r"runner        │ label \x1b]0;title\x07\x9b2J\r\u202e http://h/?token=***" + "\n"
+
+
 def test_on_a_terminal_each_role_has_a_colour_of_its_own_and_keeps_it(capsys: pytest.CaptureFixture[str]) -> None:
     lines = Prefixed(colour=True)
     for name in ("relay", "api", "relay"):

@@ -1,23 +1,33 @@
-"""Logs as events with fields, on standard error. No decision is taken here, and no secret passes: see `redacted`."""
+"""Logs as events with fields, on standard error. Secrets are masked (domain/redaction.py), unprintable characters escaped."""
 
 from __future__ import annotations
 
 import datetime
 import logging
-import re
+import math
 import sys
+import traceback
+from collections.abc import Mapping
+from types import TracebackType
 from typing import Any, Final
 
 import msgspec
 
-_PASSWORD: Final = re.compile(r"(?<=://)([^:/@\s]*):([^@\s]*)@")
-_CONNINFO_PASSWORD: Final = re.compile(r"(?i)\b(password|passfile|sslpassword)\s*=\s*('[^']*'|\S+)")
+from vidflow.domain.escaping import escaped_json, printable, printable_lines
+from vidflow.domain.redaction import redacted
+
+__all__ = ["EventLog", "configure_logs", "log", "redacted", "safe_line", "show_uncaught_errors"]
+
 _FIELDS: Final = "vidflow_fields"
+_CONTINUATION: Final = "    | "
+"""What each line of a traceback stands behind: an entry of the log begins with its time."""
+_RESERVED: Final = ("at", "level", "part", "event", "traceback")
+_LARGEST_INTEGER: Final = 2**63
 
 
-def redacted(text: str) -> str:
-    """The text without the passwords of the URLs and connection strings in it."""
-    return _CONNINFO_PASSWORD.sub(r"\1=***", _PASSWORD.sub(r"\1:***@", text))
+def safe_line(text: str) -> str:
+    """Return the text as one line that may be shown to anyone, on any terminal: without secrets, unprintable characters escaped."""
+    return printable(redacted(text))
 
 
 class EventLog:
@@ -42,9 +52,10 @@ class EventLog:
         """What does not go on."""
         self._write(logging.ERROR, event, fields)
 
-    def exception(self, event: str, **fields: Any) -> None:  # noqa: ANN401
-        """An error of ours, with its traceback."""
-        self._logger.error(event, exc_info=sys.exc_info(), extra={_FIELDS: fields})
+    def exception(self, event: str, *, cause: BaseException | None = None, **fields: Any) -> None:  # noqa: ANN401
+        """An error of ours with its traceback: `cause`, or the one that is being handled."""
+        info = sys.exc_info() if cause is None else (type(cause), cause, cause.__traceback__)
+        self._logger.error(event, exc_info=info, extra={_FIELDS: fields})
 
     def _write(self, level: int, event: str, fields: dict[str, Any]) -> None:
         if self._logger.isEnabledFor(level):
@@ -57,31 +68,54 @@ def log(name: str) -> EventLog:
 
 
 class _TextFormatter(logging.Formatter):
-    """`12:00:01.123 info relay published rows=12`: for people."""
+    """`12:00:01.123 info relay published rows=12`: for people. An entry is one line, plus its traceback's."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = getattr(record, _FIELDS, {})
         at = datetime.datetime.fromtimestamp(record.created, datetime.UTC).strftime("%H:%M:%S.%f")[:-3]
         words = [at, record.levelname.lower(), record.name.removeprefix("vidflow."), record.getMessage()]
         words += [f"{name}={value}" for name, value in fields.items() if value is not None]
-        line = redacted(" ".join(words))
-        return line + "\n" + redacted(self.formatException(record.exc_info)) if record.exc_info else line
+        line = safe_line(" ".join(words))
+        if not record.exc_info:
+            return line
+        return line + "\n" + printable_lines(redacted(self.formatException(record.exc_info)), _CONTINUATION)
 
 
 class _JsonFormatter(logging.Formatter):
-    """One JSON object a line: for machines."""
+    """One JSON object a line: for machines. `at`, `level`, `part` and `event` come first, then the event's own fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        entry = {
+        entry: dict[str, object] = {
             "at": datetime.datetime.fromtimestamp(record.created, datetime.UTC),
             "level": record.levelname.lower(),
-            "part": record.name.removeprefix("vidflow."),
-            "event": record.getMessage(),
-            **getattr(record, _FIELDS, {}),
+            "part": redacted(record.name.removeprefix("vidflow.")),
+            "event": _text(record.getMessage()),
         }
+        for name, value in getattr(record, _FIELDS, {}).items():
+            entry[f"{name}_" if name in _RESERVED else _text(name)] = _encodable(value)
         if record.exc_info:
-            entry["traceback"] = self.formatException(record.exc_info)
-        return redacted(msgspec.json.encode(entry, enc_hook=str).decode())
+            entry["traceback"] = _text(self.formatException(record.exc_info))
+        return escaped_json(msgspec.json.encode(entry).decode())
+
+
+def _encodable(value: object) -> object:
+    """The value as JSON has it, each string in it redacted; what JSON has not is its text."""
+    if value is None or isinstance(value, bool | datetime.datetime):
+        return value
+    if isinstance(value, int) and not hasattr(value, "value") and abs(value) < _LARGEST_INTEGER:
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    if isinstance(value, Mapping):
+        return {_text(str(name)): _encodable(one) for name, one in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_encodable(one) for one in value]
+    return _text(str(value))
+
+
+def _text(text: str) -> str:
+    """The text without secrets, and without what UTF-8 cannot encode."""
+    return redacted(text).encode("utf-8", "backslashreplace").decode()
 
 
 def configure_logs(log_format: str = "text", level: int = logging.INFO) -> None:
@@ -90,3 +124,13 @@ def configure_logs(log_format: str = "text", level: int = logging.INFO) -> None:
     handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("vidflow").setLevel(level)
+
+
+def show_uncaught_errors() -> None:
+    """Let errors that nobody handles be shown with their traceback as Python does, but without secrets and escaped."""
+    sys.excepthook = _show
+
+
+def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    text = "".join(traceback.format_exception(kind, error, trace)).rstrip("\n")
+    sys.stderr.write(printable_lines(redacted(text)) + "\n")

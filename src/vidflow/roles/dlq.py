@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from vidflow.domain.errors import ParameterError, UserError
+from vidflow.domain.escaping import escaped_json, printable, printable_lines
 from vidflow.infra.dead_letters import Sender, Waiting, waiting, why_not
 from vidflow.infra.kafka_settings import KafkaSettings
 from vidflow.infra.pipes import let_go_of
@@ -48,7 +49,7 @@ def show(settings: KafkaSettings, place: str, output: str) -> None:
     """Prints all that is known of a letter, its payload cut where it is long. Raises NoSuchLetter, kafka.KafkaAway."""
     [one] = _found(settings, [place])
     if output == "json":
-        _print(msgspec.json.encode(_whole(one)).decode())
+        _print(_json(_whole(one)))
         return
     for name, value in _facts(one):
         _print(f"{name:<8} {value}")
@@ -168,9 +169,7 @@ def _text(value: bytes | None) -> str | None:
 def _readable(content: bytes, most: int, *, lines: bool = False) -> str:
     """Bytes as text of which every character can be printed, and no more than so many of them."""
     text = content[: 4 * most].decode(errors="backslashreplace")
-    safe = "".join(
-        one if one.isprintable() or (lines and one == "\n") else one.encode("unicode_escape").decode() for one in text
-    )
+    safe = printable_lines(text) if lines else printable(text)
     if len(safe) <= most and len(content) <= 4 * most:
         return safe
     return safe[: most - 1] + "…" + (f"\n({len(content)} bytes in all: --output json has them)" if lines else "")
@@ -191,9 +190,13 @@ def _told(sender: Sender, output: str, did: str) -> Iterator[None]:
 def _print_array(items: Iterable[dict[str, Any]]) -> None:
     separator = "[\n"
     for item in items:
-        sys.stdout.write(separator + msgspec.json.encode(item).decode())
+        sys.stdout.write(separator + _json(item))
         separator = ",\n"
     _print("[]" if separator == "[\n" else "\n]")
+
+
+def _json(item: dict[str, Any]) -> str:
+    return escaped_json(msgspec.json.encode(item).decode())
 
 
 def _print(line: str) -> None:

@@ -24,6 +24,7 @@ from av.video.stream import VideoStream
 
 from vidflow.domain.errors import SourceError, Unavailable
 from vidflow.domain.messages import Identity
+from vidflow.domain.redaction import redacted
 from vidflow.infra.video.packets import LostPacket, decoded
 from vidflow.infra.video.source import facts_of
 
@@ -154,7 +155,7 @@ def open_video(source: str, *, threads: int = 1, expect: Identity | None = None)
             code="source_forbidden",
         )
     if scheme != "file":
-        return Video(source, without_secrets(source), threads, None)
+        return Video(source, redacted(source), threads, None)
     path = Path(unquote(urlsplit(source).path) if "://" in source else source).absolute()
     identity = _identity(path)
     if expect is not None and expect != Identity() and identity != expect:
@@ -164,12 +165,6 @@ def open_video(source: str, *, threads: int = 1, expect: Identity | None = None)
             code="source_changed",
         )
     return Video(str(path), str(path), threads, identity)
-
-
-def without_secrets(url: str) -> str:
-    """The URL without user, password, query and fragment: fit for logs and errors."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def is_live(url: str) -> bool:

@@ -59,7 +59,7 @@ def body_problem(error: Exception, hints: Mapping[str, str]) -> ProblemDetailsEx
     if named := _FIELD.search(message):
         path = f"{path}.{named['field']}" if path else named["field"]
     hint = hints.get(re.split(r"[.\[]", path)[0])
-    field = FieldProblem(path or "body", f"{message}; it is {hint}" if hint else message)
+    field = FieldProblem(path or "body", redacted(f"{message}; it is {hint}" if hint else message))
     return problem(422, "request_invalid", f"{field.field}: {field.message}", errors=[field])
 
 
@@ -79,7 +79,7 @@ def _of_http(error: HTTPException) -> ProblemDetailsException:
 
 def _of_parameters(error: ValidationException) -> ProblemDetailsException:
     found = error.extra if isinstance(error.extra, list) else []
-    fields = [FieldProblem(_name(one), str(one.get("message", ""))) for one in found if isinstance(one, dict)]
+    fields = [FieldProblem(_name(one), redacted(str(one.get("message", "")))) for one in found if isinstance(one, dict)]
     if any(one.field == "data" for one in fields):
         return problem(400, "body_malformed", "the body is empty; send a JSON object")
     detail = "; ".join(f"{one.field}: {one.message}" for one in fields) or error.detail
@@ -125,16 +125,10 @@ def _of_database(error: psycopg.Error) -> ProblemDetailsException:
 def _of_fault(error: Exception) -> ProblemDetailsException:
     """A fault of ours: logged once, with an id that the client is told."""
     error_id = str(uuid.uuid4())
-    _log.error("request_failed", error_id=error_id, error=f"{type(error).__name__}: {error}", traceback=_trace(error))
+    _log.exception("request_failed", cause=error, error_id=error_id, error=f"{type(error).__name__}: {error}")
     return problem(
         500, "fault", f"this is a fault of the server, logged as {error_id}; tell its operator", error_id=error_id
     )
-
-
-def _trace(error: BaseException) -> str:
-    import traceback  # noqa: PLC0415 - only a fault needs it
-
-    return "".join(traceback.format_exception(error))
 
 
 def plugin() -> ProblemDetailsPlugin:

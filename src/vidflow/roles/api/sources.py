@@ -14,13 +14,12 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from vidflow.domain.errors import SourceError
+from vidflow.infra.telemetry import redacted
 from vidflow.settings import ApiOptions
 
 SCHEMES: Final = ("http", "https", "rtsp", "rtsps")
 _URL: Final = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
-_USER: Final = re.compile(r"(?<=://)[^/?#]*@")
-_SECRET: Final = re.compile(r"(?i)(?<=[?&;])([^=&;#]*(?:token|key|secret|sig|pass|pwd|auth|cred)[^=&;#]*)=[^&;#]*")
 
 
 def admitted(source: str, options: ApiOptions) -> str:
@@ -45,16 +44,18 @@ def admitted(source: str, options: ApiOptions) -> str:
 
 
 def shown(source: str) -> str:
-    """A stored source as anyone may see it: a URL without its user, password, and what its query keeps secret."""
-    return _SECRET.sub(r"\1=***", _USER.sub("***@", source)) if _URL.match(source) else source
+    """Return a stored source as anyone may see it: a URL without its secrets, a path as it is."""
+    return redacted(source) if _URL.match(source) else source
 
 
 def _url(source: str) -> str:
     try:
         parts = urlsplit(source)
         host, _ = parts.hostname, parts.port  # a port that is none raises here
-    except ValueError as error:
-        raise SourceError(f"source: this is no URL ({error}); check its host and port") from error
+    except ValueError:  # its text repeats what it took for the port, which may be a part of a password
+        raise SourceError(
+            "source: this is no URL; check its host and port, and write %2F, %3F and %23 for / ? and # in a password"
+        ) from None
     if parts.scheme.lower() not in SCHEMES:
         raise SourceError(
             f"source: a URL begins with one of {', '.join(SCHEMES)}, not with {parts.scheme}", code="source_forbidden"

@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import IO, Final
 
+from vidflow.infra.telemetry import safe_line
+
 Show = Callable[[str, str], None]
 """Takes a line of a role: its name and the line. Called from several threads."""
 
@@ -26,7 +28,8 @@ class Prefixed:
         self._one_at_a_time = threading.Lock()
 
     def show(self, name: str, line: str) -> None:
-        """Shows a line of the role `name`."""
+        """Shows a line of the role `name`: whatever it holds, it is one line, and drives no terminal."""
+        line = safe_line(line)
         with self._one_at_a_time:
             sys.stderr.write(f"{self._prefix(name)} {line}\n")
             sys.stderr.flush()

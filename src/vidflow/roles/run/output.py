@@ -11,6 +11,7 @@ import msgspec
 
 from vidflow.domain.detections import FrameResult
 from vidflow.domain.errors import ParameterError
+from vidflow.domain.escaping import escaped_json, printable
 
 Writer = Callable[[Iterator[msgspec.Raw], TextIO], None]
 
@@ -25,7 +26,7 @@ def writer_of(output: str) -> Writer:
 def write_ndjson(frames: Iterator[msgspec.Raw], out: TextIO) -> None:
     """One object a line, each as soon as it is there."""
     for frame in frames:
-        out.write(bytes(frame).decode() + "\n")
+        out.write(_json(frame) + "\n")
         out.flush()
 
 
@@ -33,7 +34,7 @@ def write_json(frames: Iterator[msgspec.Raw], out: TextIO) -> None:
     """One array of all objects."""
     separator = "[\n"
     for frame in frames:
-        out.write(separator + bytes(frame).decode())
+        out.write(separator + _json(frame))
         separator = ",\n"
     out.write("[]\n" if separator == "[\n" else "\n]\n")
 
@@ -42,10 +43,11 @@ def write_csv(frames: Iterator[msgspec.Raw], out: TextIO) -> None:
     """One row a detection; a frame without any has a row too, with the detection's columns empty."""
     rows = csv.writer(out, lineterminator="\n")
     rows.writerow(["frame_number", "time_s", "width", "height", "label", "score", "x1", "y1", "x2", "y2"])
+    label_of = printable if out.isatty() else str  # a file gets each label as it is
     for frame in _decoded(frames):
         start = [frame.frame_number, frame.time_s, frame.width, frame.height]
         for detection in frame.detections:
-            rows.writerow([*start, detection.label, detection.score, *detection.box])
+            rows.writerow([*start, label_of(detection.label), detection.score, *detection.box])
         if not frame.detections:
             rows.writerow([*start, "", "", "", "", "", ""])
 
@@ -58,9 +60,9 @@ def write_table(frames: Iterator[msgspec.Raw], out: TextIO) -> None:
     for frame in _decoded(frames):
         total.update(detection.label for detection in frame.detections)
         count += 1
-        out.write(f"{frame.frame_number:>7}  {frame.time_s:>8.2f}s  {_seen(frame)}\n")
+        out.write(f"{frame.frame_number:>7}  {frame.time_s:>8.2f}s  {printable(_seen(frame))}\n")
     summary = ", ".join(f"{number} {label}" for label, number in total.most_common()) or "nothing"
-    out.write(f"{count} frames; seen in all: {summary}\n")
+    out.write(printable(f"{count} frames; seen in all: {summary}") + "\n")
 
 
 def _seen(frame: FrameResult) -> str:
@@ -68,6 +70,11 @@ def _seen(frame: FrameResult) -> str:
     for detection in frame.detections:
         scores.setdefault(detection.label, []).append(detection.score)
     return ", ".join(f"{len(found)} {label} ({max(found):.2f})" for label, found in scores.items()) or "-"
+
+
+def _json(frame: msgspec.Raw) -> str:
+    """The server's JSON in one line, its unprintable characters as escapes."""
+    return escaped_json(bytes(frame).decode(errors="replace"))
 
 
 def _decoded(frames: Iterator[msgspec.Raw]) -> Iterator[FrameResult]:

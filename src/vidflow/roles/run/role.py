@@ -16,7 +16,7 @@ from vidflow.infra.api_client import ApiClient, ScenarioState
 from vidflow.infra.embedded.process import GivenUp
 from vidflow.infra.pipes import let_go_of
 from vidflow.infra.stopping import Stop
-from vidflow.infra.telemetry import redacted
+from vidflow.infra.telemetry import safe_line
 from vidflow.roles.run.output import Writer, writer_of
 from vidflow.roles.run.request import body_of, check_model
 from vidflow.settings import DevOptions, RunOptions
@@ -133,7 +133,7 @@ class _Progress:
     def show(self, scenario: ScenarioState) -> None:
         of = f" of {scenario.frames_expected}" if scenario.frames_expected else ""
         waits = f", waits for {scenario.waiting_for}" if scenario.waiting_for else ""
-        line = f"{scenario.state}: {scenario.frames_stored}{of} frames{waits}"
+        line = safe_line(f"{scenario.state}: {scenario.frames_stored}{of} frames{waits}")
         if line == self._last:
             return
         self._last = line
@@ -169,5 +169,5 @@ def _told(scenario: ScenarioState, client: ApiClient) -> int:
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(redacted(line) + "\n")
+    sys.stderr.write(safe_line(line) + "\n")
     sys.stderr.flush()

@@ -19,6 +19,7 @@ import msgspec
 
 from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.messages import Deploy, EndReason, Waiting
+from vidflow.domain.redaction import redacted, secrets_of
 from vidflow.domain.runner import DETAIL_CHARACTERS, default_memory_cap
 from vidflow.infra import memory
 from vidflow.infra.crashpoint import crashpoint, disarm
@@ -156,6 +157,8 @@ class _Worker:
             theirs.close()
         self._open: dict[str, Connection] = {"told": self._told, "stderr": self._stderr}
         self._tail = b""
+        self._tail_is_cut = False
+        self._secrets = secrets_of(task.deploy.source)
         self._last: link.Ended | None = None
         self._killed: EndReason | None = None
         self._waits_for = Waiting.START
@@ -234,15 +237,23 @@ class _Worker:
     def judged(self, exit_code: int, memory_cap_bytes: int) -> link.Ended:
         """Why it ended: what it said itself, else what it was killed for, else the way its process ended."""
         if self._last is not None:
-            return self._last
+            return self._last if self._last.error is None else self._without_secrets(self._last, self._last.error)
         if self._killed is not None:
             error = _killed_error(self._killed, self.deploy.scenario_uuid, self._waits_for, memory_cap_bytes)
             return link.Ended(self._killed, error)
         return link.Ended(EndReason.CRASHED, _crash(exit_code, self.deploy.scenario_uuid))
 
     def tail(self) -> str | None:
-        """The end of what it wrote to standard error."""
-        return self._tail.decode(errors="replace").strip() or None
+        """The end of what it wrote to standard error, without secrets."""
+        text = self._tail.decode(errors="replace")
+        if self._tail_is_cut:
+            text = _from_a_whole_word(text)
+        return redacted(text, self._secrets).strip() or None
+
+    def _without_secrets(self, last: link.Ended, error: ErrorInfo) -> link.Ended:
+        """Its last words: a worker that hostile input has taken over may leave secrets in them."""
+        message = redacted(error.message, self._secrets)
+        return msgspec.structs.replace(last, error=msgspec.structs.replace(error, message=message))
 
     def close(self) -> None:
         """Lets go of the process, which has ended, and of its pipes."""
@@ -267,7 +278,17 @@ class _Worker:
                 return
             if not chunk:
                 del self._open["stderr"]
-            self._tail = (self._tail + chunk)[-TAIL_BYTES:]
+            self._tail += chunk
+            self._tail_is_cut = self._tail_is_cut or len(self._tail) > TAIL_BYTES
+            self._tail = self._tail[-TAIL_BYTES:]
+
+
+def _from_a_whole_word(text: str) -> str:
+    """The text from its first whole line on, or its first whole word: what was cut may be the rest of a secret."""
+    for end in ("\n", " "):
+        if end in text:
+            return text.partition(end)[2]
+    return ""
 
 
 def _memory_cap(options: RunnerOptions) -> int:

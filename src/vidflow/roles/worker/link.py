@@ -17,6 +17,7 @@ import msgspec
 
 from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.messages import Deploy, EndReason, Number, Waiting
+from vidflow.domain.redaction import redacted
 from vidflow.infra.kafka_settings import KafkaSettings
 
 PIECE_BYTES: Final = 4000
@@ -77,10 +78,14 @@ def order(line: Connection, reason: EndReason) -> None:
 class Link:
     """The worker's end of the line. One thread works and tells; a second one listens for orders and for the runner's death."""
 
-    def __init__(self, told: Connection, orders: Connection, next_frame: int = 0) -> None:
+    def __init__(
+        self, told: Connection, orders: Connection, next_frame: int = 0, secrets: tuple[str, ...] = ()
+    ) -> None:
+        """`secrets`: strings that are masked in the error of `ended`."""
         self._told = told
         self._orders = orders
         self._next_frame = next_frame
+        self._secrets = secrets
         self._waits_for = Waiting.START
         self._finish: EndReason | None = None
         self.at_frame: int | None = None
@@ -109,7 +114,10 @@ class Link:
     def ended(self, reason: EndReason, error: ErrorInfo | None = None, *, fatal: bool = False) -> None:
         """The last words."""
         if error is not None:
-            error = msgspec.structs.replace(error, code=error.code[:100], message=error.message[:_MESSAGE_CHARACTERS])
+            message = redacted(error.message, self._secrets)[
+                :_MESSAGE_CHARACTERS
+            ]  # cut first, a secret may not be known as one
+            error = msgspec.structs.replace(error, code=error.code[:100], message=message)
         self._tell(Progressed(self._next_frame, self._waits_for))
         self._tell(Ended(reason, error, fatal))
 

@@ -18,6 +18,7 @@ import msgspec
 
 from vidflow.domain.errors import SourceError
 from vidflow.domain.messages import Deploy, Gap, GapReason, Resume
+from vidflow.domain.redaction import redacted
 from vidflow.infra import video as videos
 from vidflow.infra.video import KeptFrame, Video, open_video
 from vidflow.infra.video.before import kept_before
@@ -57,7 +58,8 @@ def permitted(source: str, media_root: Path | None, *, any_file: bool) -> str:
         return source
     if _URL.match(source) or "\0" in source:
         raise SourceError(
-            f"{source[:200]!r} is no kind of source: give a path or an http(s) or rtsp(s) URL", code="source_forbidden"
+            f"{redacted(source)[:200]!r} is no kind of source: give a path or an http(s) or rtsp(s) URL",
+            code="source_forbidden",
         )
     if media_root is not None:
         path = _under(media_root, source)
@@ -66,7 +68,8 @@ def permitted(source: str, media_root: Path | None, *, any_file: bool) -> str:
     if any_file and Path(source).is_absolute():
         return source
     raise SourceError(
-        f"{source[:200]} is not a file that this runner may read: it lies outside the media root; put it there (VIDFLOW_MEDIA_ROOT)",
+        f"{redacted(source)[:200]} is not a file that this runner may read: it lies outside the media root; put it there "
+        "(VIDFLOW_MEDIA_ROOT)",
         code="source_forbidden",
     )
 
@@ -80,7 +83,7 @@ def _under(media_root: Path, source: str) -> Path | None:
         if Path(source).is_absolute() or ".." in Path(source).parts:
             return None  # what is outside is not told apart from what is not there
         raise SourceError(
-            f"there is no file {source[:200]} in the media root of this runner; see that it has the same files as the api",
+            f"there is no file {redacted(source)[:200]} in the media root of this runner; see that it has the same files as the api",
             code="source_missing",
         ) from error
     return path if path.is_relative_to(root) else None

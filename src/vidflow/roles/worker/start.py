@@ -24,6 +24,7 @@ from vidflow.domain.errors import (
     storable,
 )
 from vidflow.domain.messages import Deploy, EndReason, OnPoison, Waiting
+from vidflow.domain.redaction import secrets_of
 from vidflow.infra.crashpoint import arm
 from vidflow.infra.memory import prefer_as_oom_victim
 from vidflow.infra.parent import die_with_parent
@@ -54,7 +55,7 @@ def work(task: Task, told: Connection, orders: Connection, stderr: Connection) -
     prefer_as_oom_victim()
     configure_logs()
     arm(task.crashpoints)
-    link = Link(told, orders, task.deploy.resume.next_frame)
+    link = Link(told, orders, task.deploy.resume.next_frame, secrets_of(task.deploy.source))
     try:
         link.ended(_process(task, link))
     except UserError as error:

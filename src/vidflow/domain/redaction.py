@@ -1,0 +1,277 @@
+"""Removal of secrets from text: URLs, connection strings, headers, properties. The one place that decides what a secret is.
+
+Everything a client or an operator reads passes through here: answers, stored errors, logs, command output. In a URL the rule is
+an allow-list: a query parameter is masked unless its name is known to be harmless. In other text it is a deny-list of names.
+Each pattern scans its input once: possessive quantifiers keep hostile text from making it slow.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+from urllib.parse import unquote
+
+MASK: Final = "***"
+
+_HARMLESS: Final = frozenset({
+    "angle", "applicationname", "audio", "bitrate", "camera", "cameraid", "cam", "ch", "chan", "channel", "channelid", "channels",
+    "chid", "clock", "codec", "compression", "connecttimeout", "count", "day", "delay", "duration", "enablesrtp", "end", "endtime",
+    "ext", "fps", "format", "fmt", "framerate", "from", "hd", "height", "hour", "index", "interval", "lang", "language", "length",
+    "limit", "live", "minute", "mode", "month", "n", "ntp", "num", "number", "offset", "optimized", "overlays", "page", "part",
+    "port", "profile", "proto", "protocol", "quality", "rate", "realstream", "realtime", "res", "resolution", "rotation", "sample",
+    "second", "segment", "seq", "size", "speed", "sslmode", "start", "startoffset", "starttime", "stream", "streamid", "streamnumber",
+    "streamprofile", "streamtype", "sub", "subtype", "t", "targetsessionattrs", "tcp", "time", "to", "track", "transport",
+    "transportmode", "type", "udp", "unicast", "v", "vcodec", "ver", "version", "video", "videocodec", "vid", "view", "w", "width",
+    "x", "y", "year", "zoom",
+})  # fmt: skip
+"""Names of URL parameters whose values are shown, as `_plain` spells them."""
+_HARMLESS_VALUE: Final = re.compile(r"[A-Za-z0-9._:+x*-]{0,40}")
+
+_SECRET_PARTS: Final = (
+    "token", "secret", "passw", "passphrase", "passwd", "pwd", "apikey", "accesskey", "accesskeyid", "privatekey", "secretkey",
+    "sharedkey", "accountkey", "signature", "credential", "authorization", "jwt", "loginpas", "hmac", "jaas", "cookie",
+    "sessionid", "passcode", "keypem", "xgoogsig", "xamzsig", "sslkey", "wowza", "hdnea", "hdnts", "otp", "passfile",
+)  # fmt: skip
+"""A name that contains one of these, without its punctuation, names a secret."""
+_SECRET_NAMES: Final = frozenset(
+    {"pass", "auth", "sig", "md5", "pin", "psk", "sas", "key", "pw", "psw", "hash", "code", "loginpass", "userpass"}
+)
+"""Names that are secrets as a whole only; `key`, `hash` and `code` are so in URLs alone."""
+_COMMON_WORDS: Final = frozenset({"key", "hash", "code", "pin"})
+
+_URL: Final = re.compile(r"://\S++")
+_USER_AT_HOST: Final = re.compile(r"(?<![^\s\"'`(<=,])[^\s:/@\"'`(<=,]++:[^\s@/]++@(?=[\w\[])")
+_QUERY: Final = re.compile(r"(?<=\?)[^\s\"'<>`?]*+")
+_NAME: Final = re.compile(r"(?<![\w.-])(?P<name>[\w.-]++)\\?[\"']?[ \t]{0,8}[=:]{1,2}[ \t]{0,8}")
+_VALUE: Final = re.compile(
+    r"""\\"(?:[^"\\]|\\[^"])*+(?:\\"|$)|"(?:[^"\\]|\\.)*+(?:"|$)|'(?:[^'\\]|\\.)*+(?:'|$)|[^\s,;&"'})\]]*+""", re.DOTALL
+)
+_QUOTE: Final = re.compile(r"\\?[\"']")
+_HEADER: Final = re.compile(
+    r"(?i)(?<![\w-])(?P<name>(?:proxy-)?authorization|(?:set-)?cookie|x-(?:[a-z]+-)?(?:api-key|auth-token|token|security-token))"
+    r"(?P<is>\\?[\"']?[ \t]{0,8}[:=][ \t]{0,8})(?P<value>[^\r\n]*+)"
+)
+_SCHEME: Final = re.compile(
+    r"\b(?P<scheme>(?i:bearer|aws4-hmac-sha256)[ \t]{1,8}|(?i:basic|digest|negotiate|apikey)[ \t]{1,8}(?=[a-z]*+[0-9A-Z+/=]))"
+    r"(?P<value>[^\s,;\"']{6,}+)"
+)
+_PRIVATE_KEY: Final = re.compile(r"-----BEGIN [A-Z ]{0,32}PRIVATE KEY-----(?:[^-]|-(?!----END))*+")
+_JWT: Final = re.compile(r"(?<![\w-])eyJ[\w-]{8,}+(?:\.[\w-]*+){1,4}")
+
+_ITEM: Final = re.compile(r"([&;,/]|_(?=[A-Za-z]+=))")
+_PUNCTUATION: Final = ".,;:)]}>\"'`"
+_BOT: Final = re.compile(r"[^:]*:(?=.)")
+_CLOCK: Final = re.compile(r"[\dTZtz.:+-]*")
+_HEX: Final = re.compile(r"[0-9a-fA-F]{32,}")
+_UUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_WORD: Final = re.compile(r"[A-Za-z0-9_-]{16,}")
+_RUN: Final = re.compile(r"[0-9]++|[a-z]++|[A-Z]++")
+_IPTV: Final = frozenset({"live", "movie", "movies", "series", "timeshift"})
+_TOO_LONG_NAME: Final = 40
+_SHORTEST_PASSWORD: Final = 4
+_SHORTEST_VALUE: Final = 6
+_SHORTEST_PART: Final = 8
+_JOINT: Final = re.compile(r"[~=&,;:/@]")
+
+
+def redacted(text: str, known: Sequence[str] = ()) -> str:
+    """Return the text with every secret replaced by `***`.
+
+    `known`: strings that are secrets wherever they stand, see `secrets_of`.
+    """
+    for secret in known:
+        text = text.replace(secret, MASK)
+    if "PRIVATE KEY" in text:
+        text = _PRIVATE_KEY.sub(MASK, text)
+    found: list[str] = []
+    text = _HEADER.sub(rf"\g<name>\g<is>{MASK}", text)
+    text = _SCHEME.sub(rf"\g<scheme>{MASK}", text)
+    text = _URL.sub(lambda match: _chunk(match.group(), found), text)
+    text = _USER_AT_HOST.sub(f"{MASK}@", text)
+    text = _QUERY.sub(lambda match: _relative_query(match.group(), found), text)
+    text = _JWT.sub(MASK, text)
+    return _without_secret_pairs(text)
+
+
+def secrets_of(url: str) -> tuple[str, ...]:
+    """Return the secrets that a URL carries, the longest first, each also as it reads without percent-encoding.
+
+    A library that fails at a URL may print a part of it in a form of its own; these strings are then masked wherever they stand.
+    """
+    found: list[str] = []
+    _URL.sub(lambda match: _chunk(match.group(), found), url)
+    found += [part for secret in found for part in _JOINT.split(secret) if len(part) >= _SHORTEST_PART]
+    return tuple(sorted({*found, *map(unquote, found)}, key=lambda secret: (-len(secret), secret)))
+
+
+def _chunk(chunk: str, found: list[str]) -> str:
+    """Mask a run of characters without a space that begins with `://`; it may hold several URLs."""
+    return "://".join(_masked(part, found) for part in chunk.split("://"))
+
+
+def _masked(part: str, found: list[str]) -> str:
+    """Mask what follows a `://`: user and password, path, query and fragment."""
+    if not part:
+        return part
+    user, place = _split_user(part)
+    if user is not None:
+        _note(found, user.partition(":")[2] or user, _SHORTEST_PASSWORD)
+        _note(found, user, _SHORTEST_VALUE)
+    authority = re.split(r"[/?#\\]", place, maxsplit=1)[0]
+    rest = place[len(authority) :]
+    path, hashed, fragment = rest.partition("#")
+    path, asked, query = path.partition("?")
+    return "".join((
+        "" if user is None else f"{MASK}@",
+        _host(authority) if user is None else authority,
+        _path(path, found),
+        asked,
+        _query(query, found),
+        hashed,
+        _query(fragment, found),
+    ))  # fmt: skip
+
+
+def _split_user(part: str) -> tuple[str | None, str]:
+    """Split `user:password@` from what follows; None where there is none. A password may hold a raw `/`, `?` or `#`."""
+    authority = re.split(r"[/?#]", part, maxsplit=1)[0]
+    if "@" in authority and ":" not in authority.partition("@")[0]:
+        user = authority.rpartition("@")[0]
+        return user, part[len(user) + 1 :]
+    if "@" in authority or ("@" in part and not _is_host(authority)):
+        user, _, place = part.rpartition("@")
+        return user, place
+    return None, part
+
+
+def _is_host(authority: str) -> bool:
+    """Whether this can be a host with or without a port, rather than a user and the beginning of a password."""
+    port = authority.rstrip(_PUNCTUATION).rpartition(":")[2] if ":" in authority else ""
+    return authority.startswith("[") or not port or port.isdecimal() or port.lower() in {"port", "<port"}
+
+
+def _host(authority: str) -> str:
+    """Mask what stands where a port should: text that was cut may end within a password."""
+    return authority if _is_host(authority) else f"{authority.partition(':')[0]}:{MASK}"
+
+
+def _path(path: str, found: list[str]) -> str:
+    """Mask tokens in a path: `name=value` pairs, `/bot123:token/`, `/live/user/password/7.ts`, and what looks like a token."""
+    if not path:
+        return path
+    segments = path.split("/")
+    masked = [_segment(segment, found) for segment in segments]
+    names = [segment.lower() for segment in segments]
+    for place, name in enumerate(names[:-3]):
+        if name in _IPTV and names[place + 3][:1].isdigit():
+            for secret in (segments[place + 1], segments[place + 2]):
+                _note(found, secret, _SHORTEST_VALUE)
+            masked[place + 1 : place + 3] = [MASK, MASK]
+    return "/".join(masked)
+
+
+def _segment(segment: str, found: list[str]) -> str:
+    if not segment:
+        return segment
+    plain = unquote(segment)
+    if "=" in segment or "&" in segment:
+        return "".join(_path_item(item, found) for item in _ITEM.split(segment))
+    if plain != segment and ("=" in plain or ":" in plain):
+        return _note(found, segment, _SHORTEST_VALUE)
+    if ":" in segment and not _CLOCK.fullmatch(segment) and (bot := _BOT.match(segment)):
+        value = segment[bot.end() :]
+        if value.strip(_PUNCTUATION) and not value.strip(_PUNCTUATION).isdecimal():
+            _note(found, value, _SHORTEST_VALUE)
+            return bot.group() + MASK
+    return _note(found, segment, _SHORTEST_VALUE) if _looks_like_a_token(segment) else segment
+
+
+def _looks_like_a_token(segment: str) -> bool:
+    """Many hexadecimal digits, or a long run that changes between digits and letters as no name that a person gave does."""
+    stem = segment.partition(".")[0]
+    if segment.startswith("eyJ") or _HEX.fullmatch(stem):
+        return True
+    if not _WORD.fullmatch(stem) or _UUID.fullmatch(stem):
+        return False
+    runs = len(_RUN.findall(stem))
+    return any(map(str.isdigit, stem)) and 3 * runs >= len(stem)
+
+
+def _path_item(item: str, found: list[str]) -> str:
+    name, sign, value = item.partition("=")
+    return _parameter(name, value, found) if sign else item
+
+
+def _query(query: str, found: list[str]) -> str:
+    if not query:
+        return query
+    return "".join(
+        _query_item(item, found) if number % 2 == 0 else item for number, item in enumerate(re.split(r"([&;])", query))
+    )
+
+
+def _query_item(item: str, found: list[str]) -> str:
+    name, sign, value = item.partition("=")
+    if not sign:
+        return item if not item or _is_harmless(name) else _note(found, item, _SHORTEST_VALUE)
+    return _parameter(name, value, found)
+
+
+def _parameter(name: str, value: str, found: list[str]) -> str:
+    """Mask the value unless its name is known and it is short and simple; mask a name that is too long to be one."""
+    if not value:
+        return f"{name}="
+    if _is_harmless(name) and _is_simple(value) and (len(name) > 1 or value.isdecimal()):
+        return f"{name}={value}"
+    _note(found, value, _SHORTEST_VALUE)
+    return f"{name if len(name) <= _TOO_LONG_NAME else MASK}={MASK}"
+
+
+def _is_simple(value: str) -> bool:
+    return bool(_HARMLESS_VALUE.fullmatch(value)) and not _looks_like_a_token(value)
+
+
+def _relative_query(query: str, found: list[str]) -> str:
+    """Mask what follows a question mark outside of a URL, where it is a query at all."""
+    return _query(query, found) if "=" in query else query
+
+
+def _is_harmless(name: str) -> bool:
+    return _plain(name) in _HARMLESS
+
+
+def _without_secret_pairs(text: str) -> str:
+    """Mask the value of each `name=value` or `"name": "value"` whose name is one of a secret."""
+    parts: list[str] = []
+    done = 0
+    for match in _NAME.finditer(text):
+        if match.start() < done or not _is_secret(match["name"]):
+            continue
+        value = _VALUE.match(text, match.end())
+        if value is None or not value.group():
+            continue
+        quote = _QUOTE.match(value.group())
+        around = quote.group() if quote else ""
+        parts += [text[done : match.end()], around, MASK, around]
+        done = value.end()
+    return "".join(parts) + text[done:]
+
+
+def _is_secret(name: str) -> bool:
+    plain = _plain(name)
+    if plain in _COMMON_WORDS:
+        return False
+    return plain in _SECRET_NAMES or any(part in plain for part in _SECRET_PARTS)
+
+
+def _plain(name: str) -> str:
+    """The name without punctuation, in lower case."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _note(found: list[str], secret: str, shortest: int) -> str:
+    """Remember a masked string that is long enough to be searched for elsewhere."""
+    if len(secret) >= shortest and secret != MASK:
+        found.append(secret)
+    return MASK

@@ -1,0 +1,163 @@
+"""Secrets are masked in URLs and in any other text, whatever surrounds them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vidflow.domain.redaction import redacted, secrets_of
+
+SECRET = "Hunter2x"  # noqa: S105 - not one of ours
+
+URLS = [
+    "rtsp://admin:{}@camera:554/live",
+    "http://{}@host/v.mp4",
+    "rtsp://admin:{}@10.0.0.1/user=admin",
+    "rtsp://10.0.0.1:554/user=admin_password={}_channel=1_stream=0.sdp?real_stream",
+    "rtsp://10.0.0.1:554/user=admin&password={}&channel=1&stream=0.sdp?",
+    "http://10.0.0.1/videostream.cgi?loginuse=admin&loginpas={}",
+    "http://10.0.0.1/cgi?usr=admin&pwd={}",
+    "https://host/v.mp4?jwt={}",
+    "https://host/v.mp4?md5={}&expires=1700000000",
+    "https://host/v.mp4?key={}",
+    "https://host/v.mp4?sig={}",
+    "https://host/v.mp4?a_name_nobody_knows={}",
+    "https://host/v.mp4?{}",
+    "https://host/v.mp4#access_token={}",
+    "https://host/v.mp4#{}",
+    "https://host/v.mp4?next=http://user:{}@other/",
+    "https://proxy/http://user:{}@other/v.mp4",
+    "https://bucket.s3.amazonaws.com/v.mp4?X-Amz-Credential=A%2F2026&X-Amz-Security-Token={}&X-Amz-Expires=60",
+    "https://bucket.s3.amazonaws.com/v.mp4?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Signature={}",
+    "https://storage.googleapis.com/b/v.mp4?GoogleAccessId=x&Signature={}",
+    "https://storage.googleapis.com/b/v.mp4?X-Goog-Signature={}",
+    "https://a.blob.core.windows.net/c/v.mp4?sv=2024-01-01&sr=b&sig={}",
+    "https://cdn/v.m3u8?hdnts=exp=1~acl=/*~hmac={}",
+    "https://cdn/v.mp4?Policy=x&Key-Pair-Id={}",
+    "https://host/live;token={}/v.mp4",
+    "https://api.telegram.org/file/bot123:{}/videos/1.mp4",
+    "http://iptv:8080/live/someone/{}/7.ts",
+    "http://iptv:8080/movie/{}/somebody/7.mkv",
+    "postgresql://vidflow:{}@db:5432/vidflow?sslmode=verify-full",
+    "postgresql://db/vidflow?password={}",
+]
+OTHER = [
+    "host=db password={} user=x",
+    "host=db password = '{} and more' user=x",
+    "sslpassword={}",
+    "{{'password': '{}', 'user': 'x'}}",
+    '{{"password": "{}"}}',
+    '"{{\\"api_key\\": \\"{}\\"}}"',
+    "sasl.password={}",
+    "sasl.oauthbearer.client.secret={}",
+    'sasl.jaas.config=org.apache.kafka.ScramLoginModule required username="u" password="{}";',
+    "ssl.key.password={}",
+    "Authorization: Bearer {}",
+    "Authorization: Basic {}",
+    'Authorization: Digest username="u", nonce="n", response="{}"',
+    "{{'Authorization': 'Bearer {}'}}",
+    "Proxy-Authorization: Basic {}",
+    "Cookie: theme=dark; session={}",
+    "X-Api-Key: {}",
+    "the server wants Bearer {} here",
+    "GET /v.mp4?token={} HTTP/1.1",
+    "admin:{}@camera.local does not answer",
+    "DefaultEndpointsProtocol=https;AccountName=x;AccountKey={};EndpointSuffix=y",
+    "error=password={}",
+    "AWS_SECRET_ACCESS_KEY={}",
+    "VIDFLOW_TOKEN={}",
+    "-----BEGIN RSA PRIVATE KEY-----\n{}\n-----END RSA PRIVATE KEY-----",
+]
+KEPT = [
+    "rtsp://camera:554/live?channel=1&subtype=0",
+    "rtsp://10.0.0.1/h264Preview_01_main",
+    "http://host/user@name",
+    "http://host:8000/docs",
+    "http://host/2026-11-27T12:00:00/clip_1080p.mp4",
+    "https://host/assets/01890a5d-ac96-774b-bcce-b302099a8057/clip.mp4",
+    "vidflow listens at http://127.0.0.1:8000: see http://127.0.0.1:8000/docs.",
+    "write postgresql://host:port/database with user:password@ before the host",
+    'FATAL:  password authentication failed for user "x"',
+    'File "/srv/vidflow/x.py", line 3, in main',
+    "12:00:01.123 info relay published rows=12 first_key=01a2 keys=3 key=01a2",
+    "runner_events/3@17 is behind",
+]
+
+secrets = st.text(
+    st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="/?#&;,_=@:\\\"'`<>()[]{}%.|*"),
+    min_size=6,
+    max_size=30,
+).filter(lambda text: not text.isdecimal() and "***" not in text and text.lower() not in "authorization password")
+
+
+@pytest.mark.parametrize("template", URLS + OTHER)
+def test_the_secret_is_masked(template: str) -> None:
+    text = redacted(template.format(SECRET))
+    assert SECRET not in text
+    assert "***" in text
+
+
+@pytest.mark.parametrize("template", URLS)
+@pytest.mark.parametrize(
+    "around", ["{}", "cannot open '{}': it is away", '{{"url": "{}"}}', "source={} attempt=2", "({})", "a\n{}\nb"]
+)
+def test_a_url_is_masked_wherever_it_stands(template: str, around: str) -> None:
+    assert SECRET not in redacted(around.format(template.format(SECRET)))
+
+
+@pytest.mark.parametrize("text", KEPT)
+def test_what_is_no_secret_is_kept(text: str) -> None:
+    assert redacted(text) == text
+
+
+@given(secret=secrets, template=st.sampled_from(URLS + OTHER), before=st.text(max_size=20), after=st.text(max_size=20))
+def test_no_secret_passes_whatever_stands_around_it(secret: str, template: str, before: str, after: str) -> None:
+    if secret in template or secret in before + after:
+        return
+    assert secret not in redacted(f"{before} {template.format(secret)} {after}")
+
+
+@given(st.text())
+def test_masking_again_changes_nothing(text: str) -> None:
+    once = redacted(text)
+    assert redacted(once) == once
+
+
+@pytest.mark.parametrize("password", ["a@b", "a/b", "a?b", "a#b", "a:b", "p@ss/w?rd#1", "%40%2F"])
+def test_a_password_may_hold_any_character(password: str) -> None:
+    assert redacted(f"rtsp://admin:{password}@camera/live") == "rtsp://***@camera/live"
+
+
+@pytest.mark.parametrize("length", range(len("rtsp://admin:Hunter2xHunter2x@camera/live")))
+def test_a_url_that_was_cut_within_its_password_shows_none_of_it(length: int) -> None:
+    assert "Hunt" not in redacted("rtsp://admin:Hunter2xHunter2x@camera/live"[:length])
+
+
+@pytest.mark.parametrize("template", URLS)
+def test_the_secrets_of_a_url_are_masked_wherever_a_library_prints_them(template: str) -> None:
+    known = secrets_of(template.format(SECRET))
+    assert SECRET not in redacted(f"option value {SECRET} is odd", known)
+
+
+def test_a_known_secret_is_masked_with_and_without_percent_encoding() -> None:
+    known = secrets_of("rtsp://admin:p%40ssword@camera/live")
+    assert redacted("p%40ssword and p@ssword", known) == "*** and ***"
+
+
+def test_short_strings_are_not_searched_for_everywhere() -> None:
+    assert secrets_of("http://a:b@host/v.mp4?x=1&hd=yes") == ()
+
+
+HOSTILE = [
+    "a", "a=", "://", "a:", "u:p@", "?", "?a=b", 'password="', "password='", '\\"', "_a=", "/", "eyJa.", "eyJaaaaaaaa.", "Bearer ",
+    "Authorization: ", "-----BEGIN PRIVATE KEY-----", "-", "@", "live/1/", "http://", "password" + " " * 8, "token=", "a.", "\n", "=:",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("piece", HOSTILE)
+@pytest.mark.parametrize("start", ["", "http://h/?"])
+def test_hostile_text_is_done_with_in_time_that_is_linear_in_it(piece: str, start: str) -> None:
+    """A pattern that backtracks takes minutes for this text, which ends the test run; a linear one takes milliseconds."""
+    text = start + piece * (150_000 // len(piece))
+    assert len(redacted(text)) <= 2 * len(text)
