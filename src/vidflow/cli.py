@@ -23,6 +23,7 @@ from vidflow.cli_options import (
     LogFormat,
     MaxWorkers,
     MediaRoot,
+    MetricsHost,
     MetricsPort,
     ModelsDir,
     Pool,
@@ -87,6 +88,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def api(
     database_url: Database = "", kafka: Kafka = "", kafka_properties: KafkaProperties = None, log_format: LogFormat = "text",
     metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = "127.0.0.1",
     host: Annotated[str, option("host", "Where to listen.")] = "127.0.0.1",
     port: Annotated[int, option("port", "Where to listen.", at_least=0, at_most=LAST_PORT)] = 8000,
     inbox: Annotated[bool, typer.Option("--inbox/--no-inbox", help="Host the inbox in this process.", envvar="VIDFLOW_INBOX")] = True,
@@ -102,7 +104,7 @@ def api(
 
     _serve(run, ApiOptions(
         database_url=database_url, kafka=kafka_settings(kafka, kafka_properties), log_format=log_format,
-        metrics_port=metrics_port, host=host, port=port, inbox=inbox, media_root=media_root,
+        metrics_host=metrics_host, metrics_port=metrics_port, host=host, port=port, inbox=inbox, media_root=media_root,
         any_file=any_file, models_dir=models_dir, any_onnx=any_onnx, video_fps=video_fps, pool_size=pool_size,
         queue_limit=queue_limit, data_dir=data_dir, min_free_bytes=min_free_bytes,
     ), log_format)  # fmt: skip
@@ -115,6 +117,7 @@ def relay(
     kafka_properties: KafkaProperties = None,
     log_format: LogFormat = "text",
     metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = "127.0.0.1",
 ) -> None:
     """Publish the outbox to Kafka."""
     from vidflow.roles.relay import run  # noqa: PLC0415
@@ -126,6 +129,7 @@ def relay(
             kafka=kafka_settings(kafka, kafka_properties),
             log_format=log_format,
             metrics_port=metrics_port,
+            metrics_host=metrics_host,
         ),
         log_format,
     )
@@ -138,6 +142,7 @@ def inbox(
     kafka_properties: KafkaProperties = None,
     log_format: LogFormat = "text",
     metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = "127.0.0.1",
     group_protocol: Annotated[
         Literal["consumer", "classic"], option("group-protocol", "consumer, or classic for a broker that needs it.")
     ] = "consumer",
@@ -152,6 +157,7 @@ def inbox(
             kafka=kafka_settings(kafka, kafka_properties),
             log_format=log_format,
             metrics_port=metrics_port,
+            metrics_host=metrics_host,
             group_protocol=group_protocol,
         ),
         log_format,
@@ -162,6 +168,7 @@ def inbox(
 def orchestrator(
     database_url: Database = "", kafka: Kafka = "", kafka_properties: KafkaProperties = None, log_format: LogFormat = "text",
     metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = "127.0.0.1",
     attempts: Annotated[int, option("attempts", "Losses in a row at one frame after which a scenario fails.", at_least=1)] = 5,
     keep_results_days: KeepResultsDays = None, keep_scenarios_days: KeepScenariosDays = None,
     results_partition_days: ResultsPartitionDays = 7,
@@ -171,7 +178,7 @@ def orchestrator(
 
     _serve(run, OrchestratorOptions(
         database_url=database_url, kafka=kafka_settings(kafka, kafka_properties), log_format=log_format,
-        metrics_port=metrics_port, attempts=attempts,
+        metrics_host=metrics_host, metrics_port=metrics_port, attempts=attempts,
         keeping=Keeping(partition_days=results_partition_days, results_days=keep_results_days, scenarios_days=keep_scenarios_days),
     ), log_format)  # fmt: skip
 
@@ -179,6 +186,7 @@ def orchestrator(
 @app.command()
 def runner(
     kafka: Kafka = "", kafka_properties: KafkaProperties = None, log_format: LogFormat = "text",
+    metrics_host: MetricsHost = "127.0.0.1",
     metrics_port: MetricsPort = None, max_workers: MaxWorkers = 2,
     pool: Pool = "default",
     media_root: MediaRoot = None, any_file: AnyFile = False, models_dir: ModelsDir = None, any_onnx: AnyOnnx = False,
@@ -195,6 +203,7 @@ def runner(
 
     _serve(run, RunnerOptions(
         kafka=kafka_settings(kafka, kafka_properties), log_format=log_format, metrics_port=metrics_port, max_workers=max_workers,
+        metrics_host=metrics_host,
         pool=pool, media_root=media_root, any_file=any_file, models_dir=models_dir, any_onnx=any_onnx,
         grace_s=grace_s, start_deadline_s=start_deadline_s,
         inference_deadline_s=inference_deadline_s, worker_memory_bytes=worker_memory_bytes,

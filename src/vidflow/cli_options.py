@@ -29,6 +29,7 @@ LogFormat = Annotated[Literal["text", "json"], option("log-format", "text for pe
 MetricsPort = Annotated[
     int | None, option("metrics-port", "Serve Prometheus metrics on this port.", at_least=1, at_most=LAST_PORT)
 ]
+MetricsHost = Annotated[str, option("metrics-host", "Where to serve the metrics.")]
 MediaRoot = Annotated[Path | None, option("media-root", "The folder of the local files that scenarios may name.")]
 AnyFile = Annotated[
     bool,

@@ -28,6 +28,7 @@ class Common(msgspec.Struct, frozen=True, kw_only=True):
     database_url: str = ""
     kafka: KafkaSettings = KafkaSettings()
     metrics_port: int | None = None
+    metrics_host: str = "127.0.0.1"
     log_format: str = "text"
 
 

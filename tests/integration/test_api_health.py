@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -170,6 +171,37 @@ def test_metrics_tell_requests_states_and_backlog(client: httpx.Client, tables: 
         samples["vidflow_http_requests_total", ("method", "POST"), ("path", "/scenario/init"), ("status", "201")] >= 1
     )
     assert samples["vidflow_http_requests_total", ("method", "other"), ("path", "other"), ("status", "404")] >= 1
+
+
+def test_metrics_tell_the_pool_and_how_long_the_queue_has_waited(
+    client: httpx.Client, tables: psycopg.Connection
+) -> None:
+    uuid_ = init(client)["scenario_uuid"]
+    tables.execute(
+        "UPDATE scenarios SET state_changed_at = now() - interval '1 hour' WHERE scenario_uuid = %s", (uuid_,)
+    )
+    text = client.get("/metrics").text
+    oldest = re.search(r"^vidflow_queue_oldest_seconds ([0-9.]+)$", text, re.MULTILINE)
+    assert oldest is not None
+    assert 3600 <= float(oldest[1]) < 4000
+    assert "vidflow_database_pool_limit 10.0" in text
+    assert "vidflow_database_pool_in_use 0.0" in text
+    assert 'vidflow_build_info{python="' in text
+    assert "vidflow_relay" not in text
+
+
+def test_a_method_that_a_client_makes_up_is_no_label(client: httpx.Client) -> None:
+    client.request("BREW", "/scenario")
+    assert "BREW" not in client.get("/metrics").text
+
+
+def test_metrics_on_a_port_of_their_own_are_not_on_the_api_s(database_url: str) -> None:
+    port = free_port()
+    with ready(ApiOptions(database_url=database_url, metrics_port=port)) as client:
+        assert client.get("/metrics").status_code == 404
+        text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+    assert "vidflow_database_up 1.0" in text
+    assert 'vidflow_scenarios{state="init_startup"}' in text
 
 
 def test_a_database_whose_connections_are_all_busy_is_told_soon(database_url: str) -> None:

@@ -474,22 +474,27 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("role", "tells"),
-    [
-        ("relay", r"vidflow_relay_published_total [1-9]"),
-        ("inbox", r'vidflow_inbox_messages_total\{verdict="stored"\} [1-9]'),
-        ("orchestrator", r"vidflow_orchestrator_leads 1\.0"),
-        ("orchestrator", r'vidflow_orchestrator_moves_total\{to="inactive"\} [1-9]'),
-        ("runner", r"vidflow_runner_slots 2\.0"),
-        ("runner", r'vidflow_runner_worker_ends_total\{reason="finished"\} [1-9]'),
-    ],
-)
-def test_each_role_tells_its_metrics_on_the_port_that_it_is_given(
-    whole: Whole, clip: Path, role: str, tells: str
-) -> None:
+def test_each_role_tells_its_metrics_on_the_port_that_it_is_given(whole: Whole, clip: Path) -> None:
     assert whole.ended(whole.init(clip))["outcome"] == "completed"
-    wait_until(lambda: re.search(tells, whole.metrics(role)) is not None, f"{role} tells {tells}", 10)
+    told = {
+        "relay": [r"vidflow_relay_published_total [1-9]"],
+        "inbox": [
+            r'vidflow_inbox_messages_total\{verdict="stored"\} [1-9]', r'vidflow_inbox_lag_messages\{partition="0"\} 0\.0',
+            r"vidflow_inbox_store_seconds_count [1-9]", r"vidflow_inbox_first_frame_seconds_count [1-9]",
+        ],
+        "orchestrator": [
+            r"vidflow_orchestrator_leads 1\.0", r'vidflow_orchestrator_moves_total\{to="inactive"\} [1-9]',
+            r'vidflow_orchestrator_ended_total\{outcome="completed"\} [1-9]', r"vidflow_orchestrator_tick_seconds_count [1-9]",
+        ],
+        "runner": [
+            r"vidflow_runner_slots 2\.0", r'vidflow_runner_worker_ends_total\{reason="finished"\} [1-9]',
+            r"vidflow_worker_frames_total [1-9]\d", r"vidflow_worker_decode_seconds_count [1-9]",
+            r"vidflow_worker_inference_seconds_count [1-9]",
+        ],
+    }  # fmt: skip
+    for role, patterns in told.items():
+        for pattern in [*patterns, rf'vidflow_build_info\{{python="[^"]+",role="{role}",version=']:
+            wait_until(lambda: re.search(pattern, whole.metrics(role)) is not None, f"{role} tells {pattern}", 10)  # noqa: B023
 
 
 @pytest.mark.long

@@ -9,8 +9,8 @@ from urllib.parse import urlencode, urlsplit
 
 import pytest
 from tests.integration.api_server import init, ready
-from tests.integration.postgres_tls import authority, issued, speaking_tls
 from tests.integration.pgbouncer import pooled
+from tests.integration.postgres_tls import authority, issued, speaking_tls
 from tests.integration.programs import ended
 
 from vidflow.domain.errors import SetupError

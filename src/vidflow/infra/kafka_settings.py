@@ -64,9 +64,13 @@ class KafkaSettings(msgspec.Struct, frozen=True):
 
     def without_secrets(self, text: str) -> str:
         """Return the text with the values of secret properties replaced: a library's error may quote one."""
-        for value in (value for name, value in self.properties.items() if value and _SECRET.search(name)):
+        for value in self.secrets():
             text = text.replace(value, "***")
         return text
+
+    def secrets(self) -> tuple[str, ...]:
+        """Return the values of secret properties."""
+        return tuple(value for name, value in self.properties.items() if value and _SECRET.search(name))
 
     def variables(self) -> dict[str, str]:
         """Return the environment variables from which `settings.kafka_settings` reads these settings again."""

@@ -1,60 +1,222 @@
-"""The Prometheus metrics of the roles but the api, by name, and the port that serves them."""
+"""The Prometheus metrics of each role, and the port that serves them. docs/metrics.md explains each; a test compares the two.
+
+A role exports its own registry and PROCESS, nothing of another role. Labels have few values: no scenario, runner, model or source
+is one. The api's metrics, which are read from its database, are in roles/api/metrics.py.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import platform
+import threading
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-from prometheus_client import Counter, Gauge, Histogram, start_http_server
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+    start_http_server,
+)
+from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
+from vidflow import __version__
 from vidflow.domain.errors import SetupError
 
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+PROCESS: Final = CollectorRegistry()
+"""What every role exports: its process and its servers' outages."""
+RELAY: Final = CollectorRegistry()
+INBOX: Final = CollectorRegistry()
+ORCHESTRATOR: Final = CollectorRegistry()
+RUNNER: Final = CollectorRegistry()
+
+ProcessCollector(registry=PROCESS)
+PlatformCollector(registry=PROCESS)
+
+_FAST_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_SLOW_S: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0)
+
 RELAY_PUBLISHED: Final = Counter(
-    "vidflow_relay_published", "Messages that a broker acknowledged and the outbox marked."
+    "vidflow_relay_published", "Messages acknowledged by a broker and removed from the outbox.", registry=RELAY
 )
-RELAY_FAILED: Final = Counter("vidflow_relay_failed", "Deliveries that failed and are tried again.")
-RELAY_SET_ASIDE: Final = Counter("vidflow_relay_set_aside", "Messages that no broker takes, kept in the outbox.")
-OUTBOX_WAITING: Final = Gauge("vidflow_outbox_waiting", "Messages that wait in the outbox (10000: at least as many).")
+RELAY_FAILED: Final = Counter("vidflow_relay_failed", "Deliveries that failed and are tried again.", registry=RELAY)
+RELAY_SET_ASIDE: Final = Counter(
+    "vidflow_relay_set_aside", "Messages that no broker takes, kept in the outbox.", registry=RELAY
+)
+OUTBOX_WAITING: Final = Gauge(
+    "vidflow_relay_outbox_waiting",
+    "Messages that wait in this relay's shards (10000: at least as many).",
+    registry=RELAY,
+)
 OUTBOX_SET_ASIDE: Final = Gauge(
-    "vidflow_outbox_set_aside", "Messages in the outbox that no broker took (10000: at least as many)."
+    "vidflow_relay_outbox_set_aside",
+    "Messages in this relay's shards that no broker took (10000: at least as many).",
+    registry=RELAY,
 )
-OUTBOX_OLDEST_S: Final = Gauge("vidflow_outbox_oldest_seconds", "Age of the oldest message that waits in the outbox.")
+OUTBOX_OLDEST_S: Final = Gauge(
+    "vidflow_relay_outbox_oldest_seconds",
+    "Age of the oldest message that waits in this relay's shards.",
+    registry=RELAY,
+)
 
 INBOX_MESSAGES: Final = Counter(
-    "vidflow_inbox_messages", "Messages that the inbox took, by what became of them.", ["verdict"]
+    "vidflow_inbox_messages", "Messages taken, by what became of them.", ["verdict"], registry=INBOX
 )
-INBOX_DEAD_LETTERS: Final = Counter("vidflow_inbox_dead_letters", "Messages that the inbox could not take.")
-INBOX_BEHIND: Final = Gauge("vidflow_inbox_behind", "Partitions whose end the inbox had not reached at its last look.")
+INBOX_DEAD_LETTERS: Final = Counter("vidflow_inbox_dead_letters", "Messages that could not be taken.", registry=INBOX)
+INBOX_BEHIND: Final = Gauge(
+    "vidflow_inbox_behind", "Partitions whose end was not reached at the last look.", registry=INBOX
+)
+INBOX_LAG: Final = Gauge(
+    "vidflow_inbox_lag_messages", "Messages not stored yet, of each partition read here.", ["partition"], registry=INBOX
+)
+INBOX_STORE_SECONDS: Final = Histogram(
+    "vidflow_inbox_store_seconds", "Time to store one batch.", buckets=_FAST_S, registry=INBOX
+)
+INBOX_FIRST_FRAME_SECONDS: Final = Histogram(
+    "vidflow_inbox_first_frame_seconds", "Time from POST to the first stored frame.", buckets=_SLOW_S, registry=INBOX
+)
 
-LEADS: Final = Gauge("vidflow_orchestrator_leads", "1 while this orchestrator leads, 0 while it stands by.")
-TICK_SECONDS: Final = Histogram("vidflow_orchestrator_tick_seconds", "How long the leader's looks and writes take.")
+LEADS: Final = Gauge(
+    "vidflow_orchestrator_leads", "1 while this orchestrator leads, 0 while it stands by.", registry=ORCHESTRATOR
+)
+TICK_SECONDS: Final = Histogram(
+    "vidflow_orchestrator_tick_seconds", "Time of one of the leader's ticks.", buckets=_FAST_S, registry=ORCHESTRATOR
+)
 MOVES: Final = Counter(
-    "vidflow_orchestrator_moves", "Steps of scenarios that this leader made, by the new state.", ["to"]
+    "vidflow_orchestrator_moves", "Transitions made by this leader, by the new state.", ["to"], registry=ORCHESTRATOR
+)
+ENDED: Final = Counter(
+    "vidflow_orchestrator_ended", "Scenarios that became inactive, by outcome.", ["outcome"], registry=ORCHESTRATOR
 )
 RETENTION_FAILURES: Final = Counter(
-    "vidflow_retention_failures", "Rounds of housekeeping (partitions, retention) that failed and are tried again."
+    "vidflow_orchestrator_retention_failures",
+    "Rounds of housekeeping (partitions, retention) that failed and are tried again.",
+    registry=ORCHESTRATOR,
 )
 
-SLOTS: Final = Gauge("vidflow_runner_slots", "How many scenarios this runner works on at most.")
-WORKERS: Final = Gauge("vidflow_runner_workers", "Workers that run.")
-WORKER_ENDS: Final = Counter("vidflow_runner_worker_ends", "Workers that have ended, by the reason.", ["reason"])
+SLOTS: Final = Gauge("vidflow_runner_slots", "Scenarios this runner works on at most.", registry=RUNNER)
+WORKERS: Final = Gauge("vidflow_runner_slots_used", "Workers that run.", registry=RUNNER)
+WORKER_ENDS: Final = Counter(
+    "vidflow_runner_worker_ends", "Workers that ended, by reason.", ["reason"], registry=RUNNER
+)
 
 UNKNOWN: Final = "unknown"
 """The verdict on a message of a scenario that has no progress row: dropped."""
 
 
+class MergedHistogram(Collector):
+    """A histogram whose observations are made in other processes, which report them as counts a bucket."""
+
+    def __init__(self, name: str, documentation: str, bounds_s: Sequence[float], registry: CollectorRegistry) -> None:
+        self.bounds_s = tuple(bounds_s)
+        self._name = name
+        self._documentation = documentation
+        self._lock = threading.Lock()
+        self._counts = [0] * (len(self.bounds_s) + 1)
+        self._sum_s = 0.0
+        registry.register(self)
+
+    def add(self, counts: Sequence[int], sum_s: float) -> None:
+        """Add observations: how many lie in each bucket (the last one: above all bounds), and their sum."""
+        with self._lock:
+            self._counts = [have + more for have, more in zip(self._counts, counts, strict=True)]
+            self._sum_s += sum_s
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the histogram as Prometheus has it: each bucket counts what lies in those below it too."""
+        with self._lock:
+            counts, sum_s = list(self._counts), self._sum_s
+        total, buckets = 0, []
+        for bound_s, count in zip((*self.bounds_s, math.inf), counts, strict=True):
+            total += count
+            buckets.append(("+Inf" if math.isinf(bound_s) else str(bound_s), float(total)))
+        yield HistogramMetricFamily(self._name, self._documentation, buckets, sum_s)
+
+
+WORKER_BOUNDS_S: Final = _FAST_S
+"""The buckets of what workers measure."""
+WORKER_DECODE_SECONDS: Final = MergedHistogram(
+    "vidflow_worker_decode_seconds", "Time to read and decode one batch of frames.", WORKER_BOUNDS_S, RUNNER
+)
+WORKER_INFERENCE_SECONDS: Final = MergedHistogram(
+    "vidflow_worker_inference_seconds", "Time of the model for one batch of frames.", WORKER_BOUNDS_S, RUNNER
+)
+WORKER_FRAMES: Final = Counter("vidflow_worker_frames", "Frames inferred.", registry=RUNNER)
+
+
+class Joined(Collector):
+    """The metrics of a registry as a part of another one."""
+
+    def __init__(self, part: CollectorRegistry) -> None:
+        self._part = part
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the families of the part."""
+        return self._part.collect()
+
+    def describe(self) -> Iterable[Metric]:
+        """Return the families too: a scrape may ask for some by name."""
+        return self._part.collect()
+
+
+def registry_of(role: str, *parts: CollectorRegistry) -> CollectorRegistry:
+    """Return what a role exports: its build, its process, and the given parts."""
+    joined = CollectorRegistry()
+    labels = ["version", "role", "python"]
+    build = Gauge("vidflow_build_info", "1; its labels say what runs here.", labels, registry=joined)
+    build.labels(__version__, role, platform.python_version()).set(1)
+    for part in (PROCESS, *parts):
+        joined.register(Joined(part))
+    return joined
+
+
+_shown_partitions: Final = set[int]()
+
+
+def show_lag(ends: Mapping[int, int], behind: Mapping[int, int]) -> None:
+    """Export the lag of the partitions read here: their ends, and the positions of those that are not at their ends."""
+    INBOX_BEHIND.set(len(behind))
+    for gone in _shown_partitions - ends.keys():
+        INBOX_LAG.remove(gone)
+    _shown_partitions.intersection_update(ends)
+    _shown_partitions.update(ends)
+    for partition, end in ends.items():
+        INBOX_LAG.labels(partition).set(max(end - behind.get(partition, end), 0))
+
+
+_WITH_A_TIME: Final = 7
+
+
+def observe_first_frame(scenario_uuid: str, now_s: float) -> None:
+    """Export how long ago the scenario was created, at the moment its first frame is stored.
+
+    Its uuid (version 7) tells the time of its creation on the database's clock; `now_s` is of the same clock.
+    """
+    number = uuid.UUID(scenario_uuid)
+    if number.version == _WITH_A_TIME:
+        INBOX_FIRST_FRAME_SECONDS.observe(max(now_s - (number.int >> 80) / 1000, 0.0))
+
+
 @contextmanager
-def served(port: int | None) -> Iterator[None]:
-    """Serves the metrics on `port` while the body runs; None: not at all. Raises SetupError where the port is taken."""
+def served(registry: CollectorRegistry, port: int | None, host: str) -> Iterator[None]:
+    """Serve the registry on `host` and `port` while the body runs; None: not at all. Raises SetupError if it cannot listen."""
     if port is None:
         yield
         return
     try:
-        server, thread = start_http_server(port)
+        server, thread = start_http_server(port, addr=host, registry=registry)
     except OSError as error:
         raise SetupError(
-            f"the metrics cannot be served on port {port} ({error.strerror}); choose another --metrics-port"
+            f"the metrics cannot be served at {host}:{port} ({error.strerror}); choose another --metrics-port or --metrics-host"
         ) from error
     try:
         yield

@@ -6,12 +6,17 @@ Also what a role says that was not told of its server at all.
 from __future__ import annotations
 
 import threading
-from collections.abc import MutableMapping
+import time
+from collections.abc import Iterable, MutableMapping
 from typing import Final
 from weakref import WeakKeyDictionary
 
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
+
 from vidflow.domain.errors import SetupError, VidflowError
 from vidflow.infra.kafka_settings import KafkaSettings
+from vidflow.infra.metrics import PROCESS
 from vidflow.infra.telemetry import log
 
 AWAY: Final = "away"
@@ -39,12 +44,64 @@ _troubles: Final[MutableMapping[Outage, str]] = WeakKeyDictionary()
 """The trouble that each part has with its server. A part that is gone has none: a closed client never tells that it is well."""
 
 
+class _Totals(Collector):
+    """How often each server was away, and for how long in all, what goes on now included. Used under the lock."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+        self._over_s: dict[str, float] = {}
+        self._since_s: dict[str, float] = {}
+
+    def watch(self, server: str) -> None:
+        """Export the server from now on, so that its first outage is seen as a change."""
+        self._counts.setdefault(server, 0)
+        self._over_s.setdefault(server, 0.0)
+
+    def begin(self, server: str) -> None:
+        """The server is away; begun already or not."""
+        self._end_forgotten()
+        if server not in self._since_s:
+            self._since_s[server] = time.monotonic()
+            self._counts[server] = self._counts.get(server, 0) + 1
+
+    def end(self, server: str) -> None:
+        """The server is back."""
+        if (since_s := self._since_s.pop(server, None)) is not None:
+            self._over_s[server] = self._over_s.get(server, 0.0) + time.monotonic() - since_s
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the counters, by server."""
+        count = CounterMetricFamily("vidflow_outages", "Times that a server was away.", labels=["server"])
+        seconds = CounterMetricFamily("vidflow_outage_seconds", "Time that a server was away.", labels=["server"])
+        with _lock:
+            self._end_forgotten()
+            now_s = time.monotonic()
+            for server, number in self._counts.items():
+                count.add_metric([server.lower()], number)
+                under_way_s = now_s - self._since_s.get(server, now_s)
+                seconds.add_metric([server.lower()], self._over_s[server] + under_way_s)
+        yield count
+        yield seconds
+
+    def _end_forgotten(self) -> None:
+        """End the outages of which no part is left: closed clients never tell that they are well."""
+        known = {one._server for one in _troubles}  # noqa: SLF001
+        for server in self._since_s.keys() - known:
+            self.end(server)
+
+
+_totals: Final = _Totals()
+PROCESS.register(_totals)
+
+
 class Outage:
     """What one part of this process (a loop, a client) knows of a server. `needs` tells an operator what to do."""
 
     def __init__(self, server: str, needs: str) -> None:
         self._server = server
         self._needs = needs
+        with _lock:
+            _totals.watch(server)
 
     def away(self, error: BaseException) -> None:
         """The server did not answer, or not as it should: said where no part of this process has said it already."""
@@ -52,6 +109,7 @@ class Outage:
         with _lock:
             said = any(one._server == self._server and of == trouble for one, of in _troubles.items())  # noqa: SLF001
             _troubles[self] = trouble
+            _totals.begin(self._server)
         if not said:
             needs = {AWAY: self._needs, DISK_FULL: _ROOM, TIMED_OUT: _LIMIT}.get(trouble)
             _log.warning(trouble, server=self._server, error=in_one_line(error), needs=needs)
@@ -61,6 +119,8 @@ class Outage:
         with _lock:
             missed = _troubles.pop(self, None) is not None
             over = missed and not any(one._server == self._server for one in _troubles)  # noqa: SLF001
+            if over:
+                _totals.end(self._server)
         if over:
             _log.info("back", server=self._server)
 

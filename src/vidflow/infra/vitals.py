@@ -8,7 +8,7 @@ import msgspec
 from psycopg.rows import class_row
 
 from vidflow.domain.messages import RESULTS
-from vidflow.domain.scenario import DEFAULT_POOL
+from vidflow.domain.scenario import DEFAULT_POOL, State
 from vidflow.domain.shards import SHARDS
 from vidflow.infra.postgres import Connection
 
@@ -23,6 +23,8 @@ POOLS: Final = 100
 """How many pools are shown at most."""
 POOL_COUNTED: Final = 1000
 """How many waiting scenarios of a pool are counted at most."""
+OLDEST: Final = 100
+"""How many of the oldest waiting scenarios are looked at: one that came back to the queue is old, and has waited for a moment."""
 
 _LEADS: Final = "EXISTS (SELECT FROM lease WHERE name = 'leader' AND expires_at > clock_timestamp())"
 _RELAYS: Final = (
@@ -55,9 +57,17 @@ _INBOX_ALIVE: Final = f"""
 # The oldest by id: no index has them by time, and the two differ by a transaction's length.
 _WAITS: Final = "FROM outbox WHERE published_at IS NULL AND error IS NULL"
 _OUTBOX: Final = f"""
-    (SELECT count(*) FROM (SELECT {_WAITS} LIMIT {COUNTED}) AS waiting) AS outbox_waiting,
+    (SELECT count(*) FROM (SELECT {_WAITS} ORDER BY id LIMIT {COUNTED}) AS waiting) AS outbox_waiting,
     coalesce((SELECT extract(epoch FROM clock_timestamp() - created_at) {_WAITS} ORDER BY id LIMIT 1), 0)::float8
         AS outbox_oldest_s"""  # noqa: S608 - fragments of our own
+
+# One scan a state, in the order of its index: without that order the planner may read all rows of a state into a bitmap first.
+_STATES: Final = " UNION ALL ".join(
+    f"SELECT '{state}', count(*) "  # noqa: S608 - names of our own
+    f"FROM (SELECT FROM scenarios WHERE state = '{state}' ORDER BY scenario_uuid DESC LIMIT {COUNTED}) AS {state}"
+    for state in State
+    if state is not State.INACTIVE
+)
 
 SURROUNDINGS: Final = f"""
     {_LEADS} AS leads, {_RELAYS} AS relays, {_FREE_SLOT} AS free_slot, coalesce({_INBOX_LAG} < {FRESH_S}, false) AS caught_up,
@@ -164,5 +174,30 @@ def pools(tx: Connection) -> list[PoolVitals]:
 
 
 def scenarios_by_state(tx: Connection) -> dict[str, int]:
-    """How many scenarios are in each state; states without one are left out. Reads a whole index: for a scrape now and then."""
-    return dict(tx.execute("SELECT state, count(*) FROM scenarios GROUP BY state").fetchall())
+    """Return how many scenarios are in each state but `inactive`, counting at most COUNTED of each."""
+    return dict(tx.execute(_STATES).fetchall())
+
+
+def queue_oldest_s(tx: Connection) -> float:
+    """Return how long the longest waiting of the OLDEST oldest scenarios has waited for a runner; 0 if none waits."""
+    [(oldest_s,)] = tx.execute(
+        """
+        SELECT coalesce(extract(epoch FROM clock_timestamp() - min(state_changed_at)), 0)::float8
+          FROM (SELECT state_changed_at
+                  FROM scenarios
+                 WHERE state = 'init_startup'
+                 ORDER BY scenario_uuid
+                 LIMIT %(oldest)s) AS waiting
+        """,
+        {"oldest": OLDEST},
+    ).fetchall()
+    return max(float(oldest_s), 0.0)
+
+
+def count_set_aside(tx: Connection) -> int:
+    """Return how many messages in the outbox no broker took, counting at most COUNTED."""
+    [(count,)] = tx.execute(
+        "SELECT count(*) FROM (SELECT FROM outbox WHERE error IS NOT NULL ORDER BY id LIMIT %(most)s) AS set_aside",
+        {"most": COUNTED},
+    ).fetchall()
+    return int(count)

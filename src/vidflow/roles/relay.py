@@ -50,7 +50,11 @@ def run(options: RelayOptions, stop: Stop) -> None:
     require_postgres(options.database_url)
     require_kafka(options.kafka)
     wait_for_schema(options.database_url, stop)
-    with metrics.served(options.metrics_port), kept(options.database_url, stop) as shares:
+    registry = metrics.registry_of("relay", metrics.RELAY)
+    with (
+        metrics.served(registry, options.metrics_port, options.metrics_host),
+        kept(options.database_url, stop) as shares,
+    ):
         caring = start_thread("outbox care", lambda: _work(options, stop, "care", partial(care, shares, stop)), stop)
         _work(options, stop, "reads", partial(publish, options, shares, stop))
         caring.join()

@@ -17,9 +17,11 @@ from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.response import Redirect
 from litestar.types import ASGIApp
+from prometheus_client import CollectorRegistry
 
 from vidflow import __version__
 from vidflow.domain.errors import SetupError
+from vidflow.infra.metrics import served
 from vidflow.infra.outage import require_kafka, require_postgres
 from vidflow.infra.stopping import Stop, start_thread
 from vidflow.infra.telemetry import log
@@ -27,7 +29,7 @@ from vidflow.roles.api import health, models, predictions, scenarios
 from vidflow.roles.api.admission import Admission, require_folder
 from vidflow.roles.api.context import Context
 from vidflow.roles.api.database import Database
-from vidflow.roles.api.metrics import measured, metrics
+from vidflow.roles.api.metrics import measured, registry, route
 from vidflow.roles.api.problems import plugin
 from vidflow.roles.api.requests import MAX_BODY_BYTES, StrictRequest
 from vidflow.roles.api.try_page import TryPage
@@ -49,7 +51,7 @@ def home() -> Redirect:
     return Redirect("/docs")
 
 
-def create_app(context: Context, stop: Stop) -> ASGIApp:
+def create_app(context: Context, stop: Stop, exported: CollectorRegistry) -> ASGIApp:
     """The app, its requests counted. While it lives it owns the watch for the schema, and the inbox if it hosts one."""
     options = context.options
 
@@ -67,7 +69,8 @@ def create_app(context: Context, stop: Stop) -> ASGIApp:
 
     app = Litestar(
         route_handlers=[
-            scenarios.router(), predictions.get_predictions, models.list_models, health.router(), metrics, home,
+            scenarios.router(), predictions.get_predictions, models.list_models, health.router(), home,
+            *([route(exported)] if options.metrics_port is None else []),
         ],
         dependencies={"api": Provide(lambda: context, sync_to_thread=False)},
         lifespan=[lifespan],
@@ -104,7 +107,9 @@ def run(options: ApiOptions, stop: Stop) -> None:
         require_kafka(options.kafka, or_else="give --no-inbox where the inbox runs elsewhere, ")
     set_asyncio_executor(ThreadPoolExecutor(HANDLER_THREADS, thread_name_prefix="handler"))
     with _listening(options) as listener, closing(Database(options.database_url, options.pool_size)) as database:
-        app = create_app(Context(options, database, Admission(options)), stop)
+        context = Context(options, database, Admission(options))
+        exported = registry(context)
+        app = create_app(context, stop, exported)
         server = uvicorn.Server(
             uvicorn.Config(
                 app,
@@ -116,14 +121,15 @@ def run(options: ApiOptions, stop: Stop) -> None:
                 timeout_graceful_shutdown=GRACE_S + LAST_WORDS_S,
             )
         )
-        thread = start_thread("http", lambda: server.run(sockets=[listener]), stop)
-        host, port = listener.getsockname()[:2]
-        _log.info("listening", url=f"http://{host}:{port}", docs=f"http://{host}:{port}/docs")
-        stop.wait()
-        server.should_exit = True
-        thread.join(GRACE_S)
-        database.close()
-        thread.join()
+        with served(exported, options.metrics_port, options.metrics_host):
+            thread = start_thread("http", lambda: server.run(sockets=[listener]), stop)
+            host, port = listener.getsockname()[:2]
+            _log.info("listening", url=f"http://{host}:{port}", docs=f"http://{host}:{port}/docs")
+            stop.wait()
+            server.should_exit = True
+            thread.join(GRACE_S)
+            database.close()
+            thread.join()
 
 
 def _listening(options: ApiOptions) -> socket.socket:

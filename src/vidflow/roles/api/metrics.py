@@ -1,70 +1,141 @@
-"""What Prometheus scrapes: how requests go, and from the database how much there is to do. It judges nothing."""
+"""What Prometheus scrapes of an api: its requests, its pool, and what its database tells of the whole. It judges nothing.
+
+A scrape costs the same however many scenarios there are: what waits is counted up to vitals.COUNTED, what ended is not counted
+here (the orchestrator counts what ends).
+"""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from typing import Final
 
 import psycopg
 from litestar import Response, get
 from litestar.enums import ScopeType
+from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
-from prometheus_client import Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 
 from vidflow.domain.errors import Unavailable
-from vidflow.domain.scenario import State
-from vidflow.infra import outbox, vitals
-from vidflow.infra.metrics import OUTBOX_OLDEST_S, OUTBOX_SET_ASIDE, OUTBOX_WAITING
+from vidflow.infra import vitals
+from vidflow.infra.metrics import INBOX, registry_of
 from vidflow.infra.postgres import Connection
 from vidflow.roles.api.admission import free_bytes
-from vidflow.roles.api.context import Api
+from vidflow.roles.api.context import Context
+
+API: Final = CollectorRegistry()
+"""What this process knows by itself."""
+TABLES: Final = CollectorRegistry()
+"""What its database tells; left out of a scrape while that is away."""
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
-REQUESTS: Final = Counter("vidflow_http_requests", "Requests answered.", ["method", "path", "status"])
+REQUESTS: Final = Counter("vidflow_http_requests", "Requests answered.", ["method", "path", "status"], registry=API)
 REQUEST_SECONDS: Final = Histogram(
-    "vidflow_http_request_seconds", "Time to answer.", ["method", "path"], buckets=_SECONDS
+    "vidflow_http_request_seconds", "Time to answer.", ["method", "path"], buckets=_SECONDS, registry=API
 )
-DATABASE_UP: Final = Gauge("vidflow_database_up", "1 if the database answered the last scrape.")
-SCENARIOS: Final = Gauge("vidflow_scenarios", "Scenarios by state.", ["state"])
-RUNNERS: Final = Gauge("vidflow_runners", "Runners that were seen lately.")
+DATABASE_UP: Final = Gauge("vidflow_database_up", "1 if the database answered this scrape.", registry=API)
+POOL_LIMIT: Final = Gauge("vidflow_database_pool_limit", "Connections that the pool may have.", registry=API)
+POOL_CONNECTIONS: Final = Gauge("vidflow_database_pool_connections", "Connections of the pool.", registry=API)
+POOL_IN_USE: Final = Gauge("vidflow_database_pool_in_use", "Connections that a request uses.", registry=API)
+POOL_WAITING: Final = Gauge("vidflow_database_pool_waiting", "Requests that wait for a connection.", registry=API)
 DISK_FREE: Final = Gauge(
-    "vidflow_data_disk_free_bytes", "Room left on the disk of --data-dir; 0 where none is watched."
+    "vidflow_data_disk_free_bytes", "Room left on the disk of --data-dir; 0 where none is watched.", registry=API
 )
-INBOX_LAG_S: Final = Gauge("vidflow_inbox_lag_seconds", "How long ago all results were surely stored; infinite: never.")
+
+SCENARIOS: Final = Gauge(
+    "vidflow_scenarios", "Scenarios by state, at most 10,000 of each counted.", ["state"], registry=TABLES
+)
+QUEUE_OLDEST_S: Final = Gauge(
+    "vidflow_queue_oldest_seconds", "Longest time a scenario has waited for a runner.", registry=TABLES
+)
+OUTBOX_WAITING: Final = Gauge(
+    "vidflow_outbox_waiting", "Messages that wait in the outbox, at most 10,000 counted.", registry=TABLES
+)
+OUTBOX_OLDEST_S: Final = Gauge(
+    "vidflow_outbox_oldest_seconds", "Age of the oldest message in the outbox.", registry=TABLES
+)
+OUTBOX_SET_ASIDE: Final = Gauge(
+    "vidflow_outbox_set_aside", "Messages in the outbox that no broker took, at most 10,000 counted.", registry=TABLES
+)
+RUNNERS: Final = Gauge("vidflow_runners", "Runners seen within the last seconds.", registry=TABLES)
+INBOX_LAG_S: Final = Gauge(
+    "vidflow_inbox_lag_seconds",
+    "Age of the newest moment up to which all results are stored; infinite: none.",
+    registry=TABLES,
+)
 
 
-@get("/metrics", sync_to_thread=True, include_in_schema=False)
-def metrics(api: Api) -> Response[bytes]:
-    """Metrics in Prometheus' text form; while the database is away, its part as it last was."""
-    try:
-        with api.database.connection() as connection:
-            _read(connection)
-        DATABASE_UP.set(1)
-    except (psycopg.Error, Unavailable):
-        DATABASE_UP.set(0)
-    if api.options.data_dir is not None:
-        DISK_FREE.set(free_bytes(api.options.data_dir))
-    return Response(generate_latest(), media_type="text/plain; version=0.0.4")
+class _Scrape(Collector):
+    """The metrics of an api, read anew for each scrape."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def collect(self) -> Iterable[Metric]:
+        """Return what this process knows, and what the database tells if it answers."""
+        self._look_here()
+        try:
+            with self._context.database.connection() as connection:
+                read_tables(connection)
+            DATABASE_UP.set(1)
+        except (psycopg.Error, Unavailable):
+            DATABASE_UP.set(0)
+            return list(API.collect())
+        return [*API.collect(), *TABLES.collect()]
+
+    def describe(self) -> Iterable[Metric]:
+        """Return the families without asking the database."""
+        return [*API.collect(), *TABLES.collect()]
+
+    def _look_here(self) -> None:
+        pool = self._context.database.use()
+        POOL_LIMIT.set(pool.limit)
+        POOL_CONNECTIONS.set(pool.connected)
+        POOL_IN_USE.set(pool.in_use)
+        POOL_WAITING.set(pool.waiting)
+        if self._context.options.data_dir is not None:
+            DISK_FREE.set(free_bytes(self._context.options.data_dir))
 
 
-def _read(tx: Connection) -> None:
-    """Sets what the database tells."""
-    counts = vitals.scenarios_by_state(tx)
-    for state in State:
-        SCENARIOS.labels(state).set(counts.get(state, 0))
-    lag = outbox.lag(tx)
-    OUTBOX_WAITING.set(lag.waiting)
-    OUTBOX_OLDEST_S.set(lag.oldest_s)
-    OUTBOX_SET_ASIDE.set(lag.set_aside)
+def registry(context: Context) -> CollectorRegistry:
+    """Return what this api exports; with the metrics of the inbox where it hosts one."""
+    joined = registry_of("api", *([INBOX] if context.options.inbox else []))
+    joined.register(_Scrape(context))
+    return joined
+
+
+def route(exported: CollectorRegistry) -> HTTPRouteHandler:
+    """Return the handler of `GET /metrics`, for an api that serves its metrics on no port of their own."""
+
+    @get("/metrics", sync_to_thread=True, include_in_schema=False)
+    def metrics() -> Response[bytes]:
+        """Metrics in Prometheus' text form."""
+        return Response(generate_latest(exported), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    return metrics
+
+
+def read_tables(tx: Connection) -> None:
+    """Set what the database tells."""
+    for state, count in vitals.scenarios_by_state(tx).items():
+        SCENARIOS.labels(state).set(count)
+    QUEUE_OLDEST_S.set(vitals.queue_oldest_s(tx))
+    OUTBOX_SET_ASIDE.set(vitals.count_set_aside(tx))
     signs = vitals.read(tx)
+    OUTBOX_WAITING.set(signs.outbox_waiting)
+    OUTBOX_OLDEST_S.set(signs.outbox_oldest_s)
     RUNNERS.set(signs.runners)
     INBOX_LAG_S.set(math.inf if signs.inbox_lag_s is None else signs.inbox_lag_s)
 
 
 def measured(app: ASGIApp) -> ASGIApp:
-    """The app with its requests counted, by the template of their path: what clients make up is one path, `other`."""
+    """The app with its requests counted, by the template of their path: what clients make up is `other`."""
 
     async def measure(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
@@ -83,7 +154,7 @@ def measured(app: ASGIApp) -> ASGIApp:
             await app(scope, receive, note)
         finally:
             path = str(scope.get("path_template") or "other")
-            method = scope["method"] if path != "other" else "other"
+            method = scope["method"] if path != "other" and scope["method"] in _METHODS else "other"
             REQUESTS.labels(method, path, status).inc()
             REQUEST_SECONDS.labels(method, path).observe(time.perf_counter() - began_s)
 

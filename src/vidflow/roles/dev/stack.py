@@ -17,8 +17,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from vidflow.domain.errors import SetupError, Unavailable, VidflowError
 from vidflow.domain.runner import default_memory_cap
 from vidflow.infra.embedded.folder import FolderLock

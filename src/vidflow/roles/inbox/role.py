@@ -50,7 +50,10 @@ def run(options: InboxOptions, stop: Stop) -> None:
     wait_for_schema(options.database_url, stop)
     kafka.wait_for_broker(options.kafka, stop)
     questions = kafka.Questions(options.kafka)
-    with metrics.served(options.metrics_port), closing(Lookout(options.kafka, stop)) as lookout:
+    with (
+        metrics.served(metrics.registry_of("inbox", metrics.INBOX), options.metrics_port, options.metrics_host),
+        closing(Lookout(options.kafka, stop)) as lookout,
+    ):
         while (topic_id := _wait_for_topic(questions, stop)) is not None:
             try:
                 _serve(Inbox(options, lookout, topic_id, stop), stop)
@@ -98,6 +101,7 @@ class Inbox:
         self._poison_run = 0
         self._looked_s = float("-inf")
         self._stored_since_look = False
+        self._database_ahead_s = 0.0
         self._stuck: dict[int, tuple[int, float]] = {}
         self._reader = Reader(options.kafka, options.group_protocol, self._place)
 
@@ -130,11 +134,15 @@ class Inbox:
     def _store(self, part: Sequence[Taken]) -> None:
         poison_run = storing.poison_run(self._poison_run, part)
         positions = dict(self._reader.positions)  # as they were before: the reader reads on meanwhile
-        batch = storing.store(self._connected(), self._topic_id, positions, part, self._reader.read_on)
+        with metrics.INBOX_STORE_SECONDS.time():
+            batch = storing.store(self._connected(), self._topic_id, positions, part, self._reader.read_on)
         self._reader.stored(part)
         self._postgres.back()
         self._poison_run = poison_run
         self._stored_since_look = True
+        for frame in batch.frames:
+            if frame.frame_number == 0:
+                metrics.observe_first_frame(frame.scenario_uuid, time.time() + self._database_ahead_s)
         for verdict, count in batch.verdicts.items():
             metrics.INBOX_MESSAGES.labels(verdict).inc(count)
         poison = [taken for taken in part if taken.error is not None]
@@ -243,6 +251,7 @@ class Inbox:
         inbox_partitions.note_seen(tables, RESULTS, self._topic_id, self._reader.positions)
         if not self._lookout.busy:
             at = inbox_partitions.database_time(tables)  # before the ends: what lies below them was there at that time
+            self._database_ahead_s = at.timestamp() - time.time()
             self._lookout.ask(Question(at, dict(self._reader.positions), self._still()))
 
     def _hear(self, look: Look | kafka.KafkaAway | None) -> None:
@@ -255,7 +264,7 @@ class Inbox:
         tables, asked = self._connected(), look.question
         behind = inbox_partitions.note_caught_up(tables, RESULTS, self._topic_id, asked.positions, look.ends, asked.at)
         self._postgres.back()
-        metrics.INBOX_BEHIND.set(len(behind))
+        metrics.show_lag(look.ends, behind)
         self._reader.show_positions()
         self._mend(tables, behind, look)
 

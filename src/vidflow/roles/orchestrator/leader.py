@@ -12,7 +12,7 @@ from vidflow.domain.errors import IllegalTransition
 from vidflow.domain.leader import CommandKey, Given, Known, Memory, Plan, Timing, World, hear_all, remember
 from vidflow.domain.messages import Report
 from vidflow.domain.reconcile import reconcile, vacancies
-from vidflow.domain.scenario import Decision, Event, Limits, decide
+from vidflow.domain.scenario import Decision, Event, Limits, State, decide
 from vidflow.infra import leader_tables, lifecycle, metrics, runners
 from vidflow.infra.crashpoint import crashpoint
 from vidflow.infra.lease import Lease
@@ -175,6 +175,8 @@ def _log_moves(decisions: Sequence[Decision], commands: Sequence[Given]) -> None
     for decision in decisions:
         after = decision.after or decision.before
         metrics.MOVES.labels(after.state).inc()
+        if after.state is State.INACTIVE:
+            metrics.ENDED.labels(after.outcome).inc()
         _log.info(
             "scenario_moved", scenario_uuid=after.scenario_uuid, to=after.state, reason=decision.event.reason, epoch=after.epoch,
             attempt=after.attempt or None, runner=after.runner, outcome=after.outcome,

@@ -26,7 +26,8 @@ def run(options: OrchestratorOptions, stop: Stop) -> None:
     require_kafka(options.kafka)
     options.keeping.checked()
     wait_for_schema(options.database_url, stop)
-    with metrics.served(options.metrics_port):
+    exported = metrics.registry_of("orchestrator", metrics.ORCHESTRATOR)
+    with metrics.served(exported, options.metrics_port, options.metrics_host):
         keep(options.database_url, LEASE, stop, lambda lease: lead(options, lease, stop))
 
 

@@ -54,7 +54,7 @@ def run(options: RunnerOptions, stop: Stop) -> None:
     """Keeps workers until it is to stop; then lets them hand over, and leaves once the leader can know that nothing is left."""
     check_pool(options.pool)
     require_kafka(options.kafka)
-    with metrics.served(options.metrics_port):
+    with metrics.served(metrics.registry_of("runner", metrics.RUNNER), options.metrics_port, options.metrics_host):
         _keep_workers(options, stop)
 
 

@@ -21,7 +21,7 @@ from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.messages import Deploy, EndReason, Waiting
 from vidflow.domain.redaction import redacted, secrets_of
 from vidflow.domain.runner import DETAIL_CHARACTERS, default_memory_cap
-from vidflow.infra import memory
+from vidflow.infra import memory, metrics
 from vidflow.infra.crashpoint import crashpoint, disarm
 from vidflow.infra.telemetry import log
 from vidflow.roles.runner.forkservers import Forkservers, without_main
@@ -48,7 +48,7 @@ class Happened(msgspec.Struct, frozen=True):
 
     scenario_uuid: str
     epoch: int
-    told: link.Told
+    told: link.Progressed | link.Ended
     first_frame: bool = False
     detail: str | None = None
 
@@ -113,6 +113,8 @@ class Workers:
         uuid, epoch = key
         exit_code = worker.exit_code()  # before its last words are read: behind them nothing comes
         for told in worker.listen():
+            if isinstance(told, link.Measured):
+                _export(told)
             first = worker.has_done_its_first_frame(told)
             if isinstance(told, link.Progressed):
                 yield Happened(uuid, epoch, told, first)
@@ -158,7 +160,7 @@ class _Worker:
         self._open: dict[str, Connection] = {"told": self._told, "stderr": self._stderr}
         self._tail = b""
         self._tail_is_cut = False
-        self._secrets = secrets_of(task.deploy.source)
+        self._secrets = (*secrets_of(task.deploy.source), *task.kafka.secrets())
         self._last: link.Ended | None = None
         self._killed: EndReason | None = None
         self._waits_for = Waiting.START
@@ -265,7 +267,7 @@ class _Worker:
         if isinstance(told, link.Ended):
             self._last = told
             self._finish_by_s = time.monotonic() + FINISH_S  # to exit, which needs no more than a moment
-        else:
+        elif isinstance(told, link.Progressed):
             self._waits_for, self._since_s = told.waits_for, time.monotonic()
 
     def _read_stderr(self) -> None:
@@ -281,6 +283,12 @@ class _Worker:
             self._tail += chunk
             self._tail_is_cut = self._tail_is_cut or len(self._tail) > TAIL_BYTES
             self._tail = self._tail[-TAIL_BYTES:]
+
+
+def _export(measured: link.Measured) -> None:
+    metrics.WORKER_DECODE_SECONDS.add(measured.decode, measured.decode_s)
+    metrics.WORKER_INFERENCE_SECONDS.add(measured.inference, measured.inference_s)
+    metrics.WORKER_FRAMES.inc(measured.frames)
 
 
 def _from_a_whole_word(text: str) -> str:

@@ -11,7 +11,7 @@ import signal
 import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -19,11 +19,18 @@ from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.messages import Deploy, EndReason, Number, Waiting
 from vidflow.domain.redaction import redacted
 from vidflow.infra.kafka_settings import KafkaSettings
+from vidflow.infra.metrics import WORKER_BOUNDS_S
 
 PIECE_BYTES: Final = 4000
 """A pipe carries up to 4096 bytes whole: the runner never waits for the rest of a piece."""
+BUCKETS: Final = len(WORKER_BOUNDS_S) + 1
 _MESSAGE_CHARACTERS: Final = 500
 """Of an error's sentence: even with each character escaped it fits into a piece."""
+
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
+Counts = Annotated[tuple[Count, ...], msgspec.Meta(min_length=BUCKETS, max_length=BUCKETS)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1_000_000)]
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -45,6 +52,16 @@ class Progressed(msgspec.Struct, frozen=True, tag="progressed"):
     waits_for: Waiting
 
 
+class Measured(msgspec.Struct, frozen=True, tag="measured"):
+    """What the worker has measured since the last time: how many batches took how long, as counts a bucket, and the frames."""
+
+    decode: Counts
+    decode_s: Seconds
+    inference: Counts
+    inference_s: Seconds
+    frames: Count
+
+
 class Ended(msgspec.Struct, frozen=True, tag="ended"):
     """The worker's last words: why it ends."""
 
@@ -53,8 +70,8 @@ class Ended(msgspec.Struct, frozen=True, tag="ended"):
     fatal: bool = False
 
 
-Told = Progressed | Ended
-_told: Final = msgspec.json.Decoder(Progressed | Ended)
+Told = Progressed | Measured | Ended
+_told: Final = msgspec.json.Decoder(Progressed | Measured | Ended)
 _order: Final = msgspec.json.Decoder(EndReason)
 
 
@@ -110,6 +127,10 @@ class Link:
     def reached(self, next_frame: int) -> None:
         """The worker has sent all frames below `next_frame`; told with what it waits for next."""
         self._next_frame = next_frame
+
+    def measured(self, measured: Measured) -> None:
+        """Reports measurements. What was measured since is lost with a worker that is killed."""
+        self._tell(measured)
 
     def ended(self, reason: EndReason, error: ErrorInfo | None = None, *, fatal: bool = False) -> None:
         """The last words."""

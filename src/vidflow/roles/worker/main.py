@@ -18,6 +18,7 @@ from vidflow.infra.models.model import Model
 from vidflow.infra.video import Video
 from vidflow.roles.worker import infer, read
 from vidflow.roles.worker.link import Link, Task
+from vidflow.roles.worker.measuring import Measuring
 from vidflow.roles.worker.send import DeliveryFailed, Results, ResultTooLarge
 
 T = TypeVar("T")
@@ -49,7 +50,8 @@ def _frames(deploy: Deploy, video: Video, model: Model, link: Link, results: Res
     last = deploy.resume.next_frame - 1
     anything = last >= 0
     link.waits_for(Waiting.SOURCE)
-    for step in read.batches(_until_ordered(found, link), model.batch, singles=alone):
+    measuring = Measuring(link)
+    for step in measuring.decoding(read.batches(_until_ordered(found, link), model.batch, singles=alone)):
         anything = True
         if isinstance(step, Gap):
             results.send(step)
@@ -58,7 +60,7 @@ def _frames(deploy: Deploy, video: Video, model: Model, link: Link, results: Res
         if step.warm_up:
             infer.show(model, step)
         else:
-            last = _infer_and_send(deploy, step, model, link, results)
+            last = _infer_and_send(deploy, step, model, link, results, measuring)
             if last < careful_until:
                 results.flush()
         link.waits_for(Waiting.SOURCE)
@@ -66,6 +68,7 @@ def _frames(deploy: Deploy, video: Video, model: Model, link: Link, results: Res
         raise SourceError(
             f"{video.shown} gives not one frame; see whether it plays elsewhere, or copy it again", code="no_frames"
         )
+    measuring.report()
     reason = link.finish or EndReason.FINISHED
     crashpoint("worker.before_end")
     results.send(End(deploy.scenario_uuid, deploy.epoch, last, reason))
@@ -73,11 +76,14 @@ def _frames(deploy: Deploy, video: Video, model: Model, link: Link, results: Res
     return reason
 
 
-def _infer_and_send(deploy: Deploy, batch: read.Batch, model: Model, link: Link, results: Results) -> int:
+def _infer_and_send(
+    deploy: Deploy, batch: read.Batch, model: Model, link: Link, results: Results, measuring: Measuring
+) -> int:
     """Returns the number of the batch's last frame."""
     crashpoint("worker.before_frame")
     link.at_frame = batch.frames[0].number if len(batch.frames) == 1 else None
-    seen = list(infer.see(model, batch, deploy))
+    with measuring.inference(len(batch.frames)):
+        seen = list(infer.see(model, batch, deploy))
     for frame in seen:
         _send(results, frame, deploy, link)
         link.reached(frame.frame_number + 1)

@@ -55,7 +55,8 @@ def work(task: Task, told: Connection, orders: Connection, stderr: Connection) -
     prefer_as_oom_victim()
     configure_logs()
     arm(task.crashpoints)
-    link = Link(told, orders, task.deploy.resume.next_frame, secrets_of(task.deploy.source))
+    secrets = (*secrets_of(task.deploy.source), *task.kafka.secrets())
+    link = Link(told, orders, task.deploy.resume.next_frame, secrets)
     try:
         link.ended(_process(task, link))
     except UserError as error:

@@ -1,0 +1,101 @@
+"""A scrape costs the same however much is stored and waits: with a million finished and 100,000 waiting scenarios."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from tests.conftest import _of_database
+
+from vidflow.infra import vitals
+from vidflow.roles.api.metrics import read_tables
+
+pytestmark = pytest.mark.long
+
+FINISHED = 1_000_000
+WAITING = 100_000
+
+
+class Explaining(psycopg.Cursor[Any]):
+    """Runs each statement twice: first explained, its plan kept."""
+
+    plans: list[dict[str, Any]] = []  # noqa: RUF012 - of one test
+
+    def execute(self, query: Any, params: Any = None, **more: Any) -> Explaining:
+        super().execute(f"EXPLAIN (ANALYZE, BUFFERS, TIMING off, FORMAT json) {query}", params, **more)
+        assert self.pgresult is not None
+        self.plans += json.loads(self.pgresult.get_value(0, 0) or b"[]")
+        return super().execute(query, params, **more)
+
+
+@pytest.fixture(scope="module")
+def large(postgres_url: str, _template_database: str) -> Iterator[psycopg.Connection[Any]]:
+    name = "many_scenarios"
+    with psycopg.connect(postgres_url, autocommit=True) as server:
+        server.execute(f"CREATE DATABASE {name} TEMPLATE {_template_database}")
+        try:
+            with psycopg.connect(_of_database(postgres_url, name), autocommit=True) as tables:
+                fill(tables)
+                yield tables
+        finally:
+            server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def fill(tables: psycopg.Connection[Any]) -> None:
+    insert = """
+        INSERT INTO scenarios (source, model, fps, state, outcome, epoch, runner, state_changed_at)
+        SELECT 'http://camera/' || n, 'motion', 'all', %s, %s, %s, %s, now() - interval '1 hour' FROM generate_series(1, %s) AS n
+    """
+    by_hand = tables.execute(  # made afterwards: an index grows faster in one go
+        "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'scenarios' AND indexname <> 'scenarios_pkey'"
+    ).fetchall()
+    for name, _ in by_hand:
+        tables.execute(f"DROP INDEX {name}")
+    tables.execute(insert, ("inactive", "completed", 1, "r", FINISHED))
+    tables.execute(insert, ("init_startup", None, 0, None, WAITING))
+    tables.execute(insert, ("active", None, 1, "r", 100))
+    tables.execute(
+        """
+        INSERT INTO outbox (topic, key, kind, epoch, payload, error)
+        SELECT 'to_deploy.default', n::text, 'stop', 1, '', CASE WHEN n %% 2 = 0 THEN 'too large' END
+          FROM generate_series(1, %s) AS n
+        """,
+        (WAITING,),
+    )
+    for _, definition in by_hand:
+        tables.execute(definition)
+    tables.execute("ANALYZE")
+
+
+def test_a_scrape_counts_at_most_ten_thousand_of_each(large: psycopg.Connection[Any]) -> None:
+    counts = vitals.scenarios_by_state(large)
+    assert counts == {
+        "init_startup": vitals.COUNTED, "in_startup_processing": 0, "active": 100, "init_shutdown": 0, "in_shutdown_processing": 0,
+    }  # fmt: skip
+    assert vitals.count_set_aside(large) == vitals.COUNTED
+    assert 3600 <= vitals.queue_oldest_s(large) < 7200
+
+
+def test_no_statement_of_a_scrape_reads_more_than_it_counts(large: psycopg.Connection[Any]) -> None:
+    Explaining.plans = []
+    with psycopg.connect(
+        large.info.dsn, password=large.info.password, autocommit=True, cursor_factory=Explaining
+    ) as tables:
+        read_tables(tables)
+    assert len(Explaining.plans) == 4
+    for explained in Explaining.plans:
+        plan = explained["Plan"]
+        assert max(rows_read(plan)) <= 2 * vitals.COUNTED, (
+            explained
+        )  # every second message of the outbox is passed over
+        assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] <= 2 * vitals.COUNTED, explained
+
+
+def rows_read(plan: dict[str, Any]) -> Iterator[float]:
+    """How many rows each node of the plan has read, those that it threw away included."""
+    yield (plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0)) * min(plan["Actual Loops"], 1)
+    for below in plan.get("Plans", []):
+        yield from rows_read(below)

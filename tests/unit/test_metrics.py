@@ -1,0 +1,195 @@
+"""What each role exports: its own metrics and no other's, as docs/metrics.md lists them."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from vidflow.domain.errors import SetupError
+from vidflow.infra import metrics
+from vidflow.infra.outage import Outage
+from vidflow.roles.api.metrics import API, TABLES
+from vidflow.roles.worker import link
+
+ROLES = {
+    "api": (API, TABLES), "inbox": (metrics.INBOX,), "relay": (metrics.RELAY,), "orchestrator": (metrics.ORCHESTRATOR,),
+    "runner": (metrics.RUNNER,),
+}  # fmt: skip
+TABLE = Path(__file__).parents[2] / "docs/metrics.md"
+LABELS = {
+    "vidflow_build_info": ("version", "role", "python"),
+    "vidflow_outages_total": ("server",),
+    "vidflow_outage_seconds_total": ("server",),
+}
+
+
+def documented() -> set[tuple[str, str, tuple[str, ...], str]]:
+    rows = re.findall(r"^\| `(vidflow_\w+)` \| (\w+) \|([^|]*)\| (\w+) \| \S", TABLE.read_text(), re.MULTILINE)
+    return {(name, kind, tuple(re.findall(r"`(\w+)`", labels)), role) for name, kind, labels, role in rows}
+
+
+def exported() -> set[tuple[str, str, tuple[str, ...], str]]:
+    of_all = {(name, kind, labels, "every") for name, kind, labels in families(metrics.registry_of("every"))}
+    return of_all | {(*family, role) for role, parts in ROLES.items() for part in parts for family in families(part)}
+
+
+def families(registry: CollectorRegistry) -> set[tuple[str, str, tuple[str, ...]]]:
+    Outage("Kafka", "start it")
+    found = set()
+    for collector in set(registry._collector_to_names):
+        labels = tuple(getattr(collector, "_labelnames", ()))
+        for family in collector.collect():
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            if name.startswith("vidflow_"):
+                found.add((name, family.type, labels or LABELS.get(name, ())))
+    return found
+
+
+def test_the_documented_metrics_are_the_exported_ones() -> None:
+    assert documented() == exported()
+
+
+def test_no_name_is_exported_by_two_roles() -> None:
+    names = [name for name, _, _, _ in exported()]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_role_exports_its_own_metrics_and_no_other_role_s(role: str) -> None:
+    text = generate_latest(metrics.registry_of(role, *ROLES[role])).decode()
+    names = set(re.findall(r"^# TYPE (vidflow_\w+) ", text, re.MULTILINE))
+    of_every = {name for name, _, _, whose in exported() if whose == "every"}
+    assert names == {name for name, _, _, whose in exported() if whose == role} | of_every
+    assert 'vidflow_build_info{python="' in text
+    assert f'role="{role}"' in text
+    assert "process_cpu_seconds_total" in text
+    assert "_created" not in text
+
+
+@pytest.mark.parametrize("family", sorted(exported()))
+def test_a_name_follows_the_conventions(family: tuple[str, str, tuple[str, ...], str]) -> None:
+    """Base units, `_total` for counters alone, no unit that Prometheus does not know."""
+    name, kind, labels, _ = family
+    assert name.endswith("_total") == (kind == "counter")
+    assert not re.search(r"_(ms|millis|us|minutes|kb|mb|count|sum|bucket)(_|$)", name)
+    assert kind != "histogram" or name.endswith("_seconds")
+    assert not {"scenario", "scenario_uuid", "runner", "model", "source", "le", "quantile"} & set(labels)
+
+
+def test_metrics_are_served_on_the_given_host_alone() -> None:
+    registry = metrics.registry_of("relay", metrics.RELAY)
+    with metrics.served(registry, 0, "127.0.0.2"):
+        pass
+    with metrics.served(registry, None, "127.0.0.1"):
+        pass
+    with pytest.raises(SetupError, match="--metrics-port or --metrics-host"), metrics.served(registry, 1, "192.0.2.1"):
+        pass
+
+
+def test_a_scrape_may_ask_for_some_names() -> None:
+    registry = metrics.registry_of("runner", metrics.RUNNER)
+    text = generate_latest(registry.restricted_registry(["vidflow_runner_slots"])).decode()
+    assert "vidflow_runner_slots " in text
+
+
+def test_what_workers_report_is_added_up() -> None:
+    registry = CollectorRegistry()
+    histogram = metrics.MergedHistogram("x_seconds", "X.", (0.1, 1.0), registry)
+    histogram.add((1, 2, 0), 1.5)
+    histogram.add((0, 1, 4), 40.0)
+    text = generate_latest(registry).decode()
+    assert 'x_seconds_bucket{le="0.1"} 1.0' in text
+    assert 'x_seconds_bucket{le="1.0"} 4.0' in text
+    assert 'x_seconds_bucket{le="+Inf"} 8.0' in text
+    assert "x_seconds_count 8.0" in text
+    assert "x_seconds_sum 41.5" in text
+
+
+GOOD = {
+    "type": "measured",
+    "decode": [0] * link.BUCKETS,
+    "decode_s": 0.5,
+    "inference": [1] * link.BUCKETS,
+    "inference_s": 1.0,
+    "frames": 4,
+}
+
+
+def test_a_worker_s_measurements_fit_into_one_piece_of_its_pipe() -> None:
+    most = (1_000_000,) * link.BUCKETS
+    piece = msgspec.json.encode(link.Measured(most, 123456.123456789, most, 123456.123456789, 1_000_000))
+    assert len(piece) < link.PIECE_BYTES
+    assert isinstance(link._told.decode(msgspec.json.encode(GOOD)), link.Measured)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"decode": [0]},
+        {"decode": [-1] * link.BUCKETS},
+        {"inference_s": -1.0},
+        {"inference_s": 1e300},
+        {"frames": 10**9},
+        {"frames": None},
+    ],
+)
+def test_a_worker_s_nonsense_is_refused(bad: dict[str, object]) -> None:
+    with pytest.raises(msgspec.DecodeError):
+        link._told.decode(msgspec.json.encode(GOOD | bad))
+
+
+def test_the_lag_of_a_partition_goes_with_the_partition() -> None:
+    def lags() -> dict[str, float]:
+        samples = next(iter(metrics.INBOX_LAG.collect())).samples
+        return {sample.labels["partition"]: sample.value for sample in samples}
+
+    metrics.show_lag({0: 10, 1: 20}, {1: 5})
+    assert lags() == {"0": 0, "1": 15}
+    metrics.show_lag({1: 20}, {})
+    assert lags() == {"1": 0}
+    metrics.show_lag({}, {})
+    assert lags() == {}
+
+
+def test_the_time_to_the_first_frame_is_told_by_the_scenario_s_uuid() -> None:
+    before = first_frame_sum_s()
+    metrics.observe_first_frame("019a0000-0000-7000-8000-000000000000", 0x019A00000000 / 1000 + 2.5)
+    assert math.isclose(first_frame_sum_s() - before, 2.5, abs_tol=1e-3)
+    metrics.observe_first_frame("00000000-0000-4000-8000-000000000000", 1e9)  # version 4 tells no time
+    assert math.isclose(first_frame_sum_s() - before, 2.5, abs_tol=1e-3)
+
+
+def first_frame_sum_s() -> float:
+    return metrics.INBOX.get_sample_value("vidflow_inbox_first_frame_seconds_sum") or 0.0
+
+
+def test_an_outage_is_counted_once_and_its_time_goes_on_until_all_are_back() -> None:
+    one, other = Outage("Somewhere", "start it"), Outage("Somewhere", "start it")
+    assert outages() == (0, 0)
+    one.away(ConnectionError())
+    other.away(ConnectionError())
+    one.away(ConnectionError())
+    count, seconds = outages()
+    one.back()
+    assert count == 1
+    assert outages()[1] > seconds
+    other.back()
+    over = outages()
+    assert over == outages()
+    other.away(ConnectionError())
+    assert outages()[0] == 2
+    del other
+    assert outages() == outages()
+
+
+def outages() -> tuple[float, float]:
+    labels = {"server": "somewhere"}
+    values = [
+        metrics.PROCESS.get_sample_value(f"vidflow_{name}_total", labels) for name in ("outages", "outage_seconds")
+    ]
+    return values[0] or 0, values[1] or 0
