@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import uuid
@@ -196,6 +197,10 @@ class EmbeddedKafka:
         return self.folder / "server.properties"
 
     @property
+    def _hosts(self) -> Path:
+        return self.folder / "hosts"
+
+    @property
     def _logging(self) -> Path:
         return self.folder / "log4j2.xml"
 
@@ -207,6 +212,7 @@ class EmbeddedKafka:
     def _write_settings(self) -> None:
         self._settings.write_text(self._properties(self._data))
         self._logging.write_text(_LOGGING)
+        self._hosts.write_text(f"127.0.0.1 localhost {socket.gethostname()}\n")
 
     def _properties(self, data: Path) -> str:
         path = str(data).replace("\\", "\\\\")
@@ -215,7 +221,11 @@ class EmbeddedKafka:
         return "\n".join([*kept, *(f"{name}={value}" for name, value in self._more.items())]) + "\n"
 
     def _command(self, main_class: str, *arguments: str | Path) -> list[str | Path]:
-        options = [*_JAVA_OPTIONS, f"-Dlog4j2.configurationFile={self._logging}"]
+        options = [
+            *_JAVA_OPTIONS,
+            f"-Dlog4j2.configurationFile={self._logging}",
+            f"-Djdk.net.hosts.file={self._hosts}",  # the logging library asks for this machine's name, which may go to DNS
+        ]
         return [self._java, *options, "-cp", self._class_path, main_class, *arguments]
 
     def _make_data(self) -> None:
