@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -51,7 +51,7 @@ from vidflow.infra.kafka_settings import KafkaSettings
 from vidflow.infra.memory import available_bytes
 from vidflow.infra.migrations import migrate
 from vidflow.infra.postgres import connect
-from vidflow.infra.stopping import Stop
+from vidflow.infra.stopping import Stop, start_thread
 from vidflow.settings import environment
 
 A_FILE = str(Path(__file__))
@@ -497,6 +497,53 @@ def test_each_role_tells_its_metrics_on_the_port_that_it_is_given(whole: Whole, 
             wait_until(lambda: re.search(pattern, whole.metrics(role)) is not None, f"{role} tells {pattern}", 10)  # noqa: B023
 
 
+CAMERAS = (
+    "rtsp://admin:{secret}@127.0.0.1:9/live", "rtsp://127.0.0.1:9/user=admin_password={secret}_channel=1_stream=0.sdp?real_stream",
+)  # fmt: skip
+VIDEOS = (
+    "http://admin:{secret}@{at}/v.mp4", "http://{at}/videostream.cgi?user=admin&loginpas={secret}", "http://{at}/v.mp4?jwt={secret}",
+    "http://{at}/v.mp4?md5={secret}", "http://{at}/v.mp4#access_token={secret}", "http://{at}/file/bot123:{secret}/v.mp4",
+    "http://{at}/v.mp4?unheard_of={secret}", "http://{at}/user=admin_password={secret}_channel=1",
+)  # fmt: skip
+REFUSED = ("ftp://admin:{secret}@{at}/v.mp4", "rtsp://admin:pa/{secret}@{at}/live", "http://admin:{secret}@:9/v.mp4")
+
+
+@pytest.mark.long
+def test_the_secrets_of_sources_are_shown_nowhere(whole: Whole) -> None:
+    secret = "Hunter2xHunter2x"  # noqa: S105 - looked for in all that is shown
+    shown: list[str] = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), Nothing) as server:
+        start_thread("nothing is here", server.serve_forever, Stop())
+
+        def asked_for(source: str) -> str:
+            body = {"source": source.format(secret=secret, at=f"127.0.0.1:{server.server_port}"), "model": "motion"}
+            shown.append(whole.http.post("/scenario/init", json=body).text)
+            return str(json.loads(shown[-1]).get("scenario_uuid"))
+
+        assert [asked_for(source) for source in REFUSED] == ["None"] * len(REFUSED)
+        videos, cameras = [asked_for(source) for source in VIDEOS], [asked_for(source) for source in CAMERAS]
+        errors = [whole.ended(uuid)["error"] for uuid in videos]
+        for uuid in cameras:
+            whole.roles["runner"].until(f"worker_ended scenario_uuid={uuid} .*127.0.0.1")
+        server.shutdown()
+    assert all("the server refuses http://" in error["message"] for error in errors), errors
+    for uuid in videos + cameras:
+        shown += [whole.http.get(f"/scenario/{uuid}{path}").text for path in ("", "/history", "/gaps")]
+        shown.append(whole.http.post(f"/scenario/{uuid}/shutdown").text)
+    shown += [whole.http.get("/scenario", params={"limit": 100}).text, *(role.said for role in whole.roles.values())]
+    assert [text for text in shown if "unter2x" in text] == []
+
+
+class Nothing(BaseHTTPRequestHandler):
+    """A server without a single file."""
+
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
 @pytest.mark.long
 @pytest.mark.fault
 def test_roles_whose_database_goes_away_wait_for_it_and_say_so_once(whole: Whole, clip: Path) -> None:
@@ -652,6 +699,41 @@ def test_run_at_the_url_of_something_else_says_so() -> None:
         end = ended("run", A_FILE, "--url", url)
     assert (end.returncode, end.stdout) == (2, "")
     assert_says(end.stderr, f"vidflow: what answers at {url} is no vidflow of this version")
+
+
+HOSTILE = "\x1b]0;title\x07\x9b2J\u202e\nvidflow: forged"
+ESCAPED = r"\x1b]0;title\x07\x9b2J\u202e\nvidflow: forged"
+
+
+class Hostile(BaseHTTPRequestHandler):
+    """Refuses everything, in words that are meant for the terminal."""
+
+    def do_POST(self) -> None:
+        body = json.dumps({"title": "no", "detail": f"{HOSTILE} http://h/?token=hidden", "code": HOSTILE}).encode()
+        self.send_response(422)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_what_a_hostile_server_answers_drives_no_terminal(tmp_path: Path) -> None:
+    video = clips.constant_rate(tmp_path / "short.mp4", frames=2)
+    with HTTPServer(("127.0.0.1", 0), Hostile) as server:
+        thread = start_thread("hostile", server.serve_forever, Stop())
+        end = ended("run", str(video), "--url", f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+        thread.join()
+    assert (end.returncode, end.stderr) == (2, f"vidflow: {ESCAPED} http://h/?token=***\n")
+
+
+def test_a_usage_error_repeats_a_value_without_what_drives_a_terminal() -> None:
+    for words in (["api", "--log-format", "\x1b[31mred"], ["\x1b[31mred"], ["api", "--\x1b[31mred"]):
+        end = ended(*words)
+        assert end.returncode == 2
+        assert r"\x1b[31mred" in end.stderr
+        assert "\x1b" not in end.stderr
 
 
 class Greeting(BaseHTTPRequestHandler):

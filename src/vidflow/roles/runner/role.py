@@ -209,7 +209,7 @@ class Runner:
             )
             self._charge = worker_ended(self._charge, uuid, epoch, EndReason.CRASHED, cause)
         else:
-            _log.info(
+            _log.debug(
                 "worker_started",
                 scenario_uuid=uuid,
                 epoch=epoch,
@@ -225,7 +225,7 @@ class Runner:
         detail = None if told.reason in _QUIET else happened.detail
         self._charge = worker_ended(self._charge, uuid, epoch, told.reason, told.error, fatal=told.fatal, detail=detail)
         metrics.WORKER_ENDS.labels(told.reason).inc()
-        say = _log.info if told.reason in _QUIET else _log.warning
+        say = _log.debug if told.reason in _QUIET else _log.warning  # the leader logs each transition
         say(
             "worker_ended", scenario_uuid=uuid, epoch=epoch, reason=told.reason,
             error=told.error.message if told.error else None, detail=detail,
