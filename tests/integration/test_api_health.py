@@ -166,6 +166,7 @@ def test_metrics_tell_requests_states_and_backlog(client: httpx.Client, tables: 
     assert samples["vidflow_outbox_waiting",] >= 1
     assert 0 <= samples["vidflow_inbox_lag_seconds",] < 5
     assert samples["vidflow_runners",] == 1
+    assert samples["vidflow_pool_slots", ("pool", "default")] >= 1
     assert samples["vidflow_database_up",] == 1
     assert (
         samples["vidflow_http_requests_total", ("method", "POST"), ("path", "/scenario/init"), ("status", "201")] >= 1

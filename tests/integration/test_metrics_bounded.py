@@ -85,7 +85,7 @@ def test_no_statement_of_a_scrape_reads_more_than_it_counts(large: psycopg.Conne
         large.info.dsn, password=large.info.password, autocommit=True, cursor_factory=Explaining
     ) as tables:
         read_tables(tables)
-    assert len(Explaining.plans) == 4
+    assert len(Explaining.plans) == 5
     for explained in Explaining.plans:
         plan = explained["Plan"]
         assert max(rows_read(plan)) <= 2 * vitals.COUNTED, (

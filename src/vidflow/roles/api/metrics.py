@@ -7,6 +7,7 @@ here (the orchestrator counts what ends).
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Iterable
 from typing import Final
@@ -63,6 +64,12 @@ OUTBOX_OLDEST_S: Final = Gauge(
 OUTBOX_SET_ASIDE: Final = Gauge(
     "vidflow_outbox_set_aside", "Messages in the outbox that no broker took, at most 10,000 counted.", registry=TABLES
 )
+POOL_RUNNERS: Final = Gauge("vidflow_pool_runners", "Runners of a pool.", ["pool"], registry=TABLES)
+POOL_SLOTS: Final = Gauge("vidflow_pool_slots", "Slots of a pool's runners.", ["pool"], registry=TABLES)
+POOL_USED: Final = Gauge("vidflow_pool_slots_used", "Slots of a pool's runners in use.", ["pool"], registry=TABLES)
+POOL_QUEUE: Final = Gauge(
+    "vidflow_pool_waiting", "Scenarios in a pool's queue, at most 1,000 counted.", ["pool"], registry=TABLES
+)
 RUNNERS: Final = Gauge("vidflow_runners", "Runners seen within the last seconds.", registry=TABLES)
 INBOX_LAG_S: Final = Gauge(
     "vidflow_inbox_lag_seconds",
@@ -76,18 +83,20 @@ class _Scrape(Collector):
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._one_at_a_time = threading.Lock()
 
     def collect(self) -> Iterable[Metric]:
         """Return what this process knows, and what the database tells if it answers."""
-        self._look_here()
-        try:
-            with self._context.database.connection() as connection:
-                read_tables(connection)
-            DATABASE_UP.set(1)
-        except (psycopg.Error, Unavailable):
-            DATABASE_UP.set(0)
-            return list(API.collect())
-        return [*API.collect(), *TABLES.collect()]
+        with self._one_at_a_time:
+            self._look_here()
+            try:
+                with self._context.database.connection() as connection:
+                    read_tables(connection)
+                DATABASE_UP.set(1)
+            except (psycopg.Error, Unavailable):
+                DATABASE_UP.set(0)
+                return list(API.collect())
+            return [*API.collect(), *TABLES.collect()]
 
     def describe(self) -> Iterable[Metric]:
         """Return the families without asking the database."""
@@ -127,11 +136,24 @@ def read_tables(tx: Connection) -> None:
         SCENARIOS.labels(state).set(count)
     QUEUE_OLDEST_S.set(vitals.queue_oldest_s(tx))
     OUTBOX_SET_ASIDE.set(vitals.count_set_aside(tx))
+    _show_pools(vitals.pools(tx))
     signs = vitals.read(tx)
     OUTBOX_WAITING.set(signs.outbox_waiting)
     OUTBOX_OLDEST_S.set(signs.outbox_oldest_s)
     RUNNERS.set(signs.runners)
     INBOX_LAG_S.set(math.inf if signs.inbox_lag_s is None else signs.inbox_lag_s)
+
+
+def _show_pools(pools: Iterable[vitals.PoolVitals]) -> None:
+    """Set a value for each pool that has runners. Those that have none are one, `other`: clients make up their names."""
+    for gauge in (POOL_RUNNERS, POOL_SLOTS, POOL_USED, POOL_QUEUE):
+        gauge.clear()
+    for pool in pools:
+        name = pool.pool if pool.runners else "other"
+        POOL_RUNNERS.labels(name).inc(pool.runners)
+        POOL_SLOTS.labels(name).inc(pool.slots)
+        POOL_USED.labels(name).inc(pool.used)
+        POOL_QUEUE.labels(name).inc(pool.waiting)
 
 
 def measured(app: ASGIApp) -> ASGIApp:
