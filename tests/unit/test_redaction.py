@@ -36,6 +36,9 @@ URLS = [
     "https://cdn/v.m3u8?hdnts=exp=1~acl=/*~hmac={}",
     "https://cdn/v.mp4?Policy=x&Key-Pair-Id={}",
     "https://host/live;token={}/v.mp4",
+    "https://host/token/{}/v.mp4",
+    "https://host/user/admin/password/{}/live",
+    "https://host/key/{}",
     "https://api.telegram.org/file/bot123:{}/videos/1.mp4",
     "http://iptv:8080/live/someone/{}/7.ts",
     "http://iptv:8080/movie/{}/somebody/7.mkv",
@@ -63,6 +66,7 @@ OTHER = [
     "the server wants Bearer {} here",
     "GET /v.mp4?token={} HTTP/1.1",
     "admin:{}@camera.local does not answer",
+    "//admin:{}@camera.local/live does not answer",
     "DefaultEndpointsProtocol=https;AccountName=x;AccountKey={};EndpointSuffix=y",
     "error=password={}",
     "AWS_SECRET_ACCESS_KEY={}",
@@ -152,6 +156,7 @@ def test_short_strings_are_not_searched_for_everywhere() -> None:
 HOSTILE = [
     "a", "a=", "://", "a:", "u:p@", "?", "?a=b", 'password="', "password='", '\\"', "_a=", "/", "eyJa.", "eyJaaaaaaaa.", "Bearer ",
     "Authorization: ", "-----BEGIN PRIVATE KEY-----", "-", "@", "live/1/", "http://", "password" + " " * 8, "token=", "a.", "\n", "=:",
+    "x,u:", "=u:", "'u:", "/u:",
 ]  # fmt: skip
 
 

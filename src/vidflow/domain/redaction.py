@@ -41,7 +41,7 @@ _SECRET_NAMES: Final = frozenset(
 _COMMON_WORDS: Final = frozenset({"key", "hash", "code", "pin"})
 
 _URL: Final = re.compile(r"://\S++")
-_USER_AT_HOST: Final = re.compile(r"(?<![^\s\"'`(<=,])[^\s:/@\"'`(<=,]++:[^\s@/]++@(?=[\w\[])")
+_USER_AT_HOST: Final = re.compile(r"(?<![^\s\"'`(<=,/])[^\s:/@\"'`(<=,]++:[^\s@/]{1,200}+@(?=[\w\[])")
 _QUERY: Final = re.compile(r"(?<=\?)[^\s\"'<>`?]*+")
 _NAME: Final = re.compile(r"(?<![\w.-])(?P<name>[\w.-]++)\\?[\"']?[ \t]{0,8}[=:]{1,2}[ \t]{0,8}")
 _VALUE: Final = re.compile(
@@ -157,12 +157,15 @@ def _host(authority: str) -> str:
 
 
 def _path(path: str, found: list[str]) -> str:
-    """Mask tokens in a path: `name=value` pairs, `/bot123:token/`, `/live/user/password/7.ts`, and what looks like a token."""
+    """Mask tokens in a path: `name=value` pairs, `/bot123:token/`, `/token/value/`, `/live/user/password/7.ts`, and what looks so."""
     if not path:
         return path
     segments = path.split("/")
     masked = [_segment(segment, found) for segment in segments]
     names = [segment.lower() for segment in segments]
+    for place, name in enumerate(names[:-1]):
+        if segments[place + 1] and (_is_secret(name) or name in _COMMON_WORDS):
+            masked[place + 1] = _note(found, segments[place + 1], _SHORTEST_VALUE)
     for place, name in enumerate(names[:-3]):
         if name in _IPTV and names[place + 3][:1].isdigit():
             for secret in (segments[place + 1], segments[place + 2]):
