@@ -236,7 +236,7 @@ def dev(
 def run(
     video: Annotated[str, typer.Argument(help="A file, a URL, or sample:NAME (bikes, bigbuckbunny, carphone).")],
     model: Annotated[str, option("model", "A model's name, a spec's path or an .onnx file.")] = "motion",
-    fps: Annotated[str, option("fps", "Frames a second to look at, or all.")] = "all",
+    fps: Annotated[str, option("fps", "Frames a second to look at: a number, a fraction such as 30000/1001, or all.")] = "all",
     output: Annotated[str, option("output", "table, ndjson, json or csv.")] = "table",
     url: Annotated[str | None, option("url", "Use the vidflow that runs there instead of starting one.")] = None,
     score: Annotated[float | None, option("score", "Leave out detections below this score.")] = None,

@@ -55,7 +55,10 @@ MaxWorkers = Annotated[
     int, option("max-workers", "How many scenarios a runner works on at once.", "MAX_WORKERS", at_least=1, at_most=1000)
 ]
 VideoFps = Annotated[
-    str, option("video-fps", "Frames a second to keep where a scenario does not say; or all.", "VIDEO_FPS")
+    str,
+    option(
+        "video-fps", "Frames a second to keep where a scenario does not say: a number, a fraction or all.", "VIDEO_FPS"
+    ),
 ]
 
 KeepResultsDays = Annotated[

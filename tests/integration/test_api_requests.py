@@ -35,8 +35,11 @@ def _nothing_is_stored(database_url: str) -> Iterator[None]:
     [
         ({"source": None}, "source"), ({"source": ""}, "source"), ({"source": 5}, "source"), ({"source": "x" * 5000}, "source"),
         ({"model": None}, "model"), ({"model": ""}, "model"), ({"model": ["motion"]}, "model"),
-        ({"fps": 0}, "fps"), ({"fps": -2}, "fps"), ({"fps": "2"}, "fps"), ({"fps": "ALL"}, "fps"), ({"fps": True}, "fps"),
-        ({"fps": 1e9}, "fps"), ({"fps": [1]}, "fps"),
+        ({"fps": 0}, "fps"), ({"fps": -2}, "fps"), ({"fps": "ALL"}, "fps"), ({"fps": True}, "fps"), ({"fps": 1e9}, "fps"),
+        ({"fps": 1001}, "fps"), ({"fps": 1000.0001}, "fps"), ({"fps": 1e-300}, "fps"), ({"fps": [1]}, "fps"), ({"fps": ""}, "fps"),
+        ({"fps": "1/0"}, "fps"), ({"fps": "0/1"}, "fps"), ({"fps": "0x10"}, "fps"), ({"fps": "-1/2"}, "fps"), ({"fps": "1e3"}, "fps"),
+        ({"fps": "1001"}, "fps"), ({"fps": "3000/2"}, "fps"), ({"fps": "9" * 5000}, "fps"), ({"fps": "1/" + "9" * 60}, "fps"),
+        ({"fps": " 5"}, "fps"), ({"fps": "\u0665"}, "fps"), ({"fps": "NaN"}, "fps"), ({"fps": "1.5/2"}, "fps"),
         ({"priority": 101}, "priority"), ({"priority": -101}, "priority"), ({"priority": 1.5}, "priority"), ({"priority": "1"}, "priority"),
         ({"pool": ""}, "pool"), ({"pool": "a b"}, "pool"), ({"pool": "gpu\n"}, "pool"), ({"pool": "x" * 201}, "pool"),
         ({"pool": None}, "pool"), ({"pool": "../gpu"}, "pool"), ({"pool": "gpü"}, "pool"), ({"pool": 1}, "pool"),
@@ -63,7 +66,7 @@ def test_a_field_that_is_missing_is_named(client: httpx.Client, field: str) -> N
     assert problem["errors"][0]["field"] == field
 
 
-@pytest.mark.parametrize("fps", ["1e999", "NaN", "Infinity", "-Infinity"])
+@pytest.mark.parametrize("fps", ["1e999", "1e-400", "0.0", "-0.0", "NaN", "Infinity", "-Infinity", "0x10", "9" * 400])
 def test_a_number_that_is_none_is_refused(client: httpx.Client, fps: str) -> None:
     body = f'{{"source": "{URL}", "model": "motion", "fps": {fps}}}'
     answer = client.post("/scenario/init", content=body, headers={"Content-Type": "application/json"})

@@ -79,17 +79,23 @@ def test_a_scenario_looks_the_same_at_birth_and_later(client: httpx.Client) -> N
 
 
 @pytest.mark.parametrize(
-    ("asked", "kept"), [(None, 5), ("all", "all"), (2, 2), (0.5, 0.5), (29.97, 29.97), (1000, 1000), (0.001, 0.001)]
-)
-def test_a_frame_rate_is_resolved_at_birth(client: httpx.Client, asked: object, kept: object) -> None:
-    assert init(client, fps=asked)["fps"] == kept
-
-
-def test_a_frame_rate_is_stored_as_a_plain_decimal_number(client: httpx.Client, database_url: str) -> None:
-    scenario = init(client, fps=0.001)
+    ("asked", "kept", "stored"),
+    [
+        (None, 5, "5"), ("all", "all", "all"), (2, 2, "2"), (0.5, 0.5, "0.5"), (29.97, 29.97, "29.97"), (1000, 1000, "1000"),
+        (0.001, 0.001, "0.001"), ("2", 2, "2"), ("29.97", 29.97, "29.97"), ("60/2", 30, "30"),
+        ("30000/1001", "30000/1001", "30000/1001"), ("1/86400", "1/86400", "1/86400"), ("1/2", 0.5, "0.5"),
+        (29.97002997002997, 29.97002997002997, "2997002997002997/100000000000000"),
+    ],
+)  # fmt: skip
+def test_a_frame_rate_is_stored_exactly_and_answered_in_a_form_that_means_the_same(
+    client: httpx.Client, database_url: str, asked: object, kept: object, stored: str
+) -> None:
+    scenario = init(client, fps=asked)
+    assert scenario["fps"] == kept
+    assert init(client, fps=scenario["fps"])["fps"] == kept
     with psycopg.connect(database_url) as tx:
         row = tx.execute("SELECT fps FROM scenarios WHERE scenario_uuid = %s", (scenario["scenario_uuid"],)).fetchone()
-    assert row == ("0.001",)
+    assert row == (stored,)
 
 
 def test_progress_of_a_running_scenario_is_told(client: httpx.Client, database_url: str) -> None:

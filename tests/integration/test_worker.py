@@ -104,9 +104,10 @@ def test_a_video_comes_as_opened_then_dense_frames_then_the_end(stage: Stage, na
     assert stage.ended(name, uuid).reason is EndReason.FINISHED
 
 
-def test_a_frame_rate_keeps_the_first_frame_of_each_cell(stage: Stage, name: str, clip: Path) -> None:
+@pytest.mark.parametrize("fps", ["5", "5005/1001"])
+def test_a_frame_rate_keeps_the_first_frame_of_each_cell(stage: Stage, name: str, clip: Path, fps: str) -> None:
     uuid = new_uuid()
-    stage.command(name, deploy(uuid, clip, fps="5"))
+    stage.command(name, deploy(uuid, clip, fps=fps))
     stage.whole(uuid)
     assert [frame.time_s for frame in stage.frames(uuid)] == pytest.approx([0.0, 0.2, 0.4, 0.6])
 

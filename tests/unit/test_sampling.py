@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vidflow.domain.errors import ParameterError
 from vidflow.domain.messages import Resume
 from vidflow.domain.sampling import (
     Approach,
@@ -18,7 +17,6 @@ from vidflow.domain.sampling import (
     FromStart,
     Sampler,
     approach,
-    frame_rate,
     frames_to_expect,
     resume_point,
     time_base_text,
@@ -66,37 +64,6 @@ def stored_behind(frame: Kept, sampler: Sampler, origin: int) -> Resume:
 
 def numbers(sampler: Sampler, pts: Sequence[int | None]) -> list[int]:
     return [frame.index for frame in run(sampler, pts)]
-
-
-# --- frame rates
-
-
-@pytest.mark.parametrize(
-    ("given_fps", "exact"),
-    [
-        (5, Fraction(5)),
-        (0.5, Fraction(1, 2)),
-        (29.97, Fraction(2997, 100)),
-        ("29.97", Fraction(2997, 100)),
-        ("0.1", Fraction(1, 10)),
-        (NTSC, NTSC),
-        ("all", None),
-        (None, None),
-    ],
-)
-def test_a_frame_rate_is_the_decimal_number_that_was_written(
-    given_fps: str | float | Fraction | None, exact: Fraction | None
-) -> None:
-    assert frame_rate(given_fps) == exact
-
-
-@pytest.mark.parametrize(
-    "nonsense",
-    [0, -1, 1001, 0.0, float("nan"), float("inf"), True, "", "5 fps", "1e3", "-2", "1/2", "5\n", "\u0665", "9" * 400],
-)
-def test_what_is_no_frame_rate_is_refused_with_what_to_do(nonsense: str | float) -> None:
-    with pytest.raises(ParameterError, match="give a decimal number"):
-        frame_rate(nonsense)
 
 
 # --- the grid

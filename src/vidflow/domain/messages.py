@@ -123,7 +123,7 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 class Deploy(Message, frozen=True, tag="deploy"):
     """Start a worker for this epoch of the scenario. `attempt` above 0: infer and send frame by frame at first.
 
-    `fps` is a decimal number or "all".
+    `fps` is a frame rate as `frame_rate_text` writes it.
     """
 
     scenario_uuid: Uuid

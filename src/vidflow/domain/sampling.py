@@ -12,52 +12,20 @@ one file), the clock goes on from there; where there are none, frames are counte
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, replace
 from enum import Enum
 from fractions import Fraction
 from typing import Final
 
-from vidflow.domain.errors import ParameterError
+from vidflow.domain.frame_rate import FASTEST_RATE
 from vidflow.domain.messages import Resume
 
-ALL_FRAMES: Final = "all"
 SLOWEST_RATE: Final = Fraction(1, 86_400)
-"""A frame a day: below it a rate is surely a mistake."""
-FASTEST_RATE: Final = Fraction(1_000)
-"""Frames a second: above it a rate is surely a mistake."""
+"""A frame a day: a stream that says it has fewer is not believed."""
 USUAL_RATE: Final = Fraction(25)
 """Frames a second where a stream does not say, or says nonsense: only frames without pts are placed by it."""
 DISORDER_S: Final = 1
 """A step back of up to this long is disorder among frames; a longer one is a clock that was started again."""
-
-_DECIMAL: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,12})?")
-
-
-def frame_rate(fps: str | float | Fraction | None) -> Fraction | None:
-    """A frame rate as the decimal number that was written (29.97 is 2997/100); None: every frame is kept.
-
-    Raises ParameterError for what is no rate, or one outside a frame a day to a thousand a second.
-    """
-    if fps is None or fps == ALL_FRAMES:
-        return None
-    rate = _exact(fps)
-    if rate is None or not SLOWEST_RATE <= rate <= FASTEST_RATE:
-        raise ParameterError(
-            f"fps {fps!r} is no frame rate: give a decimal number from 1/86400 to 1000, such as 5 or 0.5, or leave it out"
-            " to keep every frame"
-        )
-    return rate
-
-
-def _exact(fps: str | float | Fraction) -> Fraction | None:
-    if isinstance(fps, bool):
-        return None
-    if isinstance(fps, str):
-        return Fraction(fps) if _DECIMAL.fullmatch(fps) else None
-    if isinstance(fps, float):
-        return Fraction(repr(fps)) if math.isfinite(fps) else None
-    return Fraction(fps)
 
 
 def time_base_text(time_base: Fraction) -> str:

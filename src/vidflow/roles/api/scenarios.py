@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from decimal import Decimal
-from typing import Annotated, Any, Final, Literal
+from fractions import Fraction
+from typing import Annotated, Any, Final
 from uuid import UUID
 
 import msgspec
@@ -14,6 +14,7 @@ from litestar.openapi.spec import Example
 from litestar.params import Body, FromPath, QueryParameter
 
 from vidflow.domain.errors import ErrorInfo, ParameterError, SetupError, Unavailable, UnknownScenario
+from vidflow.domain.frame_rate import FORMS, frame_rate, frame_rate_json, frame_rate_text
 from vidflow.domain.messages import Parameters
 from vidflow.domain.scenario import Decision, Event, Kind, State, decide
 from vidflow.domain.waiting import waiting_for
@@ -23,8 +24,15 @@ from vidflow.infra.telemetry import redacted
 from vidflow.roles.api import models, sources
 from vidflow.roles.api.answers import tagged
 from vidflow.roles.api.context import Api, Limit
-from vidflow.roles.api.problems import documented
-from vidflow.roles.api.schemas import FpsNumber, GapsAnswer, HistoryAnswer, InitScenario, ScenarioAnswer, ScenarioPage
+from vidflow.roles.api.problems import documented, problem
+from vidflow.roles.api.schemas import (
+    FieldProblem,
+    GapsAnswer,
+    HistoryAnswer,
+    InitScenario,
+    ScenarioAnswer,
+    ScenarioPage,
+)
 from vidflow.settings import ApiOptions
 
 _RACES: Final = 20
@@ -53,7 +61,7 @@ def init_scenario(api: Api, data: Annotated[InitScenario, Body(examples=_EXAMPLE
         source=sources.admitted(data.source, api.options),
         model=data.model,
         model_sha256=models.resolved(data, api.options).sha256,
-        fps=default_fps(api.options) if data.fps is None else _fps_text(data.fps),
+        fps=frame_rate_text(default_fps(api.options) if data.fps is None else _requested_fps(data.fps)),
         priority=data.priority,
         pool=data.pool,
         parameters=data.parameters,
@@ -155,27 +163,19 @@ def _check_labels(parameters: Parameters) -> None:
             )
 
 
-def default_fps(options: ApiOptions) -> str:
-    """The frame rate of scenarios that name none, as it is stored. Raises SetupError where the setting is no frame rate."""
+def default_fps(options: ApiOptions) -> Fraction | None:
+    """Return the frame rate of scenarios that name none. Raises SetupError where the setting is not a frame rate."""
     try:
-        number = options.video_fps if options.video_fps == "all" else float(options.video_fps)
-        return _fps_text(msgspec.convert(number, FpsNumber | Literal["all"]))
-    except (ValueError, msgspec.ValidationError) as error:
-        raise SetupError(
-            f"VIDEO_FPS (--video-fps) is a number from 0.001 to 1000, or all, not {options.video_fps!r}"
-        ) from error
+        return frame_rate(options.video_fps)
+    except ParameterError as error:
+        raise SetupError(f"VIDEO_FPS (--video-fps) is {FORMS}, not {options.video_fps[:80]!r}") from error
 
 
-def _fps_text(fps: float | str) -> str:
-    """A frame rate as it is stored: the shortest decimal number that is this one, or "all"."""
-    return fps if isinstance(fps, str) else format(Decimal(repr(float(fps))).normalize(), "f")
-
-
-def _fps(text: str) -> Any:  # noqa: ANN401 - a number as short as it can be, or "all"
-    if text == "all":
-        return text
-    number = float(text)
-    return int(number) if number.is_integer() else number
+def _requested_fps(fps: float | str) -> Fraction | None:
+    try:
+        return frame_rate(fps)
+    except ParameterError as error:
+        raise problem(422, "request_invalid", error.message, errors=[FieldProblem("fps", error.message)]) from error
 
 
 def _utc(at: datetime.datetime) -> datetime.datetime:
@@ -187,7 +187,7 @@ def _answer(shown: scenarios.Shown) -> ScenarioAnswer:
     values = {name: getattr(shown, name) for name in ScenarioAnswer.__struct_fields__ if name != "waiting_for"}
     values |= {
         "source": sources.shown(shown.source),
-        "fps": _fps(shown.fps),
+        "fps": frame_rate_json(frame_rate(shown.fps)),
         "error": _safe(shown.error),
         "waiting_for": waiting_for(shown.state, shown.due, shown.around),
         "created_at": _utc(shown.created_at),

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from vidflow.domain.detections import FrameResult
 from vidflow.domain.errors import ErrorInfo
+from vidflow.domain.frame_rate import MAX_CHARACTERS
 from vidflow.domain.messages import MAX_POOL_CHARACTERS, Parameters
 from vidflow.domain.scenario import DEFAULT_POOL, Outcome, Skip, State
 from vidflow.domain.waiting import WaitingFor
@@ -38,7 +39,14 @@ Model = Annotated[
         examples=["motion"],
     ),
 ]
-FpsNumber = Annotated[float, Meta(ge=0.001, le=1000)]
+Fps = Annotated[
+    float | Annotated[str, Meta(max_length=MAX_CHARACTERS)] | None,
+    Meta(
+        description='frames a second to keep: a number above 0 and up to 1000, a fraction or decimal number as text ("30000/1001"), '
+        '"all", or null for the server\'s own setting',
+        examples=[2, "30000/1001", "all"],
+    ),
+]
 Priority = Annotated[
     int,
     Meta(
@@ -64,12 +72,7 @@ class InitScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     source: Source
     model: Model
-    fps: Annotated[
-        FpsNumber | Literal["all"] | None,
-        Meta(
-            description='frames a second to keep: a number from 0.001 to 1000, "all", or null for the server\'s own setting'
-        ),
-    ] = None
+    fps: Fps = None
     priority: Priority = 0
     pool: Pool = DEFAULT_POOL
     parameters: Annotated[
@@ -88,7 +91,13 @@ class ScenarioAnswer(msgspec.Struct, frozen=True, kw_only=True):
         str, Meta(description="as it was asked for, a file under the media root relative to it; without credentials")
     ]
     model: str
-    fps: Annotated[int | float | Literal["all"], Meta(description="frames a second that are kept")]
+    fps: Annotated[
+        int | float | str,
+        Meta(
+            description="frames a second that are kept, exactly: a number, a fraction in lowest terms where no number is exact "
+            '("30000/1001"), or "all"'
+        ),
+    ]
     priority: int
     parameters: Parameters
     state: State

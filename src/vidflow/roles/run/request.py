@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 
 from vidflow.domain.errors import ParameterError
+from vidflow.domain.frame_rate import FORMS, frame_rate, frame_rate_json
 from vidflow.domain.messages import Parameters
-from vidflow.domain.sampling import ALL_FRAMES, frame_rate
 from vidflow.infra.models import registry
 from vidflow.roles.run.source import local_path, source_of
 from vidflow.settings import RunOptions
@@ -41,13 +41,10 @@ def _model(model: str) -> str:
 
 
 def _fps(fps: str) -> float | str:
-    if fps == ALL_FRAMES:
-        return fps
     try:
-        rate = frame_rate(fps)
+        return frame_rate_json(frame_rate(fps))
     except ParameterError as error:
-        raise ParameterError(f"--fps is a number up to 1000, or all, not {fps}") from error
-    return float(rate or 0)
+        raise ParameterError(f"--fps is {FORMS}, not {fps[:80]}") from error
 
 
 def _parameters(options: RunOptions) -> Parameters:

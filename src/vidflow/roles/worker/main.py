@@ -11,8 +11,9 @@ from typing import TypeVar
 
 from vidflow.domain.detections import InferenceError
 from vidflow.domain.errors import SourceError
+from vidflow.domain.frame_rate import frame_rate
 from vidflow.domain.messages import Deploy, End, EndReason, Frame, Gap, OnPoison, Opened, Waiting
-from vidflow.domain.sampling import frame_rate, frames_to_expect
+from vidflow.domain.sampling import frames_to_expect
 from vidflow.infra.crashpoint import crashpoint
 from vidflow.infra.models.model import Model
 from vidflow.infra.video import Video

@@ -1,0 +1,89 @@
+"""The frame rate of a scenario: read from what a person or program writes, and written so that it is read back exactly.
+
+Every place that takes a frame rate reads it here: requests, VIDEO_FPS, `vidflow run --fps`, table rows and messages.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from fractions import Fraction
+from typing import Final
+
+from vidflow.domain.errors import ParameterError
+
+ALL_FRAMES: Final = "all"
+FASTEST_RATE: Final = Fraction(1_000)
+"""Frames a second. A higher rate is a mistake."""
+MAX_CHARACTERS: Final = 64
+"""The longest text of a rate: enough for two numbers of 30 digits."""
+MAX_DENOMINATOR: Final = 10**30
+"""Bounds what is stored and calculated with. The shortest decimal form of a double has 17 digits."""
+FORMS: Final = "a number above 0 and up to 1000, a fraction such as 30000/1001, or all"
+"""What a frame rate may be, for error messages."""
+
+_DECIMAL_PLACES: Final = 12
+"""A decimal number up to this length is stored as one; versions before fractions read nothing else."""
+_SHOWN_CHARACTERS: Final = 80
+_WRITTEN: Final = re.compile(r"[0-9]+/[0-9]+|[0-9]+(\.[0-9]+)?|\.[0-9]+", re.ASCII)
+
+
+def frame_rate(fps: str | float | Fraction | None) -> Fraction | None:
+    """Return the exact rate in frames a second, or None for all frames (`fps` is None or "all").
+
+    A float means the shortest decimal number that denotes it: 29.97 is 2997/100. Raises ParameterError for anything else
+    than a rate above 0 and up to FASTEST_RATE.
+    """
+    if fps is None or fps == ALL_FRAMES:
+        return None
+    rate = _exact(fps)
+    if rate is None or not 0 < rate <= FASTEST_RATE or rate.denominator > MAX_DENOMINATOR:
+        raise ParameterError(f"fps {_shown(fps)} is not a frame rate; use {FORMS}")
+    return rate
+
+
+def frame_rate_text(rate: Fraction | None) -> str:
+    """Return the rate as it is stored and sent: "all", a decimal number, or a fraction in lowest terms. It is exact."""
+    if rate is None:
+        return ALL_FRAMES
+    if 10**_DECIMAL_PLACES % rate.denominator:
+        return f"{rate.numerator}/{rate.denominator}"
+    whole, part = divmod(rate.numerator * (10**_DECIMAL_PLACES // rate.denominator), 10**_DECIMAL_PLACES)
+    return f"{whole}.{part:0{_DECIMAL_PLACES}d}".rstrip("0").rstrip(".")
+
+
+def frame_rate_json(rate: Fraction | None) -> int | float | str:
+    """Return the rate as JSON has it: a number where `frame_rate` reads that number as this rate, otherwise its text."""
+    if rate is None:
+        return ALL_FRAMES
+    if rate.denominator == 1:
+        return rate.numerator
+    number = float(rate)
+    return number if Fraction(repr(number)) == rate else frame_rate_text(rate)
+
+
+def _exact(fps: str | float | Fraction) -> Fraction | None:
+    if isinstance(fps, bool):
+        return None
+    if isinstance(fps, str):
+        return _written(fps)
+    if isinstance(fps, float):
+        return Fraction(repr(fps)) if math.isfinite(fps) else None
+    return Fraction(fps)
+
+
+def _written(text: str) -> Fraction | None:
+    if len(text) > MAX_CHARACTERS or not _WRITTEN.fullmatch(text):
+        return None
+    try:
+        return Fraction(text)
+    except ZeroDivisionError:
+        return None
+
+
+def _shown(fps: str | float | Fraction) -> str:
+    """The value for an error message, cut where it is long."""
+    if isinstance(fps, int) and abs(fps) > FASTEST_RATE**5:
+        return "of that size"
+    text = repr(fps)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"

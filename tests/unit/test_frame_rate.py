@@ -1,0 +1,93 @@
+"""Frame rates: what is one, its exact value, and that no way of writing it changes it."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import msgspec
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from vidflow.domain.errors import ParameterError
+from vidflow.domain.frame_rate import (
+    FASTEST_RATE,
+    MAX_CHARACTERS,
+    MAX_DENOMINATOR,
+    frame_rate,
+    frame_rate_json,
+    frame_rate_text,
+)
+
+NTSC = Fraction(30_000, 1001)
+RATES = st.fractions(Fraction(1, 10**9), FASTEST_RATE, max_denominator=10**20)
+
+
+@pytest.mark.parametrize(
+    ("written", "exact"),
+    [
+        (5, Fraction(5)), (0.5, Fraction(1, 2)), (29.97, Fraction(2997, 100)), ("29.97", Fraction(2997, 100)), ("0.1", Fraction(1, 10)),
+        (29.97002997002997, Fraction(2997002997002997, 10**14)), ("30000/1001", NTSC), ("60/2", Fraction(30)), (".5", Fraction(1, 2)),
+        ("1/86400", Fraction(1, 86400)), (1000, Fraction(1000)), ("1000.0", Fraction(1000)), (NTSC, NTSC), ("all", None), (None, None),
+    ],
+)  # fmt: skip
+def test_a_frame_rate_is_the_number_that_was_written(
+    written: str | float | Fraction | None, exact: Fraction | None
+) -> None:
+    assert frame_rate(written) == exact
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        0, -1, 1001, 0.0, -0.0, 5e-324, 1e-300, float("nan"), float("inf"), True, False, 10**400, "", "5 fps", "1e3", "1e-400", "-2", "+2",
+        "0", "0.000", "0/5", "1/0", "0/0", "1/-2", "1.5/2", "1/2/3", "1 / 2", "1/", "/2", "5.", ".", "5\n", " 5", "\u0665", "0x10",
+        "1_000", "1,5", "1001", "1000.0001", "3000/2", "9" * 400, "9" * 5000, "1/" + "9" * 31, "ALL", "None", "nan", "inf", "Infinity",
+    ],
+)  # fmt: skip
+def test_what_is_no_frame_rate_is_refused_with_what_to_do(nonsense: str | float) -> None:
+    with pytest.raises(ParameterError, match="use a number above 0 and up to 1000") as refusal:
+        frame_rate(nonsense)
+    assert len(refusal.value.message) < 250
+
+
+@given(RATES)
+def test_a_rate_is_stored_and_answered_without_a_change(rate: Fraction) -> None:
+    assume(rate.denominator <= MAX_DENOMINATOR)
+    assert frame_rate(frame_rate_text(rate)) == rate
+    answer = msgspec.json.decode(msgspec.json.encode(frame_rate_json(rate)), type=float | str)
+    assert frame_rate(answer) == rate
+
+
+@given(st.floats(1e-13, 1000))
+def test_every_usual_number_of_json_is_a_rate_and_is_answered_as_itself(number: float) -> None:
+    rate = frame_rate(number)
+    assert rate == Fraction(repr(number))
+    assert frame_rate_json(rate) == number
+    assert len(frame_rate_text(rate)) <= MAX_CHARACTERS
+
+
+@given(st.integers(1, 10**12), st.integers(1, 10**12))
+def test_a_fraction_means_the_same_in_lowest_terms(numerator: int, denominator: int) -> None:
+    assume(numerator <= 1000 * denominator)
+    common = math.gcd(numerator, denominator)
+    text = frame_rate_text(frame_rate(f"{numerator}/{denominator}"))
+    assert text == frame_rate_text(frame_rate(f"{numerator // common}/{denominator // common}"))
+
+
+@given(st.decimals(0, 1000, places=12).filter(bool))
+def test_a_decimal_number_as_older_versions_stored_it_stays_what_it_is(number: object) -> None:
+    stored = f"{number:f}"
+    text = frame_rate_text(frame_rate(stored))
+    assert Fraction(text) == Fraction(stored)
+    assert "/" not in text
+
+
+@given(st.text(max_size=80))
+def test_any_text_is_a_rate_or_is_refused(text: str) -> None:
+    try:
+        rate = frame_rate(text)
+    except ParameterError:
+        return
+    assert rate is None or 0 < rate <= FASTEST_RATE
