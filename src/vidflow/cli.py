@@ -13,6 +13,7 @@ from vidflow.cli_errors import SafeGroup
 from vidflow.cli_operating import db, dlq, outbox, topics
 from vidflow.cli_options import (
     LAST_PORT,
+    AllowedHosts,
     AnyFile,
     AnyOnnx,
     Database,
@@ -21,12 +22,14 @@ from vidflow.cli_options import (
     KeepResultsDays,
     KeepScenariosDays,
     LogFormat,
+    MaxConnections,
     MaxWorkers,
     MediaRoot,
     MetricsHost,
     MetricsPort,
     ModelsDir,
     Pool,
+    QueueLimitBytes,
     ResultsPartitionDays,
     VideoFps,
     option,
@@ -91,11 +94,13 @@ def api(
     metrics_host: MetricsHost = "127.0.0.1",
     host: Annotated[str, option("host", "Where to listen.")] = "127.0.0.1",
     port: Annotated[int, option("port", "Where to listen.", at_least=0, at_most=LAST_PORT)] = 8000,
+    allowed_hosts: AllowedHosts = "", max_connections: MaxConnections = 1000,
     inbox: Annotated[bool, typer.Option("--inbox/--no-inbox", help="Host the inbox in this process.", envvar="VIDFLOW_INBOX")] = True,
     media_root: MediaRoot = None, any_file: AnyFile = False, models_dir: ModelsDir = None, any_onnx: AnyOnnx = False,
     video_fps: VideoFps = "all",
     pool_size: Annotated[int, option("pool-size", "Connections to the database.", at_least=1)] = 10,
     queue_limit: Annotated[int, option("queue-limit", "How many scenarios may wait for a runner.", at_least=1)] = 10_000,
+    queue_limit_bytes: QueueLimitBytes = 256 * 1024**2,
     data_dir: Annotated[Path | None, option("data-dir", "Where the servers keep their data, if on this machine.")] = None,
     min_free_bytes: Annotated[int, option("min-free-bytes", "Take no scenario with less free on that disk.", at_least=0)] = 256 * 1024**2,
 ) -> None:  # fmt: skip
@@ -106,7 +111,8 @@ def api(
         database_url=database_url, kafka=kafka_settings(kafka, kafka_properties), log_format=log_format,
         metrics_host=metrics_host, metrics_port=metrics_port, host=host, port=port, inbox=inbox, media_root=media_root,
         any_file=any_file, models_dir=models_dir, any_onnx=any_onnx, video_fps=video_fps, pool_size=pool_size,
-        queue_limit=queue_limit, data_dir=data_dir, min_free_bytes=min_free_bytes,
+        allowed_hosts=tuple(host for host in allowed_hosts.split(",") if host.strip()), max_connections=max_connections,
+        queue_limit=queue_limit, queue_limit_bytes=queue_limit_bytes, data_dir=data_dir, min_free_bytes=min_free_bytes,
     ), log_format)  # fmt: skip
 
 

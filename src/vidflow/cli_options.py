@@ -70,3 +70,17 @@ KeepScenariosDays = Annotated[
 ResultsPartitionDays = Annotated[
     int, option("results-partition-days", "How many days of results a partition takes.", at_least=1)
 ]
+
+AllowedHosts = Annotated[
+    str,
+    option(
+        "allowed-hosts",
+        "Hosts that requests may name beside localhost, as api.example.org,*.example.org,10.0.0.0/8; * for any.",
+    ),
+]
+MaxConnections = Annotated[
+    int, option("max-connections", "Connections of clients; more are kept for health checks.", at_least=1)
+]
+QueueLimitBytes = Annotated[
+    int, option("queue-limit-bytes", "How many bytes the waiting scenarios may take together.", at_least=1)
+]

@@ -37,12 +37,15 @@ class ApiOptions(Common, frozen=True, kw_only=True):
 
     `any_file` is about videos. `any_onnx` lets requests name ONNX models and their specs anywhere: on loopback only, and only
     without `models_dir`.
-    `queue_limit` is how many scenarios may wait for a runner. `data_dir`: where the servers' data lie on this machine, if they
+    `allowed_hosts` are the hosts that requests may name beside loopback. `queue_limit` is how many scenarios may wait for a runner,
+    `queue_limit_bytes` how much they may take together. `data_dir`: where the servers' data lie on this machine, if they
     do; no new scenario is taken with less than `min_free_bytes` free there.
     """
 
     host: str = "127.0.0.1"
     port: int = 8000
+    allowed_hosts: tuple[str, ...] = ()
+    max_connections: int = 1000
     inbox: bool = True
     media_root: Path | None = None
     any_file: bool = False
@@ -51,6 +54,7 @@ class ApiOptions(Common, frozen=True, kw_only=True):
     video_fps: str = "all"
     pool_size: int = 10
     queue_limit: int = 10_000
+    queue_limit_bytes: int = 256 * 1024**2
     data_dir: Path | None = None
     min_free_bytes: int = 256 * 1024**2
 

@@ -127,3 +127,8 @@ def test_the_image_s_default_extra_has_a_lock_and_the_user_is_not_root() -> None
     [extra] = re.findall(r"^ARG EXTRA=(\w+)$", dockerfile(), re.MULTILINE)
     assert (ROOT / "locks" / f"{extra}.txt").is_file()
     assert re.findall(r"^USER (\d+)$", dockerfile(), re.MULTILINE) == ["10001"]
+
+
+def test_the_api_answers_to_its_name_among_the_services() -> None:
+    environment = services()["api"]["environment"]
+    assert "api" in environment["VIDFLOW_ALLOWED_HOSTS"].split(",")

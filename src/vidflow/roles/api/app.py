@@ -7,8 +7,10 @@ import socket
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing
-from typing import Final
+from functools import partial
+from typing import TYPE_CHECKING, Final, cast
 
+import msgspec
 import uvicorn
 from litestar import Litestar, get
 from litestar.concurrency import set_asyncio_executor
@@ -27,13 +29,20 @@ from vidflow.infra.stopping import Stop, start_thread
 from vidflow.infra.telemetry import log
 from vidflow.roles.api import health, models, predictions, scenarios
 from vidflow.roles.api.admission import Admission, require_folder
+from vidflow.roles.api.connections import Connections, Limits, allow_files
 from vidflow.roles.api.context import Context
 from vidflow.roles.api.database import Database
+from vidflow.roles.api.guard import guarded
+from vidflow.roles.api.hosts import AllowedHosts, address_of, allowed_hosts
+from vidflow.roles.api.http_protocol import LimitedProtocol
 from vidflow.roles.api.metrics import measured, registry, route
 from vidflow.roles.api.problems import plugin
 from vidflow.roles.api.requests import MAX_BODY_BYTES, StrictRequest
 from vidflow.roles.api.try_page import TryPage
 from vidflow.settings import ApiOptions, InboxOptions
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGIApplication
 
 GRACE_S: Final = 5
 """How long requests that are under way may take to end once a stop was requested."""
@@ -41,6 +50,14 @@ LAST_WORDS_S: Final = 2
 """How long those that were cut off then may take to say so."""
 HANDLER_THREADS: Final = 64
 """More than there are connections: those that wait for one must not keep the others from being told that there is none."""
+
+LIMITS: Final = Limits()
+HEADERS: Final = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",  # or a page elsewhere could have its reader click on the page to try the API
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+"""On every answer."""
 
 _log = log("api")
 
@@ -51,8 +68,8 @@ def home() -> Redirect:
     return Redirect("/docs")
 
 
-def create_app(context: Context, stop: Stop, exported: CollectorRegistry) -> ASGIApp:
-    """The app, its requests counted. While it lives it owns the watch for the schema, and the inbox if it hosts one."""
+def create_app(context: Context, allowed: AllowedHosts, stop: Stop, exported: CollectorRegistry) -> ASGIApp:
+    """The app behind its guard, its requests counted. While it lives it owns the watch for the schema, and the inbox if it hosts one."""
     options = context.options
 
     @asynccontextmanager
@@ -84,7 +101,7 @@ def create_app(context: Context, stop: Stop, exported: CollectorRegistry) -> ASG
         ),
         logging_config=None,
     )  # fmt: skip
-    return measured(app)
+    return measured(guarded(app, allowed))
 
 
 def _run_inbox(options: ApiOptions, stop: Stop) -> None:
@@ -97,9 +114,10 @@ def run(options: ApiOptions, stop: Stop) -> None:
     """Serves until a stop is requested, then lets requests end, those that hang with an error.
 
     Raises SetupError where it cannot listen, is not told of a database (or of Kafka, for its inbox), has a default frame
-    rate or a data folder that is none, or lets other machines name models by path.
+    rate, an allowed host or a data folder that is none, or lets other machines name models by path.
     """
     scenarios.default_fps(options)
+    allowed = allowed_hosts(options)
     require_folder(options)
     models.require_loopback(options)
     require_postgres(options.database_url)
@@ -109,20 +127,11 @@ def run(options: ApiOptions, stop: Stop) -> None:
     with _listening(options) as listener, closing(Database(options.database_url, options.pool_size)) as database:
         context = Context(options, database, Admission(options))
         exported = registry(context)
-        app = create_app(context, stop, exported)
-        server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                loop="uvloop",
-                lifespan="on",
-                access_log=False,
-                log_config=None,
-                server_header=False,
-                timeout_graceful_shutdown=GRACE_S + LAST_WORDS_S,
-            )
-        )
+        app = create_app(context, allowed, stop, exported)
+        server = _server(app, msgspec.structs.replace(LIMITS, connections=options.max_connections))
         with served(exported, options.metrics_port, options.metrics_host):
             thread = start_thread("http", lambda: server.run(sockets=[listener]), stop)
+            _warn_if_reachable(listener)
             host, port = listener.getsockname()[:2]
             _log.info("listening", url=f"http://{host}:{port}", docs=f"http://{host}:{port}/docs")
             stop.wait()
@@ -130,6 +139,39 @@ def run(options: ApiOptions, stop: Stop) -> None:
             thread.join(GRACE_S)
             database.close()
             thread.join()
+
+
+def _server(app: ASGIApp, limits: Limits) -> uvicorn.Server:
+    allow_files(limits)
+    protocol = partial(LimitedProtocol, Connections(limits))
+    return uvicorn.Server(
+        uvicorn.Config(
+            cast("ASGIApplication", app),
+            loop="uvloop",
+            http=cast("type[asyncio.Protocol]", protocol),
+            ws="none",
+            lifespan="on",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            headers=list(HEADERS.items()),
+            timeout_keep_alive=limits.idle_s,
+            timeout_graceful_shutdown=GRACE_S + LAST_WORDS_S,
+        )
+    )
+
+
+def _warn_if_reachable(listener: socket.socket) -> None:
+    """There are no users and no passwords yet."""
+    host = listener.getsockname()[0]
+    address = address_of(host)
+    if address is None or not address.is_loopback:
+        _log.warning(
+            "reachable_by_others",
+            host=host,
+            means="whoever reaches this address may read all results and start and stop scenarios: there is no access control",
+            needs="listen on 127.0.0.1, or let a firewall or a proxy with authentication decide who reaches it",
+        )
 
 
 def _listening(options: ApiOptions) -> socket.socket:

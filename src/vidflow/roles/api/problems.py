@@ -47,6 +47,19 @@ def problem(status: int, code: str, detail: str, **more: Any) -> ProblemDetailsE
     )
 
 
+def problem_answer(status: int, code: str, detail: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Return the headers and the body of a problem, for what answers outside the framework."""
+    answer = Problem(f"urn:vidflow:problem:{code}", http.HTTPStatus(status).phrase, status, redacted(detail), code)
+    body = msgspec.json.encode(answer)
+    headers = [
+        (b"content-type", b"application/problem+json"),
+        (b"content-length", str(len(body)).encode()),
+    ]
+    if status in RETRY_AFTER_S:
+        headers.append((b"retry-after", str(RETRY_AFTER_S[status]).encode()))
+    return headers, body
+
+
 def body_problem(error: Exception, hints: Mapping[str, str]) -> ProblemDetailsException:
     """What is wrong with a body: 400 where it is no JSON, 422 with the field where it is not what was asked for.
 

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from litestar import Request
 from litestar.datastructures import State
+from litestar.exceptions import InternalServerException
 from litestar.types import Empty
 
 from vidflow.roles.api.problems import body_problem, problem
@@ -18,6 +19,13 @@ MAX_BODY_BYTES = 256 * 1024
 
 class StrictRequest(Request[Any, Any, State]):
     """Litestar converts a decoded body leniently; here it is decoded as the type that the handler names, or refused."""
+
+    async def body(self) -> bytes:
+        """Return the whole body. Raises a problem where the client hung up within it, which is not a fault of the server."""
+        try:
+            return await super().body()
+        except InternalServerException as error:  # Litestar's name for it
+            raise problem(400, "body_incomplete", "the connection ended before the whole body had come") from error
 
     async def json(self) -> Any:  # noqa: ANN401 - as the class above has it
         """The body as the handler's type. Raises a problem: 415, 400 or 422 with the field's name."""

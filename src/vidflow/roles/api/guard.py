@@ -1,0 +1,101 @@
+"""Refuses requests that a web page elsewhere can make a browser send: DNS rebinding, cross-site forms and fetches.
+
+A page can send a POST to a server on the reader's machine, and read its answers where its own name resolves to that machine. Both
+show in the headers Host, Origin and Sec-Fetch-Site, which a page cannot set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
+
+from vidflow.roles.api.hosts import AllowedHosts, address_of, host_of, origin_host
+from vidflow.roles.api.problems import problem_answer
+
+BY_ADDRESS: Final = frozenset({"/health/live", "/health/ready", "/health/system", "/metrics"})
+"""Read by load balancers and Prometheus, which name an address that no option can foresee. No page gains from reading them: one
+whose name resolves to this machine names itself, not an address."""
+_READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+class Refusal(NamedTuple):
+    """What a refused request is answered with."""
+
+    status: int
+    code: str
+    detail: str
+
+
+def guarded(app: ASGIApp, allowed: AllowedHosts) -> ASGIApp:
+    """Return the app behind the checks of Host, Origin and Content-Type."""
+
+    async def guard(scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = refusal_of(scope, allowed) if scope["type"] == ScopeType.HTTP else None
+        if refusal is None:
+            await app(scope, receive, send)
+            return
+        headers, body = problem_answer(*refusal)
+        await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+
+    return guard
+
+
+def refusal_of(scope: HTTPScope, allowed: AllowedHosts) -> Refusal | None:
+    """Return why a request is refused, None where it is not."""
+    refusal = _of_host(scope, allowed)
+    if refusal is None and scope["method"] not in _READS:
+        refusal = _of_origin(scope, allowed) or _of_body(scope)
+    return refusal
+
+
+def _of_host(scope: HTTPScope, allowed: AllowedHosts) -> Refusal | None:
+    by_address = scope["path"] in BY_ADDRESS and scope["method"] in _READS
+    hosts = _values(scope, b"host")
+    if not hosts and scope["http_version"] == "1.0" and by_address:
+        return None
+    if len(hosts) != 1:
+        return Refusal(400, "host_invalid", f"the request has {len(hosts) or 'no'} Host headers; send one")
+    host = host_of(hosts[0])
+    if host is None:
+        return Refusal(400, "host_invalid", "the Host header is not a host with an optional port")
+    if allowed.allows(host) or (by_address and address_of(host) is not None):
+        return None
+    return Refusal(
+        421,
+        "host_not_allowed",
+        f"this server does not answer for the host {host[:255]}; use localhost, or have its operator add the host to --allowed-hosts "
+        "(VIDFLOW_ALLOWED_HOSTS)",
+    )
+
+
+def _of_origin(scope: HTTPScope, allowed: AllowedHosts) -> Refusal | None:
+    hosts = [origin_host(origin) for origin in _values(scope, b"origin")]
+    elsewhere = any(host is None or not allowed.allows(host) for host in hosts)
+    if elsewhere or (not hosts and "cross-site" in _values(scope, b"sec-fetch-site")):
+        return Refusal(
+            403,
+            "origin_not_allowed",
+            "a web page of another site sent this request; use a page of this server, or have its operator add the page's host to "
+            "--allowed-hosts (VIDFLOW_ALLOWED_HOSTS)",
+        )
+    return None
+
+
+def _of_body(scope: HTTPScope) -> Refusal | None:
+    """Forms can send text/plain and two form types without asking; JSON they cannot."""
+    lengths = _values(scope, b"content-length")
+    if not _values(scope, b"transfer-encoding") and not any(length.strip("0") for length in lengths):
+        return None
+    kinds = [value.partition(";")[0].strip().lower() for value in _values(scope, b"content-type")]
+    if kinds == ["application/json"]:
+        return None
+    return Refusal(415, "not_json", "the body must be JSON; send it with the header Content-Type: application/json")
+
+
+def _values(scope: HTTPScope, name: bytes) -> list[str]:
+    headers: Iterable[tuple[bytes, bytes]] = scope["headers"]
+    return [value.decode("latin-1").strip() for key, value in headers if key == name]

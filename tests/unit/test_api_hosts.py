@@ -1,0 +1,116 @@
+"""Hosts that requests may name: how a Host header is read, and which names and addresses are allowed."""
+# ruff: noqa: S104, E501 - addresses to refuse, and tables of cases
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vidflow.domain.errors import SetupError
+from vidflow.roles.api.hosts import AllowedHosts, allowed_hosts, host_of, origin_host
+from vidflow.settings import ApiOptions
+
+
+@pytest.mark.parametrize(
+    ("authority", "host"),
+    [
+        ("localhost", "localhost"), ("LocalHost:8000", "localhost"), ("localhost.", "localhost"), ("localhost.:80", "localhost"),
+        ("localhost:", "localhost"), ("127.0.0.1:65535", "127.0.0.1"), ("[::1]", "::1"), ("[::1]:8000", "::1"),
+        ("[0:0:0:0:0:0:0:1]", "::1"), ("[::ffff:127.0.0.1]", "127.0.0.1"), ("my_api", "my_api"), ("xn--bcher-kva.example", "xn--bcher-kva.example"),
+    ],
+)  # fmt: skip
+def test_a_host_is_read_in_one_form(authority: str, host: str) -> None:
+    assert host_of(authority) == host
+
+
+@pytest.mark.parametrize(
+    "authority",
+    [
+        "", ".", ":8000", "..", "a..b", ".a", "localhost..", "localhost:65536", "localhost:-1", "localhost:80:80", "localhost: 80",
+        "localhost:\u0665", "l\u00f6calhost", "::1", "[::1", "::1]", "[localhost]", "[::1]x", "[fe80::1%25eth0]", "[]",
+        "user@localhost", "user:pass@localhost", "localhost/", "localhost\\", "localhost#", "localhost?", "localhost,evil.example",
+        "localhost evil.example", "localhost\t", "localhost\n", "http://localhost", "*",
+    ],
+)  # fmt: skip
+def test_what_is_not_a_host_is_none(authority: str) -> None:
+    assert host_of(authority) is None
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "api.localhost", "127.0.0.1", "127.1.2.3", "[::1]", "[::ffff:127.0.0.1]"]
+)
+def test_loopback_is_always_allowed(host: str) -> None:
+    found = host_of(host)
+    assert found is not None
+    assert AllowedHosts().allows(found)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "evillocalhost", "0.0.0.0", "[::]", "10.0.0.1", "169.254.169.254",
+        "127.1", "2130706433", "0x7f.1", "[::2]", "[::ffff:10.0.0.1]", "localhost.localdomain", "127.0.0.1.nip.io",
+    ],
+)  # fmt: skip
+def test_what_is_not_loopback_is_not_allowed_by_default(host: str) -> None:
+    found = host_of(host)
+    assert found is not None
+    assert not AllowedHosts().allows(found)
+
+
+@pytest.mark.parametrize(
+    ("entry", "allowed", "refused"),
+    [
+        ("api.example.org", ["api.example.org", "API.Example.ORG."], ["example.org", "x.api.example.org", "apiexample.org"]),
+        ("API.example.org.", ["api.example.org"], []),
+        ("*.example.org", ["a.example.org", "a.b.example.org"], ["example.org", "badexample.org", "example.org.evil.example"]),
+        ("b\u00fccher.example", ["xn--bcher-kva.example"], ["bucher.example"]),
+        ("10.0.0.7", ["10.0.0.7"], ["10.0.0.8"]), ("10.0.0.0/8", ["10.255.0.1"], ["11.0.0.1"]), ("[fd00::7]", ["[fd00::7]:80"], ["[fd00::8]"]),
+        ("fd00::/8", ["[fd12::1]"], ["[fe80::1]", "10.0.0.1"]), ("*", ["evil.example", "10.0.0.1", "[::]"], []), ("api", ["api:8000"], ["api2"]),
+    ],
+)  # fmt: skip
+def test_an_entry_allows_what_it_names_and_no_more(entry: str, allowed: list[str], refused: list[str]) -> None:
+    hosts = AllowedHosts([f" {entry} "])
+    assert [host for host in allowed if not hosts.allows(host_of(host) or "")] == []
+    assert [host for host in refused if hosts.allows(host_of(host) or "")] == []
+    assert hosts.allows("localhost")
+
+
+@pytest.mark.parametrize(
+    "entry", ["", "api.example.org:8000", "http://api.example.org", "a b", "*.*.org", "a*.org", "*.", "10.0.0.0/99"]
+)
+def test_an_entry_that_is_not_a_host_is_refused_with_what_to_do(entry: str) -> None:
+    with pytest.raises(SetupError, match="--allowed-hosts"):
+        AllowedHosts([entry])
+
+
+@pytest.mark.parametrize(
+    ("listens_at", "host", "allowed"),
+    [
+        ("10.0.0.7", "10.0.0.7", True), ("10.0.0.7", "10.0.0.8", False), ("0.0.0.0", "10.0.0.7", False), ("0.0.0.0", "0.0.0.0", False),
+        ("::", "::", False), ("vidflow.example", "vidflow.example", True), ("127.0.0.1", "vidflow.example", False),
+    ],
+)  # fmt: skip
+def test_the_address_that_the_server_is_told_to_listen_at_is_allowed(
+    listens_at: str, host: str, *, allowed: bool
+) -> None:
+    assert allowed_hosts(ApiOptions(host=listens_at)).allows(host) is allowed
+
+
+@pytest.mark.parametrize(
+    ("origin", "host"),
+    [
+        ("http://localhost:3000", "localhost"), ("https://a.example", "a.example"), ("HTTP://LOCALHOST", "localhost"), ("http://[::1]:1", "::1"),
+        ("null", None), ("", None), ("file://", None), ("chrome-extension://localhost", None), ("http://localhost/", None),
+        ("http://localhost@evil.example", None), ("http://localhost http://localhost", None), ("http://", None), ("localhost", None),
+    ],
+)  # fmt: skip
+def test_the_host_of_an_origin(origin: str, host: str | None) -> None:
+    assert origin_host(origin) == host
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_a_host_or_is_not(text: str) -> None:
+    host = host_of(text)
+    assert host is None or host_of(f"[{host}]" if ":" in host else host) == host
