@@ -170,7 +170,7 @@ STATEMENTS: Final = (
     ),
     rule(
         "complete is said behind the last row alone", "infra/predictions.py",
-        "complete=state == State.INACTIVE and len(found) <= limit", "complete=state == State.INACTIVE",
+        "complete=state == State.INACTIVE and not more", "complete=state == State.INACTIVE",
         f"{IT}/test_api_predictions.py::test_pages_follow_one_another_without_a_hole",
     ),
 )  # fmt: skip

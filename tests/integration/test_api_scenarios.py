@@ -228,7 +228,7 @@ def test_the_history_tells_every_move(client: httpx.Client) -> None:
 
 def test_gaps_are_told_in_the_order_of_the_video(client: httpx.Client, database_url: str) -> None:
     uuid_ = init(client)["scenario_uuid"]
-    assert client.get(f"/scenario/{uuid_}/gaps").json() == {"items": []}
+    assert client.get(f"/scenario/{uuid_}/gaps").json() == {"items": [], "next": None}
     with psycopg.connect(database_url) as tx:
         for after_frame in (7, -1):
             tx.execute("INSERT INTO scenario_gaps VALUES (%s, 1, %s, 0.5, 1.5, NULL, 'corrupt')", (uuid_, after_frame))

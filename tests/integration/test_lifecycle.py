@@ -12,7 +12,7 @@ from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.leader import Known
 from vidflow.domain.messages import Deploy, Parameters, StopWork, decode_command
 from vidflow.domain.scenario import Event, Kind, Limits, Outcome, Scenario, State, decide, next_epoch
-from vidflow.infra import leader_tables, lifecycle, outbox, scenarios
+from vidflow.infra import history, leader_tables, lifecycle, outbox, scenarios
 from vidflow.infra.postgres import Connection
 
 RUNNER = "runner-1"
@@ -104,7 +104,7 @@ def test_each_move_has_its_row_of_history_in_order(tables: Connection) -> None:
     write(tables, again(tables, scenario), Event(kind=Kind.SHUTDOWN_REQUESTED, reason="shutdown requested"))
     write(tables, again(tables, scenario), Event(kind=Kind.TAKEN, reason="taken", epoch=1000))
     write(tables, again(tables, scenario), Event(kind=Kind.DRAINED, reason="end marker stored", epoch=1000))
-    moves = scenarios.history(tables, scenario.scenario_uuid)
+    moves, _ = history.page(tables, scenario.scenario_uuid, history.BEFORE_THE_FIRST, 100)
     assert [(move.number, move.to_state) for move in moves] == [
         (0, "init_startup"),
         (1, "in_startup_processing"),

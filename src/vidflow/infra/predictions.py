@@ -7,6 +7,7 @@ from typing import Final
 import msgspec
 
 from vidflow.domain.scenario import State
+from vidflow.infra.pages import MAX_PAGE_BYTES, cut
 from vidflow.infra.postgres import Connection
 
 BEFORE_THE_FIRST: Final = -1
@@ -27,33 +28,42 @@ class Results(msgspec.Struct, frozen=True):
 
 
 def page(tx: Connection, scenario_uuid: str, after: int, limit: int) -> Results | None:
-    """At most `limit` results behind frame `after`; None where there is no such scenario. One statement: one snapshot."""
+    """Return the results after frame `after`, at most `limit`; None if the scenario does not exist. One statement: one snapshot."""
     rows = tx.execute(
         """
+        WITH RECURSIVE page AS (
+            SELECT %(after)s::bigint AS frame_number, 0::float8 AS time_s, 0 AS width, 0 AS height, NULL::text AS detections,
+                   0 AS row_number, 0::bigint AS page_bytes
+             UNION ALL
+            SELECT next.frame_number, next.time_s, next.width, next.height, next.detections,
+                   page.row_number + 1, page.page_bytes + 100 + octet_length(next.detections)
+              FROM page
+             CROSS JOIN LATERAL (
+                   SELECT r.frame_number, r.time_s, r.width, r.height, r.detections::text AS detections
+                     FROM scenario_results r
+                    WHERE r.scenario_uuid = %(scenario_uuid)s AND r.frame_number > page.frame_number
+                    ORDER BY r.frame_number
+                    LIMIT 1) AS next
+             WHERE page.row_number <= %(limit)s AND (page.row_number <= 1 OR page.page_bytes <= %(page_bytes)s)
+        )
         SELECT s.state,
                EXISTS (SELECT FROM results_removed x WHERE x.from_uuid <= s.scenario_uuid AND x.to_uuid > s.scenario_uuid) AS removed,
-               r.frame_number, r.time_s, r.width, r.height, r.detections
+               page.page_bytes, page.row_number, page.frame_number, page.time_s, page.width, page.height, page.detections
           FROM scenarios s
-          LEFT JOIN LATERAL (
-               SELECT frame_number, time_s, width, height, detections::text AS detections
-                 FROM scenario_results
-                WHERE scenario_uuid = %(scenario_uuid)s AND frame_number > %(after)s
-                ORDER BY frame_number
-                LIMIT %(limit)s + 1) AS r ON true
+         CROSS JOIN page
          WHERE s.scenario_uuid = %(scenario_uuid)s
-         ORDER BY r.frame_number
+         ORDER BY page.row_number
         """,
-        {"scenario_uuid": scenario_uuid, "after": after, "limit": limit},
+        {"scenario_uuid": scenario_uuid, "after": after, "limit": limit, "page_bytes": MAX_PAGE_BYTES},
     ).fetchall()
     if not rows:
         return None
-    state, removed = rows[0][:2]
-    found = [row[2:] for row in rows if row[2] is not None]  # the row of a scenario without results has no frame
-    shown = found[:limit]
+    (state, removed), found = rows[0][:2], rows[1:]  # the first row is the place where the page begins
+    shown, more = cut([(row[4:], row[2]) for row in found], limit)
     return Results(
         frames=[_frame(*row) for row in shown],
         last_frame=shown[-1][0] if shown else after,
-        complete=state == State.INACTIVE and len(found) <= limit,
+        complete=state == State.INACTIVE and not more,
         removed=removed,
     )
 

@@ -1,17 +1,18 @@
-"""Scenarios as clients ask for them and are told of them: birth, one, a page, its history and gaps. Not how they move on."""
+"""Scenarios as clients ask for them and are told of them: birth, one, a page. Not how they move on: lifecycle.py."""
 
 from __future__ import annotations
 
 import datetime
-from typing import Any, Final, LiteralString
+from typing import Any, Final
 
 import msgspec
-from psycopg.rows import class_row, dict_row
+from psycopg.rows import dict_row
 
 from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.messages import INIT_SCENARIO, Parameters, Start, encode
 from vidflow.domain.scenario import DEFAULT_POOL, Outcome, Skip, State, is_due
 from vidflow.domain.waiting import Surroundings
+from vidflow.infra.pages import MAX_PAGE_BYTES, cut
 from vidflow.infra.postgres import Connection
 from vidflow.infra.vitals import SURROUNDINGS
 
@@ -27,6 +28,12 @@ _COLUMNS: Final = f"""
 _PROGRESS: Final = (
     "coalesce(p.next_frame, 0) AS frames_stored, (p.opened ->> 'frames_expected')::bigint AS frames_expected"
 )
+# What a scenario takes in an answer; the rest of it is of a fixed size.
+_BYTES: Final = """
+    1000 + octet_length(s.source) + octet_length(s.model) + octet_length(s.parameters::text) + octet_length(s.skips::text)
+    + coalesce(octet_length(s.error::text), 0)"""
+_AFTER_ALL: Final = "ffffffff-ffff-ffff-ffff-ffffffffffff"
+"""Above every uuid that the database gives."""
 # After a restore a scenario may have lost its progress; it is told of all the same.
 _SHOWN: Final = f"SELECT {_COLUMNS}, {_PROGRESS} FROM scenarios s LEFT JOIN scenario_progress p USING (scenario_uuid)"  # noqa: S608
 
@@ -67,31 +74,6 @@ class Shown(msgspec.Struct, frozen=True, kw_only=True):
     frames_stored: int
     frames_expected: int | None
     around: Surroundings
-
-
-class Move(msgspec.Struct, frozen=True):
-    """One row of a scenario's history."""
-
-    number: int
-    from_state: str | None
-    to_state: str
-    reason: str
-    epoch: int
-    attempt: int
-    runner: str | None
-    detail: str | None
-    at: datetime.datetime
-
-
-class StoredGap(msgspec.Struct, frozen=True):
-    """Frames that should have been kept and are not: behind which frame (-1: before the first), from when to when, how many."""
-
-    after_frame: int
-    from_s: float
-    to_s: float
-    frames: int | None
-    reason: str
-    epoch: int
 
 
 def insert(tx: Connection, new: NewScenario) -> Shown:
@@ -148,51 +130,35 @@ def find(tx: Connection, scenario_uuid: str) -> Shown | None:
     return _shown(row) if row else None
 
 
-def page(tx: Connection, state: State | None, after: str | None, limit: int) -> list[Shown]:
-    """At most `limit` scenarios older than `after`, the newest first; of one state only where one is given."""
-    conditions: list[LiteralString] = []
-    if state is not None:
-        conditions.append("s.state = %(state)s")
-    if after is not None:
-        conditions.append("s.scenario_uuid < %(after)s::uuid")
-    where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
-    query = f"{_SHOWN} {where} ORDER BY s.scenario_uuid DESC LIMIT %(limit)s"
-    rows = tx.cursor(row_factory=dict_row).execute(query, {"state": state, "after": after, "limit": limit}).fetchall()
-    return [_shown(row) for row in rows]
-
-
-def history(tx: Connection, scenario_uuid: str) -> list[Move]:
-    """All moves of a scenario, the first first; none where there is no such scenario, since a birth is a move."""
-    return (
-        tx.cursor(row_factory=class_row(Move))
-        .execute(
-            """
-            SELECT number, from_state, to_state, reason, epoch, attempt, runner, detail, at
-              FROM scenario_history
-             WHERE scenario_uuid = %s
-             ORDER BY number
-            """,
-            (scenario_uuid,),
+def page(tx: Connection, state: State | None, after: str | None, limit: int) -> tuple[list[Shown], bool]:
+    """Return at most `limit` scenarios older than `after`, the newest first, and whether more follow; `state`: only those in it."""
+    # Not a parameter: the plan for a state that is rare is not the plan for one that is common.
+    of_state = f"AND s.state = '{state}'" if state is not None else ""
+    query = f"""
+        WITH RECURSIVE listed AS (
+            SELECT %(after)s::uuid AS scenario_uuid, 0 AS row_number, 0::bigint AS page_bytes
+             UNION ALL
+            SELECT next.scenario_uuid, listed.row_number + 1, listed.page_bytes + next.bytes
+              FROM listed
+             CROSS JOIN LATERAL (
+                   SELECT s.scenario_uuid, {_BYTES} AS bytes
+                     FROM scenarios s
+                    WHERE s.scenario_uuid < listed.scenario_uuid {of_state}
+                    ORDER BY s.scenario_uuid DESC
+                    LIMIT 1) AS next
+             WHERE listed.row_number <= %(limit)s AND (listed.row_number <= 1 OR listed.page_bytes <= %(page_bytes)s)
         )
-        .fetchall()
-    )
-
-
-def gaps(tx: Connection, scenario_uuid: str) -> list[StoredGap]:
-    """All gaps of a scenario in the order of the video."""
-    return (
-        tx.cursor(row_factory=class_row(StoredGap))
-        .execute(
-            """
-            SELECT after_frame, from_s, to_s, frames, reason, epoch
-              FROM scenario_gaps
-             WHERE scenario_uuid = %s
-             ORDER BY after_frame, from_s, reason
-            """,
-            (scenario_uuid,),
-        )
-        .fetchall()
-    )
+        SELECT {_COLUMNS}, {_PROGRESS}, listed.page_bytes
+          FROM listed
+          JOIN scenarios s USING (scenario_uuid)
+          LEFT JOIN scenario_progress p USING (scenario_uuid)
+         WHERE listed.row_number > 0
+         ORDER BY listed.row_number
+    """  # noqa: S608 - columns of our own
+    values = {"after": after or _AFTER_ALL, "limit": limit, "page_bytes": MAX_PAGE_BYTES}
+    rows = tx.cursor(row_factory=dict_row).execute(query, values).fetchall()
+    sizes = [row.pop("page_bytes") for row in rows]
+    return cut([(_shown(row), size) for row, size in zip(rows, sizes, strict=True)], limit)
 
 
 def exists(tx: Connection, scenario_uuid: str) -> bool:

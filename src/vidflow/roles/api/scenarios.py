@@ -18,12 +18,13 @@ from vidflow.domain.frame_rate import FORMS, frame_rate, frame_rate_json, frame_
 from vidflow.domain.messages import Parameters
 from vidflow.domain.scenario import Decision, Event, Kind, State, decide
 from vidflow.domain.waiting import waiting_for
-from vidflow.infra import lifecycle, scenarios
+from vidflow.infra import gaps, history, lifecycle, scenarios
 from vidflow.infra.postgres import Connection, is_conflict
 from vidflow.infra.telemetry import redacted
 from vidflow.roles.api import models, sources
 from vidflow.roles.api.answers import tagged
 from vidflow.roles.api.context import Api, Limit
+from vidflow.roles.api.cursors import AfterGap, AfterMove, place_text, read_place
 from vidflow.roles.api.problems import documented, problem
 from vidflow.roles.api.schemas import (
     FieldProblem,
@@ -87,9 +88,8 @@ def list_scenarios(
 ) -> ScenarioPage:
     """Scenarios, the newest first."""
     with api.database.connection() as connection:
-        found = scenarios.page(connection, in_state, str(after) if after else None, limit + 1)
-    items = [_answer(one) for one in found[:limit]]
-    return ScenarioPage(items, items[-1].scenario_uuid if len(found) > limit else None)
+        found, more = scenarios.page(connection, in_state, str(after) if after else None, limit)
+    return ScenarioPage([_answer(one) for one in found], found[-1].scenario_uuid if more else None)
 
 
 @post("/{scenario_uuid:str}/shutdown", sync_to_thread=True, status_code=200, responses=documented(400, 404, 503))
@@ -101,24 +101,35 @@ def shut_down(api: Api, scenario_uuid: FromPath[UUID]) -> ScenarioAnswer:
 
 
 @get("/{scenario_uuid:str}/history", sync_to_thread=True, responses=documented(400, 404, 503))
-def get_history(api: Api, scenario_uuid: FromPath[UUID]) -> HistoryAnswer:
+def get_history(
+    api: Api, scenario_uuid: FromPath[UUID], after: AfterMove = history.BEFORE_THE_FIRST, limit: Limit = 100
+) -> HistoryAnswer:
     """Every move of a scenario: from which state to which, why and when."""
     with api.database.connection() as connection:
-        moves = scenarios.history(connection, str(scenario_uuid))
-    if not moves:
-        raise _unknown(scenario_uuid)
-    return HistoryAnswer([
-        msgspec.structs.replace(move, at=_utc(move.at), detail=redacted(move.detail) if move.detail else None) for move in moves
-    ])  # fmt: skip
+        moves, more = history.page(connection, str(scenario_uuid), after, limit)
+        if not moves:
+            _require(connection, scenario_uuid)
+    items = [
+        msgspec.structs.replace(move, at=_utc(move.at), detail=redacted(move.detail) if move.detail else None)
+        for move in moves
+    ]
+    return HistoryAnswer(items, str(items[-1].number) if more else None)
 
 
 @get("/{scenario_uuid:str}/gaps", sync_to_thread=True, responses=documented(400, 404, 503))
-def get_gaps(api: Api, scenario_uuid: FromPath[UUID]) -> GapsAnswer:
+def get_gaps(api: Api, scenario_uuid: FromPath[UUID], after: AfterGap = None, limit: Limit = 100) -> GapsAnswer:
     """Where frames are missing that should have been kept, and why."""
+    place = gaps.BEFORE_THE_FIRST if after is None else read_place(after)
     with api.database.connection() as connection:
-        if not scenarios.exists(connection, str(scenario_uuid)):
-            raise _unknown(scenario_uuid)
-        return GapsAnswer(scenarios.gaps(connection, str(scenario_uuid)))
+        found, more = gaps.page(connection, str(scenario_uuid), place, limit)
+        if not found:
+            _require(connection, scenario_uuid)
+    return GapsAnswer(found, place_text(found[-1]) if more else None)
+
+
+def _require(connection: Connection, scenario_uuid: UUID) -> None:
+    if not scenarios.exists(connection, str(scenario_uuid)):
+        raise _unknown(scenario_uuid)
 
 
 def _shut_down(connection: Connection, scenario_uuid: str) -> None:

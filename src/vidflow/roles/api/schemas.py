@@ -17,7 +17,8 @@ from vidflow.domain.frame_rate import MAX_CHARACTERS
 from vidflow.domain.messages import MAX_POOL_CHARACTERS, Parameters
 from vidflow.domain.scenario import DEFAULT_POOL, Outcome, Skip, State
 from vidflow.domain.waiting import WaitingFor
-from vidflow.infra.scenarios import Move, StoredGap
+from vidflow.infra.gaps import StoredGap
+from vidflow.infra.history import Move
 
 MAX_SOURCE_CHARACTERS = 4096
 
@@ -124,15 +125,17 @@ class ScenarioPage(msgspec.Struct, frozen=True):
 
 
 class HistoryAnswer(msgspec.Struct, frozen=True):
-    """All moves of a scenario, the first first."""
+    """Moves of a scenario, the first first. `next` is the cursor to pass as `after`; null on the last page."""
 
     items: list[Move]
+    next: str | None
 
 
 class GapsAnswer(msgspec.Struct, frozen=True):
-    """All gaps of a scenario, in the order of the video."""
+    """Gaps of a scenario, in the order of the video. `next` is the cursor to pass as `after`; null on the last page."""
 
     items: list[StoredGap]
+    next: str | None
 
 
 class PredictionPage(msgspec.Struct, frozen=True):
