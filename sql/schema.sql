@@ -24,6 +24,7 @@ CREATE TABLE scenarios (
     skips            jsonb       NOT NULL DEFAULT '[]',
     error            jsonb,
     pool             text        NOT NULL DEFAULT 'default',
+    size_bytes       integer     NOT NULL DEFAULT 0,
     -- What the lifecycle forbids cannot be written: an outcome before the shutdown or none in it, an error without a failure,
     -- a deployment without an epoch and a runner.
     CONSTRAINT outcome_belongs_to_the_shutdown
@@ -46,6 +47,67 @@ CREATE INDEX scenarios_queue ON scenarios (pool, priority DESC, created_at, scen
 CREATE INDEX scenarios_in_backoff ON scenarios (due_at) WHERE state = 'init_startup' AND due_at > state_changed_at;
 -- infra/scenarios.py, page: the list filtered by state, newest first; without a filter the primary key serves (version 7: by time).
 CREATE INDEX scenarios_by_state ON scenarios (state, scenario_uuid DESC);
+
+-- How many scenarios wait for a runner (init_startup) and their bytes: the sums over all shards. Triggers keep them in the transactions
+-- that change what waits, whoever makes them. A shard belongs to a backend, so that a transaction locks one row, and a row that changes
+-- often finds room in its page.
+CREATE TABLE queue_totals (
+    shard     smallint PRIMARY KEY,
+    scenarios bigint   NOT NULL,
+    bytes     bigint   NOT NULL
+) WITH (fillfactor = 10);
+
+CREATE FUNCTION measure_scenario() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.size_bytes := octet_length(NEW.source) + octet_length(NEW.model) + octet_length(NEW.parameters::text);
+    RETURN NEW;
+END
+$$;
+
+CREATE FUNCTION count_queue() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    more_scenarios bigint := 0;
+    more_bytes     bigint := 0;
+BEGIN
+    IF TG_OP IN ('INSERT', 'UPDATE') THEN
+        SELECT count(*), coalesce(sum(size_bytes), 0)
+          INTO more_scenarios, more_bytes
+          FROM rows_after
+         WHERE state = 'init_startup';
+    END IF;
+    IF TG_OP IN ('UPDATE', 'DELETE') THEN
+        SELECT more_scenarios - count(*), more_bytes - coalesce(sum(size_bytes), 0)
+          INTO more_scenarios, more_bytes
+          FROM rows_before
+         WHERE state = 'init_startup';
+    END IF;
+    IF more_scenarios <> 0 OR more_bytes <> 0 THEN
+        INSERT INTO queue_totals AS t
+        VALUES (pg_backend_pid() & 15, more_scenarios, more_bytes)
+            ON CONFLICT (shard) DO UPDATE
+           SET scenarios = t.scenarios + EXCLUDED.scenarios, bytes = t.bytes + EXCLUDED.bytes;
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION empty_queue() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    DELETE FROM queue_totals;
+    RETURN NULL;
+END
+$$;
+
+CREATE TRIGGER measure BEFORE INSERT ON scenarios
+    FOR EACH ROW EXECUTE FUNCTION measure_scenario();
+CREATE TRIGGER queue_after_insert AFTER INSERT ON scenarios REFERENCING NEW TABLE AS rows_after
+    FOR EACH STATEMENT EXECUTE FUNCTION count_queue();
+CREATE TRIGGER queue_after_update AFTER UPDATE ON scenarios REFERENCING OLD TABLE AS rows_before NEW TABLE AS rows_after
+    FOR EACH STATEMENT EXECUTE FUNCTION count_queue();
+CREATE TRIGGER queue_after_delete AFTER DELETE ON scenarios REFERENCING OLD TABLE AS rows_before
+    FOR EACH STATEMENT EXECUTE FUNCTION count_queue();
+CREATE TRIGGER queue_after_truncate AFTER TRUNCATE ON scenarios
+    FOR EACH STATEMENT EXECUTE FUNCTION empty_queue();
 
 CREATE TABLE scenario_history (
     scenario_uuid uuid        NOT NULL,
@@ -111,7 +173,8 @@ CREATE TABLE scenario_gaps (
     to_s          double precision NOT NULL,
     frames        bigint,
     reason        text             NOT NULL,
-    UNIQUE (scenario_uuid, after_frame, reason, from_s)
+    -- infra/gaps.py, page: the order in which they are read.
+    CONSTRAINT scenario_gaps_in_order UNIQUE (scenario_uuid, after_frame, from_s, reason)
 );
 
 -- How far the inbox has stored each partition, and the database's time up to which all that was in it is stored.

@@ -86,6 +86,23 @@ class TestQueue:
                 time_of_a_look = time.monotonic() + 1.0
                 wait_until(lambda until_s=time_of_a_look: time.monotonic() > until_s, "the next look is due")
 
+    def test_what_waits_is_limited_by_bytes_too(self, database_url: str, tables: psycopg.Connection) -> None:
+        large = {**BODY, "source": f"{URL}?{'x' * 3000}"}
+        with ready(ApiOptions(database_url=database_url, queue_limit_bytes=10_000)) as client:
+            while (answer := client.post("/scenario/init", json=large)).status_code == 201:
+                assert stored(tables) <= 3
+            assert "--queue-limit-bytes" in problem_of(answer, 429, "queue_full")["detail"]
+            assert answer.headers["retry-after"]
+            assert stored(tables) == 3
+            init(client)  # a small one still fits
+            tables.execute("UPDATE scenarios SET state = 'inactive', outcome = 'stopped'")
+            wait_until(lambda: client.post("/scenario/init", json=large).status_code == 201, "there is room again")
+
+    def test_a_scenario_larger_than_the_limit_is_taken_by_an_empty_queue(self, database_url: str) -> None:
+        with ready(ApiOptions(database_url=database_url, queue_limit_bytes=1)) as client:
+            init(client)
+            problem_of(asked(client), 429, "queue_full")
+
     def test_what_was_let_in_by_others_counts_too(self, database_url: str) -> None:
         options = ApiOptions(database_url=database_url, queue_limit=4)
         with ready(options) as one, ready(options) as other:

@@ -111,16 +111,24 @@ def insert(tx: Connection, new: NewScenario) -> Shown:
     return _shown(row)
 
 
-def count_waiting(tx: Connection, most: int) -> int:
-    """How many scenarios wait for a runner; no more than `most` are counted, so that it costs no more."""
-    [(count,)] = tx.execute(
-        """
-        SELECT count(*)
-          FROM (SELECT FROM scenarios WHERE state = 'init_startup' LIMIT %(most)s) AS waiting
-        """,
-        {"most": most},
+class Queue(msgspec.Struct, frozen=True):
+    """The scenarios that wait for a runner: how many, and how many bytes they take together."""
+
+    scenarios: int
+    bytes: int
+
+
+def queue(tx: Connection) -> Queue:
+    """Return what waits, from totals that the database keeps: the cost does not depend on how much that is."""
+    [(scenarios, size_bytes)] = tx.execute(
+        "SELECT coalesce(sum(scenarios), 0)::bigint, coalesce(sum(bytes), 0)::bigint FROM queue_totals"
     ).fetchall()
-    return int(count)
+    return Queue(scenarios, size_bytes)
+
+
+def size_bytes(new: NewScenario) -> int:
+    """Return about how many bytes a scenario takes in the queue; the database counts its own."""
+    return len(new.source.encode()) + len(new.model.encode()) + len(msgspec.json.encode(new.parameters))
 
 
 def find(tx: Connection, scenario_uuid: str) -> Shown | None:

@@ -43,23 +43,28 @@ class Admission:
         self._lock = threading.Lock()
         self._looked_s = float("-inf")
         self._waiting = 0
+        self._waiting_bytes = 0
         self._under_way = 0
+        self._under_way_bytes = 0
         self._free_bytes: int | None = None
 
     @contextmanager
-    def admitted(self, tx: Connection) -> Iterator[None]:
-        """Lets one more scenario in, which is stored in the block. Raises a problem that says when to come again."""
+    def admitted(self, tx: Connection, size_bytes: int) -> Iterator[None]:
+        """Admit one more scenario of this size, which is stored in the block. Raises a problem that says when to come again."""
         with self._lock:
             self._look(tx)
             self._require_room()
-            self._require_place()
+            self._require_place(size_bytes)
             self._waiting += 1
+            self._waiting_bytes += size_bytes
             self._under_way += 1
+            self._under_way_bytes += size_bytes
         try:
             yield
         finally:
             with self._lock:
                 self._under_way -= 1
+                self._under_way_bytes -= size_bytes
 
     def _look(self, tx: Connection) -> None:
         """Under the lock: the others wait for a millisecond, rather than pass by an old number."""
@@ -69,7 +74,9 @@ class Admission:
         folder = self._options.data_dir
         self._free_bytes = free_bytes(folder) if folder is not None else None
         # What is under way may be among the counted: too many for a second, but never too few.
-        self._waiting = scenarios.count_waiting(tx, self._options.queue_limit) + self._under_way
+        queue = scenarios.queue(tx)
+        self._waiting = queue.scenarios + self._under_way
+        self._waiting_bytes = queue.bytes + self._under_way_bytes
 
     def _require_room(self) -> None:
         least = self._options.min_free_bytes
@@ -81,12 +88,19 @@ class Admission:
                 "goes on; its operator must make room, or lower --min-free-bytes",
             )
 
-    def _require_place(self) -> None:
-        limit = self._options.queue_limit
+    def _require_place(self, size_bytes: int) -> None:
+        limit, limit_bytes = self._options.queue_limit, self._options.queue_limit_bytes
         if self._waiting >= limit:
             raise problem(
                 429,
                 "queue_full",
                 f"{limit} scenarios wait for a runner already, which is this server's limit; come again later (its operator may "
                 "start more runners, or raise --queue-limit)",
+            )
+        if self._waiting and self._waiting_bytes + size_bytes > limit_bytes:
+            raise problem(
+                429,
+                "queue_full",
+                f"what waits for a runner takes {self._waiting_bytes} bytes already, and this server's limit is {limit_bytes}; come again "
+                "later, or send fewer labels (its operator may start more runners, or raise --queue-limit-bytes)",
             )

@@ -67,7 +67,7 @@ def init_scenario(api: Api, data: Annotated[InitScenario, Body(examples=_EXAMPLE
         pool=data.pool,
         parameters=data.parameters,
     )
-    with api.database.connection() as connection, api.admission.admitted(connection):
+    with api.database.connection() as connection, api.admission.admitted(connection, scenarios.size_bytes(new)):
         answer = _answer(scenarios.insert(connection, new))
     return Response(answer, status_code=201, headers={"Location": f"/scenario/{answer.scenario_uuid}"})
 
