@@ -52,6 +52,7 @@ $$;
 
 CREATE TRIGGER measure BEFORE INSERT ON scenarios
     FOR EACH ROW EXECUTE FUNCTION measure_scenario();
+-- A statement changes its total once, however many rows it has: each change leaves a version that the next must step over.
 CREATE TRIGGER queue_after_insert AFTER INSERT ON scenarios REFERENCING NEW TABLE AS rows_after
     FOR EACH STATEMENT EXECUTE FUNCTION count_queue();
 CREATE TRIGGER queue_after_update AFTER UPDATE ON scenarios REFERENCING OLD TABLE AS rows_before NEW TABLE AS rows_after

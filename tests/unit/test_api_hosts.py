@@ -89,7 +89,7 @@ def test_an_entry_that_is_not_a_host_is_refused_with_what_to_do(entry: str) -> N
     ("listens_at", "host", "allowed"),
     [
         ("10.0.0.7", "10.0.0.7", True), ("10.0.0.7", "10.0.0.8", False), ("0.0.0.0", "10.0.0.7", False), ("0.0.0.0", "0.0.0.0", False),
-        ("::", "::", False), ("vidflow.example", "vidflow.example", True), ("127.0.0.1", "vidflow.example", False),
+        ("::", "::", False), ("", "10.0.0.7", False), ("fe80::1%eth0", "fe80::1", True), ("vidflow.example", "vidflow.example", True), ("127.0.0.1", "vidflow.example", False),
     ],
 )  # fmt: skip
 def test_the_address_that_the_server_is_told_to_listen_at_is_allowed(

@@ -24,7 +24,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     `connections`: at most so many are served; `reserved` more are kept for health checks, and refuse everything else.
     `head_s`, `head_bytes`: a request's line and headers. `body_grace_s`, `body_bytes_per_s`: a body, or an answer that the client
     reads, has the grace time and then a second for each so many bytes. `linger_s`: how long the rest of a refused request is read,
-    so that the client sees the refusal. `pipelined`: requests ahead of their answers on one connection.
+    so that the client sees the refusal. `stop_grace_s`: the grace time of a body once the server stops. `pipelined`: requests
+    ahead of their answers on one connection. `look_s`: how often what is late is looked for.
     """
 
     connections: int = 1000
@@ -37,6 +38,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     body_bytes_per_s: int = 1000
     idle_s: int = 30
     linger_s: float = 2.0
+    stop_grace_s: float = 1.0
     pipelined: int = 16
     look_s: float = 1.0
 

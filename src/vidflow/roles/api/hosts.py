@@ -109,6 +109,7 @@ def allowed_hosts(options: ApiOptions) -> AllowedHosts:
     Raises SetupError for an entry of --allowed-hosts that is not a host.
     """
     listens_at = address_of(options.host)
-    everywhere = listens_at is not None and listens_at.is_unspecified
-    own = () if everywhere or not options.host else (options.host,)
-    return AllowedHosts((*options.allowed_hosts, *own))
+    if listens_at is not None and listens_at.is_unspecified:
+        return AllowedHosts(options.allowed_hosts)
+    own = options.host.partition("%")[0]  # without an IPv6 zone
+    return AllowedHosts((*options.allowed_hosts, *([own] if own else [])))

@@ -127,6 +127,12 @@ class LimitedProtocol(HttpToolsProtocol):
             elif self._phase is Phase.ANSWER:
                 self._phase = Phase.QUIET
 
+    def shutdown(self) -> None:
+        """The server stops: a body that is under way has a moment more, so that a slow one does not hold up the stop."""
+        super().shutdown()
+        if self._phase is Phase.BODY:
+            self._body = Pace(self.loop.time(), self._limits.stop_grace_s, self._limits.body_bytes_per_s)
+
     # --- Connection
 
     @property
@@ -271,6 +277,7 @@ class _Answer:
     def cut(self) -> None:
         """Let the app end: it reads that the client is gone, and what it writes is dropped."""
         self._cycle.disconnected = True
+        self._cycle.waiting_for_100_continue = False
         self._cycle.message_event.set()
 
     async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
