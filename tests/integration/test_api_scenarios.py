@@ -98,6 +98,11 @@ def test_a_frame_rate_is_stored_exactly_and_answered_in_a_form_that_means_the_sa
     assert row == (stored,)
 
 
+def test_the_default_frame_rate_is_exact_too(database_url: str) -> None:
+    with ready(ApiOptions(database_url=database_url, video_fps="30000/1001")) as client:
+        assert init(client)["fps"] == "30000/1001"
+
+
 def test_progress_of_a_running_scenario_is_told(client: httpx.Client, database_url: str) -> None:
     uuid_ = init(client)["scenario_uuid"]
     deploy(database_url, uuid_)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from typing import Final
 
 import msgspec
 from psycopg.rows import dict_row
@@ -10,7 +11,7 @@ from psycopg.rows import dict_row
 from vidflow.infra.pages import MAX_PAGE_BYTES, cut
 from vidflow.infra.postgres import Connection
 
-BEFORE_THE_FIRST = -1
+BEFORE_THE_FIRST: Final = -1
 """The number before that of the first move."""
 
 
