@@ -29,6 +29,8 @@ GRANT SELECT ON schema_checksums TO vidflow_api, vidflow_relay, vidflow_orchestr
 GRANT SELECT, INSERT, UPDATE ON scenarios TO vidflow_api;
 GRANT SELECT, INSERT ON scenario_history, scenario_progress, outbox TO vidflow_api;
 GRANT SELECT ON scenario_results, scenario_gaps, results_removed, inbox_partitions, lease, runners TO vidflow_api;
+-- Triggers on scenarios count the queue, with the rights of whom they run for.
+GRANT SELECT, INSERT, UPDATE, DELETE ON queue_totals TO vidflow_api, vidflow_orchestrator;
 
 -- The relay publishes the outbox and removes what was published.
 GRANT SELECT, UPDATE (error), DELETE ON outbox TO vidflow_relay;

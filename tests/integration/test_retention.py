@@ -294,7 +294,7 @@ def test_the_thread_ends_with_the_lease_and_with_a_stop(lease: Lease, database_u
 
 
 def failures() -> float:
-    return float(REGISTRY.get_sample_value("vidflow_retention_failures_total") or 0)
+    return float(REGISTRY.get_sample_value("vidflow_orchestrator_retention_failures_total") or 0)
 
 
 def test_what_goes_wrong_is_a_warning_and_is_counted(

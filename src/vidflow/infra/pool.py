@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final, LiteralString
 
+import msgspec
 import psycopg
 from psycopg.pq import TransactionStatus
 
@@ -32,6 +33,15 @@ class PoolBusy(Unavailable):
     """All connections are in use."""
 
     default_code = "database_busy"
+
+
+class PoolUse(msgspec.Struct, frozen=True):
+    """Connections of a pool: how many there may be, are, and are in use; and how many callers wait for one."""
+
+    limit: int
+    connected: int
+    in_use: int
+    waiting: int
 
 
 class _Pooled:
@@ -58,6 +68,13 @@ class Pool:
         self._in_use: set[_Pooled] = set()
         self._distrusted_s = float("-inf")
         self._closed = False
+        self._waiting = 0
+
+    def use(self) -> PoolUse:
+        """Return how the pool is used at this moment."""
+        with self._lock:
+            in_use = len(self._in_use)
+            return PoolUse(self.size, len(self._idle) + in_use, in_use, self._waiting)
 
     @property
     def in_use(self) -> int:
@@ -70,7 +87,7 @@ class Pool:
 
         Raises PoolBusy where none is free in time, psycopg.OperationalError where the server is away.
         """
-        if not self._places.acquire(timeout=timeout_s):
+        if not self._is_admitted(timeout_s):
             raise PoolBusy(f"all {self.size} connections to the database are busy")
         try:
             pooled = self._take()
@@ -95,6 +112,15 @@ class Pool:
             pooled.connection.close()
         for pooled in in_use:
             _cut(pooled.connection)
+
+    def _is_admitted(self, timeout_s: float) -> bool:
+        with self._lock:
+            self._waiting += 1
+        try:
+            return self._places.acquire(timeout=timeout_s)
+        finally:
+            with self._lock:
+                self._waiting -= 1
 
     def _take(self) -> _Pooled:
         """One that lives: an idle one, the last used first, or a new one."""

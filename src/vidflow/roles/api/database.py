@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-import msgspec
 import psycopg
 
 from vidflow.domain.errors import Unavailable
 from vidflow.infra.migrations import wait_for_schema
 from vidflow.infra.outage import in_one_line, postgres_outage
-from vidflow.infra.pool import Pool, PoolBusy
+from vidflow.infra.pool import Pool, PoolBusy, PoolUse
 from vidflow.infra.postgres import Connection, is_away, is_disk_full, is_timed_out
 from vidflow.infra.stopping import Stop
 from vidflow.infra.telemetry import log
@@ -28,15 +27,6 @@ _SAY_AGAIN_S: Final = 60.0
 _NOT_READY: Final = "the database is not there yet, or lacks this version's schema (its operator runs: vidflow db migrate); try again soon"
 _BUSY: Final = "all {size} connections to the database are busy; try again soon (its operator may raise --pool-size)"
 _log = log("api")
-
-
-class PoolUse(msgspec.Struct, frozen=True):
-    """Connections of a pool: how many there may be, are, and are in use; and how many requests wait for one."""
-
-    limit: int
-    connected: int
-    in_use: int
-    waiting: int
 
 
 class Database:
@@ -83,8 +73,7 @@ class Database:
 
     def use(self) -> PoolUse:
         """How the pool is used at this moment."""
-        stats = self._pool.get_stats()
-        return PoolUse(self._size, stats.get("pool_size", 0), len(self._in_use), stats.get("requests_waiting", 0))
+        return self._pool.use()
 
     def wait_until_ready(self, stop: Stop) -> None:
         """Returns once the server answers and has this version's schema, or at a stop. Requests are served from then on."""
