@@ -10,13 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from prometheus_client import REGISTRY
 from tests.integration.delivery import emptied, say
 
 from vidflow.domain.messages import Frame
 from vidflow.domain.retention import DAY_MS, DEFAULT, Keeping, Range
 from vidflow.infra import lease as leases
-from vidflow.infra import predictions, results, retention
+from vidflow.infra import metrics, predictions, results, retention
 from vidflow.infra.lease import Lease
 from vidflow.infra.postgres import FENCED_TRANSACTION_S, Connection, connect
 from vidflow.infra.stopping import Stop
@@ -294,7 +293,7 @@ def test_the_thread_ends_with_the_lease_and_with_a_stop(lease: Lease, database_u
 
 
 def failures() -> float:
-    return float(REGISTRY.get_sample_value("vidflow_orchestrator_retention_failures_total") or 0)
+    return float(metrics.ORCHESTRATOR.get_sample_value("vidflow_orchestrator_retention_failures_total") or 0)
 
 
 def test_what_goes_wrong_is_a_warning_and_is_counted(

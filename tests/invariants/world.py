@@ -582,7 +582,10 @@ class Simulation:
             all(scenario.state is State.INACTIVE for scenario in self.tables.scenarios.values())
             and not self.tables.outbox
             and all(is_empty(runner.charge) and not runner.commands for runner in self.runners.values())
-            and all(self._is_old(view) or (view.mark is None and not (view.report and view.report.entries)) for view in views)
+            and all(
+                self._is_old(view) or (view.mark is None and not (view.report and view.report.entries))
+                for view in views
+            )
         )
 
     def _is_old(self, view: RunnerView) -> bool:
