@@ -8,7 +8,15 @@ from confluent_kafka import KafkaError
 from vidflow.domain.errors import SetupError, Unavailable
 from vidflow.infra.kafka.clients import _Watch
 from vidflow.infra.kafka_settings import KafkaSettings
-from vidflow.infra.outage import TOPIC_MISSING, Outage, in_one_line, kafka_outage, require_kafka, require_postgres
+from vidflow.infra.outage import (
+    KAFKA_SECURITY,
+    TOPIC_MISSING,
+    Outage,
+    in_one_line,
+    kafka_outage,
+    require_kafka,
+    require_postgres,
+)
 
 GONE = ConnectionError("connection refused\n\tis the server running?")
 CONNECTING = '{"brokers": {"localhost:9092/bootstrap": {"state": "CONNECT"}}}'
@@ -97,3 +105,17 @@ def test_brokers_that_only_one_look_of_a_client_finds_down_are_not_said_to_be_aw
     watch.on_statistics(CONNECTING)
     watch.on_statistics(UP)
     assert said.messages == ["away", "back"]
+
+
+def test_a_login_that_is_refused_is_said_as_one_and_its_end_too(caplog: pytest.LogCaptureFixture) -> None:
+    watch = _Watch("a client", KafkaSettings("localhost:9092", {"sasl.password": "hunter2"}))
+    with caplog.at_level("INFO", "vidflow"):
+        watch.on_error(KafkaError(KafkaError._AUTHENTICATION, "invalid credentials hunter2"))
+        for _ in range(3):
+            watch.on_statistics(CONNECTING)
+        watch.on_statistics(CONNECTING.replace("CONNECT", "UP"))
+    assert [record.getMessage() for record in caplog.records] == [KAFKA_SECURITY, "back"]
+    error = caplog.records[0].vidflow_fields["error"]  # type: ignore[attr-defined]
+    assert error.startswith(
+        "Authentication failed at Kafka localhost:9092: invalid credentials ***. Check sasl.mechanism"
+    )

@@ -8,11 +8,8 @@ from vidflow.infra.kafka.clients import (
     KIND,
     MESSAGE_ID,
     RUNNER,
-    Admin,
     Delivered,
     Headers,
-    Questions,
-    admin,
     consumer,
     headers_of,
     know_topic,
@@ -20,7 +17,6 @@ from vidflow.infra.kafka.clients import (
     producer,
     send,
     take,
-    wait_for_broker,
 )
 from vidflow.infra.kafka.errors import ClientBroken, KafkaAway, SecurityFailed, TopicMissing
 from vidflow.infra.kafka.offsets import (
@@ -33,6 +29,7 @@ from vidflow.infra.kafka.offsets import (
     read_log,
     topic_id,
 )
+from vidflow.infra.kafka.questions import Admin, Questions, admin, wait_for_broker
 from vidflow.infra.kafka.topics import TopicRefused, Wanted, create_topics, settle_topics, weak_topics
 from vidflow.infra.kafka_settings import KafkaSettings
 

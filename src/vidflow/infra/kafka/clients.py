@@ -1,22 +1,18 @@
-"""The factory of every Kafka client (producer, consumer, log reader, admin), and how each is used."""
+"""The factory of every Kafka client, and how producers and consumers are used. Questions: questions.py."""
 
 from __future__ import annotations
 
 import operator
-import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
-from confluent_kafka.admin import AdminClient
 
 from vidflow.domain.errors import SetupError
-from vidflow.infra.kafka.errors import KafkaAway, SecurityFailed, TopicMissing, security_failure
+from vidflow.infra.kafka.errors import KafkaAway, SecurityFailed, security_failure
 from vidflow.infra.kafka_settings import SERVERS, KafkaSettings
 from vidflow.infra.outage import kafka_outage, require_kafka
-from vidflow.infra.stopping import Stop
 from vidflow.infra.telemetry import log
 
 MESSAGE_ID: Final = "message_id"
@@ -28,14 +24,8 @@ Headers = list[tuple[str, bytes | None]]
 _headers: Final = operator.methodcaller("headers")  # looks at the error that the client may have left: see headers_of
 Delivered = Callable[[KafkaError | None, Message], None]
 T = TypeVar("T")
-Key = TypeVar("Key")
-Asked = ParamSpec("Asked")
 
 ANSWER_S: Final = 5.0
-_SHORT_S: Final = 0.5
-_QUIET_S: Final = 3.0
-"""How long a broker may take without a word: one that is started beside the roles is there by then."""
-_RETRY_S: Final = 0.02
 _FULL_POLL_S: Final = 0.1
 _log = log("kafka")
 _CLASSIC: Final[dict[str, Any]] = {
@@ -68,7 +58,7 @@ def producer(settings: KafkaSettings, *, client_id: str) -> Producer:
         "compression.type": "lz4",
         "message.timeout.ms": 0,
     }
-    return _made(Producer, settings, {**_watched(settings, client_id), **own})
+    return made(Producer, settings, {**_watched(settings, client_id), **own})
 
 
 def know_topic(client: Producer | Consumer, topic: str) -> None:
@@ -121,13 +111,13 @@ def consumer(
         own["group.protocol"] = protocol
     if group and protocol == "classic":
         own |= _CLASSIC
-    return _made(Consumer, settings, own)
+    return made(Consumer, settings, own)
 
 
 def log_reader(settings: KafkaSettings) -> Consumer:
     """Make a consumer for `read_log`: in no group, and told of each partition's end."""
     own = {"group.id": "vidflow-alone", "enable.auto.commit": False, "enable.partition.eof": True}
-    return _made(Consumer, settings, {**_watched(settings, "vidflow-log"), **own})
+    return made(Consumer, settings, {**_watched(settings, "vidflow-log"), **own})
 
 
 def take(reader: Consumer, most: int, timeout_s: float) -> list[Message]:
@@ -139,68 +129,7 @@ def take(reader: Consumer, most: int, timeout_s: float) -> list[Message]:
     return first + reader.consume(most - len(first), 0) if first and len(first) < most else first
 
 
-def admin(settings: KafkaSettings) -> Admin:
-    """A client for questions. Keep a reference to it while an answer is awaited. Raises SetupError without brokers."""
-    require_kafka(settings)
-    return Admin(settings)
-
-
-class Admin(AdminClient):  # type: ignore[misc]  # the library has no types
-    """A client for questions that knows why a broker refuses it."""
-
-    def __init__(self, settings: KafkaSettings) -> None:
-        self.settings = settings
-        self._refusals: list[KafkaError] = []
-        own = {
-            "client.id": "vidflow-admin",
-            "socket.timeout.ms": int(ANSWER_S * 1000),
-            "error_cb": self._refusals.append,  # no bound method: the client would hold itself for ever
-        }
-        _made(super().__init__, settings, own)
-
-    def answers(self, what: str, question: Callable[[], Mapping[Key, Future[T]]]) -> dict[Key, T | KafkaAway]:
-        """Ask, and return each answer or why there is none. Raises KafkaAway if the question cannot be asked."""
-        try:
-            asked = question()
-        except KafkaException as error:
-            raise self.failure(what, error) from error
-        return {key: self._answer(what, answer) for key, answer in asked.items()}
-
-    def all_answers(self, what: str, question: Callable[[], Mapping[Key, Future[T]]]) -> dict[Key, T]:
-        """Ask, and return all answers. Raises the first KafkaAway among them."""
-        found = self.answers(what, question)
-        for answer in found.values():
-            if isinstance(answer, KafkaAway):
-                raise answer
-        return found  # type: ignore[return-value]
-
-    def _answer(self, what: str, answer: Future[Any]) -> Any:  # noqa: ANN401 - the answer, or why there is none
-        try:
-            found = answer.result(2 * ANSWER_S)
-        except (KafkaException, TimeoutError) as error:
-            failure = self.failure(what, error)
-            failure.__cause__ = error
-            return failure
-        self._refusals.clear()
-        return found
-
-    def failure(self, what: str, error: KafkaException | TimeoutError) -> KafkaAway:
-        """Return what an error means: the topic is missing, the broker refused this client, or it does not answer."""
-        self.poll(0)  # it calls error_cb
-        reasons = [*(error.args[:1] if isinstance(error, KafkaException) else ()), *reversed(self._refusals)]
-        if reasons and reasons[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-            return TopicMissing(f"Kafka has no such topic ({what}); make the topics with: vidflow topics create")
-        for reason in reasons:
-            if (failed := security_failure(reason, self.settings)) is not None:
-                return failed
-        said = f": {self.settings.without_secrets(reasons[0].str())}" if reasons else ""
-        codes = {reason.code() for reason in self._refusals}
-        if KafkaError._ALL_BROKERS_DOWN in codes and not codes & {KafkaError._TRANSPORT, KafkaError._RESOLVE}:  # noqa: SLF001
-            said += "; something is there and hangs up, as a broker does that requires TLS or a login: check security.protocol"
-        return KafkaAway(f"Kafka does not answer at {self.settings.bootstrap} ({what}){said}")
-
-
-def _made(make: Callable[[dict[str, Any]], T], settings: KafkaSettings, own: Mapping[str, Any]) -> T:
+def made(make: Callable[[dict[str, Any]], T], settings: KafkaSettings, own: Mapping[str, Any]) -> T:
     """Make a client. The operator's properties stand above vidflow's; those that may not change are none of them.
 
     Raises SetupError if the library knows no such property or value.
@@ -216,27 +145,6 @@ def _made(make: Callable[[dict[str, Any]], T], settings: KafkaSettings, own: Map
         ) from None  # the library's error may quote a secret
 
 
-def wait_for_broker(settings: KafkaSettings, stop: Stop) -> bool:
-    """Returns once a broker answers; False where a stop is requested before. Says once that it waits, if it takes long.
-
-    A question that waits for its broker cannot be broken off: those asked here are short ones, so that a stop is soon seen.
-    """
-    client, outage = admin(settings), kafka_outage()
-    since_s = time.monotonic()
-    while not stop.requested:
-        try:
-            client.list_topics(timeout=_SHORT_S)
-        except KafkaException as error:
-            failure = client.failure("its brokers", error)
-            if isinstance(failure, SecurityFailed) or time.monotonic() - since_s > _QUIET_S:
-                outage.away(failure)
-            stop.wait(_RETRY_S)
-        else:
-            outage.back()
-            return True
-    return False
-
-
 def headers_of(message: Message) -> Headers:
     """What its sender put beside a message; none where a name is no UTF-8. To be asked for once.
 
@@ -247,28 +155,6 @@ def headers_of(message: Message) -> Headers:
         return _headers(message) or []
     except (SystemError, UnicodeDecodeError):
         return []
-
-
-class Questions:
-    """A client for questions that go on for long: made anew where it got no answer.
-
-    Behind a broker that stood still for half a minute a client may look for its controller for minutes more, while the broker answers
-    everybody else (seen with librdkafka 2.16: "Failed while waiting for controller", each time again).
-    """
-
-    def __init__(self, settings: KafkaSettings) -> None:
-        self._settings = settings
-        self._client = admin(settings)
-
-    def ask(self, question: Callable[Concatenate[Admin, Asked], T], *given: Asked.args, **more: Asked.kwargs) -> T:
-        """The answer to one of the questions below. Raises KafkaAway."""
-        try:
-            return question(self._client, *given, **more)
-        except TopicMissing:
-            raise
-        except KafkaAway:
-            self._client = admin(self._settings)
-            raise
 
 
 def _watched(settings: KafkaSettings, client_id: str) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from typing import Final
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
 from confluent_kafka.admin import OffsetSpec, TopicDescription
 
-from vidflow.infra.kafka.clients import ANSWER_S, Admin, admin, know_topic, log_reader
+from vidflow.infra.kafka.clients import ANSWER_S, know_topic, log_reader
 from vidflow.infra.kafka.errors import KafkaAway, SecurityFailed, TopicMissing
+from vidflow.infra.kafka.questions import Admin, admin
 from vidflow.infra.kafka_settings import KafkaSettings
 
 _SILENCE_S: Final = 10.0

@@ -13,9 +13,10 @@ from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 from vidflow.domain.errors import SetupError
 from vidflow.domain.messages import COMPACTED, PARTITIONS, check_pool, commands_topic
 from vidflow.domain.scenario import DEFAULT_POOL
-from vidflow.infra.kafka.clients import ANSWER_S, Admin, admin
+from vidflow.infra.kafka.clients import ANSWER_S
 from vidflow.infra.kafka.errors import KafkaAway, SecurityFailed
 from vidflow.infra.kafka.offsets import end_offsets
+from vidflow.infra.kafka.questions import Admin, admin
 from vidflow.infra.kafka_settings import KafkaSettings
 
 _LED_POLL_S: Final = 0.02

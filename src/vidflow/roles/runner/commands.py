@@ -18,7 +18,7 @@ from vidflow.domain.messages import Command, commands_topic, decode_command
 from vidflow.domain.scenario import DEFAULT_POOL
 from vidflow.infra import kafka
 from vidflow.infra.outage import kafka_outage
-from vidflow.infra.stopping import Stop
+from vidflow.infra.stopping import Stop, start_thread
 from vidflow.infra.telemetry import log
 
 DEAF_S: Final = 30.0
@@ -75,16 +75,17 @@ class Commands:
         self._ears = _Ears({partition.partition: partition.offset for partition in self._consumer.assignment()})
 
     def listen(self, stop: Stop) -> None:
-        """The body of the thread. Raises Deaf where the topic was made anew, or nothing comes although something is there."""
-        checked_s = time.monotonic()
+        """The body of the thread, until the stop.
+
+        The stop's error is Deaf where the topic was made anew, or nothing comes although something is there: a thread of its own
+        asks, since an answer may take many seconds while a broker is away.
+        """
+        start_thread("commands check", lambda: self._check_until(stop), stop)
         try:
             while not stop.requested:
                 message = self._consumer.poll(_POLL_S)
                 if message is not None:
                     self._take(message)
-                if time.monotonic() - checked_s > CHECK_S:
-                    self._check()
-                    checked_s = time.monotonic()
         finally:
             self._consumer.close()
 
@@ -119,6 +120,10 @@ class Commands:
                 "command_unreadable", message=where, error=error.message, does="nothing; the leader gives it again"
             )
             return Unreadable()
+
+    def _check_until(self, stop: Stop) -> None:
+        while not stop.wait(CHECK_S):
+            self._check()
 
     def _check(self) -> None:
         try:
