@@ -53,7 +53,7 @@ FILL = (
     """,
     """
     INSERT INTO scenario_history (scenario_uuid, epoch, number, attempt, to_state, reason)
-    SELECT scenario_uuid, 0, n, 0, 'active', 'x' FROM (SELECT scenario_uuid FROM scenarios LIMIT 50000) AS s, generate_series(0, 1) AS n
+    SELECT scenario_uuid, 0, n, 0, 'active', 'x' FROM (SELECT scenario_uuid FROM scenarios LIMIT 200000) AS s, generate_series(0, 1) AS n
     """,
     """
     INSERT INTO scenario_results (scenario_uuid, frame_number, epoch, pts, time_s, width, height, at, detections)
@@ -63,7 +63,7 @@ FILL = (
     """,
     """
     INSERT INTO scenario_gaps (scenario_uuid, epoch, after_frame, from_s, to_s, reason)
-    SELECT scenario_uuid, 1, 3, 0, 1, 'corrupt' FROM scenarios ORDER BY scenario_uuid LIMIT 50000
+    SELECT scenario_uuid, 1, 3, 0, 1, 'corrupt' FROM scenarios ORDER BY scenario_uuid LIMIT 200000
     """,
     """
     INSERT INTO outbox (topic, key, kind, epoch, payload)

@@ -199,7 +199,10 @@ class Inbox:
         return {}
 
     def _connected(self) -> Connection:
-        if self._tables is None or has_hung_up(self._tables):
+        if self._tables is not None and has_hung_up(self._tables):
+            self._tables.close()
+            self._tables = None
+        if self._tables is None:
             self._tables = connect(self._url, name="vidflow inbox", answer_limit_s=ANSWER_LIMIT_S)
         return self._tables
 
