@@ -86,7 +86,7 @@ def test_what_a_worker_says_of_its_source_s_secrets_is_not_reported(stage: Stage
         entry = stage.ended(name, uuid)
         server.shutdown()
     assert entry.error is not None
-    assert entry.error.message.startswith("ValueError: http://h/?jwt=*** or ***: xxx")
+    assert "(ValueError: http://h/?jwt=*** or ***: xxx" in entry.error.message
     assert "option value: ***" in (entry.detail or "")
     assert "Hunter" not in f"{entry.error.message} {entry.detail}"
 

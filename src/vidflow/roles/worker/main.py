@@ -28,11 +28,13 @@ T = TypeVar("T")
 def process(task: Task, link: Link) -> EndReason:
     """Does the task; returns why it ended. All that it sent is acknowledged then, also where it raises an error."""
     deploy = task.deploy
+    results = Results(task.kafka, deploy.scenario_uuid, link)
     with read.open_source(deploy, task.media_root, any_file=task.any_file) as video:
-        results = Results(task.kafka, deploy.scenario_uuid, link)
         try:
-            results.send(_opened(deploy, video))
-            model = infer.load(deploy, task.models_dir, any_onnx=task.any_onnx)
+            try:
+                model = infer.load(deploy, task.models_dir, any_onnx=task.any_onnx)
+            finally:
+                results.send(_opened(deploy, video))
             return _frames(deploy, video, model, link, results)
         except DeliveryFailed:
             raise

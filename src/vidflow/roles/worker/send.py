@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException, Message
@@ -41,7 +42,9 @@ class Results:
         self._in_flight_bytes = 0
         self._failure: KafkaError | None = None
         self._failed_bytes = 0
-        self._know_the_topic()
+        # Takes 55 ms, in which source and model are opened.
+        self._ready = threading.Thread(target=self._know_the_topic, name="knows the topic", daemon=True)
+        self._ready.start()
 
     def send(self, message: Result) -> None:
         """Hands one message over; waits while too many are unacknowledged.
@@ -51,6 +54,7 @@ class Results:
         """
         value = encode(message)
         _require_readable(value)
+        self._ready.join()
         self._wait_until_below(IN_FLIGHT_MESSAGES, IN_FLIGHT_BYTES)
         headers: kafka.Headers = [
             (kafka.KIND, message.__struct_config__.tag.encode()),  # type: ignore[union-attr]
