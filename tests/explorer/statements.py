@@ -164,9 +164,9 @@ STATEMENTS: Final = (
         "if key not in withheld}", "if key}", "tests/unit/test_leader_memory.py",
     ),
     rule(
-        "probes are sent however long a tick takes", "roles/orchestrator/hearing.py",
-        "left_s = self._probe()", "left_s = self._probe() if self._unread or not self._last else 0.1",
-        f"{IT}/test_leader_at_its_limits.py",
+        "probes are sent and heard while nobody looks", "roles/orchestrator/hearing.py",
+        "left_s = self._probe()", "left_s = self._probe() if self._news.is_set() else 0.1",
+        f"{IT}/test_hearing.py::test_probes_are_heard_without_a_break_while_nobody_looks",
     ),
     rule(
         "complete is said behind the last row alone", "infra/predictions.py",
@@ -179,6 +179,6 @@ STATEMENTS: Final = (
 QUICK: Final = tuple(
     one
     for one in STATEMENTS
-    if not any(test.startswith((f"{IT}/test_inbox", f"{IT}/test_relay")) for test in one.tests)
+    if not any(test.startswith((f"{IT}/test_inbox", f"{IT}/test_relay", f"{IT}/test_hearing")) for test in one.tests)
 )
 """Those whose tests need no Kafka: a second or two each where they share a PostgreSQL."""

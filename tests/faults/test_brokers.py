@@ -27,7 +27,7 @@ from vidflow.infra.postgres import Connection, connect
 from vidflow.roles import inbox
 from vidflow.settings import InboxOptions
 
-pytestmark = [pytest.mark.long, pytest.mark.fault, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.long, pytest.mark.whole, pytest.mark.fault, pytest.mark.timeout(400)]
 
 ELECTED_S = 120.0
 FREEZE_S = 15.0

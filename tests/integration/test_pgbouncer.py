@@ -20,7 +20,7 @@ from vidflow.roles.api import database
 from vidflow.roles.dev import Stack
 from vidflow.settings import ApiOptions, DevOptions
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.whole]
 SHOWN = 100
 
 

@@ -31,7 +31,7 @@ from vidflow.infra import (
 )
 from vidflow.infra.postgres import Connection, connect
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.long, pytest.mark.whole, pytest.mark.timeout(300)]
 
 FINISHED, WAITING, MESSAGES = 1_000_000, 100_000, 100_000
 HOLDER = uuid.UUID(int=1)
