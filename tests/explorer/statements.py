@@ -118,7 +118,7 @@ STATEMENTS: Final = (
     ),
     rule(
         "a shutdown that is listed as ended is read", "infra/leader_tables.py",
-        "FROM unnest(%(ended)s::uuid[]) AS ended (scenario_uuid)", "FROM unnest('{}'::uuid[]) AS ended (scenario_uuid)",
+        "FROM unnest(%(ended)s::uuid[]) AS ended (scenario_uuid)", "FROM unnest(ARRAY[]::uuid[]) AS ended (scenario_uuid)",
         f"{IT}/test_leader_tables.py::test_a_shutdown_whose_runner_lists_it_as_ended_is_read_however_many_are_before_it",
     ),
     rule(

@@ -25,7 +25,7 @@ from vidflow.settings import InboxOptions
 
 pytestmark = pytest.mark.long
 
-FIRST = ("0001_spine.pre", "0004_pools_and_queue.pre")
+FIRST = ("0001_spine.pre", "0004_pools_and_queue.pre", "0007_inbox.pre")
 """The least that today's roles run on: the first schema, and the columns that they write."""
 BATCH = 25
 
