@@ -47,7 +47,10 @@ def vacancies(memory: Memory, world: World, timing: Timing) -> dict[str, int]:
     `world` need not hold anything that waits.
     """
     free: defaultdict[str, int] = defaultdict(int)
-    for slots in free_slots(tick_of(memory, world, Limits(), timing)):
+    tick = Tick(
+        world, _runners(memory, world, timing), Limits(), timing, {}
+    )  # slots ask for no entries by their scenarios
+    for slots in free_slots(tick):
         free[slots.pool] += max(slots.free, 0)
     return {pool: min(count, timing.assignments) for pool, count in free.items() if count}
 

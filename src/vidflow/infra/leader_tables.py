@@ -13,11 +13,11 @@ import msgspec
 from psycopg import Cursor
 from psycopg.rows import dict_row
 
-from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.leader import Known
 from vidflow.domain.progress import Progress
-from vidflow.domain.scenario import Limits, Outcome, Scenario, Skip, State, is_due
+from vidflow.domain.scenario import Limits, is_due
 from vidflow.infra import inbox_partitions, results
+from vidflow.infra.lifecycle import scenario_of
 from vidflow.infra.pipelining import pipelined
 from vidflow.infra.postgres import Connection
 
@@ -43,8 +43,8 @@ class Engagement(msgspec.Struct, frozen=True):
 # where the next loss would be the last.
 _ROWS: Final = """
      CROSS JOIN LATERAL (
-           SELECT s.scenario_uuid, s.state, s.outcome, s.error::text AS error, s.epoch, s.attempt, s.returns, s.runner, s.resume_frame,
-                  nullif(s.skips, '[]')::text AS skips, s.pool, s.priority,
+           SELECT s.scenario_uuid::text, s.state, s.outcome, s.error::text AS error, s.epoch, s.attempt, s.returns, s.runner,
+                  s.resume_frame, nullif(s.skips, '[]')::text AS skips, s.pool, s.priority,
                   CASE WHEN s.attempt >= %(last_attempt)s
                        THEN coalesce(s.parameters ->> 'on_poison' = 'skip', false)
                        ELSE false END AS skips_poison,
@@ -54,17 +54,11 @@ _ROWS: Final = """
             WHERE s.scenario_uuid = first.scenario_uuid
            OFFSET 0) AS s
      CROSS JOIN LATERAL (
-           SELECT p.epoch, p.closed, p.next_frame, p.last_pts, p.end_epoch, p.end_last_frame, p.end_reason, p.hole_epoch
+           SELECT p.epoch AS progress_epoch, p.closed, p.next_frame, p.last_pts, p.end_epoch, p.end_last_frame, p.end_reason, p.hole_epoch
              FROM scenario_progress p
             WHERE p.scenario_uuid = first.scenario_uuid
            OFFSET 0) AS p
 """
-_COLUMNS: Final = """
-           s.scenario_uuid::text, s.state, s.outcome, s.error, s.epoch, s.attempt, s.returns, s.runner, s.resume_frame, s.skips,
-           s.pool, s.priority, s.skips_poison, s.since_s, s.due_in_s,
-           p.epoch AS progress_epoch, p.closed, p.next_frame, p.last_pts, p.end_epoch, p.end_last_frame, p.end_reason, p.hole_epoch
-"""
-
 _NEWEST_REFUSED: Final = 100
 """Of the messages that Kafka refused: a deploy among them is noticed in the tick after."""
 ENGAGED: Final = f"""
@@ -93,7 +87,7 @@ ENGAGED: Final = f"""
                  ORDER BY id DESC
                  LIMIT {_NEWEST_REFUSED}) AS newest
          WHERE kind = 'deploy')
-    SELECT {_COLUMNS},
+    SELECT s.*, p.*,
            s.state = 'in_startup_processing' AND EXISTS (
                SELECT FROM outbox o
                 WHERE o.key = first.scenario_uuid::text AND o.kind = 'deploy' AND o.epoch = s.epoch
@@ -108,7 +102,7 @@ ENGAGED: Final = f"""
 """  # noqa: S608 - fragments of our own
 
 HEAD_OF_QUEUE: Final = f"""
-    SELECT {_COLUMNS}, false AS deploy_waits, NULL AS deploy_refused
+    SELECT s.*, p.*, false AS deploy_waits, NULL AS deploy_refused
       FROM unnest(%(pools)s::text[], %(counts)s::int[]) AS room (pool, slots)
      CROSS JOIN LATERAL (
            SELECT q.scenario_uuid
@@ -190,24 +184,6 @@ def head_of_queue(tables: Connection, room: Mapping[str, int], limits: Limits) -
 
 def _select(tables: Connection, query: str, given: Mapping[str, object]) -> Cursor[dict[str, Any]]:
     return tables.cursor(row_factory=dict_row).execute(query, given)
-
-
-def scenario_of(row: dict[str, Any]) -> Scenario:
-    """Return the lifecycle's part of a row. `error` and `skips` are JSON texts, or null."""
-    return Scenario(
-        scenario_uuid=row["scenario_uuid"],
-        state=State(row["state"]),
-        outcome=Outcome(row["outcome"]) if row["outcome"] else None,
-        error=msgspec.json.decode(row["error"], type=ErrorInfo) if row["error"] else None,
-        epoch=row["epoch"],
-        attempt=row["attempt"],
-        returns=row["returns"],
-        runner=row["runner"],
-        resume_frame=row["resume_frame"],
-        skips=msgspec.json.decode(row["skips"], type=tuple[Skip, ...]) if row["skips"] else (),
-        skips_poison=row["skips_poison"],
-        pool=row["pool"],
-    )
 
 
 def _known_of(row: dict[str, Any]) -> Known:

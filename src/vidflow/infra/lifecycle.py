@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 from psycopg.rows import dict_row
 
+from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.leader import Given
 from vidflow.domain.messages import (
     INIT_SCENARIO,
@@ -24,10 +25,27 @@ from vidflow.domain.messages import (
     commands_topic,
     encode,
 )  # fmt: skip
-from vidflow.domain.scenario import Decision, Scenario, Send, Skip, State
+from vidflow.domain.scenario import Decision, Outcome, Scenario, Send, Skip, State
 from vidflow.infra import outbox, results
-from vidflow.infra.leader_tables import scenario_of
 from vidflow.infra.postgres import Connection
+
+
+def scenario_of(row: dict[str, Any]) -> Scenario:
+    """Return the lifecycle's part of a row. `error` and `skips` are JSON texts, or null."""
+    return Scenario(
+        scenario_uuid=row["scenario_uuid"],
+        state=State(row["state"]),
+        outcome=Outcome(row["outcome"]) if row["outcome"] else None,
+        error=msgspec.json.decode(row["error"], type=ErrorInfo) if row["error"] else None,
+        epoch=row["epoch"],
+        attempt=row["attempt"],
+        returns=row["returns"],
+        runner=row["runner"],
+        resume_frame=row["resume_frame"],
+        skips=msgspec.json.decode(row["skips"], type=tuple[Skip, ...]) if row["skips"] else (),
+        skips_poison=row["skips_poison"],
+        pool=row["pool"],
+    )
 
 
 def read_one(tx: Connection, scenario_uuid: str) -> Scenario | None:

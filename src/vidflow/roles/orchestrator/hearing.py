@@ -15,7 +15,7 @@ import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
 
 from vidflow.domain.errors import MessageError
-from vidflow.domain.leader import is_news
+from vidflow.domain.leader import Timing, is_news
 from vidflow.domain.lease import ProbeWatch
 from vidflow.domain.messages import (
     INIT_SCENARIO,
@@ -39,8 +39,8 @@ MESSAGES: Final = 500
 DEAF_S: Final = 5.0
 """After that long without probes the topics may have been deleted and created again, so the clients are replaced."""
 MOST_DEAF_S: Final = 60.0
-SILENT_S: Final = 60.0
-"""A runner that was silent for so long is forgotten."""
+SILENT_S: Final = Timing().forget_runner_s
+"""A runner that was silent for so long is forgotten, here as in the leader's memory."""
 _log = log("orchestrator")
 
 

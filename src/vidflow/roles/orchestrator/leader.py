@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
+import msgspec
 import psycopg
 
 from vidflow.domain.errors import IllegalTransition
@@ -98,7 +99,7 @@ class Leader:
         world = World(engaged.known, now_s, engaged.now_db_s, engaged.caught_up_db_s, hearing_since_s)
         room = vacancies(self._memory, world, self._timing)
         waiting = leader_tables.head_of_queue(self._tables, room, self._limits)
-        return World([*engaged.known, *waiting], now_s, engaged.now_db_s, engaged.caught_up_db_s, hearing_since_s)
+        return msgspec.structs.replace(world, known=[*world.known, *waiting])
 
     def _write(self, plan: Plan) -> bool:
         """Write the plan in transactions of bounded size. What was not written is not remembered either."""
