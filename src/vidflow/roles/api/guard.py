@@ -12,10 +12,11 @@ from typing import Final, NamedTuple
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
+from vidflow.roles.api.health import PATHS
 from vidflow.roles.api.hosts import AllowedHosts, address_of, host_of, origin_host
-from vidflow.roles.api.problems import problem_answer
+from vidflow.roles.api.problems import send_problem
 
-BY_ADDRESS: Final = frozenset({"/health/live", "/health/ready", "/health/system", "/metrics"})
+BY_ADDRESS: Final = PATHS | {"/metrics"}
 """Read by load balancers and Prometheus, which name an address that no option can foresee. No page gains from reading them: one
 whose name resolves to this machine names itself, not an address."""
 _READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -37,9 +38,7 @@ def guarded(app: ASGIApp, allowed: AllowedHosts) -> ASGIApp:
         if refusal is None:
             await app(scope, receive, send)
             return
-        headers, body = problem_answer(*refusal)
-        await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-        await send({"type": "http.response.body", "body": body, "more_body": False})
+        await send_problem(send, *refusal)
 
     return guard
 

@@ -18,6 +18,8 @@ from vidflow.roles.api.context import Api, Context
 from vidflow.roles.api.problems import documented, problem
 from vidflow.roles.api.schemas import Health, PoolHealth, RelayLag, SystemHealth
 
+PATHS: Final = frozenset({"/health/live", "/health/ready", "/health/system"})
+"""Answered whatever is short, and to any address."""
 CHECK_S: Final = 1.0
 """A check that takes longer has failed: who asks wants to know now."""
 

@@ -12,9 +12,9 @@ from uvicorn._types import ASGI3Application, ASGIReceiveCallable, ASGISendCallab
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from vidflow.roles.api.connections import Connections, Pace
-from vidflow.roles.api.problems import problem_answer
+from vidflow.roles.api.health import PATHS
+from vidflow.roles.api.problems import problem_answer, send_problem
 
-ALWAYS_SERVED: Final = frozenset({"/health/live", "/health/ready", "/health/system"})
 _FED_BYTES: Final = 8 * 1024
 """The parser is fed in parts, so that a head that is too long is noticed within one of them."""
 
@@ -98,7 +98,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._phase = Phase.BODY
         self._body = Pace(self.loop.time(), self._limits.body_grace_s, self._limits.body_bytes_per_s)
         served, reserved = self.app, not self._all.is_served(self)
-        refuses = reserved and self.url.partition(b"?")[0].decode("latin-1") not in ALWAYS_SERVED
+        refuses = reserved and self.url.partition(b"?")[0].decode("latin-1") not in PATHS
         if refuses:
             self._all.refused("too_many")
         self.app = self._newest = _Answer(_too_many if refuses else served, closes=reserved)
@@ -300,10 +300,9 @@ class _Answer:
 
 async def _too_many(_scope: Scope, _receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
     """The app on a connection above the limit."""
-    headers, body = problem_answer(
+    await send_problem(
+        send,
         503,
         "too_many_connections",
         "this server has all the connections it may have; try again soon (its operator may raise --max-connections)",
     )
-    await send({"type": "http.response.start", "status": 503, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -58,6 +58,13 @@ def problem_answer(status: int, code: str, detail: str) -> tuple[list[tuple[byte
     if status in RETRY_AFTER_S:
         headers.append((b"retry-after", str(RETRY_AFTER_S[status]).encode()))
     return headers, body
+
+
+async def send_problem(send: Callable[[Any], Awaitable[None]], status: int, code: str, detail: str) -> None:
+    """Answer a request with a problem and nothing else, by the ASGI `send` of what answers outside the framework."""
+    headers, body = problem_answer(status, code, detail)
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 def body_problem(error: Exception, hints: Mapping[str, str]) -> ProblemDetailsException:
