@@ -20,17 +20,20 @@ class Authority:
             "-subj", f"/CN={name}", "-keyout", self._key, "-out", self.ca,
         )  # fmt: skip
 
-    def issue(self, name: str, host: str | None = None) -> tuple[Path, Path]:
-        """Sign a certificate for a server at `host` (an IP address) or for a client; return its file and its key's."""
+    def issue(self, name: str, at: str | None = None, days: int = 2) -> tuple[Path, Path]:
+        """Sign a certificate for a server `at` IP:127.0.0.1 or DNS:localhost, or for a client; return its file and its key's.
+
+        One of `days` below 0 has expired.
+        """
         request, key, certificate = (self._folder / f"{name}.{end}" for end in ("csr", "key", "pem"))
         extension = self._folder / f"{name}.ext"
-        extension.write_text(f"subjectAltName=IP:{host}\n" if host else "extendedKeyUsage=clientAuth\n")
+        extension.write_text(f"subjectAltName={at}\n" if at else "extendedKeyUsage=clientAuth\n")
         self._run(
             "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", f"/CN={name}",
             "-keyout", key, "-out", request,
         )  # fmt: skip
         self._run(
-            "x509", "-req", "-in", request, "-CA", self.ca, "-CAkey", self._key, "-CAcreateserial", "-days", "2",
+            "x509", "-req", "-in", request, "-CA", self.ca, "-CAkey", self._key, "-CAcreateserial", "-days", str(days),
             "-extfile", extension, "-out", certificate,
         )  # fmt: skip
         return certificate, key

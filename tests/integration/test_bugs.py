@@ -29,13 +29,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def stage(kafka_settings: KafkaSettings) -> Iterator[Stage]:
-    stage = Stage(kafka_settings)
-    yield stage
-    stage.close()
-
-
-@pytest.fixture(scope="module")
 def name(kafka_settings: KafkaSettings, folder: Path, stage: Stage) -> Iterator[str]:
     """The id of a runner whose workers have the bugs."""
     environment = broken_vidflow.install(folder)

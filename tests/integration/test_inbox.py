@@ -7,7 +7,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
@@ -70,12 +70,16 @@ def now_s(tables: Connection) -> float:
     return inbox_partitions.database_time(tables).timestamp()
 
 
+def caught_up_s(tables: Connection, topic_id: str, partitions: Sequence[int]) -> float | None:
+    return inbox_partitions.caught_up_answer(inbox_partitions.ask_caught_up(tables, RESULTS, topic_id, partitions))
+
+
 def caught_up_past(tables: Connection, settings: KafkaSettings, moment_s: float) -> bool:
     """What the leader asks before it takes a scenario from its runner."""
     client = kafka.admin(settings)
     topic = (kafka.topic_id(client, RESULTS), kafka.partitions(client, RESULTS))
-    caught_up_s = inbox_partitions.caught_up_s(tables, RESULTS, *topic)
-    return caught_up_s is not None and caught_up_s >= moment_s
+    stored_s = caught_up_s(tables, *topic)
+    return stored_s is not None and stored_s >= moment_s
 
 
 def await_caught_up(tables: Connection, settings: KafkaSettings) -> None:
@@ -407,9 +411,9 @@ def test_a_partition_that_was_never_read_is_not_caught_up_with(tables: Connectio
     with inbox(tables, options):
         await_caught_up(tables, options.kafka)
     topic_id = kafka.topic_id(kafka.admin(options.kafka), RESULTS)
-    assert inbox_partitions.caught_up_s(tables, RESULTS, topic_id, range(16)) is not None
-    assert inbox_partitions.caught_up_s(tables, RESULTS, topic_id, range(17)) is None
-    assert inbox_partitions.caught_up_s(tables, RESULTS, "another id", range(16)) is None
+    assert caught_up_s(tables, topic_id, range(16)) is not None
+    assert caught_up_s(tables, topic_id, range(17)) is None
+    assert caught_up_s(tables, "another id", range(16)) is None
 
 
 def test_two_inboxes_store_everything_once(tables: Connection, options: InboxOptions) -> None:
@@ -647,16 +651,13 @@ def test_a_detection_is_read_back_as_it_was_sent(tables: Connection, options: In
 
 
 def test_a_mark_from_before_the_databases_clock_went_back_says_nothing_and_is_replaced(tables: Connection) -> None:
-    def caught_up_s() -> float | None:
-        return inbox_partitions.caught_up_s(tables, RESULTS, "id", [0, 1])
-
     inbox_partitions.positions(tables, RESULTS, "id", [0, 1])
     now = inbox_partitions.database_time(tables)
     inbox_partitions.note_caught_up(tables, RESULTS, "id", {0: 0}, {0: 0}, now)
     inbox_partitions.note_caught_up(tables, RESULTS, "id", {1: 0}, {1: 0}, now + datetime.timedelta(hours=1))
-    assert caught_up_s() is None
+    assert caught_up_s(tables, "id", [0, 1]) is None
     inbox_partitions.note_caught_up(tables, RESULTS, "id", {1: 0}, {1: 0}, now)
-    assert caught_up_s() == pytest.approx(now.timestamp())
+    assert caught_up_s(tables, "id", [0, 1]) == pytest.approx(now.timestamp())
 
 
 def test_an_offset_that_no_broker_knows_is_neither_a_position_nor_an_end(tables: Connection) -> None:
@@ -666,8 +667,8 @@ def test_an_offset_that_no_broker_knows_is_neither_a_position_nor_an_end(tables:
     tables.execute("UPDATE inbox_partitions SET position = -1001 WHERE topic_id = 'unknown' AND partition = 1")
     ends = {0: -1001, 1: -1001}
     inbox_partitions.note_caught_up(tables, RESULTS, "unknown", {0: 0, 1: -1001}, ends, now)
-    assert inbox_partitions.caught_up_s(tables, RESULTS, "unknown", [0]) is None
-    assert inbox_partitions.caught_up_s(tables, RESULTS, "unknown", [1]) is None
+    assert caught_up_s(tables, "unknown", [0]) is None
+    assert caught_up_s(tables, "unknown", [1]) is None
     assert inbox_partitions.positions(tables, RESULTS, "unknown", [0, 1]) == {0: 0, 1: 0}
 
 

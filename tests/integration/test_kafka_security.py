@@ -44,7 +44,7 @@ class Secured(EmbeddedKafka):
         self.authority = authority
         own = {"PLAINTEXT": broker, "SCRAM": self.scram_port, "MTLS": self.mtls_port, "OAUTH": self.oauth_port}
         places = [f"{name}://127.0.0.1:{port}" for name, port in own.items()]
-        certificate, key = authority.issue("broker", "127.0.0.1")
+        certificate, key = authority.issue("broker", "IP:127.0.0.1")
         keystore = folder / "broker-keystore.pem"
         keystore.write_text(key.read_text() + certificate.read_text())
         more = {

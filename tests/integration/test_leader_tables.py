@@ -6,6 +6,7 @@ import uuid
 
 import pytest
 from psycopg.types.json import Jsonb
+from tests.integration.explained import explain
 from tests.integration.queues import fill_queue
 
 from vidflow.domain.leader import Known
@@ -172,6 +173,5 @@ def pages(tables: Connection, statement: str) -> int:
         "over": (leader_tables.END_BACKOFFS, {"backoffs": 500}),
     }[statement]
     tables.execute("ANALYZE scenarios")
-    [(plan,)] = tables.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {query}", given).fetchall()  # type: ignore[arg-type]
-    top = plan[0]["Plan"]
-    return int(top["Shared Hit Blocks"]) + int(top["Shared Read Blocks"])
+    [explained] = explain(tables, lambda tx: tx.execute(query, given))
+    return explained.pages

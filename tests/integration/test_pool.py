@@ -156,12 +156,12 @@ def pool(database_url: str) -> Iterator[Pool]:
 
 def test_a_pool_has_no_more_connections_than_its_size(pool: Pool) -> None:
     with pool.connection(1), pool.connection(1):
-        assert pool.in_use == 2
+        assert pool.use().in_use == 2
         with pytest.raises(PoolBusy), pool.connection(0.01):
             pass
     with pool.connection(1) as one:
         assert one.execute("SELECT 1").fetchone() == (1,)
-    assert pool.in_use == 0
+    assert pool.use().in_use == 0
 
 
 def test_a_connection_in_a_broken_transaction_is_not_given_out_again(pool: Pool) -> None:

@@ -46,13 +46,6 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def stage(kafka_settings: KafkaSettings) -> Iterator[Stage]:
-    stage = Stage(kafka_settings)
-    yield stage
-    stage.close()
-
-
-@pytest.fixture(scope="module")
 def keeper(
     kafka_settings: KafkaSettings,
     folder: Path,

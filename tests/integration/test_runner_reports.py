@@ -26,13 +26,6 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return clips.constant_rate(tmp_path_factory.mktemp("clips") / "clip.mp4", frames=5)
 
 
-@pytest.fixture(scope="module")
-def stage(kafka_settings: KafkaSettings) -> Iterator[Stage]:
-    stage = Stage(kafka_settings)
-    yield stage
-    stage.close()
-
-
 @contextmanager
 def a_runner(settings: KafkaSettings, folder: Path) -> Iterator[RunnerProcess]:
     options = ["--any-file", "--max-workers", str(WORKERS)]

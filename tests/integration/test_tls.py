@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,8 +10,9 @@ from urllib.parse import urlencode, urlsplit
 
 import pytest
 from tests.integration.api_server import init, ready
+from tests.integration.certificates import Authority
 from tests.integration.pgbouncer import pooled
-from tests.integration.postgres_tls import authority, issued, speaking_tls
+from tests.integration.postgres_tls import speaking_tls
 from tests.integration.programs import ended
 
 from vidflow.domain.errors import SetupError
@@ -24,12 +26,12 @@ class Wires:
 
     def __init__(self, url: str, folder: Path, stack: ExitStack) -> None:
         self.url = url
-        ours, other = authority(folder, "ours"), authority(folder, "other")
-        self.ours, self.other = ours.certificate, other.certificate
+        ours, other = Authority(folder, "ours"), Authority(folder, "other")
+        self.ours, self.other = ours.ca, other.ca
         self.certificates = {
-            "good": issued(ours, folder, "good", host="localhost", days=2),
-            "of another host": issued(ours, folder, "host", host="db.example", days=2),
-            "expired": issued(ours, folder, "expired", host="localhost", days=-1),
+            "good": ours.issue("good", "DNS:localhost"),
+            "of another host": ours.issue("host", "DNS:db.example"),
+            "expired": ours.issue("expired", "DNS:localhost", days=-1),
         }
         port = urlsplit(url).port or 0
         self.ports = {name: stack.enter_context(speaking_tls(port, one)) for name, one in self.certificates.items()}
@@ -44,6 +46,8 @@ class Wires:
 
 @pytest.fixture(scope="module")
 def wires(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wires]:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed here")
     with ExitStack() as stack:
         yield Wires(database_url, tmp_path_factory.mktemp("certificates"), stack)
 
@@ -72,7 +76,7 @@ REFUSALS = {
 def test_what_is_wrong_with_a_certificate_is_told_in_one_line(wires: Wires, case: str) -> None:
     name, root, expected = REFUSALS[case]
     folder = wires.ours.parent
-    url = wires.of(name, folder / f"{root}.crt")
+    url = wires.of(name, folder / f"{root}.pem")
     with pytest.raises(
         SetupError, match=f"^TLS to PostgreSQL failed: .*{expected}.*Check sslmode and sslrootcert"
     ) as caught:

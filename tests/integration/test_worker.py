@@ -56,13 +56,6 @@ def free(kafka_settings: KafkaSettings, folder: Path) -> Iterator[RunnerProcess]
 
 
 @pytest.fixture(scope="module")
-def stage(kafka_settings: KafkaSettings) -> Iterator[Stage]:
-    stage = Stage(kafka_settings)
-    yield stage
-    stage.close()
-
-
-@pytest.fixture(scope="module")
 def name(free: RunnerProcess, stage: Stage) -> str:
     return free.id_on(stage)
 

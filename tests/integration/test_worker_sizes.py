@@ -35,13 +35,6 @@ def process(kafka_settings: KafkaSettings, folder: Path, stage: Stage) -> Iterat
 
 
 @pytest.fixture(scope="module")
-def stage(kafka_settings: KafkaSettings) -> Iterator[Stage]:
-    stage = Stage(kafka_settings)
-    yield stage
-    stage.close()
-
-
-@pytest.fixture(scope="module")
 def name(process: RunnerProcess, stage: Stage) -> str:
     return process.id_on(stage)
 

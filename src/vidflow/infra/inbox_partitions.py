@@ -132,17 +132,12 @@ def note_caught_up(
     return dict(rows)
 
 
-def caught_up_s(tx: Connection, topic: str, topic_id: str, partitions: Sequence[int]) -> float | None:
-    """Up to which moment (the database's clock, seconds since 1970) all that was in the topic's partitions is stored.
-
-    None where one of them has not been caught up with yet, or was before the database's clock went back: its mark is of the
-    future. Rows of other topic ids do not count.
-    """
-    return caught_up_answer(ask_caught_up(tx, topic, topic_id, partitions))
-
-
 def ask_caught_up(tx: Connection, topic: str, topic_id: str, partitions: Sequence[int]) -> Cursor[TupleRow]:
-    """Send the question of `caught_up_s`; `caught_up_answer` reads the answer. Between the two a pipeline may send more."""
+    """Ask up to which moment all that was in the topic's partitions is stored; between this and `caught_up_answer` a pipeline may
+    send more.
+
+    Rows of other topic ids do not count.
+    """
     return tx.execute(
         """
         SELECT extract(epoch FROM min(caught_up_at))::float8
@@ -157,6 +152,10 @@ def ask_caught_up(tx: Connection, topic: str, topic_id: str, partitions: Sequenc
 
 
 def caught_up_answer(asked: Cursor[TupleRow]) -> float | None:
-    """Return the answer to `ask_caught_up`, see `caught_up_s`."""
+    """Return that moment, by the database's clock in seconds since 1970.
+
+    None where one of the partitions has not been caught up with yet, or was before the database's clock went back: its mark is of
+    the future.
+    """
     row = asked.fetchone()
     return float(row[0]) if row and row[0] is not None else None

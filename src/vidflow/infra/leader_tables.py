@@ -30,7 +30,7 @@ BACKOFFS: Final = 500
 class Engagement(msgspec.Struct, frozen=True):
     """What a tick reads in one snapshot, with the database's time of that snapshot in seconds since 1970.
 
-    `caught_up_db_s`: see `inbox_partitions.caught_up_s`. `backoff_over`: the backoff of at least one scenario is over.
+    `caught_up_db_s`: see `inbox_partitions.caught_up_answer`. `backoff_over`: the backoff of at least one scenario is over.
     """
 
     now_db_s: float

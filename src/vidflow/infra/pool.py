@@ -76,11 +76,6 @@ class Pool:
             in_use = len(self._in_use)
             return PoolUse(self.size, len(self._idle) + in_use, in_use, self._waiting)
 
-    @property
-    def in_use(self) -> int:
-        """How many connections are in use now."""
-        return len(self._in_use)
-
     @contextmanager
     def connection(self, timeout_s: float) -> Iterator[Connection]:
         """A connection in autocommit mode, given back at the end. Behind a pooler the body is one transaction.
