@@ -20,7 +20,7 @@ from pathlib import Path
 
 from stack import SERVERS, cpu_s, parts_of, stack
 
-CLIENTS = "import psycopg, psycopg_pool, confluent_kafka, confluent_kafka.admin, msgspec, time; print(flush=True); time.sleep(1e6)"
+CLIENTS = "import psycopg, confluent_kafka, confluent_kafka.admin, msgspec, time; print(flush=True); time.sleep(1e6)"
 
 
 @dataclass(frozen=True)
