@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -282,37 +283,64 @@ def test_a_fault_of_ours_is_told_by_an_id_that_is_logged_once(
     tables.execute("UPDATE scenarios SET skips = '[]' WHERE scenario_uuid = %s", (uuid_,))
 
 
-def test_a_process_that_is_told_to_stop_does_so_while_a_request_hangs(database_url: str) -> None:
+@contextmanager
+def api_process(database_url: str) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
+    """An api as a process of its own, once it is ready, and a client of it."""
     port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "vidflow",
-        "api",
-        "--port",
-        str(port),
-        "--no-inbox",
-        "--database-url",
-        database_url,
-    ]
+    options = ["--port", str(port), "--no-inbox", "--database-url", database_url]
     with (
-        subprocess.Popen(command) as process,
+        subprocess.Popen([sys.executable, "-m", "vidflow", "api", *options]) as process,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
-        psycopg.connect(database_url) as other,
     ):
         try:
             wait_until(lambda: answers_ready(client), "the api is ready")
-            other.execute("LOCK TABLE scenarios IN ACCESS EXCLUSIVE MODE")
-            answers: list[httpx.Response] = []
-            asking = threading.Thread(target=lambda: answers.append(client.get("/scenario")))
-            asking.start()
+            yield process, client
+        finally:
+            process.kill()
+
+
+@contextmanager
+def asking(client: httpx.Client, method: str, path: str) -> Iterator[list[httpx.Response]]:
+    """A request under way in the block; at its end the answer, unless the connection was lost."""
+    answers: list[httpx.Response] = []
+
+    def ask() -> None:
+        with suppress(httpx.TransportError):
+            answers.append(client.request(method, path))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    yield answers
+    thread.join()
+
+
+def test_a_process_that_is_told_to_stop_does_so_while_a_request_hangs(database_url: str) -> None:
+    with api_process(database_url) as (process, client), psycopg.connect(database_url) as other:
+        other.execute("LOCK TABLE scenarios IN ACCESS EXCLUSIVE MODE")
+        with asking(client, "GET", "/scenario") as answers:
             wait_until(lambda: someone_waits_for_a_lock(database_url), "the request hangs")
             process.send_signal(signal.SIGTERM)
             assert process.wait(15) == 0
-            asking.join()
-            assert answers[0].status_code == 503  # cut off, or ended by its time limit, whichever came first
-        finally:
-            process.kill()
+        assert answers[0].status_code == 503  # cut off, or ended by its time limit, whichever came first
+
+
+@pytest.mark.fault
+def test_invariant_8_an_api_that_freezes_in_a_shutdown_locks_out_nobody(
+    database_url: str, tables: psycopg.Connection
+) -> None:
+    with api_process(database_url) as (process, client):
+        uuid_ = init(client)["scenario_uuid"]
+        with psycopg.connect(database_url) as other:
+            other.execute("SELECT FROM scenarios WHERE scenario_uuid = %s FOR UPDATE", (uuid_,))
+            with asking(client, "POST", f"/scenario/{uuid_}/shutdown") as answers:
+                wait_until(lambda: someone_waits_for_a_lock(database_url), "the request is in its transaction")
+                process.send_signal(signal.SIGSTOP)
+                other.rollback()
+                tables.execute("SET lock_timeout = '4 s'")
+                tables.execute("UPDATE scenarios SET skips = '[]' WHERE scenario_uuid = %s", (uuid_,))
+                process.send_signal(signal.SIGCONT)
+        assert answers[0].status_code == 503
+        assert client.post(f"/scenario/{uuid_}/shutdown").status_code == 200
 
 
 @pytest.mark.parametrize("video_fps", ["0", "-1", "fast", "nan", "inf", ""])

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import LiteralString
 
 import msgspec
 import pytest
@@ -54,6 +55,8 @@ from vidflow.infra.stopping import Stop
 from vidflow.roles.inbox import run, storing
 from vidflow.roles.inbox.reader import BATCH, BATCH_BYTES, GROUP, Reader
 from vidflow.settings import InboxOptions
+
+LONG_BYTES = 900_000
 
 
 @pytest.fixture
@@ -496,6 +499,54 @@ def test_invariant_5_inboxes_that_are_killed_frozen_and_ended_while_frames_flow_
     assert [progress(tables, uuid).repeats for uuid in uuids] == [0] * 12
 
 
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    ("locked", "amid"),
+    [
+        ("SELECT FROM scenario_progress WHERE scenario_uuid = %(uuid)s FOR UPDATE", "idle in transaction"),
+        (
+            "INSERT INTO scenario_results SELECT %(uuid)s, 0, 1, 0, 0, 1, 1, '2026-01-01T00:00:00Z', '[]'",
+            "active",  # in the COPY, where the server looks at no timeout
+        ),
+    ],
+    ids=["between statements", "amid a copy"],
+)
+def test_invariant_8_an_inbox_that_freezes_in_its_transaction_locks_out_nobody(
+    tables: Connection, options: InboxOptions, locked: LiteralString, amid: str
+) -> None:
+    uuid = scenario(tables)
+    seen = (Detection("x" * 190, 0.5, (0.0, 0.0, 1.0, 1.0)),) * 3500
+    for number in range(12):  # more than the wire holds, so that the copy is not sent whole
+        send(options.kafka, msgspec.structs.replace(frame(uuid, number), detections=seen))
+
+    def state_of_the_frozen() -> str:
+        [(state,)] = tables.execute(
+            """
+            SELECT max(CASE wait_event_type WHEN 'Lock' THEN 'locked' WHEN 'Client' THEN state END)
+              FROM pg_stat_activity
+             WHERE application_name = 'vidflow inbox' AND datname = current_database()
+            """
+        ).fetchall()
+        return str(state)
+
+    with process("inbox", options.database_url, options.kafka) as frozen:
+        with connect(options.database_url, name="holder") as holder, holder.transaction(force_rollback=True):
+            holder.execute(locked, {"uuid": uuid})
+            wait_until(lambda: state_of_the_frozen() == "locked", "it waits in its transaction")
+            frozen.send_signal(signal.SIGSTOP)
+        wait_until(lambda: state_of_the_frozen() == amid, "the server waits for it")
+        with inbox(tables, options):
+            await_caught_up(tables, options.kafka)
+            assert stored(tables, uuid) == list(range(12))
+            frozen.send_signal(signal.SIGCONT)
+            send(options.kafka, *frames(uuid, range(12, 20)))
+            await_caught_up(tables, options.kafka)
+        await_caught_up(tables, options.kafka)  # by the one that was frozen, alone
+        assert frozen.poll() is None
+    assert stored(tables, uuid) == list(range(20))
+    assert progress(tables, uuid).repeats == 0
+
+
 def until_stored(tables: Connection, uuids: list[str], count: int) -> None:
     wait_until(
         lambda: min(one.next_frame for one in results.read_progress(tables, uuids).values()) == count,
@@ -688,9 +739,6 @@ def test_a_position_that_an_earlier_version_took_from_a_partition_without_a_lead
         wait_until(lambda: stored(tables, uuid) == list(range(10)), "a new inbox reads on")
         await_caught_up(tables, options.kafka)
     assert tables.execute("SELECT min(position), max(position) FROM inbox_partitions").fetchone() == (0, 10)
-
-
-LONG_BYTES = 900_000
 
 
 def test_a_batch_of_long_messages_grows_past_its_bytes_by_one_at_most(

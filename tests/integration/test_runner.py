@@ -15,6 +15,7 @@ from tests import clips
 from tests.integration import odd_models
 from tests.integration.delivery import send_with_header
 from tests.integration.embedded import wait_until
+from tests.integration.odd_models import BAD_FRAME
 from tests.integration.processes import is_alive
 from tests.integration.runners import RunnerProcess, Stage, deploy, new_uuid, runner
 
@@ -196,9 +197,18 @@ def test_progress_is_reported(stage: Stage, name: str, endless: Path) -> None:
 
 
 def test_a_worker_that_is_killed_is_reported_at_once(
-    stage: Stage, keeper: RunnerProcess, name: str, endless: Path
+    stage: Stage, keeper: RunnerProcess, name: str, clip: Path
 ) -> None:
-    uuid = busy(stage, name, endless)
+    uuid = new_uuid()
+    stage.command(name, deploy(uuid, clip, "hanging", attempt=1))
+    stage.until(
+        lambda: (
+            (entry := stage.entry(name, uuid))
+            and entry.waits_for is Waiting.INFERENCE
+            and entry.next_frame == BAD_FRAME
+        ),
+        "it is in inference",
+    )
     [pid] = keeper.workers()
     since_s = time.monotonic()
     os.kill(pid, signal.SIGKILL)

@@ -74,9 +74,11 @@ def test_a_result_that_the_topic_is_too_small_for_fails_its_scenario_at_once(
         entry = stage.ended(name, uuid)
     assert entry.error is not None
     assert (entry.error.code, entry.fatal) == ("result_too_large", True)
-    stored = [frame.frame_number for frame in stage.frames(uuid)]
-    assert stored == list(range(len(stored))), "nothing stands behind a hole"
-    assert 4 <= len(stored) <= BAD_FRAME, "what went in one batch with it may be refused with it"
+    sent = [frame.frame_number for frame in stage.frames(uuid)]
+    before = [number for place, number in enumerate(sent) if number == place]
+    assert 4 <= len(before) <= BAD_FRAME, "what went in one batch with it may be refused with it"
+    # What was under way behind it may have been taken; the inbox stores nothing behind a hole (test_inbox.py).
+    assert BAD_FRAME not in sent
 
 
 def test_a_deploy_with_250_kb_of_labels_is_taken(stage: Stage, name: str, clip: Path) -> None:

@@ -19,7 +19,7 @@ from vidflow.domain.messages import Parameters
 from vidflow.domain.scenario import Decision, Event, Kind, State, decide
 from vidflow.domain.waiting import waiting_for
 from vidflow.infra import gaps, history, lifecycle, scenarios
-from vidflow.infra.postgres import Connection, is_conflict
+from vidflow.infra.postgres import FENCED, Connection, is_conflict
 from vidflow.infra.telemetry import redacted
 from vidflow.roles.api import models, sources
 from vidflow.roles.api.answers import tagged
@@ -147,6 +147,7 @@ def _shut_down(connection: Connection, scenario_uuid: str) -> None:
 def _moved(connection: Connection, decision: Decision) -> bool:
     try:
         with connection.transaction():
+            connection.execute(f"SET LOCAL {FENCED}")  # frozen in here, it would lock the leader out
             return bool(lifecycle.write_back(connection, [decision]))
     except psycopg.Error as error:
         if is_conflict(error):

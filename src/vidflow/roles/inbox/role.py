@@ -18,6 +18,7 @@ from vidflow.infra import inbox_partitions, kafka, metrics
 from vidflow.infra.migrations import wait_for_schema
 from vidflow.infra.outage import kafka_outage, postgres_outage, require_kafka, require_postgres
 from vidflow.infra.postgres import ANSWER_LIMIT_S, Connection, connect, has_hung_up, is_away, is_conflict, is_refused
+from vidflow.infra.stalled import end_stalled
 from vidflow.infra.stopping import Stop
 from vidflow.infra.telemetry import log
 from vidflow.roles.inbox import storing
@@ -187,7 +188,7 @@ class Inbox:
         """
         while not self._stop.requested:
             try:
-                with connect(self._url, name="vidflow inbox begins", answer_limit_s=ANSWER_LIMIT_S) as tables:
+                with self._connect() as tables:
                     positions = inbox_partitions.positions(tables, RESULTS, self._topic_id, partitions)
             except psycopg.Error as error:
                 self._say_away(error)
@@ -203,8 +204,21 @@ class Inbox:
             self._tables.close()
             self._tables = None
         if self._tables is None:
-            self._tables = connect(self._url, name="vidflow inbox", answer_limit_s=ANSWER_LIMIT_S)
+            self._tables = self._connect()
         return self._tables
+
+    def _connect(self) -> Connection:
+        """A new connection. Ends the transaction of an inbox that froze or lost its network: it would lock out who takes its place."""
+        busy = None if self._tables is None else self._tables.info.backend_pid  # it may be copying just now
+        tables = connect(self._url, name="vidflow inbox", answer_limit_s=ANSWER_LIMIT_S)
+        try:
+            stalled = end_stalled(tables, but=busy)
+        except BaseException:
+            tables.close()
+            raise
+        if stalled:
+            _log.warning("stalled_inbox_cut_off", postgres_pids=stalled)
+        return tables
 
     def _lost(self, error: BaseException) -> None:
         """Says that the database is away and drops the connection; any other error is raised."""
