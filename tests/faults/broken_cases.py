@@ -325,11 +325,11 @@ STOPS: Final = (
     "_armed.pop(name), os.kill(os.getpid(), signal.SIGSTOP)",
 )
 SLOW_LEADER: Final = (
-    "roles/orchestrator/role.py", "        decisions = decided(plan.events)\n",
-    "        decisions = decided(plan.events)\n        time.sleep(0.3)\n",
+    "roles/orchestrator/leader.py", "            moved = self._write(plan)\n",
+    "            time.sleep(0.3)\n            moved = self._write(plan)\n",
 )  # fmt: skip
 SLOW_TRANSACTION: Final = (
-    "roles/orchestrator/role.py", '            crashpoint("orchestrator.before_commit")\n',
+    "roles/orchestrator/leader.py", '            crashpoint("orchestrator.before_commit")\n',
     '            crashpoint("orchestrator.before_commit")\n            time.sleep(0.3)\n',
 )  # fmt: skip
 
