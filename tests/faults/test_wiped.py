@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from confluent_kafka import TopicPartition
 from tests.faults import checks, works
 from tests.faults.scene import Scene, scene
 from tests.faults.strikes import frozen
@@ -96,7 +97,5 @@ def empty(now: Scene, topic: str) -> None:
     """Deletes what the topic holds now, as its retention would."""
     client = kafka.admin(now.parts.kafka)
     ends = kafka.end_offsets(client, topic)
-    for answer in client.delete_records(
-        [kafka.TopicPartition(topic, number, end) for number, end in ends.items()]
-    ).values():
+    for answer in client.delete_records([TopicPartition(topic, number, end) for number, end in ends.items()]).values():
         answer.result()
