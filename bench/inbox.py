@@ -21,15 +21,15 @@ from servers import report, servers
 from stack import cpu_s
 from vidflow.domain.detections import Detection
 from vidflow.domain.messages import RESULTS, Frame, encode
-from vidflow.infra import kafka
-from vidflow.infra.kafka_settings import KafkaSettings
-from vidflow.infra.postgres import Connection, connect
-from vidflow.infra.stopping import Stop
+from vidflow.infra.kafka import clients
+from vidflow.infra.kafka.settings import KafkaSettings
+from vidflow.infra.postgres.connection import Connection, connect
+from vidflow.infra.process.stopping import Stop
 from vidflow.roles.inbox import run
 from vidflow.settings import InboxOptions
 
 BATCH = 1000
-HEADERS: kafka.Headers = [(kafka.KIND, b"frame"), (kafka.EPOCH, b"1")]
+HEADERS: clients.Headers = [(clients.KIND, b"frame"), (clients.EPOCH, b"1")]
 
 
 def main() -> None:
@@ -107,10 +107,10 @@ def copied(tables: Connection, frames: list[Frame]) -> tuple[float, float]:
 
 def stored(url: str, settings: KafkaSettings, tables: Connection, frames: list[Frame]) -> tuple[float, float]:
     """Rows a second of the inbox, from the first that is stored to the last, and microseconds of CPU a row."""
-    producer = kafka.producer(settings, client_id="bench")
+    producer = clients.producer(settings, client_id="bench")
     producer.list_topics(RESULTS)
     for one in frames:
-        kafka.send(producer, RESULTS, encode(one), one.scenario_uuid.encode(), HEADERS, failed)
+        clients.send(producer, RESULTS, encode(one), one.scenario_uuid.encode(), HEADERS, failed)
     assert producer.flush() == 0
     stop = Stop()
     inbox = threading.Thread(target=run, args=(InboxOptions(database_url=url, kafka=settings), stop), name="inbox")

@@ -30,9 +30,9 @@ import msgspec
 import api
 from servers import fdatasync_us
 from stack import Running, stack
+from vidflow.commands.run.source import source_of
 from vidflow.domain.messages import RESULTS, Frame, Opened, decode_result
-from vidflow.infra import kafka
-from vidflow.roles.run.source import source_of
+from vidflow.infra.kafka import admin, clients, offsets
 
 ASK_S = 0.005
 PAUSE_S = 0.3
@@ -153,9 +153,9 @@ def asked_until(holds: Callable[[], bool]) -> float:
 def consumer(running: Running) -> Iterator[Sent]:
     """Reads the results beside the inbox while the body runs."""
     sent, over = Sent(), threading.Event()
-    admin = kafka.admin(running.kafka)
-    reader = kafka.consumer(running.kafka, client_id="bench-reads-along")
-    kafka.assign_at_end(admin, reader, [RESULTS])
+    client = admin.client(running.kafka)
+    reader = clients.consumer(running.kafka, client_id="bench-reads-along")
+    offsets.assign_at_end(client, reader, [RESULTS])
 
     def read() -> None:
         while not over.is_set():

@@ -24,10 +24,11 @@ from uuid import uuid4
 from servers import servers
 from stack import cpu_s
 from vidflow.domain.messages import RESULTS, RUNNER_EVENTS, Entry, Report, Waiting, encode
-from vidflow.infra import kafka, leader_tables
-from vidflow.infra.kafka_settings import KafkaSettings
-from vidflow.infra.lease import Lease, acquire
-from vidflow.infra.postgres import Connection, connect
+from vidflow.infra.kafka import clients
+from vidflow.infra.kafka.settings import KafkaSettings
+from vidflow.infra.postgres import leader_tables
+from vidflow.infra.postgres.connection import Connection, connect
+from vidflow.infra.postgres.lease import Lease, acquire
 from vidflow.roles.orchestrator.hearing import Topic
 from vidflow.roles.orchestrator.leader import Leader
 
@@ -146,7 +147,7 @@ def share(url: str, settings: KafkaSettings, tables: Connection) -> None:
     fill(tables, 100_000, 100)
     given = reports(tables, 10)
     environment = {**os.environ, "VIDFLOW_DATABASE_URL": url, "VIDFLOW_KAFKA": settings.bootstrap}
-    producer = kafka.producer(settings, client_id="simulated-runners")
+    producer = clients.producer(settings, client_id="simulated-runners")
     with subprocess.Popen([sys.executable, "-m", "vidflow", "orchestrator"], env=environment) as process:
         try:
             until = time.monotonic() + 10 + SHARE_S

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from stack import Running, cpu_s, parts_of, stack
 from vidflow.infra.embedded.kafka import EmbeddedKafka
-from vidflow.infra.stopping import Stop
+from vidflow.infra.process.stopping import Stop
 
 STEPS = {
     "the command runs": ("dev", "making Kafka's data folder"),

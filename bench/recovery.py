@@ -35,7 +35,7 @@ from tests.faults.strikes import Victim, aim
 from tests.integration.embedded import wait_until
 
 from servers import fdatasync_us
-from vidflow.infra import kafka
+from vidflow.infra.kafka import admin, errors, offsets
 
 LIMIT_S = 120.0
 FLOW_S = 5.0
@@ -163,12 +163,12 @@ def relay(bench: Bench) -> Measured:
 
 def broker(bench: Bench) -> Measured:
     killed_s = bench.kill(Victim.KAFKA)
-    admin = kafka.admin(bench.now.parts.kafka)
+    client = admin.client(bench.now.parts.kafka)
 
     def answers() -> bool:
         try:
-            kafka.end_offsets(admin, "results")
-        except (kafka.KafkaAway, KafkaException):
+            offsets.end_offsets(client, "results")
+        except (errors.KafkaAway, KafkaException):
             return False
         return True
 

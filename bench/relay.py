@@ -25,16 +25,17 @@ from confluent_kafka import Producer
 
 from servers import report, servers
 from vidflow.domain.messages import Deploy, Resume, decode_command, encode
-from vidflow.infra import kafka, outbox
-from vidflow.infra.kafka_settings import KafkaSettings
-from vidflow.infra.postgres import Connection, connect
+from vidflow.infra.kafka import admin, clients, offsets
+from vidflow.infra.kafka.settings import KafkaSettings
+from vidflow.infra.postgres import outbox
+from vidflow.infra.postgres.connection import Connection, connect
 
 TOPIC = "to_deploy.default"
 KEYS = 200
-HEADERS: kafka.Headers = [
-    (kafka.MESSAGE_ID, str(uuid.UUID(int=1)).encode()),
-    (kafka.EPOCH, b"100000"),
-    (kafka.KIND, b"deploy"),
+HEADERS: clients.Headers = [
+    (clients.MESSAGE_ID, str(uuid.UUID(int=1)).encode()),
+    (clients.EPOCH, b"100000"),
+    (clients.KIND, b"deploy"),
 ]
 
 
@@ -96,13 +97,13 @@ class Pace:
     def __init__(self, settings: KafkaSettings, messages: int, rate: float) -> None:
         self._messages = messages
         self._rate = rate
-        self._reader = kafka.consumer(settings, client_id="bench")
-        self._client = kafka.admin(settings)
+        self._reader = clients.consumer(settings, client_id="bench")
+        self._client = admin.client(settings)
 
     def measured(self, sender: AbstractContextManager[Callable[[int], None]]) -> list[float]:
         """Seconds from the moment when it was sent to its arrival, of each message."""
         sent_s, came_s = [0.0] * self._messages, [0.0] * self._messages
-        kafka.assign_at_end(self._client, self._reader, [TOPIC])
+        offsets.assign_at_end(self._client, self._reader, [TOPIC])
         reading = threading.Thread(target=self._read, args=(came_s,), name="reads")
         with sender as send:
             reading.start()
@@ -154,8 +155,8 @@ def relayed_one_by_one(url: str, tables: Connection, settings: KafkaSettings) ->
 @contextmanager
 def sent_one_by_one(settings: KafkaSettings) -> Iterator[Callable[[int], None]]:
     """Sends each message by a producer that waits for no other."""
-    producer = kafka.producer(settings, client_id="bench")
-    kafka.know_topic(producer, TOPIC)
+    producer = clients.producer(settings, client_id="bench")
+    clients.know_topic(producer, TOPIC)
 
     def send(number: int) -> None:
         row = message(number)
@@ -188,7 +189,7 @@ def show(name: str, seconds: list[float]) -> None:
     print(f"{name:24} p50 {1000 * cuts[49]:6.1f} ms  p99 {1000 * cuts[98]:6.1f} ms  most {1000 * max(seconds):6.1f} ms")
 
 
-def produced(settings: KafkaSettings, rows: list[outbox.Row], headers: kafka.Headers | None) -> float:
+def produced(settings: KafkaSettings, rows: list[outbox.Row], headers: clients.Headers | None) -> float:
     """Messages a second of a producer with the settings that one would take for speed and safety."""
     producer = Producer(
         {"bootstrap.servers": settings.bootstrap, "enable.idempotence": True, "compression.type": "lz4", "linger.ms": 5}

@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
-from vidflow.infra import kafka
 from vidflow.infra.embedded.kafka import EmbeddedKafka
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
-from vidflow.infra.kafka_settings import KafkaSettings
-from vidflow.infra.migrations import migrate
-from vidflow.infra.stopping import Stop
+from vidflow.infra.kafka import topics
+from vidflow.infra.kafka.settings import KafkaSettings
+from vidflow.infra.postgres.migrations import migrate
+from vidflow.infra.process.stopping import Stop
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def servers() -> Iterator[tuple[str, KafkaSettings]]:
         try:
             url, settings = postgres.start().url, broker.start().settings
             migrate(url, _say)
-            kafka.create_topics(settings)
+            topics.create_topics(settings)
             yield url, settings
         finally:
             broker.stop()

@@ -15,11 +15,11 @@ from statistics import median
 from servers import fdatasync_us
 from vidflow.domain.messages import Frame
 from vidflow.domain.retention import DAY_MS, Range
-from vidflow.infra import backup, predictions, results, retention
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
-from vidflow.infra.migrations import migrate
-from vidflow.infra.postgres import Connection, connect
-from vidflow.infra.stopping import Stop
+from vidflow.infra.postgres import backup, predictions, results, retention
+from vidflow.infra.postgres.connection import Connection, connect
+from vidflow.infra.postgres.migrations import migrate
+from vidflow.infra.process.stopping import Stop
 
 BATCH = 500
 PROBES = 300

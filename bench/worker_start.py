@@ -19,13 +19,13 @@ from contextlib import contextmanager
 from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 
+from vidflow.commands.run.source import source_of
 from vidflow.domain.messages import Deploy
 from vidflow.infra.embedded.kafka import EmbeddedKafka
-from vidflow.infra.kafka import create_topics
-from vidflow.infra.kafka_settings import KafkaSettings
-from vidflow.infra.memory import resident_bytes
-from vidflow.infra.stopping import Stop
-from vidflow.roles.run.source import source_of
+from vidflow.infra.kafka.settings import KafkaSettings
+from vidflow.infra.kafka.topics import create_topics
+from vidflow.infra.process.memory import resident_bytes
+from vidflow.infra.process.stopping import Stop
 from vidflow.roles.runner.forkservers import WITH_TORCH, without_main
 from vidflow.roles.worker import link
 from vidflow.roles.worker.start import throwaway, work

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from vidflow.infra.kafka_settings import KafkaSettings
-from vidflow.infra.stopping import Stop
+from vidflow.infra.kafka.settings import KafkaSettings
+from vidflow.infra.process.stopping import Stop
 from vidflow.settings import environment
 
 LENT = "VIDFLOW_TEST_POSTGRES_URL"
@@ -60,7 +60,7 @@ def kafka_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaSe
 @pytest.fixture(scope="session")
 def _template_database(postgres_url: str) -> str:
     """The name of a database with today's schema, to be copied."""
-    from vidflow.infra.migrations import migrate  # noqa: PLC0415
+    from vidflow.infra.postgres.migrations import migrate  # noqa: PLC0415
 
     name = f"template_{uuid.uuid4().hex}"
     with psycopg.connect(postgres_url, autocommit=True) as connection:

@@ -7,7 +7,7 @@ import sys
 
 from vidflow import VERSIONS
 from vidflow.domain.errors import SetupError, Unavailable, UserError, VidflowError, internal_error, is_bug
-from vidflow.infra.telemetry import safe_line, show_uncaught_errors
+from vidflow.infra.telemetry.logs import safe_line, show_uncaught_errors
 
 EXIT_CODES: tuple[tuple[type[VidflowError], int], ...] = (
     (UserError, 2),
@@ -23,7 +23,7 @@ def main() -> None:
     # Until a command has its own way to end, Ctrl-C ends it silently: a shell sees 130.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     show_uncaught_errors()
-    from vidflow.cli import app  # noqa: PLC0415 - most of a start's time, and behind the line above
+    from vidflow.cli.app import app  # noqa: PLC0415 - most of a start's time, and behind the line above
 
     try:
         app()

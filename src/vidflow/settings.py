@@ -1,6 +1,6 @@
 """Each role's options as one Struct, made by the command line: the only place that reads the environment.
 
-The command line (cli.py) gives every option an environment variable of the same name, VIDFLOW_…, and the brief's own names
+The command line (cli/) gives every option an environment variable of the same name, VIDFLOW_…, and the brief's own names
 MAX_WORKERS and VIDEO_FPS beside it. This module holds what the options mean once they are read.
 """
 
@@ -13,7 +13,7 @@ import msgspec
 
 from vidflow.domain.errors import SetupError
 from vidflow.domain.retention import Keeping
-from vidflow.infra.kafka_settings import (
+from vidflow.infra.kafka.settings import (
     SERVERS,
     VARIABLE_PREFIX,
     KafkaSettings,

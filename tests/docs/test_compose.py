@@ -10,7 +10,7 @@ from typing import Any
 import typer
 import yaml
 
-from vidflow.cli import app
+from vidflow.cli.app import app
 
 ROOT = Path(__file__).parents[2]
 ROLES = {"api", "inbox", "relay", "orchestrator", "runner"}

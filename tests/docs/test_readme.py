@@ -12,7 +12,7 @@ import pytest
 import typer
 from litestar import Router
 
-from vidflow.cli import app
+from vidflow.cli.app import app
 from vidflow.roles.api import health, models, predictions, scenarios
 
 ROOT = Path(__file__).parents[2]

@@ -24,7 +24,8 @@ from tests.integration.delivery import log_of
 from tests.integration.embedded import wait_until
 
 from vidflow.domain.messages import RESULTS, commands_topic, decode_result
-from vidflow.infra import backup, kafka
+from vidflow.infra.kafka import admin, offsets
+from vidflow.infra.postgres import backup
 
 SETTLED_S: Final = 60.0
 CHANCE: Final = random.Random(5)  # noqa: S311 - which of several that are alike
@@ -312,15 +313,15 @@ def wake(now: Scene) -> bool:
 
 def empty(now: Scene, topic: str) -> None:
     """Deletes what the topic holds now, as its retention would."""
-    client = kafka.admin(now.parts.kafka)
-    ends = kafka.end_offsets(client, topic)
+    client = admin.client(now.parts.kafka)
+    ends = offsets.end_offsets(client, topic)
     places = [TopicPartition(topic, number, end) for number, end in ends.items()]
     for answer in client.delete_records(places).values():
         answer.result()
 
 
 STOPS: Final = (
-    "infra/crashpoint.py",
+    "infra/process/crashpoint.py",
     "os.kill(os.getpid(), signal.SIGKILL)",
     "_armed.pop(name), os.kill(os.getpid(), signal.SIGSTOP)",
 )

@@ -28,12 +28,12 @@ from tests.faults.works import Work
 from tests.integration import odd_models
 from tests.integration.delivery import remake_topics
 
+from vidflow.commands.dev import Stack
 from vidflow.domain.errors import VidflowError
 from vidflow.infra.embedded.kafka import EmbeddedKafka
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
-from vidflow.infra.migrations import migrate
-from vidflow.infra.stopping import Stop, start_thread
-from vidflow.roles.dev import Stack
+from vidflow.infra.postgres.migrations import migrate
+from vidflow.infra.process.stopping import Stop, start_thread
 
 of = {one.rule: one for one in (*RULES, *STATEMENTS)}
 SOUND: Final = Break("no rule: all holds", ())

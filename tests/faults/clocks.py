@@ -15,7 +15,7 @@ from typing import Final
 import pytest
 from tests.faults.scene import environment
 
-from vidflow.roles.dev import Stack
+from vidflow.commands.dev import Stack
 
 ROLES: Final = ("api", "inbox", "relay", "orchestrator", "runner")
 POSTGRES: Final = "postgres"

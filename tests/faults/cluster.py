@@ -13,11 +13,11 @@ from typing import Final
 
 from tests.integration.embedded import wait_until
 
-from vidflow.infra import kafka
 from vidflow.infra.embedded.kafka import EmbeddedKafka, new_id
 from vidflow.infra.embedded.process import free_ports
-from vidflow.infra.kafka_settings import KafkaSettings
-from vidflow.infra.stopping import Stop
+from vidflow.infra.kafka import admin
+from vidflow.infra.kafka.settings import KafkaSettings
+from vidflow.infra.process.stopping import Stop
 from vidflow.settings import environment
 
 NODES: Final = 3
@@ -92,14 +92,14 @@ class Cluster:
 
     def leaders(self, topic: str) -> dict[int, int]:
         """The node that leads each partition of a topic, -1 where none does, as the brokers say that answer."""
-        client = kafka.admin(self.settings)
+        client = admin.client(self.settings)
         return {
             number: one.leader for number, one in client.list_topics(topic, timeout=10).topics[topic].partitions.items()
         }
 
     def in_sync(self, topic: str) -> bool:
         """Whether each partition of a topic has all its replicas."""
-        client = kafka.admin(self.settings)
+        client = admin.client(self.settings)
         partitions = client.list_topics(topic, timeout=10).topics[topic].partitions.values()
         return all(len(one.isrs) == REPLICAS for one in partitions)
 
@@ -115,7 +115,7 @@ def cluster(folder: Path) -> Iterator[Cluster]:
         with ThreadPoolExecutor(NODES) as threads:
             list(threads.map(Node.start, nodes))
         made = Cluster(nodes)
-        wait_until(lambda: len(kafka.admin(made.settings).list_topics(timeout=10).brokers) == NODES, "all are there")
+        wait_until(lambda: len(admin.client(made.settings).list_topics(timeout=10).brokers) == NODES, "all are there")
         yield made
     finally:
         for node in nodes:

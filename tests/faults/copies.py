@@ -12,8 +12,8 @@ from typing import Final
 
 from confluent_kafka import Consumer, Message, Producer
 
-from vidflow.infra import kafka
-from vidflow.infra.kafka_settings import KafkaSettings
+from vidflow.infra.kafka import admin, clients, offsets
+from vidflow.infra.kafka.settings import KafkaSettings
 
 COPY: Final = "copy"
 """The header of a copy, of which no copy is made."""
@@ -33,9 +33,9 @@ class Copies:
         self._read = 0
         self._newest: dict[tuple[str, bytes], int] = {}
         self._over = threading.Event()
-        self._producer: Producer = kafka.producer(settings, client_id="copies")
-        self._reader: Consumer = kafka.consumer(settings, client_id="copies")
-        kafka.assign_at_end(kafka.admin(settings), self._reader, topics)
+        self._producer: Producer = clients.producer(settings, client_id="copies")
+        self._reader: Consumer = clients.consumer(settings, client_id="copies")
+        offsets.assign_at_end(admin.client(settings), self._reader, topics)
         self._thread = threading.Thread(target=self._run, name="copies")
         self._thread.start()
 
@@ -55,7 +55,7 @@ class Copies:
     def _take(self, message: Message | None) -> None:
         if message is None or message.error() is not None:
             return
-        if COPY not in dict(kafka.headers_of(message)):
+        if COPY not in dict(clients.headers_of(message)):
             due_s = time.monotonic() + self._chance.uniform(0, self._late_s)
             heapq.heappush(self._waiting, (due_s, self._read, message))
             self._read += 1
@@ -64,7 +64,7 @@ class Copies:
         while self._waiting and self._waiting[0][0] <= moment_s:
             _, number, message = heapq.heappop(self._waiting)
             topic, key = message.topic() or "", message.key() or b""
-            headers = [*kafka.headers_of(message), (COPY, b"1")]
+            headers = [*clients.headers_of(message), (COPY, b"1")]
             self._producer.produce(topic, message.value(), key, headers=headers)
             self._producer.poll(0)
             self.sent += 1

@@ -17,9 +17,9 @@ from tests.faults.works import Work
 from tests.integration.embedded import wait_until
 from tests.integration.vidflows import READY_S, Vidflow
 
-from vidflow.infra.kafka_settings import KafkaSettings
-from vidflow.infra.stopping import Stop
-from vidflow.roles.dev import Stack
+from vidflow.commands.dev import Stack
+from vidflow.infra.kafka.settings import KafkaSettings
+from vidflow.infra.process.stopping import Stop
 from vidflow.settings import DevOptions
 
 WHOLE_S: Final = 90.0

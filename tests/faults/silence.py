@@ -21,7 +21,7 @@ from vidflow.domain.messages import (
     decode_result,
     decode_runner_event,
 )
-from vidflow.infra import kafka
+from vidflow.infra.kafka import admin, clients, offsets
 
 QUIET_S: Final = 2.5
 """Longer than any pause after which a command is given again."""
@@ -30,10 +30,10 @@ LIMIT_S: Final = 40.0
 
 def check_7_silence(parts: Parts) -> None:
     """Every runner's list is empty, and nothing is sent any more: no result, and no command but pings."""
-    admin = kafka.admin(parts.kafka)
-    reader = kafka.consumer(parts.kafka, client_id="fault-checks")
+    client = admin.client(parts.kafka)
+    reader = clients.consumer(parts.kafka, client_id="fault-checks")
     try:
-        kafka.assign_at_end(admin, reader, [RUNNER_EVENTS, RESULTS, commands_topic("default")])
+        offsets.assign_at_end(client, reader, [RUNNER_EVENTS, RESULTS, commands_topic("default")])
         _until_silent(reader, parts)
     finally:
         reader.close()
@@ -41,15 +41,15 @@ def check_7_silence(parts: Parts) -> None:
 
 def frames_sent(parts: Parts, uuids: Collection[str]) -> int:
     """How many frames of these scenarios were sent, those that nobody stored among them."""
-    admin = kafka.admin(parts.kafka)
-    ends, wanted = kafka.end_offsets(admin, RESULTS), set(uuids)
-    firsts = kafka.first_offsets(admin, RESULTS, ends)  # a test may have emptied it
-    reader = kafka.consumer(parts.kafka, client_id="fault-checks")
+    client = admin.client(parts.kafka)
+    ends, wanted = offsets.end_offsets(client, RESULTS), set(uuids)
+    firsts = offsets.first_offsets(client, RESULTS, ends)  # a test may have emptied it
+    reader = clients.consumer(parts.kafka, client_id="fault-checks")
     try:
         reader.assign([TopicPartition(RESULTS, number, first) for number, first in firsts.items()])
         left, frames, until_s = sum(ends.values()) - sum(firsts.values()), 0, time.monotonic() + LIMIT_S
         while left > 0 and time.monotonic() < until_s:
-            messages = [message for message in kafka.take(reader, 1000, 0.2) if not message.error()]
+            messages = [message for message in clients.take(reader, 1000, 0.2) if not message.error()]
             left -= len(messages)
             results = [decode_result(message.value()) for message in messages]
             frames += sum(isinstance(one, Frame) and one.scenario_uuid in wanted for one in results)
@@ -64,7 +64,7 @@ def _until_silent(reader: Consumer, parts: Parts) -> None:
     lists: dict[str, Report] = {}
     heard: list[str] = []
     while time.monotonic() < until_s:
-        for message in kafka.take(reader, 500, 0.1):
+        for message in clients.take(reader, 500, 0.1):
             if message.error():
                 raise KafkaException(message.error())
             if message.topic() == RUNNER_EVENTS:

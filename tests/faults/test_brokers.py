@@ -22,8 +22,9 @@ from tests.integration.delivery import frames, remove_topics, running, say, scen
 from tests.integration.embedded import wait_until
 
 from vidflow.domain.messages import PARTITIONS, RESULTS
-from vidflow.infra import inbox_partitions, kafka, results
-from vidflow.infra.postgres import Connection, connect
+from vidflow.infra.kafka import admin, errors, offsets, topics
+from vidflow.infra.postgres import inbox_partitions, results
+from vidflow.infra.postgres.connection import Connection, connect
 from vidflow.roles import inbox
 from vidflow.settings import InboxOptions
 
@@ -137,7 +138,7 @@ def struck(now: Scene, brokers: Cluster, load: list[works.Work], node: Node, blo
 def test_partitions_without_a_leader_are_unknown_and_nothing_is_read_again(brokers: Cluster, database_url: str) -> None:
     """With one replica a partition has no leader for as long as its broker is gone."""
     settings, victim = brokers.settings, brokers.nodes[1]
-    kafka.create_topics(settings, kafka.Wanted(replication_factor=1))
+    topics.create_topics(settings, topics.Wanted(replication_factor=1))
     options = InboxOptions(database_url=database_url, kafka=settings)
     with connect(database_url, name="test") as tables, running(inbox.run, options):
         uuids = [scenario(tables) for _ in range(24)]
@@ -149,10 +150,10 @@ def test_partitions_without_a_leader_are_unknown_and_nothing_is_read_again(broke
         assert 0 < len(gone) < PARTITIONS[RESULTS]
         led = set(range(PARTITIONS[RESULTS])) - gone
         brokers.kill(victim)
-        client = kafka.admin(settings)
-        wait_until(lambda: kafka.known_end_offsets(client, RESULTS, before).keys() == led, "it has no leaders", 60)
-        with pytest.raises(kafka.KafkaAway, match="no broker leads partition"):
-            kafka.end_offsets(client, RESULTS)
+        client = admin.client(settings)
+        wait_until(lambda: offsets.known_end_offsets(client, RESULTS, before).keys() == led, "it has no leaders", 60)
+        with pytest.raises(errors.KafkaAway, match="no broker leads partition"):
+            offsets.end_offsets(client, RESULTS)
         since = inbox_partitions.database_time(tables)
         wait_until(lambda: marked(tables, "caught_up_at", since) == led, "the others are caught up with", 60)
         everything = "greatest(caught_up_at, seen_at)"

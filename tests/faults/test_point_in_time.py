@@ -15,10 +15,10 @@ import pytest
 from tests.integration.embedded import wait_until
 
 from vidflow.domain.messages import Parameters
-from vidflow.infra import migrations, scenarios
 from vidflow.infra.embedded.postgres import EmbeddedPostgres, programs
-from vidflow.infra.postgres import connect, for_programs
-from vidflow.infra.stopping import Stop
+from vidflow.infra.postgres import migrations, scenarios
+from vidflow.infra.postgres.connection import connect, for_programs
+from vidflow.infra.process.stopping import Stop
 
 pytestmark = [pytest.mark.long, pytest.mark.fault, pytest.mark.timeout(300)]
 

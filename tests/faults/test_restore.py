@@ -14,10 +14,10 @@ from tests.integration.embedded import wait_until
 from tests.integration.vidflows import DONE_S, Vidflow, running
 
 from vidflow.domain.messages import RESULTS, decode_result
-from vidflow.infra import backup, retention
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
-from vidflow.infra.postgres import connect
-from vidflow.infra.stopping import Stop
+from vidflow.infra.postgres import backup, retention
+from vidflow.infra.postgres.connection import connect
+from vidflow.infra.process.stopping import Stop
 
 pytestmark = [pytest.mark.long, pytest.mark.whole, pytest.mark.fault, pytest.mark.timeout(900)]
 

@@ -16,9 +16,9 @@ from tests.integration.embedded import wait_until
 from tests.integration.runners import RunnerProcess, Stage, deploy, new_uuid, runner
 
 from vidflow.domain.messages import RESULTS, EndReason, commands_topic
-from vidflow.infra import kafka
 from vidflow.infra.embedded.kafka import EmbeddedKafka
-from vidflow.infra.stopping import Stop
+from vidflow.infra.kafka import admin, errors, offsets, topics
+from vidflow.infra.process.stopping import Stop
 from vidflow.settings import environment
 
 pytestmark = [pytest.mark.long, pytest.mark.fault, pytest.mark.timeout(240)]
@@ -75,17 +75,17 @@ def test_a_broker_that_stands_still_shortly_costs_nothing(
 @pytest.mark.timeout(400)
 def test_who_asks_a_broker_on_and_on_has_answers_again_soon_after_each_long_standstill(broker: EmbeddedKafka) -> None:
     """Three times: one client in three or so asks in vain for minutes behind a standstill of half a minute."""
-    kafka.create_topics(broker.settings)
-    questions = kafka.Questions(broker.settings)
+    topics.create_topics(broker.settings)
+    questions = admin.Questions(broker.settings)
     told: list[bool] = []
     over = threading.Event()
 
     def ask() -> None:
         while not over.wait(0.5):
             try:
-                questions.ask(kafka.end_offsets, RESULTS)
+                questions.ask(offsets.end_offsets, RESULTS)
                 told.append(True)
-            except kafka.KafkaAway:
+            except errors.KafkaAway:
                 told.append(False)
 
     asking = threading.Thread(target=ask, name="asks")
@@ -133,7 +133,7 @@ def test_a_runner_whose_topic_is_made_anew_says_so_hands_over_and_exits(
     stage.command(name, deploy(uuid, clips.constant_rate(tmp_path / "clip.mp4", frames=9000), "patient"))
     stage.until(lambda: stage.frames(uuid), "it is at work")
     remove_topics(broker.settings, [topic])
-    kafka.create_topics(broker.settings)
+    topics.create_topics(broker.settings)
     assert keeper.process.wait(60) != 0
     assert stage.ended(name, uuid).reason is EndReason.HANDED_OVER
     assert "made anew" in keeper.log

@@ -18,7 +18,7 @@ from tests.integration.delivery import remove_topics
 from tests.integration.embedded import wait_until
 
 from vidflow.domain.messages import INIT_SCENARIO, PARTITIONS, RESULTS, RUNNER_EVENTS, commands_topic
-from vidflow.infra import kafka
+from vidflow.infra.kafka import admin, offsets
 
 pytestmark = [pytest.mark.long, pytest.mark.whole, pytest.mark.fault, pytest.mark.timeout(420)]
 
@@ -58,7 +58,7 @@ def test_invariant_7_topics_that_are_made_anew_in_midst_of_a_run_leave_nothing_s
     remove_topics(now.parts.kafka, topics)
     now.begin(slow)
     now.shut_down(waiting[0])
-    kafka.create_topics(now.parts.kafka)
+    topics.create_topics(now.parts.kafka)
     holds(now)
 
 
@@ -95,7 +95,7 @@ def all_published(now: Scene) -> bool:
 
 def empty(now: Scene, topic: str) -> None:
     """Deletes what the topic holds now, as its retention would."""
-    client = kafka.admin(now.parts.kafka)
-    ends = kafka.end_offsets(client, topic)
+    client = admin.client(now.parts.kafka)
+    ends = offsets.end_offsets(client, topic)
     for answer in client.delete_records([TopicPartition(topic, number, end) for number, end in ends.items()]).values():
         answer.result()

@@ -13,8 +13,8 @@ from tests.faults.broken import broken
 from tests.faults.scene import Scene
 
 from vidflow.domain.messages import DEAD_LETTERS, RESULTS, Frame, decode_result
-from vidflow.infra import kafka
-from vidflow.infra.kafka_settings import KafkaSettings
+from vidflow.infra.kafka import clients, offsets
+from vidflow.infra.kafka.settings import KafkaSettings
 
 COPY_S: Final = 0.5
 """A command is written by a look that may be that old: it may not know what was published since."""
@@ -71,7 +71,9 @@ def check_2_reached(tables: Tables, settings: KafkaSettings) -> None:
         (DEAD_LETTERS,),
     ).fetchall()
     for topic in {row.topic for row in removed}:
-        there = {dict(kafka.headers_of(message)).get(kafka.MESSAGE_ID) for message in kafka.read_log(settings, topic)}
+        there = {
+            dict(clients.headers_of(message)).get(clients.MESSAGE_ID) for message in offsets.read_log(settings, topic)
+        }
         if missing := [row for row in removed if row.topic == topic and row.id.encode() not in there]:
             raise broken(2, f"{len(missing)} removed from the outbox, and not in Kafka: {missing[:3]}")
 
@@ -139,7 +141,7 @@ def check_5_nothing_twice(scene: Scene) -> None:
 def first_and_highest(settings: KafkaSettings, uuids: Collection[str]) -> dict[tuple[str, int], tuple[int, int]]:
     """By scenario and epoch: the number of the first frame that was sent, and the highest."""
     sent: dict[tuple[str, int], tuple[int, int]] = {}
-    for message in kafka.read_log(settings, RESULTS):
+    for message in offsets.read_log(settings, RESULTS):
         result = decode_result(message.value())
         if isinstance(result, Frame) and result.scenario_uuid in uuids:
             place, number = (result.scenario_uuid, result.epoch), result.frame_number

@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 from tests.faults.proxy import Proxy
 
+from vidflow.commands.dev import Stack
 from vidflow.infra.embedded.kafka import EmbeddedKafka
 from vidflow.infra.embedded.process import free_ports
-from vidflow.roles.dev import Stack
 from vidflow.settings import environment
 
 TO_POSTGRES: Final = ("orchestrator-1", "orchestrator-2", "inbox")

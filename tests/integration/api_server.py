@@ -14,7 +14,7 @@ import msgspec
 import psycopg
 from psycopg.types.json import Jsonb
 
-from vidflow.infra.stopping import Stop
+from vidflow.infra.process.stopping import Stop
 from vidflow.roles.api import run
 from vidflow.settings import ApiOptions
 

@@ -8,8 +8,8 @@ import pytest
 from tests.integration.delivery import emptied
 from tests.integration.runners import Stage
 
-from vidflow.infra.kafka_settings import KafkaSettings
-from vidflow.infra.postgres import Connection
+from vidflow.infra.kafka.settings import KafkaSettings
+from vidflow.infra.postgres.connection import Connection
 
 
 @pytest.fixture

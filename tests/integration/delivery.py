@@ -20,11 +20,12 @@ from tests.integration.embedded import wait_until
 
 from vidflow.domain.messages import PARTITIONS, RESULTS, Frame, encode
 from vidflow.domain.messages import Message as Sent
-from vidflow.infra import kafka, outbox
-from vidflow.infra.kafka import Headers
-from vidflow.infra.kafka_settings import KafkaSettings
-from vidflow.infra.postgres import Connection, connect
-from vidflow.infra.stopping import Stop
+from vidflow.infra.kafka import admin, clients, offsets, topics
+from vidflow.infra.kafka.clients import Headers
+from vidflow.infra.kafka.settings import KafkaSettings
+from vidflow.infra.postgres import outbox
+from vidflow.infra.postgres.connection import Connection, connect
+from vidflow.infra.process.stopping import Stop
 
 Options = TypeVar("Options")
 
@@ -69,7 +70,7 @@ def process(
 
 def remove_topics(settings: KafkaSettings, topics: Collection[str] = tuple(PARTITIONS)) -> None:
     """Deletes those of the topics that are there, and returns once they are gone."""
-    client = kafka.admin(settings)
+    client = admin.client(settings)
     there = set(client.list_topics(timeout=10).topics) & set(topics)
     if there:
         for answer in client.delete_topics(list(there)).values():
@@ -80,20 +81,20 @@ def remove_topics(settings: KafkaSettings, topics: Collection[str] = tuple(PARTI
 def remake_topics(settings: KafkaSettings) -> None:
     """All topics, empty, with new ids."""
     remove_topics(settings)
-    kafka.create_topics(settings)
+    topics.create_topics(settings)
 
 
 def log_of(settings: KafkaSettings, topic: str) -> list[Message]:
     """All messages of the topic, partition by partition, each in its order."""
-    return sorted(kafka.read_log(settings, topic), key=lambda message: (message.partition(), message.offset()))
+    return sorted(offsets.read_log(settings, topic), key=lambda message: (message.partition(), message.offset()))
 
 
-OF_A_WORKER: Headers = [(kafka.KIND, b"frame"), (kafka.EPOCH, b"1")]
+OF_A_WORKER: Headers = [(clients.KIND, b"frame"), (clients.EPOCH, b"1")]
 
 
 def send(settings: KafkaSettings, *messages: Sent | bytes, key: str = "", headers: Headers | None = None) -> None:
     """Results as a worker sends them; bytes as somebody else does, or with `headers` OF_A_WORKER as a newer worker."""
-    producer = kafka.producer(settings, client_id="worker-under-test")
+    producer = clients.producer(settings, client_id="worker-under-test")
     producer.list_topics(RESULTS)
     for message in messages:
         if isinstance(message, bytes):
@@ -204,7 +205,7 @@ def send_with_header(servers: KafkaSettings, topic: str, value: bytes, name: byt
 @contextmanager
 def limited(settings: KafkaSettings, topic: str, most_bytes: int) -> Iterator[None]:
     """The topic takes no larger messages while the block lasts."""
-    client = kafka.admin(settings)
+    client = admin.client(settings)
 
     def alter(operation: AlterConfigOpType) -> None:
         entry = ConfigEntry("max.message.bytes", str(most_bytes), incremental_operation=operation)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vidflow.infra.postgres import Connection
+from vidflow.infra.postgres.connection import Connection
 
 
 class SmallDisk:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vidflow.infra.embedded.kafka import EmbeddedKafka
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
-from vidflow.infra.stopping import Stop
+from vidflow.infra.process.stopping import Stop
 from vidflow.settings import environment
 
 

@@ -9,7 +9,7 @@ import msgspec
 import psycopg
 from psycopg.sql import Composable
 
-from vidflow.infra.postgres import Connection
+from vidflow.infra.postgres.connection import Connection
 
 SMALL = {"lease", "runners", "inbox_partitions", "results_removed", "schema_checksums"}
 """Tables that do not grow with what waits or is stored: reading all of them is fine."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vidflow.infra.postgres import Connection
+from vidflow.infra.postgres.connection import Connection
 
 
 def fill_queue(

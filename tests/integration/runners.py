@@ -33,8 +33,8 @@ from vidflow.domain.messages import (
     decode_runner_event,
     encode,
 )
-from vidflow.infra import kafka
-from vidflow.infra.kafka_settings import KafkaSettings
+from vidflow.infra.kafka import admin, clients, offsets, topics
+from vidflow.infra.kafka.settings import KafkaSettings
 
 LONG_S = 60.0
 
@@ -52,12 +52,12 @@ class Stage:
     """The topics as the leader and the inbox see them: everything said since the stage was set, and a way to command."""
 
     def __init__(self, settings: KafkaSettings, pool: str = "default") -> None:
-        kafka.create_topics(settings)
-        self._admin = kafka.admin(settings)
+        topics.create_topics(settings)
+        self._admin = admin.client(settings)
         self._topic = commands_topic(pool)
-        self._producer = kafka.producer(settings, client_id="leader-under-test")
-        self._reader: Consumer = kafka.consumer(settings, client_id="stage")
-        kafka.assign_at_end(self._admin, self._reader, [RUNNER_EVENTS, RESULTS])
+        self._producer = clients.producer(settings, client_id="leader-under-test")
+        self._reader: Consumer = clients.consumer(settings, client_id="stage")
+        offsets.assign_at_end(self._admin, self._reader, [RUNNER_EVENTS, RESULTS])
         self.reports: list[Report] = []
         self.results: list[Result] = []
 
@@ -67,11 +67,11 @@ class Stage:
     def command(self, runner: str, command: Command | bytes) -> None:
         value = command if isinstance(command, bytes) else encode(command)
         key = getattr(command, "scenario_uuid", runner)
-        self._producer.produce(self._topic, value, key=key, headers=[(kafka.RUNNER, runner.encode())])
+        self._producer.produce(self._topic, value, key=key, headers=[(clients.RUNNER, runner.encode())])
         assert self._producer.flush(10) == 0
 
     def listen(self) -> None:
-        for message in kafka.take(self._reader, 1000, 0.02):
+        for message in clients.take(self._reader, 1000, 0.02):
             assert not message.error(), message.error()
             if message.topic() == RESULTS:
                 self.results.append(decode_result(message.value()))

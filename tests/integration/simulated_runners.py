@@ -19,9 +19,9 @@ from vidflow.domain.messages import (
     decode_command,
     encode,
 )
-from vidflow.infra import kafka
-from vidflow.infra.kafka_settings import KafkaSettings
-from vidflow.infra.stopping import Stop
+from vidflow.infra.kafka import admin, clients, offsets
+from vidflow.infra.kafka.settings import KafkaSettings
+from vidflow.infra.process.stopping import Stop
 
 REPORT_S = 1.0
 LOOK_S = 0.02
@@ -60,10 +60,10 @@ class SimulatedRunners:
     """All runners of a test, on one thread."""
 
     def __init__(self, settings: KafkaSettings, pools: Sequence[str] = ("default",)) -> None:
-        self._producer: Producer = kafka.producer(settings, client_id="simulated-runners")
-        self._consumer: Consumer = kafka.consumer(settings, client_id="simulated-runners")
-        kafka.assign_at_end(kafka.admin(settings), self._consumer, [commands_topic(pool) for pool in pools])
-        kafka.know_topic(self._producer, RUNNER_EVENTS)
+        self._producer: Producer = clients.producer(settings, client_id="simulated-runners")
+        self._consumer: Consumer = clients.consumer(settings, client_id="simulated-runners")
+        offsets.assign_at_end(admin.client(settings), self._consumer, [commands_topic(pool) for pool in pools])
+        clients.know_topic(self._producer, RUNNER_EVENTS)
         self._lock = threading.Lock()
         self._runners: dict[str, Simulated] = {}
         self._stop = Stop()
@@ -88,10 +88,10 @@ class SimulatedRunners:
 
     def _run(self) -> None:
         while not self._stop.requested:
-            messages = kafka.take(self._consumer, 500, LOOK_S)
+            messages = clients.take(self._consumer, 500, LOOK_S)
             with self._lock:
                 for message in messages:
-                    name = dict(kafka.headers_of(message)).get(kafka.RUNNER)
+                    name = dict(clients.headers_of(message)).get(clients.RUNNER)
                     if name and (runner := self._runners.get(name.decode())):
                         runner.take(decode_command(message.value()))
                 for runner in self._runners.values():

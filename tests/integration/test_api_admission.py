@@ -16,7 +16,7 @@ from tests.integration.delivery import say
 from tests.integration.disks import small_disk
 
 from vidflow.domain.errors import SetupError
-from vidflow.infra.stopping import Stop
+from vidflow.infra.process.stopping import Stop
 from vidflow.roles.api import database, run
 from vidflow.settings import ApiOptions
 

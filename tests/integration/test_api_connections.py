@@ -20,7 +20,7 @@ from tests.integration.api_server import URL, init, ready, someone_waits_for_a_l
 from tests.integration.delivery import say
 from tests.integration.http_wire import Answer, asked, is_closed, read_answer, wire
 
-from vidflow.infra.memory import resident_bytes
+from vidflow.infra.process.memory import resident_bytes
 from vidflow.roles.api import app
 from vidflow.roles.api.connections import Limits
 from vidflow.settings import ApiOptions

@@ -12,7 +12,7 @@ from tests.integration.api_server import UNKNOWN, URL, init, problem_of, ready
 from tests.integration.http_wire import Answer, asked
 
 from vidflow.domain.errors import SetupError
-from vidflow.infra.stopping import Stop
+from vidflow.infra.process.stopping import Stop
 from vidflow.roles.api import run
 from vidflow.settings import ApiOptions
 

@@ -30,8 +30,8 @@ from tests.integration.api_server import (
 
 from vidflow.domain.errors import SetupError
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
-from vidflow.infra.migrations import migrate
-from vidflow.infra.stopping import Stop
+from vidflow.infra.postgres.migrations import migrate
+from vidflow.infra.process.stopping import Stop
 from vidflow.roles.api import run
 from vidflow.settings import ApiOptions
 

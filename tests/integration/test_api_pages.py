@@ -11,7 +11,7 @@ import pytest
 from psycopg.types.json import Jsonb
 from tests.integration.api_server import UNKNOWN, deploy, finish, init, problem_of, ready, store
 
-from vidflow.infra import pages
+from vidflow.infra.postgres import pages
 from vidflow.settings import ApiOptions
 
 OVERHEAD = 2_000

@@ -17,11 +17,11 @@ from tests.integration.api_server import init, ready, wait_until
 from tests.integration.delivery import log_of, running, say, unpublished
 
 from vidflow.domain.messages import INIT_SCENARIO
-from vidflow.infra import kafka
 from vidflow.infra.embedded.kafka import EmbeddedKafka
-from vidflow.infra.kafka_settings import KafkaSettings
-from vidflow.infra.postgres import Connection
-from vidflow.infra.stopping import Stop
+from vidflow.infra.kafka import topics
+from vidflow.infra.kafka.settings import KafkaSettings
+from vidflow.infra.postgres.connection import Connection
+from vidflow.infra.process.stopping import Stop
 from vidflow.roles import relay
 from vidflow.settings import ApiOptions, RelayOptions, environment
 
@@ -33,7 +33,7 @@ def broker(tmp_path: Path) -> Iterator[EmbeddedKafka]:
     """A broker of the test's own, to be stopped."""
     broker = EmbeddedKafka(tmp_path, say=print, stop=Stop(), cache=environment("VIDFLOW_CACHE_DIR")).start()
     try:
-        kafka.create_topics(broker.settings)
+        topics.create_topics(broker.settings)
         yield broker
     finally:
         broker.stop()

@@ -24,9 +24,10 @@ from tests.integration.programs import SECRET, ended, started
 
 from vidflow.domain.errors import SetupError, UserError, VidflowError
 from vidflow.domain.messages import Parameters
-from vidflow.infra import backup, migrations, pg_programs, scenarios
-from vidflow.infra.backup import MANIFEST, Manifest
-from vidflow.infra.postgres import connect
+from vidflow.infra.postgres import backup, migrations, scenarios
+from vidflow.infra.postgres import programs as pg_programs
+from vidflow.infra.postgres.backup import MANIFEST, Manifest
+from vidflow.infra.postgres.connection import connect
 
 pytestmark = pytest.mark.long
 

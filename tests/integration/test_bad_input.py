@@ -39,9 +39,9 @@ from vidflow.domain.messages import (
     commands_topic,
     encode,
 )
-from vidflow.infra import kafka
-from vidflow.infra.kafka import Headers
-from vidflow.infra.kafka_settings import KafkaSettings
+from vidflow.infra.kafka import clients
+from vidflow.infra.kafka.clients import Headers
+from vidflow.infra.kafka.settings import KafkaSettings
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
@@ -120,7 +120,7 @@ def test_broken_messages_stop_nothing_and_the_run_beside_them_completes(
     wait_until(lambda: vidflow.scenario(uuid)["frames_stored"] > 5, "it is under way", DONE_S)
     letters = len(log_of(vidflow.stack.kafka, DEAD_LETTERS))
     broken = [*GARBAGE, *WRONG[topic]]
-    throw(vidflow, topic, [*broken, *OF_NOBODY[topic]], uuid, [(kafka.RUNNER, runner)])
+    throw(vidflow, topic, [*broken, *OF_NOBODY[topic]], uuid, [(clients.RUNNER, runner)])
     assert vidflow.scenario(uuid)["frames_stored"] < 4000, "they came on the way"
     end = vidflow.ended(uuid)
     assert (end["outcome"], end["error"], end["frames_stored"]) == ("completed", None, 4000)
@@ -134,7 +134,7 @@ def test_broken_messages_stop_nothing_and_the_run_beside_them_completes(
 
 
 def throw(vidflow: Vidflow, topic: str, values: list[Any], key: str, headers: Headers) -> None:
-    producer = kafka.producer(vidflow.stack.kafka, client_id="somebody")
+    producer = clients.producer(vidflow.stack.kafka, client_id="somebody")
     for partition in range(PARTITIONS[topic]):
         for value in values:
             producer.produce(topic, value, key=key, headers=headers, partition=partition)

@@ -15,7 +15,7 @@ from tests.integration.runners import Stage, deploy, new_uuid, resume_behind, ru
 
 from vidflow import VERSIONS
 from vidflow.domain.messages import EndReason, Entry, OnPoison, Parameters, Waiting
-from vidflow.infra.kafka_settings import KafkaSettings
+from vidflow.infra.kafka.settings import KafkaSettings
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_run_says_at_the_first_attempt_that_it_is_vidflows_fault_and_ends_with_1
 
 def test_a_bug_in_a_command_ends_it_with_its_traceback_and_what_to_report(folder: Path) -> None:
     (folder / "bug").mkdir()
-    (folder / "bug" / "sitecustomize.py").write_text("import vidflow.cli\nvidflow.cli.environment = None\n")
+    (folder / "bug" / "sitecustomize.py").write_text("import vidflow.cli.app\nvidflow.cli.app.environment = None\n")
     end = ended("relay", given={"PYTHONPATH": str(folder / "bug")})
     assert end.returncode == 1, end.stderr
     assert "Traceback (most recent call last)" in end.stderr

@@ -41,17 +41,18 @@ from tests.integration.programs import (
     started,
 )
 
-from vidflow.cli import app
+from vidflow.cli.app import app
 from vidflow.domain.messages import DEAD_LETTERS, PARTITIONS
 from vidflow.domain.runner import default_memory_cap
-from vidflow.infra import kafka, outbox
 from vidflow.infra.embedded.kafka import EmbeddedKafka
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
-from vidflow.infra.kafka_settings import KafkaSettings
-from vidflow.infra.memory import available_bytes
-from vidflow.infra.migrations import migrate
-from vidflow.infra.postgres import connect
-from vidflow.infra.stopping import Stop, start_thread
+from vidflow.infra.kafka import admin, offsets, topics
+from vidflow.infra.kafka.settings import KafkaSettings
+from vidflow.infra.postgres import outbox
+from vidflow.infra.postgres.connection import connect
+from vidflow.infra.postgres.migrations import migrate
+from vidflow.infra.process.memory import available_bytes
+from vidflow.infra.process.stopping import Stop, start_thread
 from vidflow.settings import environment
 
 A_FILE = str(Path(__file__))
@@ -303,7 +304,7 @@ def test_a_role_that_finds_kafka_without_its_topics_says_what_to_type(
 
 def test_a_topic_that_is_there_is_given_the_settings_that_vidflow_needs(kafka_settings: KafkaSettings) -> None:
     remove_topics(kafka_settings)
-    client = kafka.admin(kafka_settings)
+    client = admin.client(kafka_settings)
     [made] = client.create_topics([NewTopic(DEAD_LETTERS, 1, 1)]).values()
     made.result()
     end = ended("topics", "create", "--kafka", kafka_settings.bootstrap)
@@ -319,7 +320,7 @@ def test_a_pools_topic_is_made_like_the_default_pools_and_topics_with_less_than_
     kafka_settings: KafkaSettings,
 ) -> None:
     remove_topics(kafka_settings, [*PARTITIONS, "to_deploy.gpu", "to_deploy.a_b"])
-    client = kafka.admin(kafka_settings)
+    client = admin.client(kafka_settings)
     [made] = client.create_topics([NewTopic(DEAD_LETTERS, 1, 1)]).values()
     made.result()
     create = ["topics", "create", "--kafka", kafka_settings.bootstrap]
@@ -327,7 +328,7 @@ def test_a_pools_topic_is_made_like_the_default_pools_and_topics_with_less_than_
     assert (end.returncode, end.stderr) == (0, "")
     assert_says(end.stdout, r"made .*to_deploy\.gpu, to_deploy\.a_b")
     for topic in ("to_deploy.gpu", "to_deploy.a_b"):
-        assert len(kafka.partitions(client, topic)) == PARTITIONS["to_deploy.default"]
+        assert len(offsets.partitions(client, topic)) == PARTITIONS["to_deploy.default"]
     end = ended(*create, "--pool", "gpu", "--replication-factor", "2", "--min-insync-replicas", "2")
     assert (end.returncode, end.stdout) == (0, "all topics were there\n")
     assert_says(
@@ -362,7 +363,7 @@ def test_video_fps_is_what_a_scenario_has_that_names_no_rate(tmp_path: Path, dat
 
 @pytest.mark.long
 def test_max_workers_is_how_many_slots_a_runner_has(tmp_path: Path, kafka_settings: KafkaSettings) -> None:
-    kafka.create_topics(kafka_settings)
+    topics.create_topics(kafka_settings)
     given = {"MAX_WORKERS": "7", "VIDFLOW_KAFKA": kafka_settings.bootstrap}
     with started(tmp_path, "runner", given=given) as runner:
         cap = default_memory_cap(available_bytes(), 7)
@@ -382,7 +383,7 @@ class Servers:
         self.postgres.start()
         migrate(self.postgres.url, print)
         self.kafka.start()
-        kafka.create_topics(self.kafka.settings)
+        topics.create_topics(self.kafka.settings)
 
     def stop(self) -> None:
         self.kafka.stop()

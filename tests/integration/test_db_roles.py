@@ -14,11 +14,11 @@ from psycopg import errors
 from tests import clips
 from tests.integration.vidflows import READY_S, Vidflow
 
+from vidflow.commands.dev import Stack
 from vidflow.domain.errors import SetupError
-from vidflow.infra import backup, db_roles, migrations
-from vidflow.infra.postgres import connect
-from vidflow.infra.stopping import Stop
-from vidflow.roles.dev import Stack
+from vidflow.infra.postgres import backup, db_roles, migrations
+from vidflow.infra.postgres.connection import connect
+from vidflow.infra.process.stopping import Stop
 from vidflow.settings import DevOptions
 
 KINDS = ("api", "relay", "orchestrator", "inbox")

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 import pytest
 from tests.integration.embedded import wait_until
 
+from vidflow.commands.dev.keeper import Keeper
 from vidflow.domain.errors import Unavailable
 from vidflow.infra.embedded.process import start_child
-from vidflow.infra.stopping import Stop
-from vidflow.roles.dev.keeper import Keeper
+from vidflow.infra.process.stopping import Stop
 
 IN_USE = Unavailable("the port is still in use")
 

@@ -17,10 +17,10 @@ import pytest
 from tests.integration.embedded import wait_until
 from tests.integration.processes import descendants, is_alive
 
+from vidflow.commands.dev import Stack
 from vidflow.domain.errors import SetupError, VidflowError
 from vidflow.infra.embedded.process import listens
-from vidflow.infra.stopping import Stop
-from vidflow.roles.dev import Stack
+from vidflow.infra.process.stopping import Stop
 from vidflow.settings import DevOptions
 
 READY_S = 110.0
@@ -189,7 +189,9 @@ def test_a_stack_without_some_roles_is_ready_and_says_how_to_add_them(tmp_path: 
 
 @pytest.mark.timeout(180)
 def test_a_role_with_a_bug_ends_the_start_with_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = "import sys\nif 'relay' in sys.orig_argv:\n    import vidflow.cli\n    vidflow.cli.environment = None\n"
+    broken = (
+        "import sys\nif 'relay' in sys.orig_argv:\n    import vidflow.cli.app\n    vidflow.cli.app.environment = None\n"
+    )
     (tmp_path / "sitecustomize.py").write_text(broken)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     running = Running(tmp_path / "data")

@@ -14,12 +14,12 @@ from tests.integration.disks import SmallDisk, small_disk, told_of_outages
 from tests.integration.embedded import wait_until
 
 from vidflow.domain.messages import DEAD_LETTERS
-from vidflow.infra import outbox
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
-from vidflow.infra.kafka_settings import KafkaSettings
-from vidflow.infra.migrations import migrate
-from vidflow.infra.postgres import Connection, connect
-from vidflow.infra.stopping import Stop
+from vidflow.infra.kafka.settings import KafkaSettings
+from vidflow.infra.postgres import outbox
+from vidflow.infra.postgres.connection import Connection, connect
+from vidflow.infra.postgres.migrations import migrate
+from vidflow.infra.process.stopping import Stop
 from vidflow.roles import inbox
 from vidflow.settings import ApiOptions, InboxOptions
 

@@ -22,12 +22,14 @@ from tests.integration.delivery import (
 from tests.integration.embedded import wait_until
 from tests.integration.programs import ended
 
+from vidflow.commands import dlq
 from vidflow.domain.messages import DEAD_LETTERS, RESULTS, DeadLetter, encode
-from vidflow.infra import kafka, results
-from vidflow.infra.dead_letters import Waiting, waiting, why_not
-from vidflow.infra.kafka_settings import KafkaSettings
-from vidflow.infra.postgres import Connection
-from vidflow.roles import dlq, inbox, relay
+from vidflow.infra.kafka import admin, clients, offsets
+from vidflow.infra.kafka.dead_letters import Waiting, waiting, why_not
+from vidflow.infra.kafka.settings import KafkaSettings
+from vidflow.infra.postgres import results
+from vidflow.infra.postgres.connection import Connection
+from vidflow.roles import inbox, relay
 from vidflow.settings import InboxOptions, RelayOptions
 
 ESCAPE = "\x1b[31m"
@@ -42,7 +44,7 @@ def broker(kafka_settings: KafkaSettings) -> KafkaSettings:
 
 def delivered(tables: Connection, database_url: str, settings: KafkaSettings) -> None:
     """Lets an inbox take all that was sent, and a relay publish what it made of it."""
-    ends = kafka.end_offsets(kafka.admin(settings), RESULTS)
+    ends = offsets.end_offsets(admin.client(settings), RESULTS)
     query = "SELECT coalesce(sum(position), 0)::int FROM inbox_partitions"
     options = {"database_url": database_url, "kafka": settings}
     with running(inbox.run, InboxOptions(**options)):
@@ -53,8 +55,8 @@ def delivered(tables: Connection, database_url: str, settings: KafkaSettings) ->
 
 def put(settings: KafkaSettings, *messages: tuple[str | bytes, bytes | None]) -> None:
     """Messages of the dead letters' topic, key and value, by whoever can write there."""
-    producer = kafka.producer(settings, client_id="writes-letters")
-    kafka.know_topic(producer, DEAD_LETTERS)
+    producer = clients.producer(settings, client_id="writes-letters")
+    clients.know_topic(producer, DEAD_LETTERS)
     for key, value in messages:
         producer.produce(DEAD_LETTERS, value, key)
     assert producer.flush(10) == 0
@@ -109,7 +111,7 @@ def test_a_row_that_postgresql_refuses_keeps_its_headers_too(
 def test_the_topic_is_made_compacted_since_a_letter_waits_for_as_long_as_it_takes(broker: KafkaSettings) -> None:
     from confluent_kafka.admin import ConfigResource, ResourceType  # noqa: PLC0415
 
-    client = kafka.admin(broker)
+    client = admin.client(broker)
     resource = ConfigResource(ResourceType.TOPIC, DEAD_LETTERS)
     settings = client.describe_configs([resource])[resource].result()
     assert settings["cleanup.policy"].value == "compact"
@@ -137,7 +139,7 @@ def test_a_replayed_message_is_the_original_with_its_key_and_headers(
     broker: KafkaSettings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     uuid = "01999999-0000-7000-8000-000000000000"
-    send(broker, b"\x00\xff", key=uuid, headers=[(kafka.KIND, b"frame"), ("empty", None)])
+    send(broker, b"\x00\xff", key=uuid, headers=[(clients.KIND, b"frame"), ("empty", None)])
     [original] = log_of(broker, RESULTS)
     headers = tuple(original.headers())
     one = letter(broker, 7, key=original.key(), value=original.value(), headers=headers)
@@ -152,7 +154,7 @@ def test_a_replayed_message_is_the_original_with_its_key_and_headers(
 def test_a_letter_is_dropped_only_once_its_message_was_taken(broker: KafkaSettings) -> None:
     """Its topic is gone: the letter waits as before."""
     one = letter(broker, 1)
-    client = kafka.admin(broker)
+    client = admin.client(broker)
     client.delete_topics([RESULTS])[RESULTS].result()
     wait_until(lambda: RESULTS not in client.list_topics(timeout=10).topics, "the topic is gone")
     end = ended("dlq", "replay", one.place, "--kafka", broker.bootstrap)
@@ -178,7 +180,7 @@ def test_what_cannot_be_replayed_stays_and_is_told_and_the_others_are_replayed(b
         dlq.replay(broker, [], "table", everything=True)
     assert places(broker) == [cut.place, foreign.place, "\\xffnoise"]
     assert len(log_of(broker, RESULTS)) == 1
-    assert kafka.end_offsets(kafka.admin(broker), "to_deploy.default") == dict.fromkeys(range(4), 0)
+    assert offsets.end_offsets(admin.client(broker), "to_deploy.default") == dict.fromkeys(range(4), 0)
     dlq.drop(broker, ["\\xffnoise", foreign.place], "table", everything=False)
     assert places(broker) == [cut.place]
 
@@ -275,19 +277,19 @@ class TestCommandLine:
     def test_a_letter_is_shown_with_its_headers_and_no_more_of_a_long_payload_than_one_reads(
         self, broker: KafkaSettings
     ) -> None:
-        headers = ((kafka.KIND, b"frame"), ("odd", b"\x00" + ESCAPE.encode()))
+        headers = ((clients.KIND, b"frame"), ("odd", b"\x00" + ESCAPE.encode()))
         one = letter(broker, 1, value=f"{ESCAPE}{{}}\n".encode() + b"x" * 100_000, headers=headers)
         end = ended("dlq", "show", one.place, "--kafka", broker.bootstrap)
         assert (end.returncode, end.stderr) == (0, "")
         assert "error    not a message" in end.stdout
-        assert f"header   {kafka.KIND}: frame" in end.stdout
+        assert f"header   {clients.KIND}: frame" in end.stdout
         assert "\\x1b[31m{}\nxxx" in end.stdout
         assert ESCAPE not in end.stdout
         assert len(end.stdout) < 3000
         assert "(100008 bytes in all: --output json has them)" in end.stdout
         told = json.loads(ended("dlq", "show", one.place, "--output", "json", "--kafka", broker.bootstrap).stdout)
         assert told["text"].encode() == one.value
-        assert told["headers"][0] == [kafka.KIND, "ZnJhbWU="]
+        assert told["headers"][0] == [clients.KIND, "ZnJhbWU="]
 
     def test_no_letter_is_a_word_for_people_and_an_empty_array_for_programs(self, broker: KafkaSettings) -> None:
         end = ended("dlq", "list", "--kafka", broker.bootstrap)
@@ -316,7 +318,7 @@ class TestCommandLine:
         assert places(broker) == [one.place]
 
     def test_a_missing_topic_is_said_with_what_to_type(self, broker: KafkaSettings) -> None:
-        client = kafka.admin(broker)
+        client = admin.client(broker)
         client.delete_topics([DEAD_LETTERS])[DEAD_LETTERS].result()
         wait_until(lambda: DEAD_LETTERS not in client.list_topics(timeout=10).topics, "the topic is gone")
         end = ended("dlq", "list", "--kafka", broker.bootstrap)

@@ -13,9 +13,10 @@ from tests.integration.embedded import owner_of, wait_until
 from vidflow.domain.errors import SetupError
 from vidflow.infra.embedded.kafka import EmbeddedKafka
 from vidflow.infra.embedded.process import listens
-from vidflow.infra.kafka import admin, consumer, producer
-from vidflow.infra.kafka_settings import KafkaSettings
-from vidflow.infra.stopping import Stop
+from vidflow.infra.kafka import admin
+from vidflow.infra.kafka.clients import consumer, producer
+from vidflow.infra.kafka.settings import KafkaSettings
+from vidflow.infra.process.stopping import Stop
 from vidflow.settings import environment
 
 TOPIC = "kept"
@@ -26,7 +27,7 @@ def broker(folder: Path) -> EmbeddedKafka:
 
 
 def make_topic(settings: KafkaSettings) -> None:
-    client = admin(settings)
+    client = admin.client(settings)
     client.create_topics([NewTopic(TOPIC, 1, 1)])[TOPIC].result(10)
 
 
@@ -78,7 +79,7 @@ def test_data_and_ports_stay_over_a_stop_a_start_and_a_kill(tmp_path: Path) -> N
 
 
 def test_a_topic_is_made_by_nobody_but_its_owner(kafka_settings: KafkaSettings) -> None:
-    client = admin(kafka_settings)
+    client = admin.client(kafka_settings)
     client.list_topics("nobody_made_this", timeout=10)
     assert "nobody_made_this" not in client.list_topics(timeout=10).topics
 

@@ -13,7 +13,7 @@ from tests.integration.embedded import owner_of, wait_until
 from vidflow.domain.errors import SetupError, Unavailable
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
 from vidflow.infra.embedded.process import GivenUp, listens
-from vidflow.infra.stopping import Stop
+from vidflow.infra.process.stopping import Stop
 
 
 def server(folder: Path, port: int | None = None) -> EmbeddedPostgres:

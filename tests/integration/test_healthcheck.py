@@ -14,8 +14,8 @@ from tests.integration.api_server import free_port
 from tests.integration.embedded import wait_until
 from tests.integration.programs import CLOSED_DATABASE, CLOSED_KAFKA, Program, clean_environment, started
 
-from vidflow.infra import kafka
-from vidflow.infra.kafka_settings import KafkaSettings
+from vidflow.infra.kafka import topics
+from vidflow.infra.kafka.settings import KafkaSettings
 
 ROLES = ("api", "relay", "inbox", "orchestrator", "runner")
 LIMIT_S = "4"
@@ -47,7 +47,7 @@ def role(folder: Path, name: str, *options: str, given: Mapping[str, str]) -> It
 def test_each_role_is_healthy_until_it_is_frozen_and_again_when_it_goes_on(
     tmp_path: Path, database_url: str, kafka_settings: KafkaSettings
 ) -> None:
-    kafka.create_topics(kafka_settings)
+    topics.create_topics(kafka_settings)
     given = {"VIDFLOW_DATABASE_URL": database_url, "VIDFLOW_KAFKA": kafka_settings.bootstrap}
     with ExitStack() as running:
         roles = {name: running.enter_context(role(tmp_path, name, given=given)) for name in ROLES}

@@ -11,9 +11,9 @@ from tests.integration.embedded import wait_until
 
 from vidflow.domain.lease import PROBE_S
 from vidflow.domain.messages import INIT_SCENARIO, RUNNER_EVENTS, Report, Start, encode
-from vidflow.infra import kafka
-from vidflow.infra.kafka_settings import KafkaSettings
-from vidflow.infra.stopping import Stop
+from vidflow.infra.kafka import admin, clients, offsets
+from vidflow.infra.kafka.settings import KafkaSettings
+from vidflow.infra.process.stopping import Stop
 from vidflow.roles.orchestrator.hearing import Hearing
 
 UUID = "019a0000-0000-7000-8000-000000000001"
@@ -33,8 +33,8 @@ def hearing(kafka_settings: KafkaSettings) -> Iterator[Hearing]:
 
 
 def send(settings: KafkaSettings, topic: str, *values: bytes) -> None:
-    producer = kafka.producer(settings, client_id="test")
-    kafka.know_topic(producer, topic)
+    producer = clients.producer(settings, client_id="test")
+    clients.know_topic(producer, topic)
     for value in values:
         producer.produce(topic, value, key="r1")
     assert producer.flush(10) == 0
@@ -90,5 +90,5 @@ def test_the_results_topic_is_known_by_its_id(hearing: Hearing, kafka_settings: 
     wait_until(lambda: hearing.results is not None, "the topic is known")
     topic = hearing.results
     assert topic is not None
-    assert topic.id == kafka.topic_id(kafka.admin(kafka_settings), "results")
+    assert topic.id == offsets.topic_id(admin.client(kafka_settings), "results")
     assert topic.partitions == tuple(range(16))

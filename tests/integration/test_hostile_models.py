@@ -10,12 +10,12 @@ from tests import clips
 from tests.integration.api_server import problem_of, ready
 from tests.integration.runners import RunnerProcess, Stage, deploy, new_uuid, runner
 
+from vidflow.commands.dev import Stack
 from vidflow.domain.errors import ModelError
 from vidflow.domain.messages import EndReason, Entry
-from vidflow.infra.kafka_settings import KafkaSettings
+from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.models import registry
-from vidflow.infra.stopping import Stop
-from vidflow.roles.dev import Stack
+from vidflow.infra.process.stopping import Stop
 from vidflow.settings import ApiOptions, DevOptions
 
 pytest.importorskip("torch", reason="the extra torch is not installed")

@@ -46,12 +46,13 @@ from vidflow.domain.messages import (
     encode,
 )
 from vidflow.domain.progress import Progress, whole
-from vidflow.infra import inbox_partitions, kafka, outbox, results
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
-from vidflow.infra.kafka_settings import KafkaSettings
-from vidflow.infra.migrations import migrate
-from vidflow.infra.postgres import Connection, connect
-from vidflow.infra.stopping import Stop
+from vidflow.infra.kafka import admin, clients, errors, offsets
+from vidflow.infra.kafka.settings import KafkaSettings
+from vidflow.infra.postgres import inbox_partitions, outbox, results
+from vidflow.infra.postgres.connection import Connection, connect
+from vidflow.infra.postgres.migrations import migrate
+from vidflow.infra.process.stopping import Stop
 from vidflow.roles.inbox import run, storing
 from vidflow.roles.inbox.reader import BATCH, BATCH_BYTES, GROUP, Reader
 from vidflow.settings import InboxOptions
@@ -79,8 +80,8 @@ def caught_up_s(tables: Connection, topic_id: str, partitions: Sequence[int]) ->
 
 def caught_up_past(tables: Connection, settings: KafkaSettings, moment_s: float) -> bool:
     """What the leader asks before it takes a scenario from its runner."""
-    client = kafka.admin(settings)
-    topic = (kafka.topic_id(client, RESULTS), kafka.partitions(client, RESULTS))
+    client = admin.client(settings)
+    topic = (offsets.topic_id(client, RESULTS), offsets.partitions(client, RESULTS))
     stored_s = caught_up_s(tables, *topic)
     return stored_s is not None and stored_s >= moment_s
 
@@ -376,8 +377,8 @@ def test_a_position_beyond_the_end_of_the_log_is_mended(tables: Connection, opti
 def test_messages_that_kafka_has_deleted_do_not_stop_it(tables: Connection, options: InboxOptions) -> None:
     uuid = scenario(tables)
     send(options.kafka, *frames(uuid, range(5)))
-    client = kafka.admin(options.kafka)
-    ends = kafka.end_offsets(client, RESULTS)
+    client = admin.client(options.kafka)
+    ends = offsets.end_offsets(client, RESULTS)
     for answer in client.delete_records([TopicPartition(RESULTS, one, end) for one, end in ends.items()]).values():
         answer.result()
     with running(run, options):
@@ -413,7 +414,7 @@ def test_it_catches_up_each_second_without_a_message(tables: Connection, options
 def test_a_partition_that_was_never_read_is_not_caught_up_with(tables: Connection, options: InboxOptions) -> None:
     with inbox(tables, options):
         await_caught_up(tables, options.kafka)
-    topic_id = kafka.topic_id(kafka.admin(options.kafka), RESULTS)
+    topic_id = offsets.topic_id(admin.client(options.kafka), RESULTS)
     assert caught_up_s(tables, topic_id, range(16)) is not None
     assert caught_up_s(tables, topic_id, range(17)) is None
     assert caught_up_s(tables, "another id", range(16)) is None
@@ -441,7 +442,7 @@ def test_partitions_that_go_to_another_inbox_while_their_rows_are_copied_lose_no
     uuids = [scenario(tables) for _ in range(24)]
     for uuid in uuids:
         send(options.kafka, *frames(uuid, range(100)))
-    topic_id = kafka.topic_id(kafka.admin(options.kafka), RESULTS)
+    topic_id = offsets.topic_id(admin.client(options.kafka), RESULTS)
     reader = Reader(
         options.kafka,
         options.group_protocol,
@@ -630,8 +631,8 @@ GROUP_SESSION_S = 3.5
 def sending(settings: KafkaSettings, uuids: list[str]) -> Iterator[list[int]]:
     """Workers that send frame after frame of each scenario, about 1,000 a second, until the block ends; how many were sent."""
     sent, done = [0], threading.Event()
-    producer = kafka.producer(settings, client_id="workers-under-test")
-    kafka.know_topic(producer, RESULTS)
+    producer = clients.producer(settings, client_id="workers-under-test")
+    clients.know_topic(producer, RESULTS)
 
     def send_on() -> None:
         while not done.wait(0.02):
@@ -652,7 +653,7 @@ def sending(settings: KafkaSettings, uuids: list[str]) -> Iterator[list[int]]:
 
 
 def group_members(settings: KafkaSettings) -> int:
-    client = kafka.admin(settings)
+    client = admin.client(settings)
     return len(client.describe_consumer_groups([GROUP])[GROUP].result(10).members)
 
 
@@ -748,7 +749,7 @@ def test_a_batch_of_long_messages_grows_past_its_bytes_by_one_at_most(
     label = "x" * (LONG_BYTES - 1000)
     for number in range(40):
         send(options.kafka, frame(uuid, number, label=label))
-    topic_id = kafka.topic_id(kafka.admin(options.kafka), RESULTS)
+    topic_id = offsets.topic_id(admin.client(options.kafka), RESULTS)
     reader = Reader(
         options.kafka,
         options.group_protocol,
@@ -778,5 +779,5 @@ def test_a_batch_of_long_messages_grows_past_its_bytes_by_one_at_most(
 def test_an_error_while_partitions_are_given_ends_the_inbox(options: InboxOptions) -> None:
     """The client would swallow it, and the inbox would go on without these partitions."""
     reader = Reader(options.kafka, options.group_protocol, lambda given: dict.fromkeys(given, -7))
-    with pytest.raises(kafka.ClientBroken), closing(reader):
+    with pytest.raises(errors.ClientBroken), closing(reader):
         wait_until(lambda: bool(reader.fill(0.1)) and bool(reader.positions), "it is given partitions")

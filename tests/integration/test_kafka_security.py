@@ -19,11 +19,11 @@ from tests.integration.programs import ended, started
 from tests.integration.vidflows import running
 
 from vidflow.domain.messages import INIT_SCENARIO, PARTITIONS
-from vidflow.infra import kafka
 from vidflow.infra.embedded.kafka import EmbeddedKafka
 from vidflow.infra.embedded.process import free_ports
-from vidflow.infra.kafka import KafkaSettings
-from vidflow.infra.stopping import Stop
+from vidflow.infra.kafka import admin, clients, errors, offsets, topics
+from vidflow.infra.kafka.settings import KafkaSettings
+from vidflow.infra.process.stopping import Stop
 from vidflow.settings import environment
 
 pytestmark = [pytest.mark.long, pytest.mark.whole, pytest.mark.timeout(240)]
@@ -89,7 +89,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     secured = Secured(folder, Authority(folder / "certificates"))
     try:
         secured.start()
-        client = kafka.admin(secured.settings)
+        client = admin.client(secured.settings)
         how = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096)
         for user in (USER, POOR):
             [made] = client.alter_user_scram_credentials(
@@ -104,26 +104,26 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
 
 def lets_in(settings: KafkaSettings) -> bool:
     try:
-        kafka.create_topics(settings)
-    except kafka.KafkaAway:
+        topics.create_topics(settings)
+    except errors.KafkaAway:
         return False
     return True
 
 
 def carry(settings: KafkaSettings) -> None:
     """One message to and from the broker, by each kind of client."""
-    assert set(kafka.create_topics(settings)) <= set(PARTITIONS)
-    reader = kafka.consumer(settings, client_id="reads")
-    sender = kafka.producer(settings, client_id="sends")
+    assert set(topics.create_topics(settings)) <= set(PARTITIONS)
+    reader = clients.consumer(settings, client_id="reads")
+    sender = clients.producer(settings, client_id="sends")
     try:
-        kafka.assign_at_end(kafka.admin(settings), reader, [INIT_SCENARIO])
-        kafka.send(sender, INIT_SCENARIO, b"hello", b"key", [], lambda _error, _message: None)
+        offsets.assign_at_end(admin.client(settings), reader, [INIT_SCENARIO])
+        clients.send(sender, INIT_SCENARIO, b"hello", b"key", [], lambda _error, _message: None)
         assert sender.flush(20) == 0
-        [message] = kafka.take(reader, 1, 20)
+        [message] = clients.take(reader, 1, 20)
         assert message.value() == b"hello"
     finally:
         reader.close()
-    assert b"hello" in {message.value() for message in kafka.read_log(settings, INIT_SCENARIO)}
+    assert b"hello" in {message.value() for message in offsets.read_log(settings, INIT_SCENARIO)}
 
 
 def test_scram_over_tls(broker: Secured) -> None:
@@ -177,8 +177,8 @@ REFUSALS: dict[str, tuple[Any, str]] = {
 
 def outcome(settings: KafkaSettings) -> Exception | None:
     try:
-        kafka.create_topics(settings)
-    except kafka.KafkaAway as error:
+        topics.create_topics(settings)
+    except errors.KafkaAway as error:
         return error
     return None
 
@@ -194,7 +194,7 @@ def refused(broker: Secured) -> dict[str, Exception | None]:
 @pytest.mark.parametrize("name", REFUSALS)
 def test_a_refusal_is_reported_as_one(refused: dict[str, Exception | None], name: str) -> None:
     error = refused[name]
-    assert isinstance(error, kafka.SecurityFailed), error
+    assert isinstance(error, errors.SecurityFailed), error
     assert re.search(REFUSALS[name][1], error.message)
     assert WRONG not in error.message
     assert "\n" not in error.message
@@ -204,8 +204,8 @@ def test_a_refusal_is_reported_as_one(refused: dict[str, Exception | None], name
 def test_a_client_without_tls_is_told_what_may_be_missing(broker: Secured, properties: dict[str, str]) -> None:
     """The broker only hangs up, so that nothing but a hint is possible."""
     login = {"sasl.username": USER, "sasl.password": PASSWORD} if properties else {}
-    with pytest.raises(kafka.KafkaAway, match=r"check security\.protocol"):
-        kafka.create_topics(KafkaSettings(f"127.0.0.1:{broker.scram_port}", properties | login))
+    with pytest.raises(errors.KafkaAway, match=r"check security\.protocol"):
+        topics.create_topics(KafkaSettings(f"127.0.0.1:{broker.scram_port}", properties | login))
 
 
 def in_a_file(folder: Path, settings: KafkaSettings) -> Path:

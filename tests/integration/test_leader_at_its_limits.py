@@ -15,9 +15,9 @@ from tests.integration.queues import fill_queue
 from tests.integration.simulated_runners import Simulated, simulated_runners
 
 from vidflow.domain.messages import Parameters
-from vidflow.infra import scenarios
-from vidflow.infra.kafka_settings import KafkaSettings
-from vidflow.infra.postgres import Connection
+from vidflow.infra.kafka.settings import KafkaSettings
+from vidflow.infra.postgres import scenarios
+from vidflow.infra.postgres.connection import Connection
 from vidflow.roles import inbox, orchestrator, relay
 from vidflow.roles.orchestrator.leader import Leader
 from vidflow.settings import InboxOptions, OrchestratorOptions, RelayOptions

@@ -11,9 +11,9 @@ from tests.integration.queues import fill_queue
 
 from vidflow.domain.leader import Known
 from vidflow.domain.scenario import Limits, State
-from vidflow.infra import leader_tables
-from vidflow.infra.leader_tables import Engagement
-from vidflow.infra.postgres import Connection
+from vidflow.infra.postgres import leader_tables
+from vidflow.infra.postgres.connection import Connection
+from vidflow.infra.postgres.leader_tables import Engagement
 
 LIMITS = Limits(attempts=5)
 

@@ -10,9 +10,9 @@ from tests.integration.disks import nothing_stored, told_of_outages
 from tests.integration.embedded import wait_until
 
 from vidflow.domain.messages import Parameters
-from vidflow.infra import scenarios
-from vidflow.infra.kafka_settings import KafkaSettings
-from vidflow.infra.postgres import Connection
+from vidflow.infra.kafka.settings import KafkaSettings
+from vidflow.infra.postgres import scenarios
+from vidflow.infra.postgres.connection import Connection
 from vidflow.roles.orchestrator import run
 from vidflow.settings import OrchestratorOptions
 

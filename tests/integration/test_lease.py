@@ -9,11 +9,11 @@ from tests.integration.delivery import cut_off, row, say
 from tests.integration.embedded import wait_until
 
 from vidflow.domain.lease import LEASE_S
-from vidflow.infra import lease as leases
-from vidflow.infra import outbox
-from vidflow.infra.lease import Lease, LeaseLost, keep
-from vidflow.infra.postgres import FENCED_TRANSACTION_S, Connection, connect
-from vidflow.infra.stopping import Stop
+from vidflow.infra.postgres import lease as leases
+from vidflow.infra.postgres import outbox
+from vidflow.infra.postgres.connection import FENCED_TRANSACTION_S, Connection, connect
+from vidflow.infra.postgres.lease import Lease, LeaseLost, keep
+from vidflow.infra.process.stopping import Stop
 
 ONE, OTHER = uuid.uuid4(), uuid.uuid4()
 

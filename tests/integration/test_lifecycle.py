@@ -12,8 +12,8 @@ from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.leader import Known
 from vidflow.domain.messages import Deploy, Parameters, StopWork, decode_command
 from vidflow.domain.scenario import Event, Kind, Limits, Outcome, Scenario, State, decide, next_epoch
-from vidflow.infra import history, leader_tables, lifecycle, outbox, scenarios
-from vidflow.infra.postgres import Connection
+from vidflow.infra.postgres import history, leader_tables, lifecycle, outbox, scenarios
+from vidflow.infra.postgres.connection import Connection
 
 RUNNER = "runner-1"
 

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from tests.conftest import _of_database
 
-from vidflow.infra import vitals
+from vidflow.infra.postgres import vitals
 from vidflow.roles.api.metrics import read_tables
 
 pytestmark = [pytest.mark.long, pytest.mark.whole]

@@ -15,9 +15,9 @@ import pytest
 from tests.integration.embedded import wait_until
 
 from vidflow.domain.errors import SetupError
-from vidflow.infra import migrations
 from vidflow.infra.embedded.postgres import programs
-from vidflow.infra.stopping import Stop
+from vidflow.infra.postgres import migrations
+from vidflow.infra.process.stopping import Stop
 
 
 @pytest.fixture

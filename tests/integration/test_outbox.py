@@ -5,8 +5,8 @@ from itertools import pairwise
 import pytest
 from tests.integration.delivery import row
 
-from vidflow.infra import outbox
-from vidflow.infra.postgres import Connection, connect
+from vidflow.infra.postgres import outbox
+from vidflow.infra.postgres.connection import Connection, connect
 
 
 def ids(rows: list[outbox.Pending]) -> list[int]:

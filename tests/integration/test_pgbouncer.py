@@ -12,12 +12,12 @@ from tests.integration.api_server import init, problem_of, ready
 from tests.integration.pgbouncer import pooled
 from tests.integration.vidflows import READY_S, Vidflow
 
+from vidflow.commands.dev import Stack
 from vidflow.domain.errors import SetupError
-from vidflow.infra import backup, migrations
-from vidflow.infra.postgres import connect, is_behind_pooler
-from vidflow.infra.stopping import Stop
+from vidflow.infra.postgres import backup, migrations
+from vidflow.infra.postgres.connection import connect, is_behind_pooler
+from vidflow.infra.process.stopping import Stop
 from vidflow.roles.api import database
-from vidflow.roles.dev import Stack
 from vidflow.settings import ApiOptions, DevOptions
 
 pytestmark = [pytest.mark.long, pytest.mark.whole]

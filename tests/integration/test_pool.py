@@ -13,13 +13,14 @@ import pytest
 from tests.faults.proxy import Proxy
 from tests.integration.api_server import URL, init, problem_of, ready, wait_until
 
-from vidflow.infra import backup
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
-from vidflow.infra.lease import Lease, keep
-from vidflow.infra.migrations import migrate
-from vidflow.infra.pool import FRESH_S, Pool, PoolBusy
-from vidflow.infra.postgres import Connection, connect, is_away, while_there
-from vidflow.infra.stopping import Stop
+from vidflow.infra.postgres import backup
+from vidflow.infra.postgres.connection import Connection, connect, while_there
+from vidflow.infra.postgres.errors import is_away
+from vidflow.infra.postgres.lease import Lease, keep
+from vidflow.infra.postgres.migrations import migrate
+from vidflow.infra.postgres.pool import FRESH_S, Pool, PoolBusy
+from vidflow.infra.process.stopping import Stop
 from vidflow.roles.api import database
 from vidflow.settings import ApiOptions
 

@@ -12,9 +12,9 @@ from tests.integration.delivery import emptied
 
 from vidflow.domain.messages import Parameters
 from vidflow.domain.scenario import State
-from vidflow.infra import gaps, history, predictions, scenarios
-from vidflow.infra.postgres import Connection, connect
-from vidflow.infra.scenarios import NewScenario, Queue, queue
+from vidflow.infra.postgres import gaps, history, predictions, scenarios
+from vidflow.infra.postgres.connection import Connection, connect
+from vidflow.infra.postgres.scenarios import NewScenario, Queue, queue
 
 OTHERS = 20_000
 

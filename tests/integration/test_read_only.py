@@ -19,8 +19,8 @@ from tests.integration.embedded import wait_until
 from tests.integration.programs import clean_environment
 
 from vidflow import healthcheck
-from vidflow.infra import kafka
-from vidflow.infra.kafka_settings import KafkaSettings
+from vidflow.infra.kafka import topics
+from vidflow.infra.kafka.settings import KafkaSettings
 
 ROLES = ("api", "relay", "inbox", "orchestrator", "runner")
 CONFINE = """
@@ -61,7 +61,7 @@ def confined(
 def test_every_role_works_and_a_runner_s_scenario_ends_whole(
     tmp_path: Path, database_url: str, kafka_settings: KafkaSettings
 ) -> None:
-    kafka.create_topics(kafka_settings)
+    topics.create_topics(kafka_settings)
     media = tmp_path / "media"
     media.mkdir()
     clips.constant_rate(media / "clip.mp4", frames=20)

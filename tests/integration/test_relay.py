@@ -27,14 +27,15 @@ from tests.integration.delivery import (
 from tests.integration.disks import nothing_stored, told_of_outages
 from tests.integration.embedded import wait_until
 
-from vidflow.infra import kafka, outbox
 from vidflow.infra.embedded.kafka import EmbeddedKafka
-from vidflow.infra.kafka_settings import KafkaSettings
-from vidflow.infra.lease import LeaseLost
-from vidflow.infra.postgres import Connection, connect
-from vidflow.infra.publisher import Answers, Publisher, add_answers
-from vidflow.infra.shares import Held, Shares, kept
-from vidflow.infra.stopping import Stop
+from vidflow.infra.kafka import clients, offsets, topics
+from vidflow.infra.kafka.publisher import Answers, Publisher, add_answers
+from vidflow.infra.kafka.settings import KafkaSettings
+from vidflow.infra.postgres import outbox
+from vidflow.infra.postgres.connection import Connection, connect
+from vidflow.infra.postgres.lease import LeaseLost
+from vidflow.infra.postgres.shares import Held, Shares, kept
+from vidflow.infra.process.stopping import Stop
 from vidflow.roles.relay import BATCH, Relay, run
 from vidflow.settings import RelayOptions, environment
 
@@ -44,14 +45,14 @@ FULL_S = 3.0
 
 
 @pytest.fixture
-def topics(kafka_settings: KafkaSettings) -> KafkaSettings:
+def empty_topics(kafka_settings: KafkaSettings) -> KafkaSettings:
     remake_topics(kafka_settings)
     return kafka_settings
 
 
 @pytest.fixture
-def options(database_url: str, topics: KafkaSettings) -> RelayOptions:
-    return RelayOptions(database_url=database_url, kafka=topics)
+def options(database_url: str, empty_topics: KafkaSettings) -> RelayOptions:
+    return RelayOptions(database_url=database_url, kafka=empty_topics)
 
 
 def by_key(messages: list[Message]) -> dict[str, list[int]]:
@@ -82,10 +83,10 @@ def test_a_message_has_its_key_its_bytes_and_its_headers(tables: Connection, opt
     [message] = log_of(options.kafka, COMMANDS)
     assert (message.key(), message.value()) == (b"key", b"\x00bytes")
     assert dict(message.headers()) == {
-        kafka.MESSAGE_ID: str(waiting.message_id).encode(),
-        kafka.EPOCH: b"7",
-        kafka.KIND: b"stop",
-        kafka.RUNNER: b"r1",
+        clients.MESSAGE_ID: str(waiting.message_id).encode(),
+        clients.EPOCH: b"7",
+        clients.KIND: b"stop",
+        clients.RUNNER: b"r1",
     }
 
 
@@ -298,7 +299,7 @@ def test_a_missing_topic_holds_up_no_other_and_is_served_once_it_is_made(
     remove_topics(options.kafka, ["dead_letters"])
     with running(run, options):
         wait_until(lambda: unpublished(tables) == 1, "the others are published")
-        kafka.create_topics(options.kafka)
+        topics.create_topics(options.kafka)
         wait_until(lambda: unpublished(tables) == 0, "it is published too")
     assert [message.value() for message in log_of(options.kafka, "dead_letters")] == [b"1"]
 
@@ -392,7 +393,7 @@ def test_a_relay_s_memory_is_bounded_whatever_the_size_of_what_waits(tables: Con
         peak = peak_bytes(child.pid)
     say(f"a relay's memory at its most, {large} dead letters of {size} bytes: {peak / 1e6:.0f} MB")
     assert peak < large * size * 0.6
-    assert sum(1 for _ in kafka.read_log(options.kafka, "dead_letters")) == large
+    assert sum(1 for _ in offsets.read_log(options.kafka, "dead_letters")) == large
 
 
 def peak_bytes(pid: int) -> int:
@@ -407,7 +408,7 @@ def test_rows_wait_while_kafka_is_away_and_are_published_in_order_when_it_is_bac
 ) -> None:
     broker = EmbeddedKafka(tmp_path, say=print, stop=Stop(), cache=environment("VIDFLOW_CACHE_DIR")).start()
     try:
-        kafka.create_topics(broker.settings)
+        topics.create_topics(broker.settings)
         with running(run, RelayOptions(database_url=database_url, kafka=broker.settings)):
             written(tables, keys=3, each=10)
             wait_until(lambda: unpublished(tables) == 0, "the first rows are published")

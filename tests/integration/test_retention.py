@@ -14,11 +14,12 @@ from tests.integration.delivery import emptied, say
 
 from vidflow.domain.messages import Frame
 from vidflow.domain.retention import DAY_MS, DEFAULT, Keeping, Range
-from vidflow.infra import lease as leases
-from vidflow.infra import metrics, predictions, results, retention
-from vidflow.infra.lease import Lease
-from vidflow.infra.postgres import FENCED_TRANSACTION_S, Connection, connect
-from vidflow.infra.stopping import Stop
+from vidflow.infra.postgres import lease as leases
+from vidflow.infra.postgres import predictions, results, retention
+from vidflow.infra.postgres.connection import FENCED_TRANSACTION_S, Connection, connect
+from vidflow.infra.postgres.lease import Lease
+from vidflow.infra.process.stopping import Stop
+from vidflow.infra.telemetry import metrics
 from vidflow.roles.orchestrator import keeping
 from vidflow.roles.orchestrator.keeping import Keeper, Seen, keep_tables, one_round, prepare
 

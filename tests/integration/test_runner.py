@@ -20,7 +20,7 @@ from tests.integration.processes import is_alive
 from tests.integration.runners import RunnerProcess, Stage, deploy, new_uuid, runner
 
 from vidflow.domain.messages import EndReason, Forget, Ping, StopWork, Waiting, commands_topic
-from vidflow.infra.kafka_settings import KafkaSettings
+from vidflow.infra.kafka.settings import KafkaSettings
 
 pytestmark = pytest.mark.long  # each test starts a runner of its own
 

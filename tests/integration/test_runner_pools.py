@@ -12,8 +12,8 @@ from tests.integration.embedded import wait_until
 from tests.integration.runners import Stage, deploy, new_uuid, runner
 
 from vidflow.domain.messages import commands_topic
-from vidflow.infra import kafka
-from vidflow.infra.kafka_settings import KafkaSettings
+from vidflow.infra.kafka import admin
+from vidflow.infra.kafka.settings import KafkaSettings
 
 pytestmark = pytest.mark.long
 
@@ -23,7 +23,7 @@ SAYS = f"the pool {POOL} has no topic {TOPIC} in Kafka; create it with: vidflow 
 
 
 def create_topic(settings: KafkaSettings) -> None:
-    client = kafka.admin(settings)
+    client = admin.client(settings)
     for answer in client.create_topics([NewTopic(TOPIC, 2, 1)]).values():
         answer.result(10)
 

@@ -13,7 +13,7 @@ from tests.integration.delivery import limited
 from tests.integration.runners import RunnerProcess, Stage, deploy, new_uuid, runner
 
 from vidflow.domain.messages import RUNNER_EVENTS, EndReason, Ping
-from vidflow.infra.kafka_settings import KafkaSettings
+from vidflow.infra.kafka.settings import KafkaSettings
 
 pytestmark = pytest.mark.long
 

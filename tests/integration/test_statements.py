@@ -16,7 +16,7 @@ from vidflow.domain.messages import Gap, GapReason, Parameters
 from vidflow.domain.progress import Progress
 from vidflow.domain.retention import DAY_MS, DEFAULT, Range
 from vidflow.domain.scenario import State
-from vidflow.infra import (
+from vidflow.infra.postgres import (
     inbox_partitions,
     leader_tables,
     lease,
@@ -29,7 +29,7 @@ from vidflow.infra import (
     shares,
     vitals,
 )
-from vidflow.infra.postgres import Connection, connect
+from vidflow.infra.postgres.connection import Connection, connect
 
 pytestmark = [pytest.mark.long, pytest.mark.whole, pytest.mark.timeout(300)]
 

@@ -16,8 +16,8 @@ from tests.integration.postgres_tls import speaking_tls
 from tests.integration.programs import ended
 
 from vidflow.domain.errors import SetupError
-from vidflow.infra import migrations
-from vidflow.infra.postgres import connect
+from vidflow.infra.postgres import migrations
+from vidflow.infra.postgres.connection import connect
 from vidflow.settings import ApiOptions
 
 

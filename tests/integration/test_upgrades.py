@@ -17,9 +17,9 @@ from tests.integration.delivery import frames, remake_topics, running, say, send
 from tests.integration.embedded import wait_until
 
 from vidflow.domain.messages import INIT_SCENARIO
-from vidflow.infra import migrations, retention, scenarios
-from vidflow.infra.kafka_settings import KafkaSettings
-from vidflow.infra.postgres import connect
+from vidflow.infra.kafka.settings import KafkaSettings
+from vidflow.infra.postgres import migrations, retention, scenarios
+from vidflow.infra.postgres.connection import connect
 from vidflow.roles.inbox import run
 from vidflow.settings import InboxOptions
 

@@ -18,7 +18,7 @@ from tests.integration.runners import RunnerProcess, Stage, deploy, new_uuid, re
 
 from vidflow.domain.messages import EndReason, Entry, Frame, GapReason, Opened, Parameters, Resume, StopWork, Waiting
 from vidflow.domain.scenario import Skip
-from vidflow.infra.kafka_settings import KafkaSettings
+from vidflow.infra.kafka.settings import KafkaSettings
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from tests.integration.odd_models import BAD_FRAME
 from tests.integration.runners import RunnerProcess, Stage, deploy, new_uuid, runner
 
 from vidflow.domain.messages import RESULTS, EndReason, Entry, OnPoison, Parameters, Waiting
-from vidflow.infra.kafka_settings import KafkaSettings
+from vidflow.infra.kafka.settings import KafkaSettings
 
 pytestmark = pytest.mark.long
 

@@ -13,8 +13,8 @@ import httpx
 from tests.integration.embedded import wait_until
 from tests.integration.processes import children
 
-from vidflow.infra.stopping import Stop
-from vidflow.roles.dev import Stack
+from vidflow.commands.dev import Stack
+from vidflow.infra.process.stopping import Stop
 from vidflow.settings import DevOptions
 
 READY_S = 110.0

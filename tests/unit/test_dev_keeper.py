@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import accumulate, repeat
 
-from vidflow.roles.dev.keeper import FIRST_PAUSE_S, LONGEST_PAUSE_S, STEADY_S, next_pause_s
+from vidflow.commands.dev.keeper import FIRST_PAUSE_S, LONGEST_PAUSE_S, STEADY_S, next_pause_s
 
 
 def test_the_first_death_is_followed_by_a_start_after_a_fifth_of_a_second() -> None:

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from vidflow.roles.dev.lines import LastLines, Prefixed, follow
+from vidflow.commands.dev.lines import LastLines, Prefixed, follow
 
 
 def test_a_line_stands_behind_its_roles_name(capsys: pytest.CaptureFixture[str]) -> None:

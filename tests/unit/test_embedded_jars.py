@@ -12,7 +12,7 @@ import pytest
 from vidflow.domain.errors import Unavailable
 from vidflow.infra.embedded.jars import LIST, Jar, provide, read_list
 from vidflow.infra.embedded.process import GivenUp
-from vidflow.infra.stopping import Stop
+from vidflow.infra.process.stopping import Stop
 
 
 def jar_of(artifact: str, content: bytes) -> Jar:

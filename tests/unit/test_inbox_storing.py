@@ -4,7 +4,7 @@ import pytest
 
 from vidflow.domain.messages import End, EndReason, Frame, Gap, GapReason, Result, decode_dead_letter
 from vidflow.domain.progress import Progress
-from vidflow.infra.kafka import Headers
+from vidflow.infra.kafka.clients import Headers
 from vidflow.roles.inbox.reader import Taken
 from vidflow.roles.inbox.storing import POISON_RUN, MostlyPoison, _dead_letter, judge, poison_run
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from vidflow.domain.errors import SetupError
-from vidflow.infra import kafka
-from vidflow.infra.kafka_settings import KafkaSettings, properties_of_text, properties_of_variables
+from vidflow.infra.kafka import clients
+from vidflow.infra.kafka.settings import KafkaSettings, properties_of_text, properties_of_variables
 from vidflow.settings import kafka_settings, kafka_variables
 
 SECRET = "hunter2-hunter2"  # noqa: S105 - a value to look for
@@ -120,6 +120,6 @@ def test_no_value_is_in_a_representation() -> None:
 )
 def test_a_client_that_cannot_be_made_is_a_fault_of_the_settings(properties: dict[str, str]) -> None:
     with pytest.raises(SetupError, match=r"Kafka's client refuses its properties: .*--kafka-properties") as refused:
-        kafka.producer(KafkaSettings("127.0.0.1:1", properties), client_id="test")
+        clients.producer(KafkaSettings("127.0.0.1:1", properties), client_id="test")
     assert SECRET not in str(refused.value)
     assert refused.value.__cause__ is None

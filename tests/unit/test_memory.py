@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from vidflow.commands.dev import Stack
 from vidflow.domain.runner import default_memory_cap
-from vidflow.infra.memory import available_bytes, resident_bytes
-from vidflow.infra.stopping import Stop
-from vidflow.roles.dev import Stack
+from vidflow.infra.process.memory import available_bytes, resident_bytes
+from vidflow.infra.process.stopping import Stop
 from vidflow.settings import DevOptions
 
 GIB = 1024**3

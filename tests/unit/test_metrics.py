@@ -11,8 +11,8 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from vidflow.domain.errors import SetupError
-from vidflow.infra import metrics
-from vidflow.infra.outage import Outage
+from vidflow.infra.telemetry import metrics
+from vidflow.infra.telemetry.outage import Outage
 from vidflow.roles.api.metrics import API, TABLES
 from vidflow.roles.worker import link
 

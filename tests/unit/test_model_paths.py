@@ -9,11 +9,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from vidflow.commands.run.source import local_path
 from vidflow.domain.errors import MissingExtra, ModelError, SetupError
 from vidflow.infra.models import registry
 from vidflow.infra.models.onnx_metadata import read_metadata
 from vidflow.roles.api.models import require_loopback
-from vidflow.roles.run.source import local_path
 from vidflow.settings import ApiOptions
 
 WEIGHTS = b"weights of a net"

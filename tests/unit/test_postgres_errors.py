@@ -7,8 +7,8 @@ import pytest
 from psycopg import errors
 
 from vidflow.domain.errors import SetupError
-from vidflow.infra.outage import TIMED_OUT_STATES
-from vidflow.infra.postgres_errors import is_away, is_timed_out, is_tls, refusal, require_version
+from vidflow.infra.postgres.errors import is_away, is_timed_out, is_tls, refusal, require_version
+from vidflow.infra.telemetry.outage import TIMED_OUT_STATES
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from collections.abc import Collection
 import pytest
 from confluent_kafka import KafkaError
 
-from vidflow.infra.kafka import ClientBroken
-from vidflow.infra.outbox import Pending
-from vidflow.infra.publisher import Answers, Flight, add_answers
+from vidflow.infra.kafka.errors import ClientBroken
+from vidflow.infra.kafka.publisher import Answers, Flight, add_answers
+from vidflow.infra.postgres.outbox import Pending
 
 TIMED_OUT = KafkaError(KafkaError._MSG_TIMED_OUT)
 TOO_LARGE = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE)

@@ -9,7 +9,7 @@ import json
 import msgspec
 import pytest
 
-from vidflow.roles.run.output import WRITERS
+from vidflow.commands.run.output import WRITERS
 
 LABEL = "car\x1b]0;x\x07\x9b2J\u202e\nforged"
 FRAME = {

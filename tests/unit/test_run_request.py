@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from vidflow.commands.run.request import body_of
 from vidflow.domain.errors import ParameterError
-from vidflow.roles.run.request import body_of
 from vidflow.settings import RunOptions
 
 VIDEO = "http://camera.example/video.mp4"

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import vidflow
-from vidflow.infra.telemetry import EventLog, configure_logs
+from vidflow.infra.telemetry.logs import EventLog, configure_logs
 
 anything = st.recursive(
     st.text(st.characters(exclude_categories=())) | st.integers() | st.floats() | st.none() | st.binary(max_size=5),

@@ -14,17 +14,19 @@ from typing import Final
 
 import psycopg
 
-from vidflow.infra import metrics, outbox
-from vidflow.infra.crashpoint import crashpoint
-from vidflow.infra.lease import LeaseLost
-from vidflow.infra.migrations import wait_for_schema
-from vidflow.infra.outage import postgres_outage, require_kafka, require_postgres
-from vidflow.infra.outbox import Pending
-from vidflow.infra.postgres import Connection, is_disk_full, while_there
-from vidflow.infra.publisher import Answers, Flight, Publisher, add_answers
-from vidflow.infra.shares import Shares, kept
-from vidflow.infra.stopping import Stop, start_thread
-from vidflow.infra.telemetry import log
+from vidflow.infra.kafka.publisher import Answers, Flight, Publisher, add_answers
+from vidflow.infra.postgres import outbox
+from vidflow.infra.postgres.connection import Connection, while_there
+from vidflow.infra.postgres.errors import is_disk_full
+from vidflow.infra.postgres.lease import LeaseLost
+from vidflow.infra.postgres.migrations import wait_for_schema
+from vidflow.infra.postgres.outbox import Pending
+from vidflow.infra.postgres.shares import Shares, kept
+from vidflow.infra.process.crashpoint import crashpoint
+from vidflow.infra.process.stopping import Stop, start_thread
+from vidflow.infra.telemetry import metrics
+from vidflow.infra.telemetry.logs import log
+from vidflow.infra.telemetry.outage import postgres_outage, require_kafka, require_postgres
 from vidflow.settings import RelayOptions
 
 BATCH: Final = 2000

@@ -22,7 +22,7 @@ import platformdirs
 
 from vidflow.domain.errors import MissingExtra, Unavailable, how_to_install
 from vidflow.infra.embedded.process import GivenUp, Say
-from vidflow.infra.stopping import Stop
+from vidflow.infra.process.stopping import Stop
 
 COORDINATE: Final = (
     # Without the clients named, older ones are resolved and the broker dies.

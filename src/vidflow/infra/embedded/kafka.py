@@ -31,8 +31,9 @@ from vidflow.infra.embedded.process import (
     stop_child,
     until_ready,
 )
-from vidflow.infra.kafka import KafkaSettings, admin
-from vidflow.infra.stopping import Stop
+from vidflow.infra.kafka import admin
+from vidflow.infra.kafka.settings import KafkaSettings
+from vidflow.infra.process.stopping import Stop
 
 NAME: Final = "Kafka"
 
@@ -264,7 +265,7 @@ class EmbeddedKafka:
         client = None
         for _ in until_ready(NAME, process, self._log, self._stop, _START_LIMIT_S):
             if client is None and listens(self.port):
-                client = admin(self.settings)
+                client = admin.client(self.settings)
             if client is None:
                 continue
             with contextlib.suppress(KafkaException):  # not yet; its death and the limit end the loop

@@ -28,7 +28,7 @@ from vidflow.infra.embedded.process import (
     unprivileged,
     until_ready,
 )
-from vidflow.infra.stopping import Stop
+from vidflow.infra.process.stopping import Stop
 
 NAME: Final = "PostgreSQL"
 USER: Final = "vidflow"

@@ -22,7 +22,7 @@ from typing import IO, Final
 import msgspec
 
 from vidflow.domain.errors import SetupError, Unavailable, VidflowError
-from vidflow.infra.stopping import Stop
+from vidflow.infra.process.stopping import Stop
 
 Say = Callable[[str], None]
 """Where the sentences of a long step go: what is done, and how far it is."""

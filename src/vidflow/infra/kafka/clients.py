@@ -11,9 +11,9 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 
 from vidflow.domain.errors import SetupError
 from vidflow.infra.kafka.errors import KafkaAway, SecurityFailed, security_failure
-from vidflow.infra.kafka_settings import SERVERS, KafkaSettings
-from vidflow.infra.outage import kafka_outage, require_kafka
-from vidflow.infra.telemetry import log
+from vidflow.infra.kafka.settings import SERVERS, KafkaSettings
+from vidflow.infra.telemetry.logs import log
+from vidflow.infra.telemetry.outage import kafka_outage, require_kafka
 
 MESSAGE_ID: Final = "message_id"
 EPOCH: Final = "epoch"

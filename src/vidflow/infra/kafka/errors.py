@@ -7,8 +7,8 @@ from typing import Final
 from confluent_kafka import KafkaError
 
 from vidflow.domain.errors import SetupError, Unavailable
-from vidflow.infra.kafka_settings import KafkaSettings
-from vidflow.infra.outage import KAFKA_SECURITY, TOPIC_MISSING
+from vidflow.infra.kafka.settings import KafkaSettings
+from vidflow.infra.telemetry.outage import KAFKA_SECURITY, TOPIC_MISSING
 
 
 class KafkaAway(Unavailable):

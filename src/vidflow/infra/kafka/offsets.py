@@ -8,10 +8,11 @@ from typing import Final
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
 from confluent_kafka.admin import OffsetSpec, TopicDescription
 
+from vidflow.infra.kafka import admin
+from vidflow.infra.kafka.admin import Admin
 from vidflow.infra.kafka.clients import ANSWER_S, know_topic, log_reader
 from vidflow.infra.kafka.errors import KafkaAway, SecurityFailed, TopicMissing
-from vidflow.infra.kafka.questions import Admin, admin
-from vidflow.infra.kafka_settings import KafkaSettings
+from vidflow.infra.kafka.settings import KafkaSettings
 
 _SILENCE_S: Final = 10.0
 
@@ -113,7 +114,7 @@ def read_log(settings: KafkaSettings, topic: str) -> Iterator[Message]:
 
     Belongs to no group and leaves no trace at the broker. Raises KafkaAway.
     """
-    client = admin(settings)
+    client = admin.client(settings)
     numbers = partitions(client, topic)
     firsts = first_offsets(client, topic, numbers)
     ends = {number: end for number, end in end_offsets(client, topic, numbers).items() if end > firsts[number]}

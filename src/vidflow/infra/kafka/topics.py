@@ -13,11 +13,12 @@ from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 from vidflow.domain.errors import SetupError
 from vidflow.domain.messages import COMPACTED, PARTITIONS, check_pool, commands_topic
 from vidflow.domain.scenario import DEFAULT_POOL
+from vidflow.infra.kafka import admin
+from vidflow.infra.kafka.admin import Admin
 from vidflow.infra.kafka.clients import ANSWER_S
 from vidflow.infra.kafka.errors import KafkaAway, SecurityFailed
 from vidflow.infra.kafka.offsets import end_offsets
-from vidflow.infra.kafka.questions import Admin, admin
-from vidflow.infra.kafka_settings import KafkaSettings
+from vidflow.infra.kafka.settings import KafkaSettings
 
 _LED_POLL_S: Final = 0.02
 _LED_S: Final = 30.0
@@ -78,7 +79,7 @@ class Wanted(msgspec.Struct, frozen=True):
 
 def create_topics(settings: KafkaSettings, wanted: Wanted | None = None) -> list[str]:
     """Create the topics that are missing, and return them. Raises KafkaAway, TopicRefused."""
-    client, wanted = admin(settings), wanted or Wanted()
+    client, wanted = admin.client(settings), wanted or Wanted()
     new = [
         NewTopic(topic, count, wanted.replication_factor or -1, config=wanted.settings(topic))
         for topic, count in wanted.partitions().items()
@@ -96,7 +97,7 @@ def settle_topics(settings: KafkaSettings, wanted: Wanted | None = None) -> dict
     Returns it by topic, as people read it. The number of partitions stays: more of them would part the messages of a key.
     Raises KafkaAway, TopicRefused.
     """
-    client, wanted = admin(settings), wanted or Wanted()
+    client, wanted = admin.client(settings), wanted or Wanted()
     found = _settings(client, wanted)
     needed = {
         topic: wanted.settings_with(topic, len(one.replicas))
@@ -117,7 +118,7 @@ def weak_topics(settings: KafkaSettings, wanted: Wanted | None = None) -> dict[s
     Less than is asked for; and, of a topic with several replicas, a min.insync.replicas by which the loss of one broker loses
     messages or stops writing. Raises KafkaAway.
     """
-    client, wanted = admin(settings), wanted or Wanted()
+    client, wanted = admin.client(settings), wanted or Wanted()
     in_sync = {topic: int(found[_IN_SYNC].value or 1) for topic, found in _settings(client, wanted).items()}
     replicas = {topic: len(one.replicas) for topic, one in _weakest_partitions(client, in_sync).items()}
     weak = {topic: _weaknesses(wanted, replicas[topic], in_sync[topic]) for topic in in_sync}

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from vidflow.domain.errors import SetupError
-from vidflow.infra import scenarios
-from vidflow.infra.postgres import Connection
+from vidflow.infra.postgres import scenarios
+from vidflow.infra.postgres.connection import Connection
 from vidflow.roles.api.problems import problem
 from vidflow.settings import ApiOptions
 

@@ -23,10 +23,10 @@ from prometheus_client import CollectorRegistry
 
 from vidflow import __version__
 from vidflow.domain.errors import SetupError
-from vidflow.infra.metrics import served
-from vidflow.infra.outage import require_kafka, require_postgres
-from vidflow.infra.stopping import Stop, start_thread
-from vidflow.infra.telemetry import log
+from vidflow.infra.process.stopping import Stop, start_thread
+from vidflow.infra.telemetry.logs import log
+from vidflow.infra.telemetry.metrics import served
+from vidflow.infra.telemetry.outage import require_kafka, require_postgres
 from vidflow.roles.api import health, models, predictions, scenarios
 from vidflow.roles.api.admission import Admission, require_folder
 from vidflow.roles.api.connections import Connections, Limits, allow_files

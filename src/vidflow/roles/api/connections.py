@@ -10,7 +10,7 @@ from typing import Final, Protocol
 import msgspec
 from prometheus_client import Counter as Metric
 
-from vidflow.infra.telemetry import log
+from vidflow.infra.telemetry.logs import log
 
 REFUSED: Final = Metric("vidflow_http_connections_refused", "Connections refused or cut off by a limit.", ["reason"])
 _OTHER_FILES: Final = 256

@@ -10,8 +10,8 @@ from typing import Annotated, Final
 import msgspec
 from litestar.params import QueryParameter
 
-from vidflow.infra import history
-from vidflow.infra.gaps import Place, StoredGap
+from vidflow.infra.postgres import history
+from vidflow.infra.postgres.gaps import Place, StoredGap
 from vidflow.roles.api.problems import problem
 from vidflow.roles.api.schemas import FieldProblem
 

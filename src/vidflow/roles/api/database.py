@@ -10,12 +10,13 @@ from typing import Final
 import psycopg
 
 from vidflow.domain.errors import Unavailable
-from vidflow.infra.migrations import wait_for_schema
-from vidflow.infra.outage import in_one_line, postgres_outage
-from vidflow.infra.pool import Pool, PoolBusy, PoolUse
-from vidflow.infra.postgres import Connection, is_away, is_disk_full, is_timed_out
-from vidflow.infra.stopping import Stop
-from vidflow.infra.telemetry import log
+from vidflow.infra.postgres.connection import Connection
+from vidflow.infra.postgres.errors import is_away, is_disk_full, is_timed_out
+from vidflow.infra.postgres.migrations import wait_for_schema
+from vidflow.infra.postgres.pool import Pool, PoolBusy, PoolUse
+from vidflow.infra.process.stopping import Stop
+from vidflow.infra.telemetry.logs import log
+from vidflow.infra.telemetry.outage import in_one_line, postgres_outage
 
 CONNECTION_TIMEOUT_S: Final = 3.0
 """How long a request waits for a connection before it is told to come again: others may be finding out that theirs are lost."""

@@ -12,8 +12,8 @@ import psycopg
 from litestar import Router, get
 
 from vidflow.domain.errors import Unavailable
-from vidflow.infra import vitals
-from vidflow.infra.postgres import Connection
+from vidflow.infra.postgres import vitals
+from vidflow.infra.postgres.connection import Connection
 from vidflow.roles.api.context import Api, Context
 from vidflow.roles.api.problems import documented, problem
 from vidflow.roles.api.schemas import Health, PoolHealth, RelayLag, SystemHealth

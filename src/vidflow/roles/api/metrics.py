@@ -22,9 +22,9 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from vidflow.domain.errors import Unavailable
-from vidflow.infra import vitals
-from vidflow.infra.metrics import INBOX, registry_of
-from vidflow.infra.postgres import Connection
+from vidflow.infra.postgres import vitals
+from vidflow.infra.postgres.connection import Connection
+from vidflow.infra.telemetry.metrics import INBOX, registry_of
 from vidflow.roles.api.admission import free_bytes
 from vidflow.roles.api.context import Context
 

@@ -12,7 +12,7 @@ from litestar.params import FromQuery, QueryParameter
 from vidflow.domain.detections import FrameResult
 from vidflow.domain.errors import ResultsRemoved, UnknownScenario
 from vidflow.domain.messages import MAX_FRAME
-from vidflow.infra import predictions
+from vidflow.infra.postgres import predictions
 from vidflow.roles.api.answers import tagged
 from vidflow.roles.api.context import Api, Limit
 from vidflow.roles.api.problems import documented

@@ -15,8 +15,8 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.plugins.problem_details import ProblemDetailsConfig, ProblemDetailsException, ProblemDetailsPlugin
 
 from vidflow.domain.errors import ResultsRemoved, SetupError, Unavailable, UnknownScenario, UserError, VidflowError
-from vidflow.infra.postgres import is_away, is_conflict, is_disk_full, is_timed_out
-from vidflow.infra.telemetry import log, redacted
+from vidflow.infra.postgres.errors import is_away, is_conflict, is_disk_full, is_timed_out
+from vidflow.infra.telemetry.logs import log, redacted
 from vidflow.roles.api.schemas import FieldProblem, Problem
 
 RETRY_AFTER_S: Final = {429: 5, 503: 1}

@@ -18,9 +18,10 @@ from vidflow.domain.frame_rate import FORMS, frame_rate, frame_rate_json, frame_
 from vidflow.domain.messages import Parameters
 from vidflow.domain.scenario import Decision, Event, Kind, State, decide
 from vidflow.domain.waiting import waiting_for
-from vidflow.infra import gaps, history, lifecycle, scenarios
-from vidflow.infra.postgres import FENCED, Connection, is_conflict
-from vidflow.infra.telemetry import redacted
+from vidflow.infra.postgres import gaps, history, lifecycle, scenarios
+from vidflow.infra.postgres.connection import FENCED, Connection
+from vidflow.infra.postgres.errors import is_conflict
+from vidflow.infra.telemetry.logs import redacted
 from vidflow.roles.api import models, sources
 from vidflow.roles.api.answers import tagged
 from vidflow.roles.api.context import Api, Limit

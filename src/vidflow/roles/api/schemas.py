@@ -17,8 +17,8 @@ from vidflow.domain.frame_rate import MAX_CHARACTERS
 from vidflow.domain.messages import MAX_POOL_CHARACTERS, Parameters
 from vidflow.domain.scenario import DEFAULT_POOL, Outcome, Skip, State
 from vidflow.domain.waiting import WaitingFor
-from vidflow.infra.gaps import StoredGap
-from vidflow.infra.history import Move
+from vidflow.infra.postgres.gaps import StoredGap
+from vidflow.infra.postgres.history import Move
 
 MAX_SOURCE_CHARACTERS = 4096
 

@@ -14,7 +14,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from vidflow.domain.errors import SourceError
-from vidflow.infra.telemetry import redacted
+from vidflow.infra.telemetry.logs import redacted
 from vidflow.settings import ApiOptions
 
 SCHEMES: Final = ("http", "https", "rtsp", "rtsps")

@@ -10,8 +10,8 @@ from typing import Final
 import msgspec
 
 from vidflow.domain.messages import RESULTS
-from vidflow.infra import kafka
-from vidflow.infra.stopping import Stop, start_thread
+from vidflow.infra.kafka import admin, errors, offsets, settings
+from vidflow.infra.process.stopping import Stop, start_thread
 
 _CLOSE_S: Final = 1.0
 """How long a question under way may delay the end of its owner."""
@@ -37,10 +37,10 @@ class Look(msgspec.Struct, frozen=True):
 class Lookout:
     """One question at a time: `ask`, then `answer` until there is one. Used by one thread beside its own."""
 
-    def __init__(self, settings: kafka.KafkaSettings, stop: Stop) -> None:
-        self._questions = kafka.Questions(settings)
+    def __init__(self, settings: settings.KafkaSettings, stop: Stop) -> None:
+        self._questions = admin.Questions(settings)
         self._asked: queue.SimpleQueue[Question | None] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[Look | kafka.KafkaAway] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[Look | errors.KafkaAway] = queue.SimpleQueue()
         self.busy = False
         """Whether a question is under way."""
         self._thread = start_thread("inbox lookout", self._work, stop)
@@ -50,7 +50,7 @@ class Lookout:
         self.busy = True
         self._asked.put(question)
 
-    def answer(self, wait_s: float = 0.0) -> Look | kafka.KafkaAway | None:
+    def answer(self, wait_s: float = 0.0) -> Look | errors.KafkaAway | None:
         """Return the answer, or why Kafka gave none; None while it is not there."""
         try:
             found = self._answers.get(timeout=wait_s) if wait_s else self._answers.get_nowait()
@@ -68,12 +68,12 @@ class Lookout:
         while (question := self._asked.get()) is not None:
             try:
                 self._answers.put(self._look(question))
-            except kafka.KafkaAway as error:
+            except errors.KafkaAway as error:
                 self._answers.put(error)
 
     def _look(self, question: Question) -> Look:
         """The id is asked for last: the offsets are then of the topic that has it, or of one with an id that nobody holds."""
         ask = self._questions.ask
-        ends = ask(kafka.known_end_offsets, RESULTS, question.positions)
-        firsts = ask(kafka.known_first_offsets, RESULTS, question.stuck)
-        return Look(question, ask(kafka.topic_id, RESULTS), ends, firsts)
+        ends = ask(offsets.known_end_offsets, RESULTS, question.positions)
+        firsts = ask(offsets.known_first_offsets, RESULTS, question.stuck)
+        return Look(question, ask(offsets.topic_id, RESULTS), ends, firsts)

@@ -10,8 +10,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from vidflow.domain.errors import MessageError
 from vidflow.domain.messages import RESULTS, Result, decode_result
-from vidflow.infra import kafka
-from vidflow.infra.telemetry import log
+from vidflow.infra.kafka import clients, errors, settings
+from vidflow.infra.telemetry.logs import log
 
 GROUP: Final = "vidflow-inbox"
 BATCH: Final = 1000
@@ -38,13 +38,13 @@ class Taken(msgspec.Struct, frozen=True, gc=False):
     message: Result | None = None
     error: str | None = None
     ours: bool = False
-    headers: kafka.Headers = []
+    headers: clients.Headers = []
     raw: Message | None = None
     size_bytes: int = 0
 
     def refused(self, error: str) -> Taken:
         """The same, as one that can be read and that PostgreSQL does not take."""
-        headers = self.headers if self.raw is None else kafka.headers_of(self.raw)
+        headers = self.headers if self.raw is None else clients.headers_of(self.raw)
         return msgspec.structs.replace(self, message=None, error=error, ours=True, headers=headers, raw=None)
 
 
@@ -54,20 +54,20 @@ class Reader:
     `place` gives the table's positions of partitions that this consumer is given; it may wait for the database.
     """
 
-    def __init__(self, settings: kafka.KafkaSettings, protocol: str, place: Place) -> None:
+    def __init__(self, settings: settings.KafkaSettings, protocol: str, place: Place) -> None:
         self.positions: dict[int, int] = {}
         self.batch: list[Taken] = []
         self._place = place
         self._error: BaseException | None = None
         self._committed: dict[int, int] = {}
         self._longest_bytes = BATCH_BYTES  # nothing is known yet: one at a time, then more and more
-        self._consumer: Consumer = kafka.consumer(settings, client_id="vidflow-inbox", group=GROUP, protocol=protocol)
+        self._consumer: Consumer = clients.consumer(settings, client_id="vidflow-inbox", group=GROUP, protocol=protocol)
         self._consumer.subscribe([RESULTS], on_assign=self._given, on_revoke=self._taken_away, on_lost=self._taken_away)
 
     def fill(self, wait_s: float) -> bool:
         """Adds to the batch what there is, up to its limit, waiting for the first message; whether no more was there.
 
-        Raises kafka.ClientBroken.
+        Raises errors.ClientBroken.
         """
         size = _bytes(self.batch)
         while (most := self._room(size, BATCH_BYTES, BATCH)) > 0:
@@ -91,9 +91,9 @@ class Reader:
     def poll(self, wait_s: float, most: int = 1) -> list[Taken]:
         """Adds to the batch what comes, up to `most`; lets the client do what it must do to stay in its group.
 
-        Raises kafka.ClientBroken.
+        Raises errors.ClientBroken.
         """
-        messages = kafka.take(self._consumer, most, wait_s)
+        messages = clients.take(self._consumer, most, wait_s)
         if self._error is not None:
             raise self._error
         taken = [one for message in messages if (one := self._take(message)) is not None]
@@ -115,15 +115,15 @@ class Reader:
         try:
             return Taken(partition, offset, key, value, decode_result(value), raw=message, size_bytes=size_bytes)
         except MessageError as problem:
-            headers = kafka.headers_of(message)
-            ours = {kafka.KIND, kafka.EPOCH} <= {name for name, _ in headers}
+            headers = clients.headers_of(message)
+            ours = {clients.KIND, clients.EPOCH} <= {name for name, _ in headers}
             size_bytes += sum(len(name) + len(content or b"") for name, content in headers)
             return Taken(
                 partition, offset, key, value, None, problem.message, ours=ours, headers=headers, size_bytes=size_bytes
             )
 
     def read_on(self) -> None:
-        """Adds to the batch some of what is there already, while the batch before it is being stored. Raises kafka.ClientBroken."""
+        """Adds to the batch some of what is there already, while the batch before it is being stored. Raises errors.ClientBroken."""
         if (most := self._room(_bytes(self.batch), 2 * BATCH_BYTES, 2 * BATCH)) > 0:
             self.poll(0, most)
 
@@ -200,8 +200,8 @@ class Reader:
         _log.debug("consumer_error", error=error.str())  # an outage is said by the client's own callback
 
 
-def _broken(error: KafkaError) -> kafka.ClientBroken:
-    return kafka.ClientBroken(
+def _broken(error: KafkaError) -> errors.ClientBroken:
+    return errors.ClientBroken(
         f"the Kafka client gave up: {error.str()}; the process must be started again "
         "(a broker that does not know the group protocol needs --group-protocol classic)"
     )

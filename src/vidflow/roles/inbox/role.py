@@ -14,13 +14,16 @@ import psycopg
 
 from vidflow.domain.errors import Unavailable
 from vidflow.domain.messages import RESULTS
-from vidflow.infra import inbox_partitions, kafka, metrics
-from vidflow.infra.migrations import wait_for_schema
-from vidflow.infra.outage import kafka_outage, postgres_outage, require_kafka, require_postgres
-from vidflow.infra.postgres import ANSWER_LIMIT_S, Connection, connect, has_hung_up, is_away, is_conflict, is_refused
-from vidflow.infra.stalled import end_stalled
-from vidflow.infra.stopping import Stop
-from vidflow.infra.telemetry import log
+from vidflow.infra.kafka import admin, errors, offsets
+from vidflow.infra.postgres import inbox_partitions
+from vidflow.infra.postgres.connection import ANSWER_LIMIT_S, Connection, connect, has_hung_up
+from vidflow.infra.postgres.errors import is_away, is_conflict, is_refused
+from vidflow.infra.postgres.migrations import wait_for_schema
+from vidflow.infra.postgres.stalled import end_stalled
+from vidflow.infra.process.stopping import Stop
+from vidflow.infra.telemetry import metrics
+from vidflow.infra.telemetry.logs import log
+from vidflow.infra.telemetry.outage import kafka_outage, postgres_outage, require_kafka, require_postgres
 from vidflow.roles.inbox import storing
 from vidflow.roles.inbox.lookout import Look, Lookout, Question
 from vidflow.roles.inbox.reader import BATCH, Reader, Taken
@@ -49,8 +52,8 @@ def run(options: InboxOptions, stop: Stop) -> None:
     require_postgres(options.database_url)
     require_kafka(options.kafka)
     wait_for_schema(options.database_url, stop)
-    kafka.wait_for_broker(options.kafka, stop)
-    questions = kafka.Questions(options.kafka)
+    admin.wait_for_broker(options.kafka, stop)
+    questions = admin.Questions(options.kafka)
     with (
         metrics.served(metrics.registry_of("inbox", metrics.INBOX), options.metrics_port, options.metrics_host),
         closing(Lookout(options.kafka, stop)) as lookout,
@@ -62,13 +65,13 @@ def run(options: InboxOptions, stop: Stop) -> None:
                 _log.warning("topic_made_anew", topic=RESULTS, reason=anew.message)
 
 
-def _wait_for_topic(questions: kafka.Questions, stop: Stop) -> str | None:
+def _wait_for_topic(questions: admin.Questions, stop: Stop) -> str | None:
     """The present id of the results' topic; None where a stop is requested before Kafka tells it."""
     outage = kafka_outage()
     while not stop.requested:
         try:
-            topic_id = questions.ask(kafka.topic_id, RESULTS)
-        except kafka.KafkaAway as error:
+            topic_id = questions.ask(offsets.topic_id, RESULTS)
+        except errors.KafkaAway as error:
             outage.away(error)
             stop.wait(RETRY_S)
         else:
@@ -271,9 +274,9 @@ class Inbox:
             self._database_ahead_s = at.timestamp() - time.time()
             self._lookout.ask(Question(at, dict(self._reader.positions), self._still()))
 
-    def _hear(self, look: Look | kafka.KafkaAway | None) -> None:
+    def _hear(self, look: Look | errors.KafkaAway | None) -> None:
         self._require_same_topic(look)
-        if isinstance(look, kafka.KafkaAway):
+        if isinstance(look, errors.KafkaAway):
             self._kafka.away(look)
         if not isinstance(look, Look):
             return
@@ -298,7 +301,7 @@ class Inbox:
         for one in lost:
             self._reader.begin_at(one, there[one])
 
-    def _require_same_topic(self, look: Look | kafka.KafkaAway | None) -> None:
+    def _require_same_topic(self, look: Look | errors.KafkaAway | None) -> None:
         if isinstance(look, Look) and look.topic_id != self._topic_id:
             raise TopicMadeAnew(f"its id was {self._topic_id} and is {look.topic_id}: beginning again with the new one")
 

@@ -12,9 +12,10 @@ from vidflow.domain.errors import Unavailable, VidflowError
 from vidflow.domain.messages import DEAD_LETTERS, RESULTS, DeadLetter, Frame, Gap, encode
 from vidflow.domain.progress import Progress, Verdict, advance
 from vidflow.domain.report_size import start_within
-from vidflow.infra import inbox_partitions, metrics, outbox, results
-from vidflow.infra.crashpoint import crashpoint
-from vidflow.infra.postgres import Connection
+from vidflow.infra.postgres import inbox_partitions, outbox, results
+from vidflow.infra.postgres.connection import Connection
+from vidflow.infra.process.crashpoint import crashpoint
+from vidflow.infra.telemetry import metrics
 from vidflow.roles.inbox.reader import Taken
 
 LETTER_BYTES: Final = 500_000

@@ -27,9 +27,9 @@ from vidflow.domain.messages import (
     decode_runner_event,
     encode,
 )
-from vidflow.infra import kafka
-from vidflow.infra.stopping import Stop, start_thread
-from vidflow.infra.telemetry import log
+from vidflow.infra.kafka import admin, clients, errors, offsets, settings
+from vidflow.infra.process.stopping import Stop, start_thread
+from vidflow.infra.telemetry.logs import log
 
 PROBE_EVERY_S: Final = 0.3
 """Two in a row may be late before the hearing counts as broken (domain/lease.py, PROBE_S)."""
@@ -55,7 +55,7 @@ class Topic(msgspec.Struct, frozen=True):
 class Hearing:
     """The clients of one leadership and the threads that own them. Everything public may be called by any thread."""
 
-    def __init__(self, settings: kafka.KafkaSettings, leader: str, stop: Stop) -> None:
+    def __init__(self, settings: settings.KafkaSettings, leader: str, stop: Stop) -> None:
         self._settings = settings
         self._leader = leader
         self._stop = stop
@@ -66,9 +66,9 @@ class Hearing:
         self._unread: dict[str, tuple[Report, float]] = {}
         self._watch = ProbeWatch(frozenset())
         self._results: Topic | None = None
-        self._questions = kafka.Questions(settings)
-        self._producer: Producer = kafka.producer(settings, client_id="vidflow-leader-probes")
-        self._consumer: Consumer = kafka.consumer(settings, client_id="vidflow-leader")
+        self._questions = admin.Questions(settings)
+        self._producer: Producer = clients.producer(settings, client_id="vidflow-leader-probes")
+        self._consumer: Consumer = clients.consumer(settings, client_id="vidflow-leader")
         self._partitions: list[int] = []
         self._probed_s = float("-inf")
         self._assigned_s = 0.0
@@ -118,7 +118,7 @@ class Hearing:
     def _hear(self) -> None:
         while not self._closed.requested:
             left_s = self._probe()
-            for message in kafka.take(self._consumer, MESSAGES, left_s):
+            for message in clients.take(self._consumer, MESSAGES, left_s):
                 self._take(message)
             self._mind_deafness()
 
@@ -193,8 +193,8 @@ class Hearing:
             self._reopen()
 
     def _listen_at_the_ends(self) -> None:
-        self._partitions = self._questions.ask(kafka.partitions, RUNNER_EVENTS)
-        self._questions.ask(kafka.assign_at_end, self._consumer, [RUNNER_EVENTS, INIT_SCENARIO])
+        self._partitions = self._questions.ask(offsets.partitions, RUNNER_EVENTS)
+        self._questions.ask(offsets.assign_at_end, self._consumer, [RUNNER_EVENTS, INIT_SCENARIO])
         self._watch = ProbeWatch(frozenset(self._partitions))
         self._assigned_s = time.monotonic()
 
@@ -206,21 +206,21 @@ class Hearing:
         self._assigned_s = time.monotonic()
         self._patience_s = min(2 * self._patience_s, MOST_DEAF_S)
         self._producer.purge()
-        self._producer = kafka.producer(self._settings, client_id="vidflow-leader-probes")
+        self._producer = clients.producer(self._settings, client_id="vidflow-leader-probes")
         try:
             self._listen_at_the_ends()
-        except kafka.KafkaAway as error:
+        except errors.KafkaAway as error:
             _log.debug("still_deaf", error=error.message)
 
     # --- the thread that asks the broker: its answers may take seconds
 
     def _watch_topics(self) -> None:
-        questions = kafka.Questions(self._settings)
+        questions = admin.Questions(self._settings)
         while True:
             try:
-                topic_id = questions.ask(kafka.topic_id, RESULTS)
-                self._results = Topic(RESULTS, topic_id, tuple(questions.ask(kafka.partitions, RESULTS)))
-            except kafka.KafkaAway as error:
+                topic_id = questions.ask(offsets.topic_id, RESULTS)
+                self._results = Topic(RESULTS, topic_id, tuple(questions.ask(offsets.partitions, RESULTS)))
+            except errors.KafkaAway as error:
                 self._results = None  # nothing is caught up with a topic that nobody knows
                 _log.debug("topic_unknown", topic=RESULTS, error=error.message)
             if self._closed.wait(TOPIC_EVERY_S):

@@ -15,13 +15,14 @@ import psycopg
 from psycopg import errors
 
 from vidflow.domain.retention import DAY_MS, Keeping, Range, outlived, to_make
-from vidflow.infra import lease as leases
-from vidflow.infra import metrics, retention
-from vidflow.infra.lease import Lease, LeaseLost
-from vidflow.infra.outage import in_one_line
-from vidflow.infra.postgres import Connection, connect, fenced_transaction
-from vidflow.infra.stopping import Stop
-from vidflow.infra.telemetry import log
+from vidflow.infra.postgres import lease as leases
+from vidflow.infra.postgres import retention
+from vidflow.infra.postgres.connection import Connection, connect, fenced_transaction
+from vidflow.infra.postgres.lease import Lease, LeaseLost
+from vidflow.infra.process.stopping import Stop
+from vidflow.infra.telemetry import metrics
+from vidflow.infra.telemetry.logs import log
+from vidflow.infra.telemetry.outage import in_one_line
 
 ROUND_S: Final = 60.0
 KEEPS_S: Final = 60.0

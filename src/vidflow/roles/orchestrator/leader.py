@@ -14,12 +14,14 @@ from vidflow.domain.leader import CommandKey, Given, Known, Memory, Plan, Timing
 from vidflow.domain.messages import Report
 from vidflow.domain.reconcile import reconcile, vacancies
 from vidflow.domain.scenario import Decision, Event, Limits, State, decide
-from vidflow.infra import leader_tables, lifecycle, metrics, runners
-from vidflow.infra.crashpoint import crashpoint
-from vidflow.infra.lease import Lease
-from vidflow.infra.outage import postgres_outage
-from vidflow.infra.postgres import Connection, is_conflict, is_disk_full
-from vidflow.infra.telemetry import log
+from vidflow.infra.postgres import leader_tables, lifecycle, runners
+from vidflow.infra.postgres.connection import Connection
+from vidflow.infra.postgres.errors import is_conflict, is_disk_full
+from vidflow.infra.postgres.lease import Lease
+from vidflow.infra.process.crashpoint import crashpoint
+from vidflow.infra.telemetry import metrics
+from vidflow.infra.telemetry.logs import log
+from vidflow.infra.telemetry.outage import postgres_outage
 from vidflow.roles.orchestrator.hearing import Hearing
 
 TICK_S: Final = 0.2

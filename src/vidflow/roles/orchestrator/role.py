@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from vidflow.infra import metrics
-from vidflow.infra.kafka import KafkaAway, wait_for_broker
-from vidflow.infra.lease import Lease, keep
-from vidflow.infra.migrations import wait_for_schema
-from vidflow.infra.outage import kafka_outage, require_kafka, require_postgres
-from vidflow.infra.postgres import ANSWER_LIMIT_S, connect
-from vidflow.infra.stopping import Stop, start_thread
+from vidflow.infra.kafka.admin import wait_for_broker
+from vidflow.infra.kafka.errors import KafkaAway
+from vidflow.infra.postgres.connection import ANSWER_LIMIT_S, connect
+from vidflow.infra.postgres.lease import Lease, keep
+from vidflow.infra.postgres.migrations import wait_for_schema
+from vidflow.infra.process.stopping import Stop, start_thread
+from vidflow.infra.telemetry import metrics
+from vidflow.infra.telemetry.outage import kafka_outage, require_kafka, require_postgres
 from vidflow.roles.orchestrator.hearing import Hearing
 from vidflow.roles.orchestrator.keeping import keep_tables, prepare
 from vidflow.roles.orchestrator.leader import Leader

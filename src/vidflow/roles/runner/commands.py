@@ -16,10 +16,10 @@ from confluent_kafka import Message
 from vidflow.domain.errors import MessageError, Unavailable
 from vidflow.domain.messages import Command, commands_topic, decode_command
 from vidflow.domain.scenario import DEFAULT_POOL
-from vidflow.infra import kafka
-from vidflow.infra.outage import kafka_outage
-from vidflow.infra.stopping import Stop, start_thread
-from vidflow.infra.telemetry import log
+from vidflow.infra.kafka import admin, clients, errors, offsets, settings
+from vidflow.infra.process.stopping import Stop, start_thread
+from vidflow.infra.telemetry.logs import log
+from vidflow.infra.telemetry.outage import kafka_outage
 
 DEAF_S: Final = 30.0
 """Behind the ends for that long without moving: a consumer that will never hear again."""
@@ -28,14 +28,14 @@ _POLL_S: Final = 0.5
 _log = log("runner")
 
 
-def commands_topic_id(questions: kafka.Questions, pool: str) -> str:
+def commands_topic_id(questions: admin.Questions, pool: str) -> str:
     """Return the id of the topic of a pool's commands. Raises KafkaAway; TopicMissing names the command that makes it."""
     topic = commands_topic(pool)
     try:
-        return questions.ask(kafka.topic_id, topic)
-    except kafka.TopicMissing as error:
+        return questions.ask(offsets.topic_id, topic)
+    except errors.TopicMissing as error:
         option = "" if pool == DEFAULT_POOL else f" --pool {pool}"
-        raise kafka.TopicMissing(
+        raise errors.TopicMissing(
             f"the pool {pool} has no topic {topic} in Kafka; create it with: vidflow topics create{option}"
         ) from error
 
@@ -56,13 +56,13 @@ Heard = Command | Unreadable
 class Commands:
     """The runner's ears: a thread polls the topic, `taken` hands over what it heard. The bell wakes the thread that takes."""
 
-    def __init__(self, settings: kafka.KafkaSettings, pool: str, runner: str, bell: Connection) -> None:
+    def __init__(self, settings: settings.KafkaSettings, pool: str, runner: str, bell: Connection) -> None:
         self._pool = pool
         self._topic = commands_topic(pool)
         self._runner = runner.encode()
         self._bell = bell
-        self._questions = kafka.Questions(settings)
-        self._consumer = kafka.consumer(settings, client_id=f"vidflow-{runner}")
+        self._questions = admin.Questions(settings)
+        self._consumer = clients.consumer(settings, client_id=f"vidflow-{runner}")
         self._heard: SimpleQueue[Heard] = SimpleQueue()
         self._ears = _Ears()
         self._topic_id = ""
@@ -71,7 +71,7 @@ class Commands:
     def open(self) -> None:
         """Begins to listen: from now on nothing is missed. Raises KafkaAway."""
         self._topic_id = commands_topic_id(self._questions, self._pool)
-        self._questions.ask(kafka.assign_at_end, self._consumer, [self._topic])
+        self._questions.ask(offsets.assign_at_end, self._consumer, [self._topic])
         self._ears = _Ears({partition.partition: partition.offset for partition in self._consumer.assignment()})
 
     def listen(self, stop: Stop) -> None:
@@ -106,7 +106,7 @@ class Commands:
             _log.debug("consumer_error", error=error.str())
             return
         self._ears.heard(message.partition() or 0, message.offset() or 0)
-        if dict(kafka.headers_of(message)).get(kafka.RUNNER) != self._runner:
+        if dict(clients.headers_of(message)).get(clients.RUNNER) != self._runner:
             return
         self._heard.put(self._decoded(message))
         self._bell.send_bytes(b"!")
@@ -130,14 +130,14 @@ class Commands:
             if commands_topic_id(self._questions, self._pool) != self._topic_id:
                 raise Deaf(f"the topic {self._topic} was made anew; start this runner again")
             self._ears.check(
-                self._questions.ask(kafka.known_end_offsets, self._topic, self._ears.partitions),
+                self._questions.ask(offsets.known_end_offsets, self._topic, self._ears.partitions),
                 time.monotonic(),
                 self._topic,
             )
             self._outage.back()
-        except kafka.TopicMissing as error:
+        except errors.TopicMissing as error:
             self._outage.away(error)  # once it is made anew, its id is another one
-        except kafka.KafkaAway as error:
+        except errors.KafkaAway as error:
             _log.debug("not_checked", error=error.message)  # the reports notice how long it lasts
 
 

@@ -20,7 +20,7 @@ from multiprocessing.context import ForkServerContext
 from types import ModuleType
 from typing import Final
 
-from vidflow.infra.telemetry import log
+from vidflow.infra.telemetry.logs import log
 from vidflow.roles.worker.start import Nothing, throwaway
 
 LIGHT: Final = "vidflow.roles.worker.preload"

@@ -17,8 +17,8 @@ from vidflow.domain.errors import Unavailable
 from vidflow.domain.messages import RUNNER_EVENTS
 from vidflow.domain.report_size import REPORT_BYTES, encoded_within
 from vidflow.domain.runner import Charge, is_empty, report
-from vidflow.infra import kafka
-from vidflow.infra.telemetry import log
+from vidflow.infra.kafka import clients, settings
+from vidflow.infra.telemetry.logs import log
 
 EVERY_S: Final = 1.0
 PATIENCE_S: Final = 30.0
@@ -34,10 +34,10 @@ _log = log("runner")
 class Reports:
     """The reports of one runner, in order. Used by one thread."""
 
-    def __init__(self, settings: kafka.KafkaSettings, pool: str, runner: str) -> None:
+    def __init__(self, settings: settings.KafkaSettings, pool: str, runner: str) -> None:
         self._pool = pool
         self._runner = runner
-        self._producer = kafka.producer(settings, client_id=f"vidflow-{runner}-reports")
+        self._producer = clients.producer(settings, client_id=f"vidflow-{runner}-reports")
         self._number = 0
         self._sent_s = float("-inf")
         self._owed = True
@@ -50,7 +50,7 @@ class Reports:
 
     def open(self) -> None:
         """Waits for the broker, so that the first report goes at once. Raises KafkaAway."""
-        kafka.know_topic(self._producer, RUNNER_EVENTS)
+        clients.know_topic(self._producer, RUNNER_EVENTS)
 
     def tell(self, charge: Charge, *, news: bool) -> None:
         """Sends a report where one is due: on news, on news that could not be sent before, or since a second is over."""

@@ -29,11 +29,12 @@ from vidflow.domain.runner import (
     worker_ended,
     worker_progressed,
 )
-from vidflow.infra import kafka, metrics
-from vidflow.infra.kafka import KafkaAway
-from vidflow.infra.outage import kafka_outage, require_kafka
-from vidflow.infra.stopping import Stop, start_thread
-from vidflow.infra.telemetry import log
+from vidflow.infra.kafka import admin, offsets
+from vidflow.infra.kafka.errors import KafkaAway
+from vidflow.infra.process.stopping import Stop, start_thread
+from vidflow.infra.telemetry import metrics
+from vidflow.infra.telemetry.logs import log
+from vidflow.infra.telemetry.outage import kafka_outage, require_kafka
 from vidflow.roles.runner.commands import Commands, Heard, Unreadable, commands_topic_id
 from vidflow.roles.runner.reports import PATIENCE_S, Reports
 from vidflow.roles.runner.supervision import Happened, Workers
@@ -97,12 +98,12 @@ def _opened(options: RunnerOptions, runner: str, rope: Connection, stop: Stop) -
 
     Ears and mouth are made once the broker answers: made before, they would tell of its absence when it is over.
     """
-    kafka.wait_for_broker(options.kafka, stop)
-    questions, outage, began_s = kafka.Questions(options.kafka), kafka_outage(), time.monotonic()
+    admin.wait_for_broker(options.kafka, stop)
+    questions, outage, began_s = admin.Questions(options.kafka), kafka_outage(), time.monotonic()
     while not stop.requested:
         try:
             commands_topic_id(questions, options.pool)
-            questions.ask(kafka.topic_id, RUNNER_EVENTS)
+            questions.ask(offsets.topic_id, RUNNER_EVENTS)
             commands = Commands(options.kafka, options.pool, runner, rope)
             commands.open()
             reports = Reports(options.kafka, options.pool, runner)

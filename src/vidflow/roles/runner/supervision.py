@@ -21,9 +21,10 @@ from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.messages import Deploy, EndReason, Waiting
 from vidflow.domain.redaction import redacted, secrets_of
 from vidflow.domain.runner import DETAIL_CHARACTERS, default_memory_cap
-from vidflow.infra import memory, metrics
-from vidflow.infra.crashpoint import crashpoint, disarm
-from vidflow.infra.telemetry import log
+from vidflow.infra.process import memory
+from vidflow.infra.process.crashpoint import crashpoint, disarm
+from vidflow.infra.telemetry import metrics
+from vidflow.infra.telemetry.logs import log
 from vidflow.roles.runner.forkservers import Forkservers, without_main
 from vidflow.roles.worker import link
 from vidflow.roles.worker.start import work

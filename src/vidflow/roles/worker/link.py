@@ -18,8 +18,8 @@ import msgspec
 from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.messages import Deploy, EndReason, Number, Waiting
 from vidflow.domain.redaction import redacted
-from vidflow.infra.kafka_settings import KafkaSettings
-from vidflow.infra.metrics import WORKER_BOUNDS_S
+from vidflow.infra.kafka.settings import KafkaSettings
+from vidflow.infra.telemetry.metrics import WORKER_BOUNDS_S
 
 PIECE_BYTES: Final = 4000
 """A pipe carries up to 4096 bytes whole: the runner never waits for the rest of a piece."""

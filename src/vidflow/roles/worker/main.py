@@ -14,8 +14,8 @@ from vidflow.domain.errors import SourceError
 from vidflow.domain.frame_rate import frame_rate
 from vidflow.domain.messages import Deploy, End, EndReason, Frame, Gap, OnPoison, Opened, Waiting
 from vidflow.domain.sampling import frames_to_expect
-from vidflow.infra.crashpoint import crashpoint
 from vidflow.infra.models.model import Model
+from vidflow.infra.process.crashpoint import crashpoint
 from vidflow.infra.video import Video
 from vidflow.roles.worker import infer, read
 from vidflow.roles.worker.link import Link, Task

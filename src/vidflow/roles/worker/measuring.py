@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, TypeVar
 
-from vidflow.infra.metrics import WORKER_BOUNDS_S
+from vidflow.infra.telemetry.metrics import WORKER_BOUNDS_S
 from vidflow.roles.worker.link import BUCKETS, Link, Measured
 
 REPORT_S: Final = 1.0

@@ -9,8 +9,8 @@ from confluent_kafka import KafkaError, KafkaException, Message
 
 from vidflow.domain.errors import MessageError, ModelError, Unavailable
 from vidflow.domain.messages import RESULTS, Result, Waiting, decode_result, encode
-from vidflow.infra import kafka
-from vidflow.infra.telemetry import log
+from vidflow.infra.kafka import clients, errors, settings
+from vidflow.infra.telemetry.logs import log
 from vidflow.roles.worker.link import Link
 
 IN_FLIGHT_MESSAGES: Final = 64
@@ -35,10 +35,10 @@ class ResultTooLarge(ModelError):
 class Results:
     """The scenario's messages on their way, by one idempotent producer: in order, and a bounded number of them."""
 
-    def __init__(self, settings: kafka.KafkaSettings, scenario_uuid: str, link: Link) -> None:
+    def __init__(self, settings: settings.KafkaSettings, scenario_uuid: str, link: Link) -> None:
         self._link = link
         self._scenario_uuid = scenario_uuid
-        self._producer = kafka.producer(settings, client_id=f"vidflow-worker-{scenario_uuid}")
+        self._producer = clients.producer(settings, client_id=f"vidflow-worker-{scenario_uuid}")
         self._in_flight_bytes = 0
         self._failure: KafkaError | None = None
         self._failed_bytes = 0
@@ -56,9 +56,9 @@ class Results:
         _require_readable(value)
         self._ready.join()
         self._wait_until_below(IN_FLIGHT_MESSAGES, IN_FLIGHT_BYTES)
-        headers: kafka.Headers = [
-            (kafka.KIND, message.__struct_config__.tag.encode()),  # type: ignore[union-attr]
-            (kafka.EPOCH, str(message.epoch).encode()),
+        headers: clients.Headers = [
+            (clients.KIND, message.__struct_config__.tag.encode()),  # type: ignore[union-attr]
+            (clients.EPOCH, str(message.epoch).encode()),
         ]
         try:
             self._producer.produce(RESULTS, value, key=self._scenario_uuid, headers=headers, on_delivery=self._answered)
@@ -73,8 +73,8 @@ class Results:
 
     def _know_the_topic(self) -> None:
         try:
-            kafka.know_topic(self._producer, RESULTS)
-        except kafka.KafkaAway as error:  # messages wait in the producer until the broker is there
+            clients.know_topic(self._producer, RESULTS)
+        except errors.KafkaAway as error:  # messages wait in the producer until the broker is there
             _log.warning("kafka_away", scenario_uuid=self._scenario_uuid, error=error.message)
 
     def _wait_until_below(self, messages: int, size_bytes: int) -> None:

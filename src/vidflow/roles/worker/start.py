@@ -25,10 +25,10 @@ from vidflow.domain.errors import (
 )
 from vidflow.domain.messages import Deploy, EndReason, OnPoison, Waiting
 from vidflow.domain.redaction import secrets_of
-from vidflow.infra.crashpoint import arm
-from vidflow.infra.memory import prefer_as_oom_victim
-from vidflow.infra.parent import die_with_parent
-from vidflow.infra.telemetry import configure_logs
+from vidflow.infra.process.crashpoint import arm
+from vidflow.infra.process.memory import prefer_as_oom_victim
+from vidflow.infra.process.parent import die_with_parent
+from vidflow.infra.telemetry.logs import configure_logs
 from vidflow.roles.worker.link import Link, Task
 
 

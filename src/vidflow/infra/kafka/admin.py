@@ -1,0 +1,130 @@
+"""Questions to Kafka: the client that asks them, and what an answer that does not come means."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
+
+from vidflow.infra.kafka.clients import ANSWER_S, made
+from vidflow.infra.kafka.errors import KafkaAway, SecurityFailed, TopicMissing, security_failure
+from vidflow.infra.kafka.settings import KafkaSettings
+from vidflow.infra.process.stopping import Stop
+from vidflow.infra.telemetry.outage import kafka_outage, require_kafka
+
+T = TypeVar("T")
+Key = TypeVar("Key")
+Asked = ParamSpec("Asked")
+
+_SHORT_S: Final = 0.5
+_QUIET_S: Final = 3.0
+"""How long a broker may take without a word: one that is started beside the roles is there by then."""
+_RETRY_S: Final = 0.02
+
+
+def client(settings: KafkaSettings) -> Admin:
+    """A client for questions. Keep a reference to it while an answer is awaited. Raises SetupError without brokers."""
+    require_kafka(settings)
+    return Admin(settings)
+
+
+class Admin(AdminClient):  # type: ignore[misc]  # the library has no types
+    """A client for questions that knows why a broker refuses it."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self.settings = settings
+        self._refusals: list[KafkaError] = []
+        own = {
+            "client.id": "vidflow-admin",
+            "socket.timeout.ms": int(ANSWER_S * 1000),
+            "error_cb": self._refusals.append,  # no bound method: the client would hold itself for ever
+        }
+        made(super().__init__, settings, own)
+
+    def answers(self, what: str, question: Callable[[], Mapping[Key, Future[T]]]) -> dict[Key, T | KafkaAway]:
+        """Ask, and return each answer or why there is none. Raises KafkaAway if the question cannot be asked."""
+        try:
+            asked = question()
+        except KafkaException as error:
+            raise self.failure(what, error) from error
+        return {key: self._answer(what, answer) for key, answer in asked.items()}
+
+    def all_answers(self, what: str, question: Callable[[], Mapping[Key, Future[T]]]) -> dict[Key, T]:
+        """Ask, and return all answers. Raises the first KafkaAway among them."""
+        found = self.answers(what, question)
+        for answer in found.values():
+            if isinstance(answer, KafkaAway):
+                raise answer
+        return found  # type: ignore[return-value]
+
+    def _answer(self, what: str, answer: Future[Any]) -> Any:  # noqa: ANN401 - the answer, or why there is none
+        try:
+            found = answer.result(2 * ANSWER_S)
+        except (KafkaException, TimeoutError) as error:
+            failure = self.failure(what, error)
+            failure.__cause__ = error
+            return failure
+        self._refusals.clear()
+        return found
+
+    def failure(self, what: str, error: KafkaException | TimeoutError) -> KafkaAway:
+        """Return what an error means: the topic is missing, the broker refused this client, or it does not answer."""
+        self.poll(0)  # it calls error_cb
+        reasons = [*(error.args[:1] if isinstance(error, KafkaException) else ()), *reversed(self._refusals)]
+        if reasons and reasons[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+            return TopicMissing(f"Kafka has no such topic ({what}); make the topics with: vidflow topics create")
+        for reason in reasons:
+            if (failed := security_failure(reason, self.settings)) is not None:
+                return failed
+        said = f": {self.settings.without_secrets(reasons[0].str())}" if reasons else ""
+        codes = {reason.code() for reason in self._refusals}
+        if KafkaError._ALL_BROKERS_DOWN in codes and not codes & {KafkaError._TRANSPORT, KafkaError._RESOLVE}:  # noqa: SLF001
+            said += "; something is there and hangs up, as a broker does that requires TLS or a login: check security.protocol"
+        return KafkaAway(f"Kafka does not answer at {self.settings.bootstrap} ({what}){said}")
+
+
+def wait_for_broker(settings: KafkaSettings, stop: Stop) -> bool:
+    """Returns once a broker answers; False where a stop is requested before. Says once that it waits, if it takes long.
+
+    A question that waits for its broker cannot be broken off: those asked here are short ones, so that a stop is soon seen.
+    """
+    kafka, outage = client(settings), kafka_outage()
+    since_s = time.monotonic()
+    while not stop.requested:
+        try:
+            kafka.list_topics(timeout=_SHORT_S)
+        except KafkaException as error:
+            failure = kafka.failure("its brokers", error)
+            if isinstance(failure, SecurityFailed) or time.monotonic() - since_s > _QUIET_S:
+                outage.away(failure)
+            stop.wait(_RETRY_S)
+        else:
+            outage.back()
+            return True
+    return False
+
+
+class Questions:
+    """A client for questions that go on for long: made anew where it got no answer.
+
+    Behind a broker that stood still for half a minute a client may look for its controller for minutes more, while the broker answers
+    everybody else (seen with librdkafka 2.16: "Failed while waiting for controller", each time again).
+    """
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._client = client(settings)
+
+    def ask(self, question: Callable[Concatenate[Admin, Asked], T], *given: Asked.args, **more: Asked.kwargs) -> T:
+        """The answer to one of the questions below. Raises KafkaAway."""
+        try:
+            return question(self._client, *given, **more)
+        except TopicMissing:
+            raise
+        except KafkaAway:
+            self._client = client(self._settings)
+            raise

@@ -1,0 +1,1 @@
+"""PostgreSQL: connections, one module for each table, leases, migrations, backup and retention."""

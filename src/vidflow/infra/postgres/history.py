@@ -1,0 +1,64 @@
+"""A scenario's history as clients read it. The lifecycle writes it."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Final
+
+import msgspec
+from psycopg.rows import dict_row
+
+from vidflow.infra.postgres.connection import Connection
+from vidflow.infra.postgres.pages import MAX_PAGE_BYTES, cut
+
+BEFORE_THE_FIRST: Final = -1
+"""The number before that of the first move."""
+
+
+class Move(msgspec.Struct, frozen=True):
+    """One row of a scenario's history."""
+
+    number: int
+    from_state: str | None
+    to_state: str
+    reason: str
+    epoch: int
+    attempt: int
+    runner: str | None
+    detail: str | None
+    at: datetime.datetime
+
+
+def page(tx: Connection, scenario_uuid: str, after: int, limit: int) -> tuple[list[Move], bool]:
+    """Return at most `limit` moves of a scenario after move `after`, in their order, and whether more follow."""
+    rows = (
+        tx.cursor(row_factory=dict_row)
+        .execute(
+            """
+            WITH RECURSIVE page AS (
+                SELECT %(after)s::integer AS number, NULL::text AS from_state, NULL::text AS to_state, NULL::text AS reason,
+                       0::bigint AS epoch, 0::integer AS attempt, NULL::text AS runner, NULL::text AS detail, now() AS at,
+                       0 AS row_number, 0::bigint AS page_bytes
+                 UNION ALL
+                SELECT next.number, next.from_state, next.to_state, next.reason, next.epoch, next.attempt, next.runner,
+                       next.detail, next.at, page.row_number + 1,
+                       page.page_bytes + 300 + octet_length(next.reason) + coalesce(octet_length(to_json(next.detail)::text), 0)
+                  FROM page
+                 CROSS JOIN LATERAL (
+                       SELECT h.*
+                         FROM scenario_history h
+                        WHERE h.scenario_uuid = %(scenario_uuid)s AND h.number > page.number
+                        ORDER BY h.number
+                        LIMIT 1) AS next
+                 WHERE page.row_number <= %(limit)s AND (page.row_number <= 1 OR page.page_bytes <= %(page_bytes)s)
+            )
+            SELECT number, from_state, to_state, reason, epoch, attempt, runner, detail, at, page_bytes
+              FROM page
+             WHERE row_number > 0
+             ORDER BY row_number
+            """,
+            {"scenario_uuid": scenario_uuid, "after": after, "limit": limit, "page_bytes": MAX_PAGE_BYTES},
+        )
+        .fetchall()
+    )
+    return cut([(msgspec.convert(row, Move), row["page_bytes"]) for row in rows], limit)

@@ -1,0 +1,233 @@
+"""The lifecycle's rows: read for a decision, written back where they are still as they were read. Not the decisions.
+
+In a connection's pipeline a statement waits for none before it unless its answer is needed: a write takes two round trips,
+however long the way to the server is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from psycopg.rows import dict_row
+
+from vidflow.domain.errors import ErrorInfo
+from vidflow.domain.leader import Given
+from vidflow.domain.messages import (
+    INIT_SCENARIO,
+    Deploy,
+    Message,
+    Parameters,
+    Resume,
+    Shutdown,
+    StopWork,
+    commands_topic,
+    encode,
+)  # fmt: skip
+from vidflow.domain.scenario import Decision, Outcome, Scenario, Send, Skip, State
+from vidflow.infra.postgres import outbox, results
+from vidflow.infra.postgres.connection import Connection
+
+
+def scenario_of(row: dict[str, Any]) -> Scenario:
+    """Return the lifecycle's part of a row. `error` and `skips` are JSON texts, or null."""
+    return Scenario(
+        scenario_uuid=row["scenario_uuid"],
+        state=State(row["state"]),
+        outcome=Outcome(row["outcome"]) if row["outcome"] else None,
+        error=msgspec.json.decode(row["error"], type=ErrorInfo) if row["error"] else None,
+        epoch=row["epoch"],
+        attempt=row["attempt"],
+        returns=row["returns"],
+        runner=row["runner"],
+        resume_frame=row["resume_frame"],
+        skips=msgspec.json.decode(row["skips"], type=tuple[Skip, ...]) if row["skips"] else (),
+        skips_poison=row["skips_poison"],
+        pool=row["pool"],
+    )
+
+
+def read_one(tx: Connection, scenario_uuid: str) -> Scenario | None:
+    """One scenario; None where there is none of this uuid."""
+    query = """
+        SELECT scenario_uuid::text, state, outcome, error::text, epoch, attempt, returns, runner, resume_frame, skips::text, pool,
+               coalesce(parameters ->> 'on_poison' = 'skip', false) AS skips_poison
+          FROM scenarios
+         WHERE scenario_uuid = %s
+    """
+    row = tx.cursor(row_factory=dict_row).execute(query, (scenario_uuid,)).fetchone()
+    return scenario_of(row) if row else None
+
+
+def write_back(tx: Connection, decisions: Sequence[Decision], commands: Sequence[Given] = ()) -> list[Decision]:
+    """Move each scenario that is still in the state and epoch in which it was read. Return the decisions that took effect.
+
+    History and outbox rows are written for these alone. `commands` are given again to their runners, less those of which a copy
+    waits unpublished. The caller owns the transaction, and retries or drops the other decisions.
+    """
+    wanted = [decision for decision in decisions if decision.after is not None]
+    moved = _move(tx, wanted) if wanted else set()
+    effective = [decision for decision in wanted if decision.before.scenario_uuid in moved]
+    if effective:
+        _write_history(tx, effective)
+        _write_progress(tx, effective)
+    deployed = [decision.before.scenario_uuid for decision in effective if decision.send is Send.DEPLOY]
+    again = {one.scenario_uuid for one in commands if one.kind == "deploy"}
+    deploys = _deploy_rows(tx, [*deployed, *again])
+    outbox.add(tx, [row for decision in effective if (row := _message_row(decision))])
+    outbox.add(tx, [row for row in deploys if row.key not in again])
+    given = [
+        _row(commands_topic(one.pool), one.scenario_uuid, one.kind, one.epoch, one.runner, one.command)
+        for one in commands
+        if one.command
+    ]
+    outbox.add_commands(tx, [row for row in deploys if row.key in again] + given)
+    return effective
+
+
+def _move(tx: Connection, decisions: Sequence[Decision]) -> set[str]:
+    after = [decision.after for decision in decisions if decision.after]
+    rows = tx.execute(
+        """
+        WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS at)
+        UPDATE scenarios s
+           SET state = n.state, outcome = n.outcome, error = n.error::jsonb, epoch = n.epoch, attempt = n.attempt,
+               returns = n.returns, runner = n.runner, resume_frame = n.resume_frame, skips = n.skips::jsonb,
+               due_at = clock.at + make_interval(secs => n.delay_s), state_changed_at = clock.at
+          FROM clock, unnest(%b::uuid[], %b::text[], %b::bigint[], %b::text[], %b::text[], %b::text[], %b::bigint[], %b::int[], %b::int[],
+                      %b::text[], %b::bigint[], %b::text[], %b::float8[])
+               AS n (scenario_uuid, state_read, epoch_read, state, outcome, error, epoch, attempt, returns,
+                     runner, resume_frame, skips, delay_s)
+         WHERE s.scenario_uuid = n.scenario_uuid AND s.state = n.state_read AND s.epoch = n.epoch_read
+     RETURNING s.scenario_uuid::text
+        """,
+        (
+            [d.before.scenario_uuid for d in decisions],
+            [d.before.state.value for d in decisions],
+            [d.before.epoch for d in decisions],
+            [a.state.value for a in after],
+            [a.outcome.value if a.outcome else None for a in after],
+            [_json(a.error) if a.error else None for a in after],
+            [a.epoch for a in after],
+            [a.attempt for a in after],
+            [a.returns for a in after],
+            [a.runner for a in after],
+            [a.resume_frame for a in after],
+            [_json(a.skips) for a in after],
+            [d.delay_s for d in decisions],
+        ),
+    ).fetchall()
+    return {uuid for (uuid,) in rows}
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _write_history(tx: Connection, decisions: Sequence[Decision]) -> None:
+    """One row a move. Its number is safe, since the scenario's row is locked by the move itself."""
+    tx.execute(
+        """
+        INSERT INTO scenario_history (scenario_uuid, number, from_state, to_state, reason, epoch, attempt, runner, detail)
+        SELECT n.scenario_uuid,
+               (SELECT coalesce(max(h.number) + 1, 0) FROM scenario_history h WHERE h.scenario_uuid = n.scenario_uuid),
+               n.from_state, n.to_state, n.reason, n.epoch, n.attempt, n.runner, n.detail
+          FROM unnest(%b::uuid[], %b::text[], %b::text[], %b::text[], %b::bigint[], %b::int[], %b::text[], %b::text[])
+               AS n (scenario_uuid, from_state, to_state, reason, epoch, attempt, runner, detail)
+        """,
+        (
+            [d.before.scenario_uuid for d in decisions],
+            [d.before.state.value for d in decisions],
+            [d.after.state.value for d in decisions if d.after],
+            [d.event.reason for d in decisions],
+            [d.after.epoch for d in decisions if d.after],
+            [d.after.attempt for d in decisions if d.after],
+            [d.after.runner for d in decisions if d.after],
+            [d.event.detail for d in decisions],
+        ),
+    )
+
+
+def _write_progress(tx: Connection, decisions: Sequence[Decision]) -> None:
+    """Close what becomes inactive, and make new epochs count, under the progress rows' locks, taken in one order.
+
+    No row is stored after `closed`: the inbox looks at it under the same lock. A resume point is what is stored at that moment.
+    """
+    closed = [d.before.scenario_uuid for d in decisions if d.after and d.after.state is State.INACTIVE]
+    raised = [d.after for d in decisions if d.send is Send.DEPLOY and d.after]
+    if closed or raised:
+        results.hold_progress(tx, [*closed, *(scenario.scenario_uuid for scenario in raised)])
+    if closed:
+        tx.execute("UPDATE scenario_progress SET closed = true WHERE scenario_uuid = ANY(%b::uuid[])", (closed,))
+    if raised:
+        tx.execute(
+            """
+            WITH raised AS (
+                UPDATE scenario_progress p
+                   SET epoch = n.epoch
+                  FROM unnest(%b::uuid[], %b::bigint[]) AS n (scenario_uuid, epoch)
+                 WHERE p.scenario_uuid = n.scenario_uuid
+             RETURNING p.scenario_uuid, p.next_frame)
+            UPDATE scenarios s
+               SET resume_frame = raised.next_frame
+              FROM raised
+             WHERE s.scenario_uuid = raised.scenario_uuid
+            """,
+            ([scenario.scenario_uuid for scenario in raised], [scenario.epoch for scenario in raised]),
+        )
+
+
+def _message_row(decision: Decision) -> outbox.Row | None:
+    """The message of a step whose body needs nothing but the scenario's name and epoch."""
+    scenario = decision.after
+    if scenario is None or decision.send not in {Send.STOP, Send.SHUTDOWN}:
+        return None
+    uuid = scenario.scenario_uuid
+    if decision.send is Send.STOP:
+        stop = StopWork(uuid, scenario.epoch)
+        return _row(commands_topic(scenario.pool), uuid, "stop", scenario.epoch, scenario.runner, stop)
+    return _row(INIT_SCENARIO, uuid, "shutdown", scenario.epoch, None, Shutdown(uuid))
+
+
+def _row(topic: str, key: str, kind: str, epoch: int, runner: str | None, message: Message) -> outbox.Row:
+    return outbox.Row(topic=topic, key=key, kind=kind, epoch=epoch, runner=runner, payload=encode(message))
+
+
+def _deploy_rows(tx: Connection, uuids: Sequence[str]) -> list[outbox.Row]:
+    """The deploys of scenarios that are deployed now, as the tables have them: the first time and each time again."""
+    if not uuids:
+        return []
+    rows = (
+        tx.cursor(row_factory=dict_row)
+        .execute(
+            """
+        SELECT s.scenario_uuid::text, s.epoch, s.runner, s.pool, s.source, s.model, s.model_sha256, s.fps, s.parameters, s.attempt, s.skips,
+               p.next_frame, p.origin_pts, p.time_base, p.last_pts, p.last_time_s, p.opened -> 'identity' AS identity
+          FROM scenarios s
+          JOIN scenario_progress p USING (scenario_uuid)
+         WHERE s.scenario_uuid = ANY(%b::uuid[]) AND s.state IN ('in_startup_processing', 'active')
+        """,
+            (list(uuids),),
+        )
+        .fetchall()
+    )
+    return [
+        _row(commands_topic(row["pool"]), row["scenario_uuid"], "deploy", row["epoch"], row["runner"], _deploy_of(row))
+        for row in rows
+    ]
+
+
+def _deploy_of(row: dict[str, Any]) -> Deploy:
+    return Deploy(
+        scenario_uuid=row["scenario_uuid"],
+        epoch=row["epoch"],
+        source=row["source"],
+        model=row["model"],
+        model_sha256=row["model_sha256"],
+        fps=row["fps"],
+        parameters=msgspec.convert(row["parameters"], Parameters),
+        resume=msgspec.convert(row, Resume),
+        attempt=row["attempt"],
+        skips=msgspec.convert(row["skips"], tuple[Skip, ...]),
+    )

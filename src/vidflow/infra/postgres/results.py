@@ -1,0 +1,202 @@
+"""What the workers' messages become in the database: results, gaps and progress, in sets. Not what is to be stored.
+
+The rule is domain/progress.py; the caller asks it under the lock that `lock_progress` takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+from psycopg.errors import UniqueViolation
+from psycopg.rows import dict_row
+
+from vidflow.domain.messages import EndReason, Frame, Gap, Opened
+from vidflow.domain.progress import Progress
+from vidflow.infra.postgres.connection import Connection
+
+MEANWHILE_ROWS: Final = 200
+"""The server has as many rows to go on with, while the sender does something else."""
+
+
+def end_reason_of(text: str | None) -> EndReason | None:
+    """The reason of an end marker, as stored."""
+    return EndReason(text) if text else None
+
+
+def lock_progress(tx: Connection, scenario_uuids: Sequence[str]) -> dict[str, Progress]:
+    """The progress of scenarios, locked to the end of the transaction; those that have none are missing.
+
+    Locked in the order of their uuids: two transactions that take several can then not wait for each other.
+    """
+    return _progress(
+        tx,
+        """
+        SELECT *, scenario_uuid::text AS uuid
+          FROM scenario_progress
+         WHERE scenario_uuid = ANY (%b::uuid[])
+         ORDER BY scenario_uuid
+           FOR NO KEY UPDATE
+        """,
+        scenario_uuids,
+    )
+
+
+def hold_progress(tx: Connection, scenario_uuids: Sequence[str]) -> None:
+    """Lock the progress of scenarios as `lock_progress` does, without reading it or waiting for the answer in a pipeline."""
+    tx.execute(
+        """
+        SELECT
+          FROM scenario_progress
+         WHERE scenario_uuid = ANY (%b::uuid[])
+         ORDER BY scenario_uuid
+           FOR NO KEY UPDATE
+        """,
+        (list(scenario_uuids),),
+    )
+
+
+def read_progress(tx: Connection, scenario_uuids: Sequence[str]) -> dict[str, Progress]:
+    """The progress of scenarios, as it stands; those that have none are missing."""
+    return _progress(
+        tx,
+        """
+        SELECT *, scenario_uuid::text AS uuid
+          FROM scenario_progress
+         WHERE scenario_uuid = ANY (%b::uuid[])
+        """,
+        scenario_uuids,
+    )
+
+
+def _progress(tx: Connection, query: str, scenario_uuids: Sequence[str]) -> dict[str, Progress]:
+    if not scenario_uuids:
+        return {}
+    rows = tx.cursor(row_factory=dict_row).execute(query, (list(scenario_uuids),)).fetchall()
+    return {row["uuid"]: _progress_of(row) for row in rows}
+
+
+def _progress_of(row: dict[str, Any]) -> Progress:
+    given = {name: row[name] for name in Progress.__struct_fields__}
+    given["end_reason"] = end_reason_of(given["end_reason"])
+    given["opened"] = msgspec.convert(given["opened"], Opened | None)
+    return Progress(**given)
+
+
+def write_progress(tx: Connection, after: Mapping[str, Progress]) -> None:
+    """Writes what the inbox owns of the progress: all but `epoch` and `closed`, which are the leader's."""
+    if not after:
+        return
+    tx.execute(
+        """
+        UPDATE scenario_progress p
+           SET next_frame = n.next_frame, origin_pts = n.origin_pts, time_base = n.time_base, last_pts = n.last_pts,
+               last_time_s = n.last_time_s, last_at = n.last_at, end_epoch = n.end_epoch,
+               end_last_frame = n.end_last_frame, end_reason = n.end_reason, hole_epoch = n.hole_epoch,
+               repeats = n.repeats, opened = n.opened::jsonb
+          FROM unnest(%b::uuid[], %b::bigint[], %b::bigint[], %b::text[], %b::bigint[], %b::float8[], %b::text[],
+                      %b::bigint[], %b::bigint[], %b::text[], %b::bigint[], %b::bigint[], %b::text[])
+               AS n (scenario_uuid, next_frame, origin_pts, time_base, last_pts, last_time_s, last_at,
+                     end_epoch, end_last_frame, end_reason, hole_epoch, repeats, opened)
+         WHERE p.scenario_uuid = n.scenario_uuid
+        """,
+        (
+            list(after),
+            [p.next_frame for p in after.values()],
+            [p.origin_pts for p in after.values()],
+            [p.time_base for p in after.values()],
+            [p.last_pts for p in after.values()],
+            [p.last_time_s for p in after.values()],
+            [p.last_at for p in after.values()],
+            [p.end_epoch for p in after.values()],
+            [p.end_last_frame for p in after.values()],
+            [p.end_reason.value if p.end_reason else None for p in after.values()],
+            [p.hole_epoch for p in after.values()],
+            [p.repeats for p in after.values()],
+            [_json(p.opened) if p.opened else None for p in after.values()],
+        ),
+    )
+
+
+def add_frames(tx: Connection, frames: Sequence[Frame], meanwhile: Callable[[], None] = lambda: None) -> int:
+    """Stores frames; returns how many were new. One that is stored already stays as it is: the net below the rule.
+
+    By the rule none is, so they are copied: the server then works while the rows are still being made, and while the caller does
+    what it has to do `meanwhile`, which is called every few rows and may not use the connection.
+    """
+    if not frames:
+        return 0
+    try:
+        with tx.transaction():
+            _copy_frames(tx, frames, meanwhile)
+    except UniqueViolation:
+        return _insert_new_frames(tx, frames)
+    return len(frames)
+
+
+def _copy_frames(tx: Connection, frames: Sequence[Frame], meanwhile: Callable[[], None]) -> None:
+    query = """
+        COPY scenario_results (scenario_uuid, frame_number, epoch, pts, time_s, width, height, at, detections)
+        FROM STDIN
+    """
+    with tx.cursor().copy(query) as copy:
+        for number, one in enumerate(frames, 1):
+            copy.write_row((
+                one.scenario_uuid, one.frame_number, one.epoch, one.pts, one.time_s, one.width, one.height, one.at,
+                _json(one.detections),
+            ))  # fmt: skip
+            if number % MEANWHILE_ROWS == 0:
+                meanwhile()
+
+
+def _insert_new_frames(tx: Connection, frames: Sequence[Frame]) -> int:
+    return tx.execute(
+        """
+        INSERT INTO scenario_results (scenario_uuid, frame_number, epoch, pts, time_s, width, height, at, detections)
+        SELECT n.scenario_uuid, n.frame_number, n.epoch, n.pts, n.time_s, n.width, n.height, n.at, n.detections::jsonb
+          FROM unnest(%b::uuid[], %b::bigint[], %b::bigint[], %b::bigint[], %b::float8[], %b::int[], %b::int[],
+                      %b::text[], %b::text[])
+               AS n (scenario_uuid, frame_number, epoch, pts, time_s, width, height, at, detections)
+            ON CONFLICT (scenario_uuid, frame_number) DO NOTHING
+        """,
+        (
+            [frame.scenario_uuid for frame in frames],
+            [frame.frame_number for frame in frames],
+            [frame.epoch for frame in frames],
+            [frame.pts for frame in frames],
+            [frame.time_s for frame in frames],
+            [frame.width for frame in frames],
+            [frame.height for frame in frames],
+            [frame.at for frame in frames],
+            [_json(frame.detections) for frame in frames],
+        ),
+    ).rowcount
+
+
+def add_gaps(tx: Connection, gaps: Sequence[Gap]) -> int:
+    """Stores gaps; returns how many were new. A gap that was told twice is one gap."""
+    if not gaps:
+        return 0
+    return tx.execute(
+        """
+        INSERT INTO scenario_gaps (scenario_uuid, epoch, after_frame, from_s, to_s, frames, reason)
+        SELECT n.scenario_uuid, n.epoch, n.after_frame, n.from_s, n.to_s, n.frames, n.reason
+          FROM unnest(%b::uuid[], %b::bigint[], %b::bigint[], %b::float8[], %b::float8[], %b::bigint[], %b::text[])
+               AS n (scenario_uuid, epoch, after_frame, from_s, to_s, frames, reason)
+            ON CONFLICT (scenario_uuid, after_frame, reason, from_s) DO NOTHING
+        """,
+        (
+            [gap.scenario_uuid for gap in gaps],
+            [gap.epoch for gap in gaps],
+            [gap.after_frame for gap in gaps],
+            [gap.from_s for gap in gaps],
+            [gap.to_s for gap in gaps],
+            [gap.frames for gap in gaps],
+            [gap.reason.value for gap in gaps],
+        ),
+    ).rowcount
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()

@@ -1,0 +1,38 @@
+"""The table of runners, for people and for /health: written by the leader, which decides from its own memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vidflow.domain.leader import RunnerView
+from vidflow.infra.postgres.connection import Connection
+
+
+def write(tx: Connection, views: Mapping[str, RunnerView], now_s: float) -> None:
+    """Writes what is known of each runner that was heard; those that were silent for an hour go."""
+    heard = {name: view for name, view in views.items() if view.report is not None}
+    reports = [view.report for view in heard.values() if view.report]
+    tx.execute(
+        """
+        INSERT INTO runners AS r (runner, last_seen_at, capacity, used, taken, draining, marked, pool, version)
+        SELECT n.runner, clock_timestamp() - make_interval(secs => n.silent_s), n.capacity, n.used, n.taken, n.draining, n.marked,
+               n.pool, n.version
+          FROM unnest(%b::text[], %b::float8[], %b::int[], %b::int[], %b::bigint[], %b::bool[], %b::bool[], %b::text[], %b::text[])
+               AS n (runner, silent_s, capacity, used, taken, draining, marked, pool, version)
+            ON CONFLICT (runner) DO UPDATE
+           SET last_seen_at = EXCLUDED.last_seen_at, capacity = EXCLUDED.capacity, used = EXCLUDED.used, taken = EXCLUDED.taken,
+               draining = EXCLUDED.draining, marked = EXCLUDED.marked, pool = EXCLUDED.pool, version = EXCLUDED.version
+        """,
+        (
+            list(heard),
+            [now_s - view.heard_s for view in heard.values()],
+            [report.capacity for report in reports],
+            [sum(entry.running for entry in report.entries) for report in reports],
+            [report.taken for report in reports],
+            [report.draining for report in reports],
+            [view.mark is not None for view in heard.values()],
+            [report.pool for report in reports],
+            [report.version for report in reports],
+        ),
+    )
+    tx.execute("DELETE FROM runners WHERE last_seen_at < clock_timestamp() - interval '1 hour'")

@@ -1,6 +1,0 @@
-"""`vidflow dev`: all of vidflow on this machine, as child processes with servers of its own. For development, tests and `vidflow run`."""
-
-from vidflow.roles.dev.role import run, started
-from vidflow.roles.dev.stack import Stack
-
-__all__ = ["Stack", "run", "started"]

@@ -1,5 +1,0 @@
-"""`vidflow run`: one video through one model, on a vidflow that runs already or on one that is started for it."""
-
-from vidflow.roles.run.role import run
-
-__all__ = ["run"]
