@@ -63,7 +63,8 @@ def main() -> None:
     with stack() as running, httpx.Client(base_url=running.url, timeout=LIMIT_S) as client:
         with consumer(running) as sent:
             born(client, sent)  # warms up
-            births, results = defaultdict(list), defaultdict(list)
+            births: dict[str, list[float]] = defaultdict(list)
+            results: dict[str, list[float]] = defaultdict(list)
             for _ in range(given.births):
                 for name, ms in born(client, sent).items():
                     births[name].append(ms)

@@ -24,6 +24,7 @@ from uuid import uuid4
 from servers import servers
 from stack import cpu_s
 from vidflow.domain.messages import RESULTS, RUNNER_EVENTS, Entry, Report, Waiting, encode
+from vidflow.domain.scenario import Limits
 from vidflow.infra.kafka import clients
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.postgres import leader_tables
@@ -165,7 +166,7 @@ def share(url: str, settings: KafkaSettings, tables: Connection) -> None:
             spent = (cpu_s(process.pid) - used) / (time.monotonic() - began)
         finally:
             process.kill()
-    still = len(leader_tables.head_of_queue(tables, {"default": 1}, leader_tables.Limits()))
+    still = len(leader_tables.head_of_queue(tables, {"default": 1}, Limits()))
     assert still == 1
     print(f"orchestrator: {spent * 100:.1f} % of a core with 100,000 waiting, 100 engaged and 10 runners (aim: 5 %)")
 

@@ -106,7 +106,7 @@ class Bench:
         """The one value that the query gives. Raises psycopg.OperationalError while the database is away."""
         if self._tables is None or self._tables.closed:
             self._tables = psycopg.connect(self.now.parts.database_url, autocommit=True, connect_timeout=2)
-        row = self._tables.execute(query, values).fetchone()  # type: ignore[arg-type]
+        row = self._tables.execute(query, values).fetchone()
         return row and row[0]
 
     def close(self) -> None:

@@ -120,7 +120,9 @@ class Pace:
         while seen < len(came_s):
             message = self._reader.poll(1.0)
             if message is not None and message.error() is None:
-                came_s[decode_command(message.value()).epoch] = time.perf_counter()
+                command = decode_command(message.value())
+                assert isinstance(command, Deploy)
+                came_s[command.epoch] = time.perf_counter()
                 seen += 1
 
 

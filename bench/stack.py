@@ -17,6 +17,8 @@ sys.path.append(str(Path(__file__).parents[1]))  # how to look at processes is k
 
 from tests.integration.processes import children, descendants
 
+from vidflow.infra.kafka.settings import KafkaSettings
+
 READY_LIMIT_S = 120.0
 SERVERS = ("postgres", "kafka")
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -38,9 +40,9 @@ class Running:
         self._reader.start()
 
     @property
-    def kafka(self) -> str:
+    def kafka(self) -> KafkaSettings:
         """Its broker."""
-        return f"127.0.0.1:{Path(self.folder, 'kafka', 'ports').read_text().split()[0]}"
+        return KafkaSettings(f"127.0.0.1:{Path(self.folder, 'kafka', 'ports').read_text().split()[0]}")
 
     def wait(self) -> None:
         """Returns once it says that it is ready."""

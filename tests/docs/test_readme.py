@@ -68,7 +68,7 @@ def variables() -> set[str]:
 
 
 def api_paths() -> set[str]:
-    handlers = [scenarios.router(), health.router(), predictions.get_predictions, models.list_models]
+    handlers: list[Any] = [scenarios.router(), health.router(), predictions.get_predictions, models.list_models]
     paths = {route.path for route in Router("/", route_handlers=handlers).routes}
     return {re.sub(r"\{[^}]*\}", "UUID", path).rstrip("/") for path in paths} | {"/docs", "/metrics"}
 

@@ -67,7 +67,7 @@ def _time(state: State) -> Iterator[Step]:
     for index, row in enumerate(state.rows):
         if not row.due and row.scenario.state is Stage.INIT_STARTUP:
             after = state._replace(rows=put(state.rows, index, row._replace(due=True)))
-            yield Step("a backoff is over", True, lambda after=after: after)  # type: ignore[misc]
+            yield Step("a backoff is over", True, lambda after=after: after)
 
 
 def passes(state: State, ticked: State) -> Iterator[Step]:
@@ -136,4 +136,4 @@ def all_steps(state: State, world: World) -> Iterator[Step]:
     """`steps`, and what befalls."""
     yield from steps(state, world)
     for label, after in befalls(state, world):
-        yield Step(label, False, lambda after=after: after)  # type: ignore[misc]
+        yield Step(label, False, lambda after=after: after)

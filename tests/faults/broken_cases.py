@@ -236,14 +236,12 @@ def database_is_restored(now: Scene, works: Works) -> None:
     uuid = now.begin(works.long)
     now.under_way(uuid, frames=20)
     with tempfile.TemporaryDirectory() as folder:
-        backup.backup(now.parts.database_url, Path(folder, "backup"), replace=False, say=str)
+        backup.backup(now.parts.database_url, Path(folder, "backup"), replace=False, say=print)
         for worker in aim(now.parts, Victim.WORKER, CHANCE):
             os.kill(worker, signal.SIGKILL)
         now.under_way(uuid, frames=now.vidflow.scenario(uuid)["frames_stored"] + 20)
-        newest = max(
-            result.epoch for message in log_of(now.parts.kafka, RESULTS) if (result := decode_result(message.value()))
-        )
-        backup.restore(now.parts.database_url, Path(folder, "backup"), replace=True, say=str)
+        newest = max(decode_result(message.value()).epoch for message in log_of(now.parts.kafka, RESULTS))
+        backup.restore(now.parts.database_url, Path(folder, "backup"), replace=True, say=print)
     with now.tables() as tables:
         [(at,)] = tables.execute("SELECT clock_timestamp()").fetchall()
     now.until_settled(SETTLED_S)

@@ -127,10 +127,10 @@ class Servers:
     """PostgreSQL and Kafka for all breaks."""
 
     def __init__(self, folder: Path, end: ExitStack) -> None:
-        self.postgres = EmbeddedPostgres(folder / "postgres", say=str, stop=Stop())
+        self.postgres = EmbeddedPostgres(folder / "postgres", say=print, stop=Stop())
         end.callback(self.postgres.stop)
         self.postgres.start()
-        self.kafka = EmbeddedKafka(folder / "kafka", say=str, stop=Stop())
+        self.kafka = EmbeddedKafka(folder / "kafka", say=print, stop=Stop())
         end.callback(self.kafka.stop)
         self.kafka.start()
         self._stop = Stop()
@@ -147,9 +147,9 @@ class Servers:
     def database(self) -> str:
         name = f"broken_{uuid.uuid4().hex}"
         with psycopg.connect(self.postgres.url, autocommit=True) as tables:
-            tables.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload]
+            tables.execute(f"CREATE DATABASE {name}")
         url = urlsplit(self.postgres.url)._replace(path=f"/{name}").geturl()
-        migrate(url, str)
+        migrate(url, print)
         return url
 
 

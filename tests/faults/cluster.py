@@ -88,7 +88,8 @@ class Cluster:
     def controller(self) -> Node:
         """The node that leads the others, as the first one knows it."""
         state = json.loads((self.nodes[0].folder / "data/__cluster_metadata-0/quorum-state").read_text())
-        return self.nodes[state["leaderId"] - 1]
+        leader: int = state["leaderId"]
+        return self.nodes[leader - 1]
 
     def leaders(self, topic: str) -> dict[int, int]:
         """The node that leads each partition of a topic, -1 where none does, as the brokers say that answer."""

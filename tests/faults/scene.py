@@ -146,7 +146,7 @@ class Scene:
 
         def is_under_way() -> bool:
             scenario = self.vidflow.scenario(uuid)
-            return scenario["frames_stored"] > frames or scenario["state"] == "inactive"
+            return bool(scenario["frames_stored"] > frames or scenario["state"] == "inactive")
 
         wait_until(is_under_way, f"{uuid} is under way", SETTLED_S)
 

@@ -54,7 +54,7 @@ FRAMES = [{"frame_number": number, "detections": [number]} for number in range(3
 def tables(database_url: str) -> Iterator[psycopg.Connection[Any]]:
     """Tables with one scenario that is as it should be; as if they had never been, afterwards."""
     with psycopg.connect(database_url, row_factory=namedtuple_row) as connection:
-        connection.execute(GOOD.format(uuid=UUID))  # type: ignore[call-overload]
+        connection.execute(GOOD.format(uuid=UUID))
         yield connection
         connection.rollback()
 
@@ -76,7 +76,7 @@ def test_what_is_as_it_should_be_passes(tables: psycopg.Connection[Any]) -> None
 @pytest.mark.parametrize("what", WRONG)
 def test_what_is_wrong_in_the_tables_is_found(tables: psycopg.Connection[Any], what: str) -> None:
     number, statement = WRONG[what]
-    tables.execute(statement)  # type: ignore[call-overload]
+    tables.execute(statement)
     with pytest.raises(Broken, match=f"invariant {number}:"):
         check(tables)
 

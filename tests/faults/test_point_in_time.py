@@ -68,7 +68,7 @@ def init(url: str) -> str:
 
 def base_backup(url: str, target: Path) -> None:
     connection, secrets = for_programs(url)
-    command = [programs() / "pg_basebackup", f"--dbname={connection}", "--checkpoint=fast", f"--pgdata={target}"]
+    command = [str(programs() / "pg_basebackup"), f"--dbname={connection}", "--checkpoint=fast", f"--pgdata={target}"]
     subprocess.run(command, env={**os.environ, **secrets}, check=True)
 
 

@@ -62,13 +62,13 @@ def tables(database_url: str) -> Iterator[Tables]:
     """Tables with one scenario that is as it should be; as if they had never been, afterwards."""
     with psycopg.connect(database_url, row_factory=namedtuple_row) as connection:
         connection.execute(TRAIL)
-        connection.execute((GOOD + MORE).format(uuid=UUID))  # type: ignore[call-overload]
+        connection.execute((GOOD + MORE).format(uuid=UUID))
         yield connection
         connection.rollback()
 
 
 def test_what_is_as_it_should_be_passes(tables: Tables) -> None:
-    tables.execute(COPY.format(uuid=UUID, published="now() - interval '8 s'"))  # type: ignore[call-overload]
+    tables.execute(COPY.format(uuid=UUID, published="now() - interval '8 s'"))
     for check in CHECKS:
         check(tables)
 
@@ -78,6 +78,6 @@ def test_what_the_traces_tell_is_found(tables: Tables, what: str) -> None:
     number, check, statements = WRONG[what]
     for statement in statements:
         with tables.transaction():  # its rows have a number of their own
-            tables.execute(statement.format(uuid=UUID))  # type: ignore[call-overload]
+            tables.execute(statement.format(uuid=UUID))
     with pytest.raises(Broken, match=f"invariant {number}:"):
         check(tables)

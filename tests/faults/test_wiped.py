@@ -18,7 +18,7 @@ from tests.integration.delivery import remove_topics
 from tests.integration.embedded import wait_until
 
 from vidflow.domain.messages import INIT_SCENARIO, PARTITIONS, RESULTS, RUNNER_EVENTS, commands_topic
-from vidflow.infra.kafka import admin, offsets
+from vidflow.infra.kafka import admin, offsets, topics
 
 pytestmark = [pytest.mark.long, pytest.mark.whole, pytest.mark.fault, pytest.mark.timeout(420)]
 
@@ -49,13 +49,13 @@ def holds(now: Scene) -> None:
     checks.all_hold(now)
 
 
-@pytest.mark.parametrize("topics", [[INIT_SCENARIO], [COMMANDS], [RUNNER_EVENTS], [RESULTS], [*PARTITIONS]], ids=str)
+@pytest.mark.parametrize("removed", [[INIT_SCENARIO], [COMMANDS], [RUNNER_EVENTS], [RESULTS], [*PARTITIONS]], ids=str)
 def test_invariant_7_topics_that_are_made_anew_in_midst_of_a_run_leave_nothing_stuck(
-    now: Scene, slow: Work, topics: list[str]
+    now: Scene, slow: Work, removed: list[str]
 ) -> None:
     under_way, waiting = now.begin(slow), [now.begin(slow) for _ in range(4)]
     now.under_way(under_way)
-    remove_topics(now.parts.kafka, topics)
+    remove_topics(now.parts.kafka, removed)
     now.begin(slow)
     now.shut_down(waiting[0])
     topics.create_topics(now.parts.kafka)

@@ -91,8 +91,8 @@ def test_a_bug_at_a_frame_is_left_to_the_attempts_of_a_scenario_that_skips_such_
 
 
 @pytest.mark.long
-def test_run_says_at_the_first_attempt_that_it_is_vidflows_fault_and_ends_with_1(folder: Path, stage: Stage) -> None:
-    assert stage  # the bugs lie in the folder
+@pytest.mark.usefixtures("stage")  # its setup puts the bugs into the folder
+def test_run_says_at_the_first_attempt_that_it_is_vidflows_fault_and_ends_with_1(folder: Path) -> None:
     end = ended("run", str(folder / f"{AT_OPEN}.mp4"), given=broken_vidflow.install(folder))
     assert end.returncode == 1, end.stderr
     assert "gave up after" not in end.stderr

@@ -46,10 +46,9 @@ def delivered(tables: Connection, database_url: str, settings: KafkaSettings) ->
     """Lets an inbox take all that was sent, and a relay publish what it made of it."""
     ends = offsets.end_offsets(admin.client(settings), RESULTS)
     query = "SELECT coalesce(sum(position), 0)::int FROM inbox_partitions"
-    options = {"database_url": database_url, "kafka": settings}
-    with running(inbox.run, InboxOptions(**options)):
+    with running(inbox.run, InboxOptions(database_url=database_url, kafka=settings)):
         wait_until(lambda: tables.execute(query).fetchone() == (sum(ends.values()),), "the inbox has taken all")
-    with running(relay.run, RelayOptions(**options)):
+    with running(relay.run, RelayOptions(database_url=database_url, kafka=settings)):
         wait_until(lambda: unpublished(tables) == 0, "the relay has published all")
 
 

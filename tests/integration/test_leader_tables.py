@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from typing import Any
 
 import pytest
 from psycopg.types.json import Jsonb
@@ -39,7 +40,7 @@ def put(tables: Connection, state: str = "init_startup", ago_s: float = 0.0, **m
     return str(values["uuid"])
 
 
-def deployed(tables: Connection, state: str = "active", **more: object) -> str:
+def deployed(tables: Connection, state: str = "active", **more: Any) -> str:
     return put(tables, state, epoch=1, runner="r1", **more)
 
 
@@ -167,11 +168,12 @@ SLACK_PAGES = 20
 
 
 def pages(tables: Connection, statement: str) -> int:
-    query, given = {
+    statements: dict[str, tuple[str, dict[str, Any]]] = {
         "engaged": (leader_tables.ENGAGED, {"shutdowns": 1000, "ended": [], "last_attempt": 4}),
         "queue": (leader_tables.HEAD_OF_QUEUE, {"pools": ["default"], "counts": [4], "last_attempt": 4}),
         "over": (leader_tables.END_BACKOFFS, {"backoffs": 500}),
-    }[statement]
+    }
+    query, given = statements[statement]
     tables.execute("ANALYZE scenarios")
     [explained] = explain(tables, lambda tx: tx.execute(query, given))
     return explained.pages

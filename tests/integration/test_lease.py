@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import datetime
 import threading
 import time
 import uuid
 
+import psycopg
 import pytest
 from tests.integration.delivery import cut_off, row, say
 from tests.integration.embedded import wait_until
@@ -70,7 +72,13 @@ def test_a_lease_from_before_the_databases_clock_went_back_lasts_for_a_whole_one
 
 def test_a_lease_that_ends_in_time_is_not_made_shorter(tables: Connection) -> None:
     leases.acquire(tables, "leader", ONE)
-    before = tables.execute("SELECT expires_at FROM lease").fetchone()
+
+    def expiry() -> datetime.datetime:
+        [(at,)] = tables.execute("SELECT expires_at FROM lease").fetchall()
+        assert isinstance(at, datetime.datetime)
+        return at
+
+    before = expiry()
     leases.shorten(tables)
     assert tables.execute("SELECT expires_at FROM lease").fetchone() == before
 
@@ -144,7 +152,7 @@ def test_a_holder_frozen_in_a_transaction_does_not_block_a_takeover_for_ever(
 ) -> None:
     leases.acquire(tables, "leader", ONE)
     frozen = Lease(database_url, "leader", ONE, 1, time.monotonic())
-    with pytest.raises(leases.psycopg.Error, match=r"transaction timeout|closed the connection"), frozen.fenced() as tx:  # noqa: PT012
+    with pytest.raises(psycopg.Error, match=r"transaction timeout|closed the connection"), frozen.fenced() as tx:  # noqa: PT012
         expire(tables)
         tables.execute("SET lock_timeout = '10s'")  # what blocks for that long blocks for ever
         began_s = time.monotonic()
@@ -234,11 +242,15 @@ def test_a_holder_whose_connection_was_cut_goes_on(tables: Connection, database_
     holdings: list[Lease] = []
     thread = keeper(database_url, stop, holdings)
     wait_until(lambda: bool(holdings), "it leads")
-    before = tables.execute("SELECT expires_at FROM lease").fetchone()
+
+    def expiry() -> datetime.datetime:
+        [(at,)] = tables.execute("SELECT expires_at FROM lease").fetchall()
+        assert isinstance(at, datetime.datetime)
+        return at
+
+    before = expiry()
     assert cut_off(tables, "vidflow leader lease") == 1
-    wait_until(
-        lambda: tables.execute("SELECT expires_at FROM lease").fetchone() > before, "it renews by another connection"
-    )
+    wait_until(lambda: expiry() > before, "it renews by another connection")
     assert holdings[0].held()
     stop.request()
     thread.join(10)

@@ -158,7 +158,7 @@ def test_the_names_that_are_listed_without_torchvision_are_its_detectors() -> No
 # --- exported programs
 
 
-class _Cells(torch.nn.Module):  # type: ignore[misc,name-defined]
+class _Cells(torch.nn.Module):  # type: ignore[name-defined]
     """Of YOLOX's form for 16 x 32 pixels and one class: each cell is as sure as its first pixel is bright."""
 
     def forward(self, image: Any) -> Any:

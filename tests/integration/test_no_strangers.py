@@ -34,7 +34,17 @@ def test_a_whole_vidflow_with_an_onnx_model(tmp_path: Path, shared: Path) -> Non
         cache_folder(environment("VIDFLOW_CACHE_DIR"))
     )  # what is fetched once is there, as on a second start
     port = free_port()
-    command = ["-m", "vidflow", "dev", "--port", str(port), "--data-dir", data, "--models-dir", shared / "models"]
+    command = [
+        "-m",
+        "vidflow",
+        "dev",
+        "--port",
+        str(port),
+        "--data-dir",
+        str(data),
+        "--models-dir",
+        str(shared / "models"),
+    ]
     surroundings = {
         "HOME": str(home), "TMPDIR": str(scratch), "VIDFLOW_CACHE_DIR": str(cache), "PYTHONDONTWRITEBYTECODE": "1",
         "XDG_CACHE_HOME": "", "ORT_DISABLE_TELEMETRY": "",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from tests.integration.delivery import row
@@ -40,7 +41,7 @@ def test_a_command_is_written_again_once_its_copy_is_published(tables: Connectio
 
 
 @pytest.mark.parametrize("other", [{"runner": "r2"}, {"epoch": 2}, {"kind": "stop"}])
-def test_a_command_that_differs_is_no_copy(tables: Connection, other: dict[str, object]) -> None:
+def test_a_command_that_differs_is_no_copy(tables: Connection, other: dict[str, Any]) -> None:
     outbox.add_commands(tables, [row("a", runner="r1")])
     assert outbox.add_commands(tables, [row("a", **{"runner": "r1", **other})]) == 1
 

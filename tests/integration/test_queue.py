@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -155,7 +155,7 @@ def test_no_read_of_the_api_costs_more_the_more_there_is(tables: Connection, com
         (uuid_,),
     )
     tables.execute("ANALYZE")
-    reads = {
+    reads: dict[str, Callable[[], object]] = {
         "queue": lambda: queue(tables),
         "list": lambda: scenarios.page(tables, None, None, 20),
         "list of a common state": lambda: scenarios.page(tables, State(common), None, 20),

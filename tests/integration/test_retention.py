@@ -74,7 +74,7 @@ def born(tables: Connection, days_ago: int, frames: int = 3, *, ended_days_ago: 
 def frame(scenario_uuid: str, number: int) -> Frame:
     return Frame(
         scenario_uuid=scenario_uuid, epoch=1, frame_number=number, pts=number, time_s=float(number), width=64, height=48,
-        origin_pts=0, time_base="1/10", detections=[], at="",
+        origin_pts=0, time_base="1/10", detections=(), at="",
     )  # fmt: skip
 
 

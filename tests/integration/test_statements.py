@@ -17,6 +17,8 @@ from vidflow.domain.progress import Progress
 from vidflow.domain.retention import DAY_MS, DEFAULT, Range
 from vidflow.domain.scenario import State
 from vidflow.infra.postgres import (
+    gaps,
+    history,
     inbox_partitions,
     leader_tables,
     lease,
@@ -109,9 +111,14 @@ Statement = tuple[str, int, Callable[[Connection], Callable[[Connection], object
 """Name, pages it may touch at most, and a function that prepares the call: its own questions are not counted."""
 
 
-def call(run: Callable[[Connection], object]) -> Callable[[Connection], Callable[[Connection], object]]:
-    """Of a call that needs nothing beforehand."""
-    return lambda _tables: run
+def call(*runs: Callable[[Connection], object]) -> Callable[[Connection], Callable[[Connection], object]]:
+    """Of calls that need nothing beforehand."""
+
+    def run_all(tx: Connection) -> None:
+        for run in runs:
+            run(tx)
+
+    return lambda _tables: run_all
 
 
 def with_ids(
@@ -169,7 +176,7 @@ STATEMENTS: list[Statement] = [
     ("lease.shorten", 100, call(lease.shorten)),
     ("lease.renew", 50, call(lambda tx: lease.renew(tx, {"leader": 1}, HOLDER))),
     ("lease.give_up", 50, call(lambda tx: lease.give_up(tx, {"leader": 1}, HOLDER))),
-    ("shares", 50, call(lambda tx: (shares._seen(tx), shares._forget_the_dead(tx)))),
+    ("shares", 50, call(shares._seen, shares._forget_the_dead)),
     # The inbox, a batch.
     ("results.lock_progress", 5000, with_some("inactive", 500, results.lock_progress)),
     (
@@ -197,7 +204,7 @@ STATEMENTS: list[Statement] = [
         100,
         call(
             lambda tx: inbox_partitions.note_caught_up(
-                tx, "results", "id", dict.fromkeys(range(8), 0), inbox_partitions.database_time(tx)
+                tx, "results", "id", dict.fromkeys(range(8), 0), dict.fromkeys(range(8), 0), inbox_partitions.database_time(tx)
             )
         ),
     ),
@@ -214,7 +221,7 @@ STATEMENTS: list[Statement] = [
     ),
     ("leader_tables.end_backoffs", 100, call(leader_tables.end_backoffs)),
     # Its housekeeping, each minute.
-    ("retention.partitions", 300, call(lambda tx: (retention.partitions(tx), retention.detached(tx)))),
+    ("retention.partitions", 300, call(retention.partitions, retention.detached)),
     ("retention.default_span_ms", 50, call(retention.default_span_ms)),
     (
         "retention.ended_up_to",
@@ -230,8 +237,11 @@ STATEMENTS: list[Statement] = [
     ("retention.delete_from_default", 12_000, call(lambda tx: retention.delete_from_default(tx, Range(DEFAULT, 0, 1 << 47), 2000))),
     ("retention.note_removed", 50, call(lambda tx: retention.note_removed(tx, day(20)(tx)))),
     # The api: health and metrics, then requests.
-    ("vitals", 400, call(lambda tx: (vitals.check(tx), vitals.read(tx)))),
-    ("scenarios.count_waiting", 12_000, call(lambda tx: scenarios.count_waiting(tx, 10_000))),
+    ("vitals", 400, call(vitals.check, vitals.read, vitals.pools)),
+    ("vitals.scenarios_by_state", 4000, call(vitals.scenarios_by_state)),
+    ("vitals.queue_oldest_s", 100, call(vitals.queue_oldest_s)),
+    ("vitals.count_set_aside", 100, call(vitals.count_set_aside)),
+    ("scenarios.queue", 100, call(scenarios.queue)),
     ("scenarios.insert", 400, call(new_scenario)),
     ("scenarios.find", 100, with_some("inactive", 1, lambda tx, uuids: scenarios.find(tx, uuids[0]))),
     ("scenarios.page", 1000, call(lambda tx: scenarios.page(tx, None, None, 51))),
@@ -242,8 +252,8 @@ STATEMENTS: list[Statement] = [
         1000,
         with_some("inactive", 1, lambda tx, uuids: scenarios.page(tx, State.INACTIVE, uuids[0], 51)),
     ),
-    ("scenarios.history", 50, with_some("inactive", 1, lambda tx, uuids: scenarios.history(tx, uuids[0]))),
-    ("scenarios.gaps", 50, with_some("inactive", 1, lambda tx, uuids: scenarios.gaps(tx, uuids[0]))),
+    ("history.page", 50, with_some("inactive", 1, lambda tx, uuids: history.page(tx, uuids[0], history.BEFORE_THE_FIRST, 100))),
+    ("gaps.page", 50, with_some("inactive", 1, lambda tx, uuids: gaps.page(tx, uuids[0], gaps.BEFORE_THE_FIRST, 100))),
     ("scenarios.exists", 50, with_some("inactive", 1, lambda tx, uuids: scenarios.exists(tx, uuids[0]))),
     ("lifecycle.read_one", 50, with_some("inactive", 1, lambda tx, uuids: lifecycle.read_one(tx, uuids[0]))),
     ("predictions.page", 300, with_some("inactive", 1, lambda tx, uuids: predictions.page(tx, uuids[0], -1, 100))),

@@ -63,7 +63,7 @@ def test_rows_that_were_too_large_together_are_sent_again() -> None:
     flight.alone.add(2)
     message = object()
     for number in range(3):
-        flight.answer(number, TOO_LARGE, None if number == 0 else message)  # type: ignore[arg-type]
+        flight.answer(number, TOO_LARGE, None if number == 0 else message)
     add_answers(answers := Answers(), flight)
     assert (list(answers.refused), list(answers.failed)) == ([0], ["a"])
     assert flight.refused_together == {1}
