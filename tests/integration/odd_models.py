@@ -19,6 +19,7 @@ import numpy as np
 
 from vidflow.domain.detections import Detection, InferenceError
 
+BATCH = 4
 BAD_FRAME = 6
 BRIGHTNESS = 30 + (BAD_FRAME * 37) % 190
 NAMES = (
@@ -98,7 +99,7 @@ class OddModel:
     labels = ("odd",)
     input_size = None
     warmup_frames = 0
-    batch = 4
+    batch = BATCH
 
     def __init__(self, at_the_bad_one: Callable[[], Seen | None], pause_s: float = 0.0) -> None:
         self._at_the_bad_one = at_the_bad_one

@@ -664,7 +664,7 @@ def test_a_run_goes_on_when_the_api_is_killed_and_comes_back(whole: Whole, share
         run.until("waiting for its return")
         words = ["api", "--no-inbox", "--any-file", "--port", whole.url.rpartition(":")[2]]
         with started(tmp_path, *words, given=whole.servers.given):
-            assert run.process.wait(LIMIT_S) == 0, run.said
+            assert run.process.wait(2 * LIMIT_S) == 0, run.said
     assert [json.loads(line)["frame_number"] for line in run.printed.splitlines()] == list(range(398))
     assert is_tidy(run.said)
     assert len(run.lines("waiting for its return")) == 1

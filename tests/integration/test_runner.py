@@ -15,7 +15,7 @@ from tests import clips
 from tests.integration import odd_models
 from tests.integration.delivery import send_with_header
 from tests.integration.embedded import wait_until
-from tests.integration.odd_models import BAD_FRAME
+from tests.integration.odd_models import BAD_FRAME, BATCH
 from tests.integration.processes import is_alive
 from tests.integration.runners import RunnerProcess, Stage, deploy, new_uuid, runner
 
@@ -205,9 +205,10 @@ def test_a_worker_that_is_killed_is_reported_at_once(
         lambda: (
             (entry := stage.entry(name, uuid))
             and entry.waits_for is Waiting.INFERENCE
-            and entry.next_frame == BAD_FRAME
+            and entry.next_frame == BAD_FRAME // BATCH * BATCH
         ),
         "it is in inference",
+        20,
     )
     [pid] = keeper.workers()
     since_s = time.monotonic()

@@ -44,8 +44,8 @@ LOCK = 0x76_69_64_66_6C_6F_77  # "vidflow": the key of the advisory lock under w
 
 def sql_folder() -> Path:
     """Where the SQL files are: inside the installed package, or beside src/ in a checkout."""
-    packed = Path(__file__).parent.parent / "sql"
-    return packed if packed.is_dir() else Path(__file__).parents[3] / "sql"
+    packed = Path(__file__).parents[2] / "sql"
+    return packed if packed.is_dir() else Path(__file__).parents[4] / "sql"
 
 
 def files() -> dict[str, Path]:
