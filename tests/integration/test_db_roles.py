@@ -159,7 +159,6 @@ class AsUsers(Stack):
 
 
 @pytest.mark.long
-@pytest.mark.whole
 @pytest.mark.timeout(300)
 def test_a_whole_vidflow_works_with_a_user_for_each_process_and_after_a_restore(tmp_path: Path) -> None:
     said: list[str] = []

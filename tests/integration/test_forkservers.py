@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
 import sys
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import pytest
 from tests.integration.embedded import wait_until
@@ -47,3 +50,14 @@ def test_workers_are_made_at_once_without_torch_and_with_it_once_it_is_imported(
 
     wait_until(has_taken_over, "the forkserver with torch makes the processes", limit_s=60)
     assert imported_in_a_child(forkservers) == ["confluent_kafka", "torch"]
+
+
+def test_a_temporary_folder_too_long_for_a_socket_is_no_obstacle(tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    program = "from vidflow.roles.runner.forkservers import Forkservers; Forkservers().prepare(); print('ready')"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "TMPDIR": str(folder)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.stdout, done.returncode) == ("ready\n", 0), done.stderr

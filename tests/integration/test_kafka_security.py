@@ -26,7 +26,7 @@ from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.process.stopping import Stop
 from vidflow.settings import environment
 
-pytestmark = [pytest.mark.long, pytest.mark.whole, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(240)]
 
 USER = "vidflow"
 POOR = "poor"

@@ -13,7 +13,7 @@ from tests.conftest import _of_database
 from vidflow.infra.postgres import vitals
 from vidflow.roles.api.metrics import read_tables
 
-pytestmark = [pytest.mark.long, pytest.mark.whole]
+pytestmark = pytest.mark.long
 
 FINISHED = 1_000_000
 WAITING = 100_000

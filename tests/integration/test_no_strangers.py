@@ -18,7 +18,7 @@ from tests.integration.processes import children
 from vidflow.infra.embedded.jars import cache_folder
 from vidflow.settings import environment
 
-pytestmark = [pytest.mark.long, pytest.mark.whole]
+pytestmark = pytest.mark.long
 
 LIMIT_S = 110.0
 SYSTEM = (Path("/dev"), Path("/proc"))
@@ -54,9 +54,10 @@ def test_a_whole_vidflow_with_an_onnx_model(tmp_path: Path, shared: Path) -> Non
         try:
             outcome = outcome_of_a_scenario(port, shared / "videos/vtest.avi")
         finally:
-            [own] = children(process.pid)
-            os.kill(own, signal.SIGINT)
+            for own in children(process.pid):
+                os.kill(own, signal.SIGINT)
             _, said = process.communicate(timeout=60)
+            sys.stdout.write(said)
     assert outcome == "completed", said
     seen = Observation(trace)
     ports = {port} | {

@@ -20,7 +20,7 @@ from vidflow.infra.process.stopping import Stop
 from vidflow.roles.api import database
 from vidflow.settings import ApiOptions, DevOptions
 
-pytestmark = [pytest.mark.long, pytest.mark.whole]
+pytestmark = pytest.mark.long
 SHOWN = 100
 
 

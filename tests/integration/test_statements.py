@@ -33,7 +33,7 @@ from vidflow.infra.postgres import (
 )
 from vidflow.infra.postgres.connection import Connection, connect
 
-pytestmark = [pytest.mark.long, pytest.mark.whole, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 FINISHED, WAITING, MESSAGES = 1_000_000, 100_000, 100_000
 HOLDER = uuid.UUID(int=1)
@@ -270,7 +270,7 @@ def test_a_statement_costs_no_more_for_what_waits_or_is_stored(
     assert found, "it is explained"
     say(f"{name}: {sum(one.pages for one in found)} pages")
     for one in found:
-        assert one.scanned == frozenset(), one.query
+        assert one.scanned <= {"queue_totals"}, one.query  # which has 16 rows
         assert one.sorted_rows <= MOST_SORTED, one.query
     assert sum(one.pages for one in found) <= pages
 

@@ -12,6 +12,7 @@ import os
 import pickle
 import select
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from multiprocessing.context import ForkServerContext
 from types import ModuleType
 from typing import Final
 
+from vidflow.domain.errors import SetupError
 from vidflow.infra.telemetry.logs import log
 from vidflow.roles.worker.start import Nothing, throwaway
 
@@ -27,6 +29,9 @@ LIGHT: Final = "vidflow.roles.worker.preload"
 WITH_TORCH: Final = "vidflow.roles.worker.preload_torch"
 TORCH_AFTER_S: Final = 3.0
 """How long the runner works before the second one begins: what starts beside the runner needs the processor more."""
+TEMPORARY_FOLDER_BYTES: Final = 70
+"""The longest path of a temporary folder that leaves room for a socket below it: with its name, it may have 103 bytes (macOS)."""
+SHORT_FOLDERS: Final = ("/tmp", "/var/tmp")  # noqa: S108 - multiprocessing makes a folder of its own there
 _log = log("runner")
 
 
@@ -36,6 +41,7 @@ class Forkservers:
     def __init__(self) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # a core a worker; more of them spin on each other
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        _shorten_temporary_folder()
         self.context: ForkServerContext = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload([LIGHT])
         with without_main():
@@ -82,6 +88,23 @@ class Forkservers:
             forkserver.connect_to_new_process = server.connect_to_new_process
         finally:
             os.close(answer)
+
+
+def _shorten_temporary_folder() -> None:
+    """Use a short temporary folder where the one in use is too long for multiprocessing's sockets.
+
+    Raises SetupError where no short one can be written to.
+    """
+    size_bytes = len(os.fsencode(tempfile.gettempdir()))
+    if size_bytes <= TEMPORARY_FOLDER_BYTES:
+        return
+    short = next((folder for folder in SHORT_FOLDERS if os.access(folder, os.W_OK | os.X_OK)), None)
+    if short is None:
+        raise SetupError(
+            f"TMPDIR is a path of {size_bytes} bytes; the sockets of the runner's workers need one of at most {TEMPORARY_FOLDER_BYTES}, "
+            "and /tmp is not writable. Set TMPDIR to a shorter path"
+        )
+    tempfile.tempdir = short
 
 
 @contextmanager
