@@ -91,8 +91,8 @@ def test_a_scenario_larger_than_a_page_is_a_page_of_its_own(
 ) -> None:
     uuids = born(tables, 3, {"labels": ["x" * 200] * 20})
     with monkeypatch.context() as patch:
-        patch.setattr("vidflow.infra.scenarios.MAX_PAGE_BYTES", 2000)
-        patch.setattr("vidflow.infra.pages.MAX_PAGE_BYTES", 2000)
+        patch.setattr("vidflow.infra.postgres.scenarios.MAX_PAGE_BYTES", 2000)
+        patch.setattr("vidflow.infra.postgres.pages.MAX_PAGE_BYTES", 2000)
         assert walk(client, "/scenario", lambda item: item["scenario_uuid"]) == [[one] for one in uuids]
 
 

@@ -430,6 +430,31 @@ def test_two_inboxes_store_everything_once(tables: Connection, options: InboxOpt
     assert [stored(tables, uuid) for uuid in uuids] == [list(range(200))] * 12
 
 
+def test_partitions_that_were_lost_while_it_paused_are_read_when_they_come_back(
+    tables: Connection, options: InboxOptions
+) -> None:
+    """The client remembers what it paused; it would never read them again."""
+    topic_id = offsets.topic_id(admin.client(options.kafka), RESULTS)
+
+    def reader() -> Reader:
+        return Reader(
+            options.kafka,
+            options.group_protocol,
+            lambda given: inbox_partitions.positions(tables, RESULTS, topic_id, given),
+        )
+
+    with closing(reader()) as first:
+        wait_until(lambda: not first.poll(0.05) and len(first.positions) == PARTITIONS[RESULTS], "it has all")
+        first.pause()
+        with closing(reader()) as second:
+            wait_until(lambda: not second.poll(0.05) and read_and_lost(first) and bool(second.positions), "it has some")
+            first.resume()
+        wait_until(lambda: not first.poll(0.05) and len(first.positions) == PARTITIONS[RESULTS], "it has all again")
+        uuids = [scenario(tables) for _ in range(100)]
+        send(options.kafka, *(frame(uuid, 0) for uuid in uuids))
+        wait_until(lambda: first.fill(0.1) and len(first.batch) == len(uuids), "it reads all")
+
+
 def read_and_lost(reader: Reader) -> bool:
     """Lets it read on; whether it has lost partitions."""
     reader.poll(0.05)

@@ -72,13 +72,7 @@ def test_a_lease_from_before_the_databases_clock_went_back_lasts_for_a_whole_one
 
 def test_a_lease_that_ends_in_time_is_not_made_shorter(tables: Connection) -> None:
     leases.acquire(tables, "leader", ONE)
-
-    def expiry() -> datetime.datetime:
-        [(at,)] = tables.execute("SELECT expires_at FROM lease").fetchall()
-        assert isinstance(at, datetime.datetime)
-        return at
-
-    before = expiry()
+    before = tables.execute("SELECT expires_at FROM lease").fetchone()
     leases.shorten(tables)
     assert tables.execute("SELECT expires_at FROM lease").fetchone() == before
 

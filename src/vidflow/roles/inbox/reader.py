@@ -59,6 +59,7 @@ class Reader:
         self.batch: list[Taken] = []
         self._place = place
         self._error: BaseException | None = None
+        self._paused = False
         self._committed: dict[int, int] = {}
         self._longest_bytes = BATCH_BYTES  # nothing is known yet: one at a time, then more and more
         self._consumer: Consumer = clients.consumer(settings, client_id="vidflow-inbox", group=GROUP, protocol=protocol)
@@ -150,11 +151,21 @@ class Reader:
 
     def pause(self) -> None:
         """Takes no more messages, but stays in the group."""
-        self._consumer.pause([TopicPartition(RESULTS, partition) for partition in self.positions])
+        self._paused = True
+        self._hold_or_release(self.positions)
 
     def resume(self) -> None:
         """Takes messages again."""
-        self._consumer.resume([TopicPartition(RESULTS, partition) for partition in self.positions])
+        self._paused = False
+        self._hold_or_release(self.positions)
+
+    def _hold_or_release(self, partitions: Iterable[int]) -> None:
+        """Pause these partitions, or resume them. The client remembers of a partition that it lost whether it was paused."""
+        places = [TopicPartition(RESULTS, partition) for partition in partitions]
+        if self._paused:
+            self._consumer.pause(places)
+        else:
+            self._consumer.resume(places)
 
     def show_positions(self) -> None:
         """Tells Kafka the positions, for the tools that show lag; nothing here depends on it, so no answer is awaited."""
@@ -176,6 +187,7 @@ class Reader:
                 [TopicPartition(RESULTS, number, offset) for number, offset in positions.items()]
             )
             self.positions.update(positions)
+            self._hold_or_release(positions)
         except KafkaException as error:
             self._error = _broken(error.args[0])
         except BaseException as error:  # noqa: BLE001 - raised by poll
