@@ -21,7 +21,8 @@ from tests import clips
 from tests.explorer.breaks import HERE, Break, broken_code
 from tests.explorer.rules import RULES
 from tests.explorer.statements import STATEMENTS
-from tests.faults import broken_cases, works
+from tests.faults import broken_cases as c
+from tests.faults import works
 from tests.faults.broken_cases import Case, Works
 from tests.faults.scene import Frames, Scene, environment, scene
 from tests.faults.works import Work
@@ -48,7 +49,6 @@ class Felt(NamedTuple):
     cases: tuple[Case, ...]
 
 
-c: Final = broken_cases
 FELT: Final = tuple(
     Felt(of[one], cases)
     for one, *cases_of in (
