@@ -34,13 +34,15 @@ def bare(data: dict[str, object]) -> dict[str, object]:
     return data
 
 
-async def one_connection(host: str, port: int, until_s: float, taken_s: list[float], most: int | None = None) -> None:
-    """Asks again and again over one connection, `most` times at the most: a client so thin that it is not what is measured."""
+async def send_requests(
+    host: str, port: int, until_s: float, latencies_s: list[float], max_requests: int | None = None
+) -> None:
+    """Asks again and again over one connection, `max_requests` times at the most: a client so thin that it is not what is measured."""
     body = json.dumps(BODY).encode()
     head = f"POST /scenario/init HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     reader, writer = await asyncio.open_connection(host, port)
     try:
-        for _ in range(most) if most else itertools.count():
+        for _ in range(max_requests) if max_requests else itertools.count():
             began_s = time.perf_counter()
             if began_s >= until_s:
                 break
@@ -50,7 +52,7 @@ async def one_connection(host: str, port: int, until_s: float, taken_s: list[flo
                 int(line.split(b":")[1]) for line in answer.lower().split(b"\r\n") if line.startswith(b"content-length")
             )
             await reader.readexactly(length)
-            taken_s.append(time.perf_counter() - began_s)
+            latencies_s.append(time.perf_counter() - began_s)
             if not answer.startswith(b"HTTP/1.1 201"):
                 raise SystemExit(f"refused: {answer.splitlines()[0].decode()}")
     finally:
@@ -58,14 +60,14 @@ async def one_connection(host: str, port: int, until_s: float, taken_s: list[flo
         await writer.wait_closed()
 
 
-async def load(url: str, connections: int, seconds: float) -> tuple[float, float, float]:
+async def measure_load(url: str, connections: int, seconds: float) -> tuple[float, float, float]:
     """Requests a second, p50 and p99 in ms."""
     parts = urlsplit(url)
     taken_s: list[float] = []
     began_s = time.perf_counter()
     until_s = began_s + seconds
     await asyncio.gather(
-        *(one_connection(parts.hostname or "", parts.port or 80, until_s, taken_s) for _ in range(connections))
+        *(send_requests(parts.hostname or "", parts.port or 80, until_s, taken_s) for _ in range(connections))
     )
     elapsed_s = time.perf_counter() - began_s
     quantiles = statistics.quantiles(taken_s, n=100)
@@ -117,10 +119,10 @@ def main() -> None:
     bare_: list[tuple[float, float, float]] = []
     with baseline() as baseline_url:
         for url in (given.url, baseline_url):  # warms both up: code, prepared statements, pages
-            asyncio.run(load(url, given.connections, 1.0))
+            asyncio.run(measure_load(url, given.connections, 1.0))
         for _ in range(given.rounds):
-            api.append(asyncio.run(load(given.url, given.connections, given.seconds)))
-            bare_.append(asyncio.run(load(baseline_url, given.connections, given.seconds)))
+            api.append(asyncio.run(measure_load(given.url, given.connections, given.seconds)))
+            bare_.append(asyncio.run(measure_load(baseline_url, given.connections, given.seconds)))
     print(
         f"{platform.platform()}, {os.cpu_count()} cores, {given.connections} connections, {given.rounds} rounds of {given.seconds:g} s"
     )

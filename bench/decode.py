@@ -23,12 +23,12 @@ from pathlib import Path
 
 import av
 
-from vidflow.domain.messages import Resume
-from vidflow.domain.sampling import time_base_text
-from vidflow.infra.video import KeptFrame, open_video, read
+from vidflow.domain.messages import ResumePoint
+from vidflow.domain.sampling import format_time_base
+from vidflow.infra.video import KeptFrame, open_video, read_kept_frames
 
 SIZE = (320, 320)
-Way = Callable[[Path, int], int]
+Method = Callable[[Path, int], int]
 
 
 def bare(path: Path, threads: int) -> int:
@@ -49,13 +49,13 @@ def bare_rgb(path: Path, threads: int) -> int:
         return sum(1 for f in container.decode(stream) if f.reformat(*SIZE, "rgb24").to_ndarray().size)
 
 
-def ours(fps: int | None, *, pixels: bool) -> Way:
+def make_reader(fps: int | None, *, pixels: bool) -> Method:
     """vidflow at a rate, with or without the pixels."""
 
     def way(path: Path, threads: int) -> int:
         kept = 0
         with open_video(str(path), threads=threads) as video:
-            for item in read(video, None if fps is None else Fraction(fps)):
+            for item in read_kept_frames(video, None if fps is None else Fraction(fps)):
                 if isinstance(item, KeptFrame):
                     kept += 1
                     if pixels:
@@ -65,23 +65,23 @@ def ours(fps: int | None, *, pixels: bool) -> Way:
     return way
 
 
-def resumed_late(path: Path, threads: int) -> int:
+def read_resumed(path: Path, threads: int) -> int:
     """vidflow, all frames, resumed behind the frame at 9/10 of the clip."""
     with open_video(str(path), threads=threads) as video:
-        return sum(1 for item in read(video, None, _late[path]) if isinstance(item, KeptFrame))
+        return sum(1 for item in read_kept_frames(video, None, _resume_points[path]) if isinstance(item, KeptFrame))
 
 
-_late: dict[Path, Resume] = {}
-WAYS: dict[str, Way] = {
+_resume_points: dict[Path, ResumePoint] = {}
+METHODS: dict[str, Method] = {
     "bare PyAV, all": bare,
-    "vidflow, all": ours(None, pixels=False),
-    "vidflow, 5 a second": ours(5, pixels=False),
-    "vidflow, 1 a second": ours(1, pixels=False),
+    "vidflow, all": make_reader(None, pixels=False),
+    "vidflow, 5 a second": make_reader(5, pixels=False),
+    "vidflow, 1 a second": make_reader(1, pixels=False),
     "bare PyAV, all, 320x320 RGB": bare_rgb,
-    "vidflow, all, 320x320 RGB": ours(None, pixels=True),
-    "vidflow, 5 a second, 320x320 RGB": ours(5, pixels=True),
-    "vidflow, 1 a second, 320x320 RGB": ours(1, pixels=True),
-    "vidflow, last tenth, resumed": resumed_late,
+    "vidflow, all, 320x320 RGB": make_reader(None, pixels=True),
+    "vidflow, 5 a second, 320x320 RGB": make_reader(5, pixels=True),
+    "vidflow, 1 a second, 320x320 RGB": make_reader(1, pixels=True),
+    "vidflow, last tenth, resumed": read_resumed,
 }
 
 
@@ -108,34 +108,34 @@ def prepare(path: Path) -> int:
         expected = [frame.pts for frame in container.decode(video=0)]
     with open_video(str(path)) as video:
         kept = [
-            (k.pts, Resume(k.frame_number + 1, k.origin_pts, time_base_text(k.time_base), k.pts, k.time_s))
-            for k in read(video)
+            (k.pts, ResumePoint(k.frame_number + 1, k.origin_pts, format_time_base(k.time_base), k.pts, k.time_s))
+            for k in read_kept_frames(video)
             if isinstance(k, KeptFrame)
         ]
     assert [pts for pts, _ in kept] == expected, "vidflow and PyAV give different frames"
-    _late[path] = kept[len(kept) * 9 // 10][1]
+    _resume_points[path] = kept[len(kept) * 9 // 10][1]
     return len(kept)
 
 
 @dataclass(frozen=True)
-class Taken:
+class Durations:
     wall_s: float
     cpu_s: float
 
 
-def measure(path: Path, rounds: int, threads: int) -> dict[str, list[Taken]]:
+def measure(path: Path, rounds: int, threads: int) -> dict[str, list[Durations]]:
     """What each way took in each round; the first round is thrown away."""
-    taken: dict[str, list[Taken]] = {name: [] for name in WAYS}
+    taken: dict[str, list[Durations]] = {name: [] for name in METHODS}
     for number in range(rounds + 1):
-        for name in random.sample(list(WAYS), len(WAYS)):
+        for name in random.sample(list(METHODS), len(METHODS)):
             wall, cpu = time.perf_counter(), time.process_time()
-            WAYS[name](path, threads)
+            METHODS[name](path, threads)
             if number:
-                taken[name].append(Taken(time.perf_counter() - wall, time.process_time() - cpu))
+                taken[name].append(Durations(time.perf_counter() - wall, time.process_time() - cpu))
     return taken
 
 
-def table(frames: int, taken: dict[str, list[Taken]]) -> None:
+def table(frames: int, taken: dict[str, list[Durations]]) -> None:
     print(f"{'way':36}{'ms':>8}{'span':>14}{'CPU ms':>8}{'span':>14}{'frames/CPU s':>14}{'x bare':>8}{'span':>14}")
     base = [each.cpu_s for each in taken["bare PyAV, all"]]
     for name, each in taken.items():

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from stack import SERVERS, cpu_s, parts_of, stack
+from stack import SERVERS, cpu_s, processes_by_role, stack
 
 CLIENTS = "import psycopg, confluent_kafka, confluent_kafka.admin, msgspec, time; print(flush=True); time.sleep(1e6)"
 
@@ -42,8 +42,8 @@ def main() -> None:
         assert clients.stdout is not None
         clients.stdout.readline()
         time.sleep(given.settle)
-        parts = parts_of(running.process.pid)
-        costs = measured(parts | {"only the clients": [clients.pid]}, given.seconds)
+        parts = processes_by_role(running.process.pid)
+        costs = measure(parts | {"only the clients": [clients.pid]}, given.seconds)
         clients.kill()
     print(f"{platform.platform()}, {os.cpu_count()} cores, {given.seconds:g} s with nothing to do")
     print(f"{'':20}{'processes':>10}{'CPU %':>8}{'resident MB':>13}{'own MB':>8}")
@@ -52,7 +52,7 @@ def main() -> None:
     show("all of vidflow's", total(cost for name, cost in costs.items() if name in parts and name not in SERVERS))
 
 
-def measured(parts: dict[str, list[int]], seconds: float) -> dict[str, Cost]:
+def measure(parts: dict[str, list[int]], seconds: float) -> dict[str, Cost]:
     before = {name: sum(map(cpu_s, pids)) for name, pids in parts.items()}
     began_s = time.perf_counter()
     time.sleep(seconds)

@@ -17,7 +17,7 @@ from statistics import median
 import msgspec
 from confluent_kafka import KafkaError, KafkaException, Message
 
-from servers import report, servers
+from servers import print_comparison, servers
 from stack import cpu_s
 from vidflow.domain.detections import Detection
 from vidflow.domain.messages import RESULTS, Frame, encode
@@ -29,7 +29,7 @@ from vidflow.roles.inbox import run
 from vidflow.settings import InboxOptions
 
 BATCH = 1000
-HEADERS: clients.Headers = [(clients.KIND, b"frame"), (clients.EPOCH, b"1")]
+HEADERS: clients.Headers = [(clients.KIND_HEADER, b"frame"), (clients.EPOCH_HEADER, b"1")]
 
 
 def main() -> None:
@@ -44,11 +44,11 @@ def main() -> None:
     with servers() as (url, settings), connect(url, name="bench") as tables:
         fill(tables, given.stored)
         for _ in range(given.runs):
-            frames = made(tables, given.rows // given.scenarios, given.scenarios, given.detections)
+            frames = make_frames(tables, given.rows // given.scenarios, given.scenarios, given.detections)
             gc.freeze()  # an inbox of its own process has no millions of objects to look through
-            theirs.append(copied(tables, frames))
-            ours.append(stored(url, settings, tables, frames))
-    report("inbox", [rate for rate, _ in ours], "bare COPY", [rate for rate, _ in theirs])
+            theirs.append(measure_copy(tables, frames))
+            ours.append(measure_inbox(url, settings, tables, frames))
+    print_comparison("inbox", [rate for rate, _ in ours], "bare COPY", [rate for rate, _ in theirs])
     cpu_us = [[us for _, us in rates] for rates in (ours, theirs)]
     ratios = [copy / inbox for inbox, copy in zip(*cpu_us, strict=True)]
     print(
@@ -70,7 +70,7 @@ def fill(tables: Connection, rows: int) -> None:
     tables.execute("VACUUM ANALYZE scenario_results")
 
 
-def made(tables: Connection, each: int, scenarios: int, detections: int) -> list[Frame]:
+def make_frames(tables: Connection, each: int, scenarios: int, detections: int) -> list[Frame]:
     """The frames of new scenarios, as their workers send them: one scenario's in order, all mixed."""
     rows = tables.execute(
         """
@@ -89,7 +89,7 @@ def made(tables: Connection, each: int, scenarios: int, detections: int) -> list
     ]
 
 
-def copied(tables: Connection, frames: list[Frame]) -> tuple[float, float]:
+def measure_copy(tables: Connection, frames: list[Frame]) -> tuple[float, float]:
     """Rows a second of COPY, a transaction a batch, and microseconds of CPU a row; they are taken out again."""
     before_s = time.process_time() + cpu_s(tables.info.backend_pid)
     began = time.perf_counter()
@@ -101,16 +101,16 @@ def copied(tables: Connection, frames: list[Frame]) -> tuple[float, float]:
                 copy.write_row((*fixed, one.at, detections))
     rate = len(frames) / (time.perf_counter() - began)
     spent_s = time.process_time() + cpu_s(tables.info.backend_pid) - before_s
-    take_out(tables, frames)
+    delete_rows(tables, frames)
     return rate, spent_s / len(frames) * 1e6
 
 
-def stored(url: str, settings: KafkaSettings, tables: Connection, frames: list[Frame]) -> tuple[float, float]:
+def measure_inbox(url: str, settings: KafkaSettings, tables: Connection, frames: list[Frame]) -> tuple[float, float]:
     """Rows a second of the inbox, from the first that is stored to the last, and microseconds of CPU a row."""
-    producer = clients.producer(settings, client_id="bench")
+    producer = clients.create_producer(settings, client_id="bench")
     producer.list_topics(RESULTS)
     for one in frames:
-        clients.send(producer, RESULTS, encode(one), one.scenario_uuid.encode(), HEADERS, failed)
+        clients.send(producer, RESULTS, encode(one), one.scenario_uuid.encode(), HEADERS, raise_error)
     assert producer.flush() == 0
     stop = Stop()
     inbox = threading.Thread(target=run, args=(InboxOptions(database_url=url, kafka=settings), stop), name="inbox")
@@ -127,17 +127,17 @@ def stored(url: str, settings: KafkaSettings, tables: Connection, frames: list[F
     took, spent_s = time.perf_counter() - began, time.process_time() + cpu_s(backend) - before_s
     stop.request()
     inbox.join()
-    take_out(tables, frames)
+    delete_rows(tables, frames)
     return (len(frames) - first) / took, spent_s / (len(frames) - first) * 1e6
 
 
-def failed(error: KafkaError | None, _message: Message) -> None:
+def raise_error(error: KafkaError | None, _message: Message) -> None:
     """Ends the run where the broker has not taken one."""
     if error is not None:
         raise KafkaException(error)
 
 
-def take_out(tables: Connection, frames: list[Frame]) -> None:
+def delete_rows(tables: Connection, frames: list[Frame]) -> None:
     uuids = sorted({one.scenario_uuid for one in frames})
     tables.execute("DELETE FROM scenario_results WHERE scenario_uuid = ANY (%b::uuid[])", (uuids,))
     tables.execute("VACUUM scenario_results")

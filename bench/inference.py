@@ -24,7 +24,7 @@ from vidflow.domain.errors import VidflowError
 from vidflow.infra.models import registry
 from vidflow.infra.models.model import Model, Picture
 from vidflow.infra.models.spec import ONNX, read_bundle, read_weights
-from vidflow.infra.video.frames import KeptFrame, read
+from vidflow.infra.video.frames import KeptFrame, read_kept_frames
 from vidflow.infra.video.open import open_video
 
 RANDOM_SPEC = """
@@ -81,11 +81,13 @@ def _bare(ref: registry.ModelRef, model: Model) -> Callable[[], object] | None:
         return lambda: session.run(None, {name: tensor})
     import torch  # noqa: PLC0415 - an extra
 
-    from vidflow.infra.models.torchvision import build, load_state_dict  # noqa: PLC0415 - an extra
+    from vidflow.infra.models.torchvision import build_detector, load_state_dict  # noqa: PLC0415 - an extra
 
     bundle = read_bundle(ref.path)
     state = load_state_dict(read_weights(bundle), ref.path)
-    net = build(bundle.spec.architecture or "", state, len(bundle.labels), bundle.spec.thresholds, 0.9, ref.name)
+    net = build_detector(
+        bundle.spec.architecture or "", state, len(bundle.labels), bundle.spec.thresholds, 0.9, ref.name
+    )
     ready = [torch.from_numpy(tensor[0])]
 
     def run() -> object:
@@ -116,7 +118,7 @@ def _models(models_dir: Path | None, folder: Path) -> list[registry.ModelRef]:
 
 def _pictures(path: Path, count: int) -> list[KeptFrame]:
     with open_video(str(path)) as video:
-        return list(islice((one for one in read(video) if isinstance(one, KeptFrame)), count))
+        return list(islice((one for one in read_kept_frames(video) if isinstance(one, KeptFrame)), count))
 
 
 def _rate(work: Callable[[], object], images: int) -> float:

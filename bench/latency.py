@@ -29,19 +29,19 @@ import msgspec
 
 import api
 from servers import fdatasync_us
-from stack import Running, stack
-from vidflow.commands.run.source import source_of
-from vidflow.domain.messages import RESULTS, Frame, Opened, decode_result
+from stack import DevProcess, stack
+from vidflow.commands.run.source import resolve_video
+from vidflow.domain.messages import RESULTS, Frame, SourceOpened, decode_result
 from vidflow.infra.kafka import admin, clients, offsets
 
-ASK_S = 0.005
+POLL_S = 0.005
 PAUSE_S = 0.3
 LIMIT_S = 60.0
-Spread = dict[str, list[float]]
+Samples = dict[str, list[float]]
 
 
 @dataclass
-class Sent:
+class ObservedResults:
     """What a bare consumer sees of the results: when each was sent and when it was seen, in seconds since 1970."""
 
     opened: dict[str, float] = field(default_factory=dict)
@@ -61,35 +61,35 @@ def main() -> None:
     arguments.add_argument("--requests", type=int, default=2000, help="for a scenario, of each way to ask")
     given = arguments.parse_args()
     with stack() as running, httpx.Client(base_url=running.url, timeout=LIMIT_S) as client:
-        with consumer(running) as sent:
-            born(client, sent)  # warms up
+        with running_consumer(running) as sent:
+            measure_first_frame(client, sent)  # warms up
             births: dict[str, list[float]] = defaultdict(list)
             results: dict[str, list[float]] = defaultdict(list)
             for _ in range(given.births):
-                for name, ms in born(client, sent).items():
+                for name, ms in measure_first_frame(client, sent).items():
                     births[name].append(ms)
             for _ in range(given.videos):
-                for name, several in watched(client, sent).items():
+                for name, several in measure_results(client, sent).items():
                     results[name] += several
-        requests = asked(running.url, given.requests)
+        requests = measure_requests(running.url, given.requests)
     print(f"{platform.platform()}, {os.cpu_count()} cores, fdatasync {fdatasync_us():.0f} us; all processes share them")
     show("from the 201 of a scenario", births)
     show("a result", results)
     show("POST /scenario/init", requests)
 
 
-def born(client: httpx.Client, sent: Sent) -> dict[str, float]:
+def measure_first_frame(client: httpx.Client, sent: ObservedResults) -> dict[str, float]:
     """Asks for a scenario on an idle vidflow; from its 201 on, when was what?"""
-    uuid = init(client, fps=5)
+    uuid = create_scenario(client, fps=5)
     born_s = time.time()
-    readable_s = asked_until(lambda: bool(page(client, uuid, -1).items))
+    readable_s = poll_until(lambda: bool(page(client, uuid, -1).items))
     moves = client.get(f"/scenario/{uuid}/history").json()["items"]
     while not any(move["to_state"] == "active" for move in moves):
-        time.sleep(ASK_S)
+        time.sleep(POLL_S)
         moves = client.get(f"/scenario/{uuid}/history").json()["items"]
     at_s = {move["to_state"]: datetime.datetime.fromisoformat(move["at"]).timestamp() for move in reversed(moves)}
-    wait_until_over(client, uuid)
-    asked_until(lambda: (uuid, 0) in sent.frames)
+    wait_until_inactive(client, uuid)
+    poll_until(lambda: (uuid, 0) in sent.frames)
     moments = {
         "given to a runner": at_s["in_startup_processing"],
         "source opened": sent.opened[uuid],
@@ -100,9 +100,9 @@ def born(client: httpx.Client, sent: Sent) -> dict[str, float]:
     return {name: 1000 * (moment_s - born_s) for name, moment_s in moments.items()}
 
 
-def watched(client: httpx.Client, sent: Sent) -> Spread:
+def measure_results(client: httpx.Client, sent: ObservedResults) -> Samples:
     """Reads along with a scenario that runs as fast as it can: of each frame, from sent to readable and to seen by a bare consumer."""
-    uuid = init(client, fps="all")
+    uuid = create_scenario(client, fps="all")
     readable_s: dict[int, float] = {}
     while True:
         found = page(client, uuid, len(readable_s) - 1)
@@ -111,8 +111,8 @@ def watched(client: httpx.Client, sent: Sent) -> Spread:
             readable_s[len(readable_s)] = now_s
         if found.complete:
             break
-        time.sleep(ASK_S)
-    asked_until(lambda: (uuid, len(readable_s) - 1) in sent.frames)
+        time.sleep(POLL_S)
+    poll_until(lambda: (uuid, len(readable_s) - 1) in sent.frames)
     frames = [(sent.frames[uuid, number], at_s) for number, at_s in readable_s.items()]
     time.sleep(PAUSE_S)
     return {
@@ -121,8 +121,10 @@ def watched(client: httpx.Client, sent: Sent) -> Spread:
     }
 
 
-def init(client: httpx.Client, *, fps: float | str) -> str:
-    answer = client.post("/scenario/init", json={"source": source_of("sample:bikes"), "model": "motion", "fps": fps})
+def create_scenario(client: httpx.Client, *, fps: float | str) -> str:
+    answer = client.post(
+        "/scenario/init", json={"source": resolve_video("sample:bikes"), "model": "motion", "fps": fps}
+    )
     assert answer.status_code == 201, answer.text
     return str(answer.json()["scenario_uuid"])
 
@@ -132,7 +134,7 @@ def page(client: httpx.Client, uuid: str, after: int) -> _Page:
     return msgspec.json.decode(answer.content, type=_Page)
 
 
-def wait_until_over(client: httpx.Client, uuid: str) -> None:
+def wait_until_inactive(client: httpx.Client, uuid: str) -> None:
     """Until it is inactive, and its worker gone: the next one begins on an idle vidflow."""
     until_s = time.monotonic() + LIMIT_S
     while client.get(f"/scenario/{uuid}").json()["state"] != "inactive":
@@ -141,21 +143,21 @@ def wait_until_over(client: httpx.Client, uuid: str) -> None:
     time.sleep(PAUSE_S)
 
 
-def asked_until(holds: Callable[[], bool]) -> float:
+def poll_until(holds: Callable[[], bool]) -> float:
     """Asks each 5 ms; the time of the first yes, in seconds since 1970."""
     until_s = time.monotonic() + LIMIT_S
     while not holds():
         assert time.monotonic() < until_s, "it does not come"
-        time.sleep(ASK_S)
+        time.sleep(POLL_S)
     return time.time()
 
 
 @contextmanager
-def consumer(running: Running) -> Iterator[Sent]:
+def running_consumer(running: DevProcess) -> Iterator[ObservedResults]:
     """Reads the results beside the inbox while the body runs."""
-    sent, over = Sent(), threading.Event()
-    client = admin.client(running.kafka)
-    reader = clients.consumer(running.kafka, client_id="bench-reads-along")
+    sent, over = ObservedResults(), threading.Event()
+    client = admin.create_admin(running.kafka)
+    reader = clients.create_consumer(running.kafka, client_id="bench-reads-along")
     offsets.assign_at_end(client, reader, [RESULTS])
 
     def read() -> None:
@@ -165,7 +167,7 @@ def consumer(running: Running) -> Iterator[Sent]:
                 continue
             seen_s, sent_s = time.time(), message.timestamp()[1] / 1000
             result = decode_result(message.value())
-            if isinstance(result, Opened):
+            if isinstance(result, SourceOpened):
                 sent.opened[result.scenario_uuid] = sent_s
             elif isinstance(result, Frame):
                 sent.frames[result.scenario_uuid, result.frame_number] = sent_s, seen_s
@@ -180,25 +182,27 @@ def consumer(running: Running) -> Iterator[Sent]:
         reader.close()
 
 
-def asked(url: str, requests: int) -> Spread:
+def measure_requests(url: str, requests: int) -> Samples:
     """Requests for scenarios, one after another and by 8 connections, in turns with a bare handler."""
-    taken: Spread = {}
+    taken: Samples = {}
     with api.baseline() as bare:
         for connections in (1, 8):
             for name, target in (("", url), (", a bare handler", bare)):
-                load(target, connections, requests // 10)  # warms up
-                taken[f"{connections} connection{'s' * (connections > 1)}{name}"] = load(target, connections, requests)
+                measure_latencies(target, connections, requests // 10)  # warms up
+                taken[f"{connections} connection{'s' * (connections > 1)}{name}"] = measure_latencies(
+                    target, connections, requests
+                )
     return taken
 
 
-def load(url: str, connections: int, requests: int) -> list[float]:
+def measure_latencies(url: str, connections: int, requests: int) -> list[float]:
     """Milliseconds of each request."""
     parts = urlsplit(url)
     taken_s: list[float] = []
 
     async def run() -> None:
         each = (
-            api.one_connection(parts.hostname or "", parts.port or 80, float("inf"), taken_s, requests // connections)
+            api.send_requests(parts.hostname or "", parts.port or 80, float("inf"), taken_s, requests // connections)
             for _ in range(connections)
         )
         await asyncio.gather(*each)
@@ -207,7 +211,7 @@ def load(url: str, connections: int, requests: int) -> list[float]:
     return [1000 * seconds for seconds in taken_s]
 
 
-def show(title: str, spread: Spread) -> None:
+def show(title: str, spread: Samples) -> None:
     print(f"\n{title + ', ms':34}{'p50':>8}{'p99':>8}{'most':>8}{'count':>8}")
     for name, ms in spread.items():
         cuts = statistics.quantiles(ms, n=100, method="inclusive")

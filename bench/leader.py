@@ -23,15 +23,15 @@ from uuid import uuid4
 
 from servers import servers
 from stack import cpu_s
-from vidflow.domain.messages import RESULTS, RUNNER_EVENTS, Entry, Report, Waiting, encode
-from vidflow.domain.scenario import Limits
+from vidflow.domain.messages import RESULTS, RUNNER_EVENTS, Entry, Report, WorkerWait, encode
+from vidflow.domain.scenario import RetryPolicy
 from vidflow.infra.kafka import clients
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.postgres import leader_tables
 from vidflow.infra.postgres.connection import Connection, connect
 from vidflow.infra.postgres.lease import Lease, acquire
-from vidflow.roles.orchestrator.hearing import Topic
 from vidflow.roles.orchestrator.leader import Leader
+from vidflow.roles.orchestrator.listener import Topic
 
 AIM_MS = 20.0
 SHARE_S = 30.0
@@ -47,13 +47,13 @@ def main() -> None:
     given = parser.parse_args()
     with servers() as (url, settings), connect(url, name="bench") as tables:
         if given.share:
-            share(url, settings, tables)
+            measure_cpu_share(url, settings, tables)
             return
         print(f"{'waiting':>9} {'engaged':>8} {'runners':>8} {'tick ms':>8} {'p95':>6} {'CPU ms':>7}")
         for waiting, engaged in itertools.product(numbers(given.waiting), numbers(given.engaged)):
             fill(tables, waiting, engaged)
             for runners in numbers(given.runners):
-                took, cpu = ticks(url, tables, runners, given.ticks)
+                took, cpu = measure_ticks(url, tables, runners, given.ticks)
                 print(
                     f"{waiting:>9} {engaged:>8} {runners:>8} {median(took):>8.1f} {quantiles(took, n=20)[-1]:>6.1f} {median(cpu):>7.1f}"
                 )
@@ -93,7 +93,7 @@ def reports(tables: Connection, runners: int) -> list[Report]:
         tables.execute("UPDATE scenarios SET runner = %s WHERE scenario_uuid = ANY (%s::uuid[])", (name, mine))
     tables.execute("VACUUM (ANALYZE) scenarios")
     return [
-        report_of(name, 1, tuple(Entry(uuid, 1, 5, Waiting.SOURCE) for uuid in mine)) for name, mine in dealt.items()
+        report_of(name, 1, tuple(Entry(uuid, 1, 5, WorkerWait.SOURCE) for uuid in mine)) for name, mine in dealt.items()
     ]
 
 
@@ -103,11 +103,11 @@ def report_of(runner: str, number: int, entries: tuple[Entry, ...]) -> Report:
     )
 
 
-class Simulated:
+class FakeHearing:
     """Stands for the hearing: each runner has reported since the last tick, and nothing is new."""
 
-    def __init__(self, given: list[Report]) -> None:
-        self._reports = given
+    def __init__(self, reports: list[Report]) -> None:
+        self._reports = reports
         self.results = Topic(RESULTS, "id", (0,))
 
     def reports(self) -> list[tuple[Report, float]]:
@@ -120,7 +120,7 @@ class Simulated:
         return False
 
 
-def ticks(url: str, tables: Connection, runners: int, count: int) -> tuple[list[float], list[float]]:
+def measure_ticks(url: str, tables: Connection, runners: int, count: int) -> tuple[list[float], list[float]]:
     """Milliseconds that each tick takes, and of this process's CPU."""
     given = reports(tables, runners)
     holder = uuid4()
@@ -131,24 +131,24 @@ def ticks(url: str, tables: Connection, runners: int, count: int) -> tuple[list[
     renewing.start()
     took, cpu = [], []
     with connect(url, name="vidflow leader reads") as reads:
-        leader = Leader(lease, Simulated(given), reads, attempts=5)  # type: ignore[arg-type]
+        leader = Leader(lease, FakeHearing(given), reads, attempts=5)  # type: ignore[arg-type]
         for number in range(count + 3):
             began, used = time.perf_counter(), time.process_time()
             leader.tick()
             if number >= 3:
                 took.append((time.perf_counter() - began) * 1000)
                 cpu.append((time.process_time() - used) * 1000)
-    lease.end()
+    lease.close()
     renewing.join()
     tables.execute("TRUNCATE lease")
     return took, cpu
 
 
-def share(url: str, settings: KafkaSettings, tables: Connection) -> None:
+def measure_cpu_share(url: str, settings: KafkaSettings, tables: Connection) -> None:
     fill(tables, 100_000, 100)
     given = reports(tables, 10)
     environment = {**os.environ, "VIDFLOW_DATABASE_URL": url, "VIDFLOW_KAFKA": settings.bootstrap}
-    producer = clients.producer(settings, client_id="simulated-runners")
+    producer = clients.create_producer(settings, client_id="simulated-runners")
     with subprocess.Popen([sys.executable, "-m", "vidflow", "orchestrator"], env=environment) as process:
         try:
             until = time.monotonic() + 10 + SHARE_S
@@ -166,7 +166,7 @@ def share(url: str, settings: KafkaSettings, tables: Connection) -> None:
             spent = (cpu_s(process.pid) - used) / (time.monotonic() - began)
         finally:
             process.kill()
-    still = len(leader_tables.head_of_queue(tables, {"default": 1}, Limits()))
+    still = len(leader_tables.read_queue_head(tables, {"default": 1}, RetryPolicy()))
     assert still == 1
     print(f"orchestrator: {spent * 100:.1f} % of a core with 100,000 waiting, 100 engaged and 10 runners (aim: 5 %)")
 

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from stack import Running, cpu_s, parts_of, stack
+from stack import DevProcess, cpu_s, processes_by_role, stack
 from vidflow.infra.embedded.kafka import EmbeddedKafka
 from vidflow.infra.process.stopping import Stop
 
@@ -42,8 +42,12 @@ def main() -> None:
     for _ in range(given.runs):
         broker_s.append(bare_broker_s())
         with stack() as running:
-            used_s.append({name: sum(map(all_cpu_s, pids)) for name, pids in parts_of(running.process.pid).items()})
-            done.append({name: done_s(running, *said) for name, said in STEPS.items()} | {"ready": running.ready_s})
+            used_s.append(
+                {name: sum(map(all_cpu_s, pids)) for name, pids in processes_by_role(running.process.pid).items()}
+            )
+            done.append(
+                {name: first_said_s(running, *said) for name, said in STEPS.items()} | {"ready": running.ready_s}
+            )
     print(f"{platform.platform()}, {os.cpu_count()} cores, {given.runs} runs; seconds since the start")
     print(f"{'':24}{'median':>8}{'least':>8}{'most':>8}")
     for name in [*STEPS, "ready"]:
@@ -57,7 +61,7 @@ def main() -> None:
     print(f"ready / bare broker: {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})")
 
 
-def done_s(running: Running, name: str, words: str) -> float:
+def first_said_s(running: DevProcess, name: str, words: str) -> float:
     """When `name` said the words first."""
     return next(seconds for seconds, who, line in running.lines if who == name and words in line)
 
@@ -69,7 +73,7 @@ def all_cpu_s(pid: int) -> float:
 def bare_broker_s() -> float:
     """Seconds until a broker alone answers, from an empty folder."""
     with tempfile.TemporaryDirectory(prefix="vidflow-bench-", ignore_cleanup_errors=True) as folder:
-        broker = EmbeddedKafka(Path(folder), say=lambda _: None, stop=Stop())
+        broker = EmbeddedKafka(Path(folder), notify=lambda _: None, stop=Stop())
         began_s = time.perf_counter()
         try:
             broker.start()

@@ -23,8 +23,8 @@ from contextlib import AbstractContextManager, contextmanager
 
 from confluent_kafka import Producer
 
-from servers import report, servers
-from vidflow.domain.messages import Deploy, Resume, decode_command, encode
+from servers import print_comparison, servers
+from vidflow.domain.messages import Deploy, ResumePoint, decode_command, encode
 from vidflow.infra.kafka import admin, clients, offsets
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.postgres import outbox
@@ -33,9 +33,9 @@ from vidflow.infra.postgres.connection import Connection, connect
 TOPIC = "to_deploy.default"
 KEYS = 200
 HEADERS: clients.Headers = [
-    (clients.MESSAGE_ID, str(uuid.UUID(int=1)).encode()),
-    (clients.EPOCH, b"100000"),
-    (clients.KIND, b"deploy"),
+    (clients.MESSAGE_ID_HEADER, str(uuid.UUID(int=1)).encode()),
+    (clients.EPOCH_HEADER, b"100000"),
+    (clients.KIND_HEADER, b"deploy"),
 ]
 
 
@@ -49,58 +49,58 @@ def main() -> None:
     given = parser.parse_args()
     with servers() as (url, settings), connect(url, name="bench") as tables:
         if given.minutes:
-            worn(url, settings, tables, given.rate, given.minutes)
+            measure_bloat(url, settings, tables, given.rate, given.minutes)
         else:
-            drained(url, settings, tables, given.rows, given.runs)
-            pace = Pace(settings, round(given.rate * given.seconds), given.rate)
-            show("from commit to Kafka", pace.measured(relayed_one_by_one(url, tables, settings)))
-            show("bare producer", pace.measured(sent_one_by_one(settings)))
+            measure_throughput(url, settings, tables, given.rows, given.runs)
+            pace = PacedLoad(settings, round(given.rate * given.seconds), given.rate)
+            show("from commit to Kafka", pace.measure(outbox_sender(url, tables, settings)))
+            show("bare producer", pace.measure(producer_sender(settings)))
 
 
-def drained(url: str, settings: KafkaSettings, tables: Connection, number: int, runs: int) -> None:
+def measure_throughput(url: str, settings: KafkaSettings, tables: Connection, number: int, runs: int) -> None:
     """Messages a second: the relay beside a bare producer, without and with the headers that its messages have."""
     rows = [message(one) for one in range(number)]
     ours, bare, headed = [], [], []
     for _ in range(runs):
-        bare.append(produced(settings, rows, None))
-        ours.append(relayed(url, settings, tables, rows))
-        headed.append(produced(settings, rows, HEADERS))
-    report("relay", ours, "bare producer", bare)
-    report("relay", ours, "bare, with headers", headed)
+        bare.append(measure_producer(settings, rows, None))
+        ours.append(measure_relay(url, settings, tables, rows))
+        headed.append(measure_producer(settings, rows, HEADERS))
+    print_comparison("relay", ours, "bare producer", bare)
+    print_comparison("relay", ours, "bare, with headers", headed)
 
 
-def worn(url: str, settings: KafkaSettings, tables: Connection, rate: float, minutes: int) -> None:
+def measure_bloat(url: str, settings: KafkaSettings, tables: Connection, rate: float, minutes: int) -> None:
     """An even load for long: what waits, how large table and indexes are, and how long a look for what waits takes."""
     print(
         f"{'minute':>6} {'messages':>10} {'waiting':>8} {'dead rows':>10} {'table kB':>9} {'indexes kB':>11} {'look ms':>8}"
     )
     number, began_s = 0, time.monotonic()
-    with relaying(url, settings, tables):
+    with running_relay(url, settings, tables):
         for minute in range(1, minutes + 1):
             while time.monotonic() < began_s + 60 * minute:
-                outbox.add(tables, [message(number + one) for one in range(int(rate / 10))])
+                outbox.add_messages(tables, [message(number + one) for one in range(int(rate / 10))])
                 number += int(rate / 10)
                 time.sleep(max(0.0, began_s + number / rate - time.monotonic()))
             looked_s = time.perf_counter()
-            outbox.pending(tables, 1000, window=outbox.WINDOW)
+            outbox.read_pending_messages(tables, 1000, window=outbox.WINDOW)
             look_ms = 1000 * (time.perf_counter() - looked_s)
             [(dead, table, indexes)] = tables.execute(
                 "SELECT n_dead_tup, pg_relation_size(relid), pg_indexes_size(relid) FROM pg_stat_user_tables WHERE relname = 'outbox'"
             ).fetchall()
             sizes = f"{dead:>10,} {table // 1024:>9,} {indexes // 1024:>11,}"
-            print(f"{minute:>6} {number:>10,} {left(tables):>8} {sizes} {look_ms:>8.1f}", flush=True)
+            print(f"{minute:>6} {number:>10,} {count_waiting(tables):>8} {sizes} {look_ms:>8.1f}", flush=True)
 
 
-class Pace:
+class PacedLoad:
     """Sends numbered messages evenly, and waits for each to come out of the topic."""
 
     def __init__(self, settings: KafkaSettings, messages: int, rate: float) -> None:
         self._messages = messages
         self._rate = rate
-        self._reader = clients.consumer(settings, client_id="bench")
-        self._client = admin.client(settings)
+        self._reader = clients.create_consumer(settings, client_id="bench")
+        self._client = admin.create_admin(settings)
 
-    def measured(self, sender: AbstractContextManager[Callable[[int], None]]) -> list[float]:
+    def measure(self, sender: AbstractContextManager[Callable[[int], None]]) -> list[float]:
         """Seconds from the moment when it was sent to its arrival, of each message."""
         sent_s, came_s = [0.0] * self._messages, [0.0] * self._messages
         offsets.assign_at_end(self._client, self._reader, [TOPIC])
@@ -126,39 +126,39 @@ class Pace:
                 seen += 1
 
 
-def left(tables: Connection) -> int:
+def count_waiting(tables: Connection) -> int:
     """How many messages wait."""
     [(count,)] = tables.execute("SELECT count(*) FROM outbox WHERE published_at IS NULL AND error IS NULL").fetchall()
     return int(count)
 
 
 @contextmanager
-def relaying(url: str, settings: KafkaSettings, tables: Connection) -> Iterator[None]:
+def running_relay(url: str, settings: KafkaSettings, tables: Connection) -> Iterator[None]:
     """A relay at work, in a process of its own as it is in use, from its first message on."""
-    if not outbox.pending(tables, 1):
-        outbox.add(tables, [message(0)])
-    before = left(tables)
+    if not outbox.read_pending_messages(tables, 1):
+        outbox.add_messages(tables, [message(0)])
+    before = count_waiting(tables)
     command = [sys.executable, "-m", "vidflow", "relay"]
     variables = {**os.environ, "VIDFLOW_DATABASE_URL": url, "VIDFLOW_KAFKA": settings.bootstrap}
     with subprocess.Popen(command, env=variables, stderr=subprocess.DEVNULL) as relay:
-        while left(tables) == before:
+        while count_waiting(tables) == before:
             time.sleep(0.005)
         yield
         relay.terminate()
 
 
 @contextmanager
-def relayed_one_by_one(url: str, tables: Connection, settings: KafkaSettings) -> Iterator[Callable[[int], None]]:
+def outbox_sender(url: str, tables: Connection, settings: KafkaSettings) -> Iterator[Callable[[int], None]]:
     """Writes each message into the outbox, in a transaction of its own."""
-    with relaying(url, settings, tables):
-        yield lambda number: outbox.add(tables, [message(number)])
+    with running_relay(url, settings, tables):
+        yield lambda number: outbox.add_messages(tables, [message(number)])
 
 
 @contextmanager
-def sent_one_by_one(settings: KafkaSettings) -> Iterator[Callable[[int], None]]:
+def producer_sender(settings: KafkaSettings) -> Iterator[Callable[[int], None]]:
     """Sends each message by a producer that waits for no other."""
-    producer = clients.producer(settings, client_id="bench")
-    clients.know_topic(producer, TOPIC)
+    producer = clients.create_producer(settings, client_id="bench")
+    clients.fetch_topic_metadata(producer, TOPIC)
 
     def send(number: int) -> None:
         row = message(number)
@@ -169,7 +169,7 @@ def sent_one_by_one(settings: KafkaSettings) -> Iterator[Callable[[int], None]]:
     producer.flush()
 
 
-def message(number: int) -> outbox.Row:
+def message(number: int) -> outbox.OutboxMessage:
     """A command to deploy; its epoch is the number."""
     key = str(uuid.uuid5(uuid.NAMESPACE_OID, str(number % KEYS)))
     deploy = Deploy(
@@ -179,11 +179,11 @@ def message(number: int) -> outbox.Row:
         model="bottle-detection",
         model_sha256=hashlib.sha256(b"%d" % (number % 5)).hexdigest(),
         fps="2",
-        resume=Resume(
+        resume=ResumePoint(
             next_frame=number * 3, origin_pts=0, time_base="1/90000", last_pts=number * 45_000, last_time_s=number / 2
         ),
     )
-    return outbox.Row(topic=TOPIC, key=key, kind="deploy", epoch=number, payload=encode(deploy))
+    return outbox.OutboxMessage(topic=TOPIC, key=key, kind="deploy", epoch=number, payload=encode(deploy))
 
 
 def show(name: str, seconds: list[float]) -> None:
@@ -191,7 +191,9 @@ def show(name: str, seconds: list[float]) -> None:
     print(f"{name:24} p50 {1000 * cuts[49]:6.1f} ms  p99 {1000 * cuts[98]:6.1f} ms  most {1000 * max(seconds):6.1f} ms")
 
 
-def produced(settings: KafkaSettings, rows: list[outbox.Row], headers: clients.Headers | None) -> float:
+def measure_producer(
+    settings: KafkaSettings, rows: list[outbox.OutboxMessage], headers: clients.Headers | None
+) -> float:
     """Messages a second of a producer with the settings that one would take for speed and safety."""
     producer = Producer(
         {"bootstrap.servers": settings.bootstrap, "enable.idempotence": True, "compression.type": "lz4", "linger.ms": 5}
@@ -210,15 +212,15 @@ def produced(settings: KafkaSettings, rows: list[outbox.Row], headers: clients.H
     return len(rows) / (time.perf_counter() - began)
 
 
-def relayed(url: str, settings: KafkaSettings, tables: Connection, rows: list[outbox.Row]) -> float:
+def measure_relay(url: str, settings: KafkaSettings, tables: Connection, rows: list[outbox.OutboxMessage]) -> float:
     """Messages a second of the relay, from the first that it removes to the last."""
     tables.execute("TRUNCATE outbox")
     for start in range(0, len(rows), 10_000):
-        outbox.add(tables, rows[start : start + 10_000])
+        outbox.add_messages(tables, rows[start : start + 10_000])
     tables.execute("VACUUM ANALYZE outbox")
-    with relaying(url, settings, tables):
-        first, began = len(rows) - left(tables), time.perf_counter()
-        while outbox.pending(tables, 1):
+    with running_relay(url, settings, tables):
+        first, began = len(rows) - count_waiting(tables), time.perf_counter()
+        while outbox.read_pending_messages(tables, 1):
             time.sleep(0.02)
         took = time.perf_counter() - began
     return (len(rows) - first) / took

@@ -24,8 +24,8 @@ def servers() -> Iterator[tuple[str, KafkaSettings]]:
     """A migrated database's URL and the settings for a broker with all topics."""
     with tempfile.TemporaryDirectory(prefix="vidflow-bench-", ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o755)  # a server that runs as another user must find its own folder in it
-        postgres = EmbeddedPostgres(Path(folder, "postgres"), say=_say, stop=Stop())
-        broker = EmbeddedKafka(Path(folder, "kafka"), say=_say, stop=Stop())
+        postgres = EmbeddedPostgres(Path(folder, "postgres"), notify=_say, stop=Stop())
+        broker = EmbeddedKafka(Path(folder, "kafka"), notify=_say, stop=Stop())
         try:
             url, settings = postgres.start().url, broker.start().settings
             migrate(url, _say)
@@ -49,7 +49,7 @@ def fdatasync_us() -> float:
     return median(took) * 1e6
 
 
-def report(what: str, ours: list[float], bare: str, theirs: list[float]) -> None:
+def print_comparison(what: str, ours: list[float], bare: str, theirs: list[float]) -> None:
     """Prints both rates of each run, and the ratio's median and spread."""
     ratios = [one / other for one, other in zip(ours, theirs, strict=True)]
     print(f"{'run':>4} {what:>24} {bare:>24} {'ratio':>7}")

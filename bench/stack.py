@@ -24,7 +24,7 @@ SERVERS = ("postgres", "kafka")
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
-class Running:
+class DevProcess:
     """A `vidflow dev` that was started. `lines`: seconds since its start, who said it, what."""
 
     def __init__(self, folder: Path, options: tuple[str, ...]) -> None:
@@ -44,7 +44,7 @@ class Running:
         """Its broker."""
         return KafkaSettings(f"127.0.0.1:{Path(self.folder, 'kafka', 'ports').read_text().split()[0]}")
 
-    def wait(self) -> None:
+    def wait_until_ready(self) -> None:
         """Returns once it says that it is ready."""
         if not self._ready.wait(READY_LIMIT_S) or not self.url:
             said = "\n".join(f"{name}: {line}" for _, name, line in self.lines[-20:])
@@ -69,18 +69,18 @@ class Running:
 
 
 @contextmanager
-def stack(*options: str) -> Iterator[Running]:
+def stack(*options: str) -> Iterator[DevProcess]:
     """A vidflow that is ready, started by `vidflow dev` with these options."""
     with tempfile.TemporaryDirectory(prefix="vidflow-bench-", ignore_cleanup_errors=True) as folder:
-        running = Running(Path(folder), options)
+        running = DevProcess(Path(folder), options)
         try:
-            running.wait()
+            running.wait_until_ready()
             yield running
         finally:
             running.stop()
 
 
-def parts_of(dev: int) -> dict[str, list[int]]:
+def processes_by_role(dev: int) -> dict[str, list[int]]:
     """The processes of a `vidflow dev` by what they are."""
     parts: dict[str, list[int]] = {"dev": [dev]}
     for pid in children(dev):

@@ -14,7 +14,7 @@ from statistics import median
 
 from servers import fdatasync_us
 from vidflow.domain.messages import Frame
-from vidflow.domain.retention import DAY_MS, Range
+from vidflow.domain.retention import DAY_MS, PartitionRange
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
 from vidflow.infra.postgres import backup, predictions, results, retention
 from vidflow.infra.postgres.connection import Connection, connect
@@ -33,16 +33,16 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="vidflow-bench-", ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o755)  # a server that runs as another user must find its own folder in it
-        server = EmbeddedPostgres(Path(folder, "postgres"), say=quietly, stop=Stop())
+        server = EmbeddedPostgres(Path(folder, "postgres"), notify=discard, stop=Stop())
         try:
             url = server.start().url
-            migrate(url, quietly)
+            migrate(url, discard)
             with connect(url, name="bench") as tables:
                 partitions(tables, given.rows)
                 backups(url, Path(folder, "backup"))
                 tables.execute("TRUNCATE scenario_results")
-                reading_and_writing(tables, given.partitions)
-                removing(tables, given.scenarios)
+                measure_reads_and_writes(tables, given.partitions)
+                measure_deletes(tables, given.scenarios)
         finally:
             server.stop()
     print(f"fdatasync {fdatasync_us():.0f} us")
@@ -60,45 +60,47 @@ def partitions(tables: Connection, rows: int) -> None:
         (rows,),
     )
     [(size,)] = tables.execute("SELECT pg_total_relation_size('scenario_results_default') / 1000000").fetchall()
-    tell(f"rows in the DEFAULT partition, {size} MB", f"{rows}")
-    tomorrow_ms = (retention.database_ms(tables) // DAY_MS + 1) * DAY_MS
-    new = Range("scenario_results_tomorrow", tomorrow_ms, tomorrow_ms + DAY_MS)
-    tell_s("attach a range beside them", lambda: in_one(tables, retention.make_partition, new))
-    tell_s("detach it", lambda: in_one(tables, retention.detach, new))
+    print_figure(f"rows in the DEFAULT partition, {size} MB", f"{rows}")
+    tomorrow_ms = (retention.read_database_ms(tables) // DAY_MS + 1) * DAY_MS
+    new = PartitionRange("scenario_results_tomorrow", tomorrow_ms, tomorrow_ms + DAY_MS)
+    print_duration("attach a range beside them", lambda: run_in_transaction(tables, retention.make_partition, new))
+    print_duration("detach it", lambda: run_in_transaction(tables, retention.detach_partition, new))
 
 
 def backups(url: str, folder: Path) -> None:
-    tell_s("back up", lambda: backup.backup(url, folder, replace=False, say=quietly))
+    print_duration("back up", lambda: backup.write_backup(url, folder, replace=False, notify=discard))
     size = sum(path.stat().st_size for path in folder.rglob("*")) / 1e6
-    tell("size of the backup", f"{size:.0f} MB")
-    tell_s("restore beside, count, drop (--verify)", lambda: backup.verify(url, folder, quietly))
+    print_figure("size of the backup", f"{size:.0f} MB")
+    print_duration("restore beside, count, drop (--verify)", lambda: backup.verify(url, folder, discard))
 
 
-def reading_and_writing(tables: Connection, most: int) -> None:
+def measure_reads_and_writes(tables: Connection, most: int) -> None:
     made = 0
-    today_ms = retention.database_ms(tables) // DAY_MS * DAY_MS
+    today_ms = retention.read_database_ms(tables) // DAY_MS * DAY_MS
     for count in (1, most // 5, most):
         for day in range(made, count):
             from_ms = today_ms - day * DAY_MS
-            in_one(tables, retention.make_partition, Range(f"scenario_results_{day}", from_ms, from_ms + DAY_MS))
+            run_in_transaction(
+                tables, retention.make_partition, PartitionRange(f"scenario_results_{day}", from_ms, from_ms + DAY_MS)
+            )
         made = count
-        stored, paged = probes(tables)
-        tell(f"{count} partitions: store 20 rows; read a page", f"{stored:.2f} ms; {paged:.2f} ms")
+        stored, paged = measure_probes(tables)
+        print_figure(f"{count} partitions: store 20 rows; read a page", f"{stored:.2f} ms; {paged:.2f} ms")
 
 
-def probes(tables: Connection) -> tuple[float, float]:
+def measure_probes(tables: Connection) -> tuple[float, float]:
     stored, paged = [], []
     for _ in range(PROBES):
         [(uuid,)] = tables.execute(
             "INSERT INTO scenarios (source, model, fps) VALUES ('s', 'm', 'all') RETURNING scenario_uuid::text"
         ).fetchall()
         frames = [Frame(uuid, 1, number, number, "1/10", 0, float(number), "", 64, 48, ()) for number in range(20)]
-        stored.append(took_s(lambda frames=frames: results.add_frames(tables, frames)))
-        paged.append(took_s(lambda uuid=uuid: predictions.page(tables, uuid, -1, 10)))
+        stored.append(measure_s(lambda frames=frames: results.add_frames(tables, frames)))
+        paged.append(measure_s(lambda uuid=uuid: predictions.read_result_page(tables, uuid, -1, 10)))
     return median(stored) * 1e3, median(paged) * 1e3
 
 
-def removing(tables: Connection, scenarios: int) -> None:
+def measure_deletes(tables: Connection, scenarios: int) -> None:
     tables.execute(
         """
         WITH old AS (
@@ -113,35 +115,38 @@ def removing(tables: Connection, scenarios: int) -> None:
         (scenarios,),
     )
     tables.execute("ANALYZE")
-    ended_ms = retention.database_ms(tables) - 300 * DAY_MS
+    ended_ms = retention.read_database_ms(tables) - 300 * DAY_MS
     batches = [
-        took_s(lambda: in_one(tables, retention.delete_scenarios, ended_ms, BATCH)) for _ in range(scenarios // BATCH)
+        measure_s(lambda: run_in_transaction(tables, retention.delete_scenarios, ended_ms, BATCH))
+        for _ in range(scenarios // BATCH)
     ]
-    tell(f"{scenarios} scenarios with 7 rows of history deleted", f"{sum(batches):.1f} s")
-    tell(f"a batch of {BATCH}, median and longest", f"{median(batches) * 1e3:.0f} ms; {max(batches) * 1e3:.0f} ms")
+    print_figure(f"{scenarios} scenarios with 7 rows of history deleted", f"{sum(batches):.1f} s")
+    print_figure(
+        f"a batch of {BATCH}, median and longest", f"{median(batches) * 1e3:.0f} ms; {max(batches) * 1e3:.0f} ms"
+    )
 
 
-def in_one(tables: Connection, statement: Callable[..., object], *arguments: object) -> None:
+def run_in_transaction(tables: Connection, statement: Callable[..., object], *arguments: object) -> None:
     """In a transaction. Waits for as long as it takes, where the leader would leave it for the next round."""
     with tables.transaction():
         statement(tables, *arguments)
 
 
-def took_s(step: Callable[[], object]) -> float:
+def measure_s(step: Callable[[], object]) -> float:
     began_s = time.perf_counter()
     step()
     return time.perf_counter() - began_s
 
 
-def tell_s(what: str, step: Callable[[], object]) -> None:
-    tell(what, f"{took_s(step):.3f} s")
+def print_duration(what: str, step: Callable[[], object]) -> None:
+    print_figure(what, f"{measure_s(step):.3f} s")
 
 
-def tell(what: str, figure: str) -> None:
+def print_figure(what: str, figure: str) -> None:
     print(f"{what:<60} {figure:>24}", flush=True)
 
 
-def quietly(_sentence: str) -> None:
+def discard(_sentence: str) -> None:
     pass
 
 

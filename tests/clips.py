@@ -135,17 +135,17 @@ def no_packet(path: Path) -> Path:
     return path
 
 
-def truncated(whole: Path, path: Path, share: float = 0.5) -> Path:
+def write_truncated(source: Path, path: Path, share: float = 0.5) -> Path:
     """The first part of another file, as a full disk or a broken copy leaves it."""
-    data = whole.read_bytes()
+    data = source.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
     return path
 
 
-def damaged(whole: Path, path: Path, packets: Iterable[int]) -> Path:
+def write_damaged(source: Path, path: Path, packets: Iterable[int]) -> Path:
     """Another mp4 whose video packets of these indexes are overwritten with what no decoder reads."""
-    data = bytearray(whole.read_bytes())
-    with av.open(whole) as container:
+    data = bytearray(source.read_bytes())
+    with av.open(source) as container:
         for index, packet in enumerate(container.demux(video=0)):
             if index in set(packets) and packet.pos is not None:
                 data[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
@@ -153,7 +153,7 @@ def damaged(whole: Path, path: Path, packets: Iterable[int]) -> Path:
     return path
 
 
-def clock_jumps_back(path: Path, frames_each: int = 30) -> Path:
+def timestamps_restart(path: Path, frames_each: int = 30) -> Path:
     """Two recordings in one MPEG transport stream; the second one's clock begins anew."""
     parts = [
         write(
@@ -167,7 +167,7 @@ def clock_jumps_back(path: Path, frames_each: int = 30) -> Path:
     return path
 
 
-def size_changes(path: Path, width: int = 128, height: int = 48) -> Path:
+def changing_size(path: Path, width: int = 128, height: int = 48) -> Path:
     """An elementary stream whose frames are 96x64 at first, and of another size from the 11th on."""
     sizes = [(WIDTH, HEIGHT), (width, height)]
     parts = [raw_h264(path.with_suffix(f".{n}.h264"), 10, *size) for n, size in enumerate(sizes)]

@@ -13,9 +13,9 @@ import pytest
 
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.process.stopping import Stop
-from vidflow.settings import environment
+from vidflow.settings import read_environment_variable
 
-LENT = "VIDFLOW_TEST_POSTGRES_URL"
+POSTGRES_URL_VARIABLE = "VIDFLOW_TEST_POSTGRES_URL"
 """Names the server of a session of tests that runs others on broken code."""
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -31,12 +31,12 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a server that was made for this session, or lent by the one that runs it; its database `vidflow` is empty."""
-    if lent := os.environ.get(LENT):
+    if lent := os.environ.get(POSTGRES_URL_VARIABLE):
         yield lent
         return
     from vidflow.infra.embedded.postgres import EmbeddedPostgres  # noqa: PLC0415 - unit tests need no server
 
-    server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"), say=print, stop=Stop())
+    server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"), notify=print, stop=Stop())
     try:
         yield server.start().url
     finally:
@@ -49,7 +49,10 @@ def kafka_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaSe
     from vidflow.infra.embedded.kafka import EmbeddedKafka  # noqa: PLC0415
 
     broker = EmbeddedKafka(
-        tmp_path_factory.mktemp("kafka"), say=print, stop=Stop(), cache=environment("VIDFLOW_CACHE_DIR")
+        tmp_path_factory.mktemp("kafka"),
+        notify=print,
+        stop=Stop(),
+        cache=read_environment_variable("VIDFLOW_CACHE_DIR"),
     )
     try:
         yield broker.start().settings
@@ -65,7 +68,7 @@ def _template_database(postgres_url: str) -> str:
     name = f"template_{uuid.uuid4().hex}"
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
-    migrate(_of_database(postgres_url, name), print)
+    migrate(_replace_database(postgres_url, name), print)
     return name
 
 
@@ -75,9 +78,9 @@ def database_url(postgres_url: str, _template_database: str) -> Iterator[str]:
     name = f"test_{uuid.uuid4().hex}"
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name} TEMPLATE {_template_database}")
-        yield _of_database(postgres_url, name)
+        yield _replace_database(postgres_url, name)
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-def _of_database(url: str, name: str) -> str:
+def _replace_database(url: str, name: str) -> str:
     return urlsplit(url)._replace(path=f"/{name}").geturl()

@@ -24,7 +24,7 @@ strides = [8]
 """
 
 
-class _Marks:
+class _MarkerPayload:
     """Unpickled, it makes the file `marker`."""
 
     def __init__(self, marker: Path) -> None:
@@ -43,7 +43,7 @@ def write_evil_program(folder: Path, marker: Path) -> Path:
     """Write `evil.pt2` and a valid spec for it, with its digest, into the folder. Return the spec's path."""
     plain, evil = io.BytesIO(), io.BytesIO()
     torch.export.save(torch.export.export(_Plain(), (torch.zeros(1, 3, 16, 32),)), plain)
-    torch.save(_Marks(marker), evil)
+    torch.save(_MarkerPayload(marker), evil)
     with zipfile.ZipFile(plain) as before, zipfile.ZipFile(folder / "evil.pt2", "w") as after:
         for entry in before.infolist():
             is_sample = entry.filename.endswith("sample_inputs/model.pt")

@@ -6,7 +6,7 @@ import signal
 import sys
 
 from vidflow import VERSIONS
-from vidflow.domain.errors import SetupError, Unavailable, UserError, VidflowError, internal_error, is_bug
+from vidflow.domain.errors import SetupError, Unavailable, UserError, VidflowError, build_internal_error, is_bug
 from vidflow.infra.telemetry.logs import safe_line, show_uncaught_errors
 
 EXIT_CODES: tuple[tuple[type[VidflowError], int], ...] = (
@@ -32,13 +32,13 @@ def main() -> None:
         sys.exit(next(code for kind, code in EXIT_CODES if isinstance(error, kind)))
     except Exception as error:  # noqa: BLE001 - the last place that can say whose fault it is
         sys.excepthook(type(error), error, error.__traceback__)
-        print(f"vidflow: {safe_line(_unexpected(error))}", file=sys.stderr)  # noqa: T201
+        print(f"vidflow: {safe_line(_describe_unexpected_error(error))}", file=sys.stderr)  # noqa: T201
         sys.exit(1)
 
 
-def _unexpected(error: Exception) -> str:
+def _describe_unexpected_error(error: Exception) -> str:
     if is_bug(error):
-        return internal_error(error, VERSIONS, "the traceback above").message
+        return build_internal_error(error, VERSIONS, "the traceback above").message
     return f"{type(error).__name__}: {error} (see the traceback above)"
 
 

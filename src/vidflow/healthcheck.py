@@ -14,22 +14,22 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-LIMIT_S: Final = 30.0
+MAX_LOOP_AGE_S: Final = 30.0
 """A loop that waits for a server that does not answer may take this long for a turn."""
-ASK_S: Final = 3.0
+REQUEST_TIMEOUT_S: Final = 3.0
 
 
 def main() -> None:
     """Check the file named by VIDFLOW_HEALTH_FILE. The only argument is the limit in seconds, 30 by default."""
-    limit_s = float(sys.argv[1]) if len(sys.argv) > 1 else LIMIT_S
+    limit_s = float(sys.argv[1]) if len(sys.argv) > 1 else MAX_LOOP_AGE_S
     name = os.environ.get("VIDFLOW_HEALTH_FILE")
-    problem = trouble(Path(name), limit_s) if name else "VIDFLOW_HEALTH_FILE is not set"
+    problem = find_problem(Path(name), limit_s) if name else "VIDFLOW_HEALTH_FILE is not set"
     if problem is not None:
         print(f"unhealthy: {problem}")  # noqa: T201
         sys.exit(1)
 
 
-def trouble(path: Path, limit_s: float) -> str | None:
+def find_problem(path: Path, limit_s: float) -> str | None:
     """Return why the role that writes `path` is not alive, None if it is."""
     try:
         age_s = time.time() - path.stat().st_mtime
@@ -38,12 +38,14 @@ def trouble(path: Path, limit_s: float) -> str | None:
         return f"{path} cannot be read ({error.strerror}): the role has not started"
     if age_s > limit_s:
         return f"the role's main loop has not turned for {age_s:.0f} s"
-    return _unanswered(url) if url else None
+    return _check_url(url) if url else None
 
 
-def _unanswered(url: str) -> str | None:
+def _check_url(url: str) -> str | None:
     parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=ASK_S)  # never by a proxy
+    connection = http.client.HTTPConnection(
+        parts.hostname or "", parts.port, timeout=REQUEST_TIMEOUT_S
+    )  # never by a proxy
     try:
         connection.request("GET", parts.path)
         status = connection.getresponse().status

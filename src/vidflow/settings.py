@@ -12,17 +12,17 @@ from pathlib import Path
 import msgspec
 
 from vidflow.domain.errors import SetupError
-from vidflow.domain.retention import Keeping
+from vidflow.domain.retention import RetentionPolicy
 from vidflow.infra.kafka.settings import (
     SERVERS,
     VARIABLE_PREFIX,
     KafkaSettings,
-    properties_of_text,
-    properties_of_variables,
+    parse_properties,
+    parse_variables,
 )
 
 
-class Common(msgspec.Struct, frozen=True, kw_only=True):
+class CommonOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What several roles need. `database_url` is a libpq URL, `kafka` what Kafka's clients are configured with."""
 
     database_url: str = ""
@@ -32,7 +32,7 @@ class Common(msgspec.Struct, frozen=True, kw_only=True):
     log_format: str = "text"
 
 
-class ApiOptions(Common, frozen=True, kw_only=True):
+class ApiOptions(CommonOptions, frozen=True, kw_only=True):
     """The api: where it listens, what local files it may name, whether it hosts the inbox, and how much work it lets in.
 
     `any_file` is about videos. `any_onnx` lets requests name ONNX models and their specs anywhere: on loopback only, and only
@@ -59,24 +59,24 @@ class ApiOptions(Common, frozen=True, kw_only=True):
     min_free_bytes: int = 256 * 1024**2
 
 
-class RelayOptions(Common, frozen=True, kw_only=True):
+class RelayOptions(CommonOptions, frozen=True, kw_only=True):
     """The relay."""
 
 
-class InboxOptions(Common, frozen=True, kw_only=True):
+class InboxOptions(CommonOptions, frozen=True, kw_only=True):
     """The inbox. `group_protocol`: "classic" where the broker knows no other, or takes long to notice a dead consumer."""
 
     group_protocol: str = "consumer"
 
 
-class OrchestratorOptions(Common, frozen=True, kw_only=True):
+class OrchestratorOptions(CommonOptions, frozen=True, kw_only=True):
     """The orchestrator: how many attempts a scenario has at one frame, and for how long what is kept."""
 
     attempts: int = 5
-    keeping: Keeping = Keeping()
+    retention: RetentionPolicy = RetentionPolicy()
 
 
-class RunnerOptions(Common, frozen=True, kw_only=True):
+class RunnerOptions(CommonOptions, frozen=True, kw_only=True):
     """The runner: its slots, what it may read, and the limits of its workers.
 
     `any_file` is about videos, `any_onnx` about ONNX models and their specs, where there is no `models_dir`.
@@ -127,7 +127,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     models_dir: Path | None = None
 
 
-def live_url(options: object) -> str:
+def build_live_url(options: object) -> str:
     """Return the URL at which a role answers whether it is alive, empty for a role that serves no HTTP."""
     if not isinstance(options, ApiOptions) or not options.port:
         return ""
@@ -135,33 +135,33 @@ def live_url(options: object) -> str:
     return f"http://[{host}]:{options.port}/health/live" if ":" in host else f"http://{host}:{options.port}/health/live"
 
 
-def environment(name: str) -> str | None:
+def read_environment_variable(name: str) -> str | None:
     """The value of an environment variable, None where it is unset or empty."""
     return os.environ.get(name) or None
 
 
-def kafka_settings(servers: str | None, file: Path | None) -> KafkaSettings:
+def read_kafka_settings(servers: str | None, file: Path | None) -> KafkaSettings:
     """Return Kafka's settings: a property in a variable VIDFLOW_KAFKA_… stands above the same one in the file.
 
     `servers` (--kafka or VIDFLOW_KAFKA) stands above bootstrap.servers in either. Raises SetupError, naming the property or the
     line, never a value.
     """
-    properties = _properties_of_file(file) if file else {}
-    properties |= properties_of_variables(os.environ)
+    properties = _read_properties_file(file) if file else {}
+    properties |= parse_variables(os.environ)
     named = properties.pop(SERVERS, "")
     return KafkaSettings(servers or named, properties)
 
 
-def _properties_of_file(file: Path) -> dict[str, str]:
+def _read_properties_file(file: Path) -> dict[str, str]:
     try:
-        return properties_of_text(file.read_text("utf-8-sig"), str(file))
+        return parse_properties(file.read_text("utf-8-sig"), str(file))
     except OSError as error:
         raise SetupError(f"{file} cannot be read ({error.strerror}). Check --kafka-properties.") from error
     except UnicodeDecodeError as error:
         raise SetupError(f"{file} is not UTF-8 text. --kafka-properties takes lines of name=value.") from error
 
 
-def kafka_variables(settings: KafkaSettings) -> dict[str, str]:
+def build_kafka_variables(settings: KafkaSettings) -> dict[str, str]:
     """Return the variables that give a child process these settings and none of this process's own."""
     cleared = dict.fromkeys((name for name in os.environ if name.startswith(VARIABLE_PREFIX)), "")
     return cleared | settings.variables()

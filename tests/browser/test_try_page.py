@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.integration.api_server import ready
+from tests.integration.api_server import ready_api
 
 from vidflow.settings import ApiOptions
 
@@ -24,11 +24,11 @@ LIMIT_MS = 20_000
 
 @pytest.fixture(scope="module")
 def client(database_url: str) -> Iterator[httpx.Client]:
-    with ready(ApiOptions(database_url=database_url)) as client:
+    with ready_api(ApiOptions(database_url=database_url)) as client:
         yield client
 
 
-class Seen:
+class ObservedPage:
     """A page in the browser, all that it asked for, and all that went wrong on it."""
 
     def __init__(self, page: Any) -> None:
@@ -43,7 +43,7 @@ class Seen:
 
 
 @pytest.fixture
-def seen() -> Iterator[Seen]:
+def observed_page() -> Iterator[ObservedPage]:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if not BROWSER.exists():
         pytest.skip(f"there is no browser at {BROWSER}")
@@ -51,33 +51,34 @@ def seen() -> Iterator[Seen]:
         browser = engine.chromium.launch(executable_path=str(BROWSER), args=ARGUMENTS)
         page = browser.new_page()
         page.set_default_timeout(LIMIT_MS)
-        yield Seen(page)
+        yield ObservedPage(page)
         browser.close()
 
 
 def test_the_page_at_the_root_shows_every_endpoint_without_one_request_to_outside(
-    client: httpx.Client, seen: Seen
+    client: httpx.Client, observed_page: ObservedPage
 ) -> None:
-    seen.page.goto(f"{client.base_url}/")
-    seen.page.wait_for_selector(".opblock-summary-path")
+    observed_page.page.goto(f"{client.base_url}/")
+    observed_page.page.wait_for_selector(".opblock-summary-path")
     paths = client.get("/docs/openapi.json").json()["paths"]
     shown = {
-        words.strip().replace("\u200b", "") for words in seen.page.locator(".opblock-summary-path").all_inner_texts()
+        words.strip().replace("\u200b", "")
+        for words in observed_page.page.locator(".opblock-summary-path").all_inner_texts()
     }
     assert shown == set(paths)
-    assert seen.asked
-    assert all(url.startswith((f"{client.base_url}/", "data:")) for url in seen.asked), seen.asked
-    assert (seen.failed, seen.complaints) == ([], [])
+    assert observed_page.asked
+    assert all(url.startswith((f"{client.base_url}/", "data:")) for url in observed_page.asked), observed_page.asked
+    assert (observed_page.failed, observed_page.complaints) == ([], [])
 
 
-def test_an_endpoint_can_be_tried_on_the_page(client: httpx.Client, seen: Seen) -> None:
-    seen.page.goto(f"{client.base_url}/docs")
-    live = seen.page.locator(".opblock", has_text="/health/live")
+def test_an_endpoint_can_be_tried_on_the_page(client: httpx.Client, observed_page: ObservedPage) -> None:
+    observed_page.page.goto(f"{client.base_url}/docs")
+    live = observed_page.page.locator(".opblock", has_text="/health/live")
     live.locator(".opblock-summary").click()
     live.get_by_role("button", name="Execute").click()
     answer = live.locator(".live-responses-table .response")
     answer.wait_for()
     assert answer.locator(".response-col_status").inner_text().startswith("200")
     assert '"status": "ok"' in answer.inner_text()
-    assert f"{client.base_url}/health/live" in seen.asked
-    assert (seen.failed, seen.complaints) == ([], [])
+    assert f"{client.base_url}/health/live" in observed_page.asked
+    assert (observed_page.failed, observed_page.complaints) == ([], [])

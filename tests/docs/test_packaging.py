@@ -75,9 +75,9 @@ def test_nothing_that_is_shown_installs_another_projects_package() -> None:
 
 
 def test_the_command_that_messages_show_names_the_source_folder() -> None:
-    from vidflow.domain.errors import how_to_install  # noqa: PLC0415
+    from vidflow.domain.errors import format_install_hint  # noqa: PLC0415
 
-    assert "pip install '.[runner]'" in how_to_install("runner")
+    assert "pip install '.[runner]'" in format_install_hint("runner")
 
 
 def older_pythons() -> list[str]:

@@ -64,7 +64,7 @@ def variables() -> set[str]:
     given = [one.envvar for command in commands().values() for one in command.params if one.envvar]
     sources = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
     named = {name for one in given for name in ([one] if isinstance(one, str) else one)}
-    return named | set(re.findall(r'environment\("(\w+)"\)', sources))
+    return named | set(re.findall(r'read_environment_variable\("(\w+)"\)', sources))
 
 
 def api_paths() -> set[str]:

@@ -7,56 +7,63 @@ from array import array
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from tests.explorer.checks import goes_on, holds, is_done
-from tests.explorer.moves import CLIENT, LEADER, WRITES, Step, all_steps, passes
-from tests.explorer.state import State, World, initial
-from tests.invariants.holds import Broken
+from tests.explorer.state import WorldConfig, WorldState, initial
+from tests.explorer.state_checks import check_invariants, has_stored_stream, is_done
+from tests.explorer.steps import (
+    CLIENT_SHUTS_DOWN,
+    LEADER_TICKS,
+    LEADER_WRITES,
+    WorldStep,
+    generate_all_steps,
+    generate_time_steps,
+)
+from tests.invariants.simulation_checks import InvariantViolation
 
 from vidflow.domain.errors import IllegalTransition
 
-MOST_STATES = 3_000_000
+MAX_STATES = 3_000_000
 
 
 class Failure(NamedTuple):
     """What does not hold, and the shortest way to it: the name of each step and the state behind it."""
 
     text: str
-    way: tuple[tuple[str, State], ...]
+    trace: tuple[tuple[str, WorldState], ...]
 
 
-class Explored(NamedTuple):
-    """What a search has seen. `whole` is False where it stopped before the end."""
+class Exploration(NamedTuple):
+    """What a search has seen. `complete` is False where it stopped before the end."""
 
-    world: World
+    world: WorldConfig
     states: int
     transitions: int
     depth: int
     seconds: float
     failure: Failure | None
-    whole: bool
+    complete: bool
 
 
 class _Graph:
     """The states in the order in which they were found, how each was reached first, and the fair steps between them."""
 
-    def __init__(self, first: State) -> None:
+    def __init__(self, first: WorldState) -> None:
         self.numbers = {first: 0}
         self.states = [first]
         self.parent = array("i", [-1])
         self.label = [""]
         self.depth = array("H", [0])
         self.origins, self.targets = array("I"), array("I")
-        self.wished = bytearray()
-        self.noisy: list[int] = []
+        self.requested = bytearray()
+        self.sending: list[int] = []
         self.transitions = 0
         self._known: dict[object, object] = {}
 
-    def add(self, origin: int, step: Step, state: State) -> None:
+    def add(self, origin: int, step: WorldStep, state: WorldState) -> None:
         self.transitions += 1
         number = self.numbers.get(state)
         if number is None:
             known = self._known
-            state = State(*(known.setdefault(part, part) for part in state))  # type: ignore[arg-type]
+            state = WorldState(*(known.setdefault(part, part) for part in state))  # type: ignore[arg-type]
             number = self.numbers[state] = len(self.states)
             self.states.append(state)
             self.parent.append(origin)
@@ -65,17 +72,17 @@ class _Graph:
         if step.fair and number != origin:
             self.origins.append(origin)
             self.targets.append(number)
-            self.wished.append(step.label == CLIENT)
+            self.requested.append(step.label == CLIENT_SHUTS_DOWN)
 
-    def way(self, number: int) -> tuple[tuple[str, State], ...]:
+    def trace_to(self, number: int) -> tuple[tuple[str, WorldState], ...]:
         steps = []
         while number >= 0:
             steps.append((self.label[number], self.states[number]))
             number = self.parent[number]
         return tuple(reversed(steps))
 
-    def reaching(self, goals: Iterable[int], *, unasked: bool = False) -> bytearray:
-        """For each state 1 where a fair way leads to one of the goals; `unasked`, with no step of a client on it."""
+    def find_reaching(self, goals: Iterable[int], *, without_client: bool = False) -> bytearray:
+        """For each state 1 where a fair way leads to one of the goals; `without_client`, with no step of a client on it."""
         count = len(self.states)
         first = array("I", bytes(4 * (count + 1)))
         for target in self.targets:
@@ -84,7 +91,7 @@ class _Graph:
             first[number + 1] += first[number]
         place, sources = array("I", first), array("I", bytes(4 * len(self.targets)))
         wished = bytearray(len(self.targets))
-        for origin, target, wish in zip(self.origins, self.targets, self.wished, strict=True):
+        for origin, target, wish in zip(self.origins, self.targets, self.requested, strict=True):
             sources[place[target]], wished[place[target]] = origin, wish
             place[target] += 1
         reached, waiting = bytearray(count), list(goals)
@@ -94,62 +101,62 @@ class _Graph:
             number = waiting.pop()
             for edge in range(first[number], first[number + 1]):
                 origin = sources[edge]
-                if not reached[origin] and not (unasked and wished[edge]):
+                if not reached[origin] and not (without_client and wished[edge]):
                     reached[origin] = 1
                     waiting.append(origin)
         return reached
 
 
-def explore(world: World, most_states: int = MOST_STATES) -> Explored:
+def explore(world: WorldConfig, max_states: int = MAX_STATES) -> Exploration:
     """All states of the world, or as many as it takes to find what fails."""
     began_s = time.monotonic()
     first = initial(world)
     graph, failure, number = _Graph(first), None, 0
-    while number < len(graph.states) <= most_states and failure is None:
+    while number < len(graph.states) <= max_states and failure is None:
         failure = _expand(graph, number, world)
         number += 1
     whole = failure is None and number == len(graph.states)
     if whole:
-        failure = _stuck(graph, world)
-    return Explored(
+        failure = _find_liveness_failure(graph, world)
+    return Exploration(
         world, len(graph.states), graph.transitions, max(graph.depth), time.monotonic() - began_s, failure, whole
     )
 
 
-def _expand(graph: _Graph, number: int, world: World) -> Failure | None:
+def _expand(graph: _Graph, number: int, world: WorldConfig) -> Failure | None:
     """Makes every step from a state. The first that breaks something is the end."""
     state, ticked = graph.states[number], None
-    step = Step("", False, lambda: state)
+    step = WorldStep("", False, lambda: state)
     try:
-        for step in all_steps(state, world):
-            after = step.make()
-            if step.label == LEADER:
+        for step in generate_all_steps(state, world):
+            after = step.next_state()
+            if step.label == LEADER_TICKS:
                 ticked = after
-            if step.label in {LEADER, WRITES} and _waiting(after) > _waiting(state):
-                graph.noisy.append(number)
-            holds(state, after, world)
+            if step.label in {LEADER_TICKS, LEADER_WRITES} and _count_commands(after) > _count_commands(state):
+                graph.sending.append(number)
+            check_invariants(state, after, world)
             graph.add(number, step, after)
-        for step in passes(state, ticked or state):
-            graph.add(number, step, step.make())
-    except (Broken, IllegalTransition) as broken:
-        return Failure(str(broken), (*graph.way(number), (step.label, state)))
+        for step in generate_time_steps(state, ticked or state):
+            graph.add(number, step, step.next_state())
+    except (InvariantViolation, IllegalTransition) as broken:
+        return Failure(str(broken), (*graph.trace_to(number), (step.label, state)))
     return None
 
 
-def _waiting(state: State) -> int:
+def _count_commands(state: WorldState) -> int:
     return len(state.outbox) + sum(len(runner.commands) for runner in state.runners)
 
 
-def _stuck(graph: _Graph, world: World) -> Failure | None:
+def _find_liveness_failure(graph: _Graph, world: WorldConfig) -> Failure | None:
     """The first state from which no fair way leads to an end at which nothing is sent any more, by whatever fair way."""
-    loud = graph.reaching(graph.noisy)
+    loud = graph.find_reaching(graph.sending)
     ends = [number for number, state in enumerate(graph.states) if not loud[number] and is_done(state)]
-    number = graph.reaching(ends).find(0)
+    number = graph.find_reaching(ends).find(0)
     if number >= 0:
-        return Failure("invariant 7: no fault-free way leads to the end of all work", graph.way(number))
+        return Failure("invariant 7: no fault-free way leads to the end of all work", graph.trace_to(number))
     if world.source.live:
-        going = [number for number, state in enumerate(graph.states) if goes_on(state, world)]
-        number = graph.reaching(going, unasked=True).find(0)
+        going = [number for number, state in enumerate(graph.states) if has_stored_stream(state, world)]
+        number = graph.find_reaching(going, without_client=True).find(0)
         if number >= 0:
-            return Failure("invariant 8: a live stream does not go on", graph.way(number))
+            return Failure("invariant 8: a live stream does not go on", graph.trace_to(number))
     return None

@@ -11,119 +11,125 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 import msgspec
-from tests.invariants.parts import PTS, Mode, Source
+from tests.invariants.simulation_state import PTS_STEP, RunnerMode, SimulatedSource
 
-from vidflow.domain.leader import Finding, Given, RunnerView, Timing
+from vidflow.domain.leader import Finding, OutgoingCommand, RunnerView, Timing
 from vidflow.domain.messages import Command, End, EndReason, Frame, Gap, GapReason, Report, Result
 from vidflow.domain.progress import Progress
-from vidflow.domain.runner import Charge, report
-from vidflow.domain.scenario import Event, Limits, Scenario, Skip
+from vidflow.domain.runner import RunnerState, build_report
+from vidflow.domain.scenario import Event, RetryPolicy, Scenario, Skip
 
 NOW_S: Final = 0.0
 TIMING: Final = Timing(
-    deploy_again_s=1, repeat_s=1, not_taken_s=1, stops_s=3, runner_lease_s=2, forget_runner_s=2, assignments=9
+    resend_deploy_s=1,
+    resend_s=1,
+    take_timeout_s=1,
+    stop_timeout_s=3,
+    runner_lease_s=2,
+    forget_runner_s=2,
+    max_assignments=9,
 )
 """The leader's numbers in units: as small as their order allows."""
 OLDEST_S: Final = -4.0
 """Older than this is as old as this: no rule asks for more than three units beside one of silence."""
 LONG_AGO_S: Final = -1.0
 """When a command was given that may be given again."""
-NAMES: Final = ("a", "b")
+RUNNER_NAMES: Final = ("a", "b")
 """The runners that are there. One that starts anew takes the name, and the one that is gone is called z1, z2, …"""
 
 
-class World(NamedTuple):
-    """A small size: what there is and what may befall it. `faults` names kinds of faults.py, `most` of them happen.
+class WorldConfig(NamedTuple):
+    """A small size: what there is and what may befall it. `faults_left` names kinds of faults.py, `max_faults` of them happen.
 
-    `deployments` is more than faults explain: a scenario that gets so many is redeployed without end. `relay`: a command may
+    `max_deployments` is more than faults explain: a scenario that gets so many is redeployed without end. `relay_can_lag`: a command may
     wait in the outbox; else it is in its topic at once. `shutdown`: a client may ask for one at any moment; it may always where
     the stream is live, which has no other end.
     """
 
     name: str
-    source: Source = Source(frames=1)
+    source: SimulatedSource = SimulatedSource(frames=1)
     scenarios: int = 1
     runners: int = 1
     capacity: int = 2
     attempts: int = 3
     shutdown: bool = False
     faults: tuple[str, ...] = ()
-    most: int = 1
-    deployments: int = 5
-    relay: bool = False
+    max_faults: int = 1
+    max_deployments: int = 5
+    relay_can_lag: bool = False
 
     @property
-    def limits(self) -> Limits:
-        return Limits(attempts=self.attempts)
+    def limits(self) -> RetryPolicy:
+        return RetryPolicy(max_attempts=self.attempts)
 
 
-class Row(NamedTuple):
+class ScenarioRow(NamedTuple):
     """What the tables know of a scenario; and how many losses there were in a row since a frame was last stored."""
 
     scenario: Scenario
     progress: Progress
     due: bool = True
-    in_a_row: int = 0
+    losses_in_a_row: int = 0
 
 
-class Worker(NamedTuple):
-    """A process that reads its source from `at` and numbers what it keeps."""
+class WorkerState(NamedTuple):
+    """A process that reads its source from `source_index` and numbers what it keeps."""
 
     epoch: int
-    number: int
-    at: int
+    next_frame: int
+    source_index: int
     skips: tuple[Skip, ...] = ()
     finishing: EndReason | None = None
-    said_end: bool = False
+    end_sent: bool = False
 
 
-class Runner(NamedTuple):
+class RunnerProcessState(NamedTuple):
     """A runner process, a worker (or none) for each scenario, and the commands that lie in the topic for it.
 
-    `lost` says that its trouble has no end: deaf, and it does not notice.
+    `never_recovers` says that its trouble has no end: deaf, and it does not notice.
     """
 
-    charge: Charge
-    workers: tuple[Worker | None, ...]
+    charge: RunnerState
+    workers: tuple[WorkerState | None, ...]
     commands: tuple[Command, ...] = ()
-    mode: Mode = Mode.WELL
-    lost: bool = False
+    mode: RunnerMode = RunnerMode.HEALTHY
+    never_recovers: bool = False
 
 
-class Found(NamedTuple):
+class TrackedFinding(NamedTuple):
     """A leader's finding, and how many results of each scenario lay in Kafka then and are not stored yet."""
 
     finding: Finding
-    behind: tuple[int, ...]
+    results_left: tuple[int, ...]
 
 
-Key = tuple[str, str, str, int]
+CommandKey = tuple[str, str, str, int]
 
 
-class Leader(NamedTuple):
-    """The leader's Memory, as values. `given`: what it gave and goes on to want, now or longer ago (`LONG_AGO_S`)."""
+class LeaderProcessState(NamedTuple):
+    """The leader's Memory, as values. `commands_sent`: what it gave and goes on to want, now or longer ago (`LONG_AGO_S`)."""
 
     views: tuple[tuple[str, RunnerView], ...] = ()
-    found: tuple[Found | None, ...] = ()
-    given: frozenset[tuple[Key, float]] = frozenset()
+    findings: tuple[TrackedFinding | None, ...] = ()
+    commands_sent: frozenset[tuple[CommandKey, float]] = frozenset()
 
     def view(self, name: str) -> RunnerView | None:
         return next((view for other, view in self.views if other == name), None)
 
-    def with_view(self, name: str, view: RunnerView) -> Leader:
+    def with_view(self, name: str, view: RunnerView) -> LeaderProcessState:
         others = [one for one in self.views if one[0] != name]
         return self._replace(views=tuple(sorted([*others, (name, view)])))
 
 
-class Looked(NamedTuple):
+class PendingPlan(NamedTuple):
     """What a leader has decided and not written yet: each event with the scenario as it was read, the commands, and its memory."""
 
     events: tuple[tuple[Scenario, Event], ...]
-    commands: tuple[Given, ...]
-    leader: Leader
+    commands: tuple[OutgoingCommand, ...]
+    leader: LeaderProcessState
 
 
-class Late(NamedTuple):
+class DelayedCopy(NamedTuple):
     """A copy that comes once more: a command for a runner, or a report."""
 
     runner: str
@@ -133,30 +139,30 @@ class Late(NamedTuple):
 class Backup(NamedTuple):
     """The tables at an earlier moment, and what the inbox has stored since. No rows: it was restored, and there is no other."""
 
-    rows: tuple[Row, ...] = ()
+    rows: tuple[ScenarioRow, ...] = ()
     outbox: tuple[tuple[str, Command], ...] = ()
-    stored: tuple[tuple[Result, ...], ...] = ()
+    stored_since: tuple[tuple[Result, ...], ...] = ()
 
 
-class State(NamedTuple):
-    """All of it. `logs`: the results in Kafka that are not stored. `hearing_s`: since when the leader hears its probes.
+class WorldState(NamedTuple):
+    """All of it. `logs`: the results in Kafka that are not stored. `probes_heard_since_s`: since when the leader hears its probes.
 
     The last three are the ledger, which no restore takes back: the faults that may still happen, how many more losses of each
     scenario the faults explain, and its highest epoch.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[ScenarioRow, ...]
     logs: tuple[tuple[Result, ...], ...]
-    runners: tuple[Runner, ...]
+    runners: tuple[RunnerProcessState, ...]
     outbox: tuple[tuple[str, Command], ...]
-    leader: Leader
-    hearing_s: float | None
-    late: Late | None
+    leader: LeaderProcessState
+    probes_heard_since_s: float | None
+    delayed_copy: DelayedCopy | None
     backup: Backup | None
-    looked: Looked | None
-    faults: int
-    credit: tuple[int, ...]
-    highest: tuple[int, ...]
+    pending_plan: PendingPlan | None
+    faults_left: int
+    losses_allowed: tuple[int, ...]
+    highest_epochs: tuple[int, ...]
 
 
 def uuid_of(index: int) -> str:
@@ -167,36 +173,38 @@ def index_of(uuid: str) -> int:
     return int(uuid[-1])
 
 
-def initial(world: World) -> State:
+def initial(world: WorldConfig) -> WorldState:
     """Scenarios that were just born, runners that were just heard of."""
     count = world.scenarios
-    runner = Runner(Charge(world.capacity), (None,) * count)
-    views = tuple((name, RunnerView(NOW_S, told(name, runner.charge))) for name in NAMES[: world.runners])
-    return State(
-        rows=tuple(Row(Scenario(uuid_of(i), skips_poison=world.source.skips), Progress()) for i in range(count)),
+    runner = RunnerProcessState(RunnerState(world.capacity), (None,) * count)
+    views = tuple((name, RunnerView(NOW_S, report_of(name, runner.charge))) for name in RUNNER_NAMES[: world.runners])
+    return WorldState(
+        rows=tuple(
+            ScenarioRow(Scenario(uuid_of(i), skips_poison=world.source.skips), Progress()) for i in range(count)
+        ),
         logs=((),) * count,
         runners=(runner,) * world.runners,
         outbox=(),
-        leader=Leader(views, (None,) * count),
-        hearing_s=OLDEST_S,
-        late=None,
+        leader=LeaderProcessState(views, (None,) * count),
+        probes_heard_since_s=OLDEST_S,
+        delayed_copy=None,
         backup=None,
-        looked=None,
-        faults=world.most,
-        credit=(0,) * count,
-        highest=(0,) * count,
+        pending_plan=None,
+        faults_left=world.max_faults,
+        losses_allowed=(0,) * count,
+        highest_epochs=(0,) * count,
     )
 
 
 @lru_cache(100_000)
-def told(name: str, charge: Charge, number: int = 1) -> Report:
+def report_of(name: str, charge: RunnerState, number: int = 1) -> Report:
     """A runner's report. All that counts of its number is which of two is the newer: 2 is heard, 1 is known, 0 is old."""
-    return report(charge, runner=name, pool="default", number=number, version="")
+    return build_report(charge, runner=name, pool="default", number=number, version="")
 
 
 @lru_cache(10_000)
 def frame(uuid: str, epoch: int, number: int, at: int) -> Frame:
-    return Frame(uuid, epoch, number, at * PTS, "1/10", 0, float(at), "", 640, 480)
+    return Frame(uuid, epoch, number, at * PTS_STEP, "1/10", 0, float(at), "", 640, 480)
 
 
 @lru_cache(10_000)
@@ -209,31 +217,31 @@ def gap(uuid: str, epoch: int, after: int, at: int, frames: int) -> Gap:
     return Gap(uuid, epoch, after, float(at), float(at + frames), GapReason.SKIPPED, frames)
 
 
-def put(items: tuple, index: int, item: object) -> tuple:  # type: ignore[type-arg]
+def replace_at(items: tuple, index: int, item: object) -> tuple:  # type: ignore[type-arg]
     """The tuple with another item at `index`."""
     return (*items[:index], item, *items[index + 1 :])
 
 
-def with_row(state: State, index: int, row: Row) -> State:
-    return state._replace(rows=put(state.rows, index, row))
+def with_row(state: WorldState, index: int, row: ScenarioRow) -> WorldState:
+    return state._replace(rows=replace_at(state.rows, index, row))
 
 
-def with_runner(state: State, slot: int, runner: Runner) -> State:
-    return state._replace(runners=put(state.runners, slot, runner))
+def with_runner(state: WorldState, slot: int, runner: RunnerProcessState) -> WorldState:
+    return state._replace(runners=replace_at(state.runners, slot, runner))
 
 
-def with_leader(state: State, change: Callable[[Leader], Leader]) -> State:
+def with_leader(state: WorldState, change: Callable[[LeaderProcessState], LeaderProcessState]) -> WorldState:
     """The state with another leader's memory, also in what it has decided and not written yet."""
-    looked = state.looked and state.looked._replace(leader=change(state.looked.leader))
-    return state._replace(leader=change(state.leader), looked=looked)
+    looked = state.pending_plan and state.pending_plan._replace(leader=change(state.pending_plan.leader))
+    return state._replace(leader=change(state.leader), pending_plan=looked)
 
 
-def is_away(state: State) -> bool:
+def is_kafka_away(state: WorldState) -> bool:
     """Whether Kafka is away from all."""
-    return state.hearing_s is None
+    return state.probes_heard_since_s is None
 
 
-def older(at_s: float) -> float:
+def age_by_unit(at_s: float) -> float:
     """The time one unit later, seen from then."""
     return max(at_s - 1, OLDEST_S)
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tests.explorer.search import Failure
-from tests.explorer.state import NAMES, Row, State
+from tests.explorer.state import RUNNER_NAMES, ScenarioRow, WorldState
 
 from vidflow.domain.leader import RunnerView
 from vidflow.domain.messages import Command, Deploy, End, Entry, Frame, Gap, Report, Result
 from vidflow.domain.scenario import State as Stage
 
 
-def lines(failure: Failure) -> Iterator[str]:
+def format_trace(failure: Failure) -> Iterator[str]:
     """The steps of the way to a failure, numbered, each with what it changed."""
-    before = summary(failure.way[0][1])
-    for number, (label, state) in enumerate(failure.way):
+    before = summary(failure.trace[0][1])
+    for number, (label, state) in enumerate(failure.trace):
         if number:
             yield f"{number:4}  {label}"
         after = summary(state)
@@ -27,16 +27,16 @@ def lines(failure: Failure) -> Iterator[str]:
     yield f"      {failure.text}"
 
 
-def summary(state: State) -> dict[str, str]:
+def summary(state: WorldState) -> dict[str, str]:
     """What there is, part by part; what is empty is left out."""
     parts: dict[str, str] = {}
     for index, row in enumerate(state.rows):
         parts[f"scenario {index}"] = _row(row)
         parts[f"results of {index} in Kafka"] = ", ".join(_result(message) for message in state.logs[index])
     parts["outbox"] = ", ".join(f"{_command(command)} for {name}" for name, command in state.outbox)
-    for name, runner in zip(NAMES, state.runners, strict=False):
+    for name, runner in zip(RUNNER_NAMES, state.runners, strict=False):
         workers = [
-            f"{worker.epoch} before frame {worker.number}"
+            f"{worker.epoch} before frame {worker.next_frame}"
             + (f", to finish: {worker.finishing}" if worker.finishing else "")
             for worker in runner.workers
             if worker
@@ -47,25 +47,23 @@ def summary(state: State) -> dict[str, str]:
         parts[f"commands for {name}"] = ", ".join(map(_command, runner.commands))
     for name, view in state.leader.views:
         parts[f"the leader knows of {name}"] = _view(view)
-    for index, found in enumerate(state.leader.found):
+    for index, found in enumerate(state.leader.findings):
         if found:
-            text = (
-                f"{found.finding.cause} (epoch {found.finding.epoch}), {sum(found.behind)} results to be caught up with"
-            )
+            text = f"{found.finding.cause} (epoch {found.finding.epoch}), {sum(found.results_left)} results to be caught up with"
             parts[f"the leader found of {index}"] = text
-    if state.hearing_s is None:
+    if state.probes_heard_since_s is None:
         parts["Kafka"] = "away"
-    if state.looked:
-        parts["the leader will write"] = ", ".join(event.kind for _, event in state.looked.events)
-    if state.late:
-        copy = state.late.copy
+    if state.pending_plan:
+        parts["the leader will write"] = ", ".join(event.kind for _, event in state.pending_plan.events)
+    if state.delayed_copy:
+        copy = state.delayed_copy.copy
         parts["a copy is kept"] = f"{_entries(copy.entries) if isinstance(copy, Report) else _command(copy)}"
     if state.backup and state.backup.rows:
         parts["backup"] = "; ".join(_row(row) for row in state.backup.rows)
     return {name: text for name, text in parts.items() if text}
 
 
-def _row(row: Row) -> str:
+def _row(row: ScenarioRow) -> str:
     scenario, progress = row.scenario, row.progress
     text = f"{scenario.state}, epoch {scenario.epoch}, attempt {scenario.attempt}, {progress.next_frame} frames stored"
     if scenario.runner:
@@ -101,13 +99,13 @@ def _command(command: Command) -> str:
 
 
 def _entries(entries: tuple[Entry, ...]) -> str:
-    return ", ".join(f"{one.epoch} {'running' if one.running else f'ended: {one.reason}'}" for one in entries)
+    return ", ".join(f"{one.epoch} {'running' if one.is_running else f'ended: {one.reason}'}" for one in entries)
 
 
 def _view(view: RunnerView) -> str:
     text = "nothing yet" if view.report is None else _entries(view.report.entries) or "an empty list"
     if view.report is not None and view.report.draining:
         text += ", draining"
-    if view.heard_s < 0:
-        text += f", silent for {-view.heard_s:.0f}"
+    if view.last_seen_s < 0:
+        text += f", silent for {-view.last_seen_s:.0f}"
     return text + (", marked" if view.mark is not None else "")

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Final
 
 from tests.conftest import SHARED
-from tests.faults import broken_rules, chaos, matrix, works
-from tests.faults.scene import scene
+from tests.faults import chaos, matrix, mutation_testing, workloads
+from tests.faults.system_under_test import run_system
 
 HIGHEST_SEED: Final = 10**6
 
@@ -42,43 +42,45 @@ def main() -> None:
     command = commands.add_parser("breaks")
     command.add_argument("--only", default="", help="rules that have one of these words: 'fence, cursor'")
     command.add_argument("--sound", action="store_true", help="the same cases with no rule broken: all must hold")
-    command.set_defaults(run=run_breaks, seed=None)
+    command.set_defaults(run=run_mutations, seed=None)
     given = arguments.parse_args()
-    say(f"{platform.platform()}, {os.cpu_count()} cores" + ("" if given.seed is None else f", seed {given.seed}"))
+    print_line(
+        f"{platform.platform()}, {os.cpu_count()} cores" + ("" if given.seed is None else f", seed {given.seed}")
+    )
     with tempfile.TemporaryDirectory(prefix="vidflow-faults-", ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o755)  # a server that runs as another user must find its own folder in it
         given.run(given, Path(folder))
 
 
 def run_matrix(given: argparse.Namespace, folder: Path) -> None:
-    done = [works.slow(folder, 240), works.sampled(folder, 60)]
-    with scene(folder / "data", done, log=given.keep_log) as now:
-        say(matrix.HEADER)
-        for row in matrix.play(now, matrix.cases(given.only), done, given.seed, given.freeze_s):
-            say(matrix.line(row))
+    done = [workloads.slow(folder, 240), workloads.sampled(folder, 60)]
+    with run_system(folder / "data", done, log=given.keep_log) as now:
+        print_line(matrix.HEADER)
+        for row in matrix.run_cases(now, matrix.cases(given.only), done, given.seed, given.freeze_s):
+            print_line(matrix.line(row))
 
 
 def run_chaos(given: argparse.Namespace, folder: Path) -> None:
-    done = [works.slow(folder, 60), works.slow(folder, 200), works.sampled(folder, 100)]
-    done += [works.bottles(SHARED)] if SHARED.is_dir() else []
-    with scene(folder / "data", done, log=given.keep_log) as now:
-        say(chaos.table(chaos.soak(now, done, given.minutes, given.seed)))
+    done = [workloads.slow(folder, 60), workloads.slow(folder, 200), workloads.sampled(folder, 100)]
+    done += [workloads.bottles(SHARED)] if SHARED.is_dir() else []
+    with run_system(folder / "data", done, log=given.keep_log) as now:
+        print_line(chaos.table(chaos.soak(now, done, given.minutes, given.seed)))
 
 
-def run_breaks(given: argparse.Namespace, folder: Path) -> None:
-    these = broken_rules.chosen(given.only)
-    these = broken_rules.sound(these) if given.sound else these
+def run_mutations(given: argparse.Namespace, folder: Path) -> None:
+    these = mutation_testing.select_cases(given.only)
+    these = mutation_testing.without_mutations(these) if given.sound else these
     felt: set[str] = set()
     with ExitStack() as end:
-        bench = broken_rules.Bench(folder, end)
-        say(f"{'without the rule':62} {'what befalls':44} {'s':>5}  what a check says")
-        for one, case, said, seconds in broken_rules.play(bench, these):
-            felt |= {one.broken.rule} if said is not None else set()
-            say(broken_rules.line(one, case, said, seconds))
-    say(f"{len(felt)} of {len({one.broken.rule for one in these})} are felt")
+        bench = mutation_testing.MutationTester(folder, end)
+        print_line(f"{'without the rule':62} {'what befalls':44} {'s':>5}  what a check says")
+        for one, case, said, seconds in mutation_testing.run_mutation_cases(bench, these):
+            felt |= {one.mutation.rule} if said is not None else set()
+            print_line(mutation_testing.line(one, case, said, seconds))
+    print_line(f"{len(felt)} of {len({one.mutation.rule for one in these})} are felt")
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 

@@ -11,32 +11,32 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from tests.integration.embedded import wait_until
+from tests.integration.server_owner import wait_until
 
-from vidflow.infra.embedded.kafka import EmbeddedKafka, new_id
-from vidflow.infra.embedded.process import free_ports
+from vidflow.infra.embedded.child_process import find_free_ports
+from vidflow.infra.embedded.kafka import EmbeddedKafka, new_kafka_id
 from vidflow.infra.kafka import admin
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.process.stopping import Stop
-from vidflow.settings import environment
+from vidflow.settings import read_environment_variable
 
 NODES: Final = 3
 REPLICAS: Final = 3
-IN_SYNC: Final = 2
+MIN_IN_SYNC: Final = 2
 SESSION_S: Final = 3.0
 """After how long without a heartbeat the controller gives a broker's partitions to others."""
 
 
-_OF_A_CLUSTER: Final = {
+_CLUSTER_PROPERTIES: Final = {
     "controller.quorum.election.timeout.ms": "1000",
     "controller.quorum.fetch.timeout.ms": "2000",
     "default.replication.factor": str(REPLICAS),
-    "min.insync.replicas": str(IN_SYNC),
+    "min.insync.replicas": str(MIN_IN_SYNC),
     "offsets.topic.replication.factor": str(REPLICAS),
     "transaction.state.log.replication.factor": str(REPLICAS),
-    "transaction.state.log.min.isr": str(IN_SYNC),
+    "transaction.state.log.min.isr": str(MIN_IN_SYNC),
     "share.coordinator.state.topic.replication.factor": str(REPLICAS),
-    "share.coordinator.state.topic.min.isr": str(IN_SYNC),
+    "share.coordinator.state.topic.min.isr": str(MIN_IN_SYNC),
     "broker.session.timeout.ms": str(int(SESSION_S * 1000)),
     "broker.heartbeat.interval.ms": "500",
 }
@@ -49,11 +49,11 @@ class Node(EmbeddedKafka):
         voters = ",".join(f"{node}@127.0.0.1:{controller}" for node, (_, controller) in enumerate(ports, 1))
         super().__init__(
             folder,
-            say=print,
+            notify=print,
             stop=Stop(),
             ports=ports[number - 1],
-            cache=environment("VIDFLOW_CACHE_DIR"),
-            more={**_OF_A_CLUSTER, "node.id": str(number), "controller.quorum.voters": voters},
+            cache=read_environment_variable("VIDFLOW_CACHE_DIR"),
+            extra_properties={**_CLUSTER_PROPERTIES, "node.id": str(number), "controller.quorum.voters": voters},
             cluster_id=cluster_id,
         )
         self.number = number
@@ -93,14 +93,14 @@ class Cluster:
 
     def leaders(self, topic: str) -> dict[int, int]:
         """The node that leads each partition of a topic, -1 where none does, as the brokers say that answer."""
-        client = admin.client(self.settings)
+        client = admin.create_admin(self.settings)
         return {
             number: one.leader for number, one in client.list_topics(topic, timeout=10).topics[topic].partitions.items()
         }
 
-    def in_sync(self, topic: str) -> bool:
+    def is_in_sync(self, topic: str) -> bool:
         """Whether each partition of a topic has all its replicas."""
-        client = admin.client(self.settings)
+        client = admin.create_admin(self.settings)
         partitions = client.list_topics(topic, timeout=10).topics[topic].partitions.values()
         return all(len(one.isrs) == REPLICAS for one in partitions)
 
@@ -108,15 +108,17 @@ class Cluster:
 @contextmanager
 def cluster(folder: Path) -> Iterator[Cluster]:
     """A cluster with its data in a folder, until the block ends."""
-    ports = free_ports(2 * NODES)
+    ports = find_free_ports(2 * NODES)
     pairs = list(zip(ports[::2], ports[1::2], strict=True))
-    cluster_id = new_id()
+    cluster_id = new_kafka_id()
     nodes = [Node(folder / f"node-{number}", number, pairs, cluster_id) for number in range(1, NODES + 1)]
     try:
         with ThreadPoolExecutor(NODES) as threads:
             list(threads.map(Node.start, nodes))
         made = Cluster(nodes)
-        wait_until(lambda: len(admin.client(made.settings).list_topics(timeout=10).brokers) == NODES, "all are there")
+        wait_until(
+            lambda: len(admin.create_admin(made.settings).list_topics(timeout=10).brokers) == NODES, "all are there"
+        )
         yield made
     finally:
         for node in nodes:

@@ -12,25 +12,25 @@ from contextlib import contextmanager
 from typing import Final, Self
 
 CHUNK: Final = 64 * 1024
-PATIENCE_S: Final = 5.0
+CONNECT_TIMEOUT_S: Final = 5.0
 
 
 class Proxy:
-    """Carries each connection to `port_behind()` of this machine, byte for byte, by two threads.
+    """Carries each connection to `target_port()` of this machine, byte for byte, by two threads.
 
     While it is cut, nothing comes through either way and nobody is told, as in a network that drops packets; what was sent
     meanwhile arrives once it is restored. (To the kernels at both ends the peer is still there: their own timeouts, which
     would notice a real cut sooner or later, do not. That is the harder case.)
     """
 
-    def __init__(self, port_behind: Callable[[], int]) -> None:
+    def __init__(self, target_port: Callable[[], int]) -> None:
         self.delay_s = 0.0
         """How long each byte is on its way, in each direction: half of a round trip. What is sent at once arrives at once."""
-        self.carried = 0
+        self.connections_accepted = 0
         """Connections so far."""
-        self._port_behind = port_behind
-        self._whole = threading.Event()
-        self._whole.set()
+        self._target_port = target_port
+        self._connected = threading.Event()
+        self._connected.set()
         self._refuses = False
         self._over = False
         self._open: set[socket.socket] = set()
@@ -46,21 +46,21 @@ class Proxy:
 
     def __exit__(self, *_: object) -> None:
         self._over = True
-        self._whole.set()
+        self._connected.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.hang_up()
-        self._thread.join(PATIENCE_S)
+        self._thread.join(CONNECT_TIMEOUT_S)
 
     @contextmanager
     def cut(self) -> Iterator[None]:
         """Lets nothing through while the block lasts, and says nothing."""
-        self._whole.clear()
+        self._connected.clear()
         try:
             yield
         finally:
-            self._whole.set()
+            self._connected.set()
 
     @contextmanager
     def refusing(self) -> Iterator[None]:
@@ -97,11 +97,11 @@ class Proxy:
 
     def _join(self, front: socket.socket) -> None:
         """Finds the one behind, and carries what comes from it; what goes to it is another thread's."""
-        self._whole.wait()
+        self._connected.wait()
         try:
             if self._refuses or self._over:
                 raise ConnectionRefusedError
-            back = socket.create_connection(("127.0.0.1", self._port_behind()), PATIENCE_S)
+            back = socket.create_connection(("127.0.0.1", self._target_port()), CONNECT_TIMEOUT_S)
         except OSError:
             _close(front)
             return
@@ -110,7 +110,7 @@ class Proxy:
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with self._lock:
             self._open |= {front, back}
-        self.carried += 1
+        self.connections_accepted += 1
         there = threading.Thread(target=self._carry, args=(front, back), name=f"proxy {self.port} there", daemon=True)
         there.start()
         self._carry(back, front)
@@ -143,7 +143,7 @@ class Proxy:
             due_s, chunk = under_way.get()
             if (left_s := due_s - time.monotonic()) > 0:
                 never.wait(left_s)
-            self._whole.wait()
+            self._connected.wait()
             if not chunk:
                 return
             try:

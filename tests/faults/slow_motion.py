@@ -9,7 +9,7 @@ from typing import Final
 
 from vidflow.domain.detections import Detection
 from vidflow.domain.messages import Parameters
-from vidflow.infra.models.detector import wanted
+from vidflow.infra.models.detector import build_filter
 from vidflow.infra.models.model import Picture
 from vidflow.infra.models.motion import LABEL, MotionModel
 from vidflow.infra.models.spec import Bundle, Thresholds
@@ -28,7 +28,7 @@ class SlowMotion(MotionModel):
 
 
 def load(_bundle: Bundle | None, parameters: Parameters) -> SlowMotion:
-    return SlowMotion(wanted(Thresholds(), (LABEL,), parameters.score_threshold, parameters.labels))
+    return SlowMotion(build_filter(Thresholds(), (LABEL,), parameters.score_threshold, parameters.labels))
 
 
 def install(folder: Path) -> Path:

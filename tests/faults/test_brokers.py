@@ -14,12 +14,20 @@ import httpx
 import psycopg
 import pytest
 from confluent_kafka import KafkaException
-from tests.faults import checks, works
+from tests.faults import checks, workloads
 from tests.faults.cluster import Cluster, Node, cluster
-from tests.faults.flow import watched
-from tests.faults.scene import Scene, scene
-from tests.integration.delivery import frames, remove_topics, running, say, scenario, send, stored
-from tests.integration.embedded import wait_until
+from tests.faults.progress_watch import watched_progress
+from tests.faults.system_under_test import SystemUnderTest, run_system
+from tests.integration.delivery import (
+    frames,
+    insert_progress,
+    print_figure,
+    remove_topics,
+    running_role,
+    send_results,
+    stored_frame_numbers,
+)
+from tests.integration.server_owner import wait_until
 
 from vidflow.domain.messages import PARTITIONS, RESULTS
 from vidflow.infra.kafka import admin, errors, offsets, topics
@@ -33,7 +41,7 @@ pytestmark = [pytest.mark.long, pytest.mark.whole, pytest.mark.fault, pytest.mar
 ELECTED_S = 120.0
 FREEZE_S = 15.0
 """Longer than the brokers' session: the others take over what it leads."""
-LOOK_S = 0.1
+POLL_S = 0.1
 
 
 @pytest.fixture(scope="module")
@@ -43,21 +51,23 @@ def brokers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def load(tmp_path_factory: pytest.TempPathFactory) -> list[works.Work]:
+def load(tmp_path_factory: pytest.TempPathFactory) -> list[workloads.Workload]:
     folder = tmp_path_factory.mktemp("clips")
-    return [works.slow(folder, 600), works.slow(folder, 500)]
+    return [workloads.slow(folder, 600), workloads.slow(folder, 500)]
 
 
 @pytest.fixture(scope="module")
-def now(tmp_path_factory: pytest.TempPathFactory, brokers: Cluster, load: list[works.Work]) -> Iterator[Scene]:
-    with scene(tmp_path_factory.mktemp("vidflow"), load, kafka=brokers.settings) as made:
+def system(
+    tmp_path_factory: pytest.TempPathFactory, brokers: Cluster, load: list[workloads.Workload]
+) -> Iterator[SystemUnderTest]:
+    with run_system(tmp_path_factory.mktemp("vidflow"), load, kafka=brokers.settings) as made:
         yield made
 
 
-class Watcher:
+class HealthWatch:
     """Looks on from beside: what the health check says is missing, and whether a stored position ever goes back."""
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: SystemUnderTest) -> None:
         self.missing: Counter[str] = Counter()
         self.went_back: list[tuple[int, int, int]] = []
         self.over = threading.Event()
@@ -65,9 +75,9 @@ class Watcher:
 
     def watch(self) -> None:
         seen: dict[int, int] = {}
-        url = f"{self._scene.parts.url}/health/system"
-        with psycopg.connect(self._scene.parts.database_url, autocommit=True) as tables, httpx.Client() as http:
-            while not self.over.wait(LOOK_S):
+        url = f"{self._scene.processes.url}/health/system"
+        with psycopg.connect(self._scene.processes.database_url, autocommit=True) as tables, httpx.Client() as http:
+            while not self.over.wait(POLL_S):
                 self.missing.update(http.get(url).json().get("missing", []))
                 rows = tables.execute("SELECT partition, position FROM inbox_partitions").fetchall()
                 self.went_back += [(one, seen[one], at) for one, at in rows if at < seen.get(one, 0)]
@@ -75,8 +85,8 @@ class Watcher:
 
 
 @contextmanager
-def watching(scene: Scene) -> Iterator[Watcher]:
-    watcher = Watcher(scene)
+def watched_health(scene: SystemUnderTest) -> Iterator[HealthWatch]:
+    watcher = HealthWatch(scene)
     thread = threading.Thread(target=watcher.watch, name="watches health and positions")
     thread.start()
     try:
@@ -86,7 +96,7 @@ def watching(scene: Scene) -> Iterator[Watcher]:
         thread.join()
 
 
-def until_elected(brokers: Cluster, gone: Node) -> None:
+def wait_until_elected(brokers: Cluster, gone: Node) -> None:
     """Returns once the other brokers lead all that the one that is gone has led."""
     others = {node.number for node in brokers.nodes} - {gone.number}
 
@@ -99,70 +109,76 @@ def until_elected(brokers: Cluster, gone: Node) -> None:
     wait_until(all_led, "the others lead", ELECTED_S)
 
 
-def until_in_sync(brokers: Cluster) -> None:
-    wait_until(lambda: all(brokers.in_sync(topic) for topic in PARTITIONS), "all replicas are in sync", 60)
+def wait_until_in_sync(brokers: Cluster) -> None:
+    wait_until(lambda: all(brokers.is_in_sync(topic) for topic in PARTITIONS), "all replicas are in sync", 60)
 
 
-def repeats(scene: Scene) -> int:
-    with scene.tables() as tables:
+def count_repeats(scene: SystemUnderTest) -> int:
+    with scene.connect() as tables:
         [(count,)] = tables.execute("SELECT coalesce(sum(repeats), 0)::int FROM scenario_progress").fetchall()
     return int(count)
 
 
-def struck(now: Scene, brokers: Cluster, load: list[works.Work], node: Node, blow: Any) -> None:
+def check_broker_fault(
+    now: SystemUnderTest, brokers: Cluster, load: list[workloads.Workload], node: Node, fault: Any
+) -> None:
     """Strikes one broker while two scenarios are under way, and checks what clients see."""
-    until_in_sync(brokers)
-    uuids = [now.begin(work) for work in load]
+    wait_until_in_sync(brokers)
+    uuids = [now.create_scenario(work) for work in load]
     for uuid in uuids:
-        now.under_way(uuid)
-    with watching(now) as watcher, watched(now.parts.database_url) as flow:
+        now.wait_until_running(uuid)
+    with watched_health(now) as watcher, watched_progress(now.processes.database_url) as flow:
         struck_s = time.monotonic()
-        with blow(node):
-            until_elected(brokers, node)
+        with fault(node):
+            wait_until_elected(brokers, node)
             elected_s = time.monotonic()
-            wait_until(lambda: flow.next_s(elected_s) is not None, "frames are stored again", 60)
+            wait_until(lambda: flow.first_change_after_s(elected_s) is not None, "frames are stored again", 60)
             pause_s = flow.longest_pause_s(struck_s)
             for uuid in uuids:
-                assert now.vidflow.ended(uuid)["outcome"] == "completed"
-        until_in_sync(brokers)
-    say(
-        f"{blow.__name__} of broker {node.number}: elected after {elected_s - struck_s:.1f} s, longest pause {pause_s:.1f} s, "
-        f"flow {flow.next_s(elected_s):.1f} s after the election"
+                assert now.vidflow.wait_until_inactive(uuid)["outcome"] == "completed"
+        wait_until_in_sync(brokers)
+    print_figure(
+        f"{fault.__name__} of broker {node.number}: elected after {elected_s - struck_s:.1f} s, longest pause {pause_s:.1f} s, "
+        f"flow {flow.first_change_after_s(elected_s):.1f} s after the election"
     )
     assert watcher.missing["inbox"] == 0, watcher.missing
     assert watcher.went_back == []
-    assert repeats(now) == 0
-    checks.all_hold(now)
+    assert count_repeats(now) == 0
+    checks.check_all(now)
 
 
 def test_partitions_without_a_leader_are_unknown_and_nothing_is_read_again(brokers: Cluster, database_url: str) -> None:
     """With one replica a partition has no leader for as long as its broker is gone."""
     settings, victim = brokers.settings, brokers.nodes[1]
-    topics.create_topics(settings, topics.Wanted(replication_factor=1))
+    topics.create_topics(settings, topics.TopicRequirements(replication_factor=1))
     options = InboxOptions(database_url=database_url, kafka=settings)
-    with connect(database_url, name="test") as tables, running(inbox.run, options):
-        uuids = [scenario(tables) for _ in range(24)]
+    with connect(database_url, name="test") as tables, running_role(inbox.run, options):
+        uuids = [insert_progress(tables) for _ in range(24)]
         for uuid in uuids:
-            send(settings, *frames(uuid, range(50)))
-        wait_until(lambda: all(len(stored(tables, uuid)) == 50 for uuid in uuids), "all is stored")
+            send_results(settings, *frames(uuid, range(50)))
+        wait_until(lambda: all(len(stored_frame_numbers(tables, uuid)) == 50 for uuid in uuids), "all is stored")
         before = positions(tables)
         gone = {number for number, leader in brokers.leaders(RESULTS).items() if leader == victim.number}
         assert 0 < len(gone) < PARTITIONS[RESULTS]
         led = set(range(PARTITIONS[RESULTS])) - gone
         brokers.kill(victim)
-        client = admin.client(settings)
-        wait_until(lambda: offsets.known_end_offsets(client, RESULTS, before).keys() == led, "it has no leaders", 60)
+        client = admin.create_admin(settings)
+        wait_until(
+            lambda: offsets.read_available_end_offsets(client, RESULTS, before).keys() == led, "it has no leaders", 60
+        )
         with pytest.raises(errors.KafkaAway, match="no broker leads partition"):
-            offsets.end_offsets(client, RESULTS)
-        since = inbox_partitions.database_time(tables)
+            offsets.read_end_offsets(client, RESULTS)
+        since = inbox_partitions.read_database_time(tables)
         wait_until(lambda: marked(tables, "caught_up_at", since) == led, "the others are caught up with", 60)
         everything = "greatest(caught_up_at, seen_at)"
         wait_until(lambda: marked(tables, everything, since) == set(before), "the inbox holds them all", 60)
         assert positions(tables) == before
         victim.start()
         for uuid in uuids:
-            send(settings, *frames(uuid, range(50, 60)))
-        wait_until(lambda: all(stored(tables, uuid) == list(range(60)) for uuid in uuids), "it reads on", 60)
+            send_results(settings, *frames(uuid, range(50, 60)))
+        wait_until(
+            lambda: all(stored_frame_numbers(tables, uuid) == list(range(60)) for uuid in uuids), "it reads on", 60
+        )
         assert [results.read_progress(tables, [uuid])[uuid].repeats for uuid in uuids] == [0] * len(uuids)
     remove_topics(settings)
 
@@ -185,17 +201,21 @@ def killed(node: Node) -> Iterator[None]:
     node.start()
 
 
-def test_the_controller_is_killed(now: Scene, brokers: Cluster, load: list[works.Work]) -> None:
-    struck(now, brokers, load, brokers.controller(), killed)
+def test_the_controller_is_killed(system: SystemUnderTest, brokers: Cluster, load: list[workloads.Workload]) -> None:
+    check_broker_fault(system, brokers, load, brokers.controller(), killed)
 
 
 @pytest.mark.whole
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_a_broker_is_killed(now: Scene, brokers: Cluster, load: list[works.Work], number: int) -> None:
-    struck(now, brokers, load, brokers.nodes[number - 1], killed)
+def test_a_broker_is_killed(
+    system: SystemUnderTest, brokers: Cluster, load: list[workloads.Workload], number: int
+) -> None:
+    check_broker_fault(system, brokers, load, brokers.nodes[number - 1], killed)
 
 
 @pytest.mark.whole
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_a_broker_stands_still(now: Scene, brokers: Cluster, load: list[works.Work], number: int) -> None:
-    struck(now, brokers, load, brokers.nodes[number - 1], brokers.frozen)
+def test_a_broker_stands_still(
+    system: SystemUnderTest, brokers: Cluster, load: list[workloads.Workload], number: int
+) -> None:
+    check_broker_fault(system, brokers, load, brokers.nodes[number - 1], brokers.frozen)

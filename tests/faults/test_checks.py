@@ -9,10 +9,10 @@ import psycopg
 import pytest
 from psycopg.rows import namedtuple_row
 from tests.faults import checks
-from tests.faults.broken import Broken
+from tests.faults.violation import InvariantViolation
 
 UUID = "01a20e0e-89d7-7249-83a0-0bbb819d329b"
-GOOD = """
+VALID_SCENARIO = """
 INSERT INTO scenarios (scenario_uuid, state, outcome, epoch, runner, source, model, fps)
 VALUES ('{uuid}', 'inactive', 'completed', 20, 'second', '/clip.mp4', 'motion', 'all');
 INSERT INTO scenario_history (scenario_uuid, number, from_state, to_state, epoch, attempt, reason) VALUES
@@ -29,7 +29,7 @@ INSERT INTO scenario_results (scenario_uuid, frame_number, epoch, pts, time_s, w
     ('{uuid}', 0, 10, 0, 0, 96, 64, '', '[]'), ('{uuid}', 1, 20, 40, 0.04, 96, 64, '', '[]'),
     ('{uuid}', 2, 20, 80, 0.08, 96, 64, '', '[]');
 """
-WRONG = {
+VIOLATIONS = {
     "a move is missing": (3, "DELETE FROM scenario_history WHERE number = 5"),
     "a move is not in the table": (3, "UPDATE scenario_history SET to_state = 'inactive' WHERE number = 7"),
     "the history ends elsewhere": (3, "DELETE FROM scenario_history WHERE number = 8"),
@@ -54,42 +54,42 @@ FRAMES = [{"frame_number": number, "detections": [number]} for number in range(3
 def tables(database_url: str) -> Iterator[psycopg.Connection[Any]]:
     """Tables with one scenario that is as it should be; as if they had never been, afterwards."""
     with psycopg.connect(database_url, row_factory=namedtuple_row) as connection:
-        connection.execute(GOOD.format(uuid=UUID))
+        connection.execute(VALID_SCENARIO.format(uuid=UUID))
         yield connection
         connection.rollback()
 
 
 def check(tables: psycopg.Connection[Any]) -> None:
-    assert checks.check_1_known(tables, [UUID]) == [UUID]
+    assert checks.check_1_created(tables, [UUID]) == [UUID]
     checks.check_2_outbox(tables)
-    checks.check_3_path(tables, UUID)
+    checks.check_3_history(tables, UUID)
     checks.check_4_epochs(tables, UUID)
     checks.check_5_rows(tables, UUID)
 
 
 def test_what_is_as_it_should_be_passes(tables: psycopg.Connection[Any]) -> None:
     check(tables)
-    checks.same_frames(UUID, "completed", FRAMES, FRAMES)
-    checks.same_frames(UUID, "stopped", FRAMES[:2], FRAMES)
+    checks.check_frames(UUID, "completed", FRAMES, FRAMES)
+    checks.check_frames(UUID, "stopped", FRAMES[:2], FRAMES)
 
 
-@pytest.mark.parametrize("what", WRONG)
+@pytest.mark.parametrize("what", VIOLATIONS)
 def test_what_is_wrong_in_the_tables_is_found(tables: psycopg.Connection[Any], what: str) -> None:
-    number, statement = WRONG[what]
+    number, statement = VIOLATIONS[what]
     tables.execute(statement)
-    with pytest.raises(Broken, match=f"invariant {number}:"):
+    with pytest.raises(InvariantViolation, match=f"invariant {number}:"):
         check(tables)
 
 
 def test_a_scenario_that_a_client_knows_and_nobody_else_is_found(tables: psycopg.Connection[Any]) -> None:
-    with pytest.raises(Broken, match="invariant 1:"):
-        checks.check_1_known(tables, [UUID, "01a20e0e-0000-7249-83a0-0bbb819d329b"])
+    with pytest.raises(InvariantViolation, match="invariant 1:"):
+        checks.check_1_created(tables, [UUID, "01a20e0e-0000-7249-83a0-0bbb819d329b"])
 
 
 def test_a_message_that_stays_in_the_outbox_is_found(
     tables: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "OUTBOX_S", 0.1)
+    monkeypatch.setattr(checks, "OUTBOX_LIMIT_S", 0.1)
     tables.execute("INSERT INTO outbox (epoch, topic, key, kind, payload) VALUES (1, 't', 'k', 'ping', '')")
     with pytest.raises(AssertionError, match="invariant 2:"):
         checks.check_2_outbox(tables)
@@ -105,5 +105,5 @@ def test_a_message_that_stays_in_the_outbox_is_found(
     ],
 )
 def test_frames_that_an_undisturbed_run_did_not_see_are_found(outcome: str, frames: list[Any], number: int) -> None:
-    with pytest.raises(Broken, match=f"invariant {number}:"):
-        checks.same_frames(UUID, outcome, frames, FRAMES)
+    with pytest.raises(InvariantViolation, match=f"invariant {number}:"):
+        checks.check_frames(UUID, outcome, frames, FRAMES)

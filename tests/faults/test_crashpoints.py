@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.faults import checks, works
-from tests.faults.scene import Scene, environment, scene
-from tests.integration.embedded import wait_until
+from tests.faults import checks, workloads
+from tests.faults.system_under_test import SystemUnderTest, environment_variables, run_system
+from tests.integration.server_owner import wait_until
 
 import vidflow
 
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.long, pytest.mark.fault, pytest.mark.timeout(240)]
 PASSES = {"relay": 2, "inbox": 2, "orchestrator": 2, "worker.before_frame": 7, "worker.after_frame": 7}
 """At which pass it dies, by point or role: in the midst of the work rather than at its first step. Else at the first."""
 HIT_S = 60.0
-MOST_SCENARIOS = 5
+MAX_SCENARIOS = 5
 
 
 def points() -> list[str]:
@@ -31,42 +31,42 @@ def points() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def now(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SystemUnderTest]:
     folder = tmp_path_factory.mktemp("crash-points")
-    with scene(folder / "data", [works.slow(folder, 40)], runners=1, orchestrators=1, relays=1) as now:
+    with run_system(folder / "data", [workloads.slow(folder, 40)], runners=1, orchestrators=1, relays=1) as now:
         yield now
 
 
-def start_armed(now: Scene, role: str, point: str) -> None:
+def restart_with_crash_point(now: SystemUnderTest, role: str, point: str) -> None:
     """Lets the role be started anew with the point armed, and what is started behind it without."""
-    [before] = now.parts.pids()[role]
+    [before] = now.processes.pids()[role]
     passes = PASSES.get(point) or PASSES.get(role) or 1
-    with environment(VIDFLOW_CRASHPOINTS=f"{point}:{passes}"):
+    with environment_variables(VIDFLOW_CRASHPOINTS=f"{point}:{passes}"):
         os.kill(before, signal.SIGTERM)
-        wait_until(lambda: set(now.parts.pids()[role]) not in ({before}, set()), f"{role} is started anew", HIT_S)
+        wait_until(lambda: set(now.processes.pids()[role]) not in ({before}, set()), f"{role} is started anew", HIT_S)
 
 
-def work_until(now: Scene, hit: Callable[[], bool], what: str) -> None:
+def create_until(now: SystemUnderTest, hit: Callable[[], bool], what: str) -> None:
     """Lets there be work until it happens: one scenario may be over by fewer passes than were asked for."""
-    [work] = now.undisturbed
-    for _ in range(MOST_SCENARIOS):
-        uuid = now.begin(work)
+    [work] = now.reference_frames
+    for _ in range(MAX_SCENARIOS):
+        uuid = now.create_scenario(work)
         wait_until(lambda: hit() or now.vidflow.scenario(uuid)["state"] == "inactive", what, HIT_S)  # noqa: B023
         if hit():
             return
-    raise AssertionError(f"not in {MOST_SCENARIOS} scenarios: {what}")
+    raise AssertionError(f"not in {MAX_SCENARIOS} scenarios: {what}")
 
 
 @pytest.mark.parametrize("point", points())
-def test_invariants_1_to_8_hold_after_a_kill_at_the_point(now: Scene, point: str) -> None:
+def test_invariants_1_to_8_hold_after_a_kill_at_the_point(system: SystemUnderTest, point: str) -> None:
     role = "runner" if point.startswith("worker.") else point.partition(".")[0]
-    now.until_whole()
-    said = len(now.said)
-    start_armed(now, role, point)
+    system.wait_until_recovered()
+    said = len(system.log_lines)
+    restart_with_crash_point(system, role, point)
     died = r"worker_ended.*SIGKILL" if point.startswith("worker.") else rf"dev: {role} was killed by SIGKILL"
-    work_until(now, lambda: any(re.search(died, line) for line in now.said[said:]), f"{point} is hit")
-    now.until_whole()
-    checks.all_hold(now)
+    create_until(system, lambda: any(re.search(died, line) for line in system.log_lines[said:]), f"{point} is hit")
+    system.wait_until_recovered()
+    checks.check_all(system)
 
 
 def test_every_crash_point_is_named_by_a_literal_so_that_the_search_finds_it() -> None:

@@ -6,10 +6,10 @@ import random
 from collections.abc import Iterator
 
 import pytest
-from tests.faults import checks, works
-from tests.faults.copies import copied
-from tests.faults.scene import Scene, scene
-from tests.faults.strikes import Fault, Victim, aim, strike
+from tests.faults import checks, workloads
+from tests.faults.duplication import duplicated_messages
+from tests.faults.injection import Fault, Victim, inject, wait_for_victim
+from tests.faults.system_under_test import SystemUnderTest, run_system
 
 from vidflow.domain.messages import INIT_SCENARIO, RESULTS, RUNNER_EVENTS, commands_topic
 
@@ -22,26 +22,28 @@ TOPICS = [INIT_SCENARIO, commands_topic("default"), RUNNER_EVENTS, RESULTS]
 
 
 @pytest.fixture(scope="module")
-def now(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SystemUnderTest]:
     folder = tmp_path_factory.mktemp("messages")
-    with scene(folder / "data", [works.slow(folder, 160), works.sampled(folder, 40)]) as now:
+    with run_system(folder / "data", [workloads.slow(folder, 160), workloads.sampled(folder, 40)]) as now:
         yield now
 
 
 @pytest.mark.parametrize("victim", [Victim.RUNNER, Victim.WORKER, Victim.LEADER, Victim.RELAY])
-def test_invariants_1_to_8_hold_where_messages_come_again_late_and_out_of_order(now: Scene, victim: Victim) -> None:
-    slow, sampled = now.undisturbed
+def test_invariants_1_to_8_hold_where_messages_come_again_late_and_out_of_order(
+    system: SystemUnderTest, victim: Victim
+) -> None:
+    slow, sampled = system.reference_frames
     chance = random.Random(SEED)  # noqa: S311
-    with copied(now.parts.kafka, TOPICS, seed=SEED, late_s=LATE_S) as copies:
-        uuids = [now.begin(work) for work in (slow, slow, sampled, slow)]
-        now.under_way(uuids[0])
-        strike(Fault.KILL, victim, aim(now.parts, victim, chance), 0)
-        now.until_shut_down(uuids[3])
-        now.until_settled()
-        now.under_way(now.begin(slow))
-        strike(Fault.KILL, victim, aim(now.parts, victim, chance), 0)
-        now.until_settled()
+    with duplicated_messages(system.processes.kafka, TOPICS, seed=SEED, late_s=LATE_S) as copies:
+        uuids = [system.create_scenario(work) for work in (slow, slow, sampled, slow)]
+        system.wait_until_running(uuids[0])
+        inject(Fault.KILL, victim, wait_for_victim(system.processes, victim, chance), 0)
+        system.ensure_shut_down(uuids[3])
+        system.wait_until_all_inactive()
+        system.wait_until_running(system.create_scenario(slow))
+        inject(Fault.KILL, victim, wait_for_victim(system.processes, victim, chance), 0)
+        system.wait_until_all_inactive()
     assert copies.sent > 200
-    assert copies.overtaken > 50
-    now.until_whole()
-    assert checks.all_hold(now).absorbed > 100
+    assert copies.copies_reordered > 50
+    system.wait_until_recovered()
+    assert checks.check_all(system).duplicate_frames > 100

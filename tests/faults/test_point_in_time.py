@@ -12,12 +12,12 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from tests.integration.embedded import wait_until
+from tests.integration.server_owner import wait_until
 
 from vidflow.domain.messages import Parameters
-from vidflow.infra.embedded.postgres import EmbeddedPostgres, programs
+from vidflow.infra.embedded.postgres import EmbeddedPostgres, programs_folder
 from vidflow.infra.postgres import migrations, scenarios
-from vidflow.infra.postgres.connection import connect, for_programs
+from vidflow.infra.postgres.connection import connect, split_secrets
 from vidflow.infra.process.stopping import Stop
 
 pytestmark = [pytest.mark.long, pytest.mark.fault, pytest.mark.timeout(300)]
@@ -42,7 +42,7 @@ def archive(tmp_path: Path) -> Path:
 @pytest.fixture
 def archiving(tmp_path: Path, archive: Path) -> Iterator[EmbeddedPostgres]:
     """A server that archives its log."""
-    server = EmbeddedPostgres(tmp_path / "one", say=print, stop=Stop())
+    server = EmbeddedPostgres(tmp_path / "one", notify=print, stop=Stop())
     try:
         server.start()
         for setting, value in (
@@ -52,7 +52,7 @@ def archiving(tmp_path: Path, archive: Path) -> Iterator[EmbeddedPostgres]:
             with psycopg.connect(server.url, autocommit=True) as tables:
                 tables.execute(f"ALTER SYSTEM SET {setting} = '{value}'")
         server.stop()
-        server = EmbeddedPostgres(tmp_path / "one", say=print, stop=Stop())
+        server = EmbeddedPostgres(tmp_path / "one", notify=print, stop=Stop())
         yield server.start()
     finally:
         server.stop()
@@ -63,16 +63,21 @@ def init(url: str) -> str:
         source="http://a/b.mp4", model="motion", model_sha256=None, fps="all", priority=0, parameters=Parameters()
     )
     with connect(url, name="test") as tables:
-        return scenarios.insert(tables, new).scenario_uuid
+        return scenarios.insert_scenario(tables, new).scenario_uuid
 
 
 def base_backup(url: str, target: Path) -> None:
-    connection, secrets = for_programs(url)
-    command = [str(programs() / "pg_basebackup"), f"--dbname={connection}", "--checkpoint=fast", f"--pgdata={target}"]
+    connection, secrets = split_secrets(url)
+    command = [
+        str(programs_folder() / "pg_basebackup"),
+        f"--dbname={connection}",
+        "--checkpoint=fast",
+        f"--pgdata={target}",
+    ]
     subprocess.run(command, env={**os.environ, **secrets}, check=True)
 
 
-def now(url: str) -> datetime.datetime:
+def database_time(url: str) -> datetime.datetime:
     with psycopg.connect(url) as tables:
         [(at,)] = tables.execute("SELECT clock_timestamp()").fetchall()
     assert isinstance(at, datetime.datetime)
@@ -99,7 +104,7 @@ def recover(folder: Path, data: Path, password: Path, archive: Path, moment: dat
         settings.write(f"recovery_target_time = '{moment.isoformat()}'\nrecovery_target_action = 'promote'\n")
     (folder / "data" / "recovery.signal").touch()
     give_to_the_server(folder)
-    return EmbeddedPostgres(folder, say=print, stop=Stop())
+    return EmbeddedPostgres(folder, notify=print, stop=Stop())
 
 
 def test_a_database_comes_back_as_it_was_at_a_moment(
@@ -109,7 +114,7 @@ def test_a_database_comes_back_as_it_was_at_a_moment(
     in_the_base = init(archiving.url)
     base_backup(archiving.url, tmp_path / "base")
     before = init(archiving.url)
-    moment = now(archiving.url)
+    moment = database_time(archiving.url)
     init(archiving.url)
     archive_all(archiving.url)
     archiving.stop()

@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 import psycopg
 import pytest
-from tests.integration.delivery import log_of
-from tests.integration.embedded import wait_until
-from tests.integration.vidflows import DONE_S, Vidflow, running
+from tests.integration.delivery import read_topic
+from tests.integration.server_owner import wait_until
+from tests.integration.vidflow_process import DONE_LIMIT_S, VidflowClient, running_vidflow
 
 from vidflow.domain.messages import RESULTS, decode_result
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
@@ -24,60 +24,60 @@ pytestmark = [pytest.mark.long, pytest.mark.whole, pytest.mark.fault, pytest.mar
 CLIP, FPS = "videos/one-by-one-person.mp4", 3
 
 
-class Later(msgspec.Struct):
+class ProgressAfterBackup(msgspec.Struct):
     """What a vidflow had done when its database was set back: the scenarios of the backup, and the newest epochs in Kafka."""
 
-    known: list[str]
-    unknown: str
+    backed_up: list[str]
+    created_later: str
     frames: list[dict[str, Any]]
     epochs: dict[str, int]
 
 
-def until_stored(vidflow: Vidflow, uuid: str, frames: int) -> None:
-    wait_until(lambda: vidflow.scenario(uuid)["frames_stored"] >= frames, f"{uuid} has {frames} frames", DONE_S)
+def wait_until_stored(vidflow: VidflowClient, uuid: str, frames: int) -> None:
+    wait_until(lambda: vidflow.scenario(uuid)["frames_stored"] >= frames, f"{uuid} has {frames} frames", DONE_LIMIT_S)
 
 
-def go_on_past_a_backup(vidflow: Vidflow, shared: Path, folder: Path) -> Later:
+def run_past_backup(vidflow: VidflowClient, shared: Path, folder: Path) -> ProgressAfterBackup:
     """Of the scenarios of the backup one has ended, two are under way, one waits; it goes on until a later one is under way.
 
     That one, born behind the backup, is lost with everything else that came later: this is what restoring means.
     """
     clip = shared / CLIP
-    ended = vidflow.init(clip, "motion", FPS)
-    assert vidflow.ended(ended)["outcome"] == "completed"
+    ended = vidflow.create_scenario(clip, "motion", FPS)
+    assert vidflow.wait_until_inactive(ended)["outcome"] == "completed"
     frames = vidflow.frames(ended)
-    short = vidflow.init(clip, "motion", FPS, priority=10)
-    beside = vidflow.init(clip, "motion", FPS)
-    waiting = vidflow.init(clip, "motion", FPS, priority=-10)
-    until_stored(vidflow, short, 20)
-    until_stored(vidflow, beside, 5)
-    backup.backup(vidflow.stack.database_url, folder, replace=False, say=print)
-    assert vidflow.ended(short)["outcome"] == "completed"
-    born_later = vidflow.init(clip, "motion", FPS, priority=10)
-    until_stored(vidflow, born_later, 5)
-    return Later([ended, short, beside, waiting], born_later, frames, newest_epochs(vidflow))
+    short = vidflow.create_scenario(clip, "motion", FPS, priority=10)
+    beside = vidflow.create_scenario(clip, "motion", FPS)
+    waiting = vidflow.create_scenario(clip, "motion", FPS, priority=-10)
+    wait_until_stored(vidflow, short, 20)
+    wait_until_stored(vidflow, beside, 5)
+    backup.write_backup(vidflow.stack.database_url, folder, replace=False, notify=print)
+    assert vidflow.wait_until_inactive(short)["outcome"] == "completed"
+    born_later = vidflow.create_scenario(clip, "motion", FPS, priority=10)
+    wait_until_stored(vidflow, born_later, 5)
+    return ProgressAfterBackup([ended, short, beside, waiting], born_later, frames, newest_epochs(vidflow))
 
 
-def newest_epochs(vidflow: Vidflow) -> dict[str, int]:
+def newest_epochs(vidflow: VidflowClient) -> dict[str, int]:
     newest: dict[str, int] = {}
-    for message in log_of(vidflow.stack.kafka, RESULTS):
+    for message in read_topic(vidflow.stack.kafka, RESULTS):
         result = decode_result(message.value())
         newest[result.scenario_uuid] = max(newest.get(result.scenario_uuid, 0), result.epoch)
     return newest
 
 
-def assert_reconciled(vidflow: Vidflow, later: Later) -> None:
-    for uuid in later.known:
-        end = vidflow.ended(uuid)
+def assert_reconciled(vidflow: VidflowClient, later: ProgressAfterBackup) -> None:
+    for uuid in later.backed_up:
+        end = vidflow.wait_until_inactive(uuid)
         assert (end["outcome"], end["error"]) == ("completed", None), uuid
         assert vidflow.frames(uuid) == later.frames
-    assert vidflow.http.get(f"/scenario/{later.unknown}").status_code == 404
-    wait_until(lambda: nothing_left(vidflow), "outbox and runners are empty", DONE_S)
+    assert vidflow.http.get(f"/scenario/{later.created_later}").status_code == 404
+    wait_until(lambda: nothing_left(vidflow), "outbox and runners are empty", DONE_LIMIT_S)
     with connect(vidflow.stack.database_url, name="test") as tables:
         assert retention.default_span_ms(tables) is None  # all results lie in the leader's partitions
 
 
-def nothing_left(vidflow: Vidflow) -> bool:
+def nothing_left(vidflow: VidflowClient) -> bool:
     with psycopg.connect(vidflow.stack.database_url) as tables:
         [(waiting,)] = tables.execute("SELECT count(*) FROM outbox WHERE published_at IS NULL").fetchall()
         [(used,)] = tables.execute(
@@ -93,10 +93,10 @@ def database_time(url: str) -> datetime.datetime:
     return now
 
 
-def assert_no_epoch_twice(vidflow: Vidflow, later: Later, restored_at: datetime.datetime) -> None:
+def assert_no_epoch_twice(vidflow: VidflowClient, later: ProgressAfterBackup, restored_at: datetime.datetime) -> None:
     """Every epoch that was given out behind the restore is newer than all that Kafka held by then."""
     with psycopg.connect(vidflow.stack.database_url) as tables:
-        for uuid in later.known:
+        for uuid in later.backed_up:
             moves = tables.execute(
                 "SELECT epoch, at > %s FROM scenario_history WHERE scenario_uuid = %s ORDER BY number",
                 (restored_at, uuid),
@@ -108,21 +108,21 @@ def assert_no_epoch_twice(vidflow: Vidflow, later: Later, restored_at: datetime.
 
 
 def restore_while_stopped(folder: Path, backup_folder: Path) -> datetime.datetime:
-    server = EmbeddedPostgres(folder / "postgres", say=print, stop=Stop())
+    server = EmbeddedPostgres(folder / "postgres", notify=print, stop=Stop())
     try:
         server.start()
         at = database_time(server.url)
-        backup.restore(server.url, backup_folder, replace=True, say=print)
+        backup.restore(server.url, backup_folder, replace=True, notify=print)
         return at
     finally:
         server.stop()
 
 
 def test_invariants_4_and_7_a_restore_of_a_stopped_vidflow_leaves_nothing_stuck(tmp_path: Path, shared: Path) -> None:
-    with running(tmp_path / "data") as vidflow:
-        later = go_on_past_a_backup(vidflow, shared, tmp_path / "backup")
+    with running_vidflow(tmp_path / "data") as vidflow:
+        later = run_past_backup(vidflow, shared, tmp_path / "backup")
     restored_at = restore_while_stopped(tmp_path / "data", tmp_path / "backup")
-    with running(tmp_path / "data") as vidflow:
+    with running_vidflow(tmp_path / "data") as vidflow:
         assert_reconciled(vidflow, later)
         assert_no_epoch_twice(vidflow, later, restored_at)
 
@@ -131,9 +131,9 @@ def test_invariants_4_and_7_a_restore_under_a_running_vidflow_leaves_nothing_stu
     tmp_path: Path, shared: Path
 ) -> None:
     """Leader, relay, inbox and runner live on, with what they know of a time that has not been."""
-    with running(tmp_path / "data") as vidflow:
-        later = go_on_past_a_backup(vidflow, shared, tmp_path / "backup")
+    with running_vidflow(tmp_path / "data") as vidflow:
+        later = run_past_backup(vidflow, shared, tmp_path / "backup")
         restored_at = database_time(vidflow.stack.database_url)
-        backup.restore(vidflow.stack.database_url, tmp_path / "backup", replace=True, say=print)
+        backup.restore(vidflow.stack.database_url, tmp_path / "backup", replace=True, notify=print)
         assert_reconciled(vidflow, later)
         assert_no_epoch_twice(vidflow, later, restored_at)

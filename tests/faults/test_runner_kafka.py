@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 from tests import clips
-from tests.integration import odd_models
+from tests.integration import faulty_models
 from tests.integration.delivery import remove_topics
-from tests.integration.embedded import wait_until
-from tests.integration.runners import RunnerProcess, Stage, deploy, new_uuid, runner
+from tests.integration.runner_harness import ControlPlane, RunnerProcess, make_deploy, new_uuid, running_runner
+from tests.integration.server_owner import wait_until
 
 from vidflow.domain.messages import RESULTS, EndReason, commands_topic
 from vidflow.infra.embedded.kafka import EmbeddedKafka
 from vidflow.infra.kafka import admin, errors, offsets, topics
 from vidflow.infra.process.stopping import Stop
-from vidflow.settings import environment
+from vidflow.settings import read_environment_variable
 
 pytestmark = [pytest.mark.long, pytest.mark.fault, pytest.mark.timeout(240)]
 
@@ -29,7 +29,9 @@ STANDSTILL_S = 30.0
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[EmbeddedKafka]:
     """A broker of the test's own, to be frozen and killed."""
-    broker = EmbeddedKafka(tmp_path / "kafka", say=print, stop=Stop(), cache=environment("VIDFLOW_CACHE_DIR"))
+    broker = EmbeddedKafka(
+        tmp_path / "kafka", notify=print, stop=Stop(), cache=read_environment_variable("VIDFLOW_CACHE_DIR")
+    )
     try:
         yield broker.start()
     finally:
@@ -37,15 +39,17 @@ def broker(tmp_path: Path) -> Iterator[EmbeddedKafka]:
 
 
 @pytest.fixture
-def stage(broker: EmbeddedKafka) -> Iterator[Stage]:
-    stage = Stage(broker.settings)
+def stage(broker: EmbeddedKafka) -> Iterator[ControlPlane]:
+    stage = ControlPlane(broker.settings)
     yield stage
     stage.close()
 
 
 @pytest.fixture
-def keeper(broker: EmbeddedKafka, stage: Stage, tmp_path: Path) -> Iterator[RunnerProcess]:  # noqa: ARG001
-    with runner(broker.settings, tmp_path, "--any-file", environment=odd_models.install(tmp_path)) as process:
+def runner_process(broker: EmbeddedKafka, stage: ControlPlane, tmp_path: Path) -> Iterator[RunnerProcess]:  # noqa: ARG001
+    with running_runner(
+        broker.settings, tmp_path, "--any-file", environment=faulty_models.install(tmp_path)
+    ) as process:
         yield process
 
 
@@ -55,18 +59,18 @@ def pid_of(broker: EmbeddedKafka) -> int:
 
 
 def test_a_broker_that_stands_still_shortly_costs_nothing(
-    broker: EmbeddedKafka, stage: Stage, keeper: RunnerProcess, tmp_path: Path
+    broker: EmbeddedKafka, stage: ControlPlane, runner_process: RunnerProcess, tmp_path: Path
 ) -> None:
-    name, uuid = keeper.id_on(stage), new_uuid()
-    stage.command(name, deploy(uuid, clips.constant_rate(tmp_path / "clip.mp4", frames=400), "patient"))
-    stage.until(lambda: stage.frames(uuid), "it is at work")
+    name, uuid = runner_process.wait_for_id(stage), new_uuid()
+    stage.send_command(name, make_deploy(uuid, clips.constant_rate(tmp_path / "clip.mp4", frames=400), "patient"))
+    stage.wait_until(lambda: stage.frames(uuid), "it is at work")
     os.kill(pid_of(broker), signal.SIGSTOP)
     try:
         with pytest.raises(AssertionError, match="silence"):
             wait_until(lambda: False, "silence", limit_s=8)
     finally:
         os.kill(pid_of(broker), signal.SIGCONT)
-    end = stage.whole(uuid)
+    end = stage.wait_for_end_marker(uuid)
     assert [frame.frame_number for frame in stage.frames(uuid)] == list(range(400))
     assert (end.last_frame, end.reason) == (399, EndReason.FINISHED)
 
@@ -76,14 +80,14 @@ def test_a_broker_that_stands_still_shortly_costs_nothing(
 def test_who_asks_a_broker_on_and_on_has_answers_again_soon_after_each_long_standstill(broker: EmbeddedKafka) -> None:
     """Three times: one client in three or so asks in vain for minutes behind a standstill of half a minute."""
     topics.create_topics(broker.settings)
-    questions = admin.Questions(broker.settings)
+    questions = admin.ReplacingAdmin(broker.settings)
     told: list[bool] = []
     over = threading.Event()
 
     def ask() -> None:
         while not over.wait(0.5):
             try:
-                questions.ask(offsets.end_offsets, RESULTS)
+                questions.call(offsets.read_end_offsets, RESULTS)
                 told.append(True)
             except errors.KafkaAway:
                 told.append(False)
@@ -107,33 +111,33 @@ def test_who_asks_a_broker_on_and_on_has_answers_again_soon_after_each_long_stan
 
 
 def test_a_runner_that_is_cut_off_ends_its_workers_and_says_so_when_it_is_heard_again(
-    broker: EmbeddedKafka, stage: Stage, keeper: RunnerProcess, tmp_path: Path
+    broker: EmbeddedKafka, stage: ControlPlane, runner_process: RunnerProcess, tmp_path: Path
 ) -> None:
-    name, uuid = keeper.id_on(stage), new_uuid()
-    stage.command(name, deploy(uuid, clips.constant_rate(tmp_path / "clip.mp4", frames=9000), "patient"))
-    stage.until(lambda: stage.frames(uuid), "it is at work")
+    name, uuid = runner_process.wait_for_id(stage), new_uuid()
+    stage.send_command(name, make_deploy(uuid, clips.constant_rate(tmp_path / "clip.mp4", frames=9000), "patient"))
+    stage.wait_until(lambda: stage.frames(uuid), "it is at work")
     os.kill(pid_of(broker), signal.SIGSTOP)
     try:
-        wait_until(lambda: "cut_off" in keeper.log, "it is cut off", limit_s=60)
-        wait_until(lambda: keeper.workers() == [], "its worker is ended")
+        wait_until(lambda: "cut_off" in runner_process.log, "it is cut off", limit_s=60)
+        wait_until(lambda: runner_process.workers() == [], "its worker is ended")
     finally:
         os.kill(pid_of(broker), signal.SIGCONT)
-    entry = stage.ended(name, uuid)
+    entry = stage.wait_until_ended(name, uuid)
     assert entry.reason is EndReason.CUT_OFF
     assert entry.error is None
     again = new_uuid()
-    stage.command(name, deploy(again, clips.constant_rate(tmp_path / "short.mp4")))
-    assert stage.whole(again).last_frame == 49
+    stage.send_command(name, make_deploy(again, clips.constant_rate(tmp_path / "short.mp4")))
+    assert stage.wait_for_end_marker(again).last_frame == 49
 
 
 def test_a_runner_whose_topic_is_made_anew_says_so_hands_over_and_exits(
-    broker: EmbeddedKafka, stage: Stage, keeper: RunnerProcess, tmp_path: Path
+    broker: EmbeddedKafka, stage: ControlPlane, runner_process: RunnerProcess, tmp_path: Path
 ) -> None:
-    name, uuid, topic = keeper.id_on(stage), new_uuid(), commands_topic("default")
-    stage.command(name, deploy(uuid, clips.constant_rate(tmp_path / "clip.mp4", frames=9000), "patient"))
-    stage.until(lambda: stage.frames(uuid), "it is at work")
+    name, uuid, topic = runner_process.wait_for_id(stage), new_uuid(), commands_topic("default")
+    stage.send_command(name, make_deploy(uuid, clips.constant_rate(tmp_path / "clip.mp4", frames=9000), "patient"))
+    stage.wait_until(lambda: stage.frames(uuid), "it is at work")
     remove_topics(broker.settings, [topic])
     topics.create_topics(broker.settings)
-    assert keeper.process.wait(60) != 0
-    assert stage.ended(name, uuid).reason is EndReason.HANDED_OVER
-    assert "made anew" in keeper.log
+    assert runner_process.process.wait(60) != 0
+    assert stage.wait_until_ended(name, uuid).reason is EndReason.HANDED_OVER
+    assert "made anew" in runner_process.log

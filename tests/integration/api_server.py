@@ -18,12 +18,12 @@ from vidflow.infra.process.stopping import Stop
 from vidflow.roles.api import run
 from vidflow.settings import ApiOptions
 
-UNKNOWN = "01999999-0000-7000-8000-000000000000"
-URL = "http://camera.example/video.mp4"
+UNKNOWN_UUID = "01999999-0000-7000-8000-000000000000"
+SOURCE_URL = "http://camera.example/video.mp4"
 
 
 @contextmanager
-def serving(options: ApiOptions) -> Iterator[httpx.Client]:
+def running_api(options: ApiOptions) -> Iterator[httpx.Client]:
     """The api, run as its process runs it, until the block ends; a client of it."""
     stop = Stop()
     port = free_port()
@@ -46,29 +46,29 @@ def serving(options: ApiOptions) -> Iterator[httpx.Client]:
 
 
 @contextmanager
-def ready(options: ApiOptions) -> Iterator[httpx.Client]:
+def ready_api(options: ApiOptions) -> Iterator[httpx.Client]:
     """As serving, and its database is there."""
-    with serving(options) as client:
+    with running_api(options) as client:
         wait_until(lambda: client.get("/health/ready").status_code == 200, "the api is ready")
         yield client
 
 
-def answers_ready(client: httpx.Client) -> bool:
+def is_ready(client: httpx.Client) -> bool:
     try:
         return client.get("/health/ready").status_code == 200
     except httpx.ConnectError:
         return False
 
 
-def someone_waits_for_a_lock(database_url: str) -> bool:
+def is_lock_awaited(database_url: str) -> bool:
     query = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     with psycopg.connect(database_url) as watcher:
         return watcher.execute(query).fetchone() is not None
 
 
-def wait_until(holds: Callable[[], bool], what: str, limit_s: float = 20.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, limit_s: float = 20.0) -> None:
     until = time.monotonic() + limit_s
-    while not holds():
+    while not condition():
         assert time.monotonic() < until, f"not within {limit_s} s: {what}"
         time.sleep(0.02)
 
@@ -78,14 +78,14 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def init(client: httpx.Client, **fields: Any) -> dict[str, Any]:
-    answer = client.post("/scenario/init", json={"source": URL, "model": "motion"} | fields)
+def create_scenario(client: httpx.Client, **fields: Any) -> dict[str, Any]:
+    answer = client.post("/scenario/init", json={"source": SOURCE_URL, "model": "motion"} | fields)
     assert answer.status_code == 201, answer.text
     scenario: dict[str, Any] = answer.json()
     return scenario
 
 
-def deploy(database_url: str, scenario_uuid: str, state: str = "active") -> None:
+def write_deployment(database_url: str, scenario_uuid: str, state: str = "active") -> None:
     """What the orchestrator would have written."""
     with psycopg.connect(database_url) as tx:
         tx.execute(
@@ -95,14 +95,14 @@ def deploy(database_url: str, scenario_uuid: str, state: str = "active") -> None
         tx.execute("UPDATE scenario_progress SET epoch = 5 WHERE scenario_uuid = %s", (scenario_uuid,))
 
 
-def finish(database_url: str, scenario_uuid: str) -> None:
+def write_completion(database_url: str, scenario_uuid: str) -> None:
     with psycopg.connect(database_url) as tx:
         tx.execute(
             "UPDATE scenarios SET state = 'inactive', outcome = 'completed' WHERE scenario_uuid = %s", (scenario_uuid,)
         )
 
 
-def store(database_url: str, scenario_uuid: str, frames: range, detections: Any = ()) -> None:
+def write_results(database_url: str, scenario_uuid: str, frames: range, detections: Any = ()) -> None:
     """What the inbox would have written."""
     with psycopg.connect(database_url) as tx:
         tx.cursor().executemany(
@@ -114,7 +114,7 @@ def store(database_url: str, scenario_uuid: str, frames: range, detections: Any 
         )
 
 
-def problem_of(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
+def assert_problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
     """The problem that an answer must be."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"

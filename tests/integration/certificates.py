@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 
-class Authority:
+class CertificateAuthority:
     """An authority whose files lie in a folder. `ca` is its certificate."""
 
     def __init__(self, folder: Path, name: str = "ca") -> None:
@@ -20,14 +20,14 @@ class Authority:
             "-subj", f"/CN={name}", "-keyout", self._key, "-out", self.ca,
         )  # fmt: skip
 
-    def issue(self, name: str, at: str | None = None, days: int = 2) -> tuple[Path, Path]:
-        """Sign a certificate for a server `at` IP:127.0.0.1 or DNS:localhost, or for a client; return its file and its key's.
+    def issue(self, name: str, alt_name: str | None = None, days: int = 2) -> tuple[Path, Path]:
+        """Sign a certificate for a server `alt_name` IP:127.0.0.1 or DNS:localhost, or for a client; return its file and its key's.
 
         One of `days` below 0 has expired.
         """
         request, key, certificate = (self._folder / f"{name}.{end}" for end in ("csr", "key", "pem"))
         extension = self._folder / f"{name}.ext"
-        extension.write_text(f"subjectAltName={at}\n" if at else "extendedKeyUsage=clientAuth\n")
+        extension.write_text(f"subjectAltName={alt_name}\n" if alt_name else "extendedKeyUsage=clientAuth\n")
         self._run(
             "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", f"/CN={name}",
             "-keyout", key, "-out", request,

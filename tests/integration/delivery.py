@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import confluent_kafka
 from confluent_kafka import Message
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
-from tests.integration.embedded import wait_until
+from tests.integration.server_owner import wait_until
 
 from vidflow.domain.messages import PARTITIONS, RESULTS, Frame, encode
 from vidflow.domain.messages import Message as Sent
@@ -31,7 +31,7 @@ Options = TypeVar("Options")
 
 
 @contextmanager
-def running(run: Callable[[Options, Stop], None], options: Options) -> Iterator[Stop]:
+def running_role(run: Callable[[Options, Stop], None], options: Options) -> Iterator[Stop]:
     """A role on a thread of this process until the block ends; its death by an error is the test's."""
     stop = Stop()
 
@@ -54,7 +54,7 @@ def running(run: Callable[[Options, Stop], None], options: Options) -> Iterator[
 
 
 @contextmanager
-def process(
+def role_process(
     role: str, database_url: str, settings: KafkaSettings, crash_at: str = ""
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A role as a process of its own, killed when the block ends."""
@@ -70,7 +70,7 @@ def process(
 
 def remove_topics(settings: KafkaSettings, topics: Collection[str] = tuple(PARTITIONS)) -> None:
     """Deletes those of the topics that are there, and returns once they are gone."""
-    client = admin.client(settings)
+    client = admin.create_admin(settings)
     there = set(client.list_topics(timeout=10).topics) & set(topics)
     if there:
         for answer in client.delete_topics(list(there)).values():
@@ -78,23 +78,25 @@ def remove_topics(settings: KafkaSettings, topics: Collection[str] = tuple(PARTI
         wait_until(lambda: not there & set(client.list_topics(timeout=10).topics), "the topics are gone")
 
 
-def remake_topics(settings: KafkaSettings) -> None:
+def recreate_topics(settings: KafkaSettings) -> None:
     """All topics, empty, with new ids."""
     remove_topics(settings)
     topics.create_topics(settings)
 
 
-def log_of(settings: KafkaSettings, topic: str) -> list[Message]:
+def read_topic(settings: KafkaSettings, topic: str) -> list[Message]:
     """All messages of the topic, partition by partition, each in its order."""
     return sorted(offsets.read_log(settings, topic), key=lambda message: (message.partition(), message.offset()))
 
 
-OF_A_WORKER: Headers = [(clients.KIND, b"frame"), (clients.EPOCH, b"1")]
+WORKER_HEADERS: Headers = [(clients.KIND_HEADER, b"frame"), (clients.EPOCH_HEADER, b"1")]
 
 
-def send(settings: KafkaSettings, *messages: Sent | bytes, key: str = "", headers: Headers | None = None) -> None:
+def send_results(
+    settings: KafkaSettings, *messages: Sent | bytes, key: str = "", headers: Headers | None = None
+) -> None:
     """Results as a worker sends them; bytes as somebody else does, or with `headers` OF_A_WORKER as a newer worker."""
-    producer = clients.producer(settings, client_id="worker-under-test")
+    producer = clients.create_producer(settings, client_id="worker-under-test")
     producer.list_topics(RESULTS)
     for message in messages:
         if isinstance(message, bytes):
@@ -114,7 +116,7 @@ def frames(scenario_uuid: str, numbers: Sequence[int], epoch: int = 1) -> list[F
     return [frame(scenario_uuid, number, epoch) for number in numbers]
 
 
-def scenario(tables: Connection, epoch: int = 1, *, closed: bool = False) -> str:
+def insert_progress(tables: Connection, epoch: int = 1, *, closed: bool = False) -> str:
     """A scenario's progress, as the leader writes it at a deployment."""
     [(scenario_uuid,)] = tables.execute(
         "INSERT INTO scenario_progress (scenario_uuid, epoch, closed) VALUES (uuidv7(), %s, %s) RETURNING scenario_uuid::text",
@@ -123,7 +125,7 @@ def scenario(tables: Connection, epoch: int = 1, *, closed: bool = False) -> str
     return str(scenario_uuid)
 
 
-def stored(tables: Connection, scenario_uuid: str) -> list[int]:
+def stored_frame_numbers(tables: Connection, scenario_uuid: str) -> list[int]:
     """The stored frame numbers, in the order of the numbers."""
     rows = tables.execute(
         "SELECT frame_number FROM scenario_results WHERE scenario_uuid = %s ORDER BY 1", (scenario_uuid,)
@@ -131,25 +133,25 @@ def stored(tables: Connection, scenario_uuid: str) -> list[int]:
     return [number for (number,) in rows]
 
 
-def row(
-    key: str, payload: bytes = b"{}", topic: str = "to_deploy.default", kind: str = "deploy", **more: Any
-) -> outbox.Row:
-    return outbox.Row(topic=topic, key=key, kind=kind, payload=payload, **{"epoch": 1, **more})
+def outbox_row(
+    key: str, payload: bytes = b"{}", topic: str = "to_deploy.default", kind: str = "deploy", **fields: Any
+) -> outbox.OutboxMessage:
+    return outbox.OutboxMessage(topic=topic, key=key, kind=kind, payload=payload, **{"epoch": 1, **fields})
 
 
-def written(tables: Connection, keys: int, each: int) -> list[outbox.Row]:
-    """`each` rows of each of so many keys in the outbox, interleaved; their payloads count."""
-    rows = [row(f"key-{key}", str(number).encode()) for number in range(each) for key in range(keys)]
-    outbox.add(tables, rows)
+def write_outbox_rows(tables: Connection, keys: int, rows_per_key: int) -> list[outbox.OutboxMessage]:
+    """`rows_per_key` rows of each of so many keys in the outbox, interleaved; their payloads count."""
+    rows = [outbox_row(f"key-{key}", str(number).encode()) for number in range(rows_per_key) for key in range(keys)]
+    outbox.add_messages(tables, rows)
     return rows
 
 
-def unpublished(tables: Connection) -> int:
-    return outbox.lag(tables).waiting
+def count_unpublished(tables: Connection) -> int:
+    return outbox.read_lag(tables).waiting
 
 
 @contextmanager
-def emptied(database_url: str) -> Iterator[Connection]:
+def emptied_database(database_url: str) -> Iterator[Connection]:
     """A connection to the database, with nothing in its tables."""
     with connect(database_url, name="test") as tables:
         tables.execute(
@@ -165,7 +167,7 @@ def new_key() -> str:
     return str(uuid.uuid4())
 
 
-def cut_off(tables: Connection, name: str) -> int:
+def terminate_connections(tables: Connection, name: str) -> int:
     """Ends the connections of this name, as a restart of the server does; how many there were."""
     rows = tables.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s AND datname = current_database()",
@@ -174,7 +176,7 @@ def cut_off(tables: Connection, name: str) -> int:
     return len(rows)
 
 
-def say(figure: str) -> None:
+def print_figure(figure: str) -> None:
     """What a test measured on the way; a timing never fails one."""
     sys.stderr.write(figure + "\n")
 
@@ -203,9 +205,9 @@ def send_with_header(servers: KafkaSettings, topic: str, value: bytes, name: byt
 
 
 @contextmanager
-def limited(settings: KafkaSettings, topic: str, most_bytes: int) -> Iterator[None]:
+def limited_message_size(settings: KafkaSettings, topic: str, most_bytes: int) -> Iterator[None]:
     """The topic takes no larger messages while the block lasts."""
-    client = admin.client(settings)
+    client = admin.create_admin(settings)
 
     def alter(operation: AlterConfigOpType) -> None:
         entry = ConfigEntry("max.message.bytes", str(most_bytes), incremental_operation=operation)

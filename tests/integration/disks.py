@@ -26,7 +26,7 @@ class SmallDisk:
             for size in (65536, 4096, 1):
                 _write_all(file.fileno(), b"x" * size)
 
-    def make_room(self) -> None:
+    def release(self) -> None:
         """Gives back what `fill` took."""
         self._filler.unlink()
 
@@ -53,13 +53,13 @@ def _write_all(file: int, block: bytes) -> None:
 
 
 @contextmanager
-def nothing_stored(tables: Connection, table: str, what: str) -> Iterator[None]:
-    """PostgreSQL's own refusal where it has no room (`what`: INSERT, UPDATE or DELETE), without a disk that has none."""
+def simulated_full_disk(tables: Connection, table: str, operation: str) -> Iterator[None]:
+    """PostgreSQL's own refusal where it has no room (`operation`: INSERT, UPDATE or DELETE), without a disk that has none."""
     tables.execute(
         f"""
         CREATE OR REPLACE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS
         $$ BEGIN RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = '53100'; END $$;
-        CREATE TRIGGER no_room BEFORE {what} ON {table} EXECUTE FUNCTION no_room()
+        CREATE TRIGGER no_room BEFORE {operation} ON {table} EXECUTE FUNCTION no_room()
         """
     )
     try:
@@ -68,6 +68,6 @@ def nothing_stored(tables: Connection, table: str, what: str) -> Iterator[None]:
         tables.execute(f"DROP TRIGGER no_room ON {table}")
 
 
-def told_of_outages(caplog: pytest.LogCaptureFixture) -> list[str]:
+def logged_outages(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What was said of servers that are away, or full, and of their return."""
     return [record.getMessage() for record in caplog.records if record.getMessage() in {"away", "disk_full", "back"}]

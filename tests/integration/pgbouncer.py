@@ -14,12 +14,12 @@ import psycopg
 import pytest
 from tests.integration.api_server import free_port, wait_until
 
-FEW = 4
+POOL_SIZE = 4
 """Fewer sessions of the server than a vidflow has connections: no client keeps one from one transaction to the next."""
 
 
 @contextmanager
-def pooled(url: str, folder: Path, more: str = "") -> Iterator[str]:
+def running_pgbouncer(url: str, folder: Path, extra_settings: str = "") -> Iterator[str]:
     """The URL of the server's database through PgBouncer. Skips the test where PgBouncer is not installed."""
     program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
     if program is None:
@@ -39,11 +39,11 @@ def pooled(url: str, folder: Path, more: str = "") -> Iterator[str]:
         auth_type = scram-sha-256
         auth_file = {users}
         pool_mode = transaction
-        default_pool_size = {FEW}
+        default_pool_size = {POOL_SIZE}
         max_client_conn = 200
         server_login_retry = 1
         """.replace("        ", "")
-        + more
+        + extra_settings
     )
     for one in (folder, *folder.iterdir()):
         one.chmod(0o755)

@@ -14,10 +14,10 @@ SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 
 
 @contextmanager
-def speaking_tls(port_behind: int, shows: tuple[Path, Path]) -> Iterator[int]:
+def running_tls_proxy(target_port: int, certificate: tuple[Path, Path]) -> Iterator[int]:
     """The port of a server that takes TLS as PostgreSQL does, and hands what it hears to the server behind."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*shows)
+    context.load_cert_chain(*certificate)
     listener = socket.create_server(("127.0.0.1", 0), backlog=128)
 
     def accept() -> None:
@@ -29,7 +29,7 @@ def speaking_tls(port_behind: int, shows: tuple[Path, Path]) -> Iterator[int]:
             threading.Thread(target=serve, args=(front,), daemon=True).start()
 
     def serve(front: socket.socket) -> None:
-        with suppress(OSError), front, socket.create_connection(("127.0.0.1", port_behind)) as back:
+        with suppress(OSError), front, socket.create_connection(("127.0.0.1", target_port)) as back:
             if front.recv(len(SSL_REQUEST), socket.MSG_WAITALL) != SSL_REQUEST:
                 return  # no client of these tests asks without TLS
             front.sendall(b"S")

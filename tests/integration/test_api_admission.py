@@ -11,8 +11,16 @@ from pathlib import Path
 import httpx
 import psycopg
 import pytest
-from tests.integration.api_server import URL, deploy, init, problem_of, ready, someone_waits_for_a_lock, wait_until
-from tests.integration.delivery import say
+from tests.integration.api_server import (
+    SOURCE_URL,
+    assert_problem,
+    create_scenario,
+    is_lock_awaited,
+    ready_api,
+    wait_until,
+    write_deployment,
+)
+from tests.integration.delivery import print_figure
 from tests.integration.disks import small_disk
 
 from vidflow.domain.errors import SetupError
@@ -20,23 +28,23 @@ from vidflow.infra.process.stopping import Stop
 from vidflow.roles.api import database, run
 from vidflow.settings import ApiOptions
 
-BODY = {"source": URL, "model": "motion"}
+BODY = {"source": SOURCE_URL, "model": "motion"}
 MEGABYTE = 1024**2
 
 
 @pytest.fixture(autouse=True)
-def tables(database_url: str) -> Iterator[psycopg.Connection]:
+def connection(database_url: str) -> Iterator[psycopg.Connection]:
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute("TRUNCATE scenarios, scenario_progress, scenario_history, outbox")
         yield connection
 
 
-def asked(client: httpx.Client) -> httpx.Response:
+def post_scenario(client: httpx.Client) -> httpx.Response:
     return client.post("/scenario/init", json=BODY)
 
 
-def is_let_in(client: httpx.Client) -> bool:
-    return asked(client).status_code == 201
+def is_admitted(client: httpx.Client) -> bool:
+    return post_scenario(client).status_code == 201
 
 
 def stored(tables: psycopg.Connection) -> int:
@@ -48,70 +56,73 @@ class TestQueue:
     """Scenarios that wait for a runner, up to a limit."""
 
     def test_beyond_its_limit_a_scenario_is_refused_with_when_to_come_again(
-        self, database_url: str, tables: psycopg.Connection
+        self, database_url: str, connection: psycopg.Connection
     ) -> None:
-        with ready(ApiOptions(database_url=database_url, queue_limit=3)) as client:
+        with ready_api(ApiOptions(database_url=database_url, queue_limit=3)) as client:
             for _ in range(3):
-                init(client)
-            answer = asked(client)
-            problem = problem_of(answer, 429, "queue_full")
+                create_scenario(client)
+            answer = post_scenario(client)
+            problem = assert_problem(answer, 429, "queue_full")
             assert "3 scenarios wait" in problem["detail"]
             assert int(answer.headers["retry-after"]) >= 1
-            assert stored(tables) == 3
+            assert stored(connection) == 3
 
     def test_a_full_queue_still_takes_shutdowns_and_lets_in_again_what_they_make_room_for(
         self, database_url: str
     ) -> None:
-        with ready(ApiOptions(database_url=database_url, queue_limit=2)) as client:
-            first = init(client)
-            init(client)
-            problem_of(asked(client), 429, "queue_full")
+        with ready_api(ApiOptions(database_url=database_url, queue_limit=2)) as client:
+            first = create_scenario(client)
+            create_scenario(client)
+            assert_problem(post_scenario(client), 429, "queue_full")
             assert client.post(f"/scenario/{first['scenario_uuid']}/shutdown").status_code == 200
-            wait_until(lambda: is_let_in(client), "there is room for one")
-            problem_of(asked(client), 429, "queue_full")
+            wait_until(lambda: is_admitted(client), "there is room for one")
+            assert_problem(post_scenario(client), 429, "queue_full")
 
     def test_scenarios_at_work_take_no_place_in_it(self, database_url: str) -> None:
-        with ready(ApiOptions(database_url=database_url, queue_limit=1)) as client:
-            deploy(database_url, init(client)["scenario_uuid"])
-            wait_until(lambda: is_let_in(client), "the first is at work")
+        with ready_api(ApiOptions(database_url=database_url, queue_limit=1)) as client:
+            write_deployment(database_url, create_scenario(client)["scenario_uuid"])
+            wait_until(lambda: is_admitted(client), "the first is at work")
 
     def test_a_crowd_that_comes_at_once_does_not_overshoot_it(
-        self, database_url: str, tables: psycopg.Connection
+        self, database_url: str, connection: psycopg.Connection
     ) -> None:
-        with ready(ApiOptions(database_url=database_url, queue_limit=25)) as client, ThreadPoolExecutor(16) as crowd:
+        with (
+            ready_api(ApiOptions(database_url=database_url, queue_limit=25)) as client,
+            ThreadPoolExecutor(16) as crowd,
+        ):
             for _ in range(3):  # over several looks
-                answers = list(crowd.map(lambda _: asked(client).status_code, range(60)))
+                answers = list(crowd.map(lambda _: post_scenario(client).status_code, range(60)))
                 assert set(answers) <= {201, 429}
-                assert stored(tables) == 25
+                assert stored(connection) == 25
                 time_of_a_look = time.monotonic() + 1.0
                 wait_until(lambda until_s=time_of_a_look: time.monotonic() > until_s, "the next look is due")
 
-    def test_what_waits_is_limited_by_bytes_too(self, database_url: str, tables: psycopg.Connection) -> None:
-        large = {**BODY, "source": f"{URL}?{'x' * 3000}"}
-        with ready(ApiOptions(database_url=database_url, queue_limit_bytes=10_000)) as client:
+    def test_what_waits_is_limited_by_bytes_too(self, database_url: str, connection: psycopg.Connection) -> None:
+        large = {**BODY, "source": f"{SOURCE_URL}?{'x' * 3000}"}
+        with ready_api(ApiOptions(database_url=database_url, queue_limit_bytes=10_000)) as client:
             while (answer := client.post("/scenario/init", json=large)).status_code == 201:
-                assert stored(tables) <= 3
-            assert "--queue-limit-bytes" in problem_of(answer, 429, "queue_full")["detail"]
+                assert stored(connection) <= 3
+            assert "--queue-limit-bytes" in assert_problem(answer, 429, "queue_full")["detail"]
             assert answer.headers["retry-after"]
-            assert stored(tables) == 3
-            init(client)  # a small one still fits
-            tables.execute("UPDATE scenarios SET state = 'inactive', outcome = 'stopped'")
+            assert stored(connection) == 3
+            create_scenario(client)  # a small one still fits
+            connection.execute("UPDATE scenarios SET state = 'inactive', outcome = 'stopped'")
             wait_until(lambda: client.post("/scenario/init", json=large).status_code == 201, "there is room again")
 
     def test_a_scenario_larger_than_the_limit_is_taken_by_an_empty_queue(self, database_url: str) -> None:
-        with ready(ApiOptions(database_url=database_url, queue_limit_bytes=1)) as client:
-            init(client)
-            problem_of(asked(client), 429, "queue_full")
+        with ready_api(ApiOptions(database_url=database_url, queue_limit_bytes=1)) as client:
+            create_scenario(client)
+            assert_problem(post_scenario(client), 429, "queue_full")
 
     def test_what_was_let_in_by_others_counts_too(self, database_url: str) -> None:
         options = ApiOptions(database_url=database_url, queue_limit=4)
-        with ready(options) as one, ready(options) as other:
+        with ready_api(options) as one, ready_api(options) as other:
             for _ in range(2):
-                init(one)
+                create_scenario(one)
             for _ in range(2):
-                init(other)
-            wait_until(lambda: asked(one).status_code == 429, "one knows of the other's")
-            assert asked(other).status_code == 429
+                create_scenario(other)
+            wait_until(lambda: post_scenario(one).status_code == 429, "one knows of the other's")
+            assert post_scenario(other).status_code == 429
 
 
 class TestConnections:
@@ -123,7 +134,7 @@ class TestConnections:
         with psycopg.connect(database_url) as other, ThreadPoolExecutor(1) as asking:
             other.execute("LOCK TABLE scenarios IN ACCESS EXCLUSIVE MODE")
             hangs = asking.submit(client.get, "/scenario")
-            wait_until(lambda: someone_waits_for_a_lock(database_url), "a request holds the connection")
+            wait_until(lambda: is_lock_awaited(database_url), "a request holds the connection")
             yield
             other.rollback()
             assert hangs.result().status_code == 200
@@ -135,7 +146,7 @@ class TestConnections:
 
     def test_a_crowd_that_finds_none_free_is_told_soon_and_served_when_one_is(self, database_url: str) -> None:
         with (
-            ready(ApiOptions(database_url=database_url, pool_size=1)) as client,
+            ready_api(ApiOptions(database_url=database_url, pool_size=1)) as client,
             httpx.Client(
                 base_url=client.base_url, timeout=30, limits=httpx.Limits(max_keepalive_connections=0)
             ) as many,
@@ -143,21 +154,23 @@ class TestConnections:
         ):
             with self.no_connection_free(client, database_url):
                 began_s = time.monotonic()
-                answers = list(crowd.map(lambda _: asked(many), range(200)))
-                say(f"200 requests by 100 at once without a connection: all told in {time.monotonic() - began_s:.2f} s")
+                answers = list(crowd.map(lambda _: post_scenario(many), range(200)))
+                print_figure(
+                    f"200 requests by 100 at once without a connection: all told in {time.monotonic() - began_s:.2f} s"
+                )
                 for answer in answers:
-                    assert "--pool-size" in problem_of(answer, 503, "database_busy")["detail"]
+                    assert "--pool-size" in assert_problem(answer, 503, "database_busy")["detail"]
                     assert answer.headers["retry-after"]
             # Not by the first client: the server closes a connection that was idle for some seconds, maybe just now.
-            wait_until(lambda: is_let_in(many), "it serves again")
+            wait_until(lambda: is_admitted(many), "it serves again")
 
     def test_that_all_are_busy_is_not_told_as_an_outage(
         self, database_url: str, caplog: pytest.LogCaptureFixture
     ) -> None:
-        with ready(ApiOptions(database_url=database_url, pool_size=1)) as client:
+        with ready_api(ApiOptions(database_url=database_url, pool_size=1)) as client:
             with self.no_connection_free(client, database_url):
-                problem_of(asked(client), 503, "database_busy")
-            wait_until(lambda: is_let_in(client), "it serves again")
+                assert_problem(post_scenario(client), 503, "database_busy")
+            wait_until(lambda: is_admitted(client), "it serves again")
         assert "away" not in [record.getMessage() for record in caplog.records]
 
 
@@ -169,48 +182,48 @@ class TestDisk:
     ) -> None:
         with (
             small_disk(tmp_path / "disk", megabytes=4) as disk,
-            ready(ApiOptions(database_url=database_url, data_dir=disk.path, min_free_bytes=2 * MEGABYTE)) as client,
+            ready_api(ApiOptions(database_url=database_url, data_dir=disk.path, min_free_bytes=2 * MEGABYTE)) as client,
         ):
-            scenario = init(client)
+            scenario = create_scenario(client)
             disk.fill()
-            wait_until(lambda: not is_let_in(client), "it has noticed")
-            answer = asked(client)
-            problem = problem_of(answer, 503, "disk_full")
+            wait_until(lambda: not is_admitted(client), "it has noticed")
+            answer = post_scenario(client)
+            problem = assert_problem(answer, 503, "disk_full")
             assert "make room" in problem["detail"]
             assert str(disk.path) not in problem["detail"]
             assert answer.headers["retry-after"]
             assert "vidflow_data_disk_free_bytes 0.0" in client.get("/metrics").text
             assert client.get("/health/ready").status_code == 200
             assert client.post(f"/scenario/{scenario['scenario_uuid']}/shutdown").status_code == 200
-            disk.make_room()
-            wait_until(lambda: is_let_in(client), "it lets in again")
+            disk.release()
+            wait_until(lambda: is_admitted(client), "it lets in again")
 
     def test_the_least_free_is_a_setting(self, database_url: str, tmp_path: Path) -> None:
         for least, status in ((2**60, 503), (0, 201)):
             options = ApiOptions(database_url=database_url, data_dir=tmp_path, min_free_bytes=least)
-            with ready(options) as client:
-                assert asked(client).status_code == status
+            with ready_api(options) as client:
+                assert post_scenario(client).status_code == status
 
     def test_a_folder_that_is_none_is_told_at_the_start(self, database_url: str, tmp_path: Path) -> None:
         with pytest.raises(SetupError, match="--data-dir"):
             run(ApiOptions(database_url=database_url, data_dir=tmp_path / "none", inbox=False), Stop())
 
     def test_what_postgresql_says_of_its_disk_is_told_as_such_and_said_once(
-        self, database_url: str, tables: psycopg.Connection, caplog: pytest.LogCaptureFixture
+        self, database_url: str, connection: psycopg.Connection, caplog: pytest.LogCaptureFixture
     ) -> None:
-        with ready(ApiOptions(database_url=database_url)) as client:
-            scenario = init(client)
-            refuse_to_store(tables)
+        with ready_api(ApiOptions(database_url=database_url)) as client:
+            scenario = create_scenario(client)
+            refuse_to_store(connection)
             try:
                 for _ in range(3):
-                    answer = asked(client)
-                    problem_of(answer, 503, "disk_full")
+                    answer = post_scenario(client)
+                    assert_problem(answer, 503, "disk_full")
                     assert answer.headers["retry-after"]
                     assert client.get(f"/scenario/{scenario['scenario_uuid']}").json() == scenario
                     assert client.get("/health/ready").status_code == 200
             finally:
-                tables.execute("DROP TRIGGER no_room ON scenarios")
-            init(client)
+                connection.execute("DROP TRIGGER no_room ON scenarios")
+            create_scenario(client)
         events = [record.getMessage() for record in caplog.records]
         assert events.count("disk_full") == 1
         assert "away" not in events

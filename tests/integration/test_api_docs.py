@@ -10,14 +10,14 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from openapi_spec_validator import validate
-from tests.integration.api_server import ready
+from tests.integration.api_server import ready_api
 
 from vidflow.settings import ApiOptions
 
 
 @pytest.fixture(scope="module")
 def client(database_url: str) -> Iterator[httpx.Client]:
-    with ready(ApiOptions(database_url=database_url)) as client:
+    with ready_api(ApiOptions(database_url=database_url)) as client:
         yield client
 
 
@@ -45,7 +45,7 @@ def test_the_document_shows_examples_and_problems(client: httpx.Client) -> None:
 def test_the_examples_of_the_document_are_taken(client: httpx.Client, database_url: str) -> None:
     operation = client.get("/docs/openapi.json").json()["paths"]["/scenario/init"]["post"]
     examples = operation["requestBody"]["content"]["application/json"]["schema"]["examples"]
-    with ready(ApiOptions(database_url=database_url, any_file=True)) as open_client:
+    with ready_api(ApiOptions(database_url=database_url, any_file=True)) as open_client:
         for example in examples:
             answer = open_client.post("/scenario/init", json=example)
             assert answer.status_code == 201 or answer.json()["code"] in {"source_missing", "model_unknown"}, (

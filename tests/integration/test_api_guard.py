@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import httpx
 import psycopg
 import pytest
-from tests.integration.api_server import UNKNOWN, URL, init, problem_of, ready
-from tests.integration.http_wire import Answer, asked
+from tests.integration.api_server import SOURCE_URL, UNKNOWN_UUID, assert_problem, create_scenario, ready_api
+from tests.integration.raw_http import RawResponse, send_raw_request
 
 from vidflow.domain.errors import SetupError
 from vidflow.infra.process.stopping import Stop
@@ -17,13 +17,13 @@ from vidflow.roles.api import run
 from vidflow.settings import ApiOptions
 
 JSON = {"content-type": "application/json"}
-BODY = f'{{"source": "{URL}", "model": "motion"}}'.encode()
+BODY = f'{{"source": "{SOURCE_URL}", "model": "motion"}}'.encode()
 
 
 @pytest.fixture(scope="module")
 def client(database_url: str) -> Iterator[httpx.Client]:
     options = ApiOptions(database_url=database_url, allowed_hosts=("api", "*.example.org", "10.0.0.0/8"))
-    with ready(options) as client:
+    with ready_api(options) as client:
         yield client
 
 
@@ -31,8 +31,8 @@ def head_of(method: str, target: str, *headers: str, version: str = "1.1") -> by
     return "\r\n".join([f"{method} {target} HTTP/{version}", *headers, "", ""]).encode("latin-1")
 
 
-def get(client: httpx.Client, *headers: str, target: str = "/scenario", version: str = "1.1") -> Answer:
-    return asked(client, head_of("GET", target, *headers, version=version))
+def get(client: httpx.Client, *headers: str, target: str = "/scenario", version: str = "1.1") -> RawResponse:
+    return send_raw_request(client, head_of("GET", target, *headers, version=version))
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_load_balancer_may_name_any_address_for_the_health_and_no_name(client:
         assert get(client, "Host: 192.168.7.7:8000", target=path).status == 200
         assert get(client, "Host: [fd00::7]", target=path).status == 200
         assert get(client, "Host: evil.example", target=path).status == 421
-    assert asked(client, head_of("POST", "/health/live", "Host: 192.168.7.7")).status == 421
+    assert send_raw_request(client, head_of("POST", "/health/live", "Host: 192.168.7.7")).status == 421
 
 
 @pytest.mark.parametrize(
@@ -118,10 +118,10 @@ def test_a_target_with_a_host_of_its_own_counts_more_than_the_header(
 def test_what_a_page_of_another_site_sends_changes_nothing(
     client: httpx.Client, database_url: str, headers: dict[str, str]
 ) -> None:
-    uuid_ = init(client)["scenario_uuid"]
+    uuid_ = create_scenario(client)["scenario_uuid"]
     answer = client.post("/scenario/init", content=BODY, headers=headers | JSON)
-    problem_of(answer, 403, "origin_not_allowed")
-    problem_of(client.post(f"/scenario/{uuid_}/shutdown", headers=headers), 403, "origin_not_allowed")
+    assert_problem(answer, 403, "origin_not_allowed")
+    assert_problem(client.post(f"/scenario/{uuid_}/shutdown", headers=headers), 403, "origin_not_allowed")
     assert client.get(f"/scenario/{uuid_}").json()["state"] == "init_startup"
     with psycopg.connect(database_url) as tx:
         assert tx.execute("SELECT count(*) FROM scenarios WHERE scenario_uuid > %s", (uuid_,)).fetchone() == (0,)
@@ -162,9 +162,9 @@ def test_a_page_elsewhere_may_lead_here_and_read_nothing(client: httpx.Client) -
     ],
 )
 def test_a_body_that_is_not_json_is_refused_wherever_it_is_sent(client: httpx.Client, kind: str | None) -> None:
-    for path in ("/scenario/init", f"/scenario/{UNKNOWN}/shutdown", "/nothing"):
+    for path in ("/scenario/init", f"/scenario/{UNKNOWN_UUID}/shutdown", "/nothing"):
         answer = client.post(path, content=BODY, headers={} if kind is None else {"content-type": kind})
-        problem_of(answer, 415, "not_json")
+        assert_problem(answer, 415, "not_json")
 
 
 def test_json_in_any_case_and_a_shutdown_without_a_body_are_taken(client: httpx.Client) -> None:
@@ -177,7 +177,7 @@ def test_json_in_any_case_and_a_shutdown_without_a_body_are_taken(client: httpx.
 def test_a_server_that_others_can_reach_says_so_loudly(
     database_url: str, caplog: pytest.LogCaptureFixture, host: str, *, warned: bool
 ) -> None:
-    with ready(ApiOptions(database_url=database_url, host=host)) as client:
+    with ready_api(ApiOptions(database_url=database_url, host=host)) as client:
         assert client.get("/scenario").status_code == 200
     lines = [record for record in caplog.records if record.getMessage() == "reachable_by_others"]
     assert len(lines) == warned

@@ -17,14 +17,14 @@ import psycopg
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.integration.api_server import (
-    URL,
-    answers_ready,
+    SOURCE_URL,
+    assert_problem,
+    create_scenario,
     free_port,
-    init,
-    problem_of,
-    ready,
-    serving,
-    someone_waits_for_a_lock,
+    is_lock_awaited,
+    is_ready,
+    ready_api,
+    running_api,
     wait_until,
 )
 
@@ -38,18 +38,18 @@ from vidflow.settings import ApiOptions
 
 @pytest.fixture(scope="module")
 def client(database_url: str) -> Iterator[httpx.Client]:
-    with ready(ApiOptions(database_url=database_url)) as client:
+    with ready_api(ApiOptions(database_url=database_url)) as client:
         yield client
 
 
 @pytest.fixture
-def tables(database_url: str) -> Iterator[psycopg.Connection]:
+def connection(database_url: str) -> Iterator[psycopg.Connection]:
     with psycopg.connect(database_url, autocommit=True) as connection:
         yield connection
         connection.execute("TRUNCATE lease, runners, inbox_partitions, outbox")
 
 
-def all_alive(tables: psycopg.Connection) -> None:
+def write_live_rows(tables: psycopg.Connection) -> None:
     for name in ("leader", *(f"outbox/{shard}" for shard in range(16))):
         tables.execute("INSERT INTO lease VALUES (%s, uuidv7(), 1, now() + interval '1 h')", (name,))
     tables.execute("INSERT INTO runners VALUES ('r', now(), 2, 2, 0, false, false, 'default', '1')")
@@ -57,10 +57,10 @@ def all_alive(tables: psycopg.Connection) -> None:
         tables.execute("INSERT INTO inbox_partitions VALUES ('results', 'new', %s, 0, now())", (partition,))
 
 
-def test_the_system_is_up_once_every_part_is_alive(client: httpx.Client, tables: psycopg.Connection) -> None:
-    problem = problem_of(client.get("/health/system"), 503, "not_running")
+def test_the_system_is_up_once_every_part_is_alive(client: httpx.Client, connection: psycopg.Connection) -> None:
+    problem = assert_problem(client.get("/health/system"), 503, "not_running")
     assert problem["missing"] == ["orchestrator", "relay", "runner", "inbox"]
-    all_alive(tables)
+    write_live_rows(connection)
     assert client.get("/health/system").status_code == 200
 
 
@@ -81,66 +81,68 @@ def test_the_system_is_up_once_every_part_is_alive(client: httpx.Client, tables:
     ],
 )
 def test_a_part_that_is_missing_is_named(
-    client: httpx.Client, tables: psycopg.Connection, loss: str, missing: str
+    client: httpx.Client, connection: psycopg.Connection, loss: str, missing: str
 ) -> None:
-    all_alive(tables)
-    tables.execute(loss)
-    problem = problem_of(client.get("/health/system"), 503, "not_running")
+    write_live_rows(connection)
+    connection.execute(loss)
+    problem = assert_problem(client.get("/health/system"), 503, "not_running")
     assert problem["missing"] == [missing]
     assert missing in problem["detail"]
 
 
 def test_an_inbox_that_runs_and_has_not_caught_up_is_not_missing(
-    client: httpx.Client, tables: psycopg.Connection
+    client: httpx.Client, connection: psycopg.Connection
 ) -> None:
-    all_alive(tables)
-    tables.execute(
+    write_live_rows(connection)
+    connection.execute(
         "UPDATE inbox_partitions SET seen_at = now(), caught_up_at = now() - interval '1 h' WHERE partition = 1"
     )
-    problem = problem_of(client.get("/health/system"), 503, "results_behind")
+    problem = assert_problem(client.get("/health/system"), 503, "results_behind")
     assert problem["missing"] == []
     assert "the inbox runs" in problem["detail"]
-    tables.execute("UPDATE inbox_partitions SET seen_at = now() + interval '1 h'")
-    assert problem_of(client.get("/health/system"), 503, "not_running")["missing"] == ["inbox"]
+    connection.execute("UPDATE inbox_partitions SET seen_at = now() + interval '1 h'")
+    assert assert_problem(client.get("/health/system"), 503, "not_running")["missing"] == ["inbox"]
 
 
-def test_a_position_that_is_no_offset_is_not_caught_up_with(client: httpx.Client, tables: psycopg.Connection) -> None:
-    all_alive(tables)
-    tables.execute("UPDATE inbox_partitions SET seen_at = now(), position = -1001 WHERE partition = 1")
-    problem_of(client.get("/health/system"), 503, "results_behind")
+def test_a_position_that_is_no_offset_is_not_caught_up_with(
+    client: httpx.Client, connection: psycopg.Connection
+) -> None:
+    write_live_rows(connection)
+    connection.execute("UPDATE inbox_partitions SET seen_at = now(), position = -1001 WHERE partition = 1")
+    assert_problem(client.get("/health/system"), 503, "results_behind")
 
 
-def test_positions_in_a_topic_that_is_gone_do_not_count(client: httpx.Client, tables: psycopg.Connection) -> None:
-    all_alive(tables)
-    tables.execute("INSERT INTO inbox_partitions VALUES ('results', 'old', 0, 9, now() - interval '1 day')")
+def test_positions_in_a_topic_that_is_gone_do_not_count(client: httpx.Client, connection: psycopg.Connection) -> None:
+    write_live_rows(connection)
+    connection.execute("INSERT INTO inbox_partitions VALUES ('results', 'old', 0, 9, now() - interval '1 day')")
     assert client.get("/health/system").status_code == 200
-    tables.execute("UPDATE inbox_partitions SET caught_up_at = now() + interval '1 h' WHERE topic_id = 'old'")
+    connection.execute("UPDATE inbox_partitions SET caught_up_at = now() + interval '1 h' WHERE topic_id = 'old'")
     assert client.get("/health/system").status_code == 200
 
 
 def test_a_pool_in_which_scenarios_wait_without_a_runner_is_named(
-    client: httpx.Client, tables: psycopg.Connection
+    client: httpx.Client, connection: psycopg.Connection
 ) -> None:
-    all_alive(tables)
-    scenario = init(client, pool="typo")
-    tables.execute("INSERT INTO runners VALUES ('g', now(), 4, 1, 0, false, false, 'gpu', '1')")
+    write_live_rows(connection)
+    scenario = create_scenario(client, pool="typo")
+    connection.execute("INSERT INTO runners VALUES ('g', now(), 4, 1, 0, false, false, 'gpu', '1')")
     health = client.get("/health/system").json()
     assert (health["status"], health["empty_pools"]) == ("degraded", ["typo"])
     pools = {one["pool"]: one for one in health["pools"]}
     assert pools["gpu"] == {"pool": "gpu", "runners": 1, "slots": 4, "used": 1, "waiting": 0}
     assert pools["typo"] == {"pool": "typo", "runners": 0, "slots": 0, "used": 0, "waiting": 1}
     assert client.get(f"/scenario/{scenario['scenario_uuid']}").json()["waiting_for"] == "pool"
-    tables.execute("INSERT INTO runners VALUES ('t', now(), 4, 4, 0, false, false, 'typo', '1')")
+    connection.execute("INSERT INTO runners VALUES ('t', now(), 4, 4, 0, false, false, 'typo', '1')")
     assert client.get("/health/system").json()["status"] == "ok"
     assert client.get(f"/scenario/{scenario['scenario_uuid']}").json()["waiting_for"] == "runner"
-    tables.execute("UPDATE runners SET used = 1 WHERE pool = 'typo'")
+    connection.execute("UPDATE runners SET used = 1 WHERE pool = 'typo'")
     assert client.get(f"/scenario/{scenario['scenario_uuid']}").json()["waiting_for"] == "orchestrator"
     client.post(f"/scenario/{scenario['scenario_uuid']}/shutdown")
 
 
-def test_more_pools_than_are_shown_cost_no_more(client: httpx.Client, tables: psycopg.Connection) -> None:
-    all_alive(tables)
-    tables.execute(
+def test_more_pools_than_are_shown_cost_no_more(client: httpx.Client, connection: psycopg.Connection) -> None:
+    write_live_rows(connection)
+    connection.execute(
         """
         INSERT INTO scenarios (source, model, fps, pool)
         SELECT 'http://a/b.mp4', 'motion', 'all', 'pool-' || n % 300 FROM generate_series(1, 3000) AS n
@@ -150,13 +152,13 @@ def test_more_pools_than_are_shown_cost_no_more(client: httpx.Client, tables: ps
         health = client.get("/health/system").json()
         assert (len(health["pools"]), health["status"]) == (100, "degraded")
     finally:
-        tables.execute("DELETE FROM scenarios WHERE pool <> 'default'")
+        connection.execute("DELETE FROM scenarios WHERE pool <> 'default'")
 
 
-def test_metrics_tell_requests_states_and_backlog(client: httpx.Client, tables: psycopg.Connection) -> None:
-    init(client)
+def test_metrics_tell_requests_states_and_backlog(client: httpx.Client, connection: psycopg.Connection) -> None:
+    create_scenario(client)
     client.get("/nothing")
-    all_alive(tables)
+    write_live_rows(connection)
     samples = {
         (sample.name, *sorted(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(client.get("/metrics").text)
@@ -176,10 +178,10 @@ def test_metrics_tell_requests_states_and_backlog(client: httpx.Client, tables: 
 
 
 def test_metrics_tell_the_pool_and_how_long_the_queue_has_waited(
-    client: httpx.Client, tables: psycopg.Connection
+    client: httpx.Client, connection: psycopg.Connection
 ) -> None:
-    uuid_ = init(client)["scenario_uuid"]
-    tables.execute(
+    uuid_ = create_scenario(client)["scenario_uuid"]
+    connection.execute(
         "UPDATE scenarios SET state_changed_at = now() - interval '1 hour' WHERE scenario_uuid = %s", (uuid_,)
     )
     text = client.get("/metrics").text
@@ -199,7 +201,7 @@ def test_a_method_that_a_client_makes_up_is_no_label(client: httpx.Client) -> No
 
 def test_metrics_on_a_port_of_their_own_are_not_on_the_api_s(database_url: str) -> None:
     port = free_port()
-    with ready(ApiOptions(database_url=database_url, metrics_port=port)) as client:
+    with ready_api(ApiOptions(database_url=database_url, metrics_port=port)) as client:
         assert client.get("/metrics").status_code == 404
         text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
     assert "vidflow_database_up 1.0" in text
@@ -207,13 +209,16 @@ def test_metrics_on_a_port_of_their_own_are_not_on_the_api_s(database_url: str) 
 
 
 def test_a_database_whose_connections_are_all_busy_is_told_soon(database_url: str) -> None:
-    with ready(ApiOptions(database_url=database_url, pool_size=1)) as client, psycopg.connect(database_url) as other:
+    with (
+        ready_api(ApiOptions(database_url=database_url, pool_size=1)) as client,
+        psycopg.connect(database_url) as other,
+    ):
         other.execute("LOCK TABLE scenarios IN ACCESS EXCLUSIVE MODE")
         began_s = time.monotonic()
-        problem = problem_of(client.get("/health/ready"), 503, "database_unavailable")
+        problem = assert_problem(client.get("/health/ready"), 503, "database_unavailable")
         assert problem["missing"] == ["database"]
         answer = client.get("/scenario")
-        problem_of(answer, 503, "database_busy")
+        assert_problem(answer, 503, "database_busy")
         assert answer.headers["retry-after"] == "1"
         assert client.get("/health/live").status_code == 200
         assert time.monotonic() - began_s < 10
@@ -222,23 +227,23 @@ def test_a_database_whose_connections_are_all_busy_is_told_soon(database_url: st
 
 
 def test_an_api_outlives_its_database_and_serves_again(tmp_path: Path) -> None:
-    server = EmbeddedPostgres(tmp_path, say=print, stop=Stop())
+    server = EmbeddedPostgres(tmp_path, notify=print, stop=Stop())
     url = server.start().url
     try:
         migrate(url, print)
-        with ready(ApiOptions(database_url=url)) as client:
-            scenario = init(client)
+        with ready_api(ApiOptions(database_url=url)) as client:
+            scenario = create_scenario(client)
             server.stop()
             for answer in (
-                client.get("/scenario"), client.post("/scenario/init", json={"source": URL, "model": "motion"}),
+                client.get("/scenario"), client.post("/scenario/init", json={"source": SOURCE_URL, "model": "motion"}),
                 client.get("/prediction", params={"scenario_uuid": scenario["scenario_uuid"]}),
             ):  # fmt: skip
-                problem_of(answer, 503, "database_unavailable")
+                assert_problem(answer, 503, "database_unavailable")
                 assert answer.headers["retry-after"]
-            assert problem_of(client.get("/health/ready"), 503, "database_unavailable")["missing"] == ["database"]
-            assert problem_of(client.get("/health/system"), 503, "database_unavailable")["missing"] == ["database"]
+            assert assert_problem(client.get("/health/ready"), 503, "database_unavailable")["missing"] == ["database"]
+            assert assert_problem(client.get("/health/system"), 503, "database_unavailable")["missing"] == ["database"]
             assert "vidflow_database_up 0.0" in client.get("/metrics").text
-            server = EmbeddedPostgres(tmp_path, say=print, stop=Stop())
+            server = EmbeddedPostgres(tmp_path, notify=print, stop=Stop())
             assert server.start().url == url
             wait_until(lambda: client.get("/health/ready").status_code == 200, "it is ready again")
             assert client.get(f"/scenario/{scenario['scenario_uuid']}").json() == scenario
@@ -250,14 +255,16 @@ def test_an_api_waits_for_the_schema_and_says_so(postgres_url: str, caplog: pyte
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute("CREATE DATABASE without_schema")
     url = postgres_url.rsplit("/", 1)[0] + "/without_schema"
-    with serving(ApiOptions(database_url=url)) as client:
-        problem = problem_of(client.get("/health/ready"), 503, "database_unavailable")
+    with running_api(ApiOptions(database_url=url)) as client:
+        problem = assert_problem(client.get("/health/ready"), 503, "database_unavailable")
         assert "vidflow db migrate" in problem["detail"]
-        problem_of(client.post("/scenario/init", json={"source": URL, "model": "motion"}), 503, "database_unavailable")
+        assert_problem(
+            client.post("/scenario/init", json={"source": SOURCE_URL, "model": "motion"}), 503, "database_unavailable"
+        )
         assert client.get("/health/live").status_code == 200
         migrate(url, print)
         wait_until(lambda: client.get("/health/ready").status_code == 200, "the schema is seen")
-        init(client)
+        create_scenario(client)
     assert "schema_missing" in [record.getMessage() for record in caplog.records]
 
 
@@ -272,15 +279,15 @@ def test_an_api_whose_port_is_taken_says_so(client: httpx.Client, database_url: 
 
 
 def test_a_fault_of_ours_is_told_by_an_id_that_is_logged_once(
-    client: httpx.Client, tables: psycopg.Connection, caplog: pytest.LogCaptureFixture
+    client: httpx.Client, connection: psycopg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
-    uuid_ = init(client)["scenario_uuid"]
-    tables.execute("UPDATE scenarios SET skips = '{\"broken\": 1}' WHERE scenario_uuid = %s", (uuid_,))
-    problem = problem_of(client.get(f"/scenario/{uuid_}"), 500, "fault")
+    uuid_ = create_scenario(client)["scenario_uuid"]
+    connection.execute("UPDATE scenarios SET skips = '{\"broken\": 1}' WHERE scenario_uuid = %s", (uuid_,))
+    problem = assert_problem(client.get(f"/scenario/{uuid_}"), 500, "fault")
     logged = [getattr(record, "vidflow_fields", {}).get("error_id") for record in caplog.records]
     assert logged.count(problem["error_id"]) == 1
     assert "broken" not in problem["detail"]
-    tables.execute("UPDATE scenarios SET skips = '[]' WHERE scenario_uuid = %s", (uuid_,))
+    connection.execute("UPDATE scenarios SET skips = '[]' WHERE scenario_uuid = %s", (uuid_,))
 
 
 @contextmanager
@@ -293,7 +300,7 @@ def api_process(database_url: str) -> Iterator[tuple[subprocess.Popen[bytes], ht
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
     ):
         try:
-            wait_until(lambda: answers_ready(client), "the api is ready")
+            wait_until(lambda: is_ready(client), "the api is ready")
             yield process, client
         finally:
             process.kill()
@@ -318,7 +325,7 @@ def test_a_process_that_is_told_to_stop_does_so_while_a_request_hangs(database_u
     with api_process(database_url) as (process, client), psycopg.connect(database_url) as other:
         other.execute("LOCK TABLE scenarios IN ACCESS EXCLUSIVE MODE")
         with asking(client, "GET", "/scenario") as answers:
-            wait_until(lambda: someone_waits_for_a_lock(database_url), "the request hangs")
+            wait_until(lambda: is_lock_awaited(database_url), "the request hangs")
             process.send_signal(signal.SIGTERM)
             assert process.wait(15) == 0
         assert answers[0].status_code == 503  # cut off, or ended by its time limit, whichever came first
@@ -326,18 +333,18 @@ def test_a_process_that_is_told_to_stop_does_so_while_a_request_hangs(database_u
 
 @pytest.mark.fault
 def test_invariant_8_an_api_that_freezes_in_a_shutdown_locks_out_nobody(
-    database_url: str, tables: psycopg.Connection
+    database_url: str, connection: psycopg.Connection
 ) -> None:
     with api_process(database_url) as (process, client):
-        uuid_ = init(client)["scenario_uuid"]
+        uuid_ = create_scenario(client)["scenario_uuid"]
         with psycopg.connect(database_url) as other:
             other.execute("SELECT FROM scenarios WHERE scenario_uuid = %s FOR UPDATE", (uuid_,))
             with asking(client, "POST", f"/scenario/{uuid_}/shutdown") as answers:
-                wait_until(lambda: someone_waits_for_a_lock(database_url), "the request is in its transaction")
+                wait_until(lambda: is_lock_awaited(database_url), "the request is in its transaction")
                 process.send_signal(signal.SIGSTOP)
                 other.rollback()
-                tables.execute("SET lock_timeout = '4 s'")
-                tables.execute("UPDATE scenarios SET skips = '[]' WHERE scenario_uuid = %s", (uuid_,))
+                connection.execute("SET lock_timeout = '4 s'")
+                connection.execute("UPDATE scenarios SET skips = '[]' WHERE scenario_uuid = %s", (uuid_,))
                 process.send_signal(signal.SIGCONT)
         assert answers[0].status_code == 503
         assert client.post(f"/scenario/{uuid_}/shutdown").status_code == 200

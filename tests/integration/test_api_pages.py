@@ -9,7 +9,15 @@ import httpx
 import psycopg
 import pytest
 from psycopg.types.json import Jsonb
-from tests.integration.api_server import UNKNOWN, deploy, finish, init, problem_of, ready, store
+from tests.integration.api_server import (
+    UNKNOWN_UUID,
+    assert_problem,
+    create_scenario,
+    ready_api,
+    write_completion,
+    write_deployment,
+    write_results,
+)
 
 from vidflow.infra.postgres import pages
 from vidflow.settings import ApiOptions
@@ -20,12 +28,12 @@ OVERHEAD = 2_000
 
 @pytest.fixture(scope="module")
 def client(database_url: str) -> Iterator[httpx.Client]:
-    with ready(ApiOptions(database_url=database_url)) as client:
+    with ready_api(ApiOptions(database_url=database_url)) as client:
         yield client
 
 
 @pytest.fixture
-def tables(database_url: str) -> Iterator[psycopg.Connection]:
+def connection(database_url: str) -> Iterator[psycopg.Connection]:
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute(
             "TRUNCATE scenarios, scenario_progress, scenario_history, scenario_results, scenario_gaps, outbox"
@@ -33,7 +41,9 @@ def tables(database_url: str) -> Iterator[psycopg.Connection]:
         yield connection
 
 
-def born(tables: psycopg.Connection, count: int, parameters: object = None, state: str = "init_startup") -> list[str]:
+def insert_scenarios(
+    tables: psycopg.Connection, count: int, parameters: object = None, state: str = "init_startup"
+) -> list[str]:
     """Scenarios of these parameters, the newest first."""
     outcome = "stopped" if state == "inactive" else None
     found = tables.execute(
@@ -48,7 +58,9 @@ def born(tables: psycopg.Connection, count: int, parameters: object = None, stat
     return sorted((one for (one,) in found), reverse=True)
 
 
-def walk(client: httpx.Client, path: str, key: Callable[[dict[str, Any]], Any], **query: Any) -> list[list[Any]]:
+def read_all_pages(
+    client: httpx.Client, path: str, key: Callable[[dict[str, Any]], Any], **query: Any
+) -> list[list[Any]]:
     """The keys of the items of each page, to the end of the list."""
     found: list[list[Any]] = []
     while True:
@@ -64,52 +76,57 @@ def walk(client: httpx.Client, path: str, key: Callable[[dict[str, Any]], Any], 
         query["after"] = page["next"]
 
 
-def flat(found: list[list[Any]]) -> list[Any]:
+def flatten(found: list[list[Any]]) -> list[Any]:
     return [one for page in found for one in page]
 
 
 def test_scenarios_with_large_labels_come_in_pages_of_bounded_size(
-    client: httpx.Client, tables: psycopg.Connection
+    client: httpx.Client, connection: psycopg.Connection
 ) -> None:
     labels = [f"{number:0200d}" for number in range(1000)]
-    uuids = born(tables, 40, {"labels": labels})
-    found = walk(client, "/scenario", lambda item: item["scenario_uuid"], limit=1000)
-    assert flat(found) == uuids
+    uuids = insert_scenarios(connection, 40, {"labels": labels})
+    found = read_all_pages(client, "/scenario", lambda item: item["scenario_uuid"], limit=1000)
+    assert flatten(found) == uuids
     assert {len(page) for page in found[:-1]} == {pages.MAX_PAGE_BYTES // (len(labels) * 204 + 1000)}
 
 
-def test_small_scenarios_fill_a_page_by_their_number(client: httpx.Client, tables: psycopg.Connection) -> None:
-    uuids = born(tables, 25)
-    assert [len(page) for page in walk(client, "/scenario", str, limit=10)] == [10, 10, 5]
-    assert flat(walk(client, "/scenario", lambda item: item["scenario_uuid"], limit=1000)) == uuids
-    finished = born(tables, 5, state="inactive")
-    assert flat(walk(client, "/scenario", lambda item: item["scenario_uuid"], limit=2, state="inactive")) == finished
+def test_small_scenarios_fill_a_page_by_their_number(client: httpx.Client, connection: psycopg.Connection) -> None:
+    uuids = insert_scenarios(connection, 25)
+    assert [len(page) for page in read_all_pages(client, "/scenario", str, limit=10)] == [10, 10, 5]
+    assert flatten(read_all_pages(client, "/scenario", lambda item: item["scenario_uuid"], limit=1000)) == uuids
+    finished = insert_scenarios(connection, 5, state="inactive")
+    assert (
+        flatten(read_all_pages(client, "/scenario", lambda item: item["scenario_uuid"], limit=2, state="inactive"))
+        == finished
+    )
 
 
 def test_a_scenario_larger_than_a_page_is_a_page_of_its_own(
-    client: httpx.Client, tables: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+    client: httpx.Client, connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uuids = born(tables, 3, {"labels": ["x" * 200] * 20})
+    uuids = insert_scenarios(connection, 3, {"labels": ["x" * 200] * 20})
     with monkeypatch.context() as patch:
         patch.setattr("vidflow.infra.postgres.scenarios.MAX_PAGE_BYTES", 2000)
         patch.setattr("vidflow.infra.postgres.pages.MAX_PAGE_BYTES", 2000)
-        assert walk(client, "/scenario", lambda item: item["scenario_uuid"]) == [[one] for one in uuids]
+        assert read_all_pages(client, "/scenario", lambda item: item["scenario_uuid"]) == [[one] for one in uuids]
 
 
 def test_frames_with_many_detections_come_in_pages_of_bounded_size(client: httpx.Client, database_url: str) -> None:
-    scenario_uuid = init(client)["scenario_uuid"]
-    deploy(database_url, scenario_uuid)
+    scenario_uuid = create_scenario(client)["scenario_uuid"]
+    write_deployment(database_url, scenario_uuid)
     seen = [{"label": "person", "score": 0.5, "box": [1.5, 2.5, 300.25, 200.0]}] * 500
-    store(database_url, scenario_uuid, range(100), seen)
-    finish(database_url, scenario_uuid)
-    found = walk(client, "/prediction", lambda item: item["frame_number"], scenario_uuid=scenario_uuid, limit=1000)
-    assert flat(found) == list(range(100))
+    write_results(database_url, scenario_uuid, range(100), seen)
+    write_completion(database_url, scenario_uuid)
+    found = read_all_pages(
+        client, "/prediction", lambda item: item["frame_number"], scenario_uuid=scenario_uuid, limit=1000
+    )
+    assert flatten(found) == list(range(100))
     assert 1 < len(found) < 10
 
 
-def test_the_history_comes_in_pages(client: httpx.Client, tables: psycopg.Connection) -> None:
-    scenario_uuid = init(client)["scenario_uuid"]
-    tables.execute(
+def test_the_history_comes_in_pages(client: httpx.Client, connection: psycopg.Connection) -> None:
+    scenario_uuid = create_scenario(client)["scenario_uuid"]
+    connection.execute(
         """
         INSERT INTO scenario_history (scenario_uuid, number, from_state, to_state, reason, epoch, attempt, detail)
         SELECT %s, number, 'active', 'init_startup', 'lost', 1, 0, repeat(E'\\x1b', 3000)
@@ -118,15 +135,15 @@ def test_the_history_comes_in_pages(client: httpx.Client, tables: psycopg.Connec
         (scenario_uuid,),
     )
     path = f"/scenario/{scenario_uuid}/history"
-    found = walk(client, path, lambda item: item["number"], limit=1000)
-    assert flat(found) == list(range(300))
+    found = read_all_pages(client, path, lambda item: item["number"], limit=1000)
+    assert flatten(found) == list(range(300))
     assert len(found) > 2
-    assert [len(page) for page in walk(client, path, str, limit=40)] == [40] * 7 + [20]
+    assert [len(page) for page in read_all_pages(client, path, str, limit=40)] == [40] * 7 + [20]
     assert client.get(path, params={"after": 299}).json() == {"items": [], "next": None}
 
 
-def test_gaps_come_in_pages_in_the_order_of_the_video(client: httpx.Client, tables: psycopg.Connection) -> None:
-    scenario_uuid = init(client)["scenario_uuid"]
+def test_gaps_come_in_pages_in_the_order_of_the_video(client: httpx.Client, connection: psycopg.Connection) -> None:
+    scenario_uuid = create_scenario(client)["scenario_uuid"]
     places = [
         (after, from_s, reason)
         for after in (-1, 7, 2**62)
@@ -134,13 +151,15 @@ def test_gaps_come_in_pages_in_the_order_of_the_video(client: httpx.Client, tabl
         for reason in ("corrupt", "skipped", "stalled")
     ]
     for after, from_s, reason in reversed(places):
-        tables.execute(
+        connection.execute(
             "INSERT INTO scenario_gaps VALUES (%s, 1, %s, %s, 9, NULL, %s)", (scenario_uuid, after, from_s, reason)
         )
     path = f"/scenario/{scenario_uuid}/gaps"
     for limit in (1, 2, 5, 27, 1000):
-        found = walk(client, path, lambda item: (item["after_frame"], item["from_s"], item["reason"]), limit=limit)
-        assert flat(found) == places
+        found = read_all_pages(
+            client, path, lambda item: (item["after_frame"], item["from_s"], item["reason"]), limit=limit
+        )
+        assert flatten(found) == places
         assert all(len(page) == limit for page in found[:-1])
 
 
@@ -162,16 +181,16 @@ def test_gaps_come_in_pages_in_the_order_of_the_video(client: httpx.Client, tabl
     ],
 )
 def test_a_cursor_that_is_none_is_refused(client: httpx.Client, cursor: str) -> None:
-    scenario_uuid = init(client)["scenario_uuid"]
-    problem = problem_of(
+    scenario_uuid = create_scenario(client)["scenario_uuid"]
+    problem = assert_problem(
         client.get(f"/scenario/{scenario_uuid}/gaps", params={"after": cursor}), 400, "request_malformed"
     )
     assert problem["errors"][0]["field"] == "after"
     for after in ("x", "-2", str(2**31)):
         answer = client.get(f"/scenario/{scenario_uuid}/history", params={"after": after})
-        problem_of(answer, 400, "request_malformed")
+        assert_problem(answer, 400, "request_malformed")
 
 
 def test_pages_of_an_unknown_scenario_are_not_found(client: httpx.Client) -> None:
     for path in ("history", "gaps"):
-        problem_of(client.get(f"/scenario/{UNKNOWN}/{path}"), 404, "scenario_unknown")
+        assert_problem(client.get(f"/scenario/{UNKNOWN_UUID}/{path}"), 404, "scenario_unknown")

@@ -8,7 +8,15 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
-from tests.integration.api_server import UNKNOWN, deploy, finish, init, problem_of, ready, store
+from tests.integration.api_server import (
+    UNKNOWN_UUID,
+    assert_problem,
+    create_scenario,
+    ready_api,
+    write_completion,
+    write_deployment,
+    write_results,
+)
 
 from vidflow.settings import ApiOptions
 
@@ -20,14 +28,14 @@ SEEN = [
 
 @pytest.fixture(scope="module")
 def client(database_url: str) -> Iterator[httpx.Client]:
-    with ready(ApiOptions(database_url=database_url)) as client:
+    with ready_api(ApiOptions(database_url=database_url)) as client:
         yield client
 
 
 @pytest.fixture
 def scenario(client: httpx.Client, database_url: str) -> str:
-    scenario_uuid: str = init(client)["scenario_uuid"]
-    deploy(database_url, scenario_uuid)
+    scenario_uuid: str = create_scenario(client)["scenario_uuid"]
+    write_deployment(database_url, scenario_uuid)
     return scenario_uuid
 
 
@@ -51,7 +59,7 @@ def test_before_the_first_frame_there_is_a_page_without_items(client: httpx.Clie
 
 
 def test_a_frame_is_told_as_it_was_stored(client: httpx.Client, scenario: str, database_url: str) -> None:
-    store(database_url, scenario, range(2), SEEN)
+    write_results(database_url, scenario, range(2), SEEN)
     found = page(client, scenario)
     assert found["items"] == [
         {"frame_number": number, "time_s": number / 2, "width": 640, "height": 360, "detections": SEEN}
@@ -60,8 +68,8 @@ def test_a_frame_is_told_as_it_was_stored(client: httpx.Client, scenario: str, d
 
 
 def test_pages_follow_one_another_without_a_hole(client: httpx.Client, scenario: str, database_url: str) -> None:
-    store(database_url, scenario, range(7))
-    finish(database_url, scenario)
+    write_results(database_url, scenario, range(7))
+    write_completion(database_url, scenario)
     seen: list[int] = []
     found = page(client, scenario, limit=3)
     while not found["complete"]:
@@ -74,13 +82,13 @@ def test_pages_follow_one_another_without_a_hole(client: httpx.Client, scenario:
 def test_a_live_reader_keeps_its_place_until_all_is_told(
     client: httpx.Client, scenario: str, database_url: str
 ) -> None:
-    store(database_url, scenario, range(2))
+    write_results(database_url, scenario, range(2))
     first = page(client, scenario)
     assert (numbers(first), first["complete"], first["next"]) == ([0, 1], False, "1")
     waiting = page(client, scenario, after=first["next"])
     assert (numbers(waiting), waiting["complete"], waiting["next"]) == ([], False, "1")
-    store(database_url, scenario, range(2, 4))
-    finish(database_url, scenario)
+    write_results(database_url, scenario, range(2, 4))
+    write_completion(database_url, scenario)
     last = page(client, scenario, after=waiting["next"])
     assert (numbers(last), last["complete"], last["next"]) == ([2, 3], True, None)
 
@@ -88,9 +96,9 @@ def test_a_live_reader_keeps_its_place_until_all_is_told(
 def test_a_page_that_ends_with_the_last_row_of_an_inactive_scenario_is_complete(
     client: httpx.Client, scenario: str, database_url: str
 ) -> None:
-    store(database_url, scenario, range(4))
+    write_results(database_url, scenario, range(4))
     assert page(client, scenario, limit=4)["complete"] is False
-    finish(database_url, scenario)
+    write_completion(database_url, scenario)
     assert page(client, scenario, limit=4)["complete"] is True
     assert page(client, scenario, limit=3)["complete"] is False
     assert page(client, scenario, after=100)["complete"] is True
@@ -99,32 +107,32 @@ def test_a_page_that_ends_with_the_last_row_of_an_inactive_scenario_is_complete(
 def test_a_scenario_that_ended_without_a_frame_is_complete(
     client: httpx.Client, scenario: str, database_url: str
 ) -> None:
-    finish(database_url, scenario)
+    write_completion(database_url, scenario)
     assert page(client, scenario) == {"items": [], "next": None, "complete": True}
 
 
 def test_results_of_another_scenario_stay_out(client: httpx.Client, scenario: str, database_url: str) -> None:
-    other = init(client)["scenario_uuid"]
-    store(database_url, other, range(3))
+    other = create_scenario(client)["scenario_uuid"]
+    write_results(database_url, other, range(3))
     assert page(client, scenario)["items"] == []
 
 
 def test_a_page_that_the_reader_has_is_not_sent_again(client: httpx.Client, scenario: str, database_url: str) -> None:
-    store(database_url, scenario, range(2))
+    write_results(database_url, scenario, range(2))
     query = {"scenario_uuid": scenario}
     tag = client.get("/prediction", params=query).headers["etag"]
     assert client.get("/prediction", params=query, headers={"If-None-Match": tag}).status_code == 304
-    finish(database_url, scenario)
+    write_completion(database_url, scenario)
     assert client.get("/prediction", params=query, headers={"If-None-Match": tag}).status_code == 200
 
 
 def test_results_of_an_unknown_scenario_are_told_from_none(client: httpx.Client) -> None:
-    problem_of(client.get("/prediction", params={"scenario_uuid": UNKNOWN}), 404, "scenario_unknown")
-    problem_of(client.get("/prediction", params={"scenario_uuid": "x"}), 400, "request_malformed")
+    assert_problem(client.get("/prediction", params={"scenario_uuid": UNKNOWN_UUID}), 404, "scenario_unknown")
+    assert_problem(client.get("/prediction", params={"scenario_uuid": "x"}), 400, "request_malformed")
 
 
 def test_rows_that_lost_their_progress_are_still_read(client: httpx.Client, scenario: str, database_url: str) -> None:
-    store(database_url, scenario, range(2))
+    write_results(database_url, scenario, range(2))
     with psycopg.connect(database_url) as tx:
         tx.execute("DELETE FROM scenario_progress WHERE scenario_uuid = %s", (scenario,))
     assert numbers(page(client, scenario)) == [0, 1]
@@ -133,11 +141,11 @@ def test_rows_that_lost_their_progress_are_still_read(client: httpx.Client, scen
 
 def test_results_that_were_not_kept_are_told_to_be_gone(client: httpx.Client, scenario: str, database_url: str) -> None:
     """An empty page that is complete would say that nothing was seen."""
-    store(database_url, scenario, range(2))
-    finish(database_url, scenario)
+    write_results(database_url, scenario, range(2))
+    write_completion(database_url, scenario)
     with psycopg.connect(database_url, autocommit=True) as tables:
         tables.execute("INSERT INTO results_removed VALUES (%s, uuidv7())", (scenario,))
         answer = client.get("/prediction", params={"scenario_uuid": scenario})
         tables.execute("TRUNCATE results_removed")
-    problem = problem_of(answer, 410, "results_removed")
+    problem = assert_problem(answer, 410, "results_removed")
     assert "run it again" in str(problem["detail"])

@@ -9,16 +9,16 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
-from tests.integration.api_server import UNKNOWN, URL, init, problem_of, ready
+from tests.integration.api_server import SOURCE_URL, UNKNOWN_UUID, assert_problem, create_scenario, ready_api
 
 from vidflow.settings import ApiOptions
 
-GOOD = {"source": URL, "model": "motion"}
+GOOD = {"source": SOURCE_URL, "model": "motion"}
 
 
 @pytest.fixture(scope="module")
 def client(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    with ready(ApiOptions(database_url=database_url, media_root=tmp_path_factory.mktemp("media"))) as client:
+    with ready_api(ApiOptions(database_url=database_url, media_root=tmp_path_factory.mktemp("media"))) as client:
         yield client
 
 
@@ -50,11 +50,11 @@ def _nothing_is_stored(database_url: str) -> Iterator[None]:
         ({"parameters": {"labels": "person"}}, "parameters.labels"), ({"parameters": {"labels": [""]}}, "parameters.labels[0]"),
         ({"parameters": {"labels": ["x"] * 1001}}, "parameters.labels"),
         ({"parameters": {"on_poison": "die"}}, "parameters.on_poison"),
-        ({"extra": 1}, "extra"), ({"scenario_uuid": UNKNOWN}, "scenario_uuid"),
+        ({"extra": 1}, "extra"), ({"scenario_uuid": UNKNOWN_UUID}, "scenario_uuid"),
     ],
 )  # fmt: skip
 def test_a_field_that_makes_no_sense_is_named(client: httpx.Client, change: dict[str, Any], field: str) -> None:
-    problem = problem_of(client.post("/scenario/init", json=GOOD | change), 422, "request_invalid")
+    problem = assert_problem(client.post("/scenario/init", json=GOOD | change), 422, "request_invalid")
     assert [error["field"] for error in problem["errors"]] == [field]
     assert field in problem["detail"]
 
@@ -62,13 +62,13 @@ def test_a_field_that_makes_no_sense_is_named(client: httpx.Client, change: dict
 @pytest.mark.parametrize("field", ["source", "model"])
 def test_a_field_that_is_missing_is_named(client: httpx.Client, field: str) -> None:
     body = {name: value for name, value in GOOD.items() if name != field}
-    problem = problem_of(client.post("/scenario/init", json=body), 422, "request_invalid")
+    problem = assert_problem(client.post("/scenario/init", json=body), 422, "request_invalid")
     assert problem["errors"][0]["field"] == field
 
 
 @pytest.mark.parametrize("fps", ["1e999", "1e-400", "0.0", "-0.0", "NaN", "Infinity", "-Infinity", "0x10", "9" * 400])
 def test_a_number_that_is_none_is_refused(client: httpx.Client, fps: str) -> None:
-    body = f'{{"source": "{URL}", "model": "motion", "fps": {fps}}}'
+    body = f'{{"source": "{SOURCE_URL}", "model": "motion", "fps": {fps}}}'
     answer = client.post("/scenario/init", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code in {400, 422}
     assert answer.headers["content-type"] == "application/problem+json"
@@ -76,7 +76,7 @@ def test_a_number_that_is_none_is_refused(client: httpx.Client, fps: str) -> Non
 
 @pytest.mark.parametrize("label", ["\x00", "a\x00b", "tab\t", "line\n", "\x1b[31m"])
 def test_a_label_that_no_database_takes_is_refused(client: httpx.Client, label: str) -> None:
-    problem = problem_of(
+    problem = assert_problem(
         client.post("/scenario/init", json=GOOD | {"parameters": {"labels": [label]}}), 422, "parameter_invalid"
     )
     assert "labels" in problem["detail"]
@@ -94,7 +94,7 @@ def test_a_body_that_is_no_json_is_refused(client: httpx.Client, body: bytes) ->
 @pytest.mark.parametrize("body", [b"[]", b"null", b"5", b'"x"', b"true"])
 def test_a_body_that_is_no_object_is_refused(client: httpx.Client, body: bytes) -> None:
     answer = client.post("/scenario/init", content=body, headers={"Content-Type": "application/json"})
-    assert problem_of(answer, 422, "request_invalid")["errors"][0]["field"] == "body"
+    assert assert_problem(answer, 422, "request_invalid")["errors"][0]["field"] == "body"
 
 
 def test_a_body_that_is_not_said_to_be_json_is_refused_with_the_way_out(client: httpx.Client) -> None:
@@ -105,12 +105,12 @@ def test_a_body_that_is_not_said_to_be_json_is_refused_with_the_way_out(client: 
         "application/msgpack",
     ):
         answer = client.post("/scenario/init", content=b'{"source": "x"}', headers={"Content-Type": kind})
-        assert "Content-Type: application/json" in problem_of(answer, 415, "not_json")["detail"]
+        assert "Content-Type: application/json" in assert_problem(answer, 415, "not_json")["detail"]
 
 
 def test_a_body_that_is_too_large_is_refused(client: httpx.Client) -> None:
     answer = client.post("/scenario/init", content=b" " * 300_000, headers={"Content-Type": "application/json"})
-    problem_of(answer, 413, "body_too_large")
+    assert_problem(answer, 413, "body_too_large")
 
 
 def test_a_body_that_grows_too_large_without_saying_so_is_refused(client: httpx.Client) -> None:
@@ -119,11 +119,11 @@ def test_a_body_that_grows_too_large_without_saying_so_is_refused(client: httpx.
             yield b" " * 1000
 
     answer = client.post("/scenario/init", content=chunks(), headers={"Content-Type": "application/json"})
-    problem_of(answer, 413, "body_too_large")
+    assert_problem(answer, 413, "body_too_large")
 
 
 def test_a_label_that_the_model_does_not_have_is_refused(client: httpx.Client) -> None:
-    problem = problem_of(
+    problem = assert_problem(
         client.post("/scenario/init", json=GOOD | {"parameters": {"labels": ["unicorn"]}}), 422, "parameter_invalid"
     )
     assert "unicorn" in problem["detail"]
@@ -134,7 +134,7 @@ def test_an_unknown_model_is_refused_with_the_names_that_there_are(client: httpx
         answer = client.post("/scenario/init", json=GOOD | {"model": name})
         assert answer.status_code == 422, answer.text
         assert answer.json()["code"].startswith("model_")
-    problem = problem_of(client.post("/scenario/init", json=GOOD | {"model": "nothing"}), 422, "model_unknown")
+    problem = assert_problem(client.post("/scenario/init", json=GOOD | {"model": "nothing"}), 422, "model_unknown")
     assert "motion" in problem["models"]
     assert "motion" in problem["detail"]
 
@@ -149,7 +149,7 @@ def test_an_unknown_model_is_refused_with_the_names_that_there_are(client: httpx
     ],
 )  # fmt: skip
 def test_a_source_that_cannot_be_is_refused(client: httpx.Client, source: str, code: str) -> None:
-    problem = problem_of(client.post("/scenario/init", json=GOOD | {"source": source}), 422, code)
+    problem = assert_problem(client.post("/scenario/init", json=GOOD | {"source": source}), 422, code)
     assert "hidden" not in problem["detail"]
 
 
@@ -161,7 +161,7 @@ def test_a_source_that_cannot_be_is_refused(client: httpx.Client, source: str, c
     ],
 )  # fmt: skip
 def test_a_parameter_of_the_list_that_makes_no_sense_is_named(client: httpx.Client, query: str, field: str) -> None:
-    problem = problem_of(client.get(f"/scenario?{query}"), 400, "request_malformed")
+    problem = assert_problem(client.get(f"/scenario?{query}"), 400, "request_malformed")
     assert [error["field"] for error in problem["errors"]] == [field]
 
 
@@ -169,21 +169,21 @@ def test_a_parameter_of_the_list_that_makes_no_sense_is_named(client: httpx.Clie
     "query", ["limit=0", "limit=1001", "after=-2", "after=x", f"after={2**53}", f"after={2**64}", "after=1;--"]
 )
 def test_a_parameter_of_the_results_that_makes_no_sense_is_named(client: httpx.Client, query: str) -> None:
-    problem = problem_of(client.get(f"/prediction?scenario_uuid={UNKNOWN}&{query}"), 400, "request_malformed")
+    problem = assert_problem(client.get(f"/prediction?scenario_uuid={UNKNOWN_UUID}&{query}"), 400, "request_malformed")
     assert [error["field"] for error in problem["errors"]] == [query.split("=", maxsplit=1)[0]]
 
 
 def test_a_missing_parameter_is_named(client: httpx.Client) -> None:
-    assert "scenario_uuid" in problem_of(client.get("/prediction"), 400, "request_malformed")["detail"]
+    assert "scenario_uuid" in assert_problem(client.get("/prediction"), 400, "request_malformed")["detail"]
 
 
 def test_a_path_that_is_none_and_a_method_that_it_does_not_take_are_told(client: httpx.Client) -> None:
     for path in ("/nothing", "/scenario/init/x/y", "/docs/assets/%2e%2e%2fapp.py", "/.git/config"):
-        problem_of(client.get(path), 404, "not_found")
+        assert_problem(client.get(path), 404, "not_found")
     answer = client.delete("/prediction")
-    problem_of(answer, 405, "method_not_allowed")
+    assert_problem(answer, 405, "method_not_allowed")
     assert "GET" in answer.headers["allow"]
-    problem_of(client.put("/scenario/init", json=GOOD), 405, "method_not_allowed")
+    assert_problem(client.put("/scenario/init", json=GOOD), 405, "method_not_allowed")
 
 
 class TestWithFiles:
@@ -199,7 +199,7 @@ class TestWithFiles:
         self, client: httpx.Client, database_url: str
     ) -> None:
         source = "rtsp://me:hidden@camera.example:554/live?token=hidden&channel=1"
-        scenario = init(client, source=source)
+        scenario = create_scenario(client, source=source)
         told = client.get(f"/scenario/{scenario['scenario_uuid']}").text + client.get("/scenario").text
         assert scenario["source"] == "rtsp://***@camera.example:554/live?token=***&channel=1"
         assert "hidden" not in told
@@ -210,6 +210,6 @@ class TestWithFiles:
 def test_the_door_lets_nothing_local_in_without_a_media_root(database_url: str, tmp_path: Path) -> None:
     video = tmp_path / "video.mp4"
     video.write_bytes(b"video")
-    with ready(ApiOptions(database_url=database_url)) as client:
+    with ready_api(ApiOptions(database_url=database_url)) as client:
         for source in (str(video), "video.mp4", "/etc/passwd", "/nothing"):
-            problem_of(client.post("/scenario/init", json=GOOD | {"source": source}), 422, "source_forbidden")
+            assert_problem(client.post("/scenario/init", json=GOOD | {"source": source}), 422, "source_forbidden")

@@ -12,16 +12,16 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 from tests.integration.api_server import (
-    UNKNOWN,
-    URL,
-    deploy,
-    finish,
-    init,
-    problem_of,
-    ready,
-    someone_waits_for_a_lock,
-    store,
+    SOURCE_URL,
+    UNKNOWN_UUID,
+    assert_problem,
+    create_scenario,
+    is_lock_awaited,
+    ready_api,
     wait_until,
+    write_completion,
+    write_deployment,
+    write_results,
 )
 
 from vidflow.domain.messages import Start, decode_init_scenario
@@ -33,7 +33,7 @@ LABELLED = "ssdlite320_mobilenet_v3_large"
 
 @pytest.fixture(scope="module")
 def client(database_url: str) -> Iterator[httpx.Client]:
-    with ready(ApiOptions(database_url=database_url, any_file=True, video_fps="5")) as client:
+    with ready_api(ApiOptions(database_url=database_url, any_file=True, video_fps="5")) as client:
         yield client
 
 
@@ -43,7 +43,7 @@ def test_a_scenario_is_born_with_its_progress_its_history_and_its_message(
     answer = client.post(
         "/scenario/init",
         json={
-            "source": URL, "model": LABELLED, "fps": 2.5, "priority": 7,
+            "source": SOURCE_URL, "model": LABELLED, "fps": 2.5, "priority": 7,
             "parameters": {"score_threshold": 0.25, "labels": ["person", "größe"], "on_poison": "skip"},
         },
     )  # fmt: skip
@@ -53,7 +53,7 @@ def test_a_scenario_is_born_with_its_progress_its_history_and_its_message(
     assert uuid.UUID(scenario["scenario_uuid"]).version == 7
     assert scenario["created_at"].endswith("Z")
     expected = {
-        "source": URL, "model": LABELLED, "fps": 2.5, "priority": 7, "state": "init_startup", "outcome": None, "error": None,
+        "source": SOURCE_URL, "model": LABELLED, "fps": 2.5, "priority": 7, "state": "init_startup", "outcome": None, "error": None,
         "epoch": 0, "attempt": 0, "runner": None, "resume_frame": 0, "frames_stored": 0, "frames_expected": None, "skips": [],
         "parameters": {"score_threshold": 0.25, "labels": ["person", "größe"], "on_poison": "skip"},
     }  # fmt: skip
@@ -74,7 +74,7 @@ def test_a_scenario_is_born_with_its_progress_its_history_and_its_message(
 
 
 def test_a_scenario_looks_the_same_at_birth_and_later(client: httpx.Client) -> None:
-    born = init(client)
+    born = create_scenario(client)
     assert client.get(f"/scenario/{born['scenario_uuid']}").json() == born
 
 
@@ -90,23 +90,23 @@ def test_a_scenario_looks_the_same_at_birth_and_later(client: httpx.Client) -> N
 def test_a_frame_rate_is_stored_exactly_and_answered_in_a_form_that_means_the_same(
     client: httpx.Client, database_url: str, asked: object, kept: object, stored: str
 ) -> None:
-    scenario = init(client, fps=asked)
+    scenario = create_scenario(client, fps=asked)
     assert scenario["fps"] == kept
-    assert init(client, fps=scenario["fps"])["fps"] == kept
+    assert create_scenario(client, fps=scenario["fps"])["fps"] == kept
     with psycopg.connect(database_url) as tx:
         row = tx.execute("SELECT fps FROM scenarios WHERE scenario_uuid = %s", (scenario["scenario_uuid"],)).fetchone()
     assert row == (stored,)
 
 
 def test_the_default_frame_rate_is_exact_too(database_url: str) -> None:
-    with ready(ApiOptions(database_url=database_url, video_fps="30000/1001")) as client:
-        assert init(client)["fps"] == "30000/1001"
+    with ready_api(ApiOptions(database_url=database_url, video_fps="30000/1001")) as client:
+        assert create_scenario(client)["fps"] == "30000/1001"
 
 
 def test_progress_of_a_running_scenario_is_told(client: httpx.Client, database_url: str) -> None:
-    uuid_ = init(client)["scenario_uuid"]
-    deploy(database_url, uuid_)
-    store(database_url, uuid_, range(3))
+    uuid_ = create_scenario(client)["scenario_uuid"]
+    write_deployment(database_url, uuid_)
+    write_results(database_url, uuid_, range(3))
     with psycopg.connect(database_url) as tx:
         tx.execute(
             "UPDATE scenario_progress SET opened = %s WHERE scenario_uuid = %s", (Jsonb({"frames_expected": 80}), uuid_)
@@ -117,7 +117,7 @@ def test_progress_of_a_running_scenario_is_told(client: httpx.Client, database_u
 
 
 def test_what_a_waiting_scenario_waits_for_is_told(client: httpx.Client, database_url: str) -> None:
-    uuid_ = init(client)["scenario_uuid"]
+    uuid_ = create_scenario(client)["scenario_uuid"]
 
     def waits_for() -> str | None:
         word: str | None = client.get(f"/scenario/{uuid_}").json()["waiting_for"]
@@ -138,7 +138,7 @@ def test_what_a_waiting_scenario_waits_for_is_told(client: httpx.Client, databas
 
 
 def test_a_failed_scenario_tells_its_error(client: httpx.Client, database_url: str) -> None:
-    uuid_ = init(client)["scenario_uuid"]
+    uuid_ = create_scenario(client)["scenario_uuid"]
     error = {"code": "no_frames", "message": "cannot read rtsp://me:hidden@camera/x", "frame_number": 3}
     with psycopg.connect(database_url) as tx:
         tx.execute(
@@ -150,18 +150,18 @@ def test_a_failed_scenario_tells_its_error(client: httpx.Client, database_url: s
 
 
 def test_an_unchanged_scenario_is_not_sent_again(client: httpx.Client, database_url: str) -> None:
-    uuid_ = init(client)["scenario_uuid"]
+    uuid_ = create_scenario(client)["scenario_uuid"]
     tag = client.get(f"/scenario/{uuid_}").headers["etag"]
     again = client.get(f"/scenario/{uuid_}", headers={"If-None-Match": tag})
     assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
-    deploy(database_url, uuid_)
+    write_deployment(database_url, uuid_)
     assert client.get(f"/scenario/{uuid_}", headers={"If-None-Match": tag}).status_code == 200
 
 
 def test_scenarios_are_listed_newest_first_page_by_page(client: httpx.Client, database_url: str) -> None:
-    uuids = [init(client)["scenario_uuid"] for _ in range(5)]
+    uuids = [create_scenario(client)["scenario_uuid"] for _ in range(5)]
     for scenario_uuid in uuids[::2]:
-        finish(database_url, scenario_uuid)
+        write_completion(database_url, scenario_uuid)
     listed: list[str] = []
     after: dict[str, str] = {}
     while len(listed) < 5:
@@ -187,11 +187,11 @@ def test_the_last_page_of_scenarios_has_no_cursor(client: httpx.Client) -> None:
 def test_a_shutdown_is_answered_in_every_state(
     client: httpx.Client, database_url: str, state: str, outcome: str | None
 ) -> None:
-    uuid_ = init(client)["scenario_uuid"]
+    uuid_ = create_scenario(client)["scenario_uuid"]
     if state == "inactive":
-        finish(database_url, uuid_)
+        write_completion(database_url, uuid_)
     elif state != "init_startup":
-        deploy(database_url, uuid_, state)
+        write_deployment(database_url, uuid_, state)
     answers = [client.post(f"/scenario/{uuid_}/shutdown") for _ in range(2)]
     assert [answer.status_code for answer in answers] == [200, 200]
     assert answers[0].json() == answers[1].json()
@@ -203,7 +203,7 @@ def test_a_shutdown_is_answered_in_every_state(
 
 
 def test_a_shutdown_that_loses_a_race_is_decided_anew(client: httpx.Client, database_url: str) -> None:
-    uuid_ = init(client)["scenario_uuid"]
+    uuid_ = create_scenario(client)["scenario_uuid"]
     answers: list[httpx.Response] = []
     with psycopg.connect(database_url) as leader:
         leader.execute(
@@ -211,7 +211,7 @@ def test_a_shutdown_that_loses_a_race_is_decided_anew(client: httpx.Client, data
         )
         asking = threading.Thread(target=lambda: answers.append(client.post(f"/scenario/{uuid_}/shutdown")))
         asking.start()
-        wait_until(lambda: someone_waits_for_a_lock(database_url), "the request waits for the leader")
+        wait_until(lambda: is_lock_awaited(database_url), "the request waits for the leader")
         leader.commit()
         asking.join()
     assert answers[0].status_code == 200
@@ -221,7 +221,7 @@ def test_a_shutdown_that_loses_a_race_is_decided_anew(client: httpx.Client, data
 
 
 def test_the_history_tells_every_move(client: httpx.Client) -> None:
-    uuid_ = init(client)["scenario_uuid"]
+    uuid_ = create_scenario(client)["scenario_uuid"]
     client.post(f"/scenario/{uuid_}/shutdown")
     moves = client.get(f"/scenario/{uuid_}/history").json()["items"]
     assert [(move["number"], move["from_state"], move["to_state"]) for move in moves] == [
@@ -232,7 +232,7 @@ def test_the_history_tells_every_move(client: httpx.Client) -> None:
 
 
 def test_gaps_are_told_in_the_order_of_the_video(client: httpx.Client, database_url: str) -> None:
-    uuid_ = init(client)["scenario_uuid"]
+    uuid_ = create_scenario(client)["scenario_uuid"]
     assert client.get(f"/scenario/{uuid_}/gaps").json() == {"items": [], "next": None}
     with psycopg.connect(database_url) as tx:
         for after_frame in (7, -1):
@@ -247,9 +247,9 @@ def test_gaps_are_told_in_the_order_of_the_video(client: httpx.Client, database_
     [("GET", ""), ("GET", "/history"), ("GET", "/gaps"), ("POST", "/shutdown")],
 )
 def test_an_unknown_or_malformed_uuid_is_told(client: httpx.Client, method: str, path: str) -> None:
-    problem_of(client.request(method, f"/scenario/{UNKNOWN}{path}"), 404, "scenario_unknown")
-    for malformed in ("1", "nothing", f"{UNKNOWN}0", "' OR 1=1 --", "%00"):
-        problem = problem_of(client.request(method, f"/scenario/{malformed}{path}"), 400, "request_malformed")
+    assert_problem(client.request(method, f"/scenario/{UNKNOWN_UUID}{path}"), 404, "scenario_unknown")
+    for malformed in ("1", "nothing", f"{UNKNOWN_UUID}0", "' OR 1=1 --", "%00"):
+        problem = assert_problem(client.request(method, f"/scenario/{malformed}{path}"), 400, "request_malformed")
         assert problem["errors"][0]["field"] == "scenario_uuid"
 
 
@@ -259,7 +259,7 @@ def test_an_unknown_or_malformed_uuid_is_told(client: httpx.Client, method: str,
 def test_text_of_clients_stays_text(client: httpx.Client, tmp_path: Path, hostile: str) -> None:
     video = tmp_path / hostile.replace("/", "")
     video.write_bytes(b"video")
-    scenario = init(client, source=str(video), model=LABELLED, parameters={"labels": [hostile]})
+    scenario = create_scenario(client, source=str(video), model=LABELLED, parameters={"labels": [hostile]})
     assert scenario["source"] == str(video)
     assert scenario["parameters"]["labels"] == [hostile]
     assert client.get(f"/scenario/{scenario['scenario_uuid']}").json() == scenario

@@ -13,8 +13,8 @@ import httpx
 import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.integration.api_server import init, ready, wait_until
-from tests.integration.delivery import log_of, running, say, unpublished
+from tests.integration.api_server import create_scenario, ready_api, wait_until
+from tests.integration.delivery import count_unpublished, print_figure, read_topic, running_role
 
 from vidflow.domain.messages import INIT_SCENARIO
 from vidflow.infra.embedded.kafka import EmbeddedKafka
@@ -23,7 +23,7 @@ from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.postgres.connection import Connection
 from vidflow.infra.process.stopping import Stop
 from vidflow.roles import relay
-from vidflow.settings import ApiOptions, RelayOptions, environment
+from vidflow.settings import ApiOptions, RelayOptions, read_environment_variable
 
 pytestmark = [pytest.mark.long, pytest.mark.fault]
 
@@ -31,7 +31,9 @@ pytestmark = [pytest.mark.long, pytest.mark.fault]
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[EmbeddedKafka]:
     """A broker of the test's own, to be stopped."""
-    broker = EmbeddedKafka(tmp_path, say=print, stop=Stop(), cache=environment("VIDFLOW_CACHE_DIR")).start()
+    broker = EmbeddedKafka(
+        tmp_path, notify=print, stop=Stop(), cache=read_environment_variable("VIDFLOW_CACHE_DIR")
+    ).start()
     try:
         topics.create_topics(broker.settings)
         yield broker
@@ -41,23 +43,23 @@ def broker(tmp_path: Path) -> Iterator[EmbeddedKafka]:
 
 @pytest.mark.parametrize("count", [300, 5000])
 def test_invariant_1_what_was_accepted_while_kafka_was_away_is_published_in_the_order_of_its_key_once_it_is_back(
-    tables: Connection, database_url: str, broker: EmbeddedKafka, count: int
+    connection: Connection, database_url: str, broker: EmbeddedKafka, count: int
 ) -> None:
     with (
-        ready(ApiOptions(database_url=database_url)) as client,
-        running(relay.run, RelayOptions(database_url=database_url, kafka=broker.settings)),
+        ready_api(ApiOptions(database_url=database_url)) as client,
+        running_role(relay.run, RelayOptions(database_url=database_url, kafka=broker.settings)),
     ):
-        before = init(client)["scenario_uuid"]
-        wait_until(lambda: unpublished(tables) == 0, "the relay publishes")
+        before = create_scenario(client)["scenario_uuid"]
+        wait_until(lambda: count_unpublished(connection) == 0, "the relay publishes")
         kill(broker)
         uuids = [*accepted(client, count - 1), before]
         stop_some(client, uuids)
-        an_hour_passes(tables)
+        an_hour_passes(connection)
         assert_told(client, waiting=count - 1 + len(uuids[::3]))
         broker.start()
         began_s = time.monotonic()
-        wait_until(lambda: unpublished(tables) == 0, "all is published", limit_s=90)
-        say(f"{count} scenarios' messages published {time.monotonic() - began_s:.1f} s after Kafka's return")
+        wait_until(lambda: count_unpublished(connection) == 0, "all is published", limit_s=90)
+        print_figure(f"{count} scenarios' messages published {time.monotonic() - began_s:.1f} s after Kafka's return")
         assert lag(client)["waiting"] == 0
     published = kinds_of_each_key(broker.settings)
     stopped = set(uuids[::3])
@@ -73,7 +75,7 @@ def kill(broker: EmbeddedKafka) -> None:
 def accepted(client: httpx.Client, count: int) -> list[str]:
     """So many scenarios, each answered with 201."""
     with ThreadPoolExecutor(8) as clients:
-        return list(clients.map(lambda _: str(init(client)["scenario_uuid"]), range(count)))
+        return list(clients.map(lambda _: str(create_scenario(client)["scenario_uuid"]), range(count)))
 
 
 def stop_some(client: httpx.Client, uuids: list[str]) -> None:
@@ -111,7 +113,7 @@ def assert_told(client: httpx.Client, waiting: int) -> None:
 def kinds_of_each_key(settings: KafkaSettings) -> dict[str, list[str]]:
     """What was published of each key, in the order in which a reader that believes the last of its kind has it."""
     kinds: dict[str, list[str]] = defaultdict(list)
-    for message in log_of(settings, INIT_SCENARIO):
+    for message in read_topic(settings, INIT_SCENARIO):
         kind = msgspec.json.decode(message.value())["type"]
         of_key = kinds[message.key().decode()]
         kinds[message.key().decode()] = [*(one for one in of_key if one != kind), kind]

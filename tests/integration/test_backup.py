@@ -18,21 +18,21 @@ from uuid import uuid4
 import msgspec
 import psycopg
 import pytest
-from tests.integration.embedded import wait_until
+from tests.integration.cli_process import SECRET, run_command, running_command
 from tests.integration.processes import descendants
-from tests.integration.programs import SECRET, ended, started
+from tests.integration.server_owner import wait_until
 
 from vidflow.domain.errors import SetupError, UserError, VidflowError
 from vidflow.domain.messages import Parameters
 from vidflow.infra.postgres import backup, migrations, scenarios
-from vidflow.infra.postgres import programs as pg_programs
+from vidflow.infra.postgres import client_programs as pg_programs
 from vidflow.infra.postgres.backup import MANIFEST, Manifest
 from vidflow.infra.postgres.connection import connect
 
 pytestmark = pytest.mark.long
 
 
-def quietly(_sentence: str) -> None:
+def discard(_sentence: str) -> None:
     pass
 
 
@@ -46,7 +46,7 @@ def own_url(postgres_url: str) -> Iterator[str]:
     name = f"backup_{uuid4().hex[:8]}"
     with psycopg.connect(postgres_url, autocommit=True) as server:
         server.execute(f"CREATE DATABASE {name}")
-        migrations.migrate(of_database(postgres_url, name), quietly)
+        migrations.migrate(of_database(postgres_url, name), discard)
         yield of_database(postgres_url, name)
         for (one,) in server.execute("SELECT datname FROM pg_database WHERE datname LIKE %s", (f"{name}%",)).fetchall():
             server.execute(f"DROP DATABASE {one} WITH (FORCE)")
@@ -58,7 +58,7 @@ def fill(url: str, count: int) -> None:
     )
     with connect(url, name="test") as tables:
         for _ in range(count):
-            shown = scenarios.insert(tables, new)
+            shown = scenarios.insert_scenario(tables, new)
             tables.execute(
                 """
                 INSERT INTO scenario_results (scenario_uuid, frame_number, epoch, pts, time_s, width, height, at, detections)
@@ -85,17 +85,17 @@ def scratch_databases(url: str) -> set[str]:
 def test_what_was_backed_up_comes_back_and_what_came_later_does_not(own_url: str, tmp_path: Path) -> None:
     fill(own_url, 5)
     before = uuids(own_url)
-    made = backup.backup(own_url, tmp_path / "b", replace=False, say=quietly)
+    made = backup.write_backup(own_url, tmp_path / "b", replace=False, notify=discard)
     assert made.tables["public.scenarios"] == 5
     assert made.tables["public.scenario_history"] == 5
     fill(own_url, 2)
-    manifest, kept = backup.restore(own_url, tmp_path / "b", replace=True, say=quietly)
+    manifest, kept = backup.restore(own_url, tmp_path / "b", replace=True, notify=discard)
     assert manifest == made
     assert uuids(own_url) == before
     assert kept is not None
     assert len(uuids(of_database(own_url, kept))) == 7
     with connect(own_url, name="test") as tables:
-        assert migrations.pending(tables) == []
+        assert migrations.list_pending_migrations(tables) == []
         assert backup.count_rows(tables) == made.tables
     assert scratch_databases(own_url) == set()
 
@@ -116,11 +116,11 @@ def test_the_counts_are_of_the_snapshot_that_is_dumped_whatever_is_written_meanw
     with ThreadPoolExecutor(1) as pool:
         writing = pool.submit(write)
         try:
-            backup.backup(own_url, tmp_path / "b", replace=False, say=quietly)
+            backup.write_backup(own_url, tmp_path / "b", replace=False, notify=discard)
         finally:
             stop.set()
         assert writing.result() > 0
-    backup.verify(own_url, tmp_path / "b", quietly)
+    backup.verify(own_url, tmp_path / "b", discard)
 
 
 def test_no_snapshot_is_held_while_the_rows_are_counted(own_url: str, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_no_snapshot_is_held_while_the_rows_are_counted(own_url: str, tmp_path: 
     with psycopg.connect(own_url, application_name="holds one") as other:
         other.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         other.execute("SELECT 1")
-        made = backup.backup(own_url, tmp_path / "b", replace=False, say=look)
+        made = backup.write_backup(own_url, tmp_path / "b", replace=False, notify=look)
     assert held["counting"] == {"holds one"}
     with connect(own_url, name="test") as tables:
         assert made.tables == backup.count_rows(tables)
@@ -148,19 +148,19 @@ def test_rows_with_line_breaks_and_backslashes_are_counted_once(own_url: str, tm
     with psycopg.connect(own_url) as tables:
         tables.execute("CREATE TABLE odd (a text)")
         tables.execute(r"INSERT INTO odd VALUES (E'a\n\nb'), (E'\\.'), (E'\\.\n'), (''), (NULL), (E'\r\n')")
-    made = backup.backup(own_url, tmp_path / "b", replace=False, say=quietly)
+    made = backup.write_backup(own_url, tmp_path / "b", replace=False, notify=discard)
     assert made.tables["public.odd"] == 6
-    backup.verify(own_url, tmp_path / "b", quietly)
+    backup.verify(own_url, tmp_path / "b", discard)
 
 
 def test_an_empty_database_is_replaced_and_not_kept(own_url: str, postgres_url: str, tmp_path: Path) -> None:
     fill(own_url, 1)
-    backup.backup(own_url, tmp_path / "b", replace=False, say=quietly)
+    backup.write_backup(own_url, tmp_path / "b", replace=False, notify=discard)
     name = f"backup_{uuid4().hex[:8]}"
     with psycopg.connect(postgres_url, autocommit=True) as server:
         server.execute(f"CREATE DATABASE {name}")
         there = databases(postgres_url)
-        _, kept = backup.restore(of_database(postgres_url, name), tmp_path / "b", replace=False, say=quietly)
+        _, kept = backup.restore(of_database(postgres_url, name), tmp_path / "b", replace=False, notify=discard)
         assert kept is None
         assert databases(postgres_url) == there
         assert uuids(of_database(postgres_url, name)) == uuids(own_url)
@@ -169,7 +169,7 @@ def test_an_empty_database_is_replaced_and_not_kept(own_url: str, postgres_url: 
 
 def test_who_is_connected_sees_the_old_tables_or_all_of_the_new_ones(own_url: str, tmp_path: Path) -> None:
     fill(own_url, 3)
-    backup.backup(own_url, tmp_path / "b", replace=False, say=quietly)
+    backup.write_backup(own_url, tmp_path / "b", replace=False, notify=discard)
     fill(own_url, 4)
     stop, seen = threading.Event(), set()
 
@@ -182,7 +182,7 @@ def test_who_is_connected_sees_the_old_tables_or_all_of_the_new_ones(own_url: st
     with ThreadPoolExecutor(4) as pool:
         looking = [pool.submit(look) for _ in range(4)]
         try:
-            backup.restore(own_url, tmp_path / "b", replace=True, say=quietly)
+            backup.restore(own_url, tmp_path / "b", replace=True, notify=discard)
             wait_until(lambda: 3 in seen, "the restored rows are seen")
         finally:
             stop.set()
@@ -193,46 +193,46 @@ def test_who_is_connected_sees_the_old_tables_or_all_of_the_new_ones(own_url: st
 
 def test_a_database_that_holds_something_is_left_alone(own_url: str, tmp_path: Path) -> None:
     fill(own_url, 1)
-    backup.backup(own_url, tmp_path / "b", replace=False, say=quietly)
+    backup.write_backup(own_url, tmp_path / "b", replace=False, notify=discard)
     with pytest.raises(UserError, match=r"holds \d+ tables .*--replace"):
-        backup.restore(own_url, tmp_path / "b", replace=False, say=quietly)
+        backup.restore(own_url, tmp_path / "b", replace=False, notify=discard)
     assert len(uuids(own_url)) == 1
 
 
 def test_a_folder_that_holds_something_is_left_alone(own_url: str, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="is not empty"):
-        backup.backup(own_url, tmp_path, replace=False, say=quietly)
+        backup.write_backup(own_url, tmp_path, replace=False, notify=discard)
     with pytest.raises(UserError, match="holds no backup"):
-        backup.backup(own_url, tmp_path, replace=True, say=quietly)
+        backup.write_backup(own_url, tmp_path, replace=True, notify=discard)
     assert [one.name for one in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_an_older_backup_goes_once_the_new_one_is_whole(own_url: str, tmp_path: Path) -> None:
     folder = tmp_path / "b"
-    first = backup.backup(own_url, folder, replace=False, say=quietly)
+    first = backup.write_backup(own_url, folder, replace=False, notify=discard)
     fill(own_url, 1)
-    second = backup.backup(own_url, folder, replace=True, say=quietly)
+    second = backup.write_backup(own_url, folder, replace=True, notify=discard)
     assert second.rows > first.rows
-    assert backup.check(folder) == second
+    assert backup.check_files(folder) == second
     assert [one.name for one in tmp_path.iterdir()] == ["b"]
 
 
 def test_a_folder_that_cannot_be_made_is_said(own_url: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be written into .*file/b"):
-        backup.backup(own_url, tmp_path / "file" / "b", replace=False, say=quietly)
+        backup.write_backup(own_url, tmp_path / "file" / "b", replace=False, notify=discard)
 
 
 def test_a_user_who_may_make_no_database_is_told_what_it_lacks(own_url: str, tmp_path: Path) -> None:
-    backup.backup(own_url, tmp_path / "b", replace=False, say=quietly)
+    backup.write_backup(own_url, tmp_path / "b", replace=False, notify=discard)
     with connect(own_url, name="test") as tables:
         tables.execute("CREATE ROLE lowly LOGIN PASSWORD 'lowly'")
     try:
         parts = urlsplit(own_url)
         lowly = parts._replace(netloc=f"lowly:lowly@{parts.hostname}:{parts.port}").geturl()
         with pytest.raises(SetupError, match="give it CREATEDB"):
-            backup.verify(lowly, tmp_path / "b", quietly)
+            backup.verify(lowly, tmp_path / "b", discard)
     finally:
         with connect(own_url, name="test") as tables:
             tables.execute("DROP ROLE lowly")
@@ -243,7 +243,7 @@ def test_a_damaged_backup_is_told_by_its_file_before_anything_is_touched(
     own_url: str, tmp_path: Path, damage: str
 ) -> None:
     fill(own_url, 1)
-    backup.backup(own_url, tmp_path / "b", replace=False, say=quietly)
+    backup.write_backup(own_url, tmp_path / "b", replace=False, notify=discard)
     victim = next((tmp_path / "b" / "dump").glob("*.dat*"))
     if damage == "a lost file":
         victim.unlink()
@@ -252,18 +252,18 @@ def test_a_damaged_backup_is_told_by_its_file_before_anything_is_touched(
         data[len(data) // 2] ^= 1
         victim.write_bytes(data)
     with pytest.raises(UserError, match=f"damaged: its file dump/{victim.name}"):
-        backup.restore(own_url, tmp_path / "b", replace=True, say=quietly)
+        backup.restore(own_url, tmp_path / "b", replace=True, notify=discard)
     assert len(uuids(own_url)) == 1
 
 
 def test_a_backup_that_does_not_come_back_whole_replaces_nothing(own_url: str, tmp_path: Path) -> None:
     fill(own_url, 2)
-    made = backup.backup(own_url, tmp_path / "b", replace=False, say=quietly)
+    made = backup.write_backup(own_url, tmp_path / "b", replace=False, notify=discard)
     more: Manifest = msgspec.structs.replace(made, tables=made.tables | {"public.scenarios": 3})
     (tmp_path / "b" / MANIFEST).write_bytes(msgspec.json.encode(more))
     fill(own_url, 1)
     with pytest.raises(VidflowError, match=r"public\.scenarios had 3 rows and has 2; nothing was replaced"):
-        backup.restore(own_url, tmp_path / "b", replace=True, say=quietly)
+        backup.restore(own_url, tmp_path / "b", replace=True, notify=discard)
     assert len(uuids(own_url)) == 3
     assert scratch_databases(own_url) == set()
 
@@ -281,7 +281,7 @@ def test_no_password_stands_on_a_command_line(own_url: str, tmp_path: Path) -> N
             except OSError:
                 continue  # it has ended
 
-    backup.backup(own_url, tmp_path / "b", replace=False, say=look)
+    backup.write_backup(own_url, tmp_path / "b", replace=False, notify=look)
     backup.verify(own_url, tmp_path / "b", look)
     assert any("pg_dump" in line for line in seen)
     assert any("pg_restore" in line for line in seen)
@@ -293,16 +293,18 @@ def test_a_command_that_is_ended_leaves_nothing_behind(own_url: str, tmp_path: P
     fill(own_url, 1)
     folder = tmp_path / "backups"
     folder.mkdir()
-    with started(
-        tmp_path, "db", "backup", str(folder / "b"), "--verify", given={"VIDFLOW_DATABASE_URL": own_url}
+    with running_command(
+        tmp_path, "db", "backup", str(folder / "b"), "--verify", variables={"VIDFLOW_DATABASE_URL": own_url}
     ) as command:
-        command.until("restoring")
-        assert command.end(number) == 128 + number
+        command.wait_for("restoring")
+        assert command.stop(number) == 128 + number
     assert [one.name for one in folder.iterdir()] == ["b"]
     assert scratch_databases(own_url) == set()
-    with started(tmp_path, "db", "backup", str(folder / "c"), given={"VIDFLOW_DATABASE_URL": own_url}) as command:
-        command.until("dumping")
-        assert command.end(number) == 128 + number
+    with running_command(
+        tmp_path, "db", "backup", str(folder / "c"), variables={"VIDFLOW_DATABASE_URL": own_url}
+    ) as command:
+        command.wait_for("dumping")
+        assert command.stop(number) == 128 + number
     assert [one.name for one in folder.iterdir()] == ["b"]
 
 
@@ -312,24 +314,24 @@ def test_a_program_of_an_older_postgresql_is_passed_over(tmp_path: Path, monkeyp
     older.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     assert shutil.which("pg_dump") == str(older)
-    assert pg_programs.find("pg_dump", 15) == older
-    assert pg_programs.find("pg_dump", 18) != older
+    assert pg_programs.find_program("pg_dump", 15) == older
+    assert pg_programs.find_program("pg_dump", 18) != older
     with pytest.raises(SetupError, match=r"no pg_dump of PostgreSQL 99 .* is of 15.*put them on PATH"):
-        pg_programs.find("pg_dump", 99)
+        pg_programs.find_program("pg_dump", 99)
 
 
 def test_the_commands_say_how_far_they_are_and_what_they_did(own_url: str, tmp_path: Path) -> None:
     fill(own_url, 3)
     given = {"VIDFLOW_DATABASE_URL": own_url}
-    made = ended("db", "backup", str(tmp_path / "b"), "--verify", given=given)
+    made = run_command("db", "backup", str(tmp_path / "b"), "--verify", variables=given)
     assert made.returncode == 0, made.stderr
     assert re.fullmatch(r".*/b: \d+ tables, \d+ rows, restored and counted\n", made.stdout)
     assert "tables: scenarios" in made.stderr
-    refused = ended("db", "restore", str(tmp_path / "b"), given=given)
+    refused = run_command("db", "restore", str(tmp_path / "b"), variables=given)
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
-    tried = ended("db", "restore", str(tmp_path / "b"), given=given | {"VIDFLOW_VERIFY": "true"})
+    tried = run_command("db", "restore", str(tmp_path / "b"), variables=given | {"VIDFLOW_VERIFY": "true"})
     assert tried.stdout.endswith("restored and counted; nothing was replaced\n")
-    restored = ended("db", "restore", str(tmp_path / "b"), "--replace", given=given)
+    restored = run_command("db", "restore", str(tmp_path / "b"), "--replace", variables=given)
     assert restored.returncode == 0, restored.stderr
     assert re.search(r"restored \d+ rows of 20.*\n.*kept as the database backup_\w+_before_\d+_\d+", restored.stdout)
     assert SECRET not in made.stderr + restored.stderr

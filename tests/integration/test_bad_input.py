@@ -14,13 +14,13 @@ import msgspec
 import numpy as np
 import pytest
 from tests import clips
-from tests.integration.delivery import limited, log_of
-from tests.integration.embedded import wait_until
-from tests.integration.programs import clean_environment
-from tests.integration.runners import Stage, deploy, new_uuid
-from tests.integration.vidflows import DONE_S, Vidflow, running
+from tests.integration.cli_process import build_environment
+from tests.integration.delivery import limited_message_size, read_topic
+from tests.integration.runner_harness import ControlPlane, make_deploy, new_uuid
+from tests.integration.server_owner import wait_until
+from tests.integration.vidflow_process import DONE_LIMIT_S, VidflowClient, running_vidflow
 
-from vidflow.domain.errors import how_to_install
+from vidflow.domain.errors import format_install_hint
 from vidflow.domain.messages import (
     DEAD_LETTERS,
     INIT_SCENARIO,
@@ -46,7 +46,7 @@ from vidflow.infra.kafka.settings import KafkaSettings
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 COMMANDS = commands_topic("default")
-UNKNOWN = "01999999-0000-7000-8000-000000000000"
+UNKNOWN_UUID = "01999999-0000-7000-8000-000000000000"
 GARBAGE = [
     None,
     b"",
@@ -60,27 +60,27 @@ GARBAGE = [
     b"\x00" * 500_000,
 ]
 WRONG = {
-    INIT_SCENARIO: [b'{"type":"start"}', b'{"type":"start","scenario_uuid":7}', encode(StopWork(UNKNOWN, 1))],
-    COMMANDS: [b'{"type":"deploy"}', b'{"type":"stop","scenario_uuid":"x","epoch":-1}', encode(Start(UNKNOWN))],
+    INIT_SCENARIO: [b'{"type":"start"}', b'{"type":"start","scenario_uuid":7}', encode(StopWork(UNKNOWN_UUID, 1))],
+    COMMANDS: [b'{"type":"deploy"}', b'{"type":"stop","scenario_uuid":"x","epoch":-1}', encode(Start(UNKNOWN_UUID))],
     RUNNER_EVENTS: [b'{"type":"report"}', b'{"type":"report","runner":"\\u0000","entries":7}', encode(Ping("r"))],
-    RESULTS: [b'{"type":"frame"}', b'{"type":"end","scenario_uuid":"x","epoch":1}', encode(Start(UNKNOWN))],
+    RESULTS: [b'{"type":"frame"}', b'{"type":"end","scenario_uuid":"x","epoch":1}', encode(Start(UNKNOWN_UUID))],
 }
 """JSON that is not of the topic, beside GARBAGE."""
 OF_NOBODY = {
-    INIT_SCENARIO: [encode(Start(UNKNOWN)), encode(Shutdown(UNKNOWN))],
-    COMMANDS: [encode(StopWork(UNKNOWN, 2**53 - 1))],
+    INIT_SCENARIO: [encode(Start(UNKNOWN_UUID)), encode(Shutdown(UNKNOWN_UUID))],
+    COMMANDS: [encode(StopWork(UNKNOWN_UUID, 2**53 - 1))],
     RUNNER_EVENTS: [
-        encode(Report("nobody", "default", 1, 0, 0, draining=False, entries=(Entry(UNKNOWN, 1),))),
+        encode(Report("nobody", "default", 1, 0, 0, draining=False, entries=(Entry(UNKNOWN_UUID, 1),))),
         encode(Report("nobody", "default", 2, 0, 0, draining=True)),
     ],
-    RESULTS: [encode(End(UNKNOWN, 1, 5, EndReason.FINISHED))],
+    RESULTS: [encode(End(UNKNOWN_UUID, 1, 5, EndReason.FINISHED))],
 }
 """Messages that can be read, about a scenario and of a runner that there are not."""
 
 
 @pytest.fixture(scope="module")
-def vidflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vidflow]:
-    with running(tmp_path_factory.mktemp("bad-input"), max_workers=3) as vidflow:
+def vidflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VidflowClient]:
+    with running_vidflow(tmp_path_factory.mktemp("bad-input"), max_workers=3) as vidflow:
         yield vidflow
 
 
@@ -100,29 +100,29 @@ def long(folder: Path) -> Path:
     return clips.constant_rate(folder / "long.mp4", frames=4000)
 
 
-def runs_of(vidflow: Vidflow) -> dict[str, list[int]]:
+def runs_of(vidflow: VidflowClient) -> dict[str, list[int]]:
     return {kind: sorted(pids) for kind, pids in vidflow.stack.pids().items()}
 
 
-def runner_of(vidflow: Vidflow, uuid: str) -> bytes:
-    wait_until(lambda: vidflow.scenario(uuid)["runner"] is not None, "it is deployed", DONE_S)
+def runner_of(vidflow: VidflowClient, uuid: str) -> bytes:
+    wait_until(lambda: vidflow.scenario(uuid)["runner"] is not None, "it is deployed", DONE_LIMIT_S)
     return str(vidflow.scenario(uuid)["runner"]).encode()
 
 
 @pytest.mark.parametrize("topic", [INIT_SCENARIO, COMMANDS, RUNNER_EVENTS, RESULTS])
 def test_broken_messages_stop_nothing_and_the_run_beside_them_completes(
-    vidflow: Vidflow, long: Path, topic: str
+    vidflow: VidflowClient, long: Path, topic: str
 ) -> None:
     """Into every partition of the topic, under the key of the run itself, with and without the headers that messages have."""
     processes = runs_of(vidflow)
-    uuid = vidflow.init(long, "motion", "all")
+    uuid = vidflow.create_scenario(long, "motion", "all")
     runner = runner_of(vidflow, uuid)
-    wait_until(lambda: vidflow.scenario(uuid)["frames_stored"] > 5, "it is under way", DONE_S)
-    letters = len(log_of(vidflow.stack.kafka, DEAD_LETTERS))
+    wait_until(lambda: vidflow.scenario(uuid)["frames_stored"] > 5, "it is under way", DONE_LIMIT_S)
+    letters = len(read_topic(vidflow.stack.kafka, DEAD_LETTERS))
     broken = [*GARBAGE, *WRONG[topic]]
-    throw(vidflow, topic, [*broken, *OF_NOBODY[topic]], uuid, [(clients.RUNNER, runner)])
+    throw(vidflow, topic, [*broken, *OF_NOBODY[topic]], uuid, [(clients.RUNNER_HEADER, runner)])
     assert vidflow.scenario(uuid)["frames_stored"] < 4000, "they came on the way"
-    end = vidflow.ended(uuid)
+    end = vidflow.wait_until_inactive(uuid)
     assert (end["outcome"], end["error"], end["frames_stored"]) == ("completed", None, 4000)
     assert [frame["frame_number"] for frame in vidflow.frames(uuid)] == list(range(4000))
     assert runs_of(vidflow) == processes
@@ -133,29 +133,29 @@ def test_broken_messages_stop_nothing_and_the_run_beside_them_completes(
         assert all(letter.topic == RESULTS and letter.error for letter in found)
 
 
-def throw(vidflow: Vidflow, topic: str, values: list[Any], key: str, headers: Headers) -> None:
-    producer = clients.producer(vidflow.stack.kafka, client_id="somebody")
+def throw(vidflow: VidflowClient, topic: str, values: list[Any], key: str, headers: Headers) -> None:
+    producer = clients.create_producer(vidflow.stack.kafka, client_id="somebody")
     for partition in range(PARTITIONS[topic]):
         for value in values:
             producer.produce(topic, value, key=key, headers=headers, partition=partition)
     assert producer.flush(20) == 0
 
 
-def dead_letters(vidflow: Vidflow, behind: int, count: int) -> list[DeadLetter]:
+def dead_letters(vidflow: VidflowClient, behind: int, count: int) -> list[DeadLetter]:
     def found() -> list[DeadLetter]:
-        log = log_of(vidflow.stack.kafka, DEAD_LETTERS)[behind:]
+        log = read_topic(vidflow.stack.kafka, DEAD_LETTERS)[behind:]
         return [msgspec.json.decode(message.value() or b"", type=DeadLetter) for message in log]
 
-    wait_until(lambda: len(found()) >= count, f"{count} dead letters", DONE_S)
+    wait_until(lambda: len(found()) >= count, f"{count} dead letters", DONE_LIMIT_S)
     return found()
 
 
 def test_more_broken_results_than_stop_a_reader_stop_none_where_no_worker_sent_them(
-    vidflow: Vidflow, good: Path
+    vidflow: VidflowClient, good: Path
 ) -> None:
     processes = runs_of(vidflow)
     throw(vidflow, RESULTS, [b"noise"] * 200, "key", [])
-    assert vidflow.ended(vidflow.init(good, "motion", "all"))["outcome"] == "completed"
+    assert vidflow.wait_until_inactive(vidflow.create_scenario(good, "motion", "all"))["outcome"] == "completed"
     assert runs_of(vidflow) == processes
 
 
@@ -170,7 +170,7 @@ def write_bad_sources(folder: Path, good: Path) -> dict[str, Path]:
     )
     sources = {
         "no_frames": [clips.no_packet(folder / "empty.mp4")],
-        "source_not_video": [text, playlist, clips.truncated(good, folder / "truncated.mp4")],
+        "source_not_video": [text, playlist, clips.write_truncated(good, folder / "truncated.mp4")],
         "source_no_video_stream": [clips.cover_picture(folder / "sound.mp3")],
         "source_too_large": [wide],
     }
@@ -178,108 +178,116 @@ def write_bad_sources(folder: Path, good: Path) -> dict[str, Path]:
 
 
 def test_each_source_that_is_no_video_fails_alone_with_its_code_and_a_sentence(
-    vidflow: Vidflow, folder: Path, good: Path, long: Path
+    vidflow: VidflowClient, folder: Path, good: Path, long: Path
 ) -> None:
-    beside = vidflow.init(long, "motion", "all")
-    uuids = {name: vidflow.init(path, "motion", "all") for name, path in write_bad_sources(folder, good).items()}
+    beside = vidflow.create_scenario(long, "motion", "all")
+    uuids = {
+        name: vidflow.create_scenario(path, "motion", "all") for name, path in write_bad_sources(folder, good).items()
+    }
     for name, uuid in uuids.items():
         code, _, file = name.partition(" ")
-        end = vidflow.ended(uuid)
+        end = vidflow.wait_until_inactive(uuid)
         assert (end["outcome"], end["error"]["code"], end["attempt"]) == ("failed", code, 0), end
         assert file in end["error"]["message"]
         assert len(end["error"]["message"].split()) > 8, "a sentence that says what to do"
         assert end["frames_stored"] == 0
-    assert vidflow.ended(beside)["outcome"] == "completed"
+    assert vidflow.wait_until_inactive(beside)["outcome"] == "completed"
 
 
-def test_a_recording_that_breaks_off_gives_its_frames_and_tells_the_gap(vidflow: Vidflow, folder: Path) -> None:
+def test_a_recording_that_breaks_off_gives_its_frames_and_tells_the_gap(vidflow: VidflowClient, folder: Path) -> None:
     whole = clips.constant_rate(folder / "whole.mkv", frames=200)
-    uuid = vidflow.init(clips.truncated(whole, folder / "cut.mkv"), "motion", "all")
-    end = vidflow.ended(uuid)
+    uuid = vidflow.create_scenario(clips.write_truncated(whole, folder / "cut.mkv"), "motion", "all")
+    end = vidflow.wait_until_inactive(uuid)
     assert end["outcome"] == "completed"
     assert 50 < end["frames_stored"] < 200
     [gap] = vidflow.get(f"/scenario/{uuid}/gaps")["items"]
     assert (gap["reason"], gap["after_frame"]) == ("truncated", end["frames_stored"] - 1)
 
 
-def refused(vidflow: Vidflow, **body: Any) -> tuple[int, str]:
+def assert_refused(vidflow: VidflowClient, **body: Any) -> tuple[int, str]:
     answer = vidflow.http.post("/scenario/init", json={"source": "http://camera.example/v", "model": "motion"} | body)
     problem = answer.json()
     assert len(problem["detail"].split()) > 4, problem
     return answer.status_code, problem["code"]
 
 
-def test_what_can_be_known_at_the_door_is_refused_there(vidflow: Vidflow, folder: Path) -> None:
+def test_what_can_be_known_at_the_door_is_refused_there(vidflow: VidflowClient, folder: Path) -> None:
     empty = folder / "nothing.mp4"
     empty.touch()
     before = len(vidflow.get("/scenario", limit="1000")["items"])
-    assert refused(vidflow, source=str(folder)) == (422, "source_not_video")
-    assert refused(vidflow, source=str(empty)) == (422, "source_not_video")
-    assert refused(vidflow, source=str(folder / "none.mp4")) == (422, "source_missing")
-    assert refused(vidflow, source="/dev/zero") == (422, "source_not_video")
-    assert refused(vidflow, source="ftp://host/video.mp4") == (422, "source_forbidden")
-    assert refused(vidflow, model="none") == (422, "model_unknown")
-    assert refused(vidflow, model=str(folder / "none.onnx"))[0] == 422
-    assert refused(vidflow, fps="fast") == (422, "request_invalid")
-    assert refused(vidflow, fps=0) == (422, "request_invalid")
-    assert refused(vidflow, parameters={"score_threshold": 7}) == (422, "request_invalid")
-    assert refused(vidflow, parameters={"labels": ["cat"]}) == (422, "parameter_invalid")
-    for path in (f"/scenario/{UNKNOWN}", f"/scenario/{UNKNOWN}/history", f"/prediction?scenario_uuid={UNKNOWN}"):
+    assert assert_refused(vidflow, source=str(folder)) == (422, "source_not_video")
+    assert assert_refused(vidflow, source=str(empty)) == (422, "source_not_video")
+    assert assert_refused(vidflow, source=str(folder / "none.mp4")) == (422, "source_missing")
+    assert assert_refused(vidflow, source="/dev/zero") == (422, "source_not_video")
+    assert assert_refused(vidflow, source="ftp://host/video.mp4") == (422, "source_forbidden")
+    assert assert_refused(vidflow, model="none") == (422, "model_unknown")
+    assert assert_refused(vidflow, model=str(folder / "none.onnx"))[0] == 422
+    assert assert_refused(vidflow, fps="fast") == (422, "request_invalid")
+    assert assert_refused(vidflow, fps=0) == (422, "request_invalid")
+    assert assert_refused(vidflow, parameters={"score_threshold": 7}) == (422, "request_invalid")
+    assert assert_refused(vidflow, parameters={"labels": ["cat"]}) == (422, "parameter_invalid")
+    for path in (
+        f"/scenario/{UNKNOWN_UUID}",
+        f"/scenario/{UNKNOWN_UUID}/history",
+        f"/prediction?scenario_uuid={UNKNOWN_UUID}",
+    ):
         assert vidflow.http.get(path).status_code == 404
-    assert vidflow.http.post(f"/scenario/{UNKNOWN}/shutdown").status_code == 404
+    assert vidflow.http.post(f"/scenario/{UNKNOWN_UUID}/shutdown").status_code == 404
     assert vidflow.http.get("/scenario/nonsense").status_code in {400, 404}
     assert len(vidflow.get("/scenario", limit="1000")["items"]) == before
 
 
 def test_a_file_that_is_removed_before_its_deployment_fails_alone(
-    vidflow: Vidflow, folder: Path, good: Path, long: Path
+    vidflow: VidflowClient, folder: Path, good: Path, long: Path
 ) -> None:
-    beside = vidflow.init(long, "motion", "all")
+    beside = vidflow.create_scenario(long, "motion", "all")
     gone = Path(shutil.copy(good, folder / "gone.mp4"))
     with vidflow.frozen("orchestrator"):
-        uuid = vidflow.init(gone, "motion", "all")
+        uuid = vidflow.create_scenario(gone, "motion", "all")
         gone.unlink()
-    end = vidflow.ended(uuid)
+    end = vidflow.wait_until_inactive(uuid)
     assert (end["outcome"], end["error"]["code"]) == ("failed", "source_missing")
     assert "see that it exists on the machine of the runner" in end["error"]["message"]
-    assert vidflow.ended(beside)["outcome"] == "completed"
+    assert vidflow.wait_until_inactive(beside)["outcome"] == "completed"
 
 
 def test_a_file_that_changes_between_two_attempts_fails_and_keeps_what_was_stored(
-    vidflow: Vidflow, folder: Path, good: Path, long: Path
+    vidflow: VidflowClient, folder: Path, good: Path, long: Path
 ) -> None:
     changing = Path(shutil.copy(long, folder / "changing.mp4"))
-    uuid = vidflow.init(changing, "motion", "all")
-    wait_until(lambda: vidflow.scenario(uuid)["frames_stored"] > 5, "it is under way", DONE_S)
+    uuid = vidflow.create_scenario(changing, "motion", "all")
+    wait_until(lambda: vidflow.scenario(uuid)["frames_stored"] > 5, "it is under way", DONE_LIMIT_S)
     another = Path(shutil.copy(good, folder / "another.mp4"))
     another.replace(changing)  # the worker goes on with the file that it opened
-    vidflow.kill_the_workers()
-    end = vidflow.ended(uuid)
+    vidflow.kill_workers()
+    end = vidflow.wait_until_inactive(uuid)
     assert (end["outcome"], end["error"]["code"]) == ("failed", "source_changed")
     assert "start a new scenario for the new file" in end["error"]["message"]
     assert [frame["frame_number"] for frame in vidflow.frames(uuid)] == list(range(end["frames_stored"]))
     assert 5 < end["frames_stored"] < 4000
-    assert vidflow.ended(vidflow.init(good, "motion", "all"))["outcome"] == "completed"
+    assert vidflow.wait_until_inactive(vidflow.create_scenario(good, "motion", "all"))["outcome"] == "completed"
 
 
-def test_a_model_whose_file_is_damaged_fails_its_scenario_alone(vidflow: Vidflow, folder: Path, good: Path) -> None:
+def test_a_model_whose_file_is_damaged_fails_its_scenario_alone(
+    vidflow: VidflowClient, folder: Path, good: Path
+) -> None:
     (folder / "broken.onnx").write_bytes(b"\x08\x07garbage" * 100)
     spec = folder / "broken.toml"
     spec.write_text(SPEC)
-    uuid = vidflow.init(good, str(spec), "all")
-    end = vidflow.ended(uuid)
+    uuid = vidflow.create_scenario(good, str(spec), "all")
+    end = vidflow.wait_until_inactive(uuid)
     assert (end["outcome"], end["error"]["code"].split("_")[0]) == ("failed", "model"), end
     assert "broken.onnx" in end["error"]["message"] or "broken.toml" in end["error"]["message"]
-    assert vidflow.ended(vidflow.init(good, "motion", "all"))["outcome"] == "completed"
+    assert vidflow.wait_until_inactive(vidflow.create_scenario(good, "motion", "all"))["outcome"] == "completed"
 
 
-def test_a_deploy_that_kafka_refuses_fails_its_scenario_alone(vidflow: Vidflow, good: Path) -> None:
-    with limited(vidflow.stack.kafka, commands_topic("default"), 200):  # less than any deploy
-        uuid = vidflow.init(good, "motion", "all")
-        end = vidflow.ended(uuid)
+def test_a_deploy_that_kafka_refuses_fails_its_scenario_alone(vidflow: VidflowClient, good: Path) -> None:
+    with limited_message_size(vidflow.stack.kafka, commands_topic("default"), 200):  # less than any deploy
+        uuid = vidflow.create_scenario(good, "motion", "all")
+        end = vidflow.wait_until_inactive(uuid)
     assert (end["outcome"], end["error"]["code"]) == ("failed", "deploy_refused")
     assert "raise max.message.bytes of the pool's topic" in end["error"]["message"]
-    assert vidflow.ended(vidflow.init(good, "motion", "all"))["outcome"] == "completed"
+    assert vidflow.wait_until_inactive(vidflow.create_scenario(good, "motion", "all"))["outcome"] == "completed"
 
 
 SPEC = """
@@ -298,7 +306,7 @@ strides = [8, 16, 32]
 
 
 TORCH_MODEL = "ssdlite320_mobilenet_v3_large"
-NEEDS_TORCH = f"the model '{TORCH_MODEL}' needs torch, torchvision; {how_to_install('torch')}"
+NEEDS_TORCH = f"the model '{TORCH_MODEL}' needs torch, torchvision; {format_install_hint('torch')}"
 
 
 @pytest.fixture(scope="module")
@@ -309,7 +317,7 @@ def without_torch(folder: Path) -> dict[str, str]:
     for package in Path(np.__file__).parents[1].iterdir():
         if not package.name.startswith(("torch", "__pycache__")):
             (packages / package.name).symlink_to(package)
-    return clean_environment({"PYTHONPATH": f"{Path(__file__).parents[2] / 'src'}:{packages}"})
+    return build_environment({"PYTHONPATH": f"{Path(__file__).parents[2] / 'src'}:{packages}"})
 
 
 def test_run_with_a_model_whose_extra_is_absent_says_at_once_what_to_type(
@@ -323,14 +331,14 @@ def test_run_with_a_model_whose_extra_is_absent_says_at_once_what_to_type(
 def test_a_runner_without_a_models_extra_says_what_to_type_and_may_be_asked_again(
     without_torch: dict[str, str], good: Path, kafka_settings: KafkaSettings
 ) -> None:
-    stage = Stage(kafka_settings)
+    stage = ControlPlane(kafka_settings)
     command = [sys.executable, "-S", "-P", "-m", "vidflow", "runner", "--kafka", kafka_settings.bootstrap, "--any-file"]
     with subprocess.Popen(command, env=without_torch) as runner:
         try:
-            stage.until(lambda: stage.reports, "it reports")
+            stage.wait_until(lambda: stage.reports, "it reports")
             uuid, name = new_uuid(), stage.reports[0].runner
-            stage.command(name, deploy(uuid, good, TORCH_MODEL))
-            entry = stage.ended(name, uuid)
+            stage.send_command(name, make_deploy(uuid, good, TORCH_MODEL))
+            entry = stage.wait_until_ended(name, uuid)
         finally:
             runner.kill()
             stage.close()

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 from tests import clips
-from tests.integration import broken_vidflow
-from tests.integration.broken_vidflow import AT_FRAME, AT_OPEN, AT_READ, BAD_FRAME
-from tests.integration.programs import ended
-from tests.integration.runners import Stage, deploy, new_uuid, resume_behind, runner
+from tests.integration import injected_bugs
+from tests.integration.cli_process import run_command
+from tests.integration.injected_bugs import AT_FRAME, AT_OPEN, AT_READ, BUG_FRAME
+from tests.integration.runner_harness import ControlPlane, make_deploy, new_uuid, resume_after, running_runner
 
 from vidflow import VERSIONS
-from vidflow.domain.messages import EndReason, Entry, OnPoison, Parameters, Waiting
+from vidflow.domain.messages import EndReason, Entry, Parameters, PoisonPolicy, WorkerWait
 from vidflow.infra.kafka.settings import KafkaSettings
 
 
@@ -29,15 +29,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def name(kafka_settings: KafkaSettings, folder: Path, stage: Stage) -> Iterator[str]:
+def runner_id(kafka_settings: KafkaSettings, folder: Path, control_plane: ControlPlane) -> Iterator[str]:
     """The id of a runner whose workers have the bugs."""
-    environment = broken_vidflow.install(folder)
-    with runner(kafka_settings, folder, "--any-file", environment=environment) as process:
-        yield process.id_on(stage)
+    environment = injected_bugs.install(folder)
+    with running_runner(kafka_settings, folder, "--any-file", environment=environment) as process:
+        yield process.wait_for_id(control_plane)
 
 
-def failed(stage: Stage, name: str, uuid: str, epoch: int = 1) -> Entry:
-    entry = stage.ended(name, uuid, epoch)
+def wait_until_failed(stage: ControlPlane, name: str, uuid: str, epoch: int = 1) -> Entry:
+    entry = stage.wait_until_ended(name, uuid, epoch)
     assert entry.reason is EndReason.ERROR
     assert entry.error is not None
     assert entry.error.code == "internal_error"
@@ -46,14 +46,14 @@ def failed(stage: Stage, name: str, uuid: str, epoch: int = 1) -> Entry:
 
 @pytest.mark.parametrize(
     ("bug", "waits_for", "says"),
-    [(AT_OPEN, Waiting.START, "TypeError: open() got"), (AT_READ, Waiting.SOURCE, "IndexError: list index")],
+    [(AT_OPEN, WorkerWait.START, "TypeError: open() got"), (AT_READ, WorkerWait.SOURCE, "IndexError: list index")],
 )
 def test_a_bug_that_a_retry_would_meet_again_is_permanent_and_called_a_fault_of_vidflow(
-    stage: Stage, name: str, folder: Path, bug: str, waits_for: Waiting, says: str
+    control_plane: ControlPlane, runner_id: str, folder: Path, bug: str, waits_for: WorkerWait, says: str
 ) -> None:
     uuid = new_uuid()
-    stage.command(name, deploy(uuid, folder / f"{bug}.mp4"))
-    entry = failed(stage, name, uuid)
+    control_plane.send_command(runner_id, make_deploy(uuid, folder / f"{bug}.mp4"))
+    entry = wait_until_failed(control_plane, runner_id, uuid)
     assert (entry.fatal, entry.waits_for) == (True, waits_for)
     assert entry.error is not None
     assert entry.error.message.startswith(f"Internal error in vidflow {VERSIONS} ({says}")
@@ -63,37 +63,39 @@ def test_a_bug_that_a_retry_would_meet_again_is_permanent_and_called_a_fault_of_
 
 
 def test_a_bug_at_a_frame_is_permanent_once_the_frame_alone_meets_it_again(
-    stage: Stage, name: str, folder: Path
+    control_plane: ControlPlane, runner_id: str, folder: Path
 ) -> None:
     uuid, source = new_uuid(), folder / f"{AT_FRAME}.mp4"
-    stage.command(name, deploy(uuid, source))
-    first = failed(stage, name, uuid)
-    assert (first.fatal, first.waits_for) == (False, Waiting.INFERENCE)
+    control_plane.send_command(runner_id, make_deploy(uuid, source))
+    first = wait_until_failed(control_plane, runner_id, uuid)
+    assert (first.fatal, first.waits_for) == (False, WorkerWait.INFERENCE)
 
-    stored = next(frame for frame in reversed(stage.frames(uuid)) if frame.frame_number < BAD_FRAME)
-    resume = resume_behind(stored, stage.opened(uuid)[0])
-    stage.command(name, deploy(uuid, source, epoch=2, attempt=1, resume=resume))
-    again = failed(stage, name, uuid, epoch=2)
+    stored = next(frame for frame in reversed(control_plane.frames(uuid)) if frame.frame_number < BUG_FRAME)
+    resume = resume_after(stored, control_plane.opened(uuid)[0])
+    control_plane.send_command(runner_id, make_deploy(uuid, source, epoch=2, attempt=1, resume=resume))
+    again = wait_until_failed(control_plane, runner_id, uuid, epoch=2)
     assert again.error is not None
-    assert (again.fatal, again.error.frame_number) == (True, BAD_FRAME)
+    assert (again.fatal, again.error.frame_number) == (True, BUG_FRAME)
 
 
 def test_a_bug_at_a_frame_is_left_to_the_attempts_of_a_scenario_that_skips_such_frames(
-    stage: Stage, name: str, folder: Path
+    control_plane: ControlPlane, runner_id: str, folder: Path
 ) -> None:
     uuid, source = new_uuid(), folder / f"{AT_FRAME}.mp4"
-    skips = Parameters(on_poison=OnPoison.SKIP)
-    stage.command(name, deploy(uuid, source, parameters=skips))
-    failed(stage, name, uuid)
-    resume = resume_behind(stage.frames(uuid)[-1], stage.opened(uuid)[0])
-    stage.command(name, deploy(uuid, source, epoch=2, attempt=1, resume=resume, parameters=skips))
-    assert not failed(stage, name, uuid, epoch=2).fatal
+    skips = Parameters(on_poison=PoisonPolicy.SKIP)
+    control_plane.send_command(runner_id, make_deploy(uuid, source, parameters=skips))
+    wait_until_failed(control_plane, runner_id, uuid)
+    resume = resume_after(control_plane.frames(uuid)[-1], control_plane.opened(uuid)[0])
+    control_plane.send_command(
+        runner_id, make_deploy(uuid, source, epoch=2, attempt=1, resume=resume, parameters=skips)
+    )
+    assert not wait_until_failed(control_plane, runner_id, uuid, epoch=2).fatal
 
 
 @pytest.mark.long
-@pytest.mark.usefixtures("stage")  # its setup puts the bugs into the folder
+@pytest.mark.usefixtures("control_plane")  # its setup puts the bugs into the folder
 def test_run_says_at_the_first_attempt_that_it_is_vidflows_fault_and_ends_with_1(folder: Path) -> None:
-    end = ended("run", str(folder / f"{AT_OPEN}.mp4"), given=broken_vidflow.install(folder))
+    end = run_command("run", str(folder / f"{AT_OPEN}.mp4"), variables=injected_bugs.install(folder))
     assert end.returncode == 1, end.stderr
     assert "gave up after" not in end.stderr
     *_, last = end.stderr.strip().splitlines()
@@ -104,8 +106,10 @@ def test_run_says_at_the_first_attempt_that_it_is_vidflows_fault_and_ends_with_1
 
 def test_a_bug_in_a_command_ends_it_with_its_traceback_and_what_to_report(folder: Path) -> None:
     (folder / "bug").mkdir()
-    (folder / "bug" / "sitecustomize.py").write_text("import vidflow.cli.app\nvidflow.cli.app.environment = None\n")
-    end = ended("relay", given={"PYTHONPATH": str(folder / "bug")})
+    (folder / "bug" / "sitecustomize.py").write_text(
+        "import vidflow.cli.app\nvidflow.cli.app.read_environment_variable = None\n"
+    )
+    end = run_command("relay", variables={"PYTHONPATH": str(folder / "bug")})
     assert end.returncode == 1, end.stderr
     assert "Traceback (most recent call last)" in end.stderr
     last = end.stderr.strip().splitlines()[-1]

@@ -24,22 +24,22 @@ import pytest
 import typer
 from confluent_kafka.admin import NewTopic
 from tests import clips
-from tests.integration.api_server import URL, answers_ready, free_port
-from tests.integration.delivery import remove_topics
-from tests.integration.embedded import wait_until
-from tests.integration.processes import descendants, is_alive
-from tests.integration.programs import (
+from tests.integration.api_server import SOURCE_URL, free_port, is_ready
+from tests.integration.cli_process import (
     CLOSED_DATABASE,
     CLOSED_KAFKA,
     LIMIT_S,
     SECRET,
-    NoServer,
-    Program,
-    clean_environment,
-    ended,
-    is_tidy,
-    started,
+    RefusingServer,
+    RunningCommand,
+    build_environment,
+    hides_internals,
+    run_command,
+    running_command,
 )
+from tests.integration.delivery import remove_topics
+from tests.integration.processes import descendants, is_alive
+from tests.integration.server_owner import wait_until
 
 from vidflow.cli.app import app
 from vidflow.domain.messages import DEAD_LETTERS, PARTITIONS
@@ -53,7 +53,7 @@ from vidflow.infra.postgres.connection import connect
 from vidflow.infra.postgres.migrations import migrate
 from vidflow.infra.process.memory import available_bytes
 from vidflow.infra.process.stopping import Stop, start_thread
-from vidflow.settings import environment
+from vidflow.settings import read_environment_variable
 
 A_FILE = str(Path(__file__))
 DATABASE, KAFKA = ["--database-url", CLOSED_DATABASE], ["--kafka", CLOSED_KAFKA]
@@ -166,12 +166,14 @@ def options(command: Any) -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def ends() -> dict[str, CompletedProcess[str]]:
+def command_results() -> dict[str, CompletedProcess[str]]:
     """How all those command lines ended, and what each command's help says: run beside each other, since each takes a while."""
     helps = {f"{words} --help": Refusal([*words.split(), "--help"], 0, "") for words in commands()}
     all_of_them = {**REFUSALS, **USAGE, **helps}
     with ThreadPoolExecutor(4) as pool:
-        runs = {name: pool.submit(ended, *one.arguments, given=one.given) for name, one in all_of_them.items()}
+        runs = {
+            name: pool.submit(run_command, *one.arguments, variables=one.given) for name, one in all_of_them.items()
+        }
         return {name: run.result() for name, run in runs.items()}
 
 
@@ -179,14 +181,14 @@ def assert_says(text: str, pattern: str) -> None:
     """In whatever lines, boxes and colours."""
     words = " ".join(re.sub(r"[│╭╮╰╯─]", " ", text).split())
     assert re.search(pattern, words), words
-    assert is_tidy(text)
+    assert hides_internals(text)
 
 
 @pytest.mark.parametrize("words", commands())
 def test_each_command_tells_every_option_with_its_environment_variable(
-    words: str, ends: dict[str, CompletedProcess[str]]
+    words: str, command_results: dict[str, CompletedProcess[str]]
 ) -> None:
-    told = ends[f"{words} --help"]
+    told = command_results[f"{words} --help"]
     assert told.returncode == 0
     for option, variables in options(commands()[words]).items():
         own = "VIDFLOW_" + option.strip("-").upper().replace("-", "_")
@@ -197,9 +199,9 @@ def test_each_command_tells_every_option_with_its_environment_variable(
 
 @pytest.mark.parametrize("name", REFUSALS)
 def test_what_cannot_be_done_ends_with_one_line_and_its_exit_code(
-    name: str, ends: dict[str, CompletedProcess[str]]
+    name: str, command_results: dict[str, CompletedProcess[str]]
 ) -> None:
-    end, wanted = ends[name], REFUSALS[name]
+    end, wanted = command_results[name], REFUSALS[name]
     assert end.returncode == wanted.code, end.stderr
     assert [line[:9] for line in end.stderr.splitlines()] == ["vidflow: "], end.stderr
     assert_says(end.stderr, wanted.says)
@@ -207,22 +209,24 @@ def test_what_cannot_be_done_ends_with_one_line_and_its_exit_code(
 
 
 @pytest.mark.parametrize("name", USAGE)
-def test_a_command_line_that_is_none_ends_with_exit_code_2(name: str, ends: dict[str, CompletedProcess[str]]) -> None:
-    end, wanted = ends[name], USAGE[name]
+def test_a_command_line_that_is_none_ends_with_exit_code_2(
+    name: str, command_results: dict[str, CompletedProcess[str]]
+) -> None:
+    end, wanted = command_results[name], USAGE[name]
     assert end.returncode == wanted.code, end.stderr
     assert_says(end.stderr, wanted.says)
     assert end.stdout == ""
 
 
 def test_the_version_is_told() -> None:
-    end = ended("--version")
+    end = run_command("--version")
     assert (end.returncode, end.stderr) == (0, "")
     assert re.fullmatch(r"\d+\.\d+\.\d+\S*\n", end.stdout)
 
 
 def test_a_port_in_use_is_said_in_one_line() -> None:
-    with NoServer() as taken:
-        end = ended("api", *DATABASE, "--no-inbox", "--port", str(taken.port))
+    with RefusingServer() as taken:
+        end = run_command("api", *DATABASE, "--no-inbox", "--port", str(taken.port))
     assert end.returncode == 3
     assert_says(end.stderr, rf"cannot listen at 127.0.0.1:{taken.port} \(.*\); choose another --port")
 
@@ -230,14 +234,14 @@ def test_a_port_in_use_is_said_in_one_line() -> None:
 def test_a_password_that_is_refused_is_said_in_one_line(database_url: str) -> None:
     wrong = re.sub(r"(?<=vidflow):[^@]*@", f":{SECRET}@", database_url)
     for command in (["relay", *KAFKA], ["db", "status"], ["db", "migrate"]):
-        end = ended(*command, "--database-url", wrong)
+        end = run_command(*command, "--database-url", wrong)
         assert end.returncode == 3, end.stderr
         assert len(end.stderr.splitlines()) == 1
         assert_says(end.stderr, "PostgreSQL lets nobody in by VIDFLOW_DATABASE_URL .*password authentication failed")
 
 
 def test_status_tells_what_is_applied_and_ends_with_0(database_url: str) -> None:
-    end = ended("db", "status", "--database-url", database_url)
+    end = run_command("db", "status", "--database-url", database_url)
     assert (end.returncode, end.stderr) == (0, "")
     assert re.fullmatch(r"(applied  \d{4}_\S+\n)+", end.stdout)
 
@@ -245,91 +249,97 @@ def test_status_tells_what_is_applied_and_ends_with_0(database_url: str) -> None
 def test_the_outbox_s_refused_messages_are_listed_retried_and_dropped(database_url: str) -> None:
     with connect(database_url, name="test") as tables:
         tables.execute("TRUNCATE outbox RESTART IDENTITY")
-        outbox.add(tables, [outbox.Row(topic="t", key="k", kind="deploy", epoch=1, payload=b"x") for _ in range(2)])
+        outbox.add_messages(
+            tables, [outbox.OutboxMessage(topic="t", key="k", kind="deploy", epoch=1, payload=b"x") for _ in range(2)]
+        )
         outbox.set_aside(tables, 1, "too large")
     database = ["--database-url", database_url]
     assert re.fullmatch(
-        r"1  \S+ \S+  t  k  deploy, epoch 1, 1 bytes: too large\n", ended("outbox", "list", *database).stdout
+        r"1  \S+ \S+  t  k  deploy, epoch 1, 1 bytes: too large\n", run_command("outbox", "list", *database).stdout
     )
-    assert ended("outbox", "retry", "1", *database).stdout == "sent again: 1 of 1\n"
-    assert ended("outbox", "list", *database).stdout == "no message is set aside\n"
-    assert ended("outbox", "drop", "2", *database).stdout == "deleted: 0 of 1\n"
+    assert run_command("outbox", "retry", "1", *database).stdout == "sent again: 1 of 1\n"
+    assert run_command("outbox", "list", *database).stdout == "no message is set aside\n"
+    assert run_command("outbox", "drop", "2", *database).stdout == "deleted: 0 of 1\n"
 
 
 @pytest.mark.parametrize("role", ["api", "relay", "inbox", "orchestrator"])
 def test_a_role_without_its_database_says_once_what_it_needs_and_waits(tmp_path: Path, role: str) -> None:
-    with NoServer() as nobody:
+    with RefusingServer() as nobody:
         database = ["--database-url", f"postgresql://vidflow:{SECRET}@127.0.0.1:{nobody.port}/vidflow"]
-        with started(
+        with running_command(
             tmp_path, role, *database, *KAFKA, *(["--port", str(free_port())] if role == "api" else [])
         ) as waiting:
-            waiting.until("away")
-            calls = nobody.calls
-            wait_until(lambda: nobody.calls >= calls + 3, "it tries again and again")
-            [line] = [line for line in waiting.said.splitlines() if "listening" not in line]
+            waiting.wait_for("away")
+            calls = nobody.connections
+            wait_until(lambda: nobody.connections >= calls + 3, "it tries again and again")
+            [line] = [line for line in waiting.stderr.splitlines() if "listening" not in line]
             assert_says(
                 line,
                 r"server=PostgreSQL .*waiting; start it, or set VIDFLOW_DATABASE_URL; `vidflow dev` brings its own",
             )
-            assert waiting.end() == 0
+            assert waiting.stop() == 0
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("role", ["relay", "inbox", "orchestrator", "runner"])
 def test_a_role_without_kafka_says_once_what_it_needs_and_waits(tmp_path: Path, role: str, database_url: str) -> None:
-    with NoServer() as nobody:
+    with RefusingServer() as nobody:
         database = [] if role == "runner" else ["--database-url", database_url]
-        with started(tmp_path, role, *database, "--kafka", f"127.0.0.1:{nobody.port}") as waiting:
-            waiting.until("away")
-            calls = nobody.calls
-            wait_until(lambda: nobody.calls >= calls + 10, "it tries again and again")
-            [line] = [line for line in waiting.said.splitlines() if " info " not in line]
+        with running_command(tmp_path, role, *database, "--kafka", f"127.0.0.1:{nobody.port}") as waiting:
+            waiting.wait_for("away")
+            calls = nobody.connections
+            wait_until(lambda: nobody.connections >= calls + 10, "it tries again and again")
+            [line] = [line for line in waiting.stderr.splitlines() if " info " not in line]
             assert_says(line, r"server=Kafka .*waiting; start it, or set VIDFLOW_KAFKA; `vidflow dev` brings its own")
-            assert waiting.end() == 0
+            assert waiting.stop() == 0
 
 
 def test_a_role_that_finds_kafka_without_its_topics_says_what_to_type(
     tmp_path: Path, database_url: str, kafka_settings: KafkaSettings
 ) -> None:
     remove_topics(kafka_settings)
-    with started(tmp_path, "inbox", "--database-url", database_url, "--kafka", kafka_settings.bootstrap) as waiting:
-        waiting.until("topic_missing .*vidflow topics create")
-        end = ended("topics", "create", "--kafka", kafka_settings.bootstrap)
+    with running_command(
+        tmp_path, "inbox", "--database-url", database_url, "--kafka", kafka_settings.bootstrap
+    ) as waiting:
+        waiting.wait_for("topic_missing .*vidflow topics create")
+        end = run_command("topics", "create", "--kafka", kafka_settings.bootstrap)
         assert (end.returncode, end.stderr) == (0, "")
         assert end.stdout.startswith("made ")
-        waiting.until("back server=Kafka")
-        assert waiting.end() == 0
-    assert ended("topics", "create", "--kafka", kafka_settings.bootstrap).stdout == "all topics were there\n"
+        waiting.wait_for("back server=Kafka")
+        assert waiting.stop() == 0
+    assert run_command("topics", "create", "--kafka", kafka_settings.bootstrap).stdout == "all topics were there\n"
 
 
 def test_a_topic_that_is_there_is_given_the_settings_that_vidflow_needs(kafka_settings: KafkaSettings) -> None:
     remove_topics(kafka_settings)
-    client = admin.client(kafka_settings)
+    client = admin.create_admin(kafka_settings)
     [made] = client.create_topics([NewTopic(DEAD_LETTERS, 1, 1)]).values()
     made.result()
-    end = ended("topics", "create", "--kafka", kafka_settings.bootstrap)
+    end = run_command("topics", "create", "--kafka", kafka_settings.bootstrap)
     assert (end.returncode, end.stderr) == (0, "")
     assert_says(
         end.stdout,
         r"set of dead_letters: message.timestamp.type=LogAppendTime \(was CreateTime\), cleanup.policy=compact \(was delete\)",
     )
-    assert ended("topics", "create", "--kafka", kafka_settings.bootstrap).stdout == "all topics were there\n"
+    assert run_command("topics", "create", "--kafka", kafka_settings.bootstrap).stdout == "all topics were there\n"
 
 
 def test_a_pools_topic_is_made_like_the_default_pools_and_topics_with_less_than_asked_are_reported(
     kafka_settings: KafkaSettings,
 ) -> None:
     remove_topics(kafka_settings, [*PARTITIONS, "to_deploy.gpu", "to_deploy.a_b"])
-    client = admin.client(kafka_settings)
+    client = admin.create_admin(kafka_settings)
     [made] = client.create_topics([NewTopic(DEAD_LETTERS, 1, 1)]).values()
     made.result()
     create = ["topics", "create", "--kafka", kafka_settings.bootstrap]
-    end = ended(*create, "--pool", "gpu", "--pool", "a_b", "--replication-factor", "1", "--min-insync-replicas", "1")
+    end = run_command(
+        *create, "--pool", "gpu", "--pool", "a_b", "--replication-factor", "1", "--min-insync-replicas", "1"
+    )
     assert (end.returncode, end.stderr) == (0, "")
     assert_says(end.stdout, r"made .*to_deploy\.gpu, to_deploy\.a_b")
     for topic in ("to_deploy.gpu", "to_deploy.a_b"):
-        assert len(offsets.partitions(client, topic)) == PARTITIONS["to_deploy.default"]
-    end = ended(*create, "--pool", "gpu", "--replication-factor", "2", "--min-insync-replicas", "2")
+        assert len(offsets.read_partitions(client, topic)) == PARTITIONS["to_deploy.default"]
+    end = run_command(*create, "--pool", "gpu", "--replication-factor", "2", "--min-insync-replicas", "2")
     assert (end.returncode, end.stdout) == (0, "all topics were there\n")
     assert_says(
         end.stderr,
@@ -337,10 +347,10 @@ def test_a_pools_topic_is_made_like_the_default_pools_and_topics_with_less_than_
     )
     assert_says(end.stderr, "to_deploy.gpu has less than it should")
     remove_topics(kafka_settings, ["results"])
-    end = ended(*create, "--replication-factor", "2")
+    end = run_command(*create, "--replication-factor", "2")
     assert end.returncode == 3
     assert_says(end.stderr, "vidflow: Kafka refuses to create the topic results: .*[Rr]eplication")
-    end = ended(*create, "--pool", "a.b")
+    end = run_command(*create, "--pool", "a.b")
     assert end.returncode == 3
     assert_says(end.stderr, "vidflow: Kafka refuses to create the topic to_deploy.a.b: .*collides")
     remove_topics(kafka_settings, ["to_deploy.gpu", "to_deploy.a_b"])
@@ -354,30 +364,33 @@ def test_video_fps_is_what_a_scenario_has_that_names_no_rate(tmp_path: Path, dat
         "VIDFLOW_INBOX": "false",
         "VIDFLOW_PORT": str(port),
     }
-    with started(tmp_path, "api", given=given) as api, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
-        wait_until(lambda: answers_ready(client), "it is ready")
-        answer = client.post("/scenario/init", json={"source": URL, "model": "motion"})
+    with (
+        running_command(tmp_path, "api", variables=given) as api,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}") as client,
+    ):
+        wait_until(lambda: is_ready(client), "it is ready")
+        answer = client.post("/scenario/init", json={"source": SOURCE_URL, "model": "motion"})
         assert (answer.status_code, answer.json()["fps"]) == (201, 3)
-        assert api.end() == 0
+        assert api.stop() == 0
 
 
 @pytest.mark.long
 def test_max_workers_is_how_many_slots_a_runner_has(tmp_path: Path, kafka_settings: KafkaSettings) -> None:
     topics.create_topics(kafka_settings)
     given = {"MAX_WORKERS": "7", "VIDFLOW_KAFKA": kafka_settings.bootstrap}
-    with started(tmp_path, "runner", given=given) as runner:
+    with running_command(tmp_path, "runner", variables=given) as runner:
         cap = default_memory_cap(available_bytes(), 7)
-        runner.until(f"runner_ready .*slots=7 worker_memory_bytes={cap}")
-        assert runner.end() == 0
+        runner.wait_for(f"runner_ready .*slots=7 worker_memory_bytes={cap}")
+        assert runner.stop() == 0
 
 
-class Servers:
+class RestartableServers:
     """A PostgreSQL and a Kafka of a test's own, that can be stopped and started again."""
 
     def __init__(self, folder: Path) -> None:
-        cache = environment("VIDFLOW_CACHE_DIR")
-        self.postgres = EmbeddedPostgres(folder / "postgres", say=print, stop=Stop())
-        self.kafka = EmbeddedKafka(folder / "kafka", say=print, stop=Stop(), cache=cache)
+        cache = read_environment_variable("VIDFLOW_CACHE_DIR")
+        self.postgres = EmbeddedPostgres(folder / "postgres", notify=print, stop=Stop())
+        self.kafka = EmbeddedKafka(folder / "kafka", notify=print, stop=Stop(), cache=cache)
 
     def start(self) -> None:
         self.postgres.start()
@@ -390,13 +403,13 @@ class Servers:
         self.postgres.stop()
 
     @property
-    def given(self) -> dict[str, str]:
+    def variables(self) -> dict[str, str]:
         return {"VIDFLOW_DATABASE_URL": self.postgres.url, "VIDFLOW_KAFKA": self.kafka.bootstrap}
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    servers = Servers(tmp_path_factory.mktemp("servers"))
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RestartableServers]:
+    servers = RestartableServers(tmp_path_factory.mktemp("servers"))
     try:
         servers.start()
         yield servers
@@ -404,10 +417,12 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
         servers.stop()
 
 
-class Whole:
+class RunningRoles:
     """One of each role at work on these servers, and a client of the api."""
 
-    def __init__(self, servers: Servers, roles: dict[str, Program], url: str, metrics_ports: dict[str, int]) -> None:
+    def __init__(
+        self, servers: RestartableServers, roles: dict[str, RunningCommand], url: str, metrics_ports: dict[str, int]
+    ) -> None:
         self.servers = servers
         self.roles = roles
         self.metrics_ports = metrics_ports
@@ -420,12 +435,12 @@ class Whole:
         except httpx.TransportError:
             return False
 
-    def init(self, source: Path, **more: Any) -> str:
+    def create_scenario(self, source: Path, **more: Any) -> str:
         answer = self.http.post("/scenario/init", json={"source": str(source), "model": "motion", "fps": "all", **more})
         assert answer.status_code == 201, answer.text
         return str(answer.json()["scenario_uuid"])
 
-    def ended(self, uuid: str) -> dict[str, Any]:
+    def wait_until_inactive(self, uuid: str) -> dict[str, Any]:
         wait_until(lambda: self.scenario(uuid)["state"] == "inactive", f"{uuid} ends", LIMIT_S)
         return self.scenario(uuid)
 
@@ -441,7 +456,7 @@ class Whole:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, servers: Servers) -> Iterator[Whole]:
+def running_roles(tmp_path_factory: pytest.TempPathFactory, servers: RestartableServers) -> Iterator[RunningRoles]:
     port, folder = free_port(), tmp_path_factory.mktemp("whole")
     commands = {
         "api": ["api", "--no-inbox", "--any-file", "--port", str(port)],
@@ -455,9 +470,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory, servers: Servers) -> Iterato
         commands[role] += ["--metrics-port", str(own)]
     with ExitStack() as stack:
         roles = {
-            role: stack.enter_context(started(folder, *words, given=servers.given)) for role, words in commands.items()
+            role: stack.enter_context(running_command(folder, *words, variables=servers.variables))
+            for role, words in commands.items()
         }
-        whole = Whole(servers, roles, f"http://127.0.0.1:{port}", metrics_ports)
+        whole = RunningRoles(servers, roles, f"http://127.0.0.1:{port}", metrics_ports)
         wait_until(whole.at_work, "all are at work", LIMIT_S)
         yield whole
         whole.http.close()
@@ -475,8 +491,8 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.long
-def test_each_role_tells_its_metrics_on_the_port_that_it_is_given(whole: Whole, clip: Path) -> None:
-    assert whole.ended(whole.init(clip))["outcome"] == "completed"
+def test_each_role_tells_its_metrics_on_the_port_that_it_is_given(running_roles: RunningRoles, clip: Path) -> None:
+    assert running_roles.wait_until_inactive(running_roles.create_scenario(clip))["outcome"] == "completed"
     told = {
         "relay": [r"vidflow_relay_published_total [1-9]"],
         "inbox": [
@@ -495,7 +511,10 @@ def test_each_role_tells_its_metrics_on_the_port_that_it_is_given(whole: Whole, 
     }  # fmt: skip
     for role, patterns in told.items():
         for pattern in [*patterns, rf'vidflow_build_info\{{python="[^"]+",role="{role}",version=']:
-            wait_until(lambda: re.search(pattern, whole.metrics(role)) is not None, f"{role} tells {pattern}", 10)  # noqa: B023
+            wait_until(
+                lambda role=role, pattern=pattern: re.search(pattern, running_roles.metrics(role)) is not None,
+                f"{role} has {pattern}", 10,
+            )  # fmt: skip
 
 
 CAMERAS = (
@@ -510,32 +529,35 @@ REFUSED = ("ftp://admin:{secret}@{at}/v.mp4", "rtsp://admin:pa/{secret}@{at}/liv
 
 
 @pytest.mark.long
-def test_the_secrets_of_sources_are_shown_nowhere(whole: Whole) -> None:
+def test_the_secrets_of_sources_are_shown_nowhere(running_roles: RunningRoles) -> None:
     secret = "Hunter2xHunter2x"  # noqa: S105 - looked for in all that is shown
     shown: list[str] = []
-    with ThreadingHTTPServer(("127.0.0.1", 0), Nothing) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), EmptyHandler) as server:
         start_thread("nothing is here", server.serve_forever, Stop())
 
         def asked_for(source: str) -> str:
             body = {"source": source.format(secret=secret, at=f"127.0.0.1:{server.server_port}"), "model": "motion"}
-            shown.append(whole.http.post("/scenario/init", json=body).text)
+            shown.append(running_roles.http.post("/scenario/init", json=body).text)
             return str(json.loads(shown[-1]).get("scenario_uuid"))
 
         assert [asked_for(source) for source in REFUSED] == ["None"] * len(REFUSED)
         videos, cameras = [asked_for(source) for source in VIDEOS], [asked_for(source) for source in CAMERAS]
-        errors = [whole.ended(uuid)["error"] for uuid in videos]
+        errors = [running_roles.wait_until_inactive(uuid)["error"] for uuid in videos]
         for uuid in cameras:
-            whole.roles["runner"].until(f"worker_ended scenario_uuid={uuid} .*127.0.0.1")
+            running_roles.roles["runner"].wait_for(f"worker_ended scenario_uuid={uuid} .*127.0.0.1")
         server.shutdown()
     assert all("the server refuses http://" in error["message"] for error in errors), errors
     for uuid in videos + cameras:
-        shown += [whole.http.get(f"/scenario/{uuid}{path}").text for path in ("", "/history", "/gaps")]
-        shown.append(whole.http.post(f"/scenario/{uuid}/shutdown").text)
-    shown += [whole.http.get("/scenario", params={"limit": 100}).text, *(role.said for role in whole.roles.values())]
+        shown += [running_roles.http.get(f"/scenario/{uuid}{path}").text for path in ("", "/history", "/gaps")]
+        shown.append(running_roles.http.post(f"/scenario/{uuid}/shutdown").text)
+    shown += [
+        running_roles.http.get("/scenario", params={"limit": 100}).text,
+        *(role.stderr for role in running_roles.roles.values()),
+    ]
     assert [text for text in shown if "unter2x" in text] == []
 
 
-class Nothing(BaseHTTPRequestHandler):
+class EmptyHandler(BaseHTTPRequestHandler):
     """A server without a single file."""
 
     def do_GET(self) -> None:
@@ -547,50 +569,50 @@ class Nothing(BaseHTTPRequestHandler):
 
 @pytest.mark.long
 @pytest.mark.fault
-def test_roles_whose_database_goes_away_wait_for_it_and_say_so_once(whole: Whole, clip: Path) -> None:
-    concerned = [whole.roles[role] for role in ("api", "relay", "inbox", "orchestrator")]
-    process = whole.servers.postgres.process
+def test_roles_whose_database_goes_away_wait_for_it_and_say_so_once(running_roles: RunningRoles, clip: Path) -> None:
+    concerned = [running_roles.roles[role] for role in ("api", "relay", "inbox", "orchestrator")]
+    process = running_roles.servers.postgres.process
     assert process is not None
     process.send_signal(signal.SIGINT)
     process.wait(20)
-    wait_until(lambda: whole.http.get("/health/ready").status_code == 503, "the api is not ready")
+    wait_until(lambda: running_roles.http.get("/health/ready").status_code == 503, "the api is not ready")
     for role in concerned:
-        role.until(" away server=PostgreSQL .*needs=waiting; start it, or set VIDFLOW_DATABASE_URL")
-    whole.servers.postgres.start()
-    wait_until(whole.at_work, "all are at work again", LIMIT_S)
-    assert whole.ended(whole.init(clip))["outcome"] == "completed"
+        role.wait_for(" away server=PostgreSQL .*needs=waiting; start it, or set VIDFLOW_DATABASE_URL")
+    running_roles.servers.postgres.start()
+    wait_until(running_roles.at_work, "all are at work again", LIMIT_S)
+    assert running_roles.wait_until_inactive(running_roles.create_scenario(clip))["outcome"] == "completed"
     for role in concerned:
-        role.until(" back server=PostgreSQL")
-        assert len(role.lines(" away | back ")) == 2, role.said
-        assert len(role.lines("PostgreSQL|postgres")) <= 3, role.said
+        role.wait_for(" back server=PostgreSQL")
+        assert len(role.error_lines(" away | back ")) == 2, role.stderr
+        assert len(role.error_lines("PostgreSQL|postgres")) <= 3, role.stderr
 
 
 @pytest.mark.long
 @pytest.mark.fault
-def test_roles_whose_kafka_goes_away_wait_for_it_and_say_so_once(whole: Whole, clip: Path) -> None:
-    concerned = [whole.roles[role] for role in ("relay", "inbox", "orchestrator", "runner")]
-    process = whole.servers.kafka.process
+def test_roles_whose_kafka_goes_away_wait_for_it_and_say_so_once(running_roles: RunningRoles, clip: Path) -> None:
+    concerned = [running_roles.roles[role] for role in ("relay", "inbox", "orchestrator", "runner")]
+    process = running_roles.servers.kafka.process
     assert process is not None
     process.terminate()
     process.wait(20)
     for role in concerned:
-        role.until(" away server=Kafka .*needs=waiting; start it, or set VIDFLOW_KAFKA")
-    uuid = whole.init(clip)  # the api needs no Kafka
-    whole.servers.kafka.start()
+        role.wait_for(" away server=Kafka .*needs=waiting; start it, or set VIDFLOW_KAFKA")
+    uuid = running_roles.create_scenario(clip)  # the api needs no Kafka
+    running_roles.servers.kafka.start()
     for role in concerned:
-        role.until(" back server=Kafka")
-    assert whole.ended(uuid)["outcome"] == "completed"
+        role.wait_for(" back server=Kafka")
+    assert running_roles.wait_until_inactive(uuid)["outcome"] == "completed"
     for role in concerned:
-        assert len(role.lines("server=Kafka")) == 2, role.said
+        assert len(role.error_lines("server=Kafka")) == 2, role.stderr
 
 
 @pytest.mark.long
 def test_run_prints_the_same_frames_as_ndjson_json_and_csv_and_nothing_else_on_standard_output(
-    whole: Whole, shared: Path
+    running_roles: RunningRoles, shared: Path
 ) -> None:
     video = str(shared / "videos/vtest.avi")
     ends = {
-        output: ended("run", video, "--fps", "1", "--output", output, "--url", whole.url)
+        output: run_command("run", video, "--fps", "1", "--output", output, "--url", running_roles.url)
         for output in ("ndjson", "json", "csv")
     }
     assert {end.returncode for end in ends.values()} == {0}, [end.stderr for end in ends.values()]
@@ -610,38 +632,42 @@ def test_run_prints_the_same_frames_as_ndjson_json_and_csv_and_nothing_else_on_s
 
 
 @pytest.mark.long
-def test_run_on_a_source_that_fails_says_why_and_ends_with_2(whole: Whole, tmp_path: Path) -> None:
+def test_run_on_a_source_that_fails_says_why_and_ends_with_2(running_roles: RunningRoles, tmp_path: Path) -> None:
     text = tmp_path / "text.mp4"
     text.write_text("not a video")
-    end = ended("run", str(text), "--output", "ndjson", "--url", whole.url)
+    end = run_command("run", str(text), "--output", "ndjson", "--url", running_roles.url)
     assert (end.returncode, end.stdout) == (2, "")
     assert_says(end.stderr.splitlines()[-1], r"vidflow: scenario \S+ failed: .*text.mp4 is not a video")
 
 
 @pytest.mark.long
-def test_run_at_a_url_is_refused_as_the_api_refuses(whole: Whole, clip: Path) -> None:
-    end = ended("run", str(clip), "--model", "none", "--url", whole.url)
+def test_run_at_a_url_is_refused_as_the_api_refuses(running_roles: RunningRoles, clip: Path) -> None:
+    end = run_command("run", str(clip), "--model", "none", "--url", running_roles.url)
     assert (end.returncode, end.stdout) == (2, "")
     assert len(end.stderr.splitlines()) == 1
     assert_says(end.stderr, "vidflow: there is no model 'none'; known here are motion, ")
 
 
 @pytest.mark.long
-def test_ctrl_c_of_run_asks_for_a_shutdown_and_ends_with_130(whole: Whole, endless: Path, tmp_path: Path) -> None:
-    with started(tmp_path, "run", str(endless), "--output", "ndjson", "--url", whole.url) as run:
-        wait_until(lambda: "\n" in run.printed, "the first frame is printed", LIMIT_S)
-        assert run.end(signal.SIGINT) == 130
-    assert_says(run.said, "shutdown requested")
-    assert whole.ended(whole.newest())["outcome"] == "stopped"
-    frames = [json.loads(line) for line in run.printed.splitlines()]
+def test_ctrl_c_of_run_asks_for_a_shutdown_and_ends_with_130(
+    running_roles: RunningRoles, endless: Path, tmp_path: Path
+) -> None:
+    with running_command(tmp_path, "run", str(endless), "--output", "ndjson", "--url", running_roles.url) as run:
+        wait_until(lambda: "\n" in run.stdout, "the first frame is printed", LIMIT_S)
+        assert run.stop(signal.SIGINT) == 130
+    assert_says(run.stderr, "shutdown requested")
+    assert running_roles.wait_until_inactive(running_roles.newest())["outcome"] == "stopped"
+    frames = [json.loads(line) for line in run.stdout.splitlines()]
     assert [frame["frame_number"] for frame in frames] == list(range(len(frames)))
 
 
 @pytest.mark.long
-def test_a_run_whose_reader_has_gone_asks_for_a_shutdown_and_ends_with_141(whole: Whole, endless: Path) -> None:
-    command = [sys.executable, "-m", "vidflow", "run", str(endless), "--output", "ndjson", "--url", whole.url]
+def test_a_run_whose_reader_has_gone_asks_for_a_shutdown_and_ends_with_141(
+    running_roles: RunningRoles, endless: Path
+) -> None:
+    command = [sys.executable, "-m", "vidflow", "run", str(endless), "--output", "ndjson", "--url", running_roles.url]
     with subprocess.Popen(
-        command, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, env=build_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as run:
         assert run.stdout is not None
         assert run.stderr is not None
@@ -651,33 +677,35 @@ def test_a_run_whose_reader_has_gone_asks_for_a_shutdown_and_ends_with_141(whole
         assert run.wait(LIMIT_S) == 141
     assert json.loads(first)["frame_number"] == 0
     assert_says(said, "shutdown requested$")
-    assert whole.ended(whole.newest())["outcome"] == "stopped"
+    assert running_roles.wait_until_inactive(running_roles.newest())["outcome"] == "stopped"
 
 
 @pytest.mark.long
 @pytest.mark.fault
-def test_a_run_goes_on_when_the_api_is_killed_and_comes_back(whole: Whole, shared: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_when_the_api_is_killed_and_comes_back(
+    running_roles: RunningRoles, shared: Path, tmp_path: Path
+) -> None:
     video = str(shared / "videos/vtest.avi")
-    with started(tmp_path, "run", video, "--fps", "5", "--output", "ndjson", "--url", whole.url) as run:
-        wait_until(lambda: "\n" in run.printed, "the first frame is printed", LIMIT_S)
-        whole.roles["api"].end(signal.SIGKILL)
-        run.until("waiting for its return")
-        words = ["api", "--no-inbox", "--any-file", "--port", whole.url.rpartition(":")[2]]
-        with started(tmp_path, *words, given=whole.servers.given):
-            assert run.process.wait(2 * LIMIT_S) == 0, run.said
-    assert [json.loads(line)["frame_number"] for line in run.printed.splitlines()] == list(range(398))
-    assert is_tidy(run.said)
-    assert len(run.lines("waiting for its return")) == 1
+    with running_command(tmp_path, "run", video, "--fps", "5", "--output", "ndjson", "--url", running_roles.url) as run:
+        wait_until(lambda: "\n" in run.stdout, "the first frame is printed", LIMIT_S)
+        running_roles.roles["api"].stop(signal.SIGKILL)
+        run.wait_for("waiting for its return")
+        words = ["api", "--no-inbox", "--any-file", "--port", running_roles.url.rpartition(":")[2]]
+        with running_command(tmp_path, *words, variables=running_roles.servers.variables):
+            assert run.process.wait(2 * LIMIT_S) == 0, run.stderr
+    assert [json.loads(line)["frame_number"] for line in run.stdout.splitlines()] == list(range(398))
+    assert hides_internals(run.stderr)
+    assert len(run.error_lines("waiting for its return")) == 1
 
 
 @pytest.mark.long
 def test_run_starts_a_vidflow_of_its_own_and_leaves_no_process_behind(clip: Path, tmp_path: Path) -> None:
-    with started(tmp_path, "run", str(clip), "--output", "ndjson") as run:
-        run.until("scenario ")
+    with running_command(tmp_path, "run", str(clip), "--output", "ndjson") as run:
+        run.wait_for("scenario ")
         own = descendants(run.process.pid)
-        assert run.process.wait(LIMIT_S) == 0, run.said
-    assert [json.loads(line)["frame_number"] for line in run.printed.splitlines()] == list(range(20))
-    assert run.said.splitlines()[-1] == "completed: 20 frames"
+        assert run.process.wait(LIMIT_S) == 0, run.stderr
+    assert [json.loads(line)["frame_number"] for line in run.stdout.splitlines()] == list(range(20))
+    assert run.stderr.splitlines()[-1] == "completed: 20 frames"
     assert len(own) >= 7
     wait_until(lambda: not any(map(is_alive, own)), "all of its processes are gone")
 
@@ -685,19 +713,19 @@ def test_run_starts_a_vidflow_of_its_own_and_leaves_no_process_behind(clip: Path
 @pytest.mark.long
 @pytest.mark.parametrize("step", ["starting PostgreSQL", "starting Kafka", "starting orchestrator"])
 def test_ctrl_c_of_run_while_its_vidflow_starts_ends_all_with_130(clip: Path, tmp_path: Path, step: str) -> None:
-    with started(tmp_path, "run", str(clip), "--output", "ndjson") as run:
-        run.until(step)
+    with running_command(tmp_path, "run", str(clip), "--output", "ndjson") as run:
+        run.wait_for(step)
         own = descendants(run.process.pid)
-        assert run.end(signal.SIGINT, within_s=LIMIT_S) == 130, run.said
-    assert is_tidy(run.said)
-    assert run.said.splitlines()[-1] == "given up before the video was asked for"
-    assert run.printed == ""
+        assert run.stop(signal.SIGINT, limit_s=LIMIT_S) == 130, run.stderr
+    assert hides_internals(run.stderr)
+    assert run.stderr.splitlines()[-1] == "given up before the video was asked for"
+    assert run.stdout == ""
     wait_until(lambda: not any(map(is_alive, own)), "all of its processes are gone")
 
 
 def test_run_at_the_url_of_something_else_says_so() -> None:
     with something_else() as url:
-        end = ended("run", A_FILE, "--url", url)
+        end = run_command("run", A_FILE, "--url", url)
     assert (end.returncode, end.stdout) == (2, "")
     assert_says(end.stderr, f"vidflow: what answers at {url} is no vidflow of this version")
 
@@ -723,7 +751,7 @@ def test_what_a_hostile_server_answers_drives_no_terminal(tmp_path: Path) -> Non
     video = clips.constant_rate(tmp_path / "short.mp4", frames=2)
     with HTTPServer(("127.0.0.1", 0), Hostile) as server:
         thread = start_thread("hostile", server.serve_forever, Stop())
-        end = ended("run", str(video), "--url", f"http://127.0.0.1:{server.server_port}")
+        end = run_command("run", str(video), "--url", f"http://127.0.0.1:{server.server_port}")
         server.shutdown()
         thread.join()
     assert (end.returncode, end.stderr) == (2, f"vidflow: {ESCAPED} http://h/?token=***\n")
@@ -731,7 +759,7 @@ def test_what_a_hostile_server_answers_drives_no_terminal(tmp_path: Path) -> Non
 
 def test_a_usage_error_repeats_a_value_without_what_drives_a_terminal() -> None:
     for words in (["api", "--log-format", "\x1b[31mred"], ["\x1b[31mred"], ["api", "--\x1b[31mred"]):
-        end = ended(*words)
+        end = run_command(*words)
         assert end.returncode == 2
         assert r"\x1b[31mred" in end.stderr
         assert "\x1b" not in end.stderr

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from psycopg import errors
 from tests import clips
-from tests.integration.vidflows import READY_S, Vidflow
+from tests.integration.vidflow_process import READY_LIMIT_S, VidflowClient
 
 from vidflow.commands.dev import Stack
 from vidflow.domain.errors import SetupError
@@ -85,7 +85,7 @@ def of_user(url: str, user: str) -> str:
 
 def make_users(url: str) -> dict[str, str]:
     """A user for each process, named at random: roles are the whole server's. The URL of each."""
-    db_roles.apply(url)
+    db_roles.create_roles(url)
     users = {kind: f"{kind}_{uuid.uuid4().hex[:8]}" for kind in KINDS}
     with psycopg.connect(url) as server:
         for kind, user in users.items():
@@ -98,7 +98,7 @@ def urls(database_url: str) -> Iterator[dict[str, str]]:
     urls = make_users(database_url)
     yield urls
     with psycopg.connect(database_url, autocommit=True) as server:
-        for role in (*(urlsplit(url).username for url in urls.values()), *migrations.ROLES):
+        for role in (*(urlsplit(url).username for url in urls.values()), *migrations.GROUP_ROLES):
             server.execute(f"DROP OWNED BY {role}")
             server.execute(f"DROP ROLE {role}")  # else the other tests' migrations would grant too
 
@@ -120,7 +120,7 @@ def test_every_table_is_somebody_s_to_read(database_url: str) -> None:
              WHERE relkind IN ('r', 'p') AND relnamespace = 'public'::regnamespace AND relname !~ 'yoyo'
                AND NOT EXISTS (SELECT FROM unnest(%s::text[]) AS role WHERE has_table_privilege(role, oid, 'SELECT'))
             """,
-            (list(migrations.ROLES),),
+            (list(migrations.GROUP_ROLES),),
         ).fetchall()
     assert unread == []
 
@@ -140,10 +140,10 @@ def test_functions_of_the_owner_touch_nothing_but_partitions(urls: dict[str, str
 
 def test_a_user_that_may_make_no_roles_is_told_what_to_do(urls: dict[str, str]) -> None:
     with pytest.raises(SetupError, match="take the user that owns the tables, and give it CREATEROLE"):
-        db_roles.apply(urls["api"])
+        db_roles.create_roles(urls["api"])
 
 
-class AsUsers(Stack):
+class StackWithUsers(Stack):
     """A Stack each of whose roles logs in as a user of its own."""
 
     def __init__(self, *arguments: Any) -> None:
@@ -163,22 +163,22 @@ class AsUsers(Stack):
 def test_a_whole_vidflow_works_with_a_user_for_each_process_and_after_a_restore(tmp_path: Path) -> None:
     said: list[str] = []
     options = DevOptions(port=0, data_dir=tmp_path / "data")
-    stack = AsUsers(options, print, lambda name, line: said.append(f"{name}: {line}"), Stop())
+    stack = StackWithUsers(options, print, lambda name, line: said.append(f"{name}: {line}"), Stop())
     clip = clips.constant_rate(tmp_path / "clip.mp4", frames=20)
     try:
         stack.start()
-        stack.wait_until_ready(READY_S)
-        vidflow = Vidflow(stack)
+        stack.wait_until_ready(READY_LIMIT_S)
+        vidflow = VidflowClient(stack)
         with vidflow.http:
-            uuid_ = vidflow.init(clip, "motion", "all")
-            assert vidflow.ended(uuid_)["outcome"] == "completed"
+            uuid_ = vidflow.create_scenario(clip, "motion", "all")
+            assert vidflow.wait_until_inactive(uuid_)["outcome"] == "completed"
             assert len(vidflow.frames(uuid_)) == 20
-            stopped = vidflow.init(clip, "motion", "all")
+            stopped = vidflow.create_scenario(clip, "motion", "all")
             assert vidflow.http.post(f"/scenario/{stopped}/shutdown").status_code == 200
-            assert vidflow.ended(stopped)["outcome"] in {"stopped", "completed"}
-            backup.backup(stack.database_url, tmp_path / "backup", replace=False, say=print)
-            backup.restore(stack.database_url, tmp_path / "backup", replace=True, say=print)
-            assert vidflow.ended(vidflow.init(clip, "motion", "all"))["outcome"] == "completed"
+            assert vidflow.wait_until_inactive(stopped)["outcome"] in {"stopped", "completed"}
+            backup.write_backup(stack.database_url, tmp_path / "backup", replace=False, notify=print)
+            backup.restore(stack.database_url, tmp_path / "backup", replace=True, notify=print)
+            assert vidflow.wait_until_inactive(vidflow.create_scenario(clip, "motion", "all"))["outcome"] == "completed"
         assert [line for line in said if "permission" in line or "Traceback" in line] == []
         with connect(stack.database_url, name="test") as tables:  # the leader has made them as a user that owns nothing
             rows = tables.execute("SELECT count(*) FROM pg_inherits WHERE inhparent = 'scenario_results'::regclass")

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.integration.embedded import wait_until
 from tests.integration.processes import descendants, is_alive
+from tests.integration.server_owner import wait_until
 
 from vidflow.commands.dev import Stack
 from vidflow.domain.errors import SetupError, VidflowError
-from vidflow.infra.embedded.process import listens
+from vidflow.infra.embedded.child_process import is_listening
 from vidflow.infra.process.stopping import Stop
 from vidflow.settings import DevOptions
 
@@ -30,7 +30,7 @@ SERVERS = {"postgres", "kafka"}
 pytestmark = pytest.mark.long
 
 
-class Running:
+class RecordedStack:
     """A stack and what it said."""
 
     def __init__(self, folder: Path) -> None:
@@ -54,8 +54,8 @@ class Running:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    running = Running(tmp_path_factory.mktemp("dev"))
+def recorded_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RecordedStack]:
+    running = RecordedStack(tmp_path_factory.mktemp("dev"))
     try:
         running.stack.start()
         running.stack.wait_until_ready(READY_S)
@@ -65,7 +65,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 @contextmanager
-def dev(folder: Path, *options: str, said: list[str] | None = None) -> Iterator[subprocess.Popen[str]]:
+def running_dev(folder: Path, *options: str, said: list[str] | None = None) -> Iterator[subprocess.Popen[str]]:
     """`vidflow dev` as people start it, once it says that it is ready. `said` takes its lines until then."""
     command = [sys.executable, "-m", "vidflow", "dev", "--port", "0", "--data-dir", str(folder), *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
@@ -83,32 +83,32 @@ def dev(folder: Path, *options: str, said: list[str] | None = None) -> Iterator[
 
 
 @pytest.mark.timeout(180)
-def test_all_roles_and_both_servers_run_as_processes_of_their_own(running: Running) -> None:
-    pids = running.stack.pids()
+def test_all_roles_and_both_servers_run_as_processes_of_their_own(recorded_stack: RecordedStack) -> None:
+    pids = recorded_stack.stack.pids()
     assert set(pids) == ROLES | SERVERS
     assert all(len(of_kind) == 1 for of_kind in pids.values())
-    assert running.is_ready()
+    assert recorded_stack.is_ready()
 
 
-def test_each_role_can_be_told_by_its_command_line_which_holds_no_password(running: Running) -> None:
+def test_each_role_can_be_told_by_its_command_line_which_holds_no_password(recorded_stack: RecordedStack) -> None:
     for kind in ROLES:
-        command = Path(f"/proc/{running.pid(kind)}/cmdline").read_text().split("\0")
+        command = Path(f"/proc/{recorded_stack.pid(kind)}/cmdline").read_text().split("\0")
         assert command[1:5] == ["-P", "-m", "vidflow", kind]
         assert "postgresql://" not in " ".join(command)
 
 
-def test_a_second_vidflow_on_the_same_folder_is_refused_and_the_first_goes_on(running: Running) -> None:
-    second = Running(running.folder)
+def test_a_second_vidflow_on_the_same_folder_is_refused_and_the_first_goes_on(recorded_stack: RecordedStack) -> None:
+    second = RecordedStack(recorded_stack.folder)
     with pytest.raises(SetupError, match="another vidflow"):
         second.stack.start()
     second.stack.stop()
-    assert running.is_ready()
+    assert recorded_stack.is_ready()
 
 
-def test_a_port_in_use_is_refused_in_one_line(running: Running, tmp_path: Path) -> None:
-    taken = DevOptions(port=running.stack.port, data_dir=tmp_path)
+def test_a_port_in_use_is_refused_in_one_line(recorded_stack: RecordedStack, tmp_path: Path) -> None:
+    taken = DevOptions(port=recorded_stack.stack.port, data_dir=tmp_path)
     stack = Stack(taken, print, print, Stop())
-    with pytest.raises(SetupError, match=rf"port {running.stack.port} is in use"):
+    with pytest.raises(SetupError, match=rf"port {recorded_stack.stack.port} is in use"):
         stack.start()
     stack.stop()
 
@@ -116,14 +116,20 @@ def test_a_port_in_use_is_refused_in_one_line(running: Running, tmp_path: Path) 
 @pytest.mark.fault
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("kind", sorted(ROLES | SERVERS))
-def test_whatever_is_killed_comes_back_where_it_was_and_all_is_ready_again(running: Running, kind: str) -> None:
-    url, database, kafka = running.stack.url, running.stack.database_url, running.stack.kafka
-    killed = running.pid(kind)
+def test_whatever_is_killed_comes_back_where_it_was_and_all_is_ready_again(
+    recorded_stack: RecordedStack, kind: str
+) -> None:
+    url, database, kafka = recorded_stack.stack.url, recorded_stack.stack.database_url, recorded_stack.stack.kafka
+    killed = recorded_stack.pid(kind)
     assert killed is not None
     os.kill(killed, signal.SIGKILL)
-    wait_until(lambda: running.pid(kind) not in {killed, None}, f"{kind} runs again", limit_s=60)
-    wait_until(running.is_ready, "all is ready again", limit_s=60)
-    assert (running.stack.url, running.stack.database_url, running.stack.kafka) == (url, database, kafka)
+    wait_until(lambda: recorded_stack.pid(kind) not in {killed, None}, f"{kind} runs again", limit_s=60)
+    wait_until(recorded_stack.is_ready, "all is ready again", limit_s=60)
+    assert (recorded_stack.stack.url, recorded_stack.stack.database_url, recorded_stack.stack.kafka) == (
+        url,
+        database,
+        kafka,
+    )
 
 
 @pytest.mark.timeout(180)
@@ -131,7 +137,7 @@ def test_a_role_whose_setting_is_nonsense_ends_the_start_with_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VIDFLOW_GRACE_S", "soon")
-    running = Running(tmp_path)
+    running = RecordedStack(tmp_path)
     try:
         running.stack.start()
         with pytest.raises(SetupError, match=r"runner cannot start: .*grace-s"):
@@ -142,7 +148,7 @@ def test_a_role_whose_setting_is_nonsense_ends_the_start_with_its_name(
 
 @pytest.mark.timeout(180)
 def test_ctrl_c_ends_all_with_exit_code_0_and_the_data_serve_the_next_start(tmp_path: Path) -> None:
-    with dev(tmp_path) as process:
+    with running_dev(tmp_path) as process:
         started = descendants(process.pid)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
@@ -157,18 +163,21 @@ def test_ctrl_c_ends_all_with_exit_code_0_and_the_data_serve_the_next_start(tmp_
 @pytest.mark.fault
 @pytest.mark.timeout(180)
 def test_when_dev_itself_is_killed_nothing_stays_behind(tmp_path: Path) -> None:
-    with dev(tmp_path) as process:
+    with running_dev(tmp_path) as process:
         started = descendants(process.pid)
         process.kill()
         wait_until(lambda: not any(map(is_alive, started)), "all of its processes are gone", limit_s=30)
     [port] = map(int, (tmp_path / "postgres" / "port").read_text().split())
-    assert not listens(port)
+    assert not is_listening(port)
 
 
 @pytest.mark.timeout(180)
 def test_a_stack_without_some_roles_is_ready_and_says_how_to_add_them(tmp_path: Path) -> None:
     said: list[str] = []
-    with dev(tmp_path, "--runners", "0", "--orchestrators", "0", "--relays", "0", said=said), ExitStack() as added:
+    with (
+        running_dev(tmp_path, "--runners", "0", "--orchestrators", "0", "--relays", "0", said=said),
+        ExitStack() as added,
+    ):
         welcome = "".join(said)
         assert "not run here:   orchestrator, relay, runner" in welcome
         assert "starting orchestrator" not in welcome
@@ -189,12 +198,10 @@ def test_a_stack_without_some_roles_is_ready_and_says_how_to_add_them(tmp_path: 
 
 @pytest.mark.timeout(180)
 def test_a_role_with_a_bug_ends_the_start_with_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = (
-        "import sys\nif 'relay' in sys.orig_argv:\n    import vidflow.cli.app\n    vidflow.cli.app.environment = None\n"
-    )
+    broken = "import sys\nif 'relay' in sys.orig_argv:\n    import vidflow.cli.app\n    vidflow.cli.app.read_environment_variable = None\n"
     (tmp_path / "sitecustomize.py").write_text(broken)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    running = Running(tmp_path / "data")
+    running = RecordedStack(tmp_path / "data")
     try:
         running.stack.start()
         with pytest.raises(VidflowError, match=r"relay ended 3 times in a row: Internal error in vidflow .*TypeError"):

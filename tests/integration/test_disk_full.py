@@ -8,10 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.integration.api_server import init, problem_of, ready
-from tests.integration.delivery import emptied, frames, remake_topics, running, scenario, send, stored
-from tests.integration.disks import SmallDisk, small_disk, told_of_outages
-from tests.integration.embedded import wait_until
+from tests.integration.api_server import assert_problem, create_scenario, ready_api
+from tests.integration.delivery import (
+    emptied_database,
+    frames,
+    insert_progress,
+    recreate_topics,
+    running_role,
+    send_results,
+    stored_frame_numbers,
+)
+from tests.integration.disks import SmallDisk, logged_outages, small_disk
+from tests.integration.server_owner import wait_until
 
 from vidflow.domain.messages import DEAD_LETTERS
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
@@ -30,7 +38,7 @@ pytestmark = pytest.mark.fault
 def server(tmp_path: Path) -> Iterator[tuple[str, SmallDisk]]:
     """A server that keeps what grows with the work on a disk of its own; its log lies elsewhere, or it would go down with it."""
     with small_disk(tmp_path / "disk", megabytes=8) as disk:
-        postgres = EmbeddedPostgres(tmp_path / "postgres", say=print, stop=Stop())
+        postgres = EmbeddedPostgres(tmp_path / "postgres", notify=print, stop=Stop())
         try:
             url = postgres.start().url
             migrate(url, print)
@@ -49,8 +57,8 @@ def server(tmp_path: Path) -> Iterator[tuple[str, SmallDisk]]:
 
 def test_an_api_on_a_full_disk_refuses_new_work_and_reads_on(server: tuple[str, SmallDisk]) -> None:
     url, disk = server
-    with ready(ApiOptions(database_url=url)) as client:
-        first = init(client)
+    with ready_api(ApiOptions(database_url=url)) as client:
+        first = create_scenario(client)
         disk.fill()
         refused = []
 
@@ -61,12 +69,12 @@ def test_an_api_on_a_full_disk_refuses_new_work_and_reads_on(server: tuple[str, 
             return answer.status_code != 201
 
         wait_until(is_refused, "the disk is full")
-        problem_of(refused[-1], 503, "disk_full")
+        assert_problem(refused[-1], 503, "disk_full")
         let_in = len(refused) - 1
         assert client.get(f"/scenario/{first['scenario_uuid']}").json() == first
         assert client.get("/health/ready").status_code == 200
-        disk.make_room()
-        init(client)
+        disk.release()
+        create_scenario(client)
     with connect(url, name="test") as tables:
         for table in ("scenarios", "scenario_progress", "scenario_history", "outbox"):
             assert tables.execute(f"SELECT count(*) FROM {table}").fetchone() == (let_in + 2,), table
@@ -77,24 +85,27 @@ def test_invariant_8_an_inbox_on_a_full_disk_waits_says_so_once_and_loses_nothin
 ) -> None:
     url, disk = server
     caplog.set_level(logging.INFO, "vidflow")
-    remake_topics(kafka_settings)
-    with emptied(url) as tables, running(inbox.run, InboxOptions(database_url=url, kafka=kafka_settings)) as stop:
-        uuid = scenario(tables)
-        send(kafka_settings, *frames(uuid, range(100)))
-        wait_until(lambda: len(stored(tables, uuid)) == 100, "it stores")
+    recreate_topics(kafka_settings)
+    with (
+        emptied_database(url) as tables,
+        running_role(inbox.run, InboxOptions(database_url=url, kafka=kafka_settings)) as stop,
+    ):
+        uuid = insert_progress(tables)
+        send_results(kafka_settings, *frames(uuid, range(100)))
+        wait_until(lambda: len(stored_frame_numbers(tables, uuid)) == 100, "it stores")
         disk.fill()
-        send(kafka_settings, *frames(uuid, range(100, 20_000)))
-        wait_until(lambda: "disk_full" in told_of_outages(caplog), "it has noticed")
+        send_results(kafka_settings, *frames(uuid, range(100, 20_000)))
+        wait_until(lambda: "disk_full" in logged_outages(caplog), "it has noticed")
         before = rollbacks(tables)
         wait_until(lambda: rollbacks(tables) >= before + 5, "it tries again and again")
-        full = stored(tables, uuid)
+        full = stored_frame_numbers(tables, uuid)
         assert full == list(range(len(full))) != list(range(20_000))
         assert not stop.requested
-        disk.make_room()
-        wait_until(lambda: len(stored(tables, uuid)) == 20_000, "all is stored", limit_s=60)
-        assert stored(tables, uuid) == list(range(20_000))
-        assert [one for one in outbox.pending(tables, 10) if one.topic == DEAD_LETTERS] == []
-    assert told_of_outages(caplog) == ["disk_full", "back"]
+        disk.release()
+        wait_until(lambda: len(stored_frame_numbers(tables, uuid)) == 20_000, "all is stored", limit_s=60)
+        assert stored_frame_numbers(tables, uuid) == list(range(20_000))
+        assert [one for one in outbox.read_pending_messages(tables, 10) if one.topic == DEAD_LETTERS] == []
+    assert logged_outages(caplog) == ["disk_full", "back"]
 
 
 def rollbacks(tables: Connection) -> int:

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from tests.integration.embedded import owner_of, wait_until
+from tests.integration.server_owner import running_owner, wait_until
 
 from vidflow.domain.errors import SetupError, Unavailable
+from vidflow.infra.embedded.child_process import StartCancelled, is_listening
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
-from vidflow.infra.embedded.process import GivenUp, listens
 from vidflow.infra.process.stopping import Stop
 
 
 def server(folder: Path, port: int | None = None) -> EmbeddedPostgres:
-    return EmbeddedPostgres(folder, say=print, stop=Stop(), port=port)
+    return EmbeddedPostgres(folder, notify=print, stop=Stop(), port=port)
 
 
 def ask(url: str, statement: str) -> list[tuple[object, ...]]:
@@ -52,7 +52,7 @@ def test_data_and_url_stay_over_a_stop_and_a_start(tmp_path: Path) -> None:
     url = postgres.url
     ask(url, "CREATE TABLE kept AS SELECT 42 AS answer")
     postgres.stop()
-    assert not listens(postgres.port)
+    assert not is_listening(postgres.port)
 
     again = server(tmp_path).start()
     try:
@@ -69,7 +69,7 @@ def test_a_killed_server_starts_again_on_the_same_port_with_its_data(tmp_path: P
         assert postgres.process is not None
         postgres.process.kill()
         postgres.process.wait()
-        assert not postgres.alive()
+        assert not postgres.is_alive()
         postgres.start()
         assert ask(postgres.url, "SELECT answer FROM kept") == [(42,)]
     finally:
@@ -100,13 +100,13 @@ def test_a_port_in_use_is_told_with_the_servers_own_words(tmp_path: Path) -> Non
 def test_a_stop_asked_for_gives_the_start_up_and_leaves_no_process(tmp_path: Path) -> None:
     stop = Stop()
     postgres = EmbeddedPostgres(
-        tmp_path, say=lambda sentence: stop.request() if "starting" in sentence else None, stop=stop
+        tmp_path, notify=lambda sentence: stop.request() if "starting" in sentence else None, stop=stop
     )
-    with pytest.raises(GivenUp):
+    with pytest.raises(StartCancelled):
         postgres.start()
     postgres.stop()
-    assert not postgres.alive()
-    assert not listens(postgres.port)
+    assert not postgres.is_alive()
+    assert not is_listening(postgres.port)
 
 
 def test_a_folder_that_only_its_owner_may_enter_is_no_obstacle(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_folder_that_only_its_owner_may_enter_is_no_obstacle(tmp_path: Path) -
 
 
 def test_it_is_gone_when_its_owner_is_killed_and_the_next_owner_finds_the_data(tmp_path: Path) -> None:
-    with owner_of("postgres", tmp_path) as (owner, port):
+    with running_owner("postgres", tmp_path) as (owner, port):
         owner.send_signal(signal.SIGKILL)
         owner.wait()
         again = server(tmp_path).start()  # waits for the orphan to let go of the folder
@@ -129,4 +129,4 @@ def test_it_is_gone_when_its_owner_is_killed_and_the_next_owner_finds_the_data(t
             assert "received fast shutdown request" in (tmp_path / "postgres.log").read_text()
         finally:
             again.stop()
-    wait_until(lambda: not listens(port), "the port is closed")
+    wait_until(lambda: not is_listening(port), "the port is closed")

@@ -10,9 +10,9 @@ import threading
 from pathlib import Path
 
 import pytest
-from tests.integration.embedded import wait_until
+from tests.integration.server_owner import wait_until
 
-from vidflow.infra.embedded.process import start_child, stop_child
+from vidflow.infra.embedded.child_process import start_child, stop_child
 
 SLEEPER = [sys.executable, "-c", "import sys, time; sys.stdout.write('up'); sys.stdout.flush(); time.sleep(60)"]
 DEAF = [

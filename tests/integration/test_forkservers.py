@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-from tests.integration.embedded import wait_until
+from tests.integration.server_owner import wait_until
 
 from vidflow.roles.runner.forkservers import Forkservers, without_main
 
@@ -45,7 +45,7 @@ def test_workers_are_made_at_once_without_torch_and_with_it_once_it_is_imported(
     assert imported_in_a_child(forkservers) == ["confluent_kafka"]
 
     def has_taken_over() -> bool:
-        forkservers.look()
+        forkservers.poll()
         return "torch" in imported_in_a_child(forkservers)
 
     wait_until(has_taken_over, "the forkserver with torch makes the processes", limit_s=60)

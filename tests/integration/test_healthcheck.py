@@ -11,8 +11,14 @@ from pathlib import Path
 
 import pytest
 from tests.integration.api_server import free_port
-from tests.integration.embedded import wait_until
-from tests.integration.programs import CLOSED_DATABASE, CLOSED_KAFKA, Program, clean_environment, started
+from tests.integration.cli_process import (
+    CLOSED_DATABASE,
+    CLOSED_KAFKA,
+    RunningCommand,
+    build_environment,
+    running_command,
+)
+from tests.integration.server_owner import wait_until
 
 from vidflow.infra.kafka import topics
 from vidflow.infra.kafka.settings import KafkaSettings
@@ -25,21 +31,23 @@ def verdict(file: Path, limit_s: str = LIMIT_S) -> tuple[int, str]:
     """The exit code of the check, and what it prints."""
     end = subprocess.run(
         [sys.executable, "-m", "vidflow.healthcheck", limit_s],
-        env=clean_environment({"VIDFLOW_HEALTH_FILE": str(file)}), capture_output=True, text=True, timeout=30, check=False,
+        env=build_environment({"VIDFLOW_HEALTH_FILE": str(file)}), capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
     assert end.stderr == ""
     return end.returncode, end.stdout
 
 
-def healthy(file: Path) -> bool:
+def is_healthy(file: Path) -> bool:
     return verdict(file) == (0, "")
 
 
 @contextmanager
-def role(folder: Path, name: str, *options: str, given: Mapping[str, str]) -> Iterator[tuple[Program, Path]]:
+def role(folder: Path, name: str, *options: str, given: Mapping[str, str]) -> Iterator[tuple[RunningCommand, Path]]:
     file = folder / f"{name}.health"
     port = ["--port", str(free_port()), "--no-inbox"] if name == "api" else []
-    with started(folder, name, *port, *options, given={**given, "VIDFLOW_HEALTH_FILE": str(file)}) as program:
+    with running_command(
+        folder, name, *port, *options, variables={**given, "VIDFLOW_HEALTH_FILE": str(file)}
+    ) as program:
         yield program, file
 
 
@@ -52,18 +60,18 @@ def test_each_role_is_healthy_until_it_is_frozen_and_again_when_it_goes_on(
     with ExitStack() as running:
         roles = {name: running.enter_context(role(tmp_path, name, given=given)) for name in ROLES}
         for name, (_, file) in roles.items():
-            wait_until(lambda file=file: healthy(file), f"{name} is healthy", 60)
+            wait_until(lambda file=file: is_healthy(file), f"{name} is healthy", 60)
         for program, _ in roles.values():
             program.process.send_signal(signal.SIGSTOP)
         try:
             for name, (_, file) in roles.items():
-                wait_until(lambda file=file: not healthy(file), f"{name} is unhealthy", 20)
+                wait_until(lambda file=file: not is_healthy(file), f"{name} is unhealthy", 20)
                 wait_until(lambda file=file: "has not turned for" in verdict(file)[1], f"{name} has not turned", 20)
         finally:
             for program, _ in roles.values():
                 program.process.send_signal(signal.SIGCONT)
         for name, (_, file) in roles.items():
-            wait_until(lambda file=file: healthy(file), f"{name} is healthy again", 20)
+            wait_until(lambda file=file: is_healthy(file), f"{name} is healthy again", 20)
 
 
 @pytest.mark.long
@@ -72,10 +80,10 @@ def test_roles_whose_servers_are_away_are_healthy(tmp_path: Path) -> None:
     with ExitStack() as running:
         roles = {name: running.enter_context(role(tmp_path, name, given=given)) for name in ROLES}
         for name, (program, file) in roles.items():
-            program.until("away")
+            program.wait_for("away")
             at_s = file.stat().st_mtime
             wait_until(lambda file=file, at_s=at_s: file.stat().st_mtime > at_s, f"{name} goes on to turn", 20)
-            wait_until(lambda file=file: healthy(file), f"{name} is healthy", 20)
+            wait_until(lambda file=file: is_healthy(file), f"{name} is healthy", 20)
 
 
 def test_a_main_loop_that_hangs_is_unhealthy_although_its_threads_go_on(
@@ -95,7 +103,7 @@ def test_a_main_loop_that_hangs_is_unhealthy_although_its_threads_go_on(
     with role(tmp_path, "relay", given=given) as (program, file):
         wait_until(file.exists, "it starts")
         wait_until(lambda: "has not turned for" in verdict(file)[1], "its loop is found to hang", 30)
-        assert program.runs()
+        assert program.is_running()
 
 
 def test_an_api_that_does_not_answer_is_unhealthy(tmp_path: Path) -> None:
@@ -110,7 +118,7 @@ def test_a_role_that_has_not_started_is_unhealthy_and_so_is_no_file_at_all(tmp_p
     assert verdict(tmp_path / "none")[1].endswith("the role has not started\n")
     end = subprocess.run(
         [sys.executable, "-m", "vidflow.healthcheck"],
-        env=clean_environment(),
+        env=build_environment(),
         capture_output=True,
         text=True,
         check=False,
@@ -120,7 +128,9 @@ def test_a_role_that_has_not_started_is_unhealthy_and_so_is_no_file_at_all(tmp_p
 
 def test_a_health_file_that_cannot_be_written_ends_the_role_in_one_line(tmp_path: Path) -> None:
     given = {"VIDFLOW_HEALTH_FILE": str(tmp_path / "none" / "health")}
-    with started(tmp_path, "relay", "--database-url", CLOSED_DATABASE, "--kafka", CLOSED_KAFKA, given=given) as relay:
+    with running_command(
+        tmp_path, "relay", "--database-url", CLOSED_DATABASE, "--kafka", CLOSED_KAFKA, variables=given
+    ) as relay:
         assert relay.process.wait(30) == 3
-        assert "The health file " in relay.said
-        assert relay.said.count("\n") == 1
+        assert "The health file " in relay.stderr
+        assert relay.stderr.count("\n") == 1

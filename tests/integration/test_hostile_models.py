@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from tests import clips
-from tests.integration.api_server import problem_of, ready
-from tests.integration.runners import RunnerProcess, Stage, deploy, new_uuid, runner
+from tests.integration.api_server import assert_problem, ready_api
+from tests.integration.runner_harness import ControlPlane, RunnerProcess, make_deploy, new_uuid, running_runner
 
 from vidflow.commands.dev import Stack
 from vidflow.domain.errors import ModelError
@@ -79,7 +79,7 @@ def test_a_request_gets_no_program_accepted(database_url: str, evil: Path, model
     options = ApiOptions(
         database_url=database_url, any_file=True, any_onnx=True, models_dir=models if with_models else None
     )
-    with ready(options) as client:
+    with ready_api(options) as client:
         for name in names(evil, models):
             answer = client.post("/scenario/init", json={"source": URL, "model": name})
             assert answer.status_code == 422, (name, answer.text)
@@ -87,7 +87,7 @@ def test_a_request_gets_no_program_accepted(database_url: str, evil: Path, model
             assert "evil.pt2 cannot" not in answer.text
         named = client.post("/scenario/init", json={"source": URL, "model": str(evil)})
         code = "model_unknown" if with_models else "model_refused"
-        assert "models folder" in problem_of(named, 422, code)["detail"]
+        assert "models folder" in assert_problem(named, 422, code)["detail"]
         assert client.get("/scenario").json()["items"] == []
 
 
@@ -97,10 +97,10 @@ def test_a_command_from_kafka_gets_no_program_loaded(
     kafka_settings: KafkaSettings, folder: Path, evil: Path, models: Path, *, with_models: bool
 ) -> None:
     clip = clips.constant_rate(folder / "clip.mp4", frames=5)
-    stage = Stage(kafka_settings)
+    stage = ControlPlane(kafka_settings)
     options = ["--any-file", "--any-onnx", *(["--models-dir", str(models)] if with_models else [])]
-    with runner(kafka_settings, folder, *options) as process:
-        runner_id = process.id_on(stage)
+    with running_runner(kafka_settings, folder, *options) as process:
+        runner_id = process.wait_for_id(stage)
         for model in names(evil, models):
             entry = _ended(stage, process, runner_id, clip, model)
             assert (entry.reason, entry.fatal) == (EndReason.ERROR, True), model
@@ -109,10 +109,10 @@ def test_a_command_from_kafka_gets_no_program_loaded(
     stage.close()
 
 
-def _ended(stage: Stage, process: RunnerProcess, runner_id: str, clip: Path, model: str) -> Entry:
+def _ended(stage: ControlPlane, process: RunnerProcess, runner_id: str, clip: Path, model: str) -> Entry:
     uuid = new_uuid()
-    stage.command(runner_id, deploy(uuid, clip, model))
-    entry = stage.ended(runner_id, uuid)
+    stage.send_command(runner_id, make_deploy(uuid, clip, model))
+    entry = stage.wait_until_ended(runner_id, uuid)
     assert process.process.poll() is None
     return entry
 

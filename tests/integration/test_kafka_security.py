@@ -12,19 +12,19 @@ from typing import Any
 import pytest
 from confluent_kafka.admin import ScramCredentialInfo, ScramMechanism, UserScramCredentialUpsertion
 from tests import clips
-from tests.integration.certificates import Authority
-from tests.integration.embedded import wait_until
+from tests.integration.certificates import CertificateAuthority
+from tests.integration.cli_process import run_command, running_command
 from tests.integration.processes import descendants
-from tests.integration.programs import ended, started
-from tests.integration.vidflows import running
+from tests.integration.server_owner import wait_until
+from tests.integration.vidflow_process import running_vidflow
 
 from vidflow.domain.messages import INIT_SCENARIO, PARTITIONS
+from vidflow.infra.embedded.child_process import find_free_ports
 from vidflow.infra.embedded.kafka import EmbeddedKafka
-from vidflow.infra.embedded.process import free_ports
 from vidflow.infra.kafka import admin, clients, errors, offsets, topics
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.process.stopping import Stop
-from vidflow.settings import environment
+from vidflow.settings import read_environment_variable
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(240)]
 
@@ -36,11 +36,11 @@ SCRAM = "SCRAM-SHA-512"
 LOGIN = "org.apache.kafka.common.security"
 
 
-class Secured(EmbeddedKafka):
+class SecuredBroker(EmbeddedKafka):
     """A broker with a listener for each way to get in, beside the plain one; `settings` are those of SASL_SSL and SCRAM."""
 
-    def __init__(self, folder: Path, authority: Authority) -> None:
-        broker, controller, self.scram_port, self.mtls_port, self.oauth_port = free_ports(5)
+    def __init__(self, folder: Path, authority: CertificateAuthority) -> None:
+        broker, controller, self.scram_port, self.mtls_port, self.oauth_port = find_free_ports(5)
         self.authority = authority
         own = {"PLAINTEXT": broker, "SCRAM": self.scram_port, "MTLS": self.mtls_port, "OAUTH": self.oauth_port}
         places = [f"{name}://127.0.0.1:{port}" for name, port in own.items()]
@@ -67,11 +67,13 @@ class Secured(EmbeddedKafka):
             "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
             "super.users": f"User:ANONYMOUS;User:{USER};User:CN=client",
         }
-        cache = environment("VIDFLOW_CACHE_DIR")
-        super().__init__(folder, say=print, stop=Stop(), ports=(broker, controller), cache=cache, more=more)
+        cache = read_environment_variable("VIDFLOW_CACHE_DIR")
+        super().__init__(
+            folder, notify=print, stop=Stop(), ports=(broker, controller), cache=cache, extra_properties=more
+        )
 
     def scram(self, user: str = USER, password: str = PASSWORD, **more: str) -> KafkaSettings:
-        """The settings of a login by SCRAM over TLS; `more` properties have _ for the dots in their names."""
+        """The settings of a login by SCRAM over TLS; `extra_properties` properties have _ for the dots in their names."""
         properties = {
             "security.protocol": "SASL_SSL",
             "ssl.ca.location": str(self.authority.ca),
@@ -84,12 +86,12 @@ class Secured(EmbeddedKafka):
 
 
 @pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredBroker]:
     folder = tmp_path_factory.mktemp("secured")
-    secured = Secured(folder, Authority(folder / "certificates"))
+    secured = SecuredBroker(folder, CertificateAuthority(folder / "certificates"))
     try:
         secured.start()
-        client = admin.client(secured.settings)
+        client = admin.create_admin(secured.settings)
         how = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096)
         for user in (USER, POOR):
             [made] = client.alter_user_scram_credentials(
@@ -113,24 +115,24 @@ def lets_in(settings: KafkaSettings) -> bool:
 def carry(settings: KafkaSettings) -> None:
     """One message to and from the broker, by each kind of client."""
     assert set(topics.create_topics(settings)) <= set(PARTITIONS)
-    reader = clients.consumer(settings, client_id="reads")
-    sender = clients.producer(settings, client_id="sends")
+    reader = clients.create_consumer(settings, client_id="reads")
+    sender = clients.create_producer(settings, client_id="sends")
     try:
-        offsets.assign_at_end(admin.client(settings), reader, [INIT_SCENARIO])
+        offsets.assign_at_end(admin.create_admin(settings), reader, [INIT_SCENARIO])
         clients.send(sender, INIT_SCENARIO, b"hello", b"key", [], lambda _error, _message: None)
         assert sender.flush(20) == 0
-        [message] = clients.take(reader, 1, 20)
+        [message] = clients.consume_available(reader, 1, 20)
         assert message.value() == b"hello"
     finally:
         reader.close()
     assert b"hello" in {message.value() for message in offsets.read_log(settings, INIT_SCENARIO)}
 
 
-def test_scram_over_tls(broker: Secured) -> None:
+def test_scram_over_tls(broker: SecuredBroker) -> None:
     carry(broker.scram())
 
 
-def test_mtls(broker: Secured) -> None:
+def test_mtls(broker: SecuredBroker) -> None:
     certificate, key = broker.authority.issue("client")
     properties = {
         "security.protocol": "SSL",
@@ -141,7 +143,7 @@ def test_mtls(broker: Secured) -> None:
     carry(KafkaSettings(f"127.0.0.1:{broker.mtls_port}", properties))
 
 
-def test_oauthbearer(broker: Secured) -> None:
+def test_oauthbearer(broker: SecuredBroker) -> None:
     properties = {
         "security.protocol": "SASL_SSL",
         "ssl.ca.location": str(broker.authority.ca),
@@ -152,8 +154,8 @@ def test_oauthbearer(broker: Secured) -> None:
     carry(KafkaSettings(f"127.0.0.1:{broker.oauth_port}", properties))
 
 
-def other_authority(broker: Secured) -> KafkaSettings:
-    other = Authority(broker.folder / "other", "other")
+def other_authority(broker: SecuredBroker) -> KafkaSettings:
+    other = CertificateAuthority(broker.folder / "other", "other")
     return broker.scram(ssl_ca_location=str(other.ca))
 
 
@@ -184,7 +186,7 @@ def outcome(settings: KafkaSettings) -> Exception | None:
 
 
 @pytest.fixture(scope="module")
-def refused(broker: Secured) -> dict[str, Exception | None]:
+def refused(broker: SecuredBroker) -> dict[str, Exception | None]:
     """What each of them is told: all at once, since each takes as long as a broker may take to answer."""
     settings = [settings_of(broker) for settings_of, _ in REFUSALS.values()]
     with ThreadPoolExecutor(len(settings)) as threads:
@@ -201,7 +203,7 @@ def test_a_refusal_is_reported_as_one(refused: dict[str, Exception | None], name
 
 
 @pytest.mark.parametrize("properties", [{}, {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": SCRAM}])
-def test_a_client_without_tls_is_told_what_may_be_missing(broker: Secured, properties: dict[str, str]) -> None:
+def test_a_client_without_tls_is_told_what_may_be_missing(broker: SecuredBroker, properties: dict[str, str]) -> None:
     """The broker only hangs up, so that nothing but a hint is possible."""
     login = {"sasl.username": USER, "sasl.password": PASSWORD} if properties else {}
     with pytest.raises(errors.KafkaAway, match=r"check security\.protocol"):
@@ -215,14 +217,14 @@ def in_a_file(folder: Path, settings: KafkaSettings) -> Path:
     return file
 
 
-def test_commands_take_a_file_of_properties(broker: Secured, tmp_path: Path) -> None:
+def test_commands_take_a_file_of_properties(broker: SecuredBroker, tmp_path: Path) -> None:
     file = str(in_a_file(tmp_path, broker.scram()))
-    end = ended("topics", "create", "--kafka-properties", file)
+    end = run_command("topics", "create", "--kafka-properties", file)
     assert (end.returncode, end.stderr) == (0, "")
-    assert ended("dlq", "list", given={"VIDFLOW_KAFKA_PROPERTIES": file}).returncode == 0
+    assert run_command("dlq", "list", variables={"VIDFLOW_KAFKA_PROPERTIES": file}).returncode == 0
     wrong = str(in_a_file(tmp_path, broker.scram(password=WRONG)))
     for words in (("topics", "create"), ("dlq", "list")):
-        end = ended(*words, "--kafka-properties", wrong)
+        end = run_command(*words, "--kafka-properties", wrong)
         assert end.returncode == 3
         assert end.stderr.startswith("vidflow: Authentication failed at Kafka 127.0.0.1:")
         assert WRONG not in end.stderr + end.stdout
@@ -231,14 +233,14 @@ def test_commands_take_a_file_of_properties(broker: Secured, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("role", ["runner", "inbox"])
 def test_a_role_that_is_refused_says_so_once_and_waits(
-    broker: Secured, role: str, tmp_path: Path, database_url: str
+    broker: SecuredBroker, role: str, tmp_path: Path, database_url: str
 ) -> None:
     database = [] if role == "runner" else ["--database-url", database_url]
-    with started(tmp_path, role, *database, given=broker.scram(password=WRONG).variables()) as waiting:
-        waiting.until("kafka_security server=Kafka error=Authentication failed .*sasl.password")
-        assert waiting.end() == 0
-        assert waiting.said.count("kafka_security") == 1
-        assert WRONG not in waiting.said
+    with running_command(tmp_path, role, *database, variables=broker.scram(password=WRONG).variables()) as waiting:
+        waiting.wait_for("kafka_security server=Kafka error=Authentication failed .*sasl.password")
+        assert waiting.stop() == 0
+        assert waiting.stderr.count("kafka_security") == 1
+        assert WRONG not in waiting.stderr
 
 
 def command_lines(stack_pids: dict[str, list[int]]) -> list[bytes]:
@@ -252,14 +254,14 @@ def command_lines(stack_pids: dict[str, list[int]]) -> list[bytes]:
 
 
 def test_a_whole_vidflow_works_with_it_and_shows_no_secret(
-    broker: Secured, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    broker: SecuredBroker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     clip = clips.constant_rate(tmp_path / "clip.mp4", frames=50)
-    with running(tmp_path / "data", kafka=broker.scram()) as vidflow:
-        uuid = vidflow.init(clip, "motion", "all")
+    with running_vidflow(tmp_path / "data", kafka=broker.scram()) as vidflow:
+        uuid = vidflow.create_scenario(clip, "motion", "all")
         wait_until(lambda: vidflow.scenario(uuid)["frames_stored"] > 0, "it is under way")
         lines = command_lines(vidflow.stack.pids())
-        assert vidflow.ended(uuid)["outcome"] == "completed"
+        assert vidflow.wait_until_inactive(uuid)["outcome"] == "completed"
     assert any(b"worker" in line or b"forkserver" in line for line in lines), lines
     assert not any(PASSWORD.encode() in line for line in lines)
     told = capfd.readouterr()

@@ -10,10 +10,10 @@ from urllib.parse import urlsplit
 
 import pytest
 from tests.faults.proxy import Proxy
-from tests.integration.delivery import remake_topics, running, say
-from tests.integration.embedded import wait_until
+from tests.integration.delivery import print_figure, recreate_topics, running_role
+from tests.integration.fake_runners import FakeRunner, fake_runners
 from tests.integration.queues import fill_queue
-from tests.integration.simulated_runners import Simulated, simulated_runners
+from tests.integration.server_owner import wait_until
 
 from vidflow.domain.messages import Parameters
 from vidflow.infra.kafka.settings import KafkaSettings
@@ -47,7 +47,7 @@ def waits_its_turn(tables: Connection, uuid: str) -> bool:
     return bool(tables.execute(query, (uuid,)).fetchall())
 
 
-class Ticks:
+class TickTimer:
     """How long the leader's ticks took, with a delay in each."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, delay_s: float) -> None:
@@ -69,9 +69,9 @@ class Ticks:
 def led(url: str, leaders_url: str, settings: KafkaSettings) -> Iterator[None]:
     """A leader, a relay and an inbox at work; the leader goes to its database by a way of its own."""
     with (
-        running(inbox.run, InboxOptions(database_url=url, kafka=settings)),
-        running(relay.run, RelayOptions(database_url=url, kafka=settings)),
-        running(orchestrator.run, OrchestratorOptions(database_url=leaders_url, kafka=settings)),
+        running_role(inbox.run, InboxOptions(database_url=url, kafka=settings)),
+        running_role(relay.run, RelayOptions(database_url=url, kafka=settings)),
+        running_role(orchestrator.run, OrchestratorOptions(database_url=leaders_url, kafka=settings)),
     ):
         yield
 
@@ -86,32 +86,34 @@ CASES = [
 @pytest.mark.fault
 @pytest.mark.parametrize(("tick_s", "round_trip_s", "waiting"), CASES)
 def test_invariant_8_a_killed_runners_work_is_given_to_another(
-    tables: Connection, database_url: str, kafka_settings: KafkaSettings, monkeypatch: pytest.MonkeyPatch,
+    connection: Connection, database_url: str, kafka_settings: KafkaSettings, monkeypatch: pytest.MonkeyPatch,
     tick_s: float, round_trip_s: float, waiting: int,
 ) -> None:  # fmt: skip
     """With probes sent and heard in the tick, no runner's lease ended where ticks took 0.2 to 0.3 s or more than 0.6 s."""
-    remake_topics(kafka_settings)
-    ticks = Ticks(monkeypatch, tick_s)
+    recreate_topics(kafka_settings)
+    ticks = TickTimer(monkeypatch, tick_s)
     address = urlsplit(database_url)
     with Proxy(lambda: address.port or 0) as wire:
         wire.delay_s = round_trip_s / 2
         far = address._replace(netloc=f"{address.netloc.rpartition(':')[0]}:{wire.port}").geturl()
-        busy = scenarios.insert(tables, urgent()).scenario_uuid
-        fill_queue(tables, waiting)
-        with simulated_runners(kafka_settings) as runners, led(database_url, far, kafka_settings):
-            first, second = Simulated("first", 1), Simulated("second", 1)
+        busy = scenarios.insert_scenario(connection, urgent()).scenario_uuid
+        fill_queue(connection, waiting)
+        with fake_runners(kafka_settings) as runners, led(database_url, far, kafka_settings):
+            first, second = FakeRunner("first", 1), FakeRunner("second", 1)
             runners.add(first)
             wait_until(lambda: busy in first.entries, "the scenario is deployed", LIMIT_S)
-            wait_until(lambda: state_of(tables, busy) == "active", "it is active", LIMIT_S)
+            wait_until(lambda: state_of(connection, busy) == "active", "it is active", LIMIT_S)
             killed_s = runners.kill("first")
             wait_until(
-                lambda: waits_its_turn(tables, busy), "it was taken from the runner, and its backoff is over", LIMIT_S
+                lambda: waits_its_turn(connection, busy),
+                "it was taken from the runner, and its backoff is over",
+                LIMIT_S,
             )
             runners.add(second)  # only now, or its slot would be given to one that waits
             wait_until(lambda: busy in second.entries, "it is on the other runner", LIMIT_S)
             took_s = second.deployed_at[busy] - killed_s
     longest_s = max(ticks.took_s)
-    say(
+    print_figure(
         f"tick {tick_s} s, round trip {round_trip_s} s, {waiting} waiting: moved after {took_s:.1f} s, longest tick {longest_s:.2f} s "
         f"(aim: {AIM_S} s and a tick)"
     )
@@ -120,24 +122,26 @@ def test_invariant_8_a_killed_runners_work_is_given_to_another(
 @pytest.mark.long
 @pytest.mark.fault
 def test_a_hundred_thousand_shutdowns_at_once_end_no_leadership_and_hold_up_no_placement(
-    tables: Connection, database_url: str, kafka_settings: KafkaSettings
+    connection: Connection, database_url: str, kafka_settings: KafkaSettings
 ) -> None:
     """Written as one transaction, they outlast the fence's second: the leader is replaced, for ever."""
-    remake_topics(kafka_settings)
-    fill_queue(tables, 100_000)
-    tables.execute("UPDATE scenarios SET state = 'init_shutdown', outcome = 'stopped', state_changed_at = now()")
-    one = scenarios.insert(tables, urgent()).scenario_uuid
+    recreate_topics(kafka_settings)
+    fill_queue(connection, 100_000)
+    connection.execute("UPDATE scenarios SET state = 'init_shutdown', outcome = 'stopped', state_changed_at = now()")
+    one = scenarios.insert_scenario(connection, urgent()).scenario_uuid
     began_s = time.monotonic()
-    with simulated_runners(kafka_settings) as runners, led(database_url, database_url, kafka_settings):
-        runner = Simulated("first", 1)
+    with fake_runners(kafka_settings) as runners, led(database_url, database_url, kafka_settings):
+        runner = FakeRunner("first", 1)
         runners.add(runner)
         wait_until(lambda: one in runner.entries, "a scenario is deployed beside them", LIMIT_S)
         placed_s = time.monotonic() - began_s
-        assert moved(tables) < 100_000, "they had all moved before it"
-        wait_until(lambda: moved(tables) >= MANY, f"{MANY} moved on", LIMIT_S)
-        [(term,)] = tables.execute("SELECT term FROM lease WHERE name = 'leader'").fetchall()
+        assert moved(connection) < 100_000, "they had all moved before it"
+        wait_until(lambda: moved(connection) >= MANY, f"{MANY} moved on", LIMIT_S)
+        [(term,)] = connection.execute("SELECT term FROM lease WHERE name = 'leader'").fetchall()
     assert term == 1
-    say(f"a scenario was placed after {placed_s:.1f} s; {MANY} shutdowns took {time.monotonic() - began_s:.0f} s")
+    print_figure(
+        f"a scenario was placed after {placed_s:.1f} s; {MANY} shutdowns took {time.monotonic() - began_s:.0f} s"
+    )
 
 
 def moved(tables: Connection) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 
 import pytest
-from tests.integration.delivery import cut_off, remake_topics, running
-from tests.integration.disks import nothing_stored, told_of_outages
-from tests.integration.embedded import wait_until
+from tests.integration.delivery import recreate_topics, running_role, terminate_connections
+from tests.integration.disks import logged_outages, simulated_full_disk
+from tests.integration.server_owner import wait_until
 
 from vidflow.domain.messages import Parameters
 from vidflow.infra.kafka.settings import KafkaSettings
@@ -33,33 +33,33 @@ def is_at_work(tables: Connection, term: int) -> bool:
 
 @pytest.mark.fault
 def test_invariant_7_a_leader_that_lost_its_connection_leads_again_while_its_lease_is_renewed(
-    tables: Connection, database_url: str, kafka_settings: KafkaSettings
+    connection: Connection, database_url: str, kafka_settings: KafkaSettings
 ) -> None:
-    remake_topics(kafka_settings)
-    with running(run, OrchestratorOptions(database_url=database_url, kafka=kafka_settings)):
-        wait_until(lambda: is_at_work(tables, 1), "it leads")
-        cut_off(tables, "vidflow leader reads")
-        wait_until(lambda: is_at_work(tables, 2), "it leads again")
+    recreate_topics(kafka_settings)
+    with running_role(run, OrchestratorOptions(database_url=database_url, kafka=kafka_settings)):
+        wait_until(lambda: is_at_work(connection, 1), "it leads")
+        terminate_connections(connection, "vidflow leader reads")
+        wait_until(lambda: is_at_work(connection, 2), "it leads again")
 
 
 @pytest.mark.fault
 def test_a_leader_that_can_write_nothing_on_a_full_disk_leads_on_and_says_so_once(
-    tables: Connection, database_url: str, kafka_settings: KafkaSettings, caplog: pytest.LogCaptureFixture
+    connection: Connection, database_url: str, kafka_settings: KafkaSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "vidflow")
-    remake_topics(kafka_settings)
-    with running(run, OrchestratorOptions(database_url=database_url, kafka=kafka_settings)):
-        wait_until(lambda: is_at_work(tables, 1), "it leads")
-        uuid = scenarios.insert(tables, NEW).scenario_uuid
-        with nothing_stored(tables, "scenario_history", "INSERT"):
-            tables.execute(
+    recreate_topics(kafka_settings)
+    with running_role(run, OrchestratorOptions(database_url=database_url, kafka=kafka_settings)):
+        wait_until(lambda: is_at_work(connection, 1), "it leads")
+        uuid = scenarios.insert_scenario(connection, NEW).scenario_uuid
+        with simulated_full_disk(connection, "scenario_history", "INSERT"):
+            connection.execute(
                 "UPDATE scenarios SET state = 'init_shutdown', outcome = 'stopped' WHERE scenario_uuid = %s", (uuid,)
             )
-            ticked = rollbacks(tables) + 5
-            wait_until(lambda: rollbacks(tables) >= ticked, "it tries again and again")
-        wait_until(lambda: "back" in told_of_outages(caplog), "it writes again")
-        assert is_at_work(tables, 1)
-    assert told_of_outages(caplog) == ["disk_full", "back"]
+            ticked = rollbacks(connection) + 5
+            wait_until(lambda: rollbacks(connection) >= ticked, "it tries again and again")
+        wait_until(lambda: "back" in logged_outages(caplog), "it writes again")
+        assert is_at_work(connection, 1)
+    assert logged_outages(caplog) == ["disk_full", "back"]
 
 
 def rollbacks(tables: Connection) -> int:

@@ -8,24 +8,24 @@ from typing import Any
 
 import psycopg
 import pytest
-from tests.integration.embedded import wait_until
-from tests.integration.vidflows import DONE_S, Vidflow, running
+from tests.integration.server_owner import wait_until
+from tests.integration.vidflow_process import DONE_LIMIT_S, VidflowClient, running_vidflow
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
-def vidflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vidflow]:
-    with running(tmp_path_factory.mktemp("main-job")) as vidflow:
+def vidflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VidflowClient]:
+    with running_vidflow(tmp_path_factory.mktemp("main-job")) as vidflow:
         yield vidflow
 
 
-def test_yolox_finds_the_two_bottles_and_the_same_boxes_at_every_run(vidflow: Vidflow, shared: Path) -> None:
+def test_yolox_finds_the_two_bottles_and_the_same_boxes_at_every_run(vidflow: VidflowClient, shared: Path) -> None:
     uuids = [
-        vidflow.init(shared / "videos/bottle-detection.mp4", str(shared / "models/yolox_nano.toml"), 1)
+        vidflow.create_scenario(shared / "videos/bottle-detection.mp4", str(shared / "models/yolox_nano.toml"), 1)
         for _ in range(2)
     ]
-    assert [vidflow.ended(uuid)["outcome"] for uuid in uuids] == ["completed", "completed"]
+    assert [vidflow.wait_until_inactive(uuid)["outcome"] for uuid in uuids] == ["completed", "completed"]
     first, second = (vidflow.frames(uuid) for uuid in uuids)
     assert [frame["frame_number"] for frame in first] == list(range(40))
     assert first == second
@@ -33,30 +33,30 @@ def test_yolox_finds_the_two_bottles_and_the_same_boxes_at_every_run(vidflow: Vi
     assert at_ten_s.count("bottle") == 2
 
 
-def test_motion_finds_walkers(vidflow: Vidflow, shared: Path) -> None:
-    uuid = vidflow.init(shared / "videos/vtest.avi", "motion", 2)
-    assert vidflow.ended(uuid)["outcome"] == "completed"
+def test_motion_finds_walkers(vidflow: VidflowClient, shared: Path) -> None:
+    uuid = vidflow.create_scenario(shared / "videos/vtest.avi", "motion", 2)
+    assert vidflow.wait_until_inactive(uuid)["outcome"] == "completed"
     frames = vidflow.frames(uuid)
     assert [frame["frame_number"] for frame in frames] == list(range(159))
     assert sum(bool(frame["detections"]) for frame in frames) > 120
 
 
 @pytest.fixture(scope="module")
-def undisturbed(vidflow: Vidflow, shared: Path) -> list[dict[str, Any]]:
+def undisturbed(vidflow: VidflowClient, shared: Path) -> list[dict[str, Any]]:
     """What a run sees in which nothing dies."""
-    uuid = vidflow.init(shared / "videos/one-by-one-person.mp4", "motion", 5)
-    assert vidflow.ended(uuid)["outcome"] == "completed"
+    uuid = vidflow.create_scenario(shared / "videos/one-by-one-person.mp4", "motion", 5)
+    assert vidflow.wait_until_inactive(uuid)["outcome"] == "completed"
     return vidflow.frames(uuid)
 
 
 @pytest.mark.parametrize("victim", ["api", "relay", "orchestrator", "inbox", "runner", "worker"])
 def test_invariant_8_a_kill_of_one_process_during_a_run_loses_no_frame(
-    vidflow: Vidflow, shared: Path, undisturbed: list[dict[str, Any]], victim: str
+    vidflow: VidflowClient, shared: Path, undisturbed: list[dict[str, Any]], victim: str
 ) -> None:
-    uuid = vidflow.init(shared / "videos/one-by-one-person.mp4", "motion", 5)
-    wait_until(lambda: vidflow.scenario(uuid)["frames_stored"] > 5, "it is under way", DONE_S)
-    vidflow.kill_the_workers() if victim == "worker" else vidflow.kill(victim)
-    end = vidflow.ended(uuid)
+    uuid = vidflow.create_scenario(shared / "videos/one-by-one-person.mp4", "motion", 5)
+    wait_until(lambda: vidflow.scenario(uuid)["frames_stored"] > 5, "it is under way", DONE_LIMIT_S)
+    vidflow.kill_workers() if victim == "worker" else vidflow.kill(victim)
+    end = vidflow.wait_until_inactive(uuid)
     assert (end["outcome"], end["error"]) == ("completed", None)
     assert vidflow.frames(uuid) == undisturbed
     with psycopg.connect(vidflow.stack.database_url) as tables:
@@ -64,26 +64,26 @@ def test_invariant_8_a_kill_of_one_process_during_a_run_loses_no_frame(
     assert waiting == (0,)
 
 
-def test_a_shutdown_ends_a_run_as_stopped(vidflow: Vidflow, shared: Path) -> None:
-    uuid = vidflow.init(shared / "videos/one-by-one-person.mp4", "motion", "all")
-    wait_until(lambda: vidflow.scenario(uuid)["frames_stored"] > 5, "it is under way", DONE_S)
+def test_a_shutdown_ends_a_run_as_stopped(vidflow: VidflowClient, shared: Path) -> None:
+    uuid = vidflow.create_scenario(shared / "videos/one-by-one-person.mp4", "motion", "all")
+    wait_until(lambda: vidflow.scenario(uuid)["frames_stored"] > 5, "it is under way", DONE_LIMIT_S)
     assert vidflow.http.post(f"/scenario/{uuid}/shutdown").status_code == 200
-    end = vidflow.ended(uuid)
+    end = vidflow.wait_until_inactive(uuid)
     assert end["outcome"] == "stopped"
     assert [frame["frame_number"] for frame in vidflow.frames(uuid)] == list(range(end["frames_stored"]))
 
 
 def test_bad_sources_end_failed_with_a_code_and_stop_nothing_else(
-    vidflow: Vidflow, shared: Path, tmp_path: Path
+    vidflow: VidflowClient, shared: Path, tmp_path: Path
 ) -> None:
     text = tmp_path / "text.mp4"
     text.write_text("not a video")
     bad = {
-        "source_not_video": vidflow.init(text, "motion", "all"),
-        "source_no_video_stream": vidflow.init(shared / "videos/audio-only.mp3", "motion", "all"),
+        "source_not_video": vidflow.create_scenario(text, "motion", "all"),
+        "source_no_video_stream": vidflow.create_scenario(shared / "videos/audio-only.mp3", "motion", "all"),
     }
-    good = vidflow.init(shared / "videos/rotated-90.mov", "motion", "all")
+    good = vidflow.create_scenario(shared / "videos/rotated-90.mov", "motion", "all")
     for code, uuid in bad.items():
-        end = vidflow.ended(uuid)
+        end = vidflow.wait_until_inactive(uuid)
         assert (end["outcome"], end["error"]["code"]) == ("failed", code)
-    assert vidflow.ended(good)["outcome"] == "completed"
+    assert vidflow.wait_until_inactive(good)["outcome"] == "completed"

@@ -8,10 +8,10 @@ from typing import Any
 
 import psycopg
 import pytest
-from tests.conftest import _of_database
+from tests.conftest import _replace_database
 
-from vidflow.infra.postgres import vitals
-from vidflow.roles.api.metrics import read_tables
+from vidflow.infra.postgres import system_status
+from vidflow.roles.api.metrics import set_database_metrics
 
 pytestmark = pytest.mark.long
 
@@ -19,12 +19,12 @@ FINISHED = 1_000_000
 WAITING = 100_000
 
 
-class Explaining(psycopg.Cursor[Any]):
+class ExplainingConnection(psycopg.Cursor[Any]):
     """Runs each statement twice: first explained, its plan kept."""
 
     plans: list[dict[str, Any]] = []  # noqa: RUF012 - of one test
 
-    def execute(self, query: Any, params: Any = None, **more: Any) -> Explaining:
+    def execute(self, query: Any, params: Any = None, **more: Any) -> ExplainingConnection:
         super().execute(f"EXPLAIN (ANALYZE, BUFFERS, TIMING off, FORMAT json) {query}", params, **more)
         assert self.pgresult is not None
         self.plans += json.loads(self.pgresult.get_value(0, 0) or b"[]")
@@ -37,7 +37,7 @@ def large(postgres_url: str, _template_database: str) -> Iterator[psycopg.Connec
     with psycopg.connect(postgres_url, autocommit=True) as server:
         server.execute(f"CREATE DATABASE {name} TEMPLATE {_template_database}")
         try:
-            with psycopg.connect(_of_database(postgres_url, name), autocommit=True) as tables:
+            with psycopg.connect(_replace_database(postgres_url, name), autocommit=True) as tables:
                 fill(tables)
                 yield tables
         finally:
@@ -71,27 +71,28 @@ def fill(tables: psycopg.Connection[Any]) -> None:
 
 
 def test_a_scrape_counts_at_most_ten_thousand_of_each(large: psycopg.Connection[Any]) -> None:
-    counts = vitals.scenarios_by_state(large)
+    counts = system_status.count_scenarios_by_state(large)
     assert counts == {
-        "init_startup": vitals.COUNTED, "in_startup_processing": 0, "active": 100, "init_shutdown": 0, "in_shutdown_processing": 0,
+        "init_startup": system_status.MAX_COUNTED, "in_startup_processing": 0, "active": 100, "init_shutdown": 0,
+        "in_shutdown_processing": 0,
     }  # fmt: skip
-    assert vitals.count_set_aside(large) == vitals.COUNTED
-    assert 3600 <= vitals.queue_oldest_s(large) < 7200
+    assert system_status.count_set_aside(large) == system_status.MAX_COUNTED
+    assert 3600 <= system_status.read_queue_oldest_s(large) < 7200
 
 
 def test_no_statement_of_a_scrape_reads_more_than_it_counts(large: psycopg.Connection[Any]) -> None:
-    Explaining.plans = []
+    ExplainingConnection.plans = []
     with psycopg.connect(
-        large.info.dsn, password=large.info.password, autocommit=True, cursor_factory=Explaining
+        large.info.dsn, password=large.info.password, autocommit=True, cursor_factory=ExplainingConnection
     ) as tables:
-        read_tables(tables)
-    assert len(Explaining.plans) == 5
-    for explained in Explaining.plans:
+        set_database_metrics(tables)
+    assert len(ExplainingConnection.plans) == 5
+    for explained in ExplainingConnection.plans:
         plan = explained["Plan"]
-        assert max(rows_read(plan)) <= 2 * vitals.COUNTED, (
+        assert max(rows_read(plan)) <= 2 * system_status.MAX_COUNTED, (
             explained
         )  # every second message of the outbox is passed over
-        assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] <= 2 * vitals.COUNTED, explained
+        assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] <= 2 * system_status.MAX_COUNTED, explained
 
 
 def rows_read(plan: dict[str, Any]) -> Iterator[float]:

@@ -12,10 +12,10 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from tests.integration.embedded import wait_until
+from tests.integration.server_owner import wait_until
 
 from vidflow.domain.errors import SetupError
-from vidflow.infra.embedded.postgres import programs
+from vidflow.infra.embedded.postgres import programs_folder
 from vidflow.infra.postgres import migrations
 from vidflow.infra.process.stopping import Stop
 
@@ -32,7 +32,7 @@ def empty_url(postgres_url: str) -> Iterator[str]:
 def schema_of(url: str) -> str:
     """What pg_dump says of the schema vidflow's own tables make, without the book-keeping of the migrations."""
     command = [
-        str(programs() / "pg_dump"),
+        str(programs_folder() / "pg_dump"),
         "--schema-only",
         "--no-owner",
         "--exclude-table=*yoyo*",
@@ -61,7 +61,7 @@ def test_of_several_that_migrate_at_once_one_does_and_the_others_find_it_done(em
         for done in [pool.submit(migrations.migrate, empty_url, said.append) for _ in range(4)]:
             done.result()
     assert said == [f"applying {name}" for name in migrations.files()]
-    assert all(applied for _, applied in migrations.status(empty_url))
+    assert all(applied for _, applied in migrations.list_migrations(empty_url))
 
 
 def test_a_file_that_was_changed_after_it_was_applied_is_told_by_name(empty_url: str) -> None:
@@ -79,7 +79,7 @@ def test_a_death_between_a_file_and_its_checksum_is_made_good(empty_url: str) ->
     said: list[str] = []
     migrations.migrate(empty_url, said.append)
     assert said == []
-    assert all(applied for _, applied in migrations.status(empty_url))
+    assert all(applied for _, applied in migrations.list_migrations(empty_url))
 
 
 def test_a_role_on_an_older_schema_waits_until_it_is_migrated(empty_url: str) -> None:
@@ -106,7 +106,7 @@ def is_ready(url: str) -> bool:
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(migrations.wait_for_schema, url, stop)
         try:
-            waiting.result(timeout=2 * migrations.LOOK_S)
+            waiting.result(timeout=2 * migrations.SCHEMA_POLL_S)
         except TimeoutError:
             return False
         finally:
@@ -121,7 +121,7 @@ def test_a_role_needs_what_is_added_and_not_what_is_to_be_taken_away(
     assert not is_ready(empty_url)
     migrations.migrate(empty_url, print, "pre")
     assert is_ready(empty_url)
-    assert [name for name, applied in migrations.status(empty_url) if not applied] == ["0099_less.post"]
+    assert [name for name, applied in migrations.list_migrations(empty_url) if not applied] == ["0099_less.post"]
     migrations.migrate(empty_url, print, "post")
     assert is_ready(empty_url)
 
@@ -145,14 +145,14 @@ def test_an_older_role_runs_on_what_a_newer_version_added_and_not_without_what_i
 
 def test_phases_are_not_applied_out_of_order() -> None:
     missing = ["0002_a.pre", "0003_a.post", "0004_b.pre", "0005_b.post"]
-    assert migrations.due(missing, "all") == missing
-    assert migrations.due(missing[2:], "pre") == ["0004_b.pre"]
-    assert migrations.due(missing[3:], "post") == ["0005_b.post"]
-    assert migrations.due(missing[3:], "pre") == []
+    assert migrations.filter_by_phase(missing, "all") == missing
+    assert migrations.filter_by_phase(missing[2:], "pre") == ["0004_b.pre"]
+    assert migrations.filter_by_phase(missing[3:], "post") == ["0005_b.post"]
+    assert migrations.filter_by_phase(missing[3:], "pre") == []
     with pytest.raises(SetupError, match=r"0003_a\.post comes before 0004_b\.pre.*--phase post"):
-        migrations.due(missing, "pre")
+        migrations.filter_by_phase(missing, "pre")
     with pytest.raises(SetupError, match=r"0002_a\.pre comes before 0005_b\.post.*--phase pre"):
-        migrations.due(missing, "post")
+        migrations.filter_by_phase(missing, "post")
 
 
 def test_a_migration_that_gets_no_lock_makes_way_and_is_done_once_it_can_be(
@@ -172,7 +172,7 @@ def test_a_migration_that_gets_no_lock_makes_way_and_is_done_once_it_can_be(
         assert not migrating.done()
         reader.rollback()
         migrating.result(timeout=20)
-    assert all(applied for _, applied in migrations.status(empty_url))
+    assert all(applied for _, applied in migrations.list_migrations(empty_url))
 
 
 def test_the_command_tells_what_is_missing_by_its_exit_code(empty_url: str) -> None:

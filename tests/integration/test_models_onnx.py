@@ -46,12 +46,12 @@ def yolox(shared: Path) -> Model:
     return registry.load(registry.resolve("yolox_nano", shared / "models"))
 
 
-def seen_on(model: Model, path: Path, *numbers: int) -> list[tuple[Detection, ...]]:
+def detect_on(model: Model, path: Path, *numbers: int) -> list[tuple[Detection, ...]]:
     return model.infer(list(pictures(path, numbers)))
 
 
 def test_two_bottles_are_seen_at_their_known_score(yolox: Model, shared: Path) -> None:
-    (seen,) = seen_on(yolox, shared / "videos/bottle-detection.mp4", 300)
+    (seen,) = detect_on(yolox, shared / "videos/bottle-detection.mp4", 300)
     assert [(one.label, round(one.score, 2)) for one in seen] == [("bottle", 0.93), ("bottle", 0.93)]
     right, left = (one.box for one in seen)
     assert 500 < right[0] < right[2] < 580
@@ -59,13 +59,13 @@ def test_two_bottles_are_seen_at_their_known_score(yolox: Model, shared: Path) -
 
 
 def test_one_person_comes_and_goes(yolox: Model, shared: Path) -> None:
-    seen = seen_on(yolox, shared / "videos/one-by-one-person.mp4", 100, 300, 700)
+    seen = detect_on(yolox, shared / "videos/one-by-one-person.mp4", 100, 300, 700)
     people = [[round(one.score, 2) for one in frame if one.label == "person"] for frame in seen]
     assert people == [[0.88], [0.9], []]
 
 
 def test_the_known_number_of_people_walks_through_the_street(yolox: Model, shared: Path) -> None:
-    seen = seen_on(yolox, shared / "videos/vtest.avi", *range(0, 795, 40))
+    seen = detect_on(yolox, shared / "videos/vtest.avi", *range(0, 795, 40))
     people = [sum(one.label == "person" for one in frame) for frame in seen]
     assert 5.7 < sum(people) / len(people) < 7.7
 
@@ -73,14 +73,14 @@ def test_the_known_number_of_people_walks_through_the_street(yolox: Model, share
 def test_the_same_frames_give_the_same_detections_from_a_model_loaded_anew(yolox: Model, shared: Path) -> None:
     clip = shared / "videos/vtest.avi"
     other = registry.load(registry.resolve("yolox_nano", shared / "models"))
-    assert seen_on(yolox, clip, 50, 60) == seen_on(other, clip, 50) + seen_on(other, clip, 60)
+    assert detect_on(yolox, clip, 50, 60) == detect_on(other, clip, 50) + detect_on(other, clip, 60)
 
 
 def test_a_scenario_sets_the_threshold_and_the_labels(shared: Path) -> None:
     ref = registry.resolve("yolox_nano", shared / "models")
     clip = shared / "videos/one-by-one-person.mp4"
-    (all_seen,) = seen_on(registry.load(ref, Parameters(score_threshold=0.2)), clip, 100)
-    (people,) = seen_on(registry.load(ref, Parameters(score_threshold=0.2, labels=("person",))), clip, 100)
+    (all_seen,) = detect_on(registry.load(ref, Parameters(score_threshold=0.2)), clip, 100)
+    (people,) = detect_on(registry.load(ref, Parameters(score_threshold=0.2, labels=("person",))), clip, 100)
     assert {one.label for one in all_seen} > {"person"}
     assert people == tuple(one for one in all_seen if one.label == "person")
     with pytest.raises(ParameterError, match="'persn'"):
@@ -91,7 +91,9 @@ def test_fastestdet_sees_the_bottles_too(shared: Path, tmp_path: Path) -> None:
     for name in ("FastestDet.onnx", "coco80.names"):
         (tmp_path / name).write_bytes((shared / "models" / name).read_bytes())
     (tmp_path / "fastest.toml").write_text(FASTESTDET)
-    (seen,) = seen_on(registry.load(registry.resolve("fastest", tmp_path)), shared / "videos/bottle-detection.mp4", 300)
+    (seen,) = detect_on(
+        registry.load(registry.resolve("fastest", tmp_path)), shared / "videos/bottle-detection.mp4", 300
+    )
     assert [one.label for one in seen] == ["bottle", "bottle"]
     assert sorted(round(one.box[0], -2) for one in seen) == [300, 500]
 

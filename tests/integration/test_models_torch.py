@@ -52,15 +52,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def kept(shared: Path) -> list[FramePicture]:
+def kept_frames(shared: Path) -> list[FramePicture]:
     return list(pictures(shared / "videos/one-by-one-person.mp4", (100, 300)))
 
 
-def test_a_detector_from_a_state_dict_sees_what_torchvision_itself_sees(folder: Path, kept: list[FramePicture]) -> None:
+def test_a_detector_from_a_state_dict_sees_what_torchvision_itself_sees(
+    folder: Path, kept_frames: list[FramePicture]
+) -> None:
     model = registry.load(registry.resolve("ssdlite", folder))
-    seen = model.infer(kept[:1])[0]
+    seen = model.infer(kept_frames[:1])[0]
     net = ssdlite(score_thresh=0.3, nms_thresh=0.45, detections_per_img=20)
-    tensor = torch.from_numpy(kept[0].image(320, 320)).permute(2, 0, 1).float() / 255
+    tensor = torch.from_numpy(kept_frames[0].image(320, 320)).permute(2, 0, 1).float() / 255
     with torch.inference_mode():
         plain = net([tensor])[0]
     assert model.input_size == (320, 320)
@@ -73,22 +75,24 @@ def test_a_detector_from_a_state_dict_sees_what_torchvision_itself_sees(folder: 
 
 
 def test_the_same_frames_give_the_same_detections_from_a_detector_loaded_anew(
-    folder: Path, kept: list[FramePicture]
+    folder: Path, kept_frames: list[FramePicture]
 ) -> None:
     one, other = (registry.load(registry.resolve("ssdlite", folder)) for _ in range(2))
-    assert one.infer(kept) == other.infer(kept)
-    assert all(one.infer(kept))
+    assert one.infer(kept_frames) == other.infer(kept_frames)
+    assert all(one.infer(kept_frames))
 
 
-def test_a_scenario_sets_the_threshold_and_the_labels_of_a_detector(folder: Path, kept: list[FramePicture]) -> None:
+def test_a_scenario_sets_the_threshold_and_the_labels_of_a_detector(
+    folder: Path, kept_frames: list[FramePicture]
+) -> None:
     ref = registry.resolve("ssdlite", folder)
     assert ref.labels == ("__background__", "person", "cat")
-    assert registry.load(ref, Parameters(score_threshold=1.0)).infer(kept) == [(), ()]
-    cats = registry.load(ref, Parameters(labels=("cat",))).infer(kept)
+    assert registry.load(ref, Parameters(score_threshold=1.0)).infer(kept_frames) == [(), ()]
+    cats = registry.load(ref, Parameters(labels=("cat",))).infer(kept_frames)
     assert {one.label for frame in cats for one in frame} <= {"cat"}
 
 
-def test_a_detector_that_keeps_the_shape_of_pictures_runs_too(tmp_path: Path, kept: list[FramePicture]) -> None:
+def test_a_detector_that_keeps_the_shape_of_pictures_runs_too(tmp_path: Path, kept_frames: list[FramePicture]) -> None:
     torch.manual_seed(5)
     name = "fasterrcnn_mobilenet_v3_large_320_fpn"
     net = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=2)
@@ -97,7 +101,7 @@ def test_a_detector_that_keeps_the_shape_of_pictures_runs_too(tmp_path: Path, ke
         f'kind = "torchvision"\narchitecture = "{name}"\nfile = "net.pth"\nlabels = ["__background__", "thing"]\n'
     )
     model = registry.load(registry.resolve("net", tmp_path), Parameters(score_threshold=0.0))
-    (seen,) = model.infer(kept[:1])
+    (seen,) = model.infer(kept_frames[:1])
     assert model.input_size is None
     assert seen
     assert max(one.box[2] for one in seen) <= 768

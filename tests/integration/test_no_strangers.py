@@ -11,12 +11,12 @@ from pathlib import Path
 import httpx
 import pytest
 from tests.integration.api_server import free_port
-from tests.integration.embedded import wait_until
-from tests.integration.observation import Observation, observed, require_strace
 from tests.integration.processes import children
+from tests.integration.server_owner import wait_until
+from tests.integration.syscall_trace import SyscallTrace, require_strace, start_traced
 
 from vidflow.infra.embedded.jars import cache_folder
-from vidflow.settings import environment
+from vidflow.settings import read_environment_variable
 
 pytestmark = pytest.mark.long
 
@@ -31,7 +31,7 @@ def test_a_whole_vidflow_with_an_onnx_model(tmp_path: Path, shared: Path) -> Non
     for folder in (home, data, scratch):
         folder.mkdir()
     cache.symlink_to(
-        cache_folder(environment("VIDFLOW_CACHE_DIR"))
+        cache_folder(read_environment_variable("VIDFLOW_CACHE_DIR"))
     )  # what is fetched once is there, as on a second start
     port = free_port()
     command = [
@@ -50,7 +50,7 @@ def test_a_whole_vidflow_with_an_onnx_model(tmp_path: Path, shared: Path) -> Non
         "XDG_CACHE_HOME": "", "ORT_DISABLE_TELEMETRY": "",
     }  # fmt: skip
     trace = tmp_path / "trace"
-    with observed(trace, [sys.executable, *command], surroundings, stderr=subprocess.PIPE) as process:
+    with start_traced(trace, [sys.executable, *command], surroundings, stderr=subprocess.PIPE) as process:
         try:
             outcome = outcome_of_a_scenario(port, shared / "videos/vtest.avi")
         finally:
@@ -59,15 +59,15 @@ def test_a_whole_vidflow_with_an_onnx_model(tmp_path: Path, shared: Path) -> Non
             _, said = process.communicate(timeout=60)
             sys.stdout.write(said)
     assert outcome == "completed", said
-    seen = Observation(trace)
+    seen = SyscallTrace(trace)
     ports = {port} | {
         int(word) for file in ("postgres/port", "kafka/ports") for word in (data / file).read_text().split()
     }
     assert {one for one in seen.connections if one[0] != "127.0.0.1" or one[1] not in ports} == set()
     assert len(seen.connections) >= 4, "the api, PostgreSQL, Kafka and its controller were seen"
-    assert (seen.datagrams, seen.look_ups) == ([], [])
-    assert seen.outside([data, scratch, Path("/tmp"), cache, cache.resolve(), *SYSTEM]) == []
-    assert [path for path in seen.changed if path.is_relative_to(home)] == []
+    assert (seen.datagrams, seen.name_lookups) == ([], [])
+    assert seen.changes_outside([data, scratch, Path("/tmp"), cache, cache.resolve(), *SYSTEM]) == []
+    assert [path for path in seen.changed_paths if path.is_relative_to(home)] == []
 
 
 def outcome_of_a_scenario(port: int, video: Path) -> str | None:
@@ -113,13 +113,13 @@ def test_what_a_stranger_would_do_is_observed(tmp_path: Path, program: str, sees
         "XDG_CACHE_HOME": "",
         "ORT_DISABLE_TELEMETRY": "0",
     }
-    observed(trace, [sys.executable, "-c", program], surroundings).wait()
-    seen = Observation(trace)
+    start_traced(trace, [sys.executable, "-c", program], surroundings).wait()
+    seen = SyscallTrace(trace)
     found = {
         "connections": {address for address, _ in seen.connections} == {"192.0.2.1"},
         "datagrams": bool(seen.datagrams),
-        "look_ups": bool(seen.look_ups),
-        "changed": any(path.is_relative_to(home) for path in seen.outside([*SYSTEM])),
+        "look_ups": bool(seen.name_lookups),
+        "changed": any(path.is_relative_to(home) for path in seen.changes_outside([*SYSTEM])),
     }
     if "onnxruntime" in program and not found[sees]:
         pytest.skip("this onnxruntime has no telemetry here")

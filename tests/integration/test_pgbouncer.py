@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from tests import clips
-from tests.integration.api_server import init, problem_of, ready
-from tests.integration.pgbouncer import pooled
-from tests.integration.vidflows import READY_S, Vidflow
+from tests.integration.api_server import assert_problem, create_scenario, ready_api
+from tests.integration.pgbouncer import running_pgbouncer
+from tests.integration.vidflow_process import READY_LIMIT_S, VidflowClient
 
 from vidflow.commands.dev import Stack
 from vidflow.domain.errors import SetupError
@@ -25,42 +25,42 @@ SHOWN = 100
 
 
 @pytest.fixture(scope="module")
-def through(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with pooled(database_url, tmp_path_factory.mktemp("pgbouncer")) as url:
+def pgbouncer_url(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with running_pgbouncer(database_url, tmp_path_factory.mktemp("pgbouncer")) as url:
         yield url
 
 
-def test_a_pooler_is_told_from_a_server(through: str, database_url: str) -> None:
-    with connect(through, name="test") as one, connect(database_url, name="test") as other:
+def test_a_pooler_is_told_from_a_server(pgbouncer_url: str, database_url: str) -> None:
+    with connect(pgbouncer_url, name="test") as one, connect(database_url, name="test") as other:
         assert is_behind_pooler(one)
         assert not is_behind_pooler(other)
 
 
-def test_commands_that_need_a_session_say_so_at_once(through: str, tmp_path: Path) -> None:
+def test_commands_that_need_a_session_say_so_at_once(pgbouncer_url: str, tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="a migration needs a connection to PostgreSQL itself"):
-        migrations.migrate(through, print)
+        migrations.migrate(pgbouncer_url, print)
     with pytest.raises(SetupError, match="a backup needs a connection to PostgreSQL itself"):
-        backup.backup(through, tmp_path / "b", replace=False, say=print)
+        backup.write_backup(pgbouncer_url, tmp_path / "b", replace=False, notify=print)
 
 
 def test_requests_are_answered_and_limited_and_leave_no_setting_behind(
-    through: str, database_url: str, monkeypatch: pytest.MonkeyPatch
+    pgbouncer_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "STATEMENT_TIMEOUT_S", 0.5)
-    with ready(ApiOptions(database_url=through)) as client:
-        uuid = init(client)["scenario_uuid"]
+    with ready_api(ApiOptions(database_url=pgbouncer_url)) as client:
+        uuid = create_scenario(client)["scenario_uuid"]
         paths = [f"/scenario/{uuid}", "/scenario", f"/scenario/{uuid}/history", f"/prediction?scenario_uuid={uuid}"]
         assert {client.get(path).status_code for path in paths * 30} == {200}
         assert client.post(f"/scenario/{uuid}/shutdown").status_code == 200
         with connect(database_url, name="test") as other, other.transaction():
             other.execute("LOCK TABLE scenarios IN ACCESS EXCLUSIVE MODE")
-            problem_of(client.get(f"/scenario/{uuid}"), 503, "database_timeout")
-    with connect(through, name="test") as one:
+            assert_problem(client.get(f"/scenario/{uuid}"), 503, "database_timeout")
+    with connect(pgbouncer_url, name="test") as one:
         for _ in range(20):
             assert one.execute("SELECT current_setting('statement_timeout')").fetchone() == ("0",)
 
 
-class Pooled(Stack):
+class StackThroughPgbouncer(Stack):
     """A Stack whose roles reach its own PostgreSQL through a PgBouncer."""
 
     def __init__(self, *arguments: Any, folder: Path) -> None:
@@ -73,7 +73,7 @@ class Pooled(Stack):
         if kind == "runner":
             return variables
         if not self._through:
-            self._through = self._clean_up.enter_context(pooled(self.database_url, self._pgbouncer))
+            self._through = self._clean_up.enter_context(running_pgbouncer(self.database_url, self._pgbouncer))
         return {**variables, "VIDFLOW_DATABASE_URL": self._through}
 
 
@@ -83,17 +83,19 @@ def test_a_whole_vidflow_works_behind_a_pooler(tmp_path: Path) -> None:
     folder = tmp_path / "pgbouncer"
     folder.mkdir()
     options = DevOptions(port=0, data_dir=tmp_path / "data", orchestrators=2, relays=2)
-    stack = Pooled(options, print, lambda name, line: said.append(f"{name}: {line}"), Stop(), folder=folder)
+    stack = StackThroughPgbouncer(
+        options, print, lambda name, line: said.append(f"{name}: {line}"), Stop(), folder=folder
+    )
     try:
         stack.start()
-        stack.wait_until_ready(READY_S)
-        vidflow = Vidflow(stack)
+        stack.wait_until_ready(READY_LIMIT_S)
+        vidflow = VidflowClient(stack)
         with vidflow.http:
             clip = clips.constant_rate(tmp_path / "clip.mp4", frames=20)
-            uuids = [vidflow.init(clip, "motion", "all") for _ in range(3)]
+            uuids = [vidflow.create_scenario(clip, "motion", "all") for _ in range(3)]
             assert {vidflow.http.get(f"/scenario/{uuid}").status_code for uuid in uuids * 30} == {200}
             for uuid in uuids:
-                assert vidflow.ended(uuid)["outcome"] == "completed"
+                assert vidflow.wait_until_inactive(uuid)["outcome"] == "completed"
                 assert len(vidflow.frames(uuid)) == 20
         troubles = [line for line in said if " error " in line or " warning " in line or "Traceback" in line]
         assert [line for line in troubles if "server=Kafka" not in line] == []

@@ -11,15 +11,15 @@ import httpx
 import psycopg
 import pytest
 from tests.faults.proxy import Proxy
-from tests.integration.api_server import URL, init, problem_of, ready, wait_until
+from tests.integration.api_server import SOURCE_URL, assert_problem, create_scenario, ready_api, wait_until
 
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
 from vidflow.infra.postgres import backup
-from vidflow.infra.postgres.connection import Connection, connect, while_there
+from vidflow.infra.postgres.connection import Connection, connect, run_with_reconnect
 from vidflow.infra.postgres.errors import is_away
-from vidflow.infra.postgres.lease import Lease, keep
+from vidflow.infra.postgres.lease import Lease, run_as_holder
 from vidflow.infra.postgres.migrations import migrate
-from vidflow.infra.postgres.pool import FRESH_S, Pool, PoolBusy
+from vidflow.infra.postgres.pool import UNCHECKED_IDLE_S, Pool, PoolBusy
 from vidflow.infra.process.stopping import Stop
 from vidflow.roles.api import database
 from vidflow.settings import ApiOptions
@@ -31,7 +31,7 @@ REQUESTS = 80
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
     """A server that may be stopped."""
-    server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"), say=print, stop=Stop()).start()
+    server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"), notify=print, stop=Stop()).start()
     try:
         migrate(server.url, print)
         yield server
@@ -50,7 +50,7 @@ def client(server: EmbeddedPostgres, proxy: Proxy) -> Iterator[httpx.Client]:
     """An api that reaches the server through the proxy."""
     url = urlsplit(server.url)
     through = url._replace(netloc=f"{url.netloc.rpartition(':')[0]}:{proxy.port}").geturl()
-    with ready(ApiOptions(database_url=through)) as client:
+    with ready_api(ApiOptions(database_url=through)) as client:
         yield client
 
 
@@ -60,7 +60,7 @@ def statuses(client: httpx.Client, uuid: str, requests: int = REQUESTS) -> set[i
     def ask(number: int) -> int:
         match number % 4:
             case 0:
-                return client.post("/scenario/init", json={"source": URL, "model": "motion"}).status_code - 1
+                return client.post("/scenario/init", json={"source": SOURCE_URL, "model": "motion"}).status_code - 1
             case 1:
                 return client.get("/scenario", params={"limit": 5}).status_code
             case 2:
@@ -92,8 +92,8 @@ def terminate_all(server: EmbeddedPostgres, _proxy: Proxy, _folder: Path) -> Non
 
 
 def restore(server: EmbeddedPostgres, _proxy: Proxy, folder: Path) -> None:
-    backup.backup(server.url, folder / "backup", replace=False, say=print)
-    backup.restore(server.url, folder / "backup", replace=True, say=print)
+    backup.write_backup(server.url, folder / "backup", replace=False, notify=print)
+    backup.restore(server.url, folder / "backup", replace=True, notify=print)
 
 
 def drop(_server: EmbeddedPostgres, proxy: Proxy, _folder: Path) -> None:
@@ -113,10 +113,10 @@ def test_no_request_fails_once_the_server_answers_again(
     tmp_path: Path,
     loss: Callable[[EmbeddedPostgres, Proxy, Path], None],
 ) -> None:
-    uuid = init(client)["scenario_uuid"]
+    uuid = create_scenario(client)["scenario_uuid"]
     assert statuses(client, uuid) == {200}
     loss(server, proxy, tmp_path)
-    assert not Stop().wait(2 * FRESH_S)  # a connection lost so soon after its use is lost as one in use
+    assert not Stop().wait(2 * UNCHECKED_IDLE_S)  # a connection lost so soon after its use is lost as one in use
     assert statuses(client, uuid) == {200}
 
 
@@ -124,7 +124,7 @@ def test_no_request_fails_once_the_server_answers_again(
 def test_requests_that_come_while_the_server_is_away_make_none_fail_that_come_later(
     client: httpx.Client, server: EmbeddedPostgres
 ) -> None:
-    uuid = init(client)["scenario_uuid"]
+    uuid = create_scenario(client)["scenario_uuid"]
     process = server.process
     assert process is not None
     process.kill()
@@ -138,12 +138,12 @@ def test_a_read_that_takes_too_long_is_ended_and_says_so(
     server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "STATEMENT_TIMEOUT_S", 0.3)
-    with ready(ApiOptions(database_url=server.url)) as client:
-        uuid = init(client)["scenario_uuid"]
+    with ready_api(ApiOptions(database_url=server.url)) as client:
+        uuid = create_scenario(client)["scenario_uuid"]
         with psycopg.connect(server.url) as other:
             other.execute("LOCK TABLE scenarios IN ACCESS EXCLUSIVE MODE")
             answer = client.get(f"/scenario/{uuid}")
-            problem_of(answer, 503, "database_timeout")
+            assert_problem(answer, 503, "database_timeout")
             assert answer.headers["retry-after"] == "1"
         assert client.get(f"/scenario/{uuid}").status_code == 200
 
@@ -157,12 +157,12 @@ def pool(database_url: str) -> Iterator[Pool]:
 
 def test_a_pool_has_no_more_connections_than_its_size(pool: Pool) -> None:
     with pool.connection(1), pool.connection(1):
-        assert pool.use().in_use == 2
+        assert pool.read_usage().in_use == 2
         with pytest.raises(PoolBusy), pool.connection(0.01):
             pass
     with pool.connection(1) as one:
         assert one.execute("SELECT 1").fetchone() == (1,)
-    assert pool.use().in_use == 0
+    assert pool.read_usage().in_use == 0
 
 
 def test_a_connection_in_a_broken_transaction_is_not_given_out_again(pool: Pool) -> None:
@@ -185,7 +185,7 @@ def test_a_connection_that_turned_read_only_is_not_given_out_again(pool: Pool) -
 def test_an_answer_that_was_lost_on_the_way_is_not_waited_for_for_ever(server: EmbeddedPostgres, proxy: Proxy) -> None:
     url = urlsplit(server.url)
     through = url._replace(netloc=f"{url.netloc.rpartition(':')[0]}:{proxy.port}").geturl()
-    with connect(through, name="test", answer_limit_s=0.3) as tables:
+    with connect(through, name="test", response_timeout_s=0.3) as tables:
         assert tables.execute("SELECT 1").fetchone() == (1,)
         proxy.drop()
         with pytest.raises(psycopg.OperationalError, match=r"no answer within 0\.3 s") as caught:
@@ -202,7 +202,7 @@ def test_a_lease_s_work_goes_on_after_every_loss(server: EmbeddedPostgres, proxy
     stop, written, read = Stop(), [0], [0]
 
     def lead(lease: Lease) -> None:
-        while lease.held() and not stop.requested:
+        while lease.is_held() and not stop.requested:
             with lease.fenced() as tx:
                 tx.execute("DELETE FROM runners")
             written[0] += 1
@@ -214,9 +214,11 @@ def test_a_lease_s_work_goes_on_after_every_loss(server: EmbeddedPostgres, proxy
             read[0] += 1
 
     with ThreadPoolExecutor(2) as threads:
-        leading = threads.submit(keep, through, "tested", stop, lead)
+        leading = threads.submit(run_as_holder, through, "tested", stop, lead)
         looking = threads.submit(
-            lambda: while_there(through, name="vidflow looks", stop=stop, pause_s=0.1, body=look, answer_limit_s=1)
+            lambda: run_with_reconnect(
+                through, name="vidflow looks", stop=stop, pause_s=0.1, body=look, response_timeout_s=1
+            )
         )
         try:
             for loss in (terminate_all, drop, restart, restore, hang_up):

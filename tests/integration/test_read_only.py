@@ -15,8 +15,8 @@ import httpx
 import pytest
 from tests import clips
 from tests.integration.api_server import free_port
-from tests.integration.embedded import wait_until
-from tests.integration.programs import clean_environment
+from tests.integration.cli_process import build_environment
+from tests.integration.server_owner import wait_until
 
 from vidflow import healthcheck
 from vidflow.infra.kafka import topics
@@ -51,7 +51,7 @@ def confined(
     root.mkdir()
     command = ["unshare", "-m", "bash", "-c", CONFINE, "bash", str(root), str(media)]
     command += [sys.executable, "-P", "-m", "vidflow", role, *options]
-    with said.open("wb") as stderr, subprocess.Popen(command, env=clean_environment(given), stderr=stderr) as process:
+    with said.open("wb") as stderr, subprocess.Popen(command, env=build_environment(given), stderr=stderr) as process:
         try:
             yield process
         finally:
@@ -84,7 +84,7 @@ def test_every_role_works_and_a_runner_s_scenario_ends_whole(
             health = Path(f"/proc/{process.pid}/root/tmp/vidflow.health")
             wait_until(
                 lambda health=health, process=process: (
-                    process.poll() is not None or healthcheck.trouble(health, 5) is None
+                    process.poll() is not None or healthcheck.find_problem(health, 5) is None
                 ),
                 f"{name} is healthy",
                 60,

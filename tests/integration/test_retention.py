@@ -10,44 +10,52 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from tests.integration.delivery import emptied, say
+from tests.integration.delivery import emptied_database, print_figure
 
 from vidflow.domain.messages import Frame
-from vidflow.domain.retention import DAY_MS, DEFAULT, Keeping, Range
+from vidflow.domain.retention import DAY_MS, DEFAULT_PARTITION, PartitionRange, RetentionPolicy
 from vidflow.infra.postgres import lease as leases
 from vidflow.infra.postgres import predictions, results, retention
 from vidflow.infra.postgres.connection import FENCED_TRANSACTION_S, Connection, connect
 from vidflow.infra.postgres.lease import Lease
 from vidflow.infra.process.stopping import Stop
 from vidflow.infra.telemetry import metrics
-from vidflow.roles.orchestrator import keeping
-from vidflow.roles.orchestrator.keeping import Keeper, Seen, keep_tables, one_round, prepare
+from vidflow.roles.orchestrator import housekeeping
+from vidflow.roles.orchestrator.housekeeping import (
+    RetentionRound,
+    ScanCursors,
+    create_missing_partitions,
+    run_retention,
+    run_round,
+)
 
 ONE, OTHER = uuid.uuid4(), uuid.uuid4()
-MONTH = Keeping(partition_days=1, results_days=30)
+MONTH = RetentionPolicy(partition_days=1, results_days=30)
 
 
 @pytest.fixture
-def tables(database_url: str) -> Iterator[Connection]:
-    with emptied(database_url) as connection:
+def connection(database_url: str) -> Iterator[Connection]:
+    with emptied_database(database_url) as connection:
         connection.execute("TRUNCATE results_removed")
-        for one in retention.partitions(connection):
+        for one in retention.list_partitions(connection):
             connection.execute(f"DROP TABLE {one.table}")
-        for table in retention.detached(connection):
+        for table in retention.list_detached_partitions(connection):
             connection.execute(f"DROP TABLE {table}")
         yield connection
 
 
 @pytest.fixture
-def lease(tables: Connection, database_url: str) -> Iterator[Lease]:
-    term = leases.acquire(tables, "leader", ONE)
+def lease(connection: Connection, database_url: str) -> Iterator[Lease]:
+    term = leases.acquire(connection, "leader", ONE)
     assert term is not None
     held = Lease(database_url, "leader", ONE, term, time.monotonic() + 60)  # as if it were renewed
     yield held
-    held.end()
+    held.close()
 
 
-def born(tables: Connection, days_ago: int, frames: int = 3, *, ended_days_ago: int | None = None) -> str:
+def insert_aged_scenario(
+    tables: Connection, days_ago: int, frames: int = 3, *, ended_days_ago: int | None = None
+) -> str:
     """A scenario of that age with results; inactive since then, where that is given."""
     state = "active" if ended_days_ago is None else "inactive"
     [(found,)] = tables.execute(
@@ -78,10 +86,10 @@ def frame(scenario_uuid: str, number: int) -> Frame:
     )  # fmt: skip
 
 
-def partition_of(tables: Connection, days_ago: int) -> Range:
+def make_partition(tables: Connection, days_ago: int) -> PartitionRange:
     """Makes the partition of that day."""
-    from_ms = retention.database_ms(tables) // DAY_MS * DAY_MS - days_ago * DAY_MS
-    one = Range(f"scenario_results_{days_ago:08d}", from_ms, from_ms + DAY_MS)
+    from_ms = retention.read_database_ms(tables) // DAY_MS * DAY_MS - days_ago * DAY_MS
+    one = PartitionRange(f"scenario_results_{days_ago:08d}", from_ms, from_ms + DAY_MS)
     with tables.transaction():
         retention.make_partition(tables, one)
     return one
@@ -94,8 +102,8 @@ def table_of(tables: Connection, scenario_uuid: str) -> set[str]:
     return {table for (table,) in rows}
 
 
-def removed(tables: Connection, scenario_uuid: str) -> bool:
-    page = predictions.page(tables, scenario_uuid, -1, 10)
+def is_removed(tables: Connection, scenario_uuid: str) -> bool:
+    page = predictions.read_result_page(tables, scenario_uuid, -1, 10)
     assert page is not None
     assert page.removed == (page.frames == [])
     return page.removed
@@ -107,121 +115,130 @@ def count(tables: Connection, table: str) -> int:
 
 
 def test_results_lie_in_a_partition_from_the_first_scenario_on(
-    tables: Connection, lease: Lease, database_url: str
+    connection: Connection, lease: Lease, database_url: str
 ) -> None:
-    prepare(database_url, lease, Keeping())
-    scenario_uuid = born(tables, 0)
-    [table] = table_of(tables, scenario_uuid)
-    assert table in {one.table for one in retention.partitions(tables)}
-    prepare(database_url, lease, Keeping())
-    assert count(tables, DEFAULT) == 0
+    create_missing_partitions(database_url, lease, RetentionPolicy())
+    scenario_uuid = insert_aged_scenario(connection, 0)
+    [table] = table_of(connection, scenario_uuid)
+    assert table in {one.table for one in retention.list_partitions(connection)}
+    create_missing_partitions(database_url, lease, RetentionPolicy())
+    assert count(connection, DEFAULT_PARTITION) == 0
 
 
 def test_where_the_default_partition_has_rows_the_ranges_begin_behind_them(
-    tables: Connection, lease: Lease, database_url: str
+    connection: Connection, lease: Lease, database_url: str
 ) -> None:
-    scenario_uuid = born(tables, 0)
-    prepare(database_url, lease, MONTH)
-    first = retention.partitions(tables)[0]
+    scenario_uuid = insert_aged_scenario(connection, 0)
+    create_missing_partitions(database_url, lease, MONTH)
+    first = retention.list_partitions(connection)[0]
     assert first.from_ms > retention.time_ms(scenario_uuid)
-    assert table_of(tables, scenario_uuid) == {DEFAULT}
+    assert table_of(connection, scenario_uuid) == {DEFAULT_PARTITION}
 
 
 def test_a_range_goes_once_all_of_its_scenarios_have_ended_long_ago(
-    tables: Connection, lease: Lease, database_url: str
+    connection: Connection, lease: Lease, database_url: str
 ) -> None:
     for days_ago in (50, 40, 20):
-        partition_of(tables, days_ago)
-    running, old, young = born(tables, 50), born(tables, 40, ended_days_ago=40), born(tables, 20, ended_days_ago=20)
-    beside = born(tables, 50, ended_days_ago=50)
-    just_ended = born(tables, 41, ended_days_ago=10)
-    assert one_round(database_url, lease, MONTH)
-    assert not one_round(database_url, lease, MONTH)
-    assert removed(tables, old)
-    assert not any(removed(tables, one) for one in (running, young, beside, just_ended))
-    assert not any("40" in one.table for one in retention.partitions(tables))
-    assert retention.detached(tables) == []
+        make_partition(connection, days_ago)
+    running, old, young = (
+        insert_aged_scenario(connection, 50),
+        insert_aged_scenario(connection, 40, ended_days_ago=40),
+        insert_aged_scenario(connection, 20, ended_days_ago=20),
+    )
+    beside = insert_aged_scenario(connection, 50, ended_days_ago=50)
+    just_ended = insert_aged_scenario(connection, 41, ended_days_ago=10)
+    assert run_round(database_url, lease, MONTH)
+    assert not run_round(database_url, lease, MONTH)
+    assert is_removed(connection, old)
+    assert not any(is_removed(connection, one) for one in (running, young, beside, just_ended))
+    assert not any("40" in one.table for one in retention.list_partitions(connection))
+    assert retention.list_detached_partitions(connection) == []
 
 
 def test_results_are_kept_for_ever_unless_it_is_asked_otherwise(
-    tables: Connection, lease: Lease, database_url: str
+    connection: Connection, lease: Lease, database_url: str
 ) -> None:
-    partition_of(tables, 400)
-    old = born(tables, 400, ended_days_ago=400)
-    assert not one_round(database_url, lease, Keeping())
-    assert not removed(tables, old)
+    make_partition(connection, 400)
+    old = insert_aged_scenario(connection, 400, ended_days_ago=400)
+    assert not run_round(database_url, lease, RetentionPolicy())
+    assert not is_removed(connection, old)
 
 
-def test_old_rows_of_the_default_partition_go_in_batches(tables: Connection, lease: Lease, database_url: str) -> None:
-    old = born(tables, 45, frames=4500, ended_days_ago=45)
-    young = born(tables, 5, ended_days_ago=5)
+def test_old_rows_of_the_default_partition_go_in_batches(
+    connection: Connection, lease: Lease, database_url: str
+) -> None:
+    old = insert_aged_scenario(connection, 45, frames=4500, ended_days_ago=45)
+    young = insert_aged_scenario(connection, 5, ended_days_ago=5)
     rounds = 0
-    while one_round(database_url, lease, MONTH):
+    while run_round(database_url, lease, MONTH):
         rounds += 1
-        page = predictions.page(tables, old, -1, 10)
+        page = predictions.read_result_page(connection, old, -1, 10)
         assert page is not None
         assert page.removed
     assert rounds == 3
-    assert count(tables, DEFAULT) == 3
-    assert not removed(tables, young)
+    assert count(connection, DEFAULT_PARTITION) == 3
+    assert not is_removed(connection, young)
 
 
-def test_who_reads_for_long_is_not_waited_for(tables: Connection, lease: Lease, database_url: str) -> None:
-    partition_of(tables, 40)
-    old = born(tables, 40, ended_days_ago=40)
+def test_who_reads_for_long_is_not_waited_for(connection: Connection, lease: Lease, database_url: str) -> None:
+    make_partition(connection, 40)
+    old = insert_aged_scenario(connection, 40, ended_days_ago=40)
     with connect(database_url, name="test reads") as reader:
         with reader.transaction():
-            assert not removed(reader, old)
-            one_round(database_url, lease, MONTH)
-            assert not removed(tables, old)
-            assert any("40" in one.table for one in retention.partitions(tables))
-        assert one_round(database_url, lease, MONTH)
-        assert removed(reader, old)
+            assert not is_removed(reader, old)
+            run_round(database_url, lease, MONTH)
+            assert not is_removed(connection, old)
+            assert any("40" in one.table for one in retention.list_partitions(connection))
+        assert run_round(database_url, lease, MONTH)
+        assert is_removed(reader, old)
 
 
 def test_a_table_that_was_detached_by_a_leader_that_died_is_dropped(
-    tables: Connection, lease: Lease, database_url: str
+    connection: Connection, lease: Lease, database_url: str
 ) -> None:
-    one = partition_of(tables, 40)
-    with tables.transaction():
-        retention.detach(tables, one)
-    assert retention.detached(tables) == [f"{one.table}_removed"]
-    one_round(database_url, lease, Keeping())
-    assert retention.detached(tables) == []
+    one = make_partition(connection, 40)
+    with connection.transaction():
+        retention.detach_partition(connection, one)
+    assert retention.list_detached_partitions(connection) == [f"{one.table}_removed"]
+    run_round(database_url, lease, RetentionPolicy())
+    assert retention.list_detached_partitions(connection) == []
 
 
-def test_a_former_leader_removes_nothing(tables: Connection, lease: Lease, database_url: str) -> None:
-    partition_of(tables, 40)
-    old = born(tables, 40, ended_days_ago=40)
-    tables.execute("UPDATE lease SET expires_at = clock_timestamp()")
-    assert leases.acquire(tables, "leader", OTHER) is not None
-    before = retention.partitions(tables)
-    assert not one_round(database_url, lease, MONTH)
-    assert retention.partitions(tables) == before
-    assert not removed(tables, old)
+def test_a_former_leader_removes_nothing(connection: Connection, lease: Lease, database_url: str) -> None:
+    make_partition(connection, 40)
+    old = insert_aged_scenario(connection, 40, ended_days_ago=40)
+    connection.execute("UPDATE lease SET expires_at = clock_timestamp()")
+    assert leases.acquire(connection, "leader", OTHER) is not None
+    before = retention.list_partitions(connection)
+    assert not run_round(database_url, lease, MONTH)
+    assert retention.list_partitions(connection) == before
+    assert not is_removed(connection, old)
 
 
 def test_a_scenario_goes_with_its_history_once_its_results_are_gone(
-    tables: Connection, lease: Lease, database_url: str
+    connection: Connection, lease: Lease, database_url: str
 ) -> None:
-    kept = Keeping(partition_days=1, results_days=30, scenarios_days=60)
-    partition_of(tables, 70)
-    partition_of(tables, 50)
-    old, middle = born(tables, 70, ended_days_ago=70), born(tables, 50, ended_days_ago=50)
-    never_ran = born(tables, 70, frames=0, ended_days_ago=70)
-    running = born(tables, 80)  # its rows stay, in the DEFAULT partition
-    while one_round(database_url, lease, kept):
+    kept = RetentionPolicy(partition_days=1, results_days=30, scenarios_days=60)
+    make_partition(connection, 70)
+    make_partition(connection, 50)
+    old, middle = (
+        insert_aged_scenario(connection, 70, ended_days_ago=70),
+        insert_aged_scenario(connection, 50, ended_days_ago=50),
+    )
+    never_ran = insert_aged_scenario(connection, 70, frames=0, ended_days_ago=70)
+    running = insert_aged_scenario(connection, 80)  # its rows stay, in the DEFAULT partition
+    while run_round(database_url, lease, kept):
         pass
-    left = {one for (one,) in tables.execute("SELECT scenario_uuid::text FROM scenarios").fetchall()}
+    left = {one for (one,) in connection.execute("SELECT scenario_uuid::text FROM scenarios").fetchall()}
     assert left == {middle, running}
     assert old not in left
     assert never_ran not in left
     for table in ("scenario_history", "scenario_progress"):
-        owners = {one for (one,) in tables.execute(f"SELECT scenario_uuid::text FROM {table}").fetchall()}
+        owners = {one for (one,) in connection.execute(f"SELECT scenario_uuid::text FROM {table}").fetchall()}
         assert owners == left
 
 
-class Load:
+class ResultsLoad:
     """Somebody who stores results and somebody who reads them, without a pause; the longest that one of them waited."""
 
     def __init__(self, url: str, watched: list[str]) -> None:
@@ -236,7 +253,7 @@ class Load:
             while not self._stop.is_set():
                 began_s = time.monotonic()
                 with tables.transaction():
-                    born(tables, 0, frames=50)
+                    insert_aged_scenario(tables, 0, frames=50)
                 self._took(began_s)
 
     def read(self) -> None:
@@ -245,7 +262,7 @@ class Load:
             while not self._stop.is_set():
                 for one in self._watched:
                     began_s = time.monotonic()
-                    page = predictions.page(tables, one, -1, 100)
+                    page = predictions.read_result_page(tables, one, -1, 100)
                     self._took(began_s)
                     assert page is not None
                     assert page.removed or len(page.frames) == 20
@@ -259,54 +276,56 @@ class Load:
 
 
 def test_readers_and_writers_notice_nothing_of_partitions_that_come_and_go(
-    tables: Connection, lease: Lease, database_url: str
+    connection: Connection, lease: Lease, database_url: str
 ) -> None:
     ages = range(31, 61)
     for days_ago in ages:
-        partition_of(tables, days_ago)
-    watched = [born(tables, days_ago, frames=20, ended_days_ago=days_ago) for days_ago in ages]
-    load = Load(database_url, watched)
+        make_partition(connection, days_ago)
+    watched = [insert_aged_scenario(connection, days_ago, frames=20, ended_days_ago=days_ago) for days_ago in ages]
+    load = ResultsLoad(database_url, watched)
     with ThreadPoolExecutor(3) as pool:
         running = [pool.submit(load.write), pool.submit(load.read), pool.submit(load.read)]
         try:
             until_s = time.monotonic() + 60
-            while not all(removed(tables, one) for one in watched) and time.monotonic() < until_s:
-                one_round(database_url, lease, MONTH)
+            while not all(is_removed(connection, one) for one in watched) and time.monotonic() < until_s:
+                run_round(database_url, lease, MONTH)
         finally:
             load.end()
         for one in running:
             one.result()
-    assert all(removed(tables, one) for one in watched)
-    assert retention.detached(tables) == []
-    say(f"{load.rounds} reads and writes while 30 partitions went, the longest took {load.longest_s * 1000:.0f} ms")
+    assert all(is_removed(connection, one) for one in watched)
+    assert retention.list_detached_partitions(connection) == []
+    print_figure(
+        f"{load.rounds} reads and writes while 30 partitions went, the longest took {load.longest_s * 1000:.0f} ms"
+    )
 
 
 def test_the_thread_ends_with_the_lease_and_with_a_stop(lease: Lease, database_url: str) -> None:
     stop = Stop()
     with ThreadPoolExecutor(2) as pool:
-        running = pool.submit(keep_tables, database_url, lease, Keeping(), stop)
+        running = pool.submit(run_retention, database_url, lease, RetentionPolicy(), stop)
         assert not running.done()
         stop.request()
         running.result(timeout=10)
-        another = pool.submit(keep_tables, database_url, lease, Keeping(), Stop())
-        lease.end()
+        another = pool.submit(run_retention, database_url, lease, RetentionPolicy(), Stop())
+        lease.close()
         another.result(timeout=10)
 
 
 def failures() -> float:
-    return float(metrics.ORCHESTRATOR.get_sample_value("vidflow_orchestrator_retention_failures_total") or 0)
+    return float(metrics.ORCHESTRATOR_REGISTRY.get_sample_value("vidflow_orchestrator_retention_failures_total") or 0)
 
 
 def test_what_goes_wrong_is_a_warning_and_is_counted(
-    tables: Connection, lease: Lease, database_url: str, caplog: pytest.LogCaptureFixture
+    connection: Connection, lease: Lease, database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    partition_of(tables, 40)
-    born(tables, 40, ended_days_ago=40)
+    make_partition(connection, 40)
+    insert_aged_scenario(connection, 40, ended_days_ago=40)
     before = failures()
     with connect(database_url, name="test reads") as reader, reader.transaction():
         reader.execute("SELECT count(*) FROM scenario_results").fetchall()
-        assert not one_round(database_url, lease, MONTH)
-    assert not one_round("postgresql://nobody@127.0.0.1:1/none", lease, MONTH)
+        assert not run_round(database_url, lease, MONTH)
+    assert not run_round("postgresql://nobody@127.0.0.1:1/none", lease, MONTH)
     assert failures() == before + 2
     warned = [record for record in caplog.records if record.getMessage() == "retention_failed"]
     assert [record.levelname for record in warned] == ["WARNING", "WARNING"]
@@ -314,58 +333,58 @@ def test_what_goes_wrong_is_a_warning_and_is_counted(
 
 
 def test_a_read_may_take_longer_than_a_fenced_transaction(
-    tables: Connection, lease: Lease, database_url: str, monkeypatch: pytest.MonkeyPatch
+    connection: Connection, lease: Lease, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    partition_of(tables, 40)
-    old = born(tables, 40, ended_days_ago=40)
-    look = retention.ended_up_to
+    make_partition(connection, 40)
+    old = insert_aged_scenario(connection, 40, ended_days_ago=40)
+    look = retention.find_ended_up_to
 
     def slow(tx: Connection, *more: Any) -> Any:
         tx.execute("SELECT pg_sleep(%s)", (FENCED_TRANSACTION_S + 0.3,))
         return look(tx, *more)
 
-    monkeypatch.setattr(retention, "ended_up_to", slow)
-    assert one_round(database_url, lease, MONTH)
-    assert removed(tables, old)
+    monkeypatch.setattr(retention, "find_ended_up_to", slow)
+    assert run_round(database_url, lease, MONTH)
+    assert is_removed(connection, old)
 
 
 def test_a_range_is_looked_at_once_but_for_the_first_that_has_not_ended(
-    tables: Connection, lease: Lease, database_url: str, monkeypatch: pytest.MonkeyPatch
+    connection: Connection, lease: Lease, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeping, "LOOKED_AT", 4)
-    partition_of(tables, 40)
+    monkeypatch.setattr(housekeeping, "ENDED_SCAN_ROWS", 4)
+    make_partition(connection, 40)
     for _ in range(10):
-        born(tables, 40, frames=1, ended_days_ago=40)
-    running = born(tables, 40, frames=1)
-    later = born(tables, 40, frames=1, ended_days_ago=40)
-    seen = Seen()
-    assert not one_round(database_url, lease, MONTH, seen)
+        insert_aged_scenario(connection, 40, frames=1, ended_days_ago=40)
+    running = insert_aged_scenario(connection, 40, frames=1)
+    later = insert_aged_scenario(connection, 40, frames=1, ended_days_ago=40)
+    seen = ScanCursors()
+    assert not run_round(database_url, lease, MONTH, seen)
     [upto] = seen.ended.values()
     assert upto < running
-    tables.execute(
+    connection.execute(
         "UPDATE scenarios SET state = 'inactive', outcome = 'stopped', state_changed_at = now() - interval '35 days' WHERE state = 'active'"
     )
-    assert one_round(database_url, lease, MONTH, seen)
-    assert removed(tables, later)
+    assert run_round(database_url, lease, MONTH, seen)
+    assert is_removed(connection, later)
 
 
 def test_scenarios_that_stay_do_not_keep_later_ones_from_going(
-    tables: Connection, lease: Lease, database_url: str, monkeypatch: pytest.MonkeyPatch
+    connection: Connection, lease: Lease, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeping, "SCENARIOS", 2)
-    monkeypatch.setattr(keeping, "LOOKS", 1)
-    kept = Keeping(partition_days=1, results_days=30, scenarios_days=60)
-    running = {born(tables, 80, frames=0) for _ in range(5)}
-    gone = born(tables, 70, frames=0, ended_days_ago=70)
-    seen = Seen()
+    monkeypatch.setattr(housekeeping, "EXPIRED_SCAN_ROWS", 2)
+    monkeypatch.setattr(housekeeping, "MAX_SCANS_PER_ROUND", 1)
+    kept = RetentionPolicy(partition_days=1, results_days=30, scenarios_days=60)
+    running = {insert_aged_scenario(connection, 80, frames=0) for _ in range(5)}
+    gone = insert_aged_scenario(connection, 70, frames=0, ended_days_ago=70)
+    seen = ScanCursors()
     for _ in range(4):
-        one_round(database_url, lease, kept, seen)
-    left = {one for (one,) in tables.execute("SELECT scenario_uuid::text FROM scenarios").fetchall()}
+        run_round(database_url, lease, kept, seen)
+    left = {one for (one,) in connection.execute("SELECT scenario_uuid::text FROM scenarios").fetchall()}
     assert left == running
     assert gone not in left
 
 
 def test_a_round_without_the_database_ends_without_an_error(lease: Lease, database_url: str) -> None:
-    assert not one_round("postgresql://nobody@127.0.0.1:1/none", lease, Keeping())
+    assert not run_round("postgresql://nobody@127.0.0.1:1/none", lease, RetentionPolicy())
     with connect(database_url, name="test") as tables:
-        assert Keeper(tables, lease, Keeping()).let_go() is False
+        assert RetentionRound(tables, lease, RetentionPolicy()).remove_expired() is False

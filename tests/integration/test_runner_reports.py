@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from tests import clips
-from tests.integration import odd_models
-from tests.integration.delivery import limited
-from tests.integration.runners import RunnerProcess, Stage, deploy, new_uuid, runner
+from tests.integration import faulty_models
+from tests.integration.delivery import limited_message_size
+from tests.integration.runner_harness import ControlPlane, RunnerProcess, make_deploy, new_uuid, running_runner
 
 from vidflow.domain.messages import RUNNER_EVENTS, EndReason, Ping
 from vidflow.infra.kafka.settings import KafkaSettings
@@ -29,31 +29,31 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def a_runner(settings: KafkaSettings, folder: Path) -> Iterator[RunnerProcess]:
     options = ["--any-file", "--max-workers", str(WORKERS)]
-    with runner(settings, folder, *options, environment=odd_models.install(folder)) as process:
+    with running_runner(settings, folder, *options, environment=faulty_models.install(folder)) as process:
         yield process
 
 
-def fail_all(stage: Stage, name: str, clip: Path, model: str) -> set[str]:
+def fail_all(stage: ControlPlane, name: str, clip: Path, model: str) -> set[str]:
     """Give the runner as many scenarios as it has slots; return once all are reported as ended."""
     uuids = {new_uuid() for _ in range(WORKERS)}
     for uuid in uuids:
-        stage.command(name, deploy(uuid, clip, model))
+        stage.send_command(name, make_deploy(uuid, clip, model))
 
     def all_ended() -> bool:
         report = stage.last_report(name)
-        return report is not None and uuids == {one.scenario_uuid for one in report.entries if not one.running}
+        return report is not None and uuids == {one.scenario_uuid for one in report.entries if not one.is_running}
 
-    stage.until(all_ended, "all are listed as ended", limit_s=90)
+    stage.wait_until(all_ended, "all are listed as ended", limit_s=90)
     return uuids
 
 
 def test_a_runner_whose_workers_all_fail_with_control_characters_keeps_running(
-    kafka_settings: KafkaSettings, tmp_path: Path, stage: Stage, clip: Path
+    kafka_settings: KafkaSettings, tmp_path: Path, control_plane: ControlPlane, clip: Path
 ) -> None:
     with a_runner(kafka_settings, tmp_path) as process:
-        name = process.id_on(stage)
-        fail_all(stage, name, clip, "shouting")
-        report = stage.last_report(name)
+        name = process.wait_for_id(control_plane)
+        fail_all(control_plane, name, clip, "shouting")
+        report = control_plane.last_report(name)
         assert report is not None
         for entry in report.entries:
             assert entry.reason is EndReason.CRASHED
@@ -61,20 +61,22 @@ def test_a_runner_whose_workers_all_fail_with_control_characters_keeps_running(
             assert entry.error.code == "worker_crashed"
             assert (entry.detail or "").endswith("\x1b\x02")
         taken = report.taken
-        stage.command(name, Ping(name))
-        stage.until(lambda: (last := stage.last_report(name)) and last.taken == taken + 1, "it hears on")
+        control_plane.send_command(name, Ping(name))
+        control_plane.wait_until(
+            lambda: (last := control_plane.last_report(name)) and last.taken == taken + 1, "it hears on"
+        )
         assert process.process.poll() is None
         assert "report_too_large" not in process.log
 
 
 def test_a_topic_that_takes_no_large_messages_makes_the_reports_smaller_and_is_told_of(
-    kafka_settings: KafkaSettings, tmp_path: Path, stage: Stage, clip: Path
+    kafka_settings: KafkaSettings, tmp_path: Path, control_plane: ControlPlane, clip: Path
 ) -> None:
-    with limited(kafka_settings, RUNNER_EVENTS, 60_000), a_runner(kafka_settings, tmp_path) as process:
-        name = process.id_on(stage)
-        fail_all(stage, name, clip, "babbling")
+    with limited_message_size(kafka_settings, RUNNER_EVENTS, 60_000), a_runner(kafka_settings, tmp_path) as process:
+        name = process.wait_for_id(control_plane)
+        fail_all(control_plane, name, clip, "babbling")
         assert process.process.poll() is None
         assert "set max.message.bytes of the topic runner_events to 1048588" in process.log
-        report = stage.last_report(name)
+        report = control_plane.last_report(name)
         assert report is not None
         assert all(entry.detail and entry.error and entry.error.message for entry in report.entries)

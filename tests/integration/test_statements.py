@@ -9,12 +9,12 @@ import uuid
 from collections.abc import Callable, Iterator
 
 import pytest
-from tests.integration.delivery import frame, row, say
-from tests.integration.explained import explain
+from tests.integration.delivery import frame, outbox_row, print_figure
+from tests.integration.query_plans import explain
 
 from vidflow.domain.messages import Gap, GapReason, Parameters
 from vidflow.domain.progress import Progress
-from vidflow.domain.retention import DAY_MS, DEFAULT, Range
+from vidflow.domain.retention import DAY_MS, DEFAULT_PARTITION, PartitionRange
 from vidflow.domain.scenario import State
 from vidflow.infra.postgres import (
     gaps,
@@ -28,8 +28,8 @@ from vidflow.infra.postgres import (
     results,
     retention,
     scenarios,
-    shares,
-    vitals,
+    shard_leases,
+    system_status,
 )
 from vidflow.infra.postgres.connection import Connection, connect
 
@@ -131,7 +131,7 @@ def with_ids(
     return prepare
 
 
-def with_some(
+def with_scenarios(
     state: str, count: int, run: Callable[[Connection, list[str]], object]
 ) -> Callable[[Connection], Callable[[Connection], object]]:
     def prepare(tables: Connection) -> Callable[[Connection], object]:
@@ -146,13 +146,13 @@ def new_scenario(tx: Connection) -> object:
     new = scenarios.NewScenario(
         source="s", model="motion", model_sha256=None, fps="all", priority=0, parameters=Parameters()
     )
-    return scenarios.insert(tx, new)
+    return scenarios.insert_scenario(tx, new)
 
 
-def day(days_ago: int) -> Callable[[Connection], Range]:
-    def of(tx: Connection) -> Range:
-        from_ms = retention.database_ms(tx) - days_ago * DAY_MS
-        return Range(DEFAULT, from_ms, from_ms + DAY_MS)
+def day(days_ago: int) -> Callable[[Connection], PartitionRange]:
+    def of(tx: Connection) -> PartitionRange:
+        from_ms = retention.read_database_ms(tx) - days_ago * DAY_MS
+        return PartitionRange(DEFAULT_PARTITION, from_ms, from_ms + DAY_MS)
 
     return of
 
@@ -160,51 +160,51 @@ def day(days_ago: int) -> Callable[[Connection], Range]:
 SHARD = [3]
 STATEMENTS: list[Statement] = [
     # The relay, each 2 ms when it is busy.
-    ("outbox.pending", 3000, call(lambda tx: outbox.pending(tx, 2000))),
-    ("outbox.pending, of one shard", 40_000, call(lambda tx: outbox.pending(tx, 2000, shards=SHARD))),
-    ("outbox.pending, window", 9000, call(lambda tx: outbox.pending(tx, 2000, window=outbox.WINDOW))),
-    ("outbox.pending, on its way", 6000, with_ids(4000, lambda tx, ids: outbox.pending(tx, 2000, on_way=ids))),
-    ("outbox.pending, after", 3000, with_ids(4000, lambda tx, ids: outbox.pending(tx, 2000, after=ids[-1]))),
-    ("outbox.waiting_up_to", 200, with_ids(4000, lambda tx, ids: outbox.waiting_up_to(tx, ids[-1], range(16)))),
+    ("outbox.pending", 3000, call(lambda tx: outbox.read_pending_messages(tx, 2000))),
+    ("outbox.pending, of one shard", 40_000, call(lambda tx: outbox.read_pending_messages(tx, 2000, shards=SHARD))),
+    ("outbox.pending, window", 9000, call(lambda tx: outbox.read_pending_messages(tx, 2000, window=outbox.WINDOW))),
+    ("outbox.pending, on its way", 6000, with_ids(4000, lambda tx, ids: outbox.read_pending_messages(tx, 2000, in_flight_ids=ids))),
+    ("outbox.pending, after", 3000, with_ids(4000, lambda tx, ids: outbox.read_pending_messages(tx, 2000, after_id=ids[-1]))),
+    ("outbox.waiting_up_to", 200, with_ids(4000, lambda tx, ids: outbox.count_pending_up_to(tx, ids[-1], range(16)))),
     ("outbox.remove_published", 30_000, with_ids(2000, outbox.remove_published)),
     ("outbox.set_aside", 60, with_ids(1, lambda tx, ids: outbox.set_aside(tx, ids[0], "too large"))),
-    ("outbox.lag", 300, call(outbox.lag)),
-    ("outbox.lag, of one shard", 300, call(lambda tx: outbox.lag(tx, SHARD))),
-    ("outbox.remove_marked", 1000, call(lambda tx: outbox.remove_marked(tx, 10_000))),
+    ("outbox.lag", 300, call(outbox.read_lag)),
+    ("outbox.lag, of one shard", 300, call(lambda tx: outbox.read_lag(tx, SHARD))),
+    ("outbox.remove_marked", 1000, call(lambda tx: outbox.remove_legacy_published(tx, 10_000))),
     # Leases.
     ("lease.acquire", 50, call(lambda tx: lease.acquire(tx, "leader", HOLDER))),
-    ("lease.shorten", 100, call(lease.shorten)),
+    ("lease.shorten", 100, call(lease.cap_expiry)),
     ("lease.renew", 50, call(lambda tx: lease.renew(tx, {"leader": 1}, HOLDER))),
-    ("lease.give_up", 50, call(lambda tx: lease.give_up(tx, {"leader": 1}, HOLDER))),
-    ("shares", 50, call(shares._seen, shares._forget_the_dead)),
+    ("lease.give_up", 50, call(lambda tx: lease.release(tx, {"leader": 1}, HOLDER))),
+    ("shares", 50, call(shard_leases._read_live_leases, shard_leases._delete_dead_relays)),
     # The inbox, a batch.
-    ("results.lock_progress", 5000, with_some("inactive", 500, results.lock_progress)),
+    ("results.lock_progress", 5000, with_scenarios("inactive", 500, results.lock_progress)),
     (
         "results.write_progress",
         15_000,
-        with_some("inactive", 500, lambda tx, uuids: results.write_progress(tx, {one: Progress(epoch=1) for one in uuids})),
+        with_scenarios("inactive", 500, lambda tx, uuids: results.write_progress(tx, {one: Progress(epoch=1) for one in uuids})),
     ),
     (
         "results.add_frames, of which some are stored",
         15_000,
-        with_some("inactive", 500, lambda tx, uuids: results._insert_new_frames(tx, [frame(one, 1) for one in uuids])),
+        with_scenarios("inactive", 500, lambda tx, uuids: results._insert_new_frames(tx, [frame(one, 1) for one in uuids])),
     ),
     (
         "results.add_gaps",
         15_000,
-        with_some(
+        with_scenarios(
             "inactive", 500, lambda tx, uuids: results.add_gaps(tx, [Gap(one, 1, 3, 0.0, 1.0, GapReason.CORRUPT, 1) for one in uuids])
         ),
     ),
-    ("outbox.add", 10_000, call(lambda tx: outbox.add(tx, [row(f"key-{number}") for number in range(500)]))),
-    ("inbox_partitions.positions", 100, call(lambda tx: inbox_partitions.positions(tx, "results", "id", range(8)))),
-    ("inbox_partitions.move", 100, call(lambda tx: inbox_partitions.move(tx, "results", "id", dict.fromkeys(range(8), (0, 1))))),
+    ("outbox.add", 10_000, call(lambda tx: outbox.add_messages(tx, [outbox_row(f"key-{number}") for number in range(500)]))),
+    ("inbox_partitions.positions", 100, call(lambda tx: inbox_partitions.read_positions(tx, "results", "id", range(8)))),
+    ("inbox_partitions.move", 100, call(lambda tx: inbox_partitions.move_positions(tx, "results", "id", dict.fromkeys(range(8), (0, 1))))),
     (
         "inbox_partitions.note_caught_up",
         100,
         call(
             lambda tx: inbox_partitions.note_caught_up(
-                tx, "results", "id", dict.fromkeys(range(8), 0), dict.fromkeys(range(8), 0), inbox_partitions.database_time(tx)
+                tx, "results", "id", dict.fromkeys(range(8), 0), dict.fromkeys(range(8), 0), inbox_partitions.read_database_time(tx)
             )
         ),
     ),
@@ -212,7 +212,7 @@ STATEMENTS: list[Statement] = [
     (
         "leader_tables.ENGAGED",
         300,
-        call(lambda tx: tx.execute(leader_tables.ENGAGED, {"shutdowns": 1000, "ended": [], "last_attempt": 4})),
+        call(lambda tx: tx.execute(leader_tables.SCENARIOS_ON_RUNNERS, {"shutdowns": 1000, "ended": [], "last_attempt": 4})),
     ),
     (
         "leader_tables.HEAD_OF_QUEUE",
@@ -221,42 +221,44 @@ STATEMENTS: list[Statement] = [
     ),
     ("leader_tables.end_backoffs", 100, call(leader_tables.end_backoffs)),
     # Its housekeeping, each minute.
-    ("retention.partitions", 300, call(retention.partitions, retention.detached)),
+    ("retention.partitions", 300, call(retention.list_partitions, retention.list_detached_partitions)),
     ("retention.default_span_ms", 50, call(retention.default_span_ms)),
     (
         "retention.ended_up_to",
         1000,
-        call(lambda tx: retention.ended_up_to(tx, day(20)(tx), retention.database_ms(tx), retention.BEFORE_ALL, 5000)),
+        call(lambda tx: retention.find_ended_up_to(tx, day(20)(tx), retention.read_database_ms(tx), retention.MIN_UUID, 5000)),
     ),
     (
         "retention.outlived_scenarios",
         5000,
-        call(lambda tx: retention.outlived_scenarios(tx, retention.database_ms(tx), retention.BEFORE_ALL, 500)),
+        call(lambda tx: retention.find_expired_scenarios(tx, retention.read_database_ms(tx), retention.MIN_UUID, 500)),
     ),
-    ("retention.delete_scenarios", 40_000, with_some("inactive", 500, retention.delete_scenarios)),
-    ("retention.delete_from_default", 12_000, call(lambda tx: retention.delete_from_default(tx, Range(DEFAULT, 0, 1 << 47), 2000))),
+    ("retention.delete_scenarios", 40_000, with_scenarios("inactive", 500, retention.delete_scenarios)),
+    ("retention.delete_from_default", 12_000, call(
+        lambda tx: retention.delete_from_default(tx, PartitionRange(DEFAULT_PARTITION, 0, 1 << 47), 2000))),
     ("retention.note_removed", 50, call(lambda tx: retention.note_removed(tx, day(20)(tx)))),
     # The api: health and metrics, then requests.
-    ("vitals", 400, call(vitals.check, vitals.read, vitals.pools)),
-    ("vitals.scenarios_by_state", 4000, call(vitals.scenarios_by_state)),
-    ("vitals.queue_oldest_s", 100, call(vitals.queue_oldest_s)),
-    ("vitals.count_set_aside", 100, call(vitals.count_set_aside)),
-    ("scenarios.queue", 100, call(scenarios.queue)),
+    ("vitals", 400, call(system_status.check_tables, system_status.read_system_status, system_status.read_pool_status)),
+    ("vitals.scenarios_by_state", 4000, call(system_status.count_scenarios_by_state)),
+    ("vitals.queue_oldest_s", 100, call(system_status.read_queue_oldest_s)),
+    ("vitals.count_set_aside", 100, call(system_status.count_set_aside)),
+    ("scenarios.queue", 100, call(scenarios.read_queue_totals)),
     ("scenarios.insert", 400, call(new_scenario)),
-    ("scenarios.find", 100, with_some("inactive", 1, lambda tx, uuids: scenarios.find(tx, uuids[0]))),
-    ("scenarios.page", 1000, call(lambda tx: scenarios.page(tx, None, None, 51))),
-    ("scenarios.page, of a state", 1000, call(lambda tx: scenarios.page(tx, State.INIT_STARTUP, None, 51))),
-    ("scenarios.page, of a state that none is in", 1000, call(lambda tx: scenarios.page(tx, State.ACTIVE, None, 51))),
+    ("scenarios.find", 100, with_scenarios("inactive", 1, lambda tx, uuids: scenarios.find_scenario(tx, uuids[0]))),
+    ("scenarios.page", 1000, call(lambda tx: scenarios.read_scenario_page(tx, None, None, 51))),
+    ("scenarios.page, of a state", 1000, call(lambda tx: scenarios.read_scenario_page(tx, State.INIT_STARTUP, None, 51))),
+    ("scenarios.page, of a state that none is in", 1000, call(lambda tx: scenarios.read_scenario_page(tx, State.ACTIVE, None, 51))),
     (
         "scenarios.page, after",
         1000,
-        with_some("inactive", 1, lambda tx, uuids: scenarios.page(tx, State.INACTIVE, uuids[0], 51)),
+        with_scenarios("inactive", 1, lambda tx, uuids: scenarios.read_scenario_page(tx, State.INACTIVE, uuids[0], 51)),
     ),
-    ("history.page", 50, with_some("inactive", 1, lambda tx, uuids: history.page(tx, uuids[0], history.BEFORE_THE_FIRST, 100))),
-    ("gaps.page", 50, with_some("inactive", 1, lambda tx, uuids: gaps.page(tx, uuids[0], gaps.BEFORE_THE_FIRST, 100))),
-    ("scenarios.exists", 50, with_some("inactive", 1, lambda tx, uuids: scenarios.exists(tx, uuids[0]))),
-    ("lifecycle.read_one", 50, with_some("inactive", 1, lambda tx, uuids: lifecycle.read_one(tx, uuids[0]))),
-    ("predictions.page", 300, with_some("inactive", 1, lambda tx, uuids: predictions.page(tx, uuids[0], -1, 100))),
+    ("history.page", 50, with_scenarios("inactive", 1,
+        lambda tx, uuids: history.read_history_page(tx, uuids[0], history.BEFORE_FIRST_TRANSITION, 100))),
+    ("gaps.page", 50, with_scenarios("inactive", 1, lambda tx, uuids: gaps.read_gap_page(tx, uuids[0], gaps.BEFORE_FIRST_GAP, 100))),
+    ("scenarios.exists", 50, with_scenarios("inactive", 1, lambda tx, uuids: scenarios.exists(tx, uuids[0]))),
+    ("lifecycle.read_one", 50, with_scenarios("inactive", 1, lambda tx, uuids: lifecycle.read_scenario(tx, uuids[0]))),
+    ("predictions.page", 300, with_scenarios("inactive", 1, lambda tx, uuids: predictions.read_result_page(tx, uuids[0], -1, 100))),
 ]  # fmt: skip
 MOST_SORTED = 5000
 """A batch, a page or a look at its largest may be sorted; not what waits."""
@@ -268,7 +270,7 @@ def test_a_statement_costs_no_more_for_what_waits_or_is_stored(
 ) -> None:
     found = explain(full, prepare(full))
     assert found, "it is explained"
-    say(f"{name}: {sum(one.pages for one in found)} pages")
+    print_figure(f"{name}: {sum(one.pages for one in found)} pages")
     for one in found:
         assert one.scanned <= {"queue_totals"}, one.query  # which has 16 rows
         assert one.sorted_rows <= MOST_SORTED, one.query

@@ -12,9 +12,16 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from tests.integration.api_server import deploy
-from tests.integration.delivery import frames, remake_topics, running, say, send, stored
-from tests.integration.embedded import wait_until
+from tests.integration.api_server import write_deployment
+from tests.integration.delivery import (
+    frames,
+    print_figure,
+    recreate_topics,
+    running_role,
+    send_results,
+    stored_frame_numbers,
+)
+from tests.integration.server_owner import wait_until
 
 from vidflow.domain.messages import INIT_SCENARIO
 from vidflow.infra.kafka.settings import KafkaSettings
@@ -64,13 +71,13 @@ BIRTH = """
 """How an api of the first version stores a scenario. Today's waits for today's schema."""
 
 
-class Load:
+class UpgradeLoad:
     """Scenarios are born, and results of one arrive, as fast as they are taken."""
 
     def __init__(self, url: str, settings: KafkaSettings) -> None:
         self._url = url
         self._settings = settings
-        self._uuid = self.birth()
+        self._uuid = self.create_scenario()
         self._stop = threading.Event()
         self.born: list[str] = []
         self.sent = 0
@@ -81,7 +88,7 @@ class Load:
         """The one whose results arrive."""
         return self._uuid
 
-    def birth(self) -> str:
+    def create_scenario(self) -> str:
         with connect(self._url, name="test") as tx:
             [(scenario_uuid,)] = tx.execute(BIRTH).fetchall()
         return str(scenario_uuid)
@@ -89,12 +96,12 @@ class Load:
     def ask(self) -> None:
         while not self._stop.is_set():
             began_s = time.monotonic()
-            self.born.append(self.birth())
+            self.born.append(self.create_scenario())
             self.longest_s = max(self.longest_s, time.monotonic() - began_s)
 
     def work(self) -> None:
         while not self._stop.is_set():
-            send(self._settings, *frames(self._uuid, range(self.sent, self.sent + BATCH), epoch=5))
+            send_results(self._settings, *frames(self._uuid, range(self.sent, self.sent + BATCH), epoch=5))
             self.sent += BATCH
 
     def end(self) -> None:
@@ -104,19 +111,19 @@ class Load:
 def test_from_the_first_schema_to_todays_under_a_writing_load(
     first_url: str, kafka_settings: KafkaSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remake_topics(kafka_settings)
+    recreate_topics(kafka_settings)
     options = InboxOptions(database_url=first_url, kafka=kafka_settings)
     with (
-        running(run, options),
+        running_role(run, options),
         connect(first_url, name="test") as tables,
         ThreadPoolExecutor(2) as pool,
     ):
-        load = Load(first_url, kafka_settings)
+        load = UpgradeLoad(first_url, kafka_settings)
         scenario_uuid = load.scenario_uuid
-        deploy(first_url, scenario_uuid)
+        write_deployment(first_url, scenario_uuid)
         loads: list[Future[None]] = [pool.submit(load.ask), pool.submit(load.work)]
         try:
-            wait_until(lambda: len(stored(tables, scenario_uuid)) > BATCH, "results are stored")
+            wait_until(lambda: len(stored_frame_numbers(tables, scenario_uuid)) > BATCH, "results are stored")
             before = len(load.born)
             monkeypatch.undo()
             migrations.migrate(first_url, print, "pre")
@@ -126,16 +133,18 @@ def test_from_the_first_schema_to_todays_under_a_writing_load(
             load.end()
         for one in loads:
             one.result()
-        wait_until(lambda: stored(tables, scenario_uuid) == list(range(load.sent)), "all results are stored")
-        assert migrations.pending(tables) == []
-        assert [one.table for one in retention.partitions(tables)] == ["scenario_results_first"]
+        wait_until(
+            lambda: stored_frame_numbers(tables, scenario_uuid) == list(range(load.sent)), "all results are stored"
+        )
+        assert migrations.list_pending_migrations(tables) == []
+        assert [one.table for one in retention.list_partitions(tables)] == ["scenario_results_first"]
         assert retention.default_span_ms(tables) is None
         [(born,)] = tables.execute("SELECT count(*) FROM scenarios").fetchall()
         assert born == len(load.born) + 1
-        assert scenarios.queue(tables).scenarios == len(load.born)
+        assert scenarios.read_queue_totals(tables).scenarios == len(load.born)
         others = tables.execute("SELECT DISTINCT topic FROM outbox WHERE topic <> %s", (INIT_SCENARIO,)).fetchall()
         assert others == []  # no dead letter
-    say(
+    print_figure(
         f"{len(load.born)} births and {load.sent} results meanwhile; the longest birth took {load.longest_s * 1000:.0f} ms"
     )
 

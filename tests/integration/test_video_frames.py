@@ -11,56 +11,57 @@ import pytest
 from tests import clips
 
 from vidflow.domain.errors import SourceError
-from vidflow.domain.messages import GapReason, Identity, Resume
-from vidflow.domain.sampling import time_base_text
-from vidflow.infra.video import Gap, KeptFrame, Video, open_video, read
+from vidflow.domain.messages import FileIdentity, GapReason, ResumePoint
+from vidflow.domain.sampling import format_time_base
+from vidflow.infra.video import FrameGap, KeptFrame, Video, open_video, read_kept_frames
 
-Told = tuple[int, int, float, int, int, bytes] | Gap
+ComparableFrame = tuple[int, int, float, int, int, bytes] | FrameGap
 """What a run tells: a frame's number, pts, time, size and picture, or a gap."""
 
 
-def told(item: KeptFrame | Gap) -> Told:
-    if isinstance(item, Gap):
+def told(item: KeptFrame | FrameGap) -> ComparableFrame:
+    if isinstance(item, FrameGap):
         return item
     picture = item.image(16, 12).tobytes()
     return (item.frame_number, item.pts, item.time_s, item.width, item.height, picture)
 
 
-def run(path: Path, rate: Fraction | None = None, resume: Resume | None = None) -> list[Told]:
+def read_all(path: Path, rate: Fraction | None = None, resume: ResumePoint | None = None) -> list[ComparableFrame]:
     with open_video(str(path)) as video:
-        return [told(item) for item in read(video, rate, resume)]
+        return [told(item) for item in read_kept_frames(video, rate, resume)]
 
 
-def frames(items: Sequence[Told]) -> list[tuple[int, int, float, int, int, bytes]]:
-    return [item for item in items if not isinstance(item, Gap)]
+def frames(items: Sequence[ComparableFrame]) -> list[tuple[int, int, float, int, int, bytes]]:
+    return [item for item in items if not isinstance(item, FrameGap)]
 
 
-def gaps(items: Sequence[Told]) -> list[Gap]:
-    return [item for item in items if isinstance(item, Gap)]
+def gaps(items: Sequence[ComparableFrame]) -> list[FrameGap]:
+    return [item for item in items if isinstance(item, FrameGap)]
 
 
-def stored(path: Path, rate: Fraction | None = None) -> list[Resume]:
+def resume_points(path: Path, rate: Fraction | None = None) -> list[ResumePoint]:
     """What is stored behind each kept frame of an undisturbed run."""
     with open_video(str(path)) as video:
         identity = video.source.identity
-        kept = [item for item in read(video, rate) if isinstance(item, KeptFrame)]
+        kept = [item for item in read_kept_frames(video, rate) if isinstance(item, KeptFrame)]
     return [
-        Resume(k.frame_number + 1, k.origin_pts, time_base_text(k.time_base), k.pts, k.time_s, identity) for k in kept
+        ResumePoint(k.frame_number + 1, k.origin_pts, format_time_base(k.time_base), k.pts, k.time_s, identity)
+        for k in kept
     ]
 
 
-def behind(items: Sequence[Told], next_frame: int) -> list[Told]:
+def behind(items: Sequence[ComparableFrame], next_frame: int) -> list[ComparableFrame]:
     """The part of a whole run that stands behind frame `next_frame - 1`."""
     for index, item in enumerate(items):
-        if not isinstance(item, Gap) and item[0] == next_frame - 1:
+        if not isinstance(item, FrameGap) and item[0] == next_frame - 1:
             return list(items[index + 1 :])
     raise AssertionError(f"no frame {next_frame - 1}")
 
 
 def assert_resumes_everywhere(path: Path, rate: Fraction | None, every: int = 1) -> None:
-    whole = run(path, rate)
-    for resume in stored(path, rate)[::every]:
-        assert run(path, rate, resume) == behind(whole, resume.next_frame), resume.next_frame
+    whole = read_all(path, rate)
+    for resume in resume_points(path, rate)[::every]:
+        assert read_all(path, rate, resume) == behind(whole, resume.next_frame), resume.next_frame
 
 
 def may_not_restart(_: Video) -> None:
@@ -72,7 +73,7 @@ def may_not_restart(_: Video) -> None:
 
 def test_all_frames_are_numbered_from_0_with_their_own_pts_and_pictures(tmp_path: Path) -> None:
     with open_video(str(clips.constant_rate(tmp_path / "clip.mp4", 30))) as video:
-        kept = list(read(video))
+        kept = list(read_kept_frames(video))
         assert all(isinstance(item, KeptFrame) for item in kept)
         for index, frame in enumerate(item for item in kept if isinstance(item, KeptFrame)):
             assert (frame.frame_number, frame.pts, frame.time_s) == (index, 640 * index, index * 0.04)
@@ -83,28 +84,28 @@ def test_all_frames_are_numbered_from_0_with_their_own_pts_and_pictures(tmp_path
 
 def test_at_a_rate_the_first_frame_of_each_cell_is_kept_on_a_video_of_variable_rate(tmp_path: Path) -> None:
     clip = clips.variable_rate(tmp_path / "vfr.mkv")
-    milliseconds = [round(item[2] * 1_000) for item in frames(run(clip))]
+    milliseconds = [round(item[2] * 1_000) for item in frames(read_all(clip))]
     by_cell = {at // 500: at for at in reversed(milliseconds)}
-    assert [round(item[2] * 1_000) for item in frames(run(clip, Fraction(2)))] == sorted(by_cell.values())
+    assert [round(item[2] * 1_000) for item in frames(read_all(clip, Fraction(2)))] == sorted(by_cell.values())
 
 
 def test_time_counts_from_the_first_frame_wherever_its_pts_begin(tmp_path: Path) -> None:
-    kept = frames(run(clips.constant_rate(tmp_path / "late.mkv", 10, first_ms=5_033)))
+    kept = frames(read_all(clips.constant_rate(tmp_path / "late.mkv", 10, first_ms=5_033)))
     assert [(k[1], round(k[2], 6)) for k in kept[:2]] == [(5_033, 0.0), (5_073, 0.04)]
 
 
 def test_frames_with_b_frames_come_in_the_order_of_their_display(tmp_path: Path) -> None:
-    kept = frames(run(clips.long_gop_with_b_frames(tmp_path / "b.mp4")))
+    kept = frames(read_all(clips.long_gop_with_b_frames(tmp_path / "b.mp4")))
     assert [k[1] for k in kept] == [640 * i for i in range(120)]
 
 
 def test_one_frame_is_a_video(tmp_path: Path) -> None:
-    assert [k[0] for k in frames(run(clips.constant_rate(tmp_path / "one.mp4", 1), Fraction(5)))] == [0]
+    assert [k[0] for k in frames(read_all(clips.constant_rate(tmp_path / "one.mp4", 1), Fraction(5)))] == [0]
 
 
 def test_without_pts_frames_are_counted_at_the_streams_rate(tmp_path: Path) -> None:
     with open_video(str(clips.raw_h264(tmp_path / "raw.h264"))) as video:
-        kept = [item for item in read(video, Fraction(5)) if isinstance(item, KeptFrame)]
+        kept = [item for item in read_kept_frames(video, Fraction(5)) if isinstance(item, KeptFrame)]
     assert [(k.pts, k.time_base, k.time_s) for k in kept[:3]] == [
         (0, Fraction(1, 25), 0.0),
         (5, Fraction(1, 25), 0.2),
@@ -114,22 +115,22 @@ def test_without_pts_frames_are_counted_at_the_streams_rate(tmp_path: Path) -> N
 
 
 def test_a_clock_that_begins_anew_midway_costs_no_frame(tmp_path: Path) -> None:
-    whole = run(clips.clock_jumps_back(tmp_path / "two.ts"))
+    whole = read_all(clips.timestamps_restart(tmp_path / "two.ts"))
     assert [k[0] for k in frames(whole)] == list(range(60))
     assert [round(k[2], 3) for k in frames(whole)] == [round(0.04 * i, 3) for i in range(60)]
 
 
 def test_a_frame_size_that_changes_midway_stands_with_each_frame(tmp_path: Path) -> None:
-    sizes = [k[3:5] for k in frames(run(clips.size_changes(tmp_path / "sizes.h264")))]
+    sizes = [k[3:5] for k in frames(read_all(clips.changing_size(tmp_path / "sizes.h264")))]
     assert sizes == [(96, 64)] * 10 + [(128, 48)] * 10
 
 
 def test_a_frame_that_grows_past_the_limit_midway_is_not_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clip = clips.size_changes(tmp_path / "sizes.h264", 256, 128)
+    clip = clips.changing_size(tmp_path / "sizes.h264", 256, 128)
     monkeypatch.setattr("vidflow.infra.video.open.MAX_PIXELS", 128 * 128)
-    whole = run(clip)
+    whole = read_all(clip)
     assert {k[3:5] for k in frames(whole)} == {(96, 64)}
     assert sum(gap.frames or 0 for gap in gaps(whole)) == 10
 
@@ -143,7 +144,7 @@ def test_many_frames_are_read_in_little_memory(tmp_path: Path) -> None:
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4_096
 
     with open_video(str(clip)) as video:
-        kept = read(video)
+        kept = read_kept_frames(video)
         for _ in range(50):
             next(kept)
         early = resident_bytes()
@@ -156,8 +157,8 @@ def test_many_frames_are_read_in_little_memory(tmp_path: Path) -> None:
 
 
 def test_a_damaged_packet_costs_itself_and_is_told_where_it_stood(tmp_path: Path) -> None:
-    clip = clips.damaged(clips.long_gop_with_b_frames(tmp_path / "whole.mp4"), tmp_path / "damaged.mp4", [30])
-    whole = run(clip, None)
+    clip = clips.write_damaged(clips.long_gop_with_b_frames(tmp_path / "whole.mp4"), tmp_path / "damaged.mp4", [30])
+    whole = read_all(clip, None)
     assert len(frames(whole)) == 119
     (gap,) = gaps(whole)
     assert (gap.frames, gap.reason) == (1, GapReason.CORRUPT)
@@ -166,39 +167,39 @@ def test_a_damaged_packet_costs_itself_and_is_told_where_it_stood(tmp_path: Path
 
 
 def test_neighbouring_losses_are_one_gap(tmp_path: Path) -> None:
-    clip = clips.damaged(clips.constant_rate(tmp_path / "whole.mp4"), tmp_path / "damaged.mp4", [13, 14, 15])
-    assert gaps(run(clip)) == [Gap(12, 0.52, 0.64, 3, GapReason.CORRUPT)]
+    clip = clips.write_damaged(clips.constant_rate(tmp_path / "whole.mp4"), tmp_path / "damaged.mp4", [13, 14, 15])
+    assert gaps(read_all(clip)) == [FrameGap(12, 0.52, 0.64, 3, GapReason.CORRUPT)]
 
 
 def test_a_damaged_keyframe_costs_the_frames_that_lean_on_it_and_all_are_told(tmp_path: Path) -> None:
-    clip = clips.damaged(clips.constant_rate(tmp_path / "whole.mp4"), tmp_path / "damaged.mp4", [30])
-    whole = run(clip)
+    clip = clips.write_damaged(clips.constant_rate(tmp_path / "whole.mp4"), tmp_path / "damaged.mp4", [30])
+    whole = read_all(clip)
     assert len(frames(whole)) + sum(gap.frames or 0 for gap in gaps(whole)) == 50
     assert all(gap.reason is GapReason.CORRUPT and gap.from_s < gap.to_s for gap in gaps(whole))
 
 
 def test_damage_up_to_the_end_is_told(tmp_path: Path) -> None:
-    clip = clips.damaged(clips.constant_rate(tmp_path / "whole.mp4"), tmp_path / "damaged.mp4", range(45, 50))
-    (gap,) = gaps(run(clip))
+    clip = clips.write_damaged(clips.constant_rate(tmp_path / "whole.mp4"), tmp_path / "damaged.mp4", range(45, 50))
+    (gap,) = gaps(read_all(clip))
     assert (gap.after_frame, gap.from_s, gap.frames) == (44, 1.8, 5)
 
 
 def test_damage_before_the_first_frame_is_told(tmp_path: Path) -> None:
-    clip = clips.damaged(clips.constant_rate(tmp_path / "whole.mp4"), tmp_path / "damaged.mp4", [0])
-    whole = run(clip)
+    clip = clips.write_damaged(clips.constant_rate(tmp_path / "whole.mp4"), tmp_path / "damaged.mp4", [0])
+    whole = read_all(clip)
     assert gaps(whole)[0].after_frame == -1
     assert len(frames(whole)) + sum(gap.frames or 0 for gap in gaps(whole)) == 50
 
 
 def test_a_loss_in_a_cell_that_has_its_frame_is_no_gap(tmp_path: Path) -> None:
-    clip = clips.damaged(clips.constant_rate(tmp_path / "whole.mp4"), tmp_path / "damaged.mp4", [13])
-    assert gaps(run(clip, Fraction(1))) == []
-    assert [gap.frames for gap in gaps(run(clip, Fraction(25)))] == [1]
+    clip = clips.write_damaged(clips.constant_rate(tmp_path / "whole.mp4"), tmp_path / "damaged.mp4", [13])
+    assert gaps(read_all(clip, Fraction(1))) == []
+    assert [gap.frames for gap in gaps(read_all(clip, Fraction(25)))] == [1]
 
 
 def test_a_truncated_matroska_file_is_told(tmp_path: Path) -> None:
     whole = clips.constant_rate(tmp_path / "whole.mkv", 200)
-    items = run(clips.truncated(whole, tmp_path / "cut.mkv"), Fraction(5))
+    items = read_all(clips.write_truncated(whole, tmp_path / "cut.mkv"), Fraction(5))
     (gap,) = gaps(items)
     last = frames(items)[-1]
     assert (gap.after_frame, gap.reason, gap.frames, gap.to_s) == (last[0], GapReason.TRUNCATED, None, 8.0)
@@ -207,14 +208,14 @@ def test_a_truncated_matroska_file_is_told(tmp_path: Path) -> None:
 
 def test_a_truncated_mp4_with_its_index_in_front_is_told(tmp_path: Path) -> None:
     whole = clips.constant_rate(tmp_path / "whole.mp4", 200, muxer={"movflags": "faststart"})
-    items = run(clips.truncated(whole, tmp_path / "cut.mp4"))
+    items = read_all(clips.write_truncated(whole, tmp_path / "cut.mp4"))
     assert gaps(items)[-1].reason == GapReason.TRUNCATED
     assert gaps(items)[-1].to_s == 8.0
 
 
 @pytest.mark.parametrize("name", ["whole.mp4", "whole.mkv", "whole.avi", "whole.ts"])
 def test_a_whole_file_has_no_gap(tmp_path: Path, name: str) -> None:
-    assert gaps(run(clips.constant_rate(tmp_path / name, 75, first_ms=2_000))) == []
+    assert gaps(read_all(clips.constant_rate(tmp_path / name, 75, first_ms=2_000))) == []
 
 
 # --- resuming
@@ -232,8 +233,8 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "b.avi": clips.long_gop_with_b_frames,
     "refresh.mp4": clips.intra_refresh,
     "raw.h264": clips.raw_h264,
-    "sizes.h264": clips.size_changes,
-    "two.ts": clips.clock_jumps_back,
+    "sizes.h264": clips.changing_size,
+    "two.ts": clips.timestamps_restart,
     "one.mp4": lambda path: clips.constant_rate(path, 1),
 }
 
@@ -247,7 +248,7 @@ def test_a_resumed_run_tells_what_an_undisturbed_one_tells(tmp_path: Path, name:
 @pytest.mark.parametrize("rate", [None, Fraction(5)], ids=["all", "5 a second"])
 @pytest.mark.parametrize("packets", [[13, 14, 15], [20], [30, 33]])
 def test_it_does_so_in_a_damaged_file(tmp_path: Path, packets: list[int], rate: Fraction | None) -> None:
-    clip = clips.damaged(clips.constant_rate(tmp_path / "whole.mp4"), tmp_path / "damaged.mp4", packets)
+    clip = clips.write_damaged(clips.constant_rate(tmp_path / "whole.mp4"), tmp_path / "damaged.mp4", packets)
     assert_resumes_everywhere(clip, rate)
 
 
@@ -256,56 +257,56 @@ def test_resuming_where_the_container_has_an_index_seeks(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip = MAKERS[name](tmp_path / name)
-    resumes = stored(clip)
+    resumes = resume_points(clip)
     monkeypatch.setattr(Video, "restart", may_not_restart)
     for resume in resumes[5::10]:
-        assert frames(run(clip, None, resume))[0][0] == resume.next_frame
+        assert frames(read_all(clip, None, resume))[0][0] == resume.next_frame
 
 
 def test_where_a_keyframe_is_no_whole_picture_the_run_begins_further_back(tmp_path: Path) -> None:
     clip = clips.intra_refresh(tmp_path / "refresh.mp4")
-    whole, resume = run(clip), stored(clip)[85]
-    assert run(clip, None, resume) == behind(whole, 86)
+    whole, resume = read_all(clip), resume_points(clip)[85]
+    assert read_all(clip, None, resume) == behind(whole, 86)
 
 
 def test_where_seeking_fails_the_run_decodes_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clip = clips.constant_rate(tmp_path / "clip.mp4")
-    whole, resume = run(clip), stored(clip)[40]
+    whole, resume = read_all(clip), resume_points(clip)[40]
 
     def fails(_: Video, __: int) -> None:
         raise av.error.OSError(5, "no seeking here")
 
     monkeypatch.setattr(Video, "seek", fails)
-    assert run(clip, None, resume) == behind(whole, 41)
+    assert read_all(clip, None, resume) == behind(whole, 41)
 
 
 def test_a_run_resumed_behind_the_last_frame_tells_nothing(tmp_path: Path) -> None:
     clip = clips.constant_rate(tmp_path / "clip.mp4")
-    assert run(clip, None, stored(clip)[-1]) == []
+    assert read_all(clip, None, resume_points(clip)[-1]) == []
 
 
 def test_a_gap_right_behind_the_stored_frame_is_told_again_in_the_same_words(tmp_path: Path) -> None:
-    clip = clips.damaged(clips.constant_rate(tmp_path / "whole.mp4"), tmp_path / "damaged.mp4", [13])
-    (gap,) = gaps(run(clip))
-    assert run(clip, None, stored(clip)[gap.after_frame])[0] == gap
-    assert gaps(run(clip, None, stored(clip)[gap.after_frame + 1])) == []
+    clip = clips.write_damaged(clips.constant_rate(tmp_path / "whole.mp4"), tmp_path / "damaged.mp4", [13])
+    (gap,) = gaps(read_all(clip))
+    assert read_all(clip, None, resume_points(clip)[gap.after_frame])[0] == gap
+    assert gaps(read_all(clip, None, resume_points(clip)[gap.after_frame + 1])) == []
 
 
 def test_a_file_that_changed_between_two_runs_is_refused(tmp_path: Path) -> None:
     clip = clips.constant_rate(tmp_path / "clip.mp4")
-    resume = stored(clip)[10]
+    resume = resume_points(clip)[10]
     clips.constant_rate(clip, 51)
     with open_video(str(clip)) as video, pytest.raises(SourceError) as caught:
-        read(video, None, resume)
+        read_kept_frames(video, None, resume)
     assert caught.value.code == "source_changed"
 
 
 def test_a_resume_that_knows_no_identity_is_not_refused(tmp_path: Path) -> None:
     clip = clips.constant_rate(tmp_path / "clip.mp4")
-    assert len(run(clip, None, Resume(identity=Identity()))) == 50
+    assert len(read_all(clip, None, ResumePoint(identity=FileIdentity()))) == 50
 
 
 def test_nonsense_to_resume_from_ends_in_counting(tmp_path: Path) -> None:
     clip = clips.constant_rate(tmp_path / "clip.mp4")
-    resume = Resume(3, -(2**63), "1/16000", 2**63 - 1, None)
-    assert [k[0] for k in frames(run(clip, None, resume))] == list(range(3, 50))
+    resume = ResumePoint(3, -(2**63), "1/16000", 2**63 - 1, None)
+    assert [k[0] for k in frames(read_all(clip, None, resume))] == list(range(3, 50))

@@ -15,9 +15,9 @@ import pytest
 from tests import clips
 
 from vidflow.domain.errors import SourceError, Unavailable
-from vidflow.domain.messages import Identity
+from vidflow.domain.messages import FileIdentity
 from vidflow.infra.video import open_video
-from vidflow.infra.video.frames import read
+from vidflow.infra.video.frames import read_kept_frames
 from vidflow.infra.video.open import is_live
 
 DASH = """<?xml version="1.0"?>
@@ -27,9 +27,9 @@ DASH = """<?xml version="1.0"?>
 """
 
 
-def refusal(source: str | Path, expect: Identity | None = None) -> SourceError:
+def refusal(source: str | Path, expect: FileIdentity | None = None) -> SourceError:
     with pytest.raises(SourceError) as caught:
-        open_video(str(source), expect=expect)
+        open_video(str(source), expected_identity=expect)
     return caught.value
 
 
@@ -41,7 +41,7 @@ def test_a_file_tells_its_facts(tmp_path: Path) -> None:
     assert (source.average_rate, source.time_base) == (Fraction(25), Fraction(1, 16_000))
     assert (source.duration_s, source.frames_expected, source.codec) == (2.0, 50, "h264")
     status = clip.stat()
-    assert source.identity == Identity(status.st_size, status.st_mtime_ns)
+    assert source.identity == FileIdentity(status.st_size, status.st_mtime_ns)
     assert not source.live
 
 
@@ -56,7 +56,7 @@ def test_tags_that_are_not_utf8_are_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / "tagged.mkv").write_bytes(clip.read_bytes().replace(b"Lavf", b"\xff\xfe\x80\xe9"))
     with open_video(str(tmp_path / "tagged.mkv")) as video:
         assert video.source.frames_expected is None
-        assert sum(1 for _ in read(video)) == 2
+        assert sum(1 for _ in read_kept_frames(video)) == 2
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
@@ -103,7 +103,7 @@ def test_a_file_that_is_no_video_is_told(tmp_path: Path, content: bytes) -> None
 
 def test_an_mp4_cut_before_its_index_is_told(tmp_path: Path) -> None:
     whole = clips.constant_rate(tmp_path / "whole.mp4")
-    error = refusal(clips.truncated(whole, tmp_path / "cut.mp4"))
+    error = refusal(clips.write_truncated(whole, tmp_path / "cut.mp4"))
     assert (error.code, "Invalid data" in error.message) == ("source_not_video", True)
 
 
@@ -113,7 +113,7 @@ def test_an_mp4_without_a_packet_has_no_frames(tmp_path: Path) -> None:
 
 def test_a_video_of_which_no_packet_can_be_decoded_has_no_frames(tmp_path: Path) -> None:
     whole = clips.constant_rate(tmp_path / "whole.mp4", 20)
-    error = refusal(clips.damaged(whole, tmp_path / "ruined.mp4", range(20)))
+    error = refusal(clips.write_damaged(whole, tmp_path / "ruined.mp4", range(20)))
     assert (error.code, "20 packets" in error.message) == ("no_frames", True)
 
 
@@ -174,7 +174,7 @@ def test_frames_larger_than_the_limit_are_refused_with_their_size(
     assert (error.code, "640x360" in error.message) == ("source_too_large", True)
     monkeypatch.setattr("vidflow.infra.video.open.MAX_PIXELS", 640 * 360)
     with open_video(str(clip)) as video:
-        assert len(list(read(video))) == 5
+        assert len(list(read_kept_frames(video))) == 5
 
 
 def test_a_huge_picture_whose_size_only_decoding_tells_is_never_decoded(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_a_file_that_changed_since_the_first_attempt_is_refused(tmp_path: Path) 
     clip = clips.constant_rate(tmp_path / "clip.mp4", 5)
     with open_video(str(clip)) as video:
         seen = video.source.identity
-    with open_video(str(clip), expect=seen) as video:
+    with open_video(str(clip), expected_identity=seen) as video:
         assert video.source.identity == seen
     clips.constant_rate(clip, 6)
     error = refusal(clip, expect=seen)
@@ -202,7 +202,7 @@ def test_a_closed_video_holds_no_file_open(tmp_path: Path) -> None:
     before = len(list(Path("/dev/fd").iterdir()))
     for _ in range(20):
         with open_video(str(clip)) as video:
-            next(read(video))
+            next(read_kept_frames(video))
         refusal(refused)
     assert len(list(Path("/dev/fd").iterdir())) <= before + 1
 
@@ -229,7 +229,7 @@ def test_a_video_is_read_over_http(tmp_path: Path, server: str) -> None:
     clips.constant_rate(tmp_path / "clip.mp4", 10)
     with open_video(f"{server}/clip.mp4") as video:
         assert video.source.identity is None
-        assert len(list(read(video))) == 10
+        assert len(list(read_kept_frames(video))) == 10
 
 
 def test_a_playlist_behind_a_url_is_refused_too(tmp_path: Path, server: str) -> None:

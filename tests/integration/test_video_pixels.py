@@ -9,19 +9,19 @@ import pytest
 from numpy.typing import NDArray
 from tests import clips
 
-from vidflow.infra.video import KeptFrame, open_video, read
+from vidflow.infra.video import KeptFrame, open_video, read_kept_frames
 
-ONE = 65_536
+FIXED_POINT_ONE = 65_536
 TURNS: dict[str, tuple[int, int, int, int]] = {
     # a, b, c, d of x' = a x + c y, y' = b x + d y
-    "upright": (ONE, 0, 0, ONE),
-    "clockwise": (0, ONE, -ONE, 0),
-    "upside down": (-ONE, 0, 0, -ONE),
-    "counterclockwise": (0, -ONE, ONE, 0),
-    "mirrored": (-ONE, 0, 0, ONE),
-    "mirrored upside down": (ONE, 0, 0, -ONE),
-    "transposed": (0, ONE, ONE, 0),
-    "transposed the other way": (0, -ONE, -ONE, 0),
+    "upright": (FIXED_POINT_ONE, 0, 0, FIXED_POINT_ONE),
+    "clockwise": (0, FIXED_POINT_ONE, -FIXED_POINT_ONE, 0),
+    "upside down": (-FIXED_POINT_ONE, 0, 0, -FIXED_POINT_ONE),
+    "counterclockwise": (0, -FIXED_POINT_ONE, FIXED_POINT_ONE, 0),
+    "mirrored": (-FIXED_POINT_ONE, 0, 0, FIXED_POINT_ONE),
+    "mirrored upside down": (FIXED_POINT_ONE, 0, 0, -FIXED_POINT_ONE),
+    "transposed": (0, FIXED_POINT_ONE, FIXED_POINT_ONE, 0),
+    "transposed the other way": (0, -FIXED_POINT_ONE, -FIXED_POINT_ONE, 0),
 }
 RED, GREEN, BLUE, WHITE = "red", "green", "blue", "white"
 CORNERS: dict[str, list[str]] = {
@@ -39,7 +39,7 @@ CORNERS: dict[str, list[str]] = {
 
 def first(path: Path) -> KeptFrame:
     with open_video(str(path)) as video:
-        frame = next(read(video))
+        frame = next(read_kept_frames(video))
     assert isinstance(frame, KeptFrame)
     return frame
 
@@ -60,14 +60,14 @@ def corners(picture: NDArray[np.uint8]) -> list[str]:
     return [colour(picture[place]) for place in places]
 
 
-def turned(path: Path, turn: str) -> Path:
+def write_rotated(path: Path, turn: str) -> Path:
     a, b, c, d = TURNS[turn]
     return clips.oriented(path, (a, b, 0, c, d, 0, 0, 0, 1 << 30))
 
 
 @pytest.mark.parametrize("turn", TURNS)
 def test_a_frame_is_shown_as_its_display_matrix_asks(tmp_path: Path, turn: str) -> None:
-    frame = first(turned(tmp_path / "turned.mp4", turn))
+    frame = first(write_rotated(tmp_path / "turned.mp4", turn))
     sideways = turn in {"clockwise", "counterclockwise", "transposed", "transposed the other way"}
     assert (frame.width, frame.height) == ((64, 96) if sideways else (96, 64))
     assert frame.image().shape == (frame.height, frame.width, 3)
@@ -76,13 +76,13 @@ def test_a_frame_is_shown_as_its_display_matrix_asks(tmp_path: Path, turn: str) 
 
 @pytest.mark.parametrize("turn", TURNS)
 def test_a_turned_frame_has_the_size_that_was_asked_for(tmp_path: Path, turn: str) -> None:
-    picture = first(turned(tmp_path / "turned.mp4", turn)).image(30, 20)
+    picture = first(write_rotated(tmp_path / "turned.mp4", turn)).image(30, 20)
     assert picture.shape == (20, 30, 3)
     assert corners(picture) == CORNERS[turn]
 
 
 def test_the_source_tells_the_displayed_size_and_the_turn(tmp_path: Path) -> None:
-    with open_video(str(turned(tmp_path / "turned.mp4", "clockwise"))) as video:
+    with open_video(str(write_rotated(tmp_path / "turned.mp4", "clockwise"))) as video:
         assert (video.source.width, video.source.height, video.source.rotation) == (64, 96, 90)
 
 
@@ -92,13 +92,13 @@ def test_an_odd_angle_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_bgr_is_rgb_backwards(tmp_path: Path) -> None:
-    frame = first(turned(tmp_path / "clip.mp4", "clockwise"))
+    frame = first(write_rotated(tmp_path / "clip.mp4", "clockwise"))
     assert np.array_equal(frame.image(order="bgr"), frame.image(order="rgb")[:, :, ::-1])
 
 
 @pytest.mark.parametrize("turn", ["upright", "clockwise", "mirrored"])
 def test_a_picture_is_bytes_in_one_block_that_a_model_may_write_to(tmp_path: Path, turn: str) -> None:
-    picture = first(turned(tmp_path / "clip.mp4", turn)).image()
+    picture = first(write_rotated(tmp_path / "clip.mp4", turn)).image()
     assert picture.dtype == np.uint8
     assert picture.flags.c_contiguous
     assert picture.flags.writeable

@@ -8,38 +8,38 @@ from pathlib import Path
 import pytest
 
 from vidflow.domain.errors import SourceError
-from vidflow.domain.messages import GapReason, Resume
-from vidflow.domain.sampling import time_base_text
-from vidflow.infra.video import Gap, KeptFrame, Video, open_video, read
+from vidflow.domain.messages import GapReason, ResumePoint
+from vidflow.domain.sampling import format_time_base
+from vidflow.infra.video import FrameGap, KeptFrame, Video, open_video, read_kept_frames
 
 
-def kept(path: Path, rate: Fraction | None = None, resume: Resume | None = None) -> list[KeptFrame]:
+def kept(path: Path, rate: Fraction | None = None, resume: ResumePoint | None = None) -> list[KeptFrame]:
     with open_video(str(path)) as video:
-        return [item for item in read(video, rate, resume) if isinstance(item, KeptFrame)]
+        return [item for item in read_kept_frames(video, rate, resume) if isinstance(item, KeptFrame)]
 
 
-def gaps(path: Path) -> list[Gap]:
+def gaps(path: Path) -> list[FrameGap]:
     with open_video(str(path)) as video:
-        return [item for item in read(video) if isinstance(item, Gap)]
+        return [item for item in read_kept_frames(video) if isinstance(item, FrameGap)]
 
 
-def seen(path: Path, rate: Fraction | None, resume: Resume | None = None) -> list[tuple[int, int, float, bytes]]:
+def seen(path: Path, rate: Fraction | None, resume: ResumePoint | None = None) -> list[tuple[int, int, float, bytes]]:
     """Number, pts, time and picture of each kept frame, with no picture kept alive."""
     with open_video(str(path)) as video:
         return [
             (item.frame_number, item.pts, item.time_s, item.image(32, 18).tobytes())
-            for item in read(video, rate, resume)
+            for item in read_kept_frames(video, rate, resume)
             if isinstance(item, KeptFrame)
         ]
 
 
-def stored(path: Path, rate: Fraction | None, numbers: list[int]) -> list[Resume]:
+def stored(path: Path, rate: Fraction | None, numbers: list[int]) -> list[ResumePoint]:
     with open_video(str(path)) as video:
         return [
-            Resume(
-                k.frame_number + 1, k.origin_pts, time_base_text(k.time_base), k.pts, k.time_s, video.source.identity
+            ResumePoint(
+                k.frame_number + 1, k.origin_pts, format_time_base(k.time_base), k.pts, k.time_s, video.source.identity
             )
-            for k in read(video, rate)
+            for k in read_kept_frames(video, rate)
             if isinstance(k, KeptFrame) and k.frame_number in numbers
         ]
 
@@ -60,7 +60,7 @@ def test_a_clip_gives_its_frames_its_size_and_no_gap(
 ) -> None:
     with open_video(str(shared / "videos" / name)) as video:
         count = 0
-        for item in read(video):
+        for item in read_kept_frames(video):
             assert isinstance(item, KeptFrame)
             assert (item.frame_number, (item.width, item.height)) == (count, size)
             count += 1
@@ -101,7 +101,7 @@ def test_resuming_gives_the_undisturbed_list_for_every_kind_of_file(shared: Path
 def test_of_two_default_streams_the_larger_one_is_read(shared: Path) -> None:
     with open_video(str(shared / "videos" / "nasa-13013.mp4")) as video:
         assert (video.source.width, video.source.height, video.source.frames_expected) == (480, 270, 390)
-        assert sum(1 for _ in read(video)) == 390
+        assert sum(1 for _ in read_kept_frames(video)) == 390
 
 
 def test_a_sound_file_is_refused(shared: Path) -> None:
@@ -119,10 +119,10 @@ def test_a_header_that_promises_too_many_frames_is_no_gap(shared: Path) -> None:
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_damaged_clip_loses_one_frame_and_says_which(shared: Path, threads: int) -> None:
     with open_video(str(shared / "videos" / "corrupted.mp4"), threads=threads) as video:
-        items = list(read(video))
-    told = [item for item in items if isinstance(item, Gap)]
+        items = list(read_kept_frames(video))
+    told = [item for item in items if isinstance(item, FrameGap)]
     assert len(items) - len(told) == 49
-    assert told == [Gap(29, 3.0, 3.1, 1, GapReason.CORRUPT)]
+    assert told == [FrameGap(29, 3.0, 3.1, 1, GapReason.CORRUPT)]
 
 
 def test_a_rotated_clip_stands_upright(shared: Path) -> None:

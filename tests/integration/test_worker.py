@@ -12,11 +12,28 @@ from pathlib import Path
 
 import pytest
 from tests import clips
-from tests.integration import odd_models
-from tests.integration.odd_models import BAD_FRAME, HIDDEN
-from tests.integration.runners import RunnerProcess, Stage, deploy, new_uuid, resume_behind, runner
+from tests.integration import faulty_models
+from tests.integration.faulty_models import BAD_FRAME, SECRET_IN_ERRORS
+from tests.integration.runner_harness import (
+    ControlPlane,
+    RunnerProcess,
+    make_deploy,
+    new_uuid,
+    resume_after,
+    running_runner,
+)
 
-from vidflow.domain.messages import EndReason, Entry, Frame, GapReason, Opened, Parameters, Resume, StopWork, Waiting
+from vidflow.domain.messages import (
+    EndReason,
+    Entry,
+    Frame,
+    GapReason,
+    Parameters,
+    ResumePoint,
+    SourceOpened,
+    StopWork,
+    WorkerWait,
+)
 from vidflow.domain.scenario import Skip
 from vidflow.infra.kafka.settings import KafkaSettings
 
@@ -47,36 +64,40 @@ def free(kafka_settings: KafkaSettings, folder: Path) -> Iterator[RunnerProcess]
     """A runner that may read any file and has the odd models; and the shared ones, where they are."""
     shared = Path(__file__).parents[3] / "shared" / "models"
     models = ["--models-dir", str(shared)] if shared.is_dir() else []
-    Stage(kafka_settings).close()
-    environment = odd_models.install(folder)
-    with runner(
+    ControlPlane(kafka_settings).close()
+    environment = faulty_models.install(folder)
+    with running_runner(
         kafka_settings, folder, "--any-file", "--max-workers", "4", *models, environment=environment
     ) as process:
         yield process
 
 
 @pytest.fixture(scope="module")
-def name(free: RunnerProcess, stage: Stage) -> str:
-    return free.id_on(stage)
+def runner_id(free: RunnerProcess, control_plane: ControlPlane) -> str:
+    return free.wait_for_id(control_plane)
 
 
 def numbers(frames: list[Frame]) -> list[int]:
     return [frame.frame_number for frame in frames]
 
 
-def seen(frames: list[Frame]) -> list[object]:
+def comparable(frames: list[Frame]) -> list[object]:
     """What must be the same at every run: all but the epoch and the clock."""
     return [(frame.frame_number, frame.pts, frame.time_s, frame.detections) for frame in frames]
 
 
-def test_what_a_worker_says_of_its_source_s_secrets_is_not_reported(stage: Stage, name: str, clip: Path) -> None:
+def test_what_a_worker_says_of_its_source_s_secrets_is_not_reported(
+    control_plane: ControlPlane, runner_id: str, clip: Path
+) -> None:
     handler = partial(SimpleHTTPRequestHandler, directory=str(clip.parent))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         uuid = new_uuid()
-        source = f"http://admin:{HIDDEN}@127.0.0.1:{server.server_port}/{clip.name}?loginpas={HIDDEN}"
-        stage.command(name, deploy(uuid, source, "indiscreet"))
-        entry = stage.ended(name, uuid)
+        source = (
+            f"http://admin:{SECRET_IN_ERRORS}@127.0.0.1:{server.server_port}/{clip.name}?loginpas={SECRET_IN_ERRORS}"
+        )
+        control_plane.send_command(runner_id, make_deploy(uuid, source, "indiscreet"))
+        entry = control_plane.wait_until_ended(runner_id, uuid)
         server.shutdown()
     assert entry.error is not None
     assert "(ValueError: http://h/?jwt=*** or ***: xxx" in entry.error.message
@@ -84,128 +105,144 @@ def test_what_a_worker_says_of_its_source_s_secrets_is_not_reported(stage: Stage
     assert "Hunter" not in f"{entry.error.message} {entry.detail}"
 
 
-def test_a_video_comes_as_opened_then_dense_frames_then_the_end(stage: Stage, name: str, clip: Path) -> None:
+def test_a_video_comes_as_opened_then_dense_frames_then_the_end(
+    control_plane: ControlPlane, runner_id: str, clip: Path
+) -> None:
     uuid = new_uuid()
-    stage.command(name, deploy(uuid, clip))
-    end = stage.whole(uuid)
-    first, *frames, last = stage.said(uuid)
-    assert isinstance(first, Opened)
+    control_plane.send_command(runner_id, make_deploy(uuid, clip))
+    end = control_plane.wait_for_end_marker(uuid)
+    first, *frames, last = control_plane.results_of(uuid)
+    assert isinstance(first, SourceOpened)
     assert (first.width, first.height, first.frames_expected, first.live) == (clips.WIDTH, clips.HEIGHT, 20, False)
-    assert numbers(stage.frames(uuid)) == list(range(20))
+    assert numbers(control_plane.frames(uuid)) == list(range(20))
     assert len(frames) == 20
     assert (end.last_frame, end.reason, last) == (19, EndReason.FINISHED, end)
-    assert stage.ended(name, uuid).reason is EndReason.FINISHED
+    assert control_plane.wait_until_ended(runner_id, uuid).reason is EndReason.FINISHED
 
 
 @pytest.mark.parametrize("fps", ["5", "5005/1001"])
-def test_a_frame_rate_keeps_the_first_frame_of_each_cell(stage: Stage, name: str, clip: Path, fps: str) -> None:
+def test_a_frame_rate_keeps_the_first_frame_of_each_cell(
+    control_plane: ControlPlane, runner_id: str, clip: Path, fps: str
+) -> None:
     uuid = new_uuid()
-    stage.command(name, deploy(uuid, clip, fps=fps))
-    stage.whole(uuid)
-    assert [frame.time_s for frame in stage.frames(uuid)] == pytest.approx([0.0, 0.2, 0.4, 0.6])
+    control_plane.send_command(runner_id, make_deploy(uuid, clip, fps=fps))
+    control_plane.wait_for_end_marker(uuid)
+    assert [frame.time_s for frame in control_plane.frames(uuid)] == pytest.approx([0.0, 0.2, 0.4, 0.6])
 
 
-def test_yolox_finds_the_two_bottles(stage: Stage, name: str, shared: Path) -> None:
+def test_yolox_finds_the_two_bottles(control_plane: ControlPlane, runner_id: str, shared: Path) -> None:
     uuid = new_uuid()
-    stage.command(name, deploy(uuid, shared / "videos/bottle-detection.mp4", "yolox_nano", fps="1"))
-    assert stage.whole(uuid).last_frame == 39
-    tenth = stage.frames(uuid)[10]
+    control_plane.send_command(
+        runner_id, make_deploy(uuid, shared / "videos/bottle-detection.mp4", "yolox_nano", fps="1")
+    )
+    assert control_plane.wait_for_end_marker(uuid).last_frame == 39
+    tenth = control_plane.frames(uuid)[10]
     assert [detection.label for detection in tenth.detections] == ["bottle", "bottle"]
     assert all(detection.score > 0.9 for detection in tenth.detections)
 
 
-def test_a_scenarios_parameters_are_in_force(stage: Stage, name: str, shared: Path) -> None:
+def test_a_scenarios_parameters_are_in_force(control_plane: ControlPlane, runner_id: str, shared: Path) -> None:
     uuid = new_uuid()
     parameters = Parameters(score_threshold=0.99)
-    stage.command(
-        name, deploy(uuid, shared / "videos/bottle-detection.mp4", "yolox_nano", fps="1", parameters=parameters)
+    control_plane.send_command(
+        runner_id,
+        make_deploy(uuid, shared / "videos/bottle-detection.mp4", "yolox_nano", fps="1", parameters=parameters),
     )
-    stage.whole(uuid)
-    assert all(frame.detections == () for frame in stage.frames(uuid))
+    control_plane.wait_for_end_marker(uuid)
+    assert all(frame.detections == () for frame in control_plane.frames(uuid))
 
 
 @pytest.mark.parametrize(("rate", "last"), [("all", 40), ("all", 3), ("7", 17), ("2", 6)])
 def test_a_resumed_run_of_a_stateful_model_sees_what_an_undisturbed_one_sees(
-    stage: Stage, name: str, folder: Path, rate: str, last: int
+    control_plane: ControlPlane, runner_id: str, folder: Path, rate: str, last: int
 ) -> None:
     source = clips.long_gop_with_b_frames(folder / f"long-{rate}-{last}.mp4")
     uuid = new_uuid()
-    stage.command(name, deploy(uuid, source, fps=rate))
-    stage.whole(uuid)
-    undisturbed, [opened] = stage.frames(uuid), stage.opened(uuid)
-    stage.command(name, deploy(uuid, source, fps=rate, epoch=2, resume=resume_behind(undisturbed[last], opened)))
-    end = stage.whole(uuid, epoch=2)
+    control_plane.send_command(runner_id, make_deploy(uuid, source, fps=rate))
+    control_plane.wait_for_end_marker(uuid)
+    undisturbed, [opened] = control_plane.frames(uuid), control_plane.opened(uuid)
+    control_plane.send_command(
+        runner_id, make_deploy(uuid, source, fps=rate, epoch=2, resume=resume_after(undisturbed[last], opened))
+    )
+    end = control_plane.wait_for_end_marker(uuid, epoch=2)
     assert any(frame.detections for frame in undisturbed)
-    assert seen(stage.frames(uuid, epoch=2)) == seen(undisturbed[last + 1 :])
+    assert comparable(control_plane.frames(uuid, epoch=2)) == comparable(undisturbed[last + 1 :])
     assert end.last_frame == undisturbed[-1].frame_number
 
 
-def test_a_resumed_run_on_a_real_clip_sees_what_an_undisturbed_one_sees(stage: Stage, name: str, shared: Path) -> None:
+def test_a_resumed_run_on_a_real_clip_sees_what_an_undisturbed_one_sees(
+    control_plane: ControlPlane, runner_id: str, shared: Path
+) -> None:
     uuid, source = new_uuid(), shared / "videos/vtest.avi"
-    stage.command(name, deploy(uuid, source, fps="2"))
-    stage.whole(uuid)
-    undisturbed, [opened] = stage.frames(uuid), stage.opened(uuid)
-    stage.command(name, deploy(uuid, source, fps="2", epoch=2, resume=resume_behind(undisturbed[120], opened)))
-    stage.whole(uuid, epoch=2)
-    assert seen(stage.frames(uuid, epoch=2)) == seen(undisturbed[121:])
+    control_plane.send_command(runner_id, make_deploy(uuid, source, fps="2"))
+    control_plane.wait_for_end_marker(uuid)
+    undisturbed, [opened] = control_plane.frames(uuid), control_plane.opened(uuid)
+    control_plane.send_command(
+        runner_id, make_deploy(uuid, source, fps="2", epoch=2, resume=resume_after(undisturbed[120], opened))
+    )
+    control_plane.wait_for_end_marker(uuid, epoch=2)
+    assert comparable(control_plane.frames(uuid, epoch=2)) == comparable(undisturbed[121:])
 
 
-def test_an_attempt_after_a_loss_gives_the_same_frames(stage: Stage, name: str, clip: Path) -> None:
+def test_an_attempt_after_a_loss_gives_the_same_frames(control_plane: ControlPlane, runner_id: str, clip: Path) -> None:
     uuid = new_uuid()
-    stage.command(name, deploy(uuid, clip))
-    stage.command(name, deploy(other := new_uuid(), clip, attempt=2))
-    stage.whole(uuid)
-    stage.whole(other)
-    assert seen(stage.frames(other)) == seen(stage.frames(uuid))
+    control_plane.send_command(runner_id, make_deploy(uuid, clip))
+    control_plane.send_command(runner_id, make_deploy(other := new_uuid(), clip, attempt=2))
+    control_plane.wait_for_end_marker(uuid)
+    control_plane.wait_for_end_marker(other)
+    assert comparable(control_plane.frames(other)) == comparable(control_plane.frames(uuid))
 
 
-def test_a_resumed_run_that_finds_nothing_left_ends_at_once(stage: Stage, name: str, clip: Path) -> None:
+def test_a_resumed_run_that_finds_nothing_left_ends_at_once(
+    control_plane: ControlPlane, runner_id: str, clip: Path
+) -> None:
     uuid = new_uuid()
-    stage.command(name, deploy(uuid, clip))
-    stage.whole(uuid)
-    resume = resume_behind(stage.frames(uuid)[-1], stage.opened(uuid)[0])
-    stage.command(name, deploy(uuid, clip, epoch=2, resume=resume))
-    end = stage.whole(uuid, epoch=2)
-    assert (end.last_frame, end.reason, stage.frames(uuid, epoch=2)) == (19, EndReason.FINISHED, [])
+    control_plane.send_command(runner_id, make_deploy(uuid, clip))
+    control_plane.wait_for_end_marker(uuid)
+    resume = resume_after(control_plane.frames(uuid)[-1], control_plane.opened(uuid)[0])
+    control_plane.send_command(runner_id, make_deploy(uuid, clip, epoch=2, resume=resume))
+    end = control_plane.wait_for_end_marker(uuid, epoch=2)
+    assert (end.last_frame, end.reason, control_plane.frames(uuid, epoch=2)) == (19, EndReason.FINISHED, [])
 
 
-def test_a_stop_ends_with_what_was_sent_and_says_so(stage: Stage, name: str, folder: Path) -> None:
+def test_a_stop_ends_with_what_was_sent_and_says_so(control_plane: ControlPlane, runner_id: str, folder: Path) -> None:
     uuid = new_uuid()
     source = clips.constant_rate(folder / "endless.mp4", frames=3000)
-    stage.command(name, deploy(uuid, source, "patient"))
-    stage.until(lambda: len(stage.frames(uuid)) > 3, "it is at work")
-    stage.command(name, StopWork(uuid, 1))
-    end = stage.whole(uuid)
-    assert (end.last_frame, end.reason) == (stage.frames(uuid)[-1].frame_number, EndReason.STOPPED)
-    assert numbers(stage.frames(uuid)) == list(range(end.last_frame + 1))
-    assert stage.ended(name, uuid).reason is EndReason.STOPPED
+    control_plane.send_command(runner_id, make_deploy(uuid, source, "patient"))
+    control_plane.wait_until(lambda: len(control_plane.frames(uuid)) > 3, "it is at work")
+    control_plane.send_command(runner_id, StopWork(uuid, 1))
+    end = control_plane.wait_for_end_marker(uuid)
+    assert (end.last_frame, end.reason) == (control_plane.frames(uuid)[-1].frame_number, EndReason.STOPPED)
+    assert numbers(control_plane.frames(uuid)) == list(range(end.last_frame + 1))
+    assert control_plane.wait_until_ended(runner_id, uuid).reason is EndReason.STOPPED
 
 
-def test_a_skip_is_told_as_a_gap_and_takes_no_number(stage: Stage, name: str, clip: Path) -> None:
+def test_a_skip_is_told_as_a_gap_and_takes_no_number(control_plane: ControlPlane, runner_id: str, clip: Path) -> None:
     uuid = new_uuid()
-    stage.command(name, deploy(uuid, clip))
-    stage.whole(uuid)
-    plain = stage.frames(uuid)
+    control_plane.send_command(runner_id, make_deploy(uuid, clip))
+    control_plane.wait_for_end_marker(uuid)
+    plain = control_plane.frames(uuid)
     skips = (Skip(plain[4].pts, 2),)
-    stage.command(name, deploy(other := new_uuid(), clip, skips=skips))
-    end = stage.whole(other)
-    frames = stage.frames(other)
-    [gap] = stage.gaps(other)
+    control_plane.send_command(runner_id, make_deploy(other := new_uuid(), clip, skips=skips))
+    end = control_plane.wait_for_end_marker(other)
+    frames = control_plane.frames(other)
+    [gap] = control_plane.gaps(other)
     assert [frame.pts for frame in frames] == [frame.pts for frame in plain[:5] + plain[7:]]
     assert numbers(frames) == list(range(18))
     assert (gap.after_frame, gap.frames, gap.reason, gap.from_s) == (4, 2, GapReason.SKIPPED, plain[5].time_s)
     assert end.last_frame == 17
     for last in (4, 9):  # resumed right before the skip, and behind it
         again = new_uuid()
-        stage.command(
-            name, deploy(again, clip, skips=skips, resume=resume_behind(frames[last], stage.opened(other)[0]))
+        control_plane.send_command(
+            runner_id,
+            make_deploy(again, clip, skips=skips, resume=resume_after(frames[last], control_plane.opened(other)[0])),
         )
-        stage.whole(again)
-        assert seen(stage.frames(again)) == seen(frames[last + 1 :])
+        control_plane.wait_for_end_marker(again)
+        assert comparable(control_plane.frames(again)) == comparable(frames[last + 1 :])
 
 
-def failed(stage: Stage, name: str, uuid: str, epoch: int = 1) -> tuple[Entry, str]:
-    entry = stage.ended(name, uuid, epoch)
+def wait_until_failed(stage: ControlPlane, name: str, uuid: str, epoch: int = 1) -> tuple[Entry, str]:
+    entry = stage.wait_until_ended(name, uuid, epoch)
     assert entry.reason is EndReason.ERROR
     assert entry.error is not None
     return entry, entry.error.code
@@ -222,7 +259,7 @@ def failed(stage: Stage, name: str, uuid: str, epoch: int = 1) -> tuple[Entry, s
     ],
 )
 def test_a_bad_source_is_an_error_that_no_retry_mends(
-    stage: Stage, name: str, tmp_path: Path, content: object, code: str
+    control_plane: ControlPlane, runner_id: str, tmp_path: Path, content: object, code: str
 ) -> None:
     uuid, source = new_uuid(), tmp_path / "clip.mp4"
     if isinstance(content, bytes):
@@ -231,19 +268,19 @@ def test_a_bad_source_is_an_error_that_no_retry_mends(
         clips.no_packet(source)
     elif content == "sound":
         source = clips.cover_picture(tmp_path / "sound.mp3")
-    stage.command(name, deploy(uuid, source))
-    entry, found = failed(stage, name, uuid)
-    assert (found, entry.fatal, stage.frames(uuid)) == (code, True, [])
+    control_plane.send_command(runner_id, make_deploy(uuid, source))
+    entry, found = wait_until_failed(control_plane, runner_id, uuid)
+    assert (found, entry.fatal, control_plane.frames(uuid)) == (code, True, [])
 
 
-def test_a_file_that_changed_is_another_video(stage: Stage, name: str, tmp_path: Path) -> None:
+def test_a_file_that_changed_is_another_video(control_plane: ControlPlane, runner_id: str, tmp_path: Path) -> None:
     uuid, source = new_uuid(), clips.constant_rate(tmp_path / "clip.mp4")
-    stage.command(name, deploy(uuid, source))
-    stage.whole(uuid)
-    resume = resume_behind(stage.frames(uuid)[5], stage.opened(uuid)[0])
+    control_plane.send_command(runner_id, make_deploy(uuid, source))
+    control_plane.wait_for_end_marker(uuid)
+    resume = resume_after(control_plane.frames(uuid)[5], control_plane.opened(uuid)[0])
     clips.constant_rate(source, frames=40)
-    stage.command(name, deploy(uuid, source, epoch=2, resume=resume))
-    entry, code = failed(stage, name, uuid, epoch=2)
+    control_plane.send_command(runner_id, make_deploy(uuid, source, epoch=2, resume=resume))
+    entry, code = wait_until_failed(control_plane, runner_id, uuid, epoch=2)
     assert (code, entry.fatal) == ("source_changed", True)
 
 
@@ -255,68 +292,76 @@ def test_a_file_that_changed_is_another_video(stage: Stage, name: str, tmp_path:
     ],
 )
 def test_a_model_or_parameter_that_cannot_be_is_no_matter_for_a_retry(
-    stage: Stage, name: str, clip: Path, model: str, parameters: Parameters, code: str
+    control_plane: ControlPlane, runner_id: str, clip: Path, model: str, parameters: Parameters, code: str
 ) -> None:
     uuid = new_uuid()
-    stage.command(name, deploy(uuid, clip, model, parameters=parameters))
-    entry, found = failed(stage, name, uuid)
+    control_plane.send_command(runner_id, make_deploy(uuid, clip, model, parameters=parameters))
+    entry, found = wait_until_failed(control_plane, runner_id, uuid)
     assert (found, entry.fatal) == (code, True)
 
 
-def test_a_frame_rate_that_is_none_is_an_error(stage: Stage, name: str, clip: Path) -> None:
+def test_a_frame_rate_that_is_none_is_an_error(control_plane: ControlPlane, runner_id: str, clip: Path) -> None:
     uuid = new_uuid()
-    stage.command(name, deploy(uuid, clip, fps="often"))
-    entry, code = failed(stage, name, uuid)
+    control_plane.send_command(runner_id, make_deploy(uuid, clip, fps="often"))
+    entry, code = wait_until_failed(control_plane, runner_id, uuid)
     assert (code, entry.fatal) == ("parameter_invalid", True)
 
 
 @pytest.mark.parametrize("model", ["poisonous", "buggy"])
-def test_after_a_loss_the_frame_at_which_it_falls_is_named(stage: Stage, name: str, clip: Path, model: str) -> None:
+def test_after_a_loss_the_frame_at_which_it_falls_is_named(
+    control_plane: ControlPlane, runner_id: str, clip: Path, model: str
+) -> None:
     uuid = new_uuid()
-    stage.command(name, deploy(uuid, clip, model))
-    entry, found = failed(stage, name, uuid)
-    assert (found, entry.fatal, entry.waits_for) == ("inference_failed", False, Waiting.INFERENCE)
-    stored = stage.frames(uuid)
+    control_plane.send_command(runner_id, make_deploy(uuid, clip, model))
+    entry, found = wait_until_failed(control_plane, runner_id, uuid)
+    assert (found, entry.fatal, entry.waits_for) == ("inference_failed", False, WorkerWait.INFERENCE)
+    stored = control_plane.frames(uuid)
     assert numbers(stored) == list(range(5))  # the first alone, then four, and the next four hold the bad one
 
-    resume = resume_behind(stored[-1], stage.opened(uuid)[0])
-    stage.command(name, deploy(uuid, clip, model, epoch=2, attempt=1, resume=resume))
-    entry, _ = failed(stage, name, uuid, epoch=2)
+    resume = resume_after(stored[-1], control_plane.opened(uuid)[0])
+    control_plane.send_command(runner_id, make_deploy(uuid, clip, model, epoch=2, attempt=1, resume=resume))
+    entry, _ = wait_until_failed(control_plane, runner_id, uuid, epoch=2)
     assert entry.error is not None
     assert entry.error.frame_number == BAD_FRAME
-    assert numbers(stage.frames(uuid, epoch=2)) == [5]
+    assert numbers(control_plane.frames(uuid, epoch=2)) == [5]
 
 
-def test_what_no_inbox_could_read_is_not_sent_and_its_frame_is_named(stage: Stage, name: str, clip: Path) -> None:
+def test_what_no_inbox_could_read_is_not_sent_and_its_frame_is_named(
+    control_plane: ControlPlane, runner_id: str, clip: Path
+) -> None:
     uuid = new_uuid()
-    stage.command(name, deploy(uuid, clip, "mumbling", attempt=1))
-    entry, code = failed(stage, name, uuid)
-    assert (code, entry.fatal, entry.waits_for) == ("message_invalid", False, Waiting.INFERENCE)
+    control_plane.send_command(runner_id, make_deploy(uuid, clip, "mumbling", attempt=1))
+    entry, code = wait_until_failed(control_plane, runner_id, uuid)
+    assert (code, entry.fatal, entry.waits_for) == ("message_invalid", False, WorkerWait.INFERENCE)
     assert entry.error is not None
     assert "the model or the source gave what cannot be stored" in entry.error.message
-    assert numbers(stage.frames(uuid)) == list(range(BAD_FRAME))
+    assert numbers(control_plane.frames(uuid)) == list(range(BAD_FRAME))
 
 
-def test_a_model_of_another_package_that_cannot_be_loaded_is_refused(stage: Stage, name: str, clip: Path) -> None:
+def test_a_model_of_another_package_that_cannot_be_loaded_is_refused(
+    control_plane: ControlPlane, runner_id: str, clip: Path
+) -> None:
     uuid = new_uuid()
-    stage.command(name, deploy(uuid, clip, "unloadable"))
-    entry, code = failed(stage, name, uuid)
+    control_plane.send_command(runner_id, make_deploy(uuid, clip, "unloadable"))
+    entry, code = wait_until_failed(control_plane, runner_id, uuid)
     assert (code, entry.fatal) == ("model_refused", True)
     assert entry.error is not None
     assert "'unloadable' cannot be loaded (AttributeError: " in entry.error.message
 
 
-def test_a_bug_in_a_model_tells_its_traceback(stage: Stage, name: str, clip: Path) -> None:
+def test_a_bug_in_a_model_tells_its_traceback(control_plane: ControlPlane, runner_id: str, clip: Path) -> None:
     uuid = new_uuid()
-    stage.command(name, deploy(uuid, clip, "buggy"))
-    entry, _ = failed(stage, name, uuid)
+    control_plane.send_command(runner_id, make_deploy(uuid, clip, "buggy"))
+    entry, _ = wait_until_failed(control_plane, runner_id, uuid)
     assert "ZeroDivisionError: a mistake of the model's author" in (entry.detail or "")
 
 
-def test_a_crash_in_native_code_tells_the_signal_and_where(stage: Stage, name: str, clip: Path) -> None:
+def test_a_crash_in_native_code_tells_the_signal_and_where(
+    control_plane: ControlPlane, runner_id: str, clip: Path
+) -> None:
     uuid = new_uuid()
-    stage.command(name, deploy(uuid, clip, "deadly", attempt=1))
-    entry = stage.ended(name, uuid)
+    control_plane.send_command(runner_id, make_deploy(uuid, clip, "deadly", attempt=1))
+    entry = control_plane.wait_until_ended(runner_id, uuid)
     assert entry.reason is EndReason.CRASHED
     assert entry.error is not None
     assert signal.SIGSEGV.name in entry.error.message
@@ -325,16 +370,16 @@ def test_a_crash_in_native_code_tells_the_signal_and_where(stage: Stage, name: s
 
 
 @pytest.fixture(scope="module")
-def confined(kafka_settings: KafkaSettings, folder: Path, media: Path, stage: Stage) -> Iterator[str]:
+def confined(kafka_settings: KafkaSettings, folder: Path, media: Path, control_plane: ControlPlane) -> Iterator[str]:
     """The name of a runner that may read the media root and nothing else."""
-    with runner(kafka_settings, folder, "--media-root", str(media)) as process:
-        yield process.id_on(stage)
+    with running_runner(kafka_settings, folder, "--media-root", str(media)) as process:
+        yield process.wait_for_id(control_plane)
 
 
-def test_a_source_under_the_media_root_is_named_relative_to_it(stage: Stage, confined: str) -> None:
+def test_a_source_under_the_media_root_is_named_relative_to_it(control_plane: ControlPlane, confined: str) -> None:
     uuid = new_uuid()
-    stage.command(confined, deploy(uuid, "clip.mp4", fps="1"))
-    assert stage.whole(uuid).reason is EndReason.FINISHED
+    control_plane.send_command(confined, make_deploy(uuid, "clip.mp4", fps="1"))
+    assert control_plane.wait_for_end_marker(uuid).reason is EndReason.FINISHED
 
 
 @pytest.mark.parametrize(
@@ -349,30 +394,34 @@ def test_a_source_under_the_media_root_is_named_relative_to_it(stage: Stage, con
         ("nowhere.mp4", "source_missing"),
     ],
 )
-def test_nothing_leads_out_of_the_media_root(stage: Stage, confined: str, source: str, code: str) -> None:
+def test_nothing_leads_out_of_the_media_root(
+    control_plane: ControlPlane, confined: str, source: str, code: str
+) -> None:
     uuid = new_uuid()
-    stage.command(confined, deploy(uuid, source))
-    entry, found = failed(stage, confined, uuid)
-    assert (found, entry.fatal, stage.opened(uuid)) == (code, True, [])
+    control_plane.send_command(confined, make_deploy(uuid, source))
+    entry, found = wait_until_failed(control_plane, confined, uuid)
+    assert (found, entry.fatal, control_plane.opened(uuid)) == (code, True, [])
 
 
-def test_a_worker_that_is_ended_by_hand_is_a_crash(stage: Stage, free: RunnerProcess, name: str, folder: Path) -> None:
+def test_a_worker_that_is_ended_by_hand_is_a_crash(
+    control_plane: ControlPlane, free: RunnerProcess, runner_id: str, folder: Path
+) -> None:
     uuid = new_uuid()
     source = clips.constant_rate(folder / "by-hand.mp4", frames=3000)
-    stage.command(name, deploy(uuid, source, "patient"))
-    stage.until(lambda: stage.frames(uuid), "it is at work")
+    control_plane.send_command(runner_id, make_deploy(uuid, source, "patient"))
+    control_plane.wait_until(lambda: control_plane.frames(uuid), "it is at work")
     [pid] = free.workers()
     os.kill(pid, signal.SIGKILL)
-    entry = stage.ended(name, uuid)
+    entry = control_plane.wait_until_ended(runner_id, uuid)
     assert entry.reason is EndReason.CRASHED
     assert entry.error is not None
     assert "SIGKILL" in entry.error.message
 
 
 def test_a_resume_is_taken_as_it_is_said_even_where_nothing_is_known_of_the_pts(
-    stage: Stage, name: str, clip: Path
+    control_plane: ControlPlane, runner_id: str, clip: Path
 ) -> None:
     uuid = new_uuid()
-    stage.command(name, deploy(uuid, clip, resume=Resume(next_frame=12)))
-    stage.whole(uuid)
-    assert numbers(stage.frames(uuid)) == list(range(12, 20))
+    control_plane.send_command(runner_id, make_deploy(uuid, clip, resume=ResumePoint(next_frame=12)))
+    control_plane.wait_for_end_marker(uuid)
+    assert numbers(control_plane.frames(uuid)) == list(range(12, 20))

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from tests import clips
-from tests.integration import odd_models
-from tests.integration.delivery import limited
-from tests.integration.odd_models import BAD_FRAME
-from tests.integration.runners import RunnerProcess, Stage, deploy, new_uuid, runner
+from tests.integration import faulty_models
+from tests.integration.delivery import limited_message_size
+from tests.integration.faulty_models import BAD_FRAME
+from tests.integration.runner_harness import ControlPlane, RunnerProcess, make_deploy, new_uuid, running_runner
 
-from vidflow.domain.messages import RESULTS, EndReason, Entry, OnPoison, Parameters, Waiting
+from vidflow.domain.messages import RESULTS, EndReason, Entry, Parameters, PoisonPolicy, WorkerWait
 from vidflow.infra.kafka.settings import KafkaSettings
 
 pytestmark = pytest.mark.long
@@ -29,14 +29,14 @@ def clip(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def process(kafka_settings: KafkaSettings, folder: Path, stage: Stage) -> Iterator[RunnerProcess]:  # noqa: ARG001
-    with runner(kafka_settings, folder, "--any-file", environment=odd_models.install(folder)) as process:
+def process(kafka_settings: KafkaSettings, folder: Path, control_plane: ControlPlane) -> Iterator[RunnerProcess]:  # noqa: ARG001
+    with running_runner(kafka_settings, folder, "--any-file", environment=faulty_models.install(folder)) as process:
         yield process
 
 
 @pytest.fixture(scope="module")
-def name(process: RunnerProcess, stage: Stage) -> str:
-    return process.id_on(stage)
+def runner_id(process: RunnerProcess, control_plane: ControlPlane) -> str:
+    return process.wait_for_id(control_plane)
 
 
 def says_that_it_is_too_large(entry: Entry) -> bool:
@@ -46,47 +46,55 @@ def says_that_it_is_too_large(entry: Entry) -> bool:
     return entry.error.frame_number == BAD_FRAME
 
 
-def test_a_result_with_too_many_detections_fails_its_scenario_at_once(stage: Stage, name: str, clip: Path) -> None:
+def test_a_result_with_too_many_detections_fails_its_scenario_at_once(
+    control_plane: ControlPlane, runner_id: str, clip: Path
+) -> None:
     uuid, other = new_uuid(), new_uuid()
-    stage.command(name, deploy(uuid, clip, "verbose", attempt=1))
-    entry = stage.ended(name, uuid)
+    control_plane.send_command(runner_id, make_deploy(uuid, clip, "verbose", attempt=1))
+    entry = control_plane.wait_until_ended(runner_id, uuid)
     assert says_that_it_is_too_large(entry)
     assert entry.fatal
-    assert [frame.frame_number for frame in stage.frames(uuid)] == list(range(BAD_FRAME))
-    stage.command(name, deploy(other, clip))
-    assert stage.whole(other).reason is EndReason.FINISHED
+    assert [frame.frame_number for frame in control_plane.frames(uuid)] == list(range(BAD_FRAME))
+    control_plane.send_command(runner_id, make_deploy(other, clip))
+    assert control_plane.wait_for_end_marker(other).reason is EndReason.FINISHED
 
 
-def test_it_is_a_poisonous_frame_where_those_are_to_be_skipped(stage: Stage, name: str, clip: Path) -> None:
+def test_it_is_a_poisonous_frame_where_those_are_to_be_skipped(
+    control_plane: ControlPlane, runner_id: str, clip: Path
+) -> None:
     uuid = new_uuid()
-    stage.command(name, deploy(uuid, clip, "verbose", attempt=1, parameters=Parameters(on_poison=OnPoison.SKIP)))
-    entry = stage.ended(name, uuid)
+    control_plane.send_command(
+        runner_id, make_deploy(uuid, clip, "verbose", attempt=1, parameters=Parameters(on_poison=PoisonPolicy.SKIP))
+    )
+    entry = control_plane.wait_until_ended(runner_id, uuid)
     assert says_that_it_is_too_large(entry)
-    assert (entry.fatal, entry.waits_for, entry.next_frame) == (False, Waiting.INFERENCE, BAD_FRAME)
+    assert (entry.fatal, entry.waits_for, entry.next_frame) == (False, WorkerWait.INFERENCE, BAD_FRAME)
 
 
 def test_a_result_that_the_topic_is_too_small_for_fails_its_scenario_at_once(
-    kafka_settings: KafkaSettings, stage: Stage, name: str, clip: Path
+    kafka_settings: KafkaSettings, control_plane: ControlPlane, runner_id: str, clip: Path
 ) -> None:
     uuid = new_uuid()
-    with limited(kafka_settings, RESULTS, 2000):
-        stage.command(name, deploy(uuid, clip, "talkative", attempt=1))
-        entry = stage.ended(name, uuid)
+    with limited_message_size(kafka_settings, RESULTS, 2000):
+        control_plane.send_command(runner_id, make_deploy(uuid, clip, "talkative", attempt=1))
+        entry = control_plane.wait_until_ended(runner_id, uuid)
     assert entry.error is not None
     assert (entry.error.code, entry.fatal) == ("result_too_large", True)
-    sent = [frame.frame_number for frame in stage.frames(uuid)]
+    sent = [frame.frame_number for frame in control_plane.frames(uuid)]
     before = [number for place, number in enumerate(sent) if number == place]
     assert 4 <= len(before) <= BAD_FRAME, "what went in one batch with it may be refused with it"
     # What was under way behind it may have been taken; the inbox stores nothing behind a hole (test_inbox.py).
     assert BAD_FRAME not in sent
 
 
-def test_a_deploy_with_250_kb_of_labels_is_taken(stage: Stage, name: str, clip: Path) -> None:
+def test_a_deploy_with_250_kb_of_labels_is_taken(control_plane: ControlPlane, runner_id: str, clip: Path) -> None:
     uuid = new_uuid()
     labels = tuple(f"{number:04}" + '"' * 123 for number in range(1000))
-    stage.command(name, deploy(uuid, clip, "patient", parameters=Parameters(labels=labels)))
-    assert stage.whole(uuid).reason is EndReason.FINISHED
-    stage.command(name, deploy(refused := new_uuid(), clip, parameters=Parameters(labels=labels)))
-    entry = stage.ended(name, refused)
+    control_plane.send_command(runner_id, make_deploy(uuid, clip, "patient", parameters=Parameters(labels=labels)))
+    assert control_plane.wait_for_end_marker(uuid).reason is EndReason.FINISHED
+    control_plane.send_command(
+        runner_id, make_deploy(refused := new_uuid(), clip, parameters=Parameters(labels=labels))
+    )
+    entry = control_plane.wait_until_ended(runner_id, refused)
     assert entry.error is not None
     assert (entry.error.code, entry.fatal) == ("parameter_invalid", True)

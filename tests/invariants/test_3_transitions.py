@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from tests.invariants.moments import FILE, LIVE, small_steps
-from tests.invariants.parts import FATAL, Source
-from tests.invariants.world import Simulation
+from tests.invariants.fault_schedules import FILE, LIVE, run_in_small_steps
+from tests.invariants.simulation import Simulation
+from tests.invariants.simulation_state import FATAL, SimulatedSource
 
 from vidflow.domain.scenario import Kind, Outcome, State
 
@@ -22,13 +22,20 @@ def test_the_usual_way_of_a_file() -> None:
 
 
 @pytest.mark.parametrize(
-    "source", [FILE, LIVE, Source(frames=0), Source(frames=3, poison=frozenset({1})), Source(frames=3, fatal=1)]
+    "source",
+    [
+        FILE,
+        LIVE,
+        SimulatedSource(frames=0),
+        SimulatedSource(frames=3, poison=frozenset({1})),
+        SimulatedSource(frames=3, fatal=1),
+    ],
 )
-def test_a_shutdown_at_any_moment_leads_to_inactive_and_no_move_is_off_the_table(source: Source) -> None:
+def test_a_shutdown_at_any_moment_leads_to_inactive_and_no_move_is_off_the_table(source: SimulatedSource) -> None:
     for at in range(1, 60):
         world = Simulation()
         uuid = world.init(source)
-        for moment in small_steps(world, uuid):
+        for moment in run_in_small_steps(world, uuid):
             if moment == at:
                 world.shutdown(uuid)
                 world.shutdown(uuid)  # asking twice is no error
@@ -41,9 +48,9 @@ def test_a_shutdown_at_any_moment_leads_to_inactive_and_no_move_is_off_the_table
 def test_a_shutdown_that_overtakes_the_leaders_decision_wins() -> None:
     world = Simulation()
     uuid = world.init(FILE)
-    plan = world.look()
+    plan = world.make_plan()
     world.shutdown(uuid)
-    world.write(plan)
+    world.write_plan(plan)
     assert kinds(world, uuid) == [Kind.SHUTDOWN_REQUESTED]
     assert world.tables.outbox == ()
     world.settle()
@@ -53,9 +60,9 @@ def test_a_shutdown_that_overtakes_the_leaders_decision_wins() -> None:
 def test_two_leaders_who_decide_the_same_move_it_once() -> None:
     world = Simulation()
     uuid = world.init(FILE)
-    first, second = world.look(), world.look()
-    world.write(first)
-    world.write(second)
+    first, second = world.make_plan(), world.make_plan()
+    world.write_plan(first)
+    world.write_plan(second)
     assert kinds(world, uuid) == [Kind.ASSIGNED]
     assert len(world.tables.outbox) == 1
 
@@ -63,7 +70,7 @@ def test_two_leaders_who_decide_the_same_move_it_once() -> None:
 def test_nothing_wakes_what_is_inactive() -> None:
     world = Simulation()
     uuid = world.init(FILE)
-    world.until(lambda: any(runner.commands or runner.workers for runner in world.runners.values()))
+    world.run_until(lambda: any(runner.commands or runner.workers for runner in world.runners.values()))
     for runner in world.runners.values():
         world.keep_report(runner)
     world.shutdown(uuid)
@@ -79,7 +86,7 @@ def test_nothing_wakes_what_is_inactive() -> None:
 
 def test_an_error_that_no_retry_mends_fails_at_once_and_keeps_what_was_stored() -> None:
     world = Simulation()
-    uuid = world.init(Source(frames=5, fatal=2))
+    uuid = world.init(SimulatedSource(frames=5, fatal=2))
     world.settle()
     scenario = world.tables.scenarios[uuid]
     assert (scenario.outcome, scenario.error, len(world.tables.rows[uuid])) == (Outcome.FAILED, FATAL, 2)

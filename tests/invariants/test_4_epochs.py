@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
-from tests.invariants.moments import LIVE, all_commands_twice
-from tests.invariants.parts import Mode, Runner, Source
-from tests.invariants.world import Simulation
+from tests.invariants.fault_schedules import LIVE, duplicate_all_commands
+from tests.invariants.simulation import Simulation
+from tests.invariants.simulation_state import RunnerMode, SimulatedRunner, SimulatedSource
 
 from vidflow.domain.messages import End, EndReason, Frame, encode
 from vidflow.domain.scenario import State
 
 
-def two_epochs() -> tuple[Simulation, str, Runner]:
+def two_epochs() -> tuple[Simulation, str, SimulatedRunner]:
     """A live scenario whose first runner was frozen; its worker lives on while another runner has the second epoch."""
     world = Simulation()
     uuid = world.init(LIVE)
-    world.until(lambda: bool(world.tables.rows[uuid]))
+    world.run_until(lambda: bool(world.tables.rows[uuid]))
     frozen, _ = next(world.workers())
-    world.trouble(frozen, Mode.FROZEN)
+    world.set_mode(frozen, RunnerMode.FROZEN)
     first = world.tables.scenarios[uuid].epoch
-    world.until(lambda: world.state(uuid) is State.ACTIVE and world.tables.scenarios[uuid].epoch > first)
+    world.run_until(lambda: world.state(uuid) is State.ACTIVE and world.tables.scenarios[uuid].epoch > first)
     return world, uuid, frozen
 
 
 def test_a_worker_that_was_given_up_stores_nothing_more() -> None:
     world, uuid, frozen = two_epochs()
-    world.flow_inbox()
+    world.run_inbox()
     rows, epoch = world.tables.rows[uuid], world.tables.scenarios[uuid].epoch
     world.work(frozen, uuid)
-    world.flow_inbox()
+    world.run_inbox()
     assert world.tables.rows[uuid] == rows
     assert world.tables.scenarios[uuid].epoch == epoch
 
 
 def test_a_worker_that_was_given_up_is_stopped_when_its_runner_is_back() -> None:
     world, uuid, frozen = two_epochs()
-    world.trouble(frozen, Mode.WELL)
-    world.until(lambda: not frozen.workers and frozen.charge.entry(uuid) is None)
+    world.set_mode(frozen, RunnerMode.HEALTHY)
+    world.run_until(lambda: not frozen.workers and frozen.charge.entry(uuid) is None)
     assert world.state(uuid) is State.ACTIVE
 
 
@@ -44,9 +44,9 @@ def test_the_end_of_an_older_epoch_ends_nothing() -> None:
     older = frozen.workers[uuid].deploy.epoch
     progress = world.tables.progress[uuid]
     world.results[uuid].append(encode(End(uuid, older, progress.next_frame - 1, EndReason.FINISHED)))
-    world.flow_inbox()
+    world.run_inbox()
     assert world.tables.progress[uuid].end_epoch is None
-    world.flow(20)
+    world.run_rounds(20)
     assert world.state(uuid) is State.ACTIVE
 
 
@@ -54,17 +54,17 @@ def test_a_hole_in_an_older_epoch_costs_nothing() -> None:
     world, uuid, frozen = two_epochs()
     older = frozen.workers[uuid].deploy.epoch
     world.results[uuid].append(encode(Frame(uuid, older, 999, 1, "1/10", 0, 0.1, "", 640, 480)))
-    world.flow(20)
+    world.run_rounds(20)
     assert world.losses[uuid] == 1  # the frozen runner
 
 
 def test_a_late_copy_of_a_deploy_starts_nothing_a_second_time() -> None:
     world = Simulation(1)
-    world.init(Source(frames=2))
+    world.init(SimulatedSource(frames=2))
     world.tick()
     world.publish()
-    all_commands_twice(world)
-    world.until(world.is_quiet)
+    duplicate_all_commands(world)
+    world.run_until(world.is_quiet)
     world.release_copy(0)
     runner = next(iter(world.runners.values()))
     world.take_command(runner)
@@ -76,12 +76,12 @@ def test_no_epoch_is_given_out_twice_across_a_restore_at_any_moment() -> None:
     for at in range(12):
         world = Simulation()
         uuid = world.init(LIVE)
-        world.flow(at)
+        world.run_rounds(at)
         world.back_up()
         world.kill_runner(next(iter(world.runners.values())))
-        world.flow(20)
+        world.run_rounds(20)
         world.restore()  # Simulation refuses an epoch that was given out before
-        world.flow(20)
+        world.run_rounds(20)
         world.check()
         assert world.tables.scenarios[uuid].epoch == world.last_epoch[uuid]
         world.settle()

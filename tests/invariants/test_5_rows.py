@@ -7,9 +7,9 @@ from functools import partial
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.invariants.moments import FILE, LIVE
-from tests.invariants.parts import Source
-from tests.invariants.world import Simulation
+from tests.invariants.fault_schedules import FILE, LIVE
+from tests.invariants.simulation import Simulation
+from tests.invariants.simulation_state import SimulatedSource
 
 from vidflow.domain.messages import Frame
 from vidflow.domain.progress import Progress, Verdict, advance
@@ -33,34 +33,34 @@ def test_frames_of_any_epochs_in_any_order_are_dense_and_stored_once(arrivals: l
 
 
 @pytest.mark.parametrize("source", [FILE, LIVE])
-def test_reading_all_again_at_any_moment_stores_nothing_twice(source: Source) -> None:
+def test_reading_all_again_at_any_moment_stores_nothing_twice(source: SimulatedSource) -> None:
     for at in range(1, 14):
         world = Simulation()
         uuid = world.init(source)
-        world.flow(at)
+        world.run_rounds(at)
         rows = world.tables.rows[uuid]
         world.read_again(uuid, 1000)
-        world.flow_inbox()
+        world.run_inbox()
         assert world.tables.rows[uuid][: len(rows)] == rows
         world.check()
         world.settle()
 
 
-@pytest.mark.parametrize("source", [Source(frames=8), LIVE])
-def test_what_kafka_lost_is_a_hole_and_no_row_stands_behind_it(source: Source) -> None:
+@pytest.mark.parametrize("source", [SimulatedSource(frames=8), LIVE])
+def test_what_kafka_lost_is_a_hole_and_no_row_stands_behind_it(source: SimulatedSource) -> None:
     world = Simulation()
     uuid = world.init(source)
-    world.until(lambda: bool(world.tables.rows[uuid]))
+    world.run_until(lambda: bool(world.tables.rows[uuid]))
     runner, _ = next(world.workers())
     rows = world.tables.rows[uuid]
     for _ in range(3):
         world.work(runner, uuid)
     world.empty_kafka()
     world.work(runner, uuid)
-    world.flow_inbox()
+    world.run_inbox()
     assert world.tables.rows[uuid] == rows
     assert world.tables.progress[uuid].hole_epoch == world.tables.scenarios[uuid].epoch
-    world.until(lambda: len(world.tables.rows[uuid]) > len(rows) + 3)
+    world.run_until(lambda: len(world.tables.rows[uuid]) > len(rows) + 3)
     assert world.losses[uuid] == 1
     world.settle()
 
@@ -72,7 +72,7 @@ def has_moved(world: Simulation, uuid: str, runner: str) -> bool:
 def test_of_a_live_stream_no_frame_takes_another_moments_place_in_a_rolling_upgrade() -> None:
     world = Simulation()
     uuid = world.init(LIVE)
-    world.until(lambda: bool(world.tables.rows[uuid]))
+    world.run_until(lambda: bool(world.tables.rows[uuid]))
     for _ in range(3):
         runner, _ = next(world.workers())
         for _ in range(4):
@@ -83,14 +83,14 @@ def test_of_a_live_stream_no_frame_takes_another_moments_place_in_a_rolling_upgr
             world.pass_time(0.5)
             world.tick()
         assert world.tables.scenarios[uuid].runner == runner.name
-        world.until(partial(has_moved, world, uuid, runner.name))
+        world.run_until(partial(has_moved, world, uuid, runner.name))
     assert world.losses[uuid] == 0
     world.settle()
 
 
 def test_poisonous_frames_leave_no_hole_in_the_numbers() -> None:
     world = Simulation()
-    uuid = world.init(Source(frames=6, poison=frozenset({0, 1, 4}), skips=True))
+    uuid = world.init(SimulatedSource(frames=6, poison=frozenset({0, 1, 4}), skips=True))
     world.settle()
     assert world.tables.scenarios[uuid].outcome is Outcome.COMPLETED
     assert [row.pts for row in world.tables.rows[uuid]] == [20, 30, 50]

@@ -6,13 +6,18 @@ VIDFLOW_TEST_EXAMPLES and VIDFLOW_TEST_STEPS make a long run of it, with other s
 
 from __future__ import annotations
 
-from tests.invariants.machine import Interleavings, WithFaults, WithLosses, explore
+from tests.invariants.state_machine import (
+    Interleavings,
+    InterleavingsWithDataLoss,
+    InterleavingsWithFaults,
+    machine_settings,
+)
 
 TestAnyOrder = Interleavings.TestCase
-TestAnyOrder.settings = explore(60)
+TestAnyOrder.settings = machine_settings(60)
 
-TestAnyFault = WithFaults.TestCase
-TestAnyFault.settings = explore(120)
+TestAnyFault = InterleavingsWithFaults.TestCase
+TestAnyFault.settings = machine_settings(120)
 
-TestAnyLoss = WithLosses.TestCase
-TestAnyLoss.settings = explore(120)
+TestAnyLoss = InterleavingsWithDataLoss.TestCase
+TestAnyLoss.settings = machine_settings(120)

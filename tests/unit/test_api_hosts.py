@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vidflow.domain.errors import SetupError
-from vidflow.roles.api.hosts import AllowedHosts, allowed_hosts, host_of, origin_host
+from vidflow.roles.api.hosts import AllowedHosts, parse_allowed_hosts, parse_host, parse_origin_host
 from vidflow.settings import ApiOptions
 
 
@@ -21,7 +21,7 @@ from vidflow.settings import ApiOptions
     ],
 )  # fmt: skip
 def test_a_host_is_read_in_one_form(authority: str, host: str) -> None:
-    assert host_of(authority) == host
+    assert parse_host(authority) == host
 
 
 @pytest.mark.parametrize(
@@ -34,14 +34,14 @@ def test_a_host_is_read_in_one_form(authority: str, host: str) -> None:
     ],
 )  # fmt: skip
 def test_what_is_not_a_host_is_none(authority: str) -> None:
-    assert host_of(authority) is None
+    assert parse_host(authority) is None
 
 
 @pytest.mark.parametrize(
     "host", ["localhost", "api.localhost", "127.0.0.1", "127.1.2.3", "[::1]", "[::ffff:127.0.0.1]"]
 )
 def test_loopback_is_always_allowed(host: str) -> None:
-    found = host_of(host)
+    found = parse_host(host)
     assert found is not None
     assert AllowedHosts().allows(found)
 
@@ -54,7 +54,7 @@ def test_loopback_is_always_allowed(host: str) -> None:
     ],
 )  # fmt: skip
 def test_what_is_not_loopback_is_not_allowed_by_default(host: str) -> None:
-    found = host_of(host)
+    found = parse_host(host)
     assert found is not None
     assert not AllowedHosts().allows(found)
 
@@ -72,8 +72,8 @@ def test_what_is_not_loopback_is_not_allowed_by_default(host: str) -> None:
 )  # fmt: skip
 def test_an_entry_allows_what_it_names_and_no_more(entry: str, allowed: list[str], refused: list[str]) -> None:
     hosts = AllowedHosts([f" {entry} "])
-    assert [host for host in allowed if not hosts.allows(host_of(host) or "")] == []
-    assert [host for host in refused if hosts.allows(host_of(host) or "")] == []
+    assert [host for host in allowed if not hosts.allows(parse_host(host) or "")] == []
+    assert [host for host in refused if hosts.allows(parse_host(host) or "")] == []
     assert hosts.allows("localhost")
 
 
@@ -95,7 +95,7 @@ def test_an_entry_that_is_not_a_host_is_refused_with_what_to_do(entry: str) -> N
 def test_the_address_that_the_server_is_told_to_listen_at_is_allowed(
     listens_at: str, host: str, *, allowed: bool
 ) -> None:
-    assert allowed_hosts(ApiOptions(host=listens_at)).allows(host) is allowed
+    assert parse_allowed_hosts(ApiOptions(host=listens_at)).allows(host) is allowed
 
 
 @pytest.mark.parametrize(
@@ -107,10 +107,10 @@ def test_the_address_that_the_server_is_told_to_listen_at_is_allowed(
     ],
 )  # fmt: skip
 def test_the_host_of_an_origin(origin: str, host: str | None) -> None:
-    assert origin_host(origin) == host
+    assert parse_origin_host(origin) == host
 
 
 @given(st.text(max_size=40))
 def test_any_text_is_a_host_or_is_not(text: str) -> None:
-    host = host_of(text)
-    assert host is None or host_of(f"[{host}]" if ":" in host else host) == host
+    host = parse_host(text)
+    assert host is None or parse_host(f"[{host}]" if ":" in host else host) == host

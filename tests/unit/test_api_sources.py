@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vidflow.domain.errors import SourceError
-from vidflow.roles.api.sources import admitted, shown
+from vidflow.roles.api.sources import redact_source, validate_source
 from vidflow.settings import ApiOptions
 
 
@@ -30,24 +30,24 @@ def root(tmp_path: Path) -> Path:
 
 def code_of(source: str, options: ApiOptions) -> str:
     with pytest.raises(SourceError) as caught:
-        admitted(source, options)
+        validate_source(source, options)
     return caught.value.code
 
 
 def test_a_file_under_the_root_is_stored_relative_to_it(root: Path) -> None:
     options = ApiOptions(media_root=root)
-    assert admitted("a.mp4", options) == "a.mp4"
-    assert admitted(f"{root}/day/b.mp4", options) == "day/b.mp4"
-    assert admitted("day/../a.mp4", options) == "a.mp4"
-    assert admitted("in.mp4", options) == "day/b.mp4"
+    assert validate_source("a.mp4", options) == "a.mp4"
+    assert validate_source(f"{root}/day/b.mp4", options) == "day/b.mp4"
+    assert validate_source("day/../a.mp4", options) == "a.mp4"
+    assert validate_source("in.mp4", options) == "day/b.mp4"
 
 
 def test_a_root_that_is_a_link_itself_is_followed(root: Path, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(root)
-    assert admitted("a.mp4", ApiOptions(media_root=link)) == "a.mp4"
-    assert admitted(f"{link}/a.mp4", ApiOptions(media_root=link)) == "a.mp4"
-    assert admitted(f"{root}/a.mp4", ApiOptions(media_root=link)) == "a.mp4"
+    assert validate_source("a.mp4", ApiOptions(media_root=link)) == "a.mp4"
+    assert validate_source(f"{link}/a.mp4", ApiOptions(media_root=link)) == "a.mp4"
+    assert validate_source(f"{root}/a.mp4", ApiOptions(media_root=link)) == "a.mp4"
 
 
 @pytest.mark.parametrize(
@@ -69,9 +69,9 @@ def test_nothing_leads_out_of_the_root_and_nobody_learns_what_is_there(root: Pat
 
 def test_every_file_may_be_named_where_that_is_allowed(root: Path, tmp_path: Path) -> None:
     secret = str(tmp_path / "secret.mp4")
-    assert admitted(secret, ApiOptions(any_file=True)) == secret
-    assert admitted(secret, ApiOptions(any_file=True, media_root=root)) == secret
-    assert admitted(str(root / "a.mp4"), ApiOptions(any_file=True, media_root=root)) == "a.mp4"
+    assert validate_source(secret, ApiOptions(any_file=True)) == secret
+    assert validate_source(secret, ApiOptions(any_file=True, media_root=root)) == secret
+    assert validate_source(str(root / "a.mp4"), ApiOptions(any_file=True, media_root=root)) == "a.mp4"
     assert code_of("../secret.mp4", ApiOptions(any_file=True, media_root=root)) == "source_forbidden"
     assert code_of("secret.mp4", ApiOptions(any_file=True)) == "source_forbidden"
 
@@ -97,7 +97,7 @@ def test_what_is_no_video_file_is_told(root: Path) -> None:
     "source", ["http://h/x.mp4", "HTTPS://h/x", "rtsp://u:p@h:554/s", "rtsps://[::1]/s", "http://h/x?a=1#b"]
 )
 def test_a_url_is_stored_as_it_is(source: str) -> None:
-    assert admitted(source, ApiOptions()) == source
+    assert validate_source(source, ApiOptions()) == source
 
 
 @pytest.mark.parametrize(
@@ -136,4 +136,4 @@ def test_what_is_no_url_is_refused(source: str) -> None:
     ],
 )
 def test_a_source_is_shown_without_its_secrets(source: str, expected: str) -> None:
-    assert shown(source) == expected
+    assert redact_source(source) == expected

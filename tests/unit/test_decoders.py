@@ -14,13 +14,13 @@ from vidflow.domain.errors import ModelError
 from vidflow.infra.models.decoders import (
     Candidates,
     Layout,
+    apply_nms,
     decode_fastestdet,
     decode_torchvision,
     decode_yolox,
-    thin_out,
 )
 from vidflow.infra.models.spec import InputSpec
-from vidflow.infra.models.tensors import fill, fit, to_picture
+from vidflow.infra.models.tensors import fill_tensor, fit_picture, map_to_picture
 
 YOLOX = Layout((64, 64), (8, 16, 32), 3)
 CELLS = 64 + 16 + 4
@@ -91,16 +91,16 @@ def test_boxes_labels_and_scores_are_told_apart_in_any_order(
 
 def test_overlapping_boxes_of_one_class_leave_the_best() -> None:
     found = candidates((0, 0, 10, 10, 0.5, 0), (1, 0, 11, 10, 0.9, 0), (50, 0, 60, 10, 0.4, 0))
-    assert thin_out(found, 0.45).scores.tolist() == pytest.approx([0.9, 0.4])
+    assert apply_nms(found, 0.45).scores.tolist() == pytest.approx([0.9, 0.4])
 
 
 def test_overlapping_boxes_of_two_classes_both_stay() -> None:
-    assert len(thin_out(candidates((0, 0, 10, 10, 0.5, 0), (0, 0, 10, 10, 0.9, 1)), 0.45).scores) == 2
+    assert len(apply_nms(candidates((0, 0, 10, 10, 0.5, 0), (0, 0, 10, 10, 0.9, 1)), 0.45).scores) == 2
 
 
 def test_a_box_that_only_a_removed_one_overlaps_stays() -> None:
     chain = candidates((0, 0, 10, 10, 0.9, 0), (4, 0, 14, 10, 0.8, 0), (8, 0, 18, 10, 0.7, 0))
-    assert thin_out(chain, 0.4).scores.tolist() == pytest.approx([0.9, 0.7])
+    assert apply_nms(chain, 0.4).scores.tolist() == pytest.approx([0.9, 0.7])
 
 
 def test_thinning_out_agrees_with_the_definition_on_random_boxes() -> None:
@@ -115,7 +115,7 @@ def test_thinning_out_agrees_with_the_definition_on_random_boxes() -> None:
         ]
     )
     found = candidates(*[tuple(row) for row in rows])
-    assert thin_out(found, 0.5).scores.tolist() == _plain_nms(found, 0.5)
+    assert apply_nms(found, 0.5).scores.tolist() == _plain_nms(found, 0.5)
 
 
 def _plain_nms(found: Candidates, limit: float) -> list[float]:
@@ -130,11 +130,11 @@ def _plain_nms(found: Candidates, limit: float) -> list[float]:
 @pytest.mark.parametrize("place", ["corner", "centre"])
 @pytest.mark.parametrize("size", [(640, 360), (360, 640), (64, 64), (1, 900)])
 def test_a_letterboxed_box_comes_back_where_it_was(size: tuple[int, int], place: str) -> None:
-    placed = fit(size, InputSpec((416, 416), resize="letterbox", place=place))  # type: ignore[arg-type]
+    placed = fit_picture(size, InputSpec((416, 416), resize="letterbox", place=place))  # type: ignore[arg-type]
     whole = np.array(
         [[placed.left, placed.top, placed.left + placed.size[0], placed.top + placed.size[1]]], dtype=np.float32
     )
-    assert to_picture(whole, placed)[0] == pytest.approx([0, 0, *size], abs=1e-3)
+    assert map_to_picture(whole, placed)[0] == pytest.approx([0, 0, *size], abs=1e-3)
 
 
 def test_a_letterboxed_picture_lies_in_the_corner_on_its_ground() -> None:
@@ -142,7 +142,7 @@ def test_a_letterboxed_picture_lies_in_the_corner_on_its_ground() -> None:
     tensor = np.zeros((3, 32, 32), dtype=np.float32)
     pixels = np.zeros((32, 64, 3), dtype=np.uint8)
     pixels[..., 0] = 200
-    fill(tensor, picture_of(pixels), spec)
+    fill_tensor(tensor, picture_of(pixels), spec)
     assert tensor[2, :16].min() == pytest.approx(200, abs=1)
     assert tensor[0, :16].max() == pytest.approx(0, abs=1)
     assert (tensor[:, 16:] == 114).all()
@@ -151,5 +151,5 @@ def test_a_letterboxed_picture_lies_in_the_corner_on_its_ground() -> None:
 def test_pixels_are_scaled_then_centred_then_spread() -> None:
     spec = InputSpec((32, 32), scale=0.5, mean=(10.0, 0.0, 20.0), std=(1.0, 2.0, 4.0))
     tensor = np.zeros((3, 32, 32), dtype=np.float32)
-    fill(tensor, picture_of(np.full((32, 32, 3), 100, dtype=np.uint8)), spec)
+    fill_tensor(tensor, picture_of(np.full((32, 32, 3), 100, dtype=np.uint8)), spec)
     assert tensor[:, 0, 0] == pytest.approx([40, 25, 7.5])

@@ -7,18 +7,27 @@ import math
 import msgspec
 import pytest
 
-from vidflow.domain.detections import Detection, FrameResult, InferenceError, area, clip, detected, iou, select
+from vidflow.domain.detections import (
+    Detection,
+    FrameResult,
+    InferenceError,
+    area,
+    build_detection,
+    clip,
+    iou,
+    select_detections,
+)
 
 
 def test_a_box_is_clipped_to_the_frame_and_rounded() -> None:
-    assert detected("person", 0.876543, (-3.0, 1.23456, 700.0, 99.999), 640, 480) == Detection(
+    assert build_detection("person", 0.876543, (-3.0, 1.23456, 700.0, 99.999), 640, 480) == Detection(
         "person", 0.8765, (0.0, 1.23, 640.0, 100.0)
     )
 
 
 @pytest.mark.parametrize("box", [(700.0, 0.0, 800.0, 10.0), (5.0, 5.0, 5.001, 50.0), (9.0, 9.0, 3.0, 20.0)])
 def test_a_box_with_nothing_left_within_the_frame_is_no_detection(box: tuple[float, float, float, float]) -> None:
-    assert detected("person", 0.9, box, 640, 480) is None
+    assert build_detection("person", 0.9, box, 640, 480) is None
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
@@ -27,15 +36,15 @@ def test_what_is_no_finite_number_is_refused(wrong: float, place: int) -> None:
     values = [0.5, 1.0, 1.0, 5.0, 5.0]
     values[place] = wrong
     with pytest.raises(InferenceError, match="finite"):
-        detected("person", values[0], values[1:], 640, 480)
+        build_detection("person", values[0], values[1:], 640, 480)
 
 
 def test_a_score_just_past_one_is_one_and_one_far_off_is_refused() -> None:
-    hair = detected("person", 1.0000001, (0, 0, 5, 5), 10, 10)
+    hair = build_detection("person", 1.0000001, (0, 0, 5, 5), 10, 10)
     assert hair is not None
     assert hair.score == 1.0
     with pytest.raises(InferenceError, match="outside 0 to 1"):
-        detected("person", 17.0, (0, 0, 5, 5), 10, 10)
+        build_detection("person", 17.0, (0, 0, 5, 5), 10, 10)
 
 
 def test_selection_keeps_the_wanted_labels_and_scores_in_one_order() -> None:
@@ -44,13 +53,13 @@ def test_selection_keeps_the_wanted_labels_and_scores_in_one_order() -> None:
     c = Detection("person", 0.9, (0.0, 0.0, 5.0, 5.0))
     d = Detection("dog", 0.95, (0.0, 0.0, 5.0, 5.0))
     weak = Detection("person", 0.49, (0.0, 0.0, 5.0, 5.0))
-    assert select([a, b, weak, c, d], 0.5, {"person", "cat"}) == (c, b, a)
-    assert select([d, weak, c, a, b]) == select([b, a, c, weak, d]) == (d, c, b, a, weak)
+    assert select_detections([a, b, weak, c, d], 0.5, {"person", "cat"}) == (c, b, a)
+    assert select_detections([d, weak, c, a, b]) == select_detections([b, a, c, weak, d]) == (d, c, b, a, weak)
 
 
 def test_selection_keeps_the_best_up_to_its_limit() -> None:
     many = [Detection("person", score / 10, (0.0, 0.0, 1.0, 1.0)) for score in range(10)]
-    assert [one.score for one in select(many, limit=2)] == [0.9, 0.8]
+    assert [one.score for one in select_detections(many, limit=2)] == [0.9, 0.8]
 
 
 def test_a_frame_result_has_the_form_that_users_are_promised() -> None:

@@ -6,21 +6,21 @@ import io
 
 import pytest
 
-from vidflow.commands.dev.lines import LastLines, Prefixed, follow
+from vidflow.commands.dev.lines import LastLines, PrefixedOutput, forward_lines
 
 
 def test_a_line_stands_behind_its_roles_name(capsys: pytest.CaptureFixture[str]) -> None:
-    Prefixed(colour=False).show("relay", "published rows=12")
+    PrefixedOutput(colour=False).show("relay", "published rows=12")
     assert capsys.readouterr().err == "relay         │ published rows=12\n"
 
 
 def test_a_hostile_line_stays_one_line_and_drives_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    Prefixed(colour=False).show("runner", "label \x1b]0;title\x07\x9b2J\r\u202e http://h/?token=hidden")
+    PrefixedOutput(colour=False).show("runner", "label \x1b]0;title\x07\x9b2J\r\u202e http://h/?token=hidden")
     assert capsys.readouterr().err == r"runner        │ label \x1b]0;title\x07\x9b2J\r\u202e http://h/?token=***" + "\n"
 
 
 def test_on_a_terminal_each_role_has_a_colour_of_its_own_and_keeps_it(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = Prefixed(colour=True)
+    lines = PrefixedOutput(colour=True)
     for name in ("relay", "api", "relay"):
         lines.show(name, "hello")
     first, second, third = capsys.readouterr().err.splitlines()
@@ -33,20 +33,20 @@ def test_the_last_error_of_a_role_is_found_among_what_it_said_later() -> None:
     lines = LastLines()
     for line in ("12:00 info hello", "vidflow: the extra is missing", "bye"):
         lines.keep("runner", line)
-    assert lines.error_of("runner") == "the extra is missing"
+    assert lines.find_error("runner") == "the extra is missing"
 
 
 def test_a_role_that_ended_without_an_error_of_ours_is_known_by_its_last_lines() -> None:
     lines = LastLines()
     for number in range(30):
         lines.keep("runner", f"line {number}")
-    assert lines.error_of("runner") == "line 25 | line 26 | line 27 | line 28 | line 29"
-    assert lines.error_of("silent") == ""
+    assert lines.find_error("runner") == "line 25 | line 26 | line 27 | line 28 | line 29"
+    assert lines.find_error("silent") == ""
 
 
 def test_what_a_child_writes_arrives_line_by_line_even_where_it_is_no_text() -> None:
     taken: list[tuple[str, str]] = []
-    follow(
+    forward_lines(
         "api", io.BytesIO(b"first\r\nsec\xffond\nlast without an end"), lambda name, line: taken.append((name, line))
     )
     assert taken == [("api", "first"), ("api", "sec\N{REPLACEMENT CHARACTER}ond"), ("api", "last without an end")]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from vidflow.domain.errors import SetupError
-from vidflow.infra.embedded.folder import FolderLock
-from vidflow.infra.embedded.process import free_ports, remembered_ports
+from vidflow.infra.embedded.child_process import choose_ports, find_free_ports
+from vidflow.infra.embedded.folder_lock import FolderLock
 
 
 def test_a_second_owner_is_refused_in_one_line_that_names_the_first(tmp_path: Path) -> None:
@@ -48,12 +48,12 @@ def test_a_child_that_was_handed_the_lock_holds_the_folder_after_its_owner_let_g
 
 
 def test_a_server_gets_the_ports_of_last_time_again(tmp_path: Path) -> None:
-    first = remembered_ports(tmp_path / "ports", 2)
-    assert remembered_ports(tmp_path / "ports", 2) == first
+    first = choose_ports(tmp_path / "ports", 2)
+    assert choose_ports(tmp_path / "ports", 2) == first
 
 
 def test_given_ports_come_before_remembered_ones(tmp_path: Path) -> None:
-    remembered_ports(tmp_path / "ports", 1)
-    [given] = free_ports(1)
-    assert remembered_ports(tmp_path / "ports", 1, [given]) == [given]
-    assert remembered_ports(tmp_path / "ports", 1) == [given]
+    choose_ports(tmp_path / "ports", 1)
+    [given] = find_free_ports(1)
+    assert choose_ports(tmp_path / "ports", 1, [given]) == [given]
+    assert choose_ports(tmp_path / "ports", 1) == [given]

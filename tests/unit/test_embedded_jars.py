@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from vidflow.domain.errors import Unavailable
-from vidflow.infra.embedded.jars import LIST, Jar, provide, read_list
-from vidflow.infra.embedded.process import GivenUp
+from vidflow.infra.embedded.child_process import StartCancelled
+from vidflow.infra.embedded.jars import JAR_LIST, Jar, ensure_jars, parse_jar_list
 from vidflow.infra.process.stopping import Stop
 
 
@@ -39,8 +39,8 @@ class Registry:
         return file
 
 
-def provided(cache: Path, registry: Registry, *, said: list[str] | None = None) -> list[Path]:
-    return provide(JARS, cache, registry.fetch, (said if said is not None else []).append, Stop())
+def provide_jars(cache: Path, registry: Registry, *, said: list[str] | None = None) -> list[Path]:
+    return ensure_jars(JARS, cache, registry.fetch, (said if said is not None else []).append, Stop())
 
 
 def folders(cache: Path) -> list[Path]:
@@ -48,7 +48,7 @@ def folders(cache: Path) -> list[Path]:
 
 
 def test_the_list_names_kafka_its_clients_and_a_log_in_46_jars() -> None:
-    jars = read_list(LIST.read_text())
+    jars = parse_jar_list(JAR_LIST.read_text())
     assert len(jars) == 46
     assert {"kafka_2.13-4.3.0.jar", "kafka-clients-4.3.0.jar", "log4j-slf4j-impl-2.25.4.jar"} <= {
         jar.file_name for jar in jars
@@ -58,45 +58,45 @@ def test_the_list_names_kafka_its_clients_and_a_log_in_46_jars() -> None:
 
 def test_what_was_fetched_is_not_fetched_again(tmp_path: Path) -> None:
     registry = Registry(CONTENTS)
-    first = provided(tmp_path, registry)
+    first = provide_jars(tmp_path, registry)
     assert [file.read_bytes() for file in first] == list(CONTENTS.values())
-    assert provided(tmp_path, registry) == first
+    assert provide_jars(tmp_path, registry) == first
     assert sorted(registry.asked) == ["alpha", "beta"]
 
 
 def test_progress_ends_with_all_of_the_jars(tmp_path: Path) -> None:
     said: list[str] = []
-    provided(tmp_path, Registry(CONTENTS), said=said)
+    provide_jars(tmp_path, Registry(CONTENTS), said=said)
     assert said[0].startswith("fetching Kafka's jars: 0 of 2")
     assert said[-1].startswith("fetching Kafka's jars: 2 of 2")
 
 
 def test_a_jar_with_other_bytes_is_refused_by_name_and_nothing_is_kept(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match=r"beta-1\.0\.jar is not the file it should be"):
-        provided(tmp_path, Registry({**CONTENTS, "beta": b"something else"}))
+        provide_jars(tmp_path, Registry({**CONTENTS, "beta": b"something else"}))
     assert folders(tmp_path) == []
 
 
 def test_a_jar_that_cannot_be_fetched_leaves_nothing_and_the_next_start_mends_it(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="beta"):
-        provided(tmp_path, Registry({"alpha": CONTENTS["alpha"]}))
+        provide_jars(tmp_path, Registry({"alpha": CONTENTS["alpha"]}))
     assert folders(tmp_path) == []
-    assert all(file.exists() for file in provided(tmp_path, Registry(CONTENTS)))
+    assert all(file.exists() for file in provide_jars(tmp_path, Registry(CONTENTS)))
 
 
 def test_a_cache_that_lost_a_jar_or_part_of_one_is_made_anew(tmp_path: Path) -> None:
-    alpha, beta = provided(tmp_path, Registry(CONTENTS))
+    alpha, beta = provide_jars(tmp_path, Registry(CONTENTS))
     alpha.unlink()
-    assert provided(tmp_path, Registry(CONTENTS))[0].exists()
+    assert provide_jars(tmp_path, Registry(CONTENTS))[0].exists()
     beta.write_bytes(b"half")
-    assert provided(tmp_path, Registry(CONTENTS))[1].read_bytes() == CONTENTS["beta"]
+    assert provide_jars(tmp_path, Registry(CONTENTS))[1].read_bytes() == CONTENTS["beta"]
 
 
 def test_what_a_crash_left_behind_is_not_believed_and_goes(tmp_path: Path) -> None:
-    [folder] = {file.parent for file in provided(tmp_path, Registry(CONTENTS))}
+    [folder] = {file.parent for file in provide_jars(tmp_path, Registry(CONTENTS))}
     leftover = folder.rename(tmp_path / f"{folder.name}.new-crashed")
     registry = Registry(CONTENTS)
-    provided(tmp_path, registry)
+    provide_jars(tmp_path, registry)
     assert sorted(registry.asked) == ["alpha", "beta"]
     assert not leftover.exists()
 
@@ -115,9 +115,9 @@ def test_two_at_once_fetch_once_and_the_second_says_that_it_waits(tmp_path: Path
         waits.set()
 
     with ThreadPoolExecutor() as pool:
-        first = pool.submit(provide, JARS, tmp_path, slow, print, Stop())
+        first = pool.submit(ensure_jars, JARS, tmp_path, slow, print, Stop())
         assert begun.wait(10)
-        second = pool.submit(provide, JARS, tmp_path, slow, hear, Stop())
+        second = pool.submit(ensure_jars, JARS, tmp_path, slow, hear, Stop())
         assert first.result(10) == second.result(10)
     assert sorted(registry.asked) == ["alpha", "beta"]
     assert said == ["another process fetches Kafka's jars: waiting for it"]
@@ -130,6 +130,6 @@ def test_a_stop_ends_the_fetching_and_leaves_nothing(tmp_path: Path) -> None:
         stop.request()
         return Registry(CONTENTS).fetch(jar, scratch)
 
-    with pytest.raises(GivenUp):
-        provide(JARS, tmp_path, fetch_and_stop, print, stop)
+    with pytest.raises(StartCancelled):
+        ensure_jars(JARS, tmp_path, fetch_and_stop, print, stop)
     assert folders(tmp_path) == []

@@ -10,8 +10,8 @@ from vidflow.domain.errors import (
     Unavailable,
     UserError,
     VidflowError,
-    error_of,
-    internal_error,
+    build_error_from_code,
+    build_internal_error,
     is_bug,
 )
 
@@ -33,7 +33,7 @@ from vidflow.domain.errors import (
     ],
 )
 def test_a_code_says_whose_fault_the_error_is(code: str, kind: type[VidflowError]) -> None:
-    error = error_of("It failed.", code)
+    error = build_error_from_code("It failed.", code)
     assert (type(error), error.code, error.message) == (kind, code, "It failed.")
 
 
@@ -52,7 +52,7 @@ def test_what_may_pass_is_no_bug(error: Exception) -> None:
 
 
 def test_an_internal_error_names_the_versions_the_exception_and_what_to_report() -> None:
-    error = internal_error(TypeError("x" * 1000), "0.1.0 on Python 3.14.0", "the traceback above")
+    error = build_internal_error(TypeError("x" * 1000), "0.1.0 on Python 3.14.0", "the traceback above")
     assert error.code == "internal_error"
     assert error.message.startswith("Internal error in vidflow 0.1.0 on Python 3.14.0 (TypeError: xxx")
     assert "This is a fault of vidflow, not of the request; report it" in error.message

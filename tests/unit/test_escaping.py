@@ -10,18 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vidflow.domain.escaping import escaped_json, printable, printable_lines
+from vidflow.domain.escaping import escape_json, escape_unprintable, escape_unprintable_lines
 
 any_text = st.text(st.characters(exclude_categories=()))
 
 
 @given(any_text)
 def test_printable_text_is_one_line_of_visible_characters(text: str) -> None:
-    assert all(is_visible(one) for one in printable(text))
+    assert all(is_visible(one) for one in escape_unprintable(text))
 
 
 def test_no_character_that_unicode_has_slips_through() -> None:
-    assert printable("".join(map(chr, range(sys.maxunicode + 1)))).isprintable()
+    assert escape_unprintable("".join(map(chr, range(sys.maxunicode + 1)))).isprintable()
 
 
 def is_visible(character: str) -> bool:
@@ -42,15 +42,15 @@ def is_visible(character: str) -> bool:
     ],
 )
 def test_what_is_shown_of_a_text(text: str, shown: str) -> None:
-    assert printable(text) == shown
+    assert escape_unprintable(text) == shown
 
 
 def test_each_line_of_a_text_is_a_continuation() -> None:
-    assert printable_lines("one\ntwo\x1b\r", "  | ") == "  | one\n  | two\\x1b\\r"
+    assert escape_unprintable_lines("one\ntwo\x1b\r", "  | ") == "  | one\n  | two\\x1b\\r"
 
 
 @given(st.recursive(any_text, lambda inner: st.lists(inner) | st.dictionaries(any_text, inner), max_leaves=5))
 def test_escaped_json_has_the_same_values_and_only_visible_characters(value: object) -> None:
-    text = escaped_json(json.dumps(value, ensure_ascii=False))
+    text = escape_json(json.dumps(value, ensure_ascii=False))
     assert all(map(is_visible, text))
     assert json.loads(text) == json.loads(json.dumps(value))

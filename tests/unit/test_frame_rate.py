@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from vidflow.domain.errors import ParameterError
 from vidflow.domain.frame_rate import (
     FASTEST_RATE,
-    MAX_CHARACTERS,
     MAX_DENOMINATOR,
-    frame_rate,
-    frame_rate_json,
-    frame_rate_text,
+    MAX_FRAME_RATE_CHARACTERS,
+    format_frame_rate,
+    frame_rate_to_json,
+    parse_frame_rate,
 )
 
 NTSC = Fraction(30_000, 1001)
@@ -35,7 +35,7 @@ RATES = st.fractions(Fraction(1, 10**9), FASTEST_RATE, max_denominator=10**20)
 def test_a_frame_rate_is_the_number_that_was_written(
     written: str | float | Fraction | None, exact: Fraction | None
 ) -> None:
-    assert frame_rate(written) == exact
+    assert parse_frame_rate(written) == exact
 
 
 @pytest.mark.parametrize(
@@ -48,38 +48,38 @@ def test_a_frame_rate_is_the_number_that_was_written(
 )  # fmt: skip
 def test_what_is_no_frame_rate_is_refused_with_what_to_do(nonsense: str | float) -> None:
     with pytest.raises(ParameterError, match="use a number above 0 and up to 1000") as refusal:
-        frame_rate(nonsense)
+        parse_frame_rate(nonsense)
     assert len(refusal.value.message) < 250
 
 
 @given(RATES)
 def test_a_rate_is_stored_and_answered_without_a_change(rate: Fraction) -> None:
     assume(rate.denominator <= MAX_DENOMINATOR)
-    assert frame_rate(frame_rate_text(rate)) == rate
-    answer = msgspec.json.decode(msgspec.json.encode(frame_rate_json(rate)), type=float | str)
-    assert frame_rate(answer) == rate
+    assert parse_frame_rate(format_frame_rate(rate)) == rate
+    answer = msgspec.json.decode(msgspec.json.encode(frame_rate_to_json(rate)), type=float | str)
+    assert parse_frame_rate(answer) == rate
 
 
 @given(st.floats(1e-13, 1000))
 def test_every_usual_number_of_json_is_a_rate_and_is_answered_as_itself(number: float) -> None:
-    rate = frame_rate(number)
+    rate = parse_frame_rate(number)
     assert rate == Fraction(repr(number))
-    assert frame_rate_json(rate) == number
-    assert len(frame_rate_text(rate)) <= MAX_CHARACTERS
+    assert frame_rate_to_json(rate) == number
+    assert len(format_frame_rate(rate)) <= MAX_FRAME_RATE_CHARACTERS
 
 
 @given(st.integers(1, 10**12), st.integers(1, 10**12))
 def test_a_fraction_means_the_same_in_lowest_terms(numerator: int, denominator: int) -> None:
     assume(numerator <= 1000 * denominator)
     common = math.gcd(numerator, denominator)
-    text = frame_rate_text(frame_rate(f"{numerator}/{denominator}"))
-    assert text == frame_rate_text(frame_rate(f"{numerator // common}/{denominator // common}"))
+    text = format_frame_rate(parse_frame_rate(f"{numerator}/{denominator}"))
+    assert text == format_frame_rate(parse_frame_rate(f"{numerator // common}/{denominator // common}"))
 
 
 @given(st.decimals(0, 1000, places=12).filter(bool))
 def test_a_decimal_number_as_older_versions_stored_it_stays_what_it_is(number: object) -> None:
     stored = f"{number:f}"
-    text = frame_rate_text(frame_rate(stored))
+    text = format_frame_rate(parse_frame_rate(stored))
     assert Fraction(text) == Fraction(stored)
     assert "/" not in text
 
@@ -87,7 +87,7 @@ def test_a_decimal_number_as_older_versions_stored_it_stays_what_it_is(number: o
 @given(st.text(max_size=80))
 def test_any_text_is_a_rate_or_is_refused(text: str) -> None:
     try:
-        rate = frame_rate(text)
+        rate = parse_frame_rate(text)
     except ParameterError:
         return
     assert rate is None or 0 < rate <= FASTEST_RATE

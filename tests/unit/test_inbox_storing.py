@@ -5,8 +5,14 @@ import pytest
 from vidflow.domain.messages import End, EndReason, Frame, Gap, GapReason, Result, decode_dead_letter
 from vidflow.domain.progress import Progress
 from vidflow.infra.kafka.clients import Headers
-from vidflow.roles.inbox.reader import Taken
-from vidflow.roles.inbox.storing import POISON_RUN, MostlyPoison, _dead_letter, judge, poison_run
+from vidflow.roles.inbox.reader import ReceivedMessage
+from vidflow.roles.inbox.storing import (
+    POISON_RUN,
+    PoisonLimitExceeded,
+    _build_dead_letter_row,
+    advance_progress,
+    count_poison_run,
+)
 
 UUID = "01999999-0000-7000-8000-000000000001"
 OTHER = "01999999-0000-7000-8000-000000000002"
@@ -16,40 +22,40 @@ def frame(number: int, epoch: int = 1, scenario_uuid: str = UUID) -> Frame:
     return Frame(scenario_uuid, epoch, number, number * 10, "1/90000", 0, number / 5, "2026-01-01T00:00:00Z", 64, 48)
 
 
-def taken(*messages: Result) -> list[Taken]:
-    return [Taken(0, offset, None, b"", message) for offset, message in enumerate(messages)]
+def as_messages(*messages: Result) -> list[ReceivedMessage]:
+    return [ReceivedMessage(0, offset, None, b"", message) for offset, message in enumerate(messages)]
 
 
-def poison(count: int, *, ours: bool = True) -> list[Taken]:
-    return [Taken(0, offset, None, b"?", error="not a message", ours=ours) for offset in range(count)]
+def unreadable(count: int, *, ours: bool = True) -> list[ReceivedMessage]:
+    return [ReceivedMessage(0, offset, None, b"?", error="not a message", from_worker=ours) for offset in range(count)]
 
 
 def test_frames_in_order_are_stored_and_move_the_progress() -> None:
-    batch = judge({UUID: Progress(epoch=1)}, taken(frame(0), frame(1)))
+    batch = advance_progress({UUID: Progress(epoch=1)}, as_messages(frame(0), frame(1)))
     assert [one.frame_number for one in batch.frames] == [0, 1]
     assert batch.progress[UUID].next_frame == 2
 
 
 def test_a_frame_behind_a_hole_is_not_stored_and_the_hole_is_noted() -> None:
-    batch = judge({UUID: Progress(epoch=1)}, taken(frame(0), frame(2), frame(3)))
+    batch = advance_progress({UUID: Progress(epoch=1)}, as_messages(frame(0), frame(2), frame(3)))
     assert [one.frame_number for one in batch.frames] == [0]
     assert batch.progress[UUID].hole_epoch == 1
     assert batch.verdicts == {"stored": 1, "hole": 2}
 
 
 def test_a_frame_of_an_older_epoch_changes_nothing() -> None:
-    batch = judge({UUID: Progress(epoch=2)}, taken(frame(0, epoch=1)))
+    batch = advance_progress({UUID: Progress(epoch=2)}, as_messages(frame(0, epoch=1)))
     assert (batch.frames, batch.progress, batch.verdicts) == ([], {}, {"ignored": 1})
 
 
 def test_a_scenario_without_progress_stores_nothing_and_is_counted() -> None:
-    batch = judge({}, taken(frame(0)))
+    batch = advance_progress({}, as_messages(frame(0)))
     assert (batch.frames, batch.progress, batch.verdicts) == ([], {}, {"unknown": 1})
 
 
 def test_two_scenarios_in_a_batch_do_not_mix() -> None:
-    batch = judge(
-        {UUID: Progress(epoch=1), OTHER: Progress(epoch=1, next_frame=5)}, taken(frame(0), frame(5, 1, OTHER))
+    batch = advance_progress(
+        {UUID: Progress(epoch=1), OTHER: Progress(epoch=1, next_frame=5)}, as_messages(frame(0), frame(5, 1, OTHER))
     )
     assert batch.progress[UUID].next_frame == 1
     assert batch.progress[OTHER].next_frame == 6
@@ -58,47 +64,51 @@ def test_two_scenarios_in_a_batch_do_not_mix() -> None:
 def test_a_gap_and_an_end_stand_behind_the_frame_that_they_name() -> None:
     gap = Gap(UUID, 1, after_frame=0, from_s=0.2, to_s=0.4, reason=GapReason.CORRUPT)
     end = End(UUID, 1, last_frame=0, reason=EndReason.FINISHED)
-    batch = judge({UUID: Progress(epoch=1)}, taken(frame(0), gap, end))
+    batch = advance_progress({UUID: Progress(epoch=1)}, as_messages(frame(0), gap, end))
     assert batch.gaps == [gap]
     assert batch.progress[UUID].end_last_frame == 0
 
 
 def test_a_message_that_cannot_be_read_counts_towards_the_run() -> None:
-    assert poison_run(3, poison(2)) == 5
+    assert count_poison_run(3, unreadable(2)) == 5
 
 
 def test_a_message_that_can_be_read_ends_the_run() -> None:
-    assert poison_run(3, [*poison(2), *taken(frame(0))]) == 0
+    assert count_poison_run(3, [*unreadable(2), *as_messages(frame(0))]) == 0
 
 
 def test_a_batch_that_is_mostly_poison_is_the_readers_fault() -> None:
-    with pytest.raises(MostlyPoison, match="partition 0 of results, offset 0"):
-        poison_run(0, [*poison(11), *taken(*[frame(number) for number in range(9)])])
+    with pytest.raises(PoisonLimitExceeded, match="partition 0 of results, offset 0"):
+        count_poison_run(0, [*unreadable(11), *as_messages(*[frame(number) for number in range(9)])])
 
 
 def test_a_batch_that_is_half_poison_is_not() -> None:
-    assert poison_run(0, [*taken(*[frame(number) for number in range(10)]), *poison(10)]) == 10
+    assert count_poison_run(0, [*as_messages(*[frame(number) for number in range(10)]), *unreadable(10)]) == 10
 
 
 def test_what_no_worker_sent_counts_neither_way_however_much_it_is() -> None:
-    assert poison_run(3, poison(1000, ours=False)) == 3
-    assert poison_run(3, [*poison(1000, ours=False), *poison(2), *taken(frame(0))]) == 0
+    assert count_poison_run(3, unreadable(1000, ours=False)) == 3
+    assert count_poison_run(3, [*unreadable(1000, ours=False), *unreadable(2), *as_messages(frame(0))]) == 0
 
 
 def test_what_no_worker_sent_hides_no_batch_that_is_mostly_poison() -> None:
-    with pytest.raises(MostlyPoison, match="20 of the last 30"):
-        poison_run(0, [*poison(500, ours=False), *poison(20), *taken(*[frame(number) for number in range(10)])])
+    with pytest.raises(PoisonLimitExceeded, match="20 of the last 30"):
+        count_poison_run(
+            0, [*unreadable(500, ours=False), *unreadable(20), *as_messages(*[frame(number) for number in range(10)])]
+        )
 
 
 def test_a_long_run_over_small_batches_is_the_readers_fault() -> None:
-    with pytest.raises(MostlyPoison):
-        poison_run(POISON_RUN - 1, poison(1))
+    with pytest.raises(PoisonLimitExceeded):
+        count_poison_run(POISON_RUN - 1, unreadable(1))
 
 
 @pytest.mark.parametrize("odd", ["\x01", '"', "a", "\N{GRINNING FACE}"])
 def test_a_dead_letter_fits_into_a_message_whatever_the_message_was(odd: str) -> None:
     headers: Headers = [(odd * 1000, b"\xff" * 300)] * 7
-    letter = _dead_letter(Taken(3, 2**53 - 1, b"k" * 60_000, b"\x00" * 5_000_000, error=odd * 500_000, headers=headers))
+    letter = _build_dead_letter_row(
+        ReceivedMessage(3, 2**53 - 1, b"k" * 60_000, b"\x00" * 5_000_000, error=odd * 500_000, headers=headers)
+    )
     assert len(letter.payload) < 900_000
     kept = decode_dead_letter(letter.payload)
     assert (kept.cut, kept.place) == (True, letter.key)

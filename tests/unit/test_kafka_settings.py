@@ -9,8 +9,8 @@ import pytest
 
 from vidflow.domain.errors import SetupError
 from vidflow.infra.kafka import clients
-from vidflow.infra.kafka.settings import KafkaSettings, properties_of_text, properties_of_variables
-from vidflow.settings import kafka_settings, kafka_variables
+from vidflow.infra.kafka.settings import KafkaSettings, parse_properties, parse_variables
+from vidflow.settings import build_kafka_variables, read_kafka_settings
 
 SECRET = "hunter2-hunter2"  # noqa: S105 - a value to look for
 
@@ -20,7 +20,7 @@ def test_properties_are_read_from_a_file(tmp_path: Path) -> None:
     file.write_text(
         "# a comment\n! another\n\nbootstrap.servers = a:9092,b:9092\nsasl.username: alice\nsasl.password=p=a:s\\s #1 \n"
     )
-    settings = kafka_settings("", file)
+    settings = read_kafka_settings("", file)
     assert settings == KafkaSettings("a:9092,b:9092", {"sasl.username": "alice", "sasl.password": "p=a:s\\s #1"})
 
 
@@ -31,8 +31,10 @@ def test_a_variable_stands_above_the_file_and_the_option_above_both(
     file.write_text("bootstrap.servers=file:1\nsasl.username=file\nclient.rack=file\n")
     monkeypatch.setenv("VIDFLOW_KAFKA_SASL_USERNAME", "variable")
     monkeypatch.setenv("VIDFLOW_KAFKA_BOOTSTRAP_SERVERS", "variable:1")
-    assert kafka_settings("", file) == KafkaSettings("variable:1", {"sasl.username": "variable", "client.rack": "file"})
-    assert kafka_settings("option:1", file).bootstrap == "option:1"
+    assert read_kafka_settings("", file) == KafkaSettings(
+        "variable:1", {"sasl.username": "variable", "client.rack": "file"}
+    )
+    assert read_kafka_settings("option:1", file).bootstrap == "option:1"
 
 
 def test_variables_name_properties_and_the_settings_variables_of_a_service_do_not() -> None:
@@ -42,22 +44,22 @@ def test_variables_name_properties_and_the_settings_variables_of_a_service_do_no
         "VIDFLOW_KAFKA_SERVICE_HOST": "10.0.0.1", "VIDFLOW_KAFKA_SERVICE_PORT_SASL": "9092",
         "VIDFLOW_KAFKA_PORT": "tcp://10.0.0.1:9092", "VIDFLOW_KAFKA_PORT_9092_TCP_ADDR": "10.0.0.1", "HOME": "/",
     }  # fmt: skip
-    assert properties_of_variables(variables) == {"sasl.mechanism": "PLAIN", "log_level": "6"}
+    assert parse_variables(variables) == {"sasl.mechanism": "PLAIN", "log_level": "6"}
 
 
 def test_settings_are_handed_on_by_variables() -> None:
     settings = KafkaSettings("a:1", {"sasl.password": SECRET, "log_level": "6", "ssl.ca.pem": "-----\nA\n-----"})
     variables = settings.variables()
-    assert KafkaSettings(variables["VIDFLOW_KAFKA"], properties_of_variables(variables)) == settings
+    assert KafkaSettings(variables["VIDFLOW_KAFKA"], parse_variables(variables)) == settings
     assert pickle.loads(pickle.dumps(settings)) == settings  # noqa: S301 - as a worker gets them
 
 
 def test_a_child_process_gets_these_settings_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIDFLOW_KAFKA_SECURITY_PROTOCOL", "SASL_SSL")
     monkeypatch.setenv("VIDFLOW_KAFKA_PROPERTIES", "/file")
-    for name, value in kafka_variables(KafkaSettings("own:1", {"client.rack": "r"})).items():
+    for name, value in build_kafka_variables(KafkaSettings("own:1", {"client.rack": "r"})).items():
         monkeypatch.setenv(name, value)
-    assert kafka_settings("own:1", None) == KafkaSettings("own:1", {"client.rack": "r"})
+    assert read_kafka_settings("own:1", None) == KafkaSettings("own:1", {"client.rack": "r"})
 
 
 @pytest.mark.parametrize(
@@ -88,7 +90,7 @@ def test_a_property_that_vidflow_relies_on_is_refused(name: str) -> None:
 )
 def test_a_faulty_file_is_refused_by_its_line_without_its_words(text: str, reason: str) -> None:
     with pytest.raises(SetupError, match=f"the-file, {reason}") as refused:
-        properties_of_text(text, "the-file")
+        parse_properties(text, "the-file")
     assert SECRET not in str(refused.value)
 
 
@@ -98,7 +100,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | No
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(SetupError, match=r"kafka\.properties .*--kafka-properties"):
-        kafka_settings("", file)
+        read_kafka_settings("", file)
 
 
 def test_no_value_is_in_a_representation() -> None:
@@ -120,6 +122,6 @@ def test_no_value_is_in_a_representation() -> None:
 )
 def test_a_client_that_cannot_be_made_is_a_fault_of_the_settings(properties: dict[str, str]) -> None:
     with pytest.raises(SetupError, match=r"Kafka's client refuses its properties: .*--kafka-properties") as refused:
-        clients.producer(KafkaSettings("127.0.0.1:1", properties), client_id="test")
+        clients.create_producer(KafkaSettings("127.0.0.1:1", properties), client_id="test")
     assert SECRET not in str(refused.value)
     assert refused.value.__cause__ is None

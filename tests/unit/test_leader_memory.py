@@ -7,16 +7,16 @@ import pytest
 from vidflow.domain.leader import (
     Cause,
     Finding,
-    Given,
-    Known,
-    Memory,
+    LeaderState,
+    OutgoingCommand,
     Plan,
     RunnerView,
-    hear_all,
-    is_news,
-    remember,
+    ScenarioView,
+    apply_reports,
+    apply_written_plan,
+    needs_tick,
 )
-from vidflow.domain.messages import EndReason, Entry, Report, StopWork, Waiting
+from vidflow.domain.messages import EndReason, Entry, Report, StopWork, WorkerWait
 from vidflow.domain.progress import Progress
 from vidflow.domain.scenario import Event, Kind, Scenario
 
@@ -28,18 +28,18 @@ def report(number: int, *entries: Entry, taken: int = 0, capacity: int = 4, drai
 
 
 def entry(next_frame: int = 0, reason: EndReason | None = None) -> Entry:
-    return Entry(A, 1, next_frame, Waiting.SOURCE, reason)
+    return Entry(A, 1, next_frame, WorkerWait.SOURCE, reason)
 
 
 def test_the_last_report_counts_with_the_time_of_its_arrival() -> None:
-    memory = hear_all(Memory(), [(report(1), 10.0), (report(3), 12.0), (report(2), 13.0)])
+    memory = apply_reports(LeaderState(), [(report(1), 10.0), (report(3), 12.0), (report(2), 13.0)])
     assert memory.runners == {"r1": RunnerView(12.0, report(3))}
 
 
 def test_a_mark_goes_when_the_count_of_taken_commands_has_grown() -> None:
-    marked = Memory({"r1": RunnerView(1.0, report(1, taken=5), mark=5)})
-    assert hear_all(marked, [(report(2, taken=5), 2.0)]).runners["r1"].mark == 5
-    assert hear_all(marked, [(report(2, taken=6), 2.0)]).runners["r1"].mark is None
+    marked = LeaderState({"r1": RunnerView(1.0, report(1, taken=5), mark=5)})
+    assert apply_reports(marked, [(report(2, taken=5), 2.0)]).runners["r1"].mark == 5
+    assert apply_reports(marked, [(report(2, taken=6), 2.0)]).runners["r1"].mark is None
 
 
 @pytest.mark.parametrize(
@@ -57,33 +57,33 @@ def test_a_mark_goes_when_the_count_of_taken_commands_has_grown() -> None:
     ],
 )
 def test_only_what_changes_what_a_leader_does_is_news(before: Report | None, after: Report, news: bool) -> None:
-    assert is_news(before, after) is news
+    assert needs_tick(before, after) is news
 
 
-def lost(uuid: str) -> tuple[Known, Event]:
-    return Known(Scenario(uuid), Progress()), Event(kind=Kind.LOST, reason="runner lost")
+def lost(uuid: str) -> tuple[ScenarioView, Event]:
+    return ScenarioView(Scenario(uuid), Progress()), Event(kind=Kind.LOST, reason="runner lost")
 
 
-def stop(uuid: str) -> Given:
-    return Given("r1", StopWork(uuid, 1), "stop", uuid, 1)
+def stop(uuid: str) -> OutgoingCommand:
+    return OutgoingCommand("r1", StopWork(uuid, 1), "stop", uuid, 1)
 
 
 FOUND = Finding(1, Cause.LEASE_OVER, 5.0, 1005.0)
-AFTER = Memory({"r1": RunnerView(9.0)}, {}, {stop(A).key: 9.0, stop(B).key: 9.0})
+AFTER = LeaderState({"r1": RunnerView(9.0)}, {}, {stop(A).key: 9.0, stop(B).key: 9.0})
 PLAN = Plan(AFTER, [lost(A), lost(B)], [stop(A), stop(B)])
-BEFORE = Memory({}, {A: FOUND, B: FOUND}, {})
+BEFORE = LeaderState({}, {A: FOUND, B: FOUND}, {})
 
 
 def test_a_plan_that_was_written_is_remembered_as_it_is() -> None:
-    assert remember(BEFORE, PLAN, {A, B}, {stop(A).key, stop(B).key}) == AFTER
+    assert apply_written_plan(BEFORE, PLAN, {A, B}, {stop(A).key, stop(B).key}) == AFTER
 
 
 def test_what_was_not_written_keeps_its_finding_and_is_not_taken_for_given() -> None:
-    memory = remember(BEFORE, PLAN, {A}, {stop(A).key})
+    memory = apply_written_plan(BEFORE, PLAN, {A}, {stop(A).key})
     assert memory.findings == {B: FOUND}
-    assert memory.given == {stop(A).key: 9.0}
+    assert memory.last_sent_s == {stop(A).key: 9.0}
 
 
 def test_of_a_plan_of_which_nothing_was_written_only_the_runners_are_remembered() -> None:
-    memory = remember(BEFORE, PLAN, set(), set())
-    assert (memory.runners, memory.findings, memory.given) == (AFTER.runners, BEFORE.findings, {})
+    memory = apply_written_plan(BEFORE, PLAN, set(), set())
+    assert (memory.runners, memory.findings, memory.last_sent_s) == (AFTER.runners, BEFORE.findings, {})

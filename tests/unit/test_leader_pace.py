@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from vidflow.domain.leader import Given, Known, Memory, Plan
+from vidflow.domain.leader import LeaderState, OutgoingCommand, Plan, ScenarioView
 from vidflow.domain.messages import Ping
 from vidflow.domain.progress import Progress
 from vidflow.domain.scenario import Event, Kind, Scenario
-from vidflow.roles.orchestrator.leader import CHUNK, FIRST_PAUSE_S, TICK_S, chunks, pause_after
+from vidflow.roles.orchestrator.leader import CHUNK_SIZE, FIRST_PAUSE_S, TICK_S, pause_after, split_plan
 
 
 def test_after_a_move_the_next_tick_comes_at_once() -> None:
@@ -28,18 +28,18 @@ def test_a_pause_is_no_shorter_than_the_tick_before_it_nor_longer_than_the_longe
 
 
 def plan(events: int, commands: int) -> Plan:
-    known = Known(Scenario("019a0000-0000-7000-8000-00000000000a"), Progress())
+    known = ScenarioView(Scenario("019a0000-0000-7000-8000-00000000000a"), Progress())
     event = Event(kind=Kind.TAKEN, reason="taken")
-    return Plan(Memory(), [(known, event)] * events, [Given("r", Ping("r"), "ping", "r", 0)] * commands)
+    return Plan(LeaderState(), [(known, event)] * events, [OutgoingCommand("r", Ping("r"), "ping", "r", 0)] * commands)
 
 
 def test_a_plan_is_written_in_portions_of_bounded_size() -> None:
-    assert [(len(events), len(given)) for events, given in chunks(plan(2 * CHUNK + 1, CHUNK + 1))] == [
-        (CHUNK, CHUNK),
-        (CHUNK, 1),
+    assert [(len(events), len(given)) for events, given in split_plan(plan(2 * CHUNK_SIZE + 1, CHUNK_SIZE + 1))] == [
+        (CHUNK_SIZE, CHUNK_SIZE),
+        (CHUNK_SIZE, 1),
         (1, 0),
     ]
 
 
 def test_a_plan_without_anything_to_write_needs_no_transaction() -> None:
-    assert list(chunks(plan(0, 0))) == []
+    assert list(split_plan(plan(0, 0))) == []

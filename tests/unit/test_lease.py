@@ -1,77 +1,77 @@
 from __future__ import annotations
 
-from vidflow.domain.lease import LEASE_S, MARGIN_S, ProbeWatch, runner_lease_over, trusted_until
+from vidflow.domain.lease import LEASE_S, MARGIN_S, ProbeWatch, compute_trusted_until, is_runner_lease_expired
 
 BOTH = frozenset({0, 1})
 
 
 def test_a_lease_is_trusted_from_before_the_attempt_until_half_a_second_before_its_end() -> None:
-    assert trusted_until(10.0) == 10.0 + LEASE_S - MARGIN_S == 11.5
+    assert compute_trusted_until(10.0) == 10.0 + LEASE_S - MARGIN_S == 11.5
 
 
 def test_a_runner_that_was_silent_for_its_lease_is_gone() -> None:
-    assert runner_lease_over(heard_at_s=10.0, probes_heard_since_s=0.0, now_s=13.0)
+    assert is_runner_lease_expired(last_seen_s=10.0, probes_received_since_s=0.0, now_s=13.0)
 
 
 def test_a_runner_that_was_heard_within_its_lease_is_not_gone() -> None:
-    assert not runner_lease_over(heard_at_s=10.0, probes_heard_since_s=0.0, now_s=12.9)
+    assert not is_runner_lease_expired(last_seen_s=10.0, probes_received_since_s=0.0, now_s=12.9)
 
 
 def test_nobody_is_gone_while_the_probes_do_not_come_back() -> None:
-    assert not runner_lease_over(heard_at_s=10.0, probes_heard_since_s=None, now_s=1000.0)
+    assert not is_runner_lease_expired(last_seen_s=10.0, probes_received_since_s=None, now_s=1000.0)
 
 
 def test_a_runner_has_a_whole_lease_anew_when_the_probes_return() -> None:
-    assert not runner_lease_over(heard_at_s=10.0, probes_heard_since_s=99.0, now_s=101.9)
-    assert runner_lease_over(heard_at_s=10.0, probes_heard_since_s=99.0, now_s=102.0)
+    assert not is_runner_lease_expired(last_seen_s=10.0, probes_received_since_s=99.0, now_s=101.9)
+    assert is_runner_lease_expired(last_seen_s=10.0, probes_received_since_s=99.0, now_s=102.0)
 
 
 def test_a_lease_of_another_length_runs_as_long() -> None:
-    assert not runner_lease_over(10.0, 0.0, 14.0, lease_s=5.0)
-    assert runner_lease_over(10.0, 0.0, 15.0, lease_s=5.0)
+    assert not is_runner_lease_expired(10.0, 0.0, 14.0, lease_s=5.0)
+    assert is_runner_lease_expired(10.0, 0.0, 15.0, lease_s=5.0)
 
 
 def test_probes_are_heard_once_those_of_all_partitions_came_back() -> None:
-    watch = ProbeWatch(BOTH).heard(0, sent_s=1.0, now_s=1.1)
-    assert watch.hearing_since(1.2) is None
-    assert watch.heard(1, sent_s=1.0, now_s=1.3).hearing_since(1.4) == 1.3
+    watch = ProbeWatch(BOTH).record_probe(0, sent_s=1.0, now_s=1.1)
+    assert watch.probes_received_since(1.2) is None
+    assert watch.record_probe(1, sent_s=1.0, now_s=1.3).probes_received_since(1.4) == 1.3
 
 
 def test_probes_that_come_back_in_time_are_heard_since_the_first() -> None:
     watch = ProbeWatch(BOTH)
     for sent_s in (1.0, 1.5, 2.0, 2.5):
-        watch = watch.heard(0, sent_s, sent_s + 0.1).heard(1, sent_s, sent_s + 0.2)
-    assert watch.hearing_since(2.8) == 1.2
+        watch = watch.record_probe(0, sent_s, sent_s + 0.1).record_probe(1, sent_s, sent_s + 0.2)
+    assert watch.probes_received_since(2.8) == 1.2
 
 
 def test_one_partition_that_is_silent_means_that_nothing_is_known() -> None:
-    watch = ProbeWatch(BOTH).heard(0, 1.0, 1.0).heard(1, 1.0, 1.0).heard(0, 2.0, 2.0)
-    assert watch.hearing_since(2.0) == 1.0
-    assert watch.hearing_since(2.1) is None
+    watch = ProbeWatch(BOTH).record_probe(0, 1.0, 1.0).record_probe(1, 1.0, 1.0).record_probe(0, 2.0, 2.0)
+    assert watch.probes_received_since(2.0) == 1.0
+    assert watch.probes_received_since(2.1) is None
 
 
 def test_a_probe_older_than_a_second_does_not_count() -> None:
-    watch = ProbeWatch(BOTH).heard(0, 1.0, 2.1).heard(1, 1.0, 2.1)
+    watch = ProbeWatch(BOTH).record_probe(0, 1.0, 2.1).record_probe(1, 1.0, 2.1)
     assert watch == ProbeWatch(BOTH)
 
 
 def test_after_a_break_the_probes_are_heard_since_its_end() -> None:
-    watch = ProbeWatch(frozenset({0})).heard(0, 1.0, 1.0).heard(0, 1.5, 1.5)
-    assert watch.heard(0, 9.0, 9.1).hearing_since(9.2) == 9.1
+    watch = ProbeWatch(frozenset({0})).record_probe(0, 1.0, 1.0).record_probe(0, 1.5, 1.5)
+    assert watch.record_probe(0, 9.0, 9.1).probes_received_since(9.2) == 9.1
 
 
 def test_a_frozen_leader_that_thaws_believes_nobody_gone() -> None:
     """Its own clock went on: the backlog of old probes must not pass for silence of the runners."""
-    watch = ProbeWatch(frozenset({0})).heard(0, 1.0, 1.0)
+    watch = ProbeWatch(frozenset({0})).record_probe(0, 1.0, 1.0)
     thawed_s = 61.0
     for sent_s in (1.5, 2.0, 2.5):
-        watch = watch.heard(0, sent_s, thawed_s)
-    assert watch.hearing_since(thawed_s) is None
+        watch = watch.record_probe(0, sent_s, thawed_s)
+    assert watch.probes_received_since(thawed_s) is None
 
 
 def test_a_probe_of_a_partition_that_is_not_watched_changes_nothing() -> None:
-    assert ProbeWatch(BOTH).heard(7, 1.0, 1.0) == ProbeWatch(BOTH)
+    assert ProbeWatch(BOTH).record_probe(7, 1.0, 1.0) == ProbeWatch(BOTH)
 
 
 def test_without_partitions_nothing_is_heard() -> None:
-    assert ProbeWatch(frozenset()).hearing_since(1.0) is None
+    assert ProbeWatch(frozenset()).probes_received_since(1.0) is None

@@ -12,31 +12,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidflow.domain.detections import Detection
-from vidflow.domain.errors import ErrorInfo, MessageError, ParameterError, SourceError, info_of
+from vidflow.domain.errors import ErrorInfo, MessageError, ParameterError, SourceError, build_error_info
 from vidflow.domain.messages import (
-    MAX_FRAME,
+    MAX_SAFE_INTEGER,
     DeadLetter,
     Deploy,
     End,
     EndReason,
     Entry,
+    FileIdentity,
     Forget,
     Frame,
     Gap,
     GapReason,
-    Identity,
     Message,
-    OnPoison,
-    Opened,
     Parameters,
     Ping,
+    PoisonPolicy,
     Probe,
     Report,
-    Resume,
+    ResumePoint,
     Shutdown,
+    SourceOpened,
     Start,
     StopWork,
-    Waiting,
+    WorkerWait,
     check_pool,
     commands_topic,
     decode_command,
@@ -45,21 +45,21 @@ from vidflow.domain.messages import (
     decode_runner_event,
     encode,
 )
-from vidflow.domain.runner import Charge, report, worker_ended
+from vidflow.domain.runner import RunnerState, build_report, record_worker_end
 from vidflow.domain.scenario import MAX_SKIPS, Skip
 from vidflow.roles.api.requests import MAX_BODY_BYTES
 from vidflow.roles.api.schemas import MAX_SOURCE_CHARACTERS
 
 UUID = "01930000-0000-7000-8000-000000000001"
 DEPLOY = Deploy(
-    UUID, 7, "clip.mp4", "yolox_nano", "ab" * 32, "2.5", Parameters(0.5, ("person", "été"), OnPoison.SKIP),
-    Resume(12, -3, "1/90000", 2**63 - 1, 4.25, Identity(1000, 2)), 3, (Skip(None, 1), Skip(90, 2)),
+    UUID, 7, "clip.mp4", "yolox_nano", "ab" * 32, "2.5", Parameters(0.5, ("person", "été"), PoisonPolicy.SKIP),
+    ResumePoint(12, -3, "1/90000", 2**63 - 1, 4.25, FileIdentity(1000, 2)), 3, (Skip(None, 1), Skip(90, 2)),
 )  # fmt: skip
 REPORT = Report(
     "r1", "default", 3, 4, 17, True,
     (
-        Entry(UUID, 7, 12, Waiting.INFERENCE),
-        Entry(UUID, 8, 12, Waiting.START, EndReason.ERROR, ErrorInfo("source_missing", "no such file", 0), True, "last words"),
+        Entry(UUID, 7, 12, WorkerWait.INFERENCE),
+        Entry(UUID, 8, 12, WorkerWait.START, EndReason.ERROR, ErrorInfo("source_missing", "no such file", 0), True, "last words"),
     ),
     "0.1.0",
 )  # fmt: skip
@@ -67,7 +67,7 @@ FRAME = Frame(
     UUID, 7, 12, -5, "1/90000", -(2**63), 0.125, "2026-01-01T00:00:00Z", 640, 480,
     (Detection("person", 0.875, (1.0, 2.0, 3.5, 4.25)),),
 )  # fmt: skip
-OPENED = Opened(UUID, 7, 65535, 1, 12.5, 300, "h264", "mp4", True, Identity(1, 2))
+OPENED = SourceOpened(UUID, 7, 65535, 1, 12.5, 300, "h264", "mp4", True, FileIdentity(1, 2))
 RESULTS = [OPENED, FRAME, Gap(UUID, 7, -1, 0.0, 1.5, GapReason.DROPPED, 3), End(UUID, 7, -1, EndReason.FINISHED)]
 COMMANDS = [DEPLOY, Deploy(UUID, 7, "clip.mp4", "motion"), StopWork(UUID, 7), Forget(UUID, 0), Ping("r1")]
 EVENTS = [REPORT, Report("r1", "default", 0, 0, 0, False), Probe("leader", 1.5)]
@@ -171,7 +171,7 @@ def changed(message: Message, **fields: object) -> bytes:
         {"epoch": "7"},
         {"epoch": True},
         {"frame_number": -1},
-        {"frame_number": MAX_FRAME + 1},
+        {"frame_number": MAX_SAFE_INTEGER + 1},
         {"pts": 2**63},
         {"time_s": float("nan")},
         {"time_s": float("inf")},
@@ -248,9 +248,9 @@ def test_a_report_that_no_table_could_store_is_refused(fields: dict[str, object]
 
 
 def test_a_workers_last_words_are_cleaned_before_they_are_told() -> None:
-    charge = Charge(1, entries=(Entry(UUID, 7),))
-    told = report(
-        worker_ended(charge, UUID, 7, EndReason.CRASHED, info_of(SourceError("a\0b")), detail="c\0d"),
+    charge = RunnerState(1, entries=(Entry(UUID, 7),))
+    told = build_report(
+        record_worker_end(charge, UUID, 7, EndReason.CRASHED, build_error_info(SourceError("a\0b")), detail="c\0d"),
         runner="r1", pool="default", number=1, version="1",
     )  # fmt: skip
     read = decode_runner_event(encode(told))
@@ -332,8 +332,9 @@ def test_the_largest_deploy_that_the_api_lets_in_fits_into_a_message(letter: str
     request = {"source": source, "model": source, "parameters": {"labels": labels}}
     assert len(msgspec.json.encode(request)) > 0.8 * MAX_BODY_BYTES
     deploy = Deploy(
-        UUID, MAX_FRAME, source, source, "0" * 64, "9" * 30, Parameters(0.123456789, labels),
-        Resume(MAX_FRAME, -(2**63), "1/90000", -(2**63), -1.7976931348623157e308, Identity(MAX_FRAME, -(2**63))), MAX_FRAME,
-        tuple(Skip(-(2**63), MAX_FRAME) for _ in range(MAX_SKIPS)),
+        UUID, MAX_SAFE_INTEGER, source, source, "0" * 64, "9" * 30, Parameters(0.123456789, labels),
+        ResumePoint(MAX_SAFE_INTEGER, -(2**63), "1/90000", -(2**63), -1.7976931348623157e308, FileIdentity(MAX_SAFE_INTEGER, -(2**63))),
+        MAX_SAFE_INTEGER,
+        tuple(Skip(-(2**63), MAX_SAFE_INTEGER) for _ in range(MAX_SKIPS)),
     )  # fmt: skip
     assert len(encode(deploy)) < 500_000

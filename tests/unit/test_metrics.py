@@ -17,8 +17,9 @@ from vidflow.roles.api.metrics import API, TABLES
 from vidflow.roles.worker import link
 
 ROLES = {
-    "api": (API, TABLES), "inbox": (metrics.INBOX,), "relay": (metrics.RELAY,), "orchestrator": (metrics.ORCHESTRATOR,),
-    "runner": (metrics.RUNNER,),
+    "api": (API, TABLES), "inbox": (metrics.INBOX_REGISTRY,), "relay": (metrics.RELAY_REGISTRY,),
+    "orchestrator": (metrics.ORCHESTRATOR_REGISTRY,),
+    "runner": (metrics.RUNNER_REGISTRY,),
 }  # fmt: skip
 TABLE = Path(__file__).parents[2] / "docs/metrics.md"
 LABELS = {
@@ -34,7 +35,7 @@ def documented() -> set[tuple[str, str, tuple[str, ...], str]]:
 
 
 def exported() -> set[tuple[str, str, tuple[str, ...], str]]:
-    of_all = {(name, kind, labels, "every") for name, kind, labels in families(metrics.registry_of("every"))}
+    of_all = {(name, kind, labels, "every") for name, kind, labels in families(metrics.build_role_registry("every"))}
     return of_all | {(*family, role) for role, parts in ROLES.items() for part in parts for family in families(part)}
 
 
@@ -61,7 +62,7 @@ def test_no_name_is_exported_by_two_roles() -> None:
 
 @pytest.mark.parametrize("role", ROLES)
 def test_a_role_exports_its_own_metrics_and_no_other_role_s(role: str) -> None:
-    text = generate_latest(metrics.registry_of(role, *ROLES[role])).decode()
+    text = generate_latest(metrics.build_role_registry(role, *ROLES[role])).decode()
     names = set(re.findall(r"^# TYPE (vidflow_\w+) ", text, re.MULTILINE))
     of_every = {name for name, _, _, whose in exported() if whose == "every"}
     assert names == {name for name, _, _, whose in exported() if whose == role} | of_every
@@ -82,7 +83,7 @@ def test_a_name_follows_the_conventions(family: tuple[str, str, tuple[str, ...],
 
 
 def test_metrics_are_served_on_the_given_host_alone() -> None:
-    registry = metrics.registry_of("relay", metrics.RELAY)
+    registry = metrics.build_role_registry("relay", metrics.RELAY_REGISTRY)
     with metrics.served(registry, 0, "127.0.0.2"):
         pass
     with metrics.served(registry, None, "127.0.0.1"):
@@ -92,7 +93,7 @@ def test_metrics_are_served_on_the_given_host_alone() -> None:
 
 
 def test_a_scrape_may_ask_for_some_names() -> None:
-    registry = metrics.registry_of("runner", metrics.RUNNER)
+    registry = metrics.build_role_registry("runner", metrics.RUNNER_REGISTRY)
     text = generate_latest(registry.restricted_registry(["vidflow_runner_slots"])).decode()
     assert "vidflow_runner_slots " in text
 
@@ -122,9 +123,9 @@ GOOD = {
 
 def test_a_worker_s_measurements_fit_into_one_piece_of_its_pipe() -> None:
     most = (1_000_000,) * link.BUCKETS
-    piece = msgspec.json.encode(link.Measured(most, 123456.123456789, most, 123456.123456789, 1_000_000))
+    piece = msgspec.json.encode(link.WorkerMeasurements(most, 123456.123456789, most, 123456.123456789, 1_000_000))
     assert len(piece) < link.PIECE_BYTES
-    assert isinstance(link._told.decode(msgspec.json.encode(GOOD)), link.Measured)
+    assert isinstance(link._message_decoder.decode(msgspec.json.encode(GOOD)), link.WorkerMeasurements)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ def test_a_worker_s_measurements_fit_into_one_piece_of_its_pipe() -> None:
 )
 def test_a_worker_s_nonsense_is_refused(bad: dict[str, object]) -> None:
     with pytest.raises(msgspec.DecodeError):
-        link._told.decode(msgspec.json.encode(GOOD | bad))
+        link._message_decoder.decode(msgspec.json.encode(GOOD | bad))
 
 
 def test_the_lag_of_a_partition_goes_with_the_partition() -> None:
@@ -148,11 +149,11 @@ def test_the_lag_of_a_partition_goes_with_the_partition() -> None:
         samples = next(iter(metrics.INBOX_LAG.collect())).samples
         return {sample.labels["partition"]: sample.value for sample in samples}
 
-    metrics.show_lag({0: 10, 1: 20}, {1: 5})
+    metrics.export_lag({0: 10, 1: 20}, {1: 5})
     assert lags() == {"0": 0, "1": 15}
-    metrics.show_lag({1: 20}, {})
+    metrics.export_lag({1: 20}, {})
     assert lags() == {"1": 0}
-    metrics.show_lag({}, {})
+    metrics.export_lag({}, {})
     assert lags() == {}
 
 
@@ -165,23 +166,23 @@ def test_the_time_to_the_first_frame_is_told_by_the_scenario_s_uuid() -> None:
 
 
 def first_frame_sum_s() -> float:
-    return metrics.INBOX.get_sample_value("vidflow_inbox_first_frame_seconds_sum") or 0.0
+    return metrics.INBOX_REGISTRY.get_sample_value("vidflow_inbox_first_frame_seconds_sum") or 0.0
 
 
 def test_an_outage_is_counted_once_and_its_time_goes_on_until_all_are_back() -> None:
     one, other = Outage("Somewhere", "start it"), Outage("Somewhere", "start it")
     assert outages() == (0, 0)
-    one.away(ConnectionError())
-    other.away(ConnectionError())
-    one.away(ConnectionError())
+    one.begin(ConnectionError())
+    other.begin(ConnectionError())
+    one.begin(ConnectionError())
     count, seconds = outages()
-    one.back()
+    one.end()
     assert count == 1
     assert outages()[1] > seconds
-    other.back()
+    other.end()
     over = outages()
     assert over == outages()
-    other.away(ConnectionError())
+    other.begin(ConnectionError())
     assert outages()[0] == 2
     del other
     assert outages() == outages()
@@ -190,6 +191,7 @@ def test_an_outage_is_counted_once_and_its_time_goes_on_until_all_are_back() -> 
 def outages() -> tuple[float, float]:
     labels = {"server": "somewhere"}
     values = [
-        metrics.PROCESS.get_sample_value(f"vidflow_{name}_total", labels) for name in ("outages", "outage_seconds")
+        metrics.PROCESS_REGISTRY.get_sample_value(f"vidflow_{name}_total", labels)
+        for name in ("outages", "outage_seconds")
     ]
     return values[0] or 0, values[1] or 0

@@ -43,7 +43,7 @@ def models(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path) -> Path:
+def foreign_folder(tmp_path: Path) -> Path:
     """A folder that anybody may write to, with files as a stranger would put them there."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
@@ -61,15 +61,15 @@ def refusal(model: str, models_dir: Path | None = None, *, any_onnx: bool = Fals
     return refused.value.message
 
 
-def test_an_onnx_model_may_be_named_anywhere_only_where_that_is_allowed(elsewhere: Path) -> None:
-    ref = registry.resolve(str(elsewhere / "net.toml"), any_onnx=True)
+def test_an_onnx_model_may_be_named_anywhere_only_where_that_is_allowed(foreign_folder: Path) -> None:
+    ref = registry.resolve(str(foreign_folder / "net.toml"), any_onnx=True)
     assert (ref.kind, ref.from_models_dir) == ("onnx", False)
-    assert "--models-dir" in refusal(str(elsewhere / "net.toml"))
+    assert "--models-dir" in refusal(str(foreign_folder / "net.toml"))
 
 
-def test_with_a_models_folder_nothing_elsewhere_may_be_named(models: Path, elsewhere: Path) -> None:
+def test_with_a_models_folder_nothing_elsewhere_may_be_named(models: Path, foreign_folder: Path) -> None:
     for name in ("net.toml", "evil.toml", "net.onnx", "none.toml"):
-        assert "the models folder has no file" in refusal(str(elsewhere / name), models, any_onnx=True)
+        assert "the models folder has no file" in refusal(str(foreign_folder / name), models, any_onnx=True)
 
 
 @pytest.mark.parametrize(
@@ -80,14 +80,14 @@ def test_with_a_models_folder_nothing_elsewhere_may_be_named(models: Path, elsew
         'kind = "Exported"\n', 'kind = "EXPORTED"\n', 'kind = "ONNX"\n',
     ],
 )  # fmt: skip
-def test_no_other_kind_may_be_named_outside_the_models_folder(elsewhere: Path, text: str) -> None:
-    (elsewhere / "evil.toml").write_text(text)
-    assert "runs only from the models folder" in refusal(str(elsewhere / "evil.toml"), any_onnx=True)
+def test_no_other_kind_may_be_named_outside_the_models_folder(foreign_folder: Path, text: str) -> None:
+    (foreign_folder / "evil.toml").write_text(text)
+    assert "runs only from the models folder" in refusal(str(foreign_folder / "evil.toml"), any_onnx=True)
 
 
-def test_the_files_of_a_kind_that_is_refused_are_not_opened(elsewhere: Path) -> None:
-    (elsewhere / "evil.toml").write_text(spec("exported", "none.pt2"))
-    assert "runs only from the models folder" in refusal(str(elsewhere / "evil.toml"), any_onnx=True)
+def test_the_files_of_a_kind_that_is_refused_are_not_opened(foreign_folder: Path) -> None:
+    (foreign_folder / "evil.toml").write_text(spec("exported", "none.pt2"))
+    assert "runs only from the models folder" in refusal(str(foreign_folder / "evil.toml"), any_onnx=True)
 
 
 def test_an_exported_program_of_the_models_folder_is_the_operators(models: Path) -> None:
@@ -105,44 +105,44 @@ def test_a_reference_that_says_otherwise_loads_no_exported_program(models: Path)
 @pytest.mark.parametrize(
     "name", ["link.toml", "sub/link.toml", "sub/../../elsewhere/evil.toml", "../elsewhere/evil.toml"]
 )
-def test_a_link_or_dots_lead_nowhere_out_of_the_models_folder(models: Path, elsewhere: Path, name: str) -> None:
+def test_a_link_or_dots_lead_nowhere_out_of_the_models_folder(models: Path, foreign_folder: Path, name: str) -> None:
     (models / "sub").mkdir()
     for place in (models, models / "sub"):
-        (place / "link.toml").symlink_to(elsewhere / "evil.toml")
+        (place / "link.toml").symlink_to(foreign_folder / "evil.toml")
     assert "the models folder has no file" in refusal(name, models)
     if name == "link.toml":
         assert "leads out of" in refusal("link", models), "by its stem too"
 
 
-def test_a_link_from_outside_into_the_models_folder_names_nothing_there(models: Path, elsewhere: Path) -> None:
-    (elsewhere / "in.toml").symlink_to(models / "program.toml")
-    (elsewhere / "folder").symlink_to(models)
+def test_a_link_from_outside_into_the_models_folder_names_nothing_there(models: Path, foreign_folder: Path) -> None:
+    (foreign_folder / "in.toml").symlink_to(models / "program.toml")
+    (foreign_folder / "folder").symlink_to(models)
     for path in ("in.toml", "folder/program.toml"):
-        assert "the models folder has no file" in refusal(str(elsewhere / path), models)
-        assert "runs only from the models folder" in refusal(str(elsewhere / path), any_onnx=True)
+        assert "the models folder has no file" in refusal(str(foreign_folder / path), models)
+        assert "runs only from the models folder" in refusal(str(foreign_folder / path), any_onnx=True)
 
 
-def test_a_folder_that_is_linked_out_of_the_models_folder_names_nothing(models: Path, elsewhere: Path) -> None:
-    (models / "sub").symlink_to(elsewhere)
+def test_a_folder_that_is_linked_out_of_the_models_folder_names_nothing(models: Path, foreign_folder: Path) -> None:
+    (models / "sub").symlink_to(foreign_folder)
     assert "the models folder has no file" in refusal("sub/evil.toml", models)
     assert "the models folder has no file" in refusal(str(models / "sub/evil.toml"), models)
 
 
 @pytest.mark.parametrize("file", ["../elsewhere/evil.pt2", "link.pt2", "sub/evil.pt2", "/etc/hostname"])
-def test_the_file_of_a_spec_in_the_models_folder_stays_in_it(models: Path, elsewhere: Path, file: str) -> None:
-    (models / "link.pt2").symlink_to(elsewhere / "evil.pt2")
-    (models / "sub").symlink_to(elsewhere)
+def test_the_file_of_a_spec_in_the_models_folder_stays_in_it(models: Path, foreign_folder: Path, file: str) -> None:
+    (models / "link.pt2").symlink_to(foreign_folder / "evil.pt2")
+    (models / "sub").symlink_to(foreign_folder)
     (models / "program.toml").write_text(spec("exported", file))
     with pytest.raises(ModelError):
         registry.resolve("program", models)
 
 
 @pytest.mark.parametrize("more", ['labels = "../secret.names"', 'labels = "link.names"'])
-def test_the_labels_of_a_spec_that_is_named_anywhere_stay_in_its_folder(elsewhere: Path, more: str) -> None:
-    (elsewhere.parent / "secret.names").write_text("secret")
-    (elsewhere / "link.names").symlink_to(elsewhere.parent / "secret.names")
-    (elsewhere / "net.toml").write_text(spec().replace('labels = ["thing"]', more))
-    assert "secret\n" not in refusal(str(elsewhere / "net.toml"), any_onnx=True)
+def test_the_labels_of_a_spec_that_is_named_anywhere_stay_in_its_folder(foreign_folder: Path, more: str) -> None:
+    (foreign_folder.parent / "secret.names").write_text("secret")
+    (foreign_folder / "link.names").symlink_to(foreign_folder.parent / "secret.names")
+    (foreign_folder / "net.toml").write_text(spec().replace('labels = ["thing"]', more))
+    assert "secret\n" not in refusal(str(foreign_folder / "net.toml"), any_onnx=True)
 
 
 def test_the_models_folder_may_be_a_link_and_be_named_relatively(
@@ -157,8 +157,10 @@ def test_the_models_folder_may_be_a_link_and_be_named_relatively(
 
 @pytest.mark.parametrize("suffix", [".toml", ".onnx"])
 @pytest.mark.parametrize("make", ["directory", "pipe", "sparse", "empty", "device"])
-def test_what_is_no_plain_file_of_a_models_size_is_refused_at_once(elsewhere: Path, suffix: str, make: str) -> None:
-    path = elsewhere / f"odd{suffix}"
+def test_what_is_no_plain_file_of_a_models_size_is_refused_at_once(
+    foreign_folder: Path, suffix: str, make: str
+) -> None:
+    path = foreign_folder / f"odd{suffix}"
     if make == "directory":
         path.mkdir()
     elif make == "pipe":
@@ -169,12 +171,12 @@ def test_what_is_no_plain_file_of_a_models_size_is_refused_at_once(elsewhere: Pa
         path.touch()
         os.truncate(path, 10 * 1024**3 if make == "sparse" else 0)
     refusal(str(path), any_onnx=True)
-    (elsewhere / "net.toml").write_text(spec(file=f"odd{suffix}"))
-    refusal(str(elsewhere / "net.toml"), any_onnx=True)
+    (foreign_folder / "net.toml").write_text(spec(file=f"odd{suffix}"))
+    refusal(str(foreign_folder / "net.toml"), any_onnx=True)
 
 
-def test_an_onnx_file_of_countless_tiny_fields_is_refused_at_once(elsewhere: Path) -> None:
-    path = elsewhere / "odd.onnx"
+def test_an_onnx_file_of_countless_tiny_fields_is_refused_at_once(foreign_folder: Path) -> None:
+    path = foreign_folder / "odd.onnx"
     path.write_bytes(b"\x08\x07" * 1_000_000)
     with pytest.raises(ModelError, match="no ONNX model"):
         read_metadata(path)
@@ -195,20 +197,20 @@ def test_an_onnx_file_of_countless_tiny_fields_is_refused_at_once(elsewhere: Pat
         "{0}/" + "x/" * 3000 + "net.toml",
     ],
 )  # fmt: skip
-def test_a_path_that_is_odd_is_refused(elsewhere: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
-    monkeypatch.chdir(elsewhere)
-    monkeypatch.setenv("HOME", str(elsewhere))
-    message = refusal(path.replace("{0}", str(elsewhere)), any_onnx=True)
+def test_a_path_that_is_odd_is_refused(foreign_folder: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.chdir(foreign_folder)
+    monkeypatch.setenv("HOME", str(foreign_folder))
+    message = refusal(path.replace("{0}", str(foreign_folder)), any_onnx=True)
     assert message.isprintable()
-    refusal(path.replace("{0}", str(elsewhere)), elsewhere / "none")
+    refusal(path.replace("{0}", str(foreign_folder)), foreign_folder / "none")
 
 
-def test_a_link_to_a_model_must_be_named_like_one(elsewhere: Path) -> None:
-    (elsewhere / "link.pth").symlink_to(elsewhere / "net.toml")
-    (elsewhere / "data").write_text(spec())
-    (elsewhere / "link.toml").symlink_to(elsewhere / "data")
+def test_a_link_to_a_model_must_be_named_like_one(foreign_folder: Path) -> None:
+    (foreign_folder / "link.pth").symlink_to(foreign_folder / "net.toml")
+    (foreign_folder / "data").write_text(spec())
+    (foreign_folder / "link.toml").symlink_to(foreign_folder / "data")
     for name in ("link.pth", "link.toml"):
-        assert "neither an ONNX file" in refusal(str(elsewhere / name), any_onnx=True)
+        assert "neither an ONNX file" in refusal(str(foreign_folder / name), any_onnx=True)
 
 
 def test_a_home_that_does_not_exist_is_no_traceback_for_who_types_it() -> None:

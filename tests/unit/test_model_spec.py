@@ -15,7 +15,7 @@ from vidflow.domain.errors import MissingExtra, ModelError, ParameterError
 from vidflow.domain.messages import Parameters
 from vidflow.infra.models import registry
 from vidflow.infra.models.onnx_metadata import read_metadata
-from vidflow.infra.models.spec import Bundle, parse, read_bundle, read_weights
+from vidflow.infra.models.spec import Bundle, parse_spec, read_bundle, read_weights
 
 WEIGHTS = b"weights of a net"
 SPEC = f"""
@@ -93,7 +93,7 @@ def test_a_wrong_spec_is_refused_with_the_name_of_the_key(folder: Path, old: str
 
 def test_an_exported_program_is_refused_without_a_digest() -> None:
     with pytest.raises(ModelError, match="vouch"):
-        parse(b'kind = "exported"\nfile = "a.pt2"', "a.toml")
+        parse_spec(b'kind = "exported"\nfile = "a.pt2"', "a.toml")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from psycopg import errors
 
 from vidflow.domain.errors import SetupError
-from vidflow.infra.postgres.errors import is_away, is_timed_out, is_tls, refusal, require_version
+from vidflow.infra.postgres.errors import build_connection_error, is_away, is_timed_out, is_tls, require_version
 from vidflow.infra.telemetry.outage import TIMED_OUT_STATES
 
 
@@ -80,6 +80,6 @@ def test_what_passes_is_waited_for(text: str) -> None:
 def test_what_waiting_does_not_help_is_told_in_one_line(text: str, said: str) -> None:
     error = _Failed(f"{text}\n\tmore")
     assert not is_away(error)
-    assert said in refusal(error).message
-    assert "\n" not in refusal(error).message
+    assert said in build_connection_error(error).message
+    assert "\n" not in build_connection_error(error).message
     assert is_tls(error) == said.startswith("TLS")

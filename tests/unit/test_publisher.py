@@ -7,24 +7,24 @@ import pytest
 from confluent_kafka import KafkaError
 
 from vidflow.infra.kafka.errors import ClientBroken
-from vidflow.infra.kafka.publisher import Answers, Flight, add_answers
-from vidflow.infra.postgres.outbox import Pending
+from vidflow.infra.kafka.publisher import DeliveryResults, InFlightBatch, add_delivery_results
+from vidflow.infra.postgres.outbox import PendingMessage
 
 TIMED_OUT = KafkaError(KafkaError._MSG_TIMED_OUT)
 TOO_LARGE = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE)
 
 
 def answers_of(
-    keys: str, errors: dict[int, KafkaError], waiting: Collection[int] = (), before: Answers | None = None
-) -> Answers:
+    keys: str, errors: dict[int, KafkaError], waiting: Collection[int] = (), before: DeliveryResults | None = None
+) -> DeliveryResults:
     """What becomes of a batch with a row for each key, numbered from 0, behind other batches."""
-    flight = Flight([
-        Pending(number, str(uuid.UUID(int=number)), 0, "t", key, "k", 1, None, b"")
+    flight = InFlightBatch([
+        PendingMessage(number, str(uuid.UUID(int=number)), 0, "t", key, "k", 1, None, b"")
         for number, key in enumerate(keys)
     ])  # fmt: skip
-    flight.waiting, flight.errors = set(waiting), errors
-    answers = Answers() if before is None else before
-    add_answers(answers, flight)
+    flight.unanswered, flight.errors = set(waiting), errors
+    answers = DeliveryResults() if before is None else before
+    add_delivery_results(answers, flight)
     return answers
 
 
@@ -57,13 +57,13 @@ def test_a_client_that_has_given_up_is_said_to_be_broken() -> None:
 
 
 def test_rows_that_were_too_large_together_are_sent_again() -> None:
-    flight = Flight(
-        [Pending(number, str(uuid.UUID(int=number)), 0, "t", "a", "k", 1, None, b"") for number in range(3)]
+    flight = InFlightBatch(
+        [PendingMessage(number, str(uuid.UUID(int=number)), 0, "t", "a", "k", 1, None, b"") for number in range(3)]
     )
-    flight.alone.add(2)
+    flight.sent_alone.add(2)
     message = object()
     for number in range(3):
-        flight.answer(number, TOO_LARGE, None if number == 0 else message)
-    add_answers(answers := Answers(), flight)
+        flight.record_delivery(number, TOO_LARGE, None if number == 0 else message)
+    add_delivery_results(answers := DeliveryResults(), flight)
     assert (list(answers.refused), list(answers.failed)) == ([0], ["a"])
     assert flight.refused_together == {1}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vidflow.domain.redaction import redacted, secrets_of
+from vidflow.domain.redaction import find_secrets, redact
 
 SECRET = "Hunter2x"  # noqa: S105 - not one of ours
 
@@ -97,7 +97,7 @@ secrets = st.text(
 
 @pytest.mark.parametrize("template", URLS + OTHER)
 def test_the_secret_is_masked(template: str) -> None:
-    text = redacted(template.format(SECRET))
+    text = redact(template.format(SECRET))
     assert SECRET not in text
     assert "***" in text
 
@@ -107,50 +107,50 @@ def test_the_secret_is_masked(template: str) -> None:
     "around", ["{}", "cannot open '{}': it is away", '{{"url": "{}"}}', "source={} attempt=2", "({})", "a\n{}\nb"]
 )
 def test_a_url_is_masked_wherever_it_stands(template: str, around: str) -> None:
-    assert SECRET not in redacted(around.format(template.format(SECRET)))
+    assert SECRET not in redact(around.format(template.format(SECRET)))
 
 
 @pytest.mark.parametrize("text", KEPT)
 def test_what_is_no_secret_is_kept(text: str) -> None:
-    assert redacted(text) == text
+    assert redact(text) == text
 
 
 @given(secret=secrets, template=st.sampled_from(URLS + OTHER), before=st.text(max_size=20), after=st.text(max_size=20))
 def test_no_secret_passes_whatever_stands_around_it(secret: str, template: str, before: str, after: str) -> None:
     if secret in template or secret in before + after:
         return
-    assert secret not in redacted(f"{before} {template.format(secret)} {after}")
+    assert secret not in redact(f"{before} {template.format(secret)} {after}")
 
 
 @given(st.text())
 def test_masking_again_changes_nothing(text: str) -> None:
-    once = redacted(text)
-    assert redacted(once) == once
+    once = redact(text)
+    assert redact(once) == once
 
 
 @pytest.mark.parametrize("password", ["a@b", "a/b", "a?b", "a#b", "a:b", "p@ss/w?rd#1", "%40%2F"])
 def test_a_password_may_hold_any_character(password: str) -> None:
-    assert redacted(f"rtsp://admin:{password}@camera/live") == "rtsp://***@camera/live"
+    assert redact(f"rtsp://admin:{password}@camera/live") == "rtsp://***@camera/live"
 
 
 @pytest.mark.parametrize("length", range(len("rtsp://admin:Hunter2xHunter2x@camera/live")))
 def test_a_url_that_was_cut_within_its_password_shows_none_of_it(length: int) -> None:
-    assert "Hunt" not in redacted("rtsp://admin:Hunter2xHunter2x@camera/live"[:length])
+    assert "Hunt" not in redact("rtsp://admin:Hunter2xHunter2x@camera/live"[:length])
 
 
 @pytest.mark.parametrize("template", URLS)
 def test_the_secrets_of_a_url_are_masked_wherever_a_library_prints_them(template: str) -> None:
-    known = secrets_of(template.format(SECRET))
-    assert SECRET not in redacted(f"option value {SECRET} is odd", known)
+    known = find_secrets(template.format(SECRET))
+    assert SECRET not in redact(f"option value {SECRET} is odd", known)
 
 
 def test_a_known_secret_is_masked_with_and_without_percent_encoding() -> None:
-    known = secrets_of("rtsp://admin:p%40ssword@camera/live")
-    assert redacted("p%40ssword and p@ssword", known) == "*** and ***"
+    known = find_secrets("rtsp://admin:p%40ssword@camera/live")
+    assert redact("p%40ssword and p@ssword", known) == "*** and ***"
 
 
 def test_short_strings_are_not_searched_for_everywhere() -> None:
-    assert secrets_of("http://a:b@host/v.mp4?x=1&hd=yes") == ()
+    assert find_secrets("http://a:b@host/v.mp4?x=1&hd=yes") == ()
 
 
 HOSTILE = [
@@ -165,4 +165,4 @@ HOSTILE = [
 def test_hostile_text_is_done_with_in_time_that_is_linear_in_it(piece: str, start: str) -> None:
     """A pattern that backtracks takes minutes for this text, which ends the test run; a linear one takes milliseconds."""
     text = start + piece * (150_000 // len(piece))
-    assert len(redacted(text)) <= 2 * len(text)
+    assert len(redact(text)) <= 2 * len(text)

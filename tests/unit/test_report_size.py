@@ -7,25 +7,34 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vidflow.domain.errors import ErrorInfo, storable
-from vidflow.domain.messages import MAX_FRAME, EndReason, Entry, Report, StopWork, Waiting, decode_runner_event, encode
+from vidflow.domain.errors import ErrorInfo, sanitize_text
+from vidflow.domain.messages import (
+    MAX_SAFE_INTEGER,
+    EndReason,
+    Entry,
+    Report,
+    StopWork,
+    WorkerWait,
+    decode_runner_event,
+    encode,
+)
 from vidflow.domain.report_size import (
     FULL_ENTRY_BYTES,
     LISTED_BYTES,
     PLAIN_ENTRY_BYTES,
     REPORT_BYTES,
-    encoded_within,
-    end_within,
-    fair_share,
-    has_place,
-    start_within,
+    compute_fair_share_bytes,
+    encode_report,
+    fits_one_more_entry,
+    keep_end,
+    keep_start,
 )
-from vidflow.domain.runner import DETAIL_CHARACTERS, Charge, obey, report, worker_ended
+from vidflow.domain.runner import DETAIL_CHARACTERS, RunnerState, apply_command, build_report, record_worker_end
 
 CLIENT_LIMIT = 1_000_000
 """librdkafka's message.max.bytes, where nobody sets another."""
 ODD = ["\x01", "\x1b", '"', "\\", "\n", "\N{GRINNING FACE}", "é", "\x7f", "\u2028", "\N{REPLACEMENT CHARACTER}", "a"]
-hostile = st.text(st.sampled_from(ODD), max_size=300) | st.text(max_size=100).map(storable)
+hostile = st.text(st.sampled_from(ODD), max_size=300) | st.text(max_size=100).map(sanitize_text)
 
 
 def uuid(number: int) -> str:
@@ -33,17 +42,33 @@ def uuid(number: int) -> str:
 
 
 def failed(number: int, message: str, detail: str | None, code: str = "worker_failed") -> Entry:
-    error = ErrorInfo(code, message, MAX_FRAME)
+    error = ErrorInfo(code, message, MAX_SAFE_INTEGER)
     return Entry(
-        uuid(number), MAX_FRAME, MAX_FRAME, Waiting.INFERENCE, EndReason.HANDED_OVER, error, fatal=True, detail=detail
+        uuid(number),
+        MAX_SAFE_INTEGER,
+        MAX_SAFE_INTEGER,
+        WorkerWait.INFERENCE,
+        EndReason.HANDED_OVER,
+        error,
+        fatal=True,
+        detail=detail,
     )
 
 
 def report_of(*entries: Entry) -> Report:
-    return Report("r" * 200, "p" * 200, MAX_FRAME, 65535, MAX_FRAME, draining=False, entries=entries, version="v" * 200)
+    return Report(
+        "r" * 200,
+        "p" * 200,
+        MAX_SAFE_INTEGER,
+        65535,
+        MAX_SAFE_INTEGER,
+        draining=False,
+        entries=entries,
+        version="v" * 200,
+    )
 
 
-def told(value: bytes) -> tuple[Entry, ...]:
+def decode_entries(value: bytes) -> tuple[Entry, ...]:
     event = decode_runner_event(value)
     assert isinstance(event, Report)
     return event.entries
@@ -66,9 +91,9 @@ def is_end(text: str | None, whole: str | None) -> bool:
 def test_it_stays_within_its_bytes_and_lists_every_entry(texts: list[tuple[str, str | None, str]], budget: int) -> None:
     entries = [failed(number, message, detail, code) for number, (message, detail, code) in enumerate(texts)]
     budget = max(budget, 1000 + len(entries) * FULL_ENTRY_BYTES)
-    value = encoded_within(report_of(*entries), budget)
+    value = encode_report(report_of(*entries), budget)
     assert len(value) <= budget
-    for before, after in zip(entries, told(value), strict=True):
+    for before, after in zip(entries, decode_entries(value), strict=True):
         assert before.error is not None
         assert after.error is not None
         assert is_start(after.error.code, before.error.code)
@@ -80,7 +105,7 @@ def test_it_stays_within_its_bytes_and_lists_every_entry(texts: list[tuple[str, 
 
 @given(hostile, st.integers(-5, 700))
 def test_a_text_is_cut_to_the_longest_part_that_fits(text: str, limit: int) -> None:
-    start, end = start_within(text, limit), end_within(text, limit)
+    start, end = keep_start(text, limit), keep_end(text, limit)
     assert is_start(start, text)
     assert is_end(end, text)
     for cut, longer in ((start, text[: len(start)] + "…"), (end, "…" + text[len(text) - len(end) :])):
@@ -93,7 +118,7 @@ def test_a_text_is_cut_to_the_longest_part_that_fits(text: str, limit: int) -> N
 
 @given(st.lists(st.integers(0, 5000), max_size=40), st.integers(-100, 50_000))
 def test_shares_are_fair_and_use_the_room(sizes: list[int], room: int) -> None:
-    share = fair_share(sizes, room)
+    share = compute_fair_share_bytes(sizes, room)
     used = sum(min(size, share) for size in sizes)
     assert used <= max(room, 0)
     cut = sum(size > share for size in sizes)
@@ -102,16 +127,16 @@ def test_shares_are_fair_and_use_the_room(sizes: list[int], room: int) -> None:
 
 def test_a_report_that_fits_is_not_touched() -> None:
     whole = report_of(failed(1, "message", "detail" * 1000), failed(2, "x" * 500, None))
-    assert encoded_within(whole) == encode(whole)
+    assert encode_report(whole) == encode(whole)
 
 
 @pytest.mark.parametrize("odd", [*ODD, "Traceback: in a line of a file\n"])
 def test_five_hundred_failures_with_long_odd_words_fit(odd: str) -> None:
-    words = storable((odd * 8192)[:8192])
+    words = sanitize_text((odd * 8192)[:8192])
     entries = [failed(number, words[:4000], words[:DETAIL_CHARACTERS]) for number in range(500)]
-    value = encoded_within(report_of(*entries))
+    value = encode_report(report_of(*entries))
     assert CLIENT_LIMIT * 0.85 < len(value) <= REPORT_BYTES, "the room is used"
-    for entry in told(value):
+    for entry in decode_entries(value):
         assert entry.error is not None
         assert entry.error.code == "worker_failed"
         assert inner(entry.error.message) > 600
@@ -122,18 +147,18 @@ def test_five_hundred_failures_with_long_odd_words_fit(odd: str) -> None:
 def test_short_words_stay_whole_beside_long_ones() -> None:
     long = [failed(number, "m" * 4000, "d" * 8192) for number in range(300)]
     short = [failed(number, "the model is not there", "last words") for number in range(300, 600)]
-    after = told(encoded_within(report_of(*long, *short)))
+    after = decode_entries(encode_report(report_of(*long, *short)))
     assert list(after[300:]) == short
     assert len({(entry.error and len(entry.error.message), len(entry.detail or "")) for entry in after[:300]}) == 1
 
 
 def test_what_an_entry_needs_is_no_more_than_is_counted() -> None:
     full = failed(1, "\x01" * 4000, "\x01" * 8192, code="\x01" * 4000)
-    (cut,) = told(encoded_within(report_of(full), 1500))
+    (cut,) = decode_entries(encode_report(report_of(full), 1500))
     assert len(msgspec.json.encode(cut)) <= 1500
     bare = report_of(*[failed(number, "m" * 50, "d" * 50, code="c" * 64) for number in range(2)])
     assert len(encode(bare)) - len(encode(report_of(bare.entries[0]))) <= FULL_ENTRY_BYTES
-    plain = Entry(uuid(1), MAX_FRAME, MAX_FRAME, Waiting.INFERENCE, EndReason.HANDED_OVER)
+    plain = Entry(uuid(1), MAX_SAFE_INTEGER, MAX_SAFE_INTEGER, WorkerWait.INFERENCE, EndReason.HANDED_OVER)
     assert len(msgspec.json.encode(plain)) < PLAIN_ENTRY_BYTES
 
 
@@ -141,33 +166,35 @@ def test_as_many_entries_as_have_a_place_fit_with_the_oddest_words() -> None:
     most = LISTED_BYTES // FULL_ENTRY_BYTES
     assert most >= 2000
     entries = [failed(number, "\x01" * 600, "\x1b" * 1000, code="\x02" * 1000) for number in range(most)]
-    assert not has_place(entries)
-    assert has_place(entries[1:])
-    value = encoded_within(report_of(*entries))
+    assert not fits_one_more_entry(entries)
+    assert fits_one_more_entry(entries[1:])
+    value = encode_report(report_of(*entries))
     assert len(value) <= REPORT_BYTES
-    assert all(entry.error and entry.error.code.startswith("\x02") for entry in told(value))
-    assert all(entry.error and entry.error.message and entry.detail for entry in told(value))
+    assert all(entry.error and entry.error.code.startswith("\x02") for entry in decode_entries(value))
+    assert all(entry.error and entry.error.message and entry.detail for entry in decode_entries(value))
 
 
 def test_thousands_of_entries_from_commands_alone_always_fit() -> None:
-    stopped = tuple(Entry(uuid(number), MAX_FRAME, reason=EndReason.STOPPED) for number in range(4000))
-    charge = Charge(2, entries=stopped)
+    stopped = tuple(Entry(uuid(number), MAX_SAFE_INTEGER, reason=EndReason.STOPPED) for number in range(4000))
+    charge = RunnerState(2, entries=stopped)
     for number in range(4000, 5000):
-        charge, _ = obey(charge, StopWork(uuid(number), MAX_FRAME), 0.0)
+        charge, _ = apply_command(charge, StopWork(uuid(number), MAX_SAFE_INTEGER), 0.0)
     assert 4000 < len(charge.entries) < 5000
     assert charge.taken == 1000
-    assert charge.seen_epoch(uuid(4999)) == MAX_FRAME, "its deploy is old all the same"
-    said = report(charge, runner="r", pool="p", number=1, version="1")
-    assert len(encoded_within(said)) <= REPORT_BYTES
-    assert len(told(encoded_within(said))) == len(charge.entries)
+    assert charge.highest_seen_epoch(uuid(4999)) == MAX_SAFE_INTEGER, "its deploy is old all the same"
+    said = build_report(charge, runner="r", pool="p", number=1, version="1")
+    assert len(encode_report(said)) <= REPORT_BYTES
+    assert len(decode_entries(encode_report(said))) == len(charge.entries)
 
 
 def test_an_ended_worker_never_leaves_the_report() -> None:
     most = LISTED_BYTES // FULL_ENTRY_BYTES
-    charge = Charge(most, entries=tuple(Entry(uuid(number), 1, waits_for=Waiting.SOURCE) for number in range(most)))
+    charge = RunnerState(
+        most, entries=tuple(Entry(uuid(number), 1, waits_for=WorkerWait.SOURCE) for number in range(most))
+    )
     for number in range(0, most, 10):
         error = ErrorInfo("c" * 4000, "\x01" * 4000)
-        charge = worker_ended(charge, uuid(number), 1, EndReason.ERROR, error, detail="\x01" * 20_000)
-    value = encoded_within(report(charge, runner="r", pool="p", number=1, version="1"))
+        charge = record_worker_end(charge, uuid(number), 1, EndReason.ERROR, error, detail="\x01" * 20_000)
+    value = encode_report(build_report(charge, runner="r", pool="p", number=1, version="1"))
     assert len(value) <= REPORT_BYTES
-    assert [entry.scenario_uuid for entry in told(value)] == [uuid(number) for number in range(most)]
+    assert [entry.scenario_uuid for entry in decode_entries(value)] == [uuid(number) for number in range(most)]

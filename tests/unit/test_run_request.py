@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vidflow.commands.run.request import body_of
+from vidflow.commands.run.request import build_body
 from vidflow.domain.errors import ParameterError
 from vidflow.settings import RunOptions
 
@@ -15,11 +15,11 @@ VIDEO = "http://camera.example/video.mp4"
     ("typed", "asked"), [("all", "all"), ("2", 2), ("29.97", 29.97), ("30000/1001", "30000/1001"), ("1/2", 0.5)]
 )
 def test_a_frame_rate_is_asked_for_exactly_as_it_was_typed(typed: str, asked: object) -> None:
-    assert body_of(RunOptions(video=VIDEO, fps=typed))["fps"] == asked
+    assert build_body(RunOptions(video=VIDEO, fps=typed))["fps"] == asked
 
 
 @pytest.mark.parametrize("typed", ["0", "1001", "1/0", "0x10", "9" * 500, ""])
 def test_what_is_no_frame_rate_is_refused_with_what_to_do(typed: str) -> None:
     with pytest.raises(ParameterError, match="--fps is a number above 0 and up to 1000, a fraction") as refusal:
-        body_of(RunOptions(video=VIDEO, fps=typed))
+        build_body(RunOptions(video=VIDEO, fps=typed))
     assert len(refusal.value.message) < 250

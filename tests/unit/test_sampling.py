@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vidflow.domain.messages import Resume
+from vidflow.domain.messages import ResumePoint
 from vidflow.domain.sampling import (
-    Approach,
-    BehindPts,
-    FromStart,
+    DecodeFromStart,
     Sampler,
-    approach,
-    frames_to_expect,
-    resume_point,
-    time_base_text,
-    timeline,
+    SeekStatus,
+    SeekToPts,
+    build_timeline,
+    estimate_frame_count,
+    format_time_base,
+    plan_resume,
+    track_seek,
 )
 
 MPEG = Fraction(1, 90_000)
@@ -29,7 +29,7 @@ NTSC = Fraction(30_000, 1_001)
 
 
 @dataclass(frozen=True)
-class Kept:
+class SampledFrame:
     number: int
     index: int
     pts: int | None
@@ -40,26 +40,26 @@ class Kept:
 def start(
     time_base: Fraction = MILLISECONDS, rate: Fraction | None = None, nominal: Fraction | None = Fraction(25)
 ) -> Sampler:
-    return Sampler(timeline(time_base, nominal), rate)
+    return Sampler(build_timeline(time_base, nominal), rate)
 
 
-def run(sampler: Sampler, pts: Sequence[int | None], begin: int = 0) -> list[Kept]:
+def run(sampler: Sampler, pts: Sequence[int | None], begin: int = 0) -> list[SampledFrame]:
     """What `sampler` keeps of the frames from index `begin` on."""
     kept = []
     for index in range(begin, len(pts)):
-        sampler, keeps = sampler.see(pts[index])
+        sampler, keeps = sampler.sample_frame(pts[index])
         if keeps:
             tick = sampler.timeline.tick
             assert tick is not None
-            time_s = float(sampler.timeline.since_start(tick))
-            kept.append(Kept(sampler.next_frame - 1, index, pts[index], tick, time_s))
+            time_s = float(sampler.timeline.seconds_since_start(tick))
+            kept.append(SampledFrame(sampler.next_frame - 1, index, pts[index], tick, time_s))
     return kept
 
 
-def stored_behind(frame: Kept, sampler: Sampler, origin: int) -> Resume:
+def stored_behind(frame: SampledFrame, sampler: Sampler, origin: int) -> ResumePoint:
     """What is stored once `frame` is."""
     pts = frame.tick if frame.pts is None else frame.pts
-    return Resume(frame.number + 1, origin, time_base_text(sampler.timeline.time_base), pts, frame.time_s)
+    return ResumePoint(frame.number + 1, origin, format_time_base(sampler.timeline.time_base), pts, frame.time_s)
 
 
 def numbers(sampler: Sampler, pts: Sequence[int | None]) -> list[int]:
@@ -93,7 +93,7 @@ def test_an_empty_cell_is_passed_over_and_takes_no_number() -> None:
 @pytest.mark.parametrize("hours", [0, 1, 1_000])
 def test_a_video_sampled_at_its_own_ntsc_rate_keeps_every_frame_even_after_hours(hours: int) -> None:
     # A frame lasts 3003 ticks of 1/90000 s, exactly a cell: floats would lose or double some of these.
-    begun = start(MPEG, NTSC).see(90_000)[0]
+    begun = start(MPEG, NTSC).sample_frame(90_000)[0]
     edges = [90_000 + 3_003 * (hours * 107_892 + i) for i in range(1, 1_000)]
     on_the_edge_and_a_tick_before_the_next = [at for edge in edges for at in (edge, edge + 3_002)]
     assert [frame.pts for frame in run(begun, on_the_edge_and_a_tick_before_the_next)] == edges
@@ -164,8 +164,8 @@ def test_a_run_resumed_behind_any_frame_keeps_what_an_undisturbed_one_keeps(
     begin = start(time_base, rate)
     whole = run(begin, pts)
     for frame in whole:
-        point = resume_point(stored_behind(frame, begin, pts[0]), begin, seekable=True)
-        assert isinstance(point, BehindPts)
+        point = plan_resume(stored_behind(frame, begin, pts[0]), begin, seekable=True)
+        assert isinstance(point, SeekToPts)
         assert point.last_pts == frame.pts
         landed_at = data.draw(st.integers(0, max(0, frame.index - 1)))
         assert resumed(point, pts, landed_at) == whole[frame.number + 1 :]
@@ -178,26 +178,26 @@ def test_it_does_so_where_pts_are_missing_doubled_or_go_back(pts: list[int | Non
     for frame in whole:
         first = pts[0]
         resume = stored_behind(frame, begin, 0 if first is None else first)
-        point = resume_point(resume, begin, seekable=first is not None)
-        again = resumed(point, pts, keyframe_before(pts, frame)) if isinstance(point, BehindPts) else None
+        point = plan_resume(resume, begin, seekable=first is not None)
+        again = resumed(point, pts, keyframe_before(pts, frame)) if isinstance(point, SeekToPts) else None
         if again is None:
             again = [kept for kept in run(begin, pts) if kept.number > frame.number]
         assert again == whole[frame.number + 1 :]
 
 
-def resumed(point: BehindPts, pts: Sequence[int | None], landed_at: int) -> list[Kept] | None:
+def resumed(point: SeekToPts, pts: Sequence[int | None], landed_at: int) -> list[SampledFrame] | None:
     """What a run keeps whose seek landed at this index; None where it went astray."""
     placed = point.sampler.timeline
     for index in range(landed_at, len(pts)):
-        placed, state = approach(point, placed, pts[index])
-        if state is Approach.ASTRAY:
+        placed, state = track_seek(point, placed, pts[index])
+        if state is SeekStatus.MISSED:
             return None
-        if state is Approach.ARRIVED:
+        if state is SeekStatus.ARRIVED:
             return run(replace(point.sampler, timeline=placed), pts, index + 1)
     return None
 
 
-def keyframe_before(pts: Sequence[int | None], frame: Kept) -> int:
+def keyframe_before(pts: Sequence[int | None], frame: SampledFrame) -> int:
     """The last place before `frame` where a seek may land: everything before it is earlier, all behind it up to `frame` too."""
     for index in range(frame.index - 1, -1, -1):
         at = pts[index]
@@ -208,54 +208,56 @@ def keyframe_before(pts: Sequence[int | None], frame: Kept) -> int:
 
 
 def test_where_nothing_is_stored_a_run_begins_at_the_start() -> None:
-    assert resume_point(Resume(), start(), seekable=True) == FromStart(0)
+    assert plan_resume(ResumePoint(), start(), seekable=True) == DecodeFromStart(0)
 
 
 @pytest.mark.parametrize(
     ("seen", "state"),
     [
-        ([0, 40, 80], Approach.ARRIVED),
-        ([0, 40], Approach.UNDER_WAY),
-        ([0, 40, 81], Approach.ASTRAY),
-        ([120], Approach.ASTRAY),
-        ([80], Approach.ASTRAY),
-        ([40, None], Approach.ASTRAY),
+        ([0, 40, 80], SeekStatus.ARRIVED),
+        ([0, 40], SeekStatus.SEEKING),
+        ([0, 40, 81], SeekStatus.MISSED),
+        ([120], SeekStatus.MISSED),
+        ([80], SeekStatus.MISSED),
+        ([40, None], SeekStatus.MISSED),
     ],
 )
-def test_a_seek_has_arrived_once_the_stored_frame_itself_is_seen_again(seen: list[int | None], state: Approach) -> None:
-    point = resume_point(Resume(3, 0, "1/1000", 80, 0.08), start(), seekable=True)
-    assert isinstance(point, BehindPts)
-    placed, reached = point.sampler.timeline, Approach.UNDER_WAY
+def test_a_seek_has_arrived_once_the_stored_frame_itself_is_seen_again(
+    seen: list[int | None], state: SeekStatus
+) -> None:
+    point = plan_resume(ResumePoint(3, 0, "1/1000", 80, 0.08), start(), seekable=True)
+    assert isinstance(point, SeekToPts)
+    placed, reached = point.sampler.timeline, SeekStatus.SEEKING
     for pts in seen:
-        placed, reached = approach(point, placed, pts)
+        placed, reached = track_seek(point, placed, pts)
     assert reached is state
 
 
 def test_a_seek_to_the_videos_first_frame_arrives_at_once() -> None:
-    point = resume_point(Resume(1, 80, "1/1000", 80, 0.0), start(), seekable=True)
-    assert isinstance(point, BehindPts)
-    assert approach(point, point.sampler.timeline, 80)[1] is Approach.ARRIVED
+    point = plan_resume(ResumePoint(1, 80, "1/1000", 80, 0.0), start(), seekable=True)
+    assert isinstance(point, SeekToPts)
+    assert track_seek(point, point.sampler.timeline, 80)[1] is SeekStatus.ARRIVED
 
 
 def test_a_source_that_cannot_seek_is_decoded_from_the_start_and_counted() -> None:
-    resume = Resume(7, 0, "1/1000", 240, 0.24)
-    assert resume_point(resume, start(), seekable=False) == FromStart(7)
+    resume = ResumePoint(7, 0, "1/1000", 240, 0.24)
+    assert plan_resume(resume, start(), seekable=False) == DecodeFromStart(7)
 
 
 def test_a_time_base_other_than_the_stored_one_is_not_trusted() -> None:
-    resume = Resume(7, 0, "1/90000", 240, 240 / 90_000)
-    assert resume_point(resume, start(MILLISECONDS), seekable=True) == FromStart(7)
+    resume = ResumePoint(7, 0, "1/90000", 240, 240 / 90_000)
+    assert plan_resume(resume, start(MILLISECONDS), seekable=True) == DecodeFromStart(7)
 
 
 def test_pts_that_do_not_tell_the_stored_time_are_not_trusted() -> None:
-    resume = Resume(7, 0, "1/1000", 240, 0.241)
-    assert resume_point(resume, start(MILLISECONDS), seekable=True) == FromStart(7)
+    resume = ResumePoint(7, 0, "1/1000", 240, 0.241)
+    assert plan_resume(resume, start(MILLISECONDS), seekable=True) == DecodeFromStart(7)
 
 
 @pytest.mark.parametrize("time_s", [float("nan"), float("inf"), -1.0])
 def test_a_stored_time_that_is_nonsense_is_not_trusted(time_s: float) -> None:
-    resume = Resume(7, 0, "1/1000", 240, time_s)
-    assert resume_point(resume, start(MILLISECONDS), seekable=True) == FromStart(7)
+    resume = ResumePoint(7, 0, "1/1000", 240, time_s)
+    assert plan_resume(resume, start(MILLISECONDS), seekable=True) == DecodeFromStart(7)
 
 
 # --- what to expect
@@ -278,4 +280,4 @@ def test_a_stored_time_that_is_nonsense_is_not_trusted(time_s: float) -> None:
 def test_how_many_frames_to_expect(
     duration_s: float | None, decoded: int | None, rate: Fraction | None, expected: int | None
 ) -> None:
-    assert frames_to_expect(duration_s, decoded, rate) == expected
+    assert estimate_frame_count(duration_s, decoded, rate) == expected

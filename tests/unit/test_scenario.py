@@ -11,24 +11,24 @@ from vidflow.domain.scenario import (
     TRANSITIONS,
     Event,
     Kind,
-    Limits,
     Loss,
     Outcome,
+    RetryPolicy,
     Scenario,
     Skip,
     State,
-    after_fatal,
-    after_loss,
-    after_return,
+    add_skip,
+    build_failure_event,
+    build_loss_event,
+    build_requeue_event,
     decide,
     is_due,
     next_epoch,
-    with_skip,
 )
 
 UUID = "01930000-0000-7000-8000-000000000001"
 ERROR = ErrorInfo("source_changed", "it is another file now")
-LIMITS = Limits()
+LIMITS = RetryPolicy()
 
 # The lifecycle once more, by hand: the table in the code must say the same.
 LEGAL: dict[tuple[str, str], tuple[str, str | None, str | None]] = {
@@ -79,7 +79,7 @@ def test_a_step_is_legal_where_the_lifecycle_has_it_and_illegal_everywhere_else(
         assert decision.after.outcome == (outcome or before.outcome)
     elif kind is Kind.SHUTDOWN_REQUESTED:
         decision = decide(before, event(kind))
-        assert (decision.after, decision.send, decision.ignored) == (None, None, "shutting down already")
+        assert (decision.after, decision.send, decision.ignored_reason) == (None, None, "shutting down already")
     else:
         with pytest.raises(IllegalTransition, match=f"{UUID} is {state}"):
             decide(before, event(kind))
@@ -97,7 +97,7 @@ def test_inactive_is_for_ever() -> None:
 @pytest.mark.parametrize("epoch", [0, 4, 6])
 def test_an_event_of_another_epoch_decides_nothing_in_any_state(state: State, kind: Kind, epoch: int) -> None:
     decision = decide(scenario(state), event(kind, epoch))
-    assert (decision.after, decision.send, decision.ignored) == (None, None, "another epoch")
+    assert (decision.after, decision.send, decision.ignored_reason) == (None, None, "another epoch")
 
 
 @pytest.mark.parametrize("state", [State.INIT_STARTUP, State.IN_STARTUP_PROCESSING, State.ACTIVE])
@@ -128,7 +128,7 @@ def test_no_stop_is_sent_for_what_was_never_deployed() -> None:
 
 
 def test_a_failure_keeps_its_error() -> None:
-    after = decide(scenario(), after_fatal(scenario(), ERROR, "last words")).after
+    after = decide(scenario(), build_failure_event(scenario(), ERROR, "last words")).after
     assert after is not None
     assert (after.outcome, after.error) == (Outcome.FAILED, ERROR)
 
@@ -167,57 +167,59 @@ def loss(next_frame: int = 10, *, at_frame: bool = False, error: ErrorInfo | Non
     [(0, Kind.LOST, 1), (3, Kind.LOST, 4), (4, Kind.FAILED, 5), (7, Kind.FAILED, 8)],
 )
 def test_the_last_attempt_fails(attempt: int, kind: Kind, counted: int) -> None:
-    after = after_loss(scenario(attempt=attempt), loss(), LIMITS, 0.0)
+    after = build_loss_event(scenario(attempt=attempt), loss(), LIMITS, 0.0)
     assert (after.kind, after.attempt, after.epoch) == (kind, counted, 5)
 
 
 def test_a_frame_stored_since_the_resume_starts_the_count_again() -> None:
-    after = after_loss(scenario(attempt=4), loss(next_frame=11), LIMITS, 0.0)
+    after = build_loss_event(scenario(attempt=4), loss(next_frame=11), LIMITS, 0.0)
     assert (after.kind, after.attempt) == (Kind.LOST, 1)
 
 
 def test_after_a_loss_and_a_way_back_the_scenario_stands_where_its_rows_end() -> None:
-    assert after_loss(scenario(), loss(next_frame=12), LIMITS, 0.0).resume_frame == 12
-    assert after_return(scenario(), "refused", 12, LIMITS).resume_frame == 12
+    assert build_loss_event(scenario(), loss(next_frame=12), LIMITS, 0.0).resume_frame == 12
+    assert build_requeue_event(scenario(), "refused", 12, LIMITS).resume_frame == 12
 
 
 def test_a_loss_starts_the_count_of_returns_again() -> None:
-    assert after_loss(scenario(returns=7), loss(), LIMITS, 0.0).returns == 0
+    assert build_loss_event(scenario(returns=7), loss(), LIMITS, 0.0).returns == 0
 
 
 @pytest.mark.parametrize(("attempt", "delay_s"), [(0, 1.0), (1, 2.0), (2, 4.0), (3, 8.0), (8, 60.0), (5000, 60.0)])
 def test_the_backoff_doubles_to_a_minute_and_is_halved_at_most(attempt: int, delay_s: float) -> None:
-    many = Limits(attempts=10_000)
-    assert after_loss(scenario(attempt=attempt), loss(), many, 1.0).delay_s == delay_s
-    assert after_loss(scenario(attempt=attempt), loss(), many, 0.0).delay_s == delay_s / 2
+    many = RetryPolicy(max_attempts=10_000)
+    assert build_loss_event(scenario(attempt=attempt), loss(), many, 1.0).delay_s == delay_s
+    assert build_loss_event(scenario(attempt=attempt), loss(), many, 0.0).delay_s == delay_s / 2
 
 
 def test_a_frame_that_used_up_all_attempts_is_skipped_on_request() -> None:
-    after = after_loss(scenario(attempt=4, skips_poison=True), loss(at_frame=True), LIMITS, 0.0)
+    after = build_loss_event(scenario(attempt=4, skips_poison=True), loss(at_frame=True), LIMITS, 0.0)
     assert (after.kind, after.skip, after.attempt, after.returns) == (Kind.SKIPPED, Skip(90, 1), 0, 0)
 
 
 def test_a_scenario_with_as_many_skips_as_a_deploy_holds_fails() -> None:
     skips = tuple(Skip(number, 1) for number in range(MAX_SKIPS))
     poisoned = msgspec.structs.replace(scenario(attempt=4, skips_poison=True), skips=skips)
-    assert after_loss(poisoned, loss(at_frame=True), LIMITS, 0.0).kind is Kind.FAILED
+    assert build_loss_event(poisoned, loss(at_frame=True), LIMITS, 0.0).kind is Kind.FAILED
     fewer = msgspec.structs.replace(poisoned, skips=skips[1:])
-    assert after_loss(fewer, loss(at_frame=True), LIMITS, 0.0).kind is Kind.SKIPPED
+    assert build_loss_event(fewer, loss(at_frame=True), LIMITS, 0.0).kind is Kind.SKIPPED
 
 
 def test_what_fell_at_no_frame_is_no_frames_fault_and_fails_in_spite_of_the_request() -> None:
-    assert after_loss(scenario(attempt=4, skips_poison=True), loss(), LIMITS, 0.0).kind is Kind.FAILED
+    assert build_loss_event(scenario(attempt=4, skips_poison=True), loss(), LIMITS, 0.0).kind is Kind.FAILED
 
 
 def test_a_failure_names_the_frame_and_the_cause() -> None:
-    error = after_loss(scenario(attempt=4), loss(at_frame=True), LIMITS, 0.0).error
+    error = build_loss_event(scenario(attempt=4), loss(at_frame=True), LIMITS, 0.0).error
     assert error == ErrorInfo(
         "attempts_used_up", "gave up after 5 attempts in a row at frame 10: crashed", frame_number=10
     )
 
 
 def test_a_failure_keeps_the_code_of_the_last_error() -> None:
-    error = after_loss(scenario(attempt=4), loss(error=ErrorInfo("extra_missing", "install it")), LIMITS, 0.0).error
+    error = build_loss_event(
+        scenario(attempt=4), loss(error=ErrorInfo("extra_missing", "install it")), LIMITS, 0.0
+    ).error
     assert error is not None
     assert (error.code, "install it" in error.message) == ("extra_missing", True)
 
@@ -226,7 +228,7 @@ def test_a_failure_keeps_the_code_of_the_last_error() -> None:
 
 
 def test_a_way_back_counts_no_attempt() -> None:
-    after = after_return(scenario(attempt=3), "refused", 10, LIMITS)
+    after = build_requeue_event(scenario(attempt=3), "refused", 10, LIMITS)
     assert (after.kind, after.attempt, after.returns) == (Kind.RETURNED, None, 1)
     returned = decide(scenario(attempt=3), after).after
     assert returned is not None
@@ -234,7 +236,7 @@ def test_a_way_back_counts_no_attempt() -> None:
 
 
 def test_a_way_back_behind_a_stored_frame_starts_both_counts_again() -> None:
-    after = after_return(scenario(attempt=3, returns=6), "handed_over", 11, LIMITS)
+    after = build_requeue_event(scenario(attempt=3, returns=6), "handed_over", 11, LIMITS)
     assert (after.attempt, after.returns) == (0, 1)
 
 
@@ -244,18 +246,18 @@ def test_a_way_back_behind_a_stored_frame_starts_both_counts_again() -> None:
 def test_ways_back_in_a_row_are_due_later_and_later_to_ten_seconds_however_many_there_are(
     returns: int, delay_s: float
 ) -> None:
-    assert after_return(scenario(returns=returns), "refused", 10, LIMITS).delay_s == delay_s
+    assert build_requeue_event(scenario(returns=returns), "refused", 10, LIMITS).delay_s == delay_s
 
 
 # --- skips
 
 
 def test_skips_behind_the_same_frame_are_added_up() -> None:
-    assert with_skip((Skip(None, 1),), Skip(None, 1)) == (Skip(None, 2),)
+    assert add_skip((Skip(None, 1),), Skip(None, 1)) == (Skip(None, 2),)
 
 
 def test_skips_behind_another_frame_stand_beside_the_first() -> None:
-    assert with_skip((Skip(None, 1),), Skip(40, 1)) == (Skip(None, 1), Skip(40, 1))
+    assert add_skip((Skip(None, 1),), Skip(40, 1)) == (Skip(None, 1), Skip(40, 1))
 
 
 def test_what_waits_out_its_pause_is_due_afterwards() -> None:

@@ -10,15 +10,15 @@ import typer
 
 from vidflow import __version__
 from vidflow.cli.errors import SafeGroup
-from vidflow.cli.operating import db, dlq, outbox, topics
+from vidflow.cli.operations import db, dlq, outbox, topics
 from vidflow.cli.options import (
-    LAST_PORT,
-    AllowedHosts,
+    MAX_PORT,
+    AllowedHostList,
     AnyFile,
     AnyOnnx,
-    Database,
-    Kafka,
+    DatabaseUrl,
     KafkaProperties,
+    KafkaServers,
     KeepResultsDays,
     KeepScenariosDays,
     LogFormat,
@@ -28,13 +28,13 @@ from vidflow.cli.options import (
     MetricsHost,
     MetricsPort,
     ModelsDir,
-    Pool,
+    PoolName,
     QueueLimitBytes,
     ResultsPartitionDays,
     VideoFps,
     option,
 )
-from vidflow.domain.retention import Keeping
+from vidflow.domain.retention import RetentionPolicy
 from vidflow.infra.process.crashpoint import arm
 from vidflow.infra.process.heartbeat import Heartbeat
 from vidflow.infra.process.stopping import Stop
@@ -47,9 +47,9 @@ from vidflow.settings import (
     RelayOptions,
     RunnerOptions,
     RunOptions,
-    environment,
-    kafka_settings,
-    live_url,
+    build_live_url,
+    read_environment_variable,
+    read_kafka_settings,
 )  # fmt: skip
 
 app = typer.Typer(
@@ -67,14 +67,14 @@ app.add_typer(dlq, name="dlq")
 Options = TypeVar("Options")
 
 
-def _serve(run: Callable[[Options, Stop], None], options: Options, log_format: str) -> None:
+def _run_role(run: Callable[[Options, Stop], None], options: Options, log_format: str) -> None:
     """Runs a role in this process until it is told to stop or dies of an error."""
     configure_logs(log_format)
-    arm(environment("VIDFLOW_CRASHPOINTS") or "")
+    arm(read_environment_variable("VIDFLOW_CRASHPOINTS") or "")
     stop = Stop()
-    stop.on_signals()
-    if health_file := environment("VIDFLOW_HEALTH_FILE"):
-        stop.on_turn(Heartbeat(Path(health_file), live_url(options)).beat)
+    stop.request_on_signals()
+    if health_file := read_environment_variable("VIDFLOW_HEALTH_FILE"):
+        stop.on_iteration(Heartbeat(Path(health_file), build_live_url(options)).beat)
     run(options, stop)
     if stop.error is not None:
         raise stop.error
@@ -89,12 +89,12 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 @app.command()
 def api(
-    database_url: Database = "", kafka: Kafka = "", kafka_properties: KafkaProperties = None, log_format: LogFormat = "text",
+    database_url: DatabaseUrl = "", kafka: KafkaServers = "", kafka_properties: KafkaProperties = None, log_format: LogFormat = "text",
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = "127.0.0.1",
     host: Annotated[str, option("host", "Where to listen.")] = "127.0.0.1",
-    port: Annotated[int, option("port", "Where to listen.", at_least=0, at_most=LAST_PORT)] = 8000,
-    allowed_hosts: AllowedHosts = "", max_connections: MaxConnections = 1000,
+    port: Annotated[int, option("port", "Where to listen.", at_least=0, at_most=MAX_PORT)] = 8000,
+    allowed_hosts: AllowedHostList = "", max_connections: MaxConnections = 1000,
     inbox: Annotated[bool, typer.Option("--inbox/--no-inbox", help="Host the inbox in this process.", envvar="VIDFLOW_INBOX")] = True,
     media_root: MediaRoot = None, any_file: AnyFile = False, models_dir: ModelsDir = None, any_onnx: AnyOnnx = False,
     video_fps: VideoFps = "all",
@@ -107,8 +107,8 @@ def api(
     """Serve the HTTP API."""
     from vidflow.roles.api import run  # noqa: PLC0415 - a role imports what it needs and no more
 
-    _serve(run, ApiOptions(
-        database_url=database_url, kafka=kafka_settings(kafka, kafka_properties), log_format=log_format,
+    _run_role(run, ApiOptions(
+        database_url=database_url, kafka=read_kafka_settings(kafka, kafka_properties), log_format=log_format,
         metrics_host=metrics_host, metrics_port=metrics_port, host=host, port=port, inbox=inbox, media_root=media_root,
         any_file=any_file, models_dir=models_dir, any_onnx=any_onnx, video_fps=video_fps, pool_size=pool_size,
         allowed_hosts=tuple(host for host in allowed_hosts.split(",") if host.strip()), max_connections=max_connections,
@@ -118,8 +118,8 @@ def api(
 
 @app.command()
 def relay(
-    database_url: Database = "",
-    kafka: Kafka = "",
+    database_url: DatabaseUrl = "",
+    kafka: KafkaServers = "",
     kafka_properties: KafkaProperties = None,
     log_format: LogFormat = "text",
     metrics_port: MetricsPort = None,
@@ -128,11 +128,11 @@ def relay(
     """Publish the outbox to Kafka."""
     from vidflow.roles.relay import run  # noqa: PLC0415
 
-    _serve(
+    _run_role(
         run,
         RelayOptions(
             database_url=database_url,
-            kafka=kafka_settings(kafka, kafka_properties),
+            kafka=read_kafka_settings(kafka, kafka_properties),
             log_format=log_format,
             metrics_port=metrics_port,
             metrics_host=metrics_host,
@@ -143,8 +143,8 @@ def relay(
 
 @app.command()
 def inbox(
-    database_url: Database = "",
-    kafka: Kafka = "",
+    database_url: DatabaseUrl = "",
+    kafka: KafkaServers = "",
     kafka_properties: KafkaProperties = None,
     log_format: LogFormat = "text",
     metrics_port: MetricsPort = None,
@@ -156,11 +156,11 @@ def inbox(
     """Store the workers' results (where the api does not host it)."""
     from vidflow.roles.inbox import run  # noqa: PLC0415
 
-    _serve(
+    _run_role(
         run,
         InboxOptions(
             database_url=database_url,
-            kafka=kafka_settings(kafka, kafka_properties),
+            kafka=read_kafka_settings(kafka, kafka_properties),
             log_format=log_format,
             metrics_port=metrics_port,
             metrics_host=metrics_host,
@@ -172,7 +172,7 @@ def inbox(
 
 @app.command()
 def orchestrator(
-    database_url: Database = "", kafka: Kafka = "", kafka_properties: KafkaProperties = None, log_format: LogFormat = "text",
+    database_url: DatabaseUrl = "", kafka: KafkaServers = "", kafka_properties: KafkaProperties = None, log_format: LogFormat = "text",
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = "127.0.0.1",
     attempts: Annotated[int, option("attempts", "Losses in a row at one frame after which a scenario fails.", at_least=1)] = 5,
@@ -182,19 +182,21 @@ def orchestrator(
     """Lead the scenarios through their lifecycle, or stand by to."""
     from vidflow.roles.orchestrator import run  # noqa: PLC0415
 
-    _serve(run, OrchestratorOptions(
-        database_url=database_url, kafka=kafka_settings(kafka, kafka_properties), log_format=log_format,
+    _run_role(run, OrchestratorOptions(
+        database_url=database_url, kafka=read_kafka_settings(kafka, kafka_properties), log_format=log_format,
         metrics_host=metrics_host, metrics_port=metrics_port, attempts=attempts,
-        keeping=Keeping(partition_days=results_partition_days, results_days=keep_results_days, scenarios_days=keep_scenarios_days),
+        retention=RetentionPolicy(
+            partition_days=results_partition_days, results_days=keep_results_days, scenarios_days=keep_scenarios_days
+        ),
     ), log_format)  # fmt: skip
 
 
 @app.command()
 def runner(
-    kafka: Kafka = "", kafka_properties: KafkaProperties = None, log_format: LogFormat = "text",
+    kafka: KafkaServers = "", kafka_properties: KafkaProperties = None, log_format: LogFormat = "text",
     metrics_host: MetricsHost = "127.0.0.1",
     metrics_port: MetricsPort = None, max_workers: MaxWorkers = 2,
-    pool: Pool = "default",
+    pool: PoolName = "default",
     media_root: MediaRoot = None, any_file: AnyFile = False, models_dir: ModelsDir = None, any_onnx: AnyOnnx = False,
     grace_s: Annotated[float, option("grace-s", "Seconds that a draining runner has.", at_least=0)] = 25.0,
     start_deadline_s: Annotated[float, option("start-deadline-s", "Seconds that a worker may take to start.", at_least=1)] = 60.0,
@@ -207,8 +209,8 @@ def runner(
     """Keep worker processes that read videos and run models."""
     from vidflow.roles.runner import run  # noqa: PLC0415
 
-    _serve(run, RunnerOptions(
-        kafka=kafka_settings(kafka, kafka_properties), log_format=log_format, metrics_port=metrics_port, max_workers=max_workers,
+    _run_role(run, RunnerOptions(
+        kafka=read_kafka_settings(kafka, kafka_properties), log_format=log_format, metrics_port=metrics_port, max_workers=max_workers,
         metrics_host=metrics_host,
         pool=pool, media_root=media_root, any_file=any_file, models_dir=models_dir, any_onnx=any_onnx,
         grace_s=grace_s, start_deadline_s=start_deadline_s,
@@ -218,7 +220,7 @@ def runner(
 
 @app.command()
 def dev(
-    port: Annotated[int, option("port", "The api's port.", at_least=0, at_most=LAST_PORT)] = 8000,
+    port: Annotated[int, option("port", "The api's port.", at_least=0, at_most=MAX_PORT)] = 8000,
     data_dir: Annotated[Path | None, option("data-dir", "Keep the data here; without it they go when vidflow stops.")] = None,
     database_url: Annotated[str | None, option("database-url", "Use this PostgreSQL instead of an embedded one.")] = None,
     kafka: Annotated[str | None, option("kafka", "Use this Kafka instead of an embedded one.")] = None,
@@ -231,8 +233,8 @@ def dev(
     """Run all of vidflow on this machine, with its own PostgreSQL and Kafka."""
     from vidflow.commands.dev import run  # noqa: PLC0415
 
-    _serve(run, DevOptions(
-        port=port, data_dir=data_dir, database_url=database_url, kafka=kafka_settings(kafka, kafka_properties),
+    _run_role(run, DevOptions(
+        port=port, data_dir=data_dir, database_url=database_url, kafka=read_kafka_settings(kafka, kafka_properties),
         media_root=media_root, any_file=media_root is None, models_dir=models_dir,
         max_workers=max_workers, video_fps=video_fps, runners=runners, orchestrators=orchestrators, relays=relays,
     ), "text")  # fmt: skip

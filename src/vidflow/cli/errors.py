@@ -8,8 +8,8 @@ from typing import Any
 
 from typer.core import TyperGroup
 
-from vidflow.domain.escaping import printable_lines
-from vidflow.domain.redaction import redacted
+from vidflow.domain.escaping import escape_unprintable_lines
+from vidflow.domain.redaction import redact
 
 
 class SafeGroup(TyperGroup):
@@ -33,5 +33,5 @@ def _safe_messages() -> Iterator[None]:
     except Exception as error:
         message = getattr(error, "message", None)
         if hasattr(error, "format_message") and isinstance(message, str):
-            vars(error)["message"] = printable_lines(redacted(message))
+            vars(error)["message"] = escape_unprintable_lines(redact(message))
         raise

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-LAST_PORT = 65535
+MAX_PORT = 65535
 
 
 def option(name: str, text: str, *more: str, at_least: float | None = None, at_most: float | None = None) -> Any:  # noqa: ANN401 - what typer.Option returns
@@ -16,8 +16,8 @@ def option(name: str, text: str, *more: str, at_least: float | None = None, at_m
     return typer.Option(f"--{name}", help=text, envvar=[variable, *more], show_default=True, min=at_least, max=at_most)
 
 
-Database = Annotated[str, option("database-url", "PostgreSQL, as postgresql://user:password@host:port/database.")]
-Kafka = Annotated[str, option("kafka", "Kafka's bootstrap servers, as host:port,host:port.")]
+DatabaseUrl = Annotated[str, option("database-url", "PostgreSQL, as postgresql://user:password@host:port/database.")]
+KafkaServers = Annotated[str, option("kafka", "Kafka's bootstrap servers, as host:port,host:port.")]
 KafkaProperties = Annotated[
     Path | None,
     option(
@@ -27,7 +27,7 @@ KafkaProperties = Annotated[
 ]
 LogFormat = Annotated[Literal["text", "json"], option("log-format", "text for people, json for machines.")]
 MetricsPort = Annotated[
-    int | None, option("metrics-port", "Serve Prometheus metrics on this port.", at_least=1, at_most=LAST_PORT)
+    int | None, option("metrics-port", "Serve Prometheus metrics on this port.", at_least=1, at_most=MAX_PORT)
 ]
 MetricsHost = Annotated[str, option("metrics-host", "Where to serve the metrics.")]
 MediaRoot = Annotated[Path | None, option("media-root", "The folder of the local files that scenarios may name.")]
@@ -50,7 +50,7 @@ AnyOnnx = Annotated[
 ModelsDir = Annotated[
     Path | None, option("models-dir", "A folder of model specs; each is a model named after its file.")
 ]
-Pool = Annotated[str, option("pool", "The pool of runners.")]
+PoolName = Annotated[str, option("pool", "The pool of runners.")]
 MaxWorkers = Annotated[
     int, option("max-workers", "How many scenarios a runner works on at once.", "MAX_WORKERS", at_least=1, at_most=1000)
 ]
@@ -71,7 +71,7 @@ ResultsPartitionDays = Annotated[
     int, option("results-partition-days", "How many days of results a partition takes.", at_least=1)
 ]
 
-AllowedHosts = Annotated[
+AllowedHostList = Annotated[
     str,
     option(
         "allowed-hosts",

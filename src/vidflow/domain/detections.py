@@ -28,7 +28,7 @@ MAX_DETECTIONS: Final = 300
 Label = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 Score = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 Coordinate = Annotated[float, msgspec.Meta(ge=0.0, le=65535.0)]
-Side = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+Dimension = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Box = tuple[float, float, float, float]
 
 
@@ -40,7 +40,7 @@ class InferenceError(VidflowError):
 
 
 class Detection(msgspec.Struct, frozen=True, gc=False):
-    """One thing that a model saw. `box` is (x1, y1, x2, y2), pixels of the displayed frame. Made by `detected`."""
+    """One thing that a model saw. `box` is (x1, y1, x2, y2), pixels of the displayed frame. Made by `build_detection`."""
 
     label: Label
     score: Score
@@ -52,12 +52,12 @@ class FrameResult(msgspec.Struct, frozen=True):
 
     frame_number: Annotated[int, msgspec.Meta(ge=0)]
     time_s: float
-    width: Side
-    height: Side
+    width: Dimension
+    height: Dimension
     detections: tuple[Detection, ...]
 
 
-def detected(label: str, score: float, box: Iterable[float], width: int, height: int) -> Detection | None:
+def build_detection(label: str, score: float, box: Iterable[float], width: int, height: int) -> Detection | None:
     """The detection in its one form, or None where nothing of the box lies within the frame.
 
     `box` in pixels of the displayed frame of `width` x `height`, not yet clipped. Raises InferenceError for numbers
@@ -73,13 +73,13 @@ def detected(label: str, score: float, box: Iterable[float], width: int, height:
             f"the model gave a {label!r} a score of {score:.3f}, outside 0 to 1; check the spec's decoder"
         )
     clipped = clip((x1, y1, x2, y2), width, height)
-    rounded = _rounded(clipped)
+    rounded = _round_box(clipped)
     if area(rounded) <= 0:
         return None
     return Detection(label, round(min(max(float(score), 0.0), 1.0), SCORE_DECIMALS), rounded)
 
 
-def select(
+def select_detections(
     detections: Iterable[Detection],
     score_threshold: float | None = None,
     labels: Collection[str] | None = None,
@@ -98,7 +98,7 @@ def select(
 def clip(box: Box, width: float, height: float) -> Box:
     """The part of the box within a frame of this size; its area is 0 where there is none."""
     x1, y1, x2, y2 = box
-    return (_within(x1, width), _within(y1, height), _within(x2, width), _within(y2, height))
+    return (_clamp(x1, width), _clamp(y1, height), _clamp(x2, width), _clamp(y2, height))
 
 
 def area(box: Box) -> float:
@@ -114,11 +114,11 @@ def iou(one: Box, other: Box) -> float:
     return shared / union if union > 0 else 0.0
 
 
-def _within(value: float, end: float) -> float:
+def _clamp(value: float, end: float) -> float:
     return min(max(value, 0.0), float(end))
 
 
-def _rounded(box: Box) -> Box:
+def _round_box(box: Box) -> Box:
     x1, y1, x2, y2 = (round(value, BOX_DECIMALS) for value in box)
     return (x1, y1, x2, y2)
 

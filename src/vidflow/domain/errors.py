@@ -25,7 +25,7 @@ from typing import Annotated, ClassVar, Final
 
 import msgspec
 
-STORABLE: Final = r"\A[^\x00]*\Z"
+STORABLE_TEXT_PATTERN: Final = r"\A[^\x00]*\Z"
 """What PostgreSQL can store as text: anything without a NUL."""
 
 
@@ -94,7 +94,7 @@ class MissingExtra(SetupError):
     retry = True
 
 
-def how_to_install(extra: str) -> str:
+def format_install_hint(extra: str) -> str:
     """Return how to add an extra: from vidflow's own source, never by a name that another project may have on an index."""
     return f"install the extra {extra!r}: in vidflow's source folder, pip install '.[{extra}]'"
 
@@ -130,34 +130,34 @@ class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     `frame_number` is the frame at which the scenario could not go on, where that is known.
     """
 
-    code: Annotated[str, msgspec.Meta(pattern=STORABLE)]
-    message: Annotated[str, msgspec.Meta(pattern=STORABLE)]
+    code: Annotated[str, msgspec.Meta(pattern=STORABLE_TEXT_PATTERN)]
+    message: Annotated[str, msgspec.Meta(pattern=STORABLE_TEXT_PATTERN)]
     frame_number: Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)] | None = None
 
 
-def error_of(message: str, code: str) -> VidflowError:
+def build_error_from_code(message: str, code: str) -> VidflowError:
     """Return the exception for an error that another process reported by its code.
 
     A code that does not say whose fault it is (a crash, a later version's code) gives a plain VidflowError.
     """
-    return _kind_of(code)(message, code=code)
+    return _find_error_class(code)(message, code=code)
 
 
 _UNAVAILABLE: Final = frozenset({"unavailable", "source_unreachable", "source_unreadable", "delivery_failed"})
 _SETUP: Final = frozenset({"setup", "extra_missing"})
-_DATA: Final = frozenset({"no_frames", "inference_failed", "message_invalid"})
+_USER_ERROR_CODES: Final = frozenset({"no_frames", "inference_failed", "message_invalid"})
 """Codes that name the caller's video or model without the prefix that the others have."""
-_REQUESTED: Final = ("source_", "model_", "parameter_")
+_USER_ERROR_PREFIXES: Final = ("source_", "model_", "parameter_")
 
 
-def _kind_of(code: str) -> type[VidflowError]:
+def _find_error_class(code: str) -> type[VidflowError]:
     if code in _UNAVAILABLE:
         return Unavailable
     if code in _SETUP:
         return SetupError
     if code == InternalError.default_code:
         return InternalError
-    return UserError if code in _DATA or code.startswith(_REQUESTED) else VidflowError
+    return UserError if code in _USER_ERROR_CODES or code.startswith(_USER_ERROR_PREFIXES) else VidflowError
 
 
 def is_bug(error: BaseException) -> bool:
@@ -174,7 +174,7 @@ _BUGS: Final = (
 )  # fmt: skip
 
 
-def internal_error(error: BaseException, versions: str, traceback: str) -> InternalError:
+def build_internal_error(error: BaseException, versions: str, traceback: str) -> InternalError:
     """Return what to tell the user about a bug. `versions`: of vidflow and Python; `traceback`: where it can be read."""
     what = f"{type(error).__name__}: {error}"[:_SHOWN_CHARACTERS]
     return InternalError(
@@ -187,12 +187,12 @@ _SHOWN_CHARACTERS: Final = 200
 """Of an exception's text; the traceback has all of it."""
 
 
-def info_of(error: VidflowError, frame_number: int | None = None) -> ErrorInfo:
+def build_error_info(error: VidflowError, frame_number: int | None = None) -> ErrorInfo:
     """The stored form of an error."""
-    return ErrorInfo(storable(error.code), storable(error.message), frame_number)
+    return ErrorInfo(sanitize_text(error.code), sanitize_text(error.message), frame_number)
 
 
-def storable(text: str) -> str:
+def sanitize_text(text: str) -> str:
     """Return the text without what cannot be stored or encoded: a library's words, or a worker's last ones, may hold any.
 
     A NUL, and half of a surrogate pair, as a file name that is no UTF-8 has it.

@@ -11,37 +11,37 @@ _INVISIBLE: Final = re.compile(
 """What `str.isprintable` takes for printable though it leaves no mark: fillers, joiners, variation selectors."""
 
 
-def printable(text: str) -> str:
+def escape_unprintable(text: str) -> str:
     r"""Return the text in one line, each unprintable or invisible character as an escape: `\n`, `\x1b`, `\u202e`."""
     if _is_printable(text):
         return text
-    return "".join(one if _is_printable(one) else _escape(one) for one in text)
+    return "".join(one if _is_printable(one) else _escape_character(one) for one in text)
 
 
-def printable_lines(text: str, indent: str = "") -> str:
+def escape_unprintable_lines(text: str, indent: str = "") -> str:
     """Return the lines of the text, each escaped and behind `indent`: a continuation that no line of its own can be taken for."""
-    return "\n".join(indent + printable(line) for line in text.split("\n"))
+    return "\n".join(indent + escape_unprintable(line) for line in text.split("\n"))
 
 
-def escaped_json(text: str) -> str:
+def escape_json(text: str) -> str:
     r"""Return a JSON text with each unprintable character as `\uXXXX`: the same values, safe for a terminal.
 
     In valid JSON such characters stand in strings only; line breaks between tokens become spaces.
     """
     if _is_printable(text):
         return text
-    return "".join(one if _is_printable(one) else _escape_json(one) for one in text)
+    return "".join(one if _is_printable(one) else _escape_json_character(one) for one in text)
 
 
 def _is_printable(text: str) -> bool:
     return text.isprintable() and (text.isascii() or not _INVISIBLE.search(text))
 
 
-def _escape(character: str) -> str:
+def _escape_character(character: str) -> str:
     return character.encode("unicode_escape", "backslashreplace").decode()
 
 
-def _escape_json(character: str) -> str:
+def _escape_json_character(character: str) -> str:
     if character in "\n\r\t":
         return " "
     units = character.encode("utf-16-be", "surrogatepass")

@@ -15,20 +15,20 @@ from vidflow.domain.errors import ParameterError
 ALL_FRAMES: Final = "all"
 FASTEST_RATE: Final = Fraction(1_000)
 """Frames a second. A higher rate is a mistake."""
-MAX_CHARACTERS: Final = 64
+MAX_FRAME_RATE_CHARACTERS: Final = 64
 """The longest text of a rate: enough for two numbers of 30 digits."""
 MAX_DENOMINATOR: Final = 10**30
 """Bounds what is stored and calculated with. The shortest decimal form of a double has 17 digits."""
-FORMS: Final = "a number above 0 and up to 1000, a fraction such as 30000/1001, or all"
+FRAME_RATE_FORMS: Final = "a number above 0 and up to 1000, a fraction such as 30000/1001, or all"
 """What a frame rate may be, for error messages."""
 
 _DECIMAL_PLACES: Final = 12
 """A decimal number up to this length is stored as one; versions before fractions read nothing else."""
 _SHOWN_CHARACTERS: Final = 80
-_WRITTEN: Final = re.compile(r"[0-9]+/[0-9]+|[0-9]+(\.[0-9]+)?|\.[0-9]+", re.ASCII)
+_FRAME_RATE_PATTERN: Final = re.compile(r"[0-9]+/[0-9]+|[0-9]+(\.[0-9]+)?|\.[0-9]+", re.ASCII)
 
 
-def frame_rate(fps: str | float | Fraction | None) -> Fraction | None:
+def parse_frame_rate(fps: str | float | Fraction | None) -> Fraction | None:
     """Return the exact rate in frames a second, or None for all frames (`fps` is None or "all").
 
     A float means the shortest decimal number that denotes it: 29.97 is 2997/100. Raises ParameterError for anything else
@@ -36,13 +36,13 @@ def frame_rate(fps: str | float | Fraction | None) -> Fraction | None:
     """
     if fps is None or fps == ALL_FRAMES:
         return None
-    rate = _exact(fps)
+    rate = _to_fraction(fps)
     if rate is None or not 0 < rate <= FASTEST_RATE or rate.denominator > MAX_DENOMINATOR:
-        raise ParameterError(f"fps {_shown(fps)} is not a frame rate; use {FORMS}")
+        raise ParameterError(f"fps {_describe_value(fps)} is not a frame rate; use {FRAME_RATE_FORMS}")
     return rate
 
 
-def frame_rate_text(rate: Fraction | None) -> str:
+def format_frame_rate(rate: Fraction | None) -> str:
     """Return the rate as it is stored and sent: "all", a decimal number, or a fraction in lowest terms. It is exact."""
     if rate is None:
         return ALL_FRAMES
@@ -52,28 +52,28 @@ def frame_rate_text(rate: Fraction | None) -> str:
     return f"{whole}.{part:0{_DECIMAL_PLACES}d}".rstrip("0").rstrip(".")
 
 
-def frame_rate_json(rate: Fraction | None) -> int | float | str:
-    """Return the rate as JSON has it: a number where `frame_rate` reads that number as this rate, otherwise its text."""
+def frame_rate_to_json(rate: Fraction | None) -> int | float | str:
+    """Return the rate as JSON has it: a number where `parse_frame_rate` reads that number as this rate, otherwise its text."""
     if rate is None:
         return ALL_FRAMES
     if rate.denominator == 1:
         return rate.numerator
     number = float(rate)
-    return number if Fraction(repr(number)) == rate else frame_rate_text(rate)
+    return number if Fraction(repr(number)) == rate else format_frame_rate(rate)
 
 
-def _exact(fps: str | float | Fraction) -> Fraction | None:
+def _to_fraction(fps: str | float | Fraction) -> Fraction | None:
     if isinstance(fps, bool):
         return None
     if isinstance(fps, str):
-        return _written(fps)
+        return _parse_text(fps)
     if isinstance(fps, float):
         return Fraction(repr(fps)) if math.isfinite(fps) else None
     return Fraction(fps)
 
 
-def _written(text: str) -> Fraction | None:
-    if len(text) > MAX_CHARACTERS or not _WRITTEN.fullmatch(text):
+def _parse_text(text: str) -> Fraction | None:
+    if len(text) > MAX_FRAME_RATE_CHARACTERS or not _FRAME_RATE_PATTERN.fullmatch(text):
         return None
     try:
         return Fraction(text)
@@ -81,7 +81,7 @@ def _written(text: str) -> Fraction | None:
         return None
 
 
-def _shown(fps: str | float | Fraction) -> str:
+def _describe_value(fps: str | float | Fraction) -> str:
     """The value for an error message, cut where it is long."""
     if isinstance(fps, int) and abs(fps) > FASTEST_RATE**5:
         return "of that size"

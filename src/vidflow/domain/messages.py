@@ -28,17 +28,17 @@ PARTITIONS: Final = {INIT_SCENARIO: 4, f"{TO_DEPLOY}.{DEFAULT_POOL}": 4, RUNNER_
 MAX_POOL_CHARACTERS: Final = 200
 """As long as a report's `pool` may be; Kafka's limit for a topic's name is 249."""
 _POOL: Final = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_POOL_CHARACTERS}}}")
-COMPACTED: Final = frozenset({DEAD_LETTERS})
+COMPACTED_TOPICS: Final = frozenset({DEAD_LETTERS})
 """Those that keep the last message of each key for good: a dead letter stays until somebody has dealt with it."""
 
-MAX_FRAME = 2**53 - 1
-Number = Annotated[int, msgspec.Meta(ge=0, le=MAX_FRAME)]
-Epoch = Annotated[int, msgspec.Meta(ge=0, le=MAX_FRAME)]
+MAX_SAFE_INTEGER = 2**53 - 1
+NonNegativeInt = Annotated[int, msgspec.Meta(ge=0, le=MAX_SAFE_INTEGER)]
+Epoch = Annotated[int, msgspec.Meta(ge=0, le=MAX_SAFE_INTEGER)]
 Pts = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Nanoseconds = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Uuid = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")]
-Size = Annotated[int, msgspec.Meta(ge=1, le=65535)]
-Word = Annotated[str, msgspec.Meta(max_length=200)]
+Dimension = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+ShortText = Annotated[str, msgspec.Meta(max_length=200)]
 Seconds = float
 
 
@@ -78,28 +78,28 @@ class Shutdown(Message, frozen=True, tag="shutdown"):
 # --- orchestrator → runner (to_deploy.<pool>, key: scenario_uuid; a ping's is the runner)
 
 
-class Identity(msgspec.Struct, frozen=True):
+class FileIdentity(msgspec.Struct, frozen=True):
     """What tells whether a file is still the one that the first attempt saw."""
 
-    size_bytes: Number | None = None
+    size_bytes: NonNegativeInt | None = None
     mtime_ns: Nanoseconds | None = None
 
 
-class Resume(msgspec.Struct, frozen=True):
+class ResumePoint(msgspec.Struct, frozen=True):
     """Where a deployment goes on: behind the last stored frame, on the grid of the first run.
 
     `next_frame` is the lowest number that is not stored. The pts are in units of `time_base` ("1/90000").
     """
 
-    next_frame: Number = 0
+    next_frame: NonNegativeInt = 0
     origin_pts: Pts | None = None
-    time_base: Word | None = None
+    time_base: ShortText | None = None
     last_pts: Pts | None = None
     last_time_s: Seconds | None = None
-    identity: Identity | None = None
+    identity: FileIdentity | None = None
 
 
-class OnPoison(StrEnum):
+class PoisonPolicy(StrEnum):
     """What becomes of a scenario when one frame has felled all its attempts."""
 
     FAIL = "fail"
@@ -117,7 +117,7 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
         Annotated[tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=200)], ...], msgspec.Meta(max_length=1000)]
         | None
     ) = None
-    on_poison: OnPoison = OnPoison.FAIL
+    on_poison: PoisonPolicy = PoisonPolicy.FAIL
 
 
 class Deploy(Message, frozen=True, tag="deploy"):
@@ -133,8 +133,8 @@ class Deploy(Message, frozen=True, tag="deploy"):
     model_sha256: str | None = None
     fps: str = "all"
     parameters: Parameters = Parameters()
-    resume: Resume = Resume()
-    attempt: Number = 0
+    resume: ResumePoint = ResumePoint()
+    attempt: NonNegativeInt = 0
     skips: tuple[Skip, ...] = ()
 
 
@@ -164,7 +164,7 @@ Command = Deploy | StopWork | Forget | Ping
 # --- runner → orchestrator (runner_events, key: runner)
 
 
-class Waiting(StrEnum):
+class WorkerWait(StrEnum):
     """What a worker waits for; deadlines run in the start and in inference only."""
 
     START = "start"
@@ -187,7 +187,7 @@ class EndReason(StrEnum):
     MEMORY = "memory"
 
 
-UNCOUNTED: Final = frozenset({EndReason.STOPPED, EndReason.REFUSED, EndReason.HANDED_OVER, EndReason.CUT_OFF})
+NON_FAILURE_REASONS: Final = frozenset({EndReason.STOPPED, EndReason.REFUSED, EndReason.HANDED_OVER, EndReason.CUT_OFF})
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -199,15 +199,15 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
 
     scenario_uuid: Uuid
     epoch: Epoch
-    next_frame: Number = 0
-    waits_for: Waiting | None = None
+    next_frame: NonNegativeInt = 0
+    waits_for: WorkerWait | None = None
     reason: EndReason | None = None
     error: ErrorInfo | None = None
     fatal: bool = False
     detail: Annotated[str, msgspec.Meta(max_length=10_000)] | None = None
 
     @property
-    def running(self) -> bool:
+    def is_running(self) -> bool:
         """Whether a worker is at it."""
         return self.reason is None
 
@@ -218,14 +218,14 @@ class Report(Message, frozen=True, tag="report"):
     `taken` counts the commands that it has read; `number` its reports.
     """
 
-    runner: Word
-    pool: Word
-    number: Number
+    runner: ShortText
+    pool: ShortText
+    number: NonNegativeInt
     capacity: Annotated[int, msgspec.Meta(ge=0, le=65535)]
-    taken: Number
+    taken: NonNegativeInt
     draining: bool
     entries: tuple[Entry, ...] = ()
-    version: Word = ""
+    version: ShortText = ""
 
 
 class Probe(Message, frozen=True, tag="probe"):
@@ -241,19 +241,19 @@ RunnerEvent = Report | Probe
 # --- worker → inbox (results, key: scenario_uuid)
 
 
-class Opened(Message, frozen=True, tag="opened"):
+class SourceOpened(Message, frozen=True, tag="opened"):
     """What the source turned out to be. `frames_expected` counts kept frames; None where nobody knows."""
 
     scenario_uuid: Uuid
     epoch: Epoch
-    width: Size
-    height: Size
+    width: Dimension
+    height: Dimension
     duration_s: Seconds | None = None
-    frames_expected: Number | None = None
-    codec: Word = ""
-    container: Word = ""
+    frames_expected: NonNegativeInt | None = None
+    codec: ShortText = ""
+    container: ShortText = ""
     live: bool = False
-    identity: Identity | None = None
+    identity: FileIdentity | None = None
 
 
 class Frame(Message, frozen=True, tag="frame"):
@@ -261,14 +261,14 @@ class Frame(Message, frozen=True, tag="frame"):
 
     scenario_uuid: Uuid
     epoch: Epoch
-    frame_number: Number
+    frame_number: NonNegativeInt
     pts: Pts
-    time_base: Word
+    time_base: ShortText
     origin_pts: Pts
     time_s: Seconds
-    at: Word
-    width: Size
-    height: Size
+    at: ShortText
+    width: Dimension
+    height: Dimension
     detections: tuple[Detection, ...] = ()
 
 
@@ -287,11 +287,11 @@ class Gap(Message, frozen=True, tag="gap"):
 
     scenario_uuid: Uuid
     epoch: Epoch
-    after_frame: Annotated[int, msgspec.Meta(ge=-1, le=MAX_FRAME)]
+    after_frame: Annotated[int, msgspec.Meta(ge=-1, le=MAX_SAFE_INTEGER)]
     from_s: Seconds
     to_s: Seconds
     reason: GapReason
-    frames: Number | None = None
+    frames: NonNegativeInt | None = None
 
 
 class End(Message, frozen=True, tag="end"):
@@ -299,11 +299,11 @@ class End(Message, frozen=True, tag="end"):
 
     scenario_uuid: Uuid
     epoch: Epoch
-    last_frame: Annotated[int, msgspec.Meta(ge=-1, le=MAX_FRAME)]
+    last_frame: Annotated[int, msgspec.Meta(ge=-1, le=MAX_SAFE_INTEGER)]
     reason: EndReason
 
 
-Result = Opened | Frame | Gap | End
+Result = SourceOpened | Frame | Gap | End
 
 
 # --- inbox → operators (dead_letters, key: the place)
@@ -315,9 +315,9 @@ class DeadLetter(Message, frozen=True, tag="dead_letter"):
     `cut`: it was too long to be kept whole, so that it cannot be sent again.
     """
 
-    topic: Word
-    partition: Number
-    offset: Number
+    topic: ShortText
+    partition: NonNegativeInt
+    offset: NonNegativeInt
     error: str
     key: bytes | None = None
     value: bytes | None = None
@@ -336,7 +336,7 @@ _encoder = msgspec.json.Encoder()
 _init_scenario: msgspec.json.Decoder[Start | Shutdown] = msgspec.json.Decoder(Start | Shutdown)
 _command: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Deploy | StopWork | Forget | Ping)
 _runner_event: msgspec.json.Decoder[RunnerEvent] = msgspec.json.Decoder(Report | Probe)
-_result: msgspec.json.Decoder[Result] = msgspec.json.Decoder(Opened | Frame | Gap | End)
+_result: msgspec.json.Decoder[Result] = msgspec.json.Decoder(SourceOpened | Frame | Gap | End)
 _dead_letter: msgspec.json.Decoder[DeadLetter] = msgspec.json.Decoder(DeadLetter)
 
 

@@ -10,7 +10,7 @@ import msgspec
 from vidflow.domain.scenario import DEFAULT_POOL
 
 
-class Waiting(msgspec.Struct, frozen=True):
+class QueuedScenario(msgspec.Struct, frozen=True):
     """A scenario that is due: the higher `priority` first, then the older. `avoid` is the runner that it came back from."""
 
     scenario_uuid: str
@@ -19,7 +19,7 @@ class Waiting(msgspec.Struct, frozen=True):
     avoid: str | None = None
 
 
-class Slots(msgspec.Struct, frozen=True):
+class RunnerSlots(msgspec.Struct, frozen=True):
     """A runner of a pool that may be given work, and how many slots it has free."""
 
     runner: str
@@ -27,7 +27,9 @@ class Slots(msgspec.Struct, frozen=True):
     pool: str = DEFAULT_POOL
 
 
-def place(waiting: Iterable[Waiting], slots: Iterable[Slots], limit: int) -> list[tuple[str, str]]:
+def place_scenarios(
+    waiting: Iterable[QueuedScenario], slots: Iterable[RunnerSlots], limit: int
+) -> list[tuple[str, str]]:
     """Return at most `limit` pairs (scenario_uuid, runner), none beyond a runner's free slots.
 
     A scenario goes to the runner with the most free slots, to the one that it came back from only where no other has any.

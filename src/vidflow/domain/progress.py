@@ -10,7 +10,7 @@ from enum import StrEnum
 
 import msgspec
 
-from vidflow.domain.messages import End, EndReason, Frame, Gap, Opened, Result
+from vidflow.domain.messages import End, EndReason, Frame, Gap, Result, SourceOpened
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -33,7 +33,7 @@ class Progress(msgspec.Struct, frozen=True):
     end_reason: EndReason | None = None
     hole_epoch: int | None = None
     repeats: int = 0
-    opened: Opened | None = None
+    opened: SourceOpened | None = None
 
 
 class Verdict(StrEnum):
@@ -52,18 +52,20 @@ def advance(progress: Progress, message: Result) -> tuple[Progress, Verdict]:
     """
     if progress.closed or message.epoch < progress.epoch:
         return progress, Verdict.IGNORED
-    if isinstance(message, Opened):
-        return _opened(progress, message)
+    if isinstance(message, SourceOpened):
+        return _apply_opened(progress, message)
     number = _number(message)
     if number > progress.next_frame:
-        return msgspec.structs.replace(progress, hole_epoch=_newer(progress.hole_epoch, message.epoch)), Verdict.HOLE
+        return msgspec.structs.replace(
+            progress, hole_epoch=_max_epoch(progress.hole_epoch, message.epoch)
+        ), Verdict.HOLE
     if isinstance(message, End):
-        return _ended(progress, message)
+        return _apply_end(progress, message)
     if number < progress.next_frame:
         return msgspec.structs.replace(progress, repeats=progress.repeats + 1), Verdict.REPEAT
     if isinstance(message, Gap):
         return progress, Verdict.STORED
-    return _stored(progress, message), Verdict.STORED
+    return _apply_frame(progress, message), Verdict.STORED
 
 
 def _number(message: Frame | Gap | End) -> int:
@@ -73,13 +75,13 @@ def _number(message: Frame | Gap | End) -> int:
     return (message.after_frame if isinstance(message, Gap) else message.last_frame) + 1
 
 
-def _opened(progress: Progress, message: Opened) -> tuple[Progress, Verdict]:
+def _apply_opened(progress: Progress, message: SourceOpened) -> tuple[Progress, Verdict]:
     if progress.opened is not None and progress.opened.epoch >= message.epoch:
         return progress, Verdict.REPEAT
     return msgspec.structs.replace(progress, opened=message), Verdict.STORED
 
 
-def _ended(progress: Progress, message: End) -> tuple[Progress, Verdict]:
+def _apply_end(progress: Progress, message: End) -> tuple[Progress, Verdict]:
     if progress.end_epoch is not None and progress.end_epoch >= message.epoch:
         return msgspec.structs.replace(progress, repeats=progress.repeats + 1), Verdict.REPEAT
     after = msgspec.structs.replace(
@@ -88,7 +90,7 @@ def _ended(progress: Progress, message: End) -> tuple[Progress, Verdict]:
     return after, Verdict.STORED
 
 
-def _stored(progress: Progress, frame: Frame) -> Progress:
+def _apply_frame(progress: Progress, frame: Frame) -> Progress:
     return msgspec.structs.replace(
         progress,
         next_frame=frame.frame_number + 1,
@@ -100,11 +102,11 @@ def _stored(progress: Progress, frame: Frame) -> Progress:
     )
 
 
-def _newer(epoch: int | None, other: int) -> int:
+def _max_epoch(epoch: int | None, other: int) -> int:
     return other if epoch is None else max(epoch, other)
 
 
-def whole(progress: Progress) -> bool:
+def is_complete(progress: Progress) -> bool:
     """Whether all frames are stored: the end of the video, told by the counting epoch, and no number missing below it."""
     return (
         progress.end_reason is EndReason.FINISHED
@@ -114,7 +116,7 @@ def whole(progress: Progress) -> bool:
     )
 
 
-def ended(progress: Progress) -> bool:
+def has_end_marker(progress: Progress) -> bool:
     """Whether an end marker of the counting epoch is stored, whatever its reason: nothing of that epoch comes behind it."""
     return progress.end_epoch == progress.epoch
 

@@ -25,7 +25,7 @@ _HARMLESS: Final = frozenset({
     "transportmode", "type", "udp", "unicast", "v", "vcodec", "ver", "version", "video", "videocodec", "vid", "view", "w", "width",
     "x", "y", "year", "zoom",
 })  # fmt: skip
-"""Names of URL parameters whose values are shown, as `_plain` spells them."""
+"""Names of URL parameters whose values are shown, as `_normalize_name` spells them."""
 _HARMLESS_VALUE: Final = re.compile(r"[A-Za-z0-9._:+x*-]{0,40}")
 
 _SECRET_PARTS: Final = (
@@ -75,61 +75,61 @@ _SHORTEST_PART: Final = 8
 _JOINT: Final = re.compile(r"[~=&,;:/@]")
 
 
-def redacted(text: str, known: Sequence[str] = ()) -> str:
+def redact(text: str, known_secrets: Sequence[str] = ()) -> str:
     """Return the text with every secret replaced by `***`.
 
-    `known`: strings that are secrets wherever they stand, see `secrets_of`.
+    `known_secrets`: strings that are secrets wherever they stand, see `find_secrets`.
     """
-    for secret in known:
+    for secret in known_secrets:
         text = text.replace(secret, MASK)
     if "PRIVATE KEY" in text:
         text = _PRIVATE_KEY.sub(MASK, text)
     found: list[str] = []
     text = _HEADER.sub(rf"\g<name>\g<is>{MASK}", text)
     text = _SCHEME.sub(rf"\g<scheme>{MASK}", text)
-    text = _URL.sub(lambda match: _chunk(match.group(), found), text)
+    text = _URL.sub(lambda match: _mask_chunk(match.group(), found), text)
     text = _USER_AT_HOST.sub(f"{MASK}@", text)
-    text = _QUERY.sub(lambda match: _relative_query(match.group(), found), text)
+    text = _QUERY.sub(lambda match: _mask_relative_query(match.group(), found), text)
     text = _JWT.sub(MASK, text)
-    return _without_secret_pairs(text)
+    return _mask_pairs(text)
 
 
-def secrets_of(url: str) -> tuple[str, ...]:
+def find_secrets(url: str) -> tuple[str, ...]:
     """Return the secrets that a URL carries, the longest first, each also as it reads without percent-encoding.
 
     A library that fails at a URL may print a part of it in a form of its own; these strings are then masked wherever they stand.
     """
     found: list[str] = []
-    _URL.sub(lambda match: _chunk(match.group(), found), url)
+    _URL.sub(lambda match: _mask_chunk(match.group(), found), url)
     found += [part for secret in found for part in _JOINT.split(secret) if len(part) >= _SHORTEST_PART]
     return tuple(sorted({*found, *map(unquote, found)}, key=lambda secret: (-len(secret), secret)))
 
 
-def _chunk(chunk: str, found: list[str]) -> str:
+def _mask_chunk(chunk: str, found: list[str]) -> str:
     """Mask a run of characters without a space that begins with `://`; it may hold several URLs."""
-    return "://".join(_masked(part, found) for part in chunk.split("://"))
+    return "://".join(_mask_url(part, found) for part in chunk.split("://"))
 
 
-def _masked(part: str, found: list[str]) -> str:
+def _mask_url(part: str, found: list[str]) -> str:
     """Mask what follows a `://`: user and password, path, query and fragment."""
     if not part:
         return part
     user, place = _split_user(part)
     if user is not None:
-        _note(found, user.partition(":")[2] or user, _SHORTEST_PASSWORD)
-        _note(found, user, _SHORTEST_VALUE)
+        _record_secret(found, user.partition(":")[2] or user, _SHORTEST_PASSWORD)
+        _record_secret(found, user, _SHORTEST_VALUE)
     authority = re.split(r"[/?#\\]", place, maxsplit=1)[0]
     rest = place[len(authority) :]
     path, hashed, fragment = rest.partition("#")
     path, asked, query = path.partition("?")
     return "".join((
         "" if user is None else f"{MASK}@",
-        _host(authority) if user is None else authority,
-        _path(path, found),
+        _mask_host(authority) if user is None else authority,
+        _mask_path(path, found),
         asked,
-        _query(query, found),
+        _mask_query(query, found),
         hashed,
-        _query(fragment, found),
+        _mask_query(fragment, found),
     ))  # fmt: skip
 
 
@@ -151,43 +151,43 @@ def _is_host(authority: str) -> bool:
     return authority.startswith("[") or not port or port.isdecimal() or port.lower() in {"port", "<port"}
 
 
-def _host(authority: str) -> str:
+def _mask_host(authority: str) -> str:
     """Mask what stands where a port should: text that was cut may end within a password."""
     return authority if _is_host(authority) else f"{authority.partition(':')[0]}:{MASK}"
 
 
-def _path(path: str, found: list[str]) -> str:
+def _mask_path(path: str, found: list[str]) -> str:
     """Mask tokens in a path: `name=value` pairs, `/bot123:token/`, `/token/value/`, `/live/user/password/7.ts`, and what looks so."""
     if not path:
         return path
     segments = path.split("/")
-    masked = [_segment(segment, found) for segment in segments]
+    masked = [_mask_segment(segment, found) for segment in segments]
     names = [segment.lower() for segment in segments]
     for place, name in enumerate(names[:-1]):
         if segments[place + 1] and (_is_secret(name) or name in _COMMON_WORDS):
-            masked[place + 1] = _note(found, segments[place + 1], _SHORTEST_VALUE)
+            masked[place + 1] = _record_secret(found, segments[place + 1], _SHORTEST_VALUE)
     for place, name in enumerate(names[:-3]):
         if name in _IPTV and names[place + 3][:1].isdigit():
             for secret in (segments[place + 1], segments[place + 2]):
-                _note(found, secret, _SHORTEST_VALUE)
+                _record_secret(found, secret, _SHORTEST_VALUE)
             masked[place + 1 : place + 3] = [MASK, MASK]
     return "/".join(masked)
 
 
-def _segment(segment: str, found: list[str]) -> str:
+def _mask_segment(segment: str, found: list[str]) -> str:
     if not segment:
         return segment
     plain = unquote(segment)
     if "=" in segment or "&" in segment:
-        return "".join(_path_item(item, found) for item in _ITEM.split(segment))
+        return "".join(_mask_path_item(item, found) for item in _ITEM.split(segment))
     if plain != segment and ("=" in plain or ":" in plain):
-        return _note(found, segment, _SHORTEST_VALUE)
+        return _record_secret(found, segment, _SHORTEST_VALUE)
     if ":" in segment and not _CLOCK.fullmatch(segment) and (bot := _BOT.match(segment)):
         value = segment[bot.end() :]
         if value.strip(_PUNCTUATION) and not value.strip(_PUNCTUATION).isdecimal():
-            _note(found, value, _SHORTEST_VALUE)
+            _record_secret(found, value, _SHORTEST_VALUE)
             return bot.group() + MASK
-    return _note(found, segment, _SHORTEST_VALUE) if _looks_like_a_token(segment) else segment
+    return _record_secret(found, segment, _SHORTEST_VALUE) if _looks_like_a_token(segment) else segment
 
 
 def _looks_like_a_token(segment: str) -> bool:
@@ -201,33 +201,34 @@ def _looks_like_a_token(segment: str) -> bool:
     return any(map(str.isdigit, stem)) and 3 * runs >= len(stem)
 
 
-def _path_item(item: str, found: list[str]) -> str:
+def _mask_path_item(item: str, found: list[str]) -> str:
     name, sign, value = item.partition("=")
-    return _parameter(name, value, found) if sign else item
+    return _mask_parameter(name, value, found) if sign else item
 
 
-def _query(query: str, found: list[str]) -> str:
+def _mask_query(query: str, found: list[str]) -> str:
     if not query:
         return query
     return "".join(
-        _query_item(item, found) if number % 2 == 0 else item for number, item in enumerate(re.split(r"([&;])", query))
+        _mask_query_item(item, found) if number % 2 == 0 else item
+        for number, item in enumerate(re.split(r"([&;])", query))
     )
 
 
-def _query_item(item: str, found: list[str]) -> str:
+def _mask_query_item(item: str, found: list[str]) -> str:
     name, sign, value = item.partition("=")
     if not sign:
-        return item if not item or _is_harmless(name) else _note(found, item, _SHORTEST_VALUE)
-    return _parameter(name, value, found)
+        return item if not item or _is_harmless(name) else _record_secret(found, item, _SHORTEST_VALUE)
+    return _mask_parameter(name, value, found)
 
 
-def _parameter(name: str, value: str, found: list[str]) -> str:
+def _mask_parameter(name: str, value: str, found: list[str]) -> str:
     """Mask the value unless its name is known and it is short and simple; mask a name that is too long to be one."""
     if not value:
         return f"{name}="
     if _is_harmless(name) and _is_simple(value) and (len(name) > 1 or value.isdecimal()):
         return f"{name}={value}"
-    _note(found, value, _SHORTEST_VALUE)
+    _record_secret(found, value, _SHORTEST_VALUE)
     return f"{name if len(name) <= _TOO_LONG_NAME else MASK}={MASK}"
 
 
@@ -235,16 +236,16 @@ def _is_simple(value: str) -> bool:
     return bool(_HARMLESS_VALUE.fullmatch(value)) and not _looks_like_a_token(value)
 
 
-def _relative_query(query: str, found: list[str]) -> str:
+def _mask_relative_query(query: str, found: list[str]) -> str:
     """Mask what follows a question mark outside of a URL, where it is a query at all."""
-    return _query(query, found) if "=" in query else query
+    return _mask_query(query, found) if "=" in query else query
 
 
 def _is_harmless(name: str) -> bool:
-    return _plain(name) in _HARMLESS
+    return _normalize_name(name) in _HARMLESS
 
 
-def _without_secret_pairs(text: str) -> str:
+def _mask_pairs(text: str) -> str:
     """Mask the value of each `name=value` or `"name": "value"` whose name is one of a secret."""
     parts: list[str] = []
     done = 0
@@ -262,18 +263,18 @@ def _without_secret_pairs(text: str) -> str:
 
 
 def _is_secret(name: str) -> bool:
-    plain = _plain(name)
+    plain = _normalize_name(name)
     if plain in _COMMON_WORDS:
         return False
     return plain in _SECRET_NAMES or any(part in plain for part in _SECRET_PARTS)
 
 
-def _plain(name: str) -> str:
+def _normalize_name(name: str) -> str:
     """The name without punctuation, in lower case."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _note(found: list[str], secret: str, shortest: int) -> str:
+def _record_secret(found: list[str], secret: str, shortest: int) -> str:
     """Remember a masked string that is long enough to be searched for elsewhere."""
     if len(secret) >= shortest and secret != MASK:
         found.append(secret)

@@ -30,14 +30,14 @@ _DETAIL_KEY_BYTES: Final = len(b',"detail":""')
 _encoder: Final = msgspec.json.Encoder()
 
 
-def has_place(entries: Sequence[Entry]) -> bool:
+def fits_one_more_entry(entries: Sequence[Entry]) -> bool:
     """Return whether a report can list one more entry beside these, whatever becomes of those that run."""
     if (len(entries) + 1) * FULL_ENTRY_BYTES <= LISTED_BYTES:
         return True
-    return sum(_needs_bytes(entry) for entry in entries) + FULL_ENTRY_BYTES <= LISTED_BYTES
+    return sum(_estimate_bytes(entry) for entry in entries) + FULL_ENTRY_BYTES <= LISTED_BYTES
 
 
-def encoded_within(report: Report, budget_bytes: int = REPORT_BYTES) -> bytes:
+def encode_report(report: Report, budget_bytes: int = REPORT_BYTES) -> bytes:
     """Return the report as bytes, at most `budget_bytes` of them as long as its entries have their place there.
 
     Texts are cut only where that is needed: a code and a message keep their start, a detail its end.
@@ -46,15 +46,15 @@ def encoded_within(report: Report, budget_bytes: int = REPORT_BYTES) -> bytes:
         whole = encode(report)
         if len(whole) <= budget_bytes:
             return whole
-    bare = [_bare(entry) for entry in report.entries]
+    bare = [_strip_texts(entry) for entry in report.entries]
     room = budget_bytes - len(encode(msgspec.structs.replace(report, entries=tuple(bare))))
-    texts = [_Texts(entry) for entry in report.entries]
-    share = fair_share([one.size for one in texts], room)
+    texts = [_EntryTexts(entry) for entry in report.entries]
+    share = compute_fair_share_bytes([one.size for one in texts], room)
     entries = tuple(one.cut_to(share, entry) for one, entry in zip(texts, bare, strict=True))
     return encode(msgspec.structs.replace(report, entries=entries))
 
 
-def fair_share(sizes: Sequence[int], room: int) -> int:
+def compute_fair_share_bytes(sizes: Sequence[int], room: int) -> int:
     """Return the largest share such that all sizes, none counted above the share, fit into `room`."""
     left = max(room, 0)
     for place, size in enumerate(sorted(sizes)):
@@ -65,62 +65,62 @@ def fair_share(sizes: Sequence[int], room: int) -> int:
     return max(sizes, default=0)
 
 
-def start_within(text: str, limit_bytes: int) -> str:
+def keep_start(text: str, limit_bytes: int) -> str:
     """Return the text, or its longest start that has `limit_bytes` inside JSON with an ellipsis after it."""
     if _fits(text, limit_bytes):
         return text
-    kept = _longest(len(text), limit_bytes - _CUT_BYTES, lambda count: text[:count])
+    kept = _find_longest(len(text), limit_bytes - _CUT_BYTES, lambda count: text[:count])
     return "" if kept is None else text[:kept] + _CUT
 
 
-def end_within(text: str, limit_bytes: int) -> str:
+def keep_end(text: str, limit_bytes: int) -> str:
     """Return the text, or its longest end that has `limit_bytes` inside JSON with an ellipsis before it."""
     if _fits(text, limit_bytes):
         return text
-    kept = _longest(len(text), limit_bytes - _CUT_BYTES, lambda count: text[len(text) - count :])
+    kept = _find_longest(len(text), limit_bytes - _CUT_BYTES, lambda count: text[len(text) - count :])
     return "" if kept is None else _CUT + text[len(text) - kept :]
 
 
-class _Texts:
+class _EntryTexts:
     """The texts of an entry and how many bytes they take in its encoded form."""
 
     def __init__(self, entry: Entry) -> None:
         self._message = entry.error.message if entry.error is not None else ""
         self._detail = entry.detail or ""
-        self._message_bytes = _size(self._message)
-        self._detail_bytes = _size(self._detail) + _DETAIL_KEY_BYTES if self._detail else 0
+        self._message_bytes = _measure_bytes(self._message)
+        self._detail_bytes = _measure_bytes(self._detail) + _DETAIL_KEY_BYTES if self._detail else 0
         self.size = self._message_bytes + self._detail_bytes
 
     def cut_to(self, share: int, bare: Entry) -> Entry:
         """Return the bare entry with as much of its texts as the share takes: half for each, or more where the other is short."""
-        message = start_within(self._message, max(share // 2, share - self._detail_bytes))
-        detail = end_within(self._detail, share - _size(message) - _DETAIL_KEY_BYTES)
+        message = keep_start(self._message, max(share // 2, share - self._detail_bytes))
+        detail = keep_end(self._detail, share - _measure_bytes(message) - _DETAIL_KEY_BYTES)
         error = None if bare.error is None else msgspec.structs.replace(bare.error, message=message)
         return msgspec.structs.replace(bare, error=error, detail=detail or None)
 
 
-def _bare(entry: Entry) -> Entry:
+def _strip_texts(entry: Entry) -> Entry:
     error = entry.error
     if error is not None:
-        error = ErrorInfo(start_within(error.code, CODE_BYTES), "", error.frame_number)
+        error = ErrorInfo(keep_start(error.code, CODE_BYTES), "", error.frame_number)
     return msgspec.structs.replace(entry, error=error, detail=None)
 
 
-def _needs_bytes(entry: Entry) -> int:
-    is_plain = not entry.running and entry.error is None and entry.detail is None
+def _estimate_bytes(entry: Entry) -> int:
+    is_plain = not entry.is_running and entry.error is None and entry.detail is None
     return PLAIN_ENTRY_BYTES if is_plain else FULL_ENTRY_BYTES
 
 
 def _fits(text: str, limit_bytes: int) -> bool:
-    return len(text) <= limit_bytes and _size(text) <= limit_bytes  # no character has less than a byte
+    return len(text) <= limit_bytes and _measure_bytes(text) <= limit_bytes  # no character has less than a byte
 
 
-def _size(text: str) -> int:
+def _measure_bytes(text: str) -> int:
     """The bytes of a text inside JSON, its quotes not counted: a control character has six, a quote two."""
     return len(_encoder.encode(text)) - 2
 
 
-def _longest(most: int, limit_bytes: int, part: Callable[[int], str]) -> int | None:
+def _find_longest(most: int, limit_bytes: int, part: Callable[[int], str]) -> int | None:
     """The largest count up to `most` whose part has at most `limit_bytes`; None where not even an empty one fits."""
     if limit_bytes < 0:
         return None
@@ -128,7 +128,7 @@ def _longest(most: int, limit_bytes: int, part: Callable[[int], str]) -> int | N
     most = min(most, limit_bytes)
     while least < most:
         middle = (least + most + 1) // 2
-        if _size(part(middle)) <= limit_bytes:
+        if _measure_bytes(part(middle)) <= limit_bytes:
             least = middle
         else:
             most = middle - 1

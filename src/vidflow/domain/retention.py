@@ -16,14 +16,14 @@ import msgspec
 from vidflow.domain.errors import SetupError
 
 DAY_MS: Final = 86_400_000
-AHEAD: Final = 3
+PARTITIONS_AHEAD: Final = 3
 """How many partitions behind the present one are there before they are needed."""
-TABLE: Final = "scenario_results"
-DEFAULT: Final = f"{TABLE}_default"
+RESULTS_TABLE: Final = "scenario_results"
+DEFAULT_PARTITION: Final = f"{RESULTS_TABLE}_default"
 FOREVER_MS: Final = 1 << 48
 
 
-class Keeping(msgspec.Struct, frozen=True, kw_only=True):
+class RetentionPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """For how long what is kept, in days (None: for ever), and how long the range of a partition is.
 
     A scenario's results are kept for `results_days`, it itself and its history for `scenarios_days`, counted from its end.
@@ -33,7 +33,7 @@ class Keeping(msgspec.Struct, frozen=True, kw_only=True):
     results_days: int | None = None
     scenarios_days: int | None = None
 
-    def checked(self) -> Keeping:
+    def validate(self) -> RetentionPolicy:
         """Itself. Raises SetupError where scenarios would go before their results: these would belong to nobody."""
         if self.scenarios_days is not None and (self.results_days is None or self.results_days > self.scenarios_days):
             raise SetupError(
@@ -43,7 +43,7 @@ class Keeping(msgspec.Struct, frozen=True, kw_only=True):
         return self
 
 
-class Range(msgspec.Struct, frozen=True):
+class PartitionRange(msgspec.Struct, frozen=True):
     """A table and the time of the scenarios whose results lie in it: from `from_ms` up to, and without, `to_ms`."""
 
     table: str
@@ -53,40 +53,44 @@ class Range(msgspec.Struct, frozen=True):
     @property
     def is_default(self) -> bool:
         """Whether it is a part of the DEFAULT partition, which is emptied and never dropped."""
-        return self.table == DEFAULT
+        return self.table == DEFAULT_PARTITION
 
 
-def to_make(there: Sequence[Range], default_newest_ms: int | None, now_ms: int, keeping: Keeping) -> list[Range]:
+def find_missing_partitions(
+    existing: Sequence[PartitionRange], default_newest_ms: int | None, now_ms: int, keeping: RetentionPolicy
+) -> list[PartitionRange]:
     """The partitions that are missing, up to AHEAD lengths from now.
 
     `default_newest_ms`: the time of the newest scenario that has a row in the DEFAULT partition, None where that is empty.
     No range begins before it, since such a range could not be attached.
     """
     length_ms = keeping.partition_days * DAY_MS
-    begin_ms = max(_floor(now_ms, length_ms), max((one.to_ms for one in there), default=0))
+    begin_ms = max(_floor(now_ms, length_ms), max((one.to_ms for one in existing), default=0))
     if default_newest_ms is not None and default_newest_ms >= begin_ms:
         begin_ms = _floor(default_newest_ms, length_ms) + length_ms
-    return list(_ranges(begin_ms, now_ms + AHEAD * length_ms, length_ms))
+    return list(_split_range(begin_ms, now_ms + PARTITIONS_AHEAD * length_ms, length_ms))
 
 
-def _ranges(begin_ms: int, until_ms: int, length_ms: int) -> Iterator[Range]:
+def _split_range(begin_ms: int, until_ms: int, length_ms: int) -> Iterator[PartitionRange]:
     """Each ends at a multiple of the length, also the first behind ranges of another length."""
     while begin_ms < until_ms:
         end_ms = _floor(begin_ms, length_ms) + length_ms
-        yield Range(_name(begin_ms), begin_ms, end_ms)
+        yield PartitionRange(_name_partition(begin_ms), begin_ms, end_ms)
         begin_ms = end_ms
 
 
-def _name(from_ms: int) -> str:
+def _name_partition(from_ms: int) -> str:
     day = datetime.datetime.fromtimestamp(from_ms / 1000, datetime.UTC)
-    return f"{TABLE}_{day:%Y%m%d}"
+    return f"{RESULTS_TABLE}_{day:%Y%m%d}"
 
 
 def _floor(at_ms: int, length_ms: int) -> int:
     return at_ms // length_ms * length_ms
 
 
-def outlived(there: Sequence[Range], default_oldest_ms: int | None, now_ms: int, keeping: Keeping) -> list[Range]:
+def find_expired_ranges(
+    existing: Sequence[PartitionRange], default_oldest_ms: int | None, now_ms: int, keeping: RetentionPolicy
+) -> list[PartitionRange]:
     """The ranges all of whose scenarios were born longer ago than results are kept, the oldest first.
 
     Whether these scenarios have ended, and when, is to be looked at as well. Of the DEFAULT partition it is the stretch
@@ -95,11 +99,11 @@ def outlived(there: Sequence[Range], default_oldest_ms: int | None, now_ms: int,
     if keeping.results_days is None:
         return []
     over_ms = now_ms - keeping.results_days * DAY_MS
-    found = [one for one in there if one.to_ms <= over_ms]
+    found = [one for one in existing if one.to_ms <= over_ms]
     if default_oldest_ms is not None:
-        from_ms = max((one.to_ms for one in there if one.to_ms <= default_oldest_ms), default=0)
-        next_ms = min((one.from_ms for one in there if one.from_ms > default_oldest_ms), default=FOREVER_MS)
+        from_ms = max((one.to_ms for one in existing if one.to_ms <= default_oldest_ms), default=0)
+        next_ms = min((one.from_ms for one in existing if one.from_ms > default_oldest_ms), default=FOREVER_MS)
         to_ms = min(next_ms, _floor(max(over_ms, 0), DAY_MS))
         if default_oldest_ms < to_ms:
-            found.append(Range(DEFAULT, from_ms, to_ms))
+            found.append(PartitionRange(DEFAULT_PARTITION, from_ms, to_ms))
     return sorted(found, key=lambda one: one.from_ms)

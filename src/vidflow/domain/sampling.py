@@ -18,7 +18,7 @@ from fractions import Fraction
 from typing import Final
 
 from vidflow.domain.frame_rate import FASTEST_RATE
-from vidflow.domain.messages import Resume
+from vidflow.domain.messages import ResumePoint
 
 SLOWEST_RATE: Final = Fraction(1, 86_400)
 """A frame a day: a stream that says it has fewer is not believed."""
@@ -28,7 +28,7 @@ DISORDER_S: Final = 1
 """A step back of up to this long is disorder among frames; a longer one is a clock that was started again."""
 
 
-def time_base_text(time_base: Fraction) -> str:
+def format_time_base(time_base: Fraction) -> str:
     """A time base as it is stored and sent: "1/90000", seconds a tick."""
     return f"{time_base.numerator}/{time_base.denominator}"
 
@@ -70,12 +70,12 @@ class Timeline:
             return replace(self, origin=pts, tick=pts)
         return Timeline(self.time_base * self.step, 1, origin=0, tick=0, counted=True)
 
-    def since_start(self, tick: int) -> Fraction:
+    def seconds_since_start(self, tick: int) -> Fraction:
         """Seconds from the first frame to `tick`, exactly."""
         return (tick - (self.origin or 0)) * self.time_base
 
 
-def timeline(time_base: Fraction, nominal_rate: Fraction | None) -> Timeline:
+def build_timeline(time_base: Fraction, nominal_rate: Fraction | None) -> Timeline:
     """The timeline of a stream before its first frame. A stream without a credible nominal rate is taken for 25 a second."""
     credible = nominal_rate is not None and SLOWEST_RATE <= nominal_rate <= FASTEST_RATE
     rate = nominal_rate if nominal_rate is not None and credible else USUAL_RATE
@@ -84,7 +84,7 @@ def timeline(time_base: Fraction, nominal_rate: Fraction | None) -> Timeline:
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """Which frames are kept: a value that `see` makes anew for each decoded frame.
+    """Which frames are kept: a value that `sample_frame` makes anew for each decoded frame.
 
     `rate`: kept frames a second, None for all. `next_frame`: the number that the next kept frame gets. `cell`: that of the
     frame kept last (None: none yet). A frame whose cell is not beyond it is not kept.
@@ -95,65 +95,65 @@ class Sampler:
     next_frame: int = 0
     cell: int | None = None
 
-    def see(self, pts: int | None) -> tuple[Sampler, bool]:
+    def sample_frame(self, pts: int | None) -> tuple[Sampler, bool]:
         """The sampler after the next decoded frame, and whether that frame is kept (its number: `next_frame - 1`)."""
         placed = self.timeline.place(pts)
-        cell = cell_of(placed.tick or 0, placed, self.rate)
+        cell = compute_cell(placed.tick or 0, placed, self.rate)
         if self.cell is not None and cell <= self.cell:
             return replace(self, timeline=placed), False
         return Sampler(placed, self.rate, self.next_frame + 1, cell), True
 
     def would_keep(self, tick: int) -> bool:
         """Whether a frame at `tick` would stand in a cell beyond the last kept one."""
-        return self.cell is None or cell_of(tick, self.timeline, self.rate) > self.cell
+        return self.cell is None or compute_cell(tick, self.timeline, self.rate) > self.cell
 
 
-def cell_of(tick: int, placed: Timeline, rate: Fraction | None) -> int:
+def compute_cell(tick: int, placed: Timeline, rate: Fraction | None) -> int:
     """The cell of the grid in which `tick` lies; without a rate each tick is a cell of its own."""
-    return tick if rate is None else math.floor(placed.since_start(tick) * rate)
+    return tick if rate is None else math.floor(placed.seconds_since_start(tick) * rate)
 
 
 @dataclass(frozen=True, slots=True)
-class FromStart:
+class DecodeFromStart:
     """Decode from the first frame and pass over the kept frames whose number is below `next_frame`."""
 
     next_frame: int
 
 
 @dataclass(frozen=True, slots=True)
-class BehindPts:
-    """Seek to before `last_pts`, `approach` the frame that stands there, and go on behind it with `sampler`."""
+class SeekToPts:
+    """Seek to before `last_pts`, `track_seek` the frame that stands there, and go on behind it with `sampler`."""
 
     last_pts: int
     sampler: Sampler
 
 
-class Approach(Enum):
+class SeekStatus(Enum):
     """How a seek's landing turned out so far."""
 
-    UNDER_WAY = "under way"
+    SEEKING = "under way"
     ARRIVED = "arrived"
-    ASTRAY = "astray"
+    MISSED = "astray"
 
 
-def approach(point: BehindPts, placed: Timeline, pts: int | None) -> tuple[Timeline, Approach]:
-    """The next decoded frame on the way to the stored one, from `point.sampler.timeline` on.
+def track_seek(point: SeekToPts, placed: Timeline, pts: int | None) -> tuple[Timeline, SeekStatus]:
+    """The next decoded frame on the way to the stored one, from `point.sampler.build_timeline` on.
 
     Arrived is only who sees the stored frame itself again: a seek may land behind it, or where frames cannot be shown yet.
     As the seek aimed before it, it is not the first frame seen, unless it is the video's first: of two frames with the same
     pts the second would pass for the first.
     """
     if pts is None:
-        return placed, Approach.ASTRAY
+        return placed, SeekStatus.MISSED
     first, after = placed.tick is None, placed.place(pts)
     tick = pts if after.tick is None else after.tick
     if tick < point.last_pts:
-        return after, Approach.UNDER_WAY
+        return after, SeekStatus.SEEKING
     arrived = tick == point.last_pts and (not first or tick == after.origin)
-    return after, Approach.ARRIVED if arrived else Approach.ASTRAY
+    return after, SeekStatus.ARRIVED if arrived else SeekStatus.MISSED
 
 
-def resume_point(resume: Resume, start: Sampler, *, seekable: bool) -> FromStart | BehindPts:
+def plan_resume(resume: ResumePoint, start: Sampler, *, seekable: bool) -> DecodeFromStart | SeekToPts:
     """Where a run that follows `resume` begins. `start` is the sampler of a run from the first frame.
 
     By pts where they tell the place: the source can seek, its time base is the stored one, and the stored time is what the
@@ -162,18 +162,20 @@ def resume_point(resume: Resume, start: Sampler, *, seekable: bool) -> FromStart
     last_pts, origin = resume.last_pts, resume.origin_pts
     time_base = start.timeline.time_base
     if not seekable or not resume.next_frame or last_pts is None or origin is None:
-        return FromStart(resume.next_frame)
-    if resume.time_base not in {None, time_base_text(time_base)}:
-        return FromStart(resume.next_frame)
+        return DecodeFromStart(resume.next_frame)
+    if resume.time_base not in {None, format_time_base(time_base)}:
+        return DecodeFromStart(resume.next_frame)
     placed = replace(start.timeline, origin=origin)
     if resume.last_time_s is not None:
-        strayed_s = abs(resume.last_time_s - placed.since_start(last_pts))
+        strayed_s = abs(resume.last_time_s - placed.seconds_since_start(last_pts))
         if not strayed_s * 2 < time_base:
-            return FromStart(resume.next_frame)
-    return BehindPts(last_pts, Sampler(placed, start.rate, resume.next_frame, cell_of(last_pts, placed, start.rate)))
+            return DecodeFromStart(resume.next_frame)
+    return SeekToPts(
+        last_pts, Sampler(placed, start.rate, resume.next_frame, compute_cell(last_pts, placed, start.rate))
+    )
 
 
-def frames_to_expect(duration_s: float | None, decoded: int | None, rate: Fraction | None) -> int | None:
+def estimate_frame_count(duration_s: float | None, decoded: int | None, rate: Fraction | None) -> int | None:
     """How many frames will be kept of a source that promises so much; None where it promises too little to tell."""
     if rate is None:
         return decoded

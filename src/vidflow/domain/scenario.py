@@ -108,7 +108,7 @@ for _state in (State.INIT_STARTUP, State.IN_STARTUP_PROCESSING, State.ACTIVE):
 TRANSITIONS: Final[Mapping[tuple[State, Kind], Step]] = MappingProxyType(_TABLE)
 """Every step that there is. What is not in it is illegal."""
 
-CONTINUING_SHUTDOWN: Final = frozenset({State.INIT_SHUTDOWN, State.IN_SHUTDOWN_PROCESSING, State.INACTIVE})
+SHUTDOWN_NOOP_STATES: Final = frozenset({State.INIT_SHUTDOWN, State.IN_SHUTDOWN_PROCESSING, State.INACTIVE})
 """Where a request for a shutdown finds one under way or done: no error, nothing to do."""
 
 
@@ -174,7 +174,7 @@ class Decision(msgspec.Struct, frozen=True):
     after: Scenario | None = None
     send: Send | None = None
     delay_s: float = 0.0
-    ignored: str | None = None
+    ignored_reason: str | None = None
 
 
 def decide(scenario: Scenario, event: Event) -> Decision:
@@ -184,9 +184,9 @@ def decide(scenario: Scenario, event: Event) -> Decision:
     does a second request for a shutdown.
     """
     if event.epoch is not None and event.epoch != scenario.epoch:
-        return Decision(scenario, event, ignored="another epoch")
-    if event.kind is Kind.SHUTDOWN_REQUESTED and scenario.state in CONTINUING_SHUTDOWN:
-        return Decision(scenario, event, ignored="shutting down already")
+        return Decision(scenario, event, ignored_reason="another epoch")
+    if event.kind is Kind.SHUTDOWN_REQUESTED and scenario.state in SHUTDOWN_NOOP_STATES:
+        return Decision(scenario, event, ignored_reason="shutting down already")
     step = TRANSITIONS.get((scenario.state, event.kind))
     if step is None:
         raise IllegalTransition(
@@ -207,7 +207,7 @@ def _apply(scenario: Scenario, step: Step, event: Event) -> Scenario:
         "returns": event.returns,
         "outcome": step.outcome,
         "error": event.error,
-        "skips": None if event.skip is None else with_skip(scenario.skips, event.skip),
+        "skips": None if event.skip is None else add_skip(scenario.skips, event.skip),
     }
     return msgspec.structs.replace(
         scenario, state=step.to, **{name: value for name, value in given.items() if value is not None}
@@ -223,7 +223,7 @@ def next_epoch(epoch: int, database_ms: int) -> int:
     return max(epoch + 1, database_ms)
 
 
-def with_skip(skips: tuple[Skip, ...], skip: Skip) -> tuple[Skip, ...]:
+def add_skip(skips: tuple[Skip, ...], skip: Skip) -> tuple[Skip, ...]:
     """The skips with one more: frames behind the same pts are added up."""
     if skips and skips[-1].after_pts == skip.after_pts:
         return (*skips[:-1], Skip(skip.after_pts, skips[-1].frames + skip.frames))
@@ -234,22 +234,22 @@ MAX_SKIPS: Final = 1000
 """A deploy carries all skips, and must fit into one message."""
 
 
-class Limits(msgspec.Struct, frozen=True):
+class RetryPolicy(msgspec.Struct, frozen=True):
     """How often and how soon work is given again."""
 
-    attempts: int = 5
+    max_attempts: int = 5
     backoff_s: float = 1.0
-    backoff_most_s: float = 60.0
-    return_s: float = 1.0
-    return_most_s: float = 10.0
+    max_backoff_s: float = 60.0
+    requeue_backoff_s: float = 1.0
+    max_requeue_backoff_s: float = 10.0
 
 
-def is_due(in_s: float) -> bool:
-    """Whether what becomes due in `in_s` seconds, by the database's clock, may be given to a runner.
+def is_due(due_in_s: float) -> bool:
+    """Whether what becomes due in `due_in_s` seconds, by the database's clock, may be given to a runner.
 
     No pause is longer than the longest backoff: more is left only where the clock has gone back since.
     """
-    return not 0 < in_s <= Limits().backoff_most_s
+    return not 0 < due_in_s <= RetryPolicy().max_backoff_s
 
 
 class Loss(msgspec.Struct, frozen=True):
@@ -267,15 +267,15 @@ class Loss(msgspec.Struct, frozen=True):
     detail: str | None = None
 
 
-def after_loss(scenario: Scenario, loss: Loss, limits: Limits, jitter: float) -> Event:
+def build_loss_event(scenario: Scenario, loss: Loss, limits: RetryPolicy, jitter: float) -> Event:
     """The event that a loss amounts to: LOST while attempts are left, then SKIPPED or FAILED.
 
     The count starts again only where this deployment has stored a frame (next_frame passed its resume_frame): a long stream
     may be redeployed for ever, a poisonous frame may not. `jitter` in [0, 1) spreads the backoff over its upper half.
     """
     attempt = 1 if loss.next_frame > scenario.resume_frame else scenario.attempt + 1
-    if attempt < limits.attempts:
-        delay_s = _doubled(limits.backoff_s, attempt, limits.backoff_most_s) * (0.5 + jitter / 2)
+    if attempt < limits.max_attempts:
+        delay_s = _compute_backoff_s(limits.backoff_s, attempt, limits.max_backoff_s) * (0.5 + jitter / 2)
         return Event(
             kind=Kind.LOST,
             reason=loss.reason,
@@ -293,16 +293,16 @@ def after_loss(scenario: Scenario, loss: Loss, limits: Limits, jitter: float) ->
         )  # fmt: skip
     return Event(
         kind=Kind.FAILED, reason=loss.reason, epoch=scenario.epoch, detail=loss.detail, attempt=attempt,
-        error=_used_up(attempt, loss),
+        error=_build_attempts_error(attempt, loss),
     )  # fmt: skip
 
 
-def _doubled(first_s: float, times: int, most_s: float) -> float:
+def _compute_backoff_s(first_s: float, times: int, most_s: float) -> float:
     """`first_s`, doubled each time but the first, to `most_s`. Ways back have no end, and a float has: hence the bound."""
     return min(first_s * 2.0 ** min(times - 1, 60), most_s)
 
 
-def _used_up(attempt: int, loss: Loss) -> ErrorInfo:
+def _build_attempts_error(attempt: int, loss: Loss) -> ErrorInfo:
     cause = loss.error.message if loss.error else loss.reason
     return ErrorInfo(
         code=loss.error.code if loss.error else "attempts_used_up",
@@ -311,17 +311,17 @@ def _used_up(attempt: int, loss: Loss) -> ErrorInfo:
     )
 
 
-def after_return(scenario: Scenario, reason: str, next_frame: int, limits: Limits) -> Event:
+def build_requeue_event(scenario: Scenario, reason: str, next_frame: int, limits: RetryPolicy) -> Event:
     """The event of a way back that does not count: nothing failed, so the attempt stays; soon again, then less soon."""
     returns = 1 if next_frame > scenario.resume_frame else scenario.returns + 1
     attempt = 0 if next_frame > scenario.resume_frame else None
-    delay_s = _doubled(limits.return_s, returns, limits.return_most_s)
+    delay_s = _compute_backoff_s(limits.requeue_backoff_s, returns, limits.max_requeue_backoff_s)
     return Event(
         kind=Kind.RETURNED, reason=reason, epoch=scenario.epoch, resume_frame=next_frame, attempt=attempt, returns=returns,
         delay_s=delay_s,
     )  # fmt: skip
 
 
-def after_fatal(scenario: Scenario, error: ErrorInfo, detail: str | None) -> Event:
+def build_failure_event(scenario: Scenario, error: ErrorInfo, detail: str | None) -> Event:
     """The event of an error that no retry mends."""
     return Event(kind=Kind.FAILED, reason=error.code, epoch=scenario.epoch, detail=detail, error=error)

@@ -15,14 +15,14 @@ SHARDS: Final = 16
 """As the outbox's column says (sql/): a power of two, more than relays that anybody needs."""
 
 
-class Change(msgspec.Struct, frozen=True):
+class ShardChange(msgspec.Struct, frozen=True):
     """What a relay should try to claim, and what it should give up once nothing of it is on its way."""
 
     claim: tuple[int, ...] = ()
     give_up: tuple[int, ...] = ()
 
 
-def share(relays: Sequence[str], me: str) -> int:
+def compute_fair_shard_count(relays: Sequence[str], me: str) -> int:
     """How many shards are this relay's, of those that live: the shares differ by one at most, and their sum is all.
 
     A relay that is not among them (its own sign of life is not written yet) has none.
@@ -33,11 +33,11 @@ def share(relays: Sequence[str], me: str) -> int:
     return whole + (sorted(relays).index(me) < rest)
 
 
-def change(mine: Collection[int], free: Collection[int], fair: int) -> Change:
+def plan_shard_change(mine: Collection[int], free: Collection[int], fair: int) -> ShardChange:
     """What brings a relay from the shards that are `mine` to its `fair` share, where `free` ones are to be had.
 
     Views may differ for a moment. That is harmless: a claim is decided by the lease, and what is given up here is free there.
     """
     if len(mine) > fair:
-        return Change(give_up=tuple(sorted(mine)[fair:]))
-    return Change(claim=tuple(sorted(set(free) - set(mine))[: fair - len(mine)]))
+        return ShardChange(give_up=tuple(sorted(mine)[fair:]))
+    return ShardChange(claim=tuple(sorted(set(free) - set(mine))[: fair - len(mine)]))

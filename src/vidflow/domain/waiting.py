@@ -23,7 +23,7 @@ class WaitingFor(StrEnum):
     INBOX = "inbox"
 
 
-class Surroundings(msgspec.Struct, frozen=True):
+class ComponentStatus(msgspec.Struct, frozen=True):
     """What is there to move a scenario: a leader, a relay, a runner with a free slot in its pool, an inbox that has caught up.
 
     `empty_pool`: the scenario names a pool other than the default one, and no runner of it is there.
@@ -36,20 +36,20 @@ class Surroundings(msgspec.Struct, frozen=True):
     empty_pool: bool = False
 
 
-def waiting_for(state: State, due: bool, around: Surroundings) -> WaitingFor | None:  # noqa: FBT001 - a fact, no switch
+def find_waiting_for(state: State, due: bool, components: ComponentStatus) -> WaitingFor | None:  # noqa: FBT001 - a fact, no switch
     """What a scenario in `state` waits for; None where it is at work or at its end. `due`: its backoff is over."""
     if state is State.INACTIVE:
         return None
     if state is State.INIT_STARTUP and not due:
         return WaitingFor.BACKOFF
     if state in {State.INIT_STARTUP, State.INIT_SHUTDOWN}:
-        if state is State.INIT_STARTUP and around.leads and not around.free_slot:
-            return WaitingFor.POOL if around.empty_pool else WaitingFor.RUNNER
+        if state is State.INIT_STARTUP and components.leads and not components.free_slot:
+            return WaitingFor.POOL if components.empty_pool else WaitingFor.RUNNER
         return WaitingFor.ORCHESTRATOR
-    if not around.caught_up:
+    if not components.caught_up:
         return WaitingFor.INBOX
     if state is State.ACTIVE:
         return None
-    if not around.relays:
+    if not components.relays:
         return WaitingFor.RELAY
     return WaitingFor.START if state is State.IN_STARTUP_PROCESSING else WaitingFor.DRAIN

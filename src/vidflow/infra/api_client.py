@@ -27,15 +27,15 @@ class ScenarioState(msgspec.Struct, frozen=True):
     waiting_for: str | None
 
 
-class _Move(msgspec.Struct, frozen=True):
+class _Transition(msgspec.Struct, frozen=True):
     detail: str | None
 
 
 class _History(msgspec.Struct, frozen=True):
-    items: list[_Move]
+    items: list[_Transition]
 
 
-class Page(msgspec.Struct, frozen=True):
+class RawPredictionPage(msgspec.Struct, frozen=True):
     """A page of results; each item is left as the JSON that the server sent."""
 
     items: list[msgspec.Raw]
@@ -80,44 +80,44 @@ class ApiClient:
         """Whether the server is on this machine, so that a path here is likely one there."""
         return self._http.base_url.host in {"127.0.0.1", "localhost", "::1"}
 
-    def init(self, body: dict[str, Any]) -> ScenarioState:
+    def init_scenario(self, body: dict[str, Any]) -> ScenarioState:
         """Asks for a scenario."""
-        return self._asked(ScenarioState, "POST", "/scenario/init", json=body)
+        return self._request(ScenarioState, "POST", "/scenario/init", json=body)
 
-    def scenario(self, scenario_uuid: str) -> ScenarioState:
+    def get_scenario(self, scenario_uuid: str) -> ScenarioState:
         """How it stands."""
-        return self._asked(ScenarioState, "GET", f"/scenario/{scenario_uuid}")
+        return self._request(ScenarioState, "GET", f"/scenario/{scenario_uuid}")
 
     def last_detail(self, scenario_uuid: str) -> str | None:
         """Return the latest worker output (a traceback) in the scenario's history, None if there is none."""
-        moves = self._asked(_History, "GET", f"/scenario/{scenario_uuid}/history").items
+        moves = self._request(_History, "GET", f"/scenario/{scenario_uuid}/history").items
         return next((move.detail for move in reversed(moves) if move.detail), None)
 
-    def shutdown(self, scenario_uuid: str) -> ScenarioState:
+    def shut_down(self, scenario_uuid: str) -> ScenarioState:
         """Asks for its end."""
-        return self._asked(ScenarioState, "POST", f"/scenario/{scenario_uuid}/shutdown")
+        return self._request(ScenarioState, "POST", f"/scenario/{scenario_uuid}/shutdown")
 
-    def predictions(self, scenario_uuid: str, after: str | None, limit: int = 1000) -> Page:
+    def get_predictions(self, scenario_uuid: str, after: str | None, limit: int = 1000) -> RawPredictionPage:
         """The results behind the cursor `after`."""
         query = {"scenario_uuid": scenario_uuid, "limit": str(limit)} | ({"after": after} if after else {})
-        return self._asked(Page, "GET", "/prediction", params=query)
+        return self._request(RawPredictionPage, "GET", "/prediction", params=query)
 
-    def _asked(self, kind: type[T], method: str, path: str, **parts: Any) -> T:  # noqa: ANN401 - what httpx takes
+    def _request(self, kind: type[T], method: str, path: str, **parts: Any) -> T:  # noqa: ANN401 - what httpx takes
         try:
-            return msgspec.json.decode(self._ask(method, path, **parts), type=kind)
+            return msgspec.json.decode(self._send(method, path, **parts), type=kind)
         except msgspec.DecodeError as error:
             raise UserError(
                 f"what answers at {self._url} is no vidflow of this version ({error}); see --url"
             ) from error
 
-    def _ask(self, method: str, path: str, **parts: Any) -> bytes:  # noqa: ANN401 - what httpx takes
+    def _send(self, method: str, path: str, **parts: Any) -> bytes:  # noqa: ANN401 - what httpx takes
         try:
             answer = self._http.request(method, path, **parts)
         except httpx.TransportError as error:
             raise Unavailable(f"no vidflow answers at {self._url}: {error}; start one with: vidflow dev") from error
         if answer.is_success:
             return answer.content
-        problem = _problem_of(answer)
+        problem = _decode_problem(answer)
         kind: type[VidflowError] = UserError if answer.is_client_error else Unavailable
         if answer.status_code == HTTPStatus.INTERNAL_SERVER_ERROR:
             kind = InternalError
@@ -126,7 +126,7 @@ class ApiClient:
         )
 
 
-def _problem_of(answer: httpx.Response) -> _Problem:
+def _decode_problem(answer: httpx.Response) -> _Problem:
     try:
         return msgspec.json.decode(answer.content, type=_Problem)
     except msgspec.DecodeError:

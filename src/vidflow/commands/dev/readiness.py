@@ -8,17 +8,17 @@ from typing import Final
 
 import msgspec
 
-_ASK_S: Final = 2.0
+_REQUEST_TIMEOUT_S: Final = 2.0
 
 
-class _Health(msgspec.Struct, frozen=True):
+class _HealthBody(msgspec.Struct, frozen=True):
     detail: str = ""
     missing: tuple[str, ...] = ()
 
 
-def what_is_missing(port: int, elsewhere: Collection[str]) -> str | None:
-    """Return what the api says is missing, None if that is nothing but the roles that run `elsewhere`."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_ASK_S)
+def describe_missing(port: int, external_roles: Collection[str]) -> str | None:
+    """Return what the api says is missing, None if that is nothing but the roles that run `external_roles`."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_REQUEST_TIMEOUT_S)
     try:
         connection.request("GET", "/health/system")
         answer = connection.getresponse()
@@ -30,9 +30,9 @@ def what_is_missing(port: int, elsewhere: Collection[str]) -> str | None:
     if answer.status == http.client.OK:
         return None
     try:
-        health = msgspec.json.decode(body, type=_Health)
+        health = msgspec.json.decode(body, type=_HealthBody)
     except msgspec.DecodeError:
         return f"the api answers {answer.status}"
-    if health.missing and set(health.missing) <= set(elsewhere):
+    if health.missing and set(health.missing) <= set(external_roles):
         return None
     return health.detail or f"the api answers {answer.status}"

@@ -17,21 +17,28 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from vidflow.commands.dev.keeper import Keeper
-from vidflow.commands.dev.lines import LastLines, Show, follow
-from vidflow.commands.dev.readiness import what_is_missing
+from vidflow.commands.dev.lines import LastLines, LineHandler, forward_lines
+from vidflow.commands.dev.readiness import describe_missing
+from vidflow.commands.dev.supervisor import ChildSupervisor
 from vidflow.domain.errors import SetupError, Unavailable, VidflowError
 from vidflow.domain.runner import default_memory_cap
-from vidflow.infra.embedded.folder import FolderLock
+from vidflow.infra.embedded.child_process import (
+    Notify,
+    StartCancelled,
+    find_free_ports,
+    is_listening,
+    start_child,
+    stop_child,
+)
+from vidflow.infra.embedded.folder_lock import FolderLock
 from vidflow.infra.embedded.kafka import EmbeddedKafka
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
-from vidflow.infra.embedded.process import GivenUp, Say, free_ports, listens, start_child, stop_child
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.kafka.topics import create_topics
 from vidflow.infra.postgres.migrations import migrate
 from vidflow.infra.process.memory import available_bytes
 from vidflow.infra.process.stopping import Stop, start_thread
-from vidflow.settings import DevOptions, environment, kafka_variables
+from vidflow.settings import DevOptions, build_kafka_variables, read_environment_variable
 
 POSTGRES: Final = "postgres"
 KAFKA: Final = "kafka"
@@ -39,30 +46,30 @@ ENVIRONMENT: Final = "environment"
 STOPPING_ORDER: Final = ("api", "runner", "orchestrator", "inbox", "relay", KAFKA, POSTGRES)
 """Who asks for work first, who carries it last: a draining runner's last report still finds all that hear it."""
 
-_ENDS_BY: Final = {POSTGRES: signal.SIGINT}  # it would wait for its clients at a SIGTERM
+_STOP_SIGNALS: Final = {POSTGRES: signal.SIGINT}  # it would wait for its clients at a SIGTERM
 _GRACE_S: Final = {"runner": 30.0}  # it drains for up to 25 s
-_USUAL_GRACE_S: Final = 10.0
-_LOOK_S: Final = 0.05
-_TELL_S: Final = 5.0
-_NO_RETRY_MENDS: Final = frozenset({2, 3})  # exit codes: what was asked for, or the set-up, is at fault
-_FAILED: Final = 1  # exit code: a bug, or nobody knows
-_ENOUGH_ENDS: Final = 3
+_DEFAULT_GRACE_S: Final = 10.0
+_POLL_INTERVAL_S: Final = 0.05
+_PROGRESS_INTERVAL_S: Final = 5.0
+_PERMANENT_EXIT_CODES: Final = frozenset({2, 3})  # exit codes: what was asked for, or the set-up, is at fault
+_FAILURE_EXIT_CODE: Final = 1  # exit code: a bug, or nobody knows
+_MAX_CONSECUTIVE_EXITS: Final = 3
 
 
 class Stack:
     """All of vidflow by `options`: `start`, `wait_until_ready`, then `url` serves until `stop`.
 
-    Whatever dies is started again, PostgreSQL and Kafka on their ports. `say` hears of each step and each death, `show` gets the
+    Whatever dies is started again, PostgreSQL and Kafka on their ports. `notify` hears of each step and each death, `show` gets the
     roles' log lines. The stop is the stack's: `stop()` requests it, and a request from outside ends a start.
     """
 
-    def __init__(self, options: DevOptions, say: Say, show: Show, stop: Stop) -> None:
+    def __init__(self, options: DevOptions, say: Notify, show: LineHandler, stop: Stop) -> None:
         self._options = options
         self._say = say
         self._show = show
         self._stop = stop
-        self._last = LastLines()
-        self._keepers: dict[str, list[Keeper]] = {kind: [] for kind in STOPPING_ORDER}
+        self._last_lines = LastLines()
+        self._supervisors: dict[str, list[ChildSupervisor]] = {kind: [] for kind in STOPPING_ORDER}
         self._clean_up = ExitStack()
         self.port = 0
         self._folder: Path | None = None
@@ -81,39 +88,39 @@ class Stack:
         stop was requested); what runs by then ends with `stop`.
         """
         self.port = self._free_port()
-        self._folder = folder = self._own_folder()
-        postgres = self._own_postgres(folder)
-        kafka = self._own_kafka(folder)
+        self._folder = folder = self._lock_folder()
+        postgres = self._create_postgres(folder)
+        kafka = self._create_kafka(folder)
         self.kafka = kafka.settings if kafka else self._options.kafka
-        self._both_at_once(lambda: self._open_database(postgres), lambda: self._open_kafka(kafka))
+        self._run_parallel(lambda: self._open_database(postgres), lambda: self._open_kafka(kafka))
         self._write_environment(folder)
         for kind, count in self._counts().items():
-            if not self._keepers[kind]:
+            if not self._supervisors[kind]:
                 self._start_roles(kind, count)
 
-    def wait_until_ready(self, limit_s: float) -> None:
+    def wait_until_ready(self, timeout_s: float) -> None:
         """Return once the api answers and /health/system misses nothing that this stack was asked to run.
 
-        Raises Unavailable after `limit_s`, SetupError if a role ends because its set-up is at fault, VidflowError if one
+        Raises Unavailable after `timeout_s`, SetupError if a role ends because its set-up is at fault, VidflowError if one
         fails again and again, GivenUp at a stop.
         """
         began_s = told_s = time.monotonic()
         while not self._stop.requested:
-            missing = what_is_missing(self.port, self.elsewhere)
+            missing = describe_missing(self.port, self.external_roles)
             if missing is None:
                 return
-            self._raise_refusal()
+            self._raise_start_failure()
             now_s = time.monotonic()
-            if now_s - began_s > limit_s:
-                raise Unavailable(f"vidflow is not ready after {limit_s:.0f} s: {missing}")
-            if now_s - told_s > _TELL_S:
+            if now_s - began_s > timeout_s:
+                raise Unavailable(f"vidflow is not ready after {timeout_s:.0f} s: {missing}")
+            if now_s - told_s > _PROGRESS_INTERVAL_S:
                 told_s = now_s
                 self._say(f"not ready yet: {missing}")
-            self._stop.wait(_LOOK_S)
-        raise GivenUp("the start was given up: a stop was asked for")
+            self._stop.wait(_POLL_INTERVAL_S)
+        raise StartCancelled("the start was given up: a stop was asked for")
 
     @property
-    def elsewhere(self) -> list[str]:
+    def external_roles(self) -> list[str]:
         """The roles that a scenario needs and this stack was asked not to run."""
         return [kind for kind, count in self._counts().items() if not count]
 
@@ -124,16 +131,16 @@ class Stack:
 
     def pids(self) -> dict[str, list[int]]:
         """The processes that run now, by role; `postgres` and `kafka` where they are the stack's own."""
-        found = {kind: [keeper.pid for keeper in keepers] for kind, keepers in self._keepers.items()}
+        found = {kind: [keeper.pid for keeper in keepers] for kind, keepers in self._supervisors.items()}
         return {kind: [pid for pid in pids if pid is not None] for kind, pids in found.items() if pids}
 
     def stop(self) -> None:
         """Ends all that runs, in order, each within its grace time; data that were not asked to be kept go."""
         self._stop.request()
         for kind in STOPPING_ORDER:
-            for keeper in self._keepers[kind]:
-                keeper.ask()
-            for keeper in self._keepers[kind]:
+            for keeper in self._supervisors[kind]:
+                keeper.request_end()
+            for keeper in self._supervisors[kind]:
                 keeper.end()
         self._clean_up.close()
 
@@ -145,12 +152,12 @@ class Stack:
         path.write_text("".join(lines))
 
     def _free_port(self) -> int:
-        port = self._options.port or free_ports(1)[0]
-        if listens(port):
+        port = self._options.port or find_free_ports(1)[0]
+        if is_listening(port):
             raise SetupError(f"port {port} is in use: stop who listens there, or give another one (--port)")
         return port
 
-    def _own_folder(self) -> Path:
+    def _lock_folder(self) -> Path:
         """The folder of the data, locked for the stack's lifetime: the given one, or one that goes with the stack."""
         folder = self._options.data_dir
         if folder is None:
@@ -159,24 +166,24 @@ class Stack:
         self._clean_up.callback(lock.release)
         return folder
 
-    def _own_postgres(self, folder: Path) -> EmbeddedPostgres | None:
+    def _create_postgres(self, folder: Path) -> EmbeddedPostgres | None:
         if self._options.database_url is not None:
             return None
-        server = EmbeddedPostgres(folder / POSTGRES, say=self._say, stop=self._stop)
+        server = EmbeddedPostgres(folder / POSTGRES, notify=self._say, stop=self._stop)
         self._clean_up.callback(server.stop)
         return server
 
-    def _own_kafka(self, folder: Path) -> EmbeddedKafka | None:
+    def _create_kafka(self, folder: Path) -> EmbeddedKafka | None:
         if self._options.kafka.bootstrap:
             return None
         if self._options.kafka.properties:
             self._say("the Kafka properties are not used: this vidflow brings its own Kafka (another one: --kafka)")
-        cache = environment("VIDFLOW_CACHE_DIR")
-        server = EmbeddedKafka(folder / KAFKA, say=self._say, stop=self._stop, cache=cache)
+        cache = read_environment_variable("VIDFLOW_CACHE_DIR")
+        server = EmbeddedKafka(folder / KAFKA, notify=self._say, stop=self._stop, cache=cache)
         self._clean_up.callback(server.stop)
         return server
 
-    def _both_at_once(self, *starts: Callable[[], None]) -> None:
+    def _run_parallel(self, *starts: Callable[[], None]) -> None:
         """Runs the starts in parallel; where one fails, the others are given up."""
         with ThreadPoolExecutor(thread_name_prefix="starts") as pool:
             running = [pool.submit(start) for start in starts]
@@ -184,7 +191,9 @@ class Stack:
             if any(each.exception() for each in ended):
                 self._stop.request()
         errors = [error for each in running if (error := each.exception()) is not None]
-        for error in sorted(errors, key=lambda error: isinstance(error, GivenUp)):  # the cause before what it led to
+        for error in sorted(
+            errors, key=lambda error: isinstance(error, StartCancelled)
+        ):  # the cause before what it led to
             raise error
 
     def _open_database(self, own: EmbeddedPostgres | None) -> None:
@@ -192,7 +201,7 @@ class Stack:
         if own is None:
             self.database_url = self._options.database_url or ""
         else:
-            self._keep(POSTGRES, POSTGRES, lambda: _process(own.start()))
+            self._supervise(POSTGRES, POSTGRES, lambda: _process(own.start()))
             self.database_url = own.url
             migrate(self.database_url, self._say)
         self._start_roles("api", 1)
@@ -200,24 +209,24 @@ class Stack:
     def _open_kafka(self, own: EmbeddedKafka | None) -> None:
         """Kafka with its topics. The runners start beside it: they load their libraries for as long as it takes to come up."""
         if own is not None:
-            own.fetch()
+            own.fetch_jars()
         self._start_roles("runner", self._options.runners)
         if own is None:
-            self._make_topics()
+            self._create_topics()
         else:
-            self._keep(KAFKA, KAFKA, lambda: self._start_with_topics(own))
+            self._supervise(KAFKA, KAFKA, lambda: self._start_with_topics(own))
 
     def _start_with_topics(self, own: EmbeddedKafka) -> subprocess.Popen[bytes]:
         """Each time that it starts: a broker whose data folder was lost has none."""
         process = _process(own.start())
         try:
-            self._make_topics()
+            self._create_topics()
         except BaseException:
-            stop_child(process, signal.SIGTERM, _USUAL_GRACE_S)
+            stop_child(process, signal.SIGTERM, _DEFAULT_GRACE_S)
             raise
         return process
 
-    def _make_topics(self) -> None:
+    def _create_topics(self) -> None:
         if made := create_topics(self.kafka):
             self._say(f"made the topics {', '.join(made)}")
 
@@ -250,25 +259,25 @@ class Stack:
             )
             output = process.stdout
             if output is not None:
-                start_thread(f"reads {name}", lambda: follow(name, output, self._take), self._stop)
+                start_thread(f"reads {name}", lambda: forward_lines(name, output, self._handle_line), self._stop)
             return process
 
-        self._keep(kind, name, launch)
+        self._supervise(kind, name, launch)
 
-    def _keep(self, kind: str, name: str, launch: Callable[[], subprocess.Popen[bytes]]) -> None:
-        keeper = Keeper(
+    def _supervise(self, kind: str, name: str, launch: Callable[[], subprocess.Popen[bytes]]) -> None:
+        keeper = ChildSupervisor(
             name,
             launch,
             self._say,
             self._stop,
-            ends_by=_ENDS_BY.get(kind, signal.SIGTERM),
-            grace_s=_GRACE_S.get(kind, _USUAL_GRACE_S),
+            stop_signal=_STOP_SIGNALS.get(kind, signal.SIGTERM),
+            grace_s=_GRACE_S.get(kind, _DEFAULT_GRACE_S),
         )
         keeper.start()
-        self._keepers[kind].append(keeper)
+        self._supervisors[kind].append(keeper)
 
-    def _take(self, name: str, line: str) -> None:
-        self._last.keep(name, line)
+    def _handle_line(self, name: str, line: str) -> None:
+        self._last_lines.keep(name, line)
         self._show(name, line)
 
     def _arguments(self, kind: str) -> Sequence[str]:
@@ -279,7 +288,7 @@ class Stack:
         """The options of a role as it reads them; what is not here it takes from this process's own environment."""
         options = self._options
         variables = {
-            **kafka_variables(self.kafka),
+            **build_kafka_variables(self.kafka),
             "VIDFLOW_DATABASE_URL": ""
             if kind == "runner"
             else self.database_url,  # it needs none, and runs models of others
@@ -291,7 +300,7 @@ class Stack:
             "VIDFLOW_METRICS_PORT": "",  # one port for all of them would serve the first alone
             "VIDFLOW_HEALTH_FILE": "",
         }
-        if options.runners > 1 and environment("VIDFLOW_WORKER_MEMORY_BYTES") is None:
+        if options.runners > 1 and read_environment_variable("VIDFLOW_WORKER_MEMORY_BYTES") is None:
             cap = default_memory_cap(available_bytes(), options.max_workers * options.runners)
             variables["VIDFLOW_WORKER_MEMORY_BYTES"] = str(cap)  # each of them would take the whole machine for its own
         if options.media_root is not None:
@@ -300,15 +309,15 @@ class Stack:
             variables["VIDFLOW_MODELS_DIR"] = str(options.models_dir.absolute())
         return variables
 
-    def _raise_refusal(self) -> None:
+    def _raise_start_failure(self) -> None:
         """A role that ends by its set-up's fault before all is ready will end so again: its own last line is the error."""
-        for keepers in self._keepers.values():
+        for keepers in self._supervisors.values():
             for keeper in keepers:
-                if keeper.last_exit in _NO_RETRY_MENDS:
-                    raise SetupError(f"{keeper.name} cannot start: {self._last.error_of(keeper.name)}")
-                if keeper.last_exit == _FAILED and keeper.ends_in_a_row >= _ENOUGH_ENDS:
-                    last = self._last.error_of(keeper.name)
-                    raise VidflowError(f"{keeper.name} ended {keeper.ends_in_a_row} times in a row: {last}")
+                if keeper.last_exit_code in _PERMANENT_EXIT_CODES:
+                    raise SetupError(f"{keeper.name} cannot start: {self._last_lines.find_error(keeper.name)}")
+                if keeper.last_exit_code == _FAILURE_EXIT_CODE and keeper.consecutive_exits >= _MAX_CONSECUTIVE_EXITS:
+                    last = self._last_lines.find_error(keeper.name)
+                    raise VidflowError(f"{keeper.name} ended {keeper.consecutive_exits} times in a row: {last}")
 
 
 def _process(server: EmbeddedPostgres | EmbeddedKafka) -> subprocess.Popen[bytes]:

@@ -11,12 +11,12 @@ import msgspec
 
 from vidflow.domain.detections import FrameResult
 from vidflow.domain.errors import ParameterError
-from vidflow.domain.escaping import escaped_json, printable
+from vidflow.domain.escaping import escape_json, escape_unprintable
 
 Writer = Callable[[Iterator[msgspec.Raw], TextIO], None]
 
 
-def writer_of(output: str) -> Writer:
+def find_writer(output: str) -> Writer:
     """The writer of a format. Raises ParameterError for one that there is not."""
     if output not in WRITERS:
         raise ParameterError(f"--output is one of {', '.join(WRITERS)}, not {output}")
@@ -43,8 +43,8 @@ def write_csv(frames: Iterator[msgspec.Raw], out: TextIO) -> None:
     """One row a detection; a frame without any has a row too, with the detection's columns empty."""
     rows = csv.writer(out, lineterminator="\n")
     rows.writerow(["frame_number", "time_s", "width", "height", "label", "score", "x1", "y1", "x2", "y2"])
-    label_of = printable if out.isatty() else str  # a file gets each label as it is
-    for frame in _decoded(frames):
+    label_of = escape_unprintable if out.isatty() else str  # a file gets each label as it is
+    for frame in _decode_frames(frames):
         start = [frame.frame_number, frame.time_s, frame.width, frame.height]
         for detection in frame.detections:
             rows.writerow([*start, label_of(detection.label), detection.score, *detection.box])
@@ -57,15 +57,15 @@ def write_table(frames: Iterator[msgspec.Raw], out: TextIO) -> None:
     out.write(f"{'frame':>7}  {'time':>9}  seen\n")
     total: Counter[str] = Counter()
     count = 0
-    for frame in _decoded(frames):
+    for frame in _decode_frames(frames):
         total.update(detection.label for detection in frame.detections)
         count += 1
-        out.write(f"{frame.frame_number:>7}  {frame.time_s:>8.2f}s  {printable(_seen(frame))}\n")
+        out.write(f"{frame.frame_number:>7}  {frame.time_s:>8.2f}s  {escape_unprintable(_summarize(frame))}\n")
     summary = ", ".join(f"{number} {label}" for label, number in total.most_common()) or "nothing"
-    out.write(printable(f"{count} frames; seen in all: {summary}") + "\n")
+    out.write(escape_unprintable(f"{count} frames; seen in all: {summary}") + "\n")
 
 
-def _seen(frame: FrameResult) -> str:
+def _summarize(frame: FrameResult) -> str:
     scores: dict[str, list[float]] = {}
     for detection in frame.detections:
         scores.setdefault(detection.label, []).append(detection.score)
@@ -74,10 +74,10 @@ def _seen(frame: FrameResult) -> str:
 
 def _json(frame: msgspec.Raw) -> str:
     """The server's JSON in one line, its unprintable characters as escapes."""
-    return escaped_json(bytes(frame).decode(errors="replace"))
+    return escape_json(bytes(frame).decode(errors="replace"))
 
 
-def _decoded(frames: Iterator[msgspec.Raw]) -> Iterator[FrameResult]:
+def _decode_frames(frames: Iterator[msgspec.Raw]) -> Iterator[FrameResult]:
     decoder = msgspec.json.Decoder(FrameResult)
     return (decoder.decode(frame) for frame in frames)
 

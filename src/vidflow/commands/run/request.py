@@ -6,18 +6,18 @@ from typing import Any
 
 import msgspec
 
-from vidflow.commands.run.source import local_path, source_of
+from vidflow.commands.run.source import local_path, resolve_video
 from vidflow.domain.errors import ParameterError
-from vidflow.domain.frame_rate import FORMS, frame_rate, frame_rate_json
+from vidflow.domain.frame_rate import FRAME_RATE_FORMS, frame_rate_to_json, parse_frame_rate
 from vidflow.domain.messages import Parameters
 from vidflow.infra.models import registry
 from vidflow.settings import RunOptions
 
 
-def body_of(options: RunOptions) -> dict[str, Any]:
+def build_body(options: RunOptions) -> dict[str, Any]:
     """The body of the request. Raises UserError for a file, a frame rate or a parameter that cannot be, MissingExtra for a sample."""
     return {
-        "source": source_of(options.video),
+        "source": resolve_video(options.video),
         "model": _model(options.model),
         "fps": _fps(options.fps),
         "parameters": msgspec.to_builtins(_parameters(options)),
@@ -42,9 +42,9 @@ def _model(model: str) -> str:
 
 def _fps(fps: str) -> float | str:
     try:
-        return frame_rate_json(frame_rate(fps))
+        return frame_rate_to_json(parse_frame_rate(fps))
     except ParameterError as error:
-        raise ParameterError(f"--fps is {FORMS}, not {fps[:80]}") from error
+        raise ParameterError(f"--fps is {FRAME_RATE_FORMS}, not {fps[:80]}") from error
 
 
 def _parameters(options: RunOptions) -> Parameters:

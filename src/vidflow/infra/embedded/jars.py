@@ -20,18 +20,18 @@ import filelock
 import msgspec
 import platformdirs
 
-from vidflow.domain.errors import MissingExtra, Unavailable, how_to_install
-from vidflow.infra.embedded.process import GivenUp, Say
+from vidflow.domain.errors import MissingExtra, Unavailable, format_install_hint
+from vidflow.infra.embedded.child_process import Notify, StartCancelled
 from vidflow.infra.process.stopping import Stop
 
 COORDINATE: Final = (
     # Without the clients named, older ones are resolved and the broker dies.
     "org.apache.kafka:kafka_2.13:4.3.0+org.apache.kafka:kafka-clients:4.3.0+org.apache.logging.log4j:log4j-slf4j-impl:2.25.4"
 )
-LIST: Final = Path(__file__).with_name("kafka.jars")
+JAR_LIST: Final = Path(__file__).with_name("kafka.jars")
 
 _DOWNLOADS_AT_ONCE: Final = 8
-_SAY_EACH_S: Final = 1.0
+_NOTIFY_INTERVAL_S: Final = 1.0
 _LOCK_POLL_S: Final = 0.1
 _BYTES_PER_MB: Final = 1_000_000
 
@@ -55,7 +55,7 @@ Fetch = Callable[[Jar, Path], Path]
 """Brings a jar to somewhere below a scratch folder and returns where. Called from several threads."""
 
 
-def read_list(text: str) -> tuple[Jar, ...]:
+def parse_jar_list(text: str) -> tuple[Jar, ...]:
     """The jars of a list: `group:artifact:version size sha256` a line. Raises ValueError for anything else."""
     jars = []
     for line in text.splitlines():
@@ -65,31 +65,31 @@ def read_list(text: str) -> tuple[Jar, ...]:
     return tuple(jars)
 
 
-def cache_folder(given: str | Path | None = None) -> Path:
+def cache_folder(path: str | Path | None = None) -> Path:
     """Where what was fetched is kept: the given folder, or the user's cache folder by the habits of the system."""
-    return Path(given or platformdirs.user_cache_dir("vidflow"))
+    return Path(path or platformdirs.user_cache_dir("vidflow"))
 
 
-def kafka_jars(cache: Path, say: Say, stop: Stop) -> list[Path]:
+def ensure_kafka_jars(cache: Path, notify: Notify, stop: Stop) -> list[Path]:
     """The files of Kafka's class path, fetched now where the cache lacks them.
 
     Raises Unavailable where they cannot be fetched, MissingExtra without jgo, GivenUp at a stop.
     """
-    return provide(read_list(LIST.read_text()), cache, _fetch_with_jgo, say, stop)
+    return ensure_jars(parse_jar_list(JAR_LIST.read_text()), cache, _fetch_with_jgo, notify, stop)
 
 
-def provide(jars: tuple[Jar, ...], cache: Path, fetch: Fetch, say: Say, stop: Stop) -> list[Path]:
+def ensure_jars(jars: tuple[Jar, ...], cache: Path, fetch: Fetch, notify: Notify, stop: Stop) -> list[Path]:
     """The jars' files below `cache`, by way of `fetch` where they are missing.
 
     The folder carries the list's hash in its name, and gets that name by one rename once every jar in it was checked: what a
     crash leaves behind is never taken for whole. A process that comes while another one fetches waits for it.
     """
     folder = cache / f"kafka-{_digest(jars)}"
-    if not _whole(folder, jars):
+    if not _has_all_jars(folder, jars):
         cache.mkdir(parents=True, exist_ok=True)
-        with _only_one(cache / f"{folder.name}.lock", say, stop):
-            if not _whole(folder, jars):  # another process may have made it meanwhile
-                _make(folder, jars, fetch, say, stop)
+        with _acquire_fetch_lock(cache / f"{folder.name}.lock", notify, stop):
+            if not _has_all_jars(folder, jars):  # another process may have made it meanwhile
+                _populate_folder(folder, jars, fetch, notify, stop)
     return [folder / jar.file_name for jar in jars]
 
 
@@ -97,7 +97,7 @@ def _digest(jars: tuple[Jar, ...]) -> str:
     return hashlib.sha256(" ".join(jar.sha256 for jar in jars).encode()).hexdigest()[:12]
 
 
-def _whole(folder: Path, jars: tuple[Jar, ...]) -> bool:
+def _has_all_jars(folder: Path, jars: tuple[Jar, ...]) -> bool:
     """Whether each jar is there with its size: the hash was checked when the folder was made."""
     try:
         return all((folder / jar.file_name).stat().st_size == jar.size_bytes for jar in jars)
@@ -105,7 +105,7 @@ def _whole(folder: Path, jars: tuple[Jar, ...]) -> bool:
         return False
 
 
-def _only_one(path: Path, say: Say, stop: Stop) -> filelock.BaseFileLock:
+def _acquire_fetch_lock(path: Path, say: Notify, stop: Stop) -> filelock.BaseFileLock:
     """The lock of who fetches, held when it is returned; the system frees it when its holder dies."""
     lock = filelock.FileLock(path)
     told = False
@@ -117,10 +117,10 @@ def _only_one(path: Path, say: Say, stop: Stop) -> filelock.BaseFileLock:
                 say("another process fetches Kafka's jars: waiting for it")
                 told = True
             stop.wait(_LOCK_POLL_S)
-    raise GivenUp("Kafka's jars were not waited for: a stop was asked for")
+    raise StartCancelled("Kafka's jars were not waited for: a stop was asked for")
 
 
-def _make(folder: Path, jars: tuple[Jar, ...], fetch: Fetch, say: Say, stop: Stop) -> None:
+def _populate_folder(folder: Path, jars: tuple[Jar, ...], fetch: Fetch, say: Notify, stop: Stop) -> None:
     for leftover in folder.parent.glob(f"{folder.name}.new-*"):  # of a crash: the lock is ours
         shutil.rmtree(leftover)
     scratch = Path(tempfile.mkdtemp(prefix=f"{folder.name}.new-", dir=folder.parent))
@@ -134,13 +134,13 @@ def _make(folder: Path, jars: tuple[Jar, ...], fetch: Fetch, say: Say, stop: Sto
         shutil.rmtree(scratch)
 
 
-def _fetch_all(jars: tuple[Jar, ...], scratch: Path, made: Path, fetch: Fetch, say: Say, stop: Stop) -> None:
+def _fetch_all(jars: tuple[Jar, ...], scratch: Path, made: Path, fetch: Fetch, say: Notify, stop: Stop) -> None:
     """Fetches several at once, and says each second how far it is. The first failure or a stop ends it."""
     abandoned = threading.Event()
 
     def one(jar: Jar) -> int:
         if not abandoned.is_set():
-            _checked(jar, fetch(jar, scratch)).rename(made / jar.file_name)
+            _verify_checksum(jar, fetch(jar, scratch)).rename(made / jar.file_name)
         return jar.size_bytes
 
     with ThreadPoolExecutor(_DOWNLOADS_AT_ONCE, thread_name_prefix="jar") as pool:
@@ -148,18 +148,18 @@ def _fetch_all(jars: tuple[Jar, ...], scratch: Path, made: Path, fetch: Fetch, s
         done: set[Future[int]] = set()
         try:
             while waiting:
-                say(_progress(done, len(jars), sum(jar.size_bytes for jar in jars)))
-                ended, waiting = wait(waiting, timeout=_SAY_EACH_S)
+                say(_format_progress(done, len(jars), sum(jar.size_bytes for jar in jars)))
+                ended, waiting = wait(waiting, timeout=_NOTIFY_INTERVAL_S)
                 done |= ended
                 _raise_first(ended)
                 if stop.requested:
-                    raise GivenUp("Kafka's jars were not fetched: a stop was asked for")
+                    raise StartCancelled("Kafka's jars were not fetched: a stop was asked for")
         finally:
             abandoned.set()
-    say(_progress(done, len(jars), sum(jar.size_bytes for jar in jars)))
+    say(_format_progress(done, len(jars), sum(jar.size_bytes for jar in jars)))
 
 
-def _progress(done: set[Future[int]], count: int, size_bytes: int) -> str:
+def _format_progress(done: set[Future[int]], count: int, size_bytes: int) -> str:
     have = sum(each.result() for each in done) / _BYTES_PER_MB
     return f"fetching Kafka's jars: {len(done)} of {count}, {have:.0f} of {size_bytes / _BYTES_PER_MB:.0f} MB"
 
@@ -169,7 +169,7 @@ def _raise_first(ended: Iterable[Future[int]]) -> None:
         each.result()
 
 
-def _checked(jar: Jar, file: Path) -> Path:
+def _verify_checksum(jar: Jar, file: Path) -> Path:
     with file.open("rb") as content:
         found = hashlib.file_digest(content, "sha256").hexdigest()
     if found != jar.sha256:
@@ -196,11 +196,11 @@ def _maven(repository: Path) -> Any:  # noqa: ANN401 - jgo's own type, imported 
     try:
         from jgo.maven import MavenContext  # noqa: PLC0415 - half a second, and needed once a machine
     except ImportError as error:
-        raise MissingExtra(f"Kafka's jars are fetched by jgo: {how_to_install('embedded')}") from error
+        raise MissingExtra(f"Kafka's jars are fetched by jgo: {format_install_hint('embedded')}") from error
     return MavenContext(repo_cache=repository)
 
 
-def _resolved() -> Iterable[str]:
+def _resolve_list() -> Iterable[str]:
     """The list for COORDINATE as Maven resolves it today."""
     from jgo.parse import Endpoint  # noqa: PLC0415
 
@@ -215,4 +215,4 @@ def _resolved() -> Iterable[str]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write("\n".join(sorted(_resolved())) + "\n")
+    sys.stdout.write("\n".join(sorted(_resolve_list())) + "\n")

@@ -18,19 +18,19 @@ from typing import Final, Self
 
 from confluent_kafka import KafkaException
 
-from vidflow.domain.errors import MissingExtra, how_to_install
-from vidflow.infra.embedded.folder import FolderLock
-from vidflow.infra.embedded.jars import cache_folder, kafka_jars
-from vidflow.infra.embedded.process import (
-    Say,
-    listens,
+from vidflow.domain.errors import MissingExtra, format_install_hint
+from vidflow.infra.embedded.child_process import (
+    Notify,
+    choose_ports,
+    is_listening,
     log_file,
-    remembered_ports,
+    poll_until_ready,
     run_to_end,
     start_child,
     stop_child,
-    until_ready,
 )
+from vidflow.infra.embedded.folder_lock import FolderLock
+from vidflow.infra.embedded.jars import cache_folder, ensure_kafka_jars
 from vidflow.infra.kafka import admin
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.process.stopping import Stop
@@ -105,30 +105,30 @@ class EmbeddedKafka:
         self,
         folder: Path,
         *,
-        say: Say,
+        notify: Notify,
         stop: Stop,
         ports: tuple[int, int] | None = None,
         cache: str | Path | None = None,
-        more: Mapping[str, str] | None = None,
+        extra_properties: Mapping[str, str] | None = None,
         cluster_id: str | None = None,
     ) -> None:
         """Locks the folder; starts nothing. `ports`: the broker's and the controller's; else those of last time, or free ones.
 
-        `cache`: where the jars are kept (None: the user's cache folder). `more` and `cluster_id` are for tests: settings of the
+        `cache`: where the jars are kept (None: the user's cache folder). `extra_properties` and `cluster_id` are for tests: settings of the
         server that replace those of the same name or stand beside them, and the cluster that it is a node of. Raises SetupError
         where another process uses the folder, MissingExtra where Java is not installed.
         """
         self.folder = folder.absolute()
-        self._say = say
+        self._notify = notify
         self._stop = stop
         self._cache = cache_folder(cache)
-        self._more = more or {}
-        self._cluster_id = cluster_id or new_id()
+        self._extra_properties = extra_properties or {}
+        self._cluster_id = cluster_id or new_kafka_id()
         self._java = _java()
         self._class_path = ""
         self._lock = FolderLock(self.folder)
         try:
-            self.port, self._controller_port = remembered_ports(self.folder / "ports", 2, ports or ())
+            self.port, self._controller_port = choose_ports(self.folder / "ports", 2, ports or ())
         except BaseException:
             self._lock.release()
             raise
@@ -149,13 +149,13 @@ class EmbeddedKafka:
         """The broker's process, None before the first start."""
         return self.process.pid if self.process else None
 
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether the broker's process runs."""
         return self.process is not None and self.process.poll() is None
 
-    def fetch(self) -> None:
+    def fetch_jars(self) -> None:
         """Fetches the jars where they are missing: the only step that may take long. Raises as `start`, which does it itself."""
-        self._class_path = ":".join(map(str, kafka_jars(self._cache, self._say, self._stop)))
+        self._class_path = ":".join(map(str, ensure_kafka_jars(self._cache, self._notify, self._stop)))
 
     def start(self) -> Self:
         """Starts the broker and returns once it is in its cluster. Again after a death: the same ports.
@@ -163,15 +163,15 @@ class EmbeddedKafka:
         Raises Unavailable where the jars cannot be fetched or, with the end of its log, where it does not come up;
         GivenUp at a stop.
         """
-        self.fetch()
+        self.fetch_jars()
         self._write_settings()
         if not self._data.exists():
-            self._say("making Kafka's data folder")
+            self._notify("making Kafka's data folder")
             self._make_data()
-        self._say(f"starting Kafka on port {self.port}")
-        with log_file(self._log) as output:
+        self._notify(f"starting Kafka on port {self.port}")
+        with log_file(self._log_path) as output:
             self.process = start_child(
-                self._command("kafka.Kafka", self._settings),
+                self._command("kafka.Kafka", self._settings_path),
                 output=output,
                 death_signal=signal.SIGTERM,
                 keep_open=[self._lock.fd],
@@ -190,11 +190,11 @@ class EmbeddedKafka:
         return self.folder / "data"
 
     @property
-    def _log(self) -> Path:
+    def _log_path(self) -> Path:
         return self.folder / "kafka.log"
 
     @property
-    def _settings(self) -> Path:
+    def _settings_path(self) -> Path:
         return self.folder / "server.properties"
 
     @property
@@ -211,15 +211,15 @@ class EmbeddedKafka:
         return Path(self._class_path.partition(":")[0]).with_name("bootstrap.checkpoint")
 
     def _write_settings(self) -> None:
-        self._settings.write_text(self._properties(self._data))
+        self._settings_path.write_text(self._properties(self._data))
         self._logging.write_text(_LOGGING)
         self._hosts.write_text(f"127.0.0.1 localhost {socket.gethostname()}\n")
 
     def _properties(self, data: Path) -> str:
         path = str(data).replace("\\", "\\\\")
         lines = _PROPERTIES.format(broker=self.port, controller=self._controller_port, data=path).splitlines()
-        kept = [line for line in lines if line.partition("=")[0] not in self._more]
-        return "\n".join([*kept, *(f"{name}={value}" for name, value in self._more.items())]) + "\n"
+        kept = [line for line in lines if line.partition("=")[0] not in self._extra_properties]
+        return "\n".join([*kept, *(f"{name}={value}" for name, value in self._extra_properties.items())]) + "\n"
 
     def _command(self, main_class: str, *arguments: str | Path) -> list[str | Path]:
         options = [
@@ -240,8 +240,8 @@ class EmbeddedKafka:
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir()
         shutil.copyfile(self._features, made / self._features.name)
-        node = self._more.get("node.id", "1")
-        ids = f"version=1\ncluster.id={self._cluster_id}\nnode.id={node}\ndirectory.id={new_id()}\n"
+        node = self._extra_properties.get("node.id", "1")
+        ids = f"version=1\ncluster.id={self._cluster_id}\nnode.id={node}\ndirectory.id={new_kafka_id()}\n"
         Path(made, "meta.properties").write_text(ids)
         made.rename(self._data)
 
@@ -251,8 +251,8 @@ class EmbeddedKafka:
             settings.write_text(self._properties(data))
             run_to_end(
                 "making Kafka's data folder",
-                self._command("kafka.tools.StorageTool", "format", "-t", new_id(), "-c", settings),
-                log=self._log,
+                self._command("kafka.tools.StorageTool", "format", "-t", new_kafka_id(), "-c", settings),
+                log=self._log_path,
                 stop=self._stop,
                 limit_s=_FORMAT_LIMIT_S,
             )
@@ -263,9 +263,9 @@ class EmbeddedKafka:
     def _wait_for_answer(self, process: subprocess.Popen[bytes]) -> None:
         """Waits for the port, then for the broker in its own cluster: a client made earlier would sleep between its attempts."""
         client = None
-        for _ in until_ready(NAME, process, self._log, self._stop, _START_LIMIT_S):
-            if client is None and listens(self.port):
-                client = admin.client(self.settings)
+        for _ in poll_until_ready(NAME, process, self._log_path, self._stop, _START_LIMIT_S):
+            if client is None and is_listening(self.port):
+                client = admin.create_admin(self.settings)
             if client is None:
                 continue
             with contextlib.suppress(KafkaException):  # not yet; its death and the limit end the loop
@@ -279,7 +279,7 @@ def _java() -> Path:
         files = importlib.metadata.files(_JAVA_PACKAGE) or []
     except importlib.metadata.PackageNotFoundError as error:
         raise MissingExtra(
-            f"vidflow's own Kafka needs Java from a package: {how_to_install('embedded')}, "
+            f"vidflow's own Kafka needs Java from a package: {format_install_hint('embedded')}, "
             "or give a Kafka that runs already (--kafka, VIDFLOW_KAFKA)"
         ) from error
     for file in files:
@@ -288,7 +288,7 @@ def _java() -> Path:
     raise MissingExtra(f"the package {_JAVA_PACKAGE} has no Java for this system: give a Kafka that runs (--kafka)")
 
 
-def new_id() -> str:
+def new_kafka_id() -> str:
     """A random id as Kafka writes them: a UUID in 22 characters. One that begins with a dash would be read as an option."""
     while True:
         word = base64.urlsafe_b64encode(uuid.UUID(bytes=os.urandom(16), version=4).bytes).decode().rstrip("=")

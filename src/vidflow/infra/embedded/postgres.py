@@ -15,19 +15,19 @@ from typing import Final, Self
 import psycopg
 from psycopg.sql import SQL, Identifier
 
-from vidflow.domain.errors import MissingExtra, how_to_install
-from vidflow.infra.embedded.folder import FolderLock
-from vidflow.infra.embedded.process import (
+from vidflow.domain.errors import MissingExtra, format_install_hint
+from vidflow.infra.embedded.child_process import (
     Account,
-    Say,
+    Notify,
+    choose_ports,
     log_file,
-    remembered_ports,
+    poll_until_ready,
     run_to_end,
     start_child,
     stop_child,
-    unprivileged,
-    until_ready,
+    unprivileged_account,
 )
+from vidflow.infra.embedded.folder_lock import FolderLock
 from vidflow.infra.process.stopping import Stop
 
 NAME: Final = "PostgreSQL"
@@ -60,19 +60,21 @@ class EmbeddedPostgres:
 
     name = NAME
 
-    def __init__(self, folder: Path, *, say: Say, stop: Stop, port: int | None = None, run_as: str = "nobody") -> None:
+    def __init__(
+        self, folder: Path, *, notify: Notify, stop: Stop, port: int | None = None, run_as: str = "nobody"
+    ) -> None:
         """Locks the folder; starts nothing. Without a `port`, the one of last time, or a free one.
 
         Raises SetupError where another process uses the folder, MissingExtra where the programs are not installed.
         """
         self.folder = folder.absolute()
-        self._say = say
+        self._notify = notify
         self._stop = stop
-        self._programs = programs()
+        self._programs = programs_folder()
         self._lock = FolderLock(self.folder)
         try:
-            self._account = unprivileged(run_as, [self._programs / "postgres", self.folder])
-            [self.port] = remembered_ports(self.folder / "port", 1, [port] if port else [])
+            self._account = unprivileged_account(run_as, [self._programs / "postgres", self.folder])
+            [self.port] = choose_ports(self.folder / "port", 1, [port] if port else [])
         except BaseException:
             self._lock.release()
             raise
@@ -88,7 +90,7 @@ class EmbeddedPostgres:
         """The server's process, None before the first start."""
         return self.process.pid if self.process else None
 
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether the server's process runs."""
         return self.process is not None and self.process.poll() is None
 
@@ -98,10 +100,10 @@ class EmbeddedPostgres:
         Raises Unavailable with the end of its log where it does not come up, GivenUp at a stop.
         """
         if not self._data.exists():
-            self._say("making PostgreSQL's data folder")
+            self._notify("making PostgreSQL's data folder")
             self._make_data()
-        self._say(f"starting PostgreSQL on port {self.port}")
-        with log_file(self._log) as output:
+        self._notify(f"starting PostgreSQL on port {self.port}")
+        with log_file(self._log_path) as output:
             self.process = start_child(
                 [self._programs / "postgres", "-D", self._data, "-p", str(self.port), *_arguments()],
                 output=output,
@@ -123,49 +125,49 @@ class EmbeddedPostgres:
         return self.folder / "data"
 
     @property
-    def _log(self) -> Path:
+    def _log_path(self) -> Path:
         return self.folder / "postgres.log"
 
     @property
-    def _password(self) -> Path:
+    def _password_path(self) -> Path:
         return self.folder / "password"
 
     def _url(self, database: str) -> str:
-        return f"postgresql://{USER}:{self._password.read_text().strip()}@127.0.0.1:{self.port}/{database}"
+        return f"postgresql://{USER}:{self._password_path.read_text().strip()}@127.0.0.1:{self.port}/{database}"
 
     def _make_data(self) -> None:
         """Makes the data beside their place and moves them there when they are whole: a crash leaves none by halves."""
         made = self.folder / "data.new"
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir(mode=0o700)
-        self._password.unlink(missing_ok=True)
-        with os.fdopen(os.open(self._password, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        self._password_path.unlink(missing_ok=True)
+        with os.fdopen(os.open(self._password_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_urlsafe(24))
-        _give([made, self._password], self._account)
+        _change_owner([made, self._password_path], self._account)
         run_to_end(
             "making PostgreSQL's data folder",
             [
-                self._programs / "initdb", "-D", made, "-U", USER, f"--pwfile={self._password}", "--auth=scram-sha-256",
+                self._programs / "initdb", "-D", made, "-U", USER, f"--pwfile={self._password_path}", "--auth=scram-sha-256",
                 "--locale=C.UTF-8", "--encoding=UTF8",
             ],
-            log=self._log, stop=self._stop, limit_s=_INITDB_LIMIT_S, account=self._account,
+            log=self._log_path, stop=self._stop, limit_s=_INITDB_LIMIT_S, account=self._account,
         )  # fmt: skip
         made.rename(self._data)
 
     def _wait_for_answer(self, process: subprocess.Popen[bytes]) -> None:
-        for _ in until_ready(NAME, process, self._log, self._stop, _START_LIMIT_S):
+        for _ in poll_until_ready(NAME, process, self._log_path, self._stop, _START_LIMIT_S):
             with contextlib.suppress(psycopg.OperationalError):  # not up yet; its death and the limit end the loop
                 _make_database(self._url("postgres"))
                 return
 
 
-def programs() -> Path:
+def programs_folder() -> Path:
     """The folder of the server's programs, found by the package's list of files, without importing it."""
     try:
         files = importlib.metadata.files(_PACKAGE) or []
     except importlib.metadata.PackageNotFoundError as error:
         raise MissingExtra(
-            f"vidflow's own PostgreSQL is not installed: {how_to_install('embedded')}, "
+            f"vidflow's own PostgreSQL is not installed: {format_install_hint('embedded')}, "
             "or give one that runs already (--database-url, VIDFLOW_DATABASE_URL)"
         ) from error
     for file in files:
@@ -180,7 +182,7 @@ def _arguments() -> list[str]:
     return [word for name, value in _SETTINGS.items() for word in ("-c", f"{name}={value}")]
 
 
-def _give(paths: list[Path], account: Account | None) -> None:
+def _change_owner(paths: list[Path], account: Account | None) -> None:
     if account:
         for path in paths:
             os.chown(path, account.uid, account.gid)

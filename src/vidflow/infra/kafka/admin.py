@@ -10,7 +10,7 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
-from vidflow.infra.kafka.clients import ANSWER_S, made
+from vidflow.infra.kafka.clients import KAFKA_REQUEST_TIMEOUT_S, create_client
 from vidflow.infra.kafka.errors import KafkaAway, SecurityFailed, TopicMissing, security_failure
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.process.stopping import Stop
@@ -18,7 +18,7 @@ from vidflow.infra.telemetry.outage import kafka_outage, require_kafka
 
 T = TypeVar("T")
 Key = TypeVar("Key")
-Asked = ParamSpec("Asked")
+P = ParamSpec("P")
 
 _SHORT_S: Final = 0.5
 _QUIET_S: Final = 3.0
@@ -26,7 +26,7 @@ _QUIET_S: Final = 3.0
 _RETRY_S: Final = 0.02
 
 
-def client(settings: KafkaSettings) -> Admin:
+def create_admin(settings: KafkaSettings) -> Admin:
     """A client for questions. Keep a reference to it while an answer is awaited. Raises SetupError without brokers."""
     require_kafka(settings)
     return Admin(settings)
@@ -40,22 +40,22 @@ class Admin(AdminClient):  # type: ignore[misc]  # the library has no types
         self._refusals: list[KafkaError] = []
         own = {
             "client.id": "vidflow-admin",
-            "socket.timeout.ms": int(ANSWER_S * 1000),
+            "socket.timeout.ms": int(KAFKA_REQUEST_TIMEOUT_S * 1000),
             "error_cb": self._refusals.append,  # no bound method: the client would hold itself for ever
         }
-        made(super().__init__, settings, own)
+        create_client(super().__init__, settings, own)
 
-    def answers(self, what: str, question: Callable[[], Mapping[Key, Future[T]]]) -> dict[Key, T | KafkaAway]:
+    def request_each(self, subject: str, request: Callable[[], Mapping[Key, Future[T]]]) -> dict[Key, T | KafkaAway]:
         """Ask, and return each answer or why there is none. Raises KafkaAway if the question cannot be asked."""
         try:
-            asked = question()
+            asked = request()
         except KafkaException as error:
-            raise self.failure(what, error) from error
-        return {key: self._answer(what, answer) for key, answer in asked.items()}
+            raise self.failure(subject, error) from error
+        return {key: self._answer(subject, answer) for key, answer in asked.items()}
 
-    def all_answers(self, what: str, question: Callable[[], Mapping[Key, Future[T]]]) -> dict[Key, T]:
+    def request_all(self, subject: str, request: Callable[[], Mapping[Key, Future[T]]]) -> dict[Key, T]:
         """Ask, and return all answers. Raises the first KafkaAway among them."""
-        found = self.answers(what, question)
+        found = self.request_each(subject, request)
         for answer in found.values():
             if isinstance(answer, KafkaAway):
                 raise answer
@@ -63,7 +63,7 @@ class Admin(AdminClient):  # type: ignore[misc]  # the library has no types
 
     def _answer(self, what: str, answer: Future[Any]) -> Any:  # noqa: ANN401 - the answer, or why there is none
         try:
-            found = answer.result(2 * ANSWER_S)
+            found = answer.result(2 * KAFKA_REQUEST_TIMEOUT_S)
         except (KafkaException, TimeoutError) as error:
             failure = self.failure(what, error)
             failure.__cause__ = error
@@ -71,12 +71,12 @@ class Admin(AdminClient):  # type: ignore[misc]  # the library has no types
         self._refusals.clear()
         return found
 
-    def failure(self, what: str, error: KafkaException | TimeoutError) -> KafkaAway:
+    def failure(self, subject: str, error: KafkaException | TimeoutError) -> KafkaAway:
         """Return what an error means: the topic is missing, the broker refused this client, or it does not answer."""
         self.poll(0)  # it calls error_cb
         reasons = [*(error.args[:1] if isinstance(error, KafkaException) else ()), *reversed(self._refusals)]
         if reasons and reasons[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-            return TopicMissing(f"Kafka has no such topic ({what}); make the topics with: vidflow topics create")
+            return TopicMissing(f"Kafka has no such topic ({subject}); make the topics with: vidflow topics create")
         for reason in reasons:
             if (failed := security_failure(reason, self.settings)) is not None:
                 return failed
@@ -84,7 +84,7 @@ class Admin(AdminClient):  # type: ignore[misc]  # the library has no types
         codes = {reason.code() for reason in self._refusals}
         if KafkaError._ALL_BROKERS_DOWN in codes and not codes & {KafkaError._TRANSPORT, KafkaError._RESOLVE}:  # noqa: SLF001
             said += "; something is there and hangs up, as a broker does that requires TLS or a login: check security.protocol"
-        return KafkaAway(f"Kafka does not answer at {self.settings.bootstrap} ({what}){said}")
+        return KafkaAway(f"Kafka does not answer at {self.settings.bootstrap} ({subject}){said}")
 
 
 def wait_for_broker(settings: KafkaSettings, stop: Stop) -> bool:
@@ -92,7 +92,7 @@ def wait_for_broker(settings: KafkaSettings, stop: Stop) -> bool:
 
     A question that waits for its broker cannot be broken off: those asked here are short ones, so that a stop is soon seen.
     """
-    kafka, outage = client(settings), kafka_outage()
+    kafka, outage = create_admin(settings), kafka_outage()
     since_s = time.monotonic()
     while not stop.requested:
         try:
@@ -100,15 +100,15 @@ def wait_for_broker(settings: KafkaSettings, stop: Stop) -> bool:
         except KafkaException as error:
             failure = kafka.failure("its brokers", error)
             if isinstance(failure, SecurityFailed) or time.monotonic() - since_s > _QUIET_S:
-                outage.away(failure)
+                outage.begin(failure)
             stop.wait(_RETRY_S)
         else:
-            outage.back()
+            outage.end()
             return True
     return False
 
 
-class Questions:
+class ReplacingAdmin:
     """A client for questions that go on for long: made anew where it got no answer.
 
     Behind a broker that stood still for half a minute a client may look for its controller for minutes more, while the broker answers
@@ -117,14 +117,14 @@ class Questions:
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
-        self._client = client(settings)
+        self._client = create_admin(settings)
 
-    def ask(self, question: Callable[Concatenate[Admin, Asked], T], *given: Asked.args, **more: Asked.kwargs) -> T:
+    def call(self, request: Callable[Concatenate[Admin, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The answer to one of the questions below. Raises KafkaAway."""
         try:
-            return question(self._client, *given, **more)
+            return request(self._client, *args, **kwargs)
         except TopicMissing:
             raise
         except KafkaAway:
-            self._client = client(self._settings)
+            self._client = create_admin(self._settings)
             raise

@@ -15,17 +15,17 @@ from vidflow.infra.kafka.settings import SERVERS, KafkaSettings
 from vidflow.infra.telemetry.logs import log
 from vidflow.infra.telemetry.outage import kafka_outage, require_kafka
 
-MESSAGE_ID: Final = "message_id"
-EPOCH: Final = "epoch"
-KIND: Final = "kind"
-RUNNER: Final = "runner"
+MESSAGE_ID_HEADER: Final = "message_id"
+EPOCH_HEADER: Final = "epoch"
+KIND_HEADER: Final = "kind"
+RUNNER_HEADER: Final = "runner"
 
 Headers = list[tuple[str, bytes | None]]
 _headers: Final = operator.methodcaller("headers")  # looks at the error that the client may have left: see headers_of
-Delivered = Callable[[KafkaError | None, Message], None]
+DeliveryCallback = Callable[[KafkaError | None, Message], None]
 T = TypeVar("T")
 
-ANSWER_S: Final = 5.0
+KAFKA_REQUEST_TIMEOUT_S: Final = 5.0
 _FULL_POLL_S: Final = 0.1
 _log = log("kafka")
 _CLASSIC: Final[dict[str, Any]] = {
@@ -45,11 +45,11 @@ _CLIENT: Final[dict[str, Any]] = {
 }
 
 
-def producer(settings: KafkaSettings, *, client_id: str) -> Producer:
+def create_producer(settings: KafkaSettings, *, client_id: str) -> Producer:
     """A producer that keeps the order and waits for all replicas, for as long as it takes.
 
     A message never times out: given up on, later ones would be stored behind a hole. Who needs an end counts the age of
-    the oldest unacknowledged message. `know_topic` before the first message makes it half a second faster.
+    the oldest unacknowledged message. `fetch_topic_metadata` before the first message makes it half a second faster.
     """
     own = {
         "enable.idempotence": True,
@@ -58,10 +58,10 @@ def producer(settings: KafkaSettings, *, client_id: str) -> Producer:
         "compression.type": "lz4",
         "message.timeout.ms": 0,
     }
-    return made(Producer, settings, {**_watched(settings, client_id), **own})
+    return create_client(Producer, settings, {**_common_properties(settings, client_id), **own})
 
 
-def know_topic(client: Producer | Consumer, topic: str) -> None:
+def fetch_topic_metadata(client: Producer | Consumer, topic: str) -> None:
     """Lets a new client learn what its first message to or from the topic would else wait for. Raises KafkaAway.
 
     Half a second in a producer, now and then one and a half in a consumer. Asked twice: the first answer comes over the
@@ -70,13 +70,13 @@ def know_topic(client: Producer | Consumer, topic: str) -> None:
     """
     try:
         for _ in range(2):
-            client.list_topics(topic, timeout=ANSWER_S)
+            client.list_topics(topic, timeout=KAFKA_REQUEST_TIMEOUT_S)
     except KafkaException as error:
         raise KafkaAway(f"Kafka does not answer (the topic {topic}): {error.args[0]}") from error
 
 
 def send(
-    client: Producer, topic: str, value: bytes | None, key: bytes | None, headers: Headers, on_delivery: Delivered
+    client: Producer, topic: str, value: bytes | None, key: bytes | None, headers: Headers, on_delivery: DeliveryCallback
 ) -> None:  # fmt: skip
     """Hands a message over; where the client's queue is full, waits until it has room. Raises KafkaException where refused."""
     while True:
@@ -88,7 +88,7 @@ def send(
             return
 
 
-def consumer(
+def create_consumer(
     settings: KafkaSettings, *, client_id: str, group: str | None = None, protocol: str = "consumer"
 ) -> Consumer:
     """A consumer that stores no offset by itself. Without a `group` it is for `assign_at_end`.
@@ -96,7 +96,7 @@ def consumer(
     `protocol` is the group's: "consumer", or "classic" for a broker older than 4.0 or with slow session settings.
     """
     own = {
-        **_watched(settings, client_id),
+        **_common_properties(settings, client_id),
         "group.id": group or f"{client_id}-alone",
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
@@ -111,32 +111,32 @@ def consumer(
         own["group.protocol"] = protocol
     if group and protocol == "classic":
         own |= _CLASSIC
-    return made(Consumer, settings, own)
+    return create_client(Consumer, settings, own)
 
 
-def log_reader(settings: KafkaSettings) -> Consumer:
+def create_log_reader(settings: KafkaSettings) -> Consumer:
     """Make a consumer for `read_log`: in no group, and told of each partition's end."""
     own = {"group.id": "vidflow-alone", "enable.auto.commit": False, "enable.partition.eof": True}
-    return made(Consumer, settings, {**_watched(settings, "vidflow-log"), **own})
+    return create_client(Consumer, settings, {**_common_properties(settings, "vidflow-log"), **own})
 
 
-def take(reader: Consumer, most: int, timeout_s: float) -> list[Message]:
-    """Return the messages that are there, at most `most`, waiting up to `timeout_s` for the first one.
+def consume_available(reader: Consumer, limit: int, timeout_s: float) -> list[Message]:
+    """Return the messages that are there, at most `limit`, waiting up to `timeout_s` for the first one.
 
-    The client's own `consume(most, timeout_s)` returns only when `most` have come or the whole time has passed.
+    The client's own `consume(most, timeout_s)` returns only when `limit` have come or the whole time has passed.
     """
-    first: list[Message] = reader.consume(1 if timeout_s else most, timeout_s)
-    return first + reader.consume(most - len(first), 0) if first and len(first) < most else first
+    first: list[Message] = reader.consume(1 if timeout_s else limit, timeout_s)
+    return first + reader.consume(limit - len(first), 0) if first and len(first) < limit else first
 
 
-def made(make: Callable[[dict[str, Any]], T], settings: KafkaSettings, own: Mapping[str, Any]) -> T:
+def create_client(factory: Callable[[dict[str, Any]], T], settings: KafkaSettings, properties: Mapping[str, Any]) -> T:
     """Make a client. The operator's properties stand above vidflow's; those that may not change are none of them.
 
     Raises SetupError if the library knows no such property or value.
     """
-    given = {**_CLIENT, **own, **settings.properties, SERVERS: settings.bootstrap}
+    given = {**_CLIENT, **properties, **settings.properties, SERVERS: settings.bootstrap}
     try:
-        return make(given)
+        return factory(given)
     except (KafkaException, TypeError, ValueError) as error:
         said = error.args[0].str() if isinstance(error, KafkaException) else str(error)
         raise SetupError(
@@ -145,7 +145,7 @@ def made(make: Callable[[dict[str, Any]], T], settings: KafkaSettings, own: Mapp
         ) from None  # the library's error may quote a secret
 
 
-def headers_of(message: Message) -> Headers:
+def read_headers(message: Message) -> Headers:
     """What its sender put beside a message; none where a name is no UTF-8. To be asked for once.
 
     There the client gives a list with nothing in a name's place, and leaves an error set. Asked again, or called from code that runs
@@ -157,10 +157,10 @@ def headers_of(message: Message) -> Headers:
         return []
 
 
-def _watched(settings: KafkaSettings, client_id: str) -> dict[str, Any]:
+def _common_properties(settings: KafkaSettings, client_id: str) -> dict[str, Any]:
     """Settings shared by producers and consumers. The owner must poll the client, otherwise callback events accumulate in memory."""
     require_kafka(settings)
-    watch = _Watch(client_id, settings)
+    watch = _BrokerMonitor(client_id, settings)
     return {
         "client.id": client_id,
         "error_cb": watch.on_error,
@@ -169,7 +169,7 @@ def _watched(settings: KafkaSettings, client_id: str) -> dict[str, Any]:
     }
 
 
-class _Watch:
+class _BrokerMonitor:
     """What one client knows of its brokers, by its callbacks, which its poll calls."""
 
     def __init__(self, client_id: str, settings: KafkaSettings) -> None:
@@ -179,7 +179,7 @@ class _Watch:
         self._down = False
         self._found_down = 0
         self._refusal: SecurityFailed | None = None
-        self._said: set[int] = set()
+        self._logged_codes: set[int] = set()
 
     def on_error(self, error: KafkaError) -> None:
         """One lost connection is no news: brokers close idle ones. Whether none is left, the next statistics tell."""
@@ -188,8 +188,8 @@ class _Watch:
             self._down = True
         elif (failure := security_failure(error, self._settings)) is not None:
             self._down, self._refusal = True, failure
-        elif code not in {KafkaError._TRANSPORT, KafkaError._RESOLVE} and code not in self._said:  # noqa: SLF001
-            self._said.add(code)
+        elif code not in {KafkaError._TRANSPORT, KafkaError._RESOLVE} and code not in self._logged_codes:  # noqa: SLF001
+            self._logged_codes.add(code)
             said = self._settings.without_secrets(error.str())
             _log.warning("client_error", client=self._client_id, servers=self._settings.bootstrap, error=said)
 
@@ -204,9 +204,9 @@ class _Watch:
         if any(broker["state"] == "UP" for broker in brokers):
             self._down, self._refusal = False, None
             self._found_down = 0
-            self._said.clear()
-            self._outage.back()
+            self._logged_codes.clear()
+            self._outage.end()
             return
         self._found_down += 1
         if self._found_down > 1:
-            self._outage.away(self._refusal or KafkaAway(f"no broker answers at {self._settings.bootstrap}"))
+            self._outage.begin(self._refusal or KafkaAway(f"no broker answers at {self._settings.bootstrap}"))

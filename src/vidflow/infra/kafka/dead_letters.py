@@ -17,11 +17,11 @@ from vidflow.domain.errors import MessageError
 from vidflow.domain.messages import DEAD_LETTERS, RESULTS, DeadLetter, decode_dead_letter
 from vidflow.infra.kafka import admin, clients, errors, offsets, settings
 
-ANSWER_S: Final = 30.0
+FLUSH_TIMEOUT_S: Final = 30.0
 """How long a broker may take to answer to all that is sent before the rest is taken back."""
 
 
-class Waiting(msgspec.Struct, frozen=True):
+class PendingDeadLetter(msgspec.Struct, frozen=True):
     """A message of the topic that nobody has dealt with. `letter` is None where it cannot be read as one: `error` says why."""
 
     key: bytes
@@ -35,7 +35,9 @@ class Waiting(msgspec.Struct, frozen=True):
         return self.key.decode(errors="backslashreplace")
 
 
-def waiting(settings: settings.KafkaSettings, places: Collection[str] | None = None) -> Iterator[Waiting]:
+def read_pending_dead_letters(
+    settings: settings.KafkaSettings, places: Collection[str] | None = None
+) -> Iterator[PendingDeadLetter]:
     """The dead letters that wait (of these `places`, or all), in the order in which they came. Raises errors.KafkaAway.
 
     Reads the log twice, so that no more than the keys are held: letters may be long and many.
@@ -49,8 +51,8 @@ def waiting(settings: settings.KafkaSettings, places: Collection[str] | None = N
     if not last:
         return
     for message in offsets.read_log(settings, DEAD_LETTERS):
-        if last.get(message.key()) == _where(message):
-            yield _waiting(message)
+        if last.get(message.key()) == _locate(message):
+            yield _decode_pending(message)
 
 
 def _last_of_each_key(
@@ -65,24 +67,24 @@ def _last_of_each_key(
         if message.value() is None:
             last.pop(key, None)
         else:
-            last[key] = _where(message)
+            last[key] = _locate(message)
     return last
 
 
-def _where(message: Message) -> tuple[int, int]:
+def _locate(message: Message) -> tuple[int, int]:
     return message.partition(), message.offset()
 
 
-def _waiting(message: Message) -> Waiting:
+def _decode_pending(message: Message) -> PendingDeadLetter:
     at = datetime.datetime.fromtimestamp(message.timestamp()[1] / 1000, datetime.UTC)
     try:
         letter = decode_dead_letter(message.value())
     except MessageError as error:
-        return Waiting(message.key(), at, f"this is no dead letter: {error.message}")
-    return Waiting(message.key(), at, letter.error, letter)
+        return PendingDeadLetter(message.key(), at, f"this is no dead letter: {error.message}")
+    return PendingDeadLetter(message.key(), at, letter.error, letter)
 
 
-def why_not(one: Waiting) -> str | None:
+def why_not_replayable(one: PendingDeadLetter) -> str | None:
     """Why a letter cannot be sent again; None where it can. What names another topic was not written by an inbox."""
     if one.letter is None:
         return one.error
@@ -91,27 +93,27 @@ def why_not(one: Waiting) -> str | None:
     return "it was too long to be kept whole" if one.letter.cut else None
 
 
-class Sent(msgspec.Struct, frozen=True):
+class HandledDeadLetter(msgspec.Struct, frozen=True):
     """A letter that was dealt with: where its message lies now; None where it was dropped."""
 
     place: str
     now_at: str | None = None
 
 
-class Sender:
+class DeadLetterProducer:
     """A producer, and what of its sending the broker has acknowledged. Made, used and closed on one thread."""
 
     def __init__(self, settings: settings.KafkaSettings) -> None:
         """Raises errors.KafkaAway, where a topic is missing too: a producer would only find out after half a minute."""
-        client = admin.client(settings)
+        client = admin.create_admin(settings)
         for topic in (RESULTS, DEAD_LETTERS):
-            offsets.topic_id(client, topic)
-        self.done: list[Sent] = []
-        self._producer = clients.producer(settings, client_id="vidflow-dlq")
-        clients.know_topic(self._producer, DEAD_LETTERS)
+            offsets.read_topic_id(client, topic)
+        self.done: list[HandledDeadLetter] = []
+        self._producer = clients.create_producer(settings, client_id="vidflow-dlq")
+        clients.fetch_topic_metadata(self._producer, DEAD_LETTERS)
         self._failed: KafkaError | None = None
 
-    def replay(self, letters: Iterable[Waiting]) -> None:
+    def replay(self, letters: Iterable[PendingDeadLetter]) -> None:
         """Sends each message as it was, key, bytes and headers; drops its letter once the broker has it, and never before.
 
         Between the two a death leaves the letter: replayed again it is a repeat, which the inbox absorbs. Raises KafkaAway.
@@ -120,13 +122,13 @@ class Sender:
             self._send_again(one)
         self._flush()
 
-    def drop(self, letters: Iterable[Waiting]) -> None:
+    def drop(self, letters: Iterable[PendingDeadLetter]) -> None:
         """Says of each letter that it was dealt with. Raises KafkaAway."""
         for one in letters:
             self._drop(one, None)
         self._flush()
 
-    def _send_again(self, one: Waiting) -> None:
+    def _send_again(self, one: PendingDeadLetter) -> None:
         letter = one.letter
         assert letter is not None, "why_not was asked"
 
@@ -138,14 +140,14 @@ class Sender:
 
         self._produce(letter.topic, letter.value, letter.key, list(letter.headers), on_delivery)
 
-    def _drop(self, one: Waiting, now_at: str | None) -> None:
+    def _drop(self, one: PendingDeadLetter, now_at: str | None) -> None:
         def on_delivery(error: KafkaError | None, _message: Message) -> None:
             if error is not None:
                 self._failed = error
             else:
-                self.done.append(Sent(one.place, now_at))
+                self.done.append(HandledDeadLetter(one.place, now_at))
 
-        self._produce(DEAD_LETTERS, None, one.key, [(clients.KIND, b"dropped")], on_delivery)
+        self._produce(DEAD_LETTERS, None, one.key, [(clients.KIND_HEADER, b"dropped")], on_delivery)
 
     def _produce(
         self,
@@ -153,7 +155,7 @@ class Sender:
         value: bytes | None,
         key: bytes | None,
         headers: clients.Headers,
-        on_delivery: clients.Delivered,
+        on_delivery: clients.DeliveryCallback,
     ) -> None:
         try:
             clients.send(self._producer, topic, value, key, headers, on_delivery)
@@ -161,11 +163,11 @@ class Sender:
             raise errors.KafkaAway(f"{topic} does not take a message: {error.args[0]}") from error
 
     def _flush(self) -> None:
-        unanswered = self._producer.flush(ANSWER_S)
+        unanswered = self._producer.flush(FLUSH_TIMEOUT_S)
         if unanswered:
             self._producer.purge()
         if unanswered or self._failed is not None:
-            reason = self._failed.str() if self._failed is not None else f"no answer within {ANSWER_S:g} s"
+            reason = self._failed.str() if self._failed is not None else f"no answer within {FLUSH_TIMEOUT_S:g} s"
             raise errors.KafkaAway(
                 f"Kafka took {len(self.done)} of them and no more ({reason}); the others wait as before: give the command again"
             )

@@ -10,49 +10,49 @@ from confluent_kafka.admin import OffsetSpec, TopicDescription
 
 from vidflow.infra.kafka import admin
 from vidflow.infra.kafka.admin import Admin
-from vidflow.infra.kafka.clients import ANSWER_S, know_topic, log_reader
+from vidflow.infra.kafka.clients import KAFKA_REQUEST_TIMEOUT_S, create_log_reader, fetch_topic_metadata
 from vidflow.infra.kafka.errors import KafkaAway, SecurityFailed, TopicMissing
 from vidflow.infra.kafka.settings import KafkaSettings
 
 _SILENCE_S: Final = 10.0
 
 
-def topic_id(client: Admin, topic: str) -> str:
+def read_topic_id(client: Admin, topic: str) -> str:
     """The id of the topic as it is now: another one after it was deleted and made anew. Raises KafkaAway."""
     return str(_describe(client, topic).topic_id)
 
 
-def partitions(client: Admin, topic: str) -> list[int]:
+def read_partitions(client: Admin, topic: str) -> list[int]:
     """The numbers of the topic's partitions. Raises KafkaAway."""
     return sorted(partition.id for partition in _describe(client, topic).partitions)
 
 
-def end_offsets(client: Admin, topic: str, among: Iterable[int] | None = None) -> dict[int, int]:
-    """The offset that the next message of each partition (`among` these, or all) will get.
+def read_end_offsets(client: Admin, topic: str, partitions: Iterable[int] | None = None) -> dict[int, int]:
+    """The offset that the next message of each partition (`partitions` these, or all) will get.
 
     Raises KafkaAway, also if one of them is unknown because the partition has no leader.
     """
-    numbers = partitions(client, topic) if among is None else list(among)
-    return _all_known(topic, numbers, known_end_offsets(client, topic, numbers))
+    numbers = read_partitions(client, topic) if partitions is None else list(partitions)
+    return _all_known(topic, numbers, read_available_end_offsets(client, topic, numbers))
 
 
-def known_end_offsets(client: Admin, topic: str, among: Iterable[int]) -> dict[int, int]:
+def read_available_end_offsets(client: Admin, topic: str, partitions: Iterable[int]) -> dict[int, int]:
     """Return the end offsets of those of the partitions that have a leader. Raises KafkaAway if no broker answers."""
-    return _known_offsets(client, topic, among, OffsetSpec.latest())
+    return _read_available_offsets(client, topic, partitions, OffsetSpec.latest())
 
 
-def first_offsets(client: Admin, topic: str, among: Iterable[int]) -> dict[int, int]:
+def read_first_offsets(client: Admin, topic: str, partitions: Iterable[int]) -> dict[int, int]:
     """The offset of the oldest message that each partition still holds.
 
     Raises KafkaAway, also if one of them is unknown because the partition has no leader.
     """
-    numbers = list(among)
-    return _all_known(topic, numbers, known_first_offsets(client, topic, numbers))
+    numbers = list(partitions)
+    return _all_known(topic, numbers, read_available_first_offsets(client, topic, numbers))
 
 
-def known_first_offsets(client: Admin, topic: str, among: Iterable[int]) -> dict[int, int]:
+def read_available_first_offsets(client: Admin, topic: str, partitions: Iterable[int]) -> dict[int, int]:
     """Return the first offsets of those of the partitions that have a leader. Raises KafkaAway if no broker answers."""
-    return _known_offsets(client, topic, among, OffsetSpec.earliest())
+    return _read_available_offsets(client, topic, partitions, OffsetSpec.earliest())
 
 
 def _all_known(topic: str, numbers: Collection[int], known: dict[int, int]) -> dict[int, int]:
@@ -61,7 +61,7 @@ def _all_known(topic: str, numbers: Collection[int], known: dict[int, int]) -> d
     return known
 
 
-def _known_offsets(client: Admin, topic: str, numbers: Iterable[int], which: OffsetSpec) -> dict[int, int]:
+def _read_available_offsets(client: Admin, topic: str, numbers: Iterable[int], which: OffsetSpec) -> dict[int, int]:
     """For a partition without a leader the client answers -1001 and no error, or an error for this partition alone.
 
     The client would go on asking a leader that is gone for minutes; a fresh look at the topic lets it ask the new one.
@@ -73,7 +73,7 @@ def _known_offsets(client: Admin, topic: str, numbers: Iterable[int], which: Off
     asked = {TopicPartition(topic, number): which for number in wanted if leaders.get(number, -1) >= 0}
     if not asked:
         return {}
-    answers = client.answers(what, lambda: client.list_offsets(asked, request_timeout=ANSWER_S))
+    answers = client.request_each(what, lambda: client.list_offsets(asked, request_timeout=KAFKA_REQUEST_TIMEOUT_S))
     failures = [answer for answer in answers.values() if isinstance(answer, KafkaAway)]
     for failure in failures:
         if isinstance(failure, TopicMissing | SecurityFailed) or len(failures) == len(asked):
@@ -85,7 +85,7 @@ def _known_offsets(client: Admin, topic: str, numbers: Iterable[int], which: Off
 def _leaders(client: Admin, topic: str) -> dict[int, int]:
     """Return the broker that leads each partition, -1 where none does."""
     try:
-        found = client.list_topics(topic, timeout=ANSWER_S).topics[topic]
+        found = client.list_topics(topic, timeout=KAFKA_REQUEST_TIMEOUT_S).topics[topic]
     except KafkaException as error:
         raise client.failure(f"what {topic} is", error) from error
     if found.error is not None:
@@ -102,10 +102,10 @@ def assign_at_end(client: Admin, reader: Consumer, topics: Collection[str]) -> N
     ends = [
         TopicPartition(topic, partition, offset)
         for topic in topics
-        for partition, offset in end_offsets(client, topic).items()
+        for partition, offset in read_end_offsets(client, topic).items()
     ]
     for topic in topics:
-        know_topic(reader, topic)
+        fetch_topic_metadata(reader, topic)
     reader.assign(ends)
 
 
@@ -114,12 +114,12 @@ def read_log(settings: KafkaSettings, topic: str) -> Iterator[Message]:
 
     Belongs to no group and leaves no trace at the broker. Raises KafkaAway.
     """
-    client = admin.client(settings)
-    numbers = partitions(client, topic)
-    firsts = first_offsets(client, topic, numbers)
-    ends = {number: end for number, end in end_offsets(client, topic, numbers).items() if end > firsts[number]}
+    client = admin.create_admin(settings)
+    numbers = read_partitions(client, topic)
+    firsts = read_first_offsets(client, topic, numbers)
+    ends = {number: end for number, end in read_end_offsets(client, topic, numbers).items() if end > firsts[number]}
     # The end event too: compaction may have taken a partition's last messages, so that none comes of the offset before its end.
-    reader = log_reader(settings)
+    reader = create_log_reader(settings)
     try:
         reader.assign([TopicPartition(topic, number, firsts[number]) for number in ends])
         while ends:
@@ -145,4 +145,6 @@ def _is_message(message: Message) -> bool:
 def _describe(client: Admin, topic: str) -> TopicDescription:
     question = TopicCollection([topic])
     what = f"what {topic} is"
-    return client.all_answers(what, lambda: client.describe_topics(question, request_timeout=ANSWER_S))[topic]
+    return client.request_all(what, lambda: client.describe_topics(question, request_timeout=KAFKA_REQUEST_TIMEOUT_S))[
+        topic
+    ]

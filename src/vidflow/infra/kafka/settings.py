@@ -54,7 +54,7 @@ class KafkaSettings(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         for name in self.properties:
-            _require_free(name)
+            _require_settable(name)
 
     def __repr__(self) -> str:
         return f"KafkaSettings({self.bootstrap!r}, {sorted(self.properties)})"
@@ -74,43 +74,43 @@ class KafkaSettings(msgspec.Struct, frozen=True):
 
     def variables(self) -> dict[str, str]:
         """Return the environment variables from which `settings.kafka_settings` reads these settings again."""
-        named = {variable_of(name): value for name, value in self.properties.items()}
+        named = {build_variable_name(name): value for name, value in self.properties.items()}
         return {SERVERS_VARIABLE: self.bootstrap, FILE_VARIABLE: "", **named}
 
 
-def _require_free(name: str) -> None:
+def _require_settable(name: str) -> None:
     if name in _FIXED:
         hint = {"group.protocol": "use --group-protocol", "metadata.broker.list": f"use {SERVERS}"}.get(
             name, "vidflow's guarantees depend on its own value"
         )
         raise SetupError(
-            f"Kafka property {name} cannot be set: {hint}. Remove it from the properties file, or unset {variable_of(name)}."
+            f"Kafka property {name} cannot be set: {hint}. Remove it from the properties file, or unset {build_variable_name(name)}."
         )
     if name in _OBJECTS or name.endswith("_cb"):
         raise SetupError(f"Kafka property {name} takes an object, not text. Remove it from the properties.")
 
 
-def variable_of(name: str) -> str:
+def build_variable_name(name: str) -> str:
     """Return the environment variable of a property: sasl.username is VIDFLOW_KAFKA_SASL_USERNAME, log_level …_LOG__LEVEL."""
     return VARIABLE_PREFIX + name.replace("_", "__").replace(".", "_").upper()
 
 
-def properties_of_variables(variables: Mapping[str, str]) -> dict[str, str]:
+def parse_variables(variables: Mapping[str, str]) -> dict[str, str]:
     """Return the properties that environment variables name; empty variables count as unset."""
     found = {}
     for variable, value in variables.items():
         word = variable.removeprefix(VARIABLE_PREFIX)
         if word == variable or not word or not value or variable == FILE_VARIABLE or _OF_A_SERVICE.fullmatch(word):
             continue
-        found[_property_of(word)] = value
+        found[_parse_property_name(word)] = value
     return found
 
 
-def _property_of(word: str) -> str:
+def _parse_property_name(word: str) -> str:
     return "_".join(part.replace("_", ".") for part in word.lower().split("__"))
 
 
-def properties_of_text(text: str, file: str) -> dict[str, str]:
+def parse_properties(text: str, file: str) -> dict[str, str]:
     """Return the properties of a file: `name=value` (or `name: value`) lines, `#` and `!` start a comment.
 
     A value is what follows the first separator, without the blanks around it: no escapes, no continued lines. Raises SetupError

@@ -11,13 +11,13 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPa
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic
 
 from vidflow.domain.errors import SetupError
-from vidflow.domain.messages import COMPACTED, PARTITIONS, check_pool, commands_topic
+from vidflow.domain.messages import COMPACTED_TOPICS, PARTITIONS, check_pool, commands_topic
 from vidflow.domain.scenario import DEFAULT_POOL
 from vidflow.infra.kafka import admin
 from vidflow.infra.kafka.admin import Admin
-from vidflow.infra.kafka.clients import ANSWER_S
+from vidflow.infra.kafka.clients import KAFKA_REQUEST_TIMEOUT_S
 from vidflow.infra.kafka.errors import KafkaAway, SecurityFailed
-from vidflow.infra.kafka.offsets import end_offsets
+from vidflow.infra.kafka.offsets import read_end_offsets
 from vidflow.infra.kafka.settings import KafkaSettings
 
 _LED_POLL_S: Final = 0.02
@@ -40,7 +40,7 @@ class TopicRefused(SetupError):
     default_code = "topic_refused"
 
 
-class Wanted(msgspec.Struct, frozen=True):
+class TopicRequirements(msgspec.Struct, frozen=True):
     """What `topics create` is asked for. None: the brokers' default for new topics; topics that exist are not looked at for it.
 
     Raises ParameterError for a pool that cannot be named so, SetupError for numbers that cannot work.
@@ -63,69 +63,71 @@ class Wanted(msgspec.Struct, frozen=True):
         """Return how many partitions each topic is created with: a pool's commands have as many as the default pool's."""
         return {**PARTITIONS, **{commands_topic(pool): PARTITIONS[commands_topic(DEFAULT_POOL)] for pool in self.pools}}
 
-    def settings(self, topic: str) -> dict[str, str]:
+    def config(self, topic: str) -> dict[str, str]:
         """Return what a topic sets otherwise than the broker.
 
         Messages carry the broker's time: one that carries its sender's is refused where that clock is an hour ahead.
         """
-        compacted = {"cleanup.policy": "compact"} if topic in COMPACTED else {}
+        compacted = {"cleanup.policy": "compact"} if topic in COMPACTED_TOPICS else {}
         return {"message.timestamp.type": "LogAppendTime", **compacted}
 
-    def settings_with(self, topic: str, replicas: int) -> dict[str, str]:
+    def config_with_replicas(self, topic: str, replicas: int) -> dict[str, str]:
         """Return what a topic with so many replicas sets: more that must be in sync than there are would stop all writing."""
         most = self.min_insync_replicas
-        return {**self.settings(topic), **({_IN_SYNC: str(most)} if most and most <= replicas else {})}
+        return {**self.config(topic), **({_IN_SYNC: str(most)} if most and most <= replicas else {})}
 
 
-def create_topics(settings: KafkaSettings, wanted: Wanted | None = None) -> list[str]:
+def create_topics(settings: KafkaSettings, requirements: TopicRequirements | None = None) -> list[str]:
     """Create the topics that are missing, and return them. Raises KafkaAway, TopicRefused."""
-    client, wanted = admin.client(settings), wanted or Wanted()
+    client, requirements = admin.create_admin(settings), requirements or TopicRequirements()
     new = [
-        NewTopic(topic, count, wanted.replication_factor or -1, config=wanted.settings(topic))
-        for topic, count in wanted.partitions().items()
+        NewTopic(topic, count, requirements.replication_factor or -1, config=requirements.config(topic))
+        for topic, count in requirements.partitions().items()
     ]
-    answers = client.answers("making the topics", lambda: client.create_topics(new, request_timeout=ANSWER_S))
-    made = [topic for topic, answer in answers.items() if _made(topic, answer)]
+    answers = client.request_each(
+        "making the topics", lambda: client.create_topics(new, request_timeout=KAFKA_REQUEST_TIMEOUT_S)
+    )
+    made = [topic for topic, answer in answers.items() if _is_created(topic, answer)]
     for topic in made:
-        _until_led(client, topic)
+        _wait_for_leaders(client, topic)
     return made
 
 
-def settle_topics(settings: KafkaSettings, wanted: Wanted | None = None) -> dict[str, str]:
+def correct_topic_configs(settings: KafkaSettings, requirements: TopicRequirements | None = None) -> dict[str, str]:
     """Set what is set otherwise than vidflow needs it, of topics that somebody else made, or an older version.
 
     Returns it by topic, as people read it. The number of partitions stays: more of them would part the messages of a key.
     Raises KafkaAway, TopicRefused.
     """
-    client, wanted = admin.client(settings), wanted or Wanted()
-    found = _settings(client, wanted)
+    client, requirements = admin.create_admin(settings), requirements or TopicRequirements()
+    found = _read_configs(client, requirements)
     needed = {
-        topic: wanted.settings_with(topic, len(one.replicas))
+        topic: requirements.config_with_replicas(topic, len(one.replicas))
         for topic, one in _weakest_partitions(client, found).items()
     }
-    wrong = {topic: other for topic in found if (other := _other_settings(needed[topic], found[topic]))}
+    wrong = {topic: other for topic in found if (other := _differing_configs(needed[topic], found[topic]))}
     if wrong:
-        _set(client, {topic: {name: needed[topic][name] for name in wrong[topic]} for topic in wrong})
+        _alter_configs(client, {topic: {name: needed[topic][name] for name in wrong[topic]} for topic in wrong})
     return {
         topic: ", ".join(f"{name}={needed[topic][name]} (was {value})" for name, value in other.items())
         for topic, other in wrong.items()
     }
 
 
-def weak_topics(settings: KafkaSettings, wanted: Wanted | None = None) -> dict[str, str]:
+def find_weak_topics(settings: KafkaSettings, requirements: TopicRequirements | None = None) -> dict[str, str]:
     """Return the topics that have less than they should, and of what: replicas, or replicas that must have a message.
 
     Less than is asked for; and, of a topic with several replicas, a min.insync.replicas by which the loss of one broker loses
     messages or stops writing. Raises KafkaAway.
     """
-    client, wanted = admin.client(settings), wanted or Wanted()
-    in_sync = {topic: int(found[_IN_SYNC].value or 1) for topic, found in _settings(client, wanted).items()}
+    client, requirements = admin.create_admin(settings), requirements or TopicRequirements()
+    in_sync = {topic: int(found[_IN_SYNC].value or 1) for topic, found in _read_configs(client, requirements).items()}
     replicas = {topic: len(one.replicas) for topic, one in _weakest_partitions(client, in_sync).items()}
-    weak = {topic: _weaknesses(wanted, replicas[topic], in_sync[topic]) for topic in in_sync}
+    weak = {topic: _weaknesses(requirements, replicas[topic], in_sync[topic]) for topic in in_sync}
     return {topic: "; ".join(found) for topic, found in weak.items() if found}
 
 
-def _weaknesses(wanted: Wanted, replicas: int, in_sync: int) -> list[str]:
+def _weaknesses(wanted: TopicRequirements, replicas: int, in_sync: int) -> list[str]:
     found = []
     if wanted.replication_factor and replicas < wanted.replication_factor:
         found.append(
@@ -145,26 +147,28 @@ def _weaknesses(wanted: Wanted, replicas: int, in_sync: int) -> list[str]:
 def _weakest_partitions(client: Admin, topics: Iterable[str]) -> dict[str, TopicPartitionInfo]:
     """Return the partition of each topic that has the fewest replicas."""
     question = TopicCollection(list(topics))
-    described = client.all_answers("the topics", lambda: client.describe_topics(question, request_timeout=ANSWER_S))
+    described = client.request_all(
+        "the topics", lambda: client.describe_topics(question, request_timeout=KAFKA_REQUEST_TIMEOUT_S)
+    )
     return {
         topic: min(one.partitions, key=lambda partition: len(partition.replicas)) for topic, one in described.items()
     }
 
 
-def _settings(client: Admin, wanted: Wanted) -> dict[str, Mapping[str, ConfigEntry]]:
+def _read_configs(client: Admin, wanted: TopicRequirements) -> dict[str, Mapping[str, ConfigEntry]]:
     asked = [ConfigResource(ConfigResource.Type.TOPIC, topic) for topic in wanted.partitions()]
-    answers = client.all_answers(
-        "the topics' settings", lambda: client.describe_configs(asked, request_timeout=ANSWER_S)
+    answers = client.request_all(
+        "the topics' settings", lambda: client.describe_configs(asked, request_timeout=KAFKA_REQUEST_TIMEOUT_S)
     )
     return {one.name: answer for one, answer in answers.items()}
 
 
-def _other_settings(wanted: Mapping[str, str], found: Mapping[str, ConfigEntry]) -> dict[str, str | None]:
+def _differing_configs(wanted: Mapping[str, str], found: Mapping[str, ConfigEntry]) -> dict[str, str | None]:
     """What is set otherwise, as it is."""
     return {name: found[name].value for name, value in wanted.items() if found[name].value != value}
 
 
-def _set(client: Admin, settings: Mapping[str, Mapping[str, str]]) -> None:
+def _alter_configs(client: Admin, settings: Mapping[str, Mapping[str, str]]) -> None:
     wanted = [
         ConfigResource(
             ConfigResource.Type.TOPIC,
@@ -176,15 +180,15 @@ def _set(client: Admin, settings: Mapping[str, Mapping[str, str]]) -> None:
         for topic, given in settings.items()
     ]
     what = "changing the topics' settings"
-    client.all_answers(what, lambda: client.incremental_alter_configs(wanted, request_timeout=ANSWER_S))
+    client.request_all(what, lambda: client.incremental_alter_configs(wanted, request_timeout=KAFKA_REQUEST_TIMEOUT_S))
 
 
-def _until_led(client: Admin, topic: str) -> None:
+def _wait_for_leaders(client: Admin, topic: str) -> None:
     """Waits until each partition has a leader: a topic is made moments before it can be used; nothing tells when."""
     until = time.monotonic() + _LED_S
     while True:
         try:
-            end_offsets(client, topic)
+            read_end_offsets(client, topic)
         except KafkaAway:
             if time.monotonic() > until:
                 raise
@@ -193,7 +197,7 @@ def _until_led(client: Admin, topic: str) -> None:
             return
 
 
-def _made(topic: str, answer: KafkaAway | None) -> bool:
+def _is_created(topic: str, answer: KafkaAway | None) -> bool:
     if answer is None:
         return True
     cause = answer.__cause__

@@ -52,14 +52,14 @@ Decoder = Callable[[Sequence[NDArray[Any]], Layout, float], list[Candidates]]
 def decode_yolox(outputs: Sequence[NDArray[Any]], layout: Layout, score: float) -> list[Candidates]:
     """One output (batch, cells, 5 + classes): centre relative to the cell and log of the size, in strides."""
     grid, stride = _grid(layout.size, layout.strides)
-    (raw,) = _expect(outputs, [(None, len(grid), 5 + layout.classes)], "yolox")
+    (raw,) = _check_shapes(outputs, [(None, len(grid), 5 + layout.classes)], "yolox")
     return [_yolox_picture(rows, grid, stride, score) for rows in raw.astype(np.float32, copy=False)]
 
 
 def _yolox_picture(rows: FloatArray, grid: FloatArray, stride: FloatArray, score: float) -> Candidates:
     classes = rows[:, 5:].argmax(axis=1)
     scores = rows[:, 4] * rows[np.arange(len(rows)), 5 + classes]
-    strong = _strong(scores, score)
+    strong = _above_threshold(scores, score)
     rows, grid, stride = rows[strong], grid[strong], stride[strong]
     centre = (rows[:, :2] + grid) * stride
     half = np.exp(np.minimum(rows[:, 2:4], MAX_EXPONENT)) * stride / 2
@@ -68,7 +68,7 @@ def _yolox_picture(rows: FloatArray, grid: FloatArray, stride: FloatArray, score
 
 def decode_fastestdet(outputs: Sequence[NDArray[Any]], layout: Layout, score: float) -> list[Candidates]:
     """One output (batch, 5 + classes, rows, columns): objectness, tanh offset, sigmoid size, class probabilities."""
-    (raw,) = _expect(outputs, [(None, 5 + layout.classes, None, None)], "fastestdet")
+    (raw,) = _check_shapes(outputs, [(None, 5 + layout.classes, None, None)], "fastestdet")
     return [_fastestdet_picture(cells, layout.size, score) for cells in raw.astype(np.float32, copy=False)]
 
 
@@ -77,7 +77,7 @@ def _fastestdet_picture(cells: FloatArray, size: tuple[int, int], score: float) 
     classes = cells[5:].argmax(axis=0)
     best = np.take_along_axis(cells[5:], classes[None], axis=0)[0]
     scores = np.maximum(cells[0], 0) ** np.float32(0.6) * np.maximum(best, 0) ** np.float32(0.4)
-    y, x = np.nonzero(_strong(scores, score))
+    y, x = np.nonzero(_above_threshold(scores, score))
     shape = np.array([columns, rows], dtype=np.float32)
     pixels = np.array([size[1], size[0]], dtype=np.float32)
     centre = (np.tanh(cells[1:3, y, x].T) + np.stack([x, y], axis=1).astype(np.float32)) / shape * pixels
@@ -90,13 +90,13 @@ def decode_torchvision(outputs: Sequence[NDArray[Any]], _layout: Layout, score: 
     whole = [output for output in outputs[:3] if np.issubdtype(output.dtype, np.integer)]
     real = sorted((output for output in outputs[:3] if np.issubdtype(output.dtype, np.floating)), key=lambda o: o.ndim)
     if len(whole) != 1 or len(real) != 2 or not real[1].size == 4 * real[0].size == 4 * whole[0].size:
-        raise _misfit("torchvision", outputs)
+        raise _shape_error("torchvision", outputs)
     found = Candidates(
         real[1].reshape(-1, 4).astype(np.float32),
         real[0].reshape(-1).astype(np.float32),
         whole[0].reshape(-1).astype(np.int64),
     )
-    return [found.take(_strong(found.scores, score))]
+    return [found.take(_above_threshold(found.scores, score))]
 
 
 DECODERS: Final[dict[str, Decoder]] = {
@@ -106,7 +106,7 @@ DECODERS: Final[dict[str, Decoder]] = {
 }
 
 
-def thin_out(found: Candidates, nms_iou: float) -> Candidates:
+def apply_nms(found: Candidates, nms_iou: float) -> Candidates:
     """The best box of each group of boxes of one class that overlap by more than `nms_iou`, best first.
 
     Equal scores keep their order, so that the outcome is the same at every run.
@@ -138,13 +138,13 @@ def _grid(size: tuple[int, int], strides: tuple[int, ...]) -> tuple[FloatArray, 
     return np.concatenate(cells).astype(np.float32), np.concatenate(widths).astype(np.float32)
 
 
-def _strong(scores: FloatArray, score: float) -> NDArray[np.bool_]:
+def _above_threshold(scores: FloatArray, score: float) -> NDArray[np.bool_]:
     if not np.isfinite(scores).all():
         raise InferenceError("the model gave scores that are no finite numbers; check its weights and its [input]")
     return scores >= score
 
 
-def _expect(
+def _check_shapes(
     outputs: Sequence[NDArray[Any]], shapes: list[tuple[int | None, ...]], decoder: str
 ) -> Sequence[NDArray[Any]]:
     """The outputs, if they have these shapes (None: any length)."""
@@ -153,11 +153,11 @@ def _expect(
         for output, shape in zip(outputs, shapes, strict=True)
     )
     if not fits:
-        raise _misfit(decoder, outputs, shapes)
+        raise _shape_error(decoder, outputs, shapes)
     return outputs
 
 
-def _misfit(
+def _shape_error(
     decoder: str, outputs: Sequence[NDArray[Any]], shapes: list[tuple[int | None, ...]] | None = None
 ) -> ModelError:
     wanted = f"of shape {shapes}" if shapes else "boxes, labels and scores"

@@ -12,21 +12,21 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from vidflow.domain.detections import Detection, InferenceError, detected, select
+from vidflow.domain.detections import Detection, InferenceError, build_detection, select_detections
 from vidflow.domain.errors import ModelError
-from vidflow.infra.models.decoders import DECODERS, Candidates, Layout, thin_out
+from vidflow.infra.models.decoders import DECODERS, Candidates, Layout, apply_nms
 from vidflow.infra.models.model import Picture, Size
-from vidflow.infra.models.spec import UNUSED_LABELS, InputSpec, OutputSpec, Thresholds, check_labels
-from vidflow.infra.models.tensors import Fit, FloatArray, fill, to_picture
+from vidflow.infra.models.spec import UNUSED_LABELS, InputSpec, OutputSpec, Thresholds, check_known_labels
+from vidflow.infra.models.tensors import FloatArray, PictureFit, fill_tensor, map_to_picture
 
-Run = Callable[[FloatArray], Sequence[NDArray[Any]]]
+InferenceFunction = Callable[[FloatArray], Sequence[NDArray[Any]]]
 """From a tensor (batch, 3, height, width) of float32 to the model's outputs."""
 
-NMS_FREE: Final = frozenset({"torchvision"})
+BUILT_IN_NMS: Final = frozenset({"torchvision"})
 """Decoders of models that thin out their boxes themselves."""
 
 
-class Wanted(msgspec.Struct, frozen=True):
+class DetectionFilter(msgspec.Struct, frozen=True):
     """What of a model's detections is kept: at least this score, these labels (None: all), at most so many a frame."""
 
     score: float
@@ -34,17 +34,21 @@ class Wanted(msgspec.Struct, frozen=True):
     limit: int
 
 
-def wanted(thresholds: Thresholds, known: tuple[str, ...], score: float | None, labels: Sequence[str] | None) -> Wanted:
+def build_filter(
+    thresholds: Thresholds, known: tuple[str, ...], score: float | None, labels: Sequence[str] | None
+) -> DetectionFilter:
     """The model's own thresholds with what a scenario sets in their place.
 
     Raises ParameterError for a label that the model does not know.
     """
-    check_labels(labels or (), known)
+    check_known_labels(labels or (), known)
     allowed = frozenset(labels) if labels is not None else None
-    return Wanted(thresholds.score if score is None else score, allowed, thresholds.max_detections)
+    return DetectionFilter(thresholds.score if score is None else score, allowed, thresholds.max_detections)
 
 
-def describe(found: Candidates, labels: tuple[str, ...], keep: Wanted, size: Size) -> tuple[Detection, ...]:
+def to_detections(
+    found: Candidates, labels: tuple[str, ...], keep: DetectionFilter, size: Size
+) -> tuple[Detection, ...]:
     """Candidates whose boxes are in pixels of a picture of this (width, height), as detections in their one form."""
     detections = []
     for box, score, index in zip(found.boxes.tolist(), found.scores.tolist(), found.classes.tolist(), strict=True):
@@ -52,10 +56,10 @@ def describe(found: Candidates, labels: tuple[str, ...], keep: Wanted, size: Siz
             raise InferenceError(f"the model gave class {index}, but has {len(labels)} labels; complete its labels")
         if labels[index] in UNUSED_LABELS:
             continue
-        detection = detected(labels[index], score, box, *size)
+        detection = build_detection(labels[index], score, box, *size)
         if detection is not None:
             detections.append(detection)
-    return select(detections, None, keep.labels, keep.limit)
+    return select_detections(detections, None, keep.labels, keep.limit)
 
 
 def first_line(error: BaseException) -> str:
@@ -70,12 +74,12 @@ class TensorDetector:
 
     def __init__(
         self,
-        run: Run,
+        run: InferenceFunction,
         labels: tuple[str, ...],
         inputs: InputSpec,
         outputs: OutputSpec,
         thresholds: Thresholds,
-        keep: Wanted,
+        keep: DetectionFilter,
         fixed_batch: int | None,
     ) -> None:
         """`fixed_batch`: the only batch size that `run` takes, None where it takes any."""
@@ -83,12 +87,12 @@ class TensorDetector:
         self.batch = fixed_batch or inputs.batch
         self._run = run
         self._inputs = inputs
-        self._keep = keep
-        self._nms_iou = None if outputs.decoder in NMS_FREE else thresholds.nms_iou
+        self._filter = keep
+        self._nms_iou = None if outputs.decoder in BUILT_IN_NMS else thresholds.nms_iou
         self._decode = DECODERS[outputs.decoder]
         self._layout = Layout(inputs.size, outputs.strides, len(labels))
-        self._always = fixed_batch
-        if outputs.decoder in NMS_FREE and self.batch != 1:
+        self._fixed_batch = fixed_batch
+        if outputs.decoder in BUILT_IN_NMS and self.batch != 1:
             raise ModelError("the decoder 'torchvision' takes one picture at once; set batch = 1", code="model_refused")
 
     @property
@@ -104,17 +108,17 @@ class TensorDetector:
         return seen
 
     def _infer_batch(self, pictures: Sequence[Picture]) -> list[tuple[Detection, ...]]:
-        tensor = np.zeros((self._always or len(pictures), 3, *self._inputs.size), dtype=np.float32)
-        fits = [fill(tensor[place], picture, self._inputs) for place, picture in enumerate(pictures)]
-        decoded = self._decode(self._run(tensor), self._layout, self._keep.score)
+        tensor = np.zeros((self._fixed_batch or len(pictures), 3, *self._inputs.size), dtype=np.float32)
+        fits = [fill_tensor(tensor[place], picture, self._inputs) for place, picture in enumerate(pictures)]
+        decoded = self._decode(self._run(tensor), self._layout, self._filter.score)
         if len(decoded) < len(pictures):
             raise ModelError(
                 f"the model answered {len(decoded)} of {len(tensor)} pictures; set batch = 1", code="model_refused"
             )
-        return [self._place(*one) for one in zip(decoded, fits, pictures, strict=False)]
+        return [self._to_detections(*one) for one in zip(decoded, fits, pictures, strict=False)]
 
-    def _place(self, found: Candidates, placed: Fit, picture: Picture) -> tuple[Detection, ...]:
+    def _to_detections(self, found: Candidates, placed: PictureFit, picture: Picture) -> tuple[Detection, ...]:
         if self._nms_iou is not None:
-            found = thin_out(found, self._nms_iou)
-        moved = Candidates(to_picture(found.boxes, placed), found.scores, found.classes)
-        return describe(moved, self.labels, self._keep, (picture.width, picture.height))
+            found = apply_nms(found, self._nms_iou)
+        moved = Candidates(map_to_picture(found.boxes, placed), found.scores, found.classes)
+        return to_detections(moved, self.labels, self._filter, (picture.width, picture.height))

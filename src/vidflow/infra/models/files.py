@@ -21,7 +21,7 @@ MAX_WEIGHTS_BYTES: Final = 2 * 1024**3 - 1
 """The largest message that protobuf, and with it ONNX in one file, can hold."""
 
 
-def confined(folder: Path, name: str) -> Path:
+def resolve_in_folder(folder: Path, name: str) -> Path:
     """The file `name` inside `folder`, links followed.
 
     Raises ModelError where the name is absolute, climbs out by `..` or by a link, or names nothing.
@@ -32,10 +32,10 @@ def confined(folder: Path, name: str) -> Path:
             f"{name!r} is not the name of a file beside the spec; put it into the spec's folder and name it without '..'",
             code="model_spec_invalid",
         )
-    return inside(folder, folder / relative)
+    return require_inside(folder, folder / relative)
 
 
-def inside(folder: Path, path: Path) -> Path:
+def require_inside(folder: Path, path: Path) -> Path:
     """`path` with its links followed, if that is still inside `folder`. Raises ModelError otherwise."""
     try:
         real = path.resolve(strict=True)
@@ -49,7 +49,7 @@ def inside(folder: Path, path: Path) -> Path:
     return real
 
 
-def open_plain(path: Path, limit_bytes: int) -> BufferedReader:
+def open_regular_file(path: Path, limit_bytes: int) -> BufferedReader:
     """The file, open for reading. Raises ModelError where it is no plain file, unreadable, too large or empty."""
     try:
         fault = _fault(path.stat(), limit_bytes)  # before it is opened: opening a device can have an effect
@@ -68,9 +68,9 @@ def open_plain(path: Path, limit_bytes: int) -> BufferedReader:
     return os.fdopen(descriptor, "rb")
 
 
-def read(path: Path, limit_bytes: int) -> bytes:
+def read_file(path: Path, limit_bytes: int) -> bytes:
     """The whole file. Raises ModelError as open_plain does, and where it grew past the limit while it was read."""
-    with open_plain(path, limit_bytes) as file:
+    with open_regular_file(path, limit_bytes) as file:
         content = file.read(limit_bytes + 1)
     if len(content) > limit_bytes:
         raise ModelError(
@@ -89,14 +89,14 @@ def sha256_of_file(path: Path) -> str:
 
     Good enough to name a model; whoever loads it hashes the bytes that it loads.
     """
-    with open_plain(path, MAX_WEIGHTS_BYTES) as file:
+    with open_regular_file(path, MAX_WEIGHTS_BYTES) as file:
         status = os.fstat(file.fileno())
     return _digest(path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 @lru_cache(maxsize=256)
 def _digest(path: Path, *_stamp: int) -> str:
-    with open_plain(path, MAX_WEIGHTS_BYTES) as file:
+    with open_regular_file(path, MAX_WEIGHTS_BYTES) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Order = Literal["rgb", "bgr"]
+ChannelOrder = Literal["rgb", "bgr"]
 Size = tuple[int, int]
 """(width, height) in pixels."""
 
@@ -27,7 +27,9 @@ class Picture(Protocol):
     def height(self) -> int:
         """Pixels of the displayed frame."""
 
-    def image(self, width: int | None = None, height: int | None = None, order: Order = "rgb") -> NDArray[np.uint8]:
+    def image(
+        self, width: int | None = None, height: int | None = None, order: ChannelOrder = "rgb"
+    ) -> NDArray[np.uint8]:
         """An array (height, width, 3), stretched to `width` x `height` where they are given."""
 
 

@@ -11,29 +11,33 @@ from numpy.typing import NDArray
 
 from vidflow.domain.detections import InferenceError
 from vidflow.domain.errors import ModelError
-from vidflow.infra.models.detector import Run, TensorDetector, Wanted, first_line
+from vidflow.infra.models.detector import DetectionFilter, InferenceFunction, TensorDetector, first_line
 from vidflow.infra.models.ort import onnxruntime as ort
-from vidflow.infra.models.spec import InputSpec, ModelSpec, invalid
+from vidflow.infra.models.spec import InputSpec, ModelSpec, spec_error
 from vidflow.infra.models.tensors import FloatArray
 
 THREADS: Final = 1
 """Workers share the cores: a second thread in each makes all of them slower."""
-PREFERRED: Final = ("CUDAExecutionProvider", "CPUExecutionProvider")
-NOWHERE: Final = "/dev/null/no-external-weights"
+PREFERRED_PROVIDERS: Final = ("CUDAExecutionProvider", "CPUExecutionProvider")
+NO_EXTERNAL_WEIGHTS_PATH: Final = "/dev/null/no-external-weights"
 """No file can be below a device: weights that a model wants from other files are refused, wherever they are."""
-FATAL_ONLY: Final = 4
+LOG_SEVERITY_FATAL: Final = 4
 
 
-def load_onnx(content: bytes, spec: ModelSpec, labels: tuple[str, ...], keep: Wanted, origin: Path) -> TensorDetector:
+def load_onnx(
+    content: bytes, spec: ModelSpec, labels: tuple[str, ...], keep: DetectionFilter, origin: Path
+) -> TensorDetector:
     """The model that these bytes hold. `origin` names it in errors.
 
     Raises ModelError (model_refused) where it is damaged, wants other files, or does not fit its spec.
     """
     if spec.input is None or spec.output is None:
-        raise invalid(str(origin), "it has no [input] or no [output]")
+        raise spec_error(str(origin), "it has no [input] or no [output]")
     session = open_session(content, origin)
     fixed_batch = _check_input(session, spec.input, origin)
-    return TensorDetector(_runner(session), labels, spec.input, spec.output, spec.thresholds, keep, fixed_batch)
+    return TensorDetector(
+        _build_inference_function(session), labels, spec.input, spec.output, spec.thresholds, keep, fixed_batch
+    )
 
 
 def open_session(content: bytes, origin: Path) -> ort.InferenceSession:
@@ -41,13 +45,15 @@ def open_session(content: bytes, origin: Path) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = THREADS
     options.inter_op_num_threads = THREADS
-    options.log_severity_level = FATAL_ONLY  # what goes wrong is raised, and told once
+    options.log_severity_level = LOG_SEVERITY_FATAL  # what goes wrong is raised, and told once
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.load_model_format", "ONNX")
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", NOWHERE)
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", NO_EXTERNAL_WEIGHTS_PATH)
     available = ort.get_available_providers()
     try:
-        return ort.InferenceSession(content, options, providers=[name for name in PREFERRED if name in available])
+        return ort.InferenceSession(
+            content, options, providers=[name for name in PREFERRED_PROVIDERS if name in available]
+        )
     except Exception as error:  # its errors share no base but Exception
         if "external data" in str(error).lower():
             what = "it keeps weights in other files, which are never read; save it with all weights in one file"
@@ -56,7 +62,7 @@ def open_session(content: bytes, origin: Path) -> ort.InferenceSession:
         raise ModelError(f"{origin} cannot be used: {what}", code="model_refused") from error
 
 
-def _runner(session: ort.InferenceSession) -> Run:
+def _build_inference_function(session: ort.InferenceSession) -> InferenceFunction:
     name = session.get_inputs()[0].name
 
     def run(tensor: FloatArray) -> Sequence[NDArray[Any]]:

@@ -34,21 +34,21 @@ def read_metadata(path: Path) -> dict[str, str]:
 
     Raises ModelError (model_refused) where it is no ONNX file.
     """
-    with files.open_plain(path, files.MAX_WEIGHTS_BYTES) as file:
+    with files.open_regular_file(path, files.MAX_WEIGHTS_BYTES) as file:
         try:
-            entries = (_entry(content) for _, content in _fields(file, wanted=METADATA_FIELD))
+            entries = (_entry(content) for _, content in _fields(file, field_number=METADATA_FIELD))
             return {key: value for key, value in entries if key == SPEC_KEY}
         except (_DamagedError, UnicodeDecodeError) as error:
             raise ModelError(f"{path} is no ONNX model; export or copy it again", code="model_refused") from error
 
 
 def _entry(content: bytes) -> tuple[str, str]:
-    parts = dict(_fields(io.BytesIO(content), wanted=None))
+    parts = dict(_fields(io.BytesIO(content), field_number=None))
     return parts.get(KEY_FIELD, b"").decode("utf-8"), parts.get(VALUE_FIELD, b"").decode("utf-8")
 
 
-def _fields(file: BinaryIO, wanted: int | None) -> Iterator[tuple[int, bytes]]:
-    """The number and bytes of each `wanted` field (None: all) that holds bytes and not too many."""
+def _fields(file: BinaryIO, field_number: int | None) -> Iterator[tuple[int, bytes]]:
+    """The number and bytes of each `field_number` field (None: all) that holds bytes and not too many."""
     end = file.seek(0, os.SEEK_END)
     file.seek(0)
     for _ in range(MAX_FIELDS):
@@ -64,7 +64,7 @@ def _fields(file: BinaryIO, wanted: int | None) -> Iterator[tuple[int, bytes]]:
         length = {FIXED64: 8, FIXED32: 4}.get(wire, -1) if wire != BYTES else _varint(file)
         if length < 0 or file.tell() + length > end:
             raise _DamagedError
-        if wire == BYTES and wanted in {None, field} and length <= files.MAX_SPEC_BYTES:
+        if wire == BYTES and field_number in {None, field} and length <= files.MAX_SPEC_BYTES:
             yield field, file.read(length)
         else:
             file.seek(length, os.SEEK_CUR)

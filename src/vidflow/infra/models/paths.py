@@ -44,25 +44,25 @@ def model_file(model: str, models_dir: Path | None, *, any_onnx: bool) -> ModelF
     Raises ModelError if the file does not exist or may not be named.
     """
     if _CONTROL.search(model):
-        raise ModelError(f"{_shown(model)} has a control character; rename the file", code="model_refused")
+        raise ModelError(f"{_quote(model)} has a control character; rename the file", code="model_refused")
     if models_dir is not None:
-        return ModelFile(_in_folder(model, models_dir), from_models_dir=True)
+        return ModelFile(_resolve_in_models_dir(model, models_dir), from_models_dir=True)
     if any_onnx:
-        return ModelFile(_anywhere(model), from_models_dir=False)
+        return ModelFile(_resolve_anywhere(model), from_models_dir=False)
     raise ModelError(
-        f"this server takes models by name only, not the path {_shown(model)}; start it with --models-dir, put the "
+        f"this server takes models by name only, not the path {_quote(model)}; start it with --models-dir, put the "
         "spec there and give the spec's stem",
         code="model_refused",
     )
 
 
-def _in_folder(model: str, models_dir: Path) -> Path:
+def _resolve_in_models_dir(model: str, models_dir: Path) -> Path:
     """The answer is the same for what is elsewhere and for what does not exist, so that nobody can look around."""
-    absent = ModelError(f"the models folder has no file {_shown(model)}; give a spec's stem")
+    absent = ModelError(f"the models folder has no file {_quote(model)}; give a spec's stem")
     path = models_dir.absolute() / model
     try:
         homes = (models_dir.absolute(), models_dir.resolve())
-        real = files.inside(models_dir, path)
+        real = files.require_inside(models_dir, path)
     except (ModelError, OSError, RuntimeError) as error:
         raise absent from error
     if ".." in Path(model).parts or not any(path.is_relative_to(home) for home in homes):
@@ -70,26 +70,26 @@ def _in_folder(model: str, models_dir: Path) -> Path:
     return real
 
 
-def _anywhere(model: str) -> Path:
+def _resolve_anywhere(model: str) -> Path:
     written = Path(os.path.normpath(model))
     if not written.is_absolute():
-        raise ModelError(f"{_shown(model)} is not an absolute path; begin it with /", code="model_refused")
-    _require_plain_place(written, model)
-    real = files.inside(Path("/"), Path(model))
-    _require_plain_place(real, model)
+        raise ModelError(f"{_quote(model)} is not an absolute path; begin it with /", code="model_refused")
+    _require_allowed_location(written, model)
+    real = files.require_inside(Path("/"), Path(model))
+    _require_allowed_location(real, model)
     return real
 
 
-def _require_plain_place(path: Path, model: str) -> None:
+def _require_allowed_location(path: Path, model: str) -> None:
     if any(path.is_relative_to(folder) for folder in SYSTEM_FOLDERS):
-        raise ModelError(f"{_shown(model)} leads into a system folder; copy the model elsewhere", code="model_refused")
+        raise ModelError(f"{_quote(model)} leads into a system folder; copy the model elsewhere", code="model_refused")
     if path.suffix not in {SPEC_SUFFIX, ONNX_SUFFIX}:
         raise ModelError(
-            f"{_shown(model)} is neither an ONNX file (.onnx) nor its spec (.toml); put other models into the models "
+            f"{_quote(model)} is neither an ONNX file (.onnx) nor its spec (.toml); put other models into the models "
             "folder (--models-dir) and give the spec's stem",
             code="model_refused",
         )
 
 
-def _shown(model: str) -> str:
+def _quote(model: str) -> str:
     return repr(model[:_SHOWN_CHARACTERS])

@@ -23,13 +23,13 @@ from typing import Final
 
 import msgspec
 
-from vidflow.domain.errors import MissingExtra, ModelError, how_to_install
+from vidflow.domain.errors import MissingExtra, ModelError, format_install_hint
 from vidflow.domain.messages import Parameters
 from vidflow.infra.models import files
-from vidflow.infra.models.foreign import load_foreign
 from vidflow.infra.models.model import Model
 from vidflow.infra.models.onnx_metadata import SPEC_KEY, read_metadata
 from vidflow.infra.models.paths import ONNX_SUFFIX, SPEC_SUFFIX, ModelFile, is_path, model_file
+from vidflow.infra.models.plugin import load_plugin
 from vidflow.infra.models.spec import (
     EXPORTED,
     KINDS,
@@ -40,13 +40,13 @@ from vidflow.infra.models.spec import (
     Bundle,
     ModelSpec,
     Thresholds,
-    check_labels,
-    checked_labels,
-    invalid,
-    only_from_the_models_folder,
-    parse,
+    check_known_labels,
+    models_folder_error,
+    parse_spec,
     read_bundle,
     read_weights,
+    spec_error,
+    validate_labels,
 )
 
 ENTRY_POINTS: Final = "vidflow.models"
@@ -89,7 +89,7 @@ class ModelRef(msgspec.Struct, frozen=True):
     from_models_dir: bool = False
 
 
-class Listed(msgspec.Struct, frozen=True):
+class ModelListing(msgspec.Struct, frozen=True):
     """A name that can be asked for; `error` says why it cannot be used as it stands."""
 
     name: str
@@ -112,21 +112,21 @@ def resolve(model: str, models_dir: Path | None = None, *, any_onnx: bool = Fals
         return ModelRef(model, TORCHVISION, EXTRAS[TORCHVISION])
     spec = _spec_paths(models_dir).get(model)
     if spec is not None and models_dir is not None:
-        return _from_file(model, ModelFile(files.inside(models_dir, spec), from_models_dir=True))
+        return _from_file(model, ModelFile(files.require_inside(models_dir, spec), from_models_dir=True))
     if model in _entry_points():
         return ModelRef(model, model, None)
     known = ", ".join(listed.name for listed in list_models(models_dir))
     raise ModelError(f"there is no model {model[:200]!r}; known here are {known}; a spec's path is taken too")
 
 
-def list_models(models_dir: Path | None = None) -> list[Listed]:
+def list_models(models_dir: Path | None = None) -> list[ModelListing]:
     """All names that resolve here, ours first; those whose spec is wrong come with the error."""
-    ours = [Listed(MOTION, MOTION, EXTRAS[MOTION])]
-    ours += [Listed(name, TORCHVISION, EXTRAS[TORCHVISION]) for name in TORCHVISION_DETECTORS]
+    ours = [ModelListing(MOTION, MOTION, EXTRAS[MOTION])]
+    ours += [ModelListing(name, TORCHVISION, EXTRAS[TORCHVISION]) for name in TORCHVISION_DETECTORS]
     taken = {listed.name for listed in ours}
-    specs = [_listed(name, path, models_dir) for name, path in _spec_paths(models_dir).items() if name not in taken]
+    specs = [_list_spec(name, path, models_dir) for name, path in _spec_paths(models_dir).items() if name not in taken]
     taken |= {listed.name for listed in specs}
-    return ours + specs + [Listed(name, name) for name in sorted(_entry_points()) if name not in taken]
+    return ours + specs + [ModelListing(name, name) for name in sorted(_entry_points()) if name not in taken]
 
 
 def require_same(ref: ModelRef, sha256: str | None) -> None:
@@ -154,20 +154,20 @@ def load(ref: ModelRef, parameters: Parameters | None = None) -> Model:
     entry = _entry_points().get(ref.kind)
     if entry is None:
         raise ModelError(f"the package that offers the model kind {ref.kind!r} is not installed here; install it")
-    return load_foreign(ref.kind, lambda: entry.load()(bundle, chosen))
+    return load_plugin(ref.kind, lambda: entry.load()(bundle, chosen))
 
 
 def check_parameters(ref: ModelRef, parameters: Parameters) -> None:
     """Raises ParameterError for a label that the model does not have, where its labels are known without loading it."""
     if ref.labels is not None:
-        check_labels(parameters.labels or (), ref.labels)
+        check_known_labels(parameters.labels or (), ref.labels)
 
 
 def require_extra(ref: ModelRef) -> None:
     """Raises MissingExtra where the libraries that run this model are not installed; imports none of them."""
     missing = [name for name in LIBRARIES.get(ref.needs or "", ()) if importlib.util.find_spec(name) is None]
     if missing:
-        raise MissingExtra(f"the model {ref.name!r} needs {', '.join(missing)}; {how_to_install(ref.needs or '')}")
+        raise MissingExtra(f"the model {ref.name!r} needs {', '.join(missing)}; {format_install_hint(ref.needs or '')}")
 
 
 def _spec_paths(models_dir: Path | None) -> dict[str, Path]:
@@ -177,24 +177,26 @@ def _spec_paths(models_dir: Path | None) -> dict[str, Path]:
     return {path.stem: path for path in sorted(models_dir.glob("*.toml"))[:MAX_LISTED]}
 
 
-def _listed(name: str, path: Path, models_dir: Path | None) -> Listed:
+def _list_spec(name: str, path: Path, models_dir: Path | None) -> ModelListing:
     try:
-        ref = _from_file(name, ModelFile(files.inside(models_dir or path.parent, path), from_models_dir=True))
+        ref = _from_file(name, ModelFile(files.require_inside(models_dir or path.parent, path), from_models_dir=True))
     except ModelError as error:
-        return Listed(name, "unusable", error=error.message)
-    return Listed(name, ref.kind, ref.needs)
+        return ModelListing(name, "unusable", error=error.message)
+    return ModelListing(name, ref.kind, ref.needs)
 
 
 def _from_file(name: str, file: ModelFile) -> ModelRef:
     path, bundle = file.path, _bundle(file)
     kind = bundle.spec.kind
     if kind not in KINDS and kind not in _entry_points():
-        raise invalid(
+        raise spec_error(
             path.name, f"there is no kind {kind!r}; use {', '.join(KINDS)}, or install the package that has it"
         )
     if bundle.spec.architecture is not None and bundle.spec.architecture not in TORCHVISION_DETECTORS:
         detectors = ", ".join(TORCHVISION_DETECTORS)
-        raise invalid(path.name, f"{bundle.spec.architecture!r} is no detector of torchvision; use one of {detectors}")
+        raise spec_error(
+            path.name, f"{bundle.spec.architecture!r} is no detector of torchvision; use one of {detectors}"
+        )
     own = (MOTION,) if kind == MOTION else None
     return ModelRef(name, kind, EXTRAS.get(kind), path, bundle.sha256, bundle.labels or own, file.from_models_dir)
 
@@ -221,11 +223,13 @@ def _bundle_of_onnx(path: Path) -> Bundle:
             f"into its metadata under {SPEC_KEY!r}",
             code="model_refused",
         )
-    spec = parse(f'file = "this.onnx"\n{text}'.encode(), path.name)
+    spec = parse_spec(f'file = "this.onnx"\n{text}'.encode(), path.name)
     if spec.kind != ONNX or spec.sha256 is not None or not isinstance(spec.labels, list):
-        raise invalid(path.name, "the spec in its metadata must be of kind 'onnx', without `sha256`, its labels a list")
+        raise spec_error(
+            path.name, "the spec in its metadata must be of kind 'onnx', without `sha256`, its labels a list"
+        )
     sha256 = files.sha256_of_file(path)
-    return Bundle(spec, path, path, sha256, checked_labels(spec.labels, path.name), sha256)
+    return Bundle(spec, path, path, sha256, validate_labels(spec.labels, path.name), sha256)
 
 
 def _read(ref: ModelRef) -> tuple[Bundle, bytes]:
@@ -244,25 +248,25 @@ def _load_motion(_ref: ModelRef, bundle: Bundle | None, _content: bytes, chosen:
     from vidflow.infra.models import detector, motion  # noqa: PLC0415  (heavy: only where a model is run)
 
     thresholds = bundle.spec.thresholds if bundle is not None else Thresholds()
-    keep = detector.wanted(thresholds, (MOTION,), chosen.score_threshold, chosen.labels)
+    keep = detector.build_filter(thresholds, (MOTION,), chosen.score_threshold, chosen.labels)
     return motion.MotionModel(keep)
 
 
 def _load_onnx(_ref: ModelRef, bundle: Bundle | None, content: bytes, chosen: Parameters) -> Model:
     from vidflow.infra.models import detector, onnx  # noqa: PLC0415
 
-    given = _given(bundle)
-    keep = detector.wanted(given.spec.thresholds, given.labels, chosen.score_threshold, chosen.labels)
+    given = _require_bundle(bundle)
+    keep = detector.build_filter(given.spec.thresholds, given.labels, chosen.score_threshold, chosen.labels)
     return onnx.load_onnx(content, given.spec, given.labels, keep, given.path)
 
 
 def _load_exported(ref: ModelRef, bundle: Bundle | None, content: bytes, chosen: Parameters) -> Model:
     if not ref.from_models_dir:  # checked once more, right before what can run code
-        raise only_from_the_models_folder(EXPORTED, ref.name)
+        raise models_folder_error(EXPORTED, ref.name)
     from vidflow.infra.models import detector, exported  # noqa: PLC0415
 
-    given = _given(bundle)
-    keep = detector.wanted(given.spec.thresholds, given.labels, chosen.score_threshold, chosen.labels)
+    given = _require_bundle(bundle)
+    keep = detector.build_filter(given.spec.thresholds, given.labels, chosen.score_threshold, chosen.labels)
     return exported.load_exported(content, given.spec, given.labels, keep, given.path)
 
 
@@ -283,11 +287,13 @@ def _load_torchvision(ref: ModelRef, bundle: Bundle | None, content: bytes, chos
     else:
         labels = bundle.labels
         state = torchvision.load_state_dict(content, bundle.path)
-        net = torchvision.build(architecture, state, len(labels), spec.thresholds, score, str(bundle.path))
-    return torchvision.TorchvisionModel(net, labels, detector.wanted(spec.thresholds, labels, score, chosen.labels))
+        net = torchvision.build_detector(architecture, state, len(labels), spec.thresholds, score, str(bundle.path))
+    return torchvision.TorchvisionModel(
+        net, labels, detector.build_filter(spec.thresholds, labels, score, chosen.labels)
+    )
 
 
-def _given(bundle: Bundle | None) -> Bundle:
+def _require_bundle(bundle: Bundle | None) -> Bundle:
     if bundle is None:
         raise ModelError("a model of this kind is run by its spec; name the spec's path or stem", code="model_refused")
     return bundle

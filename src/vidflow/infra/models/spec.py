@@ -64,8 +64,8 @@ Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
 Pixels = Annotated[int, msgspec.Meta(ge=16, le=4096)]
 Finite = Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]
 Positive = Annotated[float, msgspec.Meta(gt=0.0, le=1e6)]
-Fraction = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
-THREE: Final = msgspec.Meta(min_length=3, max_length=3)
+UnitInterval = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+ONE_PER_CHANNEL: Final = msgspec.Meta(min_length=3, max_length=3)
 # Not tuple[X, X, X]: beside a constrained number in a union, msgspec 0.22 crashes at the next garbage collection.
 Stride = Annotated[int, msgspec.Meta(ge=1, le=1024)]
 
@@ -79,8 +79,8 @@ class InputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pad: Annotated[int, msgspec.Meta(ge=0, le=255)] = 114
     channels: Literal["rgb", "bgr"] = "rgb"
     scale: Positive = 1.0
-    mean: Finite | Annotated[tuple[Finite, ...], THREE] = 0.0
-    std: Positive | Annotated[tuple[Positive, ...], THREE] = 1.0
+    mean: Finite | Annotated[tuple[Finite, ...], ONE_PER_CHANNEL] = 0.0
+    std: Positive | Annotated[tuple[Positive, ...], ONE_PER_CHANNEL] = 1.0
     batch: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
 
 
@@ -94,8 +94,8 @@ class OutputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Thresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is weak is left out: `score` may be set anew by a scenario, `nms_iou` thins out boxes of one class."""
 
-    score: Fraction = 0.4
-    nms_iou: Fraction = 0.45
+    score: UnitInterval = 0.4
+    nms_iou: UnitInterval = 0.45
     max_detections: Annotated[int, msgspec.Meta(ge=1, le=1000)] = MAX_DETECTIONS
 
 
@@ -131,7 +131,7 @@ class Bundle(msgspec.Struct, frozen=True):
     sha256: str
 
 
-def parse(text: bytes, origin: str) -> ModelSpec:
+def parse_spec(text: bytes, origin: str) -> ModelSpec:
     """The spec that this TOML text holds. `origin` names it in errors.
 
     Raises ModelError (model_spec_invalid) that names the key at fault.
@@ -140,9 +140,9 @@ def parse(text: bytes, origin: str) -> ModelSpec:
         table = tomllib.loads(text.decode("utf-8"))
         spec = msgspec.convert(table, ModelSpec)
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise invalid(origin, f"it is no TOML ({error})") from error
+        raise spec_error(origin, f"it is no TOML ({error})") from error
     except msgspec.ValidationError as error:
-        raise invalid(origin, str(error)) from error
+        raise spec_error(origin, str(error)) from error
     _check_kind(spec, origin)
     return spec
 
@@ -153,12 +153,12 @@ def read_bundle(path: Path, kinds: Collection[str] | None = None) -> Bundle:
     `kinds`: the only kinds that it may be of (None: any); of another one, no further file is opened. Raises ModelError where
     the spec is wrong, where a file is missing, is none of the folder's or is not the one whose sha256 the spec names.
     """
-    text = files.read(path, files.MAX_SPEC_BYTES)
-    spec = parse(text, path.name)
+    text = files.read_file(path, files.MAX_SPEC_BYTES)
+    spec = parse_spec(text, path.name)
     if kinds is not None and spec.kind not in kinds:
-        raise only_from_the_models_folder(spec.kind, path.name)
+        raise models_folder_error(spec.kind, path.name)
     labels_text, labels = _labels(spec, path)
-    weights_path = files.confined(path.parent, spec.file) if spec.file is not None else None
+    weights_path = files.resolve_in_folder(path.parent, spec.file) if spec.file is not None else None
     weights_sha256 = files.sha256_of_file(weights_path) if weights_path is not None else None
     check_sha256(spec, weights_sha256, path.name)
     sha256 = files.sha256_of_bytes(b"\0".join((text, labels_text, (weights_sha256 or "").encode())))
@@ -168,8 +168,8 @@ def read_bundle(path: Path, kinds: Collection[str] | None = None) -> Bundle:
 def read_weights(bundle: Bundle) -> bytes:
     """The weights, the very bytes that the bundle's digest was made of. Raises ModelError where they changed since."""
     if bundle.weights_path is None:
-        raise invalid(bundle.path.name, "it names no file; add `file`")
-    content = files.read(bundle.weights_path, files.MAX_WEIGHTS_BYTES)
+        raise spec_error(bundle.path.name, "it names no file; add `file`")
+    content = files.read_file(bundle.weights_path, files.MAX_WEIGHTS_BYTES)
     if files.sha256_of_bytes(content) != bundle.weights_sha256:
         raise ModelError(
             f"{bundle.weights_path} changed since it was looked up; start the scenario anew", code="model_changed"
@@ -187,17 +187,17 @@ def check_sha256(spec: ModelSpec, actual: str | None, origin: str) -> None:
         )
 
 
-def checked_labels(labels: list[str], origin: str) -> tuple[str, ...]:
+def validate_labels(labels: list[str], origin: str) -> tuple[str, ...]:
     """Labels that may be stored and shown: short, printable, not too many. Raises ModelError (model_spec_invalid)."""
     if not 1 <= len(labels) <= MAX_LABELS:
-        raise invalid(origin, f"it has {len(labels)} labels; 1 to {MAX_LABELS} are allowed")
+        raise spec_error(origin, f"it has {len(labels)} labels; 1 to {MAX_LABELS} are allowed")
     for number, label in enumerate(labels):
         if len(label) > MAX_LABEL_LENGTH or not label.isprintable():
-            raise invalid(origin, f"label {number} is longer than {MAX_LABEL_LENGTH} characters or not printable")
+            raise spec_error(origin, f"label {number} is longer than {MAX_LABEL_LENGTH} characters or not printable")
     return tuple(labels)
 
 
-def check_labels(asked: Sequence[str], known: Sequence[str]) -> None:
+def check_known_labels(asked: Sequence[str], known: Sequence[str]) -> None:
     """Raises ParameterError for a label that is asked for and not known."""
     unknown = sorted(set(asked) - set(known))
     if unknown:
@@ -205,7 +205,7 @@ def check_labels(asked: Sequence[str], known: Sequence[str]) -> None:
         raise ParameterError(f"the model has no label {unknown[0]!r}; it has {some}")
 
 
-def only_from_the_models_folder(kind: str, origin: str) -> ModelError:
+def models_folder_error(kind: str, origin: str) -> ModelError:
     """Return the error of a spec outside the models folder that is of a kind not in `KINDS_ANYWHERE`."""
     return ModelError(
         f"the model {origin} is of kind {kind!r}, which runs only from the models folder; put the spec and its files there "
@@ -214,7 +214,7 @@ def only_from_the_models_folder(kind: str, origin: str) -> ModelError:
     )
 
 
-def invalid(origin: str, fault: str) -> ModelError:
+def spec_error(origin: str, fault: str) -> ModelError:
     """The error of a spec whose text is wrong."""
     return ModelError(f"the model spec {origin} cannot be used: {fault}", code="model_spec_invalid")
 
@@ -223,15 +223,15 @@ def _labels(spec: ModelSpec, path: Path) -> tuple[bytes, tuple[str, ...]]:
     if spec.labels is None:
         return b"", ()
     if isinstance(spec.labels, list):
-        return b"", checked_labels(spec.labels, path.name)
-    content = files.read(files.confined(path.parent, spec.labels), files.MAX_LABELS_BYTES)
+        return b"", validate_labels(spec.labels, path.name)
+    content = files.read_file(files.resolve_in_folder(path.parent, spec.labels), files.MAX_LABELS_BYTES)
     try:
         lines = content.decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise invalid(spec.labels, "it is no text in UTF-8") from error
+        raise spec_error(spec.labels, "it is no text in UTF-8") from error
     while lines and not lines[-1].strip():
         lines.pop()
-    return content, checked_labels([line.strip() for line in lines], spec.labels)
+    return content, validate_labels([line.strip() for line in lines], spec.labels)
 
 
 def _check_kind(spec: ModelSpec, origin: str) -> None:
@@ -242,7 +242,7 @@ def _check_kind(spec: ModelSpec, origin: str) -> None:
     if fault is None and spec.sha256 is not None and spec.file is None:
         fault = "`sha256` without `file` has nothing to check"
     if fault is not None:
-        raise invalid(origin, fault)
+        raise spec_error(origin, fault)
 
 
 def _no_fault(_spec: ModelSpec) -> str | None:

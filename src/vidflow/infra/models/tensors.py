@@ -16,7 +16,7 @@ LETTERBOX: Final = "letterbox"
 CENTRE: Final = "centre"
 
 
-class Fit(msgspec.Struct, frozen=True):
+class PictureFit(msgspec.Struct, frozen=True):
     """How a picture lies in a tensor: stretched to `size` (width, height), its corner at `left`, `top`.
 
     A picture's coordinate is (the tensor's - the corner) / the scale of its axis.
@@ -29,22 +29,22 @@ class Fit(msgspec.Struct, frozen=True):
     scale_y: float
 
 
-def fit(picture: Size, spec: InputSpec) -> Fit:
+def fit_picture(picture: Size, spec: InputSpec) -> PictureFit:
     """Where a picture of this (width, height) lies in the tensor of `spec`."""
     width, height = picture
     tensor_height, tensor_width = spec.size
     if spec.resize != LETTERBOX:
-        return Fit((tensor_width, tensor_height), 0, 0, tensor_width / width, tensor_height / height)
+        return PictureFit((tensor_width, tensor_height), 0, 0, tensor_width / width, tensor_height / height)
     ratio = min(tensor_width / width, tensor_height / height)
     inner = (max(int(width * ratio), 1), max(int(height * ratio), 1))
     left = (tensor_width - inner[0]) // 2 if spec.place == CENTRE else 0
     top = (tensor_height - inner[1]) // 2 if spec.place == CENTRE else 0
-    return Fit(inner, left, top, inner[0] / width, inner[1] / height)
+    return PictureFit(inner, left, top, inner[0] / width, inner[1] / height)
 
 
-def fill(tensor: FloatArray, picture: Picture, spec: InputSpec) -> Fit:
+def fill_tensor(tensor: FloatArray, picture: Picture, spec: InputSpec) -> PictureFit:
     """Writes the picture into `tensor`, an array (3, height, width) of the spec's size, and says how it lies in it."""
-    placed = fit((picture.width, picture.height), spec)
+    placed = fit_picture((picture.width, picture.height), spec)
     width, height = placed.size
     pixels = picture.image(width, height, spec.channels)
     if (height, width) != spec.size:
@@ -54,7 +54,7 @@ def fill(tensor: FloatArray, picture: Picture, spec: InputSpec) -> Fit:
     return placed
 
 
-def to_picture(boxes: FloatArray, placed: Fit) -> FloatArray:
+def map_to_picture(boxes: FloatArray, placed: PictureFit) -> FloatArray:
     """Boxes (n, 4) of the tensor's coordinates in those of the picture."""
     corner = np.array([placed.left, placed.top] * 2, dtype=np.float32)
     scale = np.array([placed.scale_x, placed.scale_y] * 2, dtype=np.float32)

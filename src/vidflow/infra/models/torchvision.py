@@ -18,7 +18,7 @@ import torchvision
 from vidflow.domain.detections import Detection, InferenceError
 from vidflow.domain.errors import ModelError, Unavailable
 from vidflow.infra.models.decoders import Candidates
-from vidflow.infra.models.detector import Wanted, describe, first_line
+from vidflow.infra.models.detector import DetectionFilter, first_line, to_detections
 from vidflow.infra.models.model import Picture, Size
 from vidflow.infra.models.spec import Thresholds
 
@@ -51,7 +51,7 @@ def load_by_name(
             code="model_unreachable",
         ) from error
     labels = tuple(str(label) for label in known.meta["categories"])
-    return build(architecture, state, len(labels), thresholds, score, weights), labels
+    return build_detector(architecture, state, len(labels), thresholds, score, weights), labels
 
 
 def load_state_dict(content: bytes, origin: Path) -> dict[str, torch.Tensor]:
@@ -59,13 +59,13 @@ def load_state_dict(content: bytes, origin: Path) -> dict[str, torch.Tensor]:
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise _refused(str(origin), f"it is no plain state_dict ({first_line(error)})") from error
+        raise _weights_error(str(origin), f"it is no plain state_dict ({first_line(error)})") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise _refused(str(origin), "it holds something other than named tensors; save model.state_dict()")
+        raise _weights_error(str(origin), "it holds something other than named tensors; save model.state_dict()")
     return state
 
 
-def build(
+def build_detector(
     architecture: str,
     state: dict[str, torch.Tensor],
     classes: int,
@@ -86,7 +86,7 @@ def build(
         )
         net.load_state_dict(state)
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
-        raise _refused(
+        raise _weights_error(
             origin, f"it does not fit {architecture} with {classes} classes ({first_line(error)})"
         ) from error
     return net.eval().to(memory_format=torch.channels_last)
@@ -98,12 +98,12 @@ class TorchvisionModel:
     warmup_frames = 0
     batch = BATCH
 
-    def __init__(self, net: Any, labels: tuple[str, ...], keep: Wanted) -> None:  # noqa: ANN401  (torch is not typed here)
+    def __init__(self, net: Any, labels: tuple[str, ...], keep: DetectionFilter) -> None:  # noqa: ANN401  (torch is not typed here)
         torch.set_num_threads(THREADS)
         self.labels = labels
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._net = net.to(self._device)
-        self._keep = keep
+        self._filter = keep
 
     @property
     def input_size(self) -> Size | None:
@@ -125,26 +125,26 @@ class TorchvisionModel:
                 outputs = self._net(tensors)
         except (RuntimeError, AssertionError) as error:  # torch asserts that boxes are sound
             raise InferenceError(f"torch failed on a frame ({first_line(error)})") from error
-        return [self._describe(*one) for one in zip(outputs, tensors, pictures, strict=True)]
+        return [self._to_detections(*one) for one in zip(outputs, tensors, pictures, strict=True)]
 
     def _tensor(self, picture: Picture) -> Any:  # noqa: ANN401  (a Tensor)
-        width, height = self.input_size or self._shrunk(picture)
+        width, height = self.input_size or self._shrink_size(picture)
         pixels = torch.from_numpy(picture.image(width, height)).to(self._device)
         return pixels.permute(2, 0, 1).to(torch.float32).div_(255.0)
 
-    def _shrunk(self, picture: Picture) -> Size:
+    def _shrink_size(self, picture: Picture) -> Size:
         """The size to which the net itself would scale the picture: scaling early is far cheaper."""
         transform = self._net.transform
         short, long = sorted((picture.width, picture.height))
         ratio = min(transform.min_size[-1] / short, transform.max_size / long)
         return (max(round(picture.width * ratio), 1), max(round(picture.height * ratio), 1))
 
-    def _describe(self, output: Any, tensor: Any, picture: Picture) -> tuple[Detection, ...]:  # noqa: ANN401
+    def _to_detections(self, output: Any, tensor: Any, picture: Picture) -> tuple[Detection, ...]:  # noqa: ANN401
         scale_x, scale_y = picture.width / tensor.shape[2], picture.height / tensor.shape[1]
         boxes = output["boxes"].cpu() * torch.tensor([scale_x, scale_y, scale_x, scale_y])
         found = Candidates(boxes.numpy(), output["scores"].cpu().numpy(), output["labels"].cpu().numpy())
-        return describe(found, self.labels, self._keep, (picture.width, picture.height))
+        return to_detections(found, self.labels, self._filter, (picture.width, picture.height))
 
 
-def _refused(origin: str, fault: str) -> ModelError:
+def _weights_error(origin: str, fault: str) -> ModelError:
     return ModelError(f"the weights {origin} cannot be used: {fault}", code="model_refused")

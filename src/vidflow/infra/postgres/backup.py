@@ -22,12 +22,12 @@ from psycopg.sql import SQL, Identifier
 
 from vidflow import __version__
 from vidflow.domain.errors import UserError, VidflowError
-from vidflow.infra.postgres import dump_rows, scratch
-from vidflow.infra.postgres import programs as pg_programs
+from vidflow.infra.postgres import client_programs as pg_programs
+from vidflow.infra.postgres import dump_rows, temporary_database
 from vidflow.infra.postgres.connection import Connection, connected, database_name, require_direct
-from vidflow.infra.postgres.migrations import grant_where_there
+from vidflow.infra.postgres.migrations import grant_existing_roles
 
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 
 MANIFEST: Final = "manifest.json"
 DUMP: Final = "dump"
@@ -62,17 +62,17 @@ class Manifest(msgspec.Struct, frozen=True):
         return sum(self.tables.values())
 
 
-def backup(url: str, folder: Path, *, replace: bool, say: Say) -> Manifest:
+def write_backup(url: str, folder: Path, *, replace: bool, notify: Notify) -> Manifest:
     """Writes a backup into the folder, which is whole or not there. Roles may run on meanwhile.
 
     Raises UserError where the folder holds something (with `replace`: something that is no backup), SetupError without
     pg_dump, Unavailable without a server, VidflowError where pg_dump fails.
     """
-    require_room(folder, replace=replace)
+    require_empty_target(folder, replace=replace)
     try:
-        with connected(url, name="vidflow db backup") as tables, _made_beside(folder) as made:
-            manifest = _make(tables, url, made, say)
-            _put(made, folder)
+        with connected(url, name="vidflow db backup") as tables, _create_staging_folder(folder) as made:
+            manifest = _write_dump_and_manifest(tables, url, made, notify)
+            _move_into_place(made, folder)
     except OSError as error:
         raise UserError(
             f"the backup cannot be written into {folder}: {error}; give a folder that can be made"
@@ -80,18 +80,18 @@ def backup(url: str, folder: Path, *, replace: bool, say: Say) -> Manifest:
     return manifest
 
 
-def _make(tables: Connection, url: str, made: Path, say: Say) -> Manifest:
-    """Writes dump and manifest into the folder `made`.
+def _write_dump_and_manifest(tables: Connection, url: str, staging_folder: Path, say: Notify) -> Manifest:
+    """Writes dump and manifest into the folder `staging_folder`.
 
     The rows are counted in the dump's files: the server keeps old rows for the dump alone, not for the counting too.
     """
     require_direct(tables, "a backup")
-    about = _about(tables)
+    about = _read_server_info(tables)
     before = set(_tables(tables))
     say(f"dumping {_size(about['database_bytes'])} of PostgreSQL {about['server']}")
-    _dump(tables, url, about["server_major"], made / DUMP, say)
+    _dump(tables, url, about["server_major"], staging_folder / DUMP, say)
     say("counting the rows in the dump's files")
-    rows = dump_rows.count(made / DUMP, about["server_major"])
+    rows = dump_rows.count(staging_folder / DUMP, about["server_major"])
     for schema, table in before & set(_tables(tables)):
         if f"{schema}.{table}" not in rows:
             raise VidflowError(
@@ -99,13 +99,13 @@ def _make(tables: Connection, url: str, made: Path, say: Say) -> Manifest:
             )
     say("reading the dump's files for their checksums")
     manifest = Manifest(
-        format=FORMAT, vidflow=__version__, tables=rows, files=_files(made / DUMP), **about
+        format=FORMAT, vidflow=__version__, tables=rows, files=_files(staging_folder / DUMP), **about
     )  # fmt: skip
-    _write(made / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+    _write(staging_folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1))
     return manifest
 
 
-def check(folder: Path) -> Manifest:
+def check_files(folder: Path) -> Manifest:
     """What the backup holds, each file compared with its checksum. Raises UserError where it is none, or is damaged."""
     manifest = read_manifest(folder)
     there = _files(folder / DUMP)
@@ -129,24 +129,24 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def verify(url: str, folder: Path, say: Say) -> Manifest:
+def verify(url: str, folder: Path, notify: Notify) -> Manifest:
     """Restores the backup into a database of its own beside the URL's, counts, and drops it again.
 
     Raises as `restore` does.
     """
-    manifest = check(folder)
-    with scratch.database(url) as name:
-        _restore_into(url, name, folder, manifest, say)
+    manifest = check_files(folder)
+    with temporary_database.create_temporary_database(url) as name:
+        _restore_into(url, name, folder, manifest, notify)
     return manifest
 
 
-def restore(url: str, folder: Path, *, replace: bool, say: Say) -> tuple[Manifest, str | None]:
+def restore(url: str, folder: Path, *, replace: bool, notify: Notify) -> tuple[Manifest, str | None]:
     """Puts the backup in the place of the URL's database; returns what it held, and under which name the former one is kept.
 
     An empty one is not kept. Raises UserError where the backup is none or damaged, or the database holds tables (without
     `replace`); SetupError where the user may make no database, Unavailable without a server, VidflowError where a count differs.
     """
-    manifest = check(folder)
+    manifest = check_files(folder)
     with connected(url, name="vidflow db restore") as tables:
         require_direct(tables, "a restore")
         before = count_rows(tables)
@@ -155,10 +155,10 @@ def restore(url: str, folder: Path, *, replace: bool, say: Say) -> tuple[Manifes
             f"the database {database_name(url)} holds {len(before)} tables with {sum(before.values())} rows: give an empty one, "
             "or --replace (it is then kept under another name)"
         )
-    with scratch.database(url) as name:
-        _restore_into(url, name, folder, manifest, say)
-        say(f"putting it in the place of {database_name(url)}")
-        kept = scratch.take_the_place(url, name, keep=bool(before))
+    with temporary_database.create_temporary_database(url) as name:
+        _restore_into(url, name, folder, manifest, notify)
+        notify(f"putting it in the place of {database_name(url)}")
+        kept = temporary_database.replace_database(url, name, keep=bool(before))
     return manifest, kept
 
 
@@ -189,7 +189,7 @@ def _count(tx: Connection, schema: str, table: str) -> int:
     return int(count)
 
 
-def require_room(folder: Path, *, replace: bool) -> None:
+def require_empty_target(folder: Path, *, replace: bool) -> None:
     """Raises UserError where the folder holds something that a backup is not to overwrite."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; give a folder for the backup")
@@ -201,7 +201,7 @@ def require_room(folder: Path, *, replace: bool) -> None:
 
 
 @contextmanager
-def _made_beside(folder: Path) -> Iterator[Path]:
+def _create_staging_folder(folder: Path) -> Iterator[Path]:
     """A folder beside the one that is asked for, on its file system; gone at the end, unless it was moved."""
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.absolute().parent))
@@ -211,19 +211,19 @@ def _made_beside(folder: Path) -> Iterator[Path]:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def _put(made: Path, folder: Path) -> None:
+def _move_into_place(staging_folder: Path, folder: Path) -> None:
     """Moves what was made to its place; an older backup goes once the new one is whole."""
     target = folder.absolute()
     if target.exists() and any(target.iterdir()):
-        with _made_beside(target) as aside:
+        with _create_staging_folder(target) as aside:
             target.rename(aside / "older")
-            made.rename(target)
+            staging_folder.rename(target)
     else:
-        made.rename(target)
+        staging_folder.rename(target)
     _sync_folder(target.parent)
 
 
-def _about(tx: Connection) -> dict[str, Any]:
+def _read_server_info(tx: Connection) -> dict[str, Any]:
     [(server, major, made_at, size)] = tx.execute(
         """
         SELECT current_setting('server_version'), current_setting('server_version_num')::int / 10000,
@@ -239,31 +239,35 @@ def _about(tx: Connection) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _take_your_time(tables: Connection) -> None:
+def _disable_timeouts(tables: Connection) -> None:
     """Lifts the limits that a server may have for everybody's queries."""
     for limit in ("statement_timeout", "idle_in_transaction_session_timeout", "transaction_timeout"):
         tables.execute(SQL("SET {} = 0").format(Identifier(limit)))
 
 
-def _dump(tx: Connection, url: str, major: int, into: Path, say: Say) -> None:
-    pg_dump = pg_programs.find("pg_dump", major)
+def _dump(tx: Connection, url: str, major: int, into: Path, say: Notify) -> None:
+    pg_dump = pg_programs.find_program("pg_dump", major)
     arguments = ["--format=directory", f"--jobs={_JOBS}", "--verbose", f"--file={into}"]
-    pg_programs.run(pg_dump, arguments, url, _progress(say, "dumped", len(_tables(tx))))
+    pg_programs.run_program(pg_dump, arguments, url, _progress_callback(say, "dumped", len(_tables(tx))))
 
 
-def _restore_into(url: str, name: str, folder: Path, manifest: Manifest, say: Say) -> None:
+def _restore_into(url: str, name: str, folder: Path, manifest: Manifest, say: Notify) -> None:
     """Restores into an empty database of the server and compares the counts."""
     say(f"restoring {manifest.rows} rows of {manifest.made_at}")
-    pg_restore = pg_programs.find("pg_restore", manifest.server_major)
+    pg_restore = pg_programs.find_program("pg_restore", manifest.server_major)
     arguments = [f"--jobs={_JOBS}", "--verbose", "--exit-on-error", "--no-owner", "--no-privileges"]
-    pg_programs.run(
-        pg_restore, [*arguments, folder / DUMP], url, _progress(say, "restored", len(manifest.tables)), database=name
+    pg_programs.run_program(
+        pg_restore,
+        [*arguments, folder / DUMP],
+        url,
+        _progress_callback(say, "restored", len(manifest.tables)),
+        database=name,
     )
     with connected(url, name="vidflow db restore", database=name) as tables:
         say("counting the rows")
-        _take_your_time(tables)
+        _disable_timeouts(tables)
         _compare(manifest.tables, count_rows(tables))
-        grant_where_there(tables)
+        grant_existing_roles(tables)
         tables.execute("ANALYZE")
 
 
@@ -276,7 +280,7 @@ def _compare(expected: Mapping[str, int], found: Mapping[str, int]) -> None:
             )
 
 
-def _progress(say: Say, done: str, tables: int) -> Callable[[str], None]:
+def _progress_callback(say: Notify, done: str, tables: int) -> Callable[[str], None]:
     """Tells of each table that is done."""
     seen: list[str] = []
 
@@ -291,10 +295,10 @@ def _progress(say: Say, done: str, tables: int) -> Callable[[str], None]:
 def _files(folder: Path) -> dict[str, StoredFile]:
     if not folder.is_dir():
         return {}
-    return {path.name: _stored(path) for path in sorted(folder.iterdir())}
+    return {path.name: _checksum_file(path) for path in sorted(folder.iterdir())}
 
 
-def _stored(path: Path) -> StoredFile:
+def _checksum_file(path: Path) -> StoredFile:
     with path.open("rb") as file:
         return StoredFile(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
 

@@ -21,25 +21,42 @@ from psycopg.rows import TupleRow
 
 from vidflow.domain.errors import SetupError, Unavailable
 from vidflow.infra.postgres.errors import (
+    build_connection_error,
     is_away,
     is_conflict,
+    is_data_error,
     is_disk_full,
-    is_refused,
     is_timed_out,
     is_tls,
-    refusal,
     require_version,
 )
-from vidflow.infra.postgres.tls import why_not_trusted
+from vidflow.infra.postgres.tls import diagnose_certificate
 from vidflow.infra.process.stopping import Stop
 from vidflow.infra.telemetry.logs import log
-from vidflow.infra.telemetry.outage import in_one_line, postgres_outage, require_postgres
+from vidflow.infra.telemetry.outage import format_error, postgres_outage, require_postgres
 
 __all__ = [
-    "ANSWER_LIMIT_S", "FENCED",
-    "FENCED_ANSWER_S", "Connection", "Writer", "answers", "connect", "connected", "database_name", "fenced_transaction",
-    "for_programs", "has_hung_up", "is_away", "is_behind_pooler", "is_conflict", "is_disk_full", "is_refused", "is_timed_out",
-    "require_direct", "transaction", "while_there",
+    "FENCED_RESPONSE_TIMEOUT_S",
+    "FENCED_TIMEOUT_SETTING",
+    "RESPONSE_TIMEOUT_S",
+    "Connection",
+    "ReconnectingConnection",
+    "connect",
+    "connected",
+    "database_name",
+    "fenced_transaction",
+    "is_away",
+    "is_behind_pooler",
+    "is_closed_by_server",
+    "is_conflict",
+    "is_data_error",
+    "is_disk_full",
+    "is_responsive",
+    "is_timed_out",
+    "require_direct",
+    "run_with_reconnect",
+    "split_secrets",
+    "transaction",
 ]  # fmt: skip
 
 Connection = psycopg.Connection[TupleRow]
@@ -47,17 +64,17 @@ RV = TypeVar("RV")
 
 FENCED_TRANSACTION_S: Final = 1.0
 """The longest transaction of a lease's holder: below the lease's 2 s, or a frozen holder would block every takeover."""
-FENCED_ANSWER_S: Final = 3.0
+FENCED_RESPONSE_TIMEOUT_S: Final = 3.0
 """For a lease and for fenced writes: by then the server has ended the transaction, and only its word was lost."""
-ANSWER_LIMIT_S: Final = 15.0
+RESPONSE_TIMEOUT_S: Final = 15.0
 """The network may lose an answer without a word; where that does not show otherwise, a role goes on after this time."""
-FENCED: Final[LiteralString] = f"transaction_timeout = {int(FENCED_TRANSACTION_S * 1000)}"
+FENCED_TIMEOUT_SETTING: Final[LiteralString] = f"transaction_timeout = {int(FENCED_TRANSACTION_S * 1000)}"
 _LAST_PORT: Final = 65535
 _UNREADABLE_URL: Final = (
     "VIDFLOW_DATABASE_URL (or --database-url) cannot be read: write postgresql://host:port/database with user:password@ before "
     "the host, and %40 for an @ in the password and the like"
 )
-_SAY_AGAIN_S: Final = 60.0
+_LOG_INTERVAL_S: Final = 60.0
 _LOOK_S: Final = 0.1
 _CONNECTION: Final[dict[str, Any]] = {
     "connect_timeout": 5,
@@ -77,23 +94,23 @@ _log = log("postgres")
 class _LimitedConnection(psycopg.Connection[TupleRow]):
     """A connection that does not wait for an answer for ever."""
 
-    answer_limit_s: float | None = None
+    response_timeout_s: float | None = None
 
     def wait(self, gen: PQGen[RV], interval: float = _LOOK_S, timeout: float | None = None) -> RV:
         """As psycopg's; where it gives no limit of its own, raise OperationalError once this connection's has passed."""
         if timeout is not None:
             return super().wait(gen, interval, timeout)
         try:
-            return super().wait(gen, interval, self.answer_limit_s)
+            return super().wait(gen, interval, self.response_timeout_s)
         except errors._WaitTimeout as error:  # noqa: SLF001 - psycopg has no other name for it
             self.close()
-            raise psycopg.OperationalError(f"no answer within {self.answer_limit_s:g} s") from error
+            raise psycopg.OperationalError(f"no answer within {self.response_timeout_s:g} s") from error
 
 
-def connect(url: str, *, name: str, database: str | None = None, answer_limit_s: float | None = None) -> Connection:
+def connect(url: str, *, name: str, database: str | None = None, response_timeout_s: float | None = None) -> Connection:
     """Return a connection in autocommit mode, seen as `name` in pg_stat_activity.
 
-    `database`: another one of the same server. `answer_limit_s`: a statement whose answer takes longer fails, and the connection
+    `database`: another one of the same server. `response_timeout_s`: a statement whose answer takes longer fails, and the connection
     is closed; None: no limit.
     Raises psycopg.OperationalError where the server is away (`is_away`), SetupError where waiting does not help: a wrong user,
     password, database or setting, a certificate that is not accepted, or a server that is too old.
@@ -104,13 +121,13 @@ def connect(url: str, *, name: str, database: str | None = None, answer_limit_s:
     except psycopg.Error as error:
         if is_away(error):
             raise
-        raise refusal(error, why_not_trusted(conninfo, error) if is_tls(error) else None) from error
+        raise build_connection_error(error, diagnose_certificate(conninfo, error) if is_tls(error) else None) from error
     try:
         require_version(connection.info.server_version, f"{connection.info.host}:{connection.info.port}")
     except SetupError:
         connection.close()
         raise
-    connection.answer_limit_s = answer_limit_s
+    connection.response_timeout_s = response_timeout_s
     return connection
 
 
@@ -123,13 +140,13 @@ def connected(url: str, *, name: str, database: str | None = None) -> Iterator[C
     except psycopg.Error as error:
         if is_timed_out(error):
             raise Unavailable(
-                f"PostgreSQL ended a statement by a time limit of its own: {in_one_line(error)}; raise the limit for this user, or "
+                f"PostgreSQL ended a statement by a time limit of its own: {format_error(error)}; raise the limit for this user, or "
                 "try again when the server is less busy"
             ) from error
         if not is_away(error):
             raise
         raise Unavailable(
-            f"PostgreSQL does not answer: {in_one_line(error)}; start it, or set VIDFLOW_DATABASE_URL (or --database-url)"
+            f"PostgreSQL does not answer: {format_error(error)}; start it, or set VIDFLOW_DATABASE_URL (or --database-url)"
         ) from error
 
 
@@ -152,12 +169,12 @@ def transaction(connection: Connection, *settings: LiteralString) -> Iterator[Co
 @contextmanager
 def fenced_transaction(connection: Connection, *settings: LiteralString) -> Iterator[Connection]:
     """A transaction of a lease's holder: it does not outlive FENCED_TRANSACTION_S, whatever becomes of this process."""
-    with transaction(connection, FENCED, *settings):
+    with transaction(connection, FENCED_TIMEOUT_SETTING, *settings):
         yield connection
 
 
-def has_hung_up(connection: Connection) -> bool:
-    """Whether the server has closed an idle connection. Asks the socket alone; a silent loss does not show (`answers`)."""
+def is_closed_by_server(connection: Connection) -> bool:
+    """Whether the server has closed an idle connection. Asks the socket alone; a silent loss does not show (`is_responsive`)."""
     if connection.closed:
         return True
     waiting = select.poll()
@@ -165,7 +182,7 @@ def has_hung_up(connection: Connection) -> bool:
     return bool(waiting.poll(0))
 
 
-def answers(connection: Connection, within_s: float) -> bool:
+def is_responsive(connection: Connection, within_s: float) -> bool:
     """Whether an idle connection answers an empty statement in time. One that does not must be closed: its answer may still come.
 
     libpq itself would wait without a limit where the network drops packets silently.
@@ -204,7 +221,7 @@ def require_direct(connection: Connection, what: str) -> None:
         )
 
 
-class Writer:
+class ReconnectingConnection:
     """One connection for fenced writes, made again where the server has closed it. Not for several threads at once."""
 
     def __init__(self, url: str, name: str) -> None:
@@ -214,11 +231,11 @@ class Writer:
 
     def connection(self) -> Connection:
         """The connection. A lost one is replaced before a statement is sent, so nothing fails by a loss between two writes."""
-        if self._connection is not None and has_hung_up(self._connection):
+        if self._connection is not None and is_closed_by_server(self._connection):
             self._connection.close()
             self._connection = None
         if self._connection is None:
-            self._connection = connect(self._url, name=self._name, answer_limit_s=FENCED_ANSWER_S)
+            self._connection = connect(self._url, name=self._name, response_timeout_s=FENCED_RESPONSE_TIMEOUT_S)
         return self._connection
 
     def close(self) -> None:
@@ -227,7 +244,7 @@ class Writer:
             self._connection.close()
 
 
-def for_programs(url: str, database: str | None = None) -> tuple[str, dict[str, str]]:
+def split_secrets(url: str, database: str | None = None) -> tuple[str, dict[str, str]]:
     """The URL as PostgreSQL's own programs take it: a connection string that may be seen, and the environment with its secrets.
 
     `database`: another one of the same server.
@@ -243,14 +260,14 @@ def database_name(url: str) -> str:
     return str(parts.get("dbname") or parts.get("user") or "postgres")
 
 
-def while_there(
+def run_with_reconnect(
     url: str,
     *,
     name: str,
     stop: Stop,
     pause_s: float,
     body: Callable[[Connection], None],
-    answer_limit_s: float = ANSWER_LIMIT_S,
+    response_timeout_s: float = RESPONSE_TIMEOUT_S,
 ) -> None:
     """Runs the body on a connection until a stop is requested, again and again where the server goes away. For a loop.
 
@@ -260,21 +277,21 @@ def while_there(
     outage, was_there, said_s = postgres_outage(), False, float("-inf")
     while not stop.requested:
         try:
-            with connect(url, name=name, answer_limit_s=answer_limit_s) as connection:
-                outage.back()
+            with connect(url, name=name, response_timeout_s=response_timeout_s) as connection:
+                outage.end()
                 was_there = True
                 body(connection)
         except psycopg.Error as error:
             if not is_away(error):
                 raise
             if not was_there:
-                outage.away(error)
-            elif is_timed_out(error) and time.monotonic() - said_s > _SAY_AGAIN_S:
+                outage.begin(error)
+            elif is_timed_out(error) and time.monotonic() - said_s > _LOG_INTERVAL_S:
                 said_s = time.monotonic()
                 _log.warning(
                     "timed_out",
                     connection=name,
-                    error=in_one_line(error),
+                    error=format_error(error),
                     needs="trying again; look at pg_stat_activity",
                 )
             was_there = False

@@ -8,7 +8,7 @@ from typing import Final
 import psycopg
 
 from vidflow.domain.errors import SetupError
-from vidflow.infra.telemetry.outage import TIMED_OUT_STATES, in_one_line
+from vidflow.infra.telemetry.outage import TIMED_OUT_STATES, format_error
 
 OLDEST_VERSION: Final = 180000
 """As `server_version_num` has it: uuidv7() came with 18."""
@@ -22,9 +22,9 @@ _AWAY_STATES: Final = frozenset({
     "25P03",  # idle in transaction: the server has closed the connection
     "57P01", "57P02", "57P03", "57P05",  # shut down by an administrator, crashed, starting up, idle
 }) | TIMED_OUT_STATES  # fmt: skip
-_REFUSED_CLASSES: Final = frozenset({"22", "23"})
+_DATA_ERROR_CLASSES: Final = frozenset({"22", "23"})
 _CONFLICTS: Final = frozenset({"40001", "40P01"})
-_PASSING: Final = (
+_TRANSIENT_TEXTS: Final = (
     "starting up", "shutting down", "recovery", "too many clients", "reserved", "not accepting",
     "not currently accepting", "dropped or renamed",  # a restored database takes the place of another
     # PgBouncer, which answers while the server behind it is away.
@@ -36,7 +36,7 @@ _TLS: Final = re.compile(
     r"certificate|private key|does not support SSL|SSL error: (?!.*eof)|SSL was required|sslmode",
     re.IGNORECASE,
 )
-_NO_SERVER_ASKED: Final = re.compile(r"^connection is bad: (?!connection to server|.*no error details)")
+_INVALID_CONNINFO: Final = re.compile(r"^connection is bad: (?!connection to server|.*no error details)")
 
 
 def is_away(error: BaseException) -> bool:
@@ -59,14 +59,14 @@ def is_disk_full(error: BaseException) -> bool:
     return isinstance(error, psycopg.errors.DiskFull)
 
 
-def is_refused(error: BaseException) -> bool:
+def is_data_error(error: BaseException) -> bool:
     """Whether PostgreSQL refused the data itself (SQLSTATE classes 22 and 23): the same again is refused again.
 
     What the driver refuses to send (a NUL in a text, half a surrogate pair) is refused data too.
     """
     if isinstance(error, psycopg.DataError | UnicodeEncodeError):
         return True
-    return isinstance(error, psycopg.Error) and (error.sqlstate or "")[:2] in _REFUSED_CLASSES
+    return isinstance(error, psycopg.Error) and (error.sqlstate or "")[:2] in _DATA_ERROR_CLASSES
 
 
 def is_conflict(error: BaseException) -> bool:
@@ -79,16 +79,16 @@ def is_tls(error: psycopg.Error) -> bool:
     return error.sqlstate is None and _TLS.search(str(error)) is not None
 
 
-def refusal(error: psycopg.Error, detail: str | None = None) -> SetupError:
+def build_connection_error(error: psycopg.Error, detail: str | None = None) -> SetupError:
     """The error of a connection that waiting does not help, in one line. `detail`: why the certificate was not accepted."""
-    text = in_one_line(error).removeprefix("connection failed: ").removeprefix("connection is bad: ")
+    text = format_error(error).removeprefix("connection failed: ").removeprefix("connection is bad: ")
     if is_tls(error):
         reason = f" ({detail})" if detail else ""
         return SetupError(
             f"TLS to PostgreSQL failed: {text}{reason}. Check sslmode and sslrootcert in VIDFLOW_DATABASE_URL (or --database-url), "
             "and the server's certificate: its issuer, its host name and its dates"
         )
-    if _NO_SERVER_ASKED.search(str(error)) or isinstance(error, psycopg.ProgrammingError):
+    if _INVALID_CONNINFO.search(str(error)) or isinstance(error, psycopg.ProgrammingError):
         return SetupError(
             f"VIDFLOW_DATABASE_URL (or --database-url) has a setting that libpq does not take: {text}. Correct it"
         )
@@ -114,6 +114,6 @@ def _is_permanent(error: psycopg.Error) -> bool:
     libpq gives no SQLSTATE for a connection that was not made, only a sentence; the server's part of it may be translated.
     """
     text = str(error)
-    if error.pgconn is None or any(words in text for words in _PASSING):
+    if error.pgconn is None or any(words in text for words in _TRANSIENT_TEXTS):
         return False
-    return "FATAL" in text or is_tls(error) or _NO_SERVER_ASKED.search(text) is not None
+    return "FATAL" in text or is_tls(error) or _INVALID_CONNINFO.search(text) is not None

@@ -21,7 +21,7 @@ class StoredGap(msgspec.Struct, frozen=True):
     epoch: int
 
 
-class Place(msgspec.Struct, frozen=True, array_like=True):
+class GapKey(msgspec.Struct, frozen=True, array_like=True):
     """Where a gap stands among those of its scenario."""
 
     after_frame: int
@@ -29,10 +29,10 @@ class Place(msgspec.Struct, frozen=True, array_like=True):
     reason: str
 
 
-BEFORE_THE_FIRST: Final = Place(-2, 0.0, "")
+BEFORE_FIRST_GAP: Final = GapKey(-2, 0.0, "")
 
 
-def page(tx: Connection, scenario_uuid: str, after: Place, limit: int) -> tuple[list[StoredGap], bool]:
+def read_gap_page(tx: Connection, scenario_uuid: str, after: GapKey, limit: int) -> tuple[list[StoredGap], bool]:
     """Return at most `limit` gaps after `after` in the order of the video, and whether more follow.
 
     A gap is small, so that a limit of rows is a limit of bytes.

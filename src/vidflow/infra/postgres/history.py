@@ -9,13 +9,13 @@ import msgspec
 from psycopg.rows import dict_row
 
 from vidflow.infra.postgres.connection import Connection
-from vidflow.infra.postgres.pages import MAX_PAGE_BYTES, cut
+from vidflow.infra.postgres.pages import MAX_PAGE_BYTES, trim_page
 
-BEFORE_THE_FIRST: Final = -1
+BEFORE_FIRST_TRANSITION: Final = -1
 """The number before that of the first move."""
 
 
-class Move(msgspec.Struct, frozen=True):
+class Transition(msgspec.Struct, frozen=True):
     """One row of a scenario's history."""
 
     number: int
@@ -29,7 +29,7 @@ class Move(msgspec.Struct, frozen=True):
     at: datetime.datetime
 
 
-def page(tx: Connection, scenario_uuid: str, after: int, limit: int) -> tuple[list[Move], bool]:
+def read_history_page(tx: Connection, scenario_uuid: str, after: int, limit: int) -> tuple[list[Transition], bool]:
     """Return at most `limit` moves of a scenario after move `after`, in their order, and whether more follow."""
     rows = (
         tx.cursor(row_factory=dict_row)
@@ -61,4 +61,4 @@ def page(tx: Connection, scenario_uuid: str, after: int, limit: int) -> tuple[li
         )
         .fetchall()
     )
-    return cut([(msgspec.convert(row, Move), row["page_bytes"]) for row in rows], limit)
+    return trim_page([(msgspec.convert(row, Transition), row["page_bytes"]) for row in rows], limit)

@@ -15,7 +15,7 @@ from psycopg.rows import TupleRow
 from vidflow.infra.postgres.connection import Connection
 
 
-def positions(tx: Connection, topic: str, topic_id: str, partitions: Iterable[int]) -> dict[int, int]:
+def read_positions(tx: Connection, topic: str, topic_id: str, partitions: Iterable[int]) -> dict[int, int]:
     """The offset of the next message to store, of each partition; one that has no row yet gets one, at 0.
 
     A row below 0 (an earlier version stored -1001 for a partition without a leader) is set to 0 too: what the log still holds
@@ -43,7 +43,7 @@ def positions(tx: Connection, topic: str, topic_id: str, partitions: Iterable[in
     return dict(rows)
 
 
-def move(tx: Connection, topic: str, topic_id: str, moves: Mapping[int, tuple[int, int]]) -> set[int]:
+def move_positions(tx: Connection, topic: str, topic_id: str, moves: Mapping[int, tuple[int, int]]) -> set[int]:
     """Moves each partition's position from one offset to another; returns those that were still at the first."""
     rows = tx.execute(
         """
@@ -86,7 +86,7 @@ def note_seen(tx: Connection, topic: str, topic_id: str, partitions: Iterable[in
     )
 
 
-def database_time(tx: Connection) -> datetime.datetime:
+def read_database_time(tx: Connection) -> datetime.datetime:
     """The database's time, to be noted before a partition's end is asked for."""
     [(now,)] = tx.execute("SELECT clock_timestamp()").fetchall()
     assert isinstance(now, datetime.datetime)
@@ -94,11 +94,11 @@ def database_time(tx: Connection) -> datetime.datetime:
 
 
 def note_caught_up(
-    tx: Connection, topic: str, topic_id: str, began: Mapping[int, int], ends: Mapping[int, int], at: datetime.datetime
+    tx: Connection, topic: str, topic_id: str, positions: Mapping[int, int], ends: Mapping[int, int], at: datetime.datetime
 ) -> dict[int, int]:  # fmt: skip
     """Notes that all that was in the log at `at` is stored, for each partition whose position has reached the log's end.
 
-    `began` are the positions when the ends were asked for: one that was past its end then is of a log that was cut.
+    `positions` are the positions when the ends were asked for: one that was past its end then is of a log that was cut.
     `ends` must have been asked for after `at`; one below 0 is no end, and marks nothing.
     The last note counts, be it of an earlier moment: true all the same, and a later
     one may be of a time before the database's clock went back. Returns the positions of the partitions that are not at their ends.
@@ -124,7 +124,7 @@ def note_caught_up(
             "topic": topic,
             "topic_id": topic_id,
             "partitions": list(ends),
-            "began": [began[one] for one in ends],
+            "began": [positions[one] for one in ends],
             "ends": list(ends.values()),
             "at": at,
         },
@@ -132,8 +132,8 @@ def note_caught_up(
     return dict(rows)
 
 
-def ask_caught_up(tx: Connection, topic: str, topic_id: str, partitions: Sequence[int]) -> Cursor[TupleRow]:
-    """Ask up to which moment all that was in the topic's partitions is stored; between this and `caught_up_answer` a pipeline may
+def execute_caught_up_query(tx: Connection, topic: str, topic_id: str, partitions: Sequence[int]) -> Cursor[TupleRow]:
+    """Ask up to which moment all that was in the topic's partitions is stored; between this and `fetch_caught_up_s` a pipeline may
     send more.
 
     Rows of other topic ids do not count.
@@ -151,11 +151,11 @@ def ask_caught_up(tx: Connection, topic: str, topic_id: str, partitions: Sequenc
     )
 
 
-def caught_up_answer(asked: Cursor[TupleRow]) -> float | None:
+def fetch_caught_up_s(cursor: Cursor[TupleRow]) -> float | None:
     """Return that moment, by the database's clock in seconds since 1970.
 
     None where one of the partitions has not been caught up with yet, or was before the database's clock went back: its mark is of
     the future.
     """
-    row = asked.fetchone()
+    row = cursor.fetchone()
     return float(row[0]) if row and row[0] is not None else None

@@ -13,13 +13,13 @@ import msgspec
 from psycopg import Cursor
 from psycopg.rows import dict_row
 
-from vidflow.domain.leader import Known
+from vidflow.domain.leader import ScenarioView
 from vidflow.domain.progress import Progress
-from vidflow.domain.scenario import Limits, is_due
+from vidflow.domain.scenario import RetryPolicy, is_due
 from vidflow.infra.postgres import inbox_partitions, results
 from vidflow.infra.postgres.connection import Connection
-from vidflow.infra.postgres.lifecycle import scenario_of
-from vidflow.infra.postgres.pipelining import pipelined
+from vidflow.infra.postgres.lifecycle import decode_scenario
+from vidflow.infra.postgres.pipelining import pipelined_transaction
 
 SHUTDOWNS: Final = 1000
 """How many scenarios in their shutdown a tick reads, those that have been in it for longest. More wait for the next tick."""
@@ -27,14 +27,14 @@ BACKOFFS: Final = 500
 """How many backoffs one statement ends."""
 
 
-class Engagement(msgspec.Struct, frozen=True):
+class TablesSnapshot(msgspec.Struct, frozen=True):
     """What a tick reads in one snapshot, with the database's time of that snapshot in seconds since 1970.
 
-    `caught_up_db_s`: see `inbox_partitions.caught_up_answer`. `backoff_over`: the backoff of at least one scenario is over.
+    `caught_up_db_s`: see `inbox_partitions.fetch_caught_up_s`. `backoff_over`: the backoff of at least one scenario is over.
     """
 
     now_db_s: float
-    known: Sequence[Known]
+    scenarios: Sequence[ScenarioView]
     caught_up_db_s: float | None
     backoff_over: bool
 
@@ -61,7 +61,7 @@ _ROWS: Final = """
 """
 _NEWEST_REFUSED: Final = 100
 """Of the messages that Kafka refused: a deploy among them is noticed in the tick after."""
-ENGAGED: Final = f"""
+SCENARIOS_ON_RUNNERS: Final = f"""
     WITH first AS MATERIALIZED (
         SELECT scenario_uuid
           FROM scenarios
@@ -114,7 +114,7 @@ HEAD_OF_QUEUE: Final = f"""
 """  # noqa: S608 - fragments of our own
 
 # No pause is longer than the longest backoff: what is due later than that was written before the database's clock went back.
-_OVER: Final = f"""
+_ENDED_BACKOFFS: Final = f"""
     SELECT scenario_uuid
       FROM (SELECT scenario_uuid
               FROM scenarios
@@ -126,7 +126,7 @@ _OVER: Final = f"""
       FROM (SELECT scenario_uuid
               FROM scenarios
              WHERE state = 'init_startup' AND due_at > state_changed_at
-               AND due_at > now() + make_interval(secs => {Limits().backoff_most_s})
+               AND due_at > now() + make_interval(secs => {RetryPolicy().max_backoff_s})
              ORDER BY due_at DESC
              LIMIT %(backoffs)s) AS future
 """  # noqa: S608 - a number of our own
@@ -134,7 +134,7 @@ _OVER: Final = f"""
 END_BACKOFFS: Final = f"""
     WITH over AS MATERIALIZED (
         SELECT s.scenario_uuid
-          FROM ({_OVER}) AS candidate
+          FROM ({_ENDED_BACKOFFS}) AS candidate
           JOIN scenarios s USING (scenario_uuid)
          WHERE s.state = 'init_startup'
            FOR NO KEY UPDATE OF s SKIP LOCKED)
@@ -145,24 +145,29 @@ END_BACKOFFS: Final = f"""
 """  # noqa: S608 - fragments of our own
 
 
-def engagement(
-    tables: Connection, ended: Collection[str], results_topic: tuple[str, str, Sequence[int]] | None, limits: Limits
-) -> Engagement:
+def read_tables_snapshot(
+    tables: Connection,
+    ended: Collection[str],
+    results_topic: tuple[str, str, Sequence[int]] | None,
+    limits: RetryPolicy,
+) -> TablesSnapshot:
     """Return what runners may have, in one snapshot and one round trip.
 
     `ended`: scenarios that reports list as ended. Those in their shutdown are read however many others are, or their entry, which
     tells that they are drained, would be taken for one that nobody wants. `results_topic`: name, id and partitions.
     """
-    with pipelined(tables, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"):
+    with pipelined_transaction(tables, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"):
         clock = tables.execute("SELECT extract(epoch FROM clock_timestamp())::float8")
-        over = tables.execute(f"SELECT EXISTS ({_OVER})", {"backoffs": 1})
+        over = tables.execute(f"SELECT EXISTS ({_ENDED_BACKOFFS})", {"backoffs": 1})
         rows = _select(
-            tables, ENGAGED, {"shutdowns": SHUTDOWNS, "ended": list(ended), "last_attempt": limits.attempts - 1}
+            tables,
+            SCENARIOS_ON_RUNNERS,
+            {"shutdowns": SHUTDOWNS, "ended": list(ended), "last_attempt": limits.max_attempts - 1},
         )
-        caught_up = inbox_partitions.ask_caught_up(tables, *results_topic) if results_topic else None
+        caught_up = inbox_partitions.execute_caught_up_query(tables, *results_topic) if results_topic else None
     [(now_db_s,)], [(backoff_over,)] = clock.fetchall(), over.fetchall()
-    caught_up_db_s = inbox_partitions.caught_up_answer(caught_up) if caught_up else None
-    return Engagement(now_db_s, [_known_of(row) for row in rows.fetchall()], caught_up_db_s, backoff_over)
+    caught_up_db_s = inbox_partitions.fetch_caught_up_s(caught_up) if caught_up else None
+    return TablesSnapshot(now_db_s, [_decode_row(row) for row in rows.fetchall()], caught_up_db_s, backoff_over)
 
 
 def end_backoffs(tx: Connection) -> None:
@@ -174,19 +179,23 @@ def end_backoffs(tx: Connection) -> None:
     tx.execute(END_BACKOFFS, {"backoffs": BACKOFFS})
 
 
-def head_of_queue(tables: Connection, room: Mapping[str, int], limits: Limits) -> list[Known]:
-    """Return the first scenarios of each pool's queue, by priority, then age: as many of each as `room` says."""
-    if not room:
+def read_queue_head(tables: Connection, slots_by_pool: Mapping[str, int], limits: RetryPolicy) -> list[ScenarioView]:
+    """Return the first scenarios of each pool's queue, by priority, then age: as many of each as `slots_by_pool` says."""
+    if not slots_by_pool:
         return []
-    given = {"pools": list(room), "counts": list(room.values()), "last_attempt": limits.attempts - 1}
-    return [_known_of(row) for row in _select(tables, HEAD_OF_QUEUE, given).fetchall()]
+    given = {
+        "pools": list(slots_by_pool),
+        "counts": list(slots_by_pool.values()),
+        "last_attempt": limits.max_attempts - 1,
+    }
+    return [_decode_row(row) for row in _select(tables, HEAD_OF_QUEUE, given).fetchall()]
 
 
-def _select(tables: Connection, query: str, given: Mapping[str, object]) -> Cursor[dict[str, Any]]:
-    return tables.cursor(row_factory=dict_row).execute(query, given)
+def _select(tables: Connection, query: str, parameters: Mapping[str, object]) -> Cursor[dict[str, Any]]:
+    return tables.cursor(row_factory=dict_row).execute(query, parameters)
 
 
-def _known_of(row: dict[str, Any]) -> Known:
+def _decode_row(row: dict[str, Any]) -> ScenarioView:
     progress = Progress(
         epoch=row["progress_epoch"],
         closed=row["closed"],
@@ -194,10 +203,10 @@ def _known_of(row: dict[str, Any]) -> Known:
         last_pts=row["last_pts"],
         end_epoch=row["end_epoch"],
         end_last_frame=row["end_last_frame"],
-        end_reason=results.end_reason_of(row["end_reason"]),
+        end_reason=results.decode_end_reason(row["end_reason"]),
         hole_epoch=row["hole_epoch"],
     )
-    return Known(
-        scenario_of(row), progress, row["priority"], row["since_s"], is_due(row["due_in_s"]), row["deploy_waits"],
+    return ScenarioView(
+        decode_scenario(row), progress, row["priority"], row["since_s"], is_due(row["due_in_s"]), row["deploy_waits"],
         row["deploy_refused"],
     )  # fmt: skip

@@ -15,13 +15,20 @@ from contextlib import contextmanager
 import psycopg
 
 from vidflow.domain.errors import Unavailable
-from vidflow.domain.lease import LEASE_S, LOOK_S, RENEW_S, trusted_until
-from vidflow.infra.postgres.connection import FENCED, FENCED_ANSWER_S, Connection, Writer, connect, has_hung_up
+from vidflow.domain.lease import LEASE_S, RENEW_S, STANDBY_POLL_S, compute_trusted_until
+from vidflow.infra.postgres.connection import (
+    FENCED_RESPONSE_TIMEOUT_S,
+    FENCED_TIMEOUT_SETTING,
+    Connection,
+    ReconnectingConnection,
+    connect,
+    is_closed_by_server,
+)
 from vidflow.infra.postgres.errors import is_away
-from vidflow.infra.postgres.pipelining import pipelined
+from vidflow.infra.postgres.pipelining import pipelined_transaction
 from vidflow.infra.process.stopping import Stop, start_thread
 from vidflow.infra.telemetry.logs import log
-from vidflow.infra.telemetry.outage import in_one_line, postgres_outage
+from vidflow.infra.telemetry.outage import format_error, postgres_outage
 
 _log = log("lease")
 _RETRY_S = 0.1
@@ -66,7 +73,7 @@ def acquire(tx: Connection, name: str, holder: uuid.UUID) -> int | None:
     return row[0] if row else None
 
 
-def shorten(tx: Connection) -> None:
+def cap_expiry(tx: Connection) -> None:
     """Lets no lease end later than a whole one from now: those that do were set before the database's clock went back.
 
     Else a holder that died then would be replaced when the clock is where it was. None ends sooner than its holder trusts it:
@@ -102,7 +109,7 @@ def renew(tx: Connection, terms: Terms, holder: uuid.UUID) -> set[str]:
     return {name for (name,) in rows}
 
 
-def give_up(tx: Connection, terms: Terms, holder: uuid.UUID) -> None:
+def release(tx: Connection, terms: Terms, holder: uuid.UUID) -> None:
     """Ends the leases now, so that nobody need wait for their end."""
     tx.execute(
         """
@@ -145,21 +152,21 @@ class Lease:
         self.term = term
         self.terms: Terms = {name: term}
         self._url = url
-        self._trusted_until_s = trusted_until(attempted_s)
+        self._trusted_until_s = compute_trusted_until(attempted_s)
         self._over = threading.Event()
-        self._writer = Writer(url, name=f"vidflow {name}")
+        self._writer = ReconnectingConnection(url, name=f"vidflow {name}")
 
-    def held(self) -> bool:
+    def is_held(self) -> bool:
         """Whether this process may act as the holder, by its own clock alone."""
         return not self._over.is_set() and time.monotonic() < self._trusted_until_s
 
     @contextmanager
     def fenced(self) -> Iterator[Connection]:
         """A pipelined transaction that commits only under this lease. Raises LeaseLost; it must end within a second."""
-        if not self.held():
+        if not self.is_held():
             raise LeaseLost(f"not renewed in time: {self.name} (term {self.term})", [self.name])
-        with pipelined(self._writer.connection()) as tx:
-            tx.execute(f"SET LOCAL {FENCED}")
+        with pipelined_transaction(self._writer.connection()) as tx:
+            tx.execute(f"SET LOCAL {FENCED_TIMEOUT_SETTING}")
             try:
                 fence(tx, self.terms, self.holder)
             except LeaseLost:
@@ -172,74 +179,74 @@ class Lease:
         own: Connection | None = None
         wait_s = RENEW_S
         while not self._over.wait(wait_s):
-            if has_hung_up(own or connection):
+            if is_closed_by_server(own or connection):
                 if own is not None:
                     own.close()
-                own = self._reconnected()
-            wait_s = RENEW_S if self._renewed(own or connection) else _RETRY_S
-            if not self.held():
+                own = self._try_reconnect()
+            wait_s = RENEW_S if self._try_renew(own or connection) else _RETRY_S
+            if not self.is_held():
                 self._over.set()
         if own is not None:
             own.close()
 
-    def _renewed(self, connection: Connection) -> bool:
+    def _try_renew(self, connection: Connection) -> bool:
         attempted_s = time.monotonic()
         try:
             if renew(connection, self.terms, self.holder):
-                self._trusted_until_s = trusted_until(attempted_s)
+                self._trusted_until_s = compute_trusted_until(attempted_s)
                 return True
         except psycopg.Error as error:
             say = _log.debug if is_away(error) else _log.warning  # the outage itself is said by whom it stops
-            say("renewal_failed", lease=self.name, term=self.term, error=in_one_line(error))
+            say("renewal_failed", lease=self.name, term=self.term, error=format_error(error))
         else:
             self._over.set()
         return False
 
-    def _reconnected(self) -> Connection | None:
+    def _try_reconnect(self) -> Connection | None:
         """A new connection for renewals; None where there is none yet: tried again while the lease may be trusted."""
         try:
-            return connect(self._url, name=f"vidflow {self.name} lease", answer_limit_s=FENCED_ANSWER_S)
+            return connect(self._url, name=f"vidflow {self.name} lease", response_timeout_s=FENCED_RESPONSE_TIMEOUT_S)
         except psycopg.Error as error:
             _log.debug("reconnect_failed", lease=self.name, error=str(error).strip())
             return None
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Trusts it no more, from now on."""
         self._over.set()
         self._writer.close()
 
 
-def keep(url: str, name: str, stop: Stop, lead: Callable[[Lease], None]) -> None:
-    """Stands by for the lease, and runs `lead` each time it is held, until a stop is requested.
+def run_as_holder(url: str, name: str, stop: Stop, work: Callable[[Lease], None]) -> None:
+    """Stands by for the lease, and runs `work` each time it is held, until a stop is requested.
 
-    `lead` returns once `lease.held()` is False or a stop is requested. Where it raises LeaseLost, or an error by which the
+    `work` returns once `lease.is_held()` is False or a stop is requested. Where it raises LeaseLost, or an error by which the
     database is away, this process stands by again; any other error is the caller's.
     """
     holder = uuid.uuid4()
     outage = postgres_outage()
     while not stop.requested:
         try:
-            with connect(url, name=f"vidflow {name} lease", answer_limit_s=FENCED_ANSWER_S) as connection:
-                outage.back()
-                _stand_by(connection, url, name, holder, stop, lead)
+            with connect(url, name=f"vidflow {name} lease", response_timeout_s=FENCED_RESPONSE_TIMEOUT_S) as connection:
+                outage.end()
+                _stand_by(connection, url, name, holder, stop, work)
         except LeaseLost as lost:
             _log.warning("lease_lost", lease=name, reason=lost.message)
         except psycopg.Error as error:
             if not is_away(error):
                 raise
-            outage.away(error)
-            stop.wait(LOOK_S)
+            outage.begin(error)
+            stop.wait(STANDBY_POLL_S)
 
 
 def _stand_by(
     connection: Connection, url: str, name: str, holder: uuid.UUID, stop: Stop, lead: Callable[[Lease], None]
 ) -> None:  # fmt: skip
     while not stop.requested:
-        shorten(connection)
+        cap_expiry(connection)
         attempted_s = time.monotonic()
         term = acquire(connection, name, holder)
         if term is None:
-            stop.wait(LOOK_S)
+            stop.wait(STANDBY_POLL_S)
             continue
         _hold(connection, Lease(url, name, holder, term, attempted_s), stop, lead)
 
@@ -250,17 +257,17 @@ def _hold(connection: Connection, lease: Lease, stop: Stop, lead: Callable[[Leas
     try:
         lead(lease)
     finally:
-        lease.end()
+        lease.close()
         renewing.join()
         _log.info("lease_ended", lease=lease.name, term=lease.term)
-        _release(connection, lease)
+        _try_release(connection, lease)
 
 
-def _release(connection: Connection, lease: Lease) -> None:
+def _try_release(connection: Connection, lease: Lease) -> None:
     """Gives the lease up where the database can be asked to; else it runs out by itself."""
     if connection.closed:
         return
     try:
-        give_up(connection, lease.terms, lease.holder)
+        release(connection, lease.terms, lease.holder)
     except psycopg.Error as error:
         _log.debug("give_up_failed", lease=lease.name, term=lease.term, error=str(error).strip())

@@ -13,13 +13,13 @@ import msgspec
 from psycopg.rows import dict_row
 
 from vidflow.domain.errors import ErrorInfo
-from vidflow.domain.leader import Given
+from vidflow.domain.leader import OutgoingCommand
 from vidflow.domain.messages import (
     INIT_SCENARIO,
     Deploy,
     Message,
     Parameters,
-    Resume,
+    ResumePoint,
     Shutdown,
     StopWork,
     commands_topic,
@@ -30,7 +30,7 @@ from vidflow.infra.postgres import outbox, results
 from vidflow.infra.postgres.connection import Connection
 
 
-def scenario_of(row: dict[str, Any]) -> Scenario:
+def decode_scenario(row: dict[str, Any]) -> Scenario:
     """Return the lifecycle's part of a row. `error` and `skips` are JSON texts, or null."""
     return Scenario(
         scenario_uuid=row["scenario_uuid"],
@@ -48,7 +48,7 @@ def scenario_of(row: dict[str, Any]) -> Scenario:
     )
 
 
-def read_one(tx: Connection, scenario_uuid: str) -> Scenario | None:
+def read_scenario(tx: Connection, scenario_uuid: str) -> Scenario | None:
     """One scenario; None where there is none of this uuid."""
     query = """
         SELECT scenario_uuid::text, state, outcome, error::text, epoch, attempt, returns, runner, resume_frame, skips::text, pool,
@@ -57,10 +57,12 @@ def read_one(tx: Connection, scenario_uuid: str) -> Scenario | None:
          WHERE scenario_uuid = %s
     """
     row = tx.cursor(row_factory=dict_row).execute(query, (scenario_uuid,)).fetchone()
-    return scenario_of(row) if row else None
+    return decode_scenario(row) if row else None
 
 
-def write_back(tx: Connection, decisions: Sequence[Decision], commands: Sequence[Given] = ()) -> list[Decision]:
+def write_decisions(
+    tx: Connection, decisions: Sequence[Decision], commands: Sequence[OutgoingCommand] = ()
+) -> list[Decision]:
     """Move each scenario that is still in the state and epoch in which it was read. Return the decisions that took effect.
 
     History and outbox rows are written for these alone. `commands` are given again to their runners, less those of which a copy
@@ -75,8 +77,8 @@ def write_back(tx: Connection, decisions: Sequence[Decision], commands: Sequence
     deployed = [decision.before.scenario_uuid for decision in effective if decision.send is Send.DEPLOY]
     again = {one.scenario_uuid for one in commands if one.kind == "deploy"}
     deploys = _deploy_rows(tx, [*deployed, *again])
-    outbox.add(tx, [row for decision in effective if (row := _message_row(decision))])
-    outbox.add(tx, [row for row in deploys if row.key not in again])
+    outbox.add_messages(tx, [row for decision in effective if (row := _message_row(decision))])
+    outbox.add_messages(tx, [row for row in deploys if row.key not in again])
     given = [
         _row(commands_topic(one.pool), one.scenario_uuid, one.kind, one.epoch, one.runner, one.command)
         for one in commands
@@ -157,7 +159,7 @@ def _write_progress(tx: Connection, decisions: Sequence[Decision]) -> None:
     closed = [d.before.scenario_uuid for d in decisions if d.after and d.after.state is State.INACTIVE]
     raised = [d.after for d in decisions if d.send is Send.DEPLOY and d.after]
     if closed or raised:
-        results.hold_progress(tx, [*closed, *(scenario.scenario_uuid for scenario in raised)])
+        results.lock_progress_rows(tx, [*closed, *(scenario.scenario_uuid for scenario in raised)])
     if closed:
         tx.execute("UPDATE scenario_progress SET closed = true WHERE scenario_uuid = ANY(%b::uuid[])", (closed,))
     if raised:
@@ -178,7 +180,7 @@ def _write_progress(tx: Connection, decisions: Sequence[Decision]) -> None:
         )
 
 
-def _message_row(decision: Decision) -> outbox.Row | None:
+def _message_row(decision: Decision) -> outbox.OutboxMessage | None:
     """The message of a step whose body needs nothing but the scenario's name and epoch."""
     scenario = decision.after
     if scenario is None or decision.send not in {Send.STOP, Send.SHUTDOWN}:
@@ -190,11 +192,11 @@ def _message_row(decision: Decision) -> outbox.Row | None:
     return _row(INIT_SCENARIO, uuid, "shutdown", scenario.epoch, None, Shutdown(uuid))
 
 
-def _row(topic: str, key: str, kind: str, epoch: int, runner: str | None, message: Message) -> outbox.Row:
-    return outbox.Row(topic=topic, key=key, kind=kind, epoch=epoch, runner=runner, payload=encode(message))
+def _row(topic: str, key: str, kind: str, epoch: int, runner: str | None, message: Message) -> outbox.OutboxMessage:
+    return outbox.OutboxMessage(topic=topic, key=key, kind=kind, epoch=epoch, runner=runner, payload=encode(message))
 
 
-def _deploy_rows(tx: Connection, uuids: Sequence[str]) -> list[outbox.Row]:
+def _deploy_rows(tx: Connection, uuids: Sequence[str]) -> list[outbox.OutboxMessage]:
     """The deploys of scenarios that are deployed now, as the tables have them: the first time and each time again."""
     if not uuids:
         return []
@@ -213,12 +215,19 @@ def _deploy_rows(tx: Connection, uuids: Sequence[str]) -> list[outbox.Row]:
         .fetchall()
     )
     return [
-        _row(commands_topic(row["pool"]), row["scenario_uuid"], "deploy", row["epoch"], row["runner"], _deploy_of(row))
+        _row(
+            commands_topic(row["pool"]),
+            row["scenario_uuid"],
+            "deploy",
+            row["epoch"],
+            row["runner"],
+            _decode_deploy(row),
+        )
         for row in rows
     ]
 
 
-def _deploy_of(row: dict[str, Any]) -> Deploy:
+def _decode_deploy(row: dict[str, Any]) -> Deploy:
     return Deploy(
         scenario_uuid=row["scenario_uuid"],
         epoch=row["epoch"],
@@ -227,7 +236,7 @@ def _deploy_of(row: dict[str, Any]) -> Deploy:
         model_sha256=row["model_sha256"],
         fps=row["fps"],
         parameters=msgspec.convert(row["parameters"], Parameters),
-        resume=msgspec.convert(row, Resume),
+        resume=msgspec.convert(row, ResumePoint),
         attempt=row["attempt"],
         skips=msgspec.convert(row["skips"], tuple[Skip, ...]),
     )

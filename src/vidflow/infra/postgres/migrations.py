@@ -24,7 +24,7 @@ import psycopg
 from psycopg import errors
 
 from vidflow.domain.errors import SetupError, Unavailable
-from vidflow.infra.postgres.connection import ANSWER_LIMIT_S, Connection, connect, connected, require_direct
+from vidflow.infra.postgres.connection import RESPONSE_TIMEOUT_S, Connection, connect, connected, require_direct
 from vidflow.infra.postgres.errors import is_away, is_conflict
 from vidflow.infra.process.stopping import Stop
 from vidflow.infra.telemetry.logs import log
@@ -35,8 +35,8 @@ LOCK_WAIT_S: Final = 0.5
 """How long a statement waits for a lock: what comes behind it, reads too, waits as long."""
 PAUSE_S: Final = 1.0
 ATTEMPTS: Final = 60
-LOOK_S = 0.3
-ROLES: Final = ("vidflow_api", "vidflow_relay", "vidflow_orchestrator", "vidflow_inbox")
+SCHEMA_POLL_S = 0.3
+GROUP_ROLES: Final = ("vidflow_api", "vidflow_relay", "vidflow_orchestrator", "vidflow_inbox")
 """The group roles of sql/roles.sql, one for each process."""
 _log = log("migrations")
 LOCK = 0x76_69_64_66_6C_6F_77  # "vidflow": the key of the advisory lock under which one process migrates
@@ -53,7 +53,7 @@ def files() -> dict[str, Path]:
     return {path.stem: path for path in sorted(sql_folder().glob("[0-9]*.sql"))}
 
 
-def migrate(url: str, say: Callable[[str], None], phase: Phase = "all") -> None:
+def migrate(url: str, notify: Callable[[str], None], phase: Phase = "all") -> None:
     """Applies what is missing of the phase.
 
     Raises SetupError where an applied file was changed since, or the other phase comes first; Unavailable without a server, or
@@ -62,7 +62,7 @@ def migrate(url: str, say: Callable[[str], None], phase: Phase = "all") -> None:
     import yoyo  # noqa: PLC0415 - the roles wait for the schema and migrate nothing
 
     with _locked(url) as connection:
-        missing = due(pending(connection), phase)
+        missing = filter_by_phase(list_pending_migrations(connection), phase)
         if not missing:
             return
         backend = yoyo.get_backend(_yoyo_url(url))
@@ -73,21 +73,23 @@ def migrate(url: str, say: Callable[[str], None], phase: Phase = "all") -> None:
             for migration in migrations:
                 # A death between the two steps leaves a file applied and its checksum unwritten: then only that is made good.
                 if migration in unapplied:
-                    say(f"applying {migration.id}")
-                    _apply(backend, migration, say)
+                    notify(f"applying {migration.id}")
+                    _apply(backend, migration, notify)
                 connection.execute(
                     "INSERT INTO schema_checksums (name, sha256) VALUES (%s, %s)",
                     (migration.id, _sha256(files()[migration.id])),
                 )
         finally:
             backend.connection.close()
-        grant_where_there(connection)
+        grant_existing_roles(connection)
 
 
-def grant_where_there(tables: Connection) -> None:
+def grant_existing_roles(tables: Connection) -> None:
     """Grant the group roles what this schema needs (sql/roles.sql), where somebody has made them: `vidflow db roles`."""
-    [(there,)] = tables.execute("SELECT count(*) FROM pg_roles WHERE rolname = ANY (%s)", (list(ROLES),)).fetchall()
-    if there == len(ROLES):
+    [(there,)] = tables.execute(
+        "SELECT count(*) FROM pg_roles WHERE rolname = ANY (%s)", (list(GROUP_ROLES),)
+    ).fetchall()
+    if there == len(GROUP_ROLES):
         tables.execute((sql_folder() / "roles.sql").read_bytes())
 
 
@@ -122,7 +124,7 @@ def _apply(backend: Any, migration: Any, say: Callable[[str], None]) -> None:  #
     )
 
 
-def due(missing: list[str], phase: Phase) -> list[str]:
+def filter_by_phase(missing: list[str], phase: Phase) -> list[str]:
     """What is to be applied now of the missing files. Raises SetupError where a file of the other phase comes before one of it."""
     if phase == "all":
         return missing
@@ -141,9 +143,9 @@ def _phase(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-def pending(connection: psycopg.Connection) -> list[str]:
+def list_pending_migrations(connection: psycopg.Connection) -> list[str]:
     """The names of the migrations that this database lacks, in order."""
-    applied = _applied(connection)
+    applied = _read_applied(connection)
     for name, path in files().items():
         if name in applied and applied[name] != _sha256(path):
             raise SetupError(
@@ -152,10 +154,10 @@ def pending(connection: psycopg.Connection) -> list[str]:
     return [name for name in files() if name not in applied]
 
 
-def status(url: str) -> list[tuple[str, bool]]:
+def list_migrations(url: str) -> list[tuple[str, bool]]:
     """Each migration and whether it is applied. Raises Unavailable without a server."""
     with connected(url, name="vidflow db status") as connection:
-        missing = set(pending(connection))
+        missing = set(list_pending_migrations(connection))
     return [(name, name not in missing) for name in files()]
 
 
@@ -170,30 +172,30 @@ def wait_for_schema(url: str, stop: Stop) -> None:
     told = False
     while not stop.requested:
         try:
-            with connect(url, name="vidflow waits for the schema", answer_limit_s=ANSWER_LIMIT_S) as connection:
-                outage.back()
-                missing = [name for name in pending(connection) if _phase(name) == "pre"]
+            with connect(url, name="vidflow waits for the schema", response_timeout_s=RESPONSE_TIMEOUT_S) as connection:
+                outage.end()
+                missing = [name for name in list_pending_migrations(connection) if _phase(name) == "pre"]
                 _refuse_newer(connection)
         except psycopg.Error as error:
             if not is_away(error):
                 raise
-            outage.away(error)
+            outage.begin(error)
         else:
             if not missing:
                 return
             if not told:
                 _log.warning("schema_missing", migrations=", ".join(missing), needs="run: vidflow db migrate")
                 told = True
-        stop.wait(LOOK_S)
+        stop.wait(SCHEMA_POLL_S)
 
 
 def _refuse_newer(connection: psycopg.Connection) -> None:
-    newer = [name for name in _applied(connection) if name not in files() and _phase(name) == "post"]
+    newer = [name for name in _read_applied(connection) if name not in files() and _phase(name) == "post"]
     if newer:
         raise SetupError(f"the database is of a newer version ({', '.join(sorted(newer))}): upgrade this process")
 
 
-def _applied(connection: psycopg.Connection) -> dict[str, str]:
+def _read_applied(connection: psycopg.Connection) -> dict[str, str]:
     if connection.execute("SELECT to_regclass('schema_checksums')").fetchone() == (None,):
         return {}
     return dict(connection.execute("SELECT name, sha256 FROM schema_checksums").fetchall())
@@ -205,7 +207,7 @@ def _locked(url: str) -> Iterator[Connection]:
         require_direct(connection, "a migration")
         # A statement that waits for the lock would hold a snapshot, for which an index that is built CONCURRENTLY waits.
         while connection.execute("SELECT pg_try_advisory_lock(%s)", (LOCK,)).fetchone() == (False,):
-            time.sleep(LOOK_S)
+            time.sleep(SCHEMA_POLL_S)
         connection.execute(
             """
             CREATE TABLE IF NOT EXISTS schema_checksums (

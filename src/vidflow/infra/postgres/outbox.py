@@ -19,13 +19,13 @@ from vidflow.infra.postgres.connection import Connection
 WINDOW: Final = 2000
 """How many of the last ids the usual look for pending rows covers: it does not wade through dead rows further down."""
 
-COUNTED: Final = 10_000
+MAX_COUNTED_MESSAGES: Final = 10_000
 """How many messages are counted at most: what merely waits must cost a look no more, the longer Kafka is away."""
 BATCH_BYTES: Final = 8 * 1024 * 1024
 """How much payload is read at once; one message more where they do not end at it evenly."""
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
+class OutboxMessage(msgspec.Struct, frozen=True, kw_only=True):
     """A message to be sent: its topic, key and bytes, and what its headers carry."""
 
     topic: str
@@ -36,8 +36,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     runner: str | None = None
 
 
-class Pending(msgspec.Struct, frozen=True, gc=False):
-    """A message that waits, with what it got when it was written; in the order of the columns that `pending` selects."""
+class PendingMessage(msgspec.Struct, frozen=True, gc=False):
+    """A message that waits, with what it got when it was written; in the order of the columns that `read_pending_messages` selects."""
 
     id: int
     message_id: str
@@ -50,7 +50,7 @@ class Pending(msgspec.Struct, frozen=True, gc=False):
     payload: bytes
 
 
-class SetAside(msgspec.Struct, frozen=True, kw_only=True):
+class SetAsideMessage(msgspec.Struct, frozen=True, kw_only=True):
     """A message that no broker took: what it is, how large, and what the broker said."""
 
     id: int
@@ -63,7 +63,7 @@ class SetAside(msgspec.Struct, frozen=True, kw_only=True):
     error: str
 
 
-class Lag(msgspec.Struct, frozen=True):
+class OutboxLag(msgspec.Struct, frozen=True):
     """How many messages wait, for how long the oldest has, and how many were set aside since no broker takes them.
 
     Both counts end at COUNTED: there are at least as many then.
@@ -74,7 +74,7 @@ class Lag(msgspec.Struct, frozen=True):
     set_aside: int
 
 
-def add(tx: Connection, rows: Sequence[Row]) -> None:
+def add_messages(tx: Connection, rows: Sequence[OutboxMessage]) -> None:
     """Writes messages, to be published in this order."""
     if not rows:
         return
@@ -90,7 +90,7 @@ def add(tx: Connection, rows: Sequence[Row]) -> None:
     )
 
 
-def add_commands(tx: Connection, rows: Sequence[Row]) -> int:
+def add_commands(tx: Connection, rows: Sequence[OutboxMessage]) -> int:
     """Writes commands, less those of which a copy waits unpublished already; returns how many it wrote."""
     if not rows:
         return 0
@@ -111,7 +111,7 @@ def add_commands(tx: Connection, rows: Sequence[Row]) -> int:
     ).rowcount
 
 
-def _columns(rows: Sequence[Row]) -> tuple[list[object], ...]:
+def _columns(rows: Sequence[OutboxMessage]) -> tuple[list[object], ...]:
     """The rows as columns: sets go to PostgreSQL as one binary array a column."""
     return (
         [row.topic for row in rows],
@@ -123,25 +123,27 @@ def _columns(rows: Sequence[Row]) -> tuple[list[object], ...]:
     )
 
 
-def pending(
+def read_pending_messages(
     tx: Connection,
     limit: int,
     *,
     max_bytes: int = BATCH_BYTES,
-    after: int = 0,
+    after_id: int = 0,
     window: int | None = None,
     shards: Collection[int] = range(SHARDS),
-    without: Collection[str] = (),
-    on_way: Collection[int] = (),
-) -> list[Pending]:
-    """Return the first `limit` messages of these shards that wait, in order of id, less those `on_way` and of the topics `without`.
+    excluded_topics: Collection[str] = (),
+    in_flight_ids: Collection[int] = (),
+) -> list[PendingMessage]:
+    """Return the first `limit` messages of these shards that wait, in order of id.
+
+    Without `in_flight_ids` and those of `excluded_topics`.
 
     Of these no more than reach `max_bytes` of payload: what is left out is not loaded, only its size is looked at.
-    `after`: only ids above it, for who has sent what waits below. With a `window`, only those among the last so many ids;
+    `after_id`: only ids above it, for who has sent what waits below. With a `window`, only those among the last so many ids;
     of these, a message whose key has another one waiting further down is left out: it would overtake that one.
     """
     return (
-        tx.cursor(row_factory=args_row(Pending), binary=True)
+        tx.cursor(row_factory=args_row(PendingMessage), binary=True)
         .execute(
             """
             WITH start AS MATERIALIZED (
@@ -173,10 +175,10 @@ def pending(
             """,
             {
                 "shards": list(shards),
-                "after": after,
+                "after": after_id,
                 "window": window,
-                "without": list(without),
-                "on_way": list(on_way),
+                "without": list(excluded_topics),
+                "on_way": list(in_flight_ids),
                 "limit": limit,
                 "max_bytes": max_bytes,
             },
@@ -185,7 +187,7 @@ def pending(
     )
 
 
-def waiting_up_to(tx: Connection, row_id: int, shards: Collection[int]) -> int:
+def count_pending_up_to(tx: Connection, row_id: int, shards: Collection[int]) -> int:
     """How many messages of these shards wait among the ids up to this one."""
     [(count,)] = tx.execute(
         """
@@ -223,10 +225,10 @@ def set_aside(tx: Connection, message_id: int, error: str) -> None:
     )
 
 
-def all_set_aside(tx: Connection, limit: int) -> list[SetAside]:
+def list_set_aside(tx: Connection, limit: int) -> list[SetAsideMessage]:
     """The first `limit` messages that no broker took, oldest first."""
     return (
-        tx.cursor(row_factory=class_row(SetAside))
+        tx.cursor(row_factory=class_row(SetAsideMessage))
         .execute(
             """
             SELECT id, created_at, topic, key, kind, epoch, octet_length(payload) AS size_bytes, error
@@ -241,7 +243,7 @@ def all_set_aside(tx: Connection, limit: int) -> list[SetAside]:
     )
 
 
-def take_back(tx: Connection, ids: Collection[int]) -> int:
+def retry_set_aside(tx: Connection, ids: Collection[int]) -> int:
     """Lets the relay try messages again that were set aside; returns how many there were."""
     return tx.execute(
         """
@@ -253,7 +255,7 @@ def take_back(tx: Connection, ids: Collection[int]) -> int:
     ).rowcount
 
 
-def drop(tx: Connection, ids: Collection[int]) -> int:
+def drop_set_aside(tx: Connection, ids: Collection[int]) -> int:
     """Deletes messages that were set aside; returns how many there were."""
     return tx.execute(
         """
@@ -264,7 +266,7 @@ def drop(tx: Connection, ids: Collection[int]) -> int:
     ).rowcount
 
 
-def remove_marked(tx: Connection, limit: int) -> int:
+def remove_legacy_published(tx: Connection, limit: int) -> int:
     """Deletes what relays of an earlier version have marked as published, of the `limit` oldest; returns how many."""
     return tx.execute(
         """
@@ -280,7 +282,7 @@ def remove_marked(tx: Connection, limit: int) -> int:
     ).rowcount
 
 
-def lag(tx: Connection, shards: Collection[int] = range(SHARDS)) -> Lag:
+def read_lag(tx: Connection, shards: Collection[int] = range(SHARDS)) -> OutboxLag:
     """Return how far these shards are behind, as the first COUNTED messages that wait, and that are set aside, tell it."""
     [row] = tx.execute(
         """
@@ -305,6 +307,6 @@ def lag(tx: Connection, shards: Collection[int] = range(SHARDS)) -> Lag:
           FROM waiting
          WHERE shard = ANY (%(shards)s::smallint[])
         """,
-        {"shards": list(shards), "most": COUNTED},
+        {"shards": list(shards), "most": MAX_COUNTED_MESSAGES},
     ).fetchall()
-    return Lag(*row)
+    return OutboxLag(*row)

@@ -15,7 +15,7 @@ MAX_PAGE_BYTES: Final = 1024**2
 T = TypeVar("T")
 
 
-def cut(rows: Sequence[tuple[T, int]], limit: int) -> tuple[list[T], bool]:
+def trim_page(rows: Sequence[tuple[T, int]], limit: int) -> tuple[list[T], bool]:
     """Return the items of a page, and whether more follow. `rows`: each item with its `page_bytes`, at most one beyond the page."""
     items = [
         item for number, (item, page_bytes) in enumerate(rows[:limit]) if number == 0 or page_bytes <= MAX_PAGE_BYTES

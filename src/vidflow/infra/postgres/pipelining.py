@@ -14,7 +14,7 @@ from vidflow.infra.postgres.connection import Connection
 
 
 @contextmanager
-def pipelined(connection: Connection, begin: LiteralString = "BEGIN") -> Iterator[Connection]:
+def pipelined_transaction(connection: Connection, begin: LiteralString = "BEGIN") -> Iterator[Connection]:
     """Run the block in one transaction and in the connection's pipeline mode: only a fetch waits for the server.
 
     For a connection in autocommit mode that is in no transaction and prepares no statements: what was to be prepared behind one that

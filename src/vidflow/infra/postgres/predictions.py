@@ -8,13 +8,13 @@ import msgspec
 
 from vidflow.domain.scenario import State
 from vidflow.infra.postgres.connection import Connection
-from vidflow.infra.postgres.pages import MAX_PAGE_BYTES, cut
+from vidflow.infra.postgres.pages import MAX_PAGE_BYTES, trim_page
 
-BEFORE_THE_FIRST: Final = -1
+BEFORE_FIRST_FRAME: Final = -1
 """The frame number behind which all results lie."""
 
 
-class Results(msgspec.Struct, frozen=True):
+class ResultPage(msgspec.Struct, frozen=True):
     """A page of results: each frame as JSON, in the order of frame numbers, without a hole.
 
     `last_frame` is the number of the page's last frame, or the one behind which it was asked for. `complete`: the scenario is
@@ -27,7 +27,7 @@ class Results(msgspec.Struct, frozen=True):
     removed: bool
 
 
-def page(tx: Connection, scenario_uuid: str, after: int, limit: int) -> Results | None:
+def read_result_page(tx: Connection, scenario_uuid: str, after: int, limit: int) -> ResultPage | None:
     """Return the results after frame `after`, at most `limit`; None if the scenario does not exist. One statement: one snapshot."""
     rows = tx.execute(
         """
@@ -59,8 +59,8 @@ def page(tx: Connection, scenario_uuid: str, after: int, limit: int) -> Results 
     if not rows:
         return None
     (state, removed), found = rows[0][:2], rows[1:]  # the first row is the place where the page begins
-    shown, more = cut([(row[4:], row[2]) for row in found], limit)
-    return Results(
+    shown, more = trim_page([(row[4:], row[2]) for row in found], limit)
+    return ResultPage(
         frames=[_frame(*row) for row in shown],
         last_frame=shown[-1][0] if shown else after,
         complete=state == State.INACTIVE and not more,

@@ -12,15 +12,15 @@ import msgspec
 from psycopg.errors import UniqueViolation
 from psycopg.rows import dict_row
 
-from vidflow.domain.messages import EndReason, Frame, Gap, Opened
+from vidflow.domain.messages import EndReason, Frame, Gap, SourceOpened
 from vidflow.domain.progress import Progress
 from vidflow.infra.postgres.connection import Connection
 
-MEANWHILE_ROWS: Final = 200
+ROWS_PER_CALLBACK: Final = 200
 """The server has as many rows to go on with, while the sender does something else."""
 
 
-def end_reason_of(text: str | None) -> EndReason | None:
+def decode_end_reason(text: str | None) -> EndReason | None:
     """The reason of an end marker, as stored."""
     return EndReason(text) if text else None
 
@@ -43,7 +43,7 @@ def lock_progress(tx: Connection, scenario_uuids: Sequence[str]) -> dict[str, Pr
     )
 
 
-def hold_progress(tx: Connection, scenario_uuids: Sequence[str]) -> None:
+def lock_progress_rows(tx: Connection, scenario_uuids: Sequence[str]) -> None:
     """Lock the progress of scenarios as `lock_progress` does, without reading it or waiting for the answer in a pipeline."""
     tx.execute(
         """
@@ -74,19 +74,19 @@ def _progress(tx: Connection, query: str, scenario_uuids: Sequence[str]) -> dict
     if not scenario_uuids:
         return {}
     rows = tx.cursor(row_factory=dict_row).execute(query, (list(scenario_uuids),)).fetchall()
-    return {row["uuid"]: _progress_of(row) for row in rows}
+    return {row["uuid"]: _decode_progress(row) for row in rows}
 
 
-def _progress_of(row: dict[str, Any]) -> Progress:
+def _decode_progress(row: dict[str, Any]) -> Progress:
     given = {name: row[name] for name in Progress.__struct_fields__}
-    given["end_reason"] = end_reason_of(given["end_reason"])
-    given["opened"] = msgspec.convert(given["opened"], Opened | None)
+    given["end_reason"] = decode_end_reason(given["end_reason"])
+    given["opened"] = msgspec.convert(given["opened"], SourceOpened | None)
     return Progress(**given)
 
 
-def write_progress(tx: Connection, after: Mapping[str, Progress]) -> None:
+def write_progress(tx: Connection, progress: Mapping[str, Progress]) -> None:
     """Writes what the inbox owns of the progress: all but `epoch` and `closed`, which are the leader's."""
-    if not after:
+    if not progress:
         return
     tx.execute(
         """
@@ -102,34 +102,34 @@ def write_progress(tx: Connection, after: Mapping[str, Progress]) -> None:
          WHERE p.scenario_uuid = n.scenario_uuid
         """,
         (
-            list(after),
-            [p.next_frame for p in after.values()],
-            [p.origin_pts for p in after.values()],
-            [p.time_base for p in after.values()],
-            [p.last_pts for p in after.values()],
-            [p.last_time_s for p in after.values()],
-            [p.last_at for p in after.values()],
-            [p.end_epoch for p in after.values()],
-            [p.end_last_frame for p in after.values()],
-            [p.end_reason.value if p.end_reason else None for p in after.values()],
-            [p.hole_epoch for p in after.values()],
-            [p.repeats for p in after.values()],
-            [_json(p.opened) if p.opened else None for p in after.values()],
+            list(progress),
+            [p.next_frame for p in progress.values()],
+            [p.origin_pts for p in progress.values()],
+            [p.time_base for p in progress.values()],
+            [p.last_pts for p in progress.values()],
+            [p.last_time_s for p in progress.values()],
+            [p.last_at for p in progress.values()],
+            [p.end_epoch for p in progress.values()],
+            [p.end_last_frame for p in progress.values()],
+            [p.end_reason.value if p.end_reason else None for p in progress.values()],
+            [p.hole_epoch for p in progress.values()],
+            [p.repeats for p in progress.values()],
+            [_json(p.opened) if p.opened else None for p in progress.values()],
         ),
     )
 
 
-def add_frames(tx: Connection, frames: Sequence[Frame], meanwhile: Callable[[], None] = lambda: None) -> int:
+def add_frames(tx: Connection, frames: Sequence[Frame], while_waiting: Callable[[], None] = lambda: None) -> int:
     """Stores frames; returns how many were new. One that is stored already stays as it is: the net below the rule.
 
     By the rule none is, so they are copied: the server then works while the rows are still being made, and while the caller does
-    what it has to do `meanwhile`, which is called every few rows and may not use the connection.
+    what it has to do `while_waiting`, which is called every few rows and may not use the connection.
     """
     if not frames:
         return 0
     try:
         with tx.transaction():
-            _copy_frames(tx, frames, meanwhile)
+            _copy_frames(tx, frames, while_waiting)
     except UniqueViolation:
         return _insert_new_frames(tx, frames)
     return len(frames)
@@ -146,7 +146,7 @@ def _copy_frames(tx: Connection, frames: Sequence[Frame], meanwhile: Callable[[]
                 one.scenario_uuid, one.frame_number, one.epoch, one.pts, one.time_s, one.width, one.height, one.at,
                 _json(one.detections),
             ))  # fmt: skip
-            if number % MEANWHILE_ROWS == 0:
+            if number % ROWS_PER_CALLBACK == 0:
                 meanwhile()
 
 

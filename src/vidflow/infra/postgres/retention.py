@@ -11,16 +11,16 @@ import uuid
 from collections.abc import Sequence
 from typing import Final
 
-from vidflow.domain.retention import DEFAULT, FOREVER_MS, TABLE, Range
+from vidflow.domain.retention import DEFAULT_PARTITION, FOREVER_MS, RESULTS_TABLE, PartitionRange
 from vidflow.infra.postgres.connection import Connection
 
 LOCK_WAIT_MS: Final = 200
-BEFORE_ALL: Final = "00000000-0000-0000-0000-000000000000"
+MIN_UUID: Final = "00000000-0000-0000-0000-000000000000"
 """Below every scenario_uuid."""
 _BOUND: Final = re.compile(r"FROM \((?P<first>[^)]*)\) TO \((?P<last>[^)]*)\)")
 
 
-def bound(at_ms: int) -> str:
+def lowest_uuid(at_ms: int) -> str:
     """The lowest uuid of a moment: of version 7 by its time, below all that were made then."""
     return str(uuid.UUID(int=at_ms << 80))
 
@@ -30,13 +30,13 @@ def time_ms(scenario_uuid: str) -> int:
     return uuid.UUID(scenario_uuid).int >> 80
 
 
-def database_ms(tx: Connection) -> int:
+def read_database_ms(tx: Connection) -> int:
     """The database's clock: the one by which it makes uuids."""
     [(now_ms,)] = tx.execute("SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint").fetchall()
     return int(now_ms)
 
 
-def partitions(tx: Connection) -> list[Range]:
+def list_partitions(tx: Connection) -> list[PartitionRange]:
     """The partitions of the results that have a range, the oldest first."""
     rows = tx.execute(
         """
@@ -45,16 +45,16 @@ def partitions(tx: Connection) -> list[Range]:
           JOIN pg_class c ON c.oid = i.inhrelid
          WHERE i.inhparent = 'scenario_results'::regclass AND c.relname <> %s
         """,
-        (DEFAULT,),
+        (DEFAULT_PARTITION,),
     ).fetchall()
     return sorted((_range(table, text) for table, text in rows), key=lambda one: one.from_ms)
 
 
-def _range(table: str, text: str) -> Range:
+def _range(table: str, text: str) -> PartitionRange:
     match = _BOUND.search(text)
     assert match is not None, text  # what PostgreSQL says of a range
     first, last = match["first"].strip("'"), match["last"].strip("'")
-    return Range(
+    return PartitionRange(
         table, 0 if first == "MINVALUE" else time_ms(first), FOREVER_MS if last == "MAXVALUE" else time_ms(last)
     )
 
@@ -70,16 +70,20 @@ def default_span_ms(tx: Connection) -> tuple[int, int] | None:
     return (time_ms(row[0]), time_ms(row[1])) if row[0] is not None else None
 
 
-def make_partition(tx: Connection, new: Range) -> None:
+def make_partition(tx: Connection, new: PartitionRange) -> None:
     """Makes a partition. Reads and writes of the others go on: attaching locks the DEFAULT partition alone, to look through it.
 
     Raises psycopg.errors.LockNotAvailable, and CheckViolation where the DEFAULT partition holds a row of the range.
     """
-    _wait_little(tx)
-    tx.execute("SELECT make_results_partition(%s, %s, %s)", (new.table, bound(new.from_ms), bound(new.to_ms)))
+    _set_lock_timeout(tx)
+    tx.execute(
+        "SELECT make_results_partition(%s, %s, %s)", (new.table, lowest_uuid(new.from_ms), lowest_uuid(new.to_ms))
+    )
 
 
-def ended_up_to(tx: Connection, one: Range, ended_ms: int, after: str, limit: int) -> tuple[str, bool | None]:
+def find_ended_up_to(
+    tx: Connection, one: PartitionRange, ended_ms: int, after: str, limit: int
+) -> tuple[str, bool | None]:
     """Look at the next `limit` scenarios of the range with a uuid above `after`, and return up to which all have ended before then.
 
     The second value: whether these are all of the range; None where a look from there on tells. A scenario that has ended does
@@ -93,7 +97,13 @@ def ended_up_to(tx: Connection, one: Range, ended_ms: int, after: str, limit: in
          ORDER BY s.scenario_uuid
          LIMIT %(limit)s
         """,
-        {"first": bound(one.from_ms), "last": _last(one), "after": after, "ended_s": ended_ms / 1000, "limit": limit},
+        {
+            "first": lowest_uuid(one.from_ms),
+            "last": _last(one),
+            "after": after,
+            "ended_s": ended_ms / 1000,
+            "limit": limit,
+        },
     ).fetchall()
     for scenario_uuid, ended in rows:
         if not ended:
@@ -102,7 +112,7 @@ def ended_up_to(tx: Connection, one: Range, ended_ms: int, after: str, limit: in
     return after, True if len(rows) < limit else None
 
 
-def note_removed(tx: Connection, one: Range) -> None:
+def note_removed(tx: Connection, one: PartitionRange) -> None:
     """Notes that the results of the range's scenarios are gone, so that nobody takes their absence for their being none."""
     tx.execute(
         """
@@ -110,20 +120,20 @@ def note_removed(tx: Connection, one: Range) -> None:
         VALUES (%(first)s, %(last)s)
             ON CONFLICT (from_uuid) DO UPDATE SET to_uuid = greatest(results_removed.to_uuid, excluded.to_uuid)
         """,
-        {"first": bound(one.from_ms), "last": _last(one)},
+        {"first": lowest_uuid(one.from_ms), "last": _last(one)},
     )
 
 
-def detach(tx: Connection, one: Range) -> None:
+def detach_partition(tx: Connection, one: PartitionRange) -> None:
     """Takes a partition out of the results, under a name that says so; it is dropped later, when nobody waits.
 
     Raises psycopg.errors.LockNotAvailable.
     """
-    _wait_little(tx)
+    _set_lock_timeout(tx)
     tx.execute("SELECT detach_results_partition(%s)", (one.table,))
 
 
-def detached(tx: Connection) -> list[str]:
+def list_detached_partitions(tx: Connection) -> list[str]:
     """The tables that were partitions, and are still to be dropped."""
     rows = tx.execute(
         """
@@ -132,18 +142,18 @@ def detached(tx: Connection) -> list[str]:
           JOIN pg_class parent ON parent.oid = 'scenario_results'::regclass AND parent.relnamespace = c.relnamespace
          WHERE c.relkind = 'r' AND NOT c.relispartition AND c.relname ~ %s
         """,
-        (rf"^{TABLE}_\w+_removed$",),
+        (rf"^{RESULTS_TABLE}_\w+_removed$",),
     ).fetchall()
     return [table for (table,) in rows]
 
 
-def drop(tx: Connection, table: str) -> None:
+def drop_partition(tx: Connection, table: str) -> None:
     """Drops a detached partition with its rows. Raises psycopg.errors.LockNotAvailable while somebody still reads it."""
-    _wait_little(tx)
+    _set_lock_timeout(tx)
     tx.execute("SELECT drop_results_partition(%s)", (table,))
 
 
-def delete_from_default(tx: Connection, one: Range, limit: int) -> int:
+def delete_from_default(tx: Connection, one: PartitionRange, limit: int) -> int:
     """Deletes at most `limit` rows of the range from the DEFAULT partition; returns how many."""
     return tx.execute(
         """
@@ -155,11 +165,11 @@ def delete_from_default(tx: Connection, one: Range, limit: int) -> int:
                 ORDER BY scenario_uuid, frame_number
                 LIMIT %(limit)s))
         """,
-        {"first": bound(one.from_ms), "last": _last(one), "limit": limit},
+        {"first": lowest_uuid(one.from_ms), "last": _last(one), "limit": limit},
     ).rowcount
 
 
-def outlived_scenarios(tx: Connection, ended_ms: int, after: str, limit: int) -> tuple[list[str], str | None]:
+def find_expired_scenarios(tx: Connection, ended_ms: int, after: str, limit: int) -> tuple[list[str], str | None]:
     """Look at the next `limit` scenarios with a uuid above `after`, and return those whose time is over, and where to go on.
 
     A scenario goes once it has been inactive since before `ended_ms` and its results, if it had any, are gone: they would belong
@@ -176,7 +186,7 @@ def outlived_scenarios(tx: Connection, ended_ms: int, after: str, limit: int) ->
          ORDER BY s.scenario_uuid
          LIMIT %(limit)s
         """,
-        {"born": bound(ended_ms), "ended_s": ended_ms / 1000, "after": after, "limit": limit},
+        {"born": lowest_uuid(ended_ms), "ended_s": ended_ms / 1000, "after": after, "limit": limit},
     ).fetchall()
     return [scenario_uuid for scenario_uuid, over in rows if over], rows[-1][0] if len(rows) == limit else None
 
@@ -202,9 +212,9 @@ def delete_scenarios(tx: Connection, scenario_uuids: Sequence[str]) -> int:
     ).rowcount
 
 
-def _last(one: Range) -> str:
+def _last(one: PartitionRange) -> str:
     return str(uuid.UUID(int=min(one.to_ms << 80, (1 << 128) - 1)))
 
 
-def _wait_little(tx: Connection) -> None:
+def _set_lock_timeout(tx: Connection) -> None:
     tx.execute(f"SET LOCAL lock_timeout = {LOCK_WAIT_MS}")

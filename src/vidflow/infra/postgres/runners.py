@@ -8,7 +8,7 @@ from vidflow.domain.leader import RunnerView
 from vidflow.infra.postgres.connection import Connection
 
 
-def write(tx: Connection, views: Mapping[str, RunnerView], now_s: float) -> None:
+def write_runners(tx: Connection, views: Mapping[str, RunnerView], now_s: float) -> None:
     """Writes what is known of each runner that was heard; those that were silent for an hour go."""
     heard = {name: view for name, view in views.items() if view.report is not None}
     reports = [view.report for view in heard.values() if view.report]
@@ -25,9 +25,9 @@ def write(tx: Connection, views: Mapping[str, RunnerView], now_s: float) -> None
         """,
         (
             list(heard),
-            [now_s - view.heard_s for view in heard.values()],
+            [now_s - view.last_seen_s for view in heard.values()],
             [report.capacity for report in reports],
-            [sum(entry.running for entry in report.entries) for report in reports],
+            [sum(entry.is_running for entry in report.entries) for report in reports],
             [report.taken for report in reports],
             [report.draining for report in reports],
             [view.mark is not None for view in heard.values()],

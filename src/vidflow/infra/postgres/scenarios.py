@@ -11,20 +11,20 @@ from psycopg.rows import dict_row
 from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.messages import INIT_SCENARIO, Parameters, Start, encode
 from vidflow.domain.scenario import DEFAULT_POOL, Outcome, Skip, State, is_due
-from vidflow.domain.waiting import Surroundings
+from vidflow.domain.waiting import ComponentStatus
 from vidflow.infra.postgres.connection import Connection
-from vidflow.infra.postgres.pages import MAX_PAGE_BYTES, cut
-from vidflow.infra.postgres.vitals import SURROUNDINGS
+from vidflow.infra.postgres.pages import MAX_PAGE_BYTES, trim_page
+from vidflow.infra.postgres.system_status import COMPONENT_STATUS_COLUMNS
 
-_NOBODY: Final = "00000000-0000-0000-0000-000000000000"
-_START: Final = encode(Start(_NOBODY)).decode()
+_PLACEHOLDER_UUID: Final = "00000000-0000-0000-0000-000000000000"
+_START: Final = encode(Start(_PLACEHOLDER_UUID)).decode()
 """The message of a birth; the database puts in the uuid that it gives, so that a birth is one statement."""
 
 _COLUMNS: Final = f"""
     s.scenario_uuid::text, s.source, s.model, s.fps, s.priority, s.parameters::text, s.state, s.outcome, s.error::text, s.epoch,
     s.attempt, s.runner, s.pool, s.resume_frame, s.skips::text, s.created_at, s.state_changed_at,
     extract(epoch FROM s.due_at - clock_timestamp())::float8 AS due_in_s,
-    {SURROUNDINGS}"""
+    {COMPONENT_STATUS_COLUMNS}"""
 _PROGRESS: Final = (
     "coalesce(p.next_frame, 0) AS frames_stored, (p.opened ->> 'frames_expected')::bigint AS frames_expected"
 )
@@ -32,10 +32,12 @@ _PROGRESS: Final = (
 _BYTES: Final = """
     1000 + octet_length(s.source) + octet_length(s.model) + octet_length(s.parameters::text) + octet_length(s.skips::text)
     + coalesce(octet_length(s.error::text), 0)"""
-_AFTER_ALL: Final = "ffffffff-ffff-ffff-ffff-ffffffffffff"
+_MAX_UUID: Final = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 """Above every uuid that the database gives."""
 # After a restore a scenario may have lost its progress; it is told of all the same.
-_SHOWN: Final = f"SELECT {_COLUMNS}, {_PROGRESS} FROM scenarios s LEFT JOIN scenario_progress p USING (scenario_uuid)"  # noqa: S608
+_SELECT_SCENARIO: Final = (
+    f"SELECT {_COLUMNS}, {_PROGRESS} FROM scenarios s LEFT JOIN scenario_progress p USING (scenario_uuid)"  # noqa: S608
+)
 
 
 class NewScenario(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +52,7 @@ class NewScenario(msgspec.Struct, frozen=True, kw_only=True):
     pool: str = DEFAULT_POOL
 
 
-class Shown(msgspec.Struct, frozen=True, kw_only=True):
+class ScenarioDetails(msgspec.Struct, frozen=True, kw_only=True):
     """A scenario with its progress and what is there to move it, read in one snapshot."""
 
     scenario_uuid: str
@@ -73,10 +75,10 @@ class Shown(msgspec.Struct, frozen=True, kw_only=True):
     due: bool
     frames_stored: int
     frames_expected: int | None
-    around: Surroundings
+    components: ComponentStatus
 
 
-def insert(tx: Connection, new: NewScenario) -> Shown:
+def insert_scenario(tx: Connection, new: NewScenario) -> ScenarioDetails:
     """A scenario's birth: its row, its progress, the first row of its history and its message, in one statement or not at all."""
     query = f"""
         WITH given AS MATERIALIZED (
@@ -104,41 +106,43 @@ def insert(tx: Connection, new: NewScenario) -> Shown:
         "parameters": msgspec.json.encode(new.parameters).decode(),
         "topic": INIT_SCENARIO,
         "start": _START,
-        "nobody": _NOBODY,
+        "nobody": _PLACEHOLDER_UUID,
     }
     row = tx.cursor(row_factory=dict_row).execute(query, values).fetchone()
     assert row is not None
-    return _shown(row)
+    return _decode_details(row)
 
 
-class Queue(msgspec.Struct, frozen=True):
+class QueueTotals(msgspec.Struct, frozen=True):
     """The scenarios that wait for a runner: how many, and how many bytes they take together."""
 
     scenarios: int
     bytes: int
 
 
-def queue(tx: Connection) -> Queue:
+def read_queue_totals(tx: Connection) -> QueueTotals:
     """Return what waits, from totals that the database keeps: the cost does not depend on how much that is."""
     [(scenarios, size_bytes)] = tx.execute(
         "SELECT coalesce(sum(scenarios), 0)::bigint, coalesce(sum(bytes), 0)::bigint FROM queue_totals"
     ).fetchall()
-    return Queue(scenarios, size_bytes)
+    return QueueTotals(scenarios, size_bytes)
 
 
-def size_bytes(new: NewScenario) -> int:
+def estimate_size_bytes(new: NewScenario) -> int:
     """Return about how many bytes a scenario takes in the queue; the database counts its own."""
     return len(new.source.encode()) + len(new.model.encode()) + len(msgspec.json.encode(new.parameters))
 
 
-def find(tx: Connection, scenario_uuid: str) -> Shown | None:
+def find_scenario(tx: Connection, scenario_uuid: str) -> ScenarioDetails | None:
     """One scenario; None where there is none of this uuid."""
-    query = f"{_SHOWN} WHERE s.scenario_uuid = %s"
+    query = f"{_SELECT_SCENARIO} WHERE s.scenario_uuid = %s"
     row = tx.cursor(row_factory=dict_row).execute(query, (scenario_uuid,)).fetchone()
-    return _shown(row) if row else None
+    return _decode_details(row) if row else None
 
 
-def page(tx: Connection, state: State | None, after: str | None, limit: int) -> tuple[list[Shown], bool]:
+def read_scenario_page(
+    tx: Connection, state: State | None, after: str | None, limit: int
+) -> tuple[list[ScenarioDetails], bool]:
     """Return at most `limit` scenarios older than `after`, the newest first, and whether more follow; `state`: only those in it."""
     # Not a parameter: the plan for a state that is rare is not the plan for one that is common.
     of_state = f"AND s.state = '{state}'" if state is not None else ""
@@ -163,10 +167,10 @@ def page(tx: Connection, state: State | None, after: str | None, limit: int) -> 
          WHERE listed.row_number > 0
          ORDER BY listed.row_number
     """  # noqa: S608 - columns of our own
-    values = {"after": after or _AFTER_ALL, "limit": limit, "page_bytes": MAX_PAGE_BYTES}
+    values = {"after": after or _MAX_UUID, "limit": limit, "page_bytes": MAX_PAGE_BYTES}
     rows = tx.cursor(row_factory=dict_row).execute(query, values).fetchall()
     sizes = [row.pop("page_bytes") for row in rows]
-    return cut([(_shown(row), size) for row, size in zip(rows, sizes, strict=True)], limit)
+    return trim_page([(_decode_details(row), size) for row, size in zip(rows, sizes, strict=True)], limit)
 
 
 def exists(tx: Connection, scenario_uuid: str) -> bool:
@@ -174,9 +178,11 @@ def exists(tx: Connection, scenario_uuid: str) -> bool:
     return tx.execute("SELECT FROM scenarios WHERE scenario_uuid = %s", (scenario_uuid,)).fetchone() is not None
 
 
-def _shown(row: dict[str, Any]) -> Shown:
-    around = Surroundings(*(row.pop(name) for name in ("leads", "relays", "free_slot", "caught_up", "empty_pool")))
-    return Shown(
+def _decode_details(row: dict[str, Any]) -> ScenarioDetails:
+    components = ComponentStatus(
+        *(row.pop(name) for name in ("leads", "relays", "free_slot", "caught_up", "empty_pool"))
+    )
+    return ScenarioDetails(
         **row
         | {
             "state": State(row["state"]),
@@ -185,6 +191,6 @@ def _shown(row: dict[str, Any]) -> Shown:
             "parameters": msgspec.json.decode(row["parameters"], type=Parameters),
             "skips": msgspec.json.decode(row["skips"], type=tuple[Skip, ...]),
             "due": is_due(row.pop("due_in_s")),
-            "around": around,
+            "components": components,
         }
     )

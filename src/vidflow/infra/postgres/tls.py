@@ -10,12 +10,12 @@ from typing import Final
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-_PLEASE: Final = struct.pack("!ii", 8, 80877103)
+_SSL_REQUEST: Final = struct.pack("!ii", 8, 80877103)
 """PostgreSQL's SSLRequest."""
 _WAIT_S: Final = 3.0
 
 
-def why_not_trusted(conninfo: str, error: psycopg.Error) -> str | None:
+def diagnose_certificate(conninfo: str, error: psycopg.Error) -> str | None:
     """Ask the server for its certificate again and return what is wrong with it; None where that does not show.
 
     For an error message alone: nothing is sent but the request, and the connection that failed stays failed.
@@ -28,7 +28,7 @@ def why_not_trusted(conninfo: str, error: psycopg.Error) -> str | None:
     try:
         context = ssl.create_default_context(cafile=None if trusted == "system" else trusted)
         with socket.create_connection((parts.get("hostaddr", host).split(",")[0], int(port)), _WAIT_S) as wire:
-            wire.sendall(_PLEASE)
+            wire.sendall(_SSL_REQUEST)
             if wire.recv(1) == b"S":
                 context.wrap_socket(wire, server_hostname=host).close()
     except ssl.SSLCertVerificationError as refused:

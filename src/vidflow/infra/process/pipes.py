@@ -6,7 +6,7 @@ import os
 from typing import TextIO
 
 
-def let_go_of(out: TextIO) -> None:
+def discard_output(out: TextIO) -> None:
     """Lets what is still to be written go nowhere: the interpreter would complain of it at its end."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, out.fileno())

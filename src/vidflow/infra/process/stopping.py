@@ -12,7 +12,7 @@ from typing import Final
 
 from vidflow.infra.telemetry.logs import log
 
-TURN_S: Final = 1.0
+ITERATION_S: Final = 1.0
 
 _log = log("stopping")
 
@@ -22,17 +22,17 @@ class Stop:
 
     def __init__(self) -> None:
         self._event = threading.Event()
-        self._turned: Callable[[], None] | None = None
+        self._iteration_callback: Callable[[], None] | None = None
         self.error: BaseException | None = None
 
-    def on_turn(self, turned: Callable[[], None]) -> None:
-        """Call `turned` whenever the main thread asks whether to stop, and each second while it waits: its loop turns."""
-        self._turned = turned
+    def on_iteration(self, callback: Callable[[], None]) -> None:
+        """Call `callback` whenever the main thread asks whether to stop, and each second while it waits: its loop turns."""
+        self._iteration_callback = callback
 
     @property
     def requested(self) -> bool:
         """Whether the role is to stop."""
-        self._turn()
+        self._notify_iteration()
         return self._event.is_set()
 
     def request(self, error: BaseException | None = None) -> None:
@@ -43,20 +43,20 @@ class Stop:
 
     def wait(self, seconds: float | None = None) -> bool:
         """Waits until a stop is requested, for at most `seconds`; whether it is."""
-        if self._turned is None or threading.current_thread() is not threading.main_thread():
+        if self._iteration_callback is None or threading.current_thread() is not threading.main_thread():
             return self._event.wait(seconds)
         end_s = None if seconds is None else time.monotonic() + seconds
         while True:
-            self._turn()
-            left_s = TURN_S if end_s is None else min(TURN_S, end_s - time.monotonic())
+            self._notify_iteration()
+            left_s = ITERATION_S if end_s is None else min(ITERATION_S, end_s - time.monotonic())
             if self._event.wait(max(0.0, left_s)) or (end_s is not None and time.monotonic() >= end_s):
                 return self._event.is_set()
 
-    def _turn(self) -> None:
-        if self._turned is not None and threading.current_thread() is threading.main_thread():
-            self._turned()
+    def _notify_iteration(self) -> None:
+        if self._iteration_callback is not None and threading.current_thread() is threading.main_thread():
+            self._iteration_callback()
 
-    def on_signals(self) -> None:
+    def request_on_signals(self) -> None:
         """Lets SIGTERM and SIGINT ask for the stop. For the main thread."""
 
         def handle(_number: int, _frame: FrameType | None) -> None:

@@ -13,10 +13,10 @@ from typing import Any, Final
 
 import msgspec
 
-from vidflow.domain.escaping import escaped_json, printable, printable_lines
-from vidflow.domain.redaction import redacted
+from vidflow.domain.escaping import escape_json, escape_unprintable, escape_unprintable_lines
+from vidflow.domain.redaction import redact
 
-__all__ = ["EventLog", "configure_logs", "log", "redacted", "safe_line", "show_uncaught_errors"]
+__all__ = ["EventLog", "configure_logs", "log", "redact", "safe_line", "show_uncaught_errors"]
 
 _FIELDS: Final = "vidflow_fields"
 _CONTINUATION: Final = "    | "
@@ -27,7 +27,7 @@ _LARGEST_INTEGER: Final = 2**63
 
 def safe_line(text: str) -> str:
     """Return the text as one line that may be shown to anyone, on any terminal: without secrets, unprintable characters escaped."""
-    return printable(redacted(text))
+    return escape_unprintable(redact(text))
 
 
 class EventLog:
@@ -78,7 +78,7 @@ class _TextFormatter(logging.Formatter):
         line = safe_line(" ".join(words))
         if not record.exc_info:
             return line
-        return line + "\n" + printable_lines(redacted(self.formatException(record.exc_info)), _CONTINUATION)
+        return line + "\n" + escape_unprintable_lines(redact(self.formatException(record.exc_info)), _CONTINUATION)
 
 
 class _JsonFormatter(logging.Formatter):
@@ -88,14 +88,14 @@ class _JsonFormatter(logging.Formatter):
         entry: dict[str, object] = {
             "at": datetime.datetime.fromtimestamp(record.created, datetime.UTC),
             "level": record.levelname.lower(),
-            "part": redacted(record.name.removeprefix("vidflow.")),
+            "part": redact(record.name.removeprefix("vidflow.")),
             "event": _text(record.getMessage()),
         }
         for name, value in getattr(record, _FIELDS, {}).items():
             entry[f"{name}_" if name in _RESERVED else _text(name)] = _encodable(value)
         if record.exc_info:
             entry["traceback"] = _text(self.formatException(record.exc_info))
-        return escaped_json(msgspec.json.encode(entry).decode())
+        return escape_json(msgspec.json.encode(entry).decode())
 
 
 def _encodable(value: object) -> object:
@@ -115,7 +115,7 @@ def _encodable(value: object) -> object:
 
 def _text(text: str) -> str:
     """The text without secrets, and without what UTF-8 cannot encode."""
-    return redacted(text).encode("utf-8", "backslashreplace").decode()
+    return redact(text).encode("utf-8", "backslashreplace").decode()
 
 
 def configure_logs(log_format: str = "text", level: int = logging.INFO) -> None:
@@ -133,4 +133,4 @@ def show_uncaught_errors() -> None:
 
 def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     text = "".join(traceback.format_exception(kind, error, trace)).rstrip("\n")
-    sys.stderr.write(printable_lines(redacted(text)) + "\n")
+    sys.stderr.write(escape_unprintable_lines(redact(text)) + "\n")

@@ -32,84 +32,105 @@ from vidflow.domain.errors import SetupError
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
-PROCESS: Final = CollectorRegistry()
+PROCESS_REGISTRY: Final = CollectorRegistry()
 """What every role exports: its process and its servers' outages."""
-RELAY: Final = CollectorRegistry()
-INBOX: Final = CollectorRegistry()
-ORCHESTRATOR: Final = CollectorRegistry()
-RUNNER: Final = CollectorRegistry()
+RELAY_REGISTRY: Final = CollectorRegistry()
+INBOX_REGISTRY: Final = CollectorRegistry()
+ORCHESTRATOR_REGISTRY: Final = CollectorRegistry()
+RUNNER_REGISTRY: Final = CollectorRegistry()
 
-ProcessCollector(registry=PROCESS)
-PlatformCollector(registry=PROCESS)
+ProcessCollector(registry=PROCESS_REGISTRY)
+PlatformCollector(registry=PROCESS_REGISTRY)
 
 _FAST_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _SLOW_S: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0)
 
 RELAY_PUBLISHED: Final = Counter(
-    "vidflow_relay_published", "Messages acknowledged by a broker and removed from the outbox.", registry=RELAY
+    "vidflow_relay_published", "Messages acknowledged by a broker and removed from the outbox.", registry=RELAY_REGISTRY
 )
-RELAY_FAILED: Final = Counter("vidflow_relay_failed", "Deliveries that failed and are tried again.", registry=RELAY)
+RELAY_FAILED: Final = Counter(
+    "vidflow_relay_failed", "Deliveries that failed and are tried again.", registry=RELAY_REGISTRY
+)
 RELAY_SET_ASIDE: Final = Counter(
-    "vidflow_relay_set_aside", "Messages that no broker takes, kept in the outbox.", registry=RELAY
+    "vidflow_relay_set_aside", "Messages that no broker takes, kept in the outbox.", registry=RELAY_REGISTRY
 )
-OUTBOX_WAITING: Final = Gauge(
+RELAY_OUTBOX_WAITING: Final = Gauge(
     "vidflow_relay_outbox_waiting",
     "Messages that wait in this relay's shards (10000: at least as many).",
-    registry=RELAY,
+    registry=RELAY_REGISTRY,
 )
-OUTBOX_SET_ASIDE: Final = Gauge(
+RELAY_OUTBOX_SET_ASIDE: Final = Gauge(
     "vidflow_relay_outbox_set_aside",
     "Messages in this relay's shards that no broker took (10000: at least as many).",
-    registry=RELAY,
+    registry=RELAY_REGISTRY,
 )
-OUTBOX_OLDEST_S: Final = Gauge(
+RELAY_OUTBOX_OLDEST_S: Final = Gauge(
     "vidflow_relay_outbox_oldest_seconds",
     "Age of the oldest message that waits in this relay's shards.",
-    registry=RELAY,
+    registry=RELAY_REGISTRY,
 )
 
 INBOX_MESSAGES: Final = Counter(
-    "vidflow_inbox_messages", "Messages taken, by what became of them.", ["verdict"], registry=INBOX
+    "vidflow_inbox_messages", "Messages taken, by what became of them.", ["verdict"], registry=INBOX_REGISTRY
 )
-INBOX_DEAD_LETTERS: Final = Counter("vidflow_inbox_dead_letters", "Messages that could not be taken.", registry=INBOX)
+INBOX_DEAD_LETTERS: Final = Counter(
+    "vidflow_inbox_dead_letters", "Messages that could not be taken.", registry=INBOX_REGISTRY
+)
 INBOX_BEHIND: Final = Gauge(
-    "vidflow_inbox_behind", "Partitions whose end was not reached at the last look.", registry=INBOX
+    "vidflow_inbox_behind", "Partitions whose end was not reached at the last look.", registry=INBOX_REGISTRY
 )
 INBOX_LAG: Final = Gauge(
-    "vidflow_inbox_lag_messages", "Messages not stored yet, of each partition read here.", ["partition"], registry=INBOX
+    "vidflow_inbox_lag_messages",
+    "Messages not stored yet, of each partition read here.",
+    ["partition"],
+    registry=INBOX_REGISTRY,
 )
 INBOX_STORE_SECONDS: Final = Histogram(
-    "vidflow_inbox_store_seconds", "Time to store one batch.", buckets=_FAST_S, registry=INBOX
+    "vidflow_inbox_store_seconds", "Time to store one batch.", buckets=_FAST_S, registry=INBOX_REGISTRY
 )
 INBOX_FIRST_FRAME_SECONDS: Final = Histogram(
-    "vidflow_inbox_first_frame_seconds", "Time from POST to the first stored frame.", buckets=_SLOW_S, registry=INBOX
+    "vidflow_inbox_first_frame_seconds",
+    "Time from POST to the first stored frame.",
+    buckets=_SLOW_S,
+    registry=INBOX_REGISTRY,
 )
 
 LEADS: Final = Gauge(
-    "vidflow_orchestrator_leads", "1 while this orchestrator leads, 0 while it stands by.", registry=ORCHESTRATOR
+    "vidflow_orchestrator_leads",
+    "1 while this orchestrator leads, 0 while it stands by.",
+    registry=ORCHESTRATOR_REGISTRY,
 )
 TICK_SECONDS: Final = Histogram(
-    "vidflow_orchestrator_tick_seconds", "Time of one of the leader's ticks.", buckets=_FAST_S, registry=ORCHESTRATOR
+    "vidflow_orchestrator_tick_seconds",
+    "Time of one of the leader's ticks.",
+    buckets=_FAST_S,
+    registry=ORCHESTRATOR_REGISTRY,
 )
 MOVES: Final = Counter(
-    "vidflow_orchestrator_moves", "Transitions made by this leader, by the new state.", ["to"], registry=ORCHESTRATOR
+    "vidflow_orchestrator_moves",
+    "Transitions made by this leader, by the new state.",
+    ["to"],
+    registry=ORCHESTRATOR_REGISTRY,
 )
-ENDED: Final = Counter(
-    "vidflow_orchestrator_ended", "Scenarios that became inactive, by outcome.", ["outcome"], registry=ORCHESTRATOR
+ENDED_SCENARIOS: Final = Counter(
+    "vidflow_orchestrator_ended",
+    "Scenarios that became inactive, by outcome.",
+    ["outcome"],
+    registry=ORCHESTRATOR_REGISTRY,
 )
 RETENTION_FAILURES: Final = Counter(
     "vidflow_orchestrator_retention_failures",
     "Rounds of housekeeping (partitions, retention) that failed and are tried again.",
-    registry=ORCHESTRATOR,
+    registry=ORCHESTRATOR_REGISTRY,
 )
 
-SLOTS: Final = Gauge("vidflow_runner_slots", "Scenarios this runner works on at most.", registry=RUNNER)
-WORKERS: Final = Gauge("vidflow_runner_slots_used", "Workers that run.", registry=RUNNER)
+SLOTS: Final = Gauge("vidflow_runner_slots", "Scenarios this runner works on at most.", registry=RUNNER_REGISTRY)
+SLOTS_USED: Final = Gauge("vidflow_runner_slots_used", "Workers that run.", registry=RUNNER_REGISTRY)
 WORKER_ENDS: Final = Counter(
-    "vidflow_runner_worker_ends", "Workers that ended, by reason.", ["reason"], registry=RUNNER
+    "vidflow_runner_worker_ends", "Workers that ended, by reason.", ["reason"], registry=RUNNER_REGISTRY
 )
 
-UNKNOWN: Final = "unknown"
+UNKNOWN_SCENARIO: Final = "unknown"
 """The verdict on a message of a scenario that has no progress row: dropped."""
 
 
@@ -145,15 +166,15 @@ class MergedHistogram(Collector):
 WORKER_BOUNDS_S: Final = _FAST_S
 """The buckets of what workers measure."""
 WORKER_DECODE_SECONDS: Final = MergedHistogram(
-    "vidflow_worker_decode_seconds", "Time to read and decode one batch of frames.", WORKER_BOUNDS_S, RUNNER
+    "vidflow_worker_decode_seconds", "Time to read and decode one batch of frames.", WORKER_BOUNDS_S, RUNNER_REGISTRY
 )
 WORKER_INFERENCE_SECONDS: Final = MergedHistogram(
-    "vidflow_worker_inference_seconds", "Time of the model for one batch of frames.", WORKER_BOUNDS_S, RUNNER
+    "vidflow_worker_inference_seconds", "Time of the model for one batch of frames.", WORKER_BOUNDS_S, RUNNER_REGISTRY
 )
-WORKER_FRAMES: Final = Counter("vidflow_worker_frames", "Frames inferred.", registry=RUNNER)
+WORKER_FRAMES: Final = Counter("vidflow_worker_frames", "Frames inferred.", registry=RUNNER_REGISTRY)
 
 
-class Joined(Collector):
+class RegistryCollector(Collector):
     """The metrics of a registry as a part of another one."""
 
     def __init__(self, part: CollectorRegistry) -> None:
@@ -168,27 +189,27 @@ class Joined(Collector):
         return self._part.collect()
 
 
-def registry_of(role: str, *parts: CollectorRegistry) -> CollectorRegistry:
+def build_role_registry(role: str, *parts: CollectorRegistry) -> CollectorRegistry:
     """Return what a role exports: its build, its process, and the given parts."""
     joined = CollectorRegistry()
     labels = ["version", "role", "python"]
     build = Gauge("vidflow_build_info", "1; its labels say what runs here.", labels, registry=joined)
     build.labels(__version__, role, platform.python_version()).set(1)
-    for part in (PROCESS, *parts):
-        joined.register(Joined(part))
+    for part in (PROCESS_REGISTRY, *parts):
+        joined.register(RegistryCollector(part))
     return joined
 
 
-_shown_partitions: Final = set[int]()
+_exported_partitions: Final = set[int]()
 
 
-def show_lag(ends: Mapping[int, int], behind: Mapping[int, int]) -> None:
+def export_lag(ends: Mapping[int, int], behind: Mapping[int, int]) -> None:
     """Export the lag of the partitions read here: their ends, and the positions of those that are not at their ends."""
     INBOX_BEHIND.set(len(behind))
-    for gone in _shown_partitions - ends.keys():
+    for gone in _exported_partitions - ends.keys():
         INBOX_LAG.remove(gone)
-    _shown_partitions.intersection_update(ends)
-    _shown_partitions.update(ends)
+    _exported_partitions.intersection_update(ends)
+    _exported_partitions.update(ends)
     for partition, end in ends.items():
         INBOX_LAG.labels(partition).set(max(end - behind.get(partition, end), 0))
 

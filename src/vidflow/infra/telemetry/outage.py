@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from vidflow.domain.errors import SetupError, VidflowError
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.telemetry.logs import log
-from vidflow.infra.telemetry.metrics import PROCESS
+from vidflow.infra.telemetry.metrics import PROCESS_REGISTRY
 
 AWAY: Final = "away"
 TOPIC_MISSING: Final = "topic_missing"
@@ -40,7 +40,7 @@ _ROOM: Final = "waiting; make room on the disk of its data"
 _NO_ROOM_STATE: Final = "53100"
 _log = log("outage")
 _lock: Final = threading.Lock()
-_troubles: Final[MutableMapping[Outage, str]] = WeakKeyDictionary()
+_open_outages: Final[MutableMapping[Outage, str]] = WeakKeyDictionary()
 """The trouble that each part has with its server. A part that is gone has none: a closed client never tells that it is well."""
 
 
@@ -85,13 +85,13 @@ class _Totals(Collector):
 
     def _end_forgotten(self) -> None:
         """End the outages of which no part is left: closed clients never tell that they are well."""
-        known = {one._server for one in _troubles}  # noqa: SLF001
+        known = {one._server for one in _open_outages}  # noqa: SLF001
         for server in self._since_s.keys() - known:
             self.end(server)
 
 
 _totals: Final = _Totals()
-PROCESS.register(_totals)
+PROCESS_REGISTRY.register(_totals)
 
 
 class Outage:
@@ -103,29 +103,29 @@ class Outage:
         with _lock:
             _totals.watch(server)
 
-    def away(self, error: BaseException) -> None:
+    def begin(self, error: BaseException) -> None:
         """The server did not answer, or not as it should: said where no part of this process has said it already."""
-        trouble = _trouble(error)
+        trouble = _classify(error)
         with _lock:
-            said = any(one._server == self._server and of == trouble for one, of in _troubles.items())  # noqa: SLF001
-            _troubles[self] = trouble
+            said = any(one._server == self._server and of == trouble for one, of in _open_outages.items())  # noqa: SLF001
+            _open_outages[self] = trouble
             _totals.begin(self._server)
         if not said:
             needs = {AWAY: self._needs, DISK_FULL: _ROOM, TIMED_OUT: _LIMIT}.get(trouble)
-            _log.warning(trouble, server=self._server, error=in_one_line(error), needs=needs)
+            _log.warning(trouble, server=self._server, error=format_error(error), needs=needs)
 
-    def back(self) -> None:
+    def end(self) -> None:
         """The server answered: said once all parts that missed it have it again."""
         with _lock:
-            missed = _troubles.pop(self, None) is not None
-            over = missed and not any(one._server == self._server for one in _troubles)  # noqa: SLF001
+            missed = _open_outages.pop(self, None) is not None
+            over = missed and not any(one._server == self._server for one in _open_outages)  # noqa: SLF001
             if over:
                 _totals.end(self._server)
         if over:
             _log.info("back", server=self._server)
 
 
-def _trouble(error: BaseException) -> str:
+def _classify(error: BaseException) -> str:
     if isinstance(error, VidflowError) and error.code in {TOPIC_MISSING, KAFKA_SECURITY}:
         return error.code
     state = getattr(error, "sqlstate", None)
@@ -134,7 +134,7 @@ def _trouble(error: BaseException) -> str:
     return DISK_FULL if state == _NO_ROOM_STATE else AWAY
 
 
-def in_one_line(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """What an error says; libraries like to say it in several lines."""
     return " ".join(str(error).split())
 

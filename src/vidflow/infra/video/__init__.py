@@ -1,7 +1,7 @@
 """Videos: opening a source safely, its kept frames in order, and their pixels. Not which model looks at them."""
 
-from vidflow.infra.video.frames import Gap, KeptFrame, read
+from vidflow.infra.video.frames import FrameGap, KeptFrame, read_kept_frames
 from vidflow.infra.video.open import Video, open_video
-from vidflow.infra.video.source import Source
+from vidflow.infra.video.source import SourceInfo
 
-__all__ = ["Gap", "KeptFrame", "Source", "Video", "open_video", "read"]
+__all__ = ["FrameGap", "KeptFrame", "SourceInfo", "Video", "open_video", "read_kept_frames"]

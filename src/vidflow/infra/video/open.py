@@ -23,21 +23,21 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from vidflow.domain.errors import SourceError, Unavailable
-from vidflow.domain.messages import Identity
-from vidflow.domain.redaction import redacted
-from vidflow.infra.video.packets import LostPacket, decoded
-from vidflow.infra.video.source import facts_of
+from vidflow.domain.messages import FileIdentity
+from vidflow.domain.redaction import redact
+from vidflow.infra.video.packets import LostPacket, decode_packets
+from vidflow.infra.video.source import describe_source
 
 MAX_PIXELS: Final = 8192 * 8192
 """The largest frame that is decoded: some 100 MB as yuv420p, twice that as RGB."""
 MAX_SIDE: Final = 65535
 """The widest and the highest frame: what the messages and tables hold."""
-ALIGNED: Final = Fraction(5, 4)
+ALIGNMENT_FACTOR: Final = Fraction(5, 4)
 """Decoders measure a frame by its aligned width, somewhat more than what is displayed."""
 OPEN_TIMEOUT_S: Final = 10.0
 READ_TIMEOUT_S: Final = 10.0
 """How long a server or camera may be silent. Local files have no such limit."""
-PACKETS_BEFORE_FIRST_FRAME: Final = 10_000
+MAX_PACKETS_BEFORE_FIRST_FRAME: Final = 10_000
 """A recording may begin in the middle of a GOP, so its first packets cannot be decoded; this is minutes of them."""
 
 CONTAINERS: Final = (
@@ -64,21 +64,23 @@ _FRAME_THREADED: Final = frozenset({"h264", "hevc"})
 class Video:
     """An open source. One thread reads it; it is a context manager. `source` tells what it is."""
 
-    def __init__(self, url: str, shown: str, threads: int, identity: Identity | None) -> None:
-        self._url, self._shown, self._threads = url, shown, threads
+    def __init__(self, url: str, shown: str, threads: int, identity: FileIdentity | None) -> None:
+        self._url, self._display_name, self._threads = url, shown, threads
         self._container: InputContainer | None = None
         try:
             self._open()
             self._events, first = self._first_frame()
-            self.source = facts_of(self._required, self._stream, first, live=is_live(url), identity=identity)
+            self.source = describe_source(
+                self._container_or_raise, self._stream, first, live=is_live(url), identity=identity
+            )
         except BaseException:
             self.close()
             raise
 
     @property
-    def shown(self) -> str:
+    def display_name(self) -> str:
         """The source's name for people: without user, password and query."""
-        return self._shown
+        return self._display_name
 
     def events(self) -> Iterator[VideoFrame | LostPacket]:
         """All frames from the first, and what was lost between them; once, unless `restart` comes between."""
@@ -86,15 +88,15 @@ class Video:
 
     def seek(self, pts: int) -> Iterator[VideoFrame | LostPacket]:
         """The same from the keyframe before `pts`, as the container sees it. Raises av's errors where it cannot seek."""
-        self._required.seek(pts, stream=self._stream, backward=True)
-        self._events = decoded(self._required, self._stream)
+        self._container_or_raise.seek(pts, stream=self._stream, backward=True)
+        self._events = decode_packets(self._container_or_raise, self._stream)
         return self._events
 
     def restart(self) -> None:
         """Opens the source anew, so that `events` begin with its first frame."""
         self.close()
         self._open()
-        self._events = decoded(self._required, self._stream)
+        self._events = decode_packets(self._container_or_raise, self._stream)
 
     def close(self) -> None:
         """Lets go of the file or connection."""
@@ -111,39 +113,39 @@ class Video:
         self.close()
 
     @property
-    def _required(self) -> InputContainer:
+    def _container_or_raise(self) -> InputContainer:
         if self._container is None:
-            raise ValueError(f"the video {self._shown} is closed")
+            raise ValueError(f"the video {self._display_name} is closed")
         return self._container
 
     def _open(self) -> None:
-        self._container = _container(self._url, self._shown)
-        self._stream = _video_stream(self._container, self._shown)
-        _prepare(self._container, self._stream, self._threads, self._shown)
+        self._container = _container(self._url, self._display_name)
+        self._stream = _video_stream(self._container, self._display_name)
+        _prepare(self._container, self._stream, self._threads, self._display_name)
 
     def _first_frame(self) -> tuple[Iterator[VideoFrame | LostPacket], VideoFrame]:
         """All events again, and the first frame among them."""
         seen: list[VideoFrame | LostPacket] = []
-        events = decoded(self._required, self._stream)
+        events = decode_packets(self._container_or_raise, self._stream)
         for event in events:
             seen.append(event)
             if isinstance(event, VideoFrame):
-                return chain(_drained(seen), events), event
-            if len(seen) > PACKETS_BEFORE_FIRST_FRAME:
+                return chain(_pop_all(seen), events), event
+            if len(seen) > MAX_PACKETS_BEFORE_FIRST_FRAME:
                 break
         told = f" ({len(seen)} packets could not be decoded)" if seen else ""
         if not _pixels(self._stream):
             told += f", or its frames are larger than {MAX_PIXELS} pixels, which vidflow does not decode"
         raise SourceError(
-            f"{self._shown} gives not one frame{told}: see whether it plays elsewhere, and record, convert or copy it again",
+            f"{self._display_name} gives not one frame{told}: see whether it plays elsewhere, and record, convert or copy it again",
             code="no_frames",
         )
 
 
-def open_video(source: str, *, threads: int = 1, expect: Identity | None = None) -> Video:
+def open_video(source: str, *, threads: int = 1, expected_identity: FileIdentity | None = None) -> Video:
     """Opens a path, a file:// URL, or an http(s) or rtsp(s) URL, and decodes its first frame.
 
-    `threads`: decoding threads, 0 for as many as FFmpeg likes; workers that share cores do best with one. `expect`: what an
+    `threads`: decoding threads, 0 for as many as FFmpeg likes; workers that share cores do best with one. `expected_identity`: what an
     earlier attempt saw; a file that differs from it is refused. Raises SourceError with the codes source_missing,
     source_forbidden, source_not_video, source_no_video_stream, source_too_large, source_changed or no_frames, and Unavailable
     where a retry may mend it.
@@ -155,10 +157,10 @@ def open_video(source: str, *, threads: int = 1, expect: Identity | None = None)
             code="source_forbidden",
         )
     if scheme != "file":
-        return Video(source, redacted(source), threads, None)
+        return Video(source, redact(source), threads, None)
     path = Path(unquote(urlsplit(source).path) if "://" in source else source).absolute()
     identity = _identity(path)
-    if expect is not None and expect != Identity() and identity != expect:
+    if expected_identity is not None and expected_identity != FileIdentity() and identity != expected_identity:
         raise SourceError(
             f"{path} is not the file that this scenario began with (its size or time has changed): its frame numbers would"
             " mean other frames; start a new scenario for the new file",
@@ -172,13 +174,13 @@ def is_live(url: str) -> bool:
     return url.lower().startswith(("rtsp://", "rtsps://"))
 
 
-def _identity(path: Path) -> Identity:
+def _identity(path: Path) -> FileIdentity:
     try:
         status = path.stat()
         if stat.S_ISREG(status.st_mode):
             # Opened once here, so that permission is told apart from what FFmpeg says of the contents.
             with path.open("rb"):
-                return Identity(status.st_size, status.st_mtime_ns)
+                return FileIdentity(status.st_size, status.st_mtime_ns)
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE}:
             raise Unavailable(f"{path} cannot be read just now ({error.strerror})", code="source_unreadable") from error
@@ -201,17 +203,17 @@ def _container(url: str, shown: str) -> InputContainer:
             url,
             "r",
             # Probing decodes too: its decoders get the largest size, and the container ignores it.
-            options={"max_pixels": _decoders_limit()},
+            options={"max_pixels": _max_pixels_option()},
             container_options=options,
             **_METADATA_ERRORS,
             timeout=(OPEN_TIMEOUT_S, READ_TIMEOUT_S) if remote else None,
         )
     except av.error.FFmpegError as error:
-        raise _refusal(error, shown, remote=remote) from error
+        raise _open_error(error, shown, remote=remote) from error
     return container
 
 
-def _refusal(error: av.error.FFmpegError, shown: str, *, remote: bool) -> SourceError | Unavailable:
+def _open_error(error: av.error.FFmpegError, shown: str, *, remote: bool) -> SourceError | Unavailable:
     """Why a source could not be opened, in our words."""
     if isinstance(error, av.error.ArgumentError):
         return SourceError(
@@ -270,8 +272,8 @@ def _thread_type(codec: str, threads: int) -> str:
     return "AUTO" if codec in _FRAME_THREADED else "SLICE"
 
 
-def _decoders_limit() -> str:
-    return str(int(MAX_PIXELS * ALIGNED))
+def _max_pixels_option() -> str:
+    return str(int(MAX_PIXELS * ALIGNMENT_FACTOR))
 
 
 def _prepare(container: InputContainer, stream: VideoStream, threads: int, shown: str) -> None:
@@ -285,7 +287,7 @@ def _prepare(container: InputContainer, stream: VideoStream, threads: int, shown
         )
     context.thread_count = threads
     context.thread_type = _thread_type(context.name, threads)
-    context.options = {"max_pixels": _decoders_limit()}
+    context.options = {"max_pixels": _max_pixels_option()}
     for other in container.streams:
         if other.index != stream.index:
             other.discard = av.stream.Discard.all
@@ -298,7 +300,7 @@ def _prepare(container: InputContainer, stream: VideoStream, threads: int, shown
         ) from error
 
 
-def _drained(events: list[VideoFrame | LostPacket]) -> Iterator[VideoFrame | LostPacket]:
+def _pop_all(events: list[VideoFrame | LostPacket]) -> Iterator[VideoFrame | LostPacket]:
     """The events in order; each is let go as it is handed out."""
     events.reverse()
     while events:

@@ -18,7 +18,7 @@ from vidflow.domain.errors import Unavailable
 
 DEMUX_ATTEMPTS: Final = 64
 """How often in a row reading on behind damaged data may fail before it is taken for the end of the file."""
-AWAITED_LIMIT: Final = 4096
+MAX_PENDING_PACKETS: Final = 4096
 """Packets whose frames are waited for; no decoder holds back so many."""
 
 
@@ -29,61 +29,66 @@ class LostPacket:
     pts: int | None
 
 
-def decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame | LostPacket]:
+def decode_packets(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame | LostPacket]:
     """The stream's frames from where the container stands, in the order of their display; between them what was lost.
 
     With frame threads the decoder tells of damage late or not at all, so there every packet is watched for its frame.
     Raises Unavailable where the file or the network fails, which a retry may mend.
     """
-    wake = _Wake(watches_all=_has_frame_threads(stream))
+    wake = _LossTracker(watches_all=_has_frame_threads(stream))
     for packet in _packets(container, stream):
         for event in [packet] if isinstance(packet, LostPacket) else _decode(packet, wake):
             if isinstance(event, LostPacket):
-                wake.begins(event)
+                wake.note_loss(event)
                 yield event
             else:
-                yield from wake.missing_before(event)
+                yield from wake.take_missing_before(event)
                 yield event
-        yield from wake.rest(AWAITED_LIMIT)
-    yield from wake.rest()
+        yield from wake.take_overdue(MAX_PENDING_PACKETS)
+    yield from wake.take_overdue()
 
 
-class _Wake:
+class _LossTracker:
     """What a lost packet drags with it: decoders silently drop the frames that lean on it, up to the next keyframe.
 
     From a loss on it notes the packets that went in; those whose frames have not come out when later ones do are lost too.
     """
 
     def __init__(self, *, watches_all: bool) -> None:
-        self._awaited: list[int] = []  # a heap of pts
-        self._lost_at: int | None = None
+        self._pending_pts: list[int] = []  # a heap of pts
+        self._last_lost_pts: int | None = None
         self.watches_all = watches_all
 
-    def begins(self, lost: LostPacket) -> None:
+    def note_loss(self, lost: LostPacket) -> None:
         """A packet was lost."""
         if lost.pts is not None and not self.watches_all:
-            self._lost_at = lost.pts if self._lost_at is None else max(self._lost_at, lost.pts)
+            self._last_lost_pts = lost.pts if self._last_lost_pts is None else max(self._last_lost_pts, lost.pts)
 
-    def goes_in(self, packet: Packet[VideoStream]) -> None:
+    def note_input(self, packet: Packet[VideoStream]) -> None:
         """A packet was given to the decoder, which did not refuse it."""
-        if (self.watches_all or self._lost_at is not None) and packet.pts is not None and packet.size:
-            heapq.heappush(self._awaited, packet.pts)
+        if (self.watches_all or self._last_lost_pts is not None) and packet.pts is not None and packet.size:
+            heapq.heappush(self._pending_pts, packet.pts)
 
-    def missing_before(self, frame: VideoFrame) -> Iterator[LostPacket]:
+    def take_missing_before(self, frame: VideoFrame) -> Iterator[LostPacket]:
         """The packets whose frames should have come out before this one. A later keyframe ends the wake."""
         if frame.pts is None:
             return
-        while self._awaited and self._awaited[0] <= frame.pts:
-            awaited = heapq.heappop(self._awaited)
+        while self._pending_pts and self._pending_pts[0] <= frame.pts:
+            awaited = heapq.heappop(self._pending_pts)
             if awaited < frame.pts:
                 yield LostPacket(awaited)
-        if self._lost_at is not None and not self._awaited and frame.key_frame and frame.pts > self._lost_at:
-            self._lost_at = None
+        if (
+            self._last_lost_pts is not None
+            and not self._pending_pts
+            and frame.key_frame
+            and frame.pts > self._last_lost_pts
+        ):
+            self._last_lost_pts = None
 
-    def rest(self, kept: int = 0) -> Iterator[LostPacket]:
+    def take_overdue(self, kept: int = 0) -> Iterator[LostPacket]:
         """What went in and never came out, but for the newest `kept`."""
-        while len(self._awaited) > kept:
-            yield LostPacket(heapq.heappop(self._awaited))
+        while len(self._pending_pts) > kept:
+            yield LostPacket(heapq.heappop(self._pending_pts))
 
 
 def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream] | LostPacket]:
@@ -112,9 +117,9 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[
             yield packet
 
 
-def _decode(packet: Packet[VideoStream], wake: _Wake) -> Iterator[VideoFrame | LostPacket]:
+def _decode(packet: Packet[VideoStream], wake: _LossTracker) -> Iterator[VideoFrame | LostPacket]:
     if wake.watches_all:
-        wake.goes_in(packet)
+        wake.note_input(packet)
     try:
         frames = packet.decode()
     except av.error.EOFError:
@@ -126,7 +131,7 @@ def _decode(packet: Packet[VideoStream], wake: _Wake) -> Iterator[VideoFrame | L
             yield LostPacket(packet.pts)
         return
     if not wake.watches_all:
-        wake.goes_in(packet)
+        wake.note_input(packet)
     # A packet that gives two frames must not keep the first alive until the second is done with.
     frames.reverse()
     while frames:

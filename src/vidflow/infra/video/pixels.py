@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from vidflow.domain.errors import SourceError
 
-Order = Literal["rgb", "bgr"]
-_FORMATS: Final[dict[Order, str]] = {"rgb": "rgb24", "bgr": "bgr24"}
+ChannelOrder = Literal["rgb", "bgr"]
+_FORMATS: Final[dict[ChannelOrder, str]] = {"rgb": "rgb24", "bgr": "bgr24"}
 _MATRIX: Final = struct.Struct("=9i")
 
 
@@ -30,7 +30,7 @@ class Orientation(NamedTuple):
 UPRIGHT: Final = Orientation()
 
 
-def orientation_of(frame: VideoFrame) -> Orientation:
+def read_orientation(frame: VideoFrame) -> Orientation:
     """What the frame's display matrix asks for: a turn by a multiple of 90 degrees, mirrored or not. Odd angles are left alone."""
     side_data = frame.side_data.get("DISPLAYMATRIX")
     if not isinstance(side_data, SideData) or side_data.buffer_size != _MATRIX.size:
@@ -53,7 +53,7 @@ def to_array(
     frame: VideoFrame,
     orientation: Orientation,
     size: tuple[int, int],
-    order: Order,
+    order: ChannelOrder,
     scaler: VideoReformatter,
 ) -> NDArray[np.uint8]:
     """The frame as displayed, scaled to `size` (width, height): uint8, height x width x 3, contiguous.
@@ -72,10 +72,10 @@ def to_array(
             " for example with `ffmpeg -i VIDEO -pix_fmt yuv420p OUT.mp4`",
             code="source_not_video",
         ) from error
-    return np.ascontiguousarray(_turned(np.asarray(scaled.to_ndarray(), dtype=np.uint8), orientation))
+    return np.ascontiguousarray(_orient(np.asarray(scaled.to_ndarray(), dtype=np.uint8), orientation))
 
 
-def _turned(pixels: NDArray[np.uint8], orientation: Orientation) -> NDArray[np.uint8]:
+def _orient(pixels: NDArray[np.uint8], orientation: Orientation) -> NDArray[np.uint8]:
     if orientation.transposed:
         pixels = pixels.swapaxes(0, 1)
     return pixels[:: -1 if orientation.flip_y else 1, :: -1 if orientation.flip_x else 1]

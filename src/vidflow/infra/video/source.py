@@ -11,17 +11,17 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from vidflow.domain.messages import Identity
-from vidflow.infra.video.pixels import displayed_size, orientation_of
+from vidflow.domain.messages import FileIdentity
+from vidflow.infra.video.pixels import displayed_size, read_orientation
 
-_COUNTED_FROM_ZERO: Final = frozenset({"matroska", "avi"})
+_ZERO_BASED_DURATIONS: Final = frozenset({"matroska", "avi"})
 """Containers whose duration is the time at which the last frame ends: one that begins at 5 s is so much shorter."""
-_SEEKABLE: Final = frozenset({"mov", "matroska", "avi"})
+_SEEKABLE_CONTAINERS: Final = frozenset({"mov", "matroska", "avi"})
 """Containers with an index, in which a seek by pts lands where it should. Elsewhere a resumed run decodes from the start."""
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class SourceInfo:
     """What a source turned out to be.
 
     `width`, `height`: pixels of the first frame as displayed; it may change midway. `rotation`: degrees clockwise by which the
@@ -41,39 +41,39 @@ class Source:
     container: str
     seekable: bool
     live: bool
-    identity: Identity | None
+    identity: FileIdentity | None
 
 
-def facts_of(
-    container: InputContainer, stream: VideoStream, first: VideoFrame, *, live: bool, identity: Identity | None
-) -> Source:
+def describe_source(
+    container: InputContainer, stream: VideoStream, first: VideoFrame, *, live: bool, identity: FileIdentity | None
+) -> SourceInfo:
     """The facts of an open stream whose first frame is known."""
-    orientation = orientation_of(first)
+    orientation = read_orientation(first)
     width, height = displayed_size(first, orientation)
-    return Source(
+    return SourceInfo(
         width=width,
         height=height,
         rotation=-first.rotation % 360,
-        average_rate=_exact(stream.average_rate) or _exact(stream.guessed_rate),
+        average_rate=_rational_to_fraction(stream.average_rate) or _rational_to_fraction(stream.guessed_rate),
         # Raw streams and broken headers may have none; what FFmpeg counts in then is microseconds.
-        time_base=_exact(stream.time_base) or Fraction(1, 1_000_000),
+        time_base=_rational_to_fraction(stream.time_base) or Fraction(1, 1_000_000),
         duration_s=None if live else _duration_s(container, stream, first),
         frames_expected=None if live else stream.frames or None,
         codec=stream.codec_context.name,
         container=container.format.name,
-        seekable=identity is not None and _family(container) in _SEEKABLE,
+        seekable=identity is not None and _family(container) in _SEEKABLE_CONTAINERS,
         live=live,
         identity=identity,
     )
 
 
-def _exact(rational: Any) -> Fraction | None:  # noqa: ANN401  (a Fraction or None in PyAV 18, an AVRational in 19)
+def _rational_to_fraction(rational: Any) -> Fraction | None:  # noqa: ANN401  (a Fraction or None in PyAV 18, an AVRational in 19)
     return Fraction(rational.numerator, rational.denominator) if rational else None
 
 
 def _duration_s(container: InputContainer, stream: VideoStream, first: VideoFrame) -> float | None:
     """From the first frame to the end of this stream, as the header promises; None where only other streams' end is known."""
-    time_base = _exact(stream.time_base)
+    time_base = _rational_to_fraction(stream.time_base)
     others = any(s.index != stream.index and s.type in {"audio", "video"} for s in container.streams)
     if stream.duration and time_base:
         length = stream.duration * time_base
@@ -81,7 +81,7 @@ def _duration_s(container: InputContainer, stream: VideoStream, first: VideoFram
         length = Fraction(container.duration, av.time_base)
     else:
         return None
-    if time_base and _family(container) in _COUNTED_FROM_ZERO:
+    if time_base and _family(container) in _ZERO_BASED_DURATIONS:
         length -= (first.pts or 0) * time_base
     return max(0.0, float(length)) or None
 

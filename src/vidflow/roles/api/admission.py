@@ -21,7 +21,7 @@ from vidflow.infra.postgres.connection import Connection
 from vidflow.roles.api.problems import problem
 from vidflow.settings import ApiOptions
 
-LOOK_S: Final = 1.0
+REFRESH_INTERVAL_S: Final = 1.0
 
 
 def require_folder(options: ApiOptions) -> None:
@@ -41,44 +41,44 @@ class Admission:
     def __init__(self, options: ApiOptions) -> None:
         self._options = options
         self._lock = threading.Lock()
-        self._looked_s = float("-inf")
+        self._refreshed_s = float("-inf")
         self._waiting = 0
         self._waiting_bytes = 0
-        self._under_way = 0
-        self._under_way_bytes = 0
+        self._in_progress = 0
+        self._in_progress_bytes = 0
         self._free_bytes: int | None = None
 
     @contextmanager
-    def admitted(self, tx: Connection, size_bytes: int) -> Iterator[None]:
+    def admit(self, tx: Connection, size_bytes: int) -> Iterator[None]:
         """Admit one more scenario of this size, which is stored in the block. Raises a problem that says when to come again."""
         with self._lock:
-            self._look(tx)
-            self._require_room()
-            self._require_place(size_bytes)
+            self._refresh(tx)
+            self._require_free_disk()
+            self._require_queue_capacity(size_bytes)
             self._waiting += 1
             self._waiting_bytes += size_bytes
-            self._under_way += 1
-            self._under_way_bytes += size_bytes
+            self._in_progress += 1
+            self._in_progress_bytes += size_bytes
         try:
             yield
         finally:
             with self._lock:
-                self._under_way -= 1
-                self._under_way_bytes -= size_bytes
+                self._in_progress -= 1
+                self._in_progress_bytes -= size_bytes
 
-    def _look(self, tx: Connection) -> None:
+    def _refresh(self, tx: Connection) -> None:
         """Under the lock: the others wait for a millisecond, rather than pass by an old number."""
-        if time.monotonic() - self._looked_s < LOOK_S:
+        if time.monotonic() - self._refreshed_s < REFRESH_INTERVAL_S:
             return
-        self._looked_s = time.monotonic()
+        self._refreshed_s = time.monotonic()
         folder = self._options.data_dir
         self._free_bytes = free_bytes(folder) if folder is not None else None
         # What is under way may be among the counted: too many for a second, but never too few.
-        queue = scenarios.queue(tx)
-        self._waiting = queue.scenarios + self._under_way
-        self._waiting_bytes = queue.bytes + self._under_way_bytes
+        queue = scenarios.read_queue_totals(tx)
+        self._waiting = queue.scenarios + self._in_progress
+        self._waiting_bytes = queue.bytes + self._in_progress_bytes
 
-    def _require_room(self) -> None:
+    def _require_free_disk(self) -> None:
         least = self._options.min_free_bytes
         if self._free_bytes is not None and self._free_bytes < least:
             raise problem(
@@ -88,7 +88,7 @@ class Admission:
                 "goes on; its operator must make room, or lower --min-free-bytes",
             )
 
-    def _require_place(self, size_bytes: int) -> None:
+    def _require_queue_capacity(self, size_bytes: int) -> None:
         limit, limit_bytes = self._options.queue_limit, self._options.queue_limit_bytes
         if self._waiting >= limit:
             raise problem(

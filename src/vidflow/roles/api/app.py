@@ -29,29 +29,29 @@ from vidflow.infra.telemetry.metrics import served
 from vidflow.infra.telemetry.outage import require_kafka, require_postgres
 from vidflow.roles.api import health, models, predictions, scenarios
 from vidflow.roles.api.admission import Admission, require_folder
-from vidflow.roles.api.connections import Connections, Limits, allow_files
+from vidflow.roles.api.connections import ConnectionLimits, Connections, raise_file_limit
 from vidflow.roles.api.context import Context
 from vidflow.roles.api.database import Database
-from vidflow.roles.api.guard import guarded
-from vidflow.roles.api.hosts import AllowedHosts, address_of, allowed_hosts
+from vidflow.roles.api.guard import guard_requests
+from vidflow.roles.api.hosts import AllowedHosts, parse_address, parse_allowed_hosts
 from vidflow.roles.api.http_protocol import LimitedProtocol
-from vidflow.roles.api.metrics import measured, registry, route
-from vidflow.roles.api.problems import plugin
+from vidflow.roles.api.metrics import build_registry, measure_requests, metrics_route
+from vidflow.roles.api.problems import create_plugin
 from vidflow.roles.api.requests import MAX_BODY_BYTES, StrictRequest
-from vidflow.roles.api.try_page import TryPage
+from vidflow.roles.api.swagger_ui import SwaggerUiPage
 from vidflow.settings import ApiOptions, InboxOptions
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGIApplication
 
-GRACE_S: Final = 5
+REQUEST_GRACE_S: Final = 5
 """How long requests that are under way may take to end once a stop was requested."""
-LAST_WORDS_S: Final = 2
+CANCELLED_GRACE_S: Final = 2
 """How long those that were cut off then may take to say so."""
 HANDLER_THREADS: Final = 64
 """More than there are connections: those that wait for one must not keep the others from being told that there is none."""
 
-LIMITS: Final = Limits()
+LIMITS: Final = ConnectionLimits()
 HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",  # or a page elsewhere could have its reader click on the page to try the API
@@ -68,7 +68,7 @@ def home() -> Redirect:
     return Redirect("/docs")
 
 
-def create_app(context: Context, allowed: AllowedHosts, stop: Stop, exported: CollectorRegistry) -> ASGIApp:
+def create_app(context: Context, allowed: AllowedHosts, stop: Stop, metrics_registry: CollectorRegistry) -> ASGIApp:
     """The app behind its guard, its requests counted. While it lives it owns the watch for the schema, and the inbox if it hosts one."""
     options = context.options
 
@@ -82,26 +82,26 @@ def create_app(context: Context, allowed: AllowedHosts, stop: Stop, exported: Co
         finally:
             stop.request()
             for thread in threads:
-                await asyncio.to_thread(thread.join, GRACE_S)
+                await asyncio.to_thread(thread.join, REQUEST_GRACE_S)
 
     app = Litestar(
         route_handlers=[
             scenarios.router(), predictions.get_predictions, models.list_models, health.router(), home,
-            *([route(exported)] if options.metrics_port is None else []),
+            *([metrics_route(metrics_registry)] if options.metrics_port is None else []),
         ],
         dependencies={"api": Provide(lambda: context, sync_to_thread=False)},
         lifespan=[lifespan],
-        plugins=[plugin()],
+        plugins=[create_plugin()],
         request_class=StrictRequest,
         request_max_body_size=MAX_BODY_BYTES,
         openapi_config=OpenAPIConfig(
             title="vidflow", version=__version__, path="/docs", use_handler_docstrings=True,
             description="Runs vision models over videos, frame by frame.",
-            render_plugins=[JsonRenderPlugin(), TryPage()],
+            render_plugins=[JsonRenderPlugin(), SwaggerUiPage()],
         ),
         logging_config=None,
     )  # fmt: skip
-    return measured(guarded(app, allowed))
+    return measure_requests(guard_requests(app, allowed))
 
 
 def _run_inbox(options: ApiOptions, stop: Stop) -> None:
@@ -116,17 +116,17 @@ def run(options: ApiOptions, stop: Stop) -> None:
     Raises SetupError where it cannot listen, is not told of a database (or of Kafka, for its inbox), has a default frame
     rate, an allowed host or a data folder that is none, or lets other machines name models by path.
     """
-    scenarios.default_fps(options)
-    allowed = allowed_hosts(options)
+    scenarios.parse_default_fps(options)
+    allowed = parse_allowed_hosts(options)
     require_folder(options)
     models.require_loopback(options)
     require_postgres(options.database_url)
     if options.inbox:
         require_kafka(options.kafka, or_else="give --no-inbox where the inbox runs elsewhere, ")
     set_asyncio_executor(ThreadPoolExecutor(HANDLER_THREADS, thread_name_prefix="handler"))
-    with _listening(options) as listener, closing(Database(options.database_url, options.pool_size)) as database:
+    with _open_socket(options) as listener, closing(Database(options.database_url, options.pool_size)) as database:
         context = Context(options, database, Admission(options))
-        exported = registry(context)
+        exported = build_registry(context)
         app = create_app(context, allowed, stop, exported)
         server = _server(app, msgspec.structs.replace(LIMITS, connections=options.max_connections))
         with served(exported, options.metrics_port, options.metrics_host):
@@ -136,13 +136,13 @@ def run(options: ApiOptions, stop: Stop) -> None:
             _log.info("listening", url=f"http://{host}:{port}", docs=f"http://{host}:{port}/docs")
             stop.wait()
             server.should_exit = True
-            thread.join(GRACE_S)
+            thread.join(REQUEST_GRACE_S)
             database.close()
             thread.join()
 
 
-def _server(app: ASGIApp, limits: Limits) -> uvicorn.Server:
-    allow_files(limits)
+def _server(app: ASGIApp, limits: ConnectionLimits) -> uvicorn.Server:
+    raise_file_limit(limits)
     protocol = partial(LimitedProtocol, Connections(limits))
     return uvicorn.Server(
         uvicorn.Config(
@@ -156,7 +156,7 @@ def _server(app: ASGIApp, limits: Limits) -> uvicorn.Server:
             server_header=False,
             headers=list(HEADERS.items()),
             timeout_keep_alive=limits.idle_s,
-            timeout_graceful_shutdown=GRACE_S + LAST_WORDS_S,
+            timeout_graceful_shutdown=REQUEST_GRACE_S + CANCELLED_GRACE_S,
         )
     )
 
@@ -164,7 +164,7 @@ def _server(app: ASGIApp, limits: Limits) -> uvicorn.Server:
 def _warn_if_reachable(listener: socket.socket) -> None:
     """There are no users and no passwords yet."""
     host = listener.getsockname()[0]
-    address = address_of(host)
+    address = parse_address(host)
     if address is None or not address.is_loopback:
         _log.warning(
             "reachable_by_others",
@@ -174,7 +174,7 @@ def _warn_if_reachable(listener: socket.socket) -> None:
         )
 
 
-def _listening(options: ApiOptions) -> socket.socket:
+def _open_socket(options: ApiOptions) -> socket.socket:
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     try:
         return socket.create_server((options.host, options.port), family=family, backlog=1024)

@@ -12,20 +12,22 @@ from prometheus_client import Counter as Metric
 
 from vidflow.infra.telemetry.logs import log
 
-REFUSED: Final = Metric("vidflow_http_connections_refused", "Connections refused or cut off by a limit.", ["reason"])
+REFUSED_CONNECTIONS: Final = Metric(
+    "vidflow_http_connections_refused", "Connections refused or cut off by a limit.", ["reason"]
+)
 _OTHER_FILES: Final = 256
 """Files that a process opens beside its connections to clients: the database's, Kafka's, logs."""
 _log = log("api")
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
+class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What a client may take of a process.
 
     `connections`: at most so many are served; `reserved` more are kept for health checks, and refuse everything else.
     `head_s`, `head_bytes`: a request's line and headers. `body_grace_s`, `body_bytes_per_s`: a body, or an answer that the client
     reads, has the grace time and then a second for each so many bytes. `linger_s`: how long the rest of a refused request is read,
-    so that the client sees the refusal. `stop_grace_s`: the grace time of a body once the server stops. `pipelined`: requests
-    ahead of their answers on one connection. `look_s`: how often what is late is looked for.
+    so that the client sees the refusal. `stop_grace_s`: the grace time of a body once the server stops. `max_pipelined`: requests
+    ahead of their answers on one connection. `check_interval_s`: how often what is late is looked for.
     """
 
     connections: int = 1000
@@ -34,23 +36,23 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     reserved_head_s: float = 2.0
     head_bytes: int = 32 * 1024
     body_grace_s: float = 10.0
-    answer_grace_s: float = 30.0
+    response_grace_s: float = 30.0
     body_bytes_per_s: int = 1000
     idle_s: int = 30
     linger_s: float = 2.0
     stop_grace_s: float = 1.0
-    pipelined: int = 16
-    look_s: float = 1.0
+    max_pipelined: int = 16
+    check_interval_s: float = 1.0
 
 
-class Pace:
+class TransferDeadline:
     """A transfer that must keep up a rate: late once the grace time, and a second for each `bytes_per_s` moved, are over."""
 
     def __init__(self, now_s: float, grace_s: float, bytes_per_s: int) -> None:
         self._until_s = now_s + grace_s
         self._bytes_per_s = bytes_per_s
 
-    def moved(self, count: int) -> None:
+    def extend(self, count: int) -> None:
         """Count bytes that were transferred."""
         self._until_s += count / self._bytes_per_s
 
@@ -59,14 +61,14 @@ class Pace:
         return now_s > self._until_s
 
 
-class Connection(Protocol):
+class ClientConnection(Protocol):
     """What this module needs of a connection."""
 
     @property
     def is_answering(self) -> bool:
         """Whether a request has come that is still to be answered."""
 
-    def look(self, now_s: float) -> None:
+    def check_deadlines(self, now_s: float) -> None:
         """Act on what is late."""
 
     def drop(self) -> None:
@@ -74,68 +76,68 @@ class Connection(Protocol):
 
 
 class Connections:
-    """The connections that are open, looked at each `look_s`. Belongs to the event loop's thread."""
+    """The connections that are open, looked at each `check_interval_s`. Belongs to the event loop's thread."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ConnectionLimits) -> None:
         self.limits = limits
-        self._served: set[Connection] = set()
-        self._reserved: dict[Connection, None] = {}
+        self._served: set[ClientConnection] = set()
+        self._reserved: dict[ClientConnection, None] = {}
         self._refused: Counter[str] = Counter()
-        self._looks: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
-    def add(self, connection: Connection) -> None:
+    def add(self, connection: ClientConnection) -> None:
         """Take a new connection.
 
         Of the reserved ones, one makes room that has sent no request, or the oldest: a health check sends its own at once.
         """
-        self._look_again()
+        self._schedule_check()
         if len(self._served) < self.limits.connections:
             self._served.add(connection)
             return
         if len(self._reserved) >= self.limits.reserved:
-            self._make_room()
+            self._evict_reserved()
         self._reserved[connection] = None
 
-    def _make_room(self) -> None:
+    def _evict_reserved(self) -> None:
         oldest = next((one for one in self._reserved if not one.is_answering), next(iter(self._reserved)))
         del self._reserved[oldest]
         oldest.drop()
-        self.refused("too_many")
+        self.count_refusal("too_many")
 
-    def remove(self, connection: Connection) -> None:
+    def remove(self, connection: ClientConnection) -> None:
         """Forget a connection that was closed."""
         self._served.discard(connection)
         self._reserved.pop(connection, None)
 
-    def is_served(self, connection: Connection) -> bool:
+    def is_served(self, connection: ClientConnection) -> bool:
         """Whether this connection may ask for everything, or only for the health checks. One that finds room by now may."""
         if connection in self._reserved and len(self._served) < self.limits.connections:
             del self._reserved[connection]
             self._served.add(connection)
         return connection in self._served
 
-    def refused(self, reason: str) -> None:
+    def count_refusal(self, reason: str) -> None:
         """Count a refusal; they are logged together."""
         self._refused[reason] += 1
-        REFUSED.labels(reason).inc()
+        REFUSED_CONNECTIONS.labels(reason).inc()
 
-    def _look_again(self) -> None:
-        if self._looks is None:
-            self._looks = asyncio.get_running_loop().call_later(self.limits.look_s, self._look)
+    def _schedule_check(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self.limits.check_interval_s, self._check_all)
 
-    def _look(self) -> None:
-        self._looks = None
+    def _check_all(self) -> None:
+        self._timer = None
         now_s = asyncio.get_running_loop().time()
         for connection in (*self._served, *self._reserved):
-            connection.look(now_s)
+            connection.check_deadlines(now_s)
         if self._refused:
             _log.warning("connections_refused", **self._refused, open=len(self._served), limit=self.limits.connections)
             self._refused.clear()
         if self._served or self._reserved:
-            self._look_again()
+            self._schedule_check()
 
 
-def allow_files(limits: Limits) -> None:
+def raise_file_limit(limits: ConnectionLimits) -> None:
     """Let the process open as many files as the limits need, as far as the system lets it; say so where that is too few."""
     needed = limits.connections + limits.reserved + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

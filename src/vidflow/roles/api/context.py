@@ -12,7 +12,7 @@ from vidflow.roles.api.admission import Admission
 from vidflow.roles.api.database import Database
 from vidflow.settings import ApiOptions
 
-MOST_ITEMS: Final = 1000
+MAX_PAGE_ITEMS: Final = 1000
 """The largest page."""
 
 
@@ -26,4 +26,6 @@ class Context:
 
 
 Api = NamedDependency[SkipValidation[Context]]
-Limit = Annotated[int, QueryParameter(ge=1, le=MOST_ITEMS, description=f"how many items at most, 1 to {MOST_ITEMS}")]
+Limit = Annotated[
+    int, QueryParameter(ge=1, le=MAX_PAGE_ITEMS, description=f"how many items at most, 1 to {MAX_PAGE_ITEMS}")
+]

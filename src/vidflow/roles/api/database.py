@@ -13,18 +13,18 @@ from vidflow.domain.errors import Unavailable
 from vidflow.infra.postgres.connection import Connection
 from vidflow.infra.postgres.errors import is_away, is_disk_full, is_timed_out
 from vidflow.infra.postgres.migrations import wait_for_schema
-from vidflow.infra.postgres.pool import Pool, PoolBusy, PoolUse
+from vidflow.infra.postgres.pool import Pool, PoolBusy, PoolUsage
 from vidflow.infra.process.stopping import Stop
 from vidflow.infra.telemetry.logs import log
-from vidflow.infra.telemetry.outage import in_one_line, postgres_outage
+from vidflow.infra.telemetry.outage import format_error, postgres_outage
 
 CONNECTION_TIMEOUT_S: Final = 3.0
 """How long a request waits for a connection before it is told to come again: others may be finding out that theirs are lost."""
-IN_VAIN_S: Final = 0.05
+BUSY_TIMEOUT_S: Final = 0.05
 """How long it waits where the one before waited in vain: a crowd at the door is told at once, not one after the other."""
 STATEMENT_TIMEOUT_S: Final = 5.0
 """Longer than any statement of a request takes on a server that is well."""
-_SAY_AGAIN_S: Final = 60.0
+_LOG_INTERVAL_S: Final = 60.0
 _NOT_READY: Final = "the database is not there yet, or lacks this version's schema (its operator runs: vidflow db migrate); try again soon"
 _BUSY: Final = "all {size} connections to the database are busy; try again soon (its operator may raise --pool-size)"
 _log = log("api")
@@ -37,8 +37,8 @@ class Database:
         self._url = url
         self._pool = Pool(url, name="vidflow api", size=size, statement_timeout_s=STATEMENT_TIMEOUT_S)
         self._outage = postgres_outage()
-        self._in_vain = False
-        self._said_full_s = float("-inf")
+        self._exhausted = False
+        self._disk_full_logged_s = float("-inf")
         self._ready = False
 
     @contextmanager
@@ -50,31 +50,31 @@ class Database:
         if not self._ready:
             raise Unavailable(_NOT_READY, code="database_unavailable")
         try:
-            with self._pool.connection(IN_VAIN_S if self._in_vain else timeout_s) as connection:
-                self._in_vain = False
+            with self._pool.connection(BUSY_TIMEOUT_S if self._exhausted else timeout_s) as connection:
+                self._exhausted = False
                 yield connection
         except PoolBusy as error:
-            self._in_vain = True
+            self._exhausted = True
             raise Unavailable(_BUSY.format(size=self._pool.size), code="database_busy") from error
         except psycopg.Error as error:
             if is_disk_full(error):
-                self._say_full(error)
+                self._log_disk_full(error)
             elif is_away(error) and not is_timed_out(error):
-                self._outage.away(error)
+                self._outage.begin(error)
             raise
-        self._outage.back()
+        self._outage.end()
 
-    def _say_full(self, error: psycopg.Error) -> None:
+    def _log_disk_full(self, error: psycopg.Error) -> None:
         """Now and then: the server is there, so this is no outage that has an end to be told."""
-        if time.monotonic() - self._said_full_s > _SAY_AGAIN_S:
-            self._said_full_s = time.monotonic()
+        if time.monotonic() - self._disk_full_logged_s > _LOG_INTERVAL_S:
+            self._disk_full_logged_s = time.monotonic()
             _log.error(
-                "disk_full", error=in_one_line(error), needs="make room on the database's disk; reads still pass"
+                "disk_full", error=format_error(error), needs="make room on the database's disk; reads still pass"
             )
 
-    def use(self) -> PoolUse:
+    def read_usage(self) -> PoolUsage:
         """How the pool is used at this moment."""
-        return self._pool.use()
+        return self._pool.read_usage()
 
     def wait_until_ready(self, stop: Stop) -> None:
         """Returns once the server answers and has this version's schema, or at a stop. Requests are served from then on."""

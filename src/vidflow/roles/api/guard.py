@@ -12,14 +12,14 @@ from typing import Final, NamedTuple
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
-from vidflow.roles.api.health import PATHS
-from vidflow.roles.api.hosts import AllowedHosts, address_of, host_of, origin_host
+from vidflow.roles.api.health import HEALTH_PATHS
+from vidflow.roles.api.hosts import AllowedHosts, parse_address, parse_host, parse_origin_host
 from vidflow.roles.api.problems import send_problem
 
-BY_ADDRESS: Final = PATHS | {"/metrics"}
+ADDRESS_PATHS: Final = HEALTH_PATHS | {"/metrics"}
 """Read by load balancers and Prometheus, which name an address that no option can foresee. No page gains from reading them: one
 whose name resolves to this machine names itself, not an address."""
-_READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Refusal(NamedTuple):
@@ -30,11 +30,11 @@ class Refusal(NamedTuple):
     detail: str
 
 
-def guarded(app: ASGIApp, allowed: AllowedHosts) -> ASGIApp:
+def guard_requests(app: ASGIApp, allowed: AllowedHosts) -> ASGIApp:
     """Return the app behind the checks of Host, Origin and Content-Type."""
 
     async def guard(scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = refusal_of(scope, allowed) if scope["type"] == ScopeType.HTTP else None
+        refusal = check_request(scope, allowed) if scope["type"] == ScopeType.HTTP else None
         if refusal is None:
             await app(scope, receive, send)
             return
@@ -43,25 +43,25 @@ def guarded(app: ASGIApp, allowed: AllowedHosts) -> ASGIApp:
     return guard
 
 
-def refusal_of(scope: HTTPScope, allowed: AllowedHosts) -> Refusal | None:
+def check_request(scope: HTTPScope, allowed: AllowedHosts) -> Refusal | None:
     """Return why a request is refused, None where it is not."""
-    refusal = _of_host(scope, allowed)
-    if refusal is None and scope["method"] not in _READS:
-        refusal = _of_origin(scope, allowed) or _of_body(scope)
+    refusal = _check_host(scope, allowed)
+    if refusal is None and scope["method"] not in _SAFE_METHODS:
+        refusal = _check_origin(scope, allowed) or _check_content_type(scope)
     return refusal
 
 
-def _of_host(scope: HTTPScope, allowed: AllowedHosts) -> Refusal | None:
-    by_address = scope["path"] in BY_ADDRESS and scope["method"] in _READS
+def _check_host(scope: HTTPScope, allowed: AllowedHosts) -> Refusal | None:
+    by_address = scope["path"] in ADDRESS_PATHS and scope["method"] in _SAFE_METHODS
     hosts = _values(scope, b"host")
     if not hosts and scope["http_version"] == "1.0" and by_address:
         return None
     if len(hosts) != 1:
         return Refusal(400, "host_invalid", f"the request has {len(hosts) or 'no'} Host headers; send one")
-    host = host_of(hosts[0])
+    host = parse_host(hosts[0])
     if host is None:
         return Refusal(400, "host_invalid", "the Host header is not a host with an optional port")
-    if allowed.allows(host) or (by_address and address_of(host) is not None):
+    if allowed.allows(host) or (by_address and parse_address(host) is not None):
         return None
     return Refusal(
         421,
@@ -71,8 +71,8 @@ def _of_host(scope: HTTPScope, allowed: AllowedHosts) -> Refusal | None:
     )
 
 
-def _of_origin(scope: HTTPScope, allowed: AllowedHosts) -> Refusal | None:
-    hosts = [origin_host(origin) for origin in _values(scope, b"origin")]
+def _check_origin(scope: HTTPScope, allowed: AllowedHosts) -> Refusal | None:
+    hosts = [parse_origin_host(origin) for origin in _values(scope, b"origin")]
     elsewhere = any(host is None or not allowed.allows(host) for host in hosts)
     if elsewhere or (not hosts and "cross-site" in _values(scope, b"sec-fetch-site")):
         return Refusal(
@@ -84,7 +84,7 @@ def _of_origin(scope: HTTPScope, allowed: AllowedHosts) -> Refusal | None:
     return None
 
 
-def _of_body(scope: HTTPScope) -> Refusal | None:
+def _check_content_type(scope: HTTPScope) -> Refusal | None:
     """Forms can send text/plain and two form types without asking; JSON they cannot."""
     lengths = _values(scope, b"content-length")
     if not _values(scope, b"transfer-encoding") and not any(length.strip("0") for length in lengths):

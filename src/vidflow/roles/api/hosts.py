@@ -13,12 +13,12 @@ from vidflow.settings import ApiOptions
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-LAST_PORT: Final = 65535
+MAX_PORT: Final = 65535
 _AUTHORITY: Final = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::([0-9]*))?", re.ASCII | re.IGNORECASE)
 _ORIGIN: Final = re.compile(r"https?://([^/?#\s]+)", re.IGNORECASE)
 
 
-def host_of(authority: str) -> str | None:
+def parse_host(authority: str) -> str | None:
     """Return the host of a Host header: a name in lower case without its final dot, or an address in its usual form.
 
     None where the text is not a host with an optional port.
@@ -27,22 +27,22 @@ def host_of(authority: str) -> str | None:
     if match is None:
         return None
     bracketed, name, port = match.groups()
-    if port and (len(port) > len(str(LAST_PORT)) or int(port) > LAST_PORT):
+    if port and (len(port) > len(str(MAX_PORT)) or int(port) > MAX_PORT):
         return None
     if bracketed is not None:
-        found = address_of(bracketed)
+        found = parse_address(bracketed)
         return str(found) if found is not None else None
     name = name.lower().removesuffix(".")
     return name if all(name.split(".")) else None
 
 
-def origin_host(origin: str) -> str | None:
+def parse_origin_host(origin: str) -> str | None:
     """Return the host of an Origin header; None for `null`, or where it is not an http origin."""
     match = _ORIGIN.fullmatch(origin)
-    return host_of(match[1]) if match else None
+    return parse_host(match[1]) if match else None
 
 
-def address_of(host: str) -> Address | None:
+def parse_address(host: str) -> Address | None:
     """Return the address that a host is, None where it is a name. An IPv4 address mapped into IPv6 is that IPv4 address."""
     try:
         found = ipaddress.ip_address(host)
@@ -78,7 +78,7 @@ class AllowedHosts:
     def _add_name(self, entry: str) -> None:
         wildcard = entry.startswith("*.")
         try:
-            name = host_of(entry.removeprefix("*.").encode("idna").decode("ascii"))
+            name = parse_host(entry.removeprefix("*.").encode("idna").decode("ascii"))
         except UnicodeError:
             name = None
         if name is None or ":" in entry:
@@ -89,10 +89,10 @@ class AllowedHosts:
         (self._suffixes if wildcard else self._names).add(f".{name}" if wildcard else name)
 
     def allows(self, host: str) -> bool:
-        """Whether a request may name this host, as `host_of` returns it."""
+        """Whether a request may name this host, as `parse_host` returns it."""
         if self._any:
             return True
-        address = address_of(host)
+        address = parse_address(host)
         if address is not None:
             return address.is_loopback or any(address in network for network in self._networks)
         return (
@@ -103,12 +103,12 @@ class AllowedHosts:
         )
 
 
-def allowed_hosts(options: ApiOptions) -> AllowedHosts:
+def parse_allowed_hosts(options: ApiOptions) -> AllowedHosts:
     """Return the hosts of the options; an address or name that the server listens at is one of them.
 
     Raises SetupError for an entry of --allowed-hosts that is not a host.
     """
-    listens_at = address_of(options.host)
+    listens_at = parse_address(options.host)
     if listens_at is not None and listens_at.is_unspecified:
         return AllowedHosts(options.allowed_hosts)
     own = options.host.partition("%")[0]  # without an IPv6 zone

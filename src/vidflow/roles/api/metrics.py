@@ -22,9 +22,9 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from vidflow.domain.errors import Unavailable
-from vidflow.infra.postgres import vitals
+from vidflow.infra.postgres import system_status
 from vidflow.infra.postgres.connection import Connection
-from vidflow.infra.telemetry.metrics import INBOX, registry_of
+from vidflow.infra.telemetry.metrics import INBOX_REGISTRY, build_role_registry
 from vidflow.roles.api.admission import free_bytes
 from vidflow.roles.api.context import Context
 
@@ -33,12 +33,12 @@ API: Final = CollectorRegistry()
 TABLES: Final = CollectorRegistry()
 """What its database tells; left out of a scrape while that is away."""
 
-_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 REQUESTS: Final = Counter("vidflow_http_requests", "Requests answered.", ["method", "path", "status"], registry=API)
 REQUEST_SECONDS: Final = Histogram(
-    "vidflow_http_request_seconds", "Time to answer.", ["method", "path"], buckets=_SECONDS, registry=API
+    "vidflow_http_request_seconds", "Time to answer.", ["method", "path"], buckets=_BUCKETS_S, registry=API
 )
 DATABASE_UP: Final = Gauge("vidflow_database_up", "1 if the database answered this scrape.", registry=API)
 POOL_LIMIT: Final = Gauge("vidflow_database_pool_limit", "Connections that the pool may have.", registry=API)
@@ -78,20 +78,20 @@ INBOX_LAG_S: Final = Gauge(
 )
 
 
-class _Scrape(Collector):
+class _ApiCollector(Collector):
     """The metrics of an api, read anew for each scrape."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._one_at_a_time = threading.Lock()
+        self._lock = threading.Lock()
 
     def collect(self) -> Iterable[Metric]:
         """Return what this process knows, and what the database tells if it answers."""
-        with self._one_at_a_time:
-            self._look_here()
+        with self._lock:
+            self._set_process_metrics()
             try:
                 with self._context.database.connection() as connection:
-                    read_tables(connection)
+                    set_database_metrics(connection)
                 DATABASE_UP.set(1)
             except (psycopg.Error, Unavailable):
                 DATABASE_UP.set(0)
@@ -102,8 +102,8 @@ class _Scrape(Collector):
         """Return the families without asking the database."""
         return [*API.collect(), *TABLES.collect()]
 
-    def _look_here(self) -> None:
-        pool = self._context.database.use()
+    def _set_process_metrics(self) -> None:
+        pool = self._context.database.read_usage()
         POOL_LIMIT.set(pool.limit)
         POOL_CONNECTIONS.set(pool.connected)
         POOL_IN_USE.set(pool.in_use)
@@ -112,39 +112,39 @@ class _Scrape(Collector):
             DISK_FREE.set(free_bytes(self._context.options.data_dir))
 
 
-def registry(context: Context) -> CollectorRegistry:
+def build_registry(context: Context) -> CollectorRegistry:
     """Return what this api exports; with the metrics of the inbox where it hosts one."""
-    joined = registry_of("api", *([INBOX] if context.options.inbox else []))
-    joined.register(_Scrape(context))
+    joined = build_role_registry("api", *([INBOX_REGISTRY] if context.options.inbox else []))
+    joined.register(_ApiCollector(context))
     return joined
 
 
-def route(exported: CollectorRegistry) -> HTTPRouteHandler:
+def metrics_route(metrics_registry: CollectorRegistry) -> HTTPRouteHandler:
     """Return the handler of `GET /metrics`, for an api that serves its metrics on no port of their own."""
 
     @get("/metrics", sync_to_thread=True, include_in_schema=False)
     def metrics() -> Response[bytes]:
         """Metrics in Prometheus' text form."""
-        return Response(generate_latest(exported), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+        return Response(generate_latest(metrics_registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     return metrics
 
 
-def read_tables(tx: Connection) -> None:
+def set_database_metrics(tx: Connection) -> None:
     """Set what the database tells."""
-    for state, count in vitals.scenarios_by_state(tx).items():
+    for state, count in system_status.count_scenarios_by_state(tx).items():
         SCENARIOS.labels(state).set(count)
-    QUEUE_OLDEST_S.set(vitals.queue_oldest_s(tx))
-    OUTBOX_SET_ASIDE.set(vitals.count_set_aside(tx))
-    _show_pools(vitals.pools(tx))
-    signs = vitals.read(tx)
+    QUEUE_OLDEST_S.set(system_status.read_queue_oldest_s(tx))
+    OUTBOX_SET_ASIDE.set(system_status.count_set_aside(tx))
+    _set_pool_metrics(system_status.read_pool_status(tx))
+    signs = system_status.read_system_status(tx)
     OUTBOX_WAITING.set(signs.outbox_waiting)
     OUTBOX_OLDEST_S.set(signs.outbox_oldest_s)
     RUNNERS.set(signs.runners)
     INBOX_LAG_S.set(math.inf if signs.inbox_lag_s is None else signs.inbox_lag_s)
 
 
-def _show_pools(pools: Iterable[vitals.PoolVitals]) -> None:
+def _set_pool_metrics(pools: Iterable[system_status.PoolStatus]) -> None:
     """Set a value for each pool that has runners. Those that have none are one, `other`: clients make up their names."""
     for gauge in (POOL_RUNNERS, POOL_SLOTS, POOL_USED, POOL_QUEUE):
         gauge.clear()
@@ -156,7 +156,7 @@ def _show_pools(pools: Iterable[vitals.PoolVitals]) -> None:
         POOL_QUEUE.labels(name).inc(pool.waiting)
 
 
-def measured(app: ASGIApp) -> ASGIApp:
+def measure_requests(app: ASGIApp) -> ASGIApp:
     """The app with its requests counted, by the template of their path: what clients make up is `other`."""
 
     async def measure(scope: Scope, receive: Receive, send: Send) -> None:

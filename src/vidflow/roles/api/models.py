@@ -11,15 +11,15 @@ from vidflow.domain.errors import ModelError, SetupError
 from vidflow.infra.models import registry
 from vidflow.roles.api.context import Api
 from vidflow.roles.api.problems import problem
-from vidflow.roles.api.schemas import InitScenario, ModelAnswer, ModelsAnswer
+from vidflow.roles.api.schemas import InitScenario, ModelInfo, ModelList
 from vidflow.settings import ApiOptions
 
 
 @get("/models", sync_to_thread=True, tags=["models"])
-def list_models(api: Api) -> ModelsAnswer:
+def list_models(api: Api) -> ModelList:
     """The names that `model` takes beside the paths of specs and weights files."""
     listed = registry.list_models(api.options.models_dir)
-    return ModelsAnswer([ModelAnswer(**msgspec.structs.asdict(one)) for one in listed])
+    return ModelList([ModelInfo(**msgspec.structs.asdict(one)) for one in listed])
 
 
 def require_loopback(options: ApiOptions) -> None:
@@ -38,7 +38,7 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def resolved(asked: InitScenario, options: ApiOptions) -> registry.ModelRef:
+def resolve_model(asked: InitScenario, options: ApiOptions) -> registry.ModelRef:
     """The model that is asked for, one that has the labels that are asked for, as far as that can be known without loading it.
 
     Raises ModelError or ParameterError; for an unknown name a problem that lists the names that there are.

@@ -16,12 +16,12 @@ from litestar.plugins.problem_details import ProblemDetailsConfig, ProblemDetail
 
 from vidflow.domain.errors import ResultsRemoved, SetupError, Unavailable, UnknownScenario, UserError, VidflowError
 from vidflow.infra.postgres.errors import is_away, is_conflict, is_disk_full, is_timed_out
-from vidflow.infra.telemetry.logs import log, redacted
+from vidflow.infra.telemetry.logs import log, redact
 from vidflow.roles.api.schemas import FieldProblem, Problem
 
 RETRY_AFTER_S: Final = {429: 5, 503: 1}
 """When to come again: a queue gets shorter slowly."""
-_AT: Final = re.compile(r"^(?P<message>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
+_LOCATION: Final = re.compile(r"^(?P<message>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
 _FIELD: Final = re.compile(r"(?:unknown|required) field `(?P<field>[^`]*)`")
 _CODES: Final = {
     400: "request_malformed", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 415: "not_json", 503: "unavailable",
@@ -41,15 +41,15 @@ def problem(status: int, code: str, detail: str, **more: Any) -> ProblemDetailsE
         status_code=status,
         type_=f"urn:vidflow:problem:{code}",
         title=http.HTTPStatus(status).phrase,
-        detail=redacted(detail),
+        detail=redact(detail),
         extra={"code": code, **more},
         headers={"Retry-After": str(RETRY_AFTER_S[status])} if status in RETRY_AFTER_S else None,
     )
 
 
-def problem_answer(status: int, code: str, detail: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
+def encode_problem(status: int, code: str, detail: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
     """Return the headers and the body of a problem, for what answers outside the framework."""
-    answer = Problem(f"urn:vidflow:problem:{code}", http.HTTPStatus(status).phrase, status, redacted(detail), code)
+    answer = Problem(f"urn:vidflow:problem:{code}", http.HTTPStatus(status).phrase, status, redact(detail), code)
     body = msgspec.json.encode(answer)
     headers = [
         (b"content-type", b"application/problem+json"),
@@ -62,7 +62,7 @@ def problem_answer(status: int, code: str, detail: str) -> tuple[list[tuple[byte
 
 async def send_problem(send: Callable[[Any], Awaitable[None]], status: int, code: str, detail: str) -> None:
     """Answer a request with a problem and nothing else, by the ASGI `send` of what answers outside the framework."""
-    headers, body = problem_answer(status, code, detail)
+    headers, body = encode_problem(status, code, detail)
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
@@ -74,32 +74,32 @@ def body_problem(error: Exception, hints: Mapping[str, str]) -> ProblemDetailsEx
     """
     if not isinstance(error, msgspec.ValidationError):
         return problem(400, "body_malformed", f"the body is no JSON: {error}")
-    match = _AT.match(str(error))
+    match = _LOCATION.match(str(error))
     message, path = (match["message"], match["path"] or "") if match else (str(error), "")
     if named := _FIELD.search(message):
         path = f"{path}.{named['field']}" if path else named["field"]
     hint = hints.get(re.split(r"[.\[]", path)[0])
-    field = FieldProblem(path or "body", redacted(f"{message}; it is {hint}" if hint else message))
+    field = FieldProblem(path or "body", redact(f"{message}; it is {hint}" if hint else message))
     return problem(422, "request_invalid", f"{field.field}: {field.message}", errors=[field])
 
 
-def _of_http(error: HTTPException) -> ProblemDetailsException:
+def _from_http_error(error: HTTPException) -> ProblemDetailsException:
     """A refusal of the framework's: a path, a method, a parameter, a size."""
     if isinstance(error, ProblemDetailsException):
         return error
     if error.status_code >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
-        return _of_fault(error)
+        return _from_unexpected_error(error)
     if isinstance(error, ValidationException):
-        return _of_parameters(error)
+        return _from_validation_error(error)
     status = error.status_code
     mapped = problem(status, _CODES.get(status, "refused"), _DETAILS.get(status, error.detail))
     mapped.headers = error.headers
     return mapped
 
 
-def _of_parameters(error: ValidationException) -> ProblemDetailsException:
+def _from_validation_error(error: ValidationException) -> ProblemDetailsException:
     found = error.extra if isinstance(error.extra, list) else []
-    fields = [FieldProblem(_name(one), redacted(str(one.get("message", "")))) for one in found if isinstance(one, dict)]
+    fields = [FieldProblem(_name(one), redact(str(one.get("message", "")))) for one in found if isinstance(one, dict)]
     if any(one.field == "data" for one in fields):
         return problem(400, "body_malformed", "the body is empty; send a JSON object")
     detail = "; ".join(f"{one.field}: {one.message}" for one in fields) or error.detail
@@ -111,7 +111,7 @@ def _name(fault: Mapping[str, Any]) -> str:
     return str(fault.get("key", "?")).removeprefix("in_")
 
 
-def _of_ours(error: VidflowError) -> ProblemDetailsException:
+def _from_vidflow_error(error: VidflowError) -> ProblemDetailsException:
     if isinstance(error, UnknownScenario):
         return problem(404, error.code, error.message)
     if isinstance(error, ResultsRemoved):
@@ -120,10 +120,10 @@ def _of_ours(error: VidflowError) -> ProblemDetailsException:
         return problem(422, error.code, error.message)
     if isinstance(error, Unavailable | SetupError):
         return problem(503, error.code, error.message)
-    return _of_fault(error)
+    return _from_unexpected_error(error)
 
 
-def _of_database(error: psycopg.Error) -> ProblemDetailsException:
+def _from_database_error(error: psycopg.Error) -> ProblemDetailsException:
     if is_disk_full(error):
         return problem(
             503,
@@ -139,10 +139,10 @@ def _of_database(error: psycopg.Error) -> ProblemDetailsException:
         )
     if is_away(error) or is_conflict(error):
         return problem(503, "database_unavailable", "the database is away for now; try again soon")
-    return _of_fault(error)
+    return _from_unexpected_error(error)
 
 
-def _of_fault(error: Exception) -> ProblemDetailsException:
+def _from_unexpected_error(error: Exception) -> ProblemDetailsException:
     """A fault of ours: logged once, with an id that the client is told."""
     error_id = str(uuid.uuid4())
     _log.exception("request_failed", cause=error, error_id=error_id, error=f"{type(error).__name__}: {error}")
@@ -151,21 +151,21 @@ def _of_fault(error: Exception) -> ProblemDetailsException:
     )
 
 
-def plugin() -> ProblemDetailsPlugin:
+def create_plugin() -> ProblemDetailsPlugin:
     """The one place where errors turn into answers."""
     return ProblemDetailsPlugin(
         ProblemDetailsConfig(
             exception_to_problem_detail_map={
-                HTTPException: _of_http,
-                VidflowError: _of_ours,
-                psycopg.Error: _of_database,
-                Exception: _of_fault,
+                HTTPException: _from_http_error,
+                VidflowError: _from_vidflow_error,
+                psycopg.Error: _from_database_error,
+                Exception: _from_unexpected_error,
             }
         )
     )
 
 
-def documented(*statuses: int) -> dict[int, ResponseSpec]:
+def problem_responses(*statuses: int) -> dict[int, ResponseSpec]:
     """The problems that a handler may answer with, for the OpenAPI document."""
     return {
         status: ResponseSpec(

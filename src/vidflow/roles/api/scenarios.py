@@ -14,30 +14,30 @@ from litestar.openapi.spec import Example
 from litestar.params import Body, FromPath, QueryParameter
 
 from vidflow.domain.errors import ErrorInfo, ParameterError, SetupError, Unavailable, UnknownScenario
-from vidflow.domain.frame_rate import FORMS, frame_rate, frame_rate_json, frame_rate_text
+from vidflow.domain.frame_rate import FRAME_RATE_FORMS, format_frame_rate, frame_rate_to_json, parse_frame_rate
 from vidflow.domain.messages import Parameters
 from vidflow.domain.scenario import Decision, Event, Kind, State, decide
-from vidflow.domain.waiting import waiting_for
+from vidflow.domain.waiting import find_waiting_for
 from vidflow.infra.postgres import gaps, history, lifecycle, scenarios
-from vidflow.infra.postgres.connection import FENCED, Connection
+from vidflow.infra.postgres.connection import FENCED_TIMEOUT_SETTING, Connection
 from vidflow.infra.postgres.errors import is_conflict
-from vidflow.infra.telemetry.logs import redacted
+from vidflow.infra.telemetry.logs import redact
 from vidflow.roles.api import models, sources
-from vidflow.roles.api.answers import tagged
 from vidflow.roles.api.context import Api, Limit
-from vidflow.roles.api.cursors import AfterGap, AfterMove, place_text, read_place
-from vidflow.roles.api.problems import documented, problem
+from vidflow.roles.api.cursors import AfterGap, AfterMove, decode_cursor, encode_cursor
+from vidflow.roles.api.etags import respond_with_etag
+from vidflow.roles.api.problems import problem, problem_responses
 from vidflow.roles.api.schemas import (
     FieldProblem,
-    GapsAnswer,
-    HistoryAnswer,
+    GapPage,
+    HistoryPage,
     InitScenario,
-    ScenarioAnswer,
     ScenarioPage,
+    ScenarioResponse,
 )
 from vidflow.settings import ApiOptions
 
-_RACES: Final = 20
+_MAX_SHUTDOWN_ATTEMPTS: Final = 20
 """How often a request for a shutdown may be overtaken by the leader before its client is told to ask again."""
 
 _EXAMPLES: Final = [
@@ -55,32 +55,34 @@ _EXAMPLES: Final = [
 ]
 
 
-@post("/init", sync_to_thread=True, responses=documented(400, 413, 415, 422, 429, 503))
-def init_scenario(api: Api, data: Annotated[InitScenario, Body(examples=_EXAMPLES)]) -> Response[ScenarioAnswer]:
+@post("/init", sync_to_thread=True, responses=problem_responses(400, 413, 415, 422, 429, 503))
+def init_scenario(api: Api, data: Annotated[InitScenario, Body(examples=_EXAMPLES)]) -> Response[ScenarioResponse]:
     """Ask for a scenario: run a model over a source. From the 201 on it is never lost."""
-    _check_labels(data.parameters)
+    _check_printable_labels(data.parameters)
     new = scenarios.NewScenario(
-        source=sources.admitted(data.source, api.options),
+        source=sources.validate_source(data.source, api.options),
         model=data.model,
-        model_sha256=models.resolved(data, api.options).sha256,
-        fps=frame_rate_text(default_fps(api.options) if data.fps is None else _requested_fps(data.fps)),
+        model_sha256=models.resolve_model(data, api.options).sha256,
+        fps=format_frame_rate(parse_default_fps(api.options) if data.fps is None else _parse_fps(data.fps)),
         priority=data.priority,
         pool=data.pool,
         parameters=data.parameters,
     )
-    with api.database.connection() as connection, api.admission.admitted(connection, scenarios.size_bytes(new)):
-        answer = _answer(scenarios.insert(connection, new))
+    with api.database.connection() as connection, api.admission.admit(connection, scenarios.estimate_size_bytes(new)):
+        answer = _to_response(scenarios.insert_scenario(connection, new))
     return Response(answer, status_code=201, headers={"Location": f"/scenario/{answer.scenario_uuid}"})
 
 
-@get("/{scenario_uuid:str}", sync_to_thread=True, responses=documented(400, 404, 503))
-def get_scenario(request: Request[Any, Any, Any], api: Api, scenario_uuid: FromPath[UUID]) -> Response[ScenarioAnswer]:
+@get("/{scenario_uuid:str}", sync_to_thread=True, responses=problem_responses(400, 404, 503))
+def get_scenario(
+    request: Request[Any, Any, Any], api: Api, scenario_uuid: FromPath[UUID]
+) -> Response[ScenarioResponse]:
     """How a scenario stands."""
     with api.database.connection() as connection:
-        return tagged(request, _found(connection, scenario_uuid))
+        return respond_with_etag(request, _read_scenario(connection, scenario_uuid))
 
 
-@get("/", sync_to_thread=True, responses=documented(400, 503))
+@get("/", sync_to_thread=True, responses=problem_responses(400, 503))
 def list_scenarios(
     api: Api,
     in_state: Annotated[State | None, QueryParameter(name="state", description="only those in this state")] = None,
@@ -89,85 +91,85 @@ def list_scenarios(
 ) -> ScenarioPage:
     """Scenarios, the newest first."""
     with api.database.connection() as connection:
-        found, more = scenarios.page(connection, in_state, str(after) if after else None, limit)
-    return ScenarioPage([_answer(one) for one in found], found[-1].scenario_uuid if more else None)
+        found, more = scenarios.read_scenario_page(connection, in_state, str(after) if after else None, limit)
+    return ScenarioPage([_to_response(one) for one in found], found[-1].scenario_uuid if more else None)
 
 
-@post("/{scenario_uuid:str}/shutdown", sync_to_thread=True, status_code=200, responses=documented(400, 404, 503))
-def shut_down(api: Api, scenario_uuid: FromPath[UUID]) -> ScenarioAnswer:
+@post("/{scenario_uuid:str}/shutdown", sync_to_thread=True, status_code=200, responses=problem_responses(400, 404, 503))
+def shut_down(api: Api, scenario_uuid: FromPath[UUID]) -> ScenarioResponse:
     """Ask for a scenario's end. Asking again, or for one that has ended, is no error."""
     with api.database.connection() as connection:
-        _shut_down(connection, str(scenario_uuid))
-        return _found(connection, scenario_uuid)
+        _request_shutdown(connection, str(scenario_uuid))
+        return _read_scenario(connection, scenario_uuid)
 
 
-@get("/{scenario_uuid:str}/history", sync_to_thread=True, responses=documented(400, 404, 503))
+@get("/{scenario_uuid:str}/history", sync_to_thread=True, responses=problem_responses(400, 404, 503))
 def get_history(
-    api: Api, scenario_uuid: FromPath[UUID], after: AfterMove = history.BEFORE_THE_FIRST, limit: Limit = 100
-) -> HistoryAnswer:
+    api: Api, scenario_uuid: FromPath[UUID], after: AfterMove = history.BEFORE_FIRST_TRANSITION, limit: Limit = 100
+) -> HistoryPage:
     """Every move of a scenario: from which state to which, why and when."""
     with api.database.connection() as connection:
-        moves, more = history.page(connection, str(scenario_uuid), after, limit)
+        moves, more = history.read_history_page(connection, str(scenario_uuid), after, limit)
         if not moves:
-            _require(connection, scenario_uuid)
+            _require_scenario(connection, scenario_uuid)
     items = [
-        msgspec.structs.replace(move, at=_utc(move.at), detail=redacted(move.detail) if move.detail else None)
+        msgspec.structs.replace(move, at=_utc(move.at), detail=redact(move.detail) if move.detail else None)
         for move in moves
     ]
-    return HistoryAnswer(items, str(items[-1].number) if more else None)
+    return HistoryPage(items, str(items[-1].number) if more else None)
 
 
-@get("/{scenario_uuid:str}/gaps", sync_to_thread=True, responses=documented(400, 404, 503))
-def get_gaps(api: Api, scenario_uuid: FromPath[UUID], after: AfterGap = None, limit: Limit = 100) -> GapsAnswer:
+@get("/{scenario_uuid:str}/gaps", sync_to_thread=True, responses=problem_responses(400, 404, 503))
+def get_gaps(api: Api, scenario_uuid: FromPath[UUID], after: AfterGap = None, limit: Limit = 100) -> GapPage:
     """Where frames are missing that should have been kept, and why."""
-    place = gaps.BEFORE_THE_FIRST if after is None else read_place(after)
+    place = gaps.BEFORE_FIRST_GAP if after is None else decode_cursor(after)
     with api.database.connection() as connection:
-        found, more = gaps.page(connection, str(scenario_uuid), place, limit)
+        found, more = gaps.read_gap_page(connection, str(scenario_uuid), place, limit)
         if not found:
-            _require(connection, scenario_uuid)
-    return GapsAnswer(found, place_text(found[-1]) if more else None)
+            _require_scenario(connection, scenario_uuid)
+    return GapPage(found, encode_cursor(found[-1]) if more else None)
 
 
-def _require(connection: Connection, scenario_uuid: UUID) -> None:
+def _require_scenario(connection: Connection, scenario_uuid: UUID) -> None:
     if not scenarios.exists(connection, str(scenario_uuid)):
-        raise _unknown(scenario_uuid)
+        raise _unknown_scenario(scenario_uuid)
 
 
-def _shut_down(connection: Connection, scenario_uuid: str) -> None:
+def _request_shutdown(connection: Connection, scenario_uuid: str) -> None:
     """Moves the scenario to its shutdown. The leader may move it at the same time: then it is read and decided anew."""
-    for _ in range(_RACES):
-        scenario = lifecycle.read_one(connection, scenario_uuid)
+    for _ in range(_MAX_SHUTDOWN_ATTEMPTS):
+        scenario = lifecycle.read_scenario(connection, scenario_uuid)
         if scenario is None:
             raise UnknownScenario(f"there is no scenario {scenario_uuid}")
         decision = decide(scenario, Event(kind=Kind.SHUTDOWN_REQUESTED, reason="shutdown requested"))
-        if decision.after is None or _moved(connection, decision):
+        if decision.after is None or _try_move(connection, decision):
             return
     raise Unavailable(f"scenario {scenario_uuid} changes too fast just now; ask for its shutdown again")
 
 
-def _moved(connection: Connection, decision: Decision) -> bool:
+def _try_move(connection: Connection, decision: Decision) -> bool:
     try:
         with connection.transaction():
-            connection.execute(f"SET LOCAL {FENCED}")  # frozen in here, it would lock the leader out
-            return bool(lifecycle.write_back(connection, [decision]))
+            connection.execute(f"SET LOCAL {FENCED_TIMEOUT_SETTING}")  # frozen in here, it would lock the leader out
+            return bool(lifecycle.write_decisions(connection, [decision]))
     except psycopg.Error as error:
         if is_conflict(error):
             return False
         raise
 
 
-def _found(connection: Connection, scenario_uuid: UUID) -> ScenarioAnswer:
-    scenario = scenarios.find(connection, str(scenario_uuid))
+def _read_scenario(connection: Connection, scenario_uuid: UUID) -> ScenarioResponse:
+    scenario = scenarios.find_scenario(connection, str(scenario_uuid))
     if scenario is None:
-        raise _unknown(scenario_uuid)
-    return _answer(scenario)
+        raise _unknown_scenario(scenario_uuid)
+    return _to_response(scenario)
 
 
-def _unknown(scenario_uuid: UUID) -> UnknownScenario:
+def _unknown_scenario(scenario_uuid: UUID) -> UnknownScenario:
     return UnknownScenario(f"there is no scenario {scenario_uuid}; those that there are: GET /scenario")
 
 
-def _check_labels(parameters: Parameters) -> None:
+def _check_printable_labels(parameters: Parameters) -> None:
     """Refuses what the type of a label lets through, and no model has and no database takes."""
     for label in parameters.labels or ():
         if not label.isprintable():
@@ -176,17 +178,17 @@ def _check_labels(parameters: Parameters) -> None:
             )
 
 
-def default_fps(options: ApiOptions) -> Fraction | None:
+def parse_default_fps(options: ApiOptions) -> Fraction | None:
     """Return the frame rate of scenarios that name none. Raises SetupError where the setting is not a frame rate."""
     try:
-        return frame_rate(options.video_fps)
+        return parse_frame_rate(options.video_fps)
     except ParameterError as error:
-        raise SetupError(f"VIDEO_FPS (--video-fps) is {FORMS}, not {options.video_fps[:80]!r}") from error
+        raise SetupError(f"VIDEO_FPS (--video-fps) is {FRAME_RATE_FORMS}, not {options.video_fps[:80]!r}") from error
 
 
-def _requested_fps(fps: float | str) -> Fraction | None:
+def _parse_fps(fps: float | str) -> Fraction | None:
     try:
-        return frame_rate(fps)
+        return parse_frame_rate(fps)
     except ParameterError as error:
         raise problem(422, "request_invalid", error.message, errors=[FieldProblem("fps", error.message)]) from error
 
@@ -195,22 +197,22 @@ def _utc(at: datetime.datetime) -> datetime.datetime:
     return at.astimezone(datetime.UTC)
 
 
-def _answer(shown: scenarios.Shown) -> ScenarioAnswer:
+def _to_response(shown: scenarios.ScenarioDetails) -> ScenarioResponse:
     """A scenario as it goes to a client: without secrets, its times in UTC."""
-    values = {name: getattr(shown, name) for name in ScenarioAnswer.__struct_fields__ if name != "waiting_for"}
+    values = {name: getattr(shown, name) for name in ScenarioResponse.__struct_fields__ if name != "waiting_for"}
     values |= {
-        "source": sources.shown(shown.source),
-        "fps": frame_rate_json(frame_rate(shown.fps)),
-        "error": _safe(shown.error),
-        "waiting_for": waiting_for(shown.state, shown.due, shown.around),
+        "source": sources.redact_source(shown.source),
+        "fps": frame_rate_to_json(parse_frame_rate(shown.fps)),
+        "error": _redact_error(shown.error),
+        "waiting_for": find_waiting_for(shown.state, shown.due, shown.components),
         "created_at": _utc(shown.created_at),
         "state_changed_at": _utc(shown.state_changed_at),
     }
-    return ScenarioAnswer(**values)
+    return ScenarioResponse(**values)
 
 
-def _safe(error: ErrorInfo | None) -> ErrorInfo | None:
-    return None if error is None else msgspec.structs.replace(error, message=redacted(error.message))
+def _redact_error(error: ErrorInfo | None) -> ErrorInfo | None:
+    return None if error is None else msgspec.structs.replace(error, message=redact(error.message))
 
 
 def router() -> Router:

@@ -13,16 +13,16 @@ from msgspec import Meta
 
 from vidflow.domain.detections import FrameResult
 from vidflow.domain.errors import ErrorInfo
-from vidflow.domain.frame_rate import MAX_CHARACTERS
+from vidflow.domain.frame_rate import MAX_FRAME_RATE_CHARACTERS
 from vidflow.domain.messages import MAX_POOL_CHARACTERS, Parameters
 from vidflow.domain.scenario import DEFAULT_POOL, Outcome, Skip, State
 from vidflow.domain.waiting import WaitingFor
 from vidflow.infra.postgres.gaps import StoredGap
-from vidflow.infra.postgres.history import Move
+from vidflow.infra.postgres.history import Transition
 
 MAX_SOURCE_CHARACTERS = 4096
 
-Source = Annotated[
+SourceField = Annotated[
     str,
     Meta(
         min_length=1,
@@ -31,7 +31,7 @@ Source = Annotated[
         examples=["/videos/bikes.mp4", "rtsp://camera.example/stream"],
     ),
 ]
-Model = Annotated[
+ModelField = Annotated[
     str,
     Meta(
         min_length=1,
@@ -40,15 +40,15 @@ Model = Annotated[
         examples=["motion"],
     ),
 ]
-Fps = Annotated[
-    float | Annotated[str, Meta(max_length=MAX_CHARACTERS)] | None,
+FpsField = Annotated[
+    float | Annotated[str, Meta(max_length=MAX_FRAME_RATE_CHARACTERS)] | None,
     Meta(
         description='frames a second to keep: a number above 0 and up to 1000, a fraction or decimal number as text ("30000/1001"), '
         '"all", or null for the server\'s own setting',
         examples=[2, "30000/1001", "all"],
     ),
 ]
-Priority = Annotated[
+PriorityField = Annotated[
     int,
     Meta(
         ge=-100, le=100, description="a whole number from -100 to 100: of the waiting scenarios, the higher goes first"
@@ -56,7 +56,7 @@ Priority = Annotated[
 ]
 
 
-Pool = Annotated[
+PoolField = Annotated[
     str,
     Meta(
         min_length=1,
@@ -71,11 +71,11 @@ Pool = Annotated[
 class InitScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A request for a scenario."""
 
-    source: Source
-    model: Model
-    fps: Fps = None
-    priority: Priority = 0
-    pool: Pool = DEFAULT_POOL
+    source: SourceField
+    model: ModelField
+    fps: FpsField = None
+    priority: PriorityField = 0
+    pool: PoolField = DEFAULT_POOL
     parameters: Annotated[
         Parameters,
         Meta(
@@ -84,7 +84,7 @@ class InitScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = Parameters()
 
 
-class ScenarioAnswer(msgspec.Struct, frozen=True, kw_only=True):
+class ScenarioResponse(msgspec.Struct, frozen=True, kw_only=True):
     """A scenario as it stands. `frames_stored` can be read already; `waiting_for` tells why nothing moves."""
 
     scenario_uuid: str
@@ -120,18 +120,18 @@ class ScenarioAnswer(msgspec.Struct, frozen=True, kw_only=True):
 class ScenarioPage(msgspec.Struct, frozen=True):
     """Scenarios, the newest first. `next` is the cursor to pass as `after`; null on the last page."""
 
-    items: list[ScenarioAnswer]
+    items: list[ScenarioResponse]
     next: str | None
 
 
-class HistoryAnswer(msgspec.Struct, frozen=True):
+class HistoryPage(msgspec.Struct, frozen=True):
     """Moves of a scenario, the first first. `next` is the cursor to pass as `after`; null on the last page."""
 
-    items: list[Move]
+    items: list[Transition]
     next: str | None
 
 
-class GapsAnswer(msgspec.Struct, frozen=True):
+class GapPage(msgspec.Struct, frozen=True):
     """Gaps of a scenario, in the order of the video. `next` is the cursor to pass as `after`; null on the last page."""
 
     items: list[StoredGap]
@@ -204,7 +204,7 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
     relay_lag: RelayLag | None = None
 
 
-class ModelAnswer(msgspec.Struct, frozen=True):
+class ModelInfo(msgspec.Struct, frozen=True):
     """A model that can be asked for by name. `needs` is the extra that its runner needs; `error`: why it cannot be used as it is."""
 
     name: str
@@ -213,7 +213,7 @@ class ModelAnswer(msgspec.Struct, frozen=True):
     error: str | None
 
 
-class ModelsAnswer(msgspec.Struct, frozen=True):
+class ModelList(msgspec.Struct, frozen=True):
     """All models that can be asked for by name."""
 
-    items: list[ModelAnswer]
+    items: list[ModelInfo]

@@ -14,7 +14,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from vidflow.domain.errors import SourceError
-from vidflow.infra.telemetry.logs import redacted
+from vidflow.infra.telemetry.logs import redact
 from vidflow.settings import ApiOptions
 
 SCHEMES: Final = ("http", "https", "rtsp", "rtsps")
@@ -22,7 +22,7 @@ _URL: Final = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 
-def admitted(source: str, options: ApiOptions) -> str:
+def validate_source(source: str, options: ApiOptions) -> str:
     """The source as it is to be stored: a URL as it is, a file under the media root relative to it, any other file absolute.
 
     Raises SourceError: source_invalid, source_forbidden, source_missing or source_not_video.
@@ -30,9 +30,9 @@ def admitted(source: str, options: ApiOptions) -> str:
     if _CONTROL.search(source):
         raise SourceError("source: there is a control character in it; name a file or a URL")
     if _URL.match(source):
-        return _url(source)
-    if options.media_root is not None and not (options.any_file and _outside(source, options.media_root)):
-        return str(_under(options.media_root, source))
+        return _validate_url(source)
+    if options.media_root is not None and not (options.any_file and _is_outside(source, options.media_root)):
+        return str(_resolve_under(options.media_root, source))
     if not options.any_file:
         raise SourceError(
             "source: this server takes no local files; give a URL, or have it started with --media-root",
@@ -40,15 +40,15 @@ def admitted(source: str, options: ApiOptions) -> str:
         )
     if not Path(source).is_absolute():
         raise SourceError(f"source: {source} is not an absolute path; begin it with /", code="source_forbidden")
-    return str(_file(Path(source), source))
+    return str(_resolve_file(Path(source), source))
 
 
-def shown(source: str) -> str:
+def redact_source(source: str) -> str:
     """Return a stored source as anyone may see it: a URL without its secrets, a path as it is."""
-    return redacted(source) if _URL.match(source) else source
+    return redact(source) if _URL.match(source) else source
 
 
-def _url(source: str) -> str:
+def _validate_url(source: str) -> str:
     try:
         parts = urlsplit(source)
         host, _ = parts.hostname, parts.port  # a port that is none raises here
@@ -65,13 +65,13 @@ def _url(source: str) -> str:
     return source
 
 
-def _outside(source: str, root: Path) -> bool:
+def _is_outside(source: str, root: Path) -> bool:
     """Whether an absolute path leads somewhere else by its words alone."""
     path = Path(os.path.normpath(source))
     return path.is_absolute() and not (path.is_relative_to(root.absolute()) or path.is_relative_to(root.resolve()))
 
 
-def _under(root: Path, source: str) -> Path:
+def _resolve_under(root: Path, source: str) -> Path:
     """The file's path relative to the media root. What lies outside is refused before it is looked at: nobody learns what is there."""
     refused = SourceError(
         f"source: {source} leads out of the server's media root; name a file under it", code="source_forbidden"
@@ -79,14 +79,14 @@ def _under(root: Path, source: str) -> Path:
     try:
         home = root.resolve(strict=True)
         path = root.absolute() / source
-        if _outside(str(path), root) or not path.resolve().is_relative_to(home):
+        if _is_outside(str(path), root) or not path.resolve().is_relative_to(home):
             raise refused
     except (OSError, RuntimeError, ValueError) as error:
         raise SourceError(f"source: there is no file {source}; check its name", code="source_missing") from error
-    return _file(path, source).relative_to(home)
+    return _resolve_file(path, source).relative_to(home)
 
 
-def _file(path: Path, source: str) -> Path:
+def _resolve_file(path: Path, source: str) -> Path:
     """The real path of a file that can be read and has something in it."""
     try:
         real = path.resolve(strict=True)

@@ -6,15 +6,15 @@ from typing import Final
 
 from vidflow.infra.kafka.admin import wait_for_broker
 from vidflow.infra.kafka.errors import KafkaAway
-from vidflow.infra.postgres.connection import ANSWER_LIMIT_S, connect
-from vidflow.infra.postgres.lease import Lease, keep
+from vidflow.infra.postgres.connection import RESPONSE_TIMEOUT_S, connect
+from vidflow.infra.postgres.lease import Lease, run_as_holder
 from vidflow.infra.postgres.migrations import wait_for_schema
 from vidflow.infra.process.stopping import Stop, start_thread
 from vidflow.infra.telemetry import metrics
 from vidflow.infra.telemetry.outage import kafka_outage, require_kafka, require_postgres
-from vidflow.roles.orchestrator.hearing import Hearing
-from vidflow.roles.orchestrator.keeping import keep_tables, prepare
+from vidflow.roles.orchestrator.housekeeping import create_missing_partitions, run_retention
 from vidflow.roles.orchestrator.leader import Leader
+from vidflow.roles.orchestrator.listener import LeaderListener
 from vidflow.settings import OrchestratorOptions
 
 LEASE: Final = "leader"
@@ -25,44 +25,46 @@ def run(options: OrchestratorOptions, stop: Stop) -> None:
     """Leads while it holds the lease, stands by while another does, until it is to stop."""
     require_postgres(options.database_url)
     require_kafka(options.kafka)
-    options.keeping.checked()
+    options.retention.validate()
     wait_for_schema(options.database_url, stop)
-    exported = metrics.registry_of("orchestrator", metrics.ORCHESTRATOR)
+    exported = metrics.build_role_registry("orchestrator", metrics.ORCHESTRATOR_REGISTRY)
     with metrics.served(exported, options.metrics_port, options.metrics_host):
-        keep(options.database_url, LEASE, stop, lambda lease: lead(options, lease, stop))
+        run_as_holder(options.database_url, LEASE, stop, lambda lease: lead(options, lease, stop))
 
 
 def lead(options: OrchestratorOptions, lease: Lease, stop: Stop) -> None:
     """Ticks until the lease is lost or a stop is requested. What it remembers ends with it: the next leader starts empty."""
-    prepare(options.database_url, lease, options.keeping)
+    create_missing_partitions(options.database_url, lease, options.retention)
     keeping = start_thread(
-        "leader keeps", lambda: keep_tables(options.database_url, lease, options.keeping, stop), stop
+        "leader keeps", lambda: run_retention(options.database_url, lease, options.retention, stop), stop
     )
-    hearing = Hearing(options.kafka, str(lease.holder), stop)
+    hearing = LeaderListener(options.kafka, str(lease.holder), stop)
     try:
-        if not (wait_for_broker(options.kafka, stop) and _opened(hearing, lease, stop)):
+        if not (wait_for_broker(options.kafka, stop) and _open_listener(hearing, lease, stop)):
             return
-        with connect(options.database_url, name="vidflow leader reads", answer_limit_s=ANSWER_LIMIT_S) as tables:
+        with connect(
+            options.database_url, name="vidflow leader reads", response_timeout_s=RESPONSE_TIMEOUT_S
+        ) as tables:
             metrics.LEADS.set(1)
-            Leader(lease, hearing, tables, options.attempts).run(lambda: lease.held() and not stop.requested)
+            Leader(lease, hearing, tables, options.attempts).run(lambda: lease.is_held() and not stop.requested)
     finally:
         metrics.LEADS.set(0)
         # First, so that others can lead while this one waits for its threads, one of which may be asking a broker that is away.
-        lease.end()
+        lease.close()
         hearing.close()
         keeping.join()
 
 
-def _opened(hearing: Hearing, lease: Lease, stop: Stop) -> bool:
+def _open_listener(hearing: LeaderListener, lease: Lease, stop: Stop) -> bool:
     """Waits for Kafka and its topics; False where the lease or the process ends before they are there."""
     outage = kafka_outage()
-    while lease.held() and not stop.requested:
+    while lease.is_held() and not stop.requested:
         try:
             hearing.open()
         except KafkaAway as error:
-            outage.away(error)
+            outage.begin(error)
             stop.wait(RETRY_S)
         else:
-            outage.back()
+            outage.end()
             return True
     return False

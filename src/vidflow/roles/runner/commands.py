@@ -21,18 +21,18 @@ from vidflow.infra.process.stopping import Stop, start_thread
 from vidflow.infra.telemetry.logs import log
 from vidflow.infra.telemetry.outage import kafka_outage
 
-DEAF_S: Final = 30.0
+STALL_TIMEOUT_S: Final = 30.0
 """Behind the ends for that long without moving: a consumer that will never hear again."""
-CHECK_S: Final = 1.0
+CHECK_INTERVAL_S: Final = 1.0
 _POLL_S: Final = 0.5
 _log = log("runner")
 
 
-def commands_topic_id(questions: admin.Questions, pool: str) -> str:
+def commands_topic_id(questions: admin.ReplacingAdmin, pool: str) -> str:
     """Return the id of the topic of a pool's commands. Raises KafkaAway; TopicMissing names the command that makes it."""
     topic = commands_topic(pool)
     try:
-        return questions.ask(offsets.topic_id, topic)
+        return questions.call(offsets.read_topic_id, topic)
     except errors.TopicMissing as error:
         option = "" if pool == DEFAULT_POOL else f" --pool {pool}"
         raise errors.TopicMissing(
@@ -40,39 +40,41 @@ def commands_topic_id(questions: admin.Questions, pool: str) -> str:
         ) from error
 
 
-class Deaf(Unavailable):
+class CommandConsumerFailed(Unavailable):
     """This runner does not hear its commands any more: to be started anew."""
 
     default_code = "runner_deaf"
 
 
-class Unreadable:
+class UnreadableCommand:
     """A message for this runner that is no command: counted as taken, and nothing else."""
 
 
-Heard = Command | Unreadable
+ReceivedCommand = Command | UnreadableCommand
 
 
-class Commands:
-    """The runner's ears: a thread polls the topic, `taken` hands over what it heard. The bell wakes the thread that takes."""
+class CommandListener:
+    """The runner's ears: a thread polls the topic, `take_commands` hands over what it heard. The bell wakes the thread that takes."""
 
-    def __init__(self, settings: settings.KafkaSettings, pool: str, runner: str, bell: Connection) -> None:
+    def __init__(self, settings: settings.KafkaSettings, pool: str, runner: str, wakeup_writer: Connection) -> None:
         self._pool = pool
         self._topic = commands_topic(pool)
         self._runner = runner.encode()
-        self._bell = bell
-        self._questions = admin.Questions(settings)
-        self._consumer = clients.consumer(settings, client_id=f"vidflow-{runner}")
-        self._heard: SimpleQueue[Heard] = SimpleQueue()
-        self._ears = _Ears()
+        self._wakeup_writer = wakeup_writer
+        self._questions = admin.ReplacingAdmin(settings)
+        self._consumer = clients.create_consumer(settings, client_id=f"vidflow-{runner}")
+        self._received: SimpleQueue[ReceivedCommand] = SimpleQueue()
+        self._stall_watch = _StallWatch()
         self._topic_id = ""
         self._outage = kafka_outage()
 
     def open(self) -> None:
         """Begins to listen: from now on nothing is missed. Raises KafkaAway."""
         self._topic_id = commands_topic_id(self._questions, self._pool)
-        self._questions.ask(offsets.assign_at_end, self._consumer, [self._topic])
-        self._ears = _Ears({partition.partition: partition.offset for partition in self._consumer.assignment()})
+        self._questions.call(offsets.assign_at_end, self._consumer, [self._topic])
+        self._stall_watch = _StallWatch(
+            {partition.partition: partition.offset for partition in self._consumer.assignment()}
+        )
 
     def listen(self, stop: Stop) -> None:
         """The body of the thread, until the stop.
@@ -85,33 +87,35 @@ class Commands:
             while not stop.requested:
                 message = self._consumer.poll(_POLL_S)
                 if message is not None:
-                    self._take(message)
+                    self._handle_message(message)
         finally:
             self._consumer.close()
 
-    def taken(self) -> list[Heard]:
+    def take_commands(self) -> list[ReceivedCommand]:
         """What was heard since the last time, in order."""
-        heard: list[Heard] = []
+        heard: list[ReceivedCommand] = []
         while True:
             try:
-                heard.append(self._heard.get_nowait())
+                heard.append(self._received.get_nowait())
             except Empty:
                 return heard
 
-    def _take(self, message: Message) -> None:
+    def _handle_message(self, message: Message) -> None:
         error = message.error()
         if error is not None:
             if error.fatal():
-                raise Deaf(f"this runner cannot read {self._topic} any more ({error.str()}); start it again")
+                raise CommandConsumerFailed(
+                    f"this runner cannot read {self._topic} any more ({error.str()}); start it again"
+                )
             _log.debug("consumer_error", error=error.str())
             return
-        self._ears.heard(message.partition() or 0, message.offset() or 0)
-        if dict(clients.headers_of(message)).get(clients.RUNNER) != self._runner:
+        self._stall_watch.record_position(message.partition() or 0, message.offset() or 0)
+        if dict(clients.read_headers(message)).get(clients.RUNNER_HEADER) != self._runner:
             return
-        self._heard.put(self._decoded(message))
-        self._bell.send_bytes(b"!")
+        self._received.put(self._decode(message))
+        self._wakeup_writer.send_bytes(b"!")
 
-    def _decoded(self, message: Message) -> Heard:
+    def _decode(self, message: Message) -> ReceivedCommand:
         try:
             return decode_command(message.value())
         except MessageError as error:
@@ -119,29 +123,29 @@ class Commands:
             _log.error(
                 "command_unreadable", message=where, error=error.message, does="nothing; the leader gives it again"
             )
-            return Unreadable()
+            return UnreadableCommand()
 
     def _check_until(self, stop: Stop) -> None:
-        while not stop.wait(CHECK_S):
+        while not stop.wait(CHECK_INTERVAL_S):
             self._check()
 
     def _check(self) -> None:
         try:
             if commands_topic_id(self._questions, self._pool) != self._topic_id:
-                raise Deaf(f"the topic {self._topic} was made anew; start this runner again")
-            self._ears.check(
-                self._questions.ask(offsets.known_end_offsets, self._topic, self._ears.partitions),
+                raise CommandConsumerFailed(f"the topic {self._topic} was made anew; start this runner again")
+            self._stall_watch.check(
+                self._questions.call(offsets.read_available_end_offsets, self._topic, self._stall_watch.partitions),
                 time.monotonic(),
                 self._topic,
             )
-            self._outage.back()
+            self._outage.end()
         except errors.TopicMissing as error:
-            self._outage.away(error)  # once it is made anew, its id is another one
+            self._outage.begin(error)  # once it is made anew, its id is another one
         except errors.KafkaAway as error:
             _log.debug("not_checked", error=error.message)  # the reports notice how long it lasts
 
 
-class _Ears:
+class _StallWatch:
     """How far each partition is read, and since when it stands still behind its end."""
 
     def __init__(self, positions: dict[int, int] | None = None) -> None:
@@ -152,7 +156,7 @@ class _Ears:
     def partitions(self) -> list[int]:
         return list(self._positions)
 
-    def heard(self, partition: int, offset: int) -> None:
+    def record_position(self, partition: int, offset: int) -> None:
         self._positions[partition] = offset + 1
 
     def check(self, ends: dict[int, int], now_s: float, topic: str) -> None:
@@ -164,7 +168,7 @@ class _Ears:
                 self._behind.pop(partition, None)
             elif stood_at != position:
                 self._behind[partition] = (position, now_s)
-            elif now_s - since_s > DEAF_S:
-                raise Deaf(
-                    f"nothing was heard of {topic}/{partition} for {DEAF_S:.0f} s behind its end; start this runner again"
+            elif now_s - since_s > STALL_TIMEOUT_S:
+                raise CommandConsumerFailed(
+                    f"nothing was heard of {topic}/{partition} for {STALL_TIMEOUT_S:.0f} s behind its end; start this runner again"
                 )

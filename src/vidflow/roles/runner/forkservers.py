@@ -23,10 +23,10 @@ from typing import Final
 
 from vidflow.domain.errors import SetupError
 from vidflow.infra.telemetry.logs import log
-from vidflow.roles.worker.start import Nothing, throwaway
+from vidflow.roles.worker.start import NoOpProcess, do_nothing
 
-LIGHT: Final = "vidflow.roles.worker.preload"
-WITH_TORCH: Final = "vidflow.roles.worker.preload_torch"
+PRELOAD_MODULE: Final = "vidflow.roles.worker.preload"
+TORCH_PRELOAD_MODULE: Final = "vidflow.roles.worker.preload_torch"
 TORCH_AFTER_S: Final = 3.0
 """How long the runner works before the second one begins: what starts beside the runner needs the processor more."""
 TEMPORARY_FOLDER_BYTES: Final = 70
@@ -43,41 +43,45 @@ class Forkservers:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         _shorten_temporary_folder()
         self.context: ForkServerContext = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload([LIGHT])
+        self.context.set_forkserver_preload([PRELOAD_MODULE])
         with without_main():
             forkserver.ensure_running()  # it begins to import, and `prepare` waits until it has
         self._torch_due_s: float | None = None
-        self._next: forkserver.ForkServer | None = None
-        self._answer: int | None = None
+        self._torch_server: forkserver.ForkServer | None = None
+        self._torch_ready_fd: int | None = None
 
     def prepare(self) -> None:
         """Waits until the light one has imported everything: until a child that does nothing has been made."""
-        child = self.context.Process(target=throwaway, name="throwaway")
+        child = self.context.Process(target=do_nothing, name="throwaway")
         with without_main():
             child.start()
         child.join()
         child.close()
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Starts the one with torch when that is due, and lets it take over once it can. Waits for nothing."""
         if self._torch_due_s is None:
             has_torch = importlib.util.find_spec("torch") is not None
             self._torch_due_s = time.monotonic() + TORCH_AFTER_S if has_torch else float("inf")
         elif time.monotonic() >= self._torch_due_s:
             self._torch_due_s = float("inf")
-            self._start_next()
-        elif self._next is not None and self._answer is not None and select.select([self._answer], [], [], 0)[0]:
-            self._take_over(self._next, self._answer)
-            self._next = self._answer = None
+            self._start_torch_server()
+        elif (
+            self._torch_server is not None
+            and self._torch_ready_fd is not None
+            and select.select([self._torch_ready_fd], [], [], 0)[0]
+        ):
+            self._take_over(self._torch_server, self._torch_ready_fd)
+            self._torch_server = self._torch_ready_fd = None
 
-    def _start_next(self) -> None:
+    def _start_torch_server(self) -> None:
         """A forkserver makes its first child once it has imported everything: a child that does nothing is asked for."""
-        self._next = forkserver.ForkServer()
-        self._next.set_forkserver_preload([WITH_TORCH])
+        self._torch_server = forkserver.ForkServer()
+        self._torch_server.set_forkserver_preload([TORCH_PRELOAD_MODULE])
         with without_main():
-            self._answer, task = self._next.connect_to_new_process([])
+            self._torch_ready_fd, task = self._torch_server.connect_to_new_process([])
         with open(task, "wb") as pipe:  # noqa: PTH123 - a file descriptor
-            pipe.write(pickle.dumps({}) + pickle.dumps(Nothing()))
+            pipe.write(pickle.dumps({}) + pickle.dumps(NoOpProcess()))
 
     def _take_over(self, server: forkserver.ForkServer, answer: int) -> None:
         try:

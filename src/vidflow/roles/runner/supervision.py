@@ -18,8 +18,8 @@ from typing import Final
 import msgspec
 
 from vidflow.domain.errors import ErrorInfo
-from vidflow.domain.messages import Deploy, EndReason, Waiting
-from vidflow.domain.redaction import redacted, secrets_of
+from vidflow.domain.messages import Deploy, EndReason, WorkerWait
+from vidflow.domain.redaction import find_secrets, redact
 from vidflow.domain.runner import DETAIL_CHARACTERS, default_memory_cap
 from vidflow.infra.process import memory
 from vidflow.infra.process.crashpoint import crashpoint, disarm
@@ -27,7 +27,7 @@ from vidflow.infra.telemetry import metrics
 from vidflow.infra.telemetry.logs import log
 from vidflow.roles.runner.forkservers import Forkservers, without_main
 from vidflow.roles.worker import link
-from vidflow.roles.worker.start import work
+from vidflow.roles.worker.start import run_worker
 from vidflow.settings import RunnerOptions
 
 TAIL_BYTES: Final = DETAIL_CHARACTERS
@@ -44,12 +44,12 @@ _PIECES: Final = 2000
 _log = log("runner")
 
 
-class Happened(msgspec.Struct, frozen=True):
-    """What a worker told, or that it ended (`told` is an Ended). `detail` is the tail of its standard error."""
+class WorkerEvent(msgspec.Struct, frozen=True):
+    """What a worker told, or that it ended (`message` is an Ended). `detail` is the tail of its standard error."""
 
     scenario_uuid: str
     epoch: int
-    told: link.Progressed | link.Ended
+    message: link.WorkerProgress | link.WorkerEnd
     first_frame: bool = False
     detail: str | None = None
 
@@ -63,7 +63,7 @@ class Workers:
         """The most resident memory of a worker; 0 for no cap."""
         self._forkservers = Forkservers()
         self._running: dict[tuple[str, int], _Worker] = {}
-        self._looked_s = time.monotonic()
+        self._checked_s = time.monotonic()
         self._memory_checked_s = 0.0
 
     def prepare(self) -> None:
@@ -98,48 +98,51 @@ class Workers:
         for worker in self._running.values():
             worker.kill(reason)
 
-    def wait(self, seconds: float, bell: Connection) -> list[Happened]:
+    def wait(self, seconds: float, wakeup_reader: Connection) -> list[WorkerEvent]:
         """What happens within `seconds`, as soon as anything does; nothing where the bell rings first."""
         doors: dict[object, tuple[tuple[str, int], _Worker]] = {
-            door: (key, worker) for key, worker in self._running.items() for door in worker.doors()
+            door: (key, worker) for key, worker in self._running.items() for door in worker.waitables()
         }
-        ready = wait([*doors, bell], seconds)  # type: ignore[list-item]
-        stirred = {doors[door][0]: doors[door][1] for door in ready if door is not bell}
-        happened = [one for key, worker in stirred.items() for one in self._heard(key, worker)]
-        self._look()
-        self._forkservers.look()
+        ready = wait([*doors, wakeup_reader], seconds)  # type: ignore[list-item]
+        stirred = {doors[door][0]: doors[door][1] for door in ready if door is not wakeup_reader}
+        happened = [one for key, worker in stirred.items() for one in self._read_events(key, worker)]
+        self._check_workers()
+        self._forkservers.poll()
         return happened
 
-    def _heard(self, key: tuple[str, int], worker: _Worker) -> Iterator[Happened]:
+    def _read_events(self, key: tuple[str, int], worker: _Worker) -> Iterator[WorkerEvent]:
         uuid, epoch = key
         exit_code = worker.exit_code()  # before its last words are read: behind them nothing comes
-        for told in worker.listen():
-            if isinstance(told, link.Measured):
+        for told in worker.read_messages():
+            if isinstance(told, link.WorkerMeasurements):
                 _export(told)
-            first = worker.has_done_its_first_frame(told)
-            if isinstance(told, link.Progressed):
-                yield Happened(uuid, epoch, told, first)
+            first = worker.reports_first_frame(told)
+            if isinstance(told, link.WorkerProgress):
+                yield WorkerEvent(uuid, epoch, told, first)
         if exit_code is not None:
             del self._running[key]
-            yield Happened(uuid, epoch, worker.judged(exit_code, self.memory_cap_bytes), detail=worker.tail())
+            yield WorkerEvent(uuid, epoch, worker.determine_end(exit_code, self.memory_cap_bytes), detail=worker.tail())
             worker.close()
 
-    def _look(self) -> None:
+    def _check_workers(self) -> None:
         """Ends workers that hang, take too long to finish or have grown too large."""
         now_s = time.monotonic()
-        paused, self._looked_s = now_s - self._looked_s > PAUSED_S, now_s
+        paused, self._checked_s = now_s - self._checked_s > PAUSED_S, now_s
         check_memory = self.memory_cap_bytes > 0 and now_s - self._memory_checked_s > MEMORY_CHECK_S
         self._memory_checked_s = now_s if check_memory else self._memory_checked_s
         for worker in self._running.values():
             if paused:
                 worker.restart_clocks(now_s)
-            if reason := worker.overdue(now_s, self._deadlines()):
+            if reason := worker.find_overdue_reason(now_s, self._deadlines()):
                 worker.kill(reason)
             elif check_memory and memory.resident_bytes(worker.pid) > self.memory_cap_bytes:
                 worker.kill(EndReason.MEMORY)
 
-    def _deadlines(self) -> dict[Waiting, float]:
-        return {Waiting.START: self._options.start_deadline_s, Waiting.INFERENCE: self._options.inference_deadline_s}
+    def _deadlines(self) -> dict[WorkerWait, float]:
+        return {
+            WorkerWait.START: self._options.start_deadline_s,
+            WorkerWait.INFERENCE: self._options.inference_deadline_s,
+        }
 
 
 class _Worker:
@@ -147,35 +150,35 @@ class _Worker:
 
     def __init__(self, context: ForkServerContext, task: link.Task) -> None:
         self.deploy = task.deploy
-        self._told, told = context.Pipe(duplex=False)
+        self._messages, told = context.Pipe(duplex=False)
         orders, self._orders = context.Pipe(duplex=False)
         self._stderr, stderr = context.Pipe(duplex=False)
         os.set_blocking(self._stderr.fileno(), False)
         self._process: BaseProcess = context.Process(
-            target=work, args=(task, told, orders, stderr), name=f"worker {task.deploy.scenario_uuid}"
+            target=run_worker, args=(task, told, orders, stderr), name=f"worker {task.deploy.scenario_uuid}"
         )
         with without_main():
             self._process.start()
         for theirs in (told, orders, stderr):
             theirs.close()
-        self._open: dict[str, Connection] = {"told": self._told, "stderr": self._stderr}
+        self._open: dict[str, Connection] = {"told": self._messages, "stderr": self._stderr}
         self._tail = b""
         self._tail_is_cut = False
-        self._secrets = (*secrets_of(task.deploy.source), *task.kafka.secrets())
-        self._last: link.Ended | None = None
-        self._killed: EndReason | None = None
-        self._waits_for = Waiting.START
+        self._secrets = (*find_secrets(task.deploy.source), *task.kafka.secrets())
+        self._reported_end: link.WorkerEnd | None = None
+        self._kill_reason: EndReason | None = None
+        self._waits_for = WorkerWait.START
         self._since_s = time.monotonic()
         self._finish_by_s: float | None = None
         self._finish_reason = EndReason.STOPPED
-        self._seen_first = False
+        self._first_frame_done = False
 
     @property
     def pid(self) -> int:
         """The process."""
         return self._process.pid or 0
 
-    def doors(self) -> Iterable[object]:
+    def waitables(self) -> Iterable[object]:
         """What becomes readable when something happens."""
         return (*self._open.values(), self._process.sentinel)
 
@@ -183,14 +186,14 @@ class _Worker:
         """None while it runs; -N where signal N ended it."""
         return self._process.exitcode
 
-    def listen(self) -> Iterator[link.Told]:
+    def read_messages(self) -> Iterator[link.WorkerMessage]:
         """What it has told since the last time."""
         self._read_stderr()
         for _ in range(_PIECES):
-            if "told" not in self._open or not self._told.poll():
+            if "told" not in self._open or not self._messages.poll():
                 return
             try:
-                told = link.hear(self._told)
+                told = link.receive_message(self._messages)
             except EOFError:
                 del self._open["told"]
             except (OSError, msgspec.DecodeError) as error:
@@ -198,21 +201,21 @@ class _Worker:
                 self.kill(EndReason.CRASHED)
                 del self._open["told"]
             else:
-                self._note(told)
+                self._record(told)
                 yield told
 
-    def has_done_its_first_frame(self, told: link.Told) -> bool:
+    def reports_first_frame(self, told: link.WorkerMessage) -> bool:
         """Whether this is the first word of a frame done by this worker."""
-        if self._seen_first or not isinstance(told, link.Progressed):
+        if self._first_frame_done or not isinstance(told, link.WorkerProgress):
             return False
-        self._seen_first = told.next_frame > self.deploy.resume.next_frame
-        return self._seen_first
+        self._first_frame_done = told.next_frame > self.deploy.resume.next_frame
+        return self._first_frame_done
 
     def finish(self, reason: EndReason) -> None:
         """Orders it to finish, once: the first reason counts."""
         if self._finish_by_s is None:
             self._finish_by_s, self._finish_reason = time.monotonic() + FINISH_S, reason
-            link.order(self._orders, reason)
+            link.order_finish(self._orders, reason)
 
     def restart_clocks(self, now_s: float) -> None:
         """Gives it all its time anew."""
@@ -220,55 +223,61 @@ class _Worker:
         if self._finish_by_s is not None:
             self._finish_by_s = now_s + FINISH_S
 
-    def overdue(self, now_s: float, deadlines: dict[Waiting, float]) -> EndReason | None:
+    def find_overdue_reason(self, now_s: float, deadlines: dict[WorkerWait, float]) -> EndReason | None:
         """Why it is to be ended now, None where it is not."""
-        if self._killed is not None:
+        if self._kill_reason is not None:
             return None
         deadline_s = deadlines.get(self._waits_for)
-        if self._last is None and deadline_s is not None and now_s - self._since_s > deadline_s:
+        if self._reported_end is None and deadline_s is not None and now_s - self._since_s > deadline_s:
             return EndReason.HUNG
         late = self._finish_by_s is not None and now_s > self._finish_by_s
         return (
-            self._finish_reason if late and (self._last is not None or self._waits_for is not Waiting.KAFKA) else None
+            self._finish_reason
+            if late and (self._reported_end is not None or self._waits_for is not WorkerWait.KAFKA)
+            else None
         )
 
     def kill(self, reason: EndReason) -> None:
         """Ends it as kill -9 does. The first reason counts."""
-        self._killed = self._killed or reason
+        self._kill_reason = self._kill_reason or reason
         self._process.kill()
 
-    def judged(self, exit_code: int, memory_cap_bytes: int) -> link.Ended:
+    def determine_end(self, exit_code: int, memory_cap_bytes: int) -> link.WorkerEnd:
         """Why it ended: what it said itself, else what it was killed for, else the way its process ended."""
-        if self._last is not None:
-            return self._last if self._last.error is None else self._without_secrets(self._last, self._last.error)
-        if self._killed is not None:
-            error = _killed_error(self._killed, self.deploy.scenario_uuid, self._waits_for, memory_cap_bytes)
-            return link.Ended(self._killed, error)
-        return link.Ended(EndReason.CRASHED, _crash(exit_code, self.deploy.scenario_uuid))
+        if self._reported_end is not None:
+            return (
+                self._reported_end
+                if self._reported_end.error is None
+                else self._without_secrets(self._reported_end, self._reported_end.error)
+            )
+        if self._kill_reason is not None:
+            error = _build_kill_error(self._kill_reason, self.deploy.scenario_uuid, self._waits_for, memory_cap_bytes)
+            return link.WorkerEnd(self._kill_reason, error)
+        return link.WorkerEnd(EndReason.CRASHED, _build_crash_error(exit_code, self.deploy.scenario_uuid))
 
     def tail(self) -> str | None:
         """The end of what it wrote to standard error, without secrets."""
         text = self._tail.decode(errors="replace")
         if self._tail_is_cut:
-            text = _from_a_whole_word(text)
-        return redacted(text, self._secrets).strip() or None
+            text = _skip_partial_word(text)
+        return redact(text, self._secrets).strip() or None
 
-    def _without_secrets(self, last: link.Ended, error: ErrorInfo) -> link.Ended:
+    def _without_secrets(self, last: link.WorkerEnd, error: ErrorInfo) -> link.WorkerEnd:
         """Its last words: a worker that hostile input has taken over may leave secrets in them."""
-        message = redacted(error.message, self._secrets)
+        message = redact(error.message, self._secrets)
         return msgspec.structs.replace(last, error=msgspec.structs.replace(error, message=message))
 
     def close(self) -> None:
         """Lets go of the process, which has ended, and of its pipes."""
         self._process.join(_EXIT_S)
-        for pipe in (self._told, self._orders, self._stderr):
+        for pipe in (self._messages, self._orders, self._stderr):
             pipe.close()
 
-    def _note(self, told: link.Told) -> None:
-        if isinstance(told, link.Ended):
-            self._last = told
+    def _record(self, told: link.WorkerMessage) -> None:
+        if isinstance(told, link.WorkerEnd):
+            self._reported_end = told
             self._finish_by_s = time.monotonic() + FINISH_S  # to exit, which needs no more than a moment
-        elif isinstance(told, link.Progressed):
+        elif isinstance(told, link.WorkerProgress):
             self._waits_for, self._since_s = told.waits_for, time.monotonic()
 
     def _read_stderr(self) -> None:
@@ -286,13 +295,13 @@ class _Worker:
             self._tail = self._tail[-TAIL_BYTES:]
 
 
-def _export(measured: link.Measured) -> None:
+def _export(measured: link.WorkerMeasurements) -> None:
     metrics.WORKER_DECODE_SECONDS.add(measured.decode, measured.decode_s)
     metrics.WORKER_INFERENCE_SECONDS.add(measured.inference, measured.inference_s)
     metrics.WORKER_FRAMES.inc(measured.frames)
 
 
-def _from_a_whole_word(text: str) -> str:
+def _skip_partial_word(text: str) -> str:
     """The text from its first whole line on, or its first whole word: what was cut may be the rest of a secret."""
     for end in ("\n", " "):
         if end in text:
@@ -306,8 +315,8 @@ def _memory_cap(options: RunnerOptions) -> int:
     return default_memory_cap(memory.available_bytes(), options.max_workers)
 
 
-def _killed_error(
-    reason: EndReason, scenario_uuid: str, waits_for: Waiting, memory_cap_bytes: int
+def _build_kill_error(
+    reason: EndReason, scenario_uuid: str, waits_for: WorkerWait, memory_cap_bytes: int
 ) -> ErrorInfo | None:  # fmt: skip
     match reason:
         case EndReason.HUNG:
@@ -325,7 +334,7 @@ def _killed_error(
             return None
 
 
-def _crash(exit_code: int, scenario_uuid: str) -> ErrorInfo:
+def _build_crash_error(exit_code: int, scenario_uuid: str) -> ErrorInfo:
     if exit_code >= 0:
         return ErrorInfo(
             "worker_crashed", f"the worker of scenario {scenario_uuid} ended without a word (exit code {exit_code})"

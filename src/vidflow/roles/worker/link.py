@@ -16,8 +16,8 @@ from typing import Annotated, Final
 import msgspec
 
 from vidflow.domain.errors import ErrorInfo
-from vidflow.domain.messages import Deploy, EndReason, Number, Waiting
-from vidflow.domain.redaction import redacted
+from vidflow.domain.messages import Deploy, EndReason, NonNegativeInt, WorkerWait
+from vidflow.domain.redaction import redact
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.telemetry.metrics import WORKER_BOUNDS_S
 
@@ -45,14 +45,14 @@ class Task(msgspec.Struct, frozen=True):
     crashpoints: str = ""
 
 
-class Progressed(msgspec.Struct, frozen=True, tag="progressed"):
+class WorkerProgress(msgspec.Struct, frozen=True, tag="progressed"):
     """The number of the frame that the worker sends next, and what it waits for from now on."""
 
-    next_frame: Number
-    waits_for: Waiting
+    next_frame: NonNegativeInt
+    waits_for: WorkerWait
 
 
-class Measured(msgspec.Struct, frozen=True, tag="measured"):
+class WorkerMeasurements(msgspec.Struct, frozen=True, tag="measured"):
     """What the worker has measured since the last time: how many batches took how long, as counts a bucket, and the frames."""
 
     decode: Counts
@@ -62,7 +62,7 @@ class Measured(msgspec.Struct, frozen=True, tag="measured"):
     frames: Count
 
 
-class Ended(msgspec.Struct, frozen=True, tag="ended"):
+class WorkerEnd(msgspec.Struct, frozen=True, tag="ended"):
     """The worker's last words: why it ends."""
 
     reason: EndReason
@@ -70,21 +70,21 @@ class Ended(msgspec.Struct, frozen=True, tag="ended"):
     fatal: bool = False
 
 
-Told = Progressed | Measured | Ended
-_told: Final = msgspec.json.Decoder(Progressed | Measured | Ended)
-_order: Final = msgspec.json.Decoder(EndReason)
+WorkerMessage = WorkerProgress | WorkerMeasurements | WorkerEnd
+_message_decoder: Final = msgspec.json.Decoder(WorkerProgress | WorkerMeasurements | WorkerEnd)
+_order_decoder: Final = msgspec.json.Decoder(EndReason)
 
 
-def hear(line: Connection) -> Told:
+def receive_message(line: Connection) -> WorkerMessage:
     """The runner's end: the next piece that the worker told.
 
     Raises EOFError where the worker is gone and all is read, OSError or msgspec.DecodeError where it talks nonsense.
     """
-    piece: Told = _told.decode(line.recv_bytes(PIECE_BYTES))
+    piece: WorkerMessage = _message_decoder.decode(line.recv_bytes(PIECE_BYTES))
     return piece
 
 
-def order(line: Connection, reason: EndReason) -> None:
+def order_finish(line: Connection, reason: EndReason) -> None:
     """The runner's end: asks the worker to finish, for `reason` (stopped or handed_over). One that is gone needs no order."""
     try:
         line.send_bytes(msgspec.json.encode(reason))
@@ -96,58 +96,58 @@ class Link:
     """The worker's end of the line. One thread works and tells; a second one listens for orders and for the runner's death."""
 
     def __init__(
-        self, told: Connection, orders: Connection, next_frame: int = 0, secrets: tuple[str, ...] = ()
+        self, messages: Connection, orders: Connection, next_frame: int = 0, secrets: tuple[str, ...] = ()
     ) -> None:
-        """`secrets`: strings that are masked in the error of `ended`."""
-        self._told = told
+        """`secrets`: strings that are masked in the error of `report_end`."""
+        self._messages = messages
         self._orders = orders
         self._next_frame = next_frame
         self._secrets = secrets
-        self._waits_for = Waiting.START
-        self._finish: EndReason | None = None
-        self.at_frame: int | None = None
+        self._waits_for = WorkerWait.START
+        self._finish_reason: EndReason | None = None
+        self.current_frame: int | None = None
         """The one frame that the model has before it; None where it has none, or several."""
         threading.Thread(target=self._listen, name="orders", daemon=True).start()
 
     @property
-    def waiting(self) -> Waiting:
+    def current_wait(self) -> WorkerWait:
         """What the worker told last that it waits for."""
         return self._waits_for
 
     @property
-    def finish(self) -> EndReason | None:
+    def finish_reason(self) -> EndReason | None:
         """Why the worker is to end after what it has in hand; None while it is to go on."""
-        return self._finish
+        return self._finish_reason
 
-    def waits_for(self, what: Waiting) -> None:
+    def report_wait(self, waits_for: WorkerWait) -> None:
         """Tells what the worker waits for from now on. The runner's deadlines run from here."""
-        self._waits_for = what
-        self._tell(Progressed(self._next_frame, what))
+        self._waits_for = waits_for
+        self._send(WorkerProgress(self._next_frame, waits_for))
 
-    def reached(self, next_frame: int) -> None:
+    def set_next_frame(self, next_frame: int) -> None:
         """The worker has sent all frames below `next_frame`; told with what it waits for next."""
         self._next_frame = next_frame
 
-    def measured(self, measured: Measured) -> None:
+    def report_measurements(self, measured: WorkerMeasurements) -> None:
         """Reports measurements. What was measured since is lost with a worker that is killed."""
-        self._tell(measured)
+        self._send(measured)
 
-    def ended(self, reason: EndReason, error: ErrorInfo | None = None, *, fatal: bool = False) -> None:
+    def report_end(self, reason: EndReason, error: ErrorInfo | None = None, *, fatal: bool = False) -> None:
         """The last words."""
         if error is not None:
-            message = redacted(error.message, self._secrets)[
+            message = redact(error.message, self._secrets)[
                 :_MESSAGE_CHARACTERS
             ]  # cut first, a secret may not be known as one
             error = msgspec.structs.replace(error, code=error.code[:100], message=message)
-        self._tell(Progressed(self._next_frame, self._waits_for))
-        self._tell(Ended(reason, error, fatal))
+        self._send(WorkerProgress(self._next_frame, self._waits_for))
+        self._send(WorkerEnd(reason, error, fatal))
 
-    def _tell(self, piece: Told) -> None:
-        self._told.send_bytes(msgspec.json.encode(piece))
+    def _send(self, piece: WorkerMessage) -> None:
+        self._messages.send_bytes(msgspec.json.encode(piece))
 
     def _listen(self) -> None:
         while True:
             try:
-                self._finish = _order.decode(self._orders.recv_bytes(PIECE_BYTES))
+                self._finish_reason = _order_decoder.decode(self._orders.recv_bytes(PIECE_BYTES))
             except (EOFError, OSError):
                 os.kill(os.getpid(), signal.SIGKILL)  # the runner is gone, and its workers go with it

@@ -8,7 +8,7 @@ from typing import Final
 from confluent_kafka import KafkaError, KafkaException, Message
 
 from vidflow.domain.errors import MessageError, ModelError, Unavailable
-from vidflow.domain.messages import RESULTS, Result, Waiting, decode_result, encode
+from vidflow.domain.messages import RESULTS, Result, WorkerWait, decode_result, encode
 from vidflow.infra.kafka import clients, errors, settings
 from vidflow.infra.telemetry.logs import log
 from vidflow.roles.worker.link import Link
@@ -32,18 +32,18 @@ class ResultTooLarge(ModelError):
     default_code = "result_too_large"
 
 
-class Results:
+class ResultSender:
     """The scenario's messages on their way, by one idempotent producer: in order, and a bounded number of them."""
 
     def __init__(self, settings: settings.KafkaSettings, scenario_uuid: str, link: Link) -> None:
         self._link = link
         self._scenario_uuid = scenario_uuid
-        self._producer = clients.producer(settings, client_id=f"vidflow-worker-{scenario_uuid}")
+        self._producer = clients.create_producer(settings, client_id=f"vidflow-worker-{scenario_uuid}")
         self._in_flight_bytes = 0
         self._failure: KafkaError | None = None
         self._failed_bytes = 0
         # Takes 55 ms, in which source and model are opened.
-        self._ready = threading.Thread(target=self._know_the_topic, name="knows the topic", daemon=True)
+        self._ready = threading.Thread(target=self._fetch_topic_metadata, name="knows the topic", daemon=True)
         self._ready.start()
 
     def send(self, message: Result) -> None:
@@ -57,13 +57,15 @@ class Results:
         self._ready.join()
         self._wait_until_below(IN_FLIGHT_MESSAGES, IN_FLIGHT_BYTES)
         headers: clients.Headers = [
-            (clients.KIND, message.__struct_config__.tag.encode()),  # type: ignore[union-attr]
-            (clients.EPOCH, str(message.epoch).encode()),
+            (clients.KIND_HEADER, message.__struct_config__.tag.encode()),  # type: ignore[union-attr]
+            (clients.EPOCH_HEADER, str(message.epoch).encode()),
         ]
         try:
-            self._producer.produce(RESULTS, value, key=self._scenario_uuid, headers=headers, on_delivery=self._answered)
+            self._producer.produce(
+                RESULTS, value, key=self._scenario_uuid, headers=headers, on_delivery=self._on_delivery
+            )
         except KafkaException as error:
-            raise self._failed(error.args[0], len(value)) from error
+            raise self._build_delivery_error(error.args[0], len(value)) from error
         self._in_flight_bytes += len(value)
         self._producer.poll(0)
 
@@ -71,32 +73,32 @@ class Results:
         """Waits until every message is acknowledged. Raises DeliveryFailed or ResultTooLarge."""
         self._wait_until_below(1, 1)
 
-    def _know_the_topic(self) -> None:
+    def _fetch_topic_metadata(self) -> None:
         try:
-            clients.know_topic(self._producer, RESULTS)
+            clients.fetch_topic_metadata(self._producer, RESULTS)
         except errors.KafkaAway as error:  # messages wait in the producer until the broker is there
             _log.warning("kafka_away", scenario_uuid=self._scenario_uuid, error=error.message)
 
     def _wait_until_below(self, messages: int, size_bytes: int) -> None:
         waited = False
-        self._check()
+        self._raise_failure()
         while len(self._producer) >= messages or self._in_flight_bytes >= size_bytes:
             if not waited:
-                self._link.waits_for(Waiting.KAFKA)
+                self._link.report_wait(WorkerWait.KAFKA)
                 waited = True
             self._producer.poll(_POLL_S)
-            self._check()
+            self._raise_failure()
 
-    def _answered(self, error: KafkaError | None, message: Message) -> None:
+    def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
         self._in_flight_bytes -= len(message.value() or b"")
         if error is not None and self._failure is None:
             self._failure, self._failed_bytes = error, len(message.value() or b"")
 
-    def _check(self) -> None:
+    def _raise_failure(self) -> None:
         if self._failure is not None:
-            raise self._failed(self._failure, self._failed_bytes)
+            raise self._build_delivery_error(self._failure, self._failed_bytes)
 
-    def _failed(self, error: KafkaError, size_bytes: int) -> DeliveryFailed | ResultTooLarge:
+    def _build_delivery_error(self, error: KafkaError, size_bytes: int) -> DeliveryFailed | ResultTooLarge:
         if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
             return ResultTooLarge(
                 f"a result of scenario {self._scenario_uuid} has {size_bytes} bytes, more than Kafka takes in one message; raise "

@@ -1,0 +1,203 @@
+"""Whether the parts of a running vidflow are alive, and how many scenarios there are, as the tables tell it. It asks no process."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+from psycopg.rows import class_row
+
+from vidflow.domain.messages import RESULTS
+from vidflow.domain.scenario import DEFAULT_POOL, State
+from vidflow.domain.shards import SHARDS
+from vidflow.infra.postgres.connection import Connection
+
+STALE_AFTER_S: Final = 5
+"""Signs of life come each second or oftener; one that is older than this is none."""
+OUTBOX_STUCK_S: Final = 30
+"""A message that has waited in the outbox for so long tells that the relay does not get on, whoever holds its lease."""
+MAX_COUNTED: Final = 10_000
+"""How many waiting messages are counted at most: a check must not cost more, the longer Kafka is away."""
+
+POOLS: Final = 100
+"""How many pools are shown at most."""
+MAX_COUNTED_IN_POOL: Final = 1000
+"""How many waiting scenarios of a pool are counted at most."""
+OLDEST: Final = 100
+"""How many of the oldest waiting scenarios are looked at: one that came back to the queue is old, and has waited for a moment."""
+
+_LEADS: Final = "EXISTS (SELECT FROM lease WHERE name = 'leader' AND expires_at > clock_timestamp())"
+_RELAYS: Final = (
+    f"(SELECT count(*) = {SHARDS} FROM lease WHERE starts_with(name, 'outbox/') AND expires_at > clock_timestamp())"  # noqa: S608
+)
+# What is of the future was written before the database's clock went back: no sign of life.
+_SEEN: Final = f"last_seen_at > clock_timestamp() - interval '{STALE_AFTER_S} s' AND last_seen_at <= clock_timestamp()"
+_FREE_SLOT: Final = f"""
+    EXISTS (SELECT FROM runners r WHERE r.pool = s.pool AND {_SEEN} AND NOT draining AND NOT marked AND used < capacity)"""
+_EMPTY_POOL: Final = f"""
+    s.pool <> '{DEFAULT_POOL}' AND NOT EXISTS (SELECT FROM runners r WHERE r.pool = s.pool AND {_SEEN})"""
+# A time of the future was written before the database's clock went back; a position below 0 by a version that took it for one.
+_CAUGHT_UP_AT: Final = "CASE WHEN caught_up_at <= clock_timestamp() AND position >= 0 THEN caught_up_at END"
+_HELD_AT: Final = f"greatest({_CAUGHT_UP_AT}, CASE WHEN seen_at <= clock_timestamp() THEN seen_at END)"
+# The topic that is there now is the one that an inbox held last; rows of topics that are gone stay behind.
+_PARTITIONS: Final = f"""
+       FROM inbox_partitions
+      WHERE topic = '{RESULTS}'
+        AND topic_id = (SELECT topic_id
+                          FROM inbox_partitions
+                         WHERE topic = '{RESULTS}' AND {_HELD_AT} IS NOT NULL
+                         ORDER BY {_HELD_AT} DESC
+                         LIMIT 1)"""  # noqa: S608 - names of our own
+_INBOX_LAG: Final = f"""
+    (SELECT extract(epoch FROM clock_timestamp() - min(coalesce({_CAUGHT_UP_AT}, '-infinity')))::float8 {_PARTITIONS})"""  # noqa: S608 - fragments of our own
+_INBOX_ALIVE: Final = f"""
+    (SELECT coalesce(min(coalesce({_HELD_AT}, '-infinity')) > clock_timestamp() - interval '{STALE_AFTER_S} s', false)
+       {_PARTITIONS})"""
+
+# The oldest by id: no index has them by time, and the two differ by a transaction's length.
+_WAITS: Final = "FROM outbox WHERE published_at IS NULL AND error IS NULL"
+_OUTBOX: Final = f"""
+    (SELECT count(*) FROM (SELECT {_WAITS} ORDER BY id LIMIT {MAX_COUNTED}) AS waiting) AS outbox_waiting,
+    coalesce((SELECT extract(epoch FROM clock_timestamp() - created_at) {_WAITS} ORDER BY id LIMIT 1), 0)::float8
+        AS outbox_oldest_s"""  # noqa: S608 - fragments of our own
+
+# One scan a state, in the order of its index: without that order the planner may read all rows of a state into a bitmap first.
+_STATES: Final = " UNION ALL ".join(
+    f"SELECT '{state}', count(*) "  # noqa: S608 - names of our own
+    f"FROM (SELECT FROM scenarios WHERE state = '{state}' ORDER BY scenario_uuid DESC LIMIT {MAX_COUNTED}) AS {state}"
+    for state in State
+    if state is not State.INACTIVE
+)
+
+COMPONENT_STATUS_COLUMNS: Final = f"""
+    {_LEADS} AS leads, {_RELAYS} AS relays, {_FREE_SLOT} AS free_slot, coalesce({_INBOX_LAG} < {STALE_AFTER_S}, false) AS caught_up,
+    {_EMPTY_POOL} AS empty_pool"""
+"""The columns of a Surroundings, for a statement that shows scenarios as `s`."""
+
+# One look-up in the queue's index a pool, and of each as many entries as are counted.
+_POOLS: Final = f"""
+    WITH RECURSIVE queues AS (
+        (SELECT min(pool) AS pool FROM scenarios WHERE state = 'init_startup' AND due_at <= state_changed_at)
+         UNION ALL
+        SELECT (SELECT q.pool
+                  FROM scenarios q
+                 WHERE q.state = 'init_startup' AND q.due_at <= q.state_changed_at AND q.pool > queues.pool
+                 ORDER BY q.pool
+                 LIMIT 1)
+          FROM queues
+         WHERE queues.pool IS NOT NULL
+    ), queue AS (
+        SELECT pool FROM queues WHERE pool IS NOT NULL LIMIT %(pools)s
+    ), served AS (
+        SELECT pool, count(*) AS runners, sum(capacity) AS slots, sum(used) AS used
+          FROM runners
+         WHERE {_SEEN}
+         GROUP BY pool
+    )
+    SELECT pool, coalesce(runners, 0) AS runners, coalesce(slots, 0)::bigint AS slots, coalesce(used, 0)::bigint AS used,
+           (SELECT count(*)
+              FROM (SELECT
+                      FROM scenarios s
+                     WHERE s.state = 'init_startup' AND s.due_at <= s.state_changed_at AND s.pool = queue.pool
+                     LIMIT %(counted)s) AS waiting) AS waiting
+      FROM queue
+      FULL JOIN served USING (pool)
+     ORDER BY pool
+     LIMIT %(pools)s"""  # noqa: S608 - fragments of our own
+
+
+class PoolStatus(msgspec.Struct, frozen=True):
+    """A pool of runners: those seen lately, their slots and how many are in use, and how many scenarios wait in its queue
+    (POOL_COUNTED: at least as many)."""
+
+    pool: str
+    runners: int
+    slots: int
+    used: int
+    waiting: int
+
+    @property
+    def is_empty(self) -> bool:
+        """Return whether scenarios wait for runners that are not there."""
+        return self.waiting > 0 and self.runners == 0
+
+
+class SystemStatus(msgspec.Struct, frozen=True):
+    """Which parts are alive. `runners` counts those seen lately; `has_inbox` is whether each of the results' partitions is held by an
+    inbox; `inbox_lag_s` is how old the newest moment is up to which all results are surely stored (None: there is no such
+    moment). `outbox_waiting` messages wait for the relay (COUNTED: at
+    least as many), the first of them for `outbox_oldest_s`."""
+
+    has_leader: bool
+    has_relays: bool
+    runners: int
+    has_inbox: bool
+    inbox_lag_s: float | None
+    outbox_waiting: int
+    outbox_oldest_s: float
+
+    @property
+    def missing(self) -> list[str]:
+        """What a scenario would wait for in vain, by the name of the process that does it."""
+        relays = self.has_relays and self.outbox_oldest_s < OUTBOX_STUCK_S
+        parts = {"orchestrator": self.has_leader, "relay": relays, "runner": self.runners > 0, "inbox": self.has_inbox}
+        return [part for part, alive in parts.items() if not alive]
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether results of the last seconds may not be stored yet: for lack of an inbox, or since one has not caught up."""
+        return self.inbox_lag_s is None or self.inbox_lag_s >= STALE_AFTER_S
+
+
+def check_tables(tx: Connection) -> None:
+    """Raises psycopg.Error where the database does not answer, or has not vidflow's tables."""
+    tx.execute("SELECT FROM scenarios LIMIT 0")
+
+
+def read_system_status(tx: Connection) -> SystemStatus:
+    """The parts' signs of life."""
+    query = f"""
+        SELECT {_LEADS} AS has_leader, {_RELAYS} AS has_relays,
+               (SELECT count(*) FROM runners WHERE {_SEEN}) AS runners, {_INBOX_ALIVE} AS has_inbox,
+               (SELECT nullif(lag_s, 'infinity') FROM (SELECT {_INBOX_LAG} AS lag_s) AS inbox) AS inbox_lag_s,
+               {_OUTBOX}
+    """  # noqa: S608 - fragments of our own
+    row = tx.cursor(row_factory=class_row(SystemStatus)).execute(query).fetchone()
+    assert row is not None
+    return row
+
+
+def read_pool_status(tx: Connection) -> list[PoolStatus]:
+    """Return the pools that have runners or a queue, by name, at most POOLS of them."""
+    cursor = tx.cursor(row_factory=class_row(PoolStatus))
+    return cursor.execute(_POOLS, {"pools": POOLS, "counted": MAX_COUNTED_IN_POOL}).fetchall()
+
+
+def count_scenarios_by_state(tx: Connection) -> dict[str, int]:
+    """Return how many scenarios are in each state but `inactive`, counting at most COUNTED of each."""
+    return dict(tx.execute(_STATES).fetchall())
+
+
+def read_queue_oldest_s(tx: Connection) -> float:
+    """Return how long the longest waiting of the OLDEST oldest scenarios has waited for a runner; 0 if none waits."""
+    [(oldest_s,)] = tx.execute(
+        """
+        SELECT coalesce(extract(epoch FROM clock_timestamp() - min(state_changed_at)), 0)::float8
+          FROM (SELECT state_changed_at
+                  FROM scenarios
+                 WHERE state = 'init_startup'
+                 ORDER BY scenario_uuid
+                 LIMIT %(oldest)s) AS waiting
+        """,
+        {"oldest": OLDEST},
+    ).fetchall()
+    return max(float(oldest_s), 0.0)
+
+
+def count_set_aside(tx: Connection) -> int:
+    """Return how many messages in the outbox no broker took, counting at most COUNTED."""
+    [(count,)] = tx.execute(
+        "SELECT count(*) FROM (SELECT FROM outbox WHERE error IS NOT NULL ORDER BY id LIMIT %(most)s) AS set_aside",
+        {"most": MAX_COUNTED},
+    ).fetchall()
+    return int(count)

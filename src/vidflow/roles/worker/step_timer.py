@@ -1,0 +1,74 @@
+"""How long a worker's steps take, gathered for its runner: a worker lives too briefly to be scraped itself."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final, TypeVar
+
+from vidflow.infra.telemetry.metrics import WORKER_BOUNDS_S
+from vidflow.roles.worker.link import BUCKETS, Link, WorkerMeasurements
+
+REPORT_S: Final = 1.0
+
+T = TypeVar("T")
+
+
+class _Durations:
+    """Observations as counts a bucket, and their sum."""
+
+    def __init__(self) -> None:
+        self.counts = [0] * BUCKETS
+        self.sum_s = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.counts[bisect_left(WORKER_BOUNDS_S, seconds)] += 1
+        self.sum_s += seconds
+
+
+class StepTimer:
+    """The measurements of one worker, reported over its link at most once a second. Used by one thread."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._reported_s = time.monotonic()
+        self._reset()
+
+    def time_decoding(self, steps: Iterator[T]) -> Iterator[T]:
+        """The steps; the time until each is there is the decoding, which waits for a live source too."""
+        while True:
+            began_s = time.perf_counter()
+            step = next(steps, None)
+            if step is None:
+                return
+            self._decode.add(time.perf_counter() - began_s)
+            yield step
+
+    @contextmanager
+    def time_inference(self, frames: int) -> Iterator[None]:
+        """Measure the block as the inference of a batch of so many frames."""
+        began_s = time.perf_counter()
+        yield
+        self._inference.add(time.perf_counter() - began_s)
+        self._frames += frames
+        if time.monotonic() - self._reported_s >= REPORT_S:
+            self.report()
+
+    def report(self) -> None:
+        """Report what was measured since the last report."""
+        self._link.report_measurements(
+            WorkerMeasurements(
+                tuple(self._decode.counts),
+                self._decode.sum_s,
+                tuple(self._inference.counts),
+                self._inference.sum_s,
+                self._frames,
+            )
+        )
+        self._reported_s = time.monotonic()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._decode, self._inference, self._frames = _Durations(), _Durations(), 0

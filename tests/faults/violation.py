@@ -1,0 +1,11 @@
+"""How a check of the fault suite says that an invariant does not hold."""
+
+from __future__ import annotations
+
+
+class InvariantViolation(AssertionError):
+    """An invariant does not hold."""
+
+
+def violation(number: int, text: str) -> InvariantViolation:
+    return InvariantViolation(f"invariant {number}: {text}")

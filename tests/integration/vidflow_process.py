@@ -1,0 +1,99 @@
+"""A whole vidflow as its clients see it, and as somebody sees it who kills its parts. For tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from tests.integration.processes import children
+from tests.integration.server_owner import wait_until
+
+from vidflow.commands.dev import Stack
+from vidflow.infra.process.stopping import Stop
+from vidflow.settings import DevOptions
+
+READY_LIMIT_S = 110.0
+DONE_LIMIT_S = 150.0
+
+
+class VidflowClient:
+    """A running vidflow as its clients see it."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+        self.http = httpx.Client(base_url=stack.url, timeout=20)
+
+    def create_scenario(self, source: Path, model: str, fps: float | str, **more: Any) -> str:
+        answer = self.http.post("/scenario/init", json={"source": str(source), "model": model, "fps": fps, **more})
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["scenario_uuid"])
+
+    def get(self, path: str, **query: str) -> dict[str, Any]:
+        """Asks again while the api is away, as any client of a service that may be killed does."""
+        answers: list[httpx.Response] = []
+
+        def answered() -> bool:
+            try:
+                answers.append(self.http.get(path, params=query))
+            except httpx.TransportError:
+                return False
+            return answers[-1].status_code == 200
+
+        wait_until(answered, f"GET {path} is answered", DONE_LIMIT_S)
+        return dict(answers[-1].json())
+
+    def scenario(self, uuid: str) -> dict[str, Any]:
+        return self.get(f"/scenario/{uuid}")
+
+    def wait_until_inactive(self, uuid: str) -> dict[str, Any]:
+        wait_until(lambda: self.scenario(uuid)["state"] == "inactive", f"{uuid} ends", DONE_LIMIT_S)
+        return self.scenario(uuid)
+
+    def frames(self, uuid: str) -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = []
+        after: dict[str, str] = {}
+        while True:
+            page = self.get("/prediction", scenario_uuid=uuid, limit="100", **after)
+            items += page["items"]
+            if page["complete"] or not page["items"]:
+                assert page["complete"]
+                return items
+            after = {"after": page["next"]}
+
+    def kill(self, kind: str) -> None:
+        os.kill(self.stack.pids()[kind][0], signal.SIGKILL)
+
+    def kill_workers(self) -> None:
+        """Kills the worker of each scenario that is under way: the children of the runner's forkservers."""
+        [runner] = self.stack.pids()["runner"]
+        for pid in [worker for forkserver in children(runner) for worker in children(forkserver)]:
+            os.kill(pid, signal.SIGKILL)
+
+    @contextmanager
+    def frozen(self, kind: str) -> Iterator[None]:
+        """Lets the one process of a kind stand still while the block lasts."""
+        [pid] = self.stack.pids()[kind]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+
+@contextmanager
+def running_vidflow(folder: Path, **options: Any) -> Iterator[VidflowClient]:
+    """A whole vidflow with its data in the folder, ready, until the block ends."""
+    stack = Stack(DevOptions(port=0, data_dir=folder, **options), print, print, Stop())
+    try:
+        stack.start()
+        stack.wait_until_ready(READY_LIMIT_S)
+        vidflow = VidflowClient(stack)
+        with vidflow.http:
+            yield vidflow
+    finally:
+        stack.stop()
