@@ -58,7 +58,7 @@ def explore_worlds(worlds: Iterable[WorldConfig]) -> int:
         if result.failure:
             print(*format_trace(result.failure), sep="\n", flush=True)
         failures += not result.complete or result.failure is not None
-    print(f"{failures} worlds failed, {time.monotonic() - started_s:.0f} s")
+    print(f"worlds failed: {failures}, {time.monotonic() - started_s:.0f} s")
     return 1 if failures else 0
 
 

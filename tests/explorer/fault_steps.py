@@ -39,7 +39,7 @@ def _crash_worker(state: WorldState, _world: WorldConfig) -> Iterator[tuple[str,
         for index, worker in enumerate(runner.workers):
             if worker is not None:
                 after = with_runner(state, slot, end_worker(runner, index, EndReason.CRASHED))
-                yield f"a worker of {RUNNER_NAMES[slot]} crashes", _allow_loss(after)
+                yield f"a worker of runner {RUNNER_NAMES[slot]} crashes", _allow_loss(after)
 
 
 def _set_mode(mode: RunnerMode, name: str) -> FaultGenerator:
@@ -83,7 +83,7 @@ def _end_grace_period(state: WorldState, world: WorldConfig) -> Iterator[tuple[s
             for index, worker in enumerate(runner.workers):
                 runner = end_worker(runner, index, EndReason.HANDED_OVER) if worker else runner  # noqa: PLW2901
             yield (
-                f"the grace period of {RUNNER_NAMES[slot]} ends",
+                f"the grace period of runner {RUNNER_NAMES[slot]} ends",
                 exit_runner(with_runner(state, slot, runner), world, slot),
             )
 
@@ -144,7 +144,7 @@ def _lose_command(state: WorldState, _world: WorldConfig) -> Iterator[tuple[str,
         for position in range(len(runner.commands)):
             rest = runner.commands[:position] + runner.commands[position + 1 :]
             after = with_runner(state, slot, runner._replace(commands=rest))
-            yield f"a command for {RUNNER_NAMES[slot]} is lost", after
+            yield f"a command for runner {RUNNER_NAMES[slot]} is lost", after
 
 
 def _copy_command(state: WorldState, _world: WorldConfig) -> Iterator[tuple[str, WorldState]]:
@@ -153,7 +153,7 @@ def _copy_command(state: WorldState, _world: WorldConfig) -> Iterator[tuple[str,
         for slot, runner in enumerate(state.runners):
             for command in runner.commands:
                 yield (
-                    f"a copy of a command for {RUNNER_NAMES[slot]} is kept",
+                    f"a copy of a command for runner {RUNNER_NAMES[slot]} is kept",
                     state._replace(delayed_copy=DelayedCopy(RUNNER_NAMES[slot], command)),
                 )
 
@@ -164,7 +164,7 @@ def _copy_report(state: WorldState, _world: WorldConfig) -> Iterator[tuple[str, 
             if runner.mode in {RunnerMode.HEALTHY, RunnerMode.NOT_RECEIVING} and runner.state.entries:
                 copy = report_of(RUNNER_NAMES[slot], runner.state, 0)
                 yield (
-                    f"a copy of a report of {RUNNER_NAMES[slot]} is kept",
+                    f"a copy of a report of runner {RUNNER_NAMES[slot]} is kept",
                     state._replace(delayed_copy=DelayedCopy(RUNNER_NAMES[slot], copy)),
                 )
 

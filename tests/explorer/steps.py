@@ -165,7 +165,7 @@ def _workers(state: WorldState, world: WorldConfig) -> Iterator[WorldStep]:
             continue
         for index, worker in enumerate(runner.workers):
             if worker is not None:
-                label = f"a worker of {RUNNER_NAMES[slot]} continues"
+                label = f"a worker of runner {RUNNER_NAMES[slot]} continues"
                 yield WorldStep(label, True, partial(step_worker, state, world, slot, index))
 
 

@@ -32,8 +32,8 @@ def summary(state: WorldState) -> dict[str, str]:
     parts: dict[str, str] = {}
     for index, row in enumerate(state.rows):
         parts[f"scenario {index}"] = _row(row)
-        parts[f"results of {index} in Kafka"] = ", ".join(_result(message) for message in state.logs[index])
-    parts["outbox"] = ", ".join(f"{_command(command)} for {name}" for name, command in state.outbox)
+        parts[f"results of scenario {index} in Kafka"] = ", ".join(_result(message) for message in state.logs[index])
+    parts["outbox"] = ", ".join(f"{_command(command)} for runner {name}" for name, command in state.outbox)
     for name, runner in zip(RUNNER_NAMES, state.runners, strict=False):
         workers = [
             f"epoch {worker.epoch} before frame {worker.next_frame}"
@@ -43,14 +43,14 @@ def summary(state: WorldState) -> dict[str, str]:
         ]
         parts[f"runner {name}"] = f"{runner.mode}{', draining' if runner.state.draining else ''}"
         parts[f"runner {name} lists"] = _entries(runner.state.entries)
-        parts[f"workers of {name}"] = "; ".join(workers)
-        parts[f"commands for {name}"] = ", ".join(map(_command, runner.commands))
+        parts[f"workers of runner {name}"] = "; ".join(workers)
+        parts[f"commands for runner {name}"] = ", ".join(map(_command, runner.commands))
     for name, view in state.leader.views:
-        parts[f"the leader's view of {name}"] = _view(view)
+        parts[f"the leader's view of runner {name}"] = _view(view)
     for index, tracked in enumerate(state.leader.findings):
         if tracked:
             text = f"{tracked.finding.cause} (epoch {tracked.finding.epoch}), {sum(tracked.results_left)} results not stored yet"
-            parts[f"the leader's finding of {index}"] = text
+            parts[f"the leader's finding for scenario {index}"] = text
     if state.probes_received_since_s is None:
         parts["Kafka"] = "unreachable"
     if state.pending_plan:
@@ -73,20 +73,20 @@ def _row(row: ScenarioRow) -> str:
     if scenario.state is State.INIT_STARTUP and not row.due:
         text += ", not due"
     if progress.end_epoch is not None:
-        text += f", end of {progress.end_epoch}: {progress.end_reason}"
+        text += f", end of epoch {progress.end_epoch}: {progress.end_reason}"
     if progress.hole_epoch is not None:
-        text += f", hole in {progress.hole_epoch}"
+        text += f", hole in epoch {progress.hole_epoch}"
     return text
 
 
 def _result(message: Result) -> str:
     match message:
         case Frame():
-            return f"frame {message.frame_number} of {message.epoch}"
+            return f"frame {message.frame_number} of epoch {message.epoch}"
         case End():
-            return f"end of {message.epoch} ({message.reason})"
+            return f"end of epoch {message.epoch} ({message.reason})"
         case Gap():
-            return f"gap of {message.epoch} after {message.after_frame}"
+            return f"gap of epoch {message.epoch} after {message.after_frame}"
         case _:
             return "source opened"
 
@@ -94,8 +94,9 @@ def _result(message: Result) -> str:
 def _command(command: Command) -> str:
     name = type(command).__name__.lower().removesuffix("work")
     if isinstance(command, Deploy):
-        return f"deploy {command.epoch} from frame {command.resume.next_frame}"
-    return f"{name} {getattr(command, 'epoch', '')}".strip()
+        return f"deploy epoch {command.epoch} from frame {command.resume.next_frame}"
+    epoch = getattr(command, "epoch", None)
+    return name if epoch is None else f"{name} epoch {epoch}"
 
 
 def _entries(entries: tuple[Entry, ...]) -> str:
