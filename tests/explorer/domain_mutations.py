@@ -7,7 +7,7 @@ from typing import Final
 
 from tests.explorer.mutations import Mutation
 
-LEADER, JUDGEMENT, RECONCILE = "domain/leader.py", "domain/assessment.py", "domain/reconcile.py"
+LEADER, ASSESSMENT, RECONCILE = "domain/leader.py", "domain/assessment.py", "domain/reconcile.py"
 PROGRESS, RUNNER, SCENARIO = "domain/progress.py", "domain/runner.py", "domain/scenario.py"
 MESSAGES, LEASE = "domain/messages.py", "domain/lease.py"
 
@@ -28,18 +28,18 @@ WAITS: Final = (
         "live, kill",
     ),
     domain_mutation(
-        "a shutdown completes only after the inbox has caught up", JUDGEMENT,
+        "a shutdown completes only after the inbox has caught up", ASSESSMENT,
         "finding.cause is Cause.UNLISTED or not tick.is_caught_up(finding):", "finding.cause is Cause.UNLISTED:",
         "live, no fault", "live, crash",
     ),
     domain_mutation(
-        "every requeue waits for the inbox", JUDGEMENT,
+        "every requeue waits for the inbox", ASSESSMENT,
         "if not settled or finding.cause is Cause.UNLISTED:",
         "if (not settled and (finding.cause is Cause.LEASE_OVER or (entry and entry.reason not in UNCOUNTED))) or finding.cause is Cause.UNLISTED:",
         "live, drain",
     ),
     domain_mutation(
-        "a non-retryable error waits for the inbox", JUDGEMENT,
+        "a non-retryable error waits for the inbox", ASSESSMENT,
         "if settled and entry and entry.fatal and entry.error:", "if finding and entry and entry.fatal and entry.error:",
         "file, fatal error", tests=("tests/unit/test_reconcile.py",),
     ),
@@ -101,7 +101,7 @@ RESULTS: Final = (
         "file, restore", tests=("tests/unit/test_progress.py", "tests/invariants/test_7_restored.py"),
     ),
     domain_mutation(
-        "completion is checked before anything else", JUDGEMENT, '    if is_complete(progress):\n', "    if whole(progress) and not known.scenario.runner:\n",
+        "completion is checked before anything else", ASSESSMENT, '    if is_complete(progress):\n', "    if whole(progress) and not known.scenario.runner:\n",
         "file, no fault",
     ),
 )  # fmt: skip
@@ -123,7 +123,7 @@ LOSSES: Final = (
         "file, frozen and crash", tests=("tests/unit/test_reconcile.py", "tests/invariants/test_8_faults.py"),
     ),
     domain_mutation(
-        "a deploy that is not taken costs no attempt", JUDGEMENT,
+        "a deploy that is not taken costs no attempt", ASSESSMENT,
         '        return _declare_requeue(known, tick, Cause.NOT_TAKEN)', '        return _lost(known, tick, "not taken")',
         "file, lost command", "file, lost command twice", "file, not receiving",
     ),
@@ -142,12 +142,12 @@ LOSSES: Final = (
         )
     ),
     domain_mutation(
-        "work with end reason stopped is requeued", JUDGEMENT,
+        "work with end reason stopped is requeued", ASSESSMENT,
         'if entry is not None and not entry.is_running:', 'if entry is not None and not entry.running and entry.reason != "stopped":',
         "live, restore", "file, restore, stopped",
     ),
     domain_mutation(
-        "work not listed by a drained runner costs no attempt", JUDGEMENT,
+        "work not listed by a drained runner costs no attempt", ASSESSMENT,
         "return Cause.LEFT  #", "pass  #",
         "file, drain",
     ),
@@ -162,7 +162,7 @@ LOSSES: Final = (
         "file, two poison frames, skipped",
     ),
     domain_mutation(
-        "a non-retryable error fails the scenario at once", JUDGEMENT,
+        "a non-retryable error fails the scenario at once", ASSESSMENT,
         "if settled and entry and entry.fatal and entry.error:", "if False:",
         "file, fatal error", tests=("tests/unit/test_reconcile.py",),
     ),
@@ -201,12 +201,12 @@ COMMANDS: Final = (
         "live, lost command",
     ),
     domain_mutation(
-        "a deploy is sent again", JUDGEMENT,
+        "a deploy is sent again", ASSESSMENT,
         "return finding.cause is Cause.UNLISTED and is_told and not known.deploy_waits", "return False",
         "file, lost command", tests=("tests/unit/test_reconcile.py",),
     ),
     domain_mutation(
-        "the take timeout starts once the deploy is published", JUDGEMENT,
+        "the take timeout starts once the deploy is published", ASSESSMENT,
         'if known.deploy_waits and told_s < timing.resend_deploy_s:', "if False:",
         tests=("tests/unit/test_reconcile.py",),
     ),
@@ -305,12 +305,12 @@ SILENCE: Final = (
         "file, stale report", "live, stale report", tests=("tests/unit/test_reconcile.py",),
     ),
     domain_mutation(
-        "a shutdown ends after 30 s of stops", JUDGEMENT,
+        "a shutdown ends after 30 s of stops", ASSESSMENT,
         'if tick.reported_for_s(finding, view) < stops_s:', "if True:",
         "live, never receiving, two runners",
     ),
     domain_mutation(
-        "a shutdown does not end while its entry is not listed yet", JUDGEMENT,
+        "a shutdown does not end while its entry is not listed yet", ASSESSMENT,
         "if finding is None or finding.cause is Cause.UNLISTED or not", "if finding is None or not",
         "live, no fault", "file, shutdown at any moment", tests=("tests/unit/test_reconcile.py",),
     ),
@@ -336,7 +336,7 @@ EPOCHS: Final = (
         "file, Kafka emptied", "file, restore", tests=("tests/unit/test_progress.py",),
     ),
     domain_mutation(
-        "an entry of another epoch is ignored", JUDGEMENT,
+        "an entry of another epoch is ignored", ASSESSMENT,
         "return entry if entry and entry.epoch == scenario.epoch else None", "return entry",
         "file, crash", "file, frozen",
     ),
@@ -348,7 +348,7 @@ CLOCKS: Final = (
         tests=("tests/unit/test_scenario.py",),
     ),
     domain_mutation(
-        "a finding is never dated in the future", JUDGEMENT,
+        "a finding is never dated in the future", ASSESSMENT,
         '    previous = previous and previous.clamp_to(tick.snapshot.now_db_s)\n', "",
         tests=("tests/unit/test_reconcile.py",),
     ),

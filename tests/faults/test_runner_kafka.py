@@ -39,14 +39,14 @@ def broker(tmp_path: Path) -> Iterator[EmbeddedKafka]:
 
 
 @pytest.fixture
-def stage(broker: EmbeddedKafka) -> Iterator[ControlPlane]:
-    stage = ControlPlane(broker.settings)
-    yield stage
-    stage.close()
+def control_plane(broker: EmbeddedKafka) -> Iterator[ControlPlane]:
+    control_plane = ControlPlane(broker.settings)
+    yield control_plane
+    control_plane.close()
 
 
 @pytest.fixture
-def runner_process(broker: EmbeddedKafka, stage: ControlPlane, tmp_path: Path) -> Iterator[RunnerProcess]:  # noqa: ARG001
+def runner_process(broker: EmbeddedKafka, control_plane: ControlPlane, tmp_path: Path) -> Iterator[RunnerProcess]:  # noqa: ARG001
     with running_runner(
         broker.settings, tmp_path, "--any-file", environment=faulty_models.install(tmp_path)
     ) as process:
@@ -59,26 +59,28 @@ def pid_of(broker: EmbeddedKafka) -> int:
 
 
 def test_a_short_freeze_of_the_broker_loses_no_frames(
-    broker: EmbeddedKafka, stage: ControlPlane, runner_process: RunnerProcess, tmp_path: Path
+    broker: EmbeddedKafka, control_plane: ControlPlane, runner_process: RunnerProcess, tmp_path: Path
 ) -> None:
-    name, uuid = runner_process.wait_for_id(stage), new_uuid()
-    stage.send_command(name, make_deploy(uuid, clips.constant_rate(tmp_path / "clip.mp4", frames=400), "patient"))
-    stage.wait_until(lambda: stage.frames(uuid), "the worker is running")
+    name, uuid = runner_process.wait_for_id(control_plane), new_uuid()
+    control_plane.send_command(
+        name, make_deploy(uuid, clips.constant_rate(tmp_path / "clip.mp4", frames=400), "patient")
+    )
+    control_plane.wait_until(lambda: control_plane.frames(uuid), "the worker is running")
     os.kill(pid_of(broker), signal.SIGSTOP)
     try:
         with pytest.raises(AssertionError, match="silence"):
             wait_until(lambda: False, "silence", limit_s=8)
     finally:
         os.kill(pid_of(broker), signal.SIGCONT)
-    end = stage.wait_for_end_marker(uuid)
-    assert [frame.frame_number for frame in stage.frames(uuid)] == list(range(400))
+    end = control_plane.wait_for_end_marker(uuid)
+    assert [frame.frame_number for frame in control_plane.frames(uuid)] == list(range(400))
     assert (end.last_frame, end.reason) == (399, EndReason.FINISHED)
 
 
 @pytest.mark.whole
 @pytest.mark.timeout(400)
 def test_an_admin_client_gets_answers_again_soon_after_each_long_freeze(broker: EmbeddedKafka) -> None:
-    """Three freezes, since only about one client in three gets no answers for minutes after a freeze of half a minute."""
+    """Freeze three times: after 30 s only about one client in three stays without answers for minutes."""
     topics.create_topics(broker.settings)
     client = admin.ReplacingAdmin(broker.settings)
     answered: list[bool] = []
@@ -111,33 +113,37 @@ def test_an_admin_client_gets_answers_again_soon_after_each_long_freeze(broker: 
 
 
 def test_a_runner_that_was_cut_off_ends_its_workers_and_reports_it_afterwards(
-    broker: EmbeddedKafka, stage: ControlPlane, runner_process: RunnerProcess, tmp_path: Path
+    broker: EmbeddedKafka, control_plane: ControlPlane, runner_process: RunnerProcess, tmp_path: Path
 ) -> None:
-    name, uuid = runner_process.wait_for_id(stage), new_uuid()
-    stage.send_command(name, make_deploy(uuid, clips.constant_rate(tmp_path / "clip.mp4", frames=9000), "patient"))
-    stage.wait_until(lambda: stage.frames(uuid), "the worker is running")
+    name, uuid = runner_process.wait_for_id(control_plane), new_uuid()
+    control_plane.send_command(
+        name, make_deploy(uuid, clips.constant_rate(tmp_path / "clip.mp4", frames=9000), "patient")
+    )
+    control_plane.wait_until(lambda: control_plane.frames(uuid), "the worker is running")
     os.kill(pid_of(broker), signal.SIGSTOP)
     try:
         wait_until(lambda: "cut_off" in runner_process.log, "the runner is cut off", limit_s=60)
         wait_until(lambda: runner_process.workers() == [], "its worker has ended")
     finally:
         os.kill(pid_of(broker), signal.SIGCONT)
-    entry = stage.wait_until_ended(name, uuid)
+    entry = control_plane.wait_until_ended(name, uuid)
     assert entry.reason is EndReason.CUT_OFF
     assert entry.error is None
     next_uuid = new_uuid()
-    stage.send_command(name, make_deploy(next_uuid, clips.constant_rate(tmp_path / "short.mp4")))
-    assert stage.wait_for_end_marker(next_uuid).last_frame == 49
+    control_plane.send_command(name, make_deploy(next_uuid, clips.constant_rate(tmp_path / "short.mp4")))
+    assert control_plane.wait_for_end_marker(next_uuid).last_frame == 49
 
 
 def test_a_runner_whose_topic_is_recreated_hands_over_and_exits(
-    broker: EmbeddedKafka, stage: ControlPlane, runner_process: RunnerProcess, tmp_path: Path
+    broker: EmbeddedKafka, control_plane: ControlPlane, runner_process: RunnerProcess, tmp_path: Path
 ) -> None:
-    name, uuid, topic = runner_process.wait_for_id(stage), new_uuid(), commands_topic("default")
-    stage.send_command(name, make_deploy(uuid, clips.constant_rate(tmp_path / "clip.mp4", frames=9000), "patient"))
-    stage.wait_until(lambda: stage.frames(uuid), "the worker is running")
+    name, uuid, topic = runner_process.wait_for_id(control_plane), new_uuid(), commands_topic("default")
+    control_plane.send_command(
+        name, make_deploy(uuid, clips.constant_rate(tmp_path / "clip.mp4", frames=9000), "patient")
+    )
+    control_plane.wait_until(lambda: control_plane.frames(uuid), "the worker is running")
     remove_topics(broker.settings, [topic])
     topics.create_topics(broker.settings)
     assert runner_process.process.wait(60) != 0
-    assert stage.wait_until_ended(name, uuid).reason is EndReason.HANDED_OVER
+    assert control_plane.wait_until_ended(name, uuid).reason is EndReason.HANDED_OVER
     assert "made anew" in runner_process.log
