@@ -38,8 +38,8 @@ MEMORY_CHECK_S: Final = 0.5
 PAUSED_S: Final = 5.0
 """A longer interval between two checks means that this process itself was suspended, which must not count against workers."""
 _EXIT_S: Final = 5.0
-_READS: Final = 16
-_PIECES: Final = 2000
+_MAX_READS: Final = 16
+_MAX_MESSAGES: Final = 2000
 """Reads of one worker per call: more than its pipes hold, but bounded, so that an endless writer does not block the others."""
 _log = log("runner")
 
@@ -189,7 +189,7 @@ class _Worker:
     def read_messages(self) -> Iterator[link.WorkerMessage]:
         """Yield the messages that arrived since the last call."""
         self._read_stderr()
-        for _ in range(_PIECES):
+        for _ in range(_MAX_MESSAGES):
             if "messages" not in self._open or not self._messages.poll():
                 return
             try:
@@ -281,7 +281,7 @@ class _Worker:
             self._waits_for, self._since_s = message.waits_for, time.monotonic()
 
     def _read_stderr(self) -> None:
-        for _ in range(_READS):
+        for _ in range(_MAX_READS):
             if "stderr" not in self._open:
                 return
             try:
