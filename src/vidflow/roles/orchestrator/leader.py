@@ -37,7 +37,7 @@ from vidflow.roles.orchestrator.listener import LeaderListener
 TICK_S: Final = 0.2
 """Longest pause between two ticks."""
 FIRST_PAUSE_S: Final = 0.01
-"""Pause after a tick that was woken by a report: the rows that belong to the report are often stored a moment later."""
+"""Pause after a tick that was woken: the rows that belong to a report are often stored a moment after it."""
 CHUNK_SIZE: Final = 250
 """Events and commands written per transaction, far fewer than fit in the one second of a fenced transaction."""
 WRITE_BUDGET_S: Final = 0.5
@@ -94,7 +94,7 @@ class Leader:
                 _log.debug("conflict", error=str(error).strip())
             else:
                 raise
-            return False  # the next tick plans again what was not written
+            return False  # the next tick plans the unwritten part again
         return moved
 
     def _read_snapshot(self) -> Snapshot:

@@ -39,9 +39,8 @@ class Forkservers:
     """Starts processes through `context`, which always uses the forkserver that has imported the most. Not thread-safe."""
 
     def __init__(self) -> None:
-        os.environ.setdefault(
-            "OMP_NUM_THREADS", "1"
-        )  # one core per worker; more threads would spin waiting for each other
+        # One core per worker: more threads would spin while they wait for each other.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         _shorten_temporary_folder()
         self.context: ForkServerContext = multiprocessing.get_context("forkserver")
@@ -77,7 +76,7 @@ class Forkservers:
             self._torch_server = self._torch_ready_fd = None
 
     def _start_torch_server(self) -> None:
-        """Start it and request a child that does nothing. The child starts once the forkserver has imported everything."""
+        """Start the forkserver with torch and request a no-op child, which starts once everything is imported."""
         self._torch_server = forkserver.ForkServer()
         self._torch_server.set_forkserver_preload([TORCH_PRELOAD_MODULE])
         with without_main():

@@ -144,7 +144,7 @@ class Runner:
         self._forgot_s = time.monotonic()
 
     def tick(self) -> None:
-        """Wait until something happens, apply it to the state, and report."""
+        """Wait at most `TICK_S` for commands and worker events, apply them to the state, and report."""
         before, first_frame = self._state, False
         for event in self._workers.wait(min(TICK_S, self._reports.due_in_s()), self._wakeup_reader):
             self._handle_event(event)

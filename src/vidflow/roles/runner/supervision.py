@@ -45,7 +45,10 @@ _log = log("runner")
 
 
 class WorkerEvent(msgspec.Struct, frozen=True):
-    """A worker's progress or its end. `detail` is the end of its standard error and set only at its end."""
+    """A worker's progress or its end.
+
+    `first_frame`: this progress is the first that reports a sent frame. `detail`: the last part of its standard error, only with its end.
+    """
 
     scenario_uuid: str
     epoch: int
