@@ -62,7 +62,9 @@ def test_a_broker_that_stands_still_shortly_costs_nothing(
     broker: EmbeddedKafka, stage: ControlPlane, runner_process: RunnerProcess, tmp_path: Path
 ) -> None:
     name, uuid = runner_process.wait_for_id(stage), new_uuid()
-    stage.send_command(name, make_deploy(uuid, clips.constant_rate(tmp_path / "clip.mp4", frames=400), "patient"))
+    stage.send_command(
+        name, make_deploy(uuid, clips.constant_rate(tmp_path / "clip.mp4", frames=400), "slow_inference")
+    )
     stage.wait_until(lambda: stage.frames(uuid), "it is at work")
     os.kill(pid_of(broker), signal.SIGSTOP)
     try:
@@ -114,7 +116,9 @@ def test_a_runner_that_is_cut_off_ends_its_workers_and_says_so_when_it_is_heard_
     broker: EmbeddedKafka, stage: ControlPlane, runner_process: RunnerProcess, tmp_path: Path
 ) -> None:
     name, uuid = runner_process.wait_for_id(stage), new_uuid()
-    stage.send_command(name, make_deploy(uuid, clips.constant_rate(tmp_path / "clip.mp4", frames=9000), "patient"))
+    stage.send_command(
+        name, make_deploy(uuid, clips.constant_rate(tmp_path / "clip.mp4", frames=9000), "slow_inference")
+    )
     stage.wait_until(lambda: stage.frames(uuid), "it is at work")
     os.kill(pid_of(broker), signal.SIGSTOP)
     try:
@@ -134,10 +138,12 @@ def test_a_runner_whose_topic_is_made_anew_says_so_hands_over_and_exits(
     broker: EmbeddedKafka, stage: ControlPlane, runner_process: RunnerProcess, tmp_path: Path
 ) -> None:
     name, uuid, topic = runner_process.wait_for_id(stage), new_uuid(), commands_topic("default")
-    stage.send_command(name, make_deploy(uuid, clips.constant_rate(tmp_path / "clip.mp4", frames=9000), "patient"))
+    stage.send_command(
+        name, make_deploy(uuid, clips.constant_rate(tmp_path / "clip.mp4", frames=9000), "slow_inference")
+    )
     stage.wait_until(lambda: stage.frames(uuid), "it is at work")
     remove_topics(broker.settings, [topic])
     topics.create_topics(broker.settings)
     assert runner_process.process.wait(60) != 0
     assert stage.wait_until_ended(name, uuid).reason is EndReason.HANDED_OVER
-    assert "made anew" in runner_process.log
+    assert "deleted and created again" in runner_process.log
