@@ -165,8 +165,8 @@ STATEMENT_MUTATIONS: Final = (
     ),
     statement_mutation(
         "probes are sent and received between ticks", "roles/orchestrator/listener.py",
-        "left_s = self._probe()", "left_s = self._probe() if self._news.is_set() else 0.1",
-        f"{INTEGRATION}/test_listener.py::test_probes_are_heard_without_a_break_while_nobody_looks",
+        "left_s = self._probe()", "left_s = self._probe() if self._wakeup.is_set() else 0.1",
+        f"{INTEGRATION}/test_listener.py::test_probes_arrive_without_a_break_during_a_long_tick",
     ),
     statement_mutation(
         "complete is reported only after the last row", "infra/postgres/predictions.py",

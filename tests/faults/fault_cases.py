@@ -32,7 +32,7 @@ RANDOM: Final = random.Random(5)  # noqa: S311 - picks among equal victims
 PAST_LEASES_S: Final = 6.0
 ATTEMPTS: Final = 3
 CRASH_FRAME: Final = 6
-"""The frame at which the model `crashing` of tests/integration/faulty_models.py kills its worker."""
+"""The frame at which the model `segfault` of tests/integration/faulty_models.py kills its worker."""
 
 
 class Workloads(NamedTuple):

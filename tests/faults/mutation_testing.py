@@ -160,7 +160,7 @@ class MutationTester:
         self.servers = SharedServers(folder, exit_stack)
         self.works = Workloads(
             workloads.slow(folder, 160), workloads.sampled(folder, 40), workloads.slow(folder, 400), workloads.slow(folder, 800),
-            Workload(clips.constant_rate(folder / "deadly.mp4"), "deadly", "all", 50),
+            Workload(clips.constant_rate(folder / "crashing.mp4"), "segfault", "all", 50),
         )  # fmt: skip
         (folder / "models").mkdir()
         faulty_models.install(folder / "models")

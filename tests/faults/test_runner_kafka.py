@@ -63,7 +63,7 @@ def test_a_short_freeze_of_the_broker_loses_no_frames(
 ) -> None:
     name, uuid = runner_process.wait_for_id(control_plane), new_uuid()
     control_plane.send_command(
-        name, make_deploy(uuid, clips.constant_rate(tmp_path / "clip.mp4", frames=400), "patient")
+        name, make_deploy(uuid, clips.constant_rate(tmp_path / "clip.mp4", frames=400), "slow_inference")
     )
     control_plane.wait_until(lambda: control_plane.frames(uuid), "the worker is running")
     os.kill(pid_of(broker), signal.SIGSTOP)
@@ -117,7 +117,7 @@ def test_a_runner_that_was_cut_off_ends_its_workers_and_reports_it_afterwards(
 ) -> None:
     name, uuid = runner_process.wait_for_id(control_plane), new_uuid()
     control_plane.send_command(
-        name, make_deploy(uuid, clips.constant_rate(tmp_path / "clip.mp4", frames=9000), "patient")
+        name, make_deploy(uuid, clips.constant_rate(tmp_path / "clip.mp4", frames=9000), "slow_inference")
     )
     control_plane.wait_until(lambda: control_plane.frames(uuid), "the worker is running")
     os.kill(pid_of(broker), signal.SIGSTOP)
@@ -139,11 +139,11 @@ def test_a_runner_whose_topic_is_recreated_hands_over_and_exits(
 ) -> None:
     name, uuid, topic = runner_process.wait_for_id(control_plane), new_uuid(), commands_topic("default")
     control_plane.send_command(
-        name, make_deploy(uuid, clips.constant_rate(tmp_path / "clip.mp4", frames=9000), "patient")
+        name, make_deploy(uuid, clips.constant_rate(tmp_path / "clip.mp4", frames=9000), "slow_inference")
     )
     control_plane.wait_until(lambda: control_plane.frames(uuid), "the worker is running")
     remove_topics(broker.settings, [topic])
     topics.create_topics(broker.settings)
     assert runner_process.process.wait(60) != 0
     assert control_plane.wait_until_ended(name, uuid).reason is EndReason.HANDED_OVER
-    assert "made anew" in runner_process.log
+    assert "deleted and created again" in runner_process.log

@@ -38,7 +38,7 @@ def test_the_document_shows_examples_and_problems(client: httpx.Client) -> None:
     assert len(operation["requestBody"]["content"]["application/json"]["schema"]["examples"]) == 2
     for status in ("400", "413", "415", "422", "503"):
         assert "application/problem+json" in operation["responses"][status]["content"], status
-    assert "ScenarioAnswer" in str(operation["responses"]["201"])
+    assert "ScenarioResponse" in str(operation["responses"]["201"])
     assert "PredictionPage" in str(document["paths"]["/prediction"]["get"]["responses"]["200"])
 
 
