@@ -546,7 +546,7 @@ def test_the_secrets_of_sources_are_shown_nowhere(running_roles: RunningRoles) -
         for uuid in cameras:
             running_roles.roles["runner"].wait_for(f"worker_ended scenario_uuid={uuid} .*127.0.0.1")
         server.shutdown()
-    assert all("the server refuses http://" in error["message"] for error in errors), errors
+    assert all("The server refused http://" in error["message"] for error in errors), errors
     for uuid in videos + cameras:
         shown += [running_roles.http.get(f"/scenario/{uuid}{path}").text for path in ("", "/history", "/gaps")]
         shown.append(running_roles.http.post(f"/scenario/{uuid}/shutdown").text)
