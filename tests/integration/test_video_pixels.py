@@ -86,7 +86,7 @@ def test_the_source_has_the_displayed_size_and_the_rotation(tmp_path: Path) -> N
         assert (video.source.width, video.source.height, video.source.rotation) == (64, 96, 90)
 
 
-def test_an_angle_that_is_no_multiple_of_90_degrees_is_ignored(tmp_path: Path) -> None:
+def test_an_angle_that_is_not_a_multiple_of_90_degrees_is_ignored(tmp_path: Path) -> None:
     clip = clips.oriented(tmp_path / "odd.mp4", (46_341, 46_341, 0, -46_341, 46_341, 0, 0, 0, 1 << 30))
     assert corners(read_first(clip).image()) == CORNERS["upright"]
 
