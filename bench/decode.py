@@ -75,12 +75,12 @@ _resume_points: dict[Path, ResumePoint] = {}
 METHODS: dict[str, Method] = {
     "bare PyAV, all": bare,
     "vidflow, all": make_reader(None, pixels=False),
-    "vidflow, 5 a second": make_reader(5, pixels=False),
-    "vidflow, 1 a second": make_reader(1, pixels=False),
+    "vidflow, 5 per second": make_reader(5, pixels=False),
+    "vidflow, 1 per second": make_reader(1, pixels=False),
     "bare PyAV, all, 320x320 RGB": bare_rgb,
     "vidflow, all, 320x320 RGB": make_reader(None, pixels=True),
-    "vidflow, 5 a second, 320x320 RGB": make_reader(5, pixels=True),
-    "vidflow, 1 a second, 320x320 RGB": make_reader(1, pixels=True),
+    "vidflow, 5 per second, 320x320 RGB": make_reader(5, pixels=True),
+    "vidflow, 1 per second, 320x320 RGB": make_reader(1, pixels=True),
     "vidflow, last tenth, resumed": read_resumed,
 }
 

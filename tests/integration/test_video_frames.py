@@ -239,7 +239,7 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
 }
 
 
-@pytest.mark.parametrize("rate", [None, Fraction(5)], ids=["all", "5 a second"])
+@pytest.mark.parametrize("rate", [None, Fraction(5)], ids=["all", "5 per second"])
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_resumed_run_continues_exactly_as_an_uninterrupted_one(
     tmp_path: Path, name: str, rate: Fraction | None
@@ -247,7 +247,7 @@ def test_a_resumed_run_continues_exactly_as_an_uninterrupted_one(
     assert_resumes_everywhere(MAKERS[name](tmp_path / name), rate, every=7 if rate is None else 2)
 
 
-@pytest.mark.parametrize("rate", [None, Fraction(5)], ids=["all", "5 a second"])
+@pytest.mark.parametrize("rate", [None, Fraction(5)], ids=["all", "5 per second"])
 @pytest.mark.parametrize("packets", [[13, 14, 15], [20], [30, 33]])
 def test_a_resumed_run_of_a_damaged_file_continues_exactly_as_an_uninterrupted_one(
     tmp_path: Path, packets: list[int], rate: Fraction | None

@@ -76,7 +76,7 @@ def test_a_clip_of_40_seconds_has_40_frames_at_one_per_second(shared: Path) -> N
     assert all(second <= k.time_s < second + 1 / 29 for second, k in enumerate(frames))
 
 
-@pytest.mark.parametrize("rate", [None, Fraction(5), Fraction(1)], ids=["all", "5 a second", "1 a second"])
+@pytest.mark.parametrize("rate", [None, Fraction(5), Fraction(1)], ids=["all", "5 per second", "1 per second"])
 def test_resuming_in_a_long_gop_seeks_and_yields_the_same_frames(
     shared: Path, rate: Fraction | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,7 +38,7 @@ class DetectionFilter(msgspec.Struct, frozen=True):
 def build_filter(
     thresholds: Thresholds, known: tuple[str, ...], score: float | None, labels: Sequence[str] | None
 ) -> DetectionFilter:
-    """Return the filter of a scenario's score and labels. The model's thresholds apply to what the scenario does not set.
+    """Return the filter for a scenario's score and labels. Without a score, the model's threshold applies.
 
     Raises ParameterError for a label that the model does not have.
     """

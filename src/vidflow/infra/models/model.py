@@ -46,7 +46,7 @@ class Model(Protocol):
 
     @property
     def warmup_frames(self) -> int:
-        """Number of kept frames before a frame on which its result depends. 0 for stateless models."""
+        """Number of earlier kept frames on which a result depends, besides its own frame. 0 for stateless models."""
 
     @property
     def batch(self) -> int:

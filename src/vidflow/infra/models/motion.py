@@ -37,7 +37,7 @@ MIN_AREA_SHARE: Final = 0.0008
 MAX_NOISE: Final = 6.0
 """Grey levels. If half of the picture differs by more, the camera moved or the scene was cut, and nothing is detected."""
 DILATION_SIZE: Final = (7, 3)
-"""Rows and columns: parts this near to each other belong to one region. Higher than wide, since people stand upright."""
+"""Rows and columns. Parts within this distance form one region. There are more rows because people stand upright."""
 LUMA: Final = np.array([77, 150, 29], dtype=np.uint16)
 """Weights of red, green and blue in 256ths: integers, so that grey values are the same on every machine."""
 

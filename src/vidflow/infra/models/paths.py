@@ -57,7 +57,7 @@ def model_file(model: str, models_dir: Path | None, *, any_onnx: bool) -> ModelF
 
 
 def _resolve_in_models_dir(model: str, models_dir: Path) -> Path:
-    """Raise the same error for files outside the folder as for missing ones, so that requests cannot probe the file system."""
+    """Return the file's real path. Files outside the folder raise the same error as missing ones, so that nobody can probe for them."""
     missing = ModelError(f"The models folder has no file {_quote(model)}. Name the stem of a spec.")
     path = models_dir.absolute() / model
     try:
@@ -82,7 +82,7 @@ def _resolve_anywhere(model: str) -> Path:
 
 def _require_allowed_location(path: Path, model: str) -> None:
     if any(path.is_relative_to(folder) for folder in SYSTEM_FOLDERS):
-        raise ModelError(f"{_quote(model)} is in a system folder. Copy the model elsewhere.", code="model_refused")
+        raise ModelError(f"{_quote(model)} leads into a system folder. Copy the model elsewhere.", code="model_refused")
     if path.suffix not in {SPEC_SUFFIX, ONNX_SUFFIX}:
         raise ModelError(
             f"{_quote(model)} is neither an ONNX file (.onnx) nor a model spec (.toml). Put other models into the models "

@@ -29,7 +29,7 @@ class PluginModel:
 
     @property
     def warmup_frames(self) -> int:
-        """Number of kept frames before a frame on which its result depends."""
+        """Number of earlier kept frames on which a result depends."""
         return self._model.warmup_frames
 
     @property

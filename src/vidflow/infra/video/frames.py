@@ -26,12 +26,14 @@ from vidflow.infra.video.pixels import ChannelOrder, Orientation, displayed_size
 from vidflow.infra.video.source import SourceInfo
 
 SEEK_MARGINS_S: Final = (0, 15)
-"""How far before the stored frame to seek, in the order tried. Containers find keyframes by times other than pts and may miss one."""
+"""How far before the stored frame to seek, in order of attempts. Containers find keyframes by times other than pts, so the first
+seek may land too late."""
 MAX_LOST_PACKETS: Final = 4096
 """Lost packets buffered until the next frame. At this many a gap is emitted, so that endless damage does not fill the memory."""
 SHORTFALL_S: Final = 1
 SHORTFALL_SHARE: Final = Fraction(1, 50)
-"""A file is truncated if it ends too early by more than a second and a fiftieth of its length: headers are often slightly off."""
+"""A file counts as truncated if it ends early by more than a second and more than a fiftieth of its length. Smaller differences
+are common errors in headers."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,7 +114,10 @@ def _require_unchanged(video: Video, resume: ResumePoint) -> None:
 
 
 def _seek_to(video: Video, point: SeekToPts) -> Iterator[KeptFrame | FrameGap] | None:
-    """Seek to the stored frame and iterate over what follows. Return None if no seek finds that frame, the only proof of position."""
+    """Return an iterator over what follows the stored frame, reached by seeking; None if no seek finds that frame.
+
+    Finding the frame is the only proof that the position is right.
+    """
     for margin_s in SEEK_MARGINS_S:
         reader = _FrameReader(video.source, point.sampler, point.sampler.next_frame)
         try:

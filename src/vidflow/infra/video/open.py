@@ -84,7 +84,7 @@ class Video:
         return self._display_name
 
     def events(self) -> Iterator[VideoFrame | LostPacket]:
-        """Return all frames from the first, and the lost packets between them. Iterate once, or call `restart` before again."""
+        """Return all frames from the first, and the lost packets between them. Iterate once; call `restart` to read again."""
         return self._events
 
     def seek(self, pts: int) -> Iterator[VideoFrame | LostPacket]:

@@ -51,7 +51,7 @@ def decode_packets(container: InputContainer, stream: VideoStream) -> Iterator[V
 class _LossTracker:
     """Finds the packets lost along with a damaged one: decoders silently drop dependent frames up to the next keyframe.
 
-    After a loss it records the packets that the decoder accepts. A packet is lost, too, if a later frame appears before its own.
+    After a loss it records the packets that the decoder accepts. A packet is also lost if a later frame appears before its own.
     """
 
     def __init__(self, *, watches_all: bool) -> None:

@@ -1,4 +1,4 @@
-"""Read the kept frames just before a resume point, with which a stateful model warms up. frames.py reads those after it.
+"""Read the kept frames just before a resume point, to warm up a stateful model. frames.py reads those after it.
 
 The frames are found by seeking. Only frames that are certain to be the first of their sampling cells count, so the cell in
 which a seek lands is skipped. There is no result if the first frame is not a keyframe, if a packet is lost, or if the stored
