@@ -129,8 +129,8 @@ REFUSALS = {
     "run, fps no number": Refusal(["run", A_FILE, "--fps", "nan"], 2, "--fps is a number .* or all, not nan"),
     "run, fps negative": Refusal(["run", A_FILE, "--fps", "-1"], 2, "--fps is a number .* or all, not -1"),
     "run, unknown output": Refusal(["run", A_FILE, "--output", "yaml"], 2, "--output is one of table, ndjson, json, csv"),
-    "run, unknown model": Refusal(["run", A_FILE, "--model", "none"], 2, "no model 'none'; known here are motion, "),
-    "run, unknown label": Refusal(["run", A_FILE, "--labels", "cat"], 2, "no label 'cat'; it has motion"),
+    "run, unknown model": Refusal(["run", A_FILE, "--model", "none"], 2, "Unknown model 'none'. Available: motion, "),
+    "run, unknown label": Refusal(["run", A_FILE, "--labels", "cat"], 2, "no label 'cat'. Available: motion"),
     "run, score nonsense": Refusal(["run", A_FILE, "--score", "7"], 2, "--score is a number from 0 to 1"),
     "run, nobody at the URL": Refusal(["run", A_FILE, "--url", "http://127.0.0.1:1"], 4, "start one with: vidflow dev"),
     "run, a URL that is none": Refusal(["run", A_FILE, "--url", "http://h:port"], 2, "write it as http://host:port"),
@@ -546,7 +546,7 @@ def test_the_secrets_of_sources_are_shown_nowhere(running_roles: RunningRoles) -
         for uuid in cameras:
             running_roles.roles["runner"].wait_for(f"worker_ended scenario_uuid={uuid} .*127.0.0.1")
         server.shutdown()
-    assert all("the server refuses http://" in error["message"] for error in errors), errors
+    assert all("The server refused http://" in error["message"] for error in errors), errors
     for uuid in videos + cameras:
         shown += [running_roles.http.get(f"/scenario/{uuid}{path}").text for path in ("", "/history", "/gaps")]
         shown.append(running_roles.http.post(f"/scenario/{uuid}/shutdown").text)
@@ -645,7 +645,7 @@ def test_run_at_a_url_is_refused_as_the_api_refuses(running_roles: RunningRoles,
     end = run_command("run", str(clip), "--model", "none", "--url", running_roles.url)
     assert (end.returncode, end.stdout) == (2, "")
     assert len(end.stderr.splitlines()) == 1
-    assert_says(end.stderr, "vidflow: there is no model 'none'; known here are motion, ")
+    assert_says(end.stderr, "vidflow: Unknown model 'none'. Available: motion, ")
 
 
 @pytest.mark.long
