@@ -22,7 +22,7 @@ STATEMENT_MUTATIONS: Final = (
     ),
     statement_mutation(
         "a fence in each transaction", "infra/postgres/lease.py",
-        "    if lost:\n        raise LeaseLost(f\"held by", "    if False:\n        raise LeaseLost(f\"held by",
+        "    if lost:\n        leases =", "    if False:\n        leases =",
         f"{INTEGRATION}/test_lease.py::test_a_former_holder_writes_nothing_more",
     ),
     statement_mutation(
@@ -52,7 +52,7 @@ STATEMENT_MUTATIONS: Final = (
     ),
     statement_mutation(
         "a birth and its message are one statement", "infra/postgres/scenarios.py",
-        "scenario_uuid::text), 'UTF8')\n              FROM given", "scenario_uuid::text), 'UTF8')\n              FROM given WHERE false",
+        "scenario_uuid::text), 'UTF8')\n              FROM generated", "scenario_uuid::text), 'UTF8')\n              FROM generated WHERE false",
         f"{INTEGRATION}/test_api_scenarios.py::test_a_scenario_is_born_with_its_progress_its_history_and_its_message",
     ),
     statement_mutation(

@@ -220,7 +220,7 @@ def test_an_older_backup_goes_once_the_new_one_is_whole(own_url: str, tmp_path: 
 
 def test_a_folder_that_cannot_be_made_is_said(own_url: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot be written into .*file/b"):
+    with pytest.raises(UserError, match=r"Cannot write the backup to .*file/b"):
         backup.write_backup(own_url, tmp_path / "file" / "b", replace=False, notify=discard)
 
 
@@ -251,7 +251,7 @@ def test_a_damaged_backup_is_told_by_its_file_before_anything_is_touched(
         data = bytearray(victim.read_bytes())
         data[len(data) // 2] ^= 1
         victim.write_bytes(data)
-    with pytest.raises(UserError, match=f"damaged: its file dump/{victim.name}"):
+    with pytest.raises(UserError, match=f"damaged: dump/{victim.name}"):
         backup.restore(own_url, tmp_path / "b", replace=True, notify=discard)
     assert len(uuids(own_url)) == 1
 
@@ -262,7 +262,7 @@ def test_a_backup_that_does_not_come_back_whole_replaces_nothing(own_url: str, t
     more: Manifest = msgspec.structs.replace(made, tables=made.tables | {"public.scenarios": 3})
     (tmp_path / "b" / MANIFEST).write_bytes(msgspec.json.encode(more))
     fill(own_url, 1)
-    with pytest.raises(VidflowError, match=r"public\.scenarios had 3 rows and has 2; nothing was replaced"):
+    with pytest.raises(VidflowError, match=r"public\.scenarios had 3 rows and has 2\. Nothing was replaced"):
         backup.restore(own_url, tmp_path / "b", replace=True, notify=discard)
     assert len(uuids(own_url)) == 3
     assert scratch_databases(own_url) == set()
@@ -316,7 +316,7 @@ def test_a_program_of_an_older_postgresql_is_passed_over(tmp_path: Path, monkeyp
     assert shutil.which("pg_dump") == str(older)
     assert pg_programs.find_program("pg_dump", 15) == older
     assert pg_programs.find_program("pg_dump", 18) != older
-    with pytest.raises(SetupError, match=r"no pg_dump of PostgreSQL 99 .* is of 15.*put them on PATH"):
+    with pytest.raises(SetupError, match=r"No pg_dump of PostgreSQL 99 .* has version 15.*put them on PATH"):
         pg_programs.find_program("pg_dump", 99)
 
 

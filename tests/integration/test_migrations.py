@@ -139,7 +139,7 @@ def test_an_older_role_runs_on_what_a_newer_version_added_and_not_without_what_i
     monkeypatch.setattr(migrations, "sql_folder", lambda: newer)
     migrations.migrate(empty_url, print, "post")
     monkeypatch.setattr(migrations, "sql_folder", lambda: older)
-    with pytest.raises(SetupError, match=r"newer version \(0099_less\.post\): upgrade this process"):
+    with pytest.raises(SetupError, match=r"newer version \(0099_less\.post\)\. Upgrade this process"):
         is_ready(empty_url)
 
 

@@ -37,9 +37,9 @@ def test_a_pooler_is_told_from_a_server(pgbouncer_url: str, database_url: str) -
 
 
 def test_commands_that_need_a_session_say_so_at_once(pgbouncer_url: str, tmp_path: Path) -> None:
-    with pytest.raises(SetupError, match="a migration needs a connection to PostgreSQL itself"):
+    with pytest.raises(SetupError, match="A migration needs a direct connection to PostgreSQL"):
         migrations.migrate(pgbouncer_url, print)
-    with pytest.raises(SetupError, match="a backup needs a connection to PostgreSQL itself"):
+    with pytest.raises(SetupError, match="A backup needs a direct connection to PostgreSQL"):
         backup.write_backup(pgbouncer_url, tmp_path / "b", replace=False, notify=print)
 
 
