@@ -237,7 +237,9 @@ def test_a_password_that_is_refused_is_said_in_one_line(database_url: str) -> No
         end = run_command(*command, "--database-url", wrong)
         assert end.returncode == 3, end.stderr
         assert len(end.stderr.splitlines()) == 1
-        assert_says(end.stderr, "PostgreSQL rejected the connection of VIDFLOW_DATABASE_URL .*password authentication failed")
+        assert_says(
+            end.stderr, "PostgreSQL rejected the connection of VIDFLOW_DATABASE_URL .*password authentication failed"
+        )
 
 
 def test_status_tells_what_is_applied_and_ends_with_0(database_url: str) -> None:
