@@ -119,12 +119,12 @@ STATEMENT_MUTATIONS: Final = (
     statement_mutation(
         "a shutdown that is listed as ended is read", "infra/postgres/leader_tables.py",
         "FROM unnest(%(ended)s::uuid[]) AS ended (scenario_uuid)", "FROM unnest(ARRAY[]::uuid[]) AS ended (scenario_uuid)",
-        f"{INTEGRATION}/test_leader_tables.py::test_a_shutdown_whose_runner_lists_it_as_ended_is_read_however_many_are_before_it",
+        f"{INTEGRATION}/test_leader_tables.py::test_a_shutdown_that_a_runner_lists_as_ended_is_always_read",
     ),
     statement_mutation(
         "of many shutdowns the longest waiting are read", "infra/postgres/leader_tables.py",
         "                 ORDER BY state_changed_at\n", "                 ORDER BY state_changed_at DESC\n",
-        f"{INTEGRATION}/test_leader_tables.py::test_of_many_shutdowns_the_longest_waiting_are_read",
+        f"{INTEGRATION}/test_leader_tables.py::test_of_many_shutdowns_the_oldest_are_read",
     ),
     statement_mutation(
         "a scenario in backoff is not in the queue", "infra/postgres/leader_tables.py",
@@ -134,12 +134,12 @@ STATEMENT_MUTATIONS: Final = (
     statement_mutation(
         "no backoff outlasts a clock that goes back", "infra/postgres/leader_tables.py",
         "AND due_at > now() + make_interval(", "AND false AND due_at > now() + make_interval(",
-        f"{INTEGRATION}/test_leader_tables.py::test_a_backoff_that_was_set_before_the_databases_clock_went_back_is_over",
+        f"{INTEGRATION}/test_leader_tables.py::test_a_backoff_from_before_the_database_clock_stepped_back_is_over",
     ),
     statement_mutation(
         "the queue goes by priority, then age", "infra/postgres/leader_tables.py",
         "ORDER BY q.priority DESC, q.created_at, q.scenario_uuid", "ORDER BY q.created_at, q.scenario_uuid",
-        f"{INTEGRATION}/test_leader_tables.py::test_the_queue_is_read_from_its_head_by_priority_then_age",
+        f"{INTEGRATION}/test_leader_tables.py::test_the_queue_is_ordered_by_priority_then_age",
     ),
     statement_mutation(
         "each pool has its own queue", "infra/postgres/leader_tables.py", " AND q.pool = room.pool\n", "\n",
