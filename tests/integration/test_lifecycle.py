@@ -167,7 +167,7 @@ def test_a_lost_race_does_not_affect_other_decisions_of_a_batch(connection: Conn
 
 def test_an_error_is_read_as_it_was_written(connection: Connection) -> None:
     scenario = create_scenario(connection)
-    error = {"code": "no_frames", "message": "gives not one frame", "frame_number": 3}
+    error = {"code": "no_frames", "message": "no frames", "frame_number": 3}
     write_event(connection, scenario, assigned_event(scenario))
     deployed = reread(connection, scenario)
     failed = Event(kind=Kind.FAILED, reason="no_frames", epoch=1000, error=msgspec.convert(error, ErrorInfo))

@@ -70,7 +70,7 @@ def test_a_row_that_becomes_visible_late_is_read(connection: Connection, databas
 
 def test_a_limited_read_returns_the_oldest_rows(connection: Connection) -> None:
     outbox.add_messages(connection, [outbox_row(f"key-{number}", str(number).encode()) for number in range(100)])
-    assert [int(one.payload) for one in outbox.read_pending_messages(connection, 10)] == list(range(10))
+    assert [int(row.payload) for row in outbox.read_pending_messages(connection, 10)] == list(range(10))
 
 
 def test_topics_can_be_excluded(connection: Connection) -> None:

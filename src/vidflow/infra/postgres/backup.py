@@ -149,7 +149,7 @@ def verify(url: str, folder: Path, notify: Notify) -> Manifest:
 
 
 def restore(url: str, folder: Path, *, replace: bool, notify: Notify) -> tuple[Manifest, str | None]:
-    """Replace the URL's database by the backup. Return the manifest and the name under which the old database is kept.
+    """Replace the URL's database with the backup. Return the manifest and the name under which the old database is kept.
 
     An empty database is not kept; the name is then None. Raises UserError if there is no backup or it is damaged, or if the database
     holds tables and `replace` is False; SetupError if the user may not create databases; Unavailable if the server is away; and

@@ -169,7 +169,7 @@ def transaction(connection: Connection, *settings: LiteralString) -> Iterator[Co
 
 @contextmanager
 def fenced_transaction(connection: Connection, *settings: LiteralString) -> Iterator[Connection]:
-    """Run the body in a transaction that the server ends after FENCED_TRANSACTION_S, even if this process freezes."""
+    """Run the body in a lease holder's transaction. The server ends it after FENCED_TRANSACTION_S, even if this process freezes."""
     with transaction(connection, FENCED_TIMEOUT_SETTING, *settings):
         yield connection
 
@@ -277,7 +277,7 @@ def run_with_reconnect(
     """Run `body` on a connection until a stop is requested. Reconnect and run it again when the server goes away.
 
     A failed connection attempt is reported as an outage. A lost connection alone is not, since the server may be back already.
-    Errors other than the server's absence are raised.
+    Any other error is raised.
     """
     outage, was_connected, logged_s = postgres_outage(), False, float("-inf")
     while not stop.requested:

@@ -22,9 +22,9 @@ from vidflow.infra.postgres.lifecycle import decode_scenario
 from vidflow.infra.postgres.pipelining import pipelined_transaction
 
 SHUTDOWNS: Final = 1000
-"""Most scenarios in shutdown that a tick reads, oldest first. The others wait for the next tick."""
+"""Maximum number of scenarios in shutdown that a tick reads, oldest first. The others wait for the next tick."""
 BACKOFFS: Final = 500
-"""Most backoffs that one statement ends."""
+"""Maximum number of backoffs that one statement ends."""
 
 
 class TablesSnapshot(msgspec.Struct, frozen=True):
@@ -60,7 +60,7 @@ _ROWS: Final = """
            OFFSET 0) AS p
 """
 _NEWEST_REFUSED: Final = 100
-"""Most messages rejected by Kafka that a tick reads, newest first, to notice rejected deploys."""
+"""Maximum number of messages rejected by Kafka that a tick reads, newest first, to notice rejected deploys."""
 SCENARIOS_ON_RUNNERS: Final = f"""
     WITH first AS MATERIALIZED (
         SELECT scenario_uuid
@@ -153,9 +153,9 @@ def read_tables_snapshot(
 ) -> TablesSnapshot:
     """Return the scenarios that may be on runners, in one snapshot and one round trip.
 
-    `ended` are the scenarios that reports list as ended. If they are in shutdown they are read in addition to SHUTDOWNS. Otherwise their
-    report entry, which says that they are drained, would look like an entry of an unknown scenario. `results_topic` is the topic's name,
-    id and partitions.
+    `ended` are the scenarios that reports list as ended. Those in shutdown are always read, in addition to the SHUTDOWNS oldest ones.
+    Otherwise their report entries, which say that they are drained, would look like entries of unknown scenarios. `results_topic` is the
+    topic's name, id and partitions.
     """
     with pipelined_transaction(connection, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"):
         clock = connection.execute("SELECT extract(epoch FROM clock_timestamp())::float8")

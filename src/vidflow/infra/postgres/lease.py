@@ -76,7 +76,7 @@ def cap_expiry(tx: Connection) -> None:
     """Let every lease expire at most LEASE_S from now. Later expiry times were written before the database clock stepped back.
 
     Otherwise a dead holder would not be replaced until the clock has caught up. No lease ends before its holder stops trusting it: it was
-    renewed earlier and is trusted for less than LEASE_S. Locked rows are skipped, because their holders are renewer them.
+    renewed earlier and is trusted for less than LEASE_S. Locked rows are skipped, because they are being renewed.
     """
     tx.execute(
         """

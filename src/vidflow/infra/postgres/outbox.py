@@ -19,7 +19,7 @@ from vidflow.infra.postgres.connection import Connection
 WINDOW: Final = 2000
 """Number of newest ids that a usual read of pending rows covers, so that it does not scan dead rows below them."""
 MAX_COUNTED_MESSAGES: Final = 10_000
-"""Most messages that are counted, so that counting does not become more expensive while Kafka is away."""
+"""Maximum number of messages that are counted, so that counting does not become more expensive while Kafka is away."""
 BATCH_BYTES: Final = 8 * 1024 * 1024
 """Payload bytes after which a read of pending messages stops. The message that crosses the limit is included."""
 

@@ -1,4 +1,4 @@
-"""A transaction in pipeline mode, whose statements do not wait for each other, for few round trips."""
+"""A transaction in pipeline mode. Its statements do not wait for each other, so that it takes few round trips."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A thread-safe connection pool that checks connections before it hands them out.
 
-The thread that needs a connection opens it, so that the return and the absence of the server show at once.
+Connections are opened by the thread that needs one, so that an outage and its end are noticed at once.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Pool:
         Raises PoolBusy if no connection becomes free in time, and psycopg.OperationalError if the server is away.
         """
         if not self._acquire_permit(timeout_s):
-            raise PoolBusy(f"All {self.size} connections to the database are in use.")
+            raise PoolBusy(f"All {self.size} connections to the database are in use. Try again, or use a larger pool.")
         try:
             pooled = self._check_out()
             try:

@@ -31,7 +31,7 @@ def time_ms(scenario_uuid: str) -> int:
 
 
 def read_database_ms(tx: Connection) -> int:
-    """Return the database's time in Unix milliseconds. The uuids of scenarios have the same clock."""
+    """Return the database's time in Unix milliseconds. The uuids of scenarios are created from the same clock."""
     [(now_ms,)] = tx.execute("SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint").fetchall()
     return int(now_ms)
 
@@ -189,9 +189,8 @@ def find_expired_scenarios(tx: Connection, ended_ms: int, after: str, limit: int
         """,
         {"created_before": lowest_uuid(ended_ms), "ended_s": ended_ms / 1000, "after": after, "limit": limit},
     ).fetchall()
-    return [scenario_uuid for scenario_uuid, is_expired in rows if is_expired], rows[-1][0] if len(
-        rows
-    ) == limit else None
+    expired = [scenario_uuid for scenario_uuid, is_expired in rows if is_expired]
+    return expired, rows[-1][0] if len(rows) == limit else None
 
 
 def delete_scenarios(tx: Connection, scenario_uuids: Sequence[str]) -> int:

@@ -18,7 +18,7 @@ from vidflow.infra.postgres.system_status import COMPONENT_STATUS_COLUMNS
 
 _PLACEHOLDER_UUID: Final = "00000000-0000-0000-0000-000000000000"
 _START: Final = encode(Start(_PLACEHOLDER_UUID)).decode()
-"""Start message of a new scenario. The database replaces the placeholder by the uuid, so that one statement creates the scenario."""
+"""Start message of a new scenario. The database replaces the placeholder with the uuid, so that one statement creates the scenario."""
 
 _COLUMNS: Final = f"""
     s.scenario_uuid::text, s.source, s.model, s.fps, s.priority, s.parameters::text, s.state, s.outcome, s.error::text, s.epoch,

@@ -17,11 +17,11 @@ STALE_AFTER_S: Final = 5
 OUTBOX_STUCK_S: Final = 30
 """Age of the oldest message in the outbox from which the relays count as stuck, even if their leases are held."""
 MAX_COUNTED: Final = 10_000
-"""Most rows that are counted, so that a check does not become more expensive while Kafka is away."""
+"""Maximum number of rows that are counted, so that a check does not become more expensive while Kafka is away."""
 POOLS: Final = 100
-"""Most pools that are listed."""
+"""Maximum number of pools that are listed."""
 MAX_COUNTED_IN_POOL: Final = 1000
-"""Most waiting scenarios that are counted per pool."""
+"""Maximum number of waiting scenarios that are counted per pool."""
 OLDEST: Final = 100
 """Number of oldest waiting scenarios that are examined. The oldest one may have returned to the queue only a moment ago."""
 

@@ -1,4 +1,4 @@
-"""Create a temporary database on a server, and replace another database by it."""
+"""Create a temporary database on a server, and replace another database with it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def create_temporary_database(url: str) -> Iterator[str]:
 
 
 def replace_database(url: str, name: str, *, keep: bool) -> str | None:
-    """Replace the URL's database by the database `name` in one transaction. Sessions of the replaced database are terminated.
+    """Replace the URL's database with the database `name` in one transaction. Sessions of the replaced database are terminated.
 
     Return the name under which the replaced database is kept, or None if it was dropped because `keep` is False.
     """
