@@ -18,27 +18,27 @@ STATEMENT_MUTATIONS: Final = (
     statement_mutation(
         "the fence checks the holder", "infra/postgres/lease.py",
         "         WHERE l.holder = %(holder)s\n         ORDER BY l.name", "         ORDER BY l.name",
-        f"{INTEGRATION}/test_lease.py::test_a_holder_of_the_same_term_in_a_restored_database_writes_nothing",
+        f"{INTEGRATION}/test_lease.py::test_a_former_holder_with_the_same_term_in_a_restored_database_cannot_write",
     ),
     statement_mutation(
         "a fence in every transaction", "infra/postgres/lease.py",
-        "    if lost:\n        raise LeaseLost(f\"held by", "    if False:\n        raise LeaseLost(f\"held by",
-        f"{INTEGRATION}/test_lease.py::test_a_former_holder_writes_nothing_more",
+        "    if lost:\n        leases =", "    if False:\n        leases =",
+        f"{INTEGRATION}/test_lease.py::test_a_former_holder_cannot_write",
     ),
     statement_mutation(
         "transaction_timeout is shorter than the lease", "infra/postgres/connection.py",
         "int(FENCED_TRANSACTION_S * 1000)", "int(FENCED_TRANSACTION_S * 100_000)",
-        f"{INTEGRATION}/test_lease.py::test_a_holder_frozen_in_a_transaction_does_not_block_a_takeover_for_ever",
+        f"{INTEGRATION}/test_lease.py::test_a_holder_frozen_in_a_transaction_does_not_block_a_takeover_forever",
     ),
     statement_mutation(
         "an expired lease cannot be renewed", "infra/postgres/lease.py",
         "AND l.term = h.term AND l.expires_at > clock_timestamp()\n     RETURNING", "AND l.term = h.term\n     RETURNING",
-        f"{INTEGRATION}/test_lease.py::test_a_lease_that_is_over_cannot_be_renewed",
+        f"{INTEGRATION}/test_lease.py::test_an_expired_lease_cannot_be_renewed",
     ),
     statement_mutation(
         "no lease outlasts a clock that steps back", "infra/postgres/lease.py",
         "WHERE expires_at > clock_timestamp() + make_interval(secs => %(lease_s)s)\n", "WHERE false\n",
-        f"{INTEGRATION}/test_lease.py::test_a_lease_from_before_the_databases_clock_went_back_lasts_for_a_whole_one_at_most",
+        f"{INTEGRATION}/test_lease.py::test_an_expiry_from_before_the_database_clock_stepped_back_is_capped",
     ),
     statement_mutation(
         "a caught-up time in the future is ignored", "infra/postgres/inbox_partitions.py",
@@ -52,28 +52,28 @@ STATEMENT_MUTATIONS: Final = (
     ),
     statement_mutation(
         "a scenario and its message are created in one statement", "infra/postgres/scenarios.py",
-        "scenario_uuid::text), 'UTF8')\n              FROM given", "scenario_uuid::text), 'UTF8')\n              FROM given WHERE false",
+        "scenario_uuid::text), 'UTF8')\n              FROM generated", "scenario_uuid::text), 'UTF8')\n              FROM generated WHERE false",
         f"{INTEGRATION}/test_api_scenarios.py::test_a_scenario_is_born_with_its_progress_its_history_and_its_message",
     ),
     statement_mutation(
         "a transition is written only to a row that is unchanged", "infra/postgres/lifecycle.py",
         "WHERE s.scenario_uuid = n.scenario_uuid AND s.state = n.state_read AND s.epoch = n.epoch_read", "WHERE s.scenario_uuid = n.scenario_uuid",
-        f"{INTEGRATION}/test_lifecycle.py::test_of_two_decisions_about_the_same_reading_the_first_counts",
+        f"{INTEGRATION}/test_lifecycle.py::test_of_two_decisions_on_the_same_state_only_the_first_takes_effect",
     ),
     statement_mutation(
         "closed is set together with inactive", "infra/postgres/lifecycle.py",
         "SET closed = true", "SET closed = false",
-        f"{INTEGRATION}/test_lifecycle.py::test_each_move_has_its_row_of_history_in_order",
+        f"{INTEGRATION}/test_lifecycle.py::test_each_transition_has_a_history_row_in_order",
     ),
     statement_mutation(
         "the resume point is read under the progress row's lock", "infra/postgres/lifecycle.py",
         "SET resume_frame = raised.next_frame\n", "SET resume_frame = s.resume_frame\n",
-        f"{INTEGRATION}/test_lifecycle.py::test_a_deployment_resumes_where_the_rows_end_at_that_moment_not_where_they_did_when_it_was_decided",
+        f"{INTEGRATION}/test_lifecycle.py::test_a_deployment_resumes_after_the_rows_stored_when_it_is_written",
     ),
     statement_mutation(
         "no command is sent again while a copy waits unpublished", "infra/postgres/outbox.py",
         "               OFFSET 0)  -- an index", "                 AND false\n               OFFSET 0)  -- an index",
-        f"{INTEGRATION}/test_outbox.py::test_a_command_of_which_a_copy_waits_is_not_written_again",
+        f"{INTEGRATION}/test_outbox.py::test_a_command_with_a_pending_copy_is_not_added_again",
     ),
     Mutation(
         "no cursor over ids",
@@ -89,7 +89,7 @@ STATEMENT_MUTATIONS: Final = (
     statement_mutation(
         "a row overtakes no row of its key", "infra/postgres/outbox.py",
         "AND ((SELECT id FROM start) <= 0 OR", "AND (true OR",
-        f"{INTEGRATION}/test_outbox.py::test_a_look_at_the_last_ids_leaves_out_what_would_overtake_an_older_row_of_its_key",
+        f"{INTEGRATION}/test_outbox.py::test_a_window_leaves_out_rows_that_would_overtake_an_older_row_of_their_key",
     ),
     statement_mutation(
         "only acknowledged rows are removed", "infra/kafka/publisher.py",
@@ -119,12 +119,12 @@ STATEMENT_MUTATIONS: Final = (
     statement_mutation(
         "a shutdown whose entry has ended is always read", "infra/postgres/leader_tables.py",
         "FROM unnest(%(ended)s::uuid[]) AS ended (scenario_uuid)", "FROM unnest(ARRAY[]::uuid[]) AS ended (scenario_uuid)",
-        f"{INTEGRATION}/test_leader_tables.py::test_a_shutdown_whose_runner_lists_it_as_ended_is_read_however_many_are_before_it",
+        f"{INTEGRATION}/test_leader_tables.py::test_a_shutdown_that_a_runner_lists_as_ended_is_always_read",
     ),
     statement_mutation(
         "of many shutdowns the longest waiting are read", "infra/postgres/leader_tables.py",
         "                 ORDER BY state_changed_at\n", "                 ORDER BY state_changed_at DESC\n",
-        f"{INTEGRATION}/test_leader_tables.py::test_of_many_shutdowns_the_longest_waiting_are_read",
+        f"{INTEGRATION}/test_leader_tables.py::test_of_many_shutdowns_the_oldest_are_read",
     ),
     statement_mutation(
         "a scenario in backoff is not in the queue", "infra/postgres/leader_tables.py",
@@ -134,12 +134,12 @@ STATEMENT_MUTATIONS: Final = (
     statement_mutation(
         "no backoff outlasts a clock that steps back", "infra/postgres/leader_tables.py",
         "AND due_at > now() + make_interval(", "AND false AND due_at > now() + make_interval(",
-        f"{INTEGRATION}/test_leader_tables.py::test_a_backoff_that_was_set_before_the_databases_clock_went_back_is_over",
+        f"{INTEGRATION}/test_leader_tables.py::test_a_backoff_from_before_the_database_clock_stepped_back_is_over",
     ),
     statement_mutation(
         "the queue is ordered by priority, then age", "infra/postgres/leader_tables.py",
         "ORDER BY q.priority DESC, q.created_at, q.scenario_uuid", "ORDER BY q.created_at, q.scenario_uuid",
-        f"{INTEGRATION}/test_leader_tables.py::test_the_queue_is_read_from_its_head_by_priority_then_age",
+        f"{INTEGRATION}/test_leader_tables.py::test_the_queue_is_ordered_by_priority_then_age",
     ),
     statement_mutation(
         "each pool has its own queue", "infra/postgres/leader_tables.py", " AND q.pool = room.pool\n", "\n",

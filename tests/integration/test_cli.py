@@ -78,9 +78,9 @@ REFUSALS = {
     "migrate without a database": Refusal(["db", "migrate"], 3, NO_DATABASE),
     "status without a database": Refusal(["db", "status"], 3, NO_DATABASE),
     "backup without a database": Refusal(["db", "backup", "/tmp/none"], 3, NO_DATABASE),
-    "backup, the database away": Refusal(["db", "backup", "/tmp/none", *DATABASE], 4, "PostgreSQL does not answer: .*start it"),
-    "backup into a file": Refusal(["db", "backup", A_FILE, *DATABASE], 2, "is a file; give a folder for the backup"),
-    "restore of what is no backup": Refusal(["db", "restore", "/tmp", *DATABASE], 2, "/tmp holds no backup of `vidflow db backup`"),
+    "backup, the database away": Refusal(["db", "backup", "/tmp/none", *DATABASE], 4, "PostgreSQL does not answer: .*Start it"),
+    "backup into a file": Refusal(["db", "backup", A_FILE, *DATABASE], 2, "is a file. Choose a folder for the backup"),
+    "restore of what is no backup": Refusal(["db", "restore", "/tmp", *DATABASE], 2, "/tmp holds no backup written by `vidflow db backup`"),
     "scenarios that go before their results": Refusal(
         ["orchestrator", *DATABASE, *KAFKA, "--keep-scenarios-days", "30"], 3, "30 needs a --keep-results-days that is no longer"
     ),
@@ -99,8 +99,8 @@ REFUSALS = {
     "dlq without Kafka": Refusal(["dlq", "list"], 3, NO_KAFKA),
     "dlq, Kafka away": Refusal(["dlq", "list", *KAFKA], 4, "Kafka does not answer .*start it, or set VIDFLOW_KAFKA"),
     "dlq, nothing named": Refusal(["dlq", "drop", *KAFKA], 2, "name the dead letters by their places .* or give --all"),
-    "migrate, the database away": Refusal(["db", "migrate", *DATABASE], 4, "PostgreSQL does not answer: .*start it, or set"),
-    "status, the database away": Refusal(["db", "status", *DATABASE], 4, "PostgreSQL does not answer: .*start it, or set"),
+    "migrate, the database away": Refusal(["db", "migrate", *DATABASE], 4, "PostgreSQL does not answer: .*Start it, or set"),
+    "status, the database away": Refusal(["db", "status", *DATABASE], 4, "PostgreSQL does not answer: .*Start it, or set"),
     "a fixed Kafka property": Refusal(
         ["relay", *DATABASE, *KAFKA], 3, "Kafka property acks cannot be set: .* unset VIDFLOW_KAFKA_ACKS", {"VIDFLOW_KAFKA_ACKS": "1"}
     ),
@@ -117,10 +117,10 @@ REFUSALS = {
     "topics, Kafka away": Refusal(["topics", "create", *KAFKA], 4, "Kafka does not answer .*start it, or set VIDFLOW_KAFKA"),
     "a database's URL that is none": Refusal(["relay", "--database-url", f"db {SECRET}"], 3, "no URL of PostgreSQL"),
     "a database's URL with a broken password": Refusal(
-        ["db", "status", "--database-url", f"postgresql://u:{SECRET}%@db/x"], 3, "cannot be read: write postgresql://"
+        ["db", "status", "--database-url", f"postgresql://u:{SECRET}%@db/x"], 3, "cannot be parsed. Write postgresql://"
     ),
     "a database's URL with a port that is none": Refusal(
-        ["db", "status", "--database-url", f"postgresql://u:{SECRET}@db:port/x"], 3, "cannot be read: write postgresql://"
+        ["db", "status", "--database-url", f"postgresql://u:{SECRET}@db:port/x"], 3, "cannot be parsed. Write postgresql://"
     ),
     "VIDEO_FPS nonsense": Refusal(["api", *DATABASE, *KAFKA], 3, r"VIDEO_FPS \(--video-fps\) is a number", {"VIDEO_FPS": "x"}),
     "run, no such file": Refusal(["run", "none.mp4"], 2, "none.mp4 is not a file; give a video file, a URL or one of sample:"),
@@ -237,7 +237,9 @@ def test_a_password_that_is_refused_is_said_in_one_line(database_url: str) -> No
         end = run_command(*command, "--database-url", wrong)
         assert end.returncode == 3, end.stderr
         assert len(end.stderr.splitlines()) == 1
-        assert_says(end.stderr, "PostgreSQL lets nobody in by VIDFLOW_DATABASE_URL .*password authentication failed")
+        assert_says(
+            end.stderr, "PostgreSQL rejected the connection of VIDFLOW_DATABASE_URL .*password authentication failed"
+        )
 
 
 def test_status_tells_what_is_applied_and_ends_with_0(database_url: str) -> None:
