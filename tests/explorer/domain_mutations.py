@@ -35,7 +35,7 @@ WAITS: Final = (
     domain_mutation(
         "every way back waits for the inbox", JUDGEMENT,
         "if not settled or finding.cause is Cause.UNLISTED:",
-        "if (not settled and (finding.cause is Cause.LEASE_OVER or (entry and entry.reason not in UNCOUNTED))) or finding.cause is Cause.UNLISTED:",
+        "if (not settled and (finding.cause is Cause.LEASE_OVER or (entry and entry.reason not in NON_FAILURE_REASONS))) or finding.cause is Cause.UNLISTED:",
         "live, drain",
     ),
     domain_mutation(
@@ -101,7 +101,7 @@ RESULTS: Final = (
         "file, restore", tests=("tests/unit/test_progress.py", "tests/invariants/test_7_restored.py"),
     ),
     domain_mutation(
-        "whole is judged before anything else", JUDGEMENT, '    if is_complete(progress):\n', "    if whole(progress) and not known.scenario.runner:\n",
+        "whole is judged before anything else", JUDGEMENT, '    if is_complete(progress):\n', "    if is_complete(progress) and not scenario.runner:\n",
         "file, no fault",
     ),
 )  # fmt: skip
@@ -119,12 +119,13 @@ LOSSES: Final = (
     ),
     domain_mutation(
         "a frame stored since it came back restarts the attempts", RECONCILE,
-        "attempt=0 if known.progress.next_frame > scenario.resume_frame else None,", "",
+        "attempt=0 if next_frame > scenario.resume_frame else None,", "",
         "file, silence and a crash", tests=("tests/unit/test_reconcile.py", "tests/invariants/test_8_faults.py"),
     ),
     domain_mutation(
         "not taken costs no attempt", JUDGEMENT,
-        '        return _declare_requeue(known, tick, Cause.NOT_TAKEN)', '        return _lost(known, tick, "not taken")',
+        '        return _declare_requeue(scenario_view, tick, Cause.NOT_TAKEN)',
+        '        return _declare_loss(scenario_view, tick, "not taken")',
         "file, lost", "file, lost twice", "file, deaf",
     ),
     *(
@@ -143,7 +144,7 @@ LOSSES: Final = (
     ),
     domain_mutation(
         "ended stopped goes back", JUDGEMENT,
-        'if entry is not None and not entry.is_running:', 'if entry is not None and not entry.running and entry.reason != "stopped":',
+        'if entry is not None and not entry.is_running:', 'if entry is not None and not entry.is_running and entry.reason != "stopped":',
         "live, restore", "file, restore, stopped",
     ),
     domain_mutation(
@@ -171,17 +172,17 @@ LOSSES: Final = (
 COMMANDS: Final = (
     domain_mutation(
         "stop is given again", RECONCILE,
-        'else tick.timing.resend_s', 'else float("inf") if one.kind == "stop" else tick.timing.repeat_s',
+        'else tick.timing.resend_s', 'else float("inf") if command.kind == "stop" else tick.timing.resend_s',
         "live, lost", "live, emptied", "file, lost twice", "live, lost twice",
     ),
     domain_mutation(
         "forget is given again", RECONCILE,
-        'else tick.timing.resend_s', 'else float("inf") if one.kind == "forget" else tick.timing.repeat_s',
+        'else tick.timing.resend_s', 'else float("inf") if command.kind == "forget" else tick.timing.resend_s',
         "file, lost",
     ),
     domain_mutation(
         "forget only when unwanted", RECONCILE,
-        'if place in wanted or (place in shutting_down and not entry.is_running):', "if place in wanted and entry.running:",
+        'if place in wanted or (place in shutting_down and not entry.is_running):', "if place in wanted and entry.is_running:",
         "file, a poisonous frame", "file, no fault", "file, crash",
     ),
     domain_mutation(
@@ -191,23 +192,23 @@ COMMANDS: Final = (
     ),
     domain_mutation(
         "ended entries stay listed", RUNNER,
-        '    return _put_entry(charge, msgspec.structs.replace(entry, reason=reason, error=error, fatal=fatal, detail=tail))',
-        "    return msgspec.structs.replace(charge, entries=tuple(one for one in charge.entries if one is not entry))",
+        '    return _put_entry(state, msgspec.structs.replace(entry, reason=reason, error=error, fatal=fatal, detail=tail))',
+        "    return msgspec.structs.replace(state, entries=tuple(other for other in state.entries if other is not entry))",
         "file, a poisonous frame", "file, crash",
     ),
     domain_mutation(
         "what runs unwanted is stopped", RECONCILE,
-        "        for entry in view.report.entries:\n", "        for entry in view.report.entries:\n            if entry.running:\n                continue\n",
+        "        for entry in view.report.entries:\n", "        for entry in view.report.entries:\n            if entry.is_running:\n                continue\n",
         "live, lost",
     ),
     domain_mutation(
         "deploy is given again", JUDGEMENT,
-        "return finding.cause is Cause.UNLISTED and is_told and not known.deploy_waits", "return False",
+        "return finding.cause is Cause.UNLISTED and is_overdue and not scenario_view.deploy_waits", "return False",
         "file, lost", tests=("tests/unit/test_reconcile.py",),
     ),
     domain_mutation(
         "a runner's time begins once its deploy is published", JUDGEMENT,
-        'if known.deploy_waits and told_s < timing.resend_deploy_s:', "if False:",
+        'if scenario_view.deploy_waits and reported_s < timing.resend_deploy_s:', "if False:",
         tests=("tests/unit/test_reconcile.py",),
     ),
     domain_mutation(
@@ -217,7 +218,7 @@ COMMANDS: Final = (
     ),
     domain_mutation(
         "a stop makes the deploys before it old", RUNNER,
-        '    charge = _record_epoch(charge, uuid, epoch, now_s)\n    if entry is not None and entry.is_running', '    if entry is not None and entry.is_running',
+        '    state = _record_epoch(state, uuid, epoch, now_s)\n    if entry is not None and entry.is_running', '    if entry is not None and entry.is_running',
         "live, copy", tests=("tests/unit/test_runner_charge.py",),
     ),
     domain_mutation(
@@ -237,7 +238,7 @@ COMMANDS: Final = (
     ),
     domain_mutation(
         "an older epoch's worker ends nothing of a newer one", RUNNER,
-        'if entry is None or not entry.is_running or entry.epoch != epoch:\n        return charge\n    tail', "if entry is None or not entry.running:\n        return charge\n    tail",
+        'if entry is None or not entry.is_running or entry.epoch != epoch:\n        return state\n    tail', "if entry is None or not entry.is_running:\n        return state\n    tail",
         tests=("tests/unit/test_runner_charge.py",),
     ),
     domain_mutation(
@@ -247,7 +248,7 @@ COMMANDS: Final = (
     ),
     domain_mutation(
         "a draining runner hands its work over", RUNNER,
-        'for entry in charge.entries if entry.is_running\n    )', "for entry in charge.entries if False\n    )",
+        'for entry in state.entries if entry.is_running\n    )', "for entry in state.entries if False\n    )",
         "live, drain", tests=("tests/unit/test_runner_charge.py",),
     ),
 )  # fmt: skip
@@ -280,23 +281,23 @@ SILENCE: Final = (
     ),
     domain_mutation(
         "a silent runner is given nothing", RECONCILE,
-        'if world.probes_received_since_s is None or world.now_s - view.last_seen_s >= tick.timing.runner_lease_s:', "if False:",
+        'if snapshot.probes_received_since_s is None or snapshot.now_s - view.last_seen_s >= tick.timing.runner_lease_s:', "if False:",
         "file, frozen", "file, away", "file, kill", tests=("tests/unit/test_reconcile.py",),
     ),
     domain_mutation(
         "a silent runner is lost", LEADER,
-        '        return is_runner_lease_expired(', "        return False and runner_lease_over(",
+        '        return is_runner_lease_expired(', "        return False and is_runner_lease_expired(",
         "file, kill",
     ),
     domain_mutation(
         "a lease runs only while the probes are heard", LEASE,
         'return probes_received_since_s is not None and now_s - max(last_seen_s, probes_received_since_s) >= lease_s',
-        "return now_s - max(heard_at_s, probes_heard_since_s or heard_at_s) >= lease_s",
+        "return now_s - max(last_seen_s, probes_received_since_s or last_seen_s) >= lease_s",
         "file, away", "live, away",
     ),
     domain_mutation(
         "after an outage every runner has a whole lease anew", LEASE,
-        'now_s - max(last_seen_s, probes_received_since_s) >= lease_s', "now_s - heard_at_s >= lease_s",
+        'now_s - max(last_seen_s, probes_received_since_s) >= lease_s', "now_s - last_seen_s >= lease_s",
         "file, away", "live, away",
     ),
     domain_mutation(
@@ -306,7 +307,7 @@ SILENCE: Final = (
     ),
     domain_mutation(
         "30 s of stops end a shutdown", JUDGEMENT,
-        'if tick.reported_for_s(finding, view) < stops_s:', "if True:",
+        'if tick.reported_for_s(finding, runner_view) < timeout_s:', "if True:",
         "live, deaf for ever, two runners",
     ),
     domain_mutation(
@@ -344,7 +345,7 @@ EPOCHS: Final = (
 
 CLOCKS: Final = (
     domain_mutation(
-        "what is due in longer than any pause is due", SCENARIO, 'return not 0 < due_in_s <= RetryPolicy().max_backoff_s', "return in_s <= 0",
+        "what is due in longer than any pause is due", SCENARIO, 'return not 0 < due_in_s <= RetryPolicy().max_backoff_s', "return due_in_s <= 0",
         tests=("tests/unit/test_scenario.py",),
     ),
     domain_mutation(

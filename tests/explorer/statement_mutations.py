@@ -147,7 +147,7 @@ STATEMENT_MUTATIONS: Final = (
     ),
     statement_mutation(
         "each pool's runners get its scenarios alone", "domain/reconcile.py",
-        'place_scenarios(waiting[pool], slots[pool], tick', "place(waiting[pool], free_slots(tick), tick",
+        'place_scenarios(waiting[pool], slots[pool], tick', "place_scenarios(waiting[pool], find_free_slots(tick), tick",
         "tests/unit/test_reconcile.py",
     ),
     statement_mutation(

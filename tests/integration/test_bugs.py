@@ -57,7 +57,7 @@ def test_a_bug_that_a_retry_would_meet_again_is_permanent_and_called_a_fault_of_
     assert (entry.fatal, entry.waits_for) == (True, waits_for)
     assert entry.error is not None
     assert entry.error.message.startswith(f"Internal error in vidflow {VERSIONS} ({says}")
-    assert "This is a fault of vidflow, not of the request; report it" in entry.error.message
+    assert "This is a bug in vidflow, not a fault of the request. Report it" in entry.error.message
     assert "Traceback (most recent call last)" in (entry.detail or "")
     assert says in (entry.detail or "")
 
@@ -97,7 +97,7 @@ def test_a_bug_at_a_frame_is_left_to_the_attempts_of_a_scenario_that_skips_such_
 def test_run_says_at_the_first_attempt_that_it_is_vidflows_fault_and_ends_with_1(folder: Path) -> None:
     end = run_command("run", str(folder / f"{AT_OPEN}.mp4"), variables=injected_bugs.install(folder))
     assert end.returncode == 1, end.stderr
-    assert "gave up after" not in end.stderr
+    assert "Gave up after" not in end.stderr
     *_, last = end.stderr.strip().splitlines()
     assert last.startswith("vidflow: scenario ")
     assert "failed: Internal error in vidflow" in last
