@@ -49,7 +49,7 @@ RESULTS: Final = (
     domain_mutation(
         "whole needs next_frame = last + 1, an end no hole below it", PROGRESS,
         "        and progress.next_frame == progress.end_last_frame + 1\n", "",
-        "file, emptied", tests=("tests/unit/test_progress.py::test_nothing_less_is_whole",),
+        "file, emptied", tests=("tests/unit/test_progress.py::test_progress_is_not_complete_otherwise",),
     ),
     Mutation(
         "whole needs next_frame = last + 1, both its nets",

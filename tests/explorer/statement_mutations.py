@@ -99,7 +99,7 @@ STATEMENT_MUTATIONS: Final = (
     statement_mutation(
         "of a key only what lies before its first failure is removed", "infra/kafka/publisher.py",
         "        if row.key in answers.failed:\n            continue\n", "",
-        "tests/unit/test_publisher.py::test_a_failure_lets_only_the_rows_before_it_of_its_key_be_removed",
+        "tests/unit/test_publisher.py::test_after_a_failure_only_earlier_rows_of_its_key_are_removed",
     ),
     statement_mutation(
         "the position moves in the transaction that stores the rows", "roles/inbox/storing.py",
