@@ -154,8 +154,8 @@ def test_an_outage_of_kafka_costs_no_attempt() -> None:
 
 def test_a_runner_that_receives_nothing_costs_no_attempt_and_gets_no_more_work() -> None:
     simulation = Simulation(2)
-    deaf = next(iter(simulation.runners.values()))
-    deaf.mode, deaf.mode_since_s = RunnerMode.NOT_RECEIVING, simulation.now_s + 1000
+    runner = next(iter(simulation.runners.values()))
+    runner.mode, runner.mode_since_s = RunnerMode.NOT_RECEIVING, simulation.now_s + 1000
     uuid = simulation.init(FILE)
     simulation.run_until(lambda: simulation.state(uuid) is State.INACTIVE)
     kinds = [row.kind for row in simulation.tables.history[uuid]]
@@ -165,8 +165,8 @@ def test_a_runner_that_receives_nothing_costs_no_attempt_and_gets_no_more_work()
 
 def test_a_runner_that_receives_nothing_gets_no_work_until_it_does() -> None:
     simulation = Simulation(1)
-    deaf = next(iter(simulation.runners.values()))
-    deaf.mode, deaf.mode_since_s = RunnerMode.NOT_RECEIVING, simulation.now_s + 1000
+    runner = next(iter(simulation.runners.values()))
+    runner.mode, runner.mode_since_s = RunnerMode.NOT_RECEIVING, simulation.now_s + 1000
     uuid = simulation.init(FILE)
     simulation.run_rounds(120)
     assert [row.kind for row in simulation.tables.history[uuid]] == [Kind.ASSIGNED, Kind.RETURNED]

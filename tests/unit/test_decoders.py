@@ -131,10 +131,10 @@ def _plain_nms(found: Candidates, limit: float) -> list[float]:
 @pytest.mark.parametrize("size", [(640, 360), (360, 640), (64, 64), (1, 900)])
 def test_a_letterboxed_box_is_mapped_back_to_the_picture(size: tuple[int, int], place: str) -> None:
     placed = fit_picture(size, InputSpec((416, 416), resize="letterbox", place=place))  # type: ignore[arg-type]
-    whole = np.array(
+    picture_box = np.array(
         [[placed.left, placed.top, placed.left + placed.size[0], placed.top + placed.size[1]]], dtype=np.float32
     )
-    assert map_to_picture(whole, placed)[0] == pytest.approx([0, 0, *size], abs=1e-3)
+    assert map_to_picture(picture_box, placed)[0] == pytest.approx([0, 0, *size], abs=1e-3)
 
 
 def test_a_letterboxed_picture_is_placed_in_the_corner_and_padded() -> None:

@@ -78,12 +78,12 @@ def json_bytes(text: str) -> int:
     return len(msgspec.json.encode(text)) - 2
 
 
-def is_start(text: str, whole: str) -> bool:
-    return text == whole or (text.endswith("…") and whole.startswith(text[:-1])) or not text
+def is_start(text: str, original: str) -> bool:
+    return text == original or (text.endswith("…") and original.startswith(text[:-1])) or not text
 
 
-def is_end(text: str | None, whole: str | None) -> bool:
-    return text == whole or not text or (text.startswith("…") and (whole or "").endswith(text[1:]))
+def is_end(text: str | None, original: str | None) -> bool:
+    return text == original or not text or (text.startswith("…") and (original or "").endswith(text[1:]))
 
 
 @settings(max_examples=50)
@@ -128,8 +128,8 @@ def test_shares_are_fair_and_use_the_available_bytes(sizes: list[int], room: int
 
 
 def test_a_report_that_fits_is_not_changed() -> None:
-    whole = report_of(failed(1, "message", "detail" * 1000), failed(2, "x" * 500, None))
-    assert encode_report(whole) == encode(whole)
+    report = report_of(failed(1, "message", "detail" * 1000), failed(2, "x" * 500, None))
+    assert encode_report(report) == encode(report)
 
 
 @pytest.mark.parametrize("odd", [*ODD, "Traceback: in a line of a file\n"])
@@ -165,9 +165,9 @@ def test_an_entry_takes_at_most_the_bytes_reserved_for_it() -> None:
 
 
 def test_the_maximum_number_of_entries_fits_with_the_oddest_texts() -> None:
-    most = LISTED_BYTES // FULL_ENTRY_BYTES
-    assert most >= 2000
-    entries = [failed(number, "\x01" * 600, "\x1b" * 1000, code="\x02" * 1000) for number in range(most)]
+    max_entries = LISTED_BYTES // FULL_ENTRY_BYTES
+    assert max_entries >= 2000
+    entries = [failed(number, "\x01" * 600, "\x1b" * 1000, code="\x02" * 1000) for number in range(max_entries)]
     assert not fits_one_more_entry(entries)
     assert fits_one_more_entry(entries[1:])
     value = encode_report(report_of(*entries))
@@ -190,13 +190,13 @@ def test_thousands_of_entries_from_commands_alone_always_fit() -> None:
 
 
 def test_an_ended_entry_is_never_dropped_from_the_report() -> None:
-    most = LISTED_BYTES // FULL_ENTRY_BYTES
+    max_entries = LISTED_BYTES // FULL_ENTRY_BYTES
     state = RunnerState(
-        most, entries=tuple(Entry(uuid(number), 1, waits_for=WorkerWait.SOURCE) for number in range(most))
+        max_entries, entries=tuple(Entry(uuid(number), 1, waits_for=WorkerWait.SOURCE) for number in range(max_entries))
     )
-    for number in range(0, most, 10):
+    for number in range(0, max_entries, 10):
         error = ErrorInfo("c" * 4000, "\x01" * 4000)
         state = record_worker_end(state, uuid(number), 1, EndReason.ERROR, error, detail="\x01" * 20_000)
     value = encode_report(build_report(state, runner="r", pool="p", number=1, version="1"))
     assert len(value) <= REPORT_BYTES
-    assert [entry.scenario_uuid for entry in decode_entries(value)] == [uuid(number) for number in range(most)]
+    assert [entry.scenario_uuid for entry in decode_entries(value)] == [uuid(number) for number in range(max_entries)]

@@ -164,13 +164,13 @@ def test_a_run_resumed_after_any_frame_keeps_what_an_undisturbed_one_keeps(
     pts: list[int], rate: Fraction | None, time_base: Fraction, data: st.DataObject
 ) -> None:
     begin = start(time_base, rate)
-    whole = run(begin, pts)
-    for frame in whole:
+    undisturbed = run(begin, pts)
+    for frame in undisturbed:
         point = plan_resume(resume_point_after(frame, begin, pts[0]), begin, seekable=True)
         assert isinstance(point, SeekToPts)
         assert point.last_pts == frame.pts
         landed_at = data.draw(st.integers(0, max(0, frame.index - 1)))
-        assert resumed(point, pts, landed_at) == whole[frame.number + 1 :]
+        assert resumed(point, pts, landed_at) == undisturbed[frame.number + 1 :]
 
 
 @given(st.lists(st.none() | st.integers(-5_000, 5_000), min_size=1, max_size=40), rates())
@@ -178,15 +178,15 @@ def test_a_resumed_run_is_exact_even_if_pts_are_missing_repeated_or_step_back(
     pts: list[int | None], rate: Fraction | None
 ) -> None:
     begin = start(rate=rate)
-    whole = run(begin, pts)
-    for frame in whole:
+    undisturbed = run(begin, pts)
+    for frame in undisturbed:
         first = pts[0]
         resume = resume_point_after(frame, begin, 0 if first is None else first)
         point = plan_resume(resume, begin, seekable=first is not None)
         again = resumed(point, pts, keyframe_before(pts, frame)) if isinstance(point, SeekToPts) else None
         if again is None:
             again = [kept for kept in run(begin, pts) if kept.number > frame.number]
-        assert again == whole[frame.number + 1 :]
+        assert again == undisturbed[frame.number + 1 :]
 
 
 def resumed(point: SeekToPts, pts: Sequence[int | None], landed_at: int) -> list[SampledFrame] | None:

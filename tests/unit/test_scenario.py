@@ -167,13 +167,13 @@ def loss(next_frame: int = 10, *, at_frame: bool = False, error: ErrorInfo | Non
     [(0, Kind.LOST, 1), (3, Kind.LOST, 4), (4, Kind.FAILED, 5), (7, Kind.FAILED, 8)],
 )
 def test_the_last_attempt_fails(attempt: int, kind: Kind, counted: int) -> None:
-    after = build_loss_event(scenario(attempt=attempt), loss(), POLICY, 0.0)
-    assert (after.kind, after.attempt, after.epoch) == (kind, counted, 5)
+    result = build_loss_event(scenario(attempt=attempt), loss(), POLICY, 0.0)
+    assert (result.kind, result.attempt, result.epoch) == (kind, counted, 5)
 
 
 def test_a_frame_stored_since_the_resume_restarts_the_count_of_attempts() -> None:
-    after = build_loss_event(scenario(attempt=4), loss(next_frame=11), POLICY, 0.0)
-    assert (after.kind, after.attempt) == (Kind.LOST, 1)
+    result = build_loss_event(scenario(attempt=4), loss(next_frame=11), POLICY, 0.0)
+    assert (result.kind, result.attempt) == (Kind.LOST, 1)
 
 
 def test_a_loss_and_a_requeue_set_the_resume_frame_to_the_end_of_the_rows() -> None:
@@ -193,8 +193,8 @@ def test_the_backoff_doubles_up_to_a_minute_and_jitter_at_most_halves_it(attempt
 
 
 def test_a_frame_that_used_up_all_attempts_is_skipped_on_request() -> None:
-    after = build_loss_event(scenario(attempt=4, skips_poison=True), loss(at_frame=True), POLICY, 0.0)
-    assert (after.kind, after.skip, after.attempt, after.returns) == (Kind.SKIPPED, Skip(90, 1), 0, 0)
+    result = build_loss_event(scenario(attempt=4, skips_poison=True), loss(at_frame=True), POLICY, 0.0)
+    assert (result.kind, result.skip, result.attempt, result.returns) == (Kind.SKIPPED, Skip(90, 1), 0, 0)
 
 
 def test_a_scenario_with_the_maximum_number_of_skips_fails() -> None:
@@ -228,16 +228,16 @@ def test_a_failure_keeps_the_code_of_the_last_error() -> None:
 
 
 def test_a_requeue_counts_no_attempt() -> None:
-    after = build_requeue_event(scenario(attempt=3), "refused", 10, POLICY)
-    assert (after.kind, after.attempt, after.returns) == (Kind.RETURNED, None, 1)
-    returned = decide(scenario(attempt=3), after).after
+    result = build_requeue_event(scenario(attempt=3), "refused", 10, POLICY)
+    assert (result.kind, result.attempt, result.returns) == (Kind.RETURNED, None, 1)
+    returned = decide(scenario(attempt=3), result).after
     assert returned is not None
     assert returned.attempt == 3
 
 
 def test_a_requeue_after_a_stored_frame_restarts_both_counts() -> None:
-    after = build_requeue_event(scenario(attempt=3, returns=6), "handed_over", 11, POLICY)
-    assert (after.attempt, after.returns) == (0, 1)
+    result = build_requeue_event(scenario(attempt=3, returns=6), "handed_over", 11, POLICY)
+    assert (result.attempt, result.returns) == (0, 1)
 
 
 @pytest.mark.parametrize(

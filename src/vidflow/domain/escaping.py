@@ -19,7 +19,7 @@ def escape_unprintable(text: str) -> str:
 
 
 def escape_unprintable_lines(text: str, indent: str = "") -> str:
-    """Return the lines of the text, escaped and prefixed with `indent`, so that none can pass for a line of its own."""
+    """Return the lines of the text, escaped and prefixed with `indent`, so that none can pass for a separate entry."""
     return "\n".join(indent + escape_unprintable(line) for line in text.split("\n"))
 
 

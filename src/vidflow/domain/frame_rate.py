@@ -23,7 +23,7 @@ FRAME_RATE_FORMS: Final = "a number above 0 and up to 1000, a fraction such as 3
 """The accepted forms, for error messages."""
 
 _DECIMAL_PLACES: Final = 12
-"""A rate with at most so many decimal places is stored as a decimal number, which older versions can read. They know no fractions."""
+"""Rates with at most this many decimal places are stored as decimal numbers, the only form that older versions read."""
 _SHOWN_CHARACTERS: Final = 80
 _FRAME_RATE_PATTERN: Final = re.compile(r"[0-9]+/[0-9]+|[0-9]+(\.[0-9]+)?|\.[0-9]+", re.ASCII)
 

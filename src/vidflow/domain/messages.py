@@ -230,7 +230,10 @@ class Report(Message, frozen=True, tag="report"):
 
 
 class Probe(Message, frozen=True, tag="probe"):
-    """A message from the leader to itself, sent to each partition of runner_events. While probes return, silent runners are silent."""
+    """A message from the leader to itself, sent to each partition of runner_events.
+
+    While probes return, a missing report means that the runner is silent.
+    """
 
     leader: str
     sent_s: Seconds

@@ -60,7 +60,7 @@ def reconcile(memory: LeaderState, snapshot: Snapshot, retry_policy: RetryPolicy
 
 
 def count_free_slots(memory: LeaderState, snapshot: Snapshot, timing: Timing) -> dict[str, int]:
-    """Return how many scenarios this tick may place in each pool. It is pointless to read more of the queue.
+    """Return how many scenarios this tick may place in each pool. Reading more of the queue is pointless.
 
     `snapshot` need not contain queued scenarios.
     """

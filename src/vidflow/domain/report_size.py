@@ -43,9 +43,9 @@ def encode_report(report: Report, budget_bytes: int = REPORT_BYTES) -> bytes:
     Texts are cut only if necessary. Codes and messages keep their start, details their end.
     """
     if sum(len(entry.detail or "") for entry in report.entries) <= budget_bytes:
-        whole = encode(report)
-        if len(whole) <= budget_bytes:
-            return whole
+        value = encode(report)
+        if len(value) <= budget_bytes:
+            return value
     bare = [_strip_texts(entry) for entry in report.entries]
     room = budget_bytes - len(encode(msgspec.structs.replace(report, entries=tuple(bare))))
     texts = [_EntryTexts(entry) for entry in report.entries]

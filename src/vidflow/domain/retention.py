@@ -2,8 +2,7 @@
 
 A version 7 uuid begins with its time, so a range of uuids is a range of time. Times are milliseconds since 1970 by the database
 clock. Partitions begin and end at multiples of a number of days. They are created ahead of time, while their range is still
-empty. Rows outside all ranges go to the DEFAULT partition, which PostgreSQL scans whenever a range is added and so must stay
-small.
+empty. Rows outside all ranges go to the DEFAULT partition. PostgreSQL scans it whenever a range is added, so it must stay small.
 """
 
 from __future__ import annotations

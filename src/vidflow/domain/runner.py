@@ -80,7 +80,7 @@ class Launch(msgspec.Struct, frozen=True):
 
 
 class Finish(msgspec.Struct, frozen=True):
-    """Let the worker finish the frames that it is working on and send its end marker. Its entry stays running until then."""
+    """Let the worker finish the frames that it is working on and send its end marker. Its entry stays running until the worker ends."""
 
     scenario_uuid: str
     epoch: int

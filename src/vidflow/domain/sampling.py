@@ -177,7 +177,7 @@ def plan_resume(resume: ResumePoint, start: Sampler, *, seekable: bool) -> Decod
 
 
 def estimate_frame_count(duration_s: float | None, decoded: int | None, rate: Fraction | None) -> int | None:
-    """Return how many frames of a source will be kept, from its stated duration and frame count (None: cannot be told)."""
+    """Return how many frames of a source will be kept, from its stated duration and frame count (None: unknown)."""
     if rate is None:
         return decoded
     if duration_s is None:

@@ -29,16 +29,16 @@ def compute_fair_shard_count(relays: Sequence[str], me: str) -> int:
     """
     if me not in relays:
         return 0
-    whole, rest = divmod(SHARDS, len(relays))
-    return whole + (sorted(relays).index(me) < rest)
+    share, remainder = divmod(SHARDS, len(relays))
+    return share + (sorted(relays).index(me) < remainder)
 
 
-def plan_shard_change(mine: Collection[int], free: Collection[int], fair: int) -> ShardChange:
-    """Return the change that brings a relay with the shards `mine` to its `fair` number of shards, given the `free` ones.
+def plan_shard_change(owned: Collection[int], free: Collection[int], fair: int) -> ShardChange:
+    """Return the change that brings a relay with the shards `owned` to its `fair` number of shards, given the `free` ones.
 
     Relays may see different states for a moment. This is harmless, since the lease decides each claim and a released shard is
     free for any relay.
     """
-    if len(mine) > fair:
-        return ShardChange(give_up=tuple(sorted(mine)[fair:]))
-    return ShardChange(claim=tuple(sorted(set(free) - set(mine))[: fair - len(mine)]))
+    if len(owned) > fair:
+        return ShardChange(give_up=tuple(sorted(owned)[fair:]))
+    return ShardChange(claim=tuple(sorted(set(free) - set(owned))[: fair - len(owned)]))
