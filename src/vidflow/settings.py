@@ -1,4 +1,4 @@
-"""The options of each role as a Struct, and access to the environment, which other modules do not read themselves.
+"""The options of each role as a Struct, and access to environment variables. Only healthcheck.py reads one itself.
 
 The command line (cli/) builds these Structs. It gives every option an environment variable VIDFLOW_… and also reads MAX_WORKERS
 and VIDEO_FPS.

@@ -30,7 +30,7 @@ _LEAST_CAP_BYTES: Final = 2 * 1024**3
 
 
 class SeenEpoch(msgspec.Struct, frozen=True):
-    """The highest epoch seen of a scenario, and when a command last named the scenario (caller's clock)."""
+    """The highest epoch seen of a scenario, and when a command last named the scenario (seconds of the caller's clock)."""
 
     scenario_uuid: str
     epoch: int
