@@ -1,6 +1,7 @@
-"""Makes the clips that the tests read, each with one property that real videos have. Encoded here, so that no file is needed.
+"""Generates test clips, each with one property of real videos.
 
-Each function writes one file and returns its path. Pictures tell their index: frame i is filled with `grey(i)`.
+Each function writes a file and returns its path. The pictures of most clips identify their index: frame i is filled with
+`grey(i)`.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ MILLISECONDS = Fraction(1, 1000)
 
 
 def grey(index: int) -> int:
-    """The brightness of frame `index`, far enough from its neighbours' to survive a codec."""
+    """Return the brightness of frame `index`, different enough from its neighbours to survive a codec."""
     return 30 + (index * 37) % 190
 
 
 def plain(index: int, width: int = WIDTH, height: int = HEIGHT) -> NDArray[np.uint8]:
-    """One grey picture."""
+    """Return a uniformly grey picture."""
     return np.full((height, width, 3), grey(index), np.uint8)
 
 
 def moving_square(index: int, width: int = WIDTH, height: int = HEIGHT) -> NDArray[np.uint8]:
-    """A white square of 16 pixels on black that goes 4 pixels to the right each frame, and begins anew at the left."""
+    """Return a black picture with a white square of 16 pixels, which moves right by 4 pixels per frame and wraps around."""
     picture = np.zeros((height, width, 3), np.uint8)
     left = (4 * index) % (width - 16)
     picture[height // 2 - 8 : height // 2 + 8, left : left + 16] = 255
@@ -36,7 +37,7 @@ def moving_square(index: int, width: int = WIDTH, height: int = HEIGHT) -> NDArr
 
 
 def quarters(width: int = WIDTH, height: int = HEIGHT) -> NDArray[np.uint8]:
-    """Red, green in the upper half, blue, white in the lower: shows how a picture is turned."""
+    """Return quarters in red and green (upper half), blue and white (lower half), which show how the picture is rotated."""
     picture = np.zeros((height, width, 3), np.uint8)
     picture[: height // 2, : width // 2] = (255, 0, 0)
     picture[: height // 2, width // 2 :] = (0, 255, 0)
@@ -59,7 +60,7 @@ def write(
     muxer: dict[str, str] | None = None,
     format_name: str | None = None,
 ) -> Path:
-    """Encodes `pictures` at `pts`. Without `options`, x264 makes a keyframe each 10 frames and no B-frames."""
+    """Encode `pictures` at `pts`. By default, x264 makes a keyframe every 10 frames and no B-frames."""
     pictures = iter(pictures)
     first = next(pictures)
     with av.open(path, "w", format=format_name, options=muxer or {}) as container:
@@ -78,29 +79,29 @@ def write(
             }
         if display_matrix is not None:
             stream.set_display_matrix(display_matrix)
-        for index, at in enumerate(pts):
+        for index, frame_pts in enumerate(pts):
             frame = av.VideoFrame.from_ndarray(first if index == 0 else next(pictures), format="rgb24")
-            frame.pts, frame.time_base = at, time_base
+            frame.pts, frame.time_base = frame_pts, time_base
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
 
 
 def constant_rate(path: Path, frames: int = 50, first_ms: int = 0, muxer: dict[str, str] | None = None) -> Path:
-    """25 frames a second, from `first_ms`."""
+    """Write 25 frames per second, starting at `first_ms`."""
     pts = [first_ms + 40 * i for i in range(frames)]
     return write(path, (plain(i) for i in range(frames)), pts, muxer=muxer)
 
 
 def variable_rate(path: Path, frames: int = 60) -> Path:
-    """Frames at uneven distances: bursts, and pauses of up to 0.9 s."""
+    """Write frames at uneven intervals: bursts, and pauses of up to 0.9 s."""
     distances = [10, 40, 33, 900, 7, 120, 40, 40, 300, 51]
     pts = [sum(distances[k % 10] for k in range(i)) for i in range(frames)]
     return write(path, (plain(i) for i in range(frames)), pts)
 
 
 def long_gop_with_b_frames(path: Path, frames: int = 120) -> Path:
-    """One keyframe in 60 frames, open GOPs, and 3 B-frames between their references: decoded order is not displayed order."""
+    """Write open GOPs of 60 frames with 3 B-frames between references, so that decoding order is not display order."""
     options = {
         "g": "60",
         "bf": "3",
@@ -114,20 +115,20 @@ def long_gop_with_b_frames(path: Path, frames: int = 120) -> Path:
 
 
 def intra_refresh(path: Path, frames: int = 120) -> Path:
-    """A picture that is renewed stripe by stripe, with no real keyframe but the first: seeking shows no frame at once."""
+    """Write frames that are refreshed stripe by stripe, without a keyframe but the first, so that a seek shows no frame at once."""
     options = {"bf": "0", "preset": "fast", "x264-params": "keyint=40:intra-refresh=1:scenecut=0"}
     pictures = (moving_square(i) for i in range(frames))
     return write(path, pictures, [40 * i for i in range(frames)], options=options)
 
 
 def raw_h264(path: Path, frames: int = 30, width: int = WIDTH, height: int = HEIGHT) -> Path:
-    """An elementary stream: no container, no pts."""
+    """Write an elementary stream, which has no container and no pts."""
     pictures = (plain(i, width, height) for i in range(frames))
     return write(path, pictures, [40 * i for i in range(frames)], format_name="h264")
 
 
 def no_packet(path: Path) -> Path:
-    """An mp4 that was opened for writing and closed before the first frame."""
+    """Write an mp4 that is closed before the first frame."""
     with av.open(path, "w") as container:
         stream = container.add_stream("libx264", rate=25)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
@@ -136,14 +137,14 @@ def no_packet(path: Path) -> Path:
 
 
 def write_truncated(source: Path, path: Path, share: float = 0.5) -> Path:
-    """The first part of another file, as a full disk or a broken copy leaves it."""
+    """Write the first part of another file, as a full disk or an aborted copy leaves it."""
     data = source.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
     return path
 
 
 def write_damaged(source: Path, path: Path, packets: Iterable[int]) -> Path:
-    """Another mp4 whose video packets of these indexes are overwritten with what no decoder reads."""
+    """Copy an mp4 with the video packets of these indexes overwritten, so that they cannot be decoded."""
     data = bytearray(source.read_bytes())
     with av.open(source) as container:
         for index, packet in enumerate(container.demux(video=0)):
@@ -154,7 +155,7 @@ def write_damaged(source: Path, path: Path, packets: Iterable[int]) -> Path:
 
 
 def timestamps_restart(path: Path, frames_each: int = 30) -> Path:
-    """Two recordings in one MPEG transport stream; the second one's clock begins anew."""
+    """Write two recordings into one MPEG transport stream, so that its clock restarts."""
     parts = [
         write(
             path.with_suffix(f".{n}.ts"),
@@ -168,7 +169,7 @@ def timestamps_restart(path: Path, frames_each: int = 30) -> Path:
 
 
 def changing_size(path: Path, width: int = 128, height: int = 48) -> Path:
-    """An elementary stream whose frames are 96x64 at first, and of another size from the 11th on."""
+    """Write an elementary stream of ten 96x64 frames followed by ten of another size."""
     sizes = [(WIDTH, HEIGHT), (width, height)]
     parts = [raw_h264(path.with_suffix(f".{n}.h264"), 10, *size) for n, size in enumerate(sizes)]
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
@@ -176,12 +177,12 @@ def changing_size(path: Path, width: int = 128, height: int = 48) -> Path:
 
 
 def oriented(path: Path, matrix: Sequence[int], width: int = WIDTH, height: int = HEIGHT) -> Path:
-    """One picture of `quarters`, with a display matrix."""
+    """Write a picture of `quarters` with a display matrix."""
     return write(path, [quarters(width, height)], [0], display_matrix=matrix)
 
 
 def cover_picture(path: Path) -> Path:
-    """A sound file with a picture on its cover: a video stream of one frame that is no video."""
+    """Write a sound file with a cover picture, a video stream of one frame that is not a video."""
     with av.open(path, "w") as container:
         sound = container.add_stream("mp3", rate=44100)
         cover = container.add_stream("mjpeg", rate=1)

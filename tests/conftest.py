@@ -1,4 +1,4 @@
-"""What many tests stand on: the real PostgreSQL and the real Kafka, one of each a session, and the sample data beside the checkout."""
+"""Shared fixtures: a real PostgreSQL and a real Kafka per session, and the sample data next to the checkout."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from vidflow.infra.process.stopping import Stop
 from vidflow.settings import read_environment_variable
 
 POSTGRES_URL_VARIABLE = "VIDFLOW_TEST_POSTGRES_URL"
-"""Names the server of a session of tests that runs others on broken code."""
+"""The server to use, set by a test session that runs other sessions on mutated code."""
 SHARED = Path(__file__).parents[2] / "shared"
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of sample clips and weights; a test that asks for it is skipped where the folder is absent."""
+    """The folder of sample clips and weights. Tests that use it are skipped if it does not exist."""
     if not SHARED.is_dir():
-        pytest.skip(f"the sample data are not at {SHARED}")
+        pytest.skip(f"no sample data at {SHARED}")
     return SHARED
 
 
 @pytest.fixture(scope="session")
 def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a server that was made for this session, or lent by the one that runs it; its database `vidflow` is empty."""
-    if lent := os.environ.get(POSTGRES_URL_VARIABLE):
-        yield lent
+    """The URL of a server started for this session, or of the outer session's server. Its database `vidflow` is empty."""
+    if outer_url := os.environ.get(POSTGRES_URL_VARIABLE):
+        yield outer_url
         return
     from vidflow.infra.embedded.postgres import EmbeddedPostgres  # noqa: PLC0415 - unit tests need no server
 
@@ -45,7 +45,7 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def kafka_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaSettings]:
-    """What clients of a broker are configured with that was made for this session; it has no topics."""
+    """The settings of a broker started for this session. It has no topics."""
     from vidflow.infra.embedded.kafka import EmbeddedKafka  # noqa: PLC0415
 
     broker = EmbeddedKafka(
@@ -62,7 +62,7 @@ def kafka_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaSe
 
 @pytest.fixture(scope="session")
 def _template_database(postgres_url: str) -> str:
-    """The name of a database with today's schema, to be copied."""
+    """The name of a template database with the current schema."""
     from vidflow.infra.postgres.migrations import migrate  # noqa: PLC0415
 
     name = f"template_{uuid.uuid4().hex}"
@@ -74,7 +74,7 @@ def _template_database(postgres_url: str) -> str:
 
 @pytest.fixture(scope="module")
 def database_url(postgres_url: str, _template_database: str) -> Iterator[str]:
-    """The URL of a database with today's schema and nothing in it, made for this module of tests."""
+    """The URL of an empty database with the current schema, created for the test module."""
     name = f"test_{uuid.uuid4().hex}"
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name} TEMPLATE {_template_database}")

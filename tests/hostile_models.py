@@ -1,4 +1,4 @@
-"""An exported program whose loading runs code: it writes a marker file. For tests that it is never loaded."""
+"""An exported program that runs code when it is loaded, for tests that it never is. The code creates a marker file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ strides = [8]
 
 
 class _MarkerPayload:
-    """Unpickled, it makes the file `marker`."""
+    """Create the file `marker` when unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self._marker = marker
@@ -40,14 +40,14 @@ class _Plain(torch.nn.Module):
 
 
 def write_evil_program(folder: Path, marker: Path) -> Path:
-    """Write `evil.pt2` and a valid spec for it, with its digest, into the folder. Return the spec's path."""
+    """Write `evil.pt2` and a valid spec with its digest into the folder. Return the path of the spec."""
     plain, evil = io.BytesIO(), io.BytesIO()
     torch.export.save(torch.export.export(_Plain(), (torch.zeros(1, 3, 16, 32),)), plain)
     torch.save(_MarkerPayload(marker), evil)
-    with zipfile.ZipFile(plain) as before, zipfile.ZipFile(folder / "evil.pt2", "w") as after:
-        for entry in before.infolist():
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(folder / "evil.pt2", "w") as target:
+        for entry in source.infolist():
             is_sample = entry.filename.endswith("sample_inputs/model.pt")
-            after.writestr(entry.filename, evil.getvalue() if is_sample else before.read(entry))
+            target.writestr(entry.filename, evil.getvalue() if is_sample else source.read(entry))
     digest = hashlib.sha256((folder / "evil.pt2").read_bytes()).hexdigest()
     (folder / "evil.toml").write_text(SPEC.format(digest=digest))
     return folder / "evil.toml"

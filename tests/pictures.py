@@ -1,4 +1,4 @@
-"""Pictures for models in tests: frames of a clip, decoded by PyAV alone, and pictures made of arrays."""
+"""Pictures for models in tests, from frames of a clip decoded by PyAV or from arrays."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class FramePicture:
 
 
 def picture_of(pixels: NDArray[np.uint8]) -> FramePicture:
-    """An array (height, width, 3) of RGB as a picture."""
+    """Return an RGB array (height, width, 3) as a picture."""
     return FramePicture(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24"))
 
 
 def pictures(path: Path, numbers: Collection[int]) -> Iterator[FramePicture]:
-    """The frames of these numbers, counted from 0 over all decoded ones, in order."""
+    """Yield the frames of these numbers in order. Numbers count all decoded frames from 0."""
     with av.open(str(path)) as container:
         for number, frame in enumerate(container.decode(video=0)):
             if number in numbers:

@@ -1,7 +1,7 @@
-"""vidflow: runs vision models over videos, frame by frame, and loses nothing."""
+"""vidflow runs vision models over videos, frame by frame, and loses no results."""
 
 import sys
 
 __version__ = "0.1.0"
 VERSIONS = f"{__version__} on Python {sys.version.split()[0]}"
-"""What a bug report needs to name."""
+"""The versions to name in a bug report."""

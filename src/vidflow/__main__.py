@@ -1,4 +1,4 @@
-"""`vidflow` and `python -m vidflow`: runs the command line, turns errors into one line and an exit code."""
+"""Entry point of `vidflow` and `python -m vidflow`. Turns errors into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ EXIT_CODES: tuple[tuple[type[VidflowError], int], ...] = (
     (Unavailable, 4),
     (VidflowError, 1),
 )
-"""2: what was asked for is at fault; 3: the set-up is; 4: a server is away; 1: anything else."""
+"""2: the request is at fault; 3: the set-up is at fault; 4: a server is unavailable; 1: any other error."""
 
 
 def main() -> None:
-    """Run one command. An error of vidflow's own is one line; any other is a bug and shows its traceback and what to do."""
-    # Until a command has its own way to end, Ctrl-C ends it silently: a shell sees 130.
+    """Run one command. Print a VidflowError as one line, any other error with its traceback and what to do about it."""
+    # Ctrl-C ends the process silently with 130 until the command installs its own handler.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     show_uncaught_errors()
-    from vidflow.cli.app import app  # noqa: PLC0415 - most of a start's time, and behind the line above
+    from vidflow.cli.app import app  # noqa: PLC0415 - slow, so Ctrl-C and errors are handled before
 
     try:
         app()
     except VidflowError as error:
         print(f"vidflow: {safe_line(error.message)}", file=sys.stderr)  # noqa: T201
         sys.exit(next(code for kind, code in EXIT_CODES if isinstance(error, kind)))
-    except Exception as error:  # noqa: BLE001 - the last place that can say whose fault it is
+    except Exception as error:  # noqa: BLE001 - top level
         sys.excepthook(type(error), error, error.__traceback__)
         print(f"vidflow: {safe_line(_describe_unexpected_error(error))}", file=sys.stderr)  # noqa: T201
         sys.exit(1)

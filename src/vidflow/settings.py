@@ -1,7 +1,7 @@
-"""Each role's options as one Struct, made by the command line: the only place that reads the environment.
+"""The options of each role as a Struct, and access to environment variables. Only healthcheck.py reads one itself.
 
-The command line (cli/) gives every option an environment variable of the same name, VIDFLOW_…, and the brief's own names
-MAX_WORKERS and VIDEO_FPS beside it. This module holds what the options mean once they are read.
+The command line (cli/) builds these Structs. It gives every option an environment variable VIDFLOW_… and also reads MAX_WORKERS
+and VIDEO_FPS.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vidflow.infra.kafka.settings import (
 
 
 class CommonOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What several roles need. `database_url` is a libpq URL, `kafka` what Kafka's clients are configured with."""
+    """Options of several roles. `database_url` is a libpq URL, `kafka` configures the Kafka clients."""
 
     database_url: str = ""
     kafka: KafkaSettings = KafkaSettings()
@@ -33,13 +33,13 @@ class CommonOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ApiOptions(CommonOptions, frozen=True, kw_only=True):
-    """The api: where it listens, what local files it may name, whether it hosts the inbox, and how much work it lets in.
+    """Options of the api.
 
-    `any_file` is about videos. `any_onnx` lets requests name ONNX models and their specs anywhere: on loopback only, and only
-    without `models_dir`.
-    `allowed_hosts` are the hosts that requests may name beside loopback. `queue_limit` is how many scenarios may wait for a runner,
-    `queue_limit_bytes` how much they may take together. `data_dir`: where the servers' data lie on this machine, if they
-    do; no new scenario is taken with less than `min_free_bytes` free there.
+    `allowed_hosts`: hosts that requests may name, besides loopback. `inbox`: run the inbox as a thread of the api. `any_file`:
+    requests may name any local video, not only those under `media_root`. `any_onnx`: requests may name any ONNX model or spec
+    by path, on loopback only and only without `models_dir`. `queue_limit` and `queue_limit_bytes`: number and total size of the
+    scenarios that may wait for a runner. `data_dir`: the data folder of the servers, if it is on this machine. The api refuses
+    new scenarios while less than `min_free_bytes` is free there.
     """
 
     host: str = "127.0.0.1"
@@ -60,28 +60,29 @@ class ApiOptions(CommonOptions, frozen=True, kw_only=True):
 
 
 class RelayOptions(CommonOptions, frozen=True, kw_only=True):
-    """The relay."""
+    """Options of the relay."""
 
 
 class InboxOptions(CommonOptions, frozen=True, kw_only=True):
-    """The inbox. `group_protocol`: "classic" where the broker knows no other, or takes long to notice a dead consumer."""
+    """Options of the inbox. `group_protocol`: "classic" if the broker has no other, or is slow to notice a dead consumer."""
 
     group_protocol: str = "consumer"
 
 
 class OrchestratorOptions(CommonOptions, frozen=True, kw_only=True):
-    """The orchestrator: how many attempts a scenario has at one frame, and for how long what is kept."""
+    """Options of the orchestrator. `attempts`: how often a scenario is tried at one frame."""
 
     attempts: int = 5
     retention: RetentionPolicy = RetentionPolicy()
 
 
 class RunnerOptions(CommonOptions, frozen=True, kw_only=True):
-    """The runner: its slots, what it may read, and the limits of its workers.
+    """Options of the runner.
 
-    `any_file` is about videos, `any_onnx` about ONNX models and their specs, where there is no `models_dir`.
-    `start_deadline_s` and `inference_deadline_s` bound what a worker may take in its start and for one batch;
-    `worker_memory_bytes` is its memory cap (None: chosen from the machine's memory and the slots, 0: no cap).
+    `max_workers`: number of slots. `any_file`: videos outside `media_root` are allowed. `any_onnx`: ONNX models and specs by
+    path are allowed if there is no `models_dir`. `start_deadline_s` and `inference_deadline_s`: time limits for the start of a
+    worker and for one batch. `worker_memory_bytes`: memory cap of a worker (None: derived from the machine's memory and the
+    slots, 0: no cap).
     """
 
     max_workers: int = 2
@@ -97,7 +98,7 @@ class RunnerOptions(CommonOptions, frozen=True, kw_only=True):
 
 
 class DevOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """`vidflow dev`: the embedded servers (or given ones) and how many of each role."""
+    """Options of `vidflow dev`: the servers (embedded ones unless given) and the number of processes of each role."""
 
     port: int = 8000
     data_dir: Path | None = None
@@ -114,7 +115,7 @@ class DevOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """`vidflow run`: one video through one model. `url` names a vidflow that runs already; None starts one for the purpose."""
+    """Options of `vidflow run`. `url`: a running vidflow to use (None: start one for this run)."""
 
     video: str
     model: str = "motion"
@@ -128,28 +129,28 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def build_live_url(options: object) -> str:
-    """Return the URL at which a role answers whether it is alive, empty for a role that serves no HTTP."""
+    """Return the URL of a role's liveness check, empty for a role that serves no HTTP."""
     if not isinstance(options, ApiOptions) or not options.port:
         return ""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options.host, options.host)  # noqa: S104 - compared with
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options.host, options.host)  # noqa: S104 - only compared
     return f"http://[{host}]:{options.port}/health/live" if ":" in host else f"http://{host}:{options.port}/health/live"
 
 
 def read_environment_variable(name: str) -> str | None:
-    """The value of an environment variable, None where it is unset or empty."""
+    """Return the value of an environment variable, None if it is unset or empty."""
     return os.environ.get(name) or None
 
 
 def read_kafka_settings(servers: str | None, file: Path | None) -> KafkaSettings:
-    """Return Kafka's settings: a property in a variable VIDFLOW_KAFKA_… stands above the same one in the file.
+    """Return the Kafka settings from the options, the environment and a properties file.
 
-    `servers` (--kafka or VIDFLOW_KAFKA) stands above bootstrap.servers in either. Raises SetupError, naming the property or the
-    line, never a value.
+    A variable VIDFLOW_KAFKA_… overrides the same property in the file; `servers` (--kafka or VIDFLOW_KAFKA) overrides
+    bootstrap.servers in both. Raises SetupError, which names the property or the line but never a value.
     """
     properties = _read_properties_file(file) if file else {}
     properties |= parse_variables(os.environ)
-    named = properties.pop(SERVERS, "")
-    return KafkaSettings(servers or named, properties)
+    bootstrap = properties.pop(SERVERS, "")
+    return KafkaSettings(servers or bootstrap, properties)
 
 
 def _read_properties_file(file: Path) -> dict[str, str]:
@@ -162,6 +163,6 @@ def _read_properties_file(file: Path) -> dict[str, str]:
 
 
 def build_kafka_variables(settings: KafkaSettings) -> dict[str, str]:
-    """Return the variables that give a child process these settings and none of this process's own."""
+    """Return the variables that pass these settings to a child process and clear this process's own."""
     cleared = dict.fromkeys((name for name in os.environ if name.startswith(VARIABLE_PREFIX)), "")
     return cleared | settings.variables()

@@ -35,7 +35,7 @@ WAITS: Final = (
     domain_mutation(
         "every requeue waits for the inbox", ASSESSMENT,
         "if not settled or finding.cause is Cause.UNLISTED:",
-        "if (not settled and (finding.cause is Cause.LEASE_OVER or (entry and entry.reason not in UNCOUNTED))) or finding.cause is Cause.UNLISTED:",
+        "if (not settled and (finding.cause is Cause.LEASE_OVER or (entry and entry.reason not in NON_FAILURE_REASONS))) or finding.cause is Cause.UNLISTED:",
         "live, drain",
     ),
     domain_mutation(
@@ -49,7 +49,7 @@ RESULTS: Final = (
     domain_mutation(
         "complete requires next_frame = last + 1", PROGRESS,
         "        and progress.next_frame == progress.end_last_frame + 1\n", "",
-        "file, Kafka emptied", tests=("tests/unit/test_progress.py::test_nothing_less_is_whole",),
+        "file, Kafka emptied", tests=("tests/unit/test_progress.py::test_progress_is_not_complete_otherwise",),
     ),
     Mutation(
         "complete requires next_frame = last + 1, both checks",
@@ -101,7 +101,7 @@ RESULTS: Final = (
         "file, restore", tests=("tests/unit/test_progress.py", "tests/invariants/test_7_restored.py"),
     ),
     domain_mutation(
-        "completion is checked before anything else", ASSESSMENT, '    if is_complete(progress):\n', "    if whole(progress) and not known.scenario.runner:\n",
+        "completion is checked before anything else", ASSESSMENT, '    if is_complete(progress):\n', "    if is_complete(progress) and not scenario.runner:\n",
         "file, no fault",
     ),
 )  # fmt: skip
@@ -119,12 +119,12 @@ LOSSES: Final = (
     ),
     domain_mutation(
         "a frame stored since the requeue resets the attempts", RECONCILE,
-        "attempt=0 if known.progress.next_frame > scenario.resume_frame else None,", "",
+        "attempt=0 if next_frame > scenario.resume_frame else None,", "",
         "file, frozen and crash", tests=("tests/unit/test_reconcile.py", "tests/invariants/test_8_faults.py"),
     ),
     domain_mutation(
         "a deploy that is not taken costs no attempt", ASSESSMENT,
-        '        return _declare_requeue(known, tick, Cause.NOT_TAKEN)', '        return _lost(known, tick, "not taken")',
+        '        return _declare_requeue(scenario_view, tick, Cause.NOT_TAKEN)', '        return _declare_loss(scenario_view, tick, "not taken")',
         "file, lost command", "file, lost command twice", "file, not receiving",
     ),
     *(
@@ -143,7 +143,7 @@ LOSSES: Final = (
     ),
     domain_mutation(
         "work with end reason stopped is requeued", ASSESSMENT,
-        'if entry is not None and not entry.is_running:', 'if entry is not None and not entry.running and entry.reason != "stopped":',
+        'if entry is not None and not entry.is_running:', 'if entry is not None and not entry.is_running and entry.reason != "stopped":',
         "live, restore", "file, restore, stopped",
     ),
     domain_mutation(
@@ -171,17 +171,17 @@ LOSSES: Final = (
 COMMANDS: Final = (
     domain_mutation(
         "a stop is sent again", RECONCILE,
-        'else tick.timing.resend_s', 'else float("inf") if one.kind == "stop" else tick.timing.repeat_s',
+        'else tick.timing.resend_s', 'else float("inf") if command.kind == "stop" else tick.timing.resend_s',
         "live, lost command", "live, Kafka emptied", "file, lost command twice", "live, lost command twice",
     ),
     domain_mutation(
         "a forget is sent again", RECONCILE,
-        'else tick.timing.resend_s', 'else float("inf") if one.kind == "forget" else tick.timing.repeat_s',
+        'else tick.timing.resend_s', 'else float("inf") if command.kind == "forget" else tick.timing.resend_s',
         "file, lost command",
     ),
     domain_mutation(
         "only unwanted entries are forgotten", RECONCILE,
-        'if place in wanted or (place in shutting_down and not entry.is_running):', "if place in wanted and entry.running:",
+        'if place in wanted or (place in shutting_down and not entry.is_running):', "if place in wanted and entry.is_running:",
         "file, poison frame", "file, no fault", "file, crash",
     ),
     domain_mutation(
@@ -191,23 +191,23 @@ COMMANDS: Final = (
     ),
     domain_mutation(
         "ended entries stay listed until forgotten", RUNNER,
-        '    return _put_entry(charge, msgspec.structs.replace(entry, reason=reason, error=error, fatal=fatal, detail=tail))',
-        "    return msgspec.structs.replace(charge, entries=tuple(one for one in charge.entries if one is not entry))",
+        '    return _put_entry(state, msgspec.structs.replace(entry, reason=reason, error=error, fatal=fatal, detail=tail))',
+        "    return msgspec.structs.replace(state, entries=tuple(other for other in state.entries if other is not entry))",
         "file, poison frame", "file, crash",
     ),
     domain_mutation(
         "unwanted work is stopped", RECONCILE,
-        "        for entry in view.report.entries:\n", "        for entry in view.report.entries:\n            if entry.running:\n                continue\n",
+        "        for entry in view.report.entries:\n", "        for entry in view.report.entries:\n            if entry.is_running:\n                continue\n",
         "live, lost command",
     ),
     domain_mutation(
         "a deploy is sent again", ASSESSMENT,
-        "return finding.cause is Cause.UNLISTED and is_told and not known.deploy_waits", "return False",
+        "return finding.cause is Cause.UNLISTED and is_overdue and not scenario_view.deploy_waits", "return False",
         "file, lost command", tests=("tests/unit/test_reconcile.py",),
     ),
     domain_mutation(
         "the take timeout starts once the deploy is published", ASSESSMENT,
-        'if known.deploy_waits and told_s < timing.resend_deploy_s:', "if False:",
+        'if scenario_view.deploy_waits and reported_s < timing.resend_deploy_s:', "if False:",
         tests=("tests/unit/test_reconcile.py",),
     ),
     domain_mutation(
@@ -217,7 +217,7 @@ COMMANDS: Final = (
     ),
     domain_mutation(
         "a stop outdates earlier deploys", RUNNER,
-        '    charge = _record_epoch(charge, uuid, epoch, now_s)\n    if entry is not None and entry.is_running', '    if entry is not None and entry.is_running',
+        '    state = _record_epoch(state, uuid, epoch, now_s)\n    if entry is not None and entry.is_running', '    if entry is not None and entry.is_running',
         "live, copied command", tests=("tests/unit/test_runner_charge.py",),
     ),
     domain_mutation(
@@ -237,7 +237,7 @@ COMMANDS: Final = (
     ),
     domain_mutation(
         "the end of an older epoch's worker ends no newer entry", RUNNER,
-        'if entry is None or not entry.is_running or entry.epoch != epoch:\n        return charge\n    tail', "if entry is None or not entry.running:\n        return charge\n    tail",
+        'if entry is None or not entry.is_running or entry.epoch != epoch:\n        return state\n    tail', "if entry is None or not entry.is_running:\n        return state\n    tail",
         tests=("tests/unit/test_runner_charge.py",),
     ),
     domain_mutation(
@@ -247,7 +247,7 @@ COMMANDS: Final = (
     ),
     domain_mutation(
         "a draining runner hands over its work", RUNNER,
-        'for entry in charge.entries if entry.is_running\n    )', "for entry in charge.entries if False\n    )",
+        'for entry in state.entries if entry.is_running\n    )', "for entry in state.entries if False\n    )",
         "live, drain", tests=("tests/unit/test_runner_charge.py",),
     ),
 )  # fmt: skip
@@ -280,23 +280,23 @@ SILENCE: Final = (
     ),
     domain_mutation(
         "a silent runner is assigned nothing", RECONCILE,
-        'if world.probes_received_since_s is None or world.now_s - view.last_seen_s >= tick.timing.runner_lease_s:', "if False:",
+        'if snapshot.probes_received_since_s is None or snapshot.now_s - view.last_seen_s >= tick.timing.runner_lease_s:', "if False:",
         "file, frozen", "file, Kafka unreachable", "file, kill", tests=("tests/unit/test_reconcile.py",),
     ),
     domain_mutation(
         "a silent runner is declared lost", LEADER,
-        '        return is_runner_lease_expired(', "        return False and runner_lease_over(",
+        '        return is_runner_lease_expired(', "        return False and is_runner_lease_expired(",
         "file, kill",
     ),
     domain_mutation(
         "a runner's lease runs only while probes are received", LEASE,
         'return probes_received_since_s is not None and now_s - max(last_seen_s, probes_received_since_s) >= lease_s',
-        "return now_s - max(heard_at_s, probes_heard_since_s or heard_at_s) >= lease_s",
+        "return now_s - max(last_seen_s, probes_received_since_s or last_seen_s) >= lease_s",
         "file, Kafka unreachable", "live, Kafka unreachable",
     ),
     domain_mutation(
         "after an outage every runner gets a full lease", LEASE,
-        'now_s - max(last_seen_s, probes_received_since_s) >= lease_s', "now_s - heard_at_s >= lease_s",
+        'now_s - max(last_seen_s, probes_received_since_s) >= lease_s', "now_s - last_seen_s >= lease_s",
         "file, Kafka unreachable", "live, Kafka unreachable",
     ),
     domain_mutation(
@@ -306,7 +306,7 @@ SILENCE: Final = (
     ),
     domain_mutation(
         "a shutdown ends after 30 s of stops", ASSESSMENT,
-        'if tick.reported_for_s(finding, view) < stops_s:', "if True:",
+        'if tick.reported_for_s(finding, runner_view) < timeout_s:', "if True:",
         "live, never receiving, two runners",
     ),
     domain_mutation(
@@ -344,7 +344,7 @@ EPOCHS: Final = (
 
 CLOCKS: Final = (
     domain_mutation(
-        "a due time beyond the longest backoff is due now", SCENARIO, 'return not 0 < due_in_s <= RetryPolicy().max_backoff_s', "return in_s <= 0",
+        "a due time beyond the longest backoff is due now", SCENARIO, 'return not 0 < due_in_s <= RetryPolicy().max_backoff_s', "return due_in_s <= 0",
         tests=("tests/unit/test_scenario.py",),
     ),
     domain_mutation(

@@ -99,7 +99,7 @@ STATEMENT_MUTATIONS: Final = (
     statement_mutation(
         "only rows before the first failure of their key are removed", "infra/kafka/publisher.py",
         "        if row.key in answers.failed:\n            continue\n", "",
-        "tests/unit/test_publisher.py::test_a_failure_lets_only_the_rows_before_it_of_its_key_be_removed",
+        "tests/unit/test_publisher.py::test_after_a_failure_only_earlier_rows_of_its_key_are_removed",
     ),
     statement_mutation(
         "the position moves in the transaction that stores the rows", "roles/inbox/storing.py",
@@ -147,7 +147,7 @@ STATEMENT_MUTATIONS: Final = (
     ),
     statement_mutation(
         "a runner gets scenarios of its own pool only", "domain/reconcile.py",
-        'place_scenarios(waiting[pool], slots[pool], tick', "place(waiting[pool], free_slots(tick), tick",
+        'place_scenarios(waiting[pool], slots[pool], tick', "place_scenarios(waiting[pool], find_free_slots(tick), tick",
         "tests/unit/test_reconcile.py",
     ),
     statement_mutation(

@@ -57,7 +57,7 @@ def test_a_bug_that_a_retry_would_meet_again_is_permanent_and_reported_as_a_faul
     assert (entry.fatal, entry.waits_for) == (True, waits_for)
     assert entry.error is not None
     assert entry.error.message.startswith(f"Internal error in vidflow {VERSIONS} ({text}")
-    assert "This is a fault of vidflow, not of the request; report it" in entry.error.message
+    assert "This is a bug in vidflow, not a fault of the request. Report it" in entry.error.message
     assert "Traceback (most recent call last)" in (entry.detail or "")
     assert text in (entry.detail or "")
 
@@ -97,7 +97,7 @@ def test_a_bug_at_a_frame_is_not_permanent_if_the_scenario_skips_poisonous_frame
 def test_run_reports_a_bug_of_vidflow_at_the_first_attempt_and_exits_with_1(folder: Path) -> None:
     result = run_command("run", str(folder / f"{AT_OPEN}.mp4"), variables=injected_bugs.install(folder))
     assert result.returncode == 1, result.stderr
-    assert "gave up after" not in result.stderr
+    assert "Gave up after" not in result.stderr
     *_, last = result.stderr.strip().splitlines()
     assert last.startswith("vidflow: scenario ")
     assert "failed: Internal error in vidflow" in last

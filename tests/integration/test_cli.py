@@ -82,7 +82,7 @@ REFUSALS = {
     "backup into a file": Refusal(["db", "backup", A_FILE, *DATABASE], 2, "is a file. Choose a folder for the backup"),
     "restore of what is no backup": Refusal(["db", "restore", "/tmp", *DATABASE], 2, "/tmp holds no backup written by `vidflow db backup`"),
     "scenarios that go before their results": Refusal(
-        ["orchestrator", *DATABASE, *KAFKA, "--keep-scenarios-days", "30"], 3, "30 needs a --keep-results-days that is no longer"
+        ["orchestrator", *DATABASE, *KAFKA, "--keep-scenarios-days", "30"], 3, "30 needs --keep-results-days of at most 30"
     ),
     "api that lets other machines name models by path": Refusal(
         ["api", *DATABASE, *KAFKA, "--any-onnx", "--host", "192.0.2.1"], 3, "--any-onnx .*needs a loopback --host, not 192.0.2.1"

@@ -66,7 +66,7 @@ def test_each_role_is_healthy_until_it_is_frozen_and_again_when_it_goes_on(
         try:
             for name, (_, file) in roles.items():
                 wait_until(lambda file=file: not is_healthy(file), f"{name} is unhealthy", 20)
-                wait_until(lambda file=file: "has not turned for" in verdict(file)[1], f"{name} has not turned", 20)
+                wait_until(lambda file=file: "has not run for" in verdict(file)[1], f"{name} has not run", 20)
         finally:
             for program, _ in roles.values():
                 program.process.send_signal(signal.SIGCONT)
@@ -102,7 +102,7 @@ def test_a_main_loop_that_hangs_is_unhealthy_although_its_threads_go_on(
     }
     with role(tmp_path, "relay", given=given) as (program, file):
         wait_until(file.exists, "it starts")
-        wait_until(lambda: "has not turned for" in verdict(file)[1], "its loop is found to hang", 30)
+        wait_until(lambda: "has not run for" in verdict(file)[1], "its loop is found to hang", 30)
         assert program.is_running()
 
 

@@ -1,8 +1,7 @@
-"""A small world around the real decisions of the domain: tables, outbox, Kafka, runners, inbox and leader, in memory.
+"""An in-memory simulation of tables, outbox, Kafka, runners, inbox and leader around the decisions of vidflow.domain.
 
-Nothing in it decides: what a scenario, a runner, the inbox or the leader does is asked of vidflow.domain. What the world adds is
-what lies between them and can go wrong. It keeps a ledger beside the tables, which no restore takes back, and `check` compares
-the two with the invariants after each step.
+The simulation decides nothing itself. It adds what lies between the parts and can fail. Besides the tables it keeps a ledger,
+which a restore does not reset. `check` compares both with the invariants after each step.
 """
 
 from __future__ import annotations
@@ -73,26 +72,26 @@ from vidflow.domain.runner import (
 )
 from vidflow.domain.scenario import Event, Kind, RetryPolicy, Scenario, Send, State, decide
 
-LIMITS: Final = RetryPolicy(max_attempts=3)
+RETRY_POLICY: Final = RetryPolicy(max_attempts=3)
 TIMING: Final = Timing()
 DATABASE_CLOCK_OFFSET_S: Final = 1_000_000.0
-"""What the database's clock shows when the leader's shows 0."""
+"""The database clock when the leader's clock is 0."""
 GIVE_UP_S: Final = 30.0
-"""How long a runner bears to be cut off, or deaf."""
+"""How long a runner may be cut off or receive nothing before it gives up."""
 STEP_S: Final = 0.5
 
 
 class Simulation:
-    """All of it, and the faults that may befall it. A method is one step that the world may take at any moment."""
+    """The simulated system and its faults. Each method is a step that may happen at any moment."""
 
-    def __init__(self, runners: int = 2, capacity: int = 2, limits: RetryPolicy = LIMITS) -> None:
-        self.limits, self.capacity = limits, capacity
+    def __init__(self, runners: int = 2, capacity: int = 2, retry_policy: RetryPolicy = RETRY_POLICY) -> None:
+        self.retry_policy, self.capacity = retry_policy, capacity
         self.now_s = 100.0
         self.tables = SimulatedDatabase()
         self.backup: SimulatedDatabase | None = None
         self.sources: dict[str, SimulatedSource] = {}
         self.memory = LeaderState()
-        self.hearing_since_s: float | None = 0.0
+        self.probes_received_since_s: float | None = 0.0
         self.results: dict[str, list[bytes]] = {}
         self.topic_id = 1
         self.noted_ends: dict[str, tuple[int, int, float]] = {}
@@ -101,7 +100,7 @@ class Simulation:
         self.runners: dict[str, SimulatedRunner] = {}
         self.names = 0
         self.commands_sent = self.live_frames_sent = 0
-        # The ledger: what no restore takes back.
+        # The ledger, which a restore does not reset.
         self.epochs: set[tuple[str, int]] = set()
         self.losses: dict[str, int] = {}
         self.faults = 0
@@ -142,24 +141,26 @@ class Simulation:
         self.write_plan(self.make_plan())
 
     def make_plan(self) -> Plan:
-        """What the leader makes of the world; what it decided may be overtaken before it is written."""
-        known = [
+        """Return the leader's plan. Other steps may happen before it is written."""
+        scenario_views = [
             self._read_scenario(scenario)
             for scenario in self.tables.scenarios.values()
             if scenario.state != State.INACTIVE
         ]
-        world = Snapshot(known, self.now_s, self.now_db_s, self._caught_up_db_s(), self.hearing_since_s)
-        return reconcile(self.memory, world, self.limits, TIMING)
+        snapshot = Snapshot(
+            scenario_views, self.now_s, self.now_db_s, self._caught_up_db_s(), self.probes_received_since_s
+        )
+        return reconcile(self.memory, snapshot, self.retry_policy, TIMING)
 
     def write_plan(self, plan: Plan) -> None:
-        for known, event in plan.events:
-            self._apply_event(known.scenario, event)
-        for given in plan.commands:
-            self._send_command(given)
+        for scenario_view, event in plan.events:
+            self._apply_event(scenario_view.scenario, event)
+        for command in plan.commands:
+            self._send_command(command)
         self.memory = plan.memory
 
     def take_over(self) -> None:
-        """Another leader: it remembers nothing, so a runner that drained and left looks like one that died."""
+        """Another leader takes over without memory, so a runner that drained and left looks like one that died."""
         self.faults += any(scenario.runner not in {None, *self.runners} for scenario in self.tables.scenarios.values())
         self.memory = LeaderState()
 
@@ -176,20 +177,23 @@ class Simulation:
         return ScenarioView(scenario, self.tables.progress[uuid], due=due, deploy_waits=waits)
 
     def _caught_up_db_s(self) -> float | None:
-        """Of all partitions the least; a partition of which nothing is known under the present topic id says no."""
+        """Return the lowest time of all partitions, None if one is unknown under the current topic id."""
         found = [self.tables.caught_up.get(uuid, (0, 0.0)) for uuid in self.results]
-        return min((at for _, at in found), default=None) if all(id_ == self.topic_id for id_, _ in found) else None
+        if any(topic_id != self.topic_id for topic_id, _ in found):
+            return None
+        return min((caught_up_s for _, caught_up_s in found), default=None)
 
-    def _send_command(self, given: OutgoingCommand) -> None:
-        if given.kind == "deploy":
-            scenario = self.tables.scenarios.get(given.scenario_uuid)
+    def _send_command(self, outgoing: OutgoingCommand) -> None:
+        if outgoing.kind == "deploy":
+            scenario = self.tables.scenarios.get(outgoing.scenario_uuid)
             if scenario is None or scenario.state not in {State.IN_STARTUP_PROCESSING, State.ACTIVE}:
                 return
             row = self._deploy_row(scenario)
         else:
-            assert given.command is not None
-            row = OutboxRow(given.runner, given.scenario_uuid, given.kind, given.epoch, encode(given.command))
-        waiting = {(one.runner, one.key, one.kind, one.epoch) for one in self.tables.outbox}
+            assert outgoing.command is not None
+            value = encode(outgoing.command)
+            row = OutboxRow(outgoing.runner, outgoing.scenario_uuid, outgoing.kind, outgoing.epoch, value)
+        waiting = {(other.runner, other.key, other.kind, other.epoch) for other in self.tables.outbox}
         if (row.runner, row.key, row.kind, row.epoch) not in waiting:
             self._add(row)
 
@@ -207,13 +211,13 @@ class Simulation:
         )
         return OutboxRow(scenario.runner or "", uuid, "deploy", scenario.epoch, encode(deploy))
 
-    # --- the one statement that moves a scenario
+    # --- the statement that applies an event
 
     def _apply_event(self, read: Scenario, event: Event) -> None:
         uuid = read.scenario_uuid
         decision = decide(read, event)
-        now = self.tables.scenarios.get(uuid)
-        if decision.after is None or now is None or (now.state, now.epoch) != (read.state, read.epoch):
+        current = self.tables.scenarios.get(uuid)
+        if decision.after is None or current is None or (current.state, current.epoch) != (read.state, read.epoch):
             return
         after, tables = decision.after, self.tables
         if decision.send is Send.DEPLOY:
@@ -234,7 +238,7 @@ class Simulation:
 
     def _note_epoch(self, uuid: str, epoch: int) -> None:
         if (uuid, epoch) in self.epochs or epoch <= self.last_epoch.get(uuid, 0):
-            raise violation(4, f"epoch {epoch} is given out behind {self.last_epoch.get(uuid, 0)}")
+            raise violation(4, f"epoch {epoch} is assigned after {self.last_epoch.get(uuid, 0)}")
         self.epochs.add((uuid, epoch))
         self.last_epoch[uuid] = epoch
 
@@ -244,20 +248,20 @@ class Simulation:
         self.losses[uuid] += 1
         self.tables.losses_in_a_row[uuid] += 1
         in_a_row = self.tables.losses_in_a_row[uuid]
-        if event.kind is not Kind.LOST and in_a_row < self.limits.max_attempts:
-            raise violation(8, f"given up after {in_a_row} losses in a row: {event.reason}")
+        if event.kind is not Kind.LOST and in_a_row < self.retry_policy.max_attempts:
+            raise violation(8, f"given up after {in_a_row} consecutive losses: {event.reason}")
         if event.kind is Kind.SKIPPED:
             self.tables.losses_in_a_row[uuid] = 0
 
     # --- the relay and the topic of commands
 
     def publish(self, index: int = 0) -> None:
-        """The first waiting row of a key, of the one that `index` picks."""
-        if not self.tables.outbox or self.hearing_since_s is None:
+        """Publish the first waiting row of the key that `index` selects."""
+        if not self.tables.outbox or self.probes_received_since_s is None:
             return
         key = self.tables.outbox[index % len(self.tables.outbox)].key
         row = next(row for row in self.tables.outbox if row.key == key)
-        self.tables.outbox = tuple(one for one in self.tables.outbox if one is not row)
+        self.tables.outbox = tuple(other for other in self.tables.outbox if other is not row)
         self._deliver_command(row.runner, row.key, row.command)
 
     def _deliver_command(self, runner: str, key: str, command: bytes) -> None:
@@ -265,7 +269,7 @@ class Simulation:
             self.runners[runner].commands.append((key, command))
 
     def keep_copy(self, runner: SimulatedRunner, index: int) -> None:
-        """A relay was frozen in the midst of publishing: what is in the topic comes once more, later."""
+        """A relay froze while publishing, so that a command in the topic arrives once more later."""
         if runner.commands:
             key, command = runner.commands[index % len(runner.commands)]
             self.late_commands.append((runner.name, key, command))
@@ -288,22 +292,22 @@ class Simulation:
         return runner
 
     def take_command(self, runner: SimulatedRunner, index: int = 0) -> None:
-        """The first command of a key, of the one that `index` picks: partitions overtake each other, a key's messages do not."""
-        if not runner.commands or runner.mode is not RunnerMode.HEALTHY or self.hearing_since_s is None:
+        """Take the first command of the key that `index` selects. Only messages of the same key keep their order."""
+        if not runner.commands or runner.mode is not RunnerMode.HEALTHY or self.probes_received_since_s is None:
             return
         key = runner.commands[index % len(runner.commands)][0]
-        place = next(n for n, (other, _) in enumerate(runner.commands) if other == key)
-        command: Command = decode_command(runner.commands.pop(place)[1])
-        runner.charge, action = apply_command(runner.charge, command, self.now_s)
+        position = next(n for n, (other, _) in enumerate(runner.commands) if other == key)
+        command: Command = decode_command(runner.commands.pop(position)[1])
+        runner.state, action = apply_command(runner.state, command, self.now_s)
         self._apply_action(runner, action)
         self.report(runner)
 
     def _apply_action(self, runner: SimulatedRunner, action: Action) -> None:
         match action:
             case Launch(deploy=deploy):
-                at = 0 if deploy.resume.last_pts is None else deploy.resume.last_pts // PTS_STEP + 1
+                index = 0 if deploy.resume.last_pts is None else deploy.resume.last_pts // PTS_STEP + 1
                 uuid = deploy.scenario_uuid
-                runner.workers[uuid] = SimulatedWorker(uuid, deploy, deploy.resume.next_frame, at)
+                runner.workers[uuid] = SimulatedWorker(uuid, deploy, deploy.resume.next_frame, index)
             case Finish(scenario_uuid=uuid, reason=reason):
                 if uuid in runner.workers and runner.workers[uuid].finishing is None:
                     runner.workers[uuid].finishing = reason
@@ -311,9 +315,9 @@ class Simulation:
                 runner.workers.pop(uuid, None)
 
     def work(self, runner: SimulatedRunner, uuid: str) -> None:
-        """The worker's next step: a frame, its end marker, or its end. Without Kafka it stands still."""
+        """The worker's next step: a frame, its end marker or its end. Without Kafka it does nothing."""
         worker = runner.workers.get(uuid)
-        if worker is None or runner.mode is RunnerMode.CUT_OFF or self.hearing_since_s is None:
+        if worker is None or runner.mode is RunnerMode.CUT_OFF or self.probes_received_since_s is None:
             return
         source = self.sources[uuid]
         if worker.end_sent:
@@ -352,7 +356,7 @@ class Simulation:
         epoch, uuid = worker.deploy.epoch, worker.uuid
         self._send(Frame(uuid, epoch, worker.next_frame, pts, "1/10", 0, pts / 10, "2026-01-01T00:00:00Z", 640, 480))
         worker.source_index, worker.next_frame = worker.source_index + 1, worker.next_frame + 1
-        runner.charge = record_worker_progress(runner.charge, uuid, epoch, worker.next_frame, WorkerWait.SOURCE)
+        runner.state = record_worker_progress(runner.state, uuid, epoch, worker.next_frame, WorkerWait.SOURCE)
 
     def _send(self, message: Result) -> None:
         self.results[message.scenario_uuid].append(encode(message))
@@ -362,32 +366,32 @@ class Simulation:
         error: ErrorInfo | None = None, waits_for: WorkerWait = WorkerWait.SOURCE,
     ) -> None:  # fmt: skip
         uuid, epoch = worker.uuid, worker.deploy.epoch
-        charge = record_worker_progress(runner.charge, uuid, epoch, worker.next_frame, waits_for)
-        runner.charge = record_worker_end(charge, uuid, epoch, reason, error, fatal=error is not None)
+        state = record_worker_progress(runner.state, uuid, epoch, worker.next_frame, waits_for)
+        runner.state = record_worker_end(state, uuid, epoch, reason, error, fatal=error is not None)
         del runner.workers[uuid]
         self.report(runner)
 
     def report(self, runner: SimulatedRunner) -> None:
-        """The runner's report, heard at once. One that cannot be sent now is overtaken by the next that can."""
-        if runner.mode in {RunnerMode.CUT_OFF, RunnerMode.FROZEN} or self.hearing_since_s is None:
+        """Send the runner's report, which the leader receives at once. A report that cannot be sent now is dropped."""
+        if runner.mode in {RunnerMode.CUT_OFF, RunnerMode.FROZEN} or self.probes_received_since_s is None:
             return
         runner.reports, runner.reported_s = runner.reports + 1, self.now_s
-        sent = encode(
-            build_report(runner.charge, runner=runner.name, pool="default", number=runner.reports, version="1")
+        value = encode(
+            build_report(runner.state, runner=runner.name, pool="default", number=runner.reports, version="1")
         )
-        self.hear(sent)
-        if runner.charge.draining and is_empty(runner.charge):
+        self.receive_report(value)
+        if runner.state.draining and is_empty(runner.state):
             self.runners.pop(runner.name, None)
 
-    def hear(self, sent: bytes) -> None:
-        told = decode_runner_event(sent)
-        assert isinstance(told, Report)
-        self.memory = apply_report(self.memory, told, self.now_s)
+    def receive_report(self, value: bytes) -> None:
+        report = decode_runner_event(value)
+        assert isinstance(report, Report)
+        self.memory = apply_report(self.memory, report, self.now_s)
 
     # --- the inbox
 
     def store(self, uuid: str, limit: int = 1) -> None:
-        """The inbox takes up to `limit` messages of a partition, in order, and then looks whether it has caught up."""
+        """The inbox stores up to `limit` messages of a partition in order, then checks whether it has caught up."""
         topic_id, position = self.tables.positions.get(uuid, (self.topic_id, 0))
         if topic_id != self.topic_id:
             position = 0
@@ -405,7 +409,7 @@ class Simulation:
         return topic_id == self.topic_id and position >= len(self.results[uuid]) and uuid not in self.noted_ends
 
     def note_end(self, uuid: str) -> None:
-        """The inbox notes the time, then asks for the partition's end. It asks again once it has reached the last one."""
+        """The inbox notes the time and then the partition's end. It does so again once it has reached that end."""
         self.noted_ends.setdefault(uuid, (self.topic_id, len(self.results[uuid]), self.now_db_s))
 
     def _store_one(self, message: Result) -> None:
@@ -417,41 +421,41 @@ class Simulation:
         if verdict is not Verdict.STORED:
             return
         if progress.closed or message.epoch < progress.epoch:
-            raise violation(4, f"epoch {message.epoch} stored something while {progress.epoch} counts")
+            raise violation(4, f"epoch {message.epoch} stored something, but {progress.epoch} is current")
         if isinstance(message, Frame):
             if message.frame_number != len(tables.rows[uuid]):
-                raise violation(5, f"frame {message.frame_number} is stored behind {len(tables.rows[uuid])} rows")
+                raise violation(5, f"frame {message.frame_number} is stored after {len(tables.rows[uuid])} rows")
             tables.rows[uuid] = (*tables.rows[uuid], StoredFrame(message.pts, message.epoch))
             tables.losses_in_a_row[uuid] = 0
         if isinstance(message, Gap):
             tables.gaps[uuid] |= {(message.after_frame, message.from_s)}
 
     def read_again(self, uuid: str, back: int) -> None:
-        """The inbox begins again at an earlier position."""
+        """The inbox continues at an earlier position."""
         topic_id, position = self.tables.positions.get(uuid, (self.topic_id, 0))
         self.tables.positions[uuid] = (topic_id, max(0, position - back))
 
     # --- time
 
     def pass_time(self, seconds: float) -> None:
-        """Time goes by: who is well reports, who has been in trouble for too long gives up. Nothing else moves."""
+        """Let time pass: healthy runners report, runners with a fault give up after GIVE_UP_S. Nothing else happens."""
         for _ in range(round(seconds / STEP_S)):
             self.now_s += STEP_S
             for runner in list(self.runners.values()):
                 self._age_runner(runner)
 
     def _age_runner(self, runner: SimulatedRunner) -> None:
-        runner.charge = forget_old_epochs(runner.charge, self.now_s)
-        trouble_s = self.now_s - runner.mode_since_s
-        if (runner.mode is RunnerMode.CUT_OFF or self.hearing_since_s is None) and trouble_s > GIVE_UP_S:
+        runner.state = forget_old_epochs(runner.state, self.now_s)
+        fault_s = self.now_s - runner.mode_since_s
+        if (runner.mode is RunnerMode.CUT_OFF or self.probes_received_since_s is None) and fault_s > GIVE_UP_S:
             for worker in list(runner.workers.values()):
                 self._end(runner, worker, EndReason.CUT_OFF)
-        if runner.mode is RunnerMode.NOT_RECEIVING and trouble_s > GIVE_UP_S:
+        if runner.mode is RunnerMode.NOT_RECEIVING and fault_s > GIVE_UP_S:
             self.kill_runner(runner)
         elif self.now_s - runner.reported_s >= 1.0:
             self.report(runner)
 
-    # --- faults. What may rightly cost a scenario an attempt is counted.
+    # --- faults. Those that may cost a scenario an attempt are counted.
 
     def kill_runner(self, runner: SimulatedRunner) -> None:
         self.faults += 1
@@ -469,29 +473,29 @@ class Simulation:
             self.report(runner)
 
     def drain(self, runner: SimulatedRunner) -> None:
-        if runner.mode is not RunnerMode.HEALTHY or runner.charge.draining:
+        if runner.mode is not RunnerMode.HEALTHY or runner.state.draining:
             return
-        runner.charge, finishes = drain(runner.charge)
+        runner.state, finishes = drain(runner.state)
         for finish in finishes:
             self._apply_action(runner, finish)
         self.start_runner()
         self.report(runner)
 
     def kafka_away(self) -> None:
-        """The broker is away from all, for as long as it takes: no lease runs out, and no runner hears or says a thing."""
-        self.hearing_since_s = None
+        """The broker is unavailable to all until `kafka_back`. No lease expires, and runners neither receive nor send."""
+        self.probes_received_since_s = None
         for runner in self.runners.values():
             runner.mode_since_s = (
                 max(runner.mode_since_s, self.now_s) if runner.mode is RunnerMode.HEALTHY else runner.mode_since_s
             )
 
     def kafka_back(self) -> None:
-        if self.hearing_since_s is not None:
+        if self.probes_received_since_s is not None:
             return
-        self.hearing_since_s = self.now_s  # the runners report when it is their time
+        self.probes_received_since_s = self.now_s  # runners report at their next regular time
 
     def empty_kafka(self) -> None:
-        """All topics are gone and are made anew: what no inbox has stored and no runner has read is lost."""
+        """All topics are deleted and created again. Results not stored yet and commands not read yet are lost."""
         self.faults += 1
         self.topic_id += 1
         self.results = {uuid: [] for uuid in self.results}
@@ -503,11 +507,11 @@ class Simulation:
         self.backup = self.tables.backup()
 
     def restore(self) -> None:
-        """The database is as it was at the backup; its clock, Kafka, the runners and what the leader remembers are not."""
+        """Restore the tables of the backup. The clock, Kafka, the runners and the leader's memory are not reset."""
         if self.backup is None:
             return
         self.faults += 1
-        self.now_s += STEP_S  # a restore takes its time
+        self.now_s += STEP_S  # a restore takes time
         self.tables, self.backup = self.backup, None
         self.noted_ends = {}
         self.rows_when_closed = {u: rows for u, rows in self.rows_when_closed.items() if self._is_inactive(u)}
@@ -518,30 +522,30 @@ class Simulation:
         return scenario is not None and scenario.state is State.INACTIVE
 
     def keep_report(self, runner: SimulatedRunner) -> None:
-        """A copy of the runner's last report will be heard again later."""
+        """A copy of the runner's last report arrives again later."""
         if runner.reports:
-            kept = build_report(runner.charge, runner=runner.name, pool="default", number=runner.reports, version="1")
+            kept = build_report(runner.state, runner=runner.name, pool="default", number=runner.reports, version="1")
             self.late_reports.append(encode(kept))
 
     def release_report(self, index: int) -> None:
         if self.late_reports:
-            self.hear(self.late_reports.pop(index % len(self.late_reports)))
+            self.receive_report(self.late_reports.pop(index % len(self.late_reports)))
 
-    # --- everything goes well
+    # --- runs without faults
 
     def run_rounds(self, steps: int = 1) -> None:
-        """Half a second in which all that waits is done, in the order of its way."""
+        """Run rounds of half a second in which all pending work is done, in the order in which it flows."""
         for _ in range(steps):
             for _ in self.run_round():
                 pass
 
     def run_round(self) -> Iterator[None]:
-        """The same, one small step at a time."""
+        """Run one round in small steps. Yield after each."""
         self.pass_time(STEP_S)
         yield
         self.tick()
         yield
-        while self.tables.outbox and self.hearing_since_s is not None:
+        while self.tables.outbox and self.probes_received_since_s is not None:
             self.publish()
             yield
         for runner in list(self.runners.values()):
@@ -551,7 +555,7 @@ class Simulation:
             for uuid in list(runner.workers):
                 self.work(runner, uuid)
                 yield
-        for uuid in self.results if self.hearing_since_s is not None else ():
+        for uuid in self.results if self.probes_received_since_s is not None else ():
             self.note_end(uuid)
             yield
             for _ in range(len(self.results[uuid]) + 1):
@@ -561,17 +565,17 @@ class Simulation:
                 yield
 
     def _is_reachable(self, runner: SimulatedRunner) -> bool:
-        return self.hearing_since_s is not None and runner.name in self.runners
+        return self.probes_received_since_s is not None and runner.name in self.runners
 
     def run_inbox(self) -> None:
-        if self.hearing_since_s is None:
+        if self.probes_received_since_s is None:
             return
         for uuid, log in self.results.items():
             self.note_end(uuid)
             self.store(uuid, len(log) + 1)
 
     def run_until(self, reached: Callable[[], bool], limit_s: float = 120.0) -> None:
-        """Lets all go well until `reached`, which must come within `limit_s`."""
+        """Run without faults until `reached`, which must happen within `limit_s`."""
         end_s = self.now_s + limit_s
         while not reached():
             if self.now_s >= end_s:
@@ -580,7 +584,7 @@ class Simulation:
             self.check()
 
     def settle(self) -> None:
-        """No fault any more: every scenario ends, every runner's list gets empty, and then nothing is sent any more."""
+        """End all faults. Every scenario must end, every runner must become empty, and then no more commands may be sent."""
         self.end_all_faults()
         for uuid, source in self.sources.items():
             if source.live:
@@ -590,7 +594,7 @@ class Simulation:
         for _ in range(20):
             self.run_rounds()
         if self.commands_sent != sent or not self.is_quiet():
-            raise violation(7, "commands are sent though all is done")
+            raise violation(7, "commands are sent although everything has ended")
         self.check()
 
     def end_all_faults(self) -> None:
@@ -605,7 +609,7 @@ class Simulation:
         return (
             all(scenario.state is State.INACTIVE for scenario in self.tables.scenarios.values())
             and not self.tables.outbox
-            and all(is_empty(runner.charge) and not runner.commands for runner in self.runners.values())
+            and all(is_empty(runner.state) and not runner.commands for runner in self.runners.values())
             and all(
                 self._is_lease_over(view) or (view.mark is None and not (view.report and view.report.entries))
                 for view in views
@@ -613,9 +617,11 @@ class Simulation:
         )
 
     def _is_lease_over(self, view: RunnerView) -> bool:
-        return is_runner_lease_expired(view.last_seen_s, self.hearing_since_s, self.now_s, TIMING.runner_lease_s)
+        return is_runner_lease_expired(
+            view.last_seen_s, self.probes_received_since_s, self.now_s, TIMING.runner_lease_s
+        )
 
-    # --- what must always hold
+    # --- checks
 
     def check(self) -> None:
         check_simulation(self)

@@ -1,4 +1,4 @@
-"""What the small world is made of: sources, tables, runners and their workers. Data alone; world.py moves it."""
+"""The data of the simulation: sources, tables, runners and workers."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from vidflow.domain.runner import RunnerState
 from vidflow.domain.scenario import Kind, Scenario, State
 
 PTS_STEP: Final = 10
-"""Of a file, the pts of its kept frames lie this far apart."""
-FATAL: Final = ErrorInfo("source_changed", "the file is another one now")
+"""Distance between the pts of a file's kept frames."""
+FATAL: Final = ErrorInfo("source_changed", "the file has changed")
 
 
 class SimulatedSource(msgspec.Struct, frozen=True):
-    """What a scenario is to read: `frames` kept ones of a file, or a live stream without end. Workers crash at `poison`."""
+    """The source of a scenario: a file of `frames` kept frames, or a live stream without end.
+
+    Workers crash at the indexes in `poison` and fail with FATAL at the index `fatal`. `skips`: skip poisonous frames.
+    """
 
     frames: int = 3
     live: bool = False
@@ -39,7 +42,7 @@ class HistoryRow(msgspec.Struct, frozen=True):
 
 
 class StoredFrame(msgspec.Struct, frozen=True):
-    """A row of the results: what tells one moment of the source from another, and who stored it."""
+    """A row of the results: the pts of the frame, and the epoch that stored it."""
 
     pts: int
     epoch: int
@@ -57,7 +60,7 @@ class OutboxRow(msgspec.Struct, frozen=True):
 
 @dataclass
 class SimulatedDatabase:
-    """The database. Its values are immutable, so a copy of the dicts is a backup."""
+    """The database. Its values are immutable, so copying the dicts makes a backup."""
 
     scenarios: dict[str, Scenario] = field(default_factory=dict)
     due_s: dict[str, float] = field(default_factory=dict)
@@ -79,7 +82,7 @@ class SimulatedDatabase:
 
 
 class RunnerMode(StrEnum):
-    """How a runner is: as it should be, without Kafka, frozen while its workers go on, or without ears."""
+    """The condition of a runner: healthy, cut off from Kafka, frozen while its workers continue, or not receiving commands."""
 
     HEALTHY = "well"
     CUT_OFF = "cut"
@@ -89,7 +92,7 @@ class RunnerMode(StrEnum):
 
 @dataclass
 class SimulatedWorker:
-    """A process that reads its source from `source_index` (an index of kept frames; of a file) and numbers what it keeps."""
+    """A worker process. `source_index` is the index of the next kept frame in a file, `next_frame` the number that it gets."""
 
     uuid: str
     deploy: Deploy
@@ -101,10 +104,10 @@ class SimulatedWorker:
 
 @dataclass
 class SimulatedRunner:
-    """A runner process: its charge, its workers, and the commands that lie in the topic for it."""
+    """A runner process: its state, its workers, and the commands in its topic that it has not read."""
 
     name: str
-    charge: RunnerState
+    state: RunnerState
     workers: dict[str, SimulatedWorker] = field(default_factory=dict)
     commands: list[tuple[str, bytes]] = field(default_factory=list)
     mode: RunnerMode = RunnerMode.HEALTHY

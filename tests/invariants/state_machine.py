@@ -1,4 +1,4 @@
-"""Hypothesis' state machine over the small world: any step at any moment, and after each one all that must hold. No step of its own."""
+"""Hypothesis state machines over the simulation: any step at any moment, and all checks after each step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.invariants.simulation import Simulation
 from tests.invariants.simulation_state import RunnerMode, SimulatedRunner, SimulatedSource
 
 EXAMPLES: Final = int(os.environ.get("VIDFLOW_TEST_EXAMPLES", "0"))
-"""How many schedules a long run tries; unset: few, and the same ones each time."""
+"""Number of schedules of a long run. If unset, few schedules are run, the same ones each time."""
 STEPS: Final = int(os.environ.get("VIDFLOW_TEST_STEPS", "50"))
 INDEX: Final = st.integers(0, 7)
 SOURCES: Final = st.builds(
@@ -26,7 +26,7 @@ SOURCES: Final = st.builds(
 
 
 def machine_settings(examples: int) -> settings:
-    """The settings of a machine that tries `examples` schedules by default."""
+    """Return the settings of a machine that tries `examples` schedules by default."""
     return settings(
         max_examples=EXAMPLES or examples,
         stateful_step_count=STEPS,
@@ -39,12 +39,12 @@ def machine_settings(examples: int) -> settings:
 
 
 class Interleavings(RuleBasedStateMachine):
-    """Steps of all parts in any order. Subclasses add the faults; the teardown mends everything and waits for the end."""
+    """Steps of all parts in any order. Subclasses add faults. The teardown ends all faults and waits for every scenario to end."""
 
     MAX_SCENARIOS = 2
 
     @initialize(source=SOURCES, runners=st.integers(1, 2), capacity=st.integers(1, 2))
-    def begin(self, source: SimulatedSource, runners: int, capacity: int) -> None:
+    def start(self, source: SimulatedSource, runners: int, capacity: int) -> None:
         self.simulation = Simulation(runners, capacity)
         self.simulation.init(source)
 
@@ -63,7 +63,7 @@ class Interleavings(RuleBasedStateMachine):
         workers = list(self.simulation.workers())
         return workers[index % len(workers)]
 
-    # --- the usual course
+    # --- steps without faults
 
     @precondition(lambda self: len(self.simulation.sources) < self.MAX_SCENARIOS)
     @rule(source=SOURCES)
@@ -79,7 +79,7 @@ class Interleavings(RuleBasedStateMachine):
         self.simulation.tick()
 
     @rule(index=INDEX)
-    def tick_beside_a_shutdown(self, index: int) -> None:
+    def tick_with_a_concurrent_shutdown(self, index: int) -> None:
         plan = self.simulation.make_plan()
         self.simulation.shutdown(self.pick_scenario(index))
         self.simulation.write_plan(plan)
@@ -90,19 +90,19 @@ class Interleavings(RuleBasedStateMachine):
         self.simulation.publish(index)
 
     @precondition(lambda self: any(runner.commands for runner in self.simulation.runners.values()))
-    @rule(who=INDEX, index=INDEX)
-    def take_command(self, who: int, index: int) -> None:
+    @rule(runner=INDEX, index=INDEX)
+    def take_command(self, runner: int, index: int) -> None:
         runners = [runner for runner in self.simulation.runners.values() if runner.commands]
-        self.simulation.take_command(runners[who % len(runners)], index)
+        self.simulation.take_command(runners[runner % len(runners)], index)
 
     @precondition(has_workers)
     @rule(index=INDEX)
     def work(self, index: int) -> None:
         self.simulation.work(*self.pick_worker(index))
 
-    @rule(index=INDEX, most=st.integers(0, 4))
-    def store(self, index: int, most: int) -> None:
-        self.simulation.store(self.pick_scenario(index), most)
+    @rule(index=INDEX, limit=st.integers(0, 4))
+    def store(self, index: int, limit: int) -> None:
+        self.simulation.store(self.pick_scenario(index), limit)
 
     @rule(index=INDEX)
     def note_end(self, index: int) -> None:
@@ -117,7 +117,7 @@ class Interleavings(RuleBasedStateMachine):
         self.simulation.pass_time(seconds)
 
     @rule(steps=st.sampled_from([1, 2, 4, 16]))
-    def all_goes_well(self, steps: int) -> None:
+    def run_without_faults(self, steps: int) -> None:
         self.simulation.run_rounds(steps)
 
     @invariant()
@@ -125,12 +125,12 @@ class Interleavings(RuleBasedStateMachine):
         self.simulation.check()
 
     def teardown(self) -> None:
-        if hasattr(self, "world"):
+        if hasattr(self, "simulation"):
             self.simulation.settle()
 
 
 class InterleavingsWithFaults(Interleavings):
-    """Any fault of a process or of a message."""
+    """Adds the faults of processes and messages."""
 
     @rule(index=INDEX)
     def kill_runner(self, index: int) -> None:
@@ -169,18 +169,18 @@ class InterleavingsWithFaults(Interleavings):
     def kafka_back(self) -> None:
         self.simulation.kafka_back()
 
-    @rule(who=INDEX, index=INDEX)
-    def keep_copy_of_command(self, who: int, index: int) -> None:
-        self.simulation.keep_copy(self.pick_runner(who), index)
+    @rule(runner=INDEX, index=INDEX)
+    def keep_copy_of_command(self, runner: int, index: int) -> None:
+        self.simulation.keep_copy(self.pick_runner(runner), index)
 
     @precondition(lambda self: self.simulation.late_commands)
     @rule(index=INDEX)
-    def late_command_comes(self, index: int) -> None:
+    def deliver_late_command(self, index: int) -> None:
         self.simulation.release_copy(index)
 
-    @rule(who=INDEX, index=INDEX)
-    def lose_command(self, who: int, index: int) -> None:
-        self.simulation.lose_command(self.pick_runner(who), index)
+    @rule(runner=INDEX, index=INDEX)
+    def lose_command(self, runner: int, index: int) -> None:
+        self.simulation.lose_command(self.pick_runner(runner), index)
 
     @rule(index=INDEX)
     def keep_copy_of_report(self, index: int) -> None:
@@ -188,7 +188,7 @@ class InterleavingsWithFaults(Interleavings):
 
     @precondition(lambda self: self.simulation.late_reports)
     @rule(index=INDEX)
-    def late_report_comes(self, index: int) -> None:
+    def deliver_late_report(self, index: int) -> None:
         self.simulation.release_report(index)
 
     @rule(index=INDEX, back=st.integers(1, 4))
@@ -197,7 +197,7 @@ class InterleavingsWithFaults(Interleavings):
 
 
 class InterleavingsWithDataLoss(InterleavingsWithFaults):
-    """Kafka emptied and the database restored, besides."""
+    """Adds the loss of all topics and the restore of a backup of the database."""
 
     @rule()
     def empty_kafka(self) -> None:

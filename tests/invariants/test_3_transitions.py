@@ -1,4 +1,4 @@
-"""Invariant 3: a state moves only along the table, whoever is faster, and inactive is for ever."""
+"""Invariant 3: a state changes only along the table, in any race, and inactive is final."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from tests.invariants.simulation_state import FATAL, SimulatedSource
 from vidflow.domain.scenario import Kind, Outcome, State
 
 
-def kinds(world: Simulation, uuid: str) -> list[Kind]:
-    return [move.kind for move in world.tables.history[uuid]]
+def kinds(simulation: Simulation, uuid: str) -> list[Kind]:
+    return [row.kind for row in simulation.tables.history[uuid]]
 
 
-def test_the_usual_way_of_a_file() -> None:
-    world = Simulation()
-    uuid = world.init(FILE)
-    world.settle()
-    assert kinds(world, uuid) == [Kind.ASSIGNED, Kind.FIRST_FRAME, Kind.COMPLETED, Kind.TAKEN, Kind.DRAINED]
+def test_the_transitions_of_a_file_without_faults() -> None:
+    simulation = Simulation()
+    uuid = simulation.init(FILE)
+    simulation.settle()
+    assert kinds(simulation, uuid) == [Kind.ASSIGNED, Kind.FIRST_FRAME, Kind.COMPLETED, Kind.TAKEN, Kind.DRAINED]
 
 
 @pytest.mark.parametrize(
@@ -31,63 +31,63 @@ def test_the_usual_way_of_a_file() -> None:
         SimulatedSource(frames=3, fatal=1),
     ],
 )
-def test_a_shutdown_at_any_moment_leads_to_inactive_and_no_move_is_off_the_table(source: SimulatedSource) -> None:
-    for at in range(1, 60):
-        world = Simulation()
-        uuid = world.init(source)
-        for moment in run_in_small_steps(world, uuid):
-            if moment == at:
-                world.shutdown(uuid)
-                world.shutdown(uuid)  # asking twice is no error
-            world.check()
-        world.settle()
-        assert world.state(uuid) is State.INACTIVE
-        assert kinds(world, uuid).count(Kind.SHUTDOWN_REQUESTED) <= 1
+def test_a_shutdown_at_any_moment_leads_to_inactive_along_the_table(source: SimulatedSource) -> None:
+    for shutdown_step in range(1, 60):
+        simulation = Simulation()
+        uuid = simulation.init(source)
+        for step in run_in_small_steps(simulation, uuid):
+            if step == shutdown_step:
+                simulation.shutdown(uuid)
+                simulation.shutdown(uuid)  # a second request is no error
+            simulation.check()
+        simulation.settle()
+        assert simulation.state(uuid) is State.INACTIVE
+        assert kinds(simulation, uuid).count(Kind.SHUTDOWN_REQUESTED) <= 1
 
 
-def test_a_shutdown_that_overtakes_the_leaders_decision_wins() -> None:
-    world = Simulation()
-    uuid = world.init(FILE)
-    plan = world.make_plan()
-    world.shutdown(uuid)
-    world.write_plan(plan)
-    assert kinds(world, uuid) == [Kind.SHUTDOWN_REQUESTED]
-    assert world.tables.outbox == ()
-    world.settle()
-    assert kinds(world, uuid) == [Kind.SHUTDOWN_REQUESTED, Kind.TAKEN, Kind.DRAINED]
+def test_a_shutdown_before_the_leaders_plan_is_written_wins() -> None:
+    simulation = Simulation()
+    uuid = simulation.init(FILE)
+    plan = simulation.make_plan()
+    simulation.shutdown(uuid)
+    simulation.write_plan(plan)
+    assert kinds(simulation, uuid) == [Kind.SHUTDOWN_REQUESTED]
+    assert simulation.tables.outbox == ()
+    simulation.settle()
+    assert kinds(simulation, uuid) == [Kind.SHUTDOWN_REQUESTED, Kind.TAKEN, Kind.DRAINED]
 
 
-def test_two_leaders_who_decide_the_same_move_it_once() -> None:
-    world = Simulation()
-    uuid = world.init(FILE)
-    first, second = world.make_plan(), world.make_plan()
-    world.write_plan(first)
-    world.write_plan(second)
-    assert kinds(world, uuid) == [Kind.ASSIGNED]
-    assert len(world.tables.outbox) == 1
+def test_two_leaders_with_the_same_plan_apply_it_once() -> None:
+    simulation = Simulation()
+    uuid = simulation.init(FILE)
+    first, second = simulation.make_plan(), simulation.make_plan()
+    simulation.write_plan(first)
+    simulation.write_plan(second)
+    assert kinds(simulation, uuid) == [Kind.ASSIGNED]
+    assert len(simulation.tables.outbox) == 1
 
 
-def test_nothing_wakes_what_is_inactive() -> None:
-    world = Simulation()
-    uuid = world.init(FILE)
-    world.run_until(lambda: any(runner.commands or runner.workers for runner in world.runners.values()))
-    for runner in world.runners.values():
-        world.keep_report(runner)
-    world.shutdown(uuid)
-    world.settle()
-    history = world.tables.history[uuid]
-    world.take_over()
-    world.release_report(0)
-    world.shutdown(uuid)
-    world.read_again(uuid, 100)
-    world.settle()
-    assert world.tables.history[uuid] == history
+def test_an_inactive_scenario_never_changes() -> None:
+    simulation = Simulation()
+    uuid = simulation.init(FILE)
+    simulation.run_until(lambda: any(runner.commands or runner.workers for runner in simulation.runners.values()))
+    for runner in simulation.runners.values():
+        simulation.keep_report(runner)
+    simulation.shutdown(uuid)
+    simulation.settle()
+    history = simulation.tables.history[uuid]
+    simulation.take_over()
+    simulation.release_report(0)
+    simulation.shutdown(uuid)
+    simulation.read_again(uuid, 100)
+    simulation.settle()
+    assert simulation.tables.history[uuid] == history
 
 
-def test_an_error_that_no_retry_mends_fails_at_once_and_keeps_what_was_stored() -> None:
-    world = Simulation()
-    uuid = world.init(SimulatedSource(frames=5, fatal=2))
-    world.settle()
-    scenario = world.tables.scenarios[uuid]
-    assert (scenario.outcome, scenario.error, len(world.tables.rows[uuid])) == (Outcome.FAILED, FATAL, 2)
-    assert kinds(world, uuid).count(Kind.ASSIGNED) == 1
+def test_a_fatal_error_fails_at_once_and_keeps_the_stored_rows() -> None:
+    simulation = Simulation()
+    uuid = simulation.init(SimulatedSource(frames=5, fatal=2))
+    simulation.settle()
+    scenario = simulation.tables.scenarios[uuid]
+    assert (scenario.outcome, scenario.error, len(simulation.tables.rows[uuid])) == (Outcome.FAILED, FATAL, 2)
+    assert kinds(simulation, uuid).count(Kind.ASSIGNED) == 1

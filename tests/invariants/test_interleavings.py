@@ -1,7 +1,7 @@
-"""Invariants 3 to 8 over schedules that nobody thought of: each machine checks all of them after each of its steps.
+"""Invariants 3 to 8 over random schedules, checked after each step.
 
-At the end of each schedule no fault is left, and every scenario must end, every runner's list get empty, and nothing be sent.
-VIDFLOW_TEST_EXAMPLES and VIDFLOW_TEST_STEPS make a long run of it, with other schedules each time.
+At the end of each schedule all faults end. Then every scenario must end, every runner must become empty, and no more commands
+may be sent. VIDFLOW_TEST_EXAMPLES and VIDFLOW_TEST_STEPS make it a long run with different schedules each time.
 """
 
 from __future__ import annotations

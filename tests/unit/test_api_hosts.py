@@ -1,4 +1,4 @@
-"""Hosts that requests may name: how a Host header is read, and which names and addresses are allowed."""
+"""Parsing of Host headers, and which hosts requests may name."""
 # ruff: noqa: S104, E501 - addresses to refuse, and tables of cases
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vidflow.settings import ApiOptions
         ("[0:0:0:0:0:0:0:1]", "::1"), ("[::ffff:127.0.0.1]", "127.0.0.1"), ("my_api", "my_api"), ("xn--bcher-kva.example", "xn--bcher-kva.example"),
     ],
 )  # fmt: skip
-def test_a_host_is_read_in_one_form(authority: str, host: str) -> None:
+def test_a_host_is_normalized(authority: str, host: str) -> None:
     assert parse_host(authority) == host
 
 
@@ -33,7 +33,7 @@ def test_a_host_is_read_in_one_form(authority: str, host: str) -> None:
         "localhost evil.example", "localhost\t", "localhost\n", "http://localhost", "*",
     ],
 )  # fmt: skip
-def test_what_is_not_a_host_is_none(authority: str) -> None:
+def test_an_invalid_host_is_rejected(authority: str) -> None:
     assert parse_host(authority) is None
 
 
@@ -41,9 +41,9 @@ def test_what_is_not_a_host_is_none(authority: str) -> None:
     "host", ["localhost", "api.localhost", "127.0.0.1", "127.1.2.3", "[::1]", "[::ffff:127.0.0.1]"]
 )
 def test_loopback_is_always_allowed(host: str) -> None:
-    found = parse_host(host)
-    assert found is not None
-    assert AllowedHosts().allows(found)
+    parsed = parse_host(host)
+    assert parsed is not None
+    assert AllowedHosts().allows(parsed)
 
 
 @pytest.mark.parametrize(
@@ -53,10 +53,10 @@ def test_loopback_is_always_allowed(host: str) -> None:
         "127.1", "2130706433", "0x7f.1", "[::2]", "[::ffff:10.0.0.1]", "localhost.localdomain", "127.0.0.1.nip.io",
     ],
 )  # fmt: skip
-def test_what_is_not_loopback_is_not_allowed_by_default(host: str) -> None:
-    found = parse_host(host)
-    assert found is not None
-    assert not AllowedHosts().allows(found)
+def test_other_hosts_are_not_allowed_by_default(host: str) -> None:
+    parsed = parse_host(host)
+    assert parsed is not None
+    assert not AllowedHosts().allows(parsed)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_what_is_not_loopback_is_not_allowed_by_default(host: str) -> None:
         ("fd00::/8", ["[fd12::1]"], ["[fe80::1]", "10.0.0.1"]), ("*", ["evil.example", "10.0.0.1", "[::]"], []), ("api", ["api:8000"], ["api2"]),
     ],
 )  # fmt: skip
-def test_an_entry_allows_what_it_names_and_no_more(entry: str, allowed: list[str], refused: list[str]) -> None:
+def test_an_entry_allows_only_the_hosts_that_it_names(entry: str, allowed: list[str], refused: list[str]) -> None:
     hosts = AllowedHosts([f" {entry} "])
     assert [host for host in allowed if not hosts.allows(parse_host(host) or "")] == []
     assert [host for host in refused if hosts.allows(parse_host(host) or "")] == []
@@ -80,22 +80,20 @@ def test_an_entry_allows_what_it_names_and_no_more(entry: str, allowed: list[str
 @pytest.mark.parametrize(
     "entry", ["", "api.example.org:8000", "http://api.example.org", "a b", "*.*.org", "a*.org", "*.", "10.0.0.0/99"]
 )
-def test_an_entry_that_is_not_a_host_is_refused_with_what_to_do(entry: str) -> None:
+def test_an_invalid_entry_is_refused_with_the_option_to_change(entry: str) -> None:
     with pytest.raises(SetupError, match="--allowed-hosts"):
         AllowedHosts([entry])
 
 
 @pytest.mark.parametrize(
-    ("listens_at", "host", "allowed"),
+    ("listen_address", "host", "allowed"),
     [
         ("10.0.0.7", "10.0.0.7", True), ("10.0.0.7", "10.0.0.8", False), ("0.0.0.0", "10.0.0.7", False), ("0.0.0.0", "0.0.0.0", False),
         ("::", "::", False), ("", "10.0.0.7", False), ("fe80::1%eth0", "fe80::1", True), ("vidflow.example", "vidflow.example", True), ("127.0.0.1", "vidflow.example", False),
     ],
 )  # fmt: skip
-def test_the_address_that_the_server_is_told_to_listen_at_is_allowed(
-    listens_at: str, host: str, *, allowed: bool
-) -> None:
-    assert parse_allowed_hosts(ApiOptions(host=listens_at)).allows(host) is allowed
+def test_the_address_that_the_server_listens_on_is_allowed(listen_address: str, host: str, *, allowed: bool) -> None:
+    assert parse_allowed_hosts(ApiOptions(host=listen_address)).allows(host) is allowed
 
 
 @pytest.mark.parametrize(
@@ -111,6 +109,6 @@ def test_the_host_of_an_origin(origin: str, host: str | None) -> None:
 
 
 @given(st.text(max_size=40))
-def test_any_text_is_a_host_or_is_not(text: str) -> None:
+def test_any_text_is_parsed_or_rejected(text: str) -> None:
     host = parse_host(text)
     assert host is None or parse_host(f"[{host}]" if ":" in host else host) == host

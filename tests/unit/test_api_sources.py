@@ -1,4 +1,4 @@
-"""Which sources pass the door, and as what they are stored and shown."""
+"""Validation of sources, and how they are stored and shown."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_file_under_the_root_is_stored_relative_to_it(root: Path) -> None:
     assert validate_source("in.mp4", options) == "day/b.mp4"
 
 
-def test_a_root_that_is_a_link_itself_is_followed(root: Path, tmp_path: Path) -> None:
+def test_a_root_that_is_a_symbolic_link_is_followed(root: Path, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(root)
     assert validate_source("a.mp4", ApiOptions(media_root=link)) == "a.mp4"
@@ -63,11 +63,11 @@ def test_a_root_that_is_a_link_itself_is_followed(root: Path, tmp_path: Path) ->
         "../media2/x",
     ],
 )
-def test_nothing_leads_out_of_the_root_and_nobody_learns_what_is_there(root: Path, source: str) -> None:
+def test_a_path_outside_the_root_is_forbidden_whether_it_exists_or_not(root: Path, source: str) -> None:
     assert code_of(source, ApiOptions(media_root=root)) == "source_forbidden"
 
 
-def test_every_file_may_be_named_where_that_is_allowed(root: Path, tmp_path: Path) -> None:
+def test_a_file_outside_the_root_is_accepted_with_any_file(root: Path, tmp_path: Path) -> None:
     secret = str(tmp_path / "secret.mp4")
     assert validate_source(secret, ApiOptions(any_file=True)) == secret
     assert validate_source(secret, ApiOptions(any_file=True, media_root=root)) == secret
@@ -76,12 +76,12 @@ def test_every_file_may_be_named_where_that_is_allowed(root: Path, tmp_path: Pat
     assert code_of("secret.mp4", ApiOptions(any_file=True)) == "source_forbidden"
 
 
-def test_without_a_root_there_are_no_local_files(root: Path) -> None:
+def test_without_a_root_local_files_are_forbidden(root: Path) -> None:
     assert code_of(str(root / "a.mp4"), ApiOptions()) == "source_forbidden"
     assert code_of("concat:/etc/passwd|/etc/group", ApiOptions()) == "source_forbidden"
 
 
-def test_what_is_no_video_file_is_told(root: Path) -> None:
+def test_a_missing_or_unusable_file_is_refused(root: Path) -> None:
     options = ApiOptions(media_root=root)
     os.mkfifo(root / "pipe.mp4")
     assert code_of("nothing.mp4", options) == "source_missing"
@@ -96,7 +96,7 @@ def test_what_is_no_video_file_is_told(root: Path) -> None:
 @pytest.mark.parametrize(
     "source", ["http://h/x.mp4", "HTTPS://h/x", "rtsp://u:p@h:554/s", "rtsps://[::1]/s", "http://h/x?a=1#b"]
 )
-def test_a_url_is_stored_as_it_is(source: str) -> None:
+def test_a_url_is_stored_unchanged(source: str) -> None:
     assert validate_source(source, ApiOptions()) == source
 
 
@@ -120,7 +120,7 @@ def test_a_url_of_another_scheme_is_refused(source: str) -> None:
         "a\x00b",
     ],
 )
-def test_what_is_no_url_is_refused(source: str) -> None:
+def test_an_invalid_url_is_refused(source: str) -> None:
     assert code_of(source, ApiOptions(any_file=True)) == "source_invalid"
 
 

@@ -1,4 +1,4 @@
-"""Tensors to boxes, and the thinning out of boxes, on tensors whose answer is known."""
+"""Decoders, non-maximum suppression and the mapping between pictures and tensors, on inputs with known results."""
 
 from __future__ import annotations
 
@@ -48,26 +48,26 @@ def test_a_yolox_size_that_overflows_stays_finite() -> None:
     assert np.isfinite(found.boxes).all()
 
 
-def test_each_picture_of_a_batch_is_decoded_on_its_own() -> None:
+def test_each_picture_of_a_batch_is_decoded_separately() -> None:
     raw = np.zeros((3, CELLS, 8), dtype=np.float32)
     raw[1, 5, 4:6] = 1
     assert [len(found.scores) for found in decode_yolox([raw], YOLOX, 0.5)] == [0, 1, 0]
 
 
 @pytest.mark.parametrize("shape", [(1, CELLS, 7), (1, CELLS - 1, 8), (CELLS, 8)])
-def test_outputs_of_another_shape_are_refused_with_both_shapes_named(shape: tuple[int, ...]) -> None:
+def test_outputs_of_the_wrong_shape_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ModelError, match="yolox"):
         decode_yolox([np.zeros(shape, dtype=np.float32)], YOLOX, 0.5)
 
 
-def test_scores_that_are_no_numbers_are_refused_and_not_dropped() -> None:
+def test_nan_scores_are_refused_and_not_dropped() -> None:
     raw = np.zeros((1, CELLS, 8), dtype=np.float32)
     raw[0, 3, 4] = np.nan
     with pytest.raises(InferenceError, match="finite"):
         decode_yolox([raw], YOLOX, 0.5)
 
 
-def test_a_fastestdet_cell_becomes_a_box_in_shares_of_the_tensor() -> None:
+def test_a_fastestdet_cell_becomes_a_box_relative_to_the_tensor_size() -> None:
     raw = np.zeros((1, 5 + 3, 4, 8), dtype=np.float32)
     raw[0, :, 1, 2] = [1, 0, 0, 0, 0, 0.0, 0.0, 1.0]
     (found,) = decode_fastestdet([raw], Layout((64, 128), (), 3), 0.9)
@@ -78,32 +78,32 @@ def test_a_fastestdet_cell_becomes_a_box_in_shares_of_the_tensor() -> None:
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
 @pytest.mark.parametrize("count", [0, 1, 4])
-def test_boxes_labels_and_scores_are_told_apart_in_any_order(
+def test_torchvision_outputs_are_recognized_in_any_order(
     batched: bool, order: tuple[int, int, int], count: int
 ) -> None:
     boxes = np.arange(4 * count, dtype=np.float32).reshape(count, 4)
     outputs: list[NDArray[Any]] = [boxes, np.arange(count), np.full(count, 0.9, dtype=np.float32)]
-    given = [outputs[place][None] if batched else outputs[place] for place in order]
-    (found,) = decode_torchvision(given, YOLOX, 0.5)
+    ordered = [outputs[index][None] if batched else outputs[index] for index in order]
+    (found,) = decode_torchvision(ordered, YOLOX, 0.5)
     assert found.boxes.tolist() == boxes.tolist()
     assert found.classes.tolist() == list(range(count))
 
 
-def test_overlapping_boxes_of_one_class_leave_the_best() -> None:
+def test_nms_keeps_the_best_of_overlapping_boxes_of_a_class() -> None:
     found = candidates((0, 0, 10, 10, 0.5, 0), (1, 0, 11, 10, 0.9, 0), (50, 0, 60, 10, 0.4, 0))
     assert apply_nms(found, 0.45).scores.tolist() == pytest.approx([0.9, 0.4])
 
 
-def test_overlapping_boxes_of_two_classes_both_stay() -> None:
+def test_nms_keeps_overlapping_boxes_of_two_classes() -> None:
     assert len(apply_nms(candidates((0, 0, 10, 10, 0.5, 0), (0, 0, 10, 10, 0.9, 1)), 0.45).scores) == 2
 
 
-def test_a_box_that_only_a_removed_one_overlaps_stays() -> None:
+def test_nms_keeps_a_box_that_overlaps_only_a_removed_box() -> None:
     chain = candidates((0, 0, 10, 10, 0.9, 0), (4, 0, 14, 10, 0.8, 0), (8, 0, 18, 10, 0.7, 0))
     assert apply_nms(chain, 0.4).scores.tolist() == pytest.approx([0.9, 0.7])
 
 
-def test_thinning_out_agrees_with_the_definition_on_random_boxes() -> None:
+def test_nms_agrees_with_a_plain_implementation_on_random_boxes() -> None:
     random = np.random.default_rng(7)
     corners = random.uniform(0, 80, (200, 2))
     rows = np.hstack(
@@ -119,25 +119,25 @@ def test_thinning_out_agrees_with_the_definition_on_random_boxes() -> None:
 
 
 def _plain_nms(found: Candidates, limit: float) -> list[float]:
-    left = sorted(zip(found.scores.tolist(), found.boxes.tolist(), found.classes.tolist(), strict=True), reverse=True)
+    ranked = sorted(zip(found.scores.tolist(), found.boxes.tolist(), found.classes.tolist(), strict=True), reverse=True)
     kept: list[tuple[float, list[float], int]] = []
-    for one in left:
-        if not any(one[2] == other[2] and iou(tuple(one[1]), tuple(other[1])) > limit for other in kept):  # type: ignore[arg-type]
-            kept.append(one)
-    return [one[0] for one in kept]
+    for score, box, label in ranked:
+        if not any(label == other[2] and iou(tuple(box), tuple(other[1])) > limit for other in kept):  # type: ignore[arg-type]
+            kept.append((score, box, label))
+    return [score for score, _, _ in kept]
 
 
 @pytest.mark.parametrize("place", ["corner", "centre"])
 @pytest.mark.parametrize("size", [(640, 360), (360, 640), (64, 64), (1, 900)])
-def test_a_letterboxed_box_comes_back_where_it_was(size: tuple[int, int], place: str) -> None:
+def test_a_letterboxed_box_is_mapped_back_to_the_picture(size: tuple[int, int], place: str) -> None:
     placed = fit_picture(size, InputSpec((416, 416), resize="letterbox", place=place))  # type: ignore[arg-type]
-    whole = np.array(
+    picture_box = np.array(
         [[placed.left, placed.top, placed.left + placed.size[0], placed.top + placed.size[1]]], dtype=np.float32
     )
-    assert map_to_picture(whole, placed)[0] == pytest.approx([0, 0, *size], abs=1e-3)
+    assert map_to_picture(picture_box, placed)[0] == pytest.approx([0, 0, *size], abs=1e-3)
 
 
-def test_a_letterboxed_picture_lies_in_the_corner_on_its_ground() -> None:
+def test_a_letterboxed_picture_is_placed_in_the_corner_and_padded() -> None:
     spec = InputSpec((32, 32), resize="letterbox", pad=114, channels="bgr")
     tensor = np.zeros((3, 32, 32), dtype=np.float32)
     pixels = np.zeros((32, 64, 3), dtype=np.uint8)
@@ -148,7 +148,7 @@ def test_a_letterboxed_picture_lies_in_the_corner_on_its_ground() -> None:
     assert (tensor[:, 16:] == 114).all()
 
 
-def test_pixels_are_scaled_then_centred_then_spread() -> None:
+def test_pixels_are_scaled_then_reduced_by_the_mean_then_divided_by_std() -> None:
     spec = InputSpec((32, 32), scale=0.5, mean=(10.0, 0.0, 20.0), std=(1.0, 2.0, 4.0))
     tensor = np.zeros((3, 32, 32), dtype=np.float32)
     fill_tensor(tensor, picture_of(np.full((32, 32, 3), 100, dtype=np.uint8)), spec)

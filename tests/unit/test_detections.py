@@ -1,4 +1,4 @@
-"""The one form of detections: clipping, rounding, order, and what is refused."""
+"""The canonical form of detections: clipping, rounding, order and refused values."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ def test_a_box_is_clipped_to_the_frame_and_rounded() -> None:
 
 
 @pytest.mark.parametrize("box", [(700.0, 0.0, 800.0, 10.0), (5.0, 5.0, 5.001, 50.0), (9.0, 9.0, 3.0, 20.0)])
-def test_a_box_with_nothing_left_within_the_frame_is_no_detection(box: tuple[float, float, float, float]) -> None:
+def test_a_box_without_area_within_the_frame_is_dropped(box: tuple[float, float, float, float]) -> None:
     assert build_detection("person", 0.9, box, 640, 480) is None
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("place", range(5))
-def test_what_is_no_finite_number_is_refused(wrong: float, place: int) -> None:
+@pytest.mark.parametrize("index", range(5))
+def test_a_number_that_is_not_finite_is_refused(wrong: float, index: int) -> None:
     values = [0.5, 1.0, 1.0, 5.0, 5.0]
-    values[place] = wrong
+    values[index] = wrong
     with pytest.raises(InferenceError, match="finite"):
         build_detection("person", values[0], values[1:], 640, 480)
 
 
-def test_a_score_just_past_one_is_one_and_one_far_off_is_refused() -> None:
-    hair = build_detection("person", 1.0000001, (0, 0, 5, 5), 10, 10)
-    assert hair is not None
-    assert hair.score == 1.0
+def test_a_score_slightly_above_one_is_capped_and_a_larger_one_is_refused() -> None:
+    detection = build_detection("person", 1.0000001, (0, 0, 5, 5), 10, 10)
+    assert detection is not None
+    assert detection.score == 1.0
     with pytest.raises(InferenceError, match="outside 0 to 1"):
         build_detection("person", 17.0, (0, 0, 5, 5), 10, 10)
 
 
-def test_selection_keeps_the_wanted_labels_and_scores_in_one_order() -> None:
+def test_selection_filters_by_label_and_score_and_sorts() -> None:
     a = Detection("cat", 0.5, (0.0, 0.0, 5.0, 5.0))
     b = Detection("person", 0.9, (1.0, 0.0, 5.0, 5.0))
     c = Detection("person", 0.9, (0.0, 0.0, 5.0, 5.0))
@@ -59,10 +59,10 @@ def test_selection_keeps_the_wanted_labels_and_scores_in_one_order() -> None:
 
 def test_selection_keeps_the_best_up_to_its_limit() -> None:
     many = [Detection("person", score / 10, (0.0, 0.0, 1.0, 1.0)) for score in range(10)]
-    assert [one.score for one in select_detections(many, limit=2)] == [0.9, 0.8]
+    assert [detection.score for detection in select_detections(many, limit=2)] == [0.9, 0.8]
 
 
-def test_a_frame_result_has_the_form_that_users_are_promised() -> None:
+def test_a_frame_result_has_the_documented_json_form() -> None:
     result = FrameResult(12, 2.4, 640, 480, (Detection("person", 0.88, (1.0, 2.0, 3.0, 4.5)),))
     assert msgspec.json.decode(msgspec.json.encode(result)) == {
         "frame_number": 12,
@@ -74,12 +74,12 @@ def test_a_frame_result_has_the_form_that_users_are_promised() -> None:
 
 
 @pytest.mark.parametrize("score", ["1.5", "-0.1", "1e999", "null", "NaN"])
-def test_a_detection_from_outside_with_an_impossible_score_is_refused(score: str) -> None:
+def test_a_decoded_detection_with_an_impossible_score_is_refused(score: str) -> None:
     with pytest.raises(msgspec.DecodeError):
         msgspec.json.decode(f'{{"label": "a", "score": {score}, "box": [0, 0, 1, 1]}}', type=Detection)
 
 
-def test_boxes_are_measured_in_square_pixels() -> None:
+def test_area_clipping_and_iou_of_boxes() -> None:
     assert area((0, 0, 4, 5)) == 20
     assert area((4, 0, 0, 5)) == 0
     assert clip((-1, -1, 50, 5), 10, 10) == (0, 0, 10, 5)

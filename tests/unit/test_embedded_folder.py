@@ -1,4 +1,4 @@
-"""One owner for a folder of data."""
+"""The lock on a data folder, and the ports that are remembered in it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def test_a_second_owner_is_refused_in_one_line_that_names_the_first(tmp_path: Pa
     lock.release()
 
 
-def test_a_folder_that_was_released_can_be_had_again(tmp_path: Path) -> None:
+def test_a_released_folder_can_be_locked_again(tmp_path: Path) -> None:
     FolderLock(tmp_path).release()
     FolderLock(tmp_path).release()
 
 
-def test_a_release_asked_for_twice_closes_nobody_elses_file(tmp_path: Path) -> None:
+def test_a_second_release_does_not_close_another_file(tmp_path: Path) -> None:
     lock = FolderLock(tmp_path)
     lock.release()
     with (tmp_path / "other").open("w") as other:
@@ -36,7 +36,7 @@ def test_a_release_asked_for_twice_closes_nobody_elses_file(tmp_path: Path) -> N
     assert (tmp_path / "other").read_text() == "still open"
 
 
-def test_a_child_that_was_handed_the_lock_holds_the_folder_after_its_owner_let_go(tmp_path: Path) -> None:
+def test_a_child_that_inherited_the_lock_holds_it_after_its_owner_released_it(tmp_path: Path) -> None:
     lock = FolderLock(tmp_path)
     command = [sys.executable, "-I", "-S", "-c", "import sys; sys.stdin.read()"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[lock.fd]) as child:
@@ -47,13 +47,13 @@ def test_a_child_that_was_handed_the_lock_holds_the_folder_after_its_owner_let_g
     FolderLock(tmp_path).release()
 
 
-def test_a_server_gets_the_ports_of_last_time_again(tmp_path: Path) -> None:
+def test_a_server_gets_its_previous_ports_again(tmp_path: Path) -> None:
     first = choose_ports(tmp_path / "ports", 2)
     assert choose_ports(tmp_path / "ports", 2) == first
 
 
-def test_given_ports_come_before_remembered_ones(tmp_path: Path) -> None:
+def test_explicit_ports_take_precedence_over_remembered_ones(tmp_path: Path) -> None:
     choose_ports(tmp_path / "ports", 1)
-    [given] = find_free_ports(1)
-    assert choose_ports(tmp_path / "ports", 1, [given]) == [given]
-    assert choose_ports(tmp_path / "ports", 1) == [given]
+    [port] = find_free_ports(1)
+    assert choose_ports(tmp_path / "ports", 1, [port]) == [port]
+    assert choose_ports(tmp_path / "ports", 1) == [port]

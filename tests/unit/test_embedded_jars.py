@@ -1,4 +1,4 @@
-"""Kafka's jars in the cache: whole or not there, checked, fetched by one process at a time."""
+"""Kafka's jars in the cache: complete or absent, verified, and fetched by one process at a time."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ JARS = tuple(jar_of(artifact, content) for artifact, content in CONTENTS.items()
 
 
 class Registry:
-    """Where the jars come from: files with given contents, and a count of what was asked for."""
+    """A source of jars with fixed contents. It records the requests."""
 
     def __init__(self, contents: dict[str, bytes]) -> None:
         self.contents = contents
-        self.asked: list[str] = []
+        self.requested: list[str] = []
 
     def fetch(self, jar: Jar, scratch: Path) -> Path:
-        self.asked.append(jar.artifact)
+        self.requested.append(jar.artifact)
         if jar.artifact not in self.contents:
             raise Unavailable(f"{jar.file_name} cannot be fetched")
         file = scratch / f"fetched-{jar.file_name}"
@@ -39,15 +39,15 @@ class Registry:
         return file
 
 
-def provide_jars(cache: Path, registry: Registry, *, said: list[str] | None = None) -> list[Path]:
-    return ensure_jars(JARS, cache, registry.fetch, (said if said is not None else []).append, Stop())
+def provide_jars(cache: Path, registry: Registry, *, messages: list[str] | None = None) -> list[Path]:
+    return ensure_jars(JARS, cache, registry.fetch, (messages if messages is not None else []).append, Stop())
 
 
 def folders(cache: Path) -> list[Path]:
     return [path for path in cache.iterdir() if path.is_dir()]
 
 
-def test_the_list_names_kafka_its_clients_and_a_log_in_46_jars() -> None:
+def test_the_jar_list_has_46_jars_with_kafka_its_clients_and_a_logger() -> None:
     jars = parse_jar_list(JAR_LIST.read_text())
     assert len(jars) == 46
     assert {"kafka_2.13-4.3.0.jar", "kafka-clients-4.3.0.jar", "log4j-slf4j-impl-2.25.4.jar"} <= {
@@ -56,35 +56,35 @@ def test_the_list_names_kafka_its_clients_and_a_log_in_46_jars() -> None:
     assert all(len(jar.sha256) == 64 for jar in jars)
 
 
-def test_what_was_fetched_is_not_fetched_again(tmp_path: Path) -> None:
+def test_a_cached_jar_is_not_fetched_again(tmp_path: Path) -> None:
     registry = Registry(CONTENTS)
     first = provide_jars(tmp_path, registry)
     assert [file.read_bytes() for file in first] == list(CONTENTS.values())
     assert provide_jars(tmp_path, registry) == first
-    assert sorted(registry.asked) == ["alpha", "beta"]
+    assert sorted(registry.requested) == ["alpha", "beta"]
 
 
-def test_progress_ends_with_all_of_the_jars(tmp_path: Path) -> None:
-    said: list[str] = []
-    provide_jars(tmp_path, Registry(CONTENTS), said=said)
-    assert said[0].startswith("fetching Kafka's jars: 0 of 2")
-    assert said[-1].startswith("fetching Kafka's jars: 2 of 2")
+def test_progress_messages_count_up_to_all_jars(tmp_path: Path) -> None:
+    messages: list[str] = []
+    provide_jars(tmp_path, Registry(CONTENTS), messages=messages)
+    assert messages[0].startswith("fetching Kafka's jars: 0 of 2")
+    assert messages[-1].startswith("fetching Kafka's jars: 2 of 2")
 
 
-def test_a_jar_with_other_bytes_is_refused_by_name_and_nothing_is_kept(tmp_path: Path) -> None:
+def test_a_jar_with_the_wrong_contents_is_refused_by_name_and_nothing_is_kept(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match=r"beta-1\.0\.jar is not the file it should be"):
         provide_jars(tmp_path, Registry({**CONTENTS, "beta": b"something else"}))
     assert folders(tmp_path) == []
 
 
-def test_a_jar_that_cannot_be_fetched_leaves_nothing_and_the_next_start_mends_it(tmp_path: Path) -> None:
+def test_after_a_failed_fetch_nothing_is_kept_and_the_next_start_succeeds(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="beta"):
         provide_jars(tmp_path, Registry({"alpha": CONTENTS["alpha"]}))
     assert folders(tmp_path) == []
     assert all(file.exists() for file in provide_jars(tmp_path, Registry(CONTENTS)))
 
 
-def test_a_cache_that_lost_a_jar_or_part_of_one_is_made_anew(tmp_path: Path) -> None:
+def test_a_missing_or_truncated_jar_is_fetched_again(tmp_path: Path) -> None:
     alpha, beta = provide_jars(tmp_path, Registry(CONTENTS))
     alpha.unlink()
     assert provide_jars(tmp_path, Registry(CONTENTS))[0].exists()
@@ -92,38 +92,38 @@ def test_a_cache_that_lost_a_jar_or_part_of_one_is_made_anew(tmp_path: Path) -> 
     assert provide_jars(tmp_path, Registry(CONTENTS))[1].read_bytes() == CONTENTS["beta"]
 
 
-def test_what_a_crash_left_behind_is_not_believed_and_goes(tmp_path: Path) -> None:
+def test_leftovers_of_a_crash_are_not_used_and_are_removed(tmp_path: Path) -> None:
     [folder] = {file.parent for file in provide_jars(tmp_path, Registry(CONTENTS))}
     leftover = folder.rename(tmp_path / f"{folder.name}.new-crashed")
     registry = Registry(CONTENTS)
     provide_jars(tmp_path, registry)
-    assert sorted(registry.asked) == ["alpha", "beta"]
+    assert sorted(registry.requested) == ["alpha", "beta"]
     assert not leftover.exists()
 
 
-def test_two_at_once_fetch_once_and_the_second_says_that_it_waits(tmp_path: Path) -> None:
-    registry, said = Registry(CONTENTS), list[str]()
-    begun, waits = threading.Event(), threading.Event()
+def test_of_two_concurrent_callers_one_fetches_and_the_other_reports_that_it_waits(tmp_path: Path) -> None:
+    registry, messages = Registry(CONTENTS), list[str]()
+    begun, waiting = threading.Event(), threading.Event()
 
-    def slow(jar: Jar, scratch: Path) -> Path:
+    def fetch_slowly(jar: Jar, scratch: Path) -> Path:
         begun.set()
-        assert waits.wait(10), "the second one never said that it waits"
+        assert waiting.wait(10), "the second caller did not report that it waits"
         return registry.fetch(jar, scratch)
 
-    def hear(sentence: str) -> None:
-        said.append(sentence)
-        waits.set()
+    def record_message(message: str) -> None:
+        messages.append(message)
+        waiting.set()
 
     with ThreadPoolExecutor() as pool:
-        first = pool.submit(ensure_jars, JARS, tmp_path, slow, print, Stop())
+        first = pool.submit(ensure_jars, JARS, tmp_path, fetch_slowly, print, Stop())
         assert begun.wait(10)
-        second = pool.submit(ensure_jars, JARS, tmp_path, slow, hear, Stop())
+        second = pool.submit(ensure_jars, JARS, tmp_path, fetch_slowly, record_message, Stop())
         assert first.result(10) == second.result(10)
-    assert sorted(registry.asked) == ["alpha", "beta"]
-    assert said == ["another process fetches Kafka's jars: waiting for it"]
+    assert sorted(registry.requested) == ["alpha", "beta"]
+    assert messages == ["another process fetches Kafka's jars: waiting for it"]
 
 
-def test_a_stop_ends_the_fetching_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_stop_cancels_the_fetch_and_nothing_is_kept(tmp_path: Path) -> None:
     stop = Stop()
 
     def fetch_and_stop(jar: Jar, scratch: Path) -> Path:

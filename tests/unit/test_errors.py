@@ -1,4 +1,4 @@
-"""Whose fault an error is, by its code or by an exception's type."""
+"""Classification of errors by code and by exception type."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from vidflow.domain.errors import (
         ("a_code_of_a_later_version", VidflowError),
     ],
 )
-def test_a_code_says_whose_fault_the_error_is(code: str, kind: type[VidflowError]) -> None:
+def test_an_error_code_determines_the_exception_class(code: str, kind: type[VidflowError]) -> None:
     error = build_error_from_code("It failed.", code)
     assert (type(error), error.code, error.message) == (kind, code, "It failed.")
 
@@ -40,14 +40,14 @@ def test_a_code_says_whose_fault_the_error_is(code: str, kind: type[VidflowError
 @pytest.mark.parametrize(
     "error", [TypeError(), AttributeError(), KeyError(), UnicodeError(), ZeroDivisionError(), NotImplementedError()]
 )
-def test_what_the_same_input_raises_again_is_a_bug(error: Exception) -> None:
+def test_a_programming_error_is_a_bug(error: Exception) -> None:
     assert is_bug(error)
 
 
 @pytest.mark.parametrize(
     "error", [OSError(24, "too many open files"), MemoryError(), RuntimeError("can't start new thread"), TimeoutError()]
 )
-def test_what_may_pass_is_no_bug(error: Exception) -> None:
+def test_a_lack_of_resources_is_not_a_bug(error: Exception) -> None:
     assert not is_bug(error)
 
 
@@ -55,6 +55,6 @@ def test_an_internal_error_names_the_versions_the_exception_and_what_to_report()
     error = build_internal_error(TypeError("x" * 1000), "0.1.0 on Python 3.14.0", "the traceback above")
     assert error.code == "internal_error"
     assert error.message.startswith("Internal error in vidflow 0.1.0 on Python 3.14.0 (TypeError: xxx")
-    assert "This is a fault of vidflow, not of the request; report it" in error.message
+    assert "This is a bug in vidflow, not a fault of the request. Report it" in error.message
     assert error.message.endswith("with this line and the traceback above.")
-    assert len(error.message) < 500  # what a worker may tell its runner
+    assert len(error.message) < 500  # it must fit into a worker's message to its runner

@@ -1,4 +1,4 @@
-"""No character of hostile text drives a terminal, hides, or forges a line."""
+"""Escaping: hostile text cannot drive a terminal, hide itself or forge a line."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ any_text = st.text(st.characters(exclude_categories=()))
 
 
 @given(any_text)
-def test_printable_text_is_one_line_of_visible_characters(text: str) -> None:
-    assert all(is_visible(one) for one in escape_unprintable(text))
+def test_escaped_text_is_one_line_of_visible_characters(text: str) -> None:
+    assert all(map(is_visible, escape_unprintable(text)))
 
 
-def test_no_character_that_unicode_has_slips_through() -> None:
+def test_every_unicode_character_is_printable_after_escaping() -> None:
     assert escape_unprintable("".join(map(chr, range(sys.maxunicode + 1)))).isprintable()
 
 
@@ -29,7 +29,7 @@ def is_visible(character: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "escaped"),
     [
         ("plain text, größer, 人", "plain text, größer, 人"),
         ("two\nlines\r", r"two\nlines\r"),
@@ -41,11 +41,11 @@ def is_visible(character: str) -> bool:
         ("tag\U000e0041", r"tag\U000e0041"),
     ],
 )
-def test_what_is_shown_of_a_text(text: str, shown: str) -> None:
-    assert escape_unprintable(text) == shown
+def test_escaped_forms(text: str, escaped: str) -> None:
+    assert escape_unprintable(text) == escaped
 
 
-def test_each_line_of_a_text_is_a_continuation() -> None:
+def test_each_line_is_escaped_and_indented() -> None:
     assert escape_unprintable_lines("one\ntwo\x1b\r", "  | ") == "  | one\n  | two\\x1b\\r"
 
 

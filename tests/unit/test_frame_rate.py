@@ -1,4 +1,4 @@
-"""Frame rates: what is one, its exact value, and that no way of writing it changes it."""
+"""Frame rates: accepted forms, exact values and lossless formatting."""
 
 from __future__ import annotations
 
@@ -32,9 +32,7 @@ RATES = st.fractions(Fraction(1, 10**9), FASTEST_RATE, max_denominator=10**20)
         ("1/86400", Fraction(1, 86400)), (1000, Fraction(1000)), ("1000.0", Fraction(1000)), (NTSC, NTSC), ("all", None), (None, None),
     ],
 )  # fmt: skip
-def test_a_frame_rate_is_the_number_that_was_written(
-    written: str | float | Fraction | None, exact: Fraction | None
-) -> None:
+def test_a_frame_rate_is_parsed_exactly(written: str | float | Fraction | None, exact: Fraction | None) -> None:
     assert parse_frame_rate(written) == exact
 
 
@@ -46,22 +44,24 @@ def test_a_frame_rate_is_the_number_that_was_written(
         "1_000", "1,5", "1001", "1000.0001", "3000/2", "9" * 400, "9" * 5000, "1/" + "9" * 31, "ALL", "None", "nan", "inf", "Infinity",
     ],
 )  # fmt: skip
-def test_what_is_no_frame_rate_is_refused_with_what_to_do(nonsense: str | float) -> None:
-    with pytest.raises(ParameterError, match="use a number above 0 and up to 1000") as refusal:
+def test_an_invalid_frame_rate_is_refused_with_the_accepted_forms(nonsense: str | float) -> None:
+    with pytest.raises(
+        ParameterError, match=r"^Invalid frame rate .*\. Use a number above 0 and up to 1000"
+    ) as refusal:
         parse_frame_rate(nonsense)
     assert len(refusal.value.message) < 250
 
 
 @given(RATES)
-def test_a_rate_is_stored_and_answered_without_a_change(rate: Fraction) -> None:
+def test_a_rate_survives_storage_and_json_unchanged(rate: Fraction) -> None:
     assume(rate.denominator <= MAX_DENOMINATOR)
     assert parse_frame_rate(format_frame_rate(rate)) == rate
-    answer = msgspec.json.decode(msgspec.json.encode(frame_rate_to_json(rate)), type=float | str)
-    assert parse_frame_rate(answer) == rate
+    decoded = msgspec.json.decode(msgspec.json.encode(frame_rate_to_json(rate)), type=float | str)
+    assert parse_frame_rate(decoded) == rate
 
 
 @given(st.floats(1e-13, 1000))
-def test_every_usual_number_of_json_is_a_rate_and_is_answered_as_itself(number: float) -> None:
+def test_a_json_number_is_returned_as_the_same_number(number: float) -> None:
     rate = parse_frame_rate(number)
     assert rate == Fraction(repr(number))
     assert frame_rate_to_json(rate) == number
@@ -69,7 +69,7 @@ def test_every_usual_number_of_json_is_a_rate_and_is_answered_as_itself(number: 
 
 
 @given(st.integers(1, 10**12), st.integers(1, 10**12))
-def test_a_fraction_means_the_same_in_lowest_terms(numerator: int, denominator: int) -> None:
+def test_a_fraction_equals_its_lowest_terms(numerator: int, denominator: int) -> None:
     assume(numerator <= 1000 * denominator)
     common = math.gcd(numerator, denominator)
     text = format_frame_rate(parse_frame_rate(f"{numerator}/{denominator}"))
@@ -77,7 +77,7 @@ def test_a_fraction_means_the_same_in_lowest_terms(numerator: int, denominator: 
 
 
 @given(st.decimals(0, 1000, places=12).filter(bool))
-def test_a_decimal_number_as_older_versions_stored_it_stays_what_it_is(number: object) -> None:
+def test_a_decimal_number_stored_by_an_older_version_keeps_its_value(number: object) -> None:
     stored = f"{number:f}"
     text = format_frame_rate(parse_frame_rate(stored))
     assert Fraction(text) == Fraction(stored)
@@ -85,7 +85,7 @@ def test_a_decimal_number_as_older_versions_stored_it_stays_what_it_is(number: o
 
 
 @given(st.text(max_size=80))
-def test_any_text_is_a_rate_or_is_refused(text: str) -> None:
+def test_any_text_is_parsed_or_refused(text: str) -> None:
     try:
         rate = parse_frame_rate(text)
     except ParameterError:

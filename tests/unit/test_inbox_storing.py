@@ -26,29 +26,32 @@ def as_messages(*messages: Result) -> list[ReceivedMessage]:
     return [ReceivedMessage(0, offset, None, b"", message) for offset, message in enumerate(messages)]
 
 
-def unreadable(count: int, *, ours: bool = True) -> list[ReceivedMessage]:
-    return [ReceivedMessage(0, offset, None, b"?", error="not a message", from_worker=ours) for offset in range(count)]
+def unreadable(count: int, *, from_worker: bool = True) -> list[ReceivedMessage]:
+    return [
+        ReceivedMessage(0, offset, None, b"?", error="not a message", from_worker=from_worker)
+        for offset in range(count)
+    ]
 
 
-def test_frames_in_order_are_stored_and_move_the_progress() -> None:
+def test_frames_in_order_are_stored_and_advance_the_progress() -> None:
     batch = advance_progress({UUID: Progress(epoch=1)}, as_messages(frame(0), frame(1)))
-    assert [one.frame_number for one in batch.frames] == [0, 1]
+    assert [stored.frame_number for stored in batch.frames] == [0, 1]
     assert batch.progress[UUID].next_frame == 2
 
 
-def test_a_frame_behind_a_hole_is_not_stored_and_the_hole_is_noted() -> None:
+def test_a_frame_after_a_hole_is_not_stored_and_the_hole_is_recorded() -> None:
     batch = advance_progress({UUID: Progress(epoch=1)}, as_messages(frame(0), frame(2), frame(3)))
-    assert [one.frame_number for one in batch.frames] == [0]
+    assert [stored.frame_number for stored in batch.frames] == [0]
     assert batch.progress[UUID].hole_epoch == 1
     assert batch.verdicts == {"stored": 1, "hole": 2}
 
 
-def test_a_frame_of_an_older_epoch_changes_nothing() -> None:
+def test_a_frame_of_an_older_epoch_has_no_effect() -> None:
     batch = advance_progress({UUID: Progress(epoch=2)}, as_messages(frame(0, epoch=1)))
     assert (batch.frames, batch.progress, batch.verdicts) == ([], {}, {"ignored": 1})
 
 
-def test_a_scenario_without_progress_stores_nothing_and_is_counted() -> None:
+def test_a_message_of_an_unknown_scenario_is_only_counted() -> None:
     batch = advance_progress({}, as_messages(frame(0)))
     assert (batch.frames, batch.progress, batch.verdicts) == ([], {}, {"unknown": 1})
 
@@ -61,7 +64,7 @@ def test_two_scenarios_in_a_batch_do_not_mix() -> None:
     assert batch.progress[OTHER].next_frame == 6
 
 
-def test_a_gap_and_an_end_stand_behind_the_frame_that_they_name() -> None:
+def test_a_gap_and_an_end_follow_the_frame_that_they_name() -> None:
     gap = Gap(UUID, 1, after_frame=0, from_s=0.2, to_s=0.4, reason=GapReason.CORRUPT)
     end = End(UUID, 1, last_frame=0, reason=EndReason.FINISHED)
     batch = advance_progress({UUID: Progress(epoch=1)}, as_messages(frame(0), gap, end))
@@ -69,42 +72,47 @@ def test_a_gap_and_an_end_stand_behind_the_frame_that_they_name() -> None:
     assert batch.progress[UUID].end_last_frame == 0
 
 
-def test_a_message_that_cannot_be_read_counts_towards_the_run() -> None:
+def test_an_unreadable_message_extends_the_poison_run() -> None:
     assert count_poison_run(3, unreadable(2)) == 5
 
 
-def test_a_message_that_can_be_read_ends_the_run() -> None:
+def test_a_readable_message_ends_the_poison_run() -> None:
     assert count_poison_run(3, [*unreadable(2), *as_messages(frame(0))]) == 0
 
 
-def test_a_batch_that_is_mostly_poison_is_the_readers_fault() -> None:
+def test_a_mostly_unreadable_batch_exceeds_the_poison_limit() -> None:
     with pytest.raises(PoisonLimitExceeded, match="partition 0 of results, offset 0"):
         count_poison_run(0, [*unreadable(11), *as_messages(*[frame(number) for number in range(9)])])
 
 
-def test_a_batch_that_is_half_poison_is_not() -> None:
+def test_a_half_unreadable_batch_does_not_exceed_the_poison_limit() -> None:
     assert count_poison_run(0, [*as_messages(*[frame(number) for number in range(10)]), *unreadable(10)]) == 10
 
 
-def test_what_no_worker_sent_counts_neither_way_however_much_it_is() -> None:
-    assert count_poison_run(3, unreadable(1000, ours=False)) == 3
-    assert count_poison_run(3, [*unreadable(1000, ours=False), *unreadable(2), *as_messages(frame(0))]) == 0
+def test_messages_not_from_a_worker_neither_extend_nor_end_the_poison_run() -> None:
+    assert count_poison_run(3, unreadable(1000, from_worker=False)) == 3
+    assert count_poison_run(3, [*unreadable(1000, from_worker=False), *unreadable(2), *as_messages(frame(0))]) == 0
 
 
-def test_what_no_worker_sent_hides_no_batch_that_is_mostly_poison() -> None:
+def test_messages_not_from_a_worker_do_not_hide_a_mostly_unreadable_batch() -> None:
     with pytest.raises(PoisonLimitExceeded, match="20 of the last 30"):
         count_poison_run(
-            0, [*unreadable(500, ours=False), *unreadable(20), *as_messages(*[frame(number) for number in range(10)])]
+            0,
+            [
+                *unreadable(500, from_worker=False),
+                *unreadable(20),
+                *as_messages(*[frame(number) for number in range(10)]),
+            ],
         )
 
 
-def test_a_long_run_over_small_batches_is_the_readers_fault() -> None:
+def test_a_long_run_over_small_batches_exceeds_the_poison_limit() -> None:
     with pytest.raises(PoisonLimitExceeded):
         count_poison_run(POISON_RUN - 1, unreadable(1))
 
 
 @pytest.mark.parametrize("odd", ["\x01", '"', "a", "\N{GRINNING FACE}"])
-def test_a_dead_letter_fits_into_a_message_whatever_the_message_was(odd: str) -> None:
+def test_a_dead_letter_fits_into_a_message_whatever_it_contains(odd: str) -> None:
     headers: Headers = [(odd * 1000, b"\xff" * 300)] * 7
     letter = _build_dead_letter_row(
         ReceivedMessage(3, 2**53 - 1, b"k" * 60_000, b"\x00" * 5_000_000, error=odd * 500_000, headers=headers)

@@ -1,4 +1,4 @@
-"""Kafka's settings: which properties are taken from where, which are refused, and that no secret is shown."""
+"""Kafka settings: where properties come from, which are refused, and that no secret is shown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vidflow.infra.kafka import clients
 from vidflow.infra.kafka.settings import KafkaSettings, parse_properties, parse_variables
 from vidflow.settings import build_kafka_variables, read_kafka_settings
 
-SECRET = "hunter2-hunter2"  # noqa: S105 - a value to look for
+SECRET = "hunter2-hunter2"  # noqa: S105 - a test value
 
 
 def test_properties_are_read_from_a_file(tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ def test_properties_are_read_from_a_file(tmp_path: Path) -> None:
     assert settings == KafkaSettings("a:9092,b:9092", {"sasl.username": "alice", "sasl.password": "p=a:s\\s #1"})
 
 
-def test_a_variable_stands_above_the_file_and_the_option_above_both(
+def test_a_variable_overrides_the_file_and_the_option_overrides_both(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "kafka.properties"
@@ -37,7 +37,7 @@ def test_a_variable_stands_above_the_file_and_the_option_above_both(
     assert read_kafka_settings("option:1", file).bootstrap == "option:1"
 
 
-def test_variables_name_properties_and_the_settings_variables_of_a_service_do_not() -> None:
+def test_variables_set_properties_but_kubernetes_service_variables_do_not() -> None:
     variables = {
         "VIDFLOW_KAFKA": "a:1", "VIDFLOW_KAFKA_PROPERTIES": "/file", "VIDFLOW_KAFKA_SASL_MECHANISM": "PLAIN",
         "VIDFLOW_KAFKA_LOG__LEVEL": "6", "VIDFLOW_KAFKA_DEBUG": "",
@@ -47,14 +47,14 @@ def test_variables_name_properties_and_the_settings_variables_of_a_service_do_no
     assert parse_variables(variables) == {"sasl.mechanism": "PLAIN", "log_level": "6"}
 
 
-def test_settings_are_handed_on_by_variables() -> None:
+def test_settings_survive_environment_variables_and_pickling() -> None:
     settings = KafkaSettings("a:1", {"sasl.password": SECRET, "log_level": "6", "ssl.ca.pem": "-----\nA\n-----"})
     variables = settings.variables()
     assert KafkaSettings(variables["VIDFLOW_KAFKA"], parse_variables(variables)) == settings
     assert pickle.loads(pickle.dumps(settings)) == settings  # noqa: S301 - as a worker gets them
 
 
-def test_a_child_process_gets_these_settings_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_process_gets_only_these_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIDFLOW_KAFKA_SECURITY_PROTOCOL", "SASL_SSL")
     monkeypatch.setenv("VIDFLOW_KAFKA_PROPERTIES", "/file")
     for name, value in build_kafka_variables(KafkaSettings("own:1", {"client.rack": "r"})).items():
@@ -88,14 +88,14 @@ def test_a_property_that_vidflow_relies_on_is_refused(name: str) -> None:
         ("a=1\na=hunter2-hunter2\n", "line 2: a was set on a line before"),
     ],
 )
-def test_a_faulty_file_is_refused_by_its_line_without_its_words(text: str, reason: str) -> None:
+def test_an_invalid_file_is_refused_by_line_without_its_contents(text: str, reason: str) -> None:
     with pytest.raises(SetupError, match=f"the-file, {reason}") as refused:
         parse_properties(text, "the-file")
     assert SECRET not in str(refused.value)
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None) -> None:
+def test_an_unreadable_file_is_named(tmp_path: Path, content: bytes | None) -> None:
     file = tmp_path / "kafka.properties"
     if content is not None:
         file.write_bytes(content)
@@ -103,7 +103,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | No
         read_kafka_settings("", file)
 
 
-def test_no_value_is_in_a_representation() -> None:
+def test_representations_show_no_values() -> None:
     settings = KafkaSettings("a:1", {"sasl.password": SECRET, "sasl.username": SECRET})
     for shown in (repr(settings), str(settings), f"{settings!r}", repr(settings.__rich_repr__())):
         assert SECRET not in shown
@@ -120,7 +120,7 @@ def test_no_value_is_in_a_representation() -> None:
         {"session.timeout.ms": "soon"},
     ],
 )
-def test_a_client_that_cannot_be_made_is_a_fault_of_the_settings(properties: dict[str, str]) -> None:
+def test_properties_that_the_client_refuses_are_a_setup_error(properties: dict[str, str]) -> None:
     with pytest.raises(SetupError, match=r"Kafka's client refuses its properties: .*--kafka-properties") as refused:
         clients.create_producer(KafkaSettings("127.0.0.1:1", properties), client_id="test")
     assert SECRET not in str(refused.value)

@@ -1,4 +1,4 @@
-"""What a leader remembers: of reports, and of a plan of which only a part was written."""
+"""The leader's memory after reports, and after a plan that was written in part."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def entry(next_frame: int = 0, reason: EndReason | None = None) -> Entry:
     return Entry(A, 1, next_frame, WorkerWait.SOURCE, reason)
 
 
-def test_the_last_report_counts_with_the_time_of_its_arrival() -> None:
+def test_the_newest_report_is_kept_with_its_arrival_time() -> None:
     memory = apply_reports(LeaderState(), [(report(1), 10.0), (report(3), 12.0), (report(2), 13.0)])
     assert memory.runners == {"r1": RunnerView(12.0, report(3))}
 
 
-def test_a_mark_goes_when_the_count_of_taken_commands_has_grown() -> None:
+def test_a_mark_is_removed_when_the_count_of_taken_commands_grows() -> None:
     marked = LeaderState({"r1": RunnerView(1.0, report(1, taken=5), mark=5)})
     assert apply_reports(marked, [(report(2, taken=5), 2.0)]).runners["r1"].mark == 5
     assert apply_reports(marked, [(report(2, taken=6), 2.0)]).runners["r1"].mark is None
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "news"),
+    ("previous", "current", "needed"),
     [
         (None, report(1), True),
         (report(1), report(2), False),
@@ -56,8 +56,8 @@ def test_a_mark_goes_when_the_count_of_taken_commands_has_grown() -> None:
         (report(1), report(2, taken=1), False),
     ],
 )
-def test_only_what_changes_what_a_leader_does_is_news(before: Report | None, after: Report, news: bool) -> None:
-    assert needs_tick(before, after) is news
+def test_a_tick_is_needed_only_after_a_relevant_change(previous: Report | None, current: Report, needed: bool) -> None:
+    assert needs_tick(previous, current) is needed
 
 
 def lost(uuid: str) -> tuple[ScenarioView, Event]:
@@ -74,16 +74,16 @@ PLAN = Plan(AFTER, [lost(A), lost(B)], [stop(A), stop(B)])
 BEFORE = LeaderState({}, {A: FOUND, B: FOUND}, {})
 
 
-def test_a_plan_that_was_written_is_remembered_as_it_is() -> None:
+def test_a_written_plan_is_remembered_unchanged() -> None:
     assert apply_written_plan(BEFORE, PLAN, {A, B}, {stop(A).key, stop(B).key}) == AFTER
 
 
-def test_what_was_not_written_keeps_its_finding_and_is_not_taken_for_given() -> None:
+def test_an_unwritten_event_keeps_its_finding_and_an_unwritten_command_does_not_count_as_sent() -> None:
     memory = apply_written_plan(BEFORE, PLAN, {A}, {stop(A).key})
     assert memory.findings == {B: FOUND}
     assert memory.last_sent_s == {stop(A).key: 9.0}
 
 
-def test_of_a_plan_of_which_nothing_was_written_only_the_runners_are_remembered() -> None:
+def test_only_the_runners_of_an_unwritten_plan_are_remembered() -> None:
     memory = apply_written_plan(BEFORE, PLAN, set(), set())
     assert (memory.runners, memory.findings, memory.last_sent_s) == (AFTER.runners, BEFORE.findings, {})

@@ -1,4 +1,4 @@
-"""How much memory a worker may have by default: from the machine, a container's limit and the slots."""
+"""The default memory cap of a worker, from the machine's memory, a container's limit and the slots."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ PHYSICAL = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         (10 * GIB, 1, 8 * GIB),
         (10 * GIB, 2, 4 * GIB),
         (100 * GIB, 8, 10 * GIB),
-        (10 * GIB, 100, 2 * GIB),  # several may exhaust the machine, one may not
+        (10 * GIB, 100, 2 * GIB),  # several workers may exhaust the machine, one may not
         (GIB, 1, int(0.8 * GIB)),
         (GIB, 4, int(0.8 * GIB)),
     ],
 )
-def test_a_workers_cap_is_its_share_of_the_machine_or_what_a_worker_needs(available: int, slots: int, cap: int) -> None:
+def test_the_cap_is_a_share_of_the_machine_but_at_least_what_a_worker_needs(
+    available: int, slots: int, cap: int
+) -> None:
     assert default_memory_cap(available, slots) == cap
 
 
 def machine(folder: Path, membership: str, limits: dict[str, str]) -> tuple[Path, Path]:
-    """The files by which a kernel tells of cgroups."""
+    """Write the files in which the kernel describes cgroups."""
     proc, cgroups = folder / "proc", folder / "cgroup"
     (proc / "self").mkdir(parents=True)
     (proc / "self" / "cgroup").write_text(membership)
@@ -58,18 +60,18 @@ def machine(folder: Path, membership: str, limits: dict[str, str]) -> tuple[Path
         ("0::/a:b\n", {"a:b/memory.max": "1000000\n"}, 1_000_000),
     ],
 )
-def test_a_containers_limit_counts_where_it_is_lower(
+def test_a_lower_limit_of_a_container_applies(
     tmp_path: Path, membership: str, limits: dict[str, str], available: int
 ) -> None:
     assert available_bytes(*machine(tmp_path, membership, limits)) == available
 
 
-def test_this_machine_allows_something() -> None:
+def test_this_machine_has_available_memory() -> None:
     assert resident_bytes(os.getpid()) < available_bytes() <= PHYSICAL
     assert resident_bytes(2**22 + 1) == 0
 
 
-def test_where_the_kernel_tells_nothing_the_machine_counts(tmp_path: Path) -> None:
+def test_without_cgroup_files_the_physical_memory_applies(tmp_path: Path) -> None:
     assert available_bytes(tmp_path, tmp_path) == PHYSICAL
 
 
@@ -79,7 +81,7 @@ def test_the_runners_of_one_stack_share_the_machine(monkeypatch: pytest.MonkeyPa
         return Stack(options, print, print, Stop())._variables("runner").get("VIDFLOW_WORKER_MEMORY_BYTES")
 
     monkeypatch.delenv("VIDFLOW_WORKER_MEMORY_BYTES", raising=False)
-    assert cap_of(1) is None, "a runner alone chooses by itself"
+    assert cap_of(1) is None, "a single runner chooses its own cap"
     assert cap_of(2) == str(default_memory_cap(available_bytes(), 6))
     monkeypatch.setenv("VIDFLOW_WORKER_MEMORY_BYTES", "5")
-    assert cap_of(2) is None, "the operator has chosen"
+    assert cap_of(2) is None, "the operator's cap is kept"

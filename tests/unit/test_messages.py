@@ -1,4 +1,4 @@
-"""The messages as bytes: what is sent is what is read, and bytes from a topic are hostile."""
+"""Encoding and decoding of messages. Bytes from a topic are untrusted."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ PAIRS: list[tuple[Decode, Message]] = [
 
 
 @pytest.mark.parametrize(("decode", "message"), PAIRS)
-def test_what_is_sent_is_what_is_read(decode: Decode, message: Message) -> None:
+def test_a_message_survives_encoding_and_decoding(decode: Decode, message: Message) -> None:
     assert decode(encode(message)) == message
 
 
@@ -107,7 +107,7 @@ def test_a_message_of_another_topic_is_refused(decode: Decode, message: Message)
 
 
 @pytest.mark.parametrize(("decode", "message"), PAIRS)
-def test_a_message_cut_short_is_refused_wherever_it_was_cut(decode: Decode, message: Message) -> None:
+def test_a_truncated_message_is_refused(decode: Decode, message: Message) -> None:
     value = encode(message)
     for length in range(len(value)):
         with pytest.raises(MessageError):
@@ -148,7 +148,7 @@ HOSTILE: list[bytes | None] = [
 
 @pytest.mark.parametrize("decode", DECODERS)
 @pytest.mark.parametrize("value", HOSTILE, ids=range(len(HOSTILE)))
-def test_hostile_bytes_are_refused_by_an_error_of_ours(decode: Decode, value: bytes | None) -> None:
+def test_hostile_bytes_raise_a_message_error(decode: Decode, value: bytes | None) -> None:
     with pytest.raises(MessageError):
         decode(value)
 
@@ -192,20 +192,20 @@ def changed(message: Message, **fields: object) -> bytes:
         {"detections": [[1, 2, 3]]},
     ],
 )
-def test_a_frame_with_a_value_that_cannot_be_is_refused(fields: dict[str, object]) -> None:
+def test_a_frame_with_an_invalid_value_is_refused(fields: dict[str, object]) -> None:
     with pytest.raises(MessageError):
         decode_result(changed(FRAME, **fields))
 
 
 @pytest.mark.parametrize("at", ["\\u0000", "\\\\u0000", "\\", '\n"', "u0000"])
-def test_a_text_that_only_looks_like_a_nul_is_taken(at: str) -> None:
+def test_a_text_that_only_looks_like_a_nul_is_accepted(at: str) -> None:
     frame = decode_result(changed(FRAME, at=at))
     assert isinstance(frame, Frame)
     assert frame.at == at
 
 
 @pytest.mark.parametrize("time_s", [b"1e400", b"-1e400", b"1e", b"Infinity"])
-def test_a_time_beyond_all_numbers_is_refused(time_s: bytes) -> None:
+def test_a_time_that_is_not_a_finite_number_is_refused(time_s: bytes) -> None:
     with pytest.raises(MessageError):
         decode_runner_event(b'{"type":"probe","leader":"x","sent_s":' + time_s + b"}")
 
@@ -226,7 +226,7 @@ def test_a_time_beyond_all_numbers_is_refused(time_s: bytes) -> None:
         {"capacity": 2**31},
     ],
 )
-def test_a_report_with_a_value_that_cannot_be_is_refused(fields: dict[str, object]) -> None:
+def test_a_report_with_an_invalid_value_is_refused(fields: dict[str, object]) -> None:
     with pytest.raises(MessageError):
         decode_runner_event(changed(REPORT, **fields))
 
@@ -242,21 +242,21 @@ def test_a_report_with_a_value_that_cannot_be_is_refused(fields: dict[str, objec
         {"entries": [{"scenario_uuid": UUID, "epoch": 1, "reason": "error", "error": {"code": "", "message": "\0"}}]},
     ],
 )
-def test_a_report_that_no_table_could_store_is_refused(fields: dict[str, object]) -> None:
+def test_a_report_with_a_nul_is_refused(fields: dict[str, object]) -> None:
     with pytest.raises(MessageError):
         decode_runner_event(changed(REPORT, **fields))
 
 
-def test_a_workers_last_words_are_cleaned_before_they_are_told() -> None:
-    charge = RunnerState(1, entries=(Entry(UUID, 7),))
-    told = build_report(
-        record_worker_end(charge, UUID, 7, EndReason.CRASHED, build_error_info(SourceError("a\0b")), detail="c\0d"),
+def test_the_output_of_a_worker_is_sanitized_before_it_is_reported() -> None:
+    state = RunnerState(1, entries=(Entry(UUID, 7),))
+    report = build_report(
+        record_worker_end(state, UUID, 7, EndReason.CRASHED, build_error_info(SourceError("a\0b")), detail="c\0d"),
         runner="r1", pool="default", number=1, version="1",
     )  # fmt: skip
-    read = decode_runner_event(encode(told))
-    assert isinstance(read, Report)
-    assert read.entries[0].detail == "c\ufffdd"
-    assert read.entries[0].error == ErrorInfo("source_invalid", "a\ufffdb")
+    decoded = decode_runner_event(encode(report))
+    assert isinstance(decoded, Report)
+    assert decoded.entries[0].detail == "c\ufffdd"
+    assert decoded.entries[0].error == ErrorInfo("source_invalid", "a\ufffdb")
 
 
 @pytest.mark.parametrize(
@@ -272,15 +272,15 @@ def test_a_workers_last_words_are_cleaned_before_they_are_told() -> None:
         {"source": None},
     ],
 )
-def test_a_deploy_with_a_value_that_cannot_be_is_refused(fields: dict[str, object]) -> None:
+def test_a_deploy_with_an_invalid_value_is_refused(fields: dict[str, object]) -> None:
     with pytest.raises(MessageError):
         decode_command(changed(DEPLOY, **fields))
 
 
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(st.binary(max_size=200), st.sampled_from(DECODERS))
-def test_any_bytes_are_read_or_refused_and_nothing_else(value: bytes, decode: Decode) -> None:
-    with pytest.raises(MessageError):  # no random bytes make a message: all of them have a uuid or a name
+def test_random_bytes_are_refused(value: bytes, decode: Decode) -> None:
+    with pytest.raises(MessageError):  # every message has a uuid or a name
         decode(value)
 
 
@@ -293,31 +293,29 @@ JSON = st.recursive(
 
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(st.sampled_from(PAIRS), st.data())
-def test_any_value_in_any_field_is_read_or_refused_and_nothing_else(
-    pair: tuple[Decode, Message], data: st.DataObject
-) -> None:
+def test_any_value_in_any_field_is_decoded_or_refused(pair: tuple[Decode, Message], data: st.DataObject) -> None:
     decode, message = pair
     field = data.draw(st.sampled_from(sorted(json.loads(encode(message)))))
     try:
-        read = decode(changed(message, **{field: data.draw(JSON)}))
+        decoded = decode(changed(message, **{field: data.draw(JSON)}))
     except MessageError:
         return
-    assert decode(encode(read)) == read
+    assert decode(encode(decoded)) == decoded
 
 
-def test_a_pools_topic_is_named_after_it() -> None:
+def test_the_topic_of_a_pool_is_named_after_it() -> None:
     assert commands_topic("gpu") == "to_deploy.gpu"
 
 
 @pytest.mark.parametrize("name", ["default", "gpu", "A.b_c-1", "0", "x" * 200])
-def test_a_pool_name_that_a_topic_may_have_is_taken(name: str) -> None:
+def test_a_valid_pool_name_is_accepted(name: str) -> None:
     check_pool(name)
 
 
 @pytest.mark.parametrize(
     "name", ["", " ", "a b", "gpu\n", "\ngpu", "größe", "a/b", "x" * 201, "x" * 10_000, "a\0", "٣", "a,b"]
 )
-def test_a_pool_name_that_no_topic_may_have_is_refused(name: str) -> None:
+def test_an_invalid_pool_name_is_refused(name: str) -> None:
     with pytest.raises(ParameterError, match=r"^Invalid pool name .*letters") as refused:
         check_pool(name)
     assert "\n" not in refused.value.message
@@ -325,7 +323,7 @@ def test_a_pool_name_that_no_topic_may_have_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("letter", ['"', "\\", "\x7f", "é", "\N{GRINNING FACE}"])
-def test_the_largest_deploy_that_the_api_lets_in_fits_into_a_message(letter: str) -> None:
+def test_the_largest_deploy_that_the_api_accepts_fits_into_a_message(letter: str) -> None:
     label_bytes = len(msgspec.json.encode(letter)) - 2
     labels = tuple([letter * min(200, MAX_BODY_BYTES // 1000 // label_bytes)] * 1000)
     source = letter * MAX_SOURCE_CHARACTERS

@@ -1,4 +1,4 @@
-"""What each role exports: its own metrics and no other's, as docs/metrics.md lists them."""
+"""The metrics of each role: only its own, as listed in docs/metrics.md."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def documented() -> set[tuple[str, str, tuple[str, ...], str]]:
 
 
 def exported() -> set[tuple[str, str, tuple[str, ...], str]]:
-    of_all = {(name, kind, labels, "every") for name, kind, labels in families(metrics.build_role_registry("every"))}
-    return of_all | {(*family, role) for role, parts in ROLES.items() for part in parts for family in families(part)}
+    common = {(name, kind, labels, "every") for name, kind, labels in families(metrics.build_role_registry("every"))}
+    return common | {(*family, role) for role, parts in ROLES.items() for part in parts for family in families(part)}
 
 
 def families(registry: CollectorRegistry) -> set[tuple[str, str, tuple[str, ...]]]:
@@ -51,7 +51,7 @@ def families(registry: CollectorRegistry) -> set[tuple[str, str, tuple[str, ...]
     return found
 
 
-def test_the_documented_metrics_are_the_exported_ones() -> None:
+def test_the_documented_and_the_exported_metrics_are_the_same() -> None:
     assert documented() == exported()
 
 
@@ -61,11 +61,11 @@ def test_no_name_is_exported_by_two_roles() -> None:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_role_exports_its_own_metrics_and_no_other_role_s(role: str) -> None:
+def test_a_role_exports_only_its_own_metrics(role: str) -> None:
     text = generate_latest(metrics.build_role_registry(role, *ROLES[role])).decode()
     names = set(re.findall(r"^# TYPE (vidflow_\w+) ", text, re.MULTILINE))
-    of_every = {name for name, _, _, whose in exported() if whose == "every"}
-    assert names == {name for name, _, _, whose in exported() if whose == role} | of_every
+    common = {name for name, _, _, owner in exported() if owner == "every"}
+    assert names == {name for name, _, _, owner in exported() if owner == role} | common
     assert 'vidflow_build_info{python="' in text
     assert f'role="{role}"' in text
     assert "process_cpu_seconds_total" in text
@@ -73,8 +73,8 @@ def test_a_role_exports_its_own_metrics_and_no_other_role_s(role: str) -> None:
 
 
 @pytest.mark.parametrize("family", sorted(exported()))
-def test_a_name_follows_the_conventions(family: tuple[str, str, tuple[str, ...], str]) -> None:
-    """Base units, `_total` for counters alone, no unit that Prometheus does not know."""
+def test_names_follow_the_conventions_of_prometheus(family: tuple[str, str, tuple[str, ...], str]) -> None:
+    """Base units, `_total` on counters only, no unit unknown to Prometheus."""
     name, kind, labels, _ = family
     assert name.endswith("_total") == (kind == "counter")
     assert not re.search(r"_(ms|millis|us|minutes|kb|mb|count|sum|bucket)(_|$)", name)
@@ -82,7 +82,7 @@ def test_a_name_follows_the_conventions(family: tuple[str, str, tuple[str, ...],
     assert not {"scenario", "scenario_uuid", "runner", "model", "source", "le", "quantile"} & set(labels)
 
 
-def test_metrics_are_served_on_the_given_host_alone() -> None:
+def test_metrics_are_served_only_on_the_given_host() -> None:
     registry = metrics.build_role_registry("relay", metrics.RELAY_REGISTRY)
     with metrics.served(registry, 0, "127.0.0.2"):
         pass
@@ -92,13 +92,13 @@ def test_metrics_are_served_on_the_given_host_alone() -> None:
         pass
 
 
-def test_a_scrape_may_ask_for_some_names() -> None:
+def test_a_scrape_can_be_restricted_to_some_names() -> None:
     registry = metrics.build_role_registry("runner", metrics.RUNNER_REGISTRY)
     text = generate_latest(registry.restricted_registry(["vidflow_runner_slots"])).decode()
     assert "vidflow_runner_slots " in text
 
 
-def test_what_workers_report_is_added_up() -> None:
+def test_the_measurements_of_workers_are_added_up() -> None:
     registry = CollectorRegistry()
     histogram = metrics.MergedHistogram("x_seconds", "X.", (0.1, 1.0), registry)
     histogram.add((1, 2, 0), 1.5)
@@ -121,7 +121,7 @@ GOOD = {
 }
 
 
-def test_a_worker_s_measurements_fit_into_one_piece_of_its_pipe() -> None:
+def test_the_measurements_of_a_worker_fit_into_one_piece_of_its_pipe() -> None:
     most = (1_000_000,) * link.BUCKETS
     piece = msgspec.json.encode(link.WorkerMeasurements(most, 123456.123456789, most, 123456.123456789, 1_000_000))
     assert len(piece) < link.PIECE_BYTES
@@ -139,12 +139,12 @@ def test_a_worker_s_measurements_fit_into_one_piece_of_its_pipe() -> None:
         {"frames": None},
     ],
 )
-def test_a_worker_s_nonsense_is_refused(bad: dict[str, object]) -> None:
+def test_invalid_measurements_of_a_worker_are_refused(bad: dict[str, object]) -> None:
     with pytest.raises(msgspec.DecodeError):
         link._message_decoder.decode(msgspec.json.encode(GOOD | bad))
 
 
-def test_the_lag_of_a_partition_goes_with_the_partition() -> None:
+def test_the_lag_of_a_revoked_partition_is_removed() -> None:
     def lags() -> dict[str, float]:
         samples = next(iter(metrics.INBOX_LAG.collect())).samples
         return {sample.labels["partition"]: sample.value for sample in samples}
@@ -157,11 +157,11 @@ def test_the_lag_of_a_partition_goes_with_the_partition() -> None:
     assert lags() == {}
 
 
-def test_the_time_to_the_first_frame_is_told_by_the_scenario_s_uuid() -> None:
+def test_the_time_to_the_first_frame_is_derived_from_the_scenario_uuid() -> None:
     before = first_frame_sum_s()
     metrics.observe_first_frame("019a0000-0000-7000-8000-000000000000", 0x019A00000000 / 1000 + 2.5)
     assert math.isclose(first_frame_sum_s() - before, 2.5, abs_tol=1e-3)
-    metrics.observe_first_frame("00000000-0000-4000-8000-000000000000", 1e9)  # version 4 tells no time
+    metrics.observe_first_frame("00000000-0000-4000-8000-000000000000", 1e9)  # a version 4 uuid contains no time
     assert math.isclose(first_frame_sum_s() - before, 2.5, abs_tol=1e-3)
 
 
@@ -169,22 +169,22 @@ def first_frame_sum_s() -> float:
     return metrics.INBOX_REGISTRY.get_sample_value("vidflow_inbox_first_frame_seconds_sum") or 0.0
 
 
-def test_an_outage_is_counted_once_and_its_time_goes_on_until_all_are_back() -> None:
-    one, other = Outage("Somewhere", "start it"), Outage("Somewhere", "start it")
+def test_an_outage_is_counted_once_and_lasts_until_all_parts_are_back() -> None:
+    first, second = Outage("Somewhere", "start it"), Outage("Somewhere", "start it")
     assert outages() == (0, 0)
-    one.begin(ConnectionError())
-    other.begin(ConnectionError())
-    one.begin(ConnectionError())
+    first.begin(ConnectionError())
+    second.begin(ConnectionError())
+    first.begin(ConnectionError())
     count, seconds = outages()
-    one.end()
+    first.end()
     assert count == 1
     assert outages()[1] > seconds
-    other.end()
-    over = outages()
-    assert over == outages()
-    other.begin(ConnectionError())
+    second.end()
+    final = outages()
+    assert final == outages()
+    second.begin(ConnectionError())
     assert outages()[0] == 2
-    del other
+    del second
     assert outages() == outages()
 
 

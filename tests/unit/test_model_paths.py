@@ -1,4 +1,4 @@
-"""Which files a request may name as a model, and how hostile ones are refused. No model is loaded here."""
+"""Which files a request may name as a model, and how hostile paths are refused. No model is loaded."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ WEIGHTS = b"weights of a net"
 DIGEST = hashlib.sha256(WEIGHTS).hexdigest()
 
 
-def spec(kind: str = "onnx", file: str = "net.onnx", more: str = "") -> str:
+def spec(kind: str = "onnx", file: str = "net.onnx", extra: str = "") -> str:
     labels, tensor = 'labels = ["thing"]', '[input]\nsize = [32, 64]\n[output]\ndecoder = "yolox"\n'
     text = {
-        "onnx": f'file = "{file}"\n{labels}\n{more}\n{tensor}',
-        "exported": f'file = "{file}"\nsha256 = "{DIGEST}"\n{labels}\n{more}\n{tensor}',
-        "torchvision": f'file = "{file}"\n{labels}\narchitecture = "ssdlite320_mobilenet_v3_large"\n{more}\n',
+        "onnx": f'file = "{file}"\n{labels}\n{extra}\n{tensor}',
+        "exported": f'file = "{file}"\nsha256 = "{DIGEST}"\n{labels}\n{extra}\n{tensor}',
+        "torchvision": f'file = "{file}"\n{labels}\narchitecture = "ssdlite320_mobilenet_v3_large"\n{extra}\n',
     }
-    return f'kind = "{kind}"\n' + text.get(kind, more)
+    return f'kind = "{kind}"\n' + text.get(kind, extra)
 
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
-    """A models folder with an ONNX model `net` and an exported program `program`, which the operator put there."""
+    """The operator's models folder with an ONNX model `net` and an exported program `program`."""
     folder = tmp_path / "models"
     folder.mkdir()
     (folder / "net.onnx").write_bytes(WEIGHTS)
@@ -44,7 +44,7 @@ def models(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def foreign_folder(tmp_path: Path) -> Path:
-    """A folder that anybody may write to, with files as a stranger would put them there."""
+    """A folder that anyone may write to, with files of an attacker."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     for name in ("net.onnx", "evil.pt2", "evil.pth", "evil.onnx"):
@@ -61,13 +61,13 @@ def refusal(model: str, models_dir: Path | None = None, *, any_onnx: bool = Fals
     return refused.value.message
 
 
-def test_an_onnx_model_may_be_named_anywhere_only_where_that_is_allowed(foreign_folder: Path) -> None:
+def test_an_onnx_model_may_be_named_by_path_only_with_any_onnx(foreign_folder: Path) -> None:
     ref = registry.resolve(str(foreign_folder / "net.toml"), any_onnx=True)
     assert (ref.kind, ref.from_models_dir) == ("onnx", False)
     assert "--models-dir" in refusal(str(foreign_folder / "net.toml"))
 
 
-def test_with_a_models_folder_nothing_elsewhere_may_be_named(models: Path, foreign_folder: Path) -> None:
+def test_with_a_models_folder_no_file_outside_it_may_be_named(models: Path, foreign_folder: Path) -> None:
     for name in ("net.toml", "evil.toml", "net.onnx", "none.toml"):
         assert "The models folder has no file" in refusal(str(foreign_folder / name), models, any_onnx=True)
 
@@ -80,23 +80,23 @@ def test_with_a_models_folder_nothing_elsewhere_may_be_named(models: Path, forei
         'kind = "Exported"\n', 'kind = "EXPORTED"\n', 'kind = "ONNX"\n',
     ],
 )  # fmt: skip
-def test_no_other_kind_may_be_named_outside_the_models_folder(foreign_folder: Path, text: str) -> None:
+def test_only_onnx_models_may_be_named_outside_the_models_folder(foreign_folder: Path, text: str) -> None:
     (foreign_folder / "evil.toml").write_text(text)
     assert "runs only from the models folder" in refusal(str(foreign_folder / "evil.toml"), any_onnx=True)
 
 
-def test_the_files_of_a_kind_that_is_refused_are_not_opened(foreign_folder: Path) -> None:
+def test_the_files_of_a_refused_kind_are_not_opened(foreign_folder: Path) -> None:
     (foreign_folder / "evil.toml").write_text(spec("exported", "none.pt2"))
     assert "runs only from the models folder" in refusal(str(foreign_folder / "evil.toml"), any_onnx=True)
 
 
-def test_an_exported_program_of_the_models_folder_is_the_operators(models: Path) -> None:
+def test_an_exported_program_in_the_models_folder_is_accepted(models: Path) -> None:
     for name in ("program", "program.toml", str(models / "program.toml")):
         ref = registry.resolve(name, models)
         assert (ref.kind, ref.from_models_dir) == ("exported", True)
 
 
-def test_a_reference_that_says_otherwise_loads_no_exported_program(models: Path) -> None:
+def test_an_exported_program_from_elsewhere_is_not_loaded(models: Path) -> None:
     ref = msgspec.structs.replace(registry.resolve("program", models), from_models_dir=False)
     with pytest.raises((ModelError, MissingExtra), match=r"runs only from the models folder|torch"):
         registry.load(ref)
@@ -105,16 +105,16 @@ def test_a_reference_that_says_otherwise_loads_no_exported_program(models: Path)
 @pytest.mark.parametrize(
     "name", ["link.toml", "sub/link.toml", "sub/../../elsewhere/evil.toml", "../elsewhere/evil.toml"]
 )
-def test_a_link_or_dots_lead_nowhere_out_of_the_models_folder(models: Path, foreign_folder: Path, name: str) -> None:
+def test_links_and_dots_do_not_lead_out_of_the_models_folder(models: Path, foreign_folder: Path, name: str) -> None:
     (models / "sub").mkdir()
     for place in (models, models / "sub"):
         (place / "link.toml").symlink_to(foreign_folder / "evil.toml")
     assert "The models folder has no file" in refusal(name, models)
     if name == "link.toml":
-        assert "leads out of" in refusal("link", models), "by its stem too"
+        assert "leads out of" in refusal("link", models), "also by its stem"
 
 
-def test_a_link_from_outside_into_the_models_folder_names_nothing_there(models: Path, foreign_folder: Path) -> None:
+def test_a_link_from_outside_into_the_models_folder_is_refused(models: Path, foreign_folder: Path) -> None:
     (foreign_folder / "in.toml").symlink_to(models / "program.toml")
     (foreign_folder / "folder").symlink_to(models)
     for path in ("in.toml", "folder/program.toml"):
@@ -122,14 +122,16 @@ def test_a_link_from_outside_into_the_models_folder_names_nothing_there(models: 
         assert "runs only from the models folder" in refusal(str(foreign_folder / path), any_onnx=True)
 
 
-def test_a_folder_that_is_linked_out_of_the_models_folder_names_nothing(models: Path, foreign_folder: Path) -> None:
+def test_a_linked_folder_that_leads_out_of_the_models_folder_is_refused(models: Path, foreign_folder: Path) -> None:
     (models / "sub").symlink_to(foreign_folder)
     assert "The models folder has no file" in refusal("sub/evil.toml", models)
     assert "The models folder has no file" in refusal(str(models / "sub/evil.toml"), models)
 
 
 @pytest.mark.parametrize("file", ["../elsewhere/evil.pt2", "link.pt2", "sub/evil.pt2", "/etc/hostname"])
-def test_the_file_of_a_spec_in_the_models_folder_stays_in_it(models: Path, foreign_folder: Path, file: str) -> None:
+def test_a_spec_in_the_models_folder_cannot_name_a_file_outside_it(
+    models: Path, foreign_folder: Path, file: str
+) -> None:
     (models / "link.pt2").symlink_to(foreign_folder / "evil.pt2")
     (models / "sub").symlink_to(foreign_folder)
     (models / "program.toml").write_text(spec("exported", file))
@@ -137,15 +139,15 @@ def test_the_file_of_a_spec_in_the_models_folder_stays_in_it(models: Path, forei
         registry.resolve("program", models)
 
 
-@pytest.mark.parametrize("more", ['labels = "../secret.names"', 'labels = "link.names"'])
-def test_the_labels_of_a_spec_that_is_named_anywhere_stay_in_its_folder(foreign_folder: Path, more: str) -> None:
+@pytest.mark.parametrize("extra", ['labels = "../secret.names"', 'labels = "link.names"'])
+def test_a_spec_named_by_path_cannot_read_labels_outside_its_folder(foreign_folder: Path, extra: str) -> None:
     (foreign_folder.parent / "secret.names").write_text("secret")
     (foreign_folder / "link.names").symlink_to(foreign_folder.parent / "secret.names")
-    (foreign_folder / "net.toml").write_text(spec().replace('labels = ["thing"]', more))
+    (foreign_folder / "net.toml").write_text(spec().replace('labels = ["thing"]', extra))
     assert "secret\n" not in refusal(str(foreign_folder / "net.toml"), any_onnx=True)
 
 
-def test_the_models_folder_may_be_a_link_and_be_named_relatively(
+def test_the_models_folder_may_be_a_link_or_a_relative_path(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "link").symlink_to(models)
@@ -157,7 +159,7 @@ def test_the_models_folder_may_be_a_link_and_be_named_relatively(
 
 @pytest.mark.parametrize("suffix", [".toml", ".onnx"])
 @pytest.mark.parametrize("make", ["directory", "pipe", "sparse", "empty", "device"])
-def test_what_is_no_plain_file_of_a_models_size_is_refused_at_once(
+def test_a_file_that_is_not_regular_or_of_an_impossible_size_is_refused_at_once(
     foreign_folder: Path, suffix: str, make: str
 ) -> None:
     path = foreign_folder / f"odd{suffix}"
@@ -175,7 +177,7 @@ def test_what_is_no_plain_file_of_a_models_size_is_refused_at_once(
     refusal(str(foreign_folder / "net.toml"), any_onnx=True)
 
 
-def test_an_onnx_file_of_countless_tiny_fields_is_refused_at_once(foreign_folder: Path) -> None:
+def test_an_onnx_file_with_countless_tiny_fields_is_refused_at_once(foreign_folder: Path) -> None:
     path = foreign_folder / "odd.onnx"
     path.write_bytes(b"\x08\x07" * 1_000_000)
     with pytest.raises(ModelError, match="not an ONNX model"):
@@ -197,7 +199,7 @@ def test_an_onnx_file_of_countless_tiny_fields_is_refused_at_once(foreign_folder
         "{0}/" + "x/" * 3000 + "net.toml",
     ],
 )  # fmt: skip
-def test_a_path_that_is_odd_is_refused(foreign_folder: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+def test_an_odd_path_is_refused(foreign_folder: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     monkeypatch.chdir(foreign_folder)
     monkeypatch.setenv("HOME", str(foreign_folder))
     message = refusal(path.replace("{0}", str(foreign_folder)), any_onnx=True)
@@ -205,7 +207,7 @@ def test_a_path_that_is_odd_is_refused(foreign_folder: Path, monkeypatch: pytest
     refusal(path.replace("{0}", str(foreign_folder)), foreign_folder / "none")
 
 
-def test_a_link_to_a_model_must_be_named_like_one(foreign_folder: Path) -> None:
+def test_a_link_to_a_model_needs_the_file_name_of_a_model(foreign_folder: Path) -> None:
     (foreign_folder / "link.pth").symlink_to(foreign_folder / "net.toml")
     (foreign_folder / "data").write_text(spec())
     (foreign_folder / "link.toml").symlink_to(foreign_folder / "data")
@@ -213,12 +215,12 @@ def test_a_link_to_a_model_must_be_named_like_one(foreign_folder: Path) -> None:
         assert "neither an ONNX file" in refusal(str(foreign_folder / name), any_onnx=True)
 
 
-def test_a_home_that_does_not_exist_is_no_traceback_for_who_types_it() -> None:
+def test_a_home_folder_that_does_not_exist_is_not_expanded() -> None:
     assert local_path("~nobody-has-this-name/clip.mp4") == Path("~nobody-has-this-name/clip.mp4")
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org", ""])  # noqa: S104 - nothing listens
-def test_other_machines_may_not_be_let_name_models_by_path(host: str, tmp_path: Path) -> None:
+def test_models_by_path_are_refused_unless_the_api_listens_on_loopback(host: str, tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="--models-dir"):
         require_loopback(ApiOptions(host=host, any_onnx=True))
     require_loopback(ApiOptions(host=host))
@@ -226,5 +228,5 @@ def test_other_machines_may_not_be_let_name_models_by_path(host: str, tmp_path: 
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.8.8.8"])
-def test_this_machine_may_be_let_name_models_by_path(host: str) -> None:
+def test_models_by_path_are_allowed_on_loopback(host: str) -> None:
     require_loopback(ApiOptions(host=host, any_onnx=True))

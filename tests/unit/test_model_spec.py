@@ -1,4 +1,4 @@
-"""Specs and names of models: what is understood, what is refused and with which words. No model is loaded here."""
+"""Model specs and model names: what is accepted, and what is refused with which message. No model is loaded."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ score = 0.3
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A models folder with one good spec, `net`."""
+    """A models folder with one valid spec, `net`."""
     models = tmp_path / "models"
     models.mkdir()
     (models / "net.onnx").write_bytes(WEIGHTS)
@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
     return models
 
 
-def respec(folder: Path, old: str, new: str) -> Path:
+def replace_in_spec(folder: Path, old: str, new: str) -> Path:
     assert old in SPEC
     (folder / "net.toml").write_text(SPEC.replace(old, new))
     return folder / "net.toml"
@@ -85,9 +85,9 @@ def test_a_spec_is_read_with_its_labels_and_weights(folder: Path) -> None:
         ('kind = "onnx"', 'kind = "onnx"\noptions = {a = 1}', "options"),
     ],
 )
-def test_a_wrong_spec_is_refused_with_the_name_of_the_key(folder: Path, old: str, new: str, named: str) -> None:
+def test_an_invalid_spec_is_refused_with_the_name_of_the_key(folder: Path, old: str, new: str, named: str) -> None:
     with pytest.raises(ModelError, match=named) as refused:
-        read_bundle(respec(folder, old, new))
+        read_bundle(replace_in_spec(folder, old, new))
     assert refused.value.code == "model_spec_invalid"
 
 
@@ -103,15 +103,15 @@ def test_a_file_outside_the_folder_of_the_spec_is_refused(folder: Path, name: st
     (folder.parent / "secret.onnx").write_bytes(WEIGHTS)
     (folder / "link.onnx").symlink_to(folder.parent / "secret.onnx")
     with pytest.raises(ModelError):
-        read_bundle(respec(folder, 'file = "net.onnx"', f'file = "{name}"'))
+        read_bundle(replace_in_spec(folder, 'file = "net.onnx"', f'file = "{name}"'))
 
 
 def test_a_labels_file_outside_the_folder_of_the_spec_is_refused(folder: Path) -> None:
     with pytest.raises(ModelError, match=r"'/etc/passwd'"):
-        read_bundle(respec(folder, "things.names", "/etc/passwd"))
+        read_bundle(replace_in_spec(folder, "things.names", "/etc/passwd"))
 
 
-def test_other_weights_than_the_spec_names_are_refused(folder: Path) -> None:
+def test_weights_with_another_digest_than_in_the_spec_are_refused(folder: Path) -> None:
     (folder / "net.onnx").write_bytes(b"other weights!!!")
     with pytest.raises(ModelError, match="sha256") as refused:
         read_bundle(folder / "net.toml")
@@ -125,7 +125,7 @@ def test_weights_swapped_after_the_lookup_are_refused(folder: Path) -> None:
         read_weights(bundle)
 
 
-def test_a_named_pipe_in_place_of_weights_blocks_nobody(folder: Path) -> None:
+def test_a_named_pipe_in_place_of_weights_does_not_block(folder: Path) -> None:
     (folder / "net.onnx").unlink()
     os.mkfifo(folder / "net.onnx")
     with pytest.raises(ModelError, match="not a regular file"):
@@ -145,7 +145,7 @@ def digest_of(folder: Path) -> str:
 
 def test_the_digest_covers_the_spec_the_labels_and_the_weights(folder: Path) -> None:
     seen = {digest_of(folder)}
-    respec(folder, "score = 0.3", "score = 0.2")
+    replace_in_spec(folder, "score = 0.3", "score = 0.2")
     seen.add(digest_of(folder))
     (folder / "things.names").write_text("cat\nperson\n")
     seen.add(digest_of(folder))
@@ -164,13 +164,13 @@ def test_a_spec_in_the_models_folder_is_named_by_its_stem(folder: Path) -> None:
     assert registry.resolve(str(folder / "net.toml"), any_onnx=True).sha256 == ref.sha256
 
 
-def test_an_unknown_name_is_answered_with_the_known_ones(folder: Path) -> None:
+def test_an_unknown_model_is_refused_with_the_available_names(folder: Path) -> None:
     with pytest.raises(ModelError, match=r"motion.*ssdlite320_mobilenet_v3_large.*net"):
         registry.resolve("yolo", folder)
 
 
 @pytest.mark.parametrize("path", ["../elsewhere.toml", "/etc/passwd", "/nowhere/at/all.toml", "a\0.toml", "link.toml"])
-def test_a_path_outside_the_models_folder_is_refused_unless_every_file_is_allowed(folder: Path, path: str) -> None:
+def test_a_path_outside_the_models_folder_is_refused(folder: Path, path: str) -> None:
     (folder.parent / "elsewhere.toml").write_text(SPEC)
     (folder / "link.toml").symlink_to(folder.parent / "elsewhere.toml")
     with pytest.raises(ModelError):
@@ -179,29 +179,29 @@ def test_a_path_outside_the_models_folder_is_refused_unless_every_file_is_allowe
         registry.resolve(path)
 
 
-def test_a_broken_spec_is_listed_with_its_error_and_hides_no_other(folder: Path) -> None:
+def test_an_invalid_spec_is_listed_with_its_error_and_hides_no_other_model(folder: Path) -> None:
     (folder / "broken.toml").write_text("kind = 3")
-    listed = {one.name: one for one in registry.list_models(folder)}
+    listed = {entry.name: entry for entry in registry.list_models(folder)}
     assert listed["net"].error is None
     assert "kind" in (listed["broken"].error or "")
     assert listed["motion"].needs == "runner"
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "program.pt2", "net.safetensors"])
-def test_weights_that_do_not_say_how_to_run_them_are_refused_with_the_way_out(folder: Path, name: str) -> None:
+def test_weights_without_a_spec_are_refused_with_advice(folder: Path, name: str) -> None:
     (folder / name).write_bytes(b"x")
     with pytest.raises(ModelError, match="write a spec"):
         registry.resolve(name, folder)
 
 
-def test_a_label_that_the_model_lacks_is_refused_before_it_is_loaded(folder: Path) -> None:
+def test_an_unknown_label_is_refused_before_the_model_is_loaded(folder: Path) -> None:
     ref = registry.resolve("net", folder)
     registry.check_parameters(ref, Parameters(labels=("cat",)))
     with pytest.raises(ParameterError, match=r"'persn'.*person"):
         registry.check_parameters(ref, Parameters(labels=("cat", "persn")))
 
 
-def test_another_digest_than_the_scenario_was_made_with_is_refused(folder: Path) -> None:
+def test_a_digest_other_than_that_of_the_scenario_is_refused(folder: Path) -> None:
     ref = registry.resolve("net", folder)
     registry.require_same(ref, ref.sha256)
     registry.require_same(ref, None)
@@ -209,7 +209,7 @@ def test_another_digest_than_the_scenario_was_made_with_is_refused(folder: Path)
         registry.require_same(ref, "0" * 64)
 
 
-def test_a_missing_library_is_answered_with_the_command_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_reported_with_the_command_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torch" else object())
     with pytest.raises(
         MissingExtra, match=r"torch; install the extra 'torch': in vidflow's source folder, pip install '\.\[torch\]'"
@@ -231,37 +231,37 @@ def test_models_of_other_packages_are_found_by_their_entry_point(
     monkeypatch.syspath_prepend(str(tmp_path))
     registry._entry_points.cache_clear()
     try:
-        made: Any = registry.load(registry.resolve("other"), Parameters(score_threshold=0.7))
-        assert made._model == (None, Parameters(score_threshold=0.7))
-        of_spec: Any = registry.load(registry.resolve("mine", tmp_path))
+        model: Any = registry.load(registry.resolve("other"), Parameters(score_threshold=0.7))
+        assert model._model == (None, Parameters(score_threshold=0.7))
+        model_of_spec: Any = registry.load(registry.resolve("mine", tmp_path))
     finally:
         monkeypatch.undo()
         registry._entry_points.cache_clear()
-    bundle = of_spec._model[0]
+    bundle = model_of_spec._model[0]
     assert isinstance(bundle, Bundle)
     assert bundle.spec.options == {"depth": 3}
 
 
-def test_naming_and_listing_models_imports_no_heavy_library(folder: Path) -> None:
+def test_resolving_and_listing_models_imports_no_heavy_library(folder: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from vidflow.infra.models import registry;"
         f"folder = Path({str(folder)!r}); registry.list_models(folder); registry.resolve('net', folder);"
         "print({'numpy', 'torch', 'torchvision', 'onnxruntime', 'scipy', 'av'} & set(sys.modules))"
     )
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == "set()"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"
 
 
 @pytest.mark.parametrize(
     "content", [b"\x00", b"\xff" * 40, b"\x72\xff\xff\xff\xff\x7f", b"plain text, no model", b"\x72\x02\x0a\xff"]
 )
-def test_bytes_that_are_no_onnx_file_are_refused(tmp_path: Path, content: bytes) -> None:
+def test_bytes_that_are_not_an_onnx_file_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.onnx").write_bytes(content)
     with pytest.raises(ModelError, match="not an ONNX model"):
         read_metadata(tmp_path / "bad.onnx")
 
 
-def test_an_onnx_file_without_a_spec_in_it_is_refused_with_the_way_out(tmp_path: Path) -> None:
+def test_an_onnx_file_without_a_spec_is_refused_with_advice(tmp_path: Path) -> None:
     (tmp_path / "plain.onnx").write_bytes(b"\x08\x08")  # ir_version = 8 and nothing else
     with pytest.raises(ModelError, match="write a spec"):
         registry.resolve("plain.onnx", tmp_path)

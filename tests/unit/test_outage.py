@@ -29,25 +29,25 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     return caplog
 
 
-def test_a_server_that_several_parts_miss_is_said_to_be_away_once(log: pytest.LogCaptureFixture) -> None:
+def test_an_outage_seen_by_several_parts_is_logged_once(log: pytest.LogCaptureFixture) -> None:
     parts = [kafka_outage() for _ in range(3)]
     for part in [*parts, *parts]:
         part.begin(CONNECTION_REFUSED)
     assert log.messages == ["away"]
 
 
-def test_it_is_said_to_be_back_once_all_have_it_again(log: pytest.LogCaptureFixture) -> None:
-    one, other = kafka_outage(), kafka_outage()
-    one.begin(CONNECTION_REFUSED)
-    other.begin(CONNECTION_REFUSED)
-    one.end()
+def test_the_end_of_an_outage_is_logged_once_all_parts_are_back(log: pytest.LogCaptureFixture) -> None:
+    first, second = kafka_outage(), kafka_outage()
+    first.begin(CONNECTION_REFUSED)
+    second.begin(CONNECTION_REFUSED)
+    first.end()
     assert log.messages == ["away"]
-    other.end()
-    other.end()
+    second.end()
+    second.end()
     assert log.messages == ["away", "back"]
 
 
-def test_a_part_that_is_gone_keeps_nobody_from_saying_that_it_is_back(log: pytest.LogCaptureFixture) -> None:
+def test_a_deleted_part_does_not_delay_the_end_of_an_outage(log: pytest.LogCaptureFixture) -> None:
     kafka_outage().begin(CONNECTION_REFUSED)
     gc.collect()
     part = kafka_outage()
@@ -56,64 +56,63 @@ def test_a_part_that_is_gone_keeps_nobody_from_saying_that_it_is_back(log: pytes
     assert log.messages == ["away", "away", "back"]
 
 
-def test_servers_are_told_apart(log: pytest.LogCaptureFixture) -> None:
-    one, other = Outage("PostgreSQL", "start it"), Outage("Kafka", "start it")
-    one.begin(CONNECTION_REFUSED)
-    other.begin(CONNECTION_REFUSED)
+def test_outages_of_different_servers_are_separate(log: pytest.LogCaptureFixture) -> None:
+    for outage in (Outage("PostgreSQL", "start it"), Outage("Kafka", "start it")):
+        outage.begin(CONNECTION_REFUSED)
     assert log.messages == ["away", "away"]
 
 
-def test_a_topic_that_a_returned_broker_has_not_got_is_said_too(log: pytest.LogCaptureFixture) -> None:
+def test_a_topic_missing_on_a_returned_broker_is_logged(log: pytest.LogCaptureFixture) -> None:
     part = kafka_outage()
     part.begin(CONNECTION_REFUSED)
     part.begin(Unavailable("no such topic", code=TOPIC_MISSING))
     assert log.messages == ["away", "topic_missing"]
 
 
-def test_a_server_that_was_never_missed_is_not_said_to_be_back(log: pytest.LogCaptureFixture) -> None:
+def test_without_an_outage_no_end_is_logged(log: pytest.LogCaptureFixture) -> None:
     kafka_outage().end()
     assert log.messages == []
 
 
-def test_an_error_of_several_lines_is_said_in_one() -> None:
+def test_an_error_of_several_lines_is_formatted_as_one() -> None:
     assert format_error(CONNECTION_REFUSED) == "connection refused is the server running?"
 
 
 @pytest.mark.parametrize("url", ["", "host=db password=s3cret", "mysql://u:s3cret@db/x", "s3cret"])
-def test_what_is_no_url_of_a_database_is_refused_without_being_repeated(url: str) -> None:
+def test_an_invalid_database_url_is_refused_without_being_shown(url: str) -> None:
     with pytest.raises(SetupError, match="VIDFLOW_DATABASE_URL") as refusal:
         require_postgres(url)
     assert "s3cret" not in str(refusal.value)
 
 
-def test_no_kafka_is_refused_with_what_to_set() -> None:
+def test_missing_kafka_settings_are_refused_with_the_variable_to_set() -> None:
     with pytest.raises(SetupError, match=r"VIDFLOW_KAFKA.*vidflow dev"):
         require_kafka(KafkaSettings())
 
 
-def test_brokers_that_only_one_look_of_a_client_finds_down_are_not_said_to_be_away(
+def test_brokers_that_are_down_in_a_single_check_are_no_outage(
     log: pytest.LogCaptureFixture,
 ) -> None:
-    watch = _BrokerMonitor("a client", KafkaSettings("localhost:9092"))
-    watch.on_error(KafkaError(KafkaError._ALL_BROKERS_DOWN))
-    watch.on_statistics(CONNECTING)
-    watch.on_statistics(UP)
+    monitor = _BrokerMonitor("a client", KafkaSettings("localhost:9092"))
+    monitor.on_error(KafkaError(KafkaError._ALL_BROKERS_DOWN))
+    monitor.on_statistics(CONNECTING)
+    monitor.on_statistics(UP)
     assert log.messages == []
-    watch.on_error(KafkaError(KafkaError._ALL_BROKERS_DOWN))
-    watch.on_statistics(CONNECTING)
+    monitor.on_error(KafkaError(KafkaError._ALL_BROKERS_DOWN))
+    monitor.on_statistics(CONNECTING)
     assert log.messages == []
-    watch.on_statistics(CONNECTING)
-    watch.on_statistics(UP)
+    monitor.on_statistics(CONNECTING)
+    monitor.on_statistics(UP)
     assert log.messages == ["away", "back"]
 
 
-def test_a_login_that_is_refused_is_said_as_one_and_its_end_too(caplog: pytest.LogCaptureFixture) -> None:
-    watch = _BrokerMonitor("a client", KafkaSettings("localhost:9092", {"sasl.password": "hunter2"}))
+def test_a_refused_login_is_logged_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    monitor = _BrokerMonitor("a client", KafkaSettings("localhost:9092", {"sasl.password": "hunter2"}))
     with caplog.at_level("INFO", "vidflow"):
-        watch.on_error(KafkaError(KafkaError._AUTHENTICATION, "invalid credentials hunter2"))
+        monitor.on_error(KafkaError(KafkaError._AUTHENTICATION, "invalid credentials hunter2"))
         for _ in range(3):
-            watch.on_statistics(CONNECTING)
-        watch.on_statistics(CONNECTING.replace("CONNECT", "UP"))
+            monitor.on_statistics(CONNECTING)
+        monitor.on_statistics(CONNECTING.replace("CONNECT", "UP"))
     assert [record.getMessage() for record in caplog.records] == [KAFKA_SECURITY, "back"]
     error = caplog.records[0].vidflow_fields["error"]  # type: ignore[attr-defined]
     assert error.startswith(

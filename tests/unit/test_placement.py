@@ -1,4 +1,4 @@
-"""Which waiting scenario goes to which runner."""
+"""Placement of queued scenarios on runners."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def test_the_higher_priority_goes_first() -> None:
     assert place_scenarios([waiting("low", 0), waiting("high", 5)], [RunnerSlots("r1", 1)], 100) == [("high", "r1")]
 
 
-def test_of_one_priority_the_older_goes_first() -> None:
+def test_within_a_priority_the_older_goes_first() -> None:
     assert place_scenarios([waiting("new", since_s=9.0), waiting("old", since_s=1.0)], [RunnerSlots("r1", 1)], 100) == [
         ("old", "r1")
     ]
 
 
-def test_of_one_age_the_order_is_that_of_the_uuids() -> None:
+def test_scenarios_of_the_same_age_are_ordered_by_uuid() -> None:
     assert place_scenarios([waiting("b"), waiting("a")], [RunnerSlots("r1", 1)], 100) == [("a", "r1")]
 
 
@@ -30,18 +30,18 @@ def test_the_runner_with_the_most_free_slots_gets_it() -> None:
     assert place_scenarios([waiting("a")], [RunnerSlots("r1", 1), RunnerSlots("r2", 3)], 100) == [("a", "r2")]
 
 
-def test_many_are_spread_over_the_runners() -> None:
+def test_scenarios_are_spread_over_the_runners() -> None:
     placed = place_scenarios([waiting(name) for name in "abcd"], [RunnerSlots("r1", 2), RunnerSlots("r2", 2)], 100)
     assert sorted(runner for _, runner in placed) == ["r1", "r1", "r2", "r2"]
 
 
-def test_the_runner_that_it_came_back_from_is_avoided_though_it_has_more_room() -> None:
+def test_the_previous_runner_is_avoided_even_if_it_has_more_free_slots() -> None:
     assert place_scenarios([waiting("a", avoid="r1")], [RunnerSlots("r1", 9), RunnerSlots("r2", 1)], 100) == [
         ("a", "r2")
     ]
 
 
-def test_the_runner_that_it_came_back_from_is_better_than_none() -> None:
+def test_the_previous_runner_is_used_if_there_is_no_other() -> None:
     assert place_scenarios([waiting("a", avoid="r1")], [RunnerSlots("r1", 1), RunnerSlots("r2", 0)], 100) == [
         ("a", "r1")
     ]
@@ -51,11 +51,11 @@ def test_full_and_overfull_runners_get_nothing() -> None:
     assert place_scenarios([waiting("a")], [RunnerSlots("r1", 0), RunnerSlots("r2", -3)], 100) == []
 
 
-def test_no_more_are_placed_than_the_limit() -> None:
+def test_no_more_scenarios_are_placed_than_the_limit() -> None:
     assert len(place_scenarios([waiting(name) for name in "abc"], [RunnerSlots("r1", 9)], 2)) == 2
 
 
-def test_nothing_waits_and_nothing_is_free() -> None:
+def test_without_scenarios_or_slots_nothing_is_placed() -> None:
     assert place_scenarios([], [RunnerSlots("r1", 1)], 100) == []
     assert place_scenarios([waiting("a")], [], 100) == []
 
@@ -69,7 +69,7 @@ scenarios = st.lists(
         st.sampled_from([None, "r0", "r1", "r2"]),
     ),
     max_size=12,
-    unique_by=lambda one: one.scenario_uuid,
+    unique_by=lambda scenario: scenario.scenario_uuid,
 )
 runners = st.lists(st.integers(-1, 4), max_size=4).map(
     lambda free: [RunnerSlots(f"r{n}", slots) for n, slots in enumerate(free)]
@@ -78,7 +78,7 @@ runners = st.lists(st.integers(-1, 4), max_size=4).map(
 
 @settings(max_examples=200, deadline=None, derandomize=True, database=None)
 @given(scenarios, runners, st.integers(0, 9))
-def test_slots_are_used_up_and_never_overdrawn(
+def test_slots_are_used_up_but_never_exceeded(
     scenarios: list[QueuedScenario], slots: list[RunnerSlots], limit: int
 ) -> None:
     placed = place_scenarios(scenarios, slots, limit)
@@ -91,7 +91,10 @@ def test_slots_are_used_up_and_never_overdrawn(
 
 @settings(max_examples=200, deadline=None, derandomize=True, database=None)
 @given(scenarios, runners)
-def test_nobody_is_placed_before_a_higher_priority(scenarios: list[QueuedScenario], slots: list[RunnerSlots]) -> None:
+def test_no_scenario_is_placed_before_one_of_a_higher_priority(
+    scenarios: list[QueuedScenario], slots: list[RunnerSlots]
+) -> None:
     placed = {uuid for uuid, _ in place_scenarios(scenarios, slots, 100)}
-    left = [one.priority for one in scenarios if one.scenario_uuid not in placed]
-    assert all(one.priority >= max(left, default=-9) for one in scenarios if one.scenario_uuid in placed)
+    unplaced = [scenario.priority for scenario in scenarios if scenario.scenario_uuid not in placed]
+    highest_unplaced = max(unplaced, default=-9)
+    assert all(scenario.priority >= highest_unplaced for scenario in scenarios if scenario.scenario_uuid in placed)

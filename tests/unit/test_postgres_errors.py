@@ -1,4 +1,4 @@
-"""What an error of PostgreSQL means: wait, try again, or tell the operator."""
+"""Classification of PostgreSQL errors: wait, retry, or report to the operator."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ from vidflow.infra.telemetry.outage import TIMED_OUT_STATES
 
 
 @pytest.mark.parametrize(
-    ("version", "said"), [(90624, r"version 9\.6\.24"), (150018, r"version 15\.18"), (170010, r"version 17\.10")]
+    ("version", "expected"), [(90624, r"version 9\.6\.24"), (150018, r"version 15\.18"), (170010, r"version 17\.10")]
 )
-def test_a_server_that_is_too_old_is_refused_in_one_line(version: int, said: str) -> None:
-    with pytest.raises(SetupError, match=rf"^PostgreSQL at db:5432 is {said}; vidflow needs 18 or newer\. Upgrade .*$"):
+def test_a_server_that_is_too_old_is_refused_in_one_line(version: int, expected: str) -> None:
+    with pytest.raises(
+        SetupError, match=rf"^PostgreSQL at db:5432 is {expected}; vidflow needs 18 or newer\. Upgrade .*$"
+    ):
         require_version(version, "db:5432")
 
 
 @pytest.mark.parametrize("version", [180000, 180004, 190000])
-def test_a_server_that_is_new_enough_is_taken(version: int) -> None:
+def test_a_server_that_is_new_enough_is_accepted(version: int) -> None:
     require_version(version, "db:5432")
 
 
 @pytest.mark.parametrize(
     "error", [errors.QueryCanceled, errors.TransactionTimeout, errors.LockNotAvailable, errors.IdleSessionTimeout]
 )
-def test_a_time_limit_of_the_server_ends_no_role(error: type[psycopg.Error]) -> None:
+def test_a_timeout_of_the_server_counts_as_an_outage(error: type[psycopg.Error]) -> None:
     assert is_away(error())
 
 
-def test_time_limits_are_told_from_a_server_that_is_away() -> None:
+def test_timeouts_are_distinguished_from_an_unavailable_server() -> None:
     assert {errors.lookup(state) for state in TIMED_OUT_STATES} == {
         errors.QueryCanceled, errors.TransactionTimeout, errors.LockNotAvailable,
     }  # fmt: skip
@@ -39,8 +41,8 @@ def test_time_limits_are_told_from_a_server_that_is_away() -> None:
     assert not is_timed_out(errors.AdminShutdown())
 
 
-class _Failed(psycopg.OperationalError):
-    """As libpq reports a connection that was not made: a sentence, no SQLSTATE."""
+class _ConnectionFailed(psycopg.OperationalError):
+    """A failed connection as libpq reports it: a text without an SQLSTATE."""
 
     pgconn = object()  # type: ignore[assignment]
 
@@ -60,12 +62,12 @@ class _Failed(psycopg.OperationalError):
         "connection failed: ... Connection refused",
     ],
 )
-def test_what_passes_is_waited_for(text: str) -> None:
-    assert is_away(_Failed(text))
+def test_a_temporary_error_counts_as_an_outage(text: str) -> None:
+    assert is_away(_ConnectionFailed(text))
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ('connection failed: ... FATAL:  password authentication failed for user "x"', "rejected the connection"),
         ('connection failed: ... FATAL:  no such database: x', "rejected the connection"),
@@ -77,9 +79,9 @@ def test_what_passes_is_waited_for(text: str) -> None:
         ('connection is bad: invalid require_auth value: "foo"', "a setting that libpq does not accept"),
     ],
 )  # fmt: skip
-def test_what_waiting_does_not_help_is_told_in_one_line(text: str, said: str) -> None:
-    error = _Failed(f"{text}\n\tmore")
+def test_a_permanent_error_is_reported_in_one_line(text: str, expected: str) -> None:
+    error = _ConnectionFailed(f"{text}\n\tmore")
     assert not is_away(error)
-    assert said in build_connection_error(error).message
+    assert expected in build_connection_error(error).message
     assert "\n" not in build_connection_error(error).message
-    assert is_tls(error) == said.startswith("TLS")
+    assert is_tls(error) == expected.startswith("TLS")

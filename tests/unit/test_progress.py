@@ -1,4 +1,4 @@
-"""What each message makes of a scenario's progress: every relation of its epoch and number to what is stored."""
+"""How each message changes the progress, for every relation of its epoch and number to the stored ones."""
 
 from __future__ import annotations
 
@@ -33,33 +33,33 @@ def opened(epoch: int = CURRENT) -> SourceOpened:
 
 
 def one_of_each_kind(epoch: int = CURRENT) -> list[Result]:
-    """One message of each kind that would be stored if its epoch counted."""
+    """Return a message of each kind that would be stored if its epoch were the current one."""
     return [frame(NEXT, epoch), gap(NEXT - 1, epoch), end(NEXT - 1, epoch), opened(epoch)]
 
 
 @pytest.mark.parametrize("message", [*one_of_each_kind(OLDER), *one_of_each_kind(CURRENT), *one_of_each_kind(NEWER)])
-def test_a_closed_scenario_takes_nothing(message: Result) -> None:
+def test_a_closed_scenario_ignores_everything(message: Result) -> None:
     closed = msgspec.structs.replace(BEFORE, closed=True)
     assert advance(closed, message) == (closed, Verdict.IGNORED)
 
 
 @pytest.mark.parametrize("message", one_of_each_kind(OLDER))
-def test_an_older_epoch_stores_nothing_and_leaves_no_trace(message: Result) -> None:
+def test_a_message_of_an_older_epoch_is_ignored(message: Result) -> None:
     assert advance(BEFORE, message) == (BEFORE, Verdict.IGNORED)
 
 
 @pytest.mark.parametrize("message", [frame(NEXT + 3, OLDER), gap(NEXT + 3, OLDER), end(NEXT + 3, OLDER)])
-def test_a_hole_of_an_older_epoch_is_none(message: Result) -> None:
+def test_a_hole_in_an_older_epoch_is_ignored(message: Result) -> None:
     assert advance(BEFORE, message) == (BEFORE, Verdict.IGNORED)
 
 
 @pytest.mark.parametrize("message", [*one_of_each_kind(CURRENT), *one_of_each_kind(NEWER)])
-def test_what_stands_next_is_stored_of_the_counting_epoch_and_of_a_newer_one(message: Result) -> None:
+def test_the_next_message_of_the_current_or_a_newer_epoch_is_stored(message: Result) -> None:
     assert advance(BEFORE, message)[1] is Verdict.STORED
 
 
 @pytest.mark.parametrize("epoch", [CURRENT, NEWER])
-def test_the_next_frame_moves_the_progress_to_itself(epoch: int) -> None:
+def test_the_next_frame_advances_the_progress(epoch: int) -> None:
     after, _ = advance(BEFORE, frame(NEXT, epoch))
     assert (after.next_frame, after.last_pts, after.last_time_s, after.last_at) == (
         11,
@@ -71,12 +71,12 @@ def test_the_next_frame_moves_the_progress_to_itself(epoch: int) -> None:
 
 
 @pytest.mark.parametrize("message", [frame(NEXT - 1), frame(0), frame(NEXT - 1, NEWER), gap(NEXT - 2), gap(-1, NEWER)])
-def test_what_stands_lower_is_a_repeat_and_only_counted(message: Result) -> None:
+def test_a_lower_number_is_a_repeat_and_only_counted(message: Result) -> None:
     assert advance(BEFORE, message) == (msgspec.structs.replace(BEFORE, repeats=3), Verdict.REPEAT)
 
 
 @pytest.mark.parametrize("message", [frame(NEXT + 1), frame(2**53 - 1), gap(NEXT), end(NEXT), end(NEXT + 7)])
-def test_what_stands_higher_is_a_hole_and_not_stored(message: Result) -> None:
+def test_a_higher_number_is_a_hole_and_not_stored(message: Result) -> None:
     assert advance(BEFORE, message) == (msgspec.structs.replace(BEFORE, hole_epoch=CURRENT), Verdict.HOLE)
 
 
@@ -85,7 +85,7 @@ def test_the_newest_epoch_with_a_hole_is_kept() -> None:
     assert after.hole_epoch == NEWER
 
 
-def test_a_gap_moves_nothing() -> None:
+def test_a_gap_does_not_advance_the_progress() -> None:
     assert advance(BEFORE, gap(NEXT - 1)) == (BEFORE, Verdict.STORED)
 
 
@@ -93,16 +93,16 @@ def test_a_gap_before_the_first_frame_is_stored_at_the_start() -> None:
     assert advance(Progress(), gap(-1, 0))[1] is Verdict.STORED
 
 
-def test_an_end_behind_all_frames_is_noted() -> None:
+def test_an_end_after_all_frames_is_stored() -> None:
     after, _ = advance(BEFORE, end(NEXT - 1, reason=EndReason.STOPPED))
     assert (after.end_epoch, after.end_last_frame, after.end_reason) == (CURRENT, NEXT - 1, EndReason.STOPPED)
 
 
-def test_an_end_of_a_source_without_frames_is_noted() -> None:
+def test_an_end_of_a_source_without_frames_is_stored() -> None:
     assert advance(Progress(), end(-1, 0))[1] is Verdict.STORED
 
 
-def test_a_newer_end_wins() -> None:
+def test_a_newer_end_replaces_the_older() -> None:
     after, _ = advance(BEFORE, end(NEXT - 1))
     after, verdict = advance(after, end(NEXT - 1, NEWER, EndReason.STOPPED))
     assert (after.end_epoch, after.end_reason, verdict) == (NEWER, EndReason.STOPPED, Verdict.STORED)
@@ -121,7 +121,7 @@ def test_a_newer_opening_replaces_the_older_and_the_same_is_a_repeat() -> None:
     assert advance(first, opened(NEWER))[0].opened == opened(NEWER)
 
 
-def test_frames_that_come_twice_and_late_leave_dense_numbers() -> None:
+def test_repeated_and_late_frames_leave_no_hole() -> None:
     progress, stored = Progress(), []
     for number in (0, 0, 1, 0, 3, 1, 2, 3, 3, 5, 4):
         progress, verdict = advance(progress, frame(number, 0))
@@ -130,7 +130,7 @@ def test_frames_that_come_twice_and_late_leave_dense_numbers() -> None:
     assert progress.next_frame == 5
 
 
-# --- what progress tells
+# --- facts derived from progress
 
 
 def finished(**changes: object) -> Progress:
@@ -138,7 +138,7 @@ def finished(**changes: object) -> Progress:
     return msgspec.structs.replace(after, **changes)
 
 
-def test_the_end_of_the_video_behind_all_frames_is_whole() -> None:
+def test_progress_is_complete_at_the_end_of_the_video_with_all_frames() -> None:
     assert is_complete(finished())
 
 
@@ -158,26 +158,26 @@ def test_the_end_of_the_video_behind_all_frames_is_whole() -> None:
         {"epoch": NEWER},
     ],
 )
-def test_nothing_less_is_whole(changes: dict[str, object]) -> None:
+def test_progress_is_not_complete_otherwise(changes: dict[str, object]) -> None:
     assert not is_complete(finished(**changes))
 
 
-def test_nothing_is_whole_from_the_start() -> None:
+def test_initial_progress_is_not_complete() -> None:
     assert not is_complete(Progress())
 
 
 @pytest.mark.parametrize(("end_epoch", "is_ended"), [(None, False), (OLDER, False), (CURRENT, True), (NEWER, False)])
-def test_ended_is_an_end_marker_of_the_counting_epoch(end_epoch: int | None, is_ended: bool) -> None:
+def test_only_an_end_marker_of_the_current_epoch_counts(end_epoch: int | None, is_ended: bool) -> None:
     assert (
         has_end_marker(msgspec.structs.replace(BEFORE, end_epoch=end_epoch, end_reason=EndReason.STOPPED)) is is_ended
     )
 
 
 @pytest.mark.parametrize(("hole_epoch", "is_hole"), [(None, False), (OLDER, False), (CURRENT, True), (NEWER, False)])
-def test_a_hole_is_one_of_the_counting_epoch(hole_epoch: int | None, is_hole: bool) -> None:
+def test_only_a_hole_in_the_current_epoch_counts(hole_epoch: int | None, is_hole: bool) -> None:
     assert has_hole(msgspec.structs.replace(BEFORE, hole_epoch=hole_epoch)) is is_hole
 
 
-def test_a_new_deployment_leaves_end_and_hole_of_the_last_behind() -> None:
+def test_a_new_epoch_has_neither_end_marker_nor_hole() -> None:
     deployed = msgspec.structs.replace(BEFORE, end_epoch=CURRENT, hole_epoch=CURRENT, epoch=NEWER)
     assert (has_end_marker(deployed), has_hole(deployed), is_complete(deployed)) == (False, False, False)

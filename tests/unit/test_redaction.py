@@ -1,4 +1,4 @@
-"""Secrets are masked in URLs and in any other text, whatever surrounds them."""
+"""Redaction: secrets are masked in URLs and other text, whatever surrounds them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from vidflow.domain.redaction import find_secrets, redact
 
-SECRET = "Hunter2x"  # noqa: S105 - not one of ours
+SECRET = "Hunter2x"  # noqa: S105 - a test value
 
 URLS = [
     "rtsp://admin:{}@camera:554/live",
@@ -96,7 +96,7 @@ secrets = st.text(
 
 
 @pytest.mark.parametrize("template", URLS + OTHER)
-def test_the_secret_is_masked(template: str) -> None:
+def test_a_secret_is_masked(template: str) -> None:
     text = redact(template.format(SECRET))
     assert SECRET not in text
     assert "***" in text
@@ -104,42 +104,42 @@ def test_the_secret_is_masked(template: str) -> None:
 
 @pytest.mark.parametrize("template", URLS)
 @pytest.mark.parametrize(
-    "around", ["{}", "cannot open '{}': it is away", '{{"url": "{}"}}', "source={} attempt=2", "({})", "a\n{}\nb"]
+    "context", ["{}", "cannot open '{}': it is away", '{{"url": "{}"}}', "source={} attempt=2", "({})", "a\n{}\nb"]
 )
-def test_a_url_is_masked_wherever_it_stands(template: str, around: str) -> None:
-    assert SECRET not in redact(around.format(template.format(SECRET)))
+def test_a_secret_in_a_url_is_masked_in_any_context(template: str, context: str) -> None:
+    assert SECRET not in redact(context.format(template.format(SECRET)))
 
 
 @pytest.mark.parametrize("text", KEPT)
-def test_what_is_no_secret_is_kept(text: str) -> None:
+def test_harmless_text_is_kept(text: str) -> None:
     assert redact(text) == text
 
 
 @given(secret=secrets, template=st.sampled_from(URLS + OTHER), before=st.text(max_size=20), after=st.text(max_size=20))
-def test_no_secret_passes_whatever_stands_around_it(secret: str, template: str, before: str, after: str) -> None:
+def test_a_secret_is_masked_whatever_surrounds_it(secret: str, template: str, before: str, after: str) -> None:
     if secret in template or secret in before + after:
         return
     assert secret not in redact(f"{before} {template.format(secret)} {after}")
 
 
 @given(st.text())
-def test_masking_again_changes_nothing(text: str) -> None:
-    once = redact(text)
-    assert redact(once) == once
+def test_redaction_is_idempotent(text: str) -> None:
+    redacted = redact(text)
+    assert redact(redacted) == redacted
 
 
 @pytest.mark.parametrize("password", ["a@b", "a/b", "a?b", "a#b", "a:b", "p@ss/w?rd#1", "%40%2F"])
-def test_a_password_may_hold_any_character(password: str) -> None:
+def test_a_password_may_contain_any_character(password: str) -> None:
     assert redact(f"rtsp://admin:{password}@camera/live") == "rtsp://***@camera/live"
 
 
 @pytest.mark.parametrize("length", range(len("rtsp://admin:Hunter2xHunter2x@camera/live")))
-def test_a_url_that_was_cut_within_its_password_shows_none_of_it(length: int) -> None:
+def test_a_password_in_a_truncated_url_is_masked(length: int) -> None:
     assert "Hunt" not in redact("rtsp://admin:Hunter2xHunter2x@camera/live"[:length])
 
 
 @pytest.mark.parametrize("template", URLS)
-def test_the_secrets_of_a_url_are_masked_wherever_a_library_prints_them(template: str) -> None:
+def test_the_secrets_of_a_url_are_masked_in_messages_of_a_library(template: str) -> None:
     known = find_secrets(template.format(SECRET))
     assert SECRET not in redact(f"option value {SECRET} is odd", known)
 
@@ -149,7 +149,7 @@ def test_a_known_secret_is_masked_with_and_without_percent_encoding() -> None:
     assert redact("p%40ssword and p@ssword", known) == "*** and ***"
 
 
-def test_short_strings_are_not_searched_for_everywhere() -> None:
+def test_short_strings_are_not_known_secrets() -> None:
     assert find_secrets("http://a:b@host/v.mp4?x=1&hd=yes") == ()
 
 
@@ -162,7 +162,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("piece", HOSTILE)
 @pytest.mark.parametrize("start", ["", "http://h/?"])
-def test_hostile_text_is_done_with_in_time_that_is_linear_in_it(piece: str, start: str) -> None:
-    """A pattern that backtracks takes minutes for this text, which ends the test run; a linear one takes milliseconds."""
+def test_hostile_text_is_redacted_in_linear_time(piece: str, start: str) -> None:
+    """A backtracking pattern takes minutes for this text, so that the test times out; a linear one takes milliseconds."""
     text = start + piece * (150_000 // len(piece))
     assert len(redact(text)) <= 2 * len(text)

@@ -1,4 +1,4 @@
-"""Which partitions of the results are made and which are over, given the time and what there is."""
+"""Which partitions of the results table are created, and which have expired."""
 
 from __future__ import annotations
 
@@ -28,37 +28,37 @@ def days(first: int, last: int) -> PartitionRange:
     return PartitionRange(f"scenario_results_{first}", first * DAY_MS, last * DAY_MS)
 
 
-def test_a_new_database_gets_the_present_range_and_those_ahead() -> None:
-    made = find_missing_partitions([], None, NOW_MS, DAILY)
-    assert [(one.from_ms // DAY_MS, one.to_ms // DAY_MS) for one in made] == [
+def test_a_new_database_gets_the_current_range_and_those_ahead() -> None:
+    missing = find_missing_partitions([], None, NOW_MS, DAILY)
+    assert [(partition.from_ms // DAY_MS, partition.to_ms // DAY_MS) for partition in missing] == [
         (20_000 + n, 20_001 + n) for n in range(PARTITIONS_AHEAD + 1)
     ]
-    assert made[0].table == "scenario_results_20241004"
+    assert missing[0].table == "scenario_results_20241004"
 
 
-def test_nothing_is_made_that_is_there() -> None:
-    made = find_missing_partitions([], None, NOW_MS, WEEKLY)
-    assert find_missing_partitions(made, None, NOW_MS, WEEKLY) == []
-    assert find_missing_partitions(made[:-1], None, NOW_MS, WEEKLY) == made[-1:]
+def test_existing_partitions_are_not_created_again() -> None:
+    missing = find_missing_partitions([], None, NOW_MS, WEEKLY)
+    assert find_missing_partitions(missing, None, NOW_MS, WEEKLY) == []
+    assert find_missing_partitions(missing[:-1], None, NOW_MS, WEEKLY) == missing[-1:]
 
 
 def test_no_range_begins_before_a_row_of_the_default_partition() -> None:
-    made = find_missing_partitions([], NOW_MS, NOW_MS, DAILY)
-    assert made[0].from_ms == 20_001 * DAY_MS
+    missing = find_missing_partitions([], NOW_MS, NOW_MS, DAILY)
+    assert missing[0].from_ms == 20_001 * DAY_MS
 
 
 def test_a_range_that_was_missed_is_left_to_the_default_partition() -> None:
-    """Nobody led for a while: the ranges go on at the present one, or behind what was stored without a range."""
-    there = [days(19_900, 19_901)]
-    assert find_missing_partitions(there, None, NOW_MS, DAILY)[0].from_ms == 20_000 * DAY_MS
-    assert find_missing_partitions(there, NOW_MS - DAY_MS, NOW_MS, DAILY)[0].from_ms == 20_000 * DAY_MS
+    """After a time without a leader, ranges continue at the current one, or after the rows stored without a range."""
+    existing = [days(19_900, 19_901)]
+    assert find_missing_partitions(existing, None, NOW_MS, DAILY)[0].from_ms == 20_000 * DAY_MS
+    assert find_missing_partitions(existing, NOW_MS - DAY_MS, NOW_MS, DAILY)[0].from_ms == 20_000 * DAY_MS
 
 
-def test_another_length_goes_on_where_the_ranges_of_the_former_end() -> None:
-    there = find_missing_partitions([], None, NOW_MS, DAILY)
-    longer = find_missing_partitions(there, None, NOW_MS, WEEKLY)
-    assert longer[0].from_ms == there[-1].to_ms
-    assert all(one.to_ms % (7 * DAY_MS) == 0 for one in longer)
+def test_a_new_length_continues_where_the_previous_ranges_end() -> None:
+    existing = find_missing_partitions([], None, NOW_MS, DAILY)
+    longer = find_missing_partitions(existing, None, NOW_MS, WEEKLY)
+    assert longer[0].from_ms == existing[-1].to_ms
+    assert all(partition.to_ms % (7 * DAY_MS) == 0 for partition in longer)
 
 
 @given(
@@ -69,48 +69,46 @@ def test_another_length_goes_on_where_the_ranges_of_the_former_end() -> None:
 def test_ranges_never_overlap_whatever_the_lengths_and_pauses(
     now_days: list[int], lengths: list[int], newest_days: list[int | None]
 ) -> None:
-    there: list[PartitionRange] = []
+    existing: list[PartitionRange] = []
     newest_ms: int | None = None
     for now_day, length, age in zip(now_days, lengths, newest_days, strict=False):
         now_ms = now_day * DAY_MS
-        if age is not None and (not there or there[-1].to_ms <= now_ms - age * DAY_MS):
+        if age is not None and (not existing or existing[-1].to_ms <= now_ms - age * DAY_MS):
             newest_ms = max(newest_ms or 0, now_ms - age * DAY_MS)
-        keeping = RetentionPolicy(partition_days=length)
-        there += find_missing_partitions(there, newest_ms, now_ms, keeping)
-        assert find_missing_partitions(there, newest_ms, now_ms, keeping) == []
-        assert there[-1].to_ms >= now_ms + PARTITIONS_AHEAD * length * DAY_MS
-    for before, after in pairwise(there):
-        assert before.from_ms < before.to_ms <= after.from_ms
-    assert len({one.table for one in there}) == len(there)
+        policy = RetentionPolicy(partition_days=length)
+        existing += find_missing_partitions(existing, newest_ms, now_ms, policy)
+        assert find_missing_partitions(existing, newest_ms, now_ms, policy) == []
+        assert existing[-1].to_ms >= now_ms + PARTITIONS_AHEAD * length * DAY_MS
+    for partition, following in pairwise(existing):
+        assert partition.from_ms < partition.to_ms <= following.from_ms
+    assert len({partition.table for partition in existing}) == len(existing)
 
 
-def test_nothing_is_over_unless_it_is_asked_for() -> None:
+def test_nothing_expires_by_default() -> None:
     assert find_expired_ranges([days(1, 2)], 0, NOW_MS, RetentionPolicy()) == []
 
 
-def test_a_range_is_over_once_its_last_moment_is() -> None:
-    there = [days(19_900, 19_970), days(19_970, 19_971), days(20_000, 20_001)]
-    keeping = RetentionPolicy(results_days=30)
-    assert find_expired_ranges(there, None, NOW_MS, keeping) == there[:1]
-    assert find_expired_ranges(there, None, NOW_MS + DAY_MS, keeping) == there[:2]
+def test_a_range_expires_when_its_end_does() -> None:
+    existing = [days(19_900, 19_970), days(19_970, 19_971), days(20_000, 20_001)]
+    policy = RetentionPolicy(results_days=30)
+    assert find_expired_ranges(existing, None, NOW_MS, policy) == existing[:1]
+    assert find_expired_ranges(existing, None, NOW_MS + DAY_MS, policy) == existing[:2]
 
 
-def test_of_the_default_partition_only_what_no_partition_covers_is_over() -> None:
-    there = [days(19_900, 19_910), days(19_950, 19_960)]
-    keeping = RetentionPolicy(results_days=30)
+def test_of_the_default_partition_only_the_uncovered_range_expires() -> None:
+    existing = [days(19_900, 19_910), days(19_950, 19_960)]
+    policy = RetentionPolicy(results_days=30)
     oldest_ms = 19_920 * DAY_MS + 1
-    assert find_expired_ranges(there, oldest_ms, NOW_MS, keeping) == [
-        there[0], PartitionRange(DEFAULT_PARTITION, 19_910 * DAY_MS, 19_950 * DAY_MS), there[1]
+    assert find_expired_ranges(existing, oldest_ms, NOW_MS, policy) == [
+        existing[0], PartitionRange(DEFAULT_PARTITION, 19_910 * DAY_MS, 19_950 * DAY_MS), existing[1]
     ]  # fmt: skip
     young_ms = NOW_MS - 29 * DAY_MS
-    assert find_expired_ranges(there, young_ms, NOW_MS, keeping) == there
-    assert find_expired_ranges([], oldest_ms, NOW_MS, keeping) == [
-        PartitionRange(DEFAULT_PARTITION, 0, 19_970 * DAY_MS)
-    ]
+    assert find_expired_ranges(existing, young_ms, NOW_MS, policy) == existing
+    assert find_expired_ranges([], oldest_ms, NOW_MS, policy) == [PartitionRange(DEFAULT_PARTITION, 0, 19_970 * DAY_MS)]
 
 
 @pytest.mark.parametrize("results_days", [None, 31])
 def test_scenarios_are_not_removed_before_their_results(results_days: int | None) -> None:
-    with pytest.raises(SetupError, match="--keep-scenarios-days 30 needs a --keep-results-days"):
+    with pytest.raises(SetupError, match="--keep-scenarios-days 30 needs --keep-results-days of at most 30"):
         RetentionPolicy(results_days=results_days, scenarios_days=30).validate()
     assert RetentionPolicy(results_days=30, scenarios_days=30).validate().scenarios_days == 30

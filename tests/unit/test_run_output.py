@@ -1,4 +1,4 @@
-"""What `vidflow run` prints of hostile labels and of a hostile server's answers."""
+"""Output of `vidflow run` for hostile labels and hostile responses."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ def printed(output: str, raw: bytes, out: io.StringIO | None = None) -> str:
 
 
 @pytest.mark.parametrize("output", WRITERS)
-def test_a_label_drives_no_terminal_and_forges_no_line(output: str) -> None:
-    said = printed(output, json.dumps(FRAME, ensure_ascii=False).encode())
-    assert "forged" in said
-    assert all(line.isprintable() and not line.startswith("forged") for line in said.split("\n"))
+def test_a_hostile_label_is_escaped_in_every_format(output: str) -> None:
+    text = printed(output, json.dumps(FRAME, ensure_ascii=False).encode())
+    assert "forged" in text
+    assert all(line.isprintable() and not line.startswith("forged") for line in text.split("\n"))
 
 
 @pytest.mark.parametrize("output", ["json", "ndjson"])
-def test_json_keeps_the_label_as_it_is(output: str) -> None:
-    said = printed(output, json.dumps(FRAME, ensure_ascii=False).encode())
-    frame = json.loads(said)
+def test_json_keeps_the_label_unchanged(output: str) -> None:
+    text = printed(output, json.dumps(FRAME, ensure_ascii=False).encode())
+    frame = json.loads(text)
     assert (frame[0] if output == "json" else frame) == FRAME
 
 
-def test_a_file_of_csv_keeps_the_label_as_it_is() -> None:
-    said = printed("csv", json.dumps(FRAME, ensure_ascii=False).encode(), io.StringIO())
-    assert next(iter(csv.DictReader(io.StringIO(said, newline=""))))["label"] == LABEL
+def test_a_csv_file_keeps_the_label_unchanged() -> None:
+    text = printed("csv", json.dumps(FRAME, ensure_ascii=False).encode(), io.StringIO())
+    assert next(iter(csv.DictReader(io.StringIO(text, newline=""))))["label"] == LABEL
 
 
-def test_an_answer_with_raw_line_breaks_stays_one_line() -> None:
+def test_a_response_with_raw_line_breaks_stays_one_line() -> None:
     assert printed("ndjson", b'{"a":\n1}\xff').count("\n") == 1

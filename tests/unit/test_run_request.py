@@ -1,4 +1,4 @@
-"""What `vidflow run` asks the api for."""
+"""The request that `vidflow run` sends to the api."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ VIDEO = "http://camera.example/video.mp4"
 
 
 @pytest.mark.parametrize(
-    ("typed", "asked"), [("all", "all"), ("2", 2), ("29.97", 29.97), ("30000/1001", "30000/1001"), ("1/2", 0.5)]
+    ("typed", "sent"), [("all", "all"), ("2", 2), ("29.97", 29.97), ("30000/1001", "30000/1001"), ("1/2", 0.5)]
 )
-def test_a_frame_rate_is_asked_for_exactly_as_it_was_typed(typed: str, asked: object) -> None:
-    assert build_body(RunOptions(video=VIDEO, fps=typed))["fps"] == asked
+def test_the_frame_rate_is_sent_exactly_as_typed(typed: str, sent: object) -> None:
+    assert build_body(RunOptions(video=VIDEO, fps=typed))["fps"] == sent
 
 
 @pytest.mark.parametrize("typed", ["0", "1001", "1/0", "0x10", "9" * 500, ""])
-def test_what_is_no_frame_rate_is_refused_with_what_to_do(typed: str) -> None:
+def test_an_invalid_frame_rate_is_refused_with_the_accepted_forms(typed: str) -> None:
     with pytest.raises(ParameterError, match="--fps is a number above 0 and up to 1000, a fraction") as refusal:
         build_body(RunOptions(video=VIDEO, fps=typed))
     assert len(refusal.value.message) < 250

@@ -1,4 +1,4 @@
-"""Which frames are kept, and that a resumed run keeps exactly those that an undisturbed one keeps."""
+"""Which frames are kept, and that a resumed run keeps exactly those of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def start(
 
 
 def run(sampler: Sampler, pts: Sequence[int | None], begin: int = 0) -> list[SampledFrame]:
-    """What `sampler` keeps of the frames from index `begin` on."""
+    """Return the frames that `sampler` keeps from index `begin` on."""
     kept = []
     for index in range(begin, len(pts)):
         sampler, keeps = sampler.sample_frame(pts[index])
@@ -56,8 +56,8 @@ def run(sampler: Sampler, pts: Sequence[int | None], begin: int = 0) -> list[Sam
     return kept
 
 
-def stored_behind(frame: SampledFrame, sampler: Sampler, origin: int) -> ResumePoint:
-    """What is stored once `frame` is."""
+def resume_point_after(frame: SampledFrame, sampler: Sampler, origin: int) -> ResumePoint:
+    """Return the resume point once `frame` is stored."""
     pts = frame.tick if frame.pts is None else frame.pts
     return ResumePoint(frame.number + 1, origin, format_time_base(sampler.timeline.time_base), pts, frame.time_s)
 
@@ -77,33 +77,33 @@ def test_the_first_frame_of_each_cell_is_kept() -> None:
     assert numbers(start(rate=Fraction(1)), [0, 400, 999, 1000, 1001, 2500, 2999, 3000]) == [0, 3, 5, 7]
 
 
-def test_the_grid_lies_from_the_first_frame_and_not_from_zero() -> None:
+def test_the_grid_starts_at_the_first_frame_and_not_at_zero() -> None:
     assert numbers(start(rate=Fraction(1)), [5_700, 6_000, 6_699, 6_700, 7_699, 7_700]) == [0, 3, 5]
 
 
-def test_the_grid_lies_from_a_first_frame_before_zero() -> None:
+def test_the_grid_starts_at_a_first_frame_before_zero() -> None:
     assert numbers(start(rate=Fraction(1)), [-1_500, -501, -500, 0, 499, 500]) == [0, 2, 5]
 
 
-def test_an_empty_cell_is_passed_over_and_takes_no_number() -> None:
+def test_an_empty_cell_takes_no_number() -> None:
     kept = run(start(rate=Fraction(1)), [0, 5_000, 5_500, 9_000])
     assert [(frame.number, frame.pts) for frame in kept] == [(0, 0), (1, 5_000), (2, 9_000)]
 
 
 @pytest.mark.parametrize("hours", [0, 1, 1_000])
 def test_a_video_sampled_at_its_own_ntsc_rate_keeps_every_frame_even_after_hours(hours: int) -> None:
-    # A frame lasts 3003 ticks of 1/90000 s, exactly a cell: floats would lose or double some of these.
+    # A frame lasts 3003 ticks of 1/90000 s, exactly one cell. With floats, some of these would be lost or duplicated.
     begun = start(MPEG, NTSC).sample_frame(90_000)[0]
     edges = [90_000 + 3_003 * (hours * 107_892 + i) for i in range(1, 1_000)]
-    on_the_edge_and_a_tick_before_the_next = [at for edge in edges for at in (edge, edge + 3_002)]
-    assert [frame.pts for frame in run(begun, on_the_edge_and_a_tick_before_the_next)] == edges
+    first_and_last_ticks_of_cells = [tick for edge in edges for tick in (edge, edge + 3_002)]
+    assert [frame.pts for frame in run(begun, first_and_last_ticks_of_cells)] == edges
 
 
-def test_a_frame_one_tick_before_a_cells_edge_is_still_in_the_cell_before() -> None:
+def test_a_frame_one_tick_before_an_edge_is_in_the_previous_cell() -> None:
     assert numbers(start(MPEG, NTSC), [0, 3_002, 3_003, 6_005, 6_006]) == [0, 2, 4]
 
 
-# --- pts that do not move on
+# --- pts that do not increase
 
 
 def test_frames_with_the_same_pts_share_a_cell() -> None:
@@ -114,13 +114,13 @@ def test_a_frame_that_steps_back_a_little_is_in_no_new_cell() -> None:
     assert numbers(start(rate=Fraction(10)), [0, 100, 200, 150, 300]) == [0, 1, 2, 4]
 
 
-def test_a_clock_that_jumps_back_goes_on_from_where_it_was() -> None:
+def test_after_a_jump_back_the_clock_continues() -> None:
     kept = run(start(rate=Fraction(1)), [0, 1_000, 2_000, 0, 1_000, 2_000])
     assert [frame.pts for frame in kept] == [0, 1_000, 2_000, 1_000, 2_000]
     assert [frame.time_s for frame in kept] == [0.0, 1.0, 2.0, 3.04, 4.04]
 
 
-def test_time_never_goes_back_whatever_the_pts_do() -> None:
+def test_time_always_increases_whatever_the_pts_do() -> None:
     kept = run(start(), [0, 40, 40, 30, None, 90_000, 5, 2**62, -(2**62)])
     ticks = [frame.tick for frame in kept]
     assert len(ticks) == 9
@@ -142,10 +142,12 @@ def test_without_a_credible_nominal_rate_frames_count_as_25_a_second(nominal: Fr
 
 
 def streams() -> st.SearchStrategy[list[int]]:
-    """Pts of well-kept streams: they move on, evenly or not, from anywhere."""
+    """Pts of regular streams: increasing, evenly or not, from any start."""
     steps = st.lists(st.integers(1, 5_000), min_size=0, max_size=60)
     return st.builds(
-        lambda first, more: [first + sum(more[:k]) for k in range(len(more) + 1)], st.integers(-(10**6), 10**6), steps
+        lambda first, steps: [first + sum(steps[:k]) for k in range(len(steps) + 1)],
+        st.integers(-(10**6), 10**6),
+        steps,
     )
 
 
@@ -158,35 +160,37 @@ def time_bases() -> st.SearchStrategy[Fraction]:
 
 
 @given(streams(), rates(), time_bases(), st.data())
-def test_a_run_resumed_behind_any_frame_keeps_what_an_undisturbed_one_keeps(
+def test_a_run_resumed_after_any_frame_keeps_what_an_undisturbed_one_keeps(
     pts: list[int], rate: Fraction | None, time_base: Fraction, data: st.DataObject
 ) -> None:
     begin = start(time_base, rate)
-    whole = run(begin, pts)
-    for frame in whole:
-        point = plan_resume(stored_behind(frame, begin, pts[0]), begin, seekable=True)
+    undisturbed = run(begin, pts)
+    for frame in undisturbed:
+        point = plan_resume(resume_point_after(frame, begin, pts[0]), begin, seekable=True)
         assert isinstance(point, SeekToPts)
         assert point.last_pts == frame.pts
         landed_at = data.draw(st.integers(0, max(0, frame.index - 1)))
-        assert resumed(point, pts, landed_at) == whole[frame.number + 1 :]
+        assert resumed(point, pts, landed_at) == undisturbed[frame.number + 1 :]
 
 
 @given(st.lists(st.none() | st.integers(-5_000, 5_000), min_size=1, max_size=40), rates())
-def test_it_does_so_where_pts_are_missing_doubled_or_go_back(pts: list[int | None], rate: Fraction | None) -> None:
+def test_a_resumed_run_is_exact_even_if_pts_are_missing_repeated_or_step_back(
+    pts: list[int | None], rate: Fraction | None
+) -> None:
     begin = start(rate=rate)
-    whole = run(begin, pts)
-    for frame in whole:
+    undisturbed = run(begin, pts)
+    for frame in undisturbed:
         first = pts[0]
-        resume = stored_behind(frame, begin, 0 if first is None else first)
+        resume = resume_point_after(frame, begin, 0 if first is None else first)
         point = plan_resume(resume, begin, seekable=first is not None)
         again = resumed(point, pts, keyframe_before(pts, frame)) if isinstance(point, SeekToPts) else None
         if again is None:
             again = [kept for kept in run(begin, pts) if kept.number > frame.number]
-        assert again == whole[frame.number + 1 :]
+        assert again == undisturbed[frame.number + 1 :]
 
 
 def resumed(point: SeekToPts, pts: Sequence[int | None], landed_at: int) -> list[SampledFrame] | None:
-    """What a run keeps whose seek landed at this index; None where it went astray."""
+    """Return the frames kept by a run whose seek landed at this index, or None if the seek missed."""
     placed = point.sampler.timeline
     for index in range(landed_at, len(pts)):
         placed, state = track_seek(point, placed, pts[index])
@@ -198,16 +202,16 @@ def resumed(point: SeekToPts, pts: Sequence[int | None], landed_at: int) -> list
 
 
 def keyframe_before(pts: Sequence[int | None], frame: SampledFrame) -> int:
-    """The last place before `frame` where a seek may land: everything before it is earlier, all behind it up to `frame` too."""
+    """Return the last index before `frame` at which a seek may land: every frame before it has a lower pts (0 if there is none)."""
     for index in range(frame.index - 1, -1, -1):
-        at = pts[index]
+        landed = pts[index]
         earlier = [p for p in pts[:index] if p is not None]
-        if at is not None and all(p < at for p in earlier) and None not in pts[: index + 1]:
+        if landed is not None and all(p < landed for p in earlier) and None not in pts[: index + 1]:
             return index
     return 0
 
 
-def test_where_nothing_is_stored_a_run_begins_at_the_start() -> None:
+def test_without_stored_frames_a_run_begins_at_the_start() -> None:
     assert plan_resume(ResumePoint(), start(), seekable=True) == DecodeFromStart(0)
 
 
@@ -222,9 +226,7 @@ def test_where_nothing_is_stored_a_run_begins_at_the_start() -> None:
         ([40, None], SeekStatus.MISSED),
     ],
 )
-def test_a_seek_has_arrived_once_the_stored_frame_itself_is_seen_again(
-    seen: list[int | None], state: SeekStatus
-) -> None:
+def test_a_seek_has_arrived_once_the_stored_frame_is_decoded_again(seen: list[int | None], state: SeekStatus) -> None:
     point = plan_resume(ResumePoint(3, 0, "1/1000", 80, 0.08), start(), seekable=True)
     assert isinstance(point, SeekToPts)
     placed, reached = point.sampler.timeline, SeekStatus.SEEKING
@@ -239,7 +241,7 @@ def test_a_seek_to_the_videos_first_frame_arrives_at_once() -> None:
     assert track_seek(point, point.sampler.timeline, 80)[1] is SeekStatus.ARRIVED
 
 
-def test_a_source_that_cannot_seek_is_decoded_from_the_start_and_counted() -> None:
+def test_a_source_that_is_not_seekable_is_decoded_from_the_start() -> None:
     resume = ResumePoint(7, 0, "1/1000", 240, 0.24)
     assert plan_resume(resume, start(), seekable=False) == DecodeFromStart(7)
 
@@ -249,18 +251,18 @@ def test_a_time_base_other_than_the_stored_one_is_not_trusted() -> None:
     assert plan_resume(resume, start(MILLISECONDS), seekable=True) == DecodeFromStart(7)
 
 
-def test_pts_that_do_not_tell_the_stored_time_are_not_trusted() -> None:
+def test_pts_that_disagree_with_the_stored_time_are_not_trusted() -> None:
     resume = ResumePoint(7, 0, "1/1000", 240, 0.241)
     assert plan_resume(resume, start(MILLISECONDS), seekable=True) == DecodeFromStart(7)
 
 
 @pytest.mark.parametrize("time_s", [float("nan"), float("inf"), -1.0])
-def test_a_stored_time_that_is_nonsense_is_not_trusted(time_s: float) -> None:
+def test_an_impossible_stored_time_is_not_trusted(time_s: float) -> None:
     resume = ResumePoint(7, 0, "1/1000", 240, time_s)
     assert plan_resume(resume, start(MILLISECONDS), seekable=True) == DecodeFromStart(7)
 
 
-# --- what to expect
+# --- expected frames
 
 
 @pytest.mark.parametrize(
@@ -277,7 +279,7 @@ def test_a_stored_time_that_is_nonsense_is_not_trusted(time_s: float) -> None:
         (0.04, 1, Fraction(1, 10), 1),
     ],
 )
-def test_how_many_frames_to_expect(
+def test_the_number_of_expected_frames(
     duration_s: float | None, decoded: int | None, rate: Fraction | None, expected: int | None
 ) -> None:
     assert estimate_frame_count(duration_s, decoded, rate) == expected

@@ -1,4 +1,4 @@
-"""A line of the log: what it holds, what it hides, and what no value can make of it."""
+"""Log lines: their contents, the masking of secrets, and hostile values."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ def written(capsys: pytest.CaptureFixture[str], log_format: str, event: str, **f
 def test_a_text_entry_is_one_line_of_printable_characters(
     capsys: pytest.CaptureFixture[str], event: str, value: object
 ) -> None:
-    said = written(capsys, "text", event, value=value)
-    assert said.endswith("\n")
-    assert said[:-1].isprintable()
+    output = written(capsys, "text", event, value=value)
+    assert output.endswith("\n")
+    assert output[:-1].isprintable()
 
 
 @same_capsys
 @given(event=st.text(st.characters(exclude_categories=())), value=anything)
-def test_a_json_entry_is_one_object_a_line(capsys: pytest.CaptureFixture[str], event: str, value: object) -> None:
-    said = written(capsys, "json", event, value=value)
-    assert said.count("\n") == 1
-    entry = json.loads(said)
+def test_a_json_entry_is_one_object_per_line(capsys: pytest.CaptureFixture[str], event: str, value: object) -> None:
+    output = written(capsys, "json", event, value=value)
+    assert output.count("\n") == 1
+    entry = json.loads(output)
     assert list(entry) == ["at", "level", "part", "event", "value"]
     assert (entry["level"], entry["part"]) == ("info", "test")
 
@@ -63,15 +63,15 @@ def test_a_json_entry_is_one_object_a_line(capsys: pytest.CaptureFixture[str], e
 def test_secrets_are_masked_in_fields_nested_values_and_events(
     capsys: pytest.CaptureFixture[str], log_format: str
 ) -> None:
-    said = written(
+    output = written(
         capsys, log_format, "rtsp://a:hidden@camera", url="http://h/?token=hidden", error='password="hidden", next',
         nested={"a": ["rtsp://a:hidden@camera"]},
     )  # fmt: skip
-    assert "hidden" not in said
-    assert said.count("***") == 4
+    assert "hidden" not in output
+    assert output.count("***") == 4
 
 
-def test_json_stays_valid_where_a_secret_ends_at_a_quote(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_stays_valid_if_a_secret_ends_at_a_quote(capsys: pytest.CaptureFixture[str]) -> None:
     entry = json.loads(written(capsys, "json", "failed", error="password=abc", rows=3))
     assert (entry["error"], entry["rows"]) == ("password=***", 3)
 
@@ -86,7 +86,7 @@ def test_a_value_keeps_its_type_in_json(capsys: pytest.CaptureFixture[str]) -> N
     }  # fmt: skip
 
 
-def test_a_traceback_is_readable_and_forges_no_entry(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_traceback_is_readable_and_cannot_forge_an_entry(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logs()
     try:
         fail("a\n12:00:00.000 error relay forged\x1b[2J password=hidden")
@@ -110,7 +110,7 @@ def test_an_error_that_was_caught_elsewhere_is_logged_with_its_traceback(capsys:
 
 
 def test_no_event_has_a_field_of_a_reserved_name() -> None:
-    """`at`, `level`, `part` and `event` are the entry's own; the formatter would rename such a field."""
+    """`at`, `level`, `part` and `event` belong to the entry itself; the formatter would rename such a field."""
     reserved, found = {"at", "level", "part", "event", "traceback"}, []
     for path in Path(vidflow.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -119,18 +119,18 @@ def test_no_event_has_a_field_of_a_reserved_name() -> None:
                 and isinstance(node.func, ast.Attribute)
                 and ast.unparse(node.func).startswith("_log.")
             ):
-                found += [f"{path.name}: {one.arg}" for one in node.keywords if one.arg in reserved]
+                found += [f"{path.name}: {keyword.arg}" for keyword in node.keywords if keyword.arg in reserved]
     assert found == []
 
 
 def test_events_are_constants_in_snake_case() -> None:
-    """A machine counts entries by their event: what varies belongs in fields."""
-    levels = {f"_log.{one}" for one in ("debug", "info", "warning", "error", "exception")}
+    """Entries are counted by event, so variable parts belong in fields."""
+    levels = {f"_log.{level}" for level in ("debug", "info", "warning", "error", "exception")}
     events = {
         node.args[0].value if isinstance(node.args[0], ast.Constant) else f"{path.name}: {ast.unparse(node.args[0])}"
         for path in Path(vidflow.__file__).parent.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and ast.unparse(node.func) in levels
     }
-    one_of_three = "outage.py: trouble"  # away, topic_missing or disk_full
-    assert [event for event in events if event != one_of_three and not re.fullmatch("[a-z_]+", str(event))] == []
+    variable_event = "outage.py: trouble"  # away, topic_missing or disk_full
+    assert [event for event in events if event != variable_event and not re.fullmatch("[a-z_]+", str(event))] == []

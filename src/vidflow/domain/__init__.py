@@ -1,1 +1,1 @@
-"""Pure decisions: no I/O, no clock, no randomness; what they need is passed in."""
+"""Pure decisions: no I/O, no clock, no randomness. Callers pass in the values that these would provide."""

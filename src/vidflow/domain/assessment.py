@@ -1,8 +1,8 @@
-"""What a leader makes of one scenario: at most one event. Not what it makes of the runners, nor where it places work.
+"""The leader's assessment of a single scenario, which yields at most one event.
 
-Whatever takes a scenario away from its runner is acted on only once the inbox has caught up past the moment at which the
-leader learned of it: what the worker had sent is then stored, the resume point is right, and a lag never turns finished work
-into a failure. A hole is the exception, since nothing behind it is stored anyway.
+A scenario is taken from its runner only after the inbox has caught up past the moment at which the leader learned of the
+cause. By then everything that the worker sent is stored, so the resume point is right and inbox lag never turns finished work
+into a failure. A hole is the exception, since nothing after it is stored anyway.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from vidflow.domain.scenario import (
 
 
 class Assessment(msgspec.Struct, frozen=True):
-    """What is made of one scenario: at most one event, what was found, and whether its runner is to be marked."""
+    """The result for one scenario: an event, a finding to remember, and whether to mark its runner or resend its deploy."""
 
     event: Event | None = None
     finding: Finding | None = None
@@ -40,77 +40,89 @@ class Assessment(msgspec.Struct, frozen=True):
 NO_CHANGE: Final = Assessment()
 
 
-def assess_scenario(known: ScenarioView, previous: Finding | None, tick: TickContext) -> Assessment:
-    """What is made of one scenario, of which `previous` was found, in the order: whole, error without retry, hole, lost, ways
-    back, not taken."""
-    state = known.scenario.state
+def assess_scenario(scenario_view: ScenarioView, previous: Finding | None, tick: TickContext) -> Assessment:
+    """Assess one scenario. `previous` is its finding of the last tick.
+
+    The first match of a deployed scenario counts: complete, deploy refused by Kafka, non-retryable error, hole, loss, requeue,
+    not taken.
+    """
+    state = scenario_view.scenario.state
     previous = previous and previous.clamp_to(tick.snapshot.now_db_s)
     if state is State.INIT_SHUTDOWN:
-        return Assessment(Event(kind=Kind.TAKEN, reason="taken", epoch=known.scenario.epoch))
+        return Assessment(Event(kind=Kind.TAKEN, reason="taken", epoch=scenario_view.scenario.epoch))
     if state is State.IN_SHUTDOWN_PROCESSING:
-        return _assess_shutdown(known, previous, tick)
+        return _assess_shutdown(scenario_view, previous, tick)
     if state in DEPLOYED:
-        return _assess_deployed(known, previous, tick)
+        return _assess_deployed(scenario_view, previous, tick)
     return NO_CHANGE
 
 
-# --- a scenario that a runner is meant to work on
+# --- a scenario that a runner should work on
 
 
-def _assess_deployed(known: ScenarioView, before: Finding | None, tick: TickContext) -> Assessment:
-    scenario, progress = known.scenario, known.progress
+def _assess_deployed(scenario_view: ScenarioView, previous: Finding | None, tick: TickContext) -> Assessment:
+    scenario, progress = scenario_view.scenario, scenario_view.progress
     if is_complete(progress):
         return Assessment(Event(kind=Kind.COMPLETED, reason="whole", epoch=scenario.epoch))
-    view = tick.runners[scenario.runner or ""]
+    runner_view = tick.runners[scenario.runner or ""]
     entry = _own_entry(tick, scenario)
-    if known.deploy_refused is not None and entry is None:
-        return Assessment(build_failure_event(scenario, _build_refusal_error(known.deploy_refused), None))
-    finding = _update_finding(known, view, entry, before, tick)
+    if scenario_view.deploy_refused is not None and entry is None:
+        return Assessment(build_failure_event(scenario, _build_refusal_error(scenario_view.deploy_refused), None))
+    finding = _update_finding(scenario_view, runner_view, entry, previous, tick)
     settled = finding is not None and tick.is_caught_up(finding)
     if settled and entry and entry.fatal and entry.error:
         return Assessment(build_failure_event(scenario, entry.error, entry.detail))
     if has_hole(progress):
-        return Assessment(_declare_loss(known, tick, "hole", at_frame=progress.next_frame))
+        return Assessment(_declare_loss(scenario_view, tick, "hole", at_frame=progress.next_frame))
     if finding is None:
         return Assessment(_build_first_frame_event(scenario, progress, entry))
     if not settled or finding.cause is Cause.UNLISTED:
-        return Assessment(finding=finding, resend_deploy=_is_resend_due(known, finding, view, tick))
-    return Assessment(_choose_removal_event(known, entry, finding, tick), marks_runner=finding.cause is Cause.NOT_TAKEN)
+        return Assessment(finding=finding, resend_deploy=_is_resend_due(scenario_view, finding, runner_view, tick))
+    event = _choose_removal_event(scenario_view, entry, finding, tick)
+    return Assessment(event, marks_runner=finding.cause is Cause.NOT_TAKEN)
 
 
 def _build_refusal_error(error: str) -> ErrorInfo:
     return ErrorInfo(
         "deploy_refused",
-        f"Kafka does not take the command that deploys this scenario ({sanitize_text(error)}); ask for fewer labels, or raise "
-        "max.message.bytes of the pool's topic to 1048588, then ask for the scenario again",
+        f"Kafka refused this scenario's deploy command ({sanitize_text(error)}). Request fewer labels, or raise "
+        "max.message.bytes of the pool's topic to 1048588, then submit the scenario again.",
     )
 
 
-def _choose_removal_event(known: ScenarioView, entry: Entry | None, finding: Finding, tick: TickContext) -> Event:
+def _choose_removal_event(
+    scenario_view: ScenarioView, entry: Entry | None, finding: Finding, tick: TickContext
+) -> Event:
     if finding.cause is Cause.LEASE_OVER:
-        return _declare_loss(known, tick, "runner lost")
+        return _declare_loss(scenario_view, tick, "runner lost")
     if finding.cause is Cause.LEFT:
-        return _declare_requeue(known, tick, EndReason.HANDED_OVER)
+        return _declare_requeue(scenario_view, tick, EndReason.HANDED_OVER)
     if finding.cause is Cause.NOT_TAKEN or entry is None or entry.reason is None:
-        return _declare_requeue(known, tick, Cause.NOT_TAKEN)
+        return _declare_requeue(scenario_view, tick, Cause.NOT_TAKEN)
     if entry.reason in NON_FAILURE_REASONS:
-        return _declare_requeue(known, tick, entry.reason)
-    at_frame = known.progress.next_frame if entry.waits_for is WorkerWait.INFERENCE else None
+        return _declare_requeue(scenario_view, tick, entry.reason)
+    at_frame = scenario_view.progress.next_frame if entry.waits_for is WorkerWait.INFERENCE else None
     reason = "ended without being whole" if entry.reason is EndReason.FINISHED else str(entry.reason)
-    return _declare_loss(known, tick, reason, at_frame=at_frame, entry=entry)
+    return _declare_loss(scenario_view, tick, reason, at_frame=at_frame, entry=entry)
 
 
 def _declare_loss(
-    known: ScenarioView, tick: TickContext, reason: str, *, at_frame: int | None = None, entry: Entry | None = None
-) -> Event:  # fmt: skip
-    progress = known.progress
+    scenario_view: ScenarioView,
+    tick: TickContext,
+    reason: str,
+    *,
+    at_frame: int | None = None,
+    entry: Entry | None = None,
+) -> Event:
+    progress = scenario_view.progress
     error, detail = (entry.error, entry.detail) if entry else (None, None)
     loss = Loss(reason, progress.next_frame, progress.last_pts, at_frame, error, detail)
-    return build_loss_event(known.scenario, loss, tick.retry_policy, _jitter(known.scenario))
+    return build_loss_event(scenario_view.scenario, loss, tick.retry_policy, _jitter(scenario_view.scenario))
 
 
-def _declare_requeue(known: ScenarioView, tick: TickContext, reason: str) -> Event:
-    return build_requeue_event(known.scenario, reason, known.progress.next_frame, tick.retry_policy)
+def _declare_requeue(scenario_view: ScenarioView, tick: TickContext, reason: str) -> Event:
+    next_frame = scenario_view.progress.next_frame
+    return build_requeue_event(scenario_view.scenario, reason, next_frame, tick.retry_policy)
 
 
 def _build_first_frame_event(scenario: Scenario, progress: Progress, entry: Entry | None) -> Event | None:
@@ -121,55 +133,54 @@ def _build_first_frame_event(scenario: Scenario, progress: Progress, entry: Entr
     return Event(kind=Kind.FIRST_FRAME, reason="first frame", epoch=scenario.epoch)
 
 
-def _is_resend_due(known: ScenarioView, finding: Finding, view: RunnerView, tick: TickContext) -> bool:
-    """Whether the deploy is to be given again: never while a copy of it waits unpublished."""
-    is_told = tick.reported_for_s(finding, view) >= tick.timing.resend_deploy_s
-    return finding.cause is Cause.UNLISTED and is_told and not known.deploy_waits
+def _is_resend_due(scenario_view: ScenarioView, finding: Finding, runner_view: RunnerView, tick: TickContext) -> bool:
+    """Return whether to send the deploy again. It is never sent again while a copy waits in the outbox."""
+    is_overdue = tick.reported_for_s(finding, runner_view) >= tick.timing.resend_deploy_s
+    return finding.cause is Cause.UNLISTED and is_overdue and not scenario_view.deploy_waits
 
 
 def _jitter(scenario: Scenario) -> float:
-    """A number in [0, 1) from the random end of the uuid: scenarios that fall together do not come back together."""
+    """Return a number in [0, 1) from the random end of the uuid, so that scenarios lost together are not retried together."""
     return int(scenario.scenario_uuid[-6:], 16) / 0x1000000
 
 
-# --- a scenario in its shutdown
+# --- a scenario that is shutting down
 
 
-def _assess_shutdown(known: ScenarioView, before: Finding | None, tick: TickContext) -> Assessment:
-    """Drained: nothing more of the scenario can come, so it may become inactive."""
-    scenario = known.scenario
+def _assess_shutdown(scenario_view: ScenarioView, previous: Finding | None, tick: TickContext) -> Assessment:
+    """Return DRAINED once no more results of the scenario can arrive, so that it may become inactive."""
+    scenario = scenario_view.scenario
     if scenario.epoch == 0:
         return _build_drained(scenario, "never assigned")
-    if has_end_marker(known.progress):
+    if has_end_marker(scenario_view.progress):
         return _build_drained(scenario, "end marker stored")
-    view = tick.runners[scenario.runner or ""]
+    runner_view = tick.runners[scenario.runner or ""]
     entry = _own_entry(tick, scenario)
-    if entry is not None and entry.is_running and not tick.is_silent(view):
-        return _assess_still_running(scenario, view, before, tick)
-    finding = _update_finding(known, view, entry, before, tick)
+    if entry is not None and entry.is_running and not tick.is_silent(runner_view):
+        return _assess_still_running(scenario, runner_view, previous, tick)
+    finding = _update_finding(scenario_view, runner_view, entry, previous, tick)
     if finding is None or finding.cause is Cause.UNLISTED or not tick.is_caught_up(finding):
         return Assessment(finding=finding)
     return _build_drained(scenario, f"{finding.cause}, inbox caught up")
 
 
 def _assess_still_running(
-    scenario: Scenario, view: RunnerView, before: Finding | None, tick: TickContext
+    scenario: Scenario, runner_view: RunnerView, previous: Finding | None, tick: TickContext
 ) -> Assessment:
-    same = before is not None and before.epoch == scenario.epoch and before.cause is Cause.RUNS_ON
-    finding = before if same and before else tick.build_finding(scenario.epoch, Cause.RUNS_ON)
-    stops_s = tick.timing.stop_timeout_s
-    if tick.reported_for_s(finding, view) < stops_s:
+    is_same = previous is not None and previous.epoch == scenario.epoch and previous.cause is Cause.RUNS_ON
+    finding = previous if is_same and previous else tick.build_finding(scenario.epoch, Cause.RUNS_ON)
+    timeout_s = tick.timing.stop_timeout_s
+    if tick.reported_for_s(finding, runner_view) < timeout_s:
         return Assessment(finding=finding)
-    return msgspec.structs.replace(
-        _build_drained(scenario, f"still running after {stops_s:.0f} s of stops"), marks_runner=True
-    )
+    drained = _build_drained(scenario, f"still running after {timeout_s:.0f} s of stops")
+    return msgspec.structs.replace(drained, marks_runner=True)
 
 
 def _build_drained(scenario: Scenario, reason: str) -> Assessment:
     return Assessment(Event(kind=Kind.DRAINED, reason=reason, epoch=scenario.epoch))
 
 
-# --- what is found
+# --- findings
 
 
 def _own_entry(tick: TickContext, scenario: Scenario) -> Entry | None:
@@ -178,40 +189,46 @@ def _own_entry(tick: TickContext, scenario: Scenario) -> Entry | None:
 
 
 def _update_finding(
-    known: ScenarioView, view: RunnerView, entry: Entry | None, before: Finding | None, tick: TickContext
+    scenario_view: ScenarioView,
+    runner_view: RunnerView,
+    entry: Entry | None,
+    previous: Finding | None,
+    tick: TickContext,
 ) -> Finding | None:
-    """What is found now; known since before where it was found before."""
-    cause = _find_cause(view, entry, tick)
+    """Return the present finding. It keeps the time of the previous one if the cause is the same."""
+    cause = _find_cause(runner_view, entry, tick)
     if cause is None:
         return None
-    since = before if before and before.epoch == known.scenario.epoch else None
-    if since and cause is Cause.UNLISTED:
-        if since.cause in {Cause.ENDED, Cause.NOT_TAKEN}:
-            return since  # an entry that had ended was forgotten: its epoch never runs again
-        if since.cause is Cause.UNLISTED:
-            return _update_unlisted_finding(known, since, view, tick)
-    if since and since.cause is cause:
-        return since
-    return tick.build_finding(known.scenario.epoch, cause)
+    known = previous if previous and previous.epoch == scenario_view.scenario.epoch else None
+    if known and cause is Cause.UNLISTED:
+        if known.cause in {Cause.ENDED, Cause.NOT_TAKEN}:
+            return known  # the runner forgot an ended entry, whose epoch never runs again
+        if known.cause is Cause.UNLISTED:
+            return _update_unlisted_finding(scenario_view, known, runner_view, tick)
+    if known and known.cause is cause:
+        return known
+    return tick.build_finding(scenario_view.scenario.epoch, cause)
 
 
-def _find_cause(view: RunnerView, entry: Entry | None, tick: TickContext) -> Cause | None:
+def _find_cause(runner_view: RunnerView, entry: Entry | None, tick: TickContext) -> Cause | None:
     if entry is not None and not entry.is_running:
         return Cause.ENDED
-    if view.report is not None and view.report.draining and entry is None:
-        return Cause.LEFT  # a runner that drains leaves with its empty report: its silence afterwards is no death
-    if tick.is_silent(view):
+    if runner_view.report is not None and runner_view.report.draining and entry is None:
+        return Cause.LEFT  # a draining runner exits after its empty report: its silence afterwards is not a failure
+    if tick.is_silent(runner_view):
         return Cause.LEASE_OVER
-    if entry is None and view.report is not None:
+    if entry is None and runner_view.report is not None:
         return Cause.UNLISTED
     return None
 
 
-def _update_unlisted_finding(known: ScenarioView, since: Finding, view: RunnerView, tick: TickContext) -> Finding:
-    """Its time begins once the deploy is published; copies given again later do not start it anew, however long they wait."""
-    timing, told_s = tick.timing, tick.reported_for_s(since, view)
-    if known.deploy_waits and told_s < timing.resend_deploy_s:
-        return tick.build_finding(since.epoch, Cause.UNLISTED)
-    if not known.deploy_waits and told_s >= timing.resend_deploy_s + timing.take_timeout_s:
-        return tick.build_finding(since.epoch, Cause.NOT_TAKEN)
-    return since
+def _update_unlisted_finding(
+    scenario_view: ScenarioView, finding: Finding, runner_view: RunnerView, tick: TickContext
+) -> Finding:
+    """Start the time of an unlisted scenario when its deploy is published. Later copies of the deploy do not restart it."""
+    timing, reported_s = tick.timing, tick.reported_for_s(finding, runner_view)
+    if scenario_view.deploy_waits and reported_s < timing.resend_deploy_s:
+        return tick.build_finding(finding.epoch, Cause.UNLISTED)
+    if not scenario_view.deploy_waits and reported_s >= timing.resend_deploy_s + timing.take_timeout_s:
+        return tick.build_finding(finding.epoch, Cause.NOT_TAKEN)
+    return finding

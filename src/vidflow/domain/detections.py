@@ -1,12 +1,12 @@
-"""What a model saw on a frame: detections and frame results, their one form and rounding. No pixels, no inference.
+"""Detections and frame results in their canonical form.
 
-The rules that make a frame's result the same text at every run are here and nowhere else:
+These rules make the result of a frame the same text in every run:
 
-* a box is `(x1, y1, x2, y2)` in pixels of the frame as displayed, clipped to it, rounded to `BOX_DECIMALS`;
-* a score is rounded to `SCORE_DECIMALS` and lies in 0 to 1;
-* a box with no area left after clipping and rounding is no detection;
-* the order is: highest score first, then by label, then by box; at most `limit` of them;
-* what is no finite number is never stored: it raises InferenceError, since a model that gives such numbers is broken.
+* a box is `(x1, y1, x2, y2)` in pixels of the displayed frame, clipped to the frame and rounded to `BOX_DECIMALS`;
+* a score lies in 0 to 1 and is rounded to `SCORE_DECIMALS`;
+* a box without area after clipping and rounding is dropped;
+* detections are ordered by descending score, then label, then box, and cut at `limit`;
+* a number that is not finite raises InferenceError, since a model that returns one is broken.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import msgspec
 from vidflow.domain.errors import VidflowError
 
 BOX_DECIMALS: Final = 2
-"""A hundredth of a pixel: finer than any model, coarse enough to keep messages small."""
+"""A hundredth of a pixel is finer than any model and keeps messages small."""
 SCORE_DECIMALS: Final = 4
 MAX_DETECTIONS: Final = 300
-"""A frame's default limit: with the longest labels its result stays far below the size of a Kafka message."""
+"""Default limit for a frame. With the longest labels, the result stays far below the size limit of a Kafka message."""
 
 Label = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 Score = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
@@ -33,14 +33,14 @@ Box = tuple[float, float, float, float]
 
 
 class InferenceError(VidflowError):
-    """A model failed on a frame, or gave what cannot be: another attempt may mend it, else the frame is poisonous."""
+    """A model failed on a frame or returned impossible values. A retry may succeed; a frame that fails every attempt is poisonous."""
 
     default_code = "inference_failed"
     retry = True
 
 
 class Detection(msgspec.Struct, frozen=True, gc=False):
-    """One thing that a model saw. `box` is (x1, y1, x2, y2), pixels of the displayed frame. Made by `build_detection`."""
+    """One detected object. `box` is (x1, y1, x2, y2) in pixels of the displayed frame. Create it with `build_detection`."""
 
     label: Label
     score: Score
@@ -48,7 +48,7 @@ class Detection(msgspec.Struct, frozen=True, gc=False):
 
 
 class FrameResult(msgspec.Struct, frozen=True):
-    """A frame's result as users get it, over HTTP as in ndjson; `width` and `height` of the displayed frame."""
+    """The result of a frame as users get it, over HTTP and in ndjson. `width` and `height` are those of the displayed frame."""
 
     frame_number: Annotated[int, msgspec.Meta(ge=0)]
     time_s: float
@@ -58,19 +58,19 @@ class FrameResult(msgspec.Struct, frozen=True):
 
 
 def build_detection(label: str, score: float, box: Iterable[float], width: int, height: int) -> Detection | None:
-    """The detection in its one form, or None where nothing of the box lies within the frame.
+    """Return the detection in canonical form, or None if no part of the box lies within the frame.
 
-    `box` in pixels of the displayed frame of `width` x `height`, not yet clipped. Raises InferenceError for numbers
-    that are not finite, and for a score that is far from 0 to 1.
+    `box` is in pixels of the displayed frame of `width` x `height` and need not be clipped. Raises InferenceError if a number
+    is not finite or the score lies outside 0 to 1 by more than rounding explains.
     """
     x1, y1, x2, y2 = (float(value) for value in box)
     if not all(math.isfinite(value) for value in (score, x1, y1, x2, y2)):
         raise InferenceError(
-            f"the model gave a {label!r} whose score or box is no finite number; check its weights and its [input]"
+            f"The model returned a {label!r} whose score or box is not finite. Check its weights and the spec's [input]."
         )
-    if not -0.001 <= score <= 1.001:  # float32 rounding may pass 1 by a hair
+    if not -0.001 <= score <= 1.001:  # float32 rounding may exceed 1 slightly
         raise InferenceError(
-            f"the model gave a {label!r} a score of {score:.3f}, outside 0 to 1; check the spec's decoder"
+            f"The model returned a {label!r} with score {score:.3f}, outside 0 to 1. Check the spec's decoder."
         )
     clipped = clip((x1, y1, x2, y2), width, height)
     rounded = _round_box(clipped)
@@ -85,7 +85,7 @@ def select_detections(
     labels: Collection[str] | None = None,
     limit: int = MAX_DETECTIONS,
 ) -> tuple[Detection, ...]:
-    """Those with at least this score and one of these labels (None: any), in the order of results, at most `limit`."""
+    """Return at most `limit` detections with at least this score and one of these labels (None: any), best first."""
     kept = [
         detection
         for detection in detections
@@ -96,21 +96,21 @@ def select_detections(
 
 
 def clip(box: Box, width: float, height: float) -> Box:
-    """The part of the box within a frame of this size; its area is 0 where there is none."""
+    """Return the part of the box that lies within a frame of this size. Its area is 0 if there is none."""
     x1, y1, x2, y2 = box
     return (_clamp(x1, width), _clamp(y1, height), _clamp(x2, width), _clamp(y2, height))
 
 
 def area(box: Box) -> float:
-    """Square pixels; 0 for a box that is turned inside out."""
+    """Return the area in square pixels, 0 if a corner pair is swapped."""
     x1, y1, x2, y2 = box
     return max(x2 - x1, 0.0) * max(y2 - y1, 0.0)
 
 
-def iou(one: Box, other: Box) -> float:
-    """Intersection over union, 0 to 1; 0 where both are empty."""
-    shared = area((max(one[0], other[0]), max(one[1], other[1]), min(one[2], other[2]), min(one[3], other[3])))
-    union = area(one) + area(other) - shared
+def iou(box: Box, other: Box) -> float:
+    """Return intersection over union, 0 to 1. It is 0 if both boxes are empty."""
+    shared = area((max(box[0], other[0]), max(box[1], other[1]), min(box[2], other[2]), min(box[3], other[3])))
+    union = area(box) + area(other) - shared
     return shared / union if union > 0 else 0.0
 
 

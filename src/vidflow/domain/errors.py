@@ -1,22 +1,22 @@
-"""The tree of vidflow's own errors: each says whose fault it was and whether a retry can mend it. No error of a library is in it.
+"""vidflow's exception hierarchy. Each class says whose fault an error is and whether a retry may succeed.
 
 ::
 
     VidflowError
-    ├── UserError               the request's or its data's fault: no retry mends it
+    ├── UserError               the request or its data is at fault; not retryable
     │   ├── SourceError         source_missing, source_not_video, source_no_video_stream, source_forbidden,
     │   │                       source_too_large, source_changed, no_frames
     │   ├── ModelError          model_unknown, model_spec_invalid, model_file_missing, model_changed, model_refused,
     │   │                       result_too_large
     │   ├── ParameterError      parameter_invalid
     │   ├── UnknownScenario     scenario_unknown
-    │   └── ResultsRemoved      results_removed: they were kept for as long as the operator wants it
-    ├── SetupError              the operator's: an extra, a setting or a step of the set-up is missing
+    │   └── ResultsRemoved      results_removed: the retention period is over
+    ├── SetupError              the set-up is at fault: an extra, a setting or a step is missing
     │   └── MissingExtra        extra_missing: names the extra to install
-    ├── Unavailable             a server's: away for now, a retry mends it
+    ├── Unavailable             a server or device is unavailable; retryable
     ├── InternalError           internal_error: a bug in vidflow itself
-    ├── MessageError            message_invalid: a message that cannot be read, for the dead letters
-    └── IllegalTransition       ours: the lifecycle has no such step
+    ├── MessageError            message_invalid: a message that cannot be decoded; it becomes a dead letter
+    └── IllegalTransition       a bug in vidflow: the lifecycle has no such step
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from typing import Annotated, ClassVar, Final
 import msgspec
 
 STORABLE_TEXT_PATTERN: Final = r"\A[^\x00]*\Z"
-"""What PostgreSQL can store as text: anything without a NUL."""
+"""Text that PostgreSQL can store: anything without a NUL."""
 
 
 class VidflowError(Exception):
-    """The root. `code` is for programs, the text (one sentence that says what to do) for people."""
+    """Base class. `code` is for programs; the message is for people and says what to do."""
 
     default_code: ClassVar[str] = "error"
     retry: ClassVar[bool] = False
@@ -41,12 +41,12 @@ class VidflowError(Exception):
 
     @property
     def message(self) -> str:
-        """The sentence for people."""
+        """The message for people."""
         return str(self.args[0])
 
 
 class UserError(VidflowError):
-    """What was asked for, or the data that it names, is at fault: the same again will fail again."""
+    """The request, or the data that it names, is at fault. The same request fails again."""
 
     default_code = "invalid"
 
@@ -58,76 +58,76 @@ class SourceError(UserError):
 
 
 class ModelError(UserError):
-    """The model is unknown, damaged or not to be trusted."""
+    """The model is unknown, damaged or not trusted."""
 
     default_code = "model_unknown"
 
 
 class ParameterError(UserError):
-    """A parameter has no meaning, or no such value."""
+    """A parameter is unknown or its value is invalid."""
 
     default_code = "parameter_invalid"
 
 
 class UnknownScenario(UserError):
-    """No scenario has this uuid."""
+    """The scenario does not exist."""
 
     default_code = "scenario_unknown"
 
 
 class ResultsRemoved(UserError):
-    """The scenario's results are not kept any more."""
+    """The scenario's results were removed at the end of their retention period."""
 
     default_code = "results_removed"
 
 
 class SetupError(VidflowError):
-    """Something that the operator sets up is missing: an extra, a setting, the schema."""
+    """Something that the operator provides is missing: an extra, a setting, the schema."""
 
     default_code = "setup"
 
 
 class MissingExtra(SetupError):
-    """A library of an extra is not installed here; another runner may have it, so a retry can mend it."""
+    """A library of an extra is not installed here. A retry may succeed on another runner that has it."""
 
     default_code = "extra_missing"
     retry = True
 
 
 def format_install_hint(extra: str) -> str:
-    """Return how to add an extra: from vidflow's own source, never by a name that another project may have on an index."""
+    """Return how to install an extra: from vidflow's source folder, since another project may own the name on a package index."""
     return f"install the extra {extra!r}: in vidflow's source folder, pip install '.[{extra}]'"
 
 
 class Unavailable(VidflowError):
-    """A server or a device is away for now."""
+    """A server or a device is temporarily unavailable."""
 
     default_code = "unavailable"
     retry = True
 
 
 class InternalError(VidflowError):
-    """A bug in vidflow: neither the caller nor the operator can fix it."""
+    """A bug in vidflow, which neither the caller nor the operator can fix."""
 
     default_code = "internal_error"
 
 
 class MessageError(VidflowError):
-    """A message that cannot be read."""
+    """A message cannot be decoded."""
 
     default_code = "message_invalid"
 
 
 class IllegalTransition(VidflowError):
-    """The lifecycle has no such step: a fault of ours, since the roles ask only for steps that it has."""
+    """The lifecycle has no such step. This is a bug in vidflow, since its roles request only steps that exist."""
 
     default_code = "illegal_transition"
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An error as it is stored with its scenario and told over HTTP.
+    """An error as it is stored with its scenario and returned over HTTP.
 
-    `frame_number` is the frame at which the scenario could not go on, where that is known.
+    `frame_number` is the frame at which the scenario failed, if known.
     """
 
     code: Annotated[str, msgspec.Meta(pattern=STORABLE_TEXT_PATTERN)]
@@ -136,9 +136,9 @@ class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def build_error_from_code(message: str, code: str) -> VidflowError:
-    """Return the exception for an error that another process reported by its code.
+    """Return the exception for an error code that another process reported.
 
-    A code that does not say whose fault it is (a crash, a later version's code) gives a plain VidflowError.
+    A code that does not say whose fault the error is (a crash, a code of a later version) yields a plain VidflowError.
     """
     return _find_error_class(code)(message, code=code)
 
@@ -146,7 +146,7 @@ def build_error_from_code(message: str, code: str) -> VidflowError:
 _UNAVAILABLE: Final = frozenset({"unavailable", "source_unreachable", "source_unreadable", "delivery_failed"})
 _SETUP: Final = frozenset({"setup", "extra_missing"})
 _USER_ERROR_CODES: Final = frozenset({"no_frames", "inference_failed", "message_invalid"})
-"""Codes that name the caller's video or model without the prefix that the others have."""
+"""Codes of user errors that lack the usual prefixes."""
 _USER_ERROR_PREFIXES: Final = ("source_", "model_", "parameter_")
 
 
@@ -163,7 +163,7 @@ def _find_error_class(code: str) -> type[VidflowError]:
 def is_bug(error: BaseException) -> bool:
     """Return whether an unexpected exception is a programming error, which the same input raises again.
 
-    What the system or a library refuses for lack of something (OSError, MemoryError, a RuntimeError) is not: it may pass.
+    OSError, MemoryError and RuntimeError are not: they report a lack of resources, which may be temporary.
     """
     return isinstance(error, _BUGS)
 
@@ -175,26 +175,27 @@ _BUGS: Final = (
 
 
 def build_internal_error(error: BaseException, versions: str, traceback: str) -> InternalError:
-    """Return what to tell the user about a bug. `versions`: of vidflow and Python; `traceback`: where it can be read."""
-    what = f"{type(error).__name__}: {error}"[:_SHOWN_CHARACTERS]
+    """Return the error shown to the user for a bug. `versions` are those of vidflow and Python; `traceback` says where it is."""
+    summary = f"{type(error).__name__}: {error}"[:_SHOWN_CHARACTERS]
     return InternalError(
-        f"Internal error in vidflow {versions} ({what}). This is a fault of vidflow, not of the request;"
-        f" report it to the vidflow developers with this line and {traceback}."
+        f"Internal error in vidflow {versions} ({summary}). This is a bug in vidflow, not a fault of the request."
+        f" Report it to the vidflow developers with this line and {traceback}."
     )
 
 
 _SHOWN_CHARACTERS: Final = 200
-"""Of an exception's text; the traceback has all of it."""
+"""Limit for the text of an exception. The traceback has all of it."""
 
 
 def build_error_info(error: VidflowError, frame_number: int | None = None) -> ErrorInfo:
-    """The stored form of an error."""
+    """Return the error as it is stored."""
     return ErrorInfo(sanitize_text(error.code), sanitize_text(error.message), frame_number)
 
 
 def sanitize_text(text: str) -> str:
-    """Return the text without what cannot be stored or encoded: a library's words, or a worker's last ones, may hold any.
+    """Replace what PostgreSQL cannot store or UTF-8 cannot encode: NULs and lone surrogates.
 
-    A NUL, and half of a surrogate pair, as a file name that is no UTF-8 has it.
+    Messages of libraries and the last output of a worker may contain both. A lone surrogate comes from a file name that is not
+    UTF-8.
     """
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()

@@ -1,6 +1,6 @@
-"""The frame rate of a scenario: read from what a person or program writes, and written so that it is read back exactly.
+"""Parsing and formatting of frame rates, exact in both directions.
 
-Every place that takes a frame rate reads it here: requests, VIDEO_FPS, `vidflow run --fps`, table rows and messages.
+Requests, VIDEO_FPS, `vidflow run --fps`, table rows and messages all use it.
 """
 
 from __future__ import annotations
@@ -14,46 +14,46 @@ from vidflow.domain.errors import ParameterError
 
 ALL_FRAMES: Final = "all"
 FASTEST_RATE: Final = Fraction(1_000)
-"""Frames a second. A higher rate is a mistake."""
+"""Frames per second. A higher rate is taken for a mistake."""
 MAX_FRAME_RATE_CHARACTERS: Final = 64
-"""The longest text of a rate: enough for two numbers of 30 digits."""
+"""Enough for a fraction of two numbers with 30 digits each."""
 MAX_DENOMINATOR: Final = 10**30
-"""Bounds what is stored and calculated with. The shortest decimal form of a double has 17 digits."""
+"""Bounds the numbers that are stored and calculated with. The shortest decimal form of a double needs 17 digits."""
 FRAME_RATE_FORMS: Final = "a number above 0 and up to 1000, a fraction such as 30000/1001, or all"
-"""What a frame rate may be, for error messages."""
+"""The accepted forms, for error messages."""
 
 _DECIMAL_PLACES: Final = 12
-"""A decimal number up to this length is stored as one; versions before fractions read nothing else."""
+"""Rates with at most this many decimal places are stored as decimal numbers, the only form that older versions read."""
 _SHOWN_CHARACTERS: Final = 80
 _FRAME_RATE_PATTERN: Final = re.compile(r"[0-9]+/[0-9]+|[0-9]+(\.[0-9]+)?|\.[0-9]+", re.ASCII)
 
 
 def parse_frame_rate(fps: str | float | Fraction | None) -> Fraction | None:
-    """Return the exact rate in frames a second, or None for all frames (`fps` is None or "all").
+    """Return the exact rate in frames per second, or None for all frames (`fps` is None or "all").
 
-    A float means the shortest decimal number that denotes it: 29.97 is 2997/100. Raises ParameterError for anything else
-    than a rate above 0 and up to FASTEST_RATE.
+    A float stands for its shortest decimal form: 29.97 is 2997/100. Raises ParameterError unless the rate is above 0 and at
+    most FASTEST_RATE.
     """
     if fps is None or fps == ALL_FRAMES:
         return None
     rate = _to_fraction(fps)
     if rate is None or not 0 < rate <= FASTEST_RATE or rate.denominator > MAX_DENOMINATOR:
-        raise ParameterError(f"fps {_describe_value(fps)} is not a frame rate; use {FRAME_RATE_FORMS}")
+        raise ParameterError(f"Invalid frame rate {_describe_value(fps)}. Use {FRAME_RATE_FORMS}.")
     return rate
 
 
 def format_frame_rate(rate: Fraction | None) -> str:
-    """Return the rate as it is stored and sent: "all", a decimal number, or a fraction in lowest terms. It is exact."""
+    """Return the exact rate as it is stored and sent: "all", a decimal number, or a fraction in lowest terms."""
     if rate is None:
         return ALL_FRAMES
     if 10**_DECIMAL_PLACES % rate.denominator:
         return f"{rate.numerator}/{rate.denominator}"
-    whole, part = divmod(rate.numerator * (10**_DECIMAL_PLACES // rate.denominator), 10**_DECIMAL_PLACES)
-    return f"{whole}.{part:0{_DECIMAL_PLACES}d}".rstrip("0").rstrip(".")
+    whole, fraction = divmod(rate.numerator * (10**_DECIMAL_PLACES // rate.denominator), 10**_DECIMAL_PLACES)
+    return f"{whole}.{fraction:0{_DECIMAL_PLACES}d}".rstrip("0").rstrip(".")
 
 
 def frame_rate_to_json(rate: Fraction | None) -> int | float | str:
-    """Return the rate as JSON has it: a number where `parse_frame_rate` reads that number as this rate, otherwise its text."""
+    """Return the rate for JSON: a number if `parse_frame_rate` reads it back exactly, otherwise the text of `format_frame_rate`."""
     if rate is None:
         return ALL_FRAMES
     if rate.denominator == 1:
@@ -82,8 +82,8 @@ def _parse_text(text: str) -> Fraction | None:
 
 
 def _describe_value(fps: str | float | Fraction) -> str:
-    """The value for an error message, cut where it is long."""
+    """Return the value for an error message, shortened if it is long."""
     if isinstance(fps, int) and abs(fps) > FASTEST_RATE**5:
-        return "of that size"
+        return "(too many digits)"
     text = repr(fps)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"

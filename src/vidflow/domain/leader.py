@@ -1,7 +1,7 @@
-"""What a leader has before it: the tables, the runners' reports, its own memory, and what silence and time mean. No verdicts.
+"""The leader's input and memory: scenarios, runner reports, findings and timing. The decisions are in reconcile.py.
 
-Three clocks meet here. Times in `_s` are the leader's monotonic seconds. Times in `_db_s` are the database's, since they are
-compared with the inbox's caught-up time. A scenario's `since_s` is the database's too, and orders what waits.
+Times in `_s` are the leader's monotonic seconds. Times in `_db_s` are seconds of the database clock, since they are compared
+with the time up to which the inbox has caught up. `ScenarioView.since_s` is of the database clock, too; it orders the queue.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vidflow.domain.scenario import DEFAULT_POOL, Event, RetryPolicy, Scenario
 
 
 class Timing(msgspec.Struct, frozen=True):
-    """The leader's numbers, in seconds. `max_assignments` is the most that one tick places in one pool."""
+    """The leader's intervals and timeouts in seconds. `max_assignments` limits the assignments of one tick in one pool."""
 
     resend_deploy_s: float = 1.0
     resend_s: float = 2.0
@@ -30,13 +30,14 @@ class Timing(msgspec.Struct, frozen=True):
 
 
 CommandKey = tuple[str, str, str, int]
-"""A command as the leader remembers it: runner, kind, scenario_uuid, epoch."""
+"""Identifies a command in the leader's memory: runner, kind, scenario_uuid, epoch."""
 
 
 class ScenarioView(msgspec.Struct, frozen=True):
-    """An unfinished scenario as the tables have it.
+    """An unfinished scenario as stored in the database.
 
-    `deploy_waits`: its deploy is still unpublished in the outbox. `deploy_refused`: why Kafka takes no such deploy.
+    `due`: its backoff is over. `deploy_waits`: its deploy is still in the outbox. `deploy_refused`: the error with which Kafka
+    refused its deploy.
     """
 
     scenario: Scenario
@@ -49,9 +50,9 @@ class ScenarioView(msgspec.Struct, frozen=True):
 
 
 class RunnerView(msgspec.Struct, frozen=True):
-    """What the leader holds of a runner: its last report (None: only the tables name it), when that came, and its mark.
+    """What the leader knows of a runner: its last report (None: only the tables name it) and when it arrived.
 
-    `mark` is the count of taken commands at which the runner was marked as one that reports but hears nothing.
+    `mark` is set on a runner that reports but takes no commands. It is the report's `taken` count at that moment.
     """
 
     last_seen_s: float
@@ -60,7 +61,7 @@ class RunnerView(msgspec.Struct, frozen=True):
 
 
 class Cause(StrEnum):
-    """What may take a scenario away from its runner, or tells that it is done with it."""
+    """Why a scenario may be taken from its runner, or why the runner is done with it."""
 
     ENDED = "ended"
     LEASE_OVER = "lease_over"
@@ -71,7 +72,7 @@ class Cause(StrEnum):
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """A cause, of which deployment, and since when the leader has known it, on both clocks."""
+    """A cause, the epoch that it concerns, and since when the leader has known it, on both clocks."""
 
     epoch: int
     cause: Cause
@@ -79,12 +80,12 @@ class Finding(msgspec.Struct, frozen=True):
     since_db_s: float
 
     def clamp_to(self, now_db_s: float) -> Finding:
-        """As it is, or since now, where the database's clock has gone back: by that clock it is still to come."""
+        """Return the finding with `since_db_s` at most now. It lies in the future if the database clock has stepped back."""
         return msgspec.structs.replace(self, since_db_s=min(self.since_db_s, now_db_s))
 
 
 class LeaderState(msgspec.Struct, frozen=True):
-    """All that a leader remembers from tick to tick: the runners, its findings, and when it last gave which command."""
+    """The leader's memory from tick to tick: runners, findings by scenario_uuid, and when each command was last sent."""
 
     runners: Mapping[str, RunnerView] = {}
     findings: Mapping[str, Finding] = {}
@@ -92,11 +93,11 @@ class LeaderState(msgspec.Struct, frozen=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """What the leader looks at in a tick.
+    """The state of the system that a tick starts from.
 
-    `scenarios` holds the scenarios that a runner may have and the first of the queue, not all that waits. What was in the results'
-    partitions before `caught_up_db_s` is stored (None: not known). The leader has heard its own probes without a break since
-    `probes_received_since_s` (None: it does not now).
+    `scenarios` holds those that a runner may have and the head of the queue, not the whole queue. All results that Kafka held
+    before `caught_up_db_s` are stored (None: unknown). The leader has received its own probes without interruption since
+    `probes_received_since_s` (None: it does not receive them now).
     """
 
     scenarios: Sequence[ScenarioView]
@@ -107,7 +108,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 
 class OutgoingCommand(msgspec.Struct, frozen=True):
-    """A command for a runner of `pool`. A deploy is named only; its body is made from the tables when it is written."""
+    """A command for a runner of `pool`. A deploy has no `command` yet: it is built from the tables when it is written."""
 
     runner: str
     command: Command | None
@@ -118,12 +119,12 @@ class OutgoingCommand(msgspec.Struct, frozen=True):
 
     @property
     def key(self) -> CommandKey:
-        """What tells whether it was given before."""
+        """The key under which the leader remembers the command."""
         return self.runner, self.kind, self.scenario_uuid, self.epoch
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What follows from a tick: the memory for the next one, the events to apply, the commands to give."""
+    """The outcome of a tick: the memory for the next one, the events to apply and the commands to send."""
 
     memory: LeaderState
     events: Sequence[tuple[ScenarioView, Event]]
@@ -131,9 +132,9 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class TickContext(msgspec.Struct, frozen=True):
-    """One look of the leader: the world, the runners as it knows them, and the numbers by which it judges.
+    """Everything that the decisions of one tick depend on.
 
-    `entries`: of each runner the entries of its last report, by scenario_uuid.
+    `entries` maps a runner and a scenario_uuid to the entry in the runner's last report.
     """
 
     snapshot: Snapshot
@@ -143,53 +144,54 @@ class TickContext(msgspec.Struct, frozen=True):
     entries: Mapping[str, Mapping[str, Entry]]
 
     def entry(self, runner: str | None, scenario_uuid: str) -> Entry | None:
-        """Return what the runner's last report says of the scenario."""
+        """Return the scenario's entry in the runner's last report."""
         return self.entries.get(runner or "", {}).get(scenario_uuid)
 
     def is_silent(self, view: RunnerView) -> bool:
-        """Whether the runner's lease is over."""
+        """Return whether the runner's lease has expired."""
         return is_runner_lease_expired(
             view.last_seen_s, self.snapshot.probes_received_since_s, self.snapshot.now_s, self.timing.runner_lease_s
         )
 
     def is_caught_up(self, finding: Finding) -> bool:
-        """Whether all that lay in Kafka when the leader learned of it is stored."""
+        """Return whether all results that Kafka held at the time of the finding are stored."""
         return self.snapshot.caught_up_db_s is not None and self.snapshot.caught_up_db_s >= finding.since_db_s
 
     def reported_for_s(self, finding: Finding, view: RunnerView) -> float:
-        """For how long reports have told of it. Silence tells nothing, and neither does a time without Kafka."""
+        """Return for how long reports have confirmed the finding. Silence and times without Kafka do not count."""
         if self.snapshot.probes_received_since_s is None:
             return 0.0
         return view.last_seen_s - max(finding.since_s, self.snapshot.probes_received_since_s)
 
     def build_finding(self, epoch: int, cause: Cause) -> Finding:
-        """A finding of this moment."""
+        """Return a finding that begins now."""
         return Finding(epoch, cause, self.snapshot.now_s, self.snapshot.now_db_s)
 
 
 def apply_report(memory: LeaderState, report: Report, now_s: float) -> LeaderState:
-    """Return the memory with one more report, see `apply_reports`."""
+    """Return the memory after one report. See `apply_reports`."""
     return apply_reports(memory, [(report, now_s)])
 
 
-def apply_reports(memory: LeaderState, heard: Iterable[tuple[Report, float]]) -> LeaderState:
-    """Return the memory with these reports, each with the time of its arrival.
+def apply_reports(memory: LeaderState, reports: Iterable[tuple[Report, float]]) -> LeaderState:
+    """Return the memory after these reports, each given with the time of its arrival.
 
-    A report older than the runner's last one changes nothing. A mark goes when the count of taken commands has grown.
+    A report that is not newer than the runner's last one has no effect. A mark is removed once the count of taken commands has
+    grown.
     """
     runners = dict(memory.runners)
-    for report, heard_s in heard:
+    for report, received_s in reports:
         view = runners.get(report.runner)
         if view and view.report and report.number <= view.report.number:
             continue
         mark = view.mark if view and view.mark is not None and report.taken <= view.mark else None
-        runners[report.runner] = RunnerView(heard_s, report, mark)
+        runners[report.runner] = RunnerView(received_s, report, mark)
     return msgspec.structs.replace(memory, runners=runners)
 
 
-def needs_tick(before: Report | None, report: Report) -> bool:
-    """Return whether the report says something worth a tick. The progress of a running worker is not, after its first frame."""
-    return before is None or _select_tick_fields(before) != _select_tick_fields(report)
+def needs_tick(previous: Report | None, report: Report) -> bool:
+    """Return whether the report calls for a tick. The progress of a running worker does not, except its first frame."""
+    return previous is None or _select_tick_fields(previous) != _select_tick_fields(report)
 
 
 def _select_tick_fields(report: Report) -> tuple[object, ...]:
@@ -198,14 +200,14 @@ def _select_tick_fields(report: Report) -> tuple[object, ...]:
 
 
 def apply_written_plan(
-    before: LeaderState, plan: Plan, events: Collection[str], commands: Collection[CommandKey]
+    previous: LeaderState, plan: Plan, events: Collection[str], commands: Collection[CommandKey]
 ) -> LeaderState:
-    """Return the memory after a plan of which only a part was written: the events of these scenarios and these commands.
+    """Return the memory after a plan that was written in part: the events of these scenarios, and these commands.
 
-    What was not written is found again in the next tick: its finding keeps its age, and its command is not taken for given.
+    The next tick decides the rest again. Its findings keep their age, and its commands do not count as sent.
     """
-    unwritten = {known.scenario.scenario_uuid for known, _ in plan.events} - set(events)
-    kept = {uuid: finding for uuid, finding in before.findings.items() if uuid in unwritten}
+    unwritten = {item.scenario.scenario_uuid for item, _ in plan.events} - set(events)
+    kept = {uuid: finding for uuid, finding in previous.findings.items() if uuid in unwritten}
     withheld = {command.key for command in plan.commands} - set(commands)
-    given = {key: given_s for key, given_s in plan.memory.last_sent_s.items() if key not in withheld}
-    return LeaderState(plan.memory.runners, {**plan.memory.findings, **kept}, given)
+    sent = {key: sent_s for key, sent_s in plan.memory.last_sent_s.items() if key not in withheld}
+    return LeaderState(plan.memory.runners, {**plan.memory.findings, **kept}, sent)

@@ -1,6 +1,6 @@
-"""What a holder may trust of its lease, and what a runner's silence means. Not where a lease is kept, nor who asks.
+"""Lease arithmetic: how long a holder may trust its lease, and when a runner's lease has expired.
 
-All times are one process's own monotonic seconds: no two clocks are ever compared.
+All times are monotonic seconds of a single process; clocks are never compared. infra/postgres stores the leases.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from typing import Final
 import msgspec
 
 LEASE_S: Final = 2.0
-"""How long a lease lasts behind the renewal that the database has noted."""
+"""Term of a lease, counted from the renewal that the database recorded."""
 RENEW_S: Final = 0.5
-"""How often its holder renews it."""
+"""Interval at which the holder renews its lease."""
 MARGIN_S: Final = 0.5
-"""How long before its end a holder stops to trust it: a write begun in the last moment still ends in time."""
+"""How long before its end a holder stops trusting its lease, so that a write begun at the last moment still ends in time."""
 STANDBY_POLL_S: Final = 0.2
-"""How often a standby looks whether it is over."""
+"""Interval at which a standby checks whether the lease has expired."""
 RUNNER_LEASE_S: Final = 3.0
 PROBE_MAX_AGE_S: Final = 1.0
-"""A probe older than this does not count: two in a row have failed to come back."""
+"""An older probe does not count. By then, two consecutive probes have failed to return."""
 
 
 def compute_trusted_until(attempted_s: float) -> float:
-    """Until when a lease may be trusted that was got or renewed by an attempt begun at `attempted_s`.
+    """Return until when to trust a lease that an attempt begun at `attempted_s` acquired or renewed.
 
-    Counted from before the attempt: the database set the end at some moment after it, so this is never too late.
+    The database set the end of the lease after `attempted_s`, so the result is never too late.
     """
     return attempted_s + LEASE_S - MARGIN_S
 
@@ -34,23 +34,23 @@ def compute_trusted_until(attempted_s: float) -> float:
 def is_runner_lease_expired(
     last_seen_s: float, probes_received_since_s: float | None, now_s: float, lease_s: float = RUNNER_LEASE_S
 ) -> bool:
-    """Whether a runner's silence since `last_seen_s` means that it is gone.
+    """Return whether the lease of a runner last heard from at `last_seen_s` has expired.
 
-    Silence is silence only while the leader hears its own probes. After a break (None: it lasts) the runner has a whole
-    lease anew, counted from the moment since when they are heard again.
+    Silence counts only while the leader receives its own probes. After an interruption (None: it still lasts) the runner gets
+    a whole new lease, counted from `probes_received_since_s`.
     """
     return probes_received_since_s is not None and now_s - max(last_seen_s, probes_received_since_s) >= lease_s
 
 
 class ProbeWatch(msgspec.Struct, frozen=True):
-    """Which of the leader's probes have come back: of each partition the newest one's time, and since when without a break."""
+    """The leader's returned probes. For each partition: when the newest was sent, and since when they return without interruption."""
 
     partitions: frozenset[int]
     newest_s: Mapping[int, float] = {}
     unbroken_since_s: Mapping[int, float] = {}
 
     def record_probe(self, partition: int, sent_s: float, now_s: float) -> ProbeWatch:
-        """The watch after a probe, sent at `sent_s`, came back at `now_s`. One that comes too late changes nothing."""
+        """Return the watch after a probe sent at `sent_s` returned at `now_s`. A probe that returns too late has no effect."""
         if now_s - sent_s > PROBE_MAX_AGE_S or partition not in self.partitions:
             return self
         unbroken = now_s - self.newest_s.get(partition, float("-inf")) <= PROBE_MAX_AGE_S
@@ -62,7 +62,7 @@ class ProbeWatch(msgspec.Struct, frozen=True):
         )
 
     def probes_received_since(self, now_s: float) -> float | None:
-        """Since when the probes of all partitions are heard without a break; None while one's is missing."""
+        """Return since when the probes of all partitions return without interruption, None if those of one are missing."""
         if not self.partitions or any(
             now_s - self.newest_s.get(partition, float("-inf")) > PROBE_MAX_AGE_S for partition in self.partitions
         ):

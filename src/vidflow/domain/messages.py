@@ -1,8 +1,8 @@
-"""What travels over Kafka: the messages, the topic and key of each, and their form as bytes. Not who sends them, nor when.
+"""The Kafka messages: their topics, keys, fields and encoding.
 
-Every message is one JSON object with its `type` first, so that a person can read a topic with any tool. The epoch and an id
-of its own stand in its headers too. Bytes from a topic are hostile: decoding checks every type and bound, and that no text has
-a NUL, which PostgreSQL cannot store.
+A message is a JSON object with its `type` first, so that a person can read a topic with any tool. Its headers repeat the epoch
+and carry a message id. Bytes from a topic are untrusted: decoding checks every type and bound and rejects NUL characters, which
+PostgreSQL cannot store.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ RESULTS: Final = "results"
 DEAD_LETTERS: Final = "dead_letters"
 
 PARTITIONS: Final = {INIT_SCENARIO: 4, f"{TO_DEPLOY}.{DEFAULT_POOL}": 4, RUNNER_EVENTS: 4, RESULTS: 16, DEAD_LETTERS: 1}
-"""The topics that vidflow needs and how many partitions each is made with; more do no harm."""
+"""The topics that vidflow needs, with the number of partitions to create. More partitions do no harm."""
 MAX_POOL_CHARACTERS: Final = 200
-"""As long as a report's `pool` may be; Kafka's limit for a topic's name is 249."""
+"""The limit of `Report.pool`. Kafka's limit for a topic name is 249."""
 _POOL: Final = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_POOL_CHARACTERS}}}")
 COMPACTED_TOPICS: Final = frozenset({DEAD_LETTERS})
-"""Those that keep the last message of each key for good: a dead letter stays until somebody has dealt with it."""
+"""Topics that keep the last message of each key indefinitely. A dead letter stays until an operator deals with it."""
 
 MAX_SAFE_INTEGER = 2**53 - 1
 NonNegativeInt = Annotated[int, msgspec.Meta(ge=0, le=MAX_SAFE_INTEGER)]
@@ -43,12 +43,12 @@ Seconds = float
 
 
 def commands_topic(pool: str) -> str:
-    """The topic of the commands for a pool of runners."""
+    """Return the topic of the commands for a pool of runners."""
     return f"{TO_DEPLOY}.{pool}"
 
 
 def check_pool(name: str) -> None:
-    """Raise ParameterError unless a pool may have this name: it is part of a Kafka topic's name and of each report."""
+    """Raise ParameterError unless the pool name is valid. It becomes part of a topic name and of each report."""
     if not _POOL.fullmatch(name):
         shown = name if len(name) <= MAX_POOL_CHARACTERS else f"{name[:MAX_POOL_CHARACTERS]}…"
         raise ParameterError(
@@ -57,38 +57,39 @@ def check_pool(name: str) -> None:
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True, gc=False):
-    """The base of all messages. None of them can be part of a cycle, so the collector need not look at them."""
+    """Base class of all messages. The garbage collector skips them (`gc=False`), since none can be part of a reference cycle."""
 
 
 # --- api → orchestrator (init_scenario, key: scenario_uuid)
 
 
 class Start(Message, frozen=True, tag="start"):
-    """A scenario was born. It only wakes the orchestrator: what counts is in the tables."""
+    """A scenario was created. The message only wakes the orchestrator, which reads the tables."""
 
     scenario_uuid: Uuid
 
 
 class Shutdown(Message, frozen=True, tag="shutdown"):
-    """A shutdown was requested. It only wakes the orchestrator."""
+    """A shutdown was requested. The message only wakes the orchestrator."""
 
     scenario_uuid: Uuid
 
 
-# --- orchestrator → runner (to_deploy.<pool>, key: scenario_uuid; a ping's is the runner)
+# --- orchestrator → runner (to_deploy.<pool>, key: scenario_uuid, for a ping the runner)
 
 
 class FileIdentity(msgspec.Struct, frozen=True):
-    """What tells whether a file is still the one that the first attempt saw."""
+    """Size and modification time, by which a later attempt notices that the file has changed."""
 
     size_bytes: NonNegativeInt | None = None
     mtime_ns: Nanoseconds | None = None
 
 
 class ResumePoint(msgspec.Struct, frozen=True):
-    """Where a deployment goes on: behind the last stored frame, on the grid of the first run.
+    """Where a deployment resumes: after the last stored frame, on the sampling grid of the first run.
 
-    `next_frame` is the lowest number that is not stored. The pts are in units of `time_base` ("1/90000").
+    `next_frame` is the lowest frame number not stored. `origin_pts` is the pts of the video's first frame, `last_pts` and
+    `last_time_s` are those of the last stored frame. Pts are in units of `time_base` ("1/90000").
     """
 
     next_frame: NonNegativeInt = 0
@@ -100,16 +101,16 @@ class ResumePoint(msgspec.Struct, frozen=True):
 
 
 class PoisonPolicy(StrEnum):
-    """What becomes of a scenario when one frame has felled all its attempts."""
+    """What happens to a scenario if one frame makes all attempts fail."""
 
     FAIL = "fail"
     SKIP = "skip"
 
 
 class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What a user may set for a scenario beside its source, model and frame rate.
+    """The optional parameters of a scenario.
 
-    `score_threshold`: detections below it are left out (None: the model's own). `labels`: only these are kept (None: all).
+    `score_threshold`: drop detections below it (None: the model's default). `labels`: keep only these (None: all).
     """
 
     score_threshold: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] | None = None
@@ -121,9 +122,9 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 
 
 class Deploy(Message, frozen=True, tag="deploy"):
-    """Start a worker for this epoch of the scenario. `attempt` above 0: infer and send frame by frame at first.
+    """Start a worker for this epoch of the scenario.
 
-    `fps` is a frame rate as `frame_rate_text` writes it.
+    If `attempt` is above 0, the worker first infers and sends frame by frame. `fps` is formatted by `format_frame_rate`.
     """
 
     scenario_uuid: Uuid
@@ -139,21 +140,21 @@ class Deploy(Message, frozen=True, tag="deploy"):
 
 
 class StopWork(Message, frozen=True, tag="stop"):
-    """End the worker of this epoch or an older one, after what it has in hand."""
+    """Stop the worker of this epoch or an older one, after the frames that it is working on."""
 
     scenario_uuid: Uuid
     epoch: Epoch
 
 
 class Forget(Message, frozen=True, tag="forget"):
-    """Drop the ended entry of this epoch or an older one."""
+    """Remove the ended entry of this epoch or an older one."""
 
     scenario_uuid: Uuid
     epoch: Epoch
 
 
 class Ping(Message, frozen=True, tag="ping"):
-    """Do nothing but count it: shows that the runner hears."""
+    """Count the command and do nothing else. The count shows that the runner receives commands."""
 
     runner: str
 
@@ -165,7 +166,7 @@ Command = Deploy | StopWork | Forget | Ping
 
 
 class WorkerWait(StrEnum):
-    """What a worker waits for; deadlines run in the start and in inference only."""
+    """What a worker waits for. Deadlines apply to START and INFERENCE only."""
 
     START = "start"
     SOURCE = "source"
@@ -174,7 +175,7 @@ class WorkerWait(StrEnum):
 
 
 class EndReason(StrEnum):
-    """Why an entry ended. The first four are no loss: nothing failed."""
+    """Why an entry ended. The first four are not failures, see NON_FAILURE_REASONS."""
 
     STOPPED = "stopped"
     REFUSED = "refused"
@@ -191,10 +192,10 @@ NON_FAILURE_REASONS: Final = frozenset({EndReason.STOPPED, EndReason.REFUSED, En
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One scenario in a runner's charge: running (no `reason`) or ended.
+    """A scenario listed by a runner: running (`reason` is None) or ended.
 
-    `next_frame` is the number that the worker will send next. `fatal` says of an error that no retry mends it. `detail` is
-    the tail of what the worker wrote to standard error.
+    `next_frame` is the number of the frame that the worker sends next. `fatal` marks a non-retryable error. `detail` is the end
+    of the worker's standard error.
     """
 
     scenario_uuid: Uuid
@@ -208,14 +209,14 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def is_running(self) -> bool:
-        """Whether a worker is at it."""
+        """Whether a worker is running for it."""
         return self.reason is None
 
 
 class Report(Message, frozen=True, tag="report"):
-    """All that a runner has in its charge, sent each second and on change.
+    """The complete state of a runner, sent every second and on change.
 
-    `taken` counts the commands that it has read; `number` its reports.
+    `taken` counts the commands that the runner has read, `number` counts its reports.
     """
 
     runner: ShortText
@@ -229,7 +230,10 @@ class Report(Message, frozen=True, tag="report"):
 
 
 class Probe(Message, frozen=True, tag="probe"):
-    """The leader's own message to itself, one into each partition of runner_events: while they come back, silence is silence."""
+    """A message from the leader to itself, sent to each partition of runner_events.
+
+    While probes return, a missing report means that the runner is silent.
+    """
 
     leader: str
     sent_s: Seconds
@@ -242,7 +246,7 @@ RunnerEvent = Report | Probe
 
 
 class SourceOpened(Message, frozen=True, tag="opened"):
-    """What the source turned out to be. `frames_expected` counts kept frames; None where nobody knows."""
+    """Properties of the opened source. `frames_expected` counts the frames to keep (None: unknown)."""
 
     scenario_uuid: Uuid
     epoch: Epoch
@@ -257,7 +261,7 @@ class SourceOpened(Message, frozen=True, tag="opened"):
 
 
 class Frame(Message, frozen=True, tag="frame"):
-    """What the model saw in one kept frame. `at` is when it was seen (RFC 3339, UTC), `origin_pts` where the grid begins."""
+    """The detections of a kept frame. `at` is the time of inference (RFC 3339, UTC), `origin_pts` the start of the sampling grid."""
 
     scenario_uuid: Uuid
     epoch: Epoch
@@ -273,7 +277,7 @@ class Frame(Message, frozen=True, tag="frame"):
 
 
 class GapReason(StrEnum):
-    """Why frames that should have been kept are not."""
+    """Why frames that should have been kept are missing."""
 
     CORRUPT = "corrupt"
     TRUNCATED = "truncated"
@@ -283,7 +287,7 @@ class GapReason(StrEnum):
 
 
 class Gap(Message, frozen=True, tag="gap"):
-    """Frames that should have been kept and are not: behind which frame (-1: before the first), from when to when, how many."""
+    """Missing frames between `from_s` and `to_s`, after the kept frame `after_frame` (-1: before the first). `frames` counts them."""
 
     scenario_uuid: Uuid
     epoch: Epoch
@@ -295,7 +299,7 @@ class Gap(Message, frozen=True, tag="gap"):
 
 
 class End(Message, frozen=True, tag="end"):
-    """The last message of an epoch: the number of its last frame (-1: none) and why it ended."""
+    """The end marker, the last message of an epoch. `last_frame` is the number of its last frame (-1: none)."""
 
     scenario_uuid: Uuid
     epoch: Epoch
@@ -306,13 +310,13 @@ class End(Message, frozen=True, tag="end"):
 Result = SourceOpened | Frame | Gap | End
 
 
-# --- inbox → operators (dead_letters, key: the place)
+# --- inbox → operators (dead_letters, key: `DeadLetter.place`)
 
 
 class DeadLetter(Message, frozen=True, tag="dead_letter"):
-    """A message that could not be taken: where it lay, why, its bytes (base64 in JSON) and its headers.
+    """A message that could not be processed: its place, the error, its bytes (base64 in JSON) and its headers.
 
-    `cut`: it was too long to be kept whole, so that it cannot be sent again.
+    `cut`: the message was too long to keep all of it, so it cannot be sent again.
     """
 
     topic: ShortText
@@ -326,7 +330,7 @@ class DeadLetter(Message, frozen=True, tag="dead_letter"):
 
     @property
     def place(self) -> str:
-        """Its name and its key: the place of the message, as topic/partition/offset."""
+        """The place of the original message, topic/partition/offset. It is the name and the key of the dead letter."""
         return f"{self.topic}/{self.partition}/{self.offset}"
 
 
@@ -341,38 +345,38 @@ _dead_letter: msgspec.json.Decoder[DeadLetter] = msgspec.json.Decoder(DeadLetter
 
 
 def encode(message: Message) -> bytes:
-    """A message as bytes."""
+    """Return the message as JSON."""
     return _encoder.encode(message)
 
 
 def decode_init_scenario(value: bytes | None) -> Start | Shutdown:
-    """Raises MessageError where the bytes are no such message; so do the others."""
+    """Decode a message that wakes the orchestrator. Raises MessageError if it is invalid, as do the other decoders."""
     return _decode(_init_scenario, value)
 
 
 def decode_command(value: bytes | None) -> Command:
-    """A command for a runner."""
+    """Decode a command for a runner."""
     return _decode(_command, value)
 
 
 def decode_runner_event(value: bytes | None) -> RunnerEvent:
-    """A runner's report or the leader's probe."""
+    """Decode a report of a runner or a probe of the leader."""
     return _decode(_runner_event, value)
 
 
 def decode_result(value: bytes | None) -> Result:
-    """A worker's message to the inbox."""
+    """Decode a message from a worker to the inbox."""
     return _decode(_result, value)
 
 
 def decode_dead_letter(value: bytes | None) -> DeadLetter:
-    """A message that could not be taken. No database is to store it: its texts may be any."""
+    """Decode a dead letter. Its texts may contain NULs, since PostgreSQL does not store them."""
     return _parse(_dead_letter, value)
 
 
 def _decode(decoder: msgspec.json.Decoder[T], value: bytes | None) -> T:
     if value is not None and b"\\" in value and _has_nul(value):
-        raise MessageError("not a message of this topic: a text in it has a NUL character")
+        raise MessageError("not a message of this topic: it contains a NUL character")
     return _parse(decoder, value)
 
 
@@ -386,6 +390,8 @@ def _parse(decoder: msgspec.json.Decoder[T], value: bytes | None) -> T:
 
 
 def _has_nul(value: bytes) -> bool:
-    """Whether a text in the JSON has a NUL, which can only stand there escaped. Once for a message: a pattern at each text's type
-    would take as long as all the rest of its decoding."""
+    """Return whether a text in the JSON contains a NUL, which is always escaped there.
+
+    One search over the message is cheap. A pattern on each text field would double the time of decoding.
+    """
     return b"\\u0000" in value.replace(b"\\\\", b"")

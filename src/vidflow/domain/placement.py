@@ -1,4 +1,4 @@
-"""Which waiting scenario goes to which runner. Not when a scenario may wait no longer, nor what its runner makes of it."""
+"""Placement of queued scenarios on runners with free slots."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vidflow.domain.scenario import DEFAULT_POOL
 
 
 class QueuedScenario(msgspec.Struct, frozen=True):
-    """A scenario that is due: the higher `priority` first, then the older. `avoid` is the runner that it came back from."""
+    """A scenario that is due. Higher priorities go first, then older scenarios. `avoid` is the runner that it was requeued from."""
 
     scenario_uuid: str
     priority: int
@@ -20,7 +20,7 @@ class QueuedScenario(msgspec.Struct, frozen=True):
 
 
 class RunnerSlots(msgspec.Struct, frozen=True):
-    """A runner of a pool that may be given work, and how many slots it has free."""
+    """A runner that may get work, and its number of free slots."""
 
     runner: str
     free: int
@@ -30,15 +30,15 @@ class RunnerSlots(msgspec.Struct, frozen=True):
 def place_scenarios(
     waiting: Iterable[QueuedScenario], slots: Iterable[RunnerSlots], limit: int
 ) -> list[tuple[str, str]]:
-    """Return at most `limit` pairs (scenario_uuid, runner), none beyond a runner's free slots.
+    """Return at most `limit` pairs (scenario_uuid, runner) that fit into the free slots.
 
-    A scenario goes to the runner with the most free slots, to the one that it came back from only where no other has any.
-    All scenarios and slots are of one pool.
+    A scenario goes to the runner with the most free slots, but to the one in `avoid` only if no other has any. All scenarios
+    and slots must be of one pool.
     """
     free = [(-slot.free, slot.runner) for slot in slots if slot.free > 0]
     heapify(free)
     pairs: list[tuple[str, str]] = []
-    for scenario in sorted(waiting, key=lambda one: (-one.priority, one.since_s, one.scenario_uuid)):
+    for scenario in sorted(waiting, key=lambda queued: (-queued.priority, queued.since_s, queued.scenario_uuid)):
         if not free or len(pairs) >= limit:
             break
         count, runner = _pop(free, scenario.avoid)
@@ -49,7 +49,7 @@ def place_scenarios(
 
 
 def _pop(free: list[tuple[int, str]], avoid: str | None) -> tuple[int, str]:
-    """Remove and return the runner with the most free slots; `avoid` only where there is no other."""
+    """Remove and return the runner with the most free slots, `avoid` only if there is no other."""
     first = heappop(free)
     if first[1] != avoid or not free:
         return first

@@ -1,7 +1,7 @@
-"""What a message from a worker makes of a scenario's progress: the inbox's decision. Not how it is stored.
+"""How a worker's message changes the progress of its scenario. The inbox decides by it what to store.
 
-The rows of a scenario are always 0 … next_frame - 1, and are never rewritten. So one number decides: the message's own is
-next_frame (new), lower (a repeat) or higher (a hole below it: nothing behind a hole is stored).
+The stored rows of a scenario are always 0 … next_frame - 1 and are never rewritten. The number of a message decides: if it is
+next_frame, the message is new; if lower, a repeat; if higher, frames are missing. Nothing after such a hole is stored.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from vidflow.domain.messages import End, EndReason, Frame, Gap, Result, SourceOp
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """How far a scenario's results are stored, under which epoch, and what the inbox noted on the way.
+    """How far the results of a scenario are stored, and its current epoch.
 
-    `next_frame` is the lowest number not stored. `end_*` is the newest end marker, `hole_epoch` the newest epoch in which a
-    hole was seen, `repeats` a count.
+    `next_frame` is the lowest frame number not stored. The `last_*` fields are those of the frame before it. The `end_*` fields
+    are those of the newest end marker, `hole_epoch` is the newest epoch with a hole, `repeats` counts repeated messages. A
+    `closed` scenario stores nothing more.
     """
 
     epoch: int = 0
@@ -37,7 +38,7 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 class Verdict(StrEnum):
-    """What becomes of a message."""
+    """What happens to a message."""
 
     STORED = "stored"
     REPEAT = "repeat"
@@ -46,9 +47,9 @@ class Verdict(StrEnum):
 
 
 def advance(progress: Progress, message: Result) -> tuple[Progress, Verdict]:
-    """The progress after `message`, and whether the message itself is to be stored.
+    """Return the progress after `message` and what to do with the message itself.
 
-    A closed scenario takes nothing, and neither does one whose counting epoch is newer than the message's.
+    Messages of an epoch older than the current one are ignored, and so are all messages of a closed scenario.
     """
     if progress.closed or message.epoch < progress.epoch:
         return progress, Verdict.IGNORED
@@ -69,7 +70,7 @@ def advance(progress: Progress, message: Result) -> tuple[Progress, Verdict]:
 
 
 def _number(message: Frame | Gap | End) -> int:
-    """The number that must be the next one for the message to be stored: a gap or an end stands behind the frame it names."""
+    """Return the number that must equal next_frame for the message to be stored. A gap or an end follows the frame it names."""
     if isinstance(message, Frame):
         return message.frame_number
     return (message.after_frame if isinstance(message, Gap) else message.last_frame) + 1
@@ -107,7 +108,7 @@ def _max_epoch(epoch: int | None, other: int) -> int:
 
 
 def is_complete(progress: Progress) -> bool:
-    """Whether all frames are stored: the end of the video, told by the counting epoch, and no number missing below it."""
+    """Return whether the current epoch reached the end of the video and every frame up to it is stored."""
     return (
         progress.end_reason is EndReason.FINISHED
         and progress.end_epoch == progress.epoch
@@ -117,10 +118,10 @@ def is_complete(progress: Progress) -> bool:
 
 
 def has_end_marker(progress: Progress) -> bool:
-    """Whether an end marker of the counting epoch is stored, whatever its reason: nothing of that epoch comes behind it."""
+    """Return whether the end marker of the current epoch is stored, for any reason. No message of that epoch follows it."""
     return progress.end_epoch == progress.epoch
 
 
 def has_hole(progress: Progress) -> bool:
-    """Whether the counting epoch sent something behind a number that is missing."""
+    """Return whether a message of the current epoch arrived whose preceding frames are missing."""
     return progress.hole_epoch == progress.epoch

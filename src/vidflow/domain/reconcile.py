@@ -1,7 +1,7 @@
-"""What the leader makes of the tables and the runners' reports: the events to apply and the commands to give again.
+"""The leader's reconciliation of the tables with the runners' reports.
 
-The leader compares levels, it does not follow edges: each tick it takes all that it last heard and all that the tables know,
-and says what should follow. Nothing that it remembers is the only trace of anything; a new leader starts with an empty Memory.
+It is level-triggered: each tick derives the events to apply and the commands to send from the current tables and the last
+report of each runner. The memory holds nothing essential; a new leader starts with an empty LeaderState.
 """
 
 from __future__ import annotations
@@ -33,37 +33,40 @@ from vidflow.domain.scenario import (
     Event,
     Kind,
     RetryPolicy,
+    Scenario,
     State,
     next_epoch,
 )  # fmt: skip
 
 
-def reconcile(memory: LeaderState, world: Snapshot, limits: RetryPolicy, timing: Timing) -> Plan:
-    """One tick: each scenario of the world is judged, each report answered, and the first of the queue are placed."""
-    tick = build_tick_context(memory, world, limits, timing)
-    judged = [
-        (known, assess_scenario(known, memory.findings.get(known.scenario.scenario_uuid), tick))
-        for known in world.scenarios
+def reconcile(memory: LeaderState, snapshot: Snapshot, retry_policy: RetryPolicy, timing: Timing) -> Plan:
+    """Return the plan of one tick: assess each scenario, answer each report and place the head of the queue."""
+    tick = build_tick_context(memory, snapshot, retry_policy, timing)
+    assessed = [
+        (item, assess_scenario(item, memory.findings.get(item.scenario.scenario_uuid), tick))
+        for item in snapshot.scenarios
     ]
-    tick = _mark_runners(tick, {known.scenario.runner for known, judgement in judged if judgement.marks_runner})
-    events = [(known, judgement.event) for known, judgement in judged if judgement.event]
-    findings: dict[str, Finding] = {k.scenario.scenario_uuid: j.finding for k, j in judged if j.finding}
-    again = [_build_deploy(known) for known, judgement in judged if judgement.resend_deploy]
-    commands, given = _select_due([*again, *answer_reports(tick), *ping_marked_runners(tick)], memory.last_sent_s, tick)
+    tick = _mark_runners(tick, {item.scenario.runner for item, assessment in assessed if assessment.marks_runner})
+    events = [(item, assessment.event) for item, assessment in assessed if assessment.event]
+    findings: dict[str, Finding] = {
+        item.scenario.scenario_uuid: assessment.finding for item, assessment in assessed if assessment.finding
+    }
+    deploys = [_build_deploy(item.scenario) for item, assessment in assessed if assessment.resend_deploy]
+    wanted = [*deploys, *answer_reports(tick), *ping_marked_runners(tick)]
+    commands, last_sent_s = _select_due(wanted, memory.last_sent_s, tick)
     events += assign_scenarios(tick)
-    events.sort(key=lambda pair: pair[0].scenario.state in SHUTTING_DOWN)  # what may wait is written last
-    return Plan(LeaderState(tick.runners, findings, given), events, commands)
+    events.sort(key=lambda pair: pair[0].scenario.state in SHUTTING_DOWN)  # shutdowns can wait and are written last
+    return Plan(LeaderState(tick.runners, findings, last_sent_s), events, commands)
 
 
-def count_free_slots(memory: LeaderState, world: Snapshot, timing: Timing) -> dict[str, int]:
-    """Return how many scenarios of each pool this tick may place at most: what is worth reading of the queue.
+def count_free_slots(memory: LeaderState, snapshot: Snapshot, timing: Timing) -> dict[str, int]:
+    """Return how many scenarios this tick may place in each pool. Reading more of the queue is pointless.
 
-    `snapshot` need not hold anything that waits.
+    `snapshot` need not contain queued scenarios.
     """
     free: defaultdict[str, int] = defaultdict(int)
-    tick = TickContext(
-        world, _select_runners(memory, world, timing), RetryPolicy(), timing, {}
-    )  # slots ask for no entries by their scenarios
+    # The entries by scenario are left out: find_free_slots does not use them.
+    tick = TickContext(snapshot, _select_runners(memory, snapshot, timing), RetryPolicy(), timing, {})
     for slots in find_free_slots(tick):
         free[slots.pool] += max(slots.free, 0)
     return {pool: min(count, timing.max_assignments) for pool, count in free.items() if count}
@@ -72,42 +75,44 @@ def count_free_slots(memory: LeaderState, world: Snapshot, timing: Timing) -> di
 # --- the runners
 
 
-def build_tick_context(memory: LeaderState, world: Snapshot, limits: RetryPolicy, timing: Timing) -> TickContext:
-    """Return the look of a leader that remembers this at this world."""
-    runners = _select_runners(memory, world, timing)
+def build_tick_context(
+    memory: LeaderState, snapshot: Snapshot, retry_policy: RetryPolicy, timing: Timing
+) -> TickContext:
+    """Return the context of a tick over this memory and snapshot."""
+    runners = _select_runners(memory, snapshot, timing)
     entries = {
         name: {entry.scenario_uuid: entry for entry in view.report.entries}
         for name, view in runners.items()
         if view.report is not None
     }
-    return TickContext(world, runners, limits, timing, entries)
+    return TickContext(snapshot, runners, retry_policy, timing, entries)
 
 
-def _select_runners(memory: LeaderState, world: Snapshot, timing: Timing) -> dict[str, RunnerView]:
-    """The runners that are worth remembering, with those that only the tables name: these have a whole lease from now."""
-    named = {known.scenario.runner for known in world.scenarios if known.scenario.runner}
+def _select_runners(memory: LeaderState, snapshot: Snapshot, timing: Timing) -> dict[str, RunnerView]:
+    """Return the runners to remember. One that only the tables name gets a whole lease from now."""
+    named = {item.scenario.runner for item in snapshot.scenarios if item.scenario.runner}
     runners = {
         name: view
         for name, view in memory.runners.items()
-        if name in named or world.now_s - view.last_seen_s < timing.forget_runner_s
+        if name in named or snapshot.now_s - view.last_seen_s < timing.forget_runner_s
     }
-    return runners | {name: RunnerView(world.now_s) for name in named - runners.keys()}
+    return runners | {name: RunnerView(snapshot.now_s) for name in named - runners.keys()}
 
 
-def _mark_runners(tick: TickContext, marks: set[str | None]) -> TickContext:
-    """The runners with those marked that report but take nothing: the mark is the count that must grow for it to go."""
+def _mark_runners(tick: TickContext, names: set[str | None]) -> TickContext:
+    """Mark these runners, which report but take no commands, with the count that must grow for the mark to go."""
     marked = {
         name: msgspec.structs.replace(view, mark=view.report.taken)
         for name, view in tick.runners.items()
-        if name in marks and view.report is not None
+        if name in names and view.report is not None
     }
     return msgspec.structs.replace(tick, runners={**tick.runners, **marked}) if marked else tick
 
 
 def answer_reports(tick: TickContext) -> Iterable[OutgoingCommand]:
-    """What the reports ask for: a stop for what runs and is not wanted there, a forget for what has ended and is not.
+    """Return a stop for each running entry that should not run there, and a forget for each ended one.
 
-    The ended entry of a scenario in its shutdown stays: it tells that the scenario is drained.
+    The ended entry of a scenario that is shutting down is kept, since it shows that the scenario is drained.
     """
     wanted = _select_placed(tick, DEPLOYED)
     shutting_down = _select_placed(tick, SHUTTING_DOWN)
@@ -118,111 +123,113 @@ def answer_reports(tick: TickContext) -> Iterable[OutgoingCommand]:
             place = (runner, entry.scenario_uuid, entry.epoch)
             if place in wanted or (place in shutting_down and not entry.is_running):
                 continue
-            kind = StopWork if entry.is_running else Forget
-            name = "stop" if entry.is_running else "forget"
-            command = kind(entry.scenario_uuid, entry.epoch)
-            yield OutgoingCommand(runner, command, name, entry.scenario_uuid, entry.epoch, view.report.pool)
+            command_type, kind = (StopWork, "stop") if entry.is_running else (Forget, "forget")
+            command = command_type(entry.scenario_uuid, entry.epoch)
+            yield OutgoingCommand(runner, command, kind, entry.scenario_uuid, entry.epoch, view.report.pool)
 
 
 def _select_placed(tick: TickContext, states: Collection[State]) -> set[tuple[str | None, str, int]]:
-    """Runner, scenario and epoch of the scenarios in these states."""
+    """Return runner, scenario_uuid and epoch of the scenarios in these states."""
     return {
-        (known.scenario.runner, known.scenario.scenario_uuid, known.scenario.epoch)
-        for known in tick.snapshot.scenarios
-        if known.scenario.state in states
+        (item.scenario.runner, item.scenario.scenario_uuid, item.scenario.epoch)
+        for item in tick.snapshot.scenarios
+        if item.scenario.state in states
     }
 
 
 def ping_marked_runners(tick: TickContext) -> Iterable[OutgoingCommand]:
-    """A command without effect for each marked runner: its report tells when it has taken it."""
+    """Return a ping for each marked runner. The runner's report shows when it takes commands again."""
     for runner, view in tick.runners.items():
         if view.mark is not None and not tick.is_silent(view):
             pool = view.report.pool if view.report else DEFAULT_POOL
             yield OutgoingCommand(runner, Ping(runner), "ping", runner, 0, pool)
 
 
-def _build_deploy(known: ScenarioView) -> OutgoingCommand:
-    scenario = known.scenario
+def _build_deploy(scenario: Scenario) -> OutgoingCommand:
     return OutgoingCommand(scenario.runner or "", None, "deploy", scenario.scenario_uuid, scenario.epoch, scenario.pool)
 
 
 def _select_due(
-    wanted: Sequence[OutgoingCommand], given: Mapping[CommandKey, float], tick: TickContext
+    wanted: Sequence[OutgoingCommand], previous_s: Mapping[CommandKey, float], tick: TickContext
 ) -> tuple[list[OutgoingCommand], dict[CommandKey, float]]:
-    """Of the commands that are wanted those that were not given just now; and when each was last given."""
+    """Return the wanted commands whose resend interval is over, and when each wanted command was last sent."""
     commands: list[OutgoingCommand] = []
-    last: dict[CommandKey, float] = {}
-    for one in wanted:
-        key = one.key
-        pause_s = tick.timing.resend_deploy_s if one.kind == "deploy" else tick.timing.resend_s
-        if key in given and tick.snapshot.now_s - given[key] < pause_s:
-            last[key] = given[key]
+    last_sent_s: dict[CommandKey, float] = {}
+    for command in wanted:
+        key = command.key
+        interval_s = tick.timing.resend_deploy_s if command.kind == "deploy" else tick.timing.resend_s
+        if key in previous_s and tick.snapshot.now_s - previous_s[key] < interval_s:
+            last_sent_s[key] = previous_s[key]
             continue
-        last[key] = tick.snapshot.now_s
-        commands.append(one)
-    return commands, last
+        last_sent_s[key] = tick.snapshot.now_s
+        commands.append(command)
+    return commands, last_sent_s
 
 
-# --- placing what waits
+# --- placement of queued scenarios
 
 
 def assign_scenarios(tick: TickContext) -> list[tuple[ScenarioView, Event]]:
-    """An assignment for each scenario that is due and finds a free slot in its pool."""
+    """Return an assignment for each scenario that is due and gets a free slot in its pool."""
     due = {
-        k.scenario.scenario_uuid: k for k in tick.snapshot.scenarios if k.scenario.state is State.INIT_STARTUP and k.due
+        item.scenario.scenario_uuid: item
+        for item in tick.snapshot.scenarios
+        if item.scenario.state is State.INIT_STARTUP and item.due
     }
     if not due:
         return []
     waiting: defaultdict[str, list[QueuedScenario]] = defaultdict(list)
-    for uuid, known in due.items():
-        waiting[known.scenario.pool].append(
-            QueuedScenario(uuid, known.priority, known.since_s, _previous_runner(known))
-        )
+    for uuid, item in due.items():
+        queued = QueuedScenario(uuid, item.priority, item.since_s, _previous_runner(item.scenario))
+        waiting[item.scenario.pool].append(queued)
     slots: defaultdict[str, list[RunnerSlots]] = defaultdict(list)
-    for one in find_free_slots(tick):
-        slots[one.pool].append(one)
+    for runner_slots in find_free_slots(tick):
+        slots[runner_slots.pool].append(runner_slots)
     placed = [
         pair for pool in waiting for pair in place_scenarios(waiting[pool], slots[pool], tick.timing.max_assignments)
     ]
     return [(due[uuid], _build_assignment_event(due[uuid], runner, tick.snapshot)) for uuid, runner in placed]
 
 
-def _previous_runner(known: ScenarioView) -> str | None:
-    scenario = known.scenario
+def _previous_runner(scenario: Scenario) -> str | None:
     return scenario.runner if scenario.attempt or scenario.returns else None
 
 
 def find_free_slots(tick: TickContext) -> list[RunnerSlots]:
-    """The runners of all pools that may be given work: heard within their lease, not draining, not marked; and their free slots."""
-    world = tick.snapshot
+    """Return the free slots of all runners that may get work: within their lease, not draining, not marked.
+
+    The number of free slots may be zero or negative.
+    """
+    snapshot = tick.snapshot
     held: defaultdict[str | None, set[str]] = defaultdict(set)
-    for known in world.scenarios:
-        if known.scenario.state in DEPLOYED:
-            held[known.scenario.runner].add(known.scenario.scenario_uuid)
+    for item in snapshot.scenarios:
+        if item.scenario.state in DEPLOYED:
+            held[item.scenario.runner].add(item.scenario.scenario_uuid)
     slots = []
     for runner, view in tick.runners.items():
         report = view.report
         if report is None or report.draining or view.mark is not None:
             continue
-        if world.probes_received_since_s is None or world.now_s - view.last_seen_s >= tick.timing.runner_lease_s:
+        if snapshot.probes_received_since_s is None or snapshot.now_s - view.last_seen_s >= tick.timing.runner_lease_s:
             continue
         busy = held[runner] | {entry.scenario_uuid for entry in report.entries if entry.is_running}
         slots.append(RunnerSlots(runner, report.capacity - len(busy), report.pool))
     return slots
 
 
-def _build_assignment_event(known: ScenarioView, runner: str, world: Snapshot) -> Event:
-    """`resume_frame` is what was read; the statement that raises the epoch reads it again, under the progress row's lock.
+def _build_assignment_event(scenario_view: ScenarioView, runner: str, snapshot: Snapshot) -> Event:
+    """Return the assignment of a scenario to a runner.
 
-    A frame that was stored since the scenario came back (its worker lived on for a while) starts the count again.
+    `resume_frame` is the value in the snapshot; the statement that raises the epoch reads it again under the progress row's
+    lock. A frame stored since the scenario was requeued, by a worker that lived on for a while, resets the attempts.
     """
-    scenario = known.scenario
+    scenario, next_frame = scenario_view.scenario, scenario_view.progress.next_frame
     return Event(
         kind=Kind.ASSIGNED,
         reason="assigned",
         epoch=scenario.epoch,
         runner=runner,
-        new_epoch=next_epoch(scenario.epoch, int(world.now_db_s * 1000)),
-        resume_frame=known.progress.next_frame,
-        attempt=0 if known.progress.next_frame > scenario.resume_frame else None,
+        new_epoch=next_epoch(scenario.epoch, int(snapshot.now_db_s * 1000)),
+        resume_frame=next_frame,
+        attempt=0 if next_frame > scenario.resume_frame else None,
     )

@@ -1,8 +1,8 @@
-"""Removal of secrets from text: URLs, connection strings, headers, properties. The one place that decides what a secret is.
+"""Removal of secrets from text such as URLs, connection strings, headers and properties.
 
-Everything a client or an operator reads passes through here: answers, stored errors, logs, command output. In a URL the rule is
-an allow-list: a query parameter is masked unless its name is known to be harmless. In other text it is a deny-list of names.
-Each pattern scans its input once: possessive quantifiers keep hostile text from making it slow.
+Everything a client or an operator reads passes through here: responses, stored errors, logs, command output. In URLs an
+allow-list applies: a query parameter is masked unless its name is known to be harmless. In other text a deny-list of names
+applies. Possessive quantifiers keep each pattern linear in its input, so that hostile text cannot slow it down.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _HARMLESS: Final = frozenset({
     "transportmode", "type", "udp", "unicast", "v", "vcodec", "ver", "version", "video", "videocodec", "vid", "view", "w", "width",
     "x", "y", "year", "zoom",
 })  # fmt: skip
-"""Names of URL parameters whose values are shown, as `_normalize_name` spells them."""
+"""Normalized names (`_normalize_name`) of URL parameters whose values are shown."""
 _HARMLESS_VALUE: Final = re.compile(r"[A-Za-z0-9._:+x*-]{0,40}")
 
 _SECRET_PARTS: Final = (
@@ -33,12 +33,13 @@ _SECRET_PARTS: Final = (
     "sharedkey", "accountkey", "signature", "credential", "authorization", "jwt", "loginpas", "hmac", "jaas", "cookie",
     "sessionid", "passcode", "keypem", "xgoogsig", "xamzsig", "sslkey", "wowza", "hdnea", "hdnts", "otp", "passfile",
 )  # fmt: skip
-"""A name that contains one of these, without its punctuation, names a secret."""
+"""A value is a secret if its normalized name contains one of these."""
 _SECRET_NAMES: Final = frozenset(
     {"pass", "auth", "sig", "md5", "pin", "psk", "sas", "key", "pw", "psw", "hash", "code", "loginpass", "userpass"}
 )
-"""Names that are secrets as a whole only; `key`, `hash` and `code` are so in URLs alone."""
+"""A value is a secret if its normalized name equals one of these."""
 _COMMON_WORDS: Final = frozenset({"key", "hash", "code", "pin"})
+"""Exceptions to _SECRET_NAMES: their values are secrets in URLs only."""
 
 _URL: Final = re.compile(r"://\S++")
 _USER_AT_HOST: Final = re.compile(r"(?<![^\s\"'`(<=,/])[^\s:/@\"'`(<=,]++:[^\s@/]{1,200}+@(?=[\w\[])")
@@ -78,7 +79,7 @@ _JOINT: Final = re.compile(r"[~=&,;:/@]")
 def redact(text: str, known_secrets: Sequence[str] = ()) -> str:
     """Return the text with every secret replaced by `***`.
 
-    `known_secrets`: strings that are secrets wherever they stand, see `find_secrets`.
+    `known_secrets` are strings to mask wherever they occur, see `find_secrets`.
     """
     for secret in known_secrets:
         text = text.replace(secret, MASK)
@@ -95,9 +96,9 @@ def redact(text: str, known_secrets: Sequence[str] = ()) -> str:
 
 
 def find_secrets(url: str) -> tuple[str, ...]:
-    """Return the secrets that a URL carries, the longest first, each also as it reads without percent-encoding.
+    """Return the secrets in a URL, the longest first, each also with its percent-encoding decoded.
 
-    A library that fails at a URL may print a part of it in a form of its own; these strings are then masked wherever they stand.
+    A library that fails on a URL may print parts of it in another form. Pass these strings to `redact` to mask them anywhere.
     """
     found: list[str] = []
     _URL.sub(lambda match: _mask_chunk(match.group(), found), url)
@@ -106,71 +107,71 @@ def find_secrets(url: str) -> tuple[str, ...]:
 
 
 def _mask_chunk(chunk: str, found: list[str]) -> str:
-    """Mask a run of characters without a space that begins with `://`; it may hold several URLs."""
+    """Mask a run of non-space characters that begins with `://`. It may contain several URLs."""
     return "://".join(_mask_url(part, found) for part in chunk.split("://"))
 
 
 def _mask_url(part: str, found: list[str]) -> str:
-    """Mask what follows a `://`: user and password, path, query and fragment."""
+    """Mask the part of a URL after `://`: user and password, path, query and fragment."""
     if not part:
         return part
-    user, place = _split_user(part)
+    user, location = _split_user(part)
     if user is not None:
         _record_secret(found, user.partition(":")[2] or user, _SHORTEST_PASSWORD)
         _record_secret(found, user, _SHORTEST_VALUE)
-    authority = re.split(r"[/?#\\]", place, maxsplit=1)[0]
-    rest = place[len(authority) :]
-    path, hashed, fragment = rest.partition("#")
-    path, asked, query = path.partition("?")
+    authority = re.split(r"[/?#\\]", location, maxsplit=1)[0]
+    rest = location[len(authority) :]
+    path, hash_sign, fragment = rest.partition("#")
+    path, question_mark, query = path.partition("?")
     return "".join((
         "" if user is None else f"{MASK}@",
         _mask_host(authority) if user is None else authority,
         _mask_path(path, found),
-        asked,
+        question_mark,
         _mask_query(query, found),
-        hashed,
+        hash_sign,
         _mask_query(fragment, found),
     ))  # fmt: skip
 
 
 def _split_user(part: str) -> tuple[str | None, str]:
-    """Split `user:password@` from what follows; None where there is none. A password may hold a raw `/`, `?` or `#`."""
+    """Split off `user:password@` (None: there is none). A password may contain an unescaped `/`, `?` or `#`."""
     authority = re.split(r"[/?#]", part, maxsplit=1)[0]
     if "@" in authority and ":" not in authority.partition("@")[0]:
         user = authority.rpartition("@")[0]
         return user, part[len(user) + 1 :]
     if "@" in authority or ("@" in part and not _is_host(authority)):
-        user, _, place = part.rpartition("@")
-        return user, place
+        user, _, location = part.rpartition("@")
+        return user, location
     return None, part
 
 
 def _is_host(authority: str) -> bool:
-    """Whether this can be a host with or without a port, rather than a user and the beginning of a password."""
+    """Return whether this can be a host with an optional port, rather than a user and the beginning of a password."""
     port = authority.rstrip(_PUNCTUATION).rpartition(":")[2] if ":" in authority else ""
     return authority.startswith("[") or not port or port.isdecimal() or port.lower() in {"port", "<port"}
 
 
 def _mask_host(authority: str) -> str:
-    """Mask what stands where a port should: text that was cut may end within a password."""
+    """Mask an invalid port, since a truncated text may end within a password."""
     return authority if _is_host(authority) else f"{authority.partition(':')[0]}:{MASK}"
 
 
 def _mask_path(path: str, found: list[str]) -> str:
-    """Mask tokens in a path: `name=value` pairs, `/bot123:token/`, `/token/value/`, `/live/user/password/7.ts`, and what looks so."""
+    """Mask secrets in a path: `name=value`, `/bot123:token/`, `/token/value/`, `/live/user/password/7.ts`, and token-like segments."""
     if not path:
         return path
     segments = path.split("/")
     masked = [_mask_segment(segment, found) for segment in segments]
     names = [segment.lower() for segment in segments]
-    for place, name in enumerate(names[:-1]):
-        if segments[place + 1] and (_is_secret(name) or name in _COMMON_WORDS):
-            masked[place + 1] = _record_secret(found, segments[place + 1], _SHORTEST_VALUE)
-    for place, name in enumerate(names[:-3]):
-        if name in _IPTV and names[place + 3][:1].isdigit():
-            for secret in (segments[place + 1], segments[place + 2]):
+    for index, name in enumerate(names[:-1]):
+        if segments[index + 1] and (_is_secret(name) or name in _COMMON_WORDS):
+            masked[index + 1] = _record_secret(found, segments[index + 1], _SHORTEST_VALUE)
+    for index, name in enumerate(names[:-3]):
+        if name in _IPTV and names[index + 3][:1].isdigit():
+            for secret in (segments[index + 1], segments[index + 2]):
                 _record_secret(found, secret, _SHORTEST_VALUE)
-            masked[place + 1 : place + 3] = [MASK, MASK]
+            masked[index + 1 : index + 3] = [MASK, MASK]
     return "/".join(masked)
 
 
@@ -191,7 +192,7 @@ def _mask_segment(segment: str, found: list[str]) -> str:
 
 
 def _looks_like_a_token(segment: str) -> bool:
-    """Many hexadecimal digits, or a long run that changes between digits and letters as no name that a person gave does."""
+    """Return whether this is a JWT, a long hexadecimal number, or a mix of digits and letters unlike a name that a person gave."""
     stem = segment.partition(".")[0]
     if segment.startswith("eyJ") or _HEX.fullmatch(stem):
         return True
@@ -223,7 +224,7 @@ def _mask_query_item(item: str, found: list[str]) -> str:
 
 
 def _mask_parameter(name: str, value: str, found: list[str]) -> str:
-    """Mask the value unless its name is known and it is short and simple; mask a name that is too long to be one."""
+    """Mask the value unless its name is harmless and it is short and simple. Also mask a name that is too long to be one."""
     if not value:
         return f"{name}="
     if _is_harmless(name) and _is_simple(value) and (len(name) > 1 or value.isdecimal()):
@@ -237,7 +238,7 @@ def _is_simple(value: str) -> bool:
 
 
 def _mask_relative_query(query: str, found: list[str]) -> str:
-    """Mask what follows a question mark outside of a URL, where it is a query at all."""
+    """Mask the text after a question mark outside of a URL, if it looks like a query."""
     return _mask_query(query, found) if "=" in query else query
 
 
@@ -246,7 +247,7 @@ def _is_harmless(name: str) -> bool:
 
 
 def _mask_pairs(text: str) -> str:
-    """Mask the value of each `name=value` or `"name": "value"` whose name is one of a secret."""
+    """Mask the value of each `name=value` or `"name": "value"` whose name marks a secret."""
     parts: list[str] = []
     done = 0
     for match in _NAME.finditer(text):
@@ -255,9 +256,9 @@ def _mask_pairs(text: str) -> str:
         value = _VALUE.match(text, match.end())
         if value is None or not value.group():
             continue
-        quote = _QUOTE.match(value.group())
-        around = quote.group() if quote else ""
-        parts += [text[done : match.end()], around, MASK, around]
+        quote_match = _QUOTE.match(value.group())
+        quote = quote_match.group() if quote_match else ""
+        parts += [text[done : match.end()], quote, MASK, quote]
         done = value.end()
     return "".join(parts) + text[done:]
 
@@ -270,12 +271,12 @@ def _is_secret(name: str) -> bool:
 
 
 def _normalize_name(name: str) -> str:
-    """The name without punctuation, in lower case."""
+    """Return the name in lower case without punctuation."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _record_secret(found: list[str], secret: str, shortest: int) -> str:
-    """Remember a masked string that is long enough to be searched for elsewhere."""
-    if len(secret) >= shortest and secret != MASK:
+def _record_secret(found: list[str], secret: str, min_length: int) -> str:
+    """Add a secret to `found` if it is long enough to be searched for elsewhere. Return the mask."""
+    if len(secret) >= min_length and secret != MASK:
         found.append(secret)
     return MASK

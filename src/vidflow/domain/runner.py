@@ -1,8 +1,8 @@
-"""What a runner makes of a command and of what happens to its workers: its charge. Not how a worker is started or ended.
+"""A runner's state, and how commands and workers change it.
 
-A charge holds at most one entry for each scenario: running, or ended and kept until the leader says forget. Beside them it
-remembers, for an hour, the highest epoch that it has seen of each scenario, so that a late command starts nothing again.
-All that it is can be compared and hashed; time is passed in.
+The state holds at most one entry per scenario: running, or ended and kept until the leader sends a forget. It also remembers
+the highest epoch seen of each scenario for an hour, so that a late command starts nothing a second time. States are immutable
+and can be compared and hashed.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ from vidflow.domain.messages import Command, Deploy, EndReason, Entry, Forget, P
 from vidflow.domain.report_size import fits_one_more_entry, keep_end
 
 REMEMBER_S: Final = 3600.0
-"""How long a seen epoch is remembered: far longer than any copy of a command is late."""
+"""How long a seen epoch is remembered: far longer than a copy of a command can be delayed."""
 DETAIL_CHARACTERS: Final = 8192
-"""What an entry keeps of a worker's last words: enough for the stack of a crash in native code, whose top stands first."""
+"""How much of the end of a worker's standard error an entry keeps: enough for the stack of a crash in native code, top first."""
 DETAIL_BYTES: Final = DETAIL_CHARACTERS + 2048
-"""And what that may take in a report: control characters take six bytes each."""
-
+"""Limit for the same text in a report, where a control character takes six bytes."""
 
 _WORKERS_SHARE: Final = 0.8
-"""Of a machine's memory: the rest is for the runner, the servers beside it and the system."""
+"""Share of the machine's memory for workers. The rest is for the runner, other servers and the system."""
 _LEAST_CAP_BYTES: Final = 2 * 1024**3
-"""A worker with torch and a large video needs so much, however many slots share the machine."""
+"""What a worker with torch and a large video needs, however many slots share the machine."""
 
 
 class SeenEpoch(msgspec.Struct, frozen=True):
@@ -42,7 +41,7 @@ ItemT = TypeVar("ItemT", bound=Entry | SeenEpoch)
 
 
 class RunnerState(msgspec.Struct, frozen=True):
-    """All that a runner has in its charge. `entries` and `seen_epochs` are in the order of their uuids; `taken` counts commands."""
+    """A runner's state. `entries` and `seen_epochs` are sorted by scenario_uuid; `taken` counts commands."""
 
     capacity: int
     draining: bool = False
@@ -51,37 +50,37 @@ class RunnerState(msgspec.Struct, frozen=True):
     seen_epochs: tuple[SeenEpoch, ...] = ()
 
     def entry(self, scenario_uuid: str) -> Entry | None:
-        """The scenario's entry, None where it has none."""
+        """Return the scenario's entry, or None."""
         return _find_row(self.entries, scenario_uuid)
 
     def highest_seen_epoch(self, scenario_uuid: str) -> int:
-        """The highest epoch seen of the scenario, -1 where none is remembered."""
+        """Return the highest epoch seen of the scenario, -1 if none is remembered."""
         seen = _find_row(self.seen_epochs, scenario_uuid)
         return -1 if seen is None else seen.epoch
 
     def has_room_for(self, scenario_uuid: str) -> bool:
-        """Whether a worker may start for it: not draining, and a slot free beside the one that the scenario itself holds."""
+        """Return whether a worker may start: the runner is not draining, and other scenarios leave a slot free."""
         busy = sum(entry.is_running for entry in self.entries if entry.scenario_uuid != scenario_uuid)
         return not self.draining and busy < self.capacity
 
     def can_list(self, scenario_uuid: str) -> bool:
-        """Return whether a report has a place for an entry of this scenario beside those of the others."""
+        """Return whether a report has room for an entry of this scenario besides the others."""
         return self.entry(scenario_uuid) is not None or fits_one_more_entry(self.entries)
 
 
 class NoAction(msgspec.Struct, frozen=True):
-    """There is nothing to do."""
+    """Nothing to do."""
 
 
 class Launch(msgspec.Struct, frozen=True):
-    """Start a worker, once the one of `replaces_epoch` has been ended, where there is one."""
+    """Start a worker, after ending the worker of `replaces_epoch` if there is one."""
 
     deploy: Deploy
     replaces_epoch: int | None = None
 
 
 class Finish(msgspec.Struct, frozen=True):
-    """Let the worker finish what it has in hand and send its end marker. Its entry turns ended once it has ended."""
+    """Let the worker finish the frames that it is working on and send its end marker. Its entry stays running until the worker ends."""
 
     scenario_uuid: str
     epoch: int
@@ -89,7 +88,7 @@ class Finish(msgspec.Struct, frozen=True):
 
 
 class Kill(msgspec.Struct, frozen=True):
-    """End the worker at once: its epoch counts no more, and its entry is gone already."""
+    """End the worker immediately. Its epoch is outdated and its entry already removed."""
 
     scenario_uuid: str
     epoch: int
@@ -99,162 +98,161 @@ Action = NoAction | Launch | Finish | Kill
 
 
 def default_memory_cap(available_bytes: int, slots: int) -> int:
-    """Return the memory cap of each worker where nobody sets one: all slots together stay within the machine.
+    """Return the default memory cap of each worker, such that all slots together fit into the machine.
 
-    With many slots it is 2 GiB all the same, so that one worker alone cannot exhaust the machine but several may.
+    The cap is at least 2 GiB, or 80 % of the machine if that is less. With many slots, several workers together may therefore
+    exhaust the machine, but one alone cannot.
     """
     for_workers = int(available_bytes * _WORKERS_SHARE)
     return max(for_workers // slots, min(_LEAST_CAP_BYTES, for_workers))
 
 
-def apply_command(charge: RunnerState, command: Command, now_s: float) -> tuple[RunnerState, Action]:
-    """What the command makes of the charge, and what is to be done. A command may come late, twice or never."""
-    charge = count_command(charge)
+def apply_command(state: RunnerState, command: Command, now_s: float) -> tuple[RunnerState, Action]:
+    """Return the state after the command, and the action to take. Commands may arrive late, twice or never."""
+    state = count_command(state)
     match command:
         case Deploy():
-            return _deploy(charge, command, now_s)
+            return _deploy(state, command, now_s)
         case StopWork():
-            return _stop(charge, command, now_s)
+            return _stop(state, command, now_s)
         case Forget():
-            return _forget(charge, command), NoAction()
+            return _forget(state, command), NoAction()
         case Ping():
-            return charge, NoAction()
+            return state, NoAction()
 
 
-def count_command(charge: RunnerState) -> RunnerState:
-    """The charge with one more command taken: for one that cannot be read this is all that becomes of it."""
-    return msgspec.structs.replace(charge, taken=charge.taken + 1)
+def count_command(state: RunnerState) -> RunnerState:
+    """Count a command. A command that cannot be decoded has no other effect."""
+    return msgspec.structs.replace(state, taken=state.taken + 1)
 
 
-def _deploy(charge: RunnerState, deploy: Deploy, now_s: float) -> tuple[RunnerState, Action]:
+def _deploy(state: RunnerState, deploy: Deploy, now_s: float) -> tuple[RunnerState, Action]:
     uuid, epoch = deploy.scenario_uuid, deploy.epoch
-    if charge.highest_seen_epoch(uuid) >= epoch:
-        return _record_epoch(charge, uuid, epoch, now_s), NoAction()
-    if not charge.can_list(uuid):  # as if it were lost: it is given again, or to another runner
-        return charge, NoAction()
-    older = charge.entry(uuid)
+    if state.highest_seen_epoch(uuid) >= epoch:
+        return _record_epoch(state, uuid, epoch, now_s), NoAction()
+    if not state.can_list(uuid):  # treated as lost: the leader sends it again, or to another runner
+        return state, NoAction()
+    older = state.entry(uuid)
     replaces = older.epoch if older is not None and older.is_running else None
-    charge, room = _record_epoch(charge, uuid, epoch, now_s), charge.has_room_for(uuid)
+    state, room = _record_epoch(state, uuid, epoch, now_s), state.has_room_for(uuid)
     if not room:
-        refused = _put_entry(charge, Entry(uuid, epoch, deploy.resume.next_frame, reason=EndReason.REFUSED))
+        refused = _put_entry(state, Entry(uuid, epoch, deploy.resume.next_frame, reason=EndReason.REFUSED))
         return refused, NoAction() if replaces is None else Kill(uuid, replaces)
     running = Entry(uuid, epoch, deploy.resume.next_frame, waits_for=WorkerWait.START)
-    return _put_entry(charge, running), Launch(deploy, replaces)
+    return _put_entry(state, running), Launch(deploy, replaces)
 
 
-def _stop(charge: RunnerState, stop: StopWork, now_s: float) -> tuple[RunnerState, Action]:
+def _stop(state: RunnerState, stop: StopWork, now_s: float) -> tuple[RunnerState, Action]:
     uuid, epoch = stop.scenario_uuid, stop.epoch
-    entry, unseen = charge.entry(uuid), charge.highest_seen_epoch(uuid) < epoch
-    charge = _record_epoch(charge, uuid, epoch, now_s)
+    entry, unseen = state.entry(uuid), state.highest_seen_epoch(uuid) < epoch
+    state = _record_epoch(state, uuid, epoch, now_s)
     if entry is not None and entry.is_running and entry.epoch <= epoch:
-        return charge, Finish(uuid, entry.epoch, EndReason.STOPPED)
-    if unseen and charge.can_list(uuid):  # so that its deploy, should it come, is old
-        return _put_entry(charge, Entry(uuid, epoch, reason=EndReason.STOPPED)), NoAction()
-    return charge, NoAction()
+        return state, Finish(uuid, entry.epoch, EndReason.STOPPED)
+    if unseen and state.can_list(uuid):  # a deploy of this epoch that arrives later is outdated
+        return _put_entry(state, Entry(uuid, epoch, reason=EndReason.STOPPED)), NoAction()
+    return state, NoAction()
 
 
-def _forget(charge: RunnerState, forget: Forget) -> RunnerState:
-    entry = charge.entry(forget.scenario_uuid)
+def _forget(state: RunnerState, forget: Forget) -> RunnerState:
+    entry = state.entry(forget.scenario_uuid)
     if entry is None or entry.is_running or entry.epoch > forget.epoch:
-        return charge
-    return msgspec.structs.replace(charge, entries=tuple(other for other in charge.entries if other is not entry))
+        return state
+    return msgspec.structs.replace(state, entries=tuple(other for other in state.entries if other is not entry))
 
 
 def record_worker_progress(
-    charge: RunnerState, scenario_uuid: str, epoch: int, next_frame: int, waits_for: WorkerWait
+    state: RunnerState, scenario_uuid: str, epoch: int, next_frame: int, waits_for: WorkerWait
 ) -> RunnerState:
-    """The worker of this epoch will send `next_frame` next and waits for `waits_for`. Any other epoch's word is ignored."""
-    entry = charge.entry(scenario_uuid)
+    """Record which frame the worker sends next and what it waits for. Workers of other epochs are ignored."""
+    entry = state.entry(scenario_uuid)
     if entry is None or not entry.is_running or entry.epoch != epoch:
-        return charge
-    return _put_entry(charge, msgspec.structs.replace(entry, next_frame=next_frame, waits_for=waits_for))
+        return state
+    return _put_entry(state, msgspec.structs.replace(entry, next_frame=next_frame, waits_for=waits_for))
 
 
 def record_worker_end(
-    charge: RunnerState, scenario_uuid: str, epoch: int, reason: EndReason,
+    state: RunnerState, scenario_uuid: str, epoch: int, reason: EndReason,
     error: ErrorInfo | None = None, *, fatal: bool = False, detail: str | None = None,
 ) -> RunnerState:  # fmt: skip
-    """The worker of this epoch has ended. The entry keeps what it waited for last; any other epoch's end is ignored."""
-    entry = charge.entry(scenario_uuid)
+    """Record the end of the worker. The entry keeps what it last waited for. Workers of other epochs are ignored."""
+    entry = state.entry(scenario_uuid)
     if entry is None or not entry.is_running or entry.epoch != epoch:
-        return charge
+        return state
     tail = keep_end(sanitize_text(detail[-DETAIL_CHARACTERS:]), DETAIL_BYTES) if detail else None
     if error is not None:
         error = ErrorInfo(sanitize_text(error.code), sanitize_text(error.message), error.frame_number)
-    return _put_entry(charge, msgspec.structs.replace(entry, reason=reason, error=error, fatal=fatal, detail=tail))
+    return _put_entry(state, msgspec.structs.replace(entry, reason=reason, error=error, fatal=fatal, detail=tail))
 
 
-def drain(charge: RunnerState) -> tuple[RunnerState, tuple[Finish, ...]]:
-    """The charge that takes no deploy any more, and its workers, which are to hand over."""
-    finish = tuple(
-        Finish(entry.scenario_uuid, entry.epoch, EndReason.HANDED_OVER) for entry in charge.entries if entry.is_running
+def drain(state: RunnerState) -> tuple[RunnerState, tuple[Finish, ...]]:
+    """Return the draining state, which refuses deploys, and a hand-over request for each running worker."""
+    finishes = tuple(
+        Finish(entry.scenario_uuid, entry.epoch, EndReason.HANDED_OVER) for entry in state.entries if entry.is_running
     )
-    return msgspec.structs.replace(charge, draining=True), finish
+    return msgspec.structs.replace(state, draining=True), finishes
 
 
-def forget_old_epochs(charge: RunnerState, now_s: float) -> RunnerState:
-    """The charge without the seen epochs that no command has named for an hour, those of its entries excepted."""
+def forget_old_epochs(state: RunnerState, now_s: float) -> RunnerState:
+    """Forget the seen epochs of scenarios that no command has named for REMEMBER_S and that have no entry."""
     kept = tuple(
         seen
-        for seen in charge.seen_epochs
-        if now_s - seen.at_s < REMEMBER_S or charge.entry(seen.scenario_uuid) is not None
+        for seen in state.seen_epochs
+        if now_s - seen.at_s < REMEMBER_S or state.entry(seen.scenario_uuid) is not None
     )
-    return charge if len(kept) == len(charge.seen_epochs) else msgspec.structs.replace(charge, seen_epochs=kept)
+    return state if len(kept) == len(state.seen_epochs) else msgspec.structs.replace(state, seen_epochs=kept)
 
 
-def build_report(charge: RunnerState, *, runner: str, pool: str, number: int, version: str) -> Report:
-    """All that the runner has in its charge, as it is told to the leader. `number` counts its reports."""
+def build_report(state: RunnerState, *, runner: str, pool: str, number: int, version: str) -> Report:
+    """Return the report of the state to the leader. `number` counts the runner's reports."""
     return Report(
-        runner=runner, pool=pool, number=number, capacity=charge.capacity, taken=charge.taken, draining=charge.draining,
-        entries=charge.entries, version=version,
+        runner=runner, pool=pool, number=number, capacity=state.capacity, taken=state.taken, draining=state.draining,
+        entries=state.entries, version=version,
     )  # fmt: skip
 
 
-def is_empty(charge: RunnerState) -> bool:
-    """Whether nothing is listed: what a draining runner waits for."""
-    return not charge.entries
+def is_empty(state: RunnerState) -> bool:
+    """Return whether there are no entries, so that a draining runner may exit."""
+    return not state.entries
 
 
-def needs_immediate_report(before: RunnerState, after: RunnerState) -> bool:
-    """Whether the leader should hear of the change at once, and not with the next report.
+def needs_immediate_report(previous: RunnerState, state: RunnerState) -> bool:
+    """Return whether to report the change at once instead of with the next regular report.
 
-    News is an entry that came, went, ended or did its first frame, an answer to a ping, and the draining; not each frame.
+    This is so for a command taken, an entry added, removed, ended or past its start, and the start of draining, but not for
+    each frame.
     """
     return (
-        before.taken != after.taken
-        or before.draining != after.draining
-        or _select_reported_fields(before) != _select_reported_fields(after)
+        previous.taken != state.taken
+        or previous.draining != state.draining
+        or _select_reported_fields(previous) != _select_reported_fields(state)
     )
 
 
-def _select_reported_fields(charge: RunnerState) -> list[tuple[str, int, EndReason | None, bool]]:
+def _select_reported_fields(state: RunnerState) -> list[tuple[str, int, EndReason | None, bool]]:
     return [
-        (entry.scenario_uuid, entry.epoch, entry.reason, entry.waits_for is WorkerWait.START)
-        for entry in charge.entries
+        (entry.scenario_uuid, entry.epoch, entry.reason, entry.waits_for is WorkerWait.START) for entry in state.entries
     ]
 
 
-def _record_epoch(charge: RunnerState, scenario_uuid: str, epoch: int, now_s: float) -> RunnerState:
-    highest = max(epoch, charge.highest_seen_epoch(scenario_uuid))
-    return msgspec.structs.replace(
-        charge, seen_epochs=_put(charge.seen_epochs, SeenEpoch(scenario_uuid, highest, now_s))
-    )
+def _record_epoch(state: RunnerState, scenario_uuid: str, epoch: int, now_s: float) -> RunnerState:
+    highest = max(epoch, state.highest_seen_epoch(scenario_uuid))
+    return msgspec.structs.replace(state, seen_epochs=_put(state.seen_epochs, SeenEpoch(scenario_uuid, highest, now_s)))
 
 
-def _put_entry(charge: RunnerState, entry: Entry) -> RunnerState:
-    return msgspec.structs.replace(charge, entries=_put(charge.entries, entry))
+def _put_entry(state: RunnerState, entry: Entry) -> RunnerState:
+    return msgspec.structs.replace(state, entries=_put(state.entries, entry))
 
 
-def _get_uuid(one: Entry | SeenEpoch) -> str:
-    return one.scenario_uuid
+def _get_uuid(row: Entry | SeenEpoch) -> str:
+    return row.scenario_uuid
 
 
 def _find_row(rows: tuple[ItemT, ...], scenario_uuid: str) -> ItemT | None:
-    place = bisect_left(rows, scenario_uuid, key=_get_uuid)
-    return rows[place] if place < len(rows) and rows[place].scenario_uuid == scenario_uuid else None
+    index = bisect_left(rows, scenario_uuid, key=_get_uuid)
+    return rows[index] if index < len(rows) and rows[index].scenario_uuid == scenario_uuid else None
 
 
 def _put(rows: tuple[ItemT, ...], row: ItemT) -> tuple[ItemT, ...]:
-    place = bisect_left(rows, row.scenario_uuid, key=_get_uuid)
-    rest = place + 1 if place < len(rows) and rows[place].scenario_uuid == row.scenario_uuid else place
-    return (*rows[:place], row, *rows[rest:])
+    index = bisect_left(rows, row.scenario_uuid, key=_get_uuid)
+    exists = index < len(rows) and rows[index].scenario_uuid == row.scenario_uuid
+    return (*rows[:index], row, *rows[index + exists :])

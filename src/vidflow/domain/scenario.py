@@ -1,7 +1,7 @@
-"""The lifecycle of a scenario: its states, the table of its transitions, and what an event makes of a scenario. Nothing else.
+"""The lifecycle of a scenario: states, transitions and events.
 
-Two rules stand on top. A state moves only along TRANSITIONS. An event that carries an epoch decides nothing about a scenario
-of another epoch: what is older than the table's epoch is late, and late changes nothing.
+Two rules hold everywhere. A state changes only along TRANSITIONS. An event with an epoch has no effect on a scenario of another
+epoch, so late events of older deployments change nothing.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import msgspec
 from vidflow.domain.errors import ErrorInfo, IllegalTransition
 
 DEFAULT_POOL: Final = "default"
-"""The pool of runners that serves a scenario whose client names none."""
+"""The pool of a scenario whose client names none."""
 
 
 class State(StrEnum):
-    """Where a scenario stands, in the brief's names. `inactive` is for ever."""
+    """The states of a scenario. `inactive` is final."""
 
     INIT_STARTUP = "init_startup"
     IN_STARTUP_PROCESSING = "in_startup_processing"
@@ -31,14 +31,14 @@ class State(StrEnum):
 
 
 DEPLOYED: Final = frozenset({State.IN_STARTUP_PROCESSING, State.ACTIVE})
-"""The states in which a runner is meant to work on the scenario."""
+"""The states in which a runner should work on the scenario."""
 
 SHUTTING_DOWN: Final = frozenset({State.INIT_SHUTDOWN, State.IN_SHUTDOWN_PROCESSING})
-"""The states of a scenario whose outcome is decided, and of which something may still come."""
+"""The states in which the outcome is decided but results may still arrive."""
 
 
 class Outcome(StrEnum):
-    """How a scenario ended; unknown until init_shutdown."""
+    """How a scenario ended. Set from init_shutdown on."""
 
     COMPLETED = "completed"
     STOPPED = "stopped"
@@ -46,7 +46,7 @@ class Outcome(StrEnum):
 
 
 class Kind(StrEnum):
-    """The kinds of event that the lifecycle knows."""
+    """The kinds of events."""
 
     ASSIGNED = "assigned"
     FIRST_FRAME = "first_frame"
@@ -61,7 +61,7 @@ class Kind(StrEnum):
 
 
 class Send(StrEnum):
-    """The message that goes with a step, in its transaction."""
+    """The message sent with a step, in the same transaction."""
 
     START = "start"
     SHUTDOWN = "shutdown"
@@ -70,7 +70,7 @@ class Send(StrEnum):
 
 
 class Step(msgspec.Struct, frozen=True):
-    """One row of the table: where the step leads and what goes with it."""
+    """A row of the transition table: the next state, when the step applies, the message to send and the outcome to set."""
 
     to: State
     when: str
@@ -83,22 +83,22 @@ _TABLE: dict[tuple[State, Kind], Step] = {
         State.IN_STARTUP_PROCESSING, "due, and a runner has a free slot", Send.DEPLOY
     ),
     (State.IN_STARTUP_PROCESSING, Kind.FIRST_FRAME): Step(State.ACTIVE, "a frame of this deployment is done"),
-    (State.INIT_SHUTDOWN, Kind.TAKEN): Step(State.IN_SHUTDOWN_PROCESSING, "the orchestrator takes it", Send.STOP),
-    (State.IN_SHUTDOWN_PROCESSING, Kind.DRAINED): Step(State.INACTIVE, "drained: nothing more will be stored"),
+    (State.INIT_SHUTDOWN, Kind.TAKEN): Step(State.IN_SHUTDOWN_PROCESSING, "taken by the orchestrator", Send.STOP),
+    (State.IN_SHUTDOWN_PROCESSING, Kind.DRAINED): Step(State.INACTIVE, "drained: no more results will be stored"),
 }
 for _state in (State.IN_STARTUP_PROCESSING, State.ACTIVE):
     _TABLE |= {
         (_state, Kind.RETURNED): Step(
-            State.INIT_STARTUP, "not taken, stopped, refused, handed over or cut off: nothing failed"
+            State.INIT_STARTUP, "not taken, stopped, refused, handed over or cut off, without a failure"
         ),
-        (_state, Kind.LOST): Step(State.INIT_STARTUP, "lost, attempts left"),
+        (_state, Kind.LOST): Step(State.INIT_STARTUP, "lost, with attempts left"),
         (_state, Kind.SKIPPED): Step(
-            State.INIT_STARTUP, "lost, attempts used up at one frame, which is skipped on request"
+            State.INIT_STARTUP, "lost, with all attempts used up at one frame, which is skipped on request"
         ),
         (_state, Kind.FAILED): Step(
-            State.INIT_SHUTDOWN, "attempts used up, or an error that no retry mends", None, Outcome.FAILED
+            State.INIT_SHUTDOWN, "all attempts used up, or a non-retryable error", None, Outcome.FAILED
         ),
-        (_state, Kind.COMPLETED): Step(State.INIT_SHUTDOWN, "whole: all frames are stored", None, Outcome.COMPLETED),
+        (_state, Kind.COMPLETED): Step(State.INIT_SHUTDOWN, "complete: all frames are stored", None, Outcome.COMPLETED),
     }
 for _state in (State.INIT_STARTUP, State.IN_STARTUP_PROCESSING, State.ACTIVE):
     _TABLE[_state, Kind.SHUTDOWN_REQUESTED] = Step(
@@ -106,16 +106,16 @@ for _state in (State.INIT_STARTUP, State.IN_STARTUP_PROCESSING, State.ACTIVE):
     )
 
 TRANSITIONS: Final[Mapping[tuple[State, Kind], Step]] = MappingProxyType(_TABLE)
-"""Every step that there is. What is not in it is illegal."""
+"""All legal steps."""
 
 SHUTDOWN_NOOP_STATES: Final = frozenset({State.INIT_SHUTDOWN, State.IN_SHUTDOWN_PROCESSING, State.INACTIVE})
-"""Where a request for a shutdown finds one under way or done: no error, nothing to do."""
+"""The states in which a shutdown request has no effect, since a shutdown is in progress or done."""
 
 
 class Skip(msgspec.Struct, frozen=True):
-    """Frames that are passed over since they felled every attempt: how many kept frames behind which stored pts.
+    """Frames to skip because every attempt failed at them: the next `frames` kept frames after the stored `after_pts`.
 
-    `after_pts` is None where no frame was stored before them.
+    `after_pts` is None if no frame was stored before them.
     """
 
     after_pts: int | None
@@ -123,11 +123,11 @@ class Skip(msgspec.Struct, frozen=True):
 
 
 class Scenario(msgspec.Struct, frozen=True):
-    """A scenario as the lifecycle sees it.
+    """The part of a scenario that the lifecycle depends on.
 
-    `attempt` counts the losses since a frame was last stored; `returns` the ways back in a row that do not count.
-    `resume_frame` is where the deployment resumed, and after it where the scenario was when it came back. `runner` and
-    `epoch` stay those of the last deployment; epoch 0 was never deployed. Only runners of `pool` may work on it.
+    `attempt` counts the losses since a frame was last stored. `returns` counts consecutive requeues, which are not failures.
+    `resume_frame` is the frame at which the deployment resumed; after a loss or requeue, it is the next frame at that moment.
+    `runner` and `epoch` are those of the last deployment; epoch 0 means never deployed. Only runners of `pool` may work on it.
     """
 
     scenario_uuid: str
@@ -147,9 +147,9 @@ class Scenario(msgspec.Struct, frozen=True):
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """Something that happened to a scenario.
 
-    `epoch` is that of the deployment that it speaks of; None (a client's request) speaks of any. The other values are the
-    event's own: `runner` and `new_epoch` of an assignment, `resume_frame` and `attempt` as they are after it, `delay_s` until
-    the next one, `error` of a failure, `skip` of a skip. `reason` and `detail` go to the history.
+    `epoch` is the deployment that the event concerns; None (a client's request) concerns any. `reason` and `detail` go to the
+    history. The other fields depend on the kind: `runner` and `new_epoch` of an assignment, the new values of `resume_frame`,
+    `attempt` and `returns`, `delay_s` before the next deployment, `error` of a failure, `skip` of a skip.
     """
 
     kind: Kind
@@ -167,7 +167,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """What follows from an event: the scenario as it is then, and what goes with it. `after` is None where nothing follows."""
+    """The effect of an event: the scenario afterwards and the message to send. `after` is None if the event is ignored."""
 
     before: Scenario
     event: Event
@@ -178,10 +178,10 @@ class Decision(msgspec.Struct, frozen=True):
 
 
 def decide(scenario: Scenario, event: Event) -> Decision:
-    """What `event` makes of `scenario`: its next state and the message that goes with it.
+    """Return the scenario after the event and the message to send.
 
-    Raises IllegalTransition where the lifecycle has no such step; an event of another epoch decides nothing, and neither
-    does a second request for a shutdown.
+    An event of another epoch and a repeated shutdown request are ignored. Raises IllegalTransition if the lifecycle has no such
+    step.
     """
     if event.epoch is not None and event.epoch != scenario.epoch:
         return Decision(scenario, event, ignored_reason="another epoch")
@@ -190,16 +190,16 @@ def decide(scenario: Scenario, event: Event) -> Decision:
     step = TRANSITIONS.get((scenario.state, event.kind))
     if step is None:
         raise IllegalTransition(
-            f"scenario {scenario.scenario_uuid} is {scenario.state}, where {event.kind} has no meaning"
+            f"Scenario {scenario.scenario_uuid} is {scenario.state}, which does not allow the event {event.kind}."
         )
     send = step.sends
     if send is Send.STOP and scenario.epoch == 0:
-        send = None  # never deployed: no runner may have it
+        send = None  # never deployed, so no runner has it
     return Decision(scenario, event, _apply(scenario, step, event), send, event.delay_s)
 
 
 def _apply(scenario: Scenario, step: Step, event: Event) -> Scenario:
-    given = {
+    changes = {
         "epoch": event.new_epoch,
         "runner": event.runner,
         "resume_frame": event.resume_frame,
@@ -210,32 +210,31 @@ def _apply(scenario: Scenario, step: Step, event: Event) -> Scenario:
         "skips": None if event.skip is None else add_skip(scenario.skips, event.skip),
     }
     return msgspec.structs.replace(
-        scenario, state=step.to, **{name: value for name, value in given.items() if value is not None}
+        scenario, state=step.to, **{name: value for name, value in changes.items() if value is not None}
     )
 
 
 def next_epoch(epoch: int, database_ms: int) -> int:
-    """The epoch of a new deployment: above the last one and not below the database clock's milliseconds.
+    """Return the epoch of a new deployment: above the last one and at least the database clock in milliseconds.
 
-    The clock makes it unique across a restore: a database that went back to an earlier moment knows a lower `epoch`, but
-    its clock has gone on.
+    The clock keeps epochs unique across a restore, after which the database knows a lower `epoch` but its clock has moved on.
     """
     return max(epoch + 1, database_ms)
 
 
 def add_skip(skips: tuple[Skip, ...], skip: Skip) -> tuple[Skip, ...]:
-    """The skips with one more: frames behind the same pts are added up."""
+    """Return the skips plus one more. Skips after the same pts are merged."""
     if skips and skips[-1].after_pts == skip.after_pts:
         return (*skips[:-1], Skip(skip.after_pts, skips[-1].frames + skip.frames))
     return (*skips, skip)
 
 
 MAX_SKIPS: Final = 1000
-"""A deploy carries all skips, and must fit into one message."""
+"""A deploy lists all skips and must fit into one message."""
 
 
 class RetryPolicy(msgspec.Struct, frozen=True):
-    """How often and how soon work is given again."""
+    """How often and how soon a scenario is deployed again. Backoffs double from the first value up to the maximum."""
 
     max_attempts: int = 5
     backoff_s: float = 1.0
@@ -245,18 +244,18 @@ class RetryPolicy(msgspec.Struct, frozen=True):
 
 
 def is_due(due_in_s: float) -> bool:
-    """Whether what becomes due in `due_in_s` seconds, by the database's clock, may be given to a runner.
+    """Return whether a scenario that becomes due in `due_in_s` seconds by the database clock may be assigned now.
 
-    No pause is longer than the longest backoff: more is left only where the clock has gone back since.
+    More than the longest backoff can remain only if the clock has stepped back since, so such a scenario is due.
     """
     return not 0 < due_in_s <= RetryPolicy().max_backoff_s
 
 
 class Loss(msgspec.Struct, frozen=True):
-    """How a deployment was lost: where the scenario's rows end, and what is known of the reason.
+    """A lost deployment: its reason and where the stored rows end.
 
-    `at_frame` says that the worker fell while it worked on frames (not in its start, nor with its runner), so that a frame
-    may be the culprit.
+    `at_frame` is set if the worker failed while it processed frames, so that the frame may be the cause. It is None if the
+    worker failed in its start or together with its runner.
     """
 
     reason: str
@@ -267,15 +266,15 @@ class Loss(msgspec.Struct, frozen=True):
     detail: str | None = None
 
 
-def build_loss_event(scenario: Scenario, loss: Loss, limits: RetryPolicy, jitter: float) -> Event:
-    """The event that a loss amounts to: LOST while attempts are left, then SKIPPED or FAILED.
+def build_loss_event(scenario: Scenario, loss: Loss, policy: RetryPolicy, jitter: float) -> Event:
+    """Return the event for a loss: LOST while attempts are left, then SKIPPED or FAILED.
 
-    The count starts again only where this deployment has stored a frame (next_frame passed its resume_frame): a long stream
-    may be redeployed for ever, a poisonous frame may not. `jitter` in [0, 1) spreads the backoff over its upper half.
+    The count restarts only if this deployment stored a frame (next_frame is above resume_frame). A long stream may thus be
+    redeployed without limit, a poisonous frame may not. `jitter` in [0, 1) spreads the backoff over its upper half.
     """
     attempt = 1 if loss.next_frame > scenario.resume_frame else scenario.attempt + 1
-    if attempt < limits.max_attempts:
-        delay_s = _compute_backoff_s(limits.backoff_s, attempt, limits.max_backoff_s) * (0.5 + jitter / 2)
+    if attempt < policy.max_attempts:
+        delay_s = _compute_backoff_s(policy.backoff_s, attempt, policy.max_backoff_s) * (0.5 + jitter / 2)
         return Event(
             kind=Kind.LOST,
             reason=loss.reason,
@@ -297,25 +296,28 @@ def build_loss_event(scenario: Scenario, loss: Loss, limits: RetryPolicy, jitter
     )  # fmt: skip
 
 
-def _compute_backoff_s(first_s: float, times: int, most_s: float) -> float:
-    """`first_s`, doubled each time but the first, to `most_s`. Ways back have no end, and a float has: hence the bound."""
-    return min(first_s * 2.0 ** min(times - 1, 60), most_s)
+def _compute_backoff_s(first_s: float, attempt: int, max_s: float) -> float:
+    """Return `first_s` doubled `attempt - 1` times, at most `max_s`.
+
+    The exponent is bounded, since requeues are not limited and a large one would overflow a float.
+    """
+    return min(first_s * 2.0 ** min(attempt - 1, 60), max_s)
 
 
 def _build_attempts_error(attempt: int, loss: Loss) -> ErrorInfo:
     cause = loss.error.message if loss.error else loss.reason
     return ErrorInfo(
         code=loss.error.code if loss.error else "attempts_used_up",
-        message=f"gave up after {attempt} attempts in a row at frame {loss.next_frame}: {cause}",
+        message=f"Gave up after {attempt} consecutive attempts at frame {loss.next_frame}: {cause}",
         frame_number=loss.next_frame,
     )
 
 
-def build_requeue_event(scenario: Scenario, reason: str, next_frame: int, limits: RetryPolicy) -> Event:
-    """The event of a way back that does not count: nothing failed, so the attempt stays; soon again, then less soon."""
+def build_requeue_event(scenario: Scenario, reason: str, next_frame: int, policy: RetryPolicy) -> Event:
+    """Return the event for a requeue, which is not a failure and counts no attempt. Consecutive requeues wait longer."""
     returns = 1 if next_frame > scenario.resume_frame else scenario.returns + 1
     attempt = 0 if next_frame > scenario.resume_frame else None
-    delay_s = _compute_backoff_s(limits.requeue_backoff_s, returns, limits.max_requeue_backoff_s)
+    delay_s = _compute_backoff_s(policy.requeue_backoff_s, returns, policy.max_requeue_backoff_s)
     return Event(
         kind=Kind.RETURNED, reason=reason, epoch=scenario.epoch, resume_frame=next_frame, attempt=attempt, returns=returns,
         delay_s=delay_s,
@@ -323,5 +325,5 @@ def build_requeue_event(scenario: Scenario, reason: str, next_frame: int, limits
 
 
 def build_failure_event(scenario: Scenario, error: ErrorInfo, detail: str | None) -> Event:
-    """The event of an error that no retry mends."""
+    """Return the event for a non-retryable error."""
     return Event(kind=Kind.FAILED, reason=error.code, epoch=scenario.epoch, detail=detail, error=error)

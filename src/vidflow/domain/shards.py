@@ -1,6 +1,6 @@
-"""How the relays that live share the outbox's shards. Not how a shard's lease is kept, nor what is done with its rows.
+"""Distribution of the outbox's shards over the live relays. infra/postgres/shard_leases.py stores the leases.
 
-A row's shard is a hash of its key. As long as each shard has one owner at a time, the rows of a key keep their order with any
+The shard of a row is a hash of its key. Since a shard has one owner at a time, the rows of a key keep their order with any
 number of relays.
 """
 
@@ -12,32 +12,33 @@ from typing import Final
 import msgspec
 
 SHARDS: Final = 16
-"""As the outbox's column says (sql/): a power of two, more than relays that anybody needs."""
+"""Must equal the number of shards in the outbox's column (sql/). It is a power of two, larger than any useful number of relays."""
 
 
 class ShardChange(msgspec.Struct, frozen=True):
-    """What a relay should try to claim, and what it should give up once nothing of it is on its way."""
+    """The shards that a relay should try to claim, and those that it should release once none of their rows is in flight."""
 
     claim: tuple[int, ...] = ()
     give_up: tuple[int, ...] = ()
 
 
 def compute_fair_shard_count(relays: Sequence[str], me: str) -> int:
-    """How many shards are this relay's, of those that live: the shares differ by one at most, and their sum is all.
+    """Return this relay's number of shards among the live relays. Shares differ by at most one and add up to SHARDS.
 
-    A relay that is not among them (its own sign of life is not written yet) has none.
+    A relay missing from `relays`, because its own lease is not written yet, gets none.
     """
     if me not in relays:
         return 0
-    whole, rest = divmod(SHARDS, len(relays))
-    return whole + (sorted(relays).index(me) < rest)
+    share, remainder = divmod(SHARDS, len(relays))
+    return share + (sorted(relays).index(me) < remainder)
 
 
-def plan_shard_change(mine: Collection[int], free: Collection[int], fair: int) -> ShardChange:
-    """What brings a relay from the shards that are `mine` to its `fair` share, where `free` ones are to be had.
+def plan_shard_change(owned: Collection[int], free: Collection[int], fair: int) -> ShardChange:
+    """Return the change that brings a relay with the shards `owned` to its `fair` number of shards, given the `free` ones.
 
-    Views may differ for a moment. That is harmless: a claim is decided by the lease, and what is given up here is free there.
+    Relays may see different states for a moment. This is harmless, since the lease decides each claim and a released shard is
+    free for any relay.
     """
-    if len(mine) > fair:
-        return ShardChange(give_up=tuple(sorted(mine)[fair:]))
-    return ShardChange(claim=tuple(sorted(set(free) - set(mine))[: fair - len(mine)]))
+    if len(owned) > fair:
+        return ShardChange(give_up=tuple(sorted(owned)[fair:]))
+    return ShardChange(claim=tuple(sorted(set(free) - set(owned))[: fair - len(owned)]))

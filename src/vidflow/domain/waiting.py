@@ -1,4 +1,4 @@
-"""Why a scenario does not move right now, as far as the tables tell: one word for its client. It decides nothing."""
+"""What a scenario currently waits for, as shown to its client. Derived from the tables; nothing depends on it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from vidflow.domain.scenario import State
 
 
 class WaitingFor(StrEnum):
-    """What the next step waits for: a backoff's end, a leader, a relay, a runner of the scenario's pool, a free slot there, a
-    worker's start, its end, the inbox."""
+    """What the next step of a scenario waits for.
+
+    BACKOFF: its backoff to end. ORCHESTRATOR: a leader. RELAY: a relay. POOL: any runner in its pool. RUNNER: a free slot in
+    its pool. START: its worker to start. DRAIN: its worker to end. INBOX: the inbox to catch up.
+    """
 
     BACKOFF = "backoff"
     ORCHESTRATOR = "orchestrator"
@@ -24,9 +27,9 @@ class WaitingFor(StrEnum):
 
 
 class ComponentStatus(msgspec.Struct, frozen=True):
-    """What is there to move a scenario: a leader, a relay, a runner with a free slot in its pool, an inbox that has caught up.
+    """Whether there is a leader, a relay, a free slot in the scenario's pool, and an inbox that has caught up.
 
-    `empty_pool`: the scenario names a pool other than the default one, and no runner of it is there.
+    `empty_pool`: the scenario's pool is not the default one and has no runner.
     """
 
     leads: bool
@@ -36,8 +39,8 @@ class ComponentStatus(msgspec.Struct, frozen=True):
     empty_pool: bool = False
 
 
-def find_waiting_for(state: State, due: bool, components: ComponentStatus) -> WaitingFor | None:  # noqa: FBT001 - a fact, no switch
-    """What a scenario in `state` waits for; None where it is at work or at its end. `due`: its backoff is over."""
+def find_waiting_for(state: State, due: bool, components: ComponentStatus) -> WaitingFor | None:  # noqa: FBT001 - a fact, not a switch
+    """Return what a scenario in `state` waits for, None if it is being processed or has ended. `due`: its backoff is over."""
     if state is State.INACTIVE:
         return None
     if state is State.INIT_STARTUP and not due:
