@@ -93,7 +93,7 @@ STATEMENT_MUTATIONS: Final = (
     ),
     statement_mutation(
         "nothing is removed that was not acknowledged", "infra/kafka/publisher.py",
-        'answers.failed[row.key] = "taken back before it was answered"', "answers.acknowledged.append(row.id)",
+        'answers.failed[row.key] = "not acknowledged before it was purged"', "answers.acknowledged.append(row.id)",
         "tests/unit/test_publisher.py::test_a_row_without_an_answer_is_not_acknowledged",
     ),
     statement_mutation(

@@ -97,7 +97,7 @@ REFUSALS = {
     "outbox without a database": Refusal(["outbox", "list"], 3, NO_DATABASE),
     "outbox, the database away": Refusal(["outbox", "retry", "1", *DATABASE], 4, "PostgreSQL does not answer: "),
     "dlq without Kafka": Refusal(["dlq", "list"], 3, NO_KAFKA),
-    "dlq, Kafka away": Refusal(["dlq", "list", *KAFKA], 4, "Kafka does not answer .*start it, or set VIDFLOW_KAFKA"),
+    "dlq, Kafka away": Refusal(["dlq", "list", *KAFKA], 4, "Kafka does not answer .*Start it, or set VIDFLOW_KAFKA"),
     "dlq, nothing named": Refusal(["dlq", "drop", *KAFKA], 2, "name the dead letters by their places .* or give --all"),
     "migrate, the database away": Refusal(["db", "migrate", *DATABASE], 4, "PostgreSQL does not answer: .*start it, or set"),
     "status, the database away": Refusal(["db", "status", *DATABASE], 4, "PostgreSQL does not answer: .*start it, or set"),
@@ -114,7 +114,7 @@ REFUSALS = {
     "topics, more in sync than there are": Refusal(
         ["topics", "create", *KAFKA, "--replication-factor", "2", "--min-insync-replicas", "3"], 3, "is more than --replication-factor 2"
     ),
-    "topics, Kafka away": Refusal(["topics", "create", *KAFKA], 4, "Kafka does not answer .*start it, or set VIDFLOW_KAFKA"),
+    "topics, Kafka away": Refusal(["topics", "create", *KAFKA], 4, "Kafka does not answer .*Start it, or set VIDFLOW_KAFKA"),
     "a database's URL that is none": Refusal(["relay", "--database-url", f"db {SECRET}"], 3, "no URL of PostgreSQL"),
     "a database's URL with a broken password": Refusal(
         ["db", "status", "--database-url", f"postgresql://u:{SECRET}%@db/x"], 3, "cannot be read: write postgresql://"
@@ -343,16 +343,16 @@ def test_a_pools_topic_is_made_like_the_default_pools_and_topics_with_less_than_
     assert (end.returncode, end.stdout) == (0, "all topics were there\n")
     assert_says(
         end.stderr,
-        r"dead_letters has less than it should: 1 replicas, 2 were asked for .*min.insync.replicas=1, 2 were",
+        r"dead_letters has less than it should: 1 replicas instead of 2 .*min.insync.replicas=1 instead of 2",
     )
     assert_says(end.stderr, "to_deploy.gpu has less than it should")
     remove_topics(kafka_settings, ["results"])
     end = run_command(*create, "--replication-factor", "2")
     assert end.returncode == 3
-    assert_says(end.stderr, "vidflow: Kafka refuses to create the topic results: .*[Rr]eplication")
+    assert_says(end.stderr, "vidflow: Kafka refuses to create topic results: .*[Rr]eplication")
     end = run_command(*create, "--pool", "a.b")
     assert end.returncode == 3
-    assert_says(end.stderr, "vidflow: Kafka refuses to create the topic to_deploy.a.b: .*collides")
+    assert_says(end.stderr, "vidflow: Kafka refuses to create topic to_deploy.a.b: .*collides")
     remove_topics(kafka_settings, ["to_deploy.gpu", "to_deploy.a_b"])
 
 
