@@ -57,8 +57,8 @@ from vidflow.settings import read_environment_variable
 
 A_FILE = str(Path(__file__))
 DATABASE, KAFKA = ["--database-url", CLOSED_DATABASE], ["--kafka", CLOSED_KAFKA]
-NO_DATABASE = r"no database is named: set VIDFLOW_DATABASE_URL \(or --database-url\).*vidflow dev"
-NO_KAFKA = r"no Kafka is named: set VIDFLOW_KAFKA \(or --kafka\).*vidflow dev"
+NO_DATABASE = r"No database is configured\. Set VIDFLOW_DATABASE_URL \(or --database-url\).*vidflow dev"
+NO_KAFKA = r"No Kafka is configured\. Set VIDFLOW_KAFKA \(or --kafka\).*vidflow dev"
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -87,7 +87,7 @@ REFUSALS = {
     "api that lets other machines name models by path": Refusal(
         ["api", *DATABASE, *KAFKA, "--any-onnx", "--host", "192.0.2.1"], 3, "--any-onnx .*needs a loopback --host, not 192.0.2.1"
     ),
-    "api without Kafka for its inbox": Refusal(["api", *DATABASE], 3, r"no Kafka is named: .*--no-inbox"),
+    "api without Kafka for its inbox": Refusal(["api", *DATABASE], 3, r"No Kafka is configured.*--no-inbox"),
     "relay without Kafka": Refusal(["relay", *DATABASE], 3, NO_KAFKA),
     "inbox without Kafka": Refusal(["inbox", *DATABASE], 3, NO_KAFKA),
     "orchestrator without Kafka": Refusal(["orchestrator", *DATABASE], 3, NO_KAFKA),
@@ -115,7 +115,7 @@ REFUSALS = {
         ["topics", "create", *KAFKA, "--replication-factor", "2", "--min-insync-replicas", "3"], 3, "is more than --replication-factor 2"
     ),
     "topics, Kafka away": Refusal(["topics", "create", *KAFKA], 4, "Kafka does not answer .*Start it, or set VIDFLOW_KAFKA"),
-    "a database's URL that is none": Refusal(["relay", "--database-url", f"db {SECRET}"], 3, "no URL of PostgreSQL"),
+    "a database's URL that is none": Refusal(["relay", "--database-url", f"db {SECRET}"], 3, "not a PostgreSQL URL"),
     "a database's URL with a broken password": Refusal(
         ["db", "status", "--database-url", f"postgresql://u:{SECRET}%@db/x"], 3, "cannot be read: write postgresql://"
     ),
@@ -275,7 +275,7 @@ def test_a_role_without_its_database_says_once_what_it_needs_and_waits(tmp_path:
             [line] = [line for line in waiting.stderr.splitlines() if "listening" not in line]
             assert_says(
                 line,
-                r"server=PostgreSQL .*waiting; start it, or set VIDFLOW_DATABASE_URL; `vidflow dev` brings its own",
+                r"server=PostgreSQL .*waiting; start it, or set VIDFLOW_DATABASE_URL; `vidflow dev` starts its own",
             )
             assert waiting.stop() == 0
 
@@ -290,7 +290,7 @@ def test_a_role_without_kafka_says_once_what_it_needs_and_waits(tmp_path: Path, 
             calls = nobody.connections
             wait_until(lambda: nobody.connections >= calls + 10, "it tries again and again")
             [line] = [line for line in waiting.stderr.splitlines() if " info " not in line]
-            assert_says(line, r"server=Kafka .*waiting; start it, or set VIDFLOW_KAFKA; `vidflow dev` brings its own")
+            assert_says(line, r"server=Kafka .*waiting; start it, or set VIDFLOW_KAFKA; `vidflow dev` starts its own")
             assert waiting.stop() == 0
 
 
