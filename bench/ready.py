@@ -21,7 +21,7 @@ from vidflow.infra.embedded.kafka import EmbeddedKafka
 from vidflow.infra.process.stopping import Stop
 
 STEPS = {
-    "the command runs": ("dev", "making Kafka's data folder"),
+    "the command runs": ("dev", "creating Kafka's data folder"),
     "PostgreSQL's data made": ("dev", "starting PostgreSQL"),
     "PostgreSQL answers": ("dev", "applying"),
     "schema applied": ("dev", "starting api"),

@@ -132,9 +132,9 @@ REFUSALS = {
     "run, unknown model": Refusal(["run", A_FILE, "--model", "none"], 2, "no model 'none'; known here are motion, "),
     "run, unknown label": Refusal(["run", A_FILE, "--labels", "cat"], 2, "no label 'cat'; it has motion"),
     "run, score nonsense": Refusal(["run", A_FILE, "--score", "7"], 2, "--score is a number from 0 to 1"),
-    "run, nobody at the URL": Refusal(["run", A_FILE, "--url", "http://127.0.0.1:1"], 4, "start one with: vidflow dev"),
-    "run, a URL that is none": Refusal(["run", A_FILE, "--url", "http://h:port"], 2, "write it as http://host:port"),
-    "run, a URL without a host": Refusal(["run", A_FILE, "--url", "vidflow"], 2, "write it as http://host:port"),
+    "run, nobody at the URL": Refusal(["run", A_FILE, "--url", "http://127.0.0.1:1"], 4, "Start one with: vidflow dev"),
+    "run, a URL that is none": Refusal(["run", A_FILE, "--url", "http://h:port"], 2, "Write http://host:port"),
+    "run, a URL without a host": Refusal(["run", A_FILE, "--url", "vidflow"], 2, "Write http://host:port"),
 }  # fmt: skip
 
 USAGE = {
@@ -727,7 +727,7 @@ def test_run_at_the_url_of_something_else_says_so() -> None:
     with something_else() as url:
         end = run_command("run", A_FILE, "--url", url)
     assert (end.returncode, end.stdout) == (2, "")
-    assert_says(end.stderr, f"vidflow: what answers at {url} is no vidflow of this version")
+    assert_says(end.stderr, f"vidflow: The server at {url} is not a vidflow of this version")
 
 
 HOSTILE = "\x1b]0;title\x07\x9b2J\u202e\nvidflow: forged"

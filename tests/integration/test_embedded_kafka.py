@@ -87,7 +87,7 @@ def test_a_topic_is_made_by_nobody_but_its_owner(kafka_settings: KafkaSettings) 
 def test_a_folder_in_use_is_refused_in_one_line(tmp_path: Path) -> None:
     kafka = broker(tmp_path)
     try:
-        with pytest.raises(SetupError, match="another vidflow") as refused:
+        with pytest.raises(SetupError, match="Another vidflow") as refused:
             broker(tmp_path)
         assert "\n" not in refused.value.message
     finally:

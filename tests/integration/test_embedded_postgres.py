@@ -79,7 +79,7 @@ def test_a_killed_server_starts_again_on_the_same_port_with_its_data(tmp_path: P
 def test_a_folder_in_use_is_refused_in_one_line(tmp_path: Path) -> None:
     postgres = server(tmp_path)
     try:
-        with pytest.raises(SetupError, match="another vidflow") as refused:
+        with pytest.raises(SetupError, match="Another vidflow") as refused:
             server(tmp_path)
         assert "\n" not in refused.value.message
     finally:
