@@ -78,12 +78,12 @@ STATEMENT_MUTATIONS: Final = (
     Mutation(
         "no cursor over ids",
         (("roles/relay.py", '        if failed or not max_in_flight:\n            self._backlog_cursor = 0\n', ""),
-         ("roles/relay.py", "if _is_full(batch) else 0", "if batch else self._sent"),
-         ("roles/relay.py", '= self._read(excluded_topics=without), ', "= self._read(after=self._sent, without=without), ")),
+         ("roles/relay.py", "if _is_full(batch) else 0", "if batch else self._backlog_cursor"),
+         ("roles/relay.py", '= self._read(excluded_topics=held_back), ', "= self._read(after=self._backlog_cursor, excluded_topics=held_back), ")),
         (), (f"{INTEGRATION}/test_relay.py::test_a_row_that_becomes_visible_behind_later_ones_is_published",),
     ),
     statement_mutation(
-        "a backlog passes no row that appears below it", "roles/relay.py", "== known else None", "== known or True else None",
+        "a backlog passes no row that appears below it", "roles/relay.py", "pending == in_flight else None", "True else None",
         f"{INTEGRATION}/test_relay.py::test_invariant_2_a_row_that_appears_below_what_was_sent_comes_before_the_next_of_its_key",
     ),
     statement_mutation(
@@ -103,7 +103,7 @@ STATEMENT_MUTATIONS: Final = (
     ),
     statement_mutation(
         "the position moves in the transaction that stores the rows", "roles/inbox/storing.py",
-        '        batch = _write(connection, messages, while_waiting)\n', "        batch = judge({}, messages)\n    batch = _write(connection, messages, meanwhile)\n    with connection.transaction():\n",
+        '        batch = _write(connection, messages, while_waiting)\n', "        batch = advance_progress({}, messages)\n    batch = _write(connection, messages, while_waiting)\n    with connection.transaction():\n",
         f"{INTEGRATION}/test_inbox.py::test_an_inbox_killed_at_any_place_loses_nothing_and_stores_nothing_twice",
     ),
     statement_mutation(
