@@ -43,7 +43,7 @@ STATEMENT_MUTATIONS: Final = (
     statement_mutation(
         "a mark of a moment to come is none", "infra/postgres/inbox_partitions.py",
         "           AND caught_up_at <= clock_timestamp()\n", "",
-        f"{INTEGRATION}/test_inbox.py::test_a_mark_from_before_the_databases_clock_went_back_says_nothing_and_is_replaced",
+        f"{INTEGRATION}/test_inbox.py::test_a_caught_up_time_in_the_future_is_ignored_and_replaced",
     ),
     statement_mutation(
         "the api moves the row", "roles/api/scenarios.py",
@@ -80,11 +80,11 @@ STATEMENT_MUTATIONS: Final = (
         (("roles/relay.py", '        if failed or not max_in_flight:\n            self._backlog_cursor = 0\n', ""),
          ("roles/relay.py", "if _is_full(batch) else 0", "if batch else self._backlog_cursor"),
          ("roles/relay.py", '= self._read(excluded_topics=held_back), ', "= self._read(after=self._backlog_cursor, excluded_topics=held_back), ")),
-        (), (f"{INTEGRATION}/test_relay.py::test_a_row_that_becomes_visible_behind_later_ones_is_published",),
+        (), (f"{INTEGRATION}/test_relay.py::test_a_row_that_becomes_visible_after_later_ones_is_published",),
     ),
     statement_mutation(
         "a backlog passes no row that appears below it", "roles/relay.py", "pending == in_flight else None", "True else None",
-        f"{INTEGRATION}/test_relay.py::test_invariant_2_a_row_that_appears_below_what_was_sent_comes_before_the_next_of_its_key",
+        f"{INTEGRATION}/test_relay.py::test_invariant_2_a_row_that_appears_below_the_cursor_is_published_before_later_rows_of_its_key",
     ),
     statement_mutation(
         "a row overtakes none of its key", "infra/postgres/outbox.py",
@@ -104,17 +104,17 @@ STATEMENT_MUTATIONS: Final = (
     statement_mutation(
         "the position moves in the transaction that stores the rows", "roles/inbox/storing.py",
         '        batch = _write(connection, messages, while_waiting)\n', "        batch = advance_progress({}, messages)\n    batch = _write(connection, messages, while_waiting)\n    with connection.transaction():\n",
-        f"{INTEGRATION}/test_inbox.py::test_an_inbox_killed_at_any_place_loses_nothing_and_stores_nothing_twice",
+        f"{INTEGRATION}/test_inbox.py::test_an_inbox_killed_at_a_crash_point_is_followed_by_one_that_stores_every_frame_once",
     ),
     statement_mutation(
         "a position moves from the value that the inbox holds", "infra/postgres/inbox_partitions.py",
         "AND p.partition = n.partition AND p.position = n.before", "AND p.partition = n.partition",
-        f"{INTEGRATION}/test_inbox.py::test_a_position_that_was_moved_back_is_where_it_begins_again",
+        f"{INTEGRATION}/test_inbox.py::test_an_inbox_continues_from_a_position_that_was_moved_back",
     ),
     statement_mutation(
         "a partition that was never caught up with says no", "infra/postgres/inbox_partitions.py",
         "        HAVING count(caught_up_at) = cardinality(%(partitions)s::int[])\n", "        HAVING count(caught_up_at) > 0\n",
-        f"{INTEGRATION}/test_inbox.py::test_a_partition_that_was_never_read_is_not_caught_up_with",
+        f"{INTEGRATION}/test_inbox.py::test_a_partition_that_was_never_read_has_no_caught_up_time",
     ),
     statement_mutation(
         "a shutdown that is listed as ended is read", "infra/postgres/leader_tables.py",

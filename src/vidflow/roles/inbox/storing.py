@@ -128,7 +128,7 @@ def _build_dead_letter_row(message: ReceivedMessage) -> outbox.OutboxMessage:
 
 
 def count_poison_run(run: int, messages: Sequence[ReceivedMessage]) -> int:
-    """Return the number of consecutive worker messages that cannot be stored at the end of a batch. `run` is that before it.
+    """Return how many consecutive worker messages at the end of a batch cannot be stored. `run` is their number before it.
 
     Messages that no worker sent are ignored: they say nothing about the inbox's version. Raises PoisonLimitExceeded if POISON_RUN
     messages in a row, or most messages of a batch, cannot be stored.
@@ -143,8 +143,8 @@ def count_poison_run(run: int, messages: Sequence[ReceivedMessage]) -> int:
         first = poison[0]
         raise PoisonLimitExceeded(
             f"{len(poison)} of the last {len(from_workers)} messages of workers cannot be stored, starting at "
-            f"partition {first.partition} of {RESULTS}, offset {first.offset}: {first.error}. They and later messages are kept in Kafka. The workers "
-            "probably run a newer version: upgrade the inbox. To skip the messages, set the partition's position in "
-            "inbox_partitions to an offset after them."
+            f"partition {first.partition} of {RESULTS}, offset {first.offset}: {first.error}. "
+            "They and all later messages stay in Kafka and are not stored. The workers probably run a newer version: "
+            "upgrade the inbox. To skip the messages, set the partition's position in inbox_partitions to an offset after them."
         )
     return run
