@@ -197,7 +197,7 @@ class Relay:
         return batch
 
     def _wait(self, flight: InFlightBatch) -> None:
-        """Wait for the delivery of a batch while this relay owns its shards, and at most GRACE_S after a stop request."""
+        """Wait for the delivery of a batch while this relay owns its shards. During a stop, wait at most GRACE_S in all."""
         began_s = time.monotonic()
 
         def keep_waiting() -> bool:

@@ -1,7 +1,7 @@
 """Fetch Kafka's jars once, by jgo, into a cache folder and check them against the list in kafka.jars.
 
-The list has the name, size and SHA-256 of each jar, so that every machine runs the same files whatever a dependency releases.
-`python -m vidflow.infra.embedded.jars` resolves COORDINATE and prints a new list, for an upgrade.
+The list has the name, size and SHA-256 of each jar, so that every machine runs the same files, even after a new release of a
+dependency. `python -m vidflow.infra.embedded.jars` resolves COORDINATE and prints a new list, for an upgrade.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class KafkaSettings(msgspec.Struct, frozen=True):
         return tuple(value for name, value in self.properties.items() if value and _SECRET.search(name))
 
     def variables(self) -> dict[str, str]:
-        """Return environment variables from which `vidflow.settings.kafka_settings` reads the same settings."""
+        """Return environment variables from which `vidflow.settings.read_kafka_settings` reads the same settings."""
         variables = {build_variable_name(name): value for name, value in self.properties.items()}
         return {SERVERS_VARIABLE: self.bootstrap, FILE_VARIABLE: "", **variables}
 

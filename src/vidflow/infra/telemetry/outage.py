@@ -1,6 +1,6 @@
 """Log each outage of a server once at its beginning and once at its end, however many parts of this process notice it.
 
-Also the errors for a server that is not configured.
+`require_postgres` and `require_kafka` check that a server is configured at all.
 """
 
 from __future__ import annotations
