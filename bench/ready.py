@@ -21,7 +21,7 @@ from vidflow.infra.embedded.kafka import EmbeddedKafka
 from vidflow.infra.process.stopping import Stop
 
 STEPS = {
-    "command started": ("dev", "making Kafka's data folder"),
+    "command started": ("dev", "creating Kafka's data folder"),
     "PostgreSQL's data created": ("dev", "starting PostgreSQL"),
     "PostgreSQL answers": ("dev", "applying"),
     "schema applied": ("dev", "starting api"),

@@ -43,7 +43,7 @@ STATEMENT_MUTATIONS: Final = (
     statement_mutation(
         "a caught-up time in the future is ignored", "infra/postgres/inbox_partitions.py",
         "           AND caught_up_at <= clock_timestamp()\n", "",
-        f"{INTEGRATION}/test_inbox.py::test_a_mark_from_before_the_databases_clock_went_back_says_nothing_and_is_replaced",
+        f"{INTEGRATION}/test_inbox.py::test_a_caught_up_time_in_the_future_is_ignored_and_replaced",
     ),
     statement_mutation(
         "the API writes the transition it reports", "roles/api/scenarios.py",
@@ -78,13 +78,13 @@ STATEMENT_MUTATIONS: Final = (
     Mutation(
         "no cursor over ids",
         (("roles/relay.py", '        if failed or not max_in_flight:\n            self._backlog_cursor = 0\n', ""),
-         ("roles/relay.py", "if _is_full(batch) else 0", "if batch else self._sent"),
-         ("roles/relay.py", '= self._read(excluded_topics=without), ', "= self._read(after=self._sent, without=without), ")),
-        (), (f"{INTEGRATION}/test_relay.py::test_a_row_that_becomes_visible_behind_later_ones_is_published",),
+         ("roles/relay.py", "if _is_full(batch) else 0", "if batch else self._backlog_cursor"),
+         ("roles/relay.py", '= self._read(excluded_topics=held_back), ', "= self._read(after=self._backlog_cursor, excluded_topics=held_back), ")),
+        (), (f"{INTEGRATION}/test_relay.py::test_a_row_that_becomes_visible_after_later_ones_is_published",),
     ),
     statement_mutation(
-        "a backlog skips no row that appears below it", "roles/relay.py", "== known else None", "== known or True else None",
-        f"{INTEGRATION}/test_relay.py::test_invariant_2_a_row_that_appears_below_what_was_sent_comes_before_the_next_of_its_key",
+        "a backlog skips no row that appears below it", "roles/relay.py", "pending == in_flight else None", "True else None",
+        f"{INTEGRATION}/test_relay.py::test_invariant_2_a_row_that_appears_below_the_cursor_is_published_before_later_rows_of_its_key",
     ),
     statement_mutation(
         "a row overtakes no row of its key", "infra/postgres/outbox.py",
@@ -93,7 +93,7 @@ STATEMENT_MUTATIONS: Final = (
     ),
     statement_mutation(
         "only acknowledged rows are removed", "infra/kafka/publisher.py",
-        'answers.failed[row.key] = "taken back before it was answered"', "answers.acknowledged.append(row.id)",
+        'answers.failed[row.key] = "not acknowledged before it was purged"', "answers.acknowledged.append(row.id)",
         "tests/unit/test_publisher.py::test_a_row_without_an_answer_is_not_acknowledged",
     ),
     statement_mutation(
@@ -103,18 +103,18 @@ STATEMENT_MUTATIONS: Final = (
     ),
     statement_mutation(
         "the position moves in the transaction that stores the rows", "roles/inbox/storing.py",
-        '        batch = _write(connection, messages, while_waiting)\n', "        batch = judge({}, messages)\n    batch = _write(connection, messages, meanwhile)\n    with connection.transaction():\n",
-        f"{INTEGRATION}/test_inbox.py::test_an_inbox_killed_at_any_place_loses_nothing_and_stores_nothing_twice",
+        '        batch = _write(connection, messages, while_waiting)\n', "        batch = advance_progress({}, messages)\n    batch = _write(connection, messages, while_waiting)\n    with connection.transaction():\n",
+        f"{INTEGRATION}/test_inbox.py::test_an_inbox_killed_at_a_crash_point_is_followed_by_one_that_stores_every_frame_once",
     ),
     statement_mutation(
         "a position moves only from the value the inbox holds", "infra/postgres/inbox_partitions.py",
         "AND p.partition = n.partition AND p.position = n.before", "AND p.partition = n.partition",
-        f"{INTEGRATION}/test_inbox.py::test_a_position_that_was_moved_back_is_where_it_begins_again",
+        f"{INTEGRATION}/test_inbox.py::test_an_inbox_continues_from_a_position_that_was_moved_back",
     ),
     statement_mutation(
         "a partition that was never read is not caught up", "infra/postgres/inbox_partitions.py",
         "        HAVING count(caught_up_at) = cardinality(%(partitions)s::int[])\n", "        HAVING count(caught_up_at) > 0\n",
-        f"{INTEGRATION}/test_inbox.py::test_a_partition_that_was_never_read_is_not_caught_up_with",
+        f"{INTEGRATION}/test_inbox.py::test_a_partition_that_was_never_read_has_no_caught_up_time",
     ),
     statement_mutation(
         "a shutdown whose entry has ended is always read", "infra/postgres/leader_tables.py",

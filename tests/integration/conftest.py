@@ -1,4 +1,4 @@
-"""What the tests of the tables, and those of runners and workers, stand on."""
+"""Fixtures of the tests of tables, runners and workers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from vidflow.infra.postgres.connection import Connection
 
 @pytest.fixture
 def connection(database_url: str) -> Iterator[Connection]:
-    """A connection to the module's database, whose tables are empty. A module with needs of its own has its own."""
+    """A connection to the module's database, with all tables empty. Some modules override this fixture."""
     with emptied_database(database_url) as connection:
         yield connection
 
 
 @pytest.fixture(scope="module")
 def control_plane(kafka_settings: KafkaSettings) -> Iterator[ControlPlane]:
-    """The topics as the leader and the inbox see them, for all tests of a module."""
-    stage = ControlPlane(kafka_settings)
-    yield stage
-    stage.close()
+    """The leader's and the inbox's side of the topics, shared by all tests of a module."""
+    control_plane = ControlPlane(kafka_settings)
+    yield control_plane
+    control_plane.close()

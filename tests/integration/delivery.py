@@ -1,4 +1,4 @@
-"""Roles that move messages, run as threads or as processes of their own, and what they move, for tests."""
+"""Test helpers for the message path: running roles, topics, sent results, outbox rows and stored frames."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Options = TypeVar("Options")
 
 @contextmanager
 def running_role(run: Callable[[Options, Stop], None], options: Options) -> Iterator[Stop]:
-    """A role on a thread of this process until the block ends; its death by an error is the test's."""
+    """Run a role on a thread of this process until the block ends. An error that ends the role is raised in the test."""
     stop = Stop()
 
     def body() -> None:
@@ -48,7 +48,7 @@ def running_role(run: Callable[[Options, Stop], None], options: Options) -> Iter
     finally:
         stop.request()
         thread.join(30)
-    assert not thread.is_alive(), "the role stops when it is asked to"
+    assert not thread.is_alive(), "the role did not stop within 30 s"
     if stop.error is not None:
         raise stop.error
 
@@ -57,10 +57,10 @@ def running_role(run: Callable[[Options, Stop], None], options: Options) -> Iter
 def role_process(
     role: str, database_url: str, settings: KafkaSettings, crash_at: str = ""
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A role as a process of its own, killed when the block ends."""
+    """Run a role as a separate process that is killed when the block ends. `crash_at`: crash points, as for `arm`."""
     command = [sys.executable, "-m", "vidflow", role, "--database-url", database_url, "--kafka", settings.bootstrap]
-    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
-    environment = {**kept, "VIDFLOW_CRASHPOINTS": crash_at}
+    inherited = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    environment = {**inherited, "VIDFLOW_CRASHPOINTS": crash_at}
     with subprocess.Popen(command, env=environment) as child:
         try:
             yield child
@@ -69,23 +69,23 @@ def role_process(
 
 
 def remove_topics(settings: KafkaSettings, topics: Collection[str] = tuple(PARTITIONS)) -> None:
-    """Deletes those of the topics that are there, and returns once they are gone."""
+    """Delete the topics that exist, and wait until they are gone."""
     client = admin.create_admin(settings)
-    there = set(client.list_topics(timeout=10).topics) & set(topics)
-    if there:
-        for answer in client.delete_topics(list(there)).values():
+    existing = set(client.list_topics(timeout=10).topics) & set(topics)
+    if existing:
+        for answer in client.delete_topics(list(existing)).values():
             answer.result()
-        wait_until(lambda: not there & set(client.list_topics(timeout=10).topics), "the topics are gone")
+        wait_until(lambda: not existing & set(client.list_topics(timeout=10).topics), "the topics are gone")
 
 
 def recreate_topics(settings: KafkaSettings) -> None:
-    """All topics, empty, with new ids."""
+    """Delete all topics and create them again, empty and with new ids."""
     remove_topics(settings)
     topics.create_topics(settings)
 
 
 def read_topic(settings: KafkaSettings, topic: str) -> list[Message]:
-    """All messages of the topic, partition by partition, each in its order."""
+    """Return all messages of the topic, ordered by partition and offset."""
     return sorted(offsets.read_log(settings, topic), key=lambda message: (message.partition(), message.offset()))
 
 
@@ -95,7 +95,7 @@ WORKER_HEADERS: Headers = [(clients.KIND_HEADER, b"frame"), (clients.EPOCH_HEADE
 def send_results(
     settings: KafkaSettings, *messages: Sent | bytes, key: str = "", headers: Headers | None = None
 ) -> None:
-    """Results as a worker sends them; bytes as somebody else does, or with `headers` OF_A_WORKER as a newer worker."""
+    """Send results as a worker does. Bytes are sent as they are, with WORKER_HEADERS in `headers` like a newer worker's."""
     producer = clients.create_producer(settings, client_id="worker-under-test")
     producer.list_topics(RESULTS)
     for message in messages:
@@ -116,18 +116,18 @@ def frames(scenario_uuid: str, numbers: Sequence[int], epoch: int = 1) -> list[F
     return [frame(scenario_uuid, number, epoch) for number in numbers]
 
 
-def insert_progress(tables: Connection, epoch: int = 1, *, closed: bool = False) -> str:
-    """A scenario's progress, as the leader writes it at a deployment."""
-    [(scenario_uuid,)] = tables.execute(
+def insert_progress(connection: Connection, epoch: int = 1, *, closed: bool = False) -> str:
+    """Insert a scenario's progress row, as the leader does at a deployment. Return the scenario's uuid."""
+    [(scenario_uuid,)] = connection.execute(
         "INSERT INTO scenario_progress (scenario_uuid, epoch, closed) VALUES (uuidv7(), %s, %s) RETURNING scenario_uuid::text",
         (epoch, closed),
     ).fetchall()
     return str(scenario_uuid)
 
 
-def stored_frame_numbers(tables: Connection, scenario_uuid: str) -> list[int]:
-    """The stored frame numbers, in the order of the numbers."""
-    rows = tables.execute(
+def stored_frame_numbers(connection: Connection, scenario_uuid: str) -> list[int]:
+    """Return the numbers of the stored frames in ascending order."""
+    rows = connection.execute(
         "SELECT frame_number FROM scenario_results WHERE scenario_uuid = %s ORDER BY 1", (scenario_uuid,)
     ).fetchall()
     return [number for (number,) in rows]
@@ -139,37 +139,37 @@ def outbox_row(
     return outbox.OutboxMessage(topic=topic, key=key, kind=kind, payload=payload, **{"epoch": 1, **fields})
 
 
-def write_outbox_rows(tables: Connection, keys: int, rows_per_key: int) -> list[outbox.OutboxMessage]:
-    """`rows_per_key` rows of each of so many keys in the outbox, interleaved; their payloads count."""
+def write_outbox_rows(connection: Connection, keys: int, rows_per_key: int) -> list[outbox.OutboxMessage]:
+    """Add rows of several keys, interleaved, to the outbox. The payloads of a key are the numbers from 0."""
     rows = [outbox_row(f"key-{key}", str(number).encode()) for number in range(rows_per_key) for key in range(keys)]
-    outbox.add_messages(tables, rows)
+    outbox.add_messages(connection, rows)
     return rows
 
 
-def count_unpublished(tables: Connection) -> int:
-    return outbox.read_lag(tables).waiting
+def count_unpublished(connection: Connection) -> int:
+    return outbox.read_lag(connection).waiting
 
 
 @contextmanager
 def emptied_database(database_url: str) -> Iterator[Connection]:
-    """A connection to the database, with nothing in its tables."""
-    with connect(database_url, name="test") as tables:
-        tables.execute(
+    """Empty all tables of the database and yield a connection to it."""
+    with connect(database_url, name="test") as connection:
+        connection.execute(
             """
             TRUNCATE scenarios, scenario_history, scenario_progress, scenario_results, scenario_gaps, inbox_partitions,
                      outbox, lease, runners
             """
         )
-        yield tables
+        yield connection
 
 
 def new_key() -> str:
     return str(uuid.uuid4())
 
 
-def terminate_connections(tables: Connection, name: str) -> int:
-    """Ends the connections of this name, as a restart of the server does; how many there were."""
-    rows = tables.execute(
+def terminate_connections(connection: Connection, name: str) -> int:
+    """Terminate the connections with this name, as a restart of the server does. Return how many there were."""
+    rows = connection.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s AND datname = current_database()",
         (name,),
     ).fetchall()
@@ -177,40 +177,41 @@ def terminate_connections(tables: Connection, name: str) -> int:
 
 
 def print_figure(figure: str) -> None:
-    """What a test measured on the way; a timing never fails one."""
+    """Print a measurement of a test. Timings are only printed and never fail a test."""
     sys.stderr.write(figure + "\n")
 
 
 def send_with_header(servers: KafkaSettings, topic: str, value: bytes, name: bytes, count: int = 1) -> None:
-    """Past the client for Python, which takes no name but a text: its C library does."""
+    """Send messages with a header whose name need not be UTF-8, by librdkafka: its Python client only takes text."""
     packages = Path(confluent_kafka.__file__).parents[1]
     library = ctypes.CDLL(str(next(packages.glob("confluent_kafka.libs/librdkafka[-.]*"))))
     library.rd_kafka_conf_new.restype = library.rd_kafka_new.restype = ctypes.c_void_p
-    text, said = ctypes.c_char_p, ctypes.create_string_buffer(512)
+    text, error = ctypes.c_char_p, ctypes.create_string_buffer(512)
     settings = ctypes.c_void_p(library.rd_kafka_conf_new())
     library.rd_kafka_conf_set(
-        settings, text(b"bootstrap.servers"), text(servers.bootstrap.encode()), said, ctypes.c_size_t(512)
+        settings, text(b"bootstrap.servers"), text(servers.bootstrap.encode()), error, ctypes.c_size_t(512)
     )
-    producer = ctypes.c_void_p(library.rd_kafka_new(0, settings, said, ctypes.c_size_t(512)))
-    to, flags, content, header, end = 1, 7, 4, 9, 0  # rd_kafka_vtype_t
-    copied = 2
+    producer = ctypes.c_void_p(library.rd_kafka_new(0, settings, error, ctypes.c_size_t(512)))
+    vtype_topic, vtype_flags, vtype_value, vtype_header, vtype_end = 1, 7, 4, 9, 0  # rd_kafka_vtype_t
+    copy_value = 2  # RD_KAFKA_MSG_F_COPY
     for _ in range(count):
-        failed = library.rd_kafka_producev(
-            producer, to, text(topic.encode()), flags, copied, content, text(value), ctypes.c_size_t(len(value)),
-            header, text(name), text(b"x"), ctypes.c_ssize_t(1), end,
+        code = library.rd_kafka_producev(
+            producer, vtype_topic, text(topic.encode()), vtype_flags, copy_value,
+            vtype_value, text(value), ctypes.c_size_t(len(value)),
+            vtype_header, text(name), text(b"x"), ctypes.c_ssize_t(1), vtype_end,
         )  # fmt: skip
-        assert failed == 0
+        assert code == 0
     assert library.rd_kafka_flush(producer, 10_000) == 0
     library.rd_kafka_destroy(producer)
 
 
 @contextmanager
-def limited_message_size(settings: KafkaSettings, topic: str, most_bytes: int) -> Iterator[None]:
-    """The topic takes no larger messages while the block lasts."""
+def limited_message_size(settings: KafkaSettings, topic: str, max_bytes: int) -> Iterator[None]:
+    """Limit the size of a topic's messages during the block."""
     client = admin.create_admin(settings)
 
     def alter(operation: AlterConfigOpType) -> None:
-        entry = ConfigEntry("max.message.bytes", str(most_bytes), incremental_operation=operation)
+        entry = ConfigEntry("max.message.bytes", str(max_bytes), incremental_operation=operation)
         resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[entry])
         for answer in client.incremental_alter_configs([resource]).values():
             answer.result(10)

@@ -1,4 +1,4 @@
-"""Looks at processes of this machine as the kernel tells of them. One may end at any moment: that is no error here."""
+"""Inspect processes by /proc. A process may end at any moment, which is not an error."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from pathlib import Path
 
 
 def is_alive(pid: int) -> bool:
-    """Whether the process runs; one that has ended and was not waited for does not."""
+    """Return whether the process is running. A zombie is not."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:  # gone before it was opened, or between that and the reading
+    except OSError:  # it ended before or after the file was opened
         return False
     return status.rpartition(")")[2].split()[0] != "Z"
 
 
 def children(pid: int) -> set[int]:
-    """The processes that this one has started."""
-    return {child for thread in _threads(pid) for child in _started_by(thread)}
+    """Return the pids of the process's children."""
+    return {child for thread in _threads(pid) for child in _children_of_thread(thread)}
 
 
 def descendants(pid: int) -> set[int]:
-    """The processes that this one has started, and those that they have."""
+    """Return the pids of the process's children, their children, and so on."""
     direct = children(pid)
     return direct.union(*(descendants(child) for child in direct))
 
@@ -32,7 +32,7 @@ def _threads(pid: int) -> list[Path]:
         return []
 
 
-def _started_by(thread: Path) -> list[int]:
+def _children_of_thread(thread: Path) -> list[int]:
     try:
         return [int(word) for word in (thread / "children").read_text().split()]
     except OSError:

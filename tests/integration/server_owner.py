@@ -1,4 +1,4 @@
-"""A process of its own that owns an embedded server, to be killed by a test. Run as a program, it is that process."""
+"""A separate process that owns an embedded server, for tests that kill it. This file is also that process's program."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vidflow.settings import read_environment_variable
 
 @contextmanager
 def running_owner(server: str, folder: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """A process that has started `postgres` or `kafka` in the folder, and the server's port."""
+    """Start a process that owns a server, `postgres` or `kafka`, in the folder. Yield the process and the server's port."""
     with subprocess.Popen([sys.executable, __file__, server, folder], stdout=subprocess.PIPE, text=True) as owner:
         try:
             assert owner.stdout is not None
@@ -26,29 +26,30 @@ def running_owner(server: str, folder: Path) -> Iterator[tuple[subprocess.Popen[
             owner.kill()
 
 
-def wait_until(condition: Callable[[], bool], what: str, limit_s: float = 20.0) -> None:
-    until = time.monotonic() + limit_s
+def wait_until(condition: Callable[[], bool], goal: str, limit_s: float = 20.0) -> None:
+    """Wait until the condition holds. `goal` describes it if it does not hold within `limit_s`."""
+    deadline_s = time.monotonic() + limit_s
     while not condition():
-        assert time.monotonic() < until, f"not within {limit_s} s: {what}"
+        assert time.monotonic() < deadline_s, f"not reached within {limit_s} s: {goal}"
         time.sleep(0.02)
 
 
-def _own(what: str, folder: Path) -> None:
+def _run_server(kind: str, folder: Path) -> None:
     stop = Stop()
     server: EmbeddedPostgres | EmbeddedKafka
-    if what == "postgres":
-        server = EmbeddedPostgres(folder, notify=_say, stop=stop)
+    if kind == "postgres":
+        server = EmbeddedPostgres(folder, notify=_print, stop=stop)
     else:
-        server = EmbeddedKafka(folder, notify=_say, stop=stop, cache=read_environment_variable("VIDFLOW_CACHE_DIR"))
+        server = EmbeddedKafka(folder, notify=_print, stop=stop, cache=read_environment_variable("VIDFLOW_CACHE_DIR"))
     server.start()
     sys.stdout.write(f"{server.port}\n")
     sys.stdout.flush()
     stop.wait()
 
 
-def _say(sentence: str) -> None:
-    sys.stderr.write(sentence + "\n")
+def _print(message: str) -> None:
+    sys.stderr.write(message + "\n")
 
 
 if __name__ == "__main__":
-    _own(sys.argv[1], Path(sys.argv[2]))
+    _run_server(sys.argv[1], Path(sys.argv[2]))

@@ -1,4 +1,4 @@
-"""Kafka away for long: the api goes on accepting, the outbox grows and is told of, and all of it drains afterwards."""
+"""A long outage of Kafka: the api accepts requests, the outbox grows and is reported, and drains afterwards."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.long, pytest.mark.fault]
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[EmbeddedKafka]:
-    """A broker of the test's own, to be stopped."""
+    """A broker for one test, which kills it."""
     broker = EmbeddedKafka(
         tmp_path, notify=print, stop=Stop(), cache=read_environment_variable("VIDFLOW_CACHE_DIR")
     ).start()
@@ -42,26 +42,26 @@ def broker(tmp_path: Path) -> Iterator[EmbeddedKafka]:
 
 
 @pytest.mark.parametrize("count", [300, 5000])
-def test_invariant_1_what_was_accepted_while_kafka_was_away_is_published_in_the_order_of_its_key_once_it_is_back(
+def test_invariant_1_messages_accepted_while_kafka_is_away_are_published_in_order_when_it_is_back(
     connection: Connection, database_url: str, broker: EmbeddedKafka, count: int
 ) -> None:
     with (
         ready_api(ApiOptions(database_url=database_url)) as client,
         running_role(relay.run, RelayOptions(database_url=database_url, kafka=broker.settings)),
     ):
-        before = create_scenario(client)["scenario_uuid"]
-        wait_until(lambda: count_unpublished(connection) == 0, "the relay publishes")
+        first = create_scenario(client)["scenario_uuid"]
+        wait_until(lambda: count_unpublished(connection) == 0, "the first message is published")
         kill(broker)
-        uuids = [*accepted(client, count - 1), before]
-        stop_some(client, uuids)
-        an_hour_passes(connection)
-        assert_told(client, waiting=count - 1 + len(uuids[::3]))
+        uuids = [*create_scenarios(client, count - 1), first]
+        stop_every_third(client, uuids)
+        age_messages_by_an_hour(connection)
+        assert_outage_is_reported(client, waiting=count - 1 + len(uuids[::3]))
         broker.start()
         began_s = time.monotonic()
-        wait_until(lambda: count_unpublished(connection) == 0, "all is published", limit_s=90)
-        print_figure(f"{count} scenarios' messages published {time.monotonic() - began_s:.1f} s after Kafka's return")
-        assert lag(client)["waiting"] == 0
-    published = kinds_of_each_key(broker.settings)
+        wait_until(lambda: count_unpublished(connection) == 0, "all messages are published", limit_s=90)
+        print_figure(f"messages of {count} scenarios, published within {time.monotonic() - began_s:.1f} s")
+        assert read_relay_lag(client)["waiting"] == 0
+    published = read_kinds_by_key(broker.settings)
     stopped = set(uuids[::3])
     assert published == {uuid: ["start", "shutdown"] if uuid in stopped else ["start"] for uuid in uuids}
 
@@ -72,30 +72,28 @@ def kill(broker: EmbeddedKafka) -> None:
     broker.process.wait()
 
 
-def accepted(client: httpx.Client, count: int) -> list[str]:
-    """So many scenarios, each answered with 201."""
-    with ThreadPoolExecutor(8) as clients:
-        return list(clients.map(lambda _: str(create_scenario(client)["scenario_uuid"]), range(count)))
+def create_scenarios(client: httpx.Client, count: int) -> list[str]:
+    with ThreadPoolExecutor(8) as threads:
+        return list(threads.map(lambda _: str(create_scenario(client)["scenario_uuid"]), range(count)))
 
 
-def stop_some(client: httpx.Client, uuids: list[str]) -> None:
-    """A second message for every third key."""
+def stop_every_third(client: httpx.Client, uuids: list[str]) -> None:
+    """Add a second message of every third key."""
     for uuid in uuids[::3]:
         assert client.post(f"/scenario/{uuid}/shutdown").status_code == 200
 
 
-def an_hour_passes(tables: Connection) -> None:
-    tables.execute("UPDATE outbox SET created_at = created_at - interval '1 hour' WHERE published_at IS NULL")
+def age_messages_by_an_hour(connection: Connection) -> None:
+    connection.execute("UPDATE outbox SET created_at = created_at - interval '1 hour' WHERE published_at IS NULL")
 
 
-def lag(client: httpx.Client) -> dict[str, Any]:
-    """The relay's lag, of a vidflow that lacks other parts here."""
-    told: dict[str, Any] = client.get("/health/system").json()["relay_lag"]
-    return told
+def read_relay_lag(client: httpx.Client) -> dict[str, Any]:
+    lag: dict[str, Any] = client.get("/health/system").json()["relay_lag"]
+    return lag
 
 
-def assert_told(client: httpx.Client, waiting: int) -> None:
-    """Operators see how many messages wait and for how long, and that a relay which holds its lease does not get on."""
+def assert_outage_is_reported(client: httpx.Client, waiting: int) -> None:
+    """Check that health and metrics show how many messages wait and for how long, and that the relay is stuck."""
     problem = client.get("/health/system").json()
     assert "relay" in problem["missing"]
     assert problem["relay_lag"]["waiting"] == waiting
@@ -110,11 +108,10 @@ def assert_told(client: httpx.Client, waiting: int) -> None:
     assert samples["vidflow_outbox_oldest_seconds"] >= 3600
 
 
-def kinds_of_each_key(settings: KafkaSettings) -> dict[str, list[str]]:
-    """What was published of each key, in the order in which a reader that believes the last of its kind has it."""
+def read_kinds_by_key(settings: KafkaSettings) -> dict[str, list[str]]:
+    """Return the kinds of each key's messages, in the order of the last message of each kind."""
     kinds: dict[str, list[str]] = defaultdict(list)
     for message in read_topic(settings, INIT_SCENARIO):
-        kind = msgspec.json.decode(message.value())["type"]
-        of_key = kinds[message.key().decode()]
-        kinds[message.key().decode()] = [*(one for one in of_key if one != kind), kind]
+        kind, key = msgspec.json.decode(message.value())["type"], message.key().decode()
+        kinds[key] = [*(earlier for earlier in kinds[key] if earlier != kind), kind]
     return dict(kinds)

@@ -57,8 +57,8 @@ from vidflow.settings import read_environment_variable
 
 A_FILE = str(Path(__file__))
 DATABASE, KAFKA = ["--database-url", CLOSED_DATABASE], ["--kafka", CLOSED_KAFKA]
-NO_DATABASE = r"no database is named: set VIDFLOW_DATABASE_URL \(or --database-url\).*vidflow dev"
-NO_KAFKA = r"no Kafka is named: set VIDFLOW_KAFKA \(or --kafka\).*vidflow dev"
+NO_DATABASE = r"No database is configured\. Set VIDFLOW_DATABASE_URL \(or --database-url\).*vidflow dev"
+NO_KAFKA = r"No Kafka is configured\. Set VIDFLOW_KAFKA \(or --kafka\).*vidflow dev"
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -87,7 +87,7 @@ REFUSALS = {
     "api that lets other machines name models by path": Refusal(
         ["api", *DATABASE, *KAFKA, "--any-onnx", "--host", "192.0.2.1"], 3, "--any-onnx .*needs a loopback --host, not 192.0.2.1"
     ),
-    "api without Kafka for its inbox": Refusal(["api", *DATABASE], 3, r"no Kafka is named: .*--no-inbox"),
+    "api without Kafka for its inbox": Refusal(["api", *DATABASE], 3, r"No Kafka is configured.*--no-inbox"),
     "relay without Kafka": Refusal(["relay", *DATABASE], 3, NO_KAFKA),
     "inbox without Kafka": Refusal(["inbox", *DATABASE], 3, NO_KAFKA),
     "orchestrator without Kafka": Refusal(["orchestrator", *DATABASE], 3, NO_KAFKA),
@@ -97,7 +97,7 @@ REFUSALS = {
     "outbox without a database": Refusal(["outbox", "list"], 3, NO_DATABASE),
     "outbox, the database away": Refusal(["outbox", "retry", "1", *DATABASE], 4, "PostgreSQL does not answer: "),
     "dlq without Kafka": Refusal(["dlq", "list"], 3, NO_KAFKA),
-    "dlq, Kafka away": Refusal(["dlq", "list", *KAFKA], 4, "Kafka does not answer .*start it, or set VIDFLOW_KAFKA"),
+    "dlq, Kafka away": Refusal(["dlq", "list", *KAFKA], 4, "Kafka does not answer .*Start it, or set VIDFLOW_KAFKA"),
     "dlq, nothing named": Refusal(["dlq", "drop", *KAFKA], 2, "name the dead letters by their places .* or give --all"),
     "migrate, the database away": Refusal(["db", "migrate", *DATABASE], 4, "PostgreSQL does not answer: .*Start it, or set"),
     "status, the database away": Refusal(["db", "status", *DATABASE], 4, "PostgreSQL does not answer: .*Start it, or set"),
@@ -114,8 +114,8 @@ REFUSALS = {
     "topics, more in sync than there are": Refusal(
         ["topics", "create", *KAFKA, "--replication-factor", "2", "--min-insync-replicas", "3"], 3, "is more than --replication-factor 2"
     ),
-    "topics, Kafka away": Refusal(["topics", "create", *KAFKA], 4, "Kafka does not answer .*start it, or set VIDFLOW_KAFKA"),
-    "a database's URL that is none": Refusal(["relay", "--database-url", f"db {SECRET}"], 3, "no URL of PostgreSQL"),
+    "topics, Kafka away": Refusal(["topics", "create", *KAFKA], 4, "Kafka does not answer .*Start it, or set VIDFLOW_KAFKA"),
+    "a database's URL that is none": Refusal(["relay", "--database-url", f"db {SECRET}"], 3, "not a PostgreSQL URL"),
     "a database's URL with a broken password": Refusal(
         ["db", "status", "--database-url", f"postgresql://u:{SECRET}%@db/x"], 3, "cannot be parsed. Write postgresql://"
     ),
@@ -132,9 +132,9 @@ REFUSALS = {
     "run, unknown model": Refusal(["run", A_FILE, "--model", "none"], 2, "Unknown model 'none'. Available: motion, "),
     "run, unknown label": Refusal(["run", A_FILE, "--labels", "cat"], 2, "no label 'cat'. Available: motion"),
     "run, score nonsense": Refusal(["run", A_FILE, "--score", "7"], 2, "--score is a number from 0 to 1"),
-    "run, nobody at the URL": Refusal(["run", A_FILE, "--url", "http://127.0.0.1:1"], 4, "start one with: vidflow dev"),
-    "run, a URL that is none": Refusal(["run", A_FILE, "--url", "http://h:port"], 2, "write it as http://host:port"),
-    "run, a URL without a host": Refusal(["run", A_FILE, "--url", "vidflow"], 2, "write it as http://host:port"),
+    "run, nobody at the URL": Refusal(["run", A_FILE, "--url", "http://127.0.0.1:1"], 4, "Start one with: vidflow dev"),
+    "run, a URL that is none": Refusal(["run", A_FILE, "--url", "http://h:port"], 2, "Write http://host:port"),
+    "run, a URL without a host": Refusal(["run", A_FILE, "--url", "vidflow"], 2, "Write http://host:port"),
 }  # fmt: skip
 
 USAGE = {
@@ -277,7 +277,7 @@ def test_a_role_without_its_database_says_once_what_it_needs_and_waits(tmp_path:
             [line] = [line for line in waiting.stderr.splitlines() if "listening" not in line]
             assert_says(
                 line,
-                r"server=PostgreSQL .*waiting; start it, or set VIDFLOW_DATABASE_URL; `vidflow dev` brings its own",
+                r"server=PostgreSQL .*waiting; start it, or set VIDFLOW_DATABASE_URL; `vidflow dev` starts its own",
             )
             assert waiting.stop() == 0
 
@@ -292,7 +292,7 @@ def test_a_role_without_kafka_says_once_what_it_needs_and_waits(tmp_path: Path, 
             calls = nobody.connections
             wait_until(lambda: nobody.connections >= calls + 10, "it tries again and again")
             [line] = [line for line in waiting.stderr.splitlines() if " info " not in line]
-            assert_says(line, r"server=Kafka .*waiting; start it, or set VIDFLOW_KAFKA; `vidflow dev` brings its own")
+            assert_says(line, r"server=Kafka .*waiting; start it, or set VIDFLOW_KAFKA; `vidflow dev` starts its own")
             assert waiting.stop() == 0
 
 
@@ -345,16 +345,16 @@ def test_a_pools_topic_is_made_like_the_default_pools_and_topics_with_less_than_
     assert (end.returncode, end.stdout) == (0, "all topics were there\n")
     assert_says(
         end.stderr,
-        r"dead_letters has less than it should: 1 replicas, 2 were asked for .*min.insync.replicas=1, 2 were",
+        r"dead_letters has less than it should: 1 replicas instead of 2 .*min.insync.replicas=1 instead of 2",
     )
     assert_says(end.stderr, "to_deploy.gpu has less than it should")
     remove_topics(kafka_settings, ["results"])
     end = run_command(*create, "--replication-factor", "2")
     assert end.returncode == 3
-    assert_says(end.stderr, "vidflow: Kafka refuses to create the topic results: .*[Rr]eplication")
+    assert_says(end.stderr, "vidflow: Kafka refuses to create topic results: .*[Rr]eplication")
     end = run_command(*create, "--pool", "a.b")
     assert end.returncode == 3
-    assert_says(end.stderr, "vidflow: Kafka refuses to create the topic to_deploy.a.b: .*collides")
+    assert_says(end.stderr, "vidflow: Kafka refuses to create topic to_deploy.a.b: .*collides")
     remove_topics(kafka_settings, ["to_deploy.gpu", "to_deploy.a_b"])
 
 
@@ -729,7 +729,7 @@ def test_run_at_the_url_of_something_else_says_so() -> None:
     with something_else() as url:
         end = run_command("run", A_FILE, "--url", url)
     assert (end.returncode, end.stdout) == (2, "")
-    assert_says(end.stderr, f"vidflow: what answers at {url} is no vidflow of this version")
+    assert_says(end.stderr, f"vidflow: The server at {url} is not a vidflow of this version")
 
 
 HOSTILE = "\x1b]0;title\x07\x9b2J\u202e\nvidflow: forged"

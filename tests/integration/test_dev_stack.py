@@ -99,7 +99,7 @@ def test_each_role_can_be_told_by_its_command_line_which_holds_no_password(recor
 
 def test_a_second_vidflow_on_the_same_folder_is_refused_and_the_first_goes_on(recorded_stack: RecordedStack) -> None:
     second = RecordedStack(recorded_stack.folder)
-    with pytest.raises(SetupError, match="another vidflow"):
+    with pytest.raises(SetupError, match="Another vidflow"):
         second.stack.start()
     second.stack.stop()
     assert recorded_stack.is_ready()

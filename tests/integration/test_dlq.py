@@ -1,4 +1,4 @@
-"""Dead letters as an operator deals with them: real letters, by a real inbox and a real relay, and the command line."""
+"""Dead letters from the inbox and the relay to an operator's commands."""
 
 from __future__ import annotations
 
@@ -42,18 +42,20 @@ def broker(kafka_settings: KafkaSettings) -> KafkaSettings:
     return kafka_settings
 
 
-def deliver_all(tables: Connection, database_url: str, settings: KafkaSettings) -> None:
-    """Lets an inbox take all that was sent, and a relay publish what it made of it."""
+def deliver_all(connection: Connection, database_url: str, settings: KafkaSettings) -> None:
+    """Run an inbox until it has processed all results, then a relay until it has published all dead letters."""
     ends = offsets.read_end_offsets(admin.create_admin(settings), RESULTS)
     query = "SELECT coalesce(sum(position), 0)::int FROM inbox_partitions"
     with running_role(inbox.run, InboxOptions(database_url=database_url, kafka=settings)):
-        wait_until(lambda: tables.execute(query).fetchone() == (sum(ends.values()),), "the inbox has taken all")
+        wait_until(
+            lambda: connection.execute(query).fetchone() == (sum(ends.values()),), "the inbox has processed all results"
+        )
     with running_role(relay.run, RelayOptions(database_url=database_url, kafka=settings)):
-        wait_until(lambda: count_unpublished(tables) == 0, "the relay has published all")
+        wait_until(lambda: count_unpublished(connection) == 0, "the relay has published all dead letters")
 
 
 def put(settings: KafkaSettings, *messages: tuple[str | bytes, bytes | None]) -> None:
-    """Messages of the dead letters' topic, key and value, by whoever can write there."""
+    """Write messages, each a key and a value, directly to the dead letters' topic."""
     producer = clients.create_producer(settings, client_id="writes-letters")
     clients.fetch_topic_metadata(producer, DEAD_LETTERS)
     for key, value in messages:
@@ -61,25 +63,25 @@ def put(settings: KafkaSettings, *messages: tuple[str | bytes, bytes | None]) ->
     assert producer.flush(10) == 0
 
 
-def made(number: int, **more: Any) -> DeadLetter:
-    return DeadLetter(RESULTS, 0, number, **{"error": "not a message", "key": b"k", "value": b"v", **more})
+def build_letter(number: int, **fields: Any) -> DeadLetter:
+    return DeadLetter(RESULTS, 0, number, **{"error": "not a message", "key": b"k", "value": b"v", **fields})
 
 
-def send_letter(settings: KafkaSettings, number: int, **more: Any) -> DeadLetter:
-    one = made(number, **more)
-    put(settings, (one.place, encode(one)))
-    return one
+def send_letter(settings: KafkaSettings, number: int, **fields: Any) -> DeadLetter:
+    letter = build_letter(number, **fields)
+    put(settings, (letter.place, encode(letter)))
+    return letter
 
 
 def places(settings: KafkaSettings) -> list[str]:
-    return [one.place for one in read_pending_dead_letters(settings)]
+    return [pending.place for pending in read_pending_dead_letters(settings)]
 
 
 def place_of(message: Message) -> str:
     return f"{message.topic()}/{message.partition()}/{message.offset()}"
 
 
-def test_what_an_inbox_cannot_take_waits_under_its_place_with_its_key_bytes_and_headers(
+def test_a_dead_letter_has_the_place_key_value_and_headers_of_its_message(
     connection: Connection, database_url: str, broker: KafkaSettings
 ) -> None:
     uuid = insert_progress(connection)
@@ -87,27 +89,27 @@ def test_what_an_inbox_cannot_take_waits_under_its_place_with_its_key_bytes_and_
     send_results(broker, NEWER, key=uuid, headers=WORKER_HEADERS)
     send_results(broker, frame(uuid, 1))
     deliver_all(connection, database_url, broker)
-    lost = read_topic(broker, RESULTS)[1]
-    [one] = read_pending_dead_letters(broker)
-    assert one.place == place_of(lost)
-    assert one.letter is not None
-    assert (one.letter.key, one.letter.value) == (uuid.encode(), NEWER)
-    assert list(one.letter.headers) == lost.headers() == WORKER_HEADERS
-    assert "frame" in one.error or "field" in one.error
+    original = read_topic(broker, RESULTS)[1]
+    [pending] = read_pending_dead_letters(broker)
+    assert pending.place == place_of(original)
+    assert pending.letter is not None
+    assert (pending.letter.key, pending.letter.value) == (uuid.encode(), NEWER)
+    assert list(pending.letter.headers) == original.headers() == WORKER_HEADERS
+    assert "frame" in pending.error or "field" in pending.error
 
 
-def test_a_row_that_postgresql_refuses_keeps_its_headers_too(
+def test_the_dead_letter_of_a_row_that_postgresql_rejects_has_its_headers(
     connection: Connection, database_url: str, broker: KafkaSettings
 ) -> None:
     uuid = insert_progress(connection)
     send_results(broker, encode(frame(uuid, 0)).replace(b"Z", b"\\u0000"), key=uuid, headers=WORKER_HEADERS)
     deliver_all(connection, database_url, broker)
-    [one] = read_pending_dead_letters(broker)
-    assert one.letter is not None
-    assert list(one.letter.headers) == WORKER_HEADERS
+    [pending] = read_pending_dead_letters(broker)
+    assert pending.letter is not None
+    assert list(pending.letter.headers) == WORKER_HEADERS
 
 
-def test_the_topic_is_made_compacted_since_a_letter_waits_for_as_long_as_it_takes(broker: KafkaSettings) -> None:
+def test_the_topic_is_compacted_so_that_letters_are_kept_without_a_time_limit(broker: KafkaSettings) -> None:
     from confluent_kafka.admin import ConfigResource, ResourceType  # noqa: PLC0415
 
     client = admin.create_admin(broker)
@@ -116,61 +118,60 @@ def test_the_topic_is_made_compacted_since_a_letter_waits_for_as_long_as_it_take
     assert settings["cleanup.policy"].value == "compact"
 
 
-def test_a_letter_that_was_written_twice_waits_once(broker: KafkaSettings) -> None:
-    """As when a relay died between publishing and marking, or an inbox reads again after a restore."""
-    first, other = made(1), made(2)
-    put(broker, *[(one.place, encode(one)) for one in (first, other, first)])
+def test_a_letter_that_was_written_twice_is_listed_once(broker: KafkaSettings) -> None:
+    """This happens if a relay dies before it removes a published row, or an inbox reads again after a restore."""
+    first, other = build_letter(1), build_letter(2)
+    put(broker, *[(letter.place, encode(letter)) for letter in (first, other, first)])
     assert places(broker) == [other.place, first.place]
 
 
-def test_a_dropped_letter_waits_no_more_and_the_others_do(
+def test_a_dropped_letter_is_gone_and_the_others_stay(
     broker: KafkaSettings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one, other = send_letter(broker, 1), send_letter(broker, 2)
-    dlq.drop(broker, [one.place], "table", all_letters=False)
+    first, other = send_letter(broker, 1), send_letter(broker, 2)
+    dlq.drop(broker, [first.place], "table", all_letters=False)
     assert places(broker) == [other.place]
-    assert capsys.readouterr().out == f"dropped {one.place}\n"
+    assert capsys.readouterr().out == f"dropped {first.place}\n"
     dlq.drop(broker, [], "table", all_letters=True)
     assert places(broker) == []
 
 
-def test_a_replayed_message_is_the_original_with_its_key_and_headers(
-    broker: KafkaSettings, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_replayed_message_equals_the_original(broker: KafkaSettings, capsys: pytest.CaptureFixture[str]) -> None:
     uuid = "01999999-0000-7000-8000-000000000000"
     send_results(broker, b"\x00\xff", key=uuid, headers=[(clients.KIND_HEADER, b"frame"), ("empty", None)])
     [original] = read_topic(broker, RESULTS)
     headers = tuple(original.headers())
-    one = send_letter(broker, 7, key=original.key(), value=original.value(), headers=headers)
-    dlq.replay(broker, [one.place], "json", all_letters=False)
-    again = read_topic(broker, RESULTS)[1]
-    assert (again.key(), again.value(), again.headers()) == (original.key(), original.value(), original.headers())
-    assert again.partition() == original.partition()
-    assert json.loads(capsys.readouterr().out) == [{"place": one.place, "now_at": place_of(again)}]
+    letter = send_letter(broker, 7, key=original.key(), value=original.value(), headers=headers)
+    dlq.replay(broker, [letter.place], "json", all_letters=False)
+    replayed = read_topic(broker, RESULTS)[1]
+    assert (replayed.key(), replayed.value()) == (original.key(), original.value())
+    assert replayed.headers() == original.headers()
+    assert replayed.partition() == original.partition()
+    assert json.loads(capsys.readouterr().out) == [{"place": letter.place, "now_at": place_of(replayed)}]
     assert places(broker) == []
 
 
-def test_a_letter_is_dropped_only_once_its_message_was_taken(broker: KafkaSettings) -> None:
-    """Its topic is gone: the letter waits as before."""
-    one = send_letter(broker, 1)
+def test_a_letter_stays_if_its_message_cannot_be_sent(broker: KafkaSettings) -> None:
+    """The message's topic does not exist."""
+    letter = send_letter(broker, 1)
     client = admin.create_admin(broker)
     client.delete_topics([RESULTS])[RESULTS].result()
     wait_until(lambda: RESULTS not in client.list_topics(timeout=10).topics, "the topic is gone")
-    end = run_command("dlq", "replay", one.place, "--kafka", broker.bootstrap)
+    end = run_command("dlq", "replay", letter.place, "--kafka", broker.bootstrap)
     assert end.returncode == 4, end.stderr
     assert len(end.stderr.splitlines()) == 1
-    assert places(broker) == [one.place]
+    assert places(broker) == [letter.place]
 
 
-def test_many_letters_are_replayed_at_once(broker: KafkaSettings) -> None:
-    letters = [made(number, key=str(number).encode(), value=str(number).encode()) for number in range(500)]
-    put(broker, *[(one.place, encode(one)) for one in letters])
+def test_many_letters_are_replayed_together(broker: KafkaSettings) -> None:
+    letters = [build_letter(number, key=str(number).encode(), value=str(number).encode()) for number in range(500)]
+    put(broker, *[(letter.place, encode(letter)) for letter in letters])
     dlq.replay(broker, [], "table", all_letters=True)
     assert places(broker) == []
     assert sorted(int(message.value()) for message in read_topic(broker, RESULTS)) == list(range(500))
 
 
-def test_what_cannot_be_replayed_stays_and_is_told_and_the_others_are_replayed(broker: KafkaSettings) -> None:
+def test_letters_that_cannot_be_replayed_stay_and_are_reported(broker: KafkaSettings) -> None:
     cut = send_letter(broker, 1, cut=True)
     send_letter(broker, 2)
     foreign = DeadLetter("to_deploy.default", 0, 3, "?", b"k", b"{}")
@@ -184,26 +185,24 @@ def test_what_cannot_be_replayed_stays_and_is_told_and_the_others_are_replayed(b
     assert places(broker) == [cut.place]
 
 
-def test_why_a_letter_cannot_be_sent_again_is_known_beforehand(broker: KafkaSettings) -> None:
+def test_the_reason_why_a_letter_cannot_be_replayed_is_known_beforehand(broker: KafkaSettings) -> None:
     send_letter(broker, 1)
-    [one] = read_pending_dead_letters(broker)
-    assert why_not_replayable(one) is None
-    assert "too long" in (
-        why_not_replayable(PendingDeadLetter(one.key, one.at, "", send_letter(broker, 2, cut=True))) or ""
-    )
+    [pending] = read_pending_dead_letters(broker)
+    assert why_not_replayable(pending) is None
+    cut = PendingDeadLetter(pending.key, pending.at, "", send_letter(broker, 2, cut=True))
+    assert "too long" in (why_not_replayable(cut) or "")
 
 
 class TestAfterAReplay:
-    """What becomes of the scenario whose frame was a dead letter."""
+    """Effects of a replay on the scenario of the replayed frame."""
 
     @pytest.fixture
     def lost(self, connection: Connection, database_url: str, broker: KafkaSettings) -> tuple[str, str]:
-        """A scenario of which frame 1 of epoch 1 is a dead letter, and the letter's place."""
+        """A scenario whose frame 1 of epoch 1 is a dead letter, and the letter's place."""
         uuid = insert_progress(connection)
-        picky = (
+        connection.execute(
             f"ALTER TABLE scenario_results ADD CONSTRAINT picky CHECK (frame_number <> 1 OR scenario_uuid <> '{uuid}')"
         )
-        connection.execute(picky)
         send_results(broker, *frames(uuid, range(4)))
         try:
             deliver_all(connection, database_url, broker)
@@ -213,7 +212,7 @@ class TestAfterAReplay:
         [place] = places(broker)
         return uuid, place
 
-    def test_a_frame_that_nobody_has_redone_yet_is_stored(
+    def test_a_frame_that_is_still_missing_is_stored(
         self, connection: Connection, database_url: str, broker: KafkaSettings, lost: tuple[str, str]
     ) -> None:
         uuid, place = lost
@@ -221,7 +220,7 @@ class TestAfterAReplay:
         deliver_all(connection, database_url, broker)
         assert stored_frame_numbers(connection, uuid) == [0, 1]
 
-    def test_invariant_5_one_that_was_redone_by_a_later_epoch_changes_nothing(
+    def test_invariant_5_a_frame_that_a_later_epoch_has_stored_changes_nothing(
         self, connection: Connection, database_url: str, broker: KafkaSettings, lost: tuple[str, str]
     ) -> None:
         uuid, place = lost
@@ -236,7 +235,7 @@ class TestAfterAReplay:
         assert results.read_progress(connection, [uuid]) == progress
         assert [row[2] for row in before] == [1, 2, 2, 2]
 
-    def test_invariant_6_one_of_a_scenario_that_is_closed_changes_nothing(
+    def test_invariant_6_a_frame_of_a_closed_scenario_changes_nothing(
         self, connection: Connection, database_url: str, broker: KafkaSettings, lost: tuple[str, str]
     ) -> None:
         uuid, place = lost
@@ -245,7 +244,7 @@ class TestAfterAReplay:
         deliver_all(connection, database_url, broker)
         assert stored_frame_numbers(connection, uuid) == [0]
 
-    def test_one_that_still_cannot_be_taken_waits_again_at_its_new_place(
+    def test_a_message_that_still_cannot_be_stored_becomes_a_letter_of_its_new_place(
         self, connection: Connection, database_url: str, broker: KafkaSettings
     ) -> None:
         uuid = insert_progress(connection)
@@ -258,29 +257,27 @@ class TestAfterAReplay:
 
 
 class TestCommandLine:
-    """What people read, and what programs read."""
+    """The output of `vidflow dlq` for people and for programs."""
 
-    def test_the_list_is_a_line_a_letter_for_people_and_an_array_for_programs(self, broker: KafkaSettings) -> None:
-        one, other = send_letter(broker, 1), send_letter(broker, 2, error=f"odd {ESCAPE}\nwords", value=None)
+    def test_the_list_is_a_table_for_people_and_an_array_for_programs(self, broker: KafkaSettings) -> None:
+        first, other = send_letter(broker, 1), send_letter(broker, 2, error=f"odd {ESCAPE}\nwords", value=None)
         end = run_command("dlq", "list", "--kafka", broker.bootstrap)
         assert (end.returncode, end.stderr) == (0, "")
         heading, *lines = end.stdout.splitlines()
         assert heading.split() == ["PLACE", "SINCE", "KEY", "BYTES", "ERROR"]
-        assert [line.split()[0] for line in lines] == [one.place, other.place]
+        assert [line.split()[0] for line in lines] == [first.place, other.place]
         assert ESCAPE not in end.stdout
-        told = json.loads(run_command("dlq", "list", "--output", "json", "--kafka", broker.bootstrap).stdout)
-        assert [(item["place"], item["key"], item["bytes"], item["replayable"]) for item in told] == [
-            (one.place, "k", 1, True),
+        items = json.loads(run_command("dlq", "list", "--output", "json", "--kafka", broker.bootstrap).stdout)
+        assert [(item["place"], item["key"], item["bytes"], item["replayable"]) for item in items] == [
+            (first.place, "k", 1, True),
             (other.place, "k", 0, True),
         ]
-        assert told[1]["error"] == other.error
+        assert items[1]["error"] == other.error
 
-    def test_a_letter_is_shown_with_its_headers_and_no_more_of_a_long_payload_than_one_reads(
-        self, broker: KafkaSettings
-    ) -> None:
+    def test_a_letter_is_shown_with_its_headers_and_the_start_of_a_long_value(self, broker: KafkaSettings) -> None:
         headers = ((clients.KIND_HEADER, b"frame"), ("odd", b"\x00" + ESCAPE.encode()))
-        one = send_letter(broker, 1, value=f"{ESCAPE}{{}}\n".encode() + b"x" * 100_000, headers=headers)
-        end = run_command("dlq", "show", one.place, "--kafka", broker.bootstrap)
+        letter = send_letter(broker, 1, value=f"{ESCAPE}{{}}\n".encode() + b"x" * 100_000, headers=headers)
+        end = run_command("dlq", "show", letter.place, "--kafka", broker.bootstrap)
         assert (end.returncode, end.stderr) == (0, "")
         assert "error    not a message" in end.stdout
         assert f"header   {clients.KIND_HEADER}: frame" in end.stdout
@@ -288,42 +285,46 @@ class TestCommandLine:
         assert ESCAPE not in end.stdout
         assert len(end.stdout) < 3000
         assert "(100008 bytes in all: --output json has them)" in end.stdout
-        told = json.loads(run_command("dlq", "show", one.place, "--output", "json", "--kafka", broker.bootstrap).stdout)
-        assert told["text"].encode() == one.value
-        assert told["headers"][0] == [clients.KIND_HEADER, "ZnJhbWU="]
+        end = run_command("dlq", "show", letter.place, "--output", "json", "--kafka", broker.bootstrap)
+        item = json.loads(end.stdout)
+        assert item["text"].encode() == letter.value
+        assert item["headers"][0] == [clients.KIND_HEADER, "ZnJhbWU="]
 
-    def test_no_letter_is_a_word_for_people_and_an_empty_array_for_programs(self, broker: KafkaSettings) -> None:
+    def test_an_empty_list_is_a_sentence_for_people_and_an_empty_array_for_programs(
+        self, broker: KafkaSettings
+    ) -> None:
         end = run_command("dlq", "list", "--kafka", broker.bootstrap)
         assert (end.returncode, end.stdout, end.stderr) == (0, "", "no dead letter waits\n")
         for command in (["list"], ["drop", "--all"], ["replay", "--all"]):
             end = run_command("dlq", *command, "--output", "json", "--kafka", broker.bootstrap)
             assert (end.returncode, end.stdout, end.stderr) == (0, "[]\n", "")
 
-    def test_a_place_at_which_none_waits_is_told_and_no_other_is_touched(self, broker: KafkaSettings) -> None:
-        one = send_letter(broker, 1)
+    def test_an_unknown_place_is_reported_and_no_letter_is_changed(self, broker: KafkaSettings) -> None:
+        letter = send_letter(broker, 1)
         for command in ("show", "drop", "replay"):
-            more = [] if command == "show" else [one.place]
-            end = run_command("dlq", command, *more, f"{RESULTS}/9/9", "--kafka", broker.bootstrap)
+            known = [] if command == "show" else [letter.place]
+            end = run_command("dlq", command, *known, f"{RESULTS}/9/9", "--kafka", broker.bootstrap)
             assert end.returncode == 2
             assert end.stderr == f"vidflow: no dead letter waits at {RESULTS}/9/9; those that do: vidflow dlq list\n"
-        assert places(broker) == [one.place]
+        assert places(broker) == [letter.place]
 
     @pytest.mark.parametrize("command", [["drop"], ["replay"], ["drop", "--all", "a/0/0"]])
-    def test_what_is_to_be_dealt_with_must_be_said(self, broker: KafkaSettings, command: list[str]) -> None:
-        one = send_letter(broker, 1)
+    def test_a_command_without_places_or_with_places_and_all_is_refused(
+        self, broker: KafkaSettings, command: list[str]
+    ) -> None:
+        letter = send_letter(broker, 1)
         end = run_command("dlq", *command, "--kafka", broker.bootstrap)
         assert end.returncode == 2
         assert end.stderr == (
             "vidflow: name the dead letters by their places (vidflow dlq list), or give --all for all of them\n"
         )
-        assert places(broker) == [one.place]
+        assert places(broker) == [letter.place]
 
-    def test_a_missing_topic_is_said_with_what_to_type(self, broker: KafkaSettings) -> None:
+    def test_a_missing_topic_is_reported_with_the_command_that_creates_it(self, broker: KafkaSettings) -> None:
         client = admin.create_admin(broker)
         client.delete_topics([DEAD_LETTERS])[DEAD_LETTERS].result()
         wait_until(lambda: DEAD_LETTERS not in client.list_topics(timeout=10).topics, "the topic is gone")
         end = run_command("dlq", "list", "--kafka", broker.bootstrap)
         assert end.returncode == 4
-        assert [line.endswith("make the topics with: vidflow topics create") for line in end.stderr.splitlines()] == [
-            True
-        ]
+        [line] = end.stderr.splitlines()
+        assert line.endswith("Create the topics with: vidflow topics create")

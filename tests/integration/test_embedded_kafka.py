@@ -1,4 +1,4 @@
-"""The embedded Kafka, by its real broker."""
+"""The embedded Kafka, with a real broker."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ def make_topic(settings: KafkaSettings) -> None:
 
 
 def send(settings: KafkaSettings, value: bytes) -> None:
-    sender: Producer = create_producer(settings, client_id="test")
+    producer: Producer = create_producer(settings, client_id="test")
     errors: list[object] = []
-    sender.produce(TOPIC, value, on_delivery=lambda error, _: errors.append(error))
-    assert sender.flush(20) == 0
+    producer.produce(TOPIC, value, on_delivery=lambda error, _: errors.append(error))
+    assert producer.flush(20) == 0
     assert errors == [None]
 
 
 def first_message(settings: KafkaSettings) -> bytes | None:
-    reader: Consumer = create_consumer(settings, client_id="test")
+    consumer: Consumer = create_consumer(settings, client_id="test")
     try:
-        reader.assign([TopicPartition(TOPIC, 0, 0)])
-        message = reader.poll(20)
+        consumer.assign([TopicPartition(TOPIC, 0, 0)])
+        message = consumer.poll(20)
         assert message is not None
         assert message.error() is None
         value: bytes | None = message.value()
         return value
     finally:
-        reader.close()
+        consumer.close()
 
 
 @pytest.mark.long
-def test_data_and_ports_stay_over_a_stop_a_start_and_a_kill(tmp_path: Path) -> None:
+def test_data_and_ports_survive_a_stop_and_a_kill(tmp_path: Path) -> None:
     kafka = broker(tmp_path).start()
     settings = kafka.settings
     make_topic(settings)
@@ -78,23 +78,23 @@ def test_data_and_ports_stay_over_a_stop_a_start_and_a_kill(tmp_path: Path) -> N
         again.stop()
 
 
-def test_a_topic_is_made_by_nobody_but_its_owner(kafka_settings: KafkaSettings) -> None:
+def test_topics_are_not_created_automatically(kafka_settings: KafkaSettings) -> None:
     client = admin.create_admin(kafka_settings)
-    client.list_topics("nobody_made_this", timeout=10)
-    assert "nobody_made_this" not in client.list_topics(timeout=10).topics
+    client.list_topics("does_not_exist", timeout=10)
+    assert "does_not_exist" not in client.list_topics(timeout=10).topics
 
 
-def test_a_folder_in_use_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     kafka = broker(tmp_path)
     try:
-        with pytest.raises(SetupError, match="another vidflow") as refused:
+        with pytest.raises(SetupError, match="Another vidflow") as refused:
             broker(tmp_path)
         assert "\n" not in refused.value.message
     finally:
         kafka.stop()
 
 
-def test_it_is_gone_when_its_owner_is_killed(tmp_path: Path) -> None:
+def test_the_broker_ends_when_its_owner_is_killed(tmp_path: Path) -> None:
     with running_owner("kafka", tmp_path) as (owner, port):
         assert is_listening(port)
         owner.send_signal(signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL, by its real programs."""
+"""The embedded PostgreSQL, with a real server."""
 
 from __future__ import annotations
 
@@ -20,24 +20,26 @@ def server(folder: Path, port: int | None = None) -> EmbeddedPostgres:
     return EmbeddedPostgres(folder, notify=print, stop=Stop(), port=port)
 
 
-def ask(url: str, statement: str) -> list[tuple[object, ...]]:
+def execute(url: str, statement: str) -> list[tuple[object, ...]]:
     with psycopg.connect(url, autocommit=True) as connection:
         cursor = connection.execute(statement.encode())
         return cursor.fetchall() if cursor.description else []
 
 
-def test_a_new_folder_becomes_a_postgresql_18_with_a_database_of_our_own(postgres_url: str) -> None:
-    [(version, database)] = ask(
+def test_a_new_folder_gets_a_postgresql_18_server_with_vidflows_database(postgres_url: str) -> None:
+    [(version, database)] = execute(
         postgres_url, "SELECT current_setting('server_version_num')::int / 10000, current_database()"
     )
     assert (version, database) == (18, "vidflow")
 
 
-def test_what_is_acknowledged_is_on_the_disk(postgres_url: str) -> None:
-    assert ask(postgres_url, "SELECT current_setting('fsync'), current_setting('synchronous_commit')") == [("on", "on")]
+def test_commits_are_flushed_to_disk(postgres_url: str) -> None:
+    assert execute(postgres_url, "SELECT current_setting('fsync'), current_setting('synchronous_commit')") == [
+        ("on", "on")
+    ]
 
 
-def test_nobody_gets_in_without_the_password_which_only_its_owner_can_read(tmp_path: Path) -> None:
+def test_the_password_is_required_and_only_its_owner_can_read_it(tmp_path: Path) -> None:
     postgres = server(tmp_path).start()
     try:
         with pytest.raises(psycopg.OperationalError):
@@ -47,17 +49,17 @@ def test_nobody_gets_in_without_the_password_which_only_its_owner_can_read(tmp_p
         postgres.stop()
 
 
-def test_data_and_url_stay_over_a_stop_and_a_start(tmp_path: Path) -> None:
+def test_data_and_url_survive_a_restart(tmp_path: Path) -> None:
     postgres = server(tmp_path).start()
     url = postgres.url
-    ask(url, "CREATE TABLE kept AS SELECT 42 AS answer")
+    execute(url, "CREATE TABLE kept AS SELECT 42 AS answer")
     postgres.stop()
     assert not is_listening(postgres.port)
 
     again = server(tmp_path).start()
     try:
         assert again.url == url
-        assert ask(url, "SELECT answer FROM kept") == [(42,)]
+        assert execute(url, "SELECT answer FROM kept") == [(42,)]
     finally:
         again.stop()
 
@@ -65,28 +67,28 @@ def test_data_and_url_stay_over_a_stop_and_a_start(tmp_path: Path) -> None:
 def test_a_killed_server_starts_again_on_the_same_port_with_its_data(tmp_path: Path) -> None:
     postgres = server(tmp_path).start()
     try:
-        ask(postgres.url, "CREATE TABLE kept AS SELECT 42 AS answer")
+        execute(postgres.url, "CREATE TABLE kept AS SELECT 42 AS answer")
         assert postgres.process is not None
         postgres.process.kill()
         postgres.process.wait()
         assert not postgres.is_alive()
         postgres.start()
-        assert ask(postgres.url, "SELECT answer FROM kept") == [(42,)]
+        assert execute(postgres.url, "SELECT answer FROM kept") == [(42,)]
     finally:
         postgres.stop()
 
 
-def test_a_folder_in_use_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     postgres = server(tmp_path)
     try:
-        with pytest.raises(SetupError, match="another vidflow") as refused:
+        with pytest.raises(SetupError, match="Another vidflow") as refused:
             server(tmp_path)
         assert "\n" not in refused.value.message
     finally:
         postgres.stop()
 
 
-def test_a_port_in_use_is_told_with_the_servers_own_words(tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported_with_the_servers_message(tmp_path: Path) -> None:
     first = server(tmp_path / "first").start()
     second = server(tmp_path / "second", port=first.port)
     try:
@@ -97,10 +99,10 @@ def test_a_port_in_use_is_told_with_the_servers_own_words(tmp_path: Path) -> Non
         first.stop()
 
 
-def test_a_stop_asked_for_gives_the_start_up_and_leaves_no_process(tmp_path: Path) -> None:
+def test_a_stop_request_cancels_the_start_and_leaves_no_process(tmp_path: Path) -> None:
     stop = Stop()
     postgres = EmbeddedPostgres(
-        tmp_path, notify=lambda sentence: stop.request() if "starting" in sentence else None, stop=stop
+        tmp_path, notify=lambda message: stop.request() if "starting" in message else None, stop=stop
     )
     with pytest.raises(StartCancelled):
         postgres.start()
@@ -109,21 +111,21 @@ def test_a_stop_asked_for_gives_the_start_up_and_leaves_no_process(tmp_path: Pat
     assert not is_listening(postgres.port)
 
 
-def test_a_folder_that_only_its_owner_may_enter_is_no_obstacle(tmp_path: Path) -> None:
+def test_the_server_runs_in_a_folder_that_only_its_owner_may_enter(tmp_path: Path) -> None:
     private = tmp_path / "private"
     private.mkdir(mode=0o700)
     postgres = server(private / "postgres").start()
     try:
-        assert ask(postgres.url, "SELECT 1") == [(1,)]
+        assert execute(postgres.url, "SELECT 1") == [(1,)]
     finally:
         postgres.stop()
 
 
-def test_it_is_gone_when_its_owner_is_killed_and_the_next_owner_finds_the_data(tmp_path: Path) -> None:
+def test_the_server_ends_when_its_owner_is_killed_and_a_new_owner_finds_its_data(tmp_path: Path) -> None:
     with running_owner("postgres", tmp_path) as (owner, port):
         owner.send_signal(signal.SIGKILL)
         owner.wait()
-        again = server(tmp_path).start()  # waits for the orphan to let go of the folder
+        again = server(tmp_path).start()  # waits until the orphaned server releases the folder
         try:
             assert again.port == port
             assert "received fast shutdown request" in (tmp_path / "postgres.log").read_text()

@@ -1,4 +1,4 @@
-"""Children that belong to this process: whom they outlive and whom not."""
+"""Starting and stopping child processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.integration.server_owner import wait_until
 from vidflow.infra.embedded.child_process import start_child, stop_child
 
 SLEEPER = [sys.executable, "-c", "import sys, time; sys.stdout.write('up'); sys.stdout.flush(); time.sleep(60)"]
-DEAF = [
+IGNORES_SIGTERM = [
     sys.executable,
     "-c",
     "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); sys.stdout.write('up'); sys.stdout.flush(); time.sleep(60)",
@@ -29,9 +29,9 @@ def child(command: list[str]) -> subprocess.Popen[bytes]:
     return started
 
 
-def test_a_child_outlives_the_thread_that_asked_for_it() -> None:
+def test_a_child_outlives_the_thread_that_started_it() -> None:
     started: list[subprocess.Popen[bytes]] = []
-    thread = threading.Thread(target=lambda: started.append(child(SLEEPER)), name="asks")
+    thread = threading.Thread(target=lambda: started.append(child(SLEEPER)), name="starter")
     thread.start()
     thread.join()
     wait_until(lambda: not Path(f"/proc/self/task/{thread.native_id}").exists(), "the thread is gone")
@@ -41,19 +41,19 @@ def test_a_child_outlives_the_thread_that_asked_for_it() -> None:
         process.kill()
 
 
-def test_a_child_is_in_a_session_of_its_own_so_that_ctrl_c_passes_it_by() -> None:
+def test_a_child_has_its_own_session_so_that_ctrl_c_does_not_reach_it() -> None:
     with child(SLEEPER) as process:
         assert os.getsid(process.pid) == process.pid
         process.kill()
 
 
-def test_a_child_that_hears_the_signal_ends_by_it() -> None:
+def test_a_child_that_handles_the_signal_ends_by_it() -> None:
     with child(SLEEPER) as process:
         assert stop_child(process, signal.SIGTERM, grace_s=20) == -signal.SIGTERM
 
 
-def test_a_child_that_does_not_hear_is_killed_after_its_grace_time() -> None:
-    with child(DEAF) as process:
+def test_a_child_that_ignores_the_signal_is_killed_after_its_grace_period() -> None:
+    with child(IGNORES_SIGTERM) as process:
         assert stop_child(process, signal.SIGTERM, grace_s=0.1) == -signal.SIGKILL
 
 

@@ -66,49 +66,51 @@ def options(database_url: str, kafka_settings: KafkaSettings) -> InboxOptions:
     return InboxOptions(database_url=database_url, kafka=kafka_settings)
 
 
-def progress(tables: Connection, scenario_uuid: str) -> Progress:
-    return results.read_progress(tables, [scenario_uuid])[scenario_uuid]
+def progress(connection: Connection, scenario_uuid: str) -> Progress:
+    return results.read_progress(connection, [scenario_uuid])[scenario_uuid]
 
 
-def now_s(tables: Connection) -> float:
-    return inbox_partitions.read_database_time(tables).timestamp()
+def now_s(connection: Connection) -> float:
+    return inbox_partitions.read_database_time(connection).timestamp()
 
 
-def caught_up_s(tables: Connection, topic_id: str, partitions: Sequence[int]) -> float | None:
+def caught_up_s(connection: Connection, topic_id: str, partitions: Sequence[int]) -> float | None:
     return inbox_partitions.fetch_caught_up_s(
-        inbox_partitions.execute_caught_up_query(tables, RESULTS, topic_id, partitions)
+        inbox_partitions.execute_caught_up_query(connection, RESULTS, topic_id, partitions)
     )
 
 
-def caught_up_past(tables: Connection, settings: KafkaSettings, moment_s: float) -> bool:
-    """What the leader asks before it takes a scenario from its runner."""
+def is_caught_up(connection: Connection, settings: KafkaSettings, time_s: float) -> bool:
+    """Return whether all results sent before `time_s` are stored. The leader asks this before it takes a scenario from its runner."""
     client = admin.create_admin(settings)
     topic = (offsets.read_topic_id(client, RESULTS), offsets.read_partitions(client, RESULTS))
-    stored_s = caught_up_s(tables, *topic)
-    return stored_s is not None and stored_s >= moment_s
+    stored_s = caught_up_s(connection, *topic)
+    return stored_s is not None and stored_s >= time_s
 
 
-def wait_until_caught_up(tables: Connection, settings: KafkaSettings) -> None:
-    """All that was sent until now is dealt with."""
-    moment_s = now_s(tables)
-    wait_until(lambda: caught_up_past(tables, settings, moment_s), "the inbox has caught up")
+def wait_until_caught_up(connection: Connection, settings: KafkaSettings) -> None:
+    """Wait until everything sent before this call is processed."""
+    called_s = now_s(connection)
+    wait_until(lambda: is_caught_up(connection, settings, called_s), "the inbox has caught up")
 
 
 @contextmanager
-def running_inbox(tables: Connection, options: InboxOptions) -> Iterator[Stop]:
-    """The inbox, running, with its partitions."""
+def running_inbox(connection: Connection, options: InboxOptions) -> Iterator[Stop]:
+    """Run an inbox during the block, which starts when the inbox has its partitions."""
     with running_role(run, options) as stop:
-        wait_until(lambda: stop.requested or caught_up_past(tables, options.kafka, 0.0), "the inbox has its partitions")
+        wait_until(
+            lambda: stop.requested or is_caught_up(connection, options.kafka, 0.0), "the inbox has its partitions"
+        )
         yield stop
 
 
-def dead_letters(tables: Connection) -> list[DeadLetter]:
-    waiting = outbox.read_pending_messages(tables, 1000)
-    assert all(one.topic == DEAD_LETTERS for one in waiting)
-    return [msgspec.json.decode(one.payload, type=DeadLetter) for one in waiting]
+def dead_letters(connection: Connection) -> list[DeadLetter]:
+    pending = outbox.read_pending_messages(connection, 1000)
+    assert all(message.topic == DEAD_LETTERS for message in pending)
+    return [msgspec.json.decode(message.payload, type=DeadLetter) for message in pending]
 
 
-def test_results_are_stored_with_what_they_say(connection: Connection, options: InboxOptions) -> None:
+def test_results_are_stored_with_all_their_values(connection: Connection, options: InboxOptions) -> None:
     uuid = insert_progress(connection)
     opened = SourceOpened(uuid, 1, width=64, height=48, duration_s=1.0, frames_expected=2)
     gap = Gap(uuid, 1, after_frame=0, from_s=0.2, to_s=0.4, reason=GapReason.CORRUPT, frames=1)
@@ -129,7 +131,7 @@ def test_results_are_stored_with_what_they_say(connection: Connection, options: 
     assert (after.last_pts, after.time_base, after.last_time_s) == (10, "1/90000", 0.2)
 
 
-def test_many_scenarios_are_stored_whole_and_in_order(connection: Connection, options: InboxOptions) -> None:
+def test_many_scenarios_are_stored_completely_and_in_order(connection: Connection, options: InboxOptions) -> None:
     uuids = [insert_progress(connection) for _ in range(10)]
     with running_inbox(connection, options):
         for start in range(0, 300, 100):
@@ -139,7 +141,7 @@ def test_many_scenarios_are_stored_whole_and_in_order(connection: Connection, op
     assert [stored_frame_numbers(connection, uuid) for uuid in uuids] == [list(range(300))] * 10
 
 
-def test_a_frame_that_comes_again_changes_nothing_and_is_counted(connection: Connection, options: InboxOptions) -> None:
+def test_a_repeated_frame_changes_nothing_and_is_counted(connection: Connection, options: InboxOptions) -> None:
     uuid = insert_progress(connection)
     send_results(
         options.kafka, frame(uuid, 0, label="person"), frame(uuid, 1), frame(uuid, 0, label="cat"), frame(uuid, 1)
@@ -154,16 +156,16 @@ def test_a_frame_that_comes_again_changes_nothing_and_is_counted(connection: Con
     assert label == "person"
 
 
-def test_invariant_5_a_row_that_is_there_against_the_rule_stays_as_it_is_and_the_others_are_stored(
+def test_invariant_5_an_unexpected_existing_row_is_kept_and_the_others_are_stored(
     connection: Connection, options: InboxOptions
 ) -> None:
-    """As where a table was restored by itself: the net below the rule."""
+    """A safeguard for a table that was restored without the others."""
     uuid, other = insert_progress(connection), insert_progress(connection)
     results.add_frames(connection, [frame(uuid, 1, label="person")])
     send_results(options.kafka, *frames(uuid, range(4)), *frames(other, range(4)))
     with running_inbox(connection, options):
         wait_until_caught_up(connection, options.kafka)
-    assert [stored_frame_numbers(connection, one) for one in (uuid, other)] == [list(range(4))] * 2
+    assert [stored_frame_numbers(connection, each) for each in (uuid, other)] == [list(range(4))] * 2
     assert dead_letters(connection) == []
     [(label,)] = connection.execute(
         "SELECT detections -> 0 ->> 'label' FROM scenario_results WHERE frame_number = 1 AND scenario_uuid = %s",
@@ -172,7 +174,7 @@ def test_invariant_5_a_row_that_is_there_against_the_rule_stays_as_it_is_and_the
     assert label == "person"
 
 
-def test_nothing_behind_a_hole_is_stored_and_the_next_epoch_fills_it(
+def test_nothing_after_a_hole_is_stored_until_the_next_epoch_fills_it(
     connection: Connection, options: InboxOptions
 ) -> None:
     uuid = insert_progress(connection)
@@ -187,7 +189,7 @@ def test_nothing_behind_a_hole_is_stored_and_the_next_epoch_fills_it(
     assert stored_frame_numbers(connection, uuid) == [0, 1, 2]
 
 
-def test_an_older_epoch_stores_nothing_more(connection: Connection, options: InboxOptions) -> None:
+def test_a_result_of_an_older_epoch_is_not_stored(connection: Connection, options: InboxOptions) -> None:
     uuid = insert_progress(connection, epoch=5)
     send_results(options.kafka, frame(uuid, 0, epoch=5), frame(uuid, 1, epoch=4), End(uuid, 4, 0, EndReason.FINISHED))
     with running_inbox(connection, options):
@@ -196,7 +198,7 @@ def test_an_older_epoch_stores_nothing_more(connection: Connection, options: Inb
     assert progress(connection, uuid).end_epoch is None
 
 
-def test_a_closed_scenario_takes_no_row(connection: Connection, options: InboxOptions) -> None:
+def test_a_result_of_a_closed_scenario_is_not_stored(connection: Connection, options: InboxOptions) -> None:
     uuid = insert_progress(connection, closed=True)
     send_results(options.kafka, frame(uuid, 0))
     with running_inbox(connection, options):
@@ -204,7 +206,7 @@ def test_a_closed_scenario_takes_no_row(connection: Connection, options: InboxOp
     assert stored_frame_numbers(connection, uuid) == []
 
 
-def test_results_of_a_scenario_that_nobody_knows_are_dropped(connection: Connection, options: InboxOptions) -> None:
+def test_results_of_an_unknown_scenario_are_dropped(connection: Connection, options: InboxOptions) -> None:
     uuid = insert_progress(connection)
     send_results(options.kafka, frame("01999999-0000-7000-8000-000000000000", 0), frame(uuid, 0))
     with running_inbox(connection, options):
@@ -213,7 +215,7 @@ def test_results_of_a_scenario_that_nobody_knows_are_dropped(connection: Connect
     assert dead_letters(connection) == []
 
 
-def test_a_message_that_cannot_be_read_becomes_a_dead_letter_and_blocks_nothing(
+def test_a_message_that_cannot_be_decoded_becomes_a_dead_letter_and_blocks_no_other(
     connection: Connection, options: InboxOptions
 ) -> None:
     uuid = insert_progress(connection)
@@ -230,10 +232,10 @@ def test_a_message_that_cannot_be_read_becomes_a_dead_letter_and_blocks_nothing(
     assert stored_frame_numbers(connection, uuid) == [0, 1]
 
 
-def test_a_row_that_postgresql_refuses_becomes_a_dead_letter_alone(
+def test_only_the_row_that_postgresql_rejects_becomes_a_dead_letter(
     connection: Connection, options: InboxOptions
 ) -> None:
-    """Its frame is a hole, the other scenario's are not touched."""
+    """Its frame is a hole. The frames of the other scenario are stored."""
     uuid, other = insert_progress(connection), insert_progress(connection)
     for number in range(40):
         send_results(options.kafka, frame(uuid, number), frame(other, number))
@@ -253,7 +255,7 @@ def test_a_row_that_postgresql_refuses_becomes_a_dead_letter_alone(
     assert progress(connection, uuid).hole_epoch == 1
 
 
-def test_a_text_that_postgresql_cannot_hold_becomes_a_dead_letter_too(
+def test_a_text_that_postgresql_cannot_store_becomes_a_dead_letter(
     connection: Connection, options: InboxOptions
 ) -> None:
     uuid = insert_progress(connection)
@@ -264,7 +266,7 @@ def test_a_text_that_postgresql_cannot_hold_becomes_a_dead_letter_too(
     assert stored_frame_numbers(connection, uuid) == [0]
 
 
-def test_invariant_9_any_number_of_messages_that_no_worker_sent_block_nothing_behind_them(
+def test_invariant_9_messages_that_no_worker_sent_do_not_block_later_ones(
     connection: Connection, options: InboxOptions
 ) -> None:
     uuid = insert_progress(connection)
@@ -276,7 +278,7 @@ def test_invariant_9_any_number_of_messages_that_no_worker_sent_block_nothing_be
     assert stored_frame_numbers(connection, uuid) == [0]
 
 
-def test_invariant_9_a_header_whose_name_is_no_text_blocks_nothing_behind_it(
+def test_invariant_9_a_header_name_that_is_not_utf8_does_not_block_later_messages(
     connection: Connection, options: InboxOptions
 ) -> None:
     uuid = insert_progress(connection)
@@ -288,35 +290,35 @@ def test_invariant_9_a_header_whose_name_is_no_text_blocks_nothing_behind_it(
     assert stored_frame_numbers(connection, uuid) == [0]
 
 
-def test_an_inbox_that_can_read_hardly_anything_of_the_workers_holds_and_says_so(
+def test_an_inbox_that_cannot_decode_most_worker_messages_pauses_and_logs_it(
     connection: Connection, options: InboxOptions, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing is stored or dropped until somebody says that nobody needs the messages; it does not die of them."""
+    """It stores and drops nothing until an operator moves the position, and the process does not end."""
     uuid = insert_progress(connection)
     send_results(options.kafka, *[b"a newer version's message"] * 60, key=uuid, headers=WORKER_HEADERS)
     send_results(options.kafka, frame(uuid, 0))
     with running_role(run, options) as stop:
-        wait_until(lambda: "mostly_poison" in caplog.text, "it says so")
+        wait_until(lambda: "mostly_poison" in caplog.text, "the inbox has logged the problem")
         assert dead_letters(connection) == []
         assert connection.execute("SELECT sum(position)::int FROM inbox_partitions").fetchone() == (0,)
-        at = now_s(connection)
+        skipped_s = now_s(connection)
         partition = next(message.partition() for message in read_topic(options.kafka, RESULTS))
         connection.execute("UPDATE inbox_partitions SET position = 60 WHERE partition = %s", (partition,))
-        wait_until(lambda: stored_frame_numbers(connection, uuid) == [0], "it goes on behind them")
-        wait_until(lambda: caught_up_past(connection, options.kafka, at), "it has caught up")
+        wait_until(lambda: stored_frame_numbers(connection, uuid) == [0], "the inbox continues after the messages")
+        wait_until(lambda: is_caught_up(connection, options.kafka, skipped_s), "the inbox has caught up")
         assert not stop.requested
     assert caplog.text.count("mostly_poison") == 1
 
 
-def test_a_long_message_that_cannot_be_read_leaves_a_letter_that_kafka_takes(
+def test_the_dead_letter_of_a_long_message_fits_kafkas_size_limit(
     connection: Connection, options: InboxOptions
 ) -> None:
     uuid = insert_progress(connection)
     send_results(options.kafka, b"x" * 900_000, key=uuid)
     with running_inbox(connection, options):
         wait_until_caught_up(connection, options.kafka)
-    [waiting] = outbox.read_pending_messages(connection, 10)
-    assert len(waiting.payload) < 1_000_000
+    [pending] = outbox.read_pending_messages(connection, 10)
+    assert len(pending.payload) < 1_000_000
     assert "900000 bytes" in dead_letters(connection)[0].error
 
 
@@ -328,8 +330,8 @@ def test_the_position_is_stored_with_the_rows(connection: Connection, options: I
     assert connection.execute("SELECT sum(position)::int FROM inbox_partitions").fetchone() == (7,)
 
 
-def test_a_position_that_was_moved_back_is_where_it_begins_again(connection: Connection, options: InboxOptions) -> None:
-    """As after a restore of the database: what Kafka still holds is read again."""
+def test_an_inbox_continues_from_a_position_that_was_moved_back(connection: Connection, options: InboxOptions) -> None:
+    """This happens when the database is restored. Messages that Kafka still has are read again."""
     uuid = insert_progress(connection)
     send_results(options.kafka, *frames(uuid, range(10)))
     with running_inbox(connection, options):
@@ -345,7 +347,7 @@ def test_a_position_that_was_moved_back_is_where_it_begins_again(connection: Con
 
 
 @pytest.mark.parametrize("restored", ["UPDATE inbox_partitions SET position = 0", "DELETE FROM inbox_partitions"])
-def test_invariant_7_a_restored_position_is_followed_though_nothing_more_comes(
+def test_invariant_7_a_restored_position_is_used_without_a_further_message(
     connection: Connection, options: InboxOptions, restored: str
 ) -> None:
     uuid = insert_progress(connection)
@@ -356,22 +358,22 @@ def test_invariant_7_a_restored_position_is_followed_though_nothing_more_comes(
             connection.execute(restored)
             connection.execute("DELETE FROM scenario_results")
             connection.execute("UPDATE scenario_progress SET next_frame = 0")
-        wait_until(lambda: stored_frame_numbers(connection, uuid) == list(range(10)), "it reads all again")
+        wait_until(lambda: stored_frame_numbers(connection, uuid) == list(range(10)), "all frames are stored again")
         wait_until_caught_up(connection, options.kafka)
 
 
-def test_positions_that_are_gone_are_made_anew(connection: Connection, options: InboxOptions) -> None:
+def test_deleted_positions_are_created_again(connection: Connection, options: InboxOptions) -> None:
     uuid = insert_progress(connection)
     send_results(options.kafka, *frames(uuid, range(5)))
     with running_inbox(connection, options):
         wait_until_caught_up(connection, options.kafka)
         connection.execute("DELETE FROM inbox_partitions")
         send_results(options.kafka, frame(uuid, 5))
-        wait_until(lambda: stored_frame_numbers(connection, uuid) == list(range(6)), "it reads all again")
+        wait_until(lambda: stored_frame_numbers(connection, uuid) == list(range(6)), "all messages are read again")
 
 
-def test_a_position_beyond_the_end_of_the_log_is_mended(connection: Connection, options: InboxOptions) -> None:
-    """A log that was cut: nothing would ever come from there, and it would never be caught up with."""
+def test_a_position_beyond_the_end_of_the_log_is_repaired(connection: Connection, options: InboxOptions) -> None:
+    """This happens when the log is truncated. Without the repair, the inbox would never read a message or catch up."""
     uuid = insert_progress(connection)
     send_results(options.kafka, *frames(uuid, range(5)))
     with running_inbox(connection, options):
@@ -382,46 +384,44 @@ def test_a_position_beyond_the_end_of_the_log_is_mended(connection: Connection, 
     assert connection.execute("SELECT max(position) FROM inbox_partitions").fetchone() == (5,)
 
 
-def test_messages_that_kafka_has_deleted_do_not_stop_it(connection: Connection, options: InboxOptions) -> None:
+def test_messages_that_kafka_has_deleted_do_not_stop_the_inbox(connection: Connection, options: InboxOptions) -> None:
     uuid = insert_progress(connection)
     send_results(options.kafka, *frames(uuid, range(5)))
     client = admin.create_admin(options.kafka)
     ends = offsets.read_end_offsets(client, RESULTS)
-    for answer in client.delete_records([TopicPartition(RESULTS, one, end) for one, end in ends.items()]).values():
+    places = [TopicPartition(RESULTS, partition, end) for partition, end in ends.items()]
+    for answer in client.delete_records(places).values():
         answer.result()
     with running_role(run, options):
         wait_until_caught_up(connection, options.kafka)
     assert connection.execute("SELECT max(position) FROM inbox_partitions").fetchone() == (5,)
 
 
-def test_caught_up_means_that_what_was_sent_before_is_stored(connection: Connection, options: InboxOptions) -> None:
-    """At no moment may the tables say that it has caught up past a moment while a result sent before it is missing."""
+def test_everything_sent_before_the_caught_up_time_is_stored(connection: Connection, options: InboxOptions) -> None:
     uuid = insert_progress(connection)
     with running_inbox(connection, options):
         for number in range(30):
             send_results(options.kafka, frame(uuid, number))
-            moment_s = now_s(connection)
-            wait_until(
-                lambda moment_s=moment_s: caught_up_past(connection, options.kafka, moment_s), "it has caught up"
-            )
+            sent_s = now_s(connection)
+            wait_until(lambda sent_s=sent_s: is_caught_up(connection, options.kafka, sent_s), "the inbox has caught up")
             assert stored_frame_numbers(connection, uuid) == list(range(number + 1))
 
 
-def test_it_has_not_caught_up_while_it_does_not_run(connection: Connection, options: InboxOptions) -> None:
+def test_a_stopped_inbox_does_not_catch_up(connection: Connection, options: InboxOptions) -> None:
     uuid = insert_progress(connection)
     with running_inbox(connection, options):
         wait_until_caught_up(connection, options.kafka)
     send_results(options.kafka, frame(uuid, 0))
-    assert not caught_up_past(connection, options.kafka, now_s(connection))
+    assert not is_caught_up(connection, options.kafka, now_s(connection))
 
 
-def test_it_catches_up_each_second_without_a_message(connection: Connection, options: InboxOptions) -> None:
+def test_an_inbox_without_messages_catches_up_each_second(connection: Connection, options: InboxOptions) -> None:
     with running_inbox(connection, options):
         for _ in range(2):
             wait_until_caught_up(connection, options.kafka)
 
 
-def test_a_partition_that_was_never_read_is_not_caught_up_with(connection: Connection, options: InboxOptions) -> None:
+def test_a_partition_that_was_never_read_has_no_caught_up_time(connection: Connection, options: InboxOptions) -> None:
     with running_inbox(connection, options):
         wait_until_caught_up(connection, options.kafka)
     topic_id = offsets.read_topic_id(admin.create_admin(options.kafka), RESULTS)
@@ -440,38 +440,44 @@ def test_two_inboxes_store_everything_once(connection: Connection, options: Inbo
     assert [stored_frame_numbers(connection, uuid) for uuid in uuids] == [list(range(200))] * 12
 
 
-def test_partitions_that_were_lost_while_it_paused_are_read_when_they_come_back(
+def test_partitions_lost_while_the_reader_was_paused_are_read_when_they_come_back(
     connection: Connection, options: InboxOptions
 ) -> None:
-    """The client remembers what it paused; it would never read them again."""
+    """The client keeps the pause of a revoked partition and would never read it again."""
     topic_id = offsets.read_topic_id(admin.create_admin(options.kafka), RESULTS)
 
     def reader() -> Reader:
         return Reader(
             options.kafka,
             options.group_protocol,
-            lambda given: inbox_partitions.read_positions(connection, RESULTS, topic_id, given),
+            lambda partitions: inbox_partitions.read_positions(connection, RESULTS, topic_id, partitions),
         )
 
+    def has_all_partitions() -> bool:
+        return not first.poll(0.05) and len(first.positions) == PARTITIONS[RESULTS]
+
     with closing(reader()) as first:
-        wait_until(lambda: not first.poll(0.05) and len(first.positions) == PARTITIONS[RESULTS], "it has all")
+        wait_until(has_all_partitions, "the first reader has all partitions")
         first.pause()
         with closing(reader()) as second:
-            wait_until(lambda: not second.poll(0.05) and read_and_lost(first) and bool(second.positions), "it has some")
+            wait_until(
+                lambda: not second.poll(0.05) and poll_and_check_loss(first) and bool(second.positions),
+                "the second reader has some partitions",
+            )
             first.resume()
-        wait_until(lambda: not first.poll(0.05) and len(first.positions) == PARTITIONS[RESULTS], "it has all again")
+        wait_until(has_all_partitions, "the first reader has all partitions again")
         uuids = [insert_progress(connection) for _ in range(100)]
         send_results(options.kafka, *(frame(uuid, 0) for uuid in uuids))
-        wait_until(lambda: first.fill(0.1) and len(first.batch) == len(uuids), "it reads all")
+        wait_until(lambda: first.fill(0.1) and len(first.batch) == len(uuids), "the first reader has read all messages")
 
 
-def read_and_lost(reader: Reader) -> bool:
-    """Lets it read on; whether it has lost partitions."""
+def poll_and_check_loss(reader: Reader) -> bool:
+    """Poll the reader, and return whether it has lost partitions."""
     reader.poll(0.05)
     return len(reader.positions) < PARTITIONS[RESULTS]
 
 
-def test_partitions_that_go_to_another_inbox_while_their_rows_are_copied_lose_nothing(
+def test_partitions_that_move_to_another_inbox_during_a_copy_lose_no_frames(
     connection: Connection, options: InboxOptions
 ) -> None:
     uuids = [insert_progress(connection) for _ in range(24)]
@@ -481,22 +487,22 @@ def test_partitions_that_go_to_another_inbox_while_their_rows_are_copied_lose_no
     reader = Reader(
         options.kafka,
         options.group_protocol,
-        lambda given: inbox_partitions.read_positions(connection, RESULTS, topic_id, given),
+        lambda partitions: inbox_partitions.read_positions(connection, RESULTS, topic_id, partitions),
     )
-    wait_until(lambda: not reader.fill(0.1), "a whole batch is read")
+    wait_until(lambda: not reader.fill(0.1), "a full batch is read")
     with connect(options.database_url, name="writer") as writer, ExitStack() as other:
 
         def lose_some() -> None:
             if len(reader.positions) < PARTITIONS[RESULTS]:
                 return
             other.enter_context(running_role(run, options))
-            wait_until(lambda: read_and_lost(reader), "another inbox has some partitions")
+            wait_until(lambda: poll_and_check_loss(reader), "another inbox has some partitions")
 
         part = reader.batch[:BATCH_MESSAGES]
         storing.store(writer, topic_id, dict(reader.positions), part, lose_some)
         reader.mark_stored(part)
-        assert all(taken.offset >= reader.positions[taken.partition] for taken in reader.batch), (
-            "of its own, not stored"
+        assert all(message.offset >= reader.positions[message.partition] for message in reader.batch), (
+            "the batch has a message that is stored or of a lost partition"
         )
         reader.close()
         wait_until_caught_up(connection, options.kafka)
@@ -507,55 +513,55 @@ def test_partitions_that_go_to_another_inbox_while_their_rows_are_copied_lose_no
 @pytest.mark.long
 @pytest.mark.fault
 @pytest.mark.timeout(240)
-def test_invariant_5_inboxes_that_are_killed_frozen_and_ended_while_frames_flow_store_everything_once(
+def test_invariant_5_killed_frozen_and_stopped_inboxes_store_every_frame_once(
     connection: Connection, options: InboxOptions
 ) -> None:
     uuids = [insert_progress(connection) for _ in range(12)]
-    chance = random.Random(5)  # noqa: S311 - whom it strikes, and how
+    rng = random.Random(5)  # noqa: S311 - chooses an inbox and a signal
     with ExitStack() as inboxes:
 
         def start() -> subprocess.Popen[bytes]:
             return inboxes.enter_context(role_process("inbox", options.database_url, options.kafka))
 
         alive = [start() for _ in range(3)]
-        for blow in range(12):
-            victim = chance.choice(alive)
+        for step in range(12):
+            victim = rng.choice(alive)
             for uuid in uuids:
-                send_results(options.kafka, *frames(uuid, range(blow * 100, (blow + 1) * 100)))
-            number = chance.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
+                send_results(options.kafka, *frames(uuid, range(step * 100, (step + 1) * 100)))
+            number = rng.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
             victim.send_signal(number)
             if number != signal.SIGSTOP:
                 victim.wait(30)
-                alive = [start() if one is victim else one for one in alive]
-            until_stored(connection, uuids, (blow + 1) * 100)
+                alive = [start() if process is victim else process for process in alive]
+            wait_until_stored(connection, uuids, (step + 1) * 100)
             victim.send_signal(signal.SIGCONT)
         wait_until_caught_up(connection, options.kafka)
-        assert [one.poll() for one in alive] == [None] * 3
+        assert [process.poll() for process in alive] == [None] * 3
     assert [stored_frame_numbers(connection, uuid) for uuid in uuids] == [list(range(1200))] * 12
     assert [progress(connection, uuid).repeats for uuid in uuids] == [0] * 12
 
 
 @pytest.mark.fault
 @pytest.mark.parametrize(
-    ("locked", "amid"),
+    ("lock_statement", "frozen_state"),
     [
         ("SELECT FROM scenario_progress WHERE scenario_uuid = %(uuid)s FOR UPDATE", "idle in transaction"),
         (
             "INSERT INTO scenario_results SELECT %(uuid)s, 0, 1, 0, 0, 1, 1, '2026-01-01T00:00:00Z', '[]'",
-            "active",  # in the COPY, where the server looks at no timeout
+            "active",  # in a COPY, during which the server checks no timeout
         ),
     ],
-    ids=["between statements", "amid a copy"],
+    ids=["between statements", "in a COPY"],
 )
-def test_invariant_8_an_inbox_that_freezes_in_its_transaction_locks_out_nobody(
-    connection: Connection, options: InboxOptions, locked: LiteralString, amid: str
+def test_invariant_8_an_inbox_frozen_in_a_transaction_does_not_block_another(
+    connection: Connection, options: InboxOptions, lock_statement: LiteralString, frozen_state: str
 ) -> None:
     uuid = insert_progress(connection)
-    seen = (Detection("x" * 190, 0.5, (0.0, 0.0, 1.0, 1.0)),) * 3500
-    for number in range(12):  # more than the wire holds, so that the copy is not sent whole
-        send_results(options.kafka, msgspec.structs.replace(frame(uuid, number), detections=seen))
+    detections = (Detection("x" * 190, 0.5, (0.0, 0.0, 1.0, 1.0)),) * 3500
+    for number in range(12):  # more data than the socket buffers hold, so that the COPY cannot be sent completely
+        send_results(options.kafka, msgspec.structs.replace(frame(uuid, number), detections=detections))
 
-    def state_of_the_frozen() -> str:
+    def session_state() -> str:
         [(state,)] = connection.execute(
             """
             SELECT max(CASE wait_event_type WHEN 'Lock' THEN 'locked' WHEN 'Client' THEN state END)
@@ -567,33 +573,33 @@ def test_invariant_8_an_inbox_that_freezes_in_its_transaction_locks_out_nobody(
 
     with role_process("inbox", options.database_url, options.kafka) as frozen:
         with connect(options.database_url, name="holder") as holder, holder.transaction(force_rollback=True):
-            holder.execute(locked, {"uuid": uuid})
-            wait_until(lambda: state_of_the_frozen() == "locked", "it waits in its transaction")
+            holder.execute(lock_statement, {"uuid": uuid})
+            wait_until(lambda: session_state() == "locked", "the inbox waits for the lock in its transaction")
             frozen.send_signal(signal.SIGSTOP)
-        wait_until(lambda: state_of_the_frozen() == amid, "the server waits for it")
+        wait_until(lambda: session_state() == frozen_state, "the server waits for the frozen inbox")
         with running_inbox(connection, options):
             wait_until_caught_up(connection, options.kafka)
             assert stored_frame_numbers(connection, uuid) == list(range(12))
             frozen.send_signal(signal.SIGCONT)
             send_results(options.kafka, *frames(uuid, range(12, 20)))
             wait_until_caught_up(connection, options.kafka)
-        wait_until_caught_up(connection, options.kafka)  # by the one that was frozen, alone
+        wait_until_caught_up(connection, options.kafka)  # now only the formerly frozen inbox runs
         assert frozen.poll() is None
     assert stored_frame_numbers(connection, uuid) == list(range(20))
     assert progress(connection, uuid).repeats == 0
 
 
-def until_stored(tables: Connection, uuids: list[str], count: int) -> None:
+def wait_until_stored(connection: Connection, uuids: list[str], count: int) -> None:
     wait_until(
-        lambda: min(one.next_frame for one in results.read_progress(tables, uuids).values()) == count,
-        f"{count} frames of each are stored",
+        lambda: min(each.next_frame for each in results.read_progress(connection, uuids).values()) == count,
+        f"{count} frames of each scenario are stored",
         30,
     )
 
 
 @pytest.mark.fault
 @pytest.mark.parametrize("place", ["inbox.before_position", "inbox.before_commit", "inbox.after_commit"])
-def test_an_inbox_killed_at_any_place_loses_nothing_and_stores_nothing_twice(
+def test_an_inbox_killed_at_a_crash_point_is_followed_by_one_that_stores_every_frame_once(
     connection: Connection, options: InboxOptions, place: str
 ) -> None:
     uuids = [insert_progress(connection) for _ in range(4)]
@@ -601,17 +607,17 @@ def test_an_inbox_killed_at_any_place_loses_nothing_and_stores_nothing_twice(
         send_results(options.kafka, *frames(uuid, range(600)))
     with role_process("inbox", options.database_url, options.kafka, crash_at=f"{place}:2") as child:
         child.wait(30)
-        assert child.returncode == -9, f"{place} was hit"
+        assert child.returncode == -9, f"the inbox did not reach {place}"
     assert 0 < sum(len(stored_frame_numbers(connection, uuid)) for uuid in uuids) < 2400
     began_s = time.monotonic()
     with running_inbox(connection, options):
         wait_until_caught_up(connection, options.kafka)
-        print_figure(f"from the death of an inbox to all stored by the next: {time.monotonic() - began_s:.1f} s")
+        print_figure(f"takeover from a killed inbox, until all frames are stored: {time.monotonic() - began_s:.1f} s")
     assert [stored_frame_numbers(connection, uuid) for uuid in uuids] == [list(range(600))] * 4
     assert [progress(connection, uuid).repeats for uuid in uuids] == [0] * 4
 
 
-def test_a_lost_connection_to_the_database_loses_nothing(connection: Connection, options: InboxOptions) -> None:
+def test_lost_database_connections_lose_no_frames(connection: Connection, options: InboxOptions) -> None:
     uuid = insert_progress(connection)
     with running_inbox(connection, options):
         for start in range(0, 500, 50):
@@ -622,10 +628,10 @@ def test_a_lost_connection_to_the_database_loses_nothing(connection: Connection,
 
 
 @pytest.mark.fault
-def test_invariant_8_a_database_that_is_away_pauses_it_and_it_goes_on_where_it_was(
+def test_invariant_8_an_inbox_waits_for_its_database_and_continues_where_it_was(
     tmp_path: Path, kafka_settings: KafkaSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Under load, and for longer than a session of its group lasts: it stays in the group, and nothing becomes a dead letter."""
+    """Under load, and for longer than the group's session timeout. It stays in the group and writes no dead letter."""
     caplog.set_level(logging.INFO, "vidflow")
     recreate_topics(kafka_settings)
     server = EmbeddedPostgres(tmp_path, notify=print, stop=Stop())
@@ -633,53 +639,56 @@ def test_invariant_8_a_database_that_is_away_pauses_it_and_it_goes_on_where_it_w
     try:
         migrate(url, print)
         options = InboxOptions(database_url=url, kafka=kafka_settings)
-        with connect(url, name="test") as tables:
-            uuids = [insert_progress(tables) for _ in range(4)]
-            with running_inbox(tables, options) as stop, sending(kafka_settings, uuids) as sent:
-                wait_until(lambda: stored_frame_numbers(tables, uuids[0]) != [], "it stores")
+        with connect(url, name="test") as connection:
+            uuids = [insert_progress(connection) for _ in range(4)]
+            with running_inbox(connection, options) as stop, sending_workers(kafka_settings, uuids) as sent:
+                wait_until(lambda: stored_frame_numbers(connection, uuids[0]) != [], "the inbox stores frames")
                 server.stop()
-                behind = sent[0] + 1000
+                sent_during_outage = sent[0] + 1000
                 until_s = time.monotonic() + GROUP_SESSION_S
-                wait_until(lambda: sent[0] >= behind and time.monotonic() > until_s, "the workers sent on meanwhile")
+                wait_until(
+                    lambda: sent[0] >= sent_during_outage and time.monotonic() > until_s,
+                    "the workers have sent more frames",
+                )
                 assert not stop.requested
                 server = EmbeddedPostgres(tmp_path, notify=print, stop=Stop())
                 assert server.start().url == url
-                with connect(url, name="test again") as tables_again:
+                with connect(url, name="test again") as connection_again:
                     wait_until(
-                        lambda: len(stored_frame_numbers(tables_again, uuids[0])) * len(uuids) > behind, "it goes on"
+                        lambda: len(stored_frame_numbers(connection_again, uuids[0])) * len(uuids) > sent_during_outage,
+                        "the frames sent during the outage are stored",
                     )
                     members = group_members(kafka_settings)
-        with connect(url, name="test at last") as tables, running_inbox(tables, options):
-            wait_until_caught_up(tables, kafka_settings)
-            assert [stored_frame_numbers(tables, uuid) for uuid in uuids] == [list(range(sent[0] // 4))] * 4
-            assert {progress(tables, uuid).hole_epoch for uuid in uuids} == {None}
-            assert dead_letters(tables) == []
+        with connect(url, name="test at last") as connection, running_inbox(connection, options):
+            wait_until_caught_up(connection, kafka_settings)
+            assert [stored_frame_numbers(connection, uuid) for uuid in uuids] == [list(range(sent[0] // 4))] * 4
+            assert {progress(connection, uuid).hole_epoch for uuid in uuids} == {None}
+            assert dead_letters(connection) == []
     finally:
         server.stop()
     assert members == 1
-    told = [record.getMessage() for record in caplog.records if record.getMessage() in {"away", "back"}]
-    assert told == ["away", "back"]
+    assert [event for event in caplog.messages if event in {"away", "back"}] == ["away", "back"]
 
 
 GROUP_SESSION_S = 3.5
 
 
 @contextmanager
-def sending(settings: KafkaSettings, uuids: list[str]) -> Iterator[list[int]]:
-    """Workers that send frame after frame of each scenario, about 1,000 a second, until the block ends; how many were sent."""
+def sending_workers(settings: KafkaSettings, uuids: list[str]) -> Iterator[list[int]]:
+    """Send about 1,000 frames a second of all scenarios during the block. Yield a list with the number of sent frames."""
     sent, done = [0], threading.Event()
     producer = clients.create_producer(settings, client_id="workers-under-test")
     clients.fetch_topic_metadata(producer, RESULTS)
 
-    def send_on() -> None:
+    def send_frames() -> None:
         while not done.wait(0.02):
-            number = sent[0] // len(uuids)
-            for one in (frame(uuid, number + more) for uuid in uuids for more in range(5)):
-                producer.produce(RESULTS, encode(one), one.scenario_uuid)
+            first = sent[0] // len(uuids)
+            for message in (frame(uuid, first + index) for uuid in uuids for index in range(5)):
+                producer.produce(RESULTS, encode(message), message.scenario_uuid)
             producer.poll(0)
             sent[0] += 5 * len(uuids)
 
-    workers = threading.Thread(target=send_on, name="workers")
+    workers = threading.Thread(target=send_frames, name="workers")
     workers.start()
     try:
         yield sent
@@ -694,7 +703,7 @@ def group_members(settings: KafkaSettings) -> int:
     return len(client.describe_consumer_groups([GROUP])[GROUP].result(10).members)
 
 
-def test_a_topic_that_was_made_anew_is_read_from_its_beginning(connection: Connection, options: InboxOptions) -> None:
+def test_a_recreated_topic_is_read_from_its_beginning(connection: Connection, options: InboxOptions) -> None:
     uuid = insert_progress(connection)
     send_results(options.kafka, *frames(uuid, range(5)))
     with running_inbox(connection, options):
@@ -705,7 +714,7 @@ def test_a_topic_that_was_made_anew_is_read_from_its_beginning(connection: Conne
         wait_until_caught_up(connection, options.kafka)
 
 
-def test_a_leader_that_raises_an_epoch_meanwhile_is_not_deadlocked(
+def test_a_leader_that_raises_epochs_meanwhile_causes_no_deadlock(
     connection: Connection, options: InboxOptions
 ) -> None:
     uuids = sorted(insert_progress(connection) for _ in range(8))
@@ -731,17 +740,18 @@ def test_a_leader_that_raises_an_epoch_meanwhile_is_not_deadlocked(
     assert [stored_frame_numbers(connection, uuid) for uuid in uuids] == [list(range(100))] * 8
 
 
-def test_a_detection_is_read_back_as_it_was_sent(connection: Connection, options: InboxOptions) -> None:
+def test_a_detection_is_stored_as_it_was_sent(connection: Connection, options: InboxOptions) -> None:
     uuid = insert_progress(connection)
-    seen = Detection('größer \u2028 "quoted" \\', 0.1234, (1.25, 2.5, 300.75, 400.01))
-    send_results(options.kafka, msgspec.structs.replace(frame(uuid, 0), detections=(seen,)))
+    detection = Detection('größer \u2028 "quoted" \\', 0.1234, (1.25, 2.5, 300.75, 400.01))
+    send_results(options.kafka, msgspec.structs.replace(frame(uuid, 0), detections=(detection,)))
     with running_inbox(connection, options):
         wait_until_caught_up(connection, options.kafka)
     [(text,)] = connection.execute("SELECT detections::text FROM scenario_results").fetchall()
-    assert msgspec.json.decode(text, type=tuple[Detection, ...]) == (seen,)
+    assert msgspec.json.decode(text, type=tuple[Detection, ...]) == (detection,)
 
 
-def test_a_mark_from_before_the_databases_clock_went_back_says_nothing_and_is_replaced(connection: Connection) -> None:
+def test_a_caught_up_time_in_the_future_is_ignored_and_replaced(connection: Connection) -> None:
+    """This happens when the database's clock steps back."""
     inbox_partitions.read_positions(connection, RESULTS, "id", [0, 1])
     now = inbox_partitions.read_database_time(connection)
     inbox_partitions.note_caught_up(connection, RESULTS, "id", {0: 0}, {0: 0}, now)
@@ -751,7 +761,7 @@ def test_a_mark_from_before_the_databases_clock_went_back_says_nothing_and_is_re
     assert caught_up_s(connection, "id", [0, 1]) == pytest.approx(now.timestamp())
 
 
-def test_an_offset_that_no_broker_knows_is_neither_a_position_nor_an_end(connection: Connection) -> None:
+def test_an_unknown_offset_is_neither_a_position_nor_an_end(connection: Connection) -> None:
     inbox_partitions.read_positions(connection, RESULTS, "unknown", [0, 1])
     now = inbox_partitions.read_database_time(connection)
     assert inbox_partitions.move_positions(connection, RESULTS, "unknown", {0: (0, -1001)}) == set()
@@ -763,27 +773,26 @@ def test_an_offset_that_no_broker_knows_is_neither_a_position_nor_an_end(connect
     assert inbox_partitions.read_positions(connection, RESULTS, "unknown", [0, 1]) == {0: 0, 1: 0}
 
 
-def test_a_position_that_an_earlier_version_took_from_a_partition_without_a_leader_is_mended(
+def test_a_negative_position_stored_by_an_earlier_version_is_repaired(
     connection: Connection, options: InboxOptions
 ) -> None:
+    """An earlier version stored -1001 for a partition without a leader."""
     uuid = insert_progress(connection)
     send_results(options.kafka, *frames(uuid, range(5)))
     with running_inbox(connection, options):
         wait_until_caught_up(connection, options.kafka)
         connection.execute("UPDATE inbox_partitions SET position = -1001 WHERE position = 5")
         send_results(options.kafka, *frames(uuid, range(5, 8)))
-        wait_until(lambda: stored_frame_numbers(connection, uuid) == list(range(8)), "a running inbox reads on")
+        wait_until(lambda: stored_frame_numbers(connection, uuid) == list(range(8)), "a running inbox continues")
     connection.execute("UPDATE inbox_partitions SET position = -1001")
     send_results(options.kafka, *frames(uuid, range(8, 10)))
     with running_inbox(connection, options):
-        wait_until(lambda: stored_frame_numbers(connection, uuid) == list(range(10)), "a new inbox reads on")
+        wait_until(lambda: stored_frame_numbers(connection, uuid) == list(range(10)), "a new inbox continues")
         wait_until_caught_up(connection, options.kafka)
     assert connection.execute("SELECT min(position), max(position) FROM inbox_partitions").fetchone() == (0, 10)
 
 
-def test_a_batch_of_long_messages_grows_past_its_bytes_by_one_at_most(
-    connection: Connection, options: InboxOptions
-) -> None:
+def test_a_batch_exceeds_its_byte_limit_by_one_message_at_most(connection: Connection, options: InboxOptions) -> None:
     uuid = insert_progress(connection)
     label = "x" * (LONG_BYTES - 1000)
     for number in range(40):
@@ -792,31 +801,31 @@ def test_a_batch_of_long_messages_grows_past_its_bytes_by_one_at_most(
     reader = Reader(
         options.kafka,
         options.group_protocol,
-        lambda given: inbox_partitions.read_positions(connection, RESULTS, topic_id, given),
+        lambda partitions: inbox_partitions.read_positions(connection, RESULTS, topic_id, partitions),
     )
     sizes: list[int] = []
-    read: list[int] = []
+    read_offsets: list[int] = []
 
-    def is_whole() -> bool:
+    def read_batch() -> bool:
         reader.fill(0.1)
-        sizes.append(sum(taken.size_bytes for taken in reader.batch))
+        sizes.append(sum(message.size_bytes for message in reader.batch))
         reader.prefetch()
-        assert sum(taken.size_bytes for taken in reader.batch) <= 2 * BATCH_BYTES + LONG_BYTES
-        read.extend(taken.offset for taken in reader.batch)
+        assert sum(message.size_bytes for message in reader.batch) <= 2 * BATCH_BYTES + LONG_BYTES
+        read_offsets.extend(message.offset for message in reader.batch)
         reader.mark_stored(list(reader.batch))
-        return len(read) == 40
+        return len(read_offsets) == 40
 
     try:
-        wait_until(is_whole, "all are read")
+        wait_until(read_batch, "all messages are read")
     finally:
         reader.close()
-    assert sorted(read) == list(range(40))
-    assert max(sizes) > BATCH_BYTES - LONG_BYTES, "a batch was full"
+    assert sorted(read_offsets) == list(range(40))
+    assert max(sizes) > BATCH_BYTES - LONG_BYTES, "no batch was full"
     assert max(sizes) <= BATCH_BYTES + LONG_BYTES
 
 
-def test_an_error_while_partitions_are_given_ends_the_inbox(options: InboxOptions) -> None:
-    """The client would swallow it, and the inbox would go on without these partitions."""
-    reader = Reader(options.kafka, options.group_protocol, lambda given: dict.fromkeys(given, -7))
+def test_an_error_in_the_assignment_callback_ends_the_inbox(options: InboxOptions) -> None:
+    """The client ignores such an error, and the inbox would continue without these partitions."""
+    reader = Reader(options.kafka, options.group_protocol, lambda partitions: dict.fromkeys(partitions, -7))
     with pytest.raises(errors.ClientBroken), closing(reader):
-        wait_until(lambda: bool(reader.fill(0.1)) and bool(reader.positions), "it is given partitions")
+        wait_until(lambda: bool(reader.fill(0.1)) and bool(reader.positions), "the reader is assigned partitions")

@@ -1,4 +1,4 @@
-"""A broker that asks for TLS and a login: every client gets in by properties alone, and a refusal is reported as one."""
+"""A broker that requires TLS and a login: clients connect with properties alone, and failures are reported with their cause."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ from vidflow.settings import read_environment_variable
 pytestmark = [pytest.mark.long, pytest.mark.timeout(240)]
 
 USER = "vidflow"
-POOR = "poor"
-PASSWORD = "correct-horse-battery"  # noqa: S105 - of a broker of this test alone
+USER_WITHOUT_ACL = "poor"
+PASSWORD = "correct-horse-battery"  # noqa: S105 - only used by this test's broker
 WRONG = "wrong-donkey-battery"
 SCRAM = "SCRAM-SHA-512"
 LOGIN = "org.apache.kafka.common.security"
 
 
 class SecuredBroker(EmbeddedKafka):
-    """A broker with a listener for each way to get in, beside the plain one; `settings` are those of SASL_SSL and SCRAM."""
+    """A broker with a plain listener, which `settings` uses, and one for each of SCRAM, mutual TLS and OAuth."""
 
     def __init__(self, folder: Path, authority: CertificateAuthority) -> None:
         broker, controller, self.scram_port, self.mtls_port, self.oauth_port = find_free_ports(5)
         self.authority = authority
-        own = {"PLAINTEXT": broker, "SCRAM": self.scram_port, "MTLS": self.mtls_port, "OAUTH": self.oauth_port}
-        places = [f"{name}://127.0.0.1:{port}" for name, port in own.items()]
+        ports = {"PLAINTEXT": broker, "SCRAM": self.scram_port, "MTLS": self.mtls_port, "OAUTH": self.oauth_port}
+        listeners = [f"{name}://127.0.0.1:{port}" for name, port in ports.items()]
         certificate, key = authority.issue("broker", "IP:127.0.0.1")
         keystore = folder / "broker-keystore.pem"
         keystore.write_text(key.read_text() + certificate.read_text())
-        more = {
-            "listeners": ",".join([*places, f"CONTROLLER://127.0.0.1:{controller}"]),
-            "advertised.listeners": ",".join([*places, f"CONTROLLER://127.0.0.1:{controller}"]),
+        properties = {
+            "listeners": ",".join([*listeners, f"CONTROLLER://127.0.0.1:{controller}"]),
+            "advertised.listeners": ",".join([*listeners, f"CONTROLLER://127.0.0.1:{controller}"]),
             "listener.security.protocol.map": (
                 "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SCRAM:SASL_SSL,MTLS:SSL,OAUTH:SASL_SSL"
             ),
@@ -69,11 +69,11 @@ class SecuredBroker(EmbeddedKafka):
         }
         cache = read_environment_variable("VIDFLOW_CACHE_DIR")
         super().__init__(
-            folder, notify=print, stop=Stop(), ports=(broker, controller), cache=cache, extra_properties=more
+            folder, notify=print, stop=Stop(), ports=(broker, controller), cache=cache, extra_properties=properties
         )
 
-    def scram(self, user: str = USER, password: str = PASSWORD, **more: str) -> KafkaSettings:
-        """The settings of a login by SCRAM over TLS; `extra_properties` properties have _ for the dots in their names."""
+    def scram(self, user: str = USER, password: str = PASSWORD, **overrides: str) -> KafkaSettings:
+        """Return client settings for SCRAM over TLS. The names of `overrides` have _ instead of dots."""
         properties = {
             "security.protocol": "SASL_SSL",
             "ssl.ca.location": str(self.authority.ca),
@@ -81,8 +81,8 @@ class SecuredBroker(EmbeddedKafka):
             "sasl.username": user,
             "sasl.password": password,
         }
-        more = {name.replace("_", "."): value for name, value in more.items()}
-        return KafkaSettings(f"127.0.0.1:{self.scram_port}", properties | more)
+        properties |= {name.replace("_", "."): value for name, value in overrides.items()}
+        return KafkaSettings(f"127.0.0.1:{self.scram_port}", properties)
 
 
 @pytest.fixture(scope="module")
@@ -92,44 +92,45 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredBroker]:
     try:
         secured.start()
         client = admin.create_admin(secured.settings)
-        how = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096)
-        for user in (USER, POOR):
-            [made] = client.alter_user_scram_credentials(
-                [UserScramCredentialUpsertion(user, how, PASSWORD.encode())]
+        info = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096)
+        for user in (USER, USER_WITHOUT_ACL):
+            [altered] = client.alter_user_scram_credentials(
+                [UserScramCredentialUpsertion(user, info, PASSWORD.encode())]
             ).values()
-            made.result(20)
-        wait_until(lambda: lets_in(secured.scram()), "the broker knows the users")
+            altered.result(20)
+        wait_until(lambda: creation_error(secured.scram()) is None, "the broker knows the users")
         yield secured
     finally:
         secured.stop()
 
 
-def lets_in(settings: KafkaSettings) -> bool:
+def creation_error(settings: KafkaSettings) -> Exception | None:
+    """Create the topics, and return the error if that fails."""
     try:
         topics.create_topics(settings)
-    except errors.KafkaAway:
-        return False
-    return True
+    except errors.KafkaAway as error:
+        return error
+    return None
 
 
-def carry(settings: KafkaSettings) -> None:
-    """One message to and from the broker, by each kind of client."""
+def assert_clients_work(settings: KafkaSettings) -> None:
+    """Create the topics, and send and read a message, so that each kind of client is used."""
     assert set(topics.create_topics(settings)) <= set(PARTITIONS)
-    reader = clients.create_consumer(settings, client_id="reads")
-    sender = clients.create_producer(settings, client_id="sends")
+    consumer = clients.create_consumer(settings, client_id="reads")
+    producer = clients.create_producer(settings, client_id="sends")
     try:
-        offsets.assign_at_end(admin.create_admin(settings), reader, [INIT_SCENARIO])
-        clients.send(sender, INIT_SCENARIO, b"hello", b"key", [], lambda _error, _message: None)
-        assert sender.flush(20) == 0
-        [message] = clients.consume_available(reader, 1, 20)
+        offsets.assign_at_end(admin.create_admin(settings), consumer, [INIT_SCENARIO])
+        clients.send(producer, INIT_SCENARIO, b"hello", b"key", [], lambda _error, _message: None)
+        assert producer.flush(20) == 0
+        [message] = clients.consume_available(consumer, 1, 20)
         assert message.value() == b"hello"
     finally:
-        reader.close()
+        consumer.close()
     assert b"hello" in {message.value() for message in offsets.read_log(settings, INIT_SCENARIO)}
 
 
 def test_scram_over_tls(broker: SecuredBroker) -> None:
-    carry(broker.scram())
+    assert_clients_work(broker.scram())
 
 
 def test_mtls(broker: SecuredBroker) -> None:
@@ -140,7 +141,7 @@ def test_mtls(broker: SecuredBroker) -> None:
         "ssl.certificate.location": str(certificate),
         "ssl.key.location": str(key),
     }
-    carry(KafkaSettings(f"127.0.0.1:{broker.mtls_port}", properties))
+    assert_clients_work(KafkaSettings(f"127.0.0.1:{broker.mtls_port}", properties))
 
 
 def test_oauthbearer(broker: SecuredBroker) -> None:
@@ -151,7 +152,7 @@ def test_oauthbearer(broker: SecuredBroker) -> None:
         "enable.sasl.oauthbearer.unsecure.jwt": "true",
         "sasl.oauthbearer.config": f"principal={USER}",
     }
-    carry(KafkaSettings(f"127.0.0.1:{broker.oauth_port}", properties))
+    assert_clients_work(KafkaSettings(f"127.0.0.1:{broker.oauth_port}", properties))
 
 
 def other_authority(broker: SecuredBroker) -> KafkaSettings:
@@ -173,28 +174,20 @@ REFUSALS: dict[str, tuple[Any, str]] = {
         ),
         "TLS failed|Check security.protocol",
     ),
-    "ACL": (lambda broker: broker.scram(user=POOR), "does not permit .*ACL"),
+    "ACL": (lambda broker: broker.scram(user=USER_WITHOUT_ACL), "Permission denied .*ACL"),
 }  # fmt: skip
-
-
-def outcome(settings: KafkaSettings) -> Exception | None:
-    try:
-        topics.create_topics(settings)
-    except errors.KafkaAway as error:
-        return error
-    return None
 
 
 @pytest.fixture(scope="module")
 def refused(broker: SecuredBroker) -> dict[str, Exception | None]:
-    """What each of them is told: all at once, since each takes as long as a broker may take to answer."""
-    settings = [settings_of(broker) for settings_of, _ in REFUSALS.values()]
+    """The error of each case of REFUSALS. The cases run in parallel, because each takes as long as a request's timeout."""
+    settings = [build_settings(broker) for build_settings, _ in REFUSALS.values()]
     with ThreadPoolExecutor(len(settings)) as threads:
-        return dict(zip(REFUSALS, threads.map(outcome, settings), strict=True))
+        return dict(zip(REFUSALS, threads.map(creation_error, settings), strict=True))
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_a_refusal_is_reported_as_one(refused: dict[str, Exception | None], name: str) -> None:
+def test_a_security_failure_is_reported_with_its_cause(refused: dict[str, Exception | None], name: str) -> None:
     error = refused[name]
     assert isinstance(error, errors.SecurityFailed), error
     assert re.search(REFUSALS[name][1], error.message)
@@ -203,28 +196,30 @@ def test_a_refusal_is_reported_as_one(refused: dict[str, Exception | None], name
 
 
 @pytest.mark.parametrize("properties", [{}, {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": SCRAM}])
-def test_a_client_without_tls_is_told_what_may_be_missing(broker: SecuredBroker, properties: dict[str, str]) -> None:
-    """The broker only hangs up, so that nothing but a hint is possible."""
+def test_the_error_of_a_client_without_tls_names_the_likely_setting(
+    broker: SecuredBroker, properties: dict[str, str]
+) -> None:
+    """The broker closes the connection without an error, so the message can only be a hint."""
     login = {"sasl.username": USER, "sasl.password": PASSWORD} if properties else {}
-    with pytest.raises(errors.KafkaAway, match=r"check security\.protocol"):
+    with pytest.raises(errors.KafkaAway, match=r"Check security\.protocol"):
         topics.create_topics(KafkaSettings(f"127.0.0.1:{broker.scram_port}", properties | login))
 
 
-def in_a_file(folder: Path, settings: KafkaSettings) -> Path:
+def write_properties_file(folder: Path, settings: KafkaSettings) -> Path:
     file = folder / "kafka.properties"
-    lines = {"bootstrap.servers": settings.bootstrap, **settings.properties}
-    file.write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
+    properties = {"bootstrap.servers": settings.bootstrap, **settings.properties}
+    file.write_text("".join(f"{name}={value}\n" for name, value in properties.items()))
     return file
 
 
-def test_commands_take_a_file_of_properties(broker: SecuredBroker, tmp_path: Path) -> None:
-    file = str(in_a_file(tmp_path, broker.scram()))
+def test_commands_read_a_properties_file(broker: SecuredBroker, tmp_path: Path) -> None:
+    file = str(write_properties_file(tmp_path, broker.scram()))
     end = run_command("topics", "create", "--kafka-properties", file)
     assert (end.returncode, end.stderr) == (0, "")
     assert run_command("dlq", "list", variables={"VIDFLOW_KAFKA_PROPERTIES": file}).returncode == 0
-    wrong = str(in_a_file(tmp_path, broker.scram(password=WRONG)))
-    for words in (("topics", "create"), ("dlq", "list")):
-        end = run_command(*words, "--kafka-properties", wrong)
+    wrong = str(write_properties_file(tmp_path, broker.scram(password=WRONG)))
+    for command in (("topics", "create"), ("dlq", "list")):
+        end = run_command(*command, "--kafka-properties", wrong)
         assert end.returncode == 3
         assert end.stderr.startswith("vidflow: Authentication failed at Kafka 127.0.0.1:")
         assert WRONG not in end.stderr + end.stdout
@@ -232,37 +227,37 @@ def test_commands_take_a_file_of_properties(broker: SecuredBroker, tmp_path: Pat
 
 
 @pytest.mark.parametrize("role", ["runner", "inbox"])
-def test_a_role_that_is_refused_says_so_once_and_waits(
+def test_a_role_logs_a_security_failure_once_and_waits(
     broker: SecuredBroker, role: str, tmp_path: Path, database_url: str
 ) -> None:
     database = [] if role == "runner" else ["--database-url", database_url]
-    with running_command(tmp_path, role, *database, variables=broker.scram(password=WRONG).variables()) as waiting:
-        waiting.wait_for("kafka_security server=Kafka error=Authentication failed .*sasl.password")
-        assert waiting.stop() == 0
-        assert waiting.stderr.count("kafka_security") == 1
-        assert WRONG not in waiting.stderr
+    with running_command(tmp_path, role, *database, variables=broker.scram(password=WRONG).variables()) as process:
+        process.wait_for("kafka_security server=Kafka error=Authentication failed .*sasl.password")
+        assert process.stop() == 0
+        assert process.stderr.count("kafka_security") == 1
+        assert WRONG not in process.stderr
 
 
-def command_lines(stack_pids: dict[str, list[int]]) -> list[bytes]:
-    """The arguments of all processes of a stack and of those that they have started."""
-    pids = {pid for of_a_kind in stack_pids.values() for pid in of_a_kind}
-    found = []
+def read_command_lines(stack_pids: dict[str, list[int]]) -> list[bytes]:
+    """Return the command lines of a stack's processes and their descendants."""
+    pids = {pid for role_pids in stack_pids.values() for pid in role_pids}
+    command_lines = []
     for pid in pids.union(*(descendants(pid) for pid in pids)):
-        with suppress(OSError):  # it has ended
-            found.append(Path(f"/proc/{pid}/cmdline").read_bytes())
-    return found
+        with suppress(OSError):  # the process has ended
+            command_lines.append(Path(f"/proc/{pid}/cmdline").read_bytes())
+    return command_lines
 
 
-def test_a_whole_vidflow_works_with_it_and_shows_no_secret(
+def test_a_whole_vidflow_works_with_a_secured_broker_and_shows_no_secret(
     broker: SecuredBroker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     clip = clips.constant_rate(tmp_path / "clip.mp4", frames=50)
     with running_vidflow(tmp_path / "data", kafka=broker.scram()) as vidflow:
         uuid = vidflow.create_scenario(clip, "motion", "all")
-        wait_until(lambda: vidflow.scenario(uuid)["frames_stored"] > 0, "it is under way")
-        lines = command_lines(vidflow.stack.pids())
+        wait_until(lambda: vidflow.scenario(uuid)["frames_stored"] > 0, "a frame is stored")
+        lines = read_command_lines(vidflow.stack.pids())
         assert vidflow.wait_until_inactive(uuid)["outcome"] == "completed"
     assert any(b"worker" in line or b"forkserver" in line for line in lines), lines
     assert not any(PASSWORD.encode() in line for line in lines)
-    told = capfd.readouterr()
-    assert PASSWORD not in told.out + told.err
+    captured = capfd.readouterr()
+    assert PASSWORD not in captured.out + captured.err

@@ -1,4 +1,4 @@
-"""A whole vidflow speaks to nobody whom its configuration does not name, and writes nowhere but into its own folders."""
+"""A whole vidflow connects only to configured addresses and writes only to its own folders."""
 
 from __future__ import annotations
 
@@ -22,17 +22,16 @@ pytestmark = pytest.mark.long
 
 LIMIT_S = 110.0
 SYSTEM = (Path("/dev"), Path("/proc"))
-"""Devices, shared memory, and a process's own settings: nothing there outlives the process or leaves the machine."""
+"""Devices, shared memory and process settings: changes there do not outlive the process or leave the machine."""
 
 
-def test_a_whole_vidflow_with_an_onnx_model(tmp_path: Path, shared: Path) -> None:
+def test_a_whole_vidflow_uses_only_its_own_addresses_and_folders(tmp_path: Path, shared: Path) -> None:
     require_strace(tmp_path)
     home, data, scratch, cache = (tmp_path / name for name in ("home", "data", "scratch", "cache"))
     for folder in (home, data, scratch):
         folder.mkdir()
-    cache.symlink_to(
-        cache_folder(read_environment_variable("VIDFLOW_CACHE_DIR"))
-    )  # what is fetched once is there, as on a second start
+    # The jars are in the cache, as after a first start.
+    cache.symlink_to(cache_folder(read_environment_variable("VIDFLOW_CACHE_DIR")))
     port = free_port()
     command = [
         "-m",
@@ -45,82 +44,83 @@ def test_a_whole_vidflow_with_an_onnx_model(tmp_path: Path, shared: Path) -> Non
         "--models-dir",
         str(shared / "models"),
     ]
-    surroundings = {
+    environment = {
         "HOME": str(home), "TMPDIR": str(scratch), "VIDFLOW_CACHE_DIR": str(cache), "PYTHONDONTWRITEBYTECODE": "1",
         "XDG_CACHE_HOME": "", "ORT_DISABLE_TELEMETRY": "",
     }  # fmt: skip
-    trace = tmp_path / "trace"
-    with start_traced(trace, [sys.executable, *command], surroundings, stderr=subprocess.PIPE) as process:
+    trace_file = tmp_path / "trace"
+    with start_traced(trace_file, [sys.executable, *command], environment, stderr=subprocess.PIPE) as process:
         try:
-            outcome = outcome_of_a_scenario(port, shared / "videos/vtest.avi")
+            outcome = run_scenario(port, shared / "videos/vtest.avi")
         finally:
-            for own in children(process.pid):
-                os.kill(own, signal.SIGINT)
-            _, said = process.communicate(timeout=60)
-            sys.stdout.write(said)
-    assert outcome == "completed", said
-    seen = SyscallTrace(trace)
+            for pid in children(process.pid):
+                os.kill(pid, signal.SIGINT)
+            _, stderr = process.communicate(timeout=60)
+            sys.stdout.write(stderr)
+    assert outcome == "completed", stderr
+    trace = SyscallTrace(trace_file)
     ports = {port} | {
         int(word) for file in ("postgres/port", "kafka/ports") for word in (data / file).read_text().split()
     }
-    assert {one for one in seen.connections if one[0] != "127.0.0.1" or one[1] not in ports} == set()
-    assert len(seen.connections) >= 4, "the api, PostgreSQL, Kafka and its controller were seen"
-    assert (seen.datagrams, seen.name_lookups) == ([], [])
-    assert seen.changes_outside([data, scratch, Path("/tmp"), cache, cache.resolve(), *SYSTEM]) == []
-    assert [path for path in seen.changed_paths if path.is_relative_to(home)] == []
+    assert {place for place in trace.connections if place[0] != "127.0.0.1" or place[1] not in ports} == set()
+    assert len(trace.connections) >= 4, "connections to the api, PostgreSQL, Kafka or its controller are missing"
+    assert (trace.datagrams, trace.name_lookups) == ([], [])
+    assert trace.changes_outside([data, scratch, Path("/tmp"), cache, cache.resolve(), *SYSTEM]) == []
+    assert [path for path in trace.changed_paths if path.is_relative_to(home)] == []
 
 
-def outcome_of_a_scenario(port: int, video: Path) -> str | None:
+def run_scenario(port: int, video: Path) -> str | None:
+    """Run a scenario with an ONNX model, read the metrics, and return the scenario's outcome."""
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
 
-        def answers(path: str, wanted: str) -> bool:
+        def answer_contains(path: str, text: str) -> bool:
             try:
-                return wanted in client.get(path).text
+                return text in client.get(path).text
             except httpx.TransportError:
                 return False
 
-        wait_until(lambda: answers("/health/system", '"ok"'), "it is ready", LIMIT_S)
+        wait_until(lambda: answer_contains("/health/system", '"ok"'), "vidflow is ready", LIMIT_S)
         answer = client.post("/scenario/init", json={"source": str(video), "model": "yolox_nano", "fps": 0.2})
         assert answer.status_code == 201, answer.text
         path = f"/scenario/{answer.json()['scenario_uuid']}"
-        wait_until(lambda: answers(path, '"inactive"'), "it ends", LIMIT_S)
-        wait_until(lambda: answers("/metrics", "vidflow_build_info"), "metrics are told")
+        wait_until(lambda: answer_contains(path, '"inactive"'), "the scenario is inactive", LIMIT_S)
+        wait_until(lambda: answer_contains("/metrics", "vidflow_build_info"), "the api serves metrics")
         return str(client.get(path).json()["outcome"])
 
 
 @pytest.mark.parametrize(
-    ("program", "sees"),
+    ("program", "detected"),
     [
         ("import socket; socket.socket().connect_ex(('192.0.2.1', 80))", "connections"),
         (
             "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'?', ('127.0.0.1', 53))",
             "datagrams",
         ),
-        ("import socket; socket.gethostbyname('name.invalid')", "look_ups"),
-        ("import socket; socket.getfqdn()", "look_ups"),
-        ("import pathlib, os; pathlib.Path(os.environ['HOME'], 'left').write_text('behind')", "changed"),
-        ("import onnxruntime; onnxruntime.disable_telemetry_events()", "changed"),
+        ("import socket; socket.gethostbyname('name.invalid')", "name_lookups"),
+        ("import socket; socket.getfqdn()", "name_lookups"),
+        ("import pathlib, os; pathlib.Path(os.environ['HOME'], 'left').write_text('x')", "changed_paths"),
+        ("import onnxruntime; onnxruntime.disable_telemetry_events()", "changed_paths"),
     ],
 )
-def test_what_a_stranger_would_do_is_observed(tmp_path: Path, program: str, sees: str) -> None:
-    """Shows that the test above can fail."""
+def test_unexpected_access_is_detected(tmp_path: Path, program: str, detected: str) -> None:
+    """This shows that the test above can fail."""
     require_strace(tmp_path)
-    home, trace = tmp_path / "home", tmp_path / "trace"
+    home, trace_file = tmp_path / "home", tmp_path / "trace"
     home.mkdir()
-    surroundings = {
+    environment = {
         "HOME": str(home),
         "PYTHONDONTWRITEBYTECODE": "1",
         "XDG_CACHE_HOME": "",
         "ORT_DISABLE_TELEMETRY": "0",
     }
-    start_traced(trace, [sys.executable, "-c", program], surroundings).wait()
-    seen = SyscallTrace(trace)
+    start_traced(trace_file, [sys.executable, "-c", program], environment).wait()
+    trace = SyscallTrace(trace_file)
     found = {
-        "connections": {address for address, _ in seen.connections} == {"192.0.2.1"},
-        "datagrams": bool(seen.datagrams),
-        "look_ups": bool(seen.name_lookups),
-        "changed": any(path.is_relative_to(home) for path in seen.changes_outside([*SYSTEM])),
+        "connections": {address for address, _ in trace.connections} == {"192.0.2.1"},
+        "datagrams": bool(trace.datagrams),
+        "name_lookups": bool(trace.name_lookups),
+        "changed_paths": any(path.is_relative_to(home) for path in trace.changes_outside([*SYSTEM])),
     }
-    if "onnxruntime" in program and not found[sees]:
-        pytest.skip("this onnxruntime has no telemetry here")
-    assert found[sees]
+    if "onnxruntime" in program and not found[detected]:
+        pytest.skip("this build of onnxruntime has no telemetry")
+    assert found[detected]

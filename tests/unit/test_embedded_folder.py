@@ -16,7 +16,7 @@ from vidflow.infra.embedded.folder_lock import FolderLock
 
 def test_a_second_owner_is_refused_in_one_line_that_names_the_first(tmp_path: Path) -> None:
     lock = FolderLock(tmp_path)
-    with pytest.raises(SetupError, match=rf"another vidflow \(process {os.getpid()}\) uses {tmp_path}") as refused:
+    with pytest.raises(SetupError, match=rf"Another vidflow \(process {os.getpid()}\) uses {tmp_path}") as refused:
         FolderLock(tmp_path)
     assert "\n" not in refused.value.message
     lock.release()
@@ -41,7 +41,7 @@ def test_a_child_that_inherited_the_lock_holds_it_after_its_owner_released_it(tm
     command = [sys.executable, "-I", "-S", "-c", "import sys; sys.stdin.read()"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[lock.fd]) as child:
         lock.release()
-        with pytest.raises(SetupError, match="another vidflow"):
+        with pytest.raises(SetupError, match="Another vidflow"):
             FolderLock(tmp_path)
         child.communicate()
     FolderLock(tmp_path).release()

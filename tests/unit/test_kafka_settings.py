@@ -85,7 +85,7 @@ def test_a_property_that_vidflow_relies_on_is_refused(name: str) -> None:
         ("=hunter2-hunter2\n", "line 1: not a Kafka property"),
         ("sasl password=hunter2-hunter2\n", "line 1: not a Kafka property"),
         ("sasl.password=hunter2-hunter2\0\n", "line 1: the value of sasl.password has a NUL"),
-        ("a=1\na=hunter2-hunter2\n", "line 2: a was set on a line before"),
+        ("a=1\na=hunter2-hunter2\n", "line 2: a is set on an earlier line"),
     ],
 )
 def test_an_invalid_file_is_refused_by_line_without_its_contents(text: str, reason: str) -> None:
@@ -121,7 +121,7 @@ def test_representations_show_no_values() -> None:
     ],
 )
 def test_properties_that_the_client_refuses_are_a_setup_error(properties: dict[str, str]) -> None:
-    with pytest.raises(SetupError, match=r"Kafka's client refuses its properties: .*--kafka-properties") as refused:
+    with pytest.raises(SetupError, match=r"The Kafka client rejected its properties: .*--kafka-properties") as refused:
         clients.create_producer(KafkaSettings("127.0.0.1:1", properties), client_id="test")
     assert SECRET not in str(refused.value)
     assert refused.value.__cause__ is None

@@ -1,1 +1,1 @@
-"""The outside world, one module a thing: thin, typed, without decisions."""
+"""Access to the outside world: servers, files, processes and libraries. Thin and typed, without decisions."""

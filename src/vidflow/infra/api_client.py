@@ -1,4 +1,4 @@
-"""A vidflow's HTTP API as a client uses it: thin, typed, its problems turned into vidflow's own errors."""
+"""A small typed client of vidflow's HTTP API, used by the command line. Problem responses are raised as vidflow's own errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class ScenarioState(msgspec.Struct, frozen=True):
-    """What a client needs to know of a scenario."""
+    """The part of a scenario that the command line uses."""
 
     scenario_uuid: str
     state: str
@@ -36,7 +36,7 @@ class _History(msgspec.Struct, frozen=True):
 
 
 class RawPredictionPage(msgspec.Struct, frozen=True):
-    """A page of results; each item is left as the JSON that the server sent."""
+    """A page of results. Each item is the JSON as the server sent it."""
 
     items: list[msgspec.Raw]
     next: str | None
@@ -44,7 +44,7 @@ class RawPredictionPage(msgspec.Struct, frozen=True):
 
 
 class _Problem(msgspec.Struct, frozen=True):
-    """RFC 9457."""
+    """A problem response (RFC 9457)."""
 
     title: str = ""
     detail: str = ""
@@ -52,20 +52,20 @@ class _Problem(msgspec.Struct, frozen=True):
 
 
 class ApiClient:
-    """A connection to one vidflow.
+    """A client of one vidflow server.
 
-    Raises UserError for what it refuses, Unavailable if it does not answer, InternalError if it fails (500).
+    Requests raise UserError if the server refuses them (4xx), Unavailable if it does not answer, InternalError if it fails (500).
     """
 
     def __init__(self, url: str) -> None:
-        """Raises UserError where `url` is none."""
+        """Raises UserError if `url` is not a valid HTTP URL."""
         self._url = url.rstrip("/")
         try:
             self._http = httpx.Client(base_url=self._url, timeout=10.0)
         except httpx.InvalidURL as error:
-            raise UserError(f"--url is no URL ({error}); write it as http://host:port") from error
+            raise UserError(f"--url is not a URL ({error}). Write http://host:port.") from error
         if self._http.base_url.scheme not in {"http", "https"} or not self._http.base_url.host:
-            raise UserError("--url is no URL of a vidflow; write it as http://host:port")
+            raise UserError("--url is not an HTTP URL. Write http://host:port.")
 
     def __enter__(self) -> Self:
         return self
@@ -77,57 +77,57 @@ class ApiClient:
 
     @property
     def is_local(self) -> bool:
-        """Whether the server is on this machine, so that a path here is likely one there."""
+        """Whether the server is on this machine, so that it probably has the same files."""
         return self._http.base_url.host in {"127.0.0.1", "localhost", "::1"}
 
     def init_scenario(self, body: dict[str, Any]) -> ScenarioState:
-        """Asks for a scenario."""
+        """Create a scenario."""
         return self._request(ScenarioState, "POST", "/scenario/init", json=body)
 
     def get_scenario(self, scenario_uuid: str) -> ScenarioState:
-        """How it stands."""
+        """Return a scenario's current state."""
         return self._request(ScenarioState, "GET", f"/scenario/{scenario_uuid}")
 
     def last_detail(self, scenario_uuid: str) -> str | None:
-        """Return the latest worker output (a traceback) in the scenario's history, None if there is none."""
-        moves = self._request(_History, "GET", f"/scenario/{scenario_uuid}/history").items
-        return next((move.detail for move in reversed(moves) if move.detail), None)
+        """Return the latest worker output (a traceback) in the scenario's history, or None."""
+        transitions = self._request(_History, "GET", f"/scenario/{scenario_uuid}/history").items
+        return next((transition.detail for transition in reversed(transitions) if transition.detail), None)
 
     def shut_down(self, scenario_uuid: str) -> ScenarioState:
-        """Asks for its end."""
+        """Request a scenario's shutdown."""
         return self._request(ScenarioState, "POST", f"/scenario/{scenario_uuid}/shutdown")
 
     def get_predictions(self, scenario_uuid: str, after: str | None, limit: int = 1000) -> RawPredictionPage:
-        """The results behind the cursor `after`."""
+        """Return a page of results after the cursor `after`, or the first page."""
         query = {"scenario_uuid": scenario_uuid, "limit": str(limit)} | ({"after": after} if after else {})
         return self._request(RawPredictionPage, "GET", "/prediction", params=query)
 
-    def _request(self, kind: type[T], method: str, path: str, **parts: Any) -> T:  # noqa: ANN401 - what httpx takes
+    def _request(self, kind: type[T], method: str, path: str, **options: Any) -> T:  # noqa: ANN401 - httpx's options
         try:
-            return msgspec.json.decode(self._send(method, path, **parts), type=kind)
+            return msgspec.json.decode(self._send(method, path, **options), type=kind)
         except msgspec.DecodeError as error:
             raise UserError(
-                f"what answers at {self._url} is no vidflow of this version ({error}); see --url"
+                f"The server at {self._url} is not a vidflow of this version ({error}). Check --url."
             ) from error
 
-    def _send(self, method: str, path: str, **parts: Any) -> bytes:  # noqa: ANN401 - what httpx takes
+    def _send(self, method: str, path: str, **options: Any) -> bytes:  # noqa: ANN401 - httpx's options
         try:
-            answer = self._http.request(method, path, **parts)
+            response = self._http.request(method, path, **options)
         except httpx.TransportError as error:
-            raise Unavailable(f"no vidflow answers at {self._url}: {error}; start one with: vidflow dev") from error
-        if answer.is_success:
-            return answer.content
-        problem = _decode_problem(answer)
-        kind: type[VidflowError] = UserError if answer.is_client_error else Unavailable
-        if answer.status_code == HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise Unavailable(f"No vidflow answers at {self._url}: {error}. Start one with: vidflow dev") from error
+        if response.is_success:
+            return response.content
+        problem = _decode_problem(response)
+        kind: type[VidflowError] = UserError if response.is_client_error else Unavailable
+        if response.status_code == HTTPStatus.INTERNAL_SERVER_ERROR:
             kind = InternalError
         raise kind(
-            problem.detail or problem.title or f"{method} {path} answered {answer.status_code}", code=problem.code
+            problem.detail or problem.title or f"{method} {path} answered {response.status_code}.", code=problem.code
         )
 
 
-def _decode_problem(answer: httpx.Response) -> _Problem:
+def _decode_problem(response: httpx.Response) -> _Problem:
     try:
-        return msgspec.json.decode(answer.content, type=_Problem)
+        return msgspec.json.decode(response.content, type=_Problem)
     except msgspec.DecodeError:
-        return _Problem(detail=f"the server answered {answer.status_code} without saying why")
+        return _Problem(detail=f"The server answered {response.status_code} without a reason.")

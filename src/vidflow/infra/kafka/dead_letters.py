@@ -1,7 +1,7 @@
-"""The topic of dead letters as an operator sees it: which wait there, sent again, dropped. Not how a message becomes one.
+"""Read, replay and drop dead letters. The inbox writes them (roles/inbox/storing.py).
 
-The topic is compacted. Of each key, the place of the message, the last message counts; one without a value says that somebody
-has dealt with the letter. So what waits is a fold over the log, and no state is kept anywhere else.
+The topic is compacted, and its log is the only state. A letter's key is the place of the original message. The last message of a
+key counts; if it has no value, the letter has been dealt with.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from vidflow.domain.messages import DEAD_LETTERS, RESULTS, DeadLetter, decode_de
 from vidflow.infra.kafka import admin, clients, errors, offsets, settings
 
 FLUSH_TIMEOUT_S: Final = 30.0
-"""How long a broker may take to answer to all that is sent before the rest is taken back."""
+"""How long to wait for the broker's acknowledgements before the rest is discarded."""
 
 
 class PendingDeadLetter(msgspec.Struct, frozen=True):
-    """A message of the topic that nobody has dealt with. `letter` is None where it cannot be read as one: `error` says why."""
+    """A dead letter that has not been dealt with. `letter` is None if it cannot be decoded; `error` then says why."""
 
     key: bytes
     at: datetime.datetime
@@ -31,23 +31,23 @@ class PendingDeadLetter(msgspec.Struct, frozen=True):
 
     @property
     def place(self) -> str:
-        """What it is called by: its key."""
+        """The letter's key as text, which names it in commands."""
         return self.key.decode(errors="backslashreplace")
 
 
 def read_pending_dead_letters(
     settings: settings.KafkaSettings, places: Collection[str] | None = None
 ) -> Iterator[PendingDeadLetter]:
-    """The dead letters that wait (of these `places`, or all), in the order in which they came. Raises errors.KafkaAway.
+    """Yield the pending dead letters, of `places` or all, in the order of their arrival. Raises errors.KafkaAway.
 
-    Reads the log twice, so that no more than the keys are held: letters may be long and many.
+    The log is read twice, so that only its keys are held in memory: letters may be long and many.
     """
     try:
         last = _last_of_each_key(settings, places)
     except (errors.TopicMissing, errors.SecurityFailed):
         raise
     except errors.KafkaAway as error:
-        raise errors.KafkaAway(f"{error.message}; start it, or set VIDFLOW_KAFKA (or --kafka)") from error
+        raise errors.KafkaAway(f"{error.message}. Start it, or set VIDFLOW_KAFKA (or --kafka).") from error
     if not last:
         return
     for message in offsets.read_log(settings, DEAD_LETTERS):
@@ -58,12 +58,12 @@ def read_pending_dead_letters(
 def _last_of_each_key(
     settings: settings.KafkaSettings, places: Collection[str] | None
 ) -> dict[bytes | None, tuple[int, int]]:
-    """Where the last message of each key lies, of those keys whose last one has a value."""
+    """Return partition and offset of the last message of each key, without the keys whose last message has no value."""
     last: dict[bytes | None, tuple[int, int]] = {}
     for message in offsets.read_log(settings, DEAD_LETTERS):
         key = message.key()
         if key is None or (places is not None and key.decode(errors="backslashreplace") not in places):
-            continue  # without a key it is none of ours, and the compacted topic takes none
+            continue  # vidflow writes no message without a key, and a compacted topic accepts none
         if message.value() is None:
             last.pop(key, None)
         else:
@@ -76,78 +76,82 @@ def _locate(message: Message) -> tuple[int, int]:
 
 
 def _decode_pending(message: Message) -> PendingDeadLetter:
-    at = datetime.datetime.fromtimestamp(message.timestamp()[1] / 1000, datetime.UTC)
+    created_at = datetime.datetime.fromtimestamp(message.timestamp()[1] / 1000, datetime.UTC)
     try:
         letter = decode_dead_letter(message.value())
     except MessageError as error:
-        return PendingDeadLetter(message.key(), at, f"this is no dead letter: {error.message}")
-    return PendingDeadLetter(message.key(), at, letter.error, letter)
+        return PendingDeadLetter(message.key(), created_at, f"not a dead letter: {error.message}")
+    return PendingDeadLetter(message.key(), created_at, letter.error, letter)
 
 
-def why_not_replayable(one: PendingDeadLetter) -> str | None:
-    """Why a letter cannot be sent again; None where it can. What names another topic was not written by an inbox."""
-    if one.letter is None:
-        return one.error
-    if one.letter.topic != RESULTS:
-        return f"it is of the topic {one.letter.topic}; only messages of {RESULTS} become dead letters"
-    return "it was too long to be kept whole" if one.letter.cut else None
+def why_not_replayable(pending: PendingDeadLetter) -> str | None:
+    """Return why a letter cannot be replayed, None if it can. A letter of another topic was not written by an inbox."""
+    if pending.letter is None:
+        return pending.error
+    if pending.letter.topic != RESULTS:
+        return f"its topic is {pending.letter.topic}, and only messages of {RESULTS} can be replayed"
+    return "it was too long to be kept whole" if pending.letter.cut else None
 
 
 class HandledDeadLetter(msgspec.Struct, frozen=True):
-    """A letter that was dealt with: where its message lies now; None where it was dropped."""
+    """A letter that was dealt with. `now_at` is the place of the replayed message, None if the letter was dropped."""
 
     place: str
     now_at: str | None = None
 
 
 class DeadLetterProducer:
-    """A producer, and what of its sending the broker has acknowledged. Made, used and closed on one thread."""
+    """Replays and drops dead letters. `done` lists those that the broker has acknowledged. Use it on one thread."""
 
     def __init__(self, settings: settings.KafkaSettings) -> None:
-        """Raises errors.KafkaAway, where a topic is missing too: a producer would only find out after half a minute."""
+        """Check that the topics exist: a producer would notice only after half a minute.
+
+        Raises errors.KafkaAway, or its subclass TopicMissing.
+        """
         client = admin.create_admin(settings)
         for topic in (RESULTS, DEAD_LETTERS):
             offsets.read_topic_id(client, topic)
         self.done: list[HandledDeadLetter] = []
         self._producer = clients.create_producer(settings, client_id="vidflow-dlq")
         clients.fetch_topic_metadata(self._producer, DEAD_LETTERS)
-        self._failed: KafkaError | None = None
+        self._error: KafkaError | None = None
 
     def replay(self, letters: Iterable[PendingDeadLetter]) -> None:
-        """Sends each message as it was, key, bytes and headers; drops its letter once the broker has it, and never before.
+        """Send each original message (key, value and headers), and drop its letter after the broker has acknowledged it.
 
-        Between the two a death leaves the letter: replayed again it is a repeat, which the inbox absorbs. Raises KafkaAway.
+        A crash between the two leaves the letter. Replaying it again sends a duplicate, which the inbox ignores.
+        Raises KafkaAway.
         """
-        for one in letters:
-            self._send_again(one)
+        for pending in letters:
+            self._replay(pending)
         self._flush()
 
     def drop(self, letters: Iterable[PendingDeadLetter]) -> None:
-        """Says of each letter that it was dealt with. Raises KafkaAway."""
-        for one in letters:
-            self._drop(one, None)
+        """Mark each letter as dealt with. Raises KafkaAway."""
+        for pending in letters:
+            self._drop(pending, None)
         self._flush()
 
-    def _send_again(self, one: PendingDeadLetter) -> None:
-        letter = one.letter
-        assert letter is not None, "why_not was asked"
+    def _replay(self, pending: PendingDeadLetter) -> None:
+        letter = pending.letter
+        assert letter is not None, "check why_not_replayable first"
 
         def on_delivery(error: KafkaError | None, message: Message) -> None:
             if error is not None:
-                self._failed = error
+                self._error = error
             else:
-                self._drop(one, f"{message.topic()}/{message.partition()}/{message.offset()}")
+                self._drop(pending, f"{message.topic()}/{message.partition()}/{message.offset()}")
 
         self._produce(letter.topic, letter.value, letter.key, list(letter.headers), on_delivery)
 
-    def _drop(self, one: PendingDeadLetter, now_at: str | None) -> None:
+    def _drop(self, pending: PendingDeadLetter, now_at: str | None) -> None:
         def on_delivery(error: KafkaError | None, _message: Message) -> None:
             if error is not None:
-                self._failed = error
+                self._error = error
             else:
-                self.done.append(HandledDeadLetter(one.place, now_at))
+                self.done.append(HandledDeadLetter(pending.place, now_at))
 
-        self._produce(DEAD_LETTERS, None, one.key, [(clients.KIND_HEADER, b"dropped")], on_delivery)
+        self._produce(DEAD_LETTERS, None, pending.key, [(clients.KIND_HEADER, b"dropped")], on_delivery)
 
     def _produce(
         self,
@@ -160,14 +164,15 @@ class DeadLetterProducer:
         try:
             clients.send(self._producer, topic, value, key, headers, on_delivery)
         except KafkaException as error:
-            raise errors.KafkaAway(f"{topic} does not take a message: {error.args[0]}") from error
+            raise errors.KafkaAway(f"Message to {topic} not sent: {error.args[0]}") from error
 
     def _flush(self) -> None:
         unanswered = self._producer.flush(FLUSH_TIMEOUT_S)
         if unanswered:
             self._producer.purge()
-        if unanswered or self._failed is not None:
-            reason = self._failed.str() if self._failed is not None else f"no answer within {FLUSH_TIMEOUT_S:g} s"
+        if unanswered or self._error is not None:
+            reason = self._error.str() if self._error is not None else f"no answer within {FLUSH_TIMEOUT_S:g} s"
             raise errors.KafkaAway(
-                f"Kafka took {len(self.done)} of them and no more ({reason}); the others wait as before: give the command again"
+                f"Kafka acknowledged only {len(self.done)} dead letters ({reason}). "
+                "The others are unchanged. Run the command again."
             )

@@ -1,4 +1,4 @@
-"""What Kafka's clients raise, and what the client library's errors mean to vidflow."""
+"""Errors of the Kafka clients, and the mapping of librdkafka's errors to them."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from vidflow.infra.telemetry.outage import KAFKA_SECURITY, TOPIC_MISSING
 
 
 class KafkaAway(Unavailable):
-    """The broker does not answer."""
+    """The brokers do not answer, or reject a request."""
 
     default_code = "kafka_away"
 
 
 class TopicMissing(KafkaAway):
-    """The broker answers, and has not got the topic."""
+    """The broker answers, but the topic does not exist."""
 
     default_code = TOPIC_MISSING
 
 
 class SecurityFailed(KafkaAway, SetupError):
-    """The broker refuses this client, or TLS cannot be agreed on: the settings of one of them must change.
+    """Authentication, TLS or authorization failed: the settings of the client or of the broker must change.
 
-    A role waits as for a broker that is away, since credentials may be changed on the broker. A command exits with 3.
+    A role retries, as with a broker that is away, because the broker's settings may change. A command exits with code 3.
     """
 
     default_code = KAFKA_SECURITY
 
 
 class ClientBroken(Unavailable):
-    """A client has met an error that it cannot mend: only a new one, in a new process, can go on."""
+    """A client failed permanently. The process must be restarted."""
 
     default_code = "kafka_client_broken"
 
@@ -45,13 +45,13 @@ _FORBIDDEN: Final = frozenset({
     KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
 })  # fmt: skip
 _NOT_AUTHENTICATED: Final = frozenset({
-    KafkaError._AUTHENTICATION,  # noqa: SLF001 - the client's own name for it
+    KafkaError._AUTHENTICATION,  # noqa: SLF001 - the only name for this code
     KafkaError.SASL_AUTHENTICATION_FAILED,
     KafkaError.UNSUPPORTED_SASL_MECHANISM,
     KafkaError.ILLEGAL_SASL_STATE,
 })  # fmt: skip
-# How the client words a connection that the broker closed because the two do not agree on TLS or SASL.
-_MISMATCHES: Final = (
+# Texts of librdkafka's errors if the broker closed the connection because client and broker disagree on TLS or SASL.
+_PROTOCOL_MISMATCHES: Final = (
     "security.protocol is correctly configured",
     "connecting to a SSL listener",
     "connecting to a PLAINTEXT",
@@ -59,24 +59,24 @@ _MISMATCHES: Final = (
 
 
 def security_failure(error: KafkaError, settings: KafkaSettings) -> SecurityFailed | None:
-    """Return the error as a failure of authentication, TLS or authorization; None where it is none of them."""
-    said, servers = settings.without_secrets(error.str()), settings.bootstrap
+    """Return the error as a SecurityFailed, None if it is not about authentication, TLS or authorization."""
+    reason, servers = settings.without_secrets(error.str()), settings.bootstrap
     code = error.code()
     if code in _FORBIDDEN:
-        return SecurityFailed(f"Kafka at {servers} does not permit it: {said}. Give this user the ACL that it lacks.")
+        return SecurityFailed(f"Permission denied by Kafka at {servers}: {reason}. Grant this user the missing ACL.")
     if code in _NOT_AUTHENTICATED:
         return SecurityFailed(
-            f"Authentication failed at Kafka {servers}: {said}. Check sasl.mechanism, sasl.username and sasl.password "
+            f"Authentication failed at Kafka {servers}: {reason}. Check sasl.mechanism, sasl.username and sasl.password "
             "(--kafka-properties, or VIDFLOW_KAFKA_SASL_…)."
         )
-    if code == KafkaError._SSL or "SSL routines" in said:  # noqa: SLF001 - as an alert it comes with another code
+    if code == KafkaError._SSL or "SSL routines" in reason:  # noqa: SLF001 - a TLS alert has another code
         return SecurityFailed(
-            f"TLS failed with Kafka at {servers}: {said}. Check security.protocol and ssl.ca.location "
+            f"TLS failed with Kafka at {servers}: {reason}. Check security.protocol and ssl.ca.location "
             "(--kafka-properties, or VIDFLOW_KAFKA_SECURITY_PROTOCOL and VIDFLOW_KAFKA_SSL_…)."
         )
-    if any(mismatch in said for mismatch in _MISMATCHES):
+    if any(mismatch in reason for mismatch in _PROTOCOL_MISMATCHES):
         return SecurityFailed(
-            f"Kafka at {servers} closed the connection: {said}. Check security.protocol "
+            f"Kafka at {servers} closed the connection: {reason}. Check security.protocol "
             "(--kafka-properties, or VIDFLOW_KAFKA_SECURITY_PROTOCOL)."
         )
     return None

@@ -1,6 +1,6 @@
-"""What every Kafka client is configured with: the bootstrap servers and any librdkafka property. Imports no client library.
+"""Settings shared by all Kafka clients: the bootstrap servers and any librdkafka property. Imports no client library.
 
-Values may be secrets. They appear in no representation, error or log of this struct.
+Values may be secrets. They appear in no representation, error or log.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ VARIABLE_PREFIX: Final = "VIDFLOW_KAFKA_"
 SERVERS: Final = "bootstrap.servers"
 
 _FIXED: Final = frozenset({
-    # Nothing acknowledged is lost, and the messages of a key stay in order.
+    # Acknowledged messages are not lost, and the messages of a key stay in order.
     "acks", "request.required.acks", "enable.idempotence", "enable.gapless.guarantee", "transactional.id",
     "max.in.flight", "max.in.flight.requests.per.connection", "message.timeout.ms", "delivery.timeout.ms",
     "message.send.max.retries", "retries", "partitioner", "queuing.strategy", "delivery.report.only.error",
-    # Positions stand in PostgreSQL; a consumer starts where vidflow tells it to.
+    # Positions are stored in PostgreSQL, and vidflow sets where a consumer starts.
     "enable.auto.commit", "auto.commit.enable", "enable.auto.offset.store", "auto.offset.reset", "offset.store.method",
     "offset.store.path", "enable.partition.eof", "isolation.level", "group.id", "group.instance.id", "group.protocol",
     "partition.assignment.strategy",
-    # A missing topic is reported, never created with the broker's defaults.
+    # A missing topic is reported and never created with the broker's defaults.
     "allow.auto.create.topics", "topic.blacklist",
-    # How a client notices that its brokers are away or back.
+    # A client notices by these that its brokers are away or back.
     "statistics.interval.ms", "enabled_events", "log.queue",
-    # Another name of bootstrap.servers.
+    # Another name for bootstrap.servers.
     "metadata.broker.list",
 })  # fmt: skip
-_OBJECTS: Final = frozenset({
+_TAKE_OBJECTS: Final = frozenset({
     "default.topic.config", "default_topic_conf", "interceptors", "key.deserializer", "key.serializer", "logger", "on_commit",
     "on_delivery", "opaque", "value.deserializer", "value.serializer",
 })  # fmt: skip
 _SECRET: Final = re.compile(r"password|secret|pem|token|jaas|credential|assertion|oauthbearer\.config|userinfo|\.key$")
-# Kubernetes gives each pod such variables for a service that is named vidflow-kafka.
-_OF_A_SERVICE: Final = re.compile(r"SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?")
+# Kubernetes sets such variables in each pod for a service named vidflow-kafka.
+_KUBERNETES_SERVICE: Final = re.compile(r"SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?")
 
 
 class KafkaSettings(msgspec.Struct, frozen=True):
-    """`bootstrap`: "host:port,host:port", empty where no Kafka is named. `properties`: librdkafka's, by name.
+    """`bootstrap`: "host:port,host:port", empty if no Kafka is configured. `properties`: librdkafka's properties by name.
 
     Raises SetupError for a property that vidflow sets itself because its guarantees depend on it.
     """
@@ -63,7 +63,7 @@ class KafkaSettings(msgspec.Struct, frozen=True):
         return [("bootstrap", self.bootstrap), ("properties", sorted(self.properties))]
 
     def without_secrets(self, text: str) -> str:
-        """Return the text with the values of secret properties replaced: a library's error may quote one."""
+        """Return the text with the values of secret properties masked: an error of the library may quote one."""
         for value in self.secrets():
             text = text.replace(value, "***")
         return text
@@ -73,9 +73,9 @@ class KafkaSettings(msgspec.Struct, frozen=True):
         return tuple(value for name, value in self.properties.items() if value and _SECRET.search(name))
 
     def variables(self) -> dict[str, str]:
-        """Return the environment variables from which `settings.kafka_settings` reads these settings again."""
-        named = {build_variable_name(name): value for name, value in self.properties.items()}
-        return {SERVERS_VARIABLE: self.bootstrap, FILE_VARIABLE: "", **named}
+        """Return environment variables from which `vidflow.settings.read_kafka_settings` reads the same settings."""
+        variables = {build_variable_name(name): value for name, value in self.properties.items()}
+        return {SERVERS_VARIABLE: self.bootstrap, FILE_VARIABLE: "", **variables}
 
 
 def _require_settable(name: str) -> None:
@@ -86,24 +86,30 @@ def _require_settable(name: str) -> None:
         raise SetupError(
             f"Kafka property {name} cannot be set: {hint}. Remove it from the properties file, or unset {build_variable_name(name)}."
         )
-    if name in _OBJECTS or name.endswith("_cb"):
+    if name in _TAKE_OBJECTS or name.endswith("_cb"):
         raise SetupError(f"Kafka property {name} takes an object, not text. Remove it from the properties.")
 
 
 def build_variable_name(name: str) -> str:
-    """Return the environment variable of a property: sasl.username is VIDFLOW_KAFKA_SASL_USERNAME, log_level …_LOG__LEVEL."""
+    """Return the environment variable of a property: VIDFLOW_KAFKA_SASL_USERNAME for sasl.username, …_LOG__LEVEL for log_level."""
     return VARIABLE_PREFIX + name.replace("_", "__").replace(".", "_").upper()
 
 
 def parse_variables(variables: Mapping[str, str]) -> dict[str, str]:
-    """Return the properties that environment variables name; empty variables count as unset."""
-    found = {}
+    """Return the properties set by environment variables. Empty variables count as unset."""
+    properties = {}
     for variable, value in variables.items():
         word = variable.removeprefix(VARIABLE_PREFIX)
-        if word == variable or not word or not value or variable == FILE_VARIABLE or _OF_A_SERVICE.fullmatch(word):
+        if (
+            word == variable
+            or not word
+            or not value
+            or variable == FILE_VARIABLE
+            or _KUBERNETES_SERVICE.fullmatch(word)
+        ):
             continue
-        found[_parse_property_name(word)] = value
-    return found
+        properties[_parse_property_name(word)] = value
+    return properties
 
 
 def _parse_property_name(word: str) -> str:
@@ -111,12 +117,12 @@ def _parse_property_name(word: str) -> str:
 
 
 def parse_properties(text: str, file: str) -> dict[str, str]:
-    """Return the properties of a file: `name=value` (or `name: value`) lines, `#` and `!` start a comment.
+    """Return the properties of a file: `name=value` or `name: value` lines. `#` and `!` start a comment.
 
-    A value is what follows the first separator, without the blanks around it: no escapes, no continued lines. Raises SetupError
-    with the file and the line number, never with the line, which may hold a secret.
+    A value is the text after the first separator, stripped. There are no escapes and no continuation lines. Raises SetupError
+    with the file and the line number, never with the line, which may contain a secret.
     """
-    found: dict[str, str] = {}
+    properties: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), 1):
         stripped = line.strip()
         if not stripped or stripped[0] in "#!":
@@ -127,7 +133,7 @@ def parse_properties(text: str, file: str) -> dict[str, str]:
             raise SetupError(f"{file}, line {number}: not a Kafka property. Write name=value.")
         if "\0" in value:
             raise SetupError(f"{file}, line {number}: the value of {name} has a NUL character. Write plain text.")
-        if name in found:
-            raise SetupError(f"{file}, line {number}: {name} was set on a line before. Keep one of them.")
-        found[name] = value
-    return found
+        if name in properties:
+            raise SetupError(f"{file}, line {number}: {name} is set on an earlier line. Keep one of them.")
+        properties[name] = value
+    return properties

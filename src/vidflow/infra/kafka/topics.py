@@ -1,4 +1,4 @@
-"""The topics that vidflow needs: created where they are missing, and given the settings that it relies on."""
+"""Create vidflow's topics, correct their settings, and report topics with too few replicas."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from vidflow.infra.kafka.errors import KafkaAway, SecurityFailed
 from vidflow.infra.kafka.offsets import read_end_offsets
 from vidflow.infra.kafka.settings import KafkaSettings
 
-_LED_POLL_S: Final = 0.02
-_LED_S: Final = 30.0
-"""How long a broker may take until a new topic's partitions are led: far more than one needs that has a processor to run on."""
-_IN_SYNC: Final = "min.insync.replicas"
+_LEADER_POLL_S: Final = 0.02
+_LEADER_TIMEOUT_S: Final = 30.0
+"""How long the partitions of a new topic may take to get leaders. A broker that has a processor to run on needs far less."""
+_MIN_INSYNC: Final = "min.insync.replicas"
 _REFUSED: Final = frozenset({
     KafkaError.INVALID_REPLICATION_FACTOR,
     KafkaError.INVALID_CONFIG,
@@ -35,15 +35,15 @@ _REFUSED: Final = frozenset({
 
 
 class TopicRefused(SetupError):
-    """The brokers cannot create or change a topic as it is wanted."""
+    """The brokers reject a topic or its settings."""
 
     default_code = "topic_refused"
 
 
 class TopicRequirements(msgspec.Struct, frozen=True):
-    """What `topics create` is asked for. None: the brokers' default for new topics; topics that exist are not looked at for it.
+    """Options of `topics create`. None means the brokers' default for new topics, and no check of existing ones.
 
-    Raises ParameterError for a pool that cannot be named so, SetupError for numbers that cannot work.
+    Raises ParameterError for an invalid pool name, SetupError for impossible numbers.
     """
 
     pools: Sequence[str] = (DEFAULT_POOL,)
@@ -56,143 +56,156 @@ class TopicRequirements(msgspec.Struct, frozen=True):
         if self.replication_factor and self.min_insync_replicas and self.min_insync_replicas > self.replication_factor:
             raise SetupError(
                 f"--min-insync-replicas {self.min_insync_replicas} is more than --replication-factor {self.replication_factor}: "
-                "nothing could ever be written. Ask for fewer."
+                "no message could be written. Choose a smaller number."
             )
 
     def partitions(self) -> dict[str, int]:
-        """Return how many partitions each topic is created with: a pool's commands have as many as the default pool's."""
+        """Return the number of partitions of each topic. The command topics of all pools have the same number."""
         return {**PARTITIONS, **{commands_topic(pool): PARTITIONS[commands_topic(DEFAULT_POOL)] for pool in self.pools}}
 
     def config(self, topic: str) -> dict[str, str]:
-        """Return what a topic sets otherwise than the broker.
+        """Return the settings of a topic that differ from the broker's defaults.
 
-        Messages carry the broker's time: one that carries its sender's is refused where that clock is an hour ahead.
+        Messages get the broker's time. With the sender's time, the broker rejects messages from a clock that is an hour ahead.
         """
         compacted = {"cleanup.policy": "compact"} if topic in COMPACTED_TOPICS else {}
         return {"message.timestamp.type": "LogAppendTime", **compacted}
 
     def config_with_replicas(self, topic: str, replicas: int) -> dict[str, str]:
-        """Return what a topic with so many replicas sets: more that must be in sync than there are would stop all writing."""
-        most = self.min_insync_replicas
-        return {**self.config(topic), **({_IN_SYNC: str(most)} if most and most <= replicas else {})}
+        """Return the settings of a topic with this number of replicas.
+
+        min.insync.replicas is left out if it is more than the replicas, because then no message could be written.
+        """
+        required = self.min_insync_replicas
+        return {**self.config(topic), **({_MIN_INSYNC: str(required)} if required and required <= replicas else {})}
 
 
 def create_topics(settings: KafkaSettings, requirements: TopicRequirements | None = None) -> list[str]:
-    """Create the topics that are missing, and return them. Raises KafkaAway, TopicRefused."""
+    """Create the missing topics and return their names. Raises KafkaAway, TopicRefused."""
     client, requirements = admin.create_admin(settings), requirements or TopicRequirements()
     new = [
         NewTopic(topic, count, requirements.replication_factor or -1, config=requirements.config(topic))
         for topic, count in requirements.partitions().items()
     ]
     answers = client.request_each(
-        "making the topics", lambda: client.create_topics(new, request_timeout=KAFKA_REQUEST_TIMEOUT_S)
+        "creating topics", lambda: client.create_topics(new, request_timeout=KAFKA_REQUEST_TIMEOUT_S)
     )
-    made = [topic for topic, answer in answers.items() if _is_created(topic, answer)]
-    for topic in made:
+    created = [topic for topic, answer in answers.items() if _is_created(topic, answer)]
+    for topic in created:
         _wait_for_leaders(client, topic)
-    return made
+    return created
 
 
 def correct_topic_configs(settings: KafkaSettings, requirements: TopicRequirements | None = None) -> dict[str, str]:
-    """Set what is set otherwise than vidflow needs it, of topics that somebody else made, or an older version.
+    """Correct the settings of topics that were created by an older version or another tool. Return the changes by topic, as text.
 
-    Returns it by topic, as people read it. The number of partitions stays: more of them would part the messages of a key.
+    The number of partitions stays: adding some would move a key to another partition and break its order.
     Raises KafkaAway, TopicRefused.
     """
     client, requirements = admin.create_admin(settings), requirements or TopicRequirements()
-    found = _read_configs(client, requirements)
-    needed = {
-        topic: requirements.config_with_replicas(topic, len(one.replicas))
-        for topic, one in _weakest_partitions(client, found).items()
+    configs = _read_configs(client, requirements)
+    required = {
+        topic: requirements.config_with_replicas(topic, len(partition.replicas))
+        for topic, partition in _weakest_partitions(client, configs).items()
     }
-    wrong = {topic: other for topic in found if (other := _differing_configs(needed[topic], found[topic]))}
+    wrong = {topic: values for topic in configs if (values := _differing_configs(required[topic], configs[topic]))}
     if wrong:
-        _alter_configs(client, {topic: {name: needed[topic][name] for name in wrong[topic]} for topic in wrong})
+        _alter_configs(client, {topic: {name: required[topic][name] for name in wrong[topic]} for topic in wrong})
     return {
-        topic: ", ".join(f"{name}={needed[topic][name]} (was {value})" for name, value in other.items())
-        for topic, other in wrong.items()
+        topic: ", ".join(f"{name}={required[topic][name]} (was {value})" for name, value in values.items())
+        for topic, values in wrong.items()
     }
 
 
 def find_weak_topics(settings: KafkaSettings, requirements: TopicRequirements | None = None) -> dict[str, str]:
-    """Return the topics that have less than they should, and of what: replicas, or replicas that must have a message.
+    """Return the weaknesses of topics, as text by topic. Raises KafkaAway.
 
-    Less than is asked for; and, of a topic with several replicas, a min.insync.replicas by which the loss of one broker loses
-    messages or stops writing. Raises KafkaAway.
+    A topic is weak if it has fewer replicas or a lower min.insync.replicas than required. A topic with several replicas is also weak
+    if the loss of one broker would lose messages or stop writing.
     """
     client, requirements = admin.create_admin(settings), requirements or TopicRequirements()
-    in_sync = {topic: int(found[_IN_SYNC].value or 1) for topic, found in _read_configs(client, requirements).items()}
-    replicas = {topic: len(one.replicas) for topic, one in _weakest_partitions(client, in_sync).items()}
-    weak = {topic: _weaknesses(requirements, replicas[topic], in_sync[topic]) for topic in in_sync}
-    return {topic: "; ".join(found) for topic, found in weak.items() if found}
+    configs = _read_configs(client, requirements)
+    min_insync = {topic: int(config[_MIN_INSYNC].value or 1) for topic, config in configs.items()}
+    replicas = {topic: len(weakest.replicas) for topic, weakest in _weakest_partitions(client, min_insync).items()}
+    weaknesses = {topic: _find_weaknesses(requirements, replicas[topic], min_insync[topic]) for topic in min_insync}
+    return {topic: "; ".join(texts) for topic, texts in weaknesses.items() if texts}
 
 
-def _weaknesses(wanted: TopicRequirements, replicas: int, in_sync: int) -> list[str]:
-    found = []
-    if wanted.replication_factor and replicas < wanted.replication_factor:
-        found.append(
-            f"{replicas} replicas, {wanted.replication_factor} were asked for (raise it with kafka-reassign-partitions)"
+def _find_weaknesses(requirements: TopicRequirements, replicas: int, min_insync: int) -> list[str]:
+    weaknesses = []
+    if requirements.replication_factor and replicas < requirements.replication_factor:
+        weaknesses.append(
+            f"{replicas} replicas instead of {requirements.replication_factor} (add some with kafka-reassign-partitions)"
         )
-    if wanted.min_insync_replicas and in_sync < wanted.min_insync_replicas:
-        found.append(f"{_IN_SYNC}={in_sync}, {wanted.min_insync_replicas} were asked for: it has {replicas} replicas")
-    elif in_sync > replicas:
-        found.append(f"{_IN_SYNC}={in_sync} with {replicas} replicas: nothing can be written")
-    elif replicas > 1 and in_sync < 2:
-        found.append(f"{_IN_SYNC}={in_sync}: messages are lost with one broker (set it with --min-insync-replicas 2)")
-    elif replicas > 1 and in_sync == replicas:
-        found.append(f"{_IN_SYNC}={in_sync} of {replicas} replicas: without one broker nothing can be written")
-    return found
+    if requirements.min_insync_replicas and min_insync < requirements.min_insync_replicas:
+        weaknesses.append(
+            f"{_MIN_INSYNC}={min_insync} instead of {requirements.min_insync_replicas} (it has {replicas} replicas)"
+        )
+    elif min_insync > replicas:
+        weaknesses.append(f"{_MIN_INSYNC}={min_insync} with {replicas} replicas: no message can be written")
+    elif replicas > 1 and min_insync < 2:
+        weaknesses.append(
+            f"{_MIN_INSYNC}={min_insync}: the loss of one broker loses messages (set it with --min-insync-replicas 2)"
+        )
+    elif replicas > 1 and min_insync == replicas:
+        weaknesses.append(
+            f"{_MIN_INSYNC}={min_insync} with {replicas} replicas: no message can be written after the loss of one broker"
+        )
+    return weaknesses
 
 
 def _weakest_partitions(client: Admin, topics: Iterable[str]) -> dict[str, TopicPartitionInfo]:
     """Return the partition of each topic that has the fewest replicas."""
-    question = TopicCollection(list(topics))
-    described = client.request_all(
-        "the topics", lambda: client.describe_topics(question, request_timeout=KAFKA_REQUEST_TIMEOUT_S)
+    names = TopicCollection(list(topics))
+    descriptions = client.request_all(
+        "descriptions of topics", lambda: client.describe_topics(names, request_timeout=KAFKA_REQUEST_TIMEOUT_S)
     )
     return {
-        topic: min(one.partitions, key=lambda partition: len(partition.replicas)) for topic, one in described.items()
+        topic: min(description.partitions, key=lambda partition: len(partition.replicas))
+        for topic, description in descriptions.items()
     }
 
 
-def _read_configs(client: Admin, wanted: TopicRequirements) -> dict[str, Mapping[str, ConfigEntry]]:
-    asked = [ConfigResource(ConfigResource.Type.TOPIC, topic) for topic in wanted.partitions()]
+def _read_configs(client: Admin, requirements: TopicRequirements) -> dict[str, Mapping[str, ConfigEntry]]:
+    resources = [ConfigResource(ConfigResource.Type.TOPIC, topic) for topic in requirements.partitions()]
     answers = client.request_all(
-        "the topics' settings", lambda: client.describe_configs(asked, request_timeout=KAFKA_REQUEST_TIMEOUT_S)
+        "settings of topics", lambda: client.describe_configs(resources, request_timeout=KAFKA_REQUEST_TIMEOUT_S)
     )
-    return {one.name: answer for one, answer in answers.items()}
+    return {resource.name: config for resource, config in answers.items()}
 
 
-def _differing_configs(wanted: Mapping[str, str], found: Mapping[str, ConfigEntry]) -> dict[str, str | None]:
-    """What is set otherwise, as it is."""
-    return {name: found[name].value for name, value in wanted.items() if found[name].value != value}
+def _differing_configs(required: Mapping[str, str], current: Mapping[str, ConfigEntry]) -> dict[str, str | None]:
+    """Return the current values that differ from the required ones."""
+    return {name: current[name].value for name, value in required.items() if current[name].value != value}
 
 
-def _alter_configs(client: Admin, settings: Mapping[str, Mapping[str, str]]) -> None:
-    wanted = [
+def _alter_configs(client: Admin, configs: Mapping[str, Mapping[str, str]]) -> None:
+    resources = [
         ConfigResource(
             ConfigResource.Type.TOPIC,
             topic,
             incremental_configs=[
-                ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET) for name, value in given.items()
+                ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET) for name, value in config.items()
             ],
         )
-        for topic, given in settings.items()
+        for topic, config in configs.items()
     ]
-    what = "changing the topics' settings"
-    client.request_all(what, lambda: client.incremental_alter_configs(wanted, request_timeout=KAFKA_REQUEST_TIMEOUT_S))
+    client.request_all(
+        "changing settings of topics",
+        lambda: client.incremental_alter_configs(resources, request_timeout=KAFKA_REQUEST_TIMEOUT_S),
+    )
 
 
 def _wait_for_leaders(client: Admin, topic: str) -> None:
-    """Waits until each partition has a leader: a topic is made moments before it can be used; nothing tells when."""
-    until = time.monotonic() + _LED_S
+    """Poll until each partition has a leader. A new topic cannot be used before, and Kafka does not report that moment."""
+    deadline_s = time.monotonic() + _LEADER_TIMEOUT_S
     while True:
         try:
             read_end_offsets(client, topic)
         except KafkaAway:
-            if time.monotonic() > until:
+            if time.monotonic() > deadline_s:
                 raise
-            time.sleep(_LED_POLL_S)
+            time.sleep(_LEADER_POLL_S)
         else:
             return
 
@@ -205,7 +218,7 @@ def _is_created(topic: str, answer: KafkaAway | None) -> bool:
     if error is not None and error.code() == KafkaError.TOPIC_ALREADY_EXISTS:
         return False
     if error is not None and error.code() in _REFUSED:
-        raise TopicRefused(f"Kafka refuses to create the topic {topic}: {error.str()}") from answer
+        raise TopicRefused(f"Kafka refuses to create topic {topic}: {error.str()}") from answer
     if isinstance(answer, SecurityFailed):
         raise answer
-    raise KafkaAway(f"{answer.message}; start it, or set VIDFLOW_KAFKA (or --kafka)") from answer
+    raise KafkaAway(f"{answer.message}. Start it, or set VIDFLOW_KAFKA (or --kafka).") from answer

@@ -1,1 +1,1 @@
-"""This process and its machine: signals, the parent process, memory, the health file, crash points for tests."""
+"""The current process: signals, the parent process, memory, the health file, and crash points for tests."""

@@ -1,7 +1,4 @@
-"""Named places at which a fault test kills the process as kill -9 would. Without a test they cost one comparison.
-
-Armed by `arm("relay.after_publish")` or `arm("relay.after_publish:3")` (the third time it is reached).
-"""
+"""Named places in the code where a fault test kills the process, as kill -9 does. An unarmed place costs one comparison."""
 
 from __future__ import annotations
 
@@ -12,14 +9,14 @@ _armed: dict[str, int] = {}
 
 
 def arm(places: str) -> None:
-    """Arms places, comma-separated, each with the number of passes after which it kills (default 1)."""
+    """Arm places: "relay.after_publish", or "relay.after_publish:3" to kill at the third pass. Separate them by commas."""
     for place in filter(None, places.split(",")):
         name, _, passes = place.partition(":")
         _armed[name] = int(passes or 1)
 
 
 def disarm(prefix: str) -> str:
-    """Disarms the places whose names begin so and returns them, to be armed in another process."""
+    """Disarm the places whose names start with `prefix`. Return them in the format of `arm`, for another process."""
     places = {name: passes for name, passes in _armed.items() if name.startswith(prefix)}
     for name in places:
         del _armed[name]
@@ -27,7 +24,7 @@ def disarm(prefix: str) -> str:
 
 
 def crashpoint(name: str) -> None:
-    """A place where the process may be killed."""
+    """Kill the process with SIGKILL if this place is armed and its last pass is reached."""
     if _armed and name in _armed:
         _armed[name] -= 1
         if _armed[name] <= 0:

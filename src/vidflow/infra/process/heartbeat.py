@@ -1,4 +1,4 @@
-"""A file that shows that a role's main loop turns: its time is at most a second old while it does. Read by healthcheck.py."""
+"""The health file of a role, touched each second while its main loop runs. `python -m vidflow.healthcheck` reads it."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ _log = log("heartbeat")
 
 
 class Heartbeat:
-    """Touches `path` at most once a second. The file holds the URL to ask as well, empty for a role without one."""
+    """Touches `path` at most once a second. The file's content is the role's health URL, empty for a role without one."""
 
     def __init__(self, path: Path, url: str) -> None:
-        """Raises SetupError if the file cannot be written."""
+        """Write the file. Raises SetupError if that fails."""
         self._path = path
-        self._beaten_s = time.monotonic()
+        self._touched_s = time.monotonic()
         try:
             path.write_text(url)
         except OSError as error:
             raise SetupError(
-                f"The health file {path} cannot be written ({error.strerror}); set VIDFLOW_HEALTH_FILE to a file in a"
+                f"The health file {path} cannot be written ({error.strerror}). Set VIDFLOW_HEALTH_FILE to a file in a"
                 " folder that this user may write to."
             ) from error
 
     def beat(self) -> None:
-        """Touch the file. If that fails, the role goes on, and the health check reports it."""
+        """Touch the file. A failure is logged; the role goes on, and the health check reports it."""
         now_s = time.monotonic()
-        if now_s - self._beaten_s < BEAT_S:
+        if now_s - self._touched_s < BEAT_S:
             return
-        self._beaten_s = now_s
+        self._touched_s = now_s
         try:
             os.utime(self._path)
         except OSError as error:

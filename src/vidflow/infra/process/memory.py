@@ -1,4 +1,4 @@
-"""What the system says of memory: how much a process has, and how much this machine or container allows."""
+"""The memory that a process uses, and the memory that this machine or container allows."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ CGROUPS: Final = Path("/sys/fs/cgroup")
 _V1_LIMIT: Final = "memory.limit_in_bytes"
 _V2_LIMIT: Final = "memory.max"
 _OOM_SCORE: Final = 500
-"""Of 1000: the kernel ends a worker before its runner or a server beside it."""
+"""Of 1000. The kernel kills a worker before its runner or other servers on the machine."""
 
 
 def resident_bytes(pid: int) -> int:
-    """Return the resident memory of a process, what it shares with others included; 0 if it is gone."""
+    """Return the resident memory of a process, including shared memory; 0 if the process has ended."""
     if sys.platform != "linux":  # macOS: untested
-        answer = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=False)
-        return int(answer.stdout.strip() or 0) * 1024
+        ps = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=False)
+        return int(ps.stdout.strip() or 0) * 1024
     try:
         pages = (PROC / str(pid) / "statm").read_text().split()[1]
     except (OSError, IndexError):
@@ -31,21 +31,21 @@ def resident_bytes(pid: int) -> int:
 
 
 def available_bytes(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
-    """Return how much memory this process and its children may have: that of the machine, or a lower limit of a cgroup."""
+    """Return how much memory this process and its children may use: the machine's memory, or a lower cgroup limit."""
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min([physical, *_cgroup_limits(proc / "self" / "cgroup", cgroups)])
 
 
 def prefer_as_oom_victim() -> None:
-    """Let the kernel end this process first if memory runs out, where the system has such a setting and lets it be changed."""
+    """Make the kernel kill this process first if memory runs out. Does nothing if the system does not allow that."""
     with contextlib.suppress(OSError):
         (PROC / "self" / "oom_score_adj").write_text(str(_OOM_SCORE))
 
 
 def _cgroup_limits(membership: Path, cgroups: Path) -> Iterator[int]:
-    """The limits of this process's cgroups and of those around them, in version 1 and 2 alike.
+    """Yield the limits of this process's cgroups and of their parents, in version 1 and 2.
 
-    Inside a container the path may be the host's: then only the folder at the top is there, which is the container's own.
+    In a container the path may be the host's. Then only the top folder exists, which is the container's cgroup.
     """
     if not membership.exists():
         return

@@ -1,4 +1,4 @@
-"""Ties the life of this process to its parent's."""
+"""End this process when its parent ends."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent() -> None:
-    """Lets the system kill this process when its parent is gone.
+    """Make the kernel kill this process when its parent ends.
 
-    Linux only, and a parent that is gone already is not noticed: the caller watches a pipe that ends with it, too.
+    Linux only. A parent that has already ended is not noticed, so the caller must also watch a pipe that the parent holds open.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

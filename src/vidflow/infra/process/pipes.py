@@ -1,4 +1,4 @@
-"""What a command does whose reader has gone, as in `vidflow dlq list | head`. Not what it prints."""
+"""Handle a closed output pipe, as in `vidflow dlq list | head`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TextIO
 
 
 def discard_output(out: TextIO) -> None:
-    """Lets what is still to be written go nowhere: the interpreter would complain of it at its end."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, out.fileno())
-    os.close(nowhere)
+    """Redirect `out` to /dev/null, so that the interpreter reports no error when it flushes the rest at exit."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, out.fileno())
+    os.close(devnull)

@@ -1,4 +1,4 @@
-"""How a role learns that it is to stop: one event that loops wait on, set by SIGTERM, by SIGINT or by a thread that died."""
+"""Stop requests: one event per process that all loops wait on, set by SIGTERM, SIGINT or the failure of a thread."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _log = log("stopping")
 
 
 class Stop:
-    """Asked for once, seen by all: `stop.wait(seconds)` is the only sleep of a loop."""
+    """A stop request shared by all threads of a role. Loops sleep only by `stop.wait(seconds)`."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -26,23 +26,23 @@ class Stop:
         self.error: BaseException | None = None
 
     def on_iteration(self, callback: Callable[[], None]) -> None:
-        """Call `callback` whenever the main thread asks whether to stop, and each second while it waits: its loop turns."""
+        """Call `callback` when the main thread checks for a stop, and each second while it waits, as a sign that its loop runs."""
         self._iteration_callback = callback
 
     @property
     def requested(self) -> bool:
-        """Whether the role is to stop."""
+        """Whether a stop was requested."""
         self._notify_iteration()
         return self._event.is_set()
 
     def request(self, error: BaseException | None = None) -> None:
-        """Asks all loops to end; `error` is why, where something died."""
+        """Request a stop. `error` is the failure that caused it; the first one is kept."""
         if error is not None and self.error is None:
             self.error = error
         self._event.set()
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Waits until a stop is requested, for at most `seconds`; whether it is."""
+        """Wait up to `seconds`, or without a limit, for a stop request. Return whether a stop was requested."""
         if self._iteration_callback is None or threading.current_thread() is not threading.main_thread():
             return self._event.wait(seconds)
         end_s = None if seconds is None else time.monotonic() + seconds
@@ -57,7 +57,7 @@ class Stop:
             self._iteration_callback()
 
     def request_on_signals(self) -> None:
-        """Lets SIGTERM and SIGINT ask for the stop. For the main thread."""
+        """Request a stop on SIGTERM and SIGINT. Call this on the main thread."""
 
         def handle(_number: int, _frame: FrameType | None) -> None:
             self.request()
@@ -67,23 +67,25 @@ class Stop:
 
 
 def exit_on_signals() -> None:
-    """For a command that ends by itself: SIGTERM and SIGINT raise SystemExit in the main thread, with 128 + their number as
-    a shell has it, so that what was begun is cleaned up on the way out."""
+    """Raise SystemExit in the main thread on SIGTERM and SIGINT, so that a command cleans up before it exits.
 
-    def leave(number: int, _frame: FrameType | None) -> None:
+    The exit code is 128 + the signal number, as in a shell.
+    """
+
+    def handle(number: int, _frame: FrameType | None) -> None:
         sys.exit(128 + number)
 
-    signal.signal(signal.SIGTERM, leave)
-    signal.signal(signal.SIGINT, leave)
+    signal.signal(signal.SIGTERM, handle)
+    signal.signal(signal.SIGINT, handle)
 
 
 def start_thread(name: str, body: Callable[[], None], stop: Stop) -> threading.Thread:
-    """Starts a named thread whose death by an error stops the role: nothing goes on half alive. The caller joins it."""
+    """Start a named daemon thread. An error in it is logged and stops the whole role. The caller joins the thread."""
 
     def run() -> None:
         try:
             body()
-        except BaseException as error:  # noqa: BLE001 - told to the owner, who raises it
+        except BaseException as error:  # noqa: BLE001 - the owner raises it from stop.error
             _log.error("thread_died", thread=name, error=f"{type(error).__name__}: {error}")
             stop.request(error)
 

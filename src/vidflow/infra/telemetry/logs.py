@@ -1,4 +1,4 @@
-"""Logs as events with fields, on standard error. Secrets are masked (domain/redaction.py), unprintable characters escaped."""
+"""Log events with fields to standard error. Secrets are masked (domain/redaction.py), and unprintable characters escaped."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = ["EventLog", "configure_logs", "log", "redact", "safe_line", "show_unc
 
 _FIELDS: Final = "vidflow_fields"
 _CONTINUATION: Final = "    | "
-"""What each line of a traceback stands behind: an entry of the log begins with its time."""
+"""Prefix of each line of a traceback, to distinguish it from the start of an entry."""
 _RESERVED: Final = ("at", "level", "part", "event", "traceback")
 _LARGEST_INTEGER: Final = 2**63
 
 
 def safe_line(text: str) -> str:
-    """Return the text as one line that may be shown to anyone, on any terminal: without secrets, unprintable characters escaped."""
+    """Return the text as one line that is safe to print: secrets masked, unprintable characters escaped."""
     return escape_unprintable(redact(text))
 
 
@@ -37,23 +37,23 @@ class EventLog:
         self._logger = logging.getLogger(f"vidflow.{name}")
 
     def debug(self, event: str, **fields: Any) -> None:  # noqa: ANN401
-        """What only someone who looks for a fault wants to see."""
+        """Log an event that helps only to diagnose a problem."""
         self._write(logging.DEBUG, event, fields)
 
     def info(self, event: str, **fields: Any) -> None:  # noqa: ANN401
-        """What is worth an operator's look."""
+        """Log an event that is worth an operator's attention."""
         self._write(logging.INFO, event, fields)
 
     def warning(self, event: str, **fields: Any) -> None:  # noqa: ANN401
-        """What goes on, but not as it should."""
+        """Log a problem that vidflow handles itself."""
         self._write(logging.WARNING, event, fields)
 
     def error(self, event: str, **fields: Any) -> None:  # noqa: ANN401
-        """What does not go on."""
+        """Log a problem that needs an operator."""
         self._write(logging.ERROR, event, fields)
 
     def exception(self, event: str, *, cause: BaseException | None = None, **fields: Any) -> None:  # noqa: ANN401
-        """An error of ours with its traceback: `cause`, or the one that is being handled."""
+        """Log a bug in vidflow with the traceback of `cause`, or of the exception being handled."""
         info = sys.exc_info() if cause is None else (type(cause), cause, cause.__traceback__)
         self._logger.error(event, exc_info=info, extra={_FIELDS: fields})
 
@@ -63,17 +63,17 @@ class EventLog:
 
 
 def log(name: str) -> EventLog:
-    """The log of a part of vidflow, named after it."""
+    """Return the log of a part of vidflow."""
     return EventLog(name)
 
 
 class _TextFormatter(logging.Formatter):
-    """`12:00:01.123 info relay published rows=12`: for people. An entry is one line, plus its traceback's."""
+    """Text for people: `12:00:01.123 info relay published rows=12`. An entry is one line, followed by its traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = getattr(record, _FIELDS, {})
-        at = datetime.datetime.fromtimestamp(record.created, datetime.UTC).strftime("%H:%M:%S.%f")[:-3]
-        words = [at, record.levelname.lower(), record.name.removeprefix("vidflow."), record.getMessage()]
+        time = datetime.datetime.fromtimestamp(record.created, datetime.UTC).strftime("%H:%M:%S.%f")[:-3]
+        words = [time, record.levelname.lower(), record.name.removeprefix("vidflow."), record.getMessage()]
         words += [f"{name}={value}" for name, value in fields.items() if value is not None]
         line = safe_line(" ".join(words))
         if not record.exc_info:
@@ -82,7 +82,7 @@ class _TextFormatter(logging.Formatter):
 
 
 class _JsonFormatter(logging.Formatter):
-    """One JSON object a line: for machines. `at`, `level`, `part` and `event` come first, then the event's own fields."""
+    """JSON for machines, one object a line: `at`, `level`, `part` and `event`, then the event's own fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, object] = {
@@ -99,7 +99,7 @@ class _JsonFormatter(logging.Formatter):
 
 
 def _encodable(value: object) -> object:
-    """The value as JSON has it, each string in it redacted; what JSON has not is its text."""
+    """Return the value as JSON types, with its strings redacted. Other types are converted to text."""
     if value is None or isinstance(value, bool | datetime.datetime):
         return value
     if isinstance(value, int) and not hasattr(value, "value") and abs(value) < _LARGEST_INTEGER:
@@ -107,19 +107,19 @@ def _encodable(value: object) -> object:
     if isinstance(value, float) and math.isfinite(value):
         return value
     if isinstance(value, Mapping):
-        return {_text(str(name)): _encodable(one) for name, one in value.items()}
+        return {_text(str(name)): _encodable(item) for name, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_encodable(one) for one in value]
+        return [_encodable(item) for item in value]
     return _text(str(value))
 
 
 def _text(text: str) -> str:
-    """The text without secrets, and without what UTF-8 cannot encode."""
+    """Return the text with secrets masked and characters escaped that UTF-8 cannot encode."""
     return redact(text).encode("utf-8", "backslashreplace").decode()
 
 
 def configure_logs(log_format: str = "text", level: int = logging.INFO) -> None:
-    """Sends all logs to standard error, as `text` or `json`. Called once, by the role's process."""
+    """Send all logs to standard error, as `text` or `json`. Call this once per process."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
@@ -127,7 +127,7 @@ def configure_logs(log_format: str = "text", level: int = logging.INFO) -> None:
 
 
 def show_uncaught_errors() -> None:
-    """Let errors that nobody handles be shown with their traceback as Python does, but without secrets and escaped."""
+    """Print uncaught exceptions with their tracebacks as Python does, but with secrets masked and unprintable characters escaped."""
     sys.excepthook = _show
 
 

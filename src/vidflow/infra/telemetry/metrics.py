@@ -1,7 +1,7 @@
-"""The Prometheus metrics of each role, and the port that serves them. docs/metrics.md explains each; a test compares the two.
+"""The Prometheus metrics of each role, and the port that serves them. docs/metrics.md describes them, and a test compares the two.
 
-A role exports its own registry and PROCESS, nothing of another role. Labels have few values: no scenario, runner, model or source
-is one. The api's metrics, which are read from its database, are in roles/api/metrics.py.
+A role exports its own registry and PROCESS_REGISTRY. Labels have few values: no scenario, runner, model or source is one.
+The api's own metrics, which are read from the database, are in roles/api/metrics.py.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from vidflow.domain.errors import SetupError
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 PROCESS_REGISTRY: Final = CollectorRegistry()
-"""What every role exports: its process and its servers' outages."""
+"""Exported by every role: its process and the outages of its servers."""
 RELAY_REGISTRY: Final = CollectorRegistry()
 INBOX_REGISTRY: Final = CollectorRegistry()
 ORCHESTRATOR_REGISTRY: Final = CollectorRegistry()
@@ -49,39 +49,39 @@ RELAY_PUBLISHED: Final = Counter(
     "vidflow_relay_published", "Messages acknowledged by a broker and removed from the outbox.", registry=RELAY_REGISTRY
 )
 RELAY_FAILED: Final = Counter(
-    "vidflow_relay_failed", "Deliveries that failed and are tried again.", registry=RELAY_REGISTRY
+    "vidflow_relay_failed", "Deliveries that failed and are retried.", registry=RELAY_REGISTRY
 )
 RELAY_SET_ASIDE: Final = Counter(
-    "vidflow_relay_set_aside", "Messages that no broker takes, kept in the outbox.", registry=RELAY_REGISTRY
+    "vidflow_relay_set_aside", "Messages that Kafka refused permanently, kept in the outbox.", registry=RELAY_REGISTRY
 )
 RELAY_OUTBOX_WAITING: Final = Gauge(
     "vidflow_relay_outbox_waiting",
-    "Messages that wait in this relay's shards (10000: at least as many).",
+    "Messages that wait in this relay's shards (10000 means 10000 or more).",
     registry=RELAY_REGISTRY,
 )
 RELAY_OUTBOX_SET_ASIDE: Final = Gauge(
     "vidflow_relay_outbox_set_aside",
-    "Messages in this relay's shards that no broker took (10000: at least as many).",
+    "Messages in this relay's shards that Kafka refused permanently (10000 means 10000 or more).",
     registry=RELAY_REGISTRY,
 )
 RELAY_OUTBOX_OLDEST_S: Final = Gauge(
     "vidflow_relay_outbox_oldest_seconds",
-    "Age of the oldest message that waits in this relay's shards.",
+    "Age of the oldest waiting message in this relay's shards.",
     registry=RELAY_REGISTRY,
 )
 
 INBOX_MESSAGES: Final = Counter(
-    "vidflow_inbox_messages", "Messages taken, by what became of them.", ["verdict"], registry=INBOX_REGISTRY
+    "vidflow_inbox_messages", "Messages processed, by verdict.", ["verdict"], registry=INBOX_REGISTRY
 )
 INBOX_DEAD_LETTERS: Final = Counter(
-    "vidflow_inbox_dead_letters", "Messages that could not be taken.", registry=INBOX_REGISTRY
+    "vidflow_inbox_dead_letters", "Messages that could not be stored and became dead letters.", registry=INBOX_REGISTRY
 )
 INBOX_BEHIND: Final = Gauge(
-    "vidflow_inbox_behind", "Partitions whose end was not reached at the last look.", registry=INBOX_REGISTRY
+    "vidflow_inbox_behind", "Partitions that were not read to their end at the last check.", registry=INBOX_REGISTRY
 )
 INBOX_LAG: Final = Gauge(
     "vidflow_inbox_lag_messages",
-    "Messages not stored yet, of each partition read here.",
+    "Messages not stored yet, by partition that this inbox reads.",
     ["partition"],
     registry=INBOX_REGISTRY,
 )
@@ -97,18 +97,18 @@ INBOX_FIRST_FRAME_SECONDS: Final = Histogram(
 
 LEADS: Final = Gauge(
     "vidflow_orchestrator_leads",
-    "1 while this orchestrator leads, 0 while it stands by.",
+    "1 while this orchestrator is the leader, otherwise 0.",
     registry=ORCHESTRATOR_REGISTRY,
 )
 TICK_SECONDS: Final = Histogram(
     "vidflow_orchestrator_tick_seconds",
-    "Time of one of the leader's ticks.",
+    "Duration of one tick of the leader.",
     buckets=_FAST_S,
     registry=ORCHESTRATOR_REGISTRY,
 )
 MOVES: Final = Counter(
     "vidflow_orchestrator_moves",
-    "Transitions made by this leader, by the new state.",
+    "State transitions by this leader, by new state.",
     ["to"],
     registry=ORCHESTRATOR_REGISTRY,
 )
@@ -120,22 +120,22 @@ ENDED_SCENARIOS: Final = Counter(
 )
 RETENTION_FAILURES: Final = Counter(
     "vidflow_orchestrator_retention_failures",
-    "Rounds of housekeeping (partitions, retention) that failed and are tried again.",
+    "Rounds of housekeeping (partitions, retention) that failed and are retried.",
     registry=ORCHESTRATOR_REGISTRY,
 )
 
-SLOTS: Final = Gauge("vidflow_runner_slots", "Scenarios this runner works on at most.", registry=RUNNER_REGISTRY)
-SLOTS_USED: Final = Gauge("vidflow_runner_slots_used", "Workers that run.", registry=RUNNER_REGISTRY)
+SLOTS: Final = Gauge("vidflow_runner_slots", "Maximum number of scenarios processed at once.", registry=RUNNER_REGISTRY)
+SLOTS_USED: Final = Gauge("vidflow_runner_slots_used", "Running workers.", registry=RUNNER_REGISTRY)
 WORKER_ENDS: Final = Counter(
     "vidflow_runner_worker_ends", "Workers that ended, by reason.", ["reason"], registry=RUNNER_REGISTRY
 )
 
 UNKNOWN_SCENARIO: Final = "unknown"
-"""The verdict on a message of a scenario that has no progress row: dropped."""
+"""The verdict for a message of a scenario without a progress row, which is dropped."""
 
 
 class MergedHistogram(Collector):
-    """A histogram whose observations are made in other processes, which report them as counts a bucket."""
+    """A histogram of observations from other processes, which report counts per bucket."""
 
     def __init__(self, name: str, documentation: str, bounds_s: Sequence[float], registry: CollectorRegistry) -> None:
         self.bounds_s = tuple(bounds_s)
@@ -147,13 +147,13 @@ class MergedHistogram(Collector):
         registry.register(self)
 
     def add(self, counts: Sequence[int], sum_s: float) -> None:
-        """Add observations: how many lie in each bucket (the last one: above all bounds), and their sum."""
+        """Add observations: their number in each bucket (the last one is above all bounds), and their sum."""
         with self._lock:
-            self._counts = [have + more for have, more in zip(self._counts, counts, strict=True)]
+            self._counts = [total + count for total, count in zip(self._counts, counts, strict=True)]
             self._sum_s += sum_s
 
     def collect(self) -> Iterable[Metric]:
-        """Return the histogram as Prometheus has it: each bucket counts what lies in those below it too."""
+        """Yield the histogram in Prometheus' form, with cumulative buckets."""
         with self._lock:
             counts, sum_s = list(self._counts), self._sum_s
         total, buckets = 0, []
@@ -164,72 +164,77 @@ class MergedHistogram(Collector):
 
 
 WORKER_BOUNDS_S: Final = _FAST_S
-"""The buckets of what workers measure."""
+"""The buckets of the workers' histograms."""
 WORKER_DECODE_SECONDS: Final = MergedHistogram(
     "vidflow_worker_decode_seconds", "Time to read and decode one batch of frames.", WORKER_BOUNDS_S, RUNNER_REGISTRY
 )
 WORKER_INFERENCE_SECONDS: Final = MergedHistogram(
-    "vidflow_worker_inference_seconds", "Time of the model for one batch of frames.", WORKER_BOUNDS_S, RUNNER_REGISTRY
+    "vidflow_worker_inference_seconds", "Time to infer one batch of frames.", WORKER_BOUNDS_S, RUNNER_REGISTRY
 )
 WORKER_FRAMES: Final = Counter("vidflow_worker_frames", "Frames inferred.", registry=RUNNER_REGISTRY)
 
 
 class RegistryCollector(Collector):
-    """The metrics of a registry as a part of another one."""
+    """Includes the metrics of one registry in another."""
 
     def __init__(self, part: CollectorRegistry) -> None:
         self._part = part
 
     def collect(self) -> Iterable[Metric]:
-        """Return the families of the part."""
+        """Return the metrics of the registry."""
         return self._part.collect()
 
     def describe(self) -> Iterable[Metric]:
-        """Return the families too: a scrape may ask for some by name."""
+        """Return the metrics of the registry, because a scrape may request some by name."""
         return self._part.collect()
 
 
 def build_role_registry(role: str, *parts: CollectorRegistry) -> CollectorRegistry:
-    """Return what a role exports: its build, its process, and the given parts."""
-    joined = CollectorRegistry()
+    """Return the registry that a role exports: its build info, PROCESS_REGISTRY and `parts`."""
+    registry = CollectorRegistry()
     labels = ["version", "role", "python"]
-    build = Gauge("vidflow_build_info", "1; its labels say what runs here.", labels, registry=joined)
+    build = Gauge(
+        "vidflow_build_info", "1, with version, role and Python version as labels.", labels, registry=registry
+    )
     build.labels(__version__, role, platform.python_version()).set(1)
     for part in (PROCESS_REGISTRY, *parts):
-        joined.register(RegistryCollector(part))
-    return joined
+        registry.register(RegistryCollector(part))
+    return registry
 
 
 _exported_partitions: Final = set[int]()
 
 
 def export_lag(ends: Mapping[int, int], behind: Mapping[int, int]) -> None:
-    """Export the lag of the partitions read here: their ends, and the positions of those that are not at their ends."""
+    """Export the lag of this inbox's partitions. `ends`: their end offsets; `behind`: the positions short of them."""
     INBOX_BEHIND.set(len(behind))
-    for gone in _exported_partitions - ends.keys():
-        INBOX_LAG.remove(gone)
+    for partition in _exported_partitions - ends.keys():
+        INBOX_LAG.remove(partition)
     _exported_partitions.intersection_update(ends)
     _exported_partitions.update(ends)
     for partition, end in ends.items():
         INBOX_LAG.labels(partition).set(max(end - behind.get(partition, end), 0))
 
 
-_WITH_A_TIME: Final = 7
+_UUID_WITH_TIME: Final = 7
 
 
 def observe_first_frame(scenario_uuid: str, now_s: float) -> None:
-    """Export how long ago the scenario was created, at the moment its first frame is stored.
+    """Record the time from a scenario's creation to its first stored frame.
 
-    Its uuid (version 7) tells the time of its creation on the database's clock; `now_s` is of the same clock.
+    A version 7 UUID contains the creation time by the database's clock. `now_s` is the time by the same clock.
     """
-    number = uuid.UUID(scenario_uuid)
-    if number.version == _WITH_A_TIME:
-        INBOX_FIRST_FRAME_SECONDS.observe(max(now_s - (number.int >> 80) / 1000, 0.0))
+    parsed = uuid.UUID(scenario_uuid)
+    if parsed.version == _UUID_WITH_TIME:
+        INBOX_FIRST_FRAME_SECONDS.observe(max(now_s - (parsed.int >> 80) / 1000, 0.0))
 
 
 @contextmanager
 def served(registry: CollectorRegistry, port: int | None, host: str) -> Iterator[None]:
-    """Serve the registry on `host` and `port` while the body runs; None: not at all. Raises SetupError if it cannot listen."""
+    """Serve the registry on `host` and `port` while the block runs. Does nothing if `port` is None.
+
+    Raises SetupError if the port cannot be opened.
+    """
     if port is None:
         yield
         return
@@ -237,7 +242,7 @@ def served(registry: CollectorRegistry, port: int | None, host: str) -> Iterator
         server, thread = start_http_server(port, addr=host, registry=registry)
     except OSError as error:
         raise SetupError(
-            f"the metrics cannot be served at {host}:{port} ({error.strerror}); choose another --metrics-port or --metrics-host"
+            f"Metrics cannot be served at {host}:{port} ({error.strerror}). Choose another --metrics-port or --metrics-host."
         ) from error
     try:
         yield

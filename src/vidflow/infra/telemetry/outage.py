@@ -1,6 +1,6 @@
-"""Says once that a server is away and once that it is back, however many parts of this process notice it, and however often.
+"""Log each outage of a server once at its beginning and once at its end, however many parts of this process notice it.
 
-Also what a role says that was not told of its server at all.
+`require_postgres` and `require_kafka` check that a server is configured at all.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from vidflow.infra.telemetry.metrics import PROCESS_REGISTRY
 
 AWAY: Final = "away"
 TOPIC_MISSING: Final = "topic_missing"
-"""The code of an error of a server that does answer: the error says itself what to do."""
+"""A broker answers, but the topic does not exist. The error itself says what to do."""
 KAFKA_SECURITY: Final = "kafka_security"
-"""A broker that refuses this client, or with which TLS cannot be agreed on: the error says itself what to do."""
+"""Authentication, TLS or authorization with a broker failed. The error itself says what to do."""
 DISK_FULL: Final = "disk_full"
-"""A PostgreSQL that answers and can store nothing more."""
+"""PostgreSQL answers but its disk is full."""
 TIMED_OUT: Final = "timed_out"
-"""A PostgreSQL that answers and has ended a statement or a transaction by a time limit of its own."""
+"""PostgreSQL answers but has ended a statement or transaction at a time limit set in the server."""
 TIMED_OUT_STATES: Final = frozenset({
     "25P04",  # transaction_timeout: the server has closed the connection
     "55P03",  # lock_timeout
     "57014",  # statement_timeout, or cancelled by an administrator
 })  # fmt: skip
-_LIMIT: Final = (
-    "trying again; look for slow statements and locks in pg_stat_activity, or raise the limit for vidflow's user"
+_TIMED_OUT_NEEDS: Final = (
+    "retrying; look for slow statements and locks in pg_stat_activity, or raise the limit for vidflow's user"
 )
-_ROOM: Final = "waiting; make room on the disk of its data"
-_NO_ROOM_STATE: Final = "53100"
+_DISK_FULL_NEEDS: Final = "waiting; free space on the disk of its data"
+_DISK_FULL_STATE: Final = "53100"
 _log = log("outage")
 _lock: Final = threading.Lock()
 _open_outages: Final[MutableMapping[Outage, str]] = WeakKeyDictionary()
-"""The trouble that each part has with its server. A part that is gone has none: a closed client never tells that it is well."""
+"""The current outages and their kinds. Weak references, because a discarded client never reports the end of its outage."""
 
 
 class _Totals(Collector):
-    """How often each server was away, and for how long in all, what goes on now included. Used under the lock."""
+    """Counts the outages of each server and their total time, including current ones. Call its methods under the lock."""
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
@@ -53,40 +53,40 @@ class _Totals(Collector):
         self._since_s: dict[str, float] = {}
 
     def watch(self, server: str) -> None:
-        """Export the server from now on, so that its first outage is seen as a change."""
+        """Export the server's counters from now on, so that its first outage shows as an increase."""
         self._counts.setdefault(server, 0)
         self._over_s.setdefault(server, 0.0)
 
     def begin(self, server: str) -> None:
-        """The server is away; begun already or not."""
-        self._end_forgotten()
+        """Note that the server is away. Does nothing during an outage."""
+        self._end_abandoned()
         if server not in self._since_s:
             self._since_s[server] = time.monotonic()
             self._counts[server] = self._counts.get(server, 0) + 1
 
     def end(self, server: str) -> None:
-        """The server is back."""
+        """Note that the server is back."""
         if (since_s := self._since_s.pop(server, None)) is not None:
             self._over_s[server] = self._over_s.get(server, 0.0) + time.monotonic() - since_s
 
     def collect(self) -> Iterable[Metric]:
-        """Return the counters, by server."""
+        """Yield the counters, by server. Takes the lock itself."""
         count = CounterMetricFamily("vidflow_outages", "Times that a server was away.", labels=["server"])
         seconds = CounterMetricFamily("vidflow_outage_seconds", "Time that a server was away.", labels=["server"])
         with _lock:
-            self._end_forgotten()
+            self._end_abandoned()
             now_s = time.monotonic()
             for server, number in self._counts.items():
                 count.add_metric([server.lower()], number)
-                under_way_s = now_s - self._since_s.get(server, now_s)
-                seconds.add_metric([server.lower()], self._over_s[server] + under_way_s)
+                current_s = now_s - self._since_s.get(server, now_s)
+                seconds.add_metric([server.lower()], self._over_s[server] + current_s)
         yield count
         yield seconds
 
-    def _end_forgotten(self) -> None:
-        """End the outages of which no part is left: closed clients never tell that they are well."""
-        known = {one._server for one in _open_outages}  # noqa: SLF001
-        for server in self._since_s.keys() - known:
+    def _end_abandoned(self) -> None:
+        """End the outages whose Outage objects no longer exist."""
+        away = {outage._server for outage in _open_outages}  # noqa: SLF001
+        for server in self._since_s.keys() - away:
             self.end(server)
 
 
@@ -95,7 +95,7 @@ PROCESS_REGISTRY.register(_totals)
 
 
 class Outage:
-    """What one part of this process (a loop, a client) knows of a server. `needs` tells an operator what to do."""
+    """One part of this process (a loop, a client) that uses a server. `needs` says what an operator should do in an outage."""
 
     def __init__(self, server: str, needs: str) -> None:
         self._server = server
@@ -104,21 +104,24 @@ class Outage:
             _totals.watch(server)
 
     def begin(self, error: BaseException) -> None:
-        """The server did not answer, or not as it should: said where no part of this process has said it already."""
-        trouble = _classify(error)
+        """Note that the server failed. Log it unless another part has logged the same kind of outage of this server."""
+        kind = _classify(error)
         with _lock:
-            said = any(one._server == self._server and of == trouble for one, of in _open_outages.items())  # noqa: SLF001
-            _open_outages[self] = trouble
+            logged = any(
+                other._server == self._server and other_kind == kind  # noqa: SLF001
+                for other, other_kind in _open_outages.items()
+            )
+            _open_outages[self] = kind
             _totals.begin(self._server)
-        if not said:
-            needs = {AWAY: self._needs, DISK_FULL: _ROOM, TIMED_OUT: _LIMIT}.get(trouble)
-            _log.warning(trouble, server=self._server, error=format_error(error), needs=needs)
+        if not logged:
+            needs = {AWAY: self._needs, DISK_FULL: _DISK_FULL_NEEDS, TIMED_OUT: _TIMED_OUT_NEEDS}.get(kind)
+            _log.warning(kind, server=self._server, error=format_error(error), needs=needs)
 
     def end(self) -> None:
-        """The server answered: said once all parts that missed it have it again."""
+        """Note that the server answered. Log the end of the outage once it is over for all parts."""
         with _lock:
-            missed = _open_outages.pop(self, None) is not None
-            over = missed and not any(one._server == self._server for one in _open_outages)  # noqa: SLF001
+            was_away = _open_outages.pop(self, None) is not None
+            over = was_away and not any(other._server == self._server for other in _open_outages)  # noqa: SLF001
             if over:
                 _totals.end(self._server)
         if over:
@@ -131,40 +134,40 @@ def _classify(error: BaseException) -> str:
     state = getattr(error, "sqlstate", None)
     if state in TIMED_OUT_STATES:
         return TIMED_OUT
-    return DISK_FULL if state == _NO_ROOM_STATE else AWAY
+    return DISK_FULL if state == _DISK_FULL_STATE else AWAY
 
 
 def format_error(error: BaseException) -> str:
-    """What an error says; libraries like to say it in several lines."""
+    """Return an error's text as one line."""
     return " ".join(str(error).split())
 
 
 def postgres_outage() -> Outage:
-    """For the database of a role."""
-    return Outage("PostgreSQL", "waiting; start it, or set VIDFLOW_DATABASE_URL; `vidflow dev` brings its own")
+    """Return an Outage for a role's database."""
+    return Outage("PostgreSQL", "waiting; start it, or set VIDFLOW_DATABASE_URL; `vidflow dev` starts its own")
 
 
 def kafka_outage() -> Outage:
-    """For the brokers of a role."""
-    return Outage("Kafka", "waiting; start it, or set VIDFLOW_KAFKA; `vidflow dev` brings its own")
+    """Return an Outage for a role's brokers."""
+    return Outage("Kafka", "waiting; start it, or set VIDFLOW_KAFKA; `vidflow dev` starts its own")
 
 
 def require_postgres(url: str) -> None:
-    """Raises SetupError where no database is named, or by something that is no URL: it is not repeated, it may be a secret."""
+    """Raise SetupError if `url` is empty or not a PostgreSQL URL. The error does not quote it: it may be a secret."""
     if not url:
         raise SetupError(
-            "no database is named: set VIDFLOW_DATABASE_URL (or --database-url), or start everything with: vidflow dev"
+            "No database is configured. Set VIDFLOW_DATABASE_URL (or --database-url), or start everything with: vidflow dev"
         )
     if not url.startswith(("postgresql://", "postgres://")):
         raise SetupError(
-            "VIDFLOW_DATABASE_URL (or --database-url) is no URL of PostgreSQL: write postgresql://host:port/database with "
-            "user:password@ before the host"
+            "VIDFLOW_DATABASE_URL (or --database-url) is not a PostgreSQL URL. Write postgresql://host:port/database, with "
+            "user:password@ before the host."
         )
 
 
 def require_kafka(settings: KafkaSettings, *, or_else: str = "") -> None:
-    """Raises SetupError where no brokers are named; `or_else` is another way out, for who has one."""
+    """Raise SetupError if no brokers are configured. `or_else` is an alternative to suggest in it, such as an option."""
     if not settings.bootstrap:
         raise SetupError(
-            f"no Kafka is named: set VIDFLOW_KAFKA (or --kafka), {or_else}or start everything with: vidflow dev"
+            f"No Kafka is configured. Set VIDFLOW_KAFKA (or --kafka), {or_else}or start everything with: vidflow dev"
         )

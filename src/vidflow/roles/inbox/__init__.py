@@ -1,4 +1,4 @@
-"""The inbox: stores what the workers send, once, in order and without a hole. `run` is all that others need."""
+"""The inbox: store the workers' results exactly once, in order and without gaps. Other packages use only `run`."""
 
 from vidflow.roles.inbox.role import run
 

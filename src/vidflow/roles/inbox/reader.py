@@ -1,4 +1,4 @@
-"""The inbox's ear: messages from the results' partitions that it is given, each from the position in the table. Stores nothing."""
+"""Read the results topic: each assigned partition from its stored position. Storing the messages is in storing.py."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from vidflow.infra.telemetry.logs import log
 GROUP: Final = "vidflow-inbox"
 BATCH_MESSAGES: Final = 1000
 POLL_MESSAGES: Final = 200
-"""How many messages are taken from the client in one call: each call costs."""
+"""Most messages that one call takes from the client. Each call has a cost."""
 BATCH_BYTES: Final = 8 * 1024 * 1024
 USUAL_BYTES: Final = 40_000
-"""A message that is not longer is no reason to take fewer at once: AT_ONCE of them fill a batch."""
+"""Messages up to this size do not reduce the number taken at once: POLL_MESSAGES of them fill a batch."""
 _log = log("inbox")
 PositionLookup = Callable[[Sequence[int]], Mapping[int, int]]
 
 
 class ReceivedMessage(msgspec.Struct, frozen=True, gc=False):
-    """A message as it lay in the log, and what it says; `error` is why it cannot be taken, where it cannot.
+    """A message of the log and its decoded content. `error` says why it cannot be stored, None if it can.
 
-    `from_worker`: it has the headers that a worker gives its messages, so a worker sent it, and not just anybody. They cost more to
-    read than all the rest, and are wanted of a dead letter alone: until then there is only `raw`, the client's own object.
+    `from_worker`: whether it has the headers that workers set. `raw` is the client's own object. The headers are read from it only
+    for a dead letter, because that costs more than everything else.
     """
 
     partition: int
@@ -43,15 +43,16 @@ class ReceivedMessage(msgspec.Struct, frozen=True, gc=False):
     size_bytes: int = 0
 
     def with_error(self, error: str) -> ReceivedMessage:
-        """The same, as one that can be read and that PostgreSQL does not take."""
+        """Return this message as one that was decoded but rejected by PostgreSQL."""
         headers = self.headers if self.raw is None else clients.read_headers(self.raw)
         return msgspec.structs.replace(self, result=None, error=error, from_worker=True, headers=headers, raw=None)
 
 
 class Reader:
-    """A consumer, the positions from which its partitions go on, and the batch that is read and not stored yet.
+    """A consumer of the results topic, the positions of its partitions, and the batch that is read but not stored.
 
-    `read_positions` gives the table's positions of partitions that this consumer is given; it may wait for the database.
+    A partition's position is the offset of its first message that is not stored. `read_positions` returns the positions in the
+    database for newly assigned partitions. It may wait for the database.
     """
 
     def __init__(self, settings: settings.KafkaSettings, protocol: str, read_positions: PositionLookup) -> None:
@@ -61,7 +62,7 @@ class Reader:
         self._error: BaseException | None = None
         self._paused = False
         self._committed: dict[int, int] = {}
-        self._longest_bytes = BATCH_BYTES  # nothing is known yet: one at a time, then more and more
+        self._longest_bytes = BATCH_BYTES  # sizes are unknown: take one message at first, then more and more
         self._consumer: Consumer = clients.create_consumer(
             settings, client_id="vidflow-inbox", group=GROUP, protocol=protocol
         )
@@ -70,46 +71,46 @@ class Reader:
         )
 
     def fill(self, wait_s: float) -> bool:
-        """Adds to the batch what there is, up to its limit, waiting for the first message; whether no more was there.
+        """Add available messages to the batch up to its limit. If the batch is empty, wait for the first one.
 
-        Raises errors.ClientBroken.
+        Returns whether all available messages were read. Raises errors.ClientBroken.
         """
-        size = _total_bytes(self.batch)
-        while (most := self._compute_poll_limit(size, BATCH_BYTES, BATCH_MESSAGES)) > 0:
-            taken = self.poll(0 if self.batch else wait_s, most)
-            if not taken:
+        size_bytes = _total_bytes(self.batch)
+        while (limit := self._compute_poll_limit(size_bytes, BATCH_BYTES, BATCH_MESSAGES)) > 0:
+            received = self.poll(0 if self.batch else wait_s, limit)
+            if not received:
                 return True
-            size += _total_bytes(taken)
+            size_bytes += _total_bytes(received)
         return False
 
-    def _compute_poll_limit(self, size_bytes: int, most_bytes: int, most: int) -> int:
-        """Return how many messages to take at once into a batch of this size, so that it grows past its bytes by one at most.
+    def _compute_poll_limit(self, size_bytes: int, max_bytes: int, max_messages: int) -> int:
+        """Return how many messages to take at once, so that a batch exceeds its `max_bytes` by one message at most.
 
-        All may be as long as the longest that has come lately. Where far longer ones come all at once, the client's own queue
-        is the bound.
+        Assumes messages as long as the longest recent one. If much longer ones arrive all at once, the client's own queue is
+        the limit.
         """
-        left_bytes = most_bytes - size_bytes
-        if left_bytes <= 0:
+        remaining_bytes = max_bytes - size_bytes
+        if remaining_bytes <= 0:
             return 0
-        return min(most - len(self.batch), POLL_MESSAGES, max(left_bytes // self._longest_bytes, 1))
+        return min(max_messages - len(self.batch), POLL_MESSAGES, max(remaining_bytes // self._longest_bytes, 1))
 
-    def poll(self, wait_s: float, most: int = 1) -> list[ReceivedMessage]:
-        """Adds to the batch what comes, up to `most`; lets the client do what it must do to stay in its group.
+    def poll(self, wait_s: float, limit: int = 1) -> list[ReceivedMessage]:
+        """Add up to `limit` messages to the batch, and let the client do what keeps it in its group.
 
-        Raises errors.ClientBroken.
+        Returns the added messages. Raises errors.ClientBroken.
         """
-        messages = clients.consume_available(self._consumer, most, wait_s)
+        messages = clients.consume_available(self._consumer, limit, wait_s)
         if self._error is not None:
             raise self._error
-        taken = [one for message in messages if (one := self._decode_message(message)) is not None]
-        if taken:
-            longest_bytes = max(one.size_bytes for one in taken)
+        received = [decoded for message in messages if (decoded := self._decode_message(message)) is not None]
+        if received:
+            longest_bytes = max(message.size_bytes for message in received)
             self._longest_bytes = max(longest_bytes, self._longest_bytes // 2, USUAL_BYTES)
-        self.batch += taken
-        return taken
+        self.batch += received
+        return received
 
     def _decode_message(self, message: Message) -> ReceivedMessage | None:
-        """None where there is nothing to store: an error, or a message of a partition that was taken away meanwhile."""
+        """Decode a message. Return None for a client error, or a message of a partition that was revoked meanwhile."""
         if (error := message.error()) is not None:
             self._handle_error(error)
             return None
@@ -121,9 +122,9 @@ class Reader:
             return ReceivedMessage(
                 partition, offset, key, value, decode_result(value), raw=message, size_bytes=size_bytes
             )
-        except MessageError as problem:
+        except MessageError as decode_error:
             headers = clients.read_headers(message)
-            ours = {clients.KIND_HEADER, clients.EPOCH_HEADER} <= {name for name, _ in headers}
+            from_worker = {clients.KIND_HEADER, clients.EPOCH_HEADER} <= {name for name, _ in headers}
             size_bytes += sum(len(name) + len(content or b"") for name, content in headers)
             return ReceivedMessage(
                 partition,
@@ -131,30 +132,30 @@ class Reader:
                 key,
                 value,
                 None,
-                problem.message,
-                from_worker=ours,
+                decode_error.message,
+                from_worker=from_worker,
                 headers=headers,
                 size_bytes=size_bytes,
             )
 
     def prefetch(self) -> None:
-        """Adds to the batch some of what is there already, while the batch before it is being stored. Raises errors.ClientBroken."""
-        if (most := self._compute_poll_limit(_total_bytes(self.batch), 2 * BATCH_BYTES, 2 * BATCH_MESSAGES)) > 0:
-            self.poll(0, most)
+        """Add some available messages to the batch while its first part is being stored. Raises errors.ClientBroken."""
+        if (limit := self._compute_poll_limit(_total_bytes(self.batch), 2 * BATCH_BYTES, 2 * BATCH_MESSAGES)) > 0:
+            self.poll(0, limit)
 
     def mark_stored(self, part: Iterable[ReceivedMessage]) -> None:
-        """These messages are stored; some of their partitions may have been taken away meanwhile, or given back."""
-        for taken in part:
-            if taken.partition in self.positions:
-                self.positions[taken.partition] = taken.offset + 1
-        self.batch = [taken for taken in self.batch if taken.offset >= self.positions[taken.partition]]
+        """Move the positions past stored messages and drop these from the batch. Revoked partitions are ignored."""
+        for message in part:
+            if message.partition in self.positions:
+                self.positions[message.partition] = message.offset + 1
+        self.batch = [message for message in self.batch if message.offset >= self.positions[message.partition]]
 
-    def refuse(self, taken: ReceivedMessage, error: str) -> None:
-        """The message is one that can be read and that PostgreSQL does not take."""
-        self.batch = [one.with_error(error) if one is taken else one for one in self.batch]
+    def refuse(self, refused: ReceivedMessage, error: str) -> None:
+        """Turn a message of the batch that PostgreSQL rejects into one with an error, for a dead letter."""
+        self.batch = [message.with_error(error) if message is refused else message for message in self.batch]
 
     def seek(self, partition: int, offset: int) -> None:
-        """Reads a partition again from another offset; what of it is read and not stored is dropped."""
+        """Continue a partition at another offset. Its messages in the batch are dropped."""
         self._drop({partition})
         self.positions[partition] = offset
         try:
@@ -164,17 +165,17 @@ class Reader:
             raise _build_client_broken(error.args[0]) from error
 
     def pause(self) -> None:
-        """Takes no more messages, but stays in the group."""
+        """Take no more messages, but stay in the group."""
         self._paused = True
-        self._hold_or_release(self.positions)
+        self._apply_pause(self.positions)
 
     def resume(self) -> None:
-        """Takes messages again."""
+        """Take messages again."""
         self._paused = False
-        self._hold_or_release(self.positions)
+        self._apply_pause(self.positions)
 
-    def _hold_or_release(self, partitions: Iterable[int]) -> None:
-        """Pause these partitions, or resume them. The client remembers of a partition that it lost whether it was paused."""
+    def _apply_pause(self, partitions: Iterable[int]) -> None:
+        """Pause or resume partitions. Newly assigned ones need it, too: the client keeps the pause of a revoked partition."""
         places = [TopicPartition(RESULTS, partition) for partition in partitions]
         if self._paused:
             self._consumer.pause(places)
@@ -182,56 +183,56 @@ class Reader:
             self._consumer.resume(places)
 
     def commit_positions(self) -> None:
-        """Tells Kafka the positions, for the tools that show lag; nothing here depends on it, so no answer is awaited."""
-        moved = {one: offset for one, offset in self.positions.items() if offset != self._committed.get(one)}
+        """Commit the positions to Kafka without waiting. Only tools that show the lag use them."""
+        moved = {number: offset for number, offset in self.positions.items() if offset != self._committed.get(number)}
         if moved:
             offsets = [TopicPartition(RESULTS, partition, offset) for partition, offset in moved.items()]
             self._consumer.commit(offsets=offsets, asynchronous=True)
             self._committed.update(moved)
 
     def close(self) -> None:
-        """Leaves the group, so that another inbox has the partitions at once."""
+        """Leave the group, so that another inbox gets the partitions at once."""
         self._consumer.close()
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        """An error in here would be lost in the client: it is kept, and raised by `poll`."""
+        """Start the assigned partitions at their positions. `poll` raises an error from here, which the client would ignore."""
         try:
-            positions = self._read_positions([one.partition for one in partitions])
+            positions = self._read_positions([place.partition for place in partitions])
             consumer.incremental_assign(
                 [TopicPartition(RESULTS, number, offset) for number, offset in positions.items()]
             )
             self.positions.update(positions)
-            self._hold_or_release(positions)
+            self._apply_pause(positions)
         except KafkaException as error:
             self._error = _build_client_broken(error.args[0])
         except BaseException as error:  # noqa: BLE001 - raised by poll
             self._error = error
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._drop({one.partition for one in partitions})
-        for one in partitions:
-            self.positions.pop(one.partition, None)
-            self._committed.pop(one.partition, None)
+        self._drop({place.partition for place in partitions})
+        for place in partitions:
+            self.positions.pop(place.partition, None)
+            self._committed.pop(place.partition, None)
         try:
             consumer.incremental_unassign(partitions)
         except KafkaException as error:
             self._error = _build_client_broken(error.args[0])
 
     def _drop(self, partitions: Iterable[int]) -> None:
-        self.batch = [taken for taken in self.batch if taken.partition not in partitions]
+        self.batch = [message for message in self.batch if message.partition not in partitions]
 
     def _handle_error(self, error: KafkaError) -> None:
         if error.fatal():
             raise _build_client_broken(error)
-        _log.debug("consumer_error", error=error.str())  # an outage is said by the client's own callback
+        _log.debug("consumer_error", error=error.str())  # the client's error callback logs an outage
 
 
 def _build_client_broken(error: KafkaError) -> errors.ClientBroken:
     return errors.ClientBroken(
-        f"the Kafka client gave up: {error.str()}; the process must be started again "
-        "(a broker that does not know the group protocol needs --group-protocol classic)"
+        f"The Kafka client failed permanently: {error.str()}. Restart the process. "
+        "A broker older than 4.0 needs --group-protocol classic."
     )
 
 
 def _total_bytes(messages: Iterable[ReceivedMessage]) -> int:
-    return sum(taken.size_bytes for taken in messages)
+    return sum(message.size_bytes for message in messages)

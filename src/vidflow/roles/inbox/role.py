@@ -1,6 +1,7 @@
-"""The loop of the inbox: read, store, and say up to which moment all is stored. What a message means is domain/progress.py.
+"""The inbox's loop: read results, store them, and record the time up to which all results are stored.
 
-One thread. While the database is away it takes no message but stays in its group; what it has read and not stored waits.
+It runs on one thread. While the database is away, it takes no messages but stays in its consumer group. What a message changes is
+decided in domain/progress.py.
 """
 
 from __future__ import annotations
@@ -32,47 +33,47 @@ from vidflow.settings import InboxOptions
 POLL_S: Final = 0.05
 CHECK_INTERVAL_S: Final = 1.0
 DRAINED_CHECK_INTERVAL_S: Final = 0.1
-"""How soon after the last look a drained partition is worth another one."""
+"""Shortest interval of checks after partitions were read to their ends."""
 RETRY_S: Final = 0.2
 ANSWER_WAIT_S: Final = 0.02
-"""How long a question to Kafka is waited for at once; a longer answer is taken when it is there."""
+"""How long to wait for Kafka's answer at once. A later answer is processed by a later check."""
 STUCK_S: Final = 3.0
-"""How long a position may stand short of the log's end, with nothing to read, before the log itself is looked at."""
+"""How long a position may be short of the log's end, with nothing to read, before the log's first offset is checked."""
 _log = log("inbox")
 
 
 class TopicRecreated(Unavailable):
-    """The topic has another id than at the start: its offsets mean other messages now."""
+    """The topic's id has changed since the start: its offsets now refer to other messages."""
 
     default_code = "topic_made_anew"
 
 
 def run(options: InboxOptions, stop: Stop) -> None:
-    """Stores results until it is to stop."""
+    """Store results until a stop is requested."""
     require_postgres(options.database_url)
     require_kafka(options.kafka)
     wait_for_schema(options.database_url, stop)
     admin.wait_for_broker(options.kafka, stop)
-    questions = admin.ReplacingAdmin(options.kafka)
+    client = admin.ReplacingAdmin(options.kafka)
     with (
         metrics.served(
             metrics.build_role_registry("inbox", metrics.INBOX_REGISTRY), options.metrics_port, options.metrics_host
         ),
-        closing(TopicInspector(options.kafka, stop)) as lookout,
+        closing(TopicInspector(options.kafka, stop)) as inspector,
     ):
-        while (topic_id := _wait_for_topic(questions, stop)) is not None:
+        while (topic_id := _wait_for_topic(client, stop)) is not None:
             try:
-                _serve(Inbox(options, lookout, topic_id, stop), stop)
-            except TopicRecreated as anew:
-                _log.warning("topic_made_anew", topic=RESULTS, reason=anew.message)
+                _serve(Inbox(options, inspector, topic_id, stop), stop)
+            except TopicRecreated as error:
+                _log.warning("topic_made_anew", topic=RESULTS, reason=error.message)
 
 
-def _wait_for_topic(questions: admin.ReplacingAdmin, stop: Stop) -> str | None:
-    """The present id of the results' topic; None where a stop is requested before Kafka tells it."""
+def _wait_for_topic(client: admin.ReplacingAdmin, stop: Stop) -> str | None:
+    """Wait until the results topic exists. Return its id, or None if a stop is requested first."""
     outage = kafka_outage()
     while not stop.requested:
         try:
-            topic_id = questions.call(offsets.read_topic_id, RESULTS)
+            topic_id = client.call(offsets.read_topic_id, RESULTS)
         except errors.KafkaAway as error:
             outage.begin(error)
             stop.wait(RETRY_S)
@@ -93,14 +94,14 @@ def _serve(inbox: Inbox, stop: Stop) -> None:
 
 
 class Inbox:
-    """What the loop holds: a reader, a connection, and when it looked last."""
+    """The state of the loop and its steps: `read`, `store` and `check`."""
 
-    def __init__(self, options: InboxOptions, lookout: TopicInspector, topic_id: str, stop: Stop) -> None:
+    def __init__(self, options: InboxOptions, inspector: TopicInspector, topic_id: str, stop: Stop) -> None:
         self._url = options.database_url
-        self._inspector = lookout
+        self._inspector = inspector
         self._topic_id = topic_id
         self._stop = stop
-        self._tables: Connection | None = None
+        self._connection: Connection | None = None
         self._postgres = postgres_outage()
         self._kafka = kafka_outage()
         self._size = BATCH_MESSAGES
@@ -112,22 +113,22 @@ class Inbox:
         self._reader = Reader(options.kafka, options.group_protocol, self._read_positions)
 
     def read(self) -> bool:
-        """Fills the batch; whether no more was there."""
+        """Fill the batch. Return whether all available messages were read."""
         return self._reader.fill(POLL_S)
 
     def store(self) -> None:
-        """Stores what is read, or a part of it where a row is refused: the culprit is found by halving, and dead-lettered.
+        """Store the batch, or a part of it if PostgreSQL rejects a row. Retry until something is stored.
 
-        Tries until something is stored, whatever is in its way: nothing else is of use before.
+        The rejected message is found by halving the batch, and becomes a dead letter.
         """
         while (part := self._reader.batch[: self._size]) and not self._stop.requested:
             try:
                 self._store(part)
-            except storing.PositionLost as lost:
-                _log.warning("position_lost", partitions=sorted(lost.partitions), reason=lost.message)
-                self._seek_to_stored(lost.partitions)
-            except storing.PoisonLimitExceeded as poison:
-                self._suspend(poison)
+            except storing.PositionLost as error:
+                _log.warning("position_lost", partitions=sorted(error.partitions), reason=error.message)
+                self._seek_to_stored(error.partitions)
+            except storing.PoisonLimitExceeded as error:
+                self._suspend(error)
             except (psycopg.Error, UnicodeEncodeError) as error:
                 if is_data_error(error):
                     self._halve_batch(part, error)
@@ -139,7 +140,7 @@ class Inbox:
 
     def _store(self, part: Sequence[ReceivedMessage]) -> None:
         poison_run = storing.count_poison_run(self._poison_run, part)
-        positions = dict(self._reader.positions)  # as they were before: the reader reads on meanwhile
+        positions = dict(self._reader.positions)  # a copy, because prefetch may change them
         with metrics.INBOX_STORE_SECONDS.time():
             batch = storing.store(self._ensure_connection(), self._topic_id, positions, part, self._reader.prefetch)
         self._reader.mark_stored(part)
@@ -151,28 +152,35 @@ class Inbox:
                 metrics.observe_first_frame(frame.scenario_uuid, time.time() + self._database_ahead_s)
         for verdict, count in batch.verdicts.items():
             metrics.INBOX_MESSAGES.labels(verdict).inc(count)
-        poison = [taken for taken in part if taken.error is not None]
+        poison = [message for message in part if message.error is not None]
         metrics.INBOX_DEAD_LETTERS.inc(len(poison))
-        for taken in poison:
-            _log.error("dead_letter", topic=RESULTS, partition=taken.partition, offset=taken.offset, error=taken.error)
+        for message in poison:
+            _log.error(
+                "dead_letter",
+                topic=RESULTS,
+                partition=message.partition,
+                offset=message.offset,
+                error=message.error,
+            )
 
     def _halve_batch(self, part: Sequence[ReceivedMessage], error: Exception) -> None:
-        """Tries half of the messages next, after some one among `part` was refused."""
+        """Try half of the messages next, because one of `part` was rejected. If it has only one, refuse it."""
         self._size = max(len(part) // 2, 1)
         if len(part) == 1:
             self._reader.refuse(part[0], str(error).splitlines()[0])
 
     def _seek_to_stored(self, partitions: Iterable[int]) -> None:
-        """Reads partitions again from the table's positions, those of them that are still given to this inbox."""
+        """Read partitions again from the positions in the database, if they are still assigned to this inbox."""
         for partition, offset in self._read_positions(sorted(self._reader.positions.keys() & set(partitions))).items():
             self._reader.seek(partition, offset)
 
-    def _suspend(self, poison: storing.PoisonLimitExceeded) -> None:
-        """Takes and stores nothing until somebody moves a position, or this inbox is given other partitions.
+    def _suspend(self, error: storing.PoisonLimitExceeded) -> None:
+        """Read and store nothing until an operator moves a position or the assignment of partitions changes.
 
-        It stays, since its next start would meet the same messages; that it catches up with nothing makes vidflow unready.
+        The process does not exit, because it would find the same messages after a restart. Meanwhile vidflow is not ready, because
+        the inbox does not catch up.
         """
-        _log.error("mostly_poison", reason=poison.message)
+        _log.error("mostly_poison", reason=error.message)
         held = dict(self._reader.positions)
         self._reader.pause()
         while self._reader.positions == held == self._read_positions(sorted(held)) and not self._stop.requested:
@@ -180,57 +188,57 @@ class Inbox:
             try:
                 self._request_topic_snapshot(self._ensure_connection())
                 self._require_same_topic(self._inspector.take_answer(ANSWER_WAIT_S))
-            except psycopg.Error as error:
-                self._drop_connection(error)
+            except psycopg.Error as database_error:
+                self._drop_connection(database_error)
         self._poison_run = 0
         self._seek_to_stored(self._reader.positions)
         self._reader.resume()
 
     def _read_positions(self, partitions: Sequence[int]) -> Mapping[int, int]:
-        """The table's positions; waits for the database. Called by the client too, when it is given partitions.
+        """Return the positions in the database, waiting for it. The reader calls this when it is assigned partitions.
 
-        On a connection of its own: that may be while a batch is being copied.
+        It uses a separate connection, because the other one may be in the middle of a COPY.
         """
         while not self._stop.requested:
             try:
-                with self._connect() as tables:
-                    positions = inbox_partitions.read_positions(tables, RESULTS, self._topic_id, partitions)
+                with self._connect() as connection:
+                    positions = inbox_partitions.read_positions(connection, RESULTS, self._topic_id, partitions)
             except psycopg.Error as error:
                 self._report_outage(error)
                 self._stop.wait(RETRY_S)
             else:
                 self._postgres.end()
-                self._checked_s = float("-inf")  # whether all is stored of what it was just given is told at once
+                self._checked_s = float("-inf")  # check the new partitions at once
                 return positions
         return {}
 
     def _ensure_connection(self) -> Connection:
-        if self._tables is not None and is_closed_by_server(self._tables):
-            self._tables.close()
-            self._tables = None
-        if self._tables is None:
-            self._tables = self._connect()
-        return self._tables
+        if self._connection is not None and is_closed_by_server(self._connection):
+            self._connection.close()
+            self._connection = None
+        if self._connection is None:
+            self._connection = self._connect()
+        return self._connection
 
     def _connect(self) -> Connection:
-        """A new connection. Ends the transaction of an inbox that froze or lost its network: it would lock out who takes its place."""
-        busy = None if self._tables is None else self._tables.info.backend_pid  # it may be copying just now
-        tables = connect(self._url, name="vidflow inbox", response_timeout_s=RESPONSE_TIMEOUT_S)
+        """Return a new connection. End the transactions of stalled inboxes first, because their locks would block this one."""
+        busy_pid = None if self._connection is None else self._connection.info.backend_pid  # it may be in a COPY
+        connection = connect(self._url, name="vidflow inbox", response_timeout_s=RESPONSE_TIMEOUT_S)
         try:
-            stalled = end_stalled_sessions(tables, except_pid=busy)
+            stalled = end_stalled_sessions(connection, except_pid=busy_pid)
         except BaseException:
-            tables.close()
+            connection.close()
             raise
         if stalled:
             _log.warning("stalled_inbox_cut_off", postgres_pids=stalled)
-        return tables
+        return connection
 
     def _drop_connection(self, error: BaseException) -> None:
-        """Says that the database is away and drops the connection; any other error is raised."""
+        """Report that the database is away and close the connection. Raises any other error."""
         self._report_outage(error)
-        if self._tables is not None:
-            self._tables.close()
-            self._tables = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     def _report_outage(self, error: BaseException) -> None:
         if not is_away(error):
@@ -238,22 +246,25 @@ class Inbox:
         self._postgres.begin(error)
 
     def _wait_for_database(self, error: BaseException) -> None:
-        """Takes no message until the database answers, but polls on, so as to stay in the group."""
+        """Take no messages until the database answers, but poll the client to stay in the group."""
         self._drop_connection(error)
         self._reader.pause()
         while not self._stop.requested:
             self._reader.poll(RETRY_S)
             try:
                 inbox_partitions.read_database_time(self._ensure_connection())
-            except psycopg.Error as again:
-                self._drop_connection(again)
+            except psycopg.Error as retry_error:
+                self._drop_connection(retry_error)
             else:
-                # Not said to be back before something is stored: on a full disk it answers, and takes nothing.
+                # The outage ends when a batch is stored: with a full disk, PostgreSQL answers but stores nothing.
                 self._reader.resume()
                 return
 
     def check(self, *, drained: bool) -> None:
-        """Each second, and as soon as a partition is drained: notes what is caught up with, and whether all is as it was."""
+        """Check positions and topic each second, and soon after a batch if no more messages are available (`drained`).
+
+        Records for each partition up to which time it is stored. Raises TopicRecreated.
+        """
         since_s = time.monotonic() - self._checked_s
         due = since_s >= CHECK_INTERVAL_S or (
             drained and self._stored_since_check and since_s >= DRAINED_CHECK_INTERVAL_S
@@ -270,78 +281,80 @@ class Inbox:
             if not is_conflict(error):
                 self._wait_for_database(error)
 
-    def _request_topic_snapshot(self, tables: Connection) -> None:
-        """Note that this inbox holds its partitions, and begin to ask Kafka, unless an earlier question is under way."""
-        inbox_partitions.note_seen(tables, RESULTS, self._topic_id, self._reader.positions)
+    def _request_topic_snapshot(self, connection: Connection) -> None:
+        """Record that this inbox holds its partitions, and query Kafka unless an earlier query is running."""
+        inbox_partitions.note_seen(connection, RESULTS, self._topic_id, self._reader.positions)
         if not self._inspector.busy:
-            at = inbox_partitions.read_database_time(
-                tables
-            )  # before the ends: what lies below them was there at that time
-            self._database_ahead_s = at.timestamp() - time.time()
-            self._inspector.ask(TopicQuery(at, dict(self._reader.positions), self._list_stuck()))
+            # Read before the end offsets, so that all messages sent before this time are below them.
+            now = inbox_partitions.read_database_time(connection)
+            self._database_ahead_s = now.timestamp() - time.time()
+            self._inspector.ask(TopicQuery(now, dict(self._reader.positions), self._list_stuck()))
 
-    def _apply_topic_snapshot(self, look: TopicSnapshot | errors.KafkaAway | None) -> None:
-        self._require_same_topic(look)
-        if isinstance(look, errors.KafkaAway):
-            self._kafka.begin(look)
-        if not isinstance(look, TopicSnapshot):
+    def _apply_topic_snapshot(self, answer: TopicSnapshot | errors.KafkaAway | None) -> None:
+        self._require_same_topic(answer)
+        if isinstance(answer, errors.KafkaAway):
+            self._kafka.begin(answer)
+        if not isinstance(answer, TopicSnapshot):
             return
         self._kafka.end()
-        tables, asked = self._ensure_connection(), look.query
+        connection, query = self._ensure_connection(), answer.query
         behind = inbox_partitions.note_caught_up(
-            tables, RESULTS, self._topic_id, asked.positions, look.end_offsets, asked.asked_at
+            connection, RESULTS, self._topic_id, query.positions, answer.end_offsets, query.asked_at
         )
         self._postgres.end()
-        metrics.export_lag(look.end_offsets, behind)
+        metrics.export_lag(answer.end_offsets, behind)
         self._reader.commit_positions()
-        self._repair_positions(tables, behind, look)
+        self._repair_positions(connection, behind, answer)
 
-    def _sync_positions(self, tables: Connection) -> None:
-        """Begins again where the table has other positions than this inbox holds.
+    def _sync_positions(self, connection: Connection) -> None:
+        """Continue from the positions in the database where they differ from this inbox's.
 
-        A batch would notice by itself; but where nothing more comes, a restored database's older position would never be left.
+        Storing a batch would notice the difference, but there may be no further batch after a restore of the database.
         """
         held = dict(self._reader.positions)
-        there = inbox_partitions.read_positions(tables, RESULTS, self._topic_id, held)
-        lost = [one for one, offset in held.items() if there[one] != offset]
+        stored = inbox_partitions.read_positions(connection, RESULTS, self._topic_id, held)
+        lost = [partition for partition, offset in held.items() if stored[partition] != offset]
         if lost:
             _log.warning("position_lost", partitions=sorted(lost), reason="a restored database, or another inbox")
-        for one in lost:
-            self._reader.seek(one, there[one])
+        for partition in lost:
+            self._reader.seek(partition, stored[partition])
 
-    def _require_same_topic(self, look: TopicSnapshot | errors.KafkaAway | None) -> None:
-        if isinstance(look, TopicSnapshot) and look.topic_id != self._topic_id:
+    def _require_same_topic(self, answer: TopicSnapshot | errors.KafkaAway | None) -> None:
+        if isinstance(answer, TopicSnapshot) and answer.topic_id != self._topic_id:
             raise TopicRecreated(
-                f"its id was {self._topic_id} and is {look.topic_id}: beginning again with the new one"
+                f"The topic's id changed from {self._topic_id} to {answer.topic_id}. Starting again with the new topic."
             )
 
-    def _repair_positions(self, tables: Connection, behind: Mapping[int, int], look: TopicSnapshot) -> None:
-        """Moves positions that the log has not got: it was cut behind them, or has lost what lay there to its retention.
+    def _repair_positions(self, connection: Connection, behind: Mapping[int, int], snapshot: TopicSnapshot) -> None:
+        """Move positions outside the log to its first offset: the log was truncated, or retention deleted their messages.
 
-        Nothing would ever come from there, and the partition would never be caught up with.
+        No message would ever arrive at such a position, and the partition would never catch up.
         """
-        self._stuck = {one: (at, self._stuck_since_s(one, at)) for one, at in behind.items()}
-        for one in self._list_stuck():
-            first, end, at = look.first_offsets.get(one), look.end_offsets[one], behind[one]
-            if first is None or first <= at <= end or self._reader.positions.get(one) != at:
+        self._stuck = {number: (offset, self._stuck_since_s(number, offset)) for number, offset in behind.items()}
+        for partition in self._list_stuck():
+            first, end = snapshot.first_offsets.get(partition), snapshot.end_offsets[partition]
+            position = behind[partition]
+            if first is None or first <= position <= end or self._reader.positions.get(partition) != position:
                 continue
-            if inbox_partitions.move_positions(tables, RESULTS, self._topic_id, {one: (at, first)}):
-                _log.error("log_has_changed", topic=RESULTS, partition=one, position=at, first=first, end=end)
-                self._reader.seek(one, first)
+            if inbox_partitions.move_positions(connection, RESULTS, self._topic_id, {partition: (position, first)}):
+                _log.error(
+                    "log_has_changed", topic=RESULTS, partition=partition, position=position, first=first, end=end
+                )
+                self._reader.seek(partition, first)
 
     def _list_stuck(self) -> list[int]:
-        """The partitions that have stood short of their ends for long, with nothing to read."""
+        """Return the partitions whose position has been short of the end for STUCK_S, with nothing to read."""
         if self._reader.batch:
             return []
-        return [one for one, (_, since_s) in self._stuck.items() if self._checked_s - since_s >= STUCK_S]
+        return [partition for partition, (_, since_s) in self._stuck.items() if self._checked_s - since_s >= STUCK_S]
 
     def _stuck_since_s(self, partition: int, position: int) -> float:
-        """Since which look the partition has stood at this position, short of its end."""
-        before, since_s = self._stuck.get(partition, (position, self._checked_s))
-        return since_s if before == position else self._checked_s
+        """Return the time of the first check that found the partition behind at this position."""
+        last_position, since_s = self._stuck.get(partition, (position, self._checked_s))
+        return since_s if last_position == position else self._checked_s
 
     def close(self) -> None:
-        """Leaves the group; what was read and not stored is read again."""
+        """Leave the group. Messages that were read but not stored will be read again."""
         self._reader.close()
-        if self._tables is not None:
-            self._tables.close()
+        if self._connection is not None:
+            self._connection.close()

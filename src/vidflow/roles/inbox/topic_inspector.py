@@ -1,4 +1,4 @@
-"""Asks Kafka about the results' topic on a thread of its own: an answer may take many seconds while a broker is away."""
+"""Query the results topic on a separate thread, because Kafka's answer may take many seconds while a broker is away."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from vidflow.infra.kafka import admin, errors, offsets, settings
 from vidflow.infra.process.stopping import Stop, start_thread
 
 _CLOSE_S: Final = 1.0
-"""How long a question under way may delay the end of its owner."""
+"""How long `close` waits for a running query."""
 
 
 class TopicQuery(msgspec.Struct, frozen=True):
-    """`asked_at` and `positions` are the database's before Kafka is asked; of `stuck` partitions the first offsets are wanted too."""
+    """`asked_at` is the database's time and `positions` are the inbox's, both before Kafka is asked.
+
+    For the partitions `stuck`, the first offsets are needed, too.
+    """
 
     asked_at: datetime.datetime
     positions: Mapping[int, int]
@@ -26,7 +29,7 @@ class TopicQuery(msgspec.Struct, frozen=True):
 
 
 class TopicSnapshot(msgspec.Struct, frozen=True):
-    """The topic's id, and the offsets of those of the partitions that have a leader."""
+    """The topic's id and its offsets, without the partitions that have no leader."""
 
     query: TopicQuery
     topic_id: str
@@ -35,45 +38,45 @@ class TopicSnapshot(msgspec.Struct, frozen=True):
 
 
 class TopicInspector:
-    """One question at a time: `call`, then `take_answer` until there is one. Used by one thread beside its own."""
+    """Answers one query at a time. Call `ask`, then `take_answer` until it returns an answer. Use it on one thread."""
 
     def __init__(self, settings: settings.KafkaSettings, stop: Stop) -> None:
-        self._questions = admin.ReplacingAdmin(settings)
-        self._asked: queue.SimpleQueue[TopicQuery | None] = queue.SimpleQueue()
+        self._client = admin.ReplacingAdmin(settings)
+        self._queries: queue.SimpleQueue[TopicQuery | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[TopicSnapshot | errors.KafkaAway] = queue.SimpleQueue()
         self.busy = False
-        """Whether a question is under way."""
-        self._thread = start_thread("inbox lookout", self._work, stop)
+        """Whether a query is running, or its answer was not taken yet."""
+        self._thread = start_thread("inbox topic inspector", self._work, stop)
 
-    def ask(self, question: TopicQuery) -> None:
-        """Begin to ask."""
+    def ask(self, query: TopicQuery) -> None:
+        """Start a query."""
         self.busy = True
-        self._asked.put(question)
+        self._queries.put(query)
 
     def take_answer(self, wait_s: float = 0.0) -> TopicSnapshot | errors.KafkaAway | None:
-        """Return the answer, or why Kafka gave none; None while it is not there."""
+        """Return the answer, or the error if Kafka gave none. Return None if there is no answer within `wait_s`."""
         try:
-            found = self._answers.get(timeout=wait_s) if wait_s else self._answers.get_nowait()
+            answer = self._answers.get(timeout=wait_s) if wait_s else self._answers.get_nowait()
         except queue.Empty:
             return None
         self.busy = False
-        return found
+        return answer
 
     def close(self) -> None:
-        """End the thread; one that waits for Kafka ends by itself later."""
-        self._asked.put(None)
+        """End the thread. If it is waiting for Kafka, it ends later."""
+        self._queries.put(None)
         self._thread.join(_CLOSE_S)
 
     def _work(self) -> None:
-        while (question := self._asked.get()) is not None:
+        while (query := self._queries.get()) is not None:
             try:
-                self._answers.put(self._inspect(question))
+                self._answers.put(self._inspect(query))
             except errors.KafkaAway as error:
                 self._answers.put(error)
 
-    def _inspect(self, question: TopicQuery) -> TopicSnapshot:
-        """The id is asked for last: the offsets are then of the topic that has it, or of one with an id that nobody holds."""
-        ask = self._questions.call
-        ends = ask(offsets.read_available_end_offsets, RESULTS, question.positions)
-        firsts = ask(offsets.read_available_first_offsets, RESULTS, question.stuck)
-        return TopicSnapshot(question, ask(offsets.read_topic_id, RESULTS), ends, firsts)
+    def _inspect(self, query: TopicQuery) -> TopicSnapshot:
+        """Return a snapshot. The id is read last: if the topic was recreated meanwhile, it is not the inbox's id."""
+        ask = self._client.call
+        ends = ask(offsets.read_available_end_offsets, RESULTS, query.positions)
+        firsts = ask(offsets.read_available_first_offsets, RESULTS, query.stuck)
+        return TopicSnapshot(query, ask(offsets.read_topic_id, RESULTS), ends, firsts)
