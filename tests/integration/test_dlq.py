@@ -175,7 +175,7 @@ def test_what_cannot_be_replayed_stays_and_is_told_and_the_others_are_replayed(b
     send_letter(broker, 2)
     foreign = DeadLetter("to_deploy.default", 0, 3, "?", b"k", b"{}")
     put(broker, (foreign.place, encode(foreign)), (b"\xffnoise", b"no letter at all"))
-    with pytest.raises(dlq.DeadLetterNotReplayable, match=r"^3 cannot be sent again: .* too long .* dlq drop"):
+    with pytest.raises(dlq.DeadLetterNotReplayable, match=r"cannot be replayed: 3, .* too long .* dlq drop"):
         dlq.replay(broker, [], "table", all_letters=True)
     assert places(broker) == [cut.place, foreign.place, "\\xffnoise"]
     assert len(read_topic(broker, RESULTS)) == 1
@@ -287,14 +287,14 @@ class TestCommandLine:
         assert "\\x1b[31m{}\nxxx" in end.stdout
         assert ESCAPE not in end.stdout
         assert len(end.stdout) < 3000
-        assert "(100008 bytes in all: --output json has them)" in end.stdout
+        assert "(100008 bytes in total, see --output json)" in end.stdout
         told = json.loads(run_command("dlq", "show", one.place, "--output", "json", "--kafka", broker.bootstrap).stdout)
         assert told["text"].encode() == one.value
         assert told["headers"][0] == [clients.KIND_HEADER, "ZnJhbWU="]
 
     def test_no_letter_is_a_word_for_people_and_an_empty_array_for_programs(self, broker: KafkaSettings) -> None:
         end = run_command("dlq", "list", "--kafka", broker.bootstrap)
-        assert (end.returncode, end.stdout, end.stderr) == (0, "", "no dead letter waits\n")
+        assert (end.returncode, end.stdout, end.stderr) == (0, "", "no dead letters\n")
         for command in (["list"], ["drop", "--all"], ["replay", "--all"]):
             end = run_command("dlq", *command, "--output", "json", "--kafka", broker.bootstrap)
             assert (end.returncode, end.stdout, end.stderr) == (0, "[]\n", "")
@@ -305,7 +305,10 @@ class TestCommandLine:
             more = [] if command == "show" else [one.place]
             end = run_command("dlq", command, *more, f"{RESULTS}/9/9", "--kafka", broker.bootstrap)
             assert end.returncode == 2
-            assert end.stderr == f"vidflow: no dead letter waits at {RESULTS}/9/9; those that do: vidflow dlq list\n"
+            assert (
+                end.stderr
+                == f"vidflow: No dead letter at {RESULTS}/9/9. List the dead letters with: vidflow dlq list\n"
+            )
         assert places(broker) == [one.place]
 
     @pytest.mark.parametrize("command", [["drop"], ["replay"], ["drop", "--all", "a/0/0"]])
@@ -314,7 +317,7 @@ class TestCommandLine:
         end = run_command("dlq", *command, "--kafka", broker.bootstrap)
         assert end.returncode == 2
         assert end.stderr == (
-            "vidflow: name the dead letters by their places (vidflow dlq list), or give --all for all of them\n"
+            "vidflow: Give either the places of dead letters (see vidflow dlq list) or --all.\n"
         )
         assert places(broker) == [one.place]
 

@@ -20,6 +20,6 @@ def test_a_frame_rate_is_asked_for_exactly_as_it_was_typed(typed: str, asked: ob
 
 @pytest.mark.parametrize("typed", ["0", "1001", "1/0", "0x10", "9" * 500, ""])
 def test_what_is_no_frame_rate_is_refused_with_what_to_do(typed: str) -> None:
-    with pytest.raises(ParameterError, match="--fps is a number above 0 and up to 1000, a fraction") as refusal:
+    with pytest.raises(ParameterError, match="Use a number above 0 and up to 1000, a fraction") as refusal:
         build_body(RunOptions(video=VIDEO, fps=typed))
     assert len(refusal.value.message) < 250
