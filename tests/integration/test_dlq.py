@@ -316,9 +316,7 @@ class TestCommandLine:
         one = send_letter(broker, 1)
         end = run_command("dlq", *command, "--kafka", broker.bootstrap)
         assert end.returncode == 2
-        assert end.stderr == (
-            "vidflow: Give either the places of dead letters (see vidflow dlq list) or --all.\n"
-        )
+        assert end.stderr == ("vidflow: Give either the places of dead letters (see vidflow dlq list) or --all.\n")
         assert places(broker) == [one.place]
 
     def test_a_missing_topic_is_said_with_what_to_type(self, broker: KafkaSettings) -> None:

@@ -72,7 +72,7 @@ def _request_scenario(client: ApiClient, body: dict[str, Any]) -> str:
     except UserError as error:
         if client.is_local or not error.code.startswith(_FILE_ERROR_PREFIXES):
             raise
-        hint = "The vidflow at --url reads files under its own media root and models folder only."
+        hint = "The vidflow at --url must be able to read the file, under its media root or models folder."
         raise UserError(f"{error.message} {hint}", code=error.code) from error
 
 
