@@ -119,7 +119,7 @@ def test_invalid_messages_stop_nothing_and_a_scenario_beside_them_completes(
     processes = process_ids(vidflow)
     uuid = vidflow.create_scenario(long, "motion", "all")
     runner = runner_of(vidflow, uuid)
-    wait_until(lambda: vidflow.scenario(uuid)["frames_stored"] > 5, "it is under way", DONE_LIMIT_S)
+    wait_until(lambda: vidflow.scenario(uuid)["frames_stored"] > 5, "it is being processed", DONE_LIMIT_S)
     start = len(read_topic(vidflow.stack.kafka, DEAD_LETTERS))
     invalid = [*GARBAGE, *WRONG[topic]]
     send_messages(vidflow, topic, [*invalid, *UNKNOWN[topic]], uuid, [(clients.RUNNER_HEADER, runner)])
@@ -182,7 +182,7 @@ def write_bad_sources(folder: Path, good: Path) -> dict[str, Path]:
 def test_each_bad_source_fails_alone_with_its_code_and_a_helpful_message(
     vidflow: VidflowClient, folder: Path, good: Path, long: Path
 ) -> None:
-    beside = vidflow.create_scenario(long, "motion", "all")
+    other = vidflow.create_scenario(long, "motion", "all")
     uuids = {
         name: vidflow.create_scenario(path, "motion", "all") for name, path in write_bad_sources(folder, good).items()
     }
@@ -193,12 +193,12 @@ def test_each_bad_source_fails_alone_with_its_code_and_a_helpful_message(
         assert file in end["error"]["message"]
         assert len(end["error"]["message"].split()) > 8, "the message must say what to do"
         assert end["frames_stored"] == 0
-    assert vidflow.wait_until_inactive(beside)["outcome"] == "completed"
+    assert vidflow.wait_until_inactive(other)["outcome"] == "completed"
 
 
 def test_a_truncated_recording_completes_with_a_gap(vidflow: VidflowClient, folder: Path) -> None:
-    whole = clips.constant_rate(folder / "whole.mkv", frames=200)
-    uuid = vidflow.create_scenario(clips.write_truncated(whole, folder / "cut.mkv"), "motion", "all")
+    complete = clips.constant_rate(folder / "complete.mkv", frames=200)
+    uuid = vidflow.create_scenario(clips.write_truncated(complete, folder / "cut.mkv"), "motion", "all")
     end = vidflow.wait_until_inactive(uuid)
     assert end["outcome"] == "completed"
     assert 50 < end["frames_stored"] < 200
@@ -242,7 +242,7 @@ def test_the_api_refuses_what_it_can_check_itself(vidflow: VidflowClient, folder
 def test_a_file_removed_before_its_deployment_fails_alone(
     vidflow: VidflowClient, folder: Path, good: Path, long: Path
 ) -> None:
-    beside = vidflow.create_scenario(long, "motion", "all")
+    other = vidflow.create_scenario(long, "motion", "all")
     gone = Path(shutil.copy(good, folder / "gone.mp4"))
     with vidflow.frozen("orchestrator"):
         uuid = vidflow.create_scenario(gone, "motion", "all")
@@ -250,7 +250,7 @@ def test_a_file_removed_before_its_deployment_fails_alone(
     end = vidflow.wait_until_inactive(uuid)
     assert (end["outcome"], end["error"]["code"]) == ("failed", "source_missing")
     assert "see that it exists on the machine of the runner" in end["error"]["message"]
-    assert vidflow.wait_until_inactive(beside)["outcome"] == "completed"
+    assert vidflow.wait_until_inactive(other)["outcome"] == "completed"
 
 
 def test_a_file_that_changes_between_two_attempts_fails_and_keeps_its_results(
@@ -258,7 +258,7 @@ def test_a_file_that_changes_between_two_attempts_fails_and_keeps_its_results(
 ) -> None:
     changing = Path(shutil.copy(long, folder / "changing.mp4"))
     uuid = vidflow.create_scenario(changing, "motion", "all")
-    wait_until(lambda: vidflow.scenario(uuid)["frames_stored"] > 5, "it is under way", DONE_LIMIT_S)
+    wait_until(lambda: vidflow.scenario(uuid)["frames_stored"] > 5, "it is being processed", DONE_LIMIT_S)
     another = Path(shutil.copy(good, folder / "another.mp4"))
     another.replace(changing)  # the worker still has the old file open
     vidflow.kill_workers()

@@ -1,4 +1,4 @@
-"""The command `vidflow dev`: run a stack, print its output and, once it is ready, what to type next, and stop it at Ctrl-C."""
+"""The command `vidflow dev`: run a stack until Ctrl-C, print its output and, once it is ready, how to use it."""
 
 from __future__ import annotations
 

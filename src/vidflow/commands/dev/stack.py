@@ -45,7 +45,7 @@ POSTGRES: Final = "postgres"
 KAFKA: Final = "kafka"
 ENVIRONMENT: Final = "environment"
 STOPPING_ORDER: Final = ("api", "runner", "orchestrator", "inbox", "relay", KAFKA, POSTGRES)
-"""Senders stop before receivers, so that the last report of a draining runner is still processed."""
+"""Roles that produce work or reports stop before those that handle them, so that a draining runner's last report is processed."""
 
 _STOP_SIGNALS: Final = {POSTGRES: signal.SIGINT}  # after a SIGTERM it would wait for its clients
 _GRACE_S: Final = {"runner": 30.0}  # it drains for up to 25 s
@@ -87,7 +87,7 @@ class Stack:
         """Start the servers, create schema and topics, and start the roles. Returns before the roles are ready.
 
         Raises SetupError (folder or port in use, an extra missing), Unavailable (a server does not start) or StartCancelled
-        (a stop was requested). Call `stop` then, too: some processes may be running.
+        (a stop was requested). After an error, call `stop` to end what was started.
         """
         self.port = self._free_port()
         self._folder = folder = self._lock_folder()
@@ -284,7 +284,7 @@ class Stack:
         self._show(name, line)
 
     def _arguments(self, kind: str) -> Sequence[str]:
-        """Return the arguments that tell one stack's roles from another's. No secrets: anyone can read command lines."""
+        """Return the arguments that distinguish this stack's roles from another's. No secrets: anyone can read command lines."""
         return ["--port", str(self.port), "--no-inbox"] if kind == "api" else []
 
     def _variables(self, kind: str) -> Mapping[str, str]:

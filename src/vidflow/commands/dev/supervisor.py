@@ -99,7 +99,7 @@ class ChildSupervisor:
                 with self._start_lock:
                     if not self._is_ending():
                         self._process = self._launch()
-            except (VidflowError, OSError) as error:  # a full disk, for one, may be temporary
+            except (VidflowError, OSError) as error:  # even a full disk may be temporary
                 pause_s = next_backoff_s(pause_s, 0.0)
                 self._notify(f"cannot restart {self.name}, trying again in {pause_s:g} s: {error}")
             else:

@@ -54,7 +54,7 @@ def write_csv(frames: Iterator[msgspec.Raw], out: TextIO) -> None:
 
 def write_table(frames: Iterator[msgspec.Raw], out: TextIO) -> None:
     """Write a table for people: a line per frame with the best score of each label, and totals at the end."""
-    out.write(f"{'frame':>7}  {'time':>9}  seen\n")
+    out.write(f"{'frame':>7}  {'time':>9}  detections\n")
     total: Counter[str] = Counter()
     count = 0
     for frame in _decode_frames(frames):

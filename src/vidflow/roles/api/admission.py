@@ -1,7 +1,7 @@
 """Admission of new scenarios: they are refused while the queue is full or the disk nearly full. Admitted scenarios are not affected.
 
 Queue and disk are read at most once a second, by the request that finds the values outdated. In between, the api counts the
-scenarios that it admits itself. A single api keeps its limit; each of several may exceed it by what the others admit in a second.
+scenarios that it admits itself. A single api keeps its limit. With several, each may exceed it by what the others admit in a second.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class ClientConnection(Protocol):
 
 
 class Connections:
-    """The open connections, checked every `check_interval_s`. To be used on the event loop's thread only."""
+    """The open connections, checked every `check_interval_s`. Use only on the event loop's thread."""
 
     def __init__(self, limits: ConnectionLimits) -> None:
         self.limits = limits

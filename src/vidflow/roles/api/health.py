@@ -44,7 +44,7 @@ async def ready(api: Api) -> Health:
 
 @get("/system", responses=problem_responses(503))
 async def system(api: Api) -> SystemHealth:
-    """Report whether a scenario can run to its end: an orchestrator leads, relay, runner and inbox are at work, and none lags.
+    """Report whether a scenario can run to its end: orchestrator, relay, runner and inbox are alive, and none lags.
 
     The status is `degraded` if scenarios wait in a pool that has no runner.
     """

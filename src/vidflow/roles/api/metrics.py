@@ -1,4 +1,4 @@
-"""Prometheus metrics of an api: its requests, its connection pool, and the state of the whole system as its database has it.
+"""Prometheus metrics of an api: its requests, its connection pool, and the state of the whole system in its database.
 
 The cost of a scrape does not grow with the number of scenarios: what waits is counted up to system_status.MAX_COUNTED, and ended
 scenarios are counted by the orchestrator instead.

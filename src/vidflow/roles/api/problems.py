@@ -20,7 +20,7 @@ from vidflow.infra.telemetry.logs import log, redact
 from vidflow.roles.api.schemas import FieldProblem, Problem
 
 RETRY_AFTER_S: Final = {429: 5, 503: 1}
-"""Value of the Retry-After header by status. A queue shrinks slowly."""
+"""The Retry-After header in seconds, by status. A queue shrinks slowly."""
 _LOCATION: Final = re.compile(r"^(?P<message>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
 _FIELD: Final = re.compile(r"(?:unknown|required) field `(?P<field>[^`]*)`")
 _CODES: Final = {

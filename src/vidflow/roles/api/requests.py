@@ -21,7 +21,7 @@ class StrictRequest(Request[Any, Any, State]):
     """A request that decodes its body as the handler's type. Litestar itself would convert a decoded body leniently."""
 
     async def body(self) -> bytes:
-        """Return the whole body. Raises a 400 problem if the client hung up before its end, which is not a fault of the server."""
+        """Return the whole body. Raises a 400 problem if the client disconnects before its end, which is no server fault."""
         try:
             return await super().body()
         except InternalServerException as error:  # what Litestar raises then
