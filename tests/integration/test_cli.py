@@ -180,7 +180,7 @@ def command_results() -> dict[str, CompletedProcess[str]]:
         return {name: run.result() for name, run in runs.items()}
 
 
-def assert_output(text: str, pattern: str) -> None:
+def assert_says(text: str, pattern: str) -> None:
     """Assert that the output contains the pattern, across lines and boxes, and no internals."""
     plain_text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", text).split())
     assert re.search(pattern, plain_text), plain_text
@@ -206,7 +206,7 @@ def test_a_refused_command_ends_with_one_line_and_its_exit_code(
     end, refusal = command_results[name], REFUSALS[name]
     assert end.returncode == refusal.code, end.stderr
     assert [line[:9] for line in end.stderr.splitlines()] == ["vidflow: "], end.stderr
-    assert_output(end.stderr, refusal.pattern)
+    assert_says(end.stderr, refusal.pattern)
     assert end.stdout == ""
 
 
@@ -214,7 +214,7 @@ def test_a_refused_command_ends_with_one_line_and_its_exit_code(
 def test_a_usage_error_ends_with_exit_code_2(name: str, command_results: dict[str, CompletedProcess[str]]) -> None:
     end, refusal = command_results[name], USAGE[name]
     assert end.returncode == refusal.code, end.stderr
-    assert_output(end.stderr, refusal.pattern)
+    assert_says(end.stderr, refusal.pattern)
     assert end.stdout == ""
 
 
@@ -228,7 +228,7 @@ def test_a_port_in_use_is_reported_in_one_line() -> None:
     with RefusingServer() as other:
         end = run_command("api", *DATABASE, "--no-inbox", "--port", str(other.port))
     assert end.returncode == 3
-    assert_output(end.stderr, rf"cannot listen on 127.0.0.1:{other.port} \(.*\)\. Choose another --port")
+    assert_says(end.stderr, rf"cannot listen on 127.0.0.1:{other.port} \(.*\)\. Choose another --port")
 
 
 def test_a_rejected_password_is_reported_in_one_line(database_url: str) -> None:
@@ -237,7 +237,7 @@ def test_a_rejected_password_is_reported_in_one_line(database_url: str) -> None:
         end = run_command(*command, "--database-url", wrong_url)
         assert end.returncode == 3, end.stderr
         assert len(end.stderr.splitlines()) == 1
-        assert_output(end.stderr, "PostgreSQL lets nobody in by VIDFLOW_DATABASE_URL .*password authentication failed")
+        assert_says(end.stderr, "PostgreSQL lets nobody in by VIDFLOW_DATABASE_URL .*password authentication failed")
 
 
 def test_status_lists_the_applied_migrations_and_ends_with_0(database_url: str) -> None:
@@ -274,7 +274,7 @@ def test_a_role_without_its_database_logs_once_what_it_needs_and_waits(tmp_path:
             attempts = server.connections
             wait_until(lambda: server.connections >= attempts + 3, "it keeps trying")
             [line] = [line for line in waiting.stderr.splitlines() if "listening" not in line]
-            assert_output(
+            assert_says(
                 line,
                 r"server=PostgreSQL .*waiting; start it, or set VIDFLOW_DATABASE_URL; `vidflow dev` brings its own",
             )
@@ -291,7 +291,7 @@ def test_a_role_without_kafka_logs_once_what_it_needs_and_waits(tmp_path: Path, 
             attempts = server.connections
             wait_until(lambda: server.connections >= attempts + 10, "it keeps trying")
             [line] = [line for line in waiting.stderr.splitlines() if " info " not in line]
-            assert_output(line, r"server=Kafka .*waiting; start it, or set VIDFLOW_KAFKA; `vidflow dev` brings its own")
+            assert_says(line, r"server=Kafka .*waiting; start it, or set VIDFLOW_KAFKA; `vidflow dev` brings its own")
             assert waiting.stop() == 0
 
 
@@ -318,7 +318,7 @@ def test_the_settings_of_an_existing_topic_are_corrected(kafka_settings: KafkaSe
     created.result()
     end = run_command("topics", "create", "--kafka", kafka_settings.bootstrap)
     assert (end.returncode, end.stderr) == (0, "")
-    assert_output(
+    assert_says(
         end.stdout,
         r"changed dead_letters: message.timestamp.type=LogAppendTime \(was CreateTime\), cleanup.policy=compact \(was delete\)",
     )
@@ -337,23 +337,23 @@ def test_topics_of_pools_are_created_like_the_default_and_weak_topics_are_report
         *create, "--pool", "gpu", "--pool", "a_b", "--replication-factor", "1", "--min-insync-replicas", "1"
     )
     assert (end.returncode, end.stderr) == (0, "")
-    assert_output(end.stdout, r"created .*to_deploy\.gpu, to_deploy\.a_b")
+    assert_says(end.stdout, r"created .*to_deploy\.gpu, to_deploy\.a_b")
     for topic in ("to_deploy.gpu", "to_deploy.a_b"):
         assert len(offsets.read_partitions(client, topic)) == PARTITIONS["to_deploy.default"]
     end = run_command(*create, "--pool", "gpu", "--replication-factor", "2", "--min-insync-replicas", "2")
     assert (end.returncode, end.stdout) == (0, "all topics exist\n")
-    assert_output(
+    assert_says(
         end.stderr,
         r"dead_letters is weaker than required: 1 replicas, 2 were asked for .*min.insync.replicas=1, 2 were",
     )
-    assert_output(end.stderr, "to_deploy.gpu is weaker than required")
+    assert_says(end.stderr, "to_deploy.gpu is weaker than required")
     remove_topics(kafka_settings, ["results"])
     end = run_command(*create, "--replication-factor", "2")
     assert end.returncode == 3
-    assert_output(end.stderr, "vidflow: Kafka refuses to create the topic results: .*[Rr]eplication")
+    assert_says(end.stderr, "vidflow: Kafka refuses to create the topic results: .*[Rr]eplication")
     end = run_command(*create, "--pool", "a.b")
     assert end.returncode == 3
-    assert_output(end.stderr, "vidflow: Kafka refuses to create the topic to_deploy.a.b: .*collides")
+    assert_says(end.stderr, "vidflow: Kafka refuses to create the topic to_deploy.a.b: .*collides")
     remove_topics(kafka_settings, ["to_deploy.gpu", "to_deploy.a_b"])
 
 
@@ -645,7 +645,7 @@ def test_run_with_a_bad_source_prints_the_error_and_ends_with_2(running_roles: R
     text.write_text("not a video")
     end = run_command("run", str(text), "--output", "ndjson", "--url", running_roles.url)
     assert (end.returncode, end.stdout) == (2, "")
-    assert_output(end.stderr.splitlines()[-1], r"vidflow: Scenario \S+ failed: .*text.mp4 is not a video")
+    assert_says(end.stderr.splitlines()[-1], r"vidflow: Scenario \S+ failed: .*text.mp4 is not a video")
 
 
 @pytest.mark.long
@@ -653,7 +653,7 @@ def test_run_at_a_url_prints_the_error_of_the_api(running_roles: RunningRoles, c
     end = run_command("run", str(clip), "--model", "none", "--url", running_roles.url)
     assert (end.returncode, end.stdout) == (2, "")
     assert len(end.stderr.splitlines()) == 1
-    assert_output(end.stderr, "vidflow: there is no model 'none'; known here are motion, ")
+    assert_says(end.stderr, "vidflow: there is no model 'none'; known here are motion, ")
 
 
 @pytest.mark.long
@@ -663,7 +663,7 @@ def test_ctrl_c_in_run_requests_a_shutdown_and_ends_with_130(
     with running_command(tmp_path, "run", str(endless), "--output", "ndjson", "--url", running_roles.url) as run:
         wait_until(lambda: "\n" in run.stdout, "the first frame is printed", LIMIT_S)
         assert run.stop(signal.SIGINT) == 130
-    assert_output(run.stderr, "shutdown requested")
+    assert_says(run.stderr, "shutdown requested")
     assert running_roles.wait_until_inactive(running_roles.latest_uuid())["outcome"] == "stopped"
     frames = [json.loads(line) for line in run.stdout.splitlines()]
     assert [frame["frame_number"] for frame in frames] == list(range(len(frames)))
@@ -684,7 +684,7 @@ def test_run_with_a_closed_pipe_requests_a_shutdown_and_ends_with_141(
         stderr = run.stderr.read()
         assert run.wait(LIMIT_S) == 141
     assert json.loads(first_line)["frame_number"] == 0
-    assert_output(stderr, "shutdown requested$")
+    assert_says(stderr, "shutdown requested$")
     assert running_roles.wait_until_inactive(running_roles.latest_uuid())["outcome"] == "stopped"
 
 
@@ -737,7 +737,7 @@ def test_run_at_the_url_of_another_server_is_refused() -> None:
     with other_web_server() as url:
         end = run_command("run", A_FILE, "--url", url)
     assert (end.returncode, end.stdout) == (2, "")
-    assert_output(end.stderr, f"vidflow: what answers at {url} is no vidflow of this version")
+    assert_says(end.stderr, f"vidflow: what answers at {url} is no vidflow of this version")
 
 
 HOSTILE = "\x1b]0;title\x07\x9b2J\u202e\nvidflow: forged"

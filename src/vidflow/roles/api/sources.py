@@ -72,7 +72,7 @@ def _is_outside(source: str, root: Path) -> bool:
 
 
 def _resolve_under(root: Path, source: str) -> Path:
-    """Return the file's path relative to the media root. Paths outside are refused even if they do not exist, so clients cannot probe them."""
+    """Return the file's path relative to the media root. Paths outside are refused even if nothing exists there, to prevent probing."""
     refused = SourceError(
         f"Source {source} is outside the server's media root. Name a file under it.", code="source_forbidden"
     )
