@@ -1,10 +1,10 @@
-"""How fast frames are read: vidflow's reading beside bare PyAV, in one run, each round in another order.
+"""Measure the reading of frames, compared with bare PyAV in the same run. Each round runs all methods in a random order.
 
     python bench/decode.py [VIDEO] [--rounds N] [--threads N]
 
-Each line is one way through the same file. `x bare` is its CPU time over that of bare PyAV in the same round (a busy
-machine disturbs it less than wall time): the median, and the span over the rounds. What both give is compared first: a
-fast wrong answer is none.
+Each line is one method of reading the same file. `x bare` is its CPU time divided by that of bare PyAV in the same round
+(median and span over the rounds); a busy machine affects CPU time less than wall time. The benchmark first checks that vidflow
+and PyAV give the same frames.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Method = Callable[[Path, int], int]
 
 
 def bare(path: Path, threads: int) -> int:
-    """PyAV alone: open, decode, count."""
+    """Decode and count all frames with PyAV alone."""
     with av.open(path) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = threads
@@ -41,18 +41,18 @@ def bare(path: Path, threads: int) -> int:
 
 
 def bare_rgb(path: Path, threads: int) -> int:
-    """PyAV alone, each frame reformatted to 320x320 RGB by its own method."""
+    """Decode all frames with PyAV alone, and convert each to 320x320 RGB with its own method."""
     with av.open(path) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = threads
         stream.codec_context.thread_type = "NONE" if threads == 1 else "AUTO"
-        return sum(1 for f in container.decode(stream) if f.reformat(*SIZE, "rgb24").to_ndarray().size)
+        return sum(1 for frame in container.decode(stream) if frame.reformat(*SIZE, "rgb24").to_ndarray().size)
 
 
 def make_reader(fps: int | None, *, pixels: bool) -> Method:
-    """vidflow at a rate, with or without the pixels."""
+    """Return a method that reads with vidflow at a rate, with or without pixels."""
 
-    def way(path: Path, threads: int) -> int:
+    def read(path: Path, threads: int) -> int:
         kept = 0
         with open_video(str(path), threads=threads) as video:
             for item in read_kept_frames(video, None if fps is None else Fraction(fps)):
@@ -62,11 +62,11 @@ def make_reader(fps: int | None, *, pixels: bool) -> Method:
                         item.image(*SIZE)
         return kept
 
-    return way
+    return read
 
 
 def read_resumed(path: Path, threads: int) -> int:
-    """vidflow, all frames, resumed behind the frame at 9/10 of the clip."""
+    """Read all frames with vidflow, resumed after the frame at 9/10 of the clip."""
     with open_video(str(path), threads=threads) as video:
         return sum(1 for item in read_kept_frames(video, None, _resume_points[path]) if isinstance(item, KeptFrame))
 
@@ -75,19 +75,19 @@ _resume_points: dict[Path, ResumePoint] = {}
 METHODS: dict[str, Method] = {
     "bare PyAV, all": bare,
     "vidflow, all": make_reader(None, pixels=False),
-    "vidflow, 5 a second": make_reader(5, pixels=False),
-    "vidflow, 1 a second": make_reader(1, pixels=False),
+    "vidflow, 5 per second": make_reader(5, pixels=False),
+    "vidflow, 1 per second": make_reader(1, pixels=False),
     "bare PyAV, all, 320x320 RGB": bare_rgb,
     "vidflow, all, 320x320 RGB": make_reader(None, pixels=True),
-    "vidflow, 5 a second, 320x320 RGB": make_reader(5, pixels=True),
-    "vidflow, 1 a second, 320x320 RGB": make_reader(1, pixels=True),
+    "vidflow, 5 per second, 320x320 RGB": make_reader(5, pixels=True),
+    "vidflow, 1 per second, 320x320 RGB": make_reader(1, pixels=True),
     "vidflow, last tenth, resumed": read_resumed,
 }
 
 
 def synthetic(folder: Path) -> Path:
-    """A clip like a camera's: 1280x720 H.264, 250 frames, one keyframe in 10 s, a moving gradient."""
-    import numpy as np  # noqa: PLC0415  (only where no video is given)
+    """Create a clip like a camera's: 1280x720 H.264, 250 frames, one keyframe per 10 s, a moving gradient."""
+    import numpy as np  # noqa: PLC0415  (needed only without a video)
 
     path = folder / "synthetic.mp4"
     y, x = np.mgrid[0:720, 0:1280]
@@ -103,14 +103,14 @@ def synthetic(folder: Path) -> Path:
 
 
 def prepare(path: Path) -> int:
-    """Checks that both give the same pts, notes the late resume point, and returns the number of frames."""
+    """Check that vidflow and PyAV give the same pts, record the late resume point, and return the number of frames."""
     with av.open(path) as container:
         expected = [frame.pts for frame in container.decode(video=0)]
     with open_video(str(path)) as video:
         kept = [
-            (k.pts, ResumePoint(k.frame_number + 1, k.origin_pts, format_time_base(k.time_base), k.pts, k.time_s))
-            for k in read_kept_frames(video)
-            if isinstance(k, KeptFrame)
+            (f.pts, ResumePoint(f.frame_number + 1, f.origin_pts, format_time_base(f.time_base), f.pts, f.time_s))
+            for f in read_kept_frames(video)
+            if isinstance(f, KeptFrame)
         ]
     assert [pts for pts, _ in kept] == expected, "vidflow and PyAV give different frames"
     _resume_points[path] = kept[len(kept) * 9 // 10][1]
@@ -124,25 +124,25 @@ class Durations:
 
 
 def measure(path: Path, rounds: int, threads: int) -> dict[str, list[Durations]]:
-    """What each way took in each round; the first round is thrown away."""
-    taken: dict[str, list[Durations]] = {name: [] for name in METHODS}
+    """Return the durations of each method in each round. The first round is a warm-up and is dropped."""
+    durations: dict[str, list[Durations]] = {name: [] for name in METHODS}
     for number in range(rounds + 1):
         for name in random.sample(list(METHODS), len(METHODS)):
-            wall, cpu = time.perf_counter(), time.process_time()
+            wall_began_s, cpu_began_s = time.perf_counter(), time.process_time()
             METHODS[name](path, threads)
             if number:
-                taken[name].append(Durations(time.perf_counter() - wall, time.process_time() - cpu))
-    return taken
+                durations[name].append(Durations(time.perf_counter() - wall_began_s, time.process_time() - cpu_began_s))
+    return durations
 
 
-def table(frames: int, taken: dict[str, list[Durations]]) -> None:
-    print(f"{'way':36}{'ms':>8}{'span':>14}{'CPU ms':>8}{'span':>14}{'frames/CPU s':>14}{'x bare':>8}{'span':>14}")
-    base = [each.cpu_s for each in taken["bare PyAV, all"]]
-    for name, each in taken.items():
-        wall, cpu = [one.wall_s for one in each], [one.cpu_s for one in each]
-        ratios = [own / bare for own, bare in zip(cpu, base, strict=True)]
+def print_table(frames: int, durations: dict[str, list[Durations]]) -> None:
+    print(f"{'method':36}{'ms':>8}{'span':>14}{'CPU ms':>8}{'span':>14}{'frames/CPU s':>14}{'x bare':>8}{'span':>14}")
+    bare_cpu_s = [round_.cpu_s for round_ in durations["bare PyAV, all"]]
+    for name, rounds in durations.items():
+        wall_s, cpu_s = [round_.wall_s for round_ in rounds], [round_.cpu_s for round_ in rounds]
+        ratios = [ours / bare for ours, bare in zip(cpu_s, bare_cpu_s, strict=True)]
         print(
-            f"{name:36}{milliseconds(wall)}{milliseconds(cpu)}{frames / statistics.median(cpu):14.0f}"
+            f"{name:36}{milliseconds(wall_s)}{milliseconds(cpu_s)}{frames / statistics.median(cpu_s):14.0f}"
             f"{statistics.median(ratios):8.2f}{f'{min(ratios):.2f} to {max(ratios):.2f}':>14}"
         )
 
@@ -154,16 +154,16 @@ def milliseconds(seconds: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("video", nargs="?", type=Path, help="a video file; without one a clip is made")
+    parser.add_argument("video", nargs="?", type=Path, help="a video file (default: a synthetic clip)")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1, help="decoding threads; 0: as many as FFmpeg likes")
-    given = parser.parse_args()
+    parser.add_argument("--threads", type=int, default=1, help="decoding threads; 0 lets FFmpeg choose")
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        path = given.video or synthetic(Path(folder))
+        path = args.video or synthetic(Path(folder))
         frames = prepare(path)
-        print(f"{path.name}: {frames} frames, {given.rounds} rounds, {given.threads} thread(s)")
+        print(f"{path.name}: {frames} frames, {args.rounds} rounds, {args.threads} thread(s)")
         print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, PyAV {av.__version__}")
-        table(frames, measure(path, given.rounds, given.threads))
+        print_table(frames, measure(path, args.rounds, args.threads))
 
 
 if __name__ == "__main__":

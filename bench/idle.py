@@ -1,9 +1,9 @@
-"""What a vidflow costs that has nothing to do: CPU and memory of each of its processes, beside one that only imports the clients.
+"""Measure an idle vidflow: CPU and memory of each process, compared with a process that only imports the client libraries.
 
     python bench/idle.py [--seconds 30] [--settle 10]
 
-Linux only: it reads /proc. CPU is of one core. `resident` counts what is shared with others in full, `own` counts such a page
-once among all that share it.
+Linux only: it reads /proc. CPU is in percent of one core. `resident` counts shared pages in full; `own` divides them among the
+processes that share them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CLIENTS = "import psycopg, confluent_kafka, confluent_kafka.admin, msgspec, time
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one part: how many processes, their CPU in %, their memory in MB."""
+    """Number of processes of one part, their CPU in percent of a core, and their memory in MB."""
 
     processes: int
     cpu: float
@@ -34,33 +34,35 @@ class Cost:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--seconds", type=float, default=30.0)
-    arguments.add_argument("--settle", type=float, default=10.0, help="seconds between ready and the measurement")
-    given = arguments.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument(
+        "--settle", type=float, default=10.0, help="seconds to wait between readiness and the measurement"
+    )
+    args = parser.parse_args()
     with stack() as running, subprocess.Popen([sys.executable, "-c", CLIENTS], stdout=subprocess.PIPE) as clients:
         assert clients.stdout is not None
         clients.stdout.readline()
-        time.sleep(given.settle)
+        time.sleep(args.settle)
         parts = processes_by_role(running.process.pid)
-        costs = measure(parts | {"only the clients": [clients.pid]}, given.seconds)
+        costs = measure(parts | {"clients only": [clients.pid]}, args.seconds)
         clients.kill()
-    print(f"{platform.platform()}, {os.cpu_count()} cores, {given.seconds:g} s with nothing to do")
+    print(f"{platform.platform()}, {os.cpu_count()} cores, {args.seconds:g} s idle")
     print(f"{'':20}{'processes':>10}{'CPU %':>8}{'resident MB':>13}{'own MB':>8}")
     for name, cost in costs.items():
         show(name, cost)
-    show("all of vidflow's", total(cost for name, cost in costs.items() if name in parts and name not in SERVERS))
+    show("all of vidflow", total(cost for name, cost in costs.items() if name in parts and name not in SERVERS))
 
 
 def measure(parts: dict[str, list[int]], seconds: float) -> dict[str, Cost]:
-    before = {name: sum(map(cpu_s, pids)) for name, pids in parts.items()}
+    began_cpu_s = {name: sum(map(cpu_s, pids)) for name, pids in parts.items()}
     began_s = time.perf_counter()
     time.sleep(seconds)
-    took_s = time.perf_counter() - began_s
+    elapsed_s = time.perf_counter() - began_s
     return {
         name: Cost(
             len(pids),
-            100 * (sum(map(cpu_s, pids)) - before[name]) / took_s,
+            100 * (sum(map(cpu_s, pids)) - began_cpu_s[name]) / elapsed_s,
             sum(memory_mb(pid, "Rss") for pid in pids),
             sum(memory_mb(pid, "Pss") for pid in pids),
         )
@@ -74,12 +76,12 @@ def memory_mb(pid: int, kind: str) -> float:
 
 
 def total(costs: Iterable[Cost]) -> Cost:
-    given = list(costs)
+    costs = list(costs)
     return Cost(
-        sum(c.processes for c in given),
-        sum(c.cpu for c in given),
-        sum(c.resident for c in given),
-        sum(c.own for c in given),
+        sum(cost.processes for cost in costs),
+        sum(cost.cpu for cost in costs),
+        sum(cost.resident for cost in costs),
+        sum(cost.own for cost in costs),
     )
 
 

@@ -1,10 +1,10 @@
-"""How many images a second each model takes, next to the bare runtime on a ready tensor, measured in turns in one run.
+"""Measure the images per second of each model, compared with the bare runtime on a prepared tensor in the same run.
 
     python bench/inference.py VIDEO [--models-dir DIR] [--rounds N] [--images N]
 
-What a model costs beside its net is resizing, the tensor, decoding and placing of boxes; its ratio to the bare runtime shows
-that. The bare runtime is onnxruntime's session.run, or torch's module, on one tensor of the model's size, with one thread.
-Each round measures both; the ratio is the median over the rounds, with the lowest and the highest beside it.
+Besides its net, a model spends time on resizing, filling the tensor, decoding, and mapping boxes. The ratio to the bare runtime
+shows this cost. The bare runtime is onnxruntime's session.run, or torch's module, on one tensor of the model's size, with one
+thread. Each round measures both. The ratio is the median over the rounds, with its minimum and maximum.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ score = 0.9
 
 
 def main() -> None:
-    arguments = _arguments()
-    kept = _pictures(arguments.video, arguments.images)
-    print(f"{time.strftime('%Y-%m-%d')}  {platform.machine()}, {arguments.video.name} {kept[0].width}x{kept[0].height}")
-    print(f"{'model':34}{'images/s':>10}{'bare/s':>9}{'ratio':>8}   lowest-highest of {arguments.rounds} rounds")
+    args = _parse_arguments()
+    kept = _pictures(args.video, args.images)
+    print(f"{time.strftime('%Y-%m-%d')}  {platform.machine()}, {args.video.name} {kept[0].width}x{kept[0].height}")
+    print(f"{'model':34}{'images/s':>10}{'bare/s':>9}{'ratio':>8}   min-max of {args.rounds} rounds")
     with tempfile.TemporaryDirectory() as folder:
-        for ref in _models(arguments.models_dir, Path(folder)):
-            _print_row(ref, kept, arguments.rounds)
+        for ref in _models(args.models_dir, Path(folder)):
+            _print_row(ref, kept, args.rounds)
 
 
 def _print_row(ref: registry.ModelRef, kept: Sequence[Picture], rounds: int) -> None:
     try:
         model = registry.load(ref)
     except VidflowError as error:
-        print(f"{ref.name:34}  left out: {error.message}")
+        print(f"{ref.name:34}  skipped: {error.message}")
         return
     bare = _bare(ref, model)
     model.infer(kept[:4])
@@ -68,13 +68,13 @@ def _print_row(ref: registry.ModelRef, kept: Sequence[Picture], rounds: int) -> 
 
 
 def _bare(ref: registry.ModelRef, model: Model) -> Callable[[], object] | None:
-    """The net alone on a tensor that is ready; None for a model without a net."""
+    """Return a function that runs only the net, on a prepared tensor; None for a model without a net."""
     if ref.path is None or model.input_size is None:
         return None
     width, height = model.input_size
     tensor = np.full((1, 3, height, width), 0.5, dtype=np.float32)
     if ref.kind == ONNX:
-        from vidflow.infra.models.onnx import open_session  # noqa: PLC0415 - each runtime only where its model is
+        from vidflow.infra.models.onnx import open_session  # noqa: PLC0415 - import only the runtimes that are needed
 
         session = open_session(read_weights(read_bundle(ref.path)), ref.path)
         name = session.get_inputs()[0].name
@@ -88,18 +88,18 @@ def _bare(ref: registry.ModelRef, model: Model) -> Callable[[], object] | None:
     net = build_detector(
         bundle.spec.architecture or "", state, len(bundle.labels), bundle.spec.thresholds, 0.9, ref.name
     )
-    ready = [torch.from_numpy(tensor[0])]
+    inputs = [torch.from_numpy(tensor[0])]
 
     def run() -> object:
         with torch.inference_mode():
-            return net(ready)
+            return net(inputs)
 
     return run
 
 
 def _models(models_dir: Path | None, folder: Path) -> list[registry.ModelRef]:
-    """`motion`, all of the models folder that can be used, and an ssdlite of random weights where torch is installed."""
-    usable = [one.name for one in registry.list_models(models_dir) if one.error is None]
+    """Return `motion`, all usable models in the models folder, and an ssdlite with random weights if torch is installed."""
+    usable = [listed.name for listed in registry.list_models(models_dir) if listed.error is None]
     names = [name for name in usable if name not in registry.TORCHVISION_DETECTORS]
     refs = [registry.resolve(name, models_dir) for name in names]
     try:
@@ -118,16 +118,16 @@ def _models(models_dir: Path | None, folder: Path) -> list[registry.ModelRef]:
 
 def _pictures(path: Path, count: int) -> list[KeptFrame]:
     with open_video(str(path)) as video:
-        return list(islice((one for one in read_kept_frames(video) if isinstance(one, KeptFrame)), count))
+        return list(islice((item for item in read_kept_frames(video) if isinstance(item, KeptFrame)), count))
 
 
 def _rate(work: Callable[[], object], images: int) -> float:
-    started = time.perf_counter()
+    began_s = time.perf_counter()
     work()
-    return images / (time.perf_counter() - started)
+    return images / (time.perf_counter() - began_s)
 
 
-def _arguments() -> argparse.Namespace:
+def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("video", type=Path)
     parser.add_argument("--models-dir", type=Path)

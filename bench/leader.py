@@ -1,12 +1,13 @@
-"""What a tick of the leader costs, by how many scenarios wait and are engaged and how many runners report.
+"""Measure a tick of the leader by the number of waiting scenarios, engaged scenarios and runners.
 
 python bench/leader.py [--waiting 0,1000,10000,100000,1000000] [--engaged 10,100,1000] [--runners 1,10,1000] [--ticks 40] [--share]
 
-A tick here finds nothing to do, as nearly every tick does: all that is engaged is reported as running, and no slot is free. The reports
-are simulated: nothing comes through Kafka. "CPU" is this process's; the server's part is in the duration alone.
+A measured tick finds nothing to do, like nearly every tick: all engaged scenarios are reported as running, and no slot is free.
+The reports are simulated and do not come through Kafka. "CPU" is that of this process; the database's part is only in the
+duration.
 
-`--share` measures a whole orchestrator instead, with Kafka, and the reports of simulated runners: its share of a core at 100,000
-waiting and 100 engaged.
+`--share` instead measures a whole orchestrator with Kafka and the reports of simulated runners: its share of a core with 100,000
+waiting and 100 engaged scenarios.
 """
 
 from __future__ import annotations
@@ -44,18 +45,19 @@ def main() -> None:
     parser.add_argument("--runners", default="1,10,1000")
     parser.add_argument("--ticks", type=int, default=40)
     parser.add_argument("--share", action="store_true")
-    given = parser.parse_args()
-    with servers() as (url, settings), connect(url, name="bench") as tables:
-        if given.share:
-            measure_cpu_share(url, settings, tables)
+    args = parser.parse_args()
+    with servers() as (url, settings), connect(url, name="bench") as connection:
+        if args.share:
+            measure_cpu_share(url, settings, connection)
             return
         print(f"{'waiting':>9} {'engaged':>8} {'runners':>8} {'tick ms':>8} {'p95':>6} {'CPU ms':>7}")
-        for waiting, engaged in itertools.product(numbers(given.waiting), numbers(given.engaged)):
-            fill(tables, waiting, engaged)
-            for runners in numbers(given.runners):
-                took, cpu = measure_ticks(url, tables, runners, given.ticks)
+        for waiting, engaged in itertools.product(numbers(args.waiting), numbers(args.engaged)):
+            fill(connection, waiting, engaged)
+            for runners in numbers(args.runners):
+                tick_ms, cpu_ms = measure_ticks(url, connection, runners, args.ticks)
                 print(
-                    f"{waiting:>9} {engaged:>8} {runners:>8} {median(took):>8.1f} {quantiles(took, n=20)[-1]:>6.1f} {median(cpu):>7.1f}"
+                    f"{waiting:>9} {engaged:>8} {runners:>8} {median(tick_ms):>8.1f} {quantiles(tick_ms, n=20)[-1]:>6.1f}"
+                    f" {median(cpu_ms):>7.1f}"
                 )
 
 
@@ -63,37 +65,38 @@ def numbers(text: str) -> list[int]:
     return [int(word) for word in text.split(",")]
 
 
-def fill(tables: Connection, waiting: int, engaged: int) -> None:
-    tables.execute("TRUNCATE scenarios, scenario_progress, lease, runners")
+def fill(connection: Connection, waiting: int, engaged: int) -> None:
+    connection.execute("TRUNCATE scenarios, scenario_progress, lease, runners")
     for count, state, epoch in ((waiting, "init_startup", 0), (engaged, "active", 1)):
-        tables.execute(
+        connection.execute(
             """
-            WITH born AS (
+            WITH created AS (
                 INSERT INTO scenarios (source, model, fps, state, epoch, runner)
                 SELECT 'http://a/b.mp4', 'motion', 'all', %(state)s, %(epoch)s, CASE WHEN %(epoch)s > 0 THEN 'r' END
                   FROM generate_series(1, %(count)s)
              RETURNING scenario_uuid)
             INSERT INTO scenario_progress (scenario_uuid, epoch)
-            SELECT scenario_uuid, %(epoch)s FROM born
+            SELECT scenario_uuid, %(epoch)s FROM created
             """,
             {"count": count, "state": state, "epoch": epoch},
         )
-    tables.execute("VACUUM (ANALYZE) scenarios, scenario_progress")
+    connection.execute("VACUUM (ANALYZE) scenarios, scenario_progress")
 
 
-def reports(tables: Connection, runners: int) -> list[Report]:
-    """The engaged, dealt out to the runners, each as its runner reports it; no runner has a slot left."""
+def reports(connection: Connection, runners: int) -> list[Report]:
+    """Distribute the engaged scenarios over the runners. Return each runner's report; no runner has a free slot."""
     uuids = [
         uuid
-        for (uuid,) in tables.execute("SELECT scenario_uuid::text FROM scenarios WHERE state = 'active'").fetchall()
+        for (uuid,) in connection.execute("SELECT scenario_uuid::text FROM scenarios WHERE state = 'active'").fetchall()
     ]
     names = [f"runner-{number}" for number in range(runners)]
-    dealt = {name: sorted(uuids[number::runners]) for number, name in enumerate(names)}
-    for name, mine in dealt.items():
-        tables.execute("UPDATE scenarios SET runner = %s WHERE scenario_uuid = ANY (%s::uuid[])", (name, mine))
-    tables.execute("VACUUM (ANALYZE) scenarios")
+    assigned = {name: sorted(uuids[number::runners]) for number, name in enumerate(names)}
+    for name, own_uuids in assigned.items():
+        connection.execute("UPDATE scenarios SET runner = %s WHERE scenario_uuid = ANY (%s::uuid[])", (name, own_uuids))
+    connection.execute("VACUUM (ANALYZE) scenarios")
     return [
-        report_of(name, 1, tuple(Entry(uuid, 1, 5, WorkerWait.SOURCE) for uuid in mine)) for name, mine in dealt.items()
+        report_of(name, 1, tuple(Entry(uuid, 1, 5, WorkerWait.SOURCE) for uuid in own_uuids))
+        for name, own_uuids in assigned.items()
     ]
 
 
@@ -104,7 +107,7 @@ def report_of(runner: str, number: int, entries: tuple[Entry, ...]) -> Report:
 
 
 class FakeHearing:
-    """Stands for the hearing: each runner has reported since the last tick, and nothing is new."""
+    """Replaces the leader's listener: each runner has reported since the last tick, and nothing is new."""
 
     def __init__(self, reports: list[Report]) -> None:
         self._reports = reports
@@ -120,55 +123,55 @@ class FakeHearing:
         return False
 
 
-def measure_ticks(url: str, tables: Connection, runners: int, count: int) -> tuple[list[float], list[float]]:
-    """Milliseconds that each tick takes, and of this process's CPU."""
-    given = reports(tables, runners)
+def measure_ticks(url: str, connection: Connection, runners: int, count: int) -> tuple[list[float], list[float]]:
+    """Return the milliseconds of each tick, and those of this process's CPU time."""
+    simulated = reports(connection, runners)
     holder = uuid4()
-    term = acquire(tables, "leader", holder)
+    term = acquire(connection, "leader", holder)
     assert term is not None
     lease = Lease(url, "leader", holder, term, time.monotonic())
-    renewing = threading.Thread(target=lambda: lease.renew_until_over(tables))
+    renewing = threading.Thread(target=lambda: lease.renew_until_over(connection))
     renewing.start()
-    took, cpu = [], []
+    tick_ms, cpu_ms = [], []
     with connect(url, name="vidflow leader reads") as reads:
-        leader = Leader(lease, FakeHearing(given), reads, attempts=5)  # type: ignore[arg-type]
+        leader = Leader(lease, FakeHearing(simulated), reads, attempts=5)  # type: ignore[arg-type]
         for number in range(count + 3):
-            began, used = time.perf_counter(), time.process_time()
+            began_s, began_cpu_s = time.perf_counter(), time.process_time()
             leader.tick()
             if number >= 3:
-                took.append((time.perf_counter() - began) * 1000)
-                cpu.append((time.process_time() - used) * 1000)
+                tick_ms.append((time.perf_counter() - began_s) * 1000)
+                cpu_ms.append((time.process_time() - began_cpu_s) * 1000)
     lease.close()
     renewing.join()
-    tables.execute("TRUNCATE lease")
-    return took, cpu
+    connection.execute("TRUNCATE lease")
+    return tick_ms, cpu_ms
 
 
-def measure_cpu_share(url: str, settings: KafkaSettings, tables: Connection) -> None:
-    fill(tables, 100_000, 100)
-    given = reports(tables, 10)
+def measure_cpu_share(url: str, settings: KafkaSettings, connection: Connection) -> None:
+    fill(connection, 100_000, 100)
+    simulated = reports(connection, 10)
     environment = {**os.environ, "VIDFLOW_DATABASE_URL": url, "VIDFLOW_KAFKA": settings.bootstrap}
     producer = clients.create_producer(settings, client_id="simulated-runners")
     with subprocess.Popen([sys.executable, "-m", "vidflow", "orchestrator"], env=environment) as process:
         try:
-            until = time.monotonic() + 10 + SHARE_S
-            began, used = 0.0, 0.0
+            until_s = time.monotonic() + 10 + SHARE_S
+            began_s, began_cpu_s = 0.0, 0.0
             number = 0
-            while time.monotonic() < until:
+            while time.monotonic() < until_s:
                 number += 1
-                for report in given:
+                for report in simulated:
                     value = encode(report_of(report.runner, number, report.entries))
                     producer.produce(RUNNER_EVENTS, value, key=report.runner)
                 producer.flush(5)
-                if not began and time.monotonic() > until - SHARE_S:
-                    began, used = time.monotonic(), cpu_s(process.pid)
+                if not began_s and time.monotonic() > until_s - SHARE_S:
+                    began_s, began_cpu_s = time.monotonic(), cpu_s(process.pid)
                 time.sleep(1)
-            spent = (cpu_s(process.pid) - used) / (time.monotonic() - began)
+            share = (cpu_s(process.pid) - began_cpu_s) / (time.monotonic() - began_s)
         finally:
             process.kill()
-    still = len(leader_tables.read_queue_head(tables, {"default": 1}, RetryPolicy()))
-    assert still == 1
-    print(f"orchestrator: {spent * 100:.1f} % of a core with 100,000 waiting, 100 engaged and 10 runners (aim: 5 %)")
+    waiting = len(leader_tables.read_queue_head(connection, {"default": 1}, RetryPolicy()))
+    assert waiting == 1
+    print(f"orchestrator: {share * 100:.1f} % of a core with 100,000 waiting, 100 engaged and 10 runners (aim: 5 %)")
 
 
 if __name__ == "__main__":

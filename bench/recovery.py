@@ -1,10 +1,10 @@
-"""How long vidflow needs after a part of it was killed, beside its flow when nothing is; median and worst of each.
+"""Measure how long vidflow needs to recover after a part of it is killed, compared with its undisturbed flow.
 
     python bench/recovery.py [--runs 20] [--only "relay,kafka"]
 
-It starts a `vidflow dev` of its own with two runners, orchestrators and relays. One scenario at a time is under way, some 40 frames
-a second; what dies is started again by dev, after 0.2 s the first time. All is seen from the tables, which are looked at each 10 ms.
-For the servers: how long they themselves took to answer again stands beside it.
+It starts its own `vidflow dev` with two runners, orchestrators and relays. One scenario at a time runs, at about 40 frames per
+second. dev restarts what was killed, after 0.2 s the first time. All events are observed in the database, which is polled every
+10 ms. For the servers, the time until they answer again is printed as well.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 import psycopg
 from confluent_kafka import KafkaException
 
-sys.path.append(str(Path(__file__).parents[1]))  # how to break a vidflow is known to its fault suite
+sys.path.append(str(Path(__file__).parents[1]))  # for fault injection from the fault suite
 
 from tests.faults import workloads
 from tests.faults.injection import Victim, wait_for_victim
@@ -45,123 +45,123 @@ Measurements = Iterator[tuple[str, float]]
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--runs", type=int, default=20)
-    arguments.add_argument("--only", default="", help="some of: " + ", ".join(MEASURES))
-    given = arguments.parse_args()
-    chosen = [name for name in MEASURES if not given.only or name in given.only.split(",")]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--only", default="", help="comma-separated, from: " + ", ".join(MEASURES))
+    args = parser.parse_args()
+    chosen = [name for name in MEASURES if not args.only or name in args.only.split(",")]
     print(
-        f"{platform.platform()}, {os.cpu_count()} cores, fdatasync {fdatasync_us():.0f} us, {given.runs} runs; seconds"
+        f"{platform.platform()}, {os.cpu_count()} cores, fdatasync {fdatasync_us():.0f} us, {args.runs} runs; seconds"
     )
-    print(f"{'':66}{'median':>8}{'worst':>8}")
+    print(f"{'':66}{'median':>8}{'max':>8}")
     with tempfile.TemporaryDirectory(prefix="vidflow-bench-", ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o755)
         work = workloads.slow(Path(folder), FRAMES)
-        with run_system(Path(folder) / "data") as now:
+        with run_system(Path(folder) / "data") as system:
             for name in chosen:
-                run_measurement(now, work, MEASURES[name], given.runs)
+                run_measurement(system, work, MEASURES[name], args.runs)
 
 
 def run_measurement(
-    now: SystemUnderTest, work: workloads.Workload, measure: Callable[[RecoveryRun], Measurements], runs: int
+    system: SystemUnderTest, work: workloads.Workload, measure: Callable[[RecoveryRun], Measurements], runs: int
 ) -> None:
-    """Runs it so many times, each upon a vidflow that is whole and has one scenario under way; prints the spread."""
-    found: dict[str, list[float]] = {}
+    """Run the measurement `runs` times, each on a recovered vidflow with one running scenario. Print the spread."""
+    durations: dict[str, list[float]] = {}
     for _ in range(runs):
-        now.wait_until_recovered()
-        uuid = now.create_scenario(work)
-        now.wait_until_running(uuid)
-        with watched_progress(now.processes.database_url) as flow:
-            bench = RecoveryRun(now, flow, uuid)
+        system.wait_until_recovered()
+        uuid = system.create_scenario(work)
+        system.wait_until_running(uuid)
+        with watched_progress(system.processes.database_url) as flow:
+            bench = RecoveryRun(system, flow, uuid)
             for name, seconds in measure(bench):
-                found.setdefault(name, []).append(seconds)
+                durations.setdefault(name, []).append(seconds)
             bench.close()
-        now.ensure_shut_down(uuid)
-        now.wait_until_all_inactive()
-    for name, times in found.items():
+        system.ensure_shut_down(uuid)
+        system.wait_until_all_inactive()
+    for name, times in durations.items():
         print(f"{name:66}{statistics.median(times):>8.2f}{max(times):>8.2f}", flush=True)
 
 
 class RecoveryRun:
-    """A vidflow with one scenario under way, and what is seen of it."""
+    """A vidflow with one running scenario, and observations of it."""
 
-    def __init__(self, now: SystemUnderTest, flow: ProgressWatch, uuid: str) -> None:
-        self.system = now
+    def __init__(self, system: SystemUnderTest, flow: ProgressWatch, uuid: str) -> None:
+        self.system = system
         self.flow = flow
         self.uuid = uuid
-        self._tables: psycopg.Connection[Any] | None = None
+        self._connection: psycopg.Connection[Any] | None = None
 
     def kill(self, victim: Victim) -> float:
-        """Kills it; the moment."""
-        pids = wait_for_victim(self.system.processes, victim, random.Random(0))  # noqa: S311 - there is one, or they are alike
+        """Kill the victim. Return the time on the monotonic clock."""
+        pids = wait_for_victim(self.system.processes, victim, random.Random(0))  # noqa: S311 - there is one victim, or any will do
         killed_s = time.monotonic()
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         return killed_s
 
     def wait_until_true(self, query: str, *values: object) -> float:
-        """The moment from which on the query says true."""
+        """Wait until the query returns true. Return the time on the monotonic clock."""
         wait_until(lambda: self.query_value(query, *values), query, LIMIT_S)
         return time.monotonic()
 
-    def query_value(self, query: str, *values: object) -> Any:  # noqa: ANN401 - what the query gives
-        """The one value that the query gives. Raises psycopg.OperationalError while the database is away."""
-        if self._tables is None or self._tables.closed:
-            self._tables = psycopg.connect(self.system.processes.database_url, autocommit=True, connect_timeout=2)
-        row = self._tables.execute(query, values).fetchone()
+    def query_value(self, query: str, *values: object) -> Any:  # noqa: ANN401 - depends on the query
+        """Return the single value of a query. Raises psycopg.OperationalError while the database is not available."""
+        if self._connection is None or self._connection.closed:
+            self._connection = psycopg.connect(self.system.processes.database_url, autocommit=True, connect_timeout=2)
+        row = self._connection.execute(query, values).fetchone()
         return row and row[0]
 
     def close(self) -> None:
-        if self._tables is not None:
-            self._tables.close()
+        if self._connection is not None:
+            self._connection.close()
 
 
 def measure_undisturbed_flow(bench: RecoveryRun) -> Measurements:
     since_s = time.monotonic()
-    wait_until(lambda: time.monotonic() - since_s > FLOW_S, "some seconds of flow have been seen")
+    wait_until(lambda: time.monotonic() - since_s > FLOW_S, "some seconds of flow have been observed")
     for earlier, later in pairwise(moment for moment in bench.flow.changed_at_s if moment > since_s):
-        yield "undisturbed: from one look with new frames to the next", later - earlier
+        yield "undisturbed: from one poll with new frames to the next", later - earlier
     began_s = time.monotonic()
     uuids = create_scenarios(bench)
-    yield "undisturbed: asked for to published", bench.wait_until_true(PUBLISHED, uuids) - began_s
-    yield "undisturbed: asked for to placed", bench.wait_until_true(PLACED, uuids[0]) - began_s
+    yield "undisturbed: requested to published", bench.wait_until_true(PUBLISHED_SQL, uuids) - began_s
+    yield "undisturbed: requested to placed", bench.wait_until_true(PLACED_SQL, uuids[0]) - began_s
     stop(bench, uuids)
 
 
 def worker(bench: RecoveryRun) -> Measurements:
-    """Frames that it had sent are stored after its death: the next one is one of a new epoch."""
-    epoch = bench.query_value(EPOCH, bench.uuid)
+    """Measure until the first frame of a new epoch, since frames sent before the kill are still stored after it."""
+    epoch = bench.query_value(EPOCH_SQL, bench.uuid)
     killed_s = bench.kill(Victim.WORKER)
     yield (
-        "worker killed, to the next frame (1 s of backoff is in it)",
-        bench.wait_until_true(NEWER, bench.uuid, epoch) - killed_s,
+        "worker killed, to the next frame (includes 1 s of backoff)",
+        bench.wait_until_true(NEWER_FRAME_SQL, bench.uuid, epoch) - killed_s,
     )
 
 
 def runner(bench: RecoveryRun) -> Measurements:
-    epoch = bench.query_value(EPOCH, bench.uuid)
+    epoch = bench.query_value(EPOCH_SQL, bench.uuid)
     killed_s = bench.kill(Victim.MACHINE)
     name = "runner killed, to the next frame by another (lease of 3 s)"
-    yield name, bench.wait_until_true(NEWER, bench.uuid, epoch) - killed_s
+    yield name, bench.wait_until_true(NEWER_FRAME_SQL, bench.uuid, epoch) - killed_s
 
 
 def leader(bench: RecoveryRun) -> Measurements:
-    term = bench.query_value(TERM)
+    term = bench.query_value(TERM_SQL)
     killed_s = bench.kill(Victim.LEADER)
     uuids = create_scenarios(bench, 1)
     yield "leader killed, until another leads", bench.wait_until_true(NEW_LEADER_SQL, term) - killed_s
-    yield "leader killed, to the next placement (lease of 2 s)", bench.wait_until_true(PLACED, uuids[0]) - killed_s
+    yield "leader killed, to the next placement (lease of 2 s)", bench.wait_until_true(PLACED_SQL, uuids[0]) - killed_s
     stop(bench, uuids)
 
 
 def relay(bench: RecoveryRun) -> Measurements:
-    """One of two, each with half of the shards; asked for are several scenarios, so that some are of shards that it had."""
-    bench.wait_until_true(SHARED)
+    """Kill one of two relays, each with half of the shards. Request several scenarios, so that some are in its shards."""
+    bench.wait_until_true(SHARED_SQL)
     killed_s = bench.kill(Victim.RELAY)
     uuids = create_scenarios(bench)
     yield (
         "relay killed, until rows of its shards are published (lease of 2 s)",
-        bench.wait_until_true(PUBLISHED, uuids) - killed_s,
+        bench.wait_until_true(PUBLISHED_SQL, uuids) - killed_s,
     )
     stop(bench, uuids)
 
@@ -179,7 +179,7 @@ def broker(bench: RecoveryRun) -> Measurements:
 
     wait_until(answers, "the broker answers", LIMIT_S)
     back_s = time.monotonic()
-    yield "Kafka killed: until it answers again", back_s - killed_s
+    yield "Kafka killed, until it answers again", back_s - killed_s
     yield "Kafka killed, to flow", time_to_progress_s(bench, killed_s, back_s)
 
 
@@ -194,12 +194,12 @@ def database(bench: RecoveryRun) -> Measurements:
 
     wait_until(answers, "the database answers", LIMIT_S)
     back_s = time.monotonic()
-    yield "PostgreSQL killed: until it answers again", back_s - killed_s
+    yield "PostgreSQL killed, until it answers again", back_s - killed_s
     yield "PostgreSQL killed, to flow", time_to_progress_s(bench, killed_s, back_s)
 
 
 def time_to_progress_s(bench: RecoveryRun, killed_s: float, back_s: float) -> float:
-    """From the kill to the first frame that was stored after the server's return."""
+    """Return the seconds from the kill to the first frame stored after the server is back."""
     wait_until(lambda: bench.flow.first_change_after_s(back_s) is not None, "frames are stored again", LIMIT_S)
     return back_s - killed_s + (bench.flow.first_change_after_s(back_s) or 0.0)
 
@@ -214,13 +214,13 @@ def stop(bench: RecoveryRun, uuids: list[str]) -> None:
         bench.system.ensure_shut_down(uuid)
 
 
-EPOCH = "SELECT epoch FROM scenarios WHERE scenario_uuid = %s"
-NEWER = "SELECT true FROM scenario_results WHERE scenario_uuid = %s AND epoch > %s LIMIT 1"
-PLACED = "SELECT epoch > 0 FROM scenarios WHERE scenario_uuid = %s"
-PUBLISHED = "SELECT count(*) = 0 FROM outbox WHERE key = ANY(%s) AND published_at IS NULL"
-TERM = "SELECT term FROM lease WHERE name = 'leader'"
+EPOCH_SQL = "SELECT epoch FROM scenarios WHERE scenario_uuid = %s"
+NEWER_FRAME_SQL = "SELECT true FROM scenario_results WHERE scenario_uuid = %s AND epoch > %s LIMIT 1"
+PLACED_SQL = "SELECT epoch > 0 FROM scenarios WHERE scenario_uuid = %s"
+PUBLISHED_SQL = "SELECT count(*) = 0 FROM outbox WHERE key = ANY(%s) AND published_at IS NULL"
+TERM_SQL = "SELECT term FROM lease WHERE name = 'leader'"
 NEW_LEADER_SQL = "SELECT term > %s AND expires_at > clock_timestamp() FROM lease WHERE name = 'leader'"
-SHARED = """
+SHARED_SQL = """
     SELECT array_agg(shards) = '{8,8}'
       FROM (SELECT count(*) AS shards
               FROM lease

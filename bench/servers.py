@@ -1,4 +1,4 @@
-"""The servers that a benchmark runs against: PostgreSQL and Kafka of its own, in a temporary folder, gone at its end."""
+"""PostgreSQL and Kafka for a benchmark, in a temporary folder that is deleted at its end."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from vidflow.infra.process.stopping import Stop
 
 @contextmanager
 def servers() -> Iterator[tuple[str, KafkaSettings]]:
-    """A migrated database's URL and the settings for a broker with all topics."""
+    """Start both servers. Yield the URL of a migrated database, and the settings of a broker with all topics."""
     with tempfile.TemporaryDirectory(prefix="vidflow-bench-", ignore_cleanup_errors=True) as folder:
-        Path(folder).chmod(0o755)  # a server that runs as another user must find its own folder in it
-        postgres = EmbeddedPostgres(Path(folder, "postgres"), notify=_say, stop=Stop())
-        broker = EmbeddedKafka(Path(folder, "kafka"), notify=_say, stop=Stop())
+        Path(folder).chmod(0o755)  # a server that runs as another user must be able to reach its folder
+        postgres = EmbeddedPostgres(Path(folder, "postgres"), notify=_notify, stop=Stop())
+        broker = EmbeddedKafka(Path(folder, "kafka"), notify=_notify, stop=Stop())
         try:
             url, settings = postgres.start().url, broker.start().settings
-            migrate(url, _say)
+            migrate(url, _notify)
             topics.create_topics(settings)
             yield url, settings
         finally:
@@ -37,29 +37,30 @@ def servers() -> Iterator[tuple[str, KafkaSettings]]:
 
 
 def fdatasync_us() -> float:
-    """What one small write to this disk costs: no figure of a database means anything without it."""
+    """Return the microseconds of one small write to this disk. Any figure of a database depends on it."""
     with tempfile.NamedTemporaryFile() as file:
-        took = []
+        durations_s = []
         for _ in range(50):
             file.write(b"x" * 8192)
             file.flush()
-            began = time.perf_counter()
+            began_s = time.perf_counter()
             os.fdatasync(file.fileno())
-            took.append(time.perf_counter() - began)
-    return median(took) * 1e6
+            durations_s.append(time.perf_counter() - began_s)
+    return median(durations_s) * 1e6
 
 
-def print_comparison(what: str, ours: list[float], bare: str, theirs: list[float]) -> None:
-    """Prints both rates of each run, and the ratio's median and spread."""
-    ratios = [one / other for one, other in zip(ours, theirs, strict=True)]
-    print(f"{'run':>4} {what:>24} {bare:>24} {'ratio':>7}")
-    for number, (one, other, ratio) in enumerate(zip(ours, theirs, ratios, strict=True), 1):
-        print(f"{number:>4} {one:>22,.0f}/s {other:>22,.0f}/s {ratio:>7.2f}")
+def print_comparison(name: str, rates: list[float], baseline_name: str, baseline_rates: list[float]) -> None:
+    """Print both rates of each run, and the median and spread of the ratio."""
+    ratios = [rate / baseline_rate for rate, baseline_rate in zip(rates, baseline_rates, strict=True)]
+    print(f"{'run':>4} {name:>24} {baseline_name:>24} {'ratio':>7}")
+    for number, (rate, baseline_rate, ratio) in enumerate(zip(rates, baseline_rates, ratios, strict=True), 1):
+        print(f"{number:>4} {rate:>22,.0f}/s {baseline_rate:>22,.0f}/s {ratio:>7.2f}")
     print(
-        f"median {median(ours):,.0f}/s against {median(theirs):,.0f}/s: ratio {median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+        f"median {median(rates):,.0f}/s vs {median(baseline_rates):,.0f}/s: ratio {median(ratios):.2f}"
+        f" ({min(ratios):.2f}-{max(ratios):.2f})"
     )
-    print(f"{os.cpu_count()} cores, fdatasync {fdatasync_us():.0f} us; clients and servers share them")
+    print(f"{os.cpu_count()} cores, fdatasync {fdatasync_us():.0f} us; shared by clients and servers")
 
 
-def _say(sentence: str) -> None:
+def _notify(sentence: str) -> None:
     sys.stderr.write(sentence + "\n")

@@ -1,4 +1,4 @@
-"""`vidflow dev` as people start it, for a benchmark: its processes, what it said and when; its data gone at the end. Linux only."""
+"""A `vidflow dev` for benchmarks, with its processes and its output over time. Its data are deleted at the end. Linux only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[1]))  # how to look at processes is known to the tests
+sys.path.append(str(Path(__file__).parents[1]))  # for the process helpers of the tests
 
 from tests.integration.processes import children, descendants
 
@@ -25,7 +25,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class DevProcess:
-    """A `vidflow dev` that was started. `lines`: seconds since its start, who said it, what."""
+    """A started `vidflow dev`. `lines` is its output: seconds since the start, process, text."""
 
     def __init__(self, folder: Path, options: tuple[str, ...]) -> None:
         self.folder = folder
@@ -36,19 +36,19 @@ class DevProcess:
         self._began_s = time.perf_counter()
         command = [sys.executable, "-m", "vidflow", "dev", "--port", "0", "--data-dir", str(folder), *options]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        self._reader = threading.Thread(target=self._read, name="reads dev")
+        self._reader = threading.Thread(target=self._read, name="dev output reader")
         self._reader.start()
 
     @property
     def kafka(self) -> KafkaSettings:
-        """Its broker."""
+        """The settings of its broker."""
         return KafkaSettings(f"127.0.0.1:{Path(self.folder, 'kafka', 'ports').read_text().split()[0]}")
 
     def wait_until_ready(self) -> None:
-        """Returns once it says that it is ready."""
+        """Wait until it reports that it is ready."""
         if not self._ready.wait(READY_LIMIT_S) or not self.url:
-            said = "\n".join(f"{name}: {line}" for _, name, line in self.lines[-20:])
-            raise SystemExit(f"vidflow dev did not get ready:\n{said}")
+            output = "\n".join(f"{name}: {line}" for _, name, line in self.lines[-20:])
+            raise SystemExit(f"vidflow dev did not become ready. Its last output:\n{output}")
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGINT)
@@ -70,7 +70,7 @@ class DevProcess:
 
 @contextmanager
 def stack(*options: str) -> Iterator[DevProcess]:
-    """A vidflow that is ready, started by `vidflow dev` with these options."""
+    """Start `vidflow dev` with these options and wait until it is ready."""
     with tempfile.TemporaryDirectory(prefix="vidflow-bench-", ignore_cleanup_errors=True) as folder:
         running = DevProcess(Path(folder), options)
         try:
@@ -81,21 +81,21 @@ def stack(*options: str) -> Iterator[DevProcess]:
 
 
 def processes_by_role(dev: int) -> dict[str, list[int]]:
-    """The processes of a `vidflow dev` by what they are."""
-    parts: dict[str, list[int]] = {"dev": [dev]}
+    """Return the process ids of a `vidflow dev` by role."""
+    pids: dict[str, list[int]] = {"dev": [dev]}
     for pid in children(dev):
-        name, below = _name(pid), sorted(descendants(pid))
-        of_server = name in SERVERS
-        parts.setdefault(name, []).extend([pid, *below] if of_server else [pid])
-        if below and not of_server:
-            parts[f"{name}'s forkserver"] = below
-    return parts
+        name, subprocesses = _name(pid), sorted(descendants(pid))
+        is_server = name in SERVERS
+        pids.setdefault(name, []).extend([pid, *subprocesses] if is_server else [pid])
+        if subprocesses and not is_server:
+            pids[f"{name}'s forkserver"] = subprocesses
+    return pids
 
 
 def cpu_s(pid: int, *, with_ended: bool = False) -> float:
-    """Seconds of CPU that a process has used, in user code and in the system; with those of the children that have ended."""
-    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, words[11 : 15 if with_ended else 13])) / _TICKS
+    """Return the CPU seconds of a process, user and system. `with_ended` adds those of its children that have ended."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11 : 15 if with_ended else 13])) / _TICKS
 
 
 def _name(pid: int) -> str:

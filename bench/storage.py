@@ -1,4 +1,4 @@
-"""What it costs to keep house: partitions that come and go, old scenarios, a backup and its restore. PostgreSQL alone.
+"""Measure maintenance: creating and detaching partitions, deleting old scenarios, backup and restore. Uses only PostgreSQL.
 
 python bench/storage.py [--rows 1000000] [--partitions 300] [--scenarios 50000]
 """
@@ -30,27 +30,27 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--partitions", type=int, default=300)
     parser.add_argument("--scenarios", type=int, default=50_000)
-    given = parser.parse_args()
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="vidflow-bench-", ignore_cleanup_errors=True) as folder:
-        Path(folder).chmod(0o755)  # a server that runs as another user must find its own folder in it
+        Path(folder).chmod(0o755)  # a server that runs as another user must be able to reach its folder
         server = EmbeddedPostgres(Path(folder, "postgres"), notify=discard, stop=Stop())
         try:
             url = server.start().url
             migrate(url, discard)
-            with connect(url, name="bench") as tables:
-                partitions(tables, given.rows)
+            with connect(url, name="bench") as connection:
+                partitions(connection, args.rows)
                 backups(url, Path(folder, "backup"))
-                tables.execute("TRUNCATE scenario_results")
-                measure_reads_and_writes(tables, given.partitions)
-                measure_deletes(tables, given.scenarios)
+                connection.execute("TRUNCATE scenario_results")
+                measure_reads_and_writes(connection, args.partitions)
+                measure_deletes(connection, args.scenarios)
         finally:
             server.stop()
     print(f"fdatasync {fdatasync_us():.0f} us")
 
 
-def partitions(tables: Connection, rows: int) -> None:
-    """What the leader would meet, had the rows been stored before any range was made."""
-    tables.execute(
+def partitions(connection: Connection, rows: int) -> None:
+    """Measure attaching a partition while the default one contains rows, as if they were stored before any partition existed."""
+    connection.execute(
         """
         INSERT INTO scenario_results
         SELECT uuidv7(make_interval(secs => -60 * (n / 1000))), n, 1, n, n, 640, 480, '',
@@ -59,49 +59,51 @@ def partitions(tables: Connection, rows: int) -> None:
         """,
         (rows,),
     )
-    [(size,)] = tables.execute("SELECT pg_total_relation_size('scenario_results_default') / 1000000").fetchall()
+    [(size,)] = connection.execute("SELECT pg_total_relation_size('scenario_results_default') / 1000000").fetchall()
     print_figure(f"rows in the DEFAULT partition, {size} MB", f"{rows}")
-    tomorrow_ms = (retention.read_database_ms(tables) // DAY_MS + 1) * DAY_MS
+    tomorrow_ms = (retention.read_database_ms(connection) // DAY_MS + 1) * DAY_MS
     new = PartitionRange("scenario_results_tomorrow", tomorrow_ms, tomorrow_ms + DAY_MS)
-    print_duration("attach a range beside them", lambda: run_in_transaction(tables, retention.make_partition, new))
-    print_duration("detach it", lambda: run_in_transaction(tables, retention.detach_partition, new))
+    print_duration("attach a partition", lambda: run_in_transaction(connection, retention.make_partition, new))
+    print_duration("detach it", lambda: run_in_transaction(connection, retention.detach_partition, new))
 
 
 def backups(url: str, folder: Path) -> None:
     print_duration("back up", lambda: backup.write_backup(url, folder, replace=False, notify=discard))
     size = sum(path.stat().st_size for path in folder.rglob("*")) / 1e6
     print_figure("size of the backup", f"{size:.0f} MB")
-    print_duration("restore beside, count, drop (--verify)", lambda: backup.verify(url, folder, discard))
+    print_duration("restore, count, drop (--verify)", lambda: backup.verify(url, folder, discard))
 
 
-def measure_reads_and_writes(tables: Connection, most: int) -> None:
-    made = 0
-    today_ms = retention.read_database_ms(tables) // DAY_MS * DAY_MS
-    for count in (1, most // 5, most):
-        for day in range(made, count):
+def measure_reads_and_writes(connection: Connection, max_partitions: int) -> None:
+    created = 0
+    today_ms = retention.read_database_ms(connection) // DAY_MS * DAY_MS
+    for count in (1, max_partitions // 5, max_partitions):
+        for day in range(created, count):
             from_ms = today_ms - day * DAY_MS
             run_in_transaction(
-                tables, retention.make_partition, PartitionRange(f"scenario_results_{day}", from_ms, from_ms + DAY_MS)
+                connection,
+                retention.make_partition,
+                PartitionRange(f"scenario_results_{day}", from_ms, from_ms + DAY_MS),
             )
-        made = count
-        stored, paged = measure_probes(tables)
-        print_figure(f"{count} partitions: store 20 rows; read a page", f"{stored:.2f} ms; {paged:.2f} ms")
+        created = count
+        store_ms, read_ms = measure_probes(connection)
+        print_figure(f"{count} partitions: store 20 rows; read a page", f"{store_ms:.2f} ms; {read_ms:.2f} ms")
 
 
-def measure_probes(tables: Connection) -> tuple[float, float]:
-    stored, paged = [], []
+def measure_probes(connection: Connection) -> tuple[float, float]:
+    store_s, read_s = [], []
     for _ in range(PROBES):
-        [(uuid,)] = tables.execute(
+        [(uuid,)] = connection.execute(
             "INSERT INTO scenarios (source, model, fps) VALUES ('s', 'm', 'all') RETURNING scenario_uuid::text"
         ).fetchall()
         frames = [Frame(uuid, 1, number, number, "1/10", 0, float(number), "", 64, 48, ()) for number in range(20)]
-        stored.append(measure_s(lambda frames=frames: results.add_frames(tables, frames)))
-        paged.append(measure_s(lambda uuid=uuid: predictions.read_result_page(tables, uuid, -1, 10)))
-    return median(stored) * 1e3, median(paged) * 1e3
+        store_s.append(measure_s(lambda frames=frames: results.add_frames(connection, frames)))
+        read_s.append(measure_s(lambda uuid=uuid: predictions.read_result_page(connection, uuid, -1, 10)))
+    return median(store_s) * 1e3, median(read_s) * 1e3
 
 
-def measure_deletes(tables: Connection, scenarios: int) -> None:
-    tables.execute(
+def measure_deletes(connection: Connection, scenarios: int) -> None:
+    connection.execute(
         """
         WITH old AS (
             INSERT INTO scenarios (scenario_uuid, state, outcome, source, model, fps, state_changed_at)
@@ -114,22 +116,22 @@ def measure_deletes(tables: Connection, scenarios: int) -> None:
         """,
         (scenarios,),
     )
-    tables.execute("ANALYZE")
-    ended_ms = retention.read_database_ms(tables) - 300 * DAY_MS
-    batches = [
-        measure_s(lambda: run_in_transaction(tables, retention.delete_scenarios, ended_ms, BATCH))
+    connection.execute("ANALYZE")
+    ended_ms = retention.read_database_ms(connection) - 300 * DAY_MS
+    batches_s = [
+        measure_s(lambda: run_in_transaction(connection, retention.delete_scenarios, ended_ms, BATCH))
         for _ in range(scenarios // BATCH)
     ]
-    print_figure(f"{scenarios} scenarios with 7 rows of history deleted", f"{sum(batches):.1f} s")
+    print_figure(f"{scenarios} scenarios with 7 rows of history deleted", f"{sum(batches_s):.1f} s")
     print_figure(
-        f"a batch of {BATCH}, median and longest", f"{median(batches) * 1e3:.0f} ms; {max(batches) * 1e3:.0f} ms"
+        f"a batch of {BATCH}, median and max", f"{median(batches_s) * 1e3:.0f} ms; {max(batches_s) * 1e3:.0f} ms"
     )
 
 
-def run_in_transaction(tables: Connection, statement: Callable[..., object], *arguments: object) -> None:
-    """In a transaction. Waits for as long as it takes, where the leader would leave it for the next round."""
-    with tables.transaction():
-        statement(tables, *arguments)
+def run_in_transaction(connection: Connection, statement: Callable[..., object], *arguments: object) -> None:
+    """Run the statement in a transaction. Unlike the leader, wait for locks without a timeout."""
+    with connection.transaction():
+        statement(connection, *arguments)
 
 
 def measure_s(step: Callable[[], object]) -> float:
@@ -138,12 +140,12 @@ def measure_s(step: Callable[[], object]) -> float:
     return time.perf_counter() - began_s
 
 
-def print_duration(what: str, step: Callable[[], object]) -> None:
-    print_figure(what, f"{measure_s(step):.3f} s")
+def print_duration(name: str, step: Callable[[], object]) -> None:
+    print_figure(name, f"{measure_s(step):.3f} s")
 
 
-def print_figure(what: str, figure: str) -> None:
-    print(f"{what:<60} {figure:>24}", flush=True)
+def print_figure(name: str, figure: str) -> None:
+    print(f"{name:<60} {figure:>24}", flush=True)
 
 
 def discard(_sentence: str) -> None:

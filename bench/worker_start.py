@@ -1,8 +1,8 @@
-"""From Process.start() to a worker's first result: a forkserver that has imported everything against a process from nothing.
+"""Measure from Process.start() to a worker's first result: forkserver with everything imported, compared with spawn.
 
     python bench/worker_start.py [--kafka HOST:PORT] [--models-dir DIR] [--model NAME]... [--starts N]
 
-Both ways are taken in turn in the same run, on the sample clip `bikes`. Without --kafka it starts a broker of its own.
+Both start methods alternate in the same run, on the sample clip `bikes`. Without --kafka it starts its own broker.
 """
 
 from __future__ import annotations
@@ -37,22 +37,23 @@ def main() -> None:
     parser.add_argument("--models-dir", type=Path)
     parser.add_argument("--model", action="append")
     parser.add_argument("--starts", type=int, default=7)
-    given = parser.parse_args()
-    with broker(given.kafka) as settings:
+    args = parser.parse_args()
+    with broker(args.kafka) as settings:
         create_topics(settings)
         forkserver, spawn = multiprocessing.get_context("forkserver"), multiprocessing.get_context("spawn")
         print(f"forkserver with everything imported: ready after {measure_forkserver_s(forkserver):.2f} s")
-        print(f"{'model':<16}{'way':<12}{'median s':>9}{'least':>8}{'most':>8}{'resident MB':>13}")
-        for model in given.model or ["motion"]:
-            taken: dict[str, list[tuple[float, int]]] = {"forkserver": [], "spawn": []}
-            for _ in range(given.starts):
-                taken["forkserver"].append(measure_first_result(forkserver, settings, model, given.models_dir))
-                taken["spawn"].append(measure_first_result(spawn, settings, model, given.models_dir))
-            for way, starts in taken.items():
-                times = [seconds for seconds, _ in starts]
-                megabytes = statistics.median(size for _, size in starts) / 1e6
+        print(f"{'model':<16}{'method':<12}{'median s':>9}{'min':>8}{'max':>8}{'resident MB':>13}")
+        for model in args.model or ["motion"]:
+            starts: dict[str, list[tuple[float, int]]] = {"forkserver": [], "spawn": []}
+            for _ in range(args.starts):
+                starts["forkserver"].append(measure_first_result(forkserver, settings, model, args.models_dir))
+                starts["spawn"].append(measure_first_result(spawn, settings, model, args.models_dir))
+            for method, measured in starts.items():
+                times_s = [seconds for seconds, _ in measured]
+                resident_mb = statistics.median(size for _, size in measured) / 1e6
                 print(
-                    f"{model:<16}{way:<12}{statistics.median(times):>9.2f}{min(times):>8.2f}{max(times):>8.2f}{megabytes:>13.0f}"
+                    f"{model:<16}{method:<12}{statistics.median(times_s):>9.2f}{min(times_s):>8.2f}{max(times_s):>8.2f}"
+                    f"{resident_mb:>13.0f}"
                 )
 
 
@@ -70,41 +71,41 @@ def broker(bootstrap: str | None) -> Iterator[KafkaSettings]:
 
 
 def measure_forkserver_s(context: ForkServerContext) -> float:
-    """Seconds until the forkserver has made its first child."""
+    """Return the seconds until the forkserver has started its first child."""
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     context.set_forkserver_preload([TORCH_PRELOAD_MODULE])
-    since_s = time.perf_counter()
+    began_s = time.perf_counter()
     child = context.Process(target=do_nothing)
     with without_main():
         child.start()
     child.join()
-    return time.perf_counter() - since_s
+    return time.perf_counter() - began_s
 
 
 def measure_first_result(
     context: ForkServerContext | SpawnContext, settings: KafkaSettings, model: str, models_dir: Path | None
 ) -> tuple[float, int]:
-    """Seconds from start() until the worker has handed its first result to Kafka, and its resident memory then."""
+    """Return the seconds from start() until the worker has sent its first result, and its resident memory then in bytes."""
     deploy = Deploy(str(uuid.uuid4()), 1, resolve_video("sample:bikes"), model, fps="1")
-    hear, told = context.Pipe(duplex=False)
-    orders, _order = context.Pipe(duplex=False)
-    _stderr, stderr = context.Pipe(duplex=False)
+    messages, worker_messages = context.Pipe(duplex=False)
+    worker_orders, _orders = context.Pipe(duplex=False)
+    _stderr, worker_stderr = context.Pipe(duplex=False)
     task = link.Task(deploy, settings, any_file=True, models_dir=models_dir)
-    worker = context.Process(target=run_worker, args=(task, told, orders, stderr))
-    since_s = time.perf_counter()
+    worker = context.Process(target=run_worker, args=(task, worker_messages, worker_orders, worker_stderr))
+    began_s = time.perf_counter()
     with without_main():
         worker.start()
-    for theirs in (told, orders, stderr):
-        theirs.close()
+    for worker_end in (worker_messages, worker_orders, worker_stderr):
+        worker_end.close()
     while True:
-        said = link.receive_message(hear)
-        assert isinstance(said, link.WorkerProgress), said
-        if said.next_frame:
+        message = link.receive_message(messages)
+        assert isinstance(message, link.WorkerProgress), message
+        if message.next_frame:
             break
-    taken_s, size = time.perf_counter() - since_s, resident_bytes(worker.pid or 0)
+    elapsed_s, size = time.perf_counter() - began_s, resident_bytes(worker.pid or 0)
     worker.kill()
     worker.join()
-    return taken_s, size
+    return elapsed_s, size
 
 
 if __name__ == "__main__":

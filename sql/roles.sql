@@ -1,8 +1,8 @@
--- One group role for each of vidflow's processes, with the rights that it needs and no others. Run by `vidflow db roles`, or by
--- psql, as the user that owns the tables; making the roles needs CREATEROLE, once a server. Can be given again at any time.
--- `vidflow db migrate` and `vidflow db restore` grant again where the roles exist. A process logs in by a user of yours:
+-- One group role for each of vidflow's processes, with the minimal privileges that it needs. Run this with `vidflow db roles` or psql,
+-- as the user that owns the tables. Creating the roles needs CREATEROLE, once per server. The file may be run again at any time, and
+-- `vidflow db migrate` and `vidflow db restore` run it if the roles exist. A process logs in as a user that you create:
 --   CREATE ROLE relay LOGIN PASSWORD '...' IN ROLE vidflow_relay;
--- An api that hosts the inbox needs both roles. Migrations, backups and restores are the owner's.
+-- An api that hosts the inbox needs both roles. Migrations, backups and restores run as the owner.
 
 DO $$
 DECLARE
@@ -14,7 +14,7 @@ BEGIN
             EXECUTE format('CREATE ROLE %I NOLOGIN', role);
         END IF;
         EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', current_schema(), role);
-        -- What an earlier version granted and this one does not need.
+        -- Revoke privileges that an earlier version granted.
         FOR name IN SELECT oid::regclass FROM pg_class WHERE relkind IN ('r', 'p') AND relnamespace = current_schema()::regnamespace
                                                          AND relowner = current_user::regrole LOOP
             EXECUTE format('REVOKE ALL ON %s FROM %I', name, role);
@@ -22,21 +22,21 @@ BEGIN
     END LOOP;
 END $$;
 
--- Each waits at its start for the schema.
+-- Every process waits for the schema when it starts.
 GRANT SELECT ON schema_checksums TO vidflow_api, vidflow_relay, vidflow_orchestrator, vidflow_inbox;
 
--- The api creates scenarios, asks for shutdowns and reads; partitions of the results are read through their parent.
+-- The api creates scenarios, requests shutdowns and reads. It reads partitions of the results through their parent.
 GRANT SELECT, INSERT, UPDATE ON scenarios TO vidflow_api;
 GRANT SELECT, INSERT ON scenario_history, scenario_progress, outbox TO vidflow_api;
 GRANT SELECT ON scenario_results, scenario_gaps, results_removed, inbox_partitions, lease, runners TO vidflow_api;
--- Triggers on scenarios count the queue, with the rights of whom they run for.
+-- Triggers on scenarios update queue_totals with the privileges of the current user.
 GRANT SELECT, INSERT, UPDATE, DELETE ON queue_totals TO vidflow_api, vidflow_orchestrator;
 
--- The relay publishes the outbox and removes what was published.
+-- The relay publishes the messages of the outbox and then deletes them.
 GRANT SELECT, UPDATE (error), DELETE ON outbox TO vidflow_relay;
 GRANT SELECT, INSERT, UPDATE, DELETE ON lease TO vidflow_relay;
 
--- The orchestrator moves scenarios, gives commands and removes what has outlived its time. It makes no rows of results.
+-- The orchestrator changes the state of scenarios, sends commands and deletes expired rows. It inserts no results.
 GRANT SELECT, UPDATE, DELETE ON scenarios, scenario_progress TO vidflow_orchestrator;
 GRANT SELECT, INSERT, DELETE ON scenario_history TO vidflow_orchestrator;
 GRANT SELECT, DELETE ON scenario_gaps, scenario_results_default TO vidflow_orchestrator;
@@ -46,7 +46,7 @@ GRANT SELECT, INSERT, UPDATE ON results_removed, lease TO vidflow_orchestrator;
 GRANT SELECT, INSERT, UPDATE, DELETE ON runners TO vidflow_orchestrator;
 GRANT EXECUTE ON FUNCTION make_results_partition, detach_results_partition, drop_results_partition TO vidflow_orchestrator;
 
--- The inbox stores results and how far it has read. It neither changes nor deletes a stored row.
+-- The inbox stores results and its positions. It neither updates nor deletes results.
 GRANT SELECT, INSERT ON scenario_results, scenario_gaps TO vidflow_inbox;
 GRANT SELECT, UPDATE ON scenario_progress TO vidflow_inbox;
 GRANT SELECT, INSERT, UPDATE ON inbox_partitions TO vidflow_inbox;

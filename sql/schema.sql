@@ -1,5 +1,5 @@
--- Today's whole schema, to be read: what the migrations beside this file give, which a test compares.
--- PostgreSQL 18 and newer (uuidv7()). Fixed-width columns stand first in a row, wide and nullable ones last.
+-- The complete current schema, for reading. A test checks that the migrations in this folder produce it.
+-- Requires PostgreSQL 18 or newer (uuidv7()). Fixed-width columns come first in a row, wide and nullable ones last.
 
 CREATE TABLE scenarios (
     scenario_uuid    uuid        PRIMARY KEY DEFAULT uuidv7(),
@@ -25,8 +25,8 @@ CREATE TABLE scenarios (
     error            jsonb,
     pool             text        NOT NULL DEFAULT 'default',
     size_bytes       integer     NOT NULL DEFAULT 0,
-    -- What the lifecycle forbids cannot be written: an outcome before the shutdown or none in it, an error without a failure,
-    -- a deployment without an epoch and a runner.
+    -- Reject what the lifecycle rules out: an outcome before the shutdown or none from then on, an error without a failure, and a
+    -- deployment without an epoch and a runner.
     CONSTRAINT outcome_belongs_to_the_shutdown
         CHECK ((outcome IS NOT NULL) = (state IN ('init_shutdown', 'in_shutdown_processing', 'inactive'))),
     CONSTRAINT error_belongs_to_a_failure
@@ -36,21 +36,22 @@ CREATE TABLE scenarios (
     CONSTRAINT never_deployed_means_no_runner
         CHECK ((epoch = 0) = (runner IS NULL))
 );
--- infra/leader_tables.py, engaged: what runners may have; as many rows as there are slots in use.
+-- leader_tables.py, SCENARIOS_ON_RUNNERS: scenarios that may be on runners. Has as many rows as there are slots in use.
 CREATE INDEX scenarios_deployed ON scenarios (scenario_uuid) WHERE state IN ('in_startup_processing', 'active');
--- infra/leader_tables.py, engaged: the scenarios that have been in their shutdown for longest.
+-- leader_tables.py, SCENARIOS_ON_RUNNERS: the scenarios that have been in shutdown for longest.
 CREATE INDEX scenarios_shutting_down ON scenarios (state_changed_at) WHERE state IN ('init_shutdown', 'in_shutdown_processing');
--- infra/leader_tables.py, head_of_queue: the first of each pool. infra/vitals.py, pools: which pools have a queue.
+-- leader_tables.py, HEAD_OF_QUEUE: the first scenarios of each pool. system_status.py, read_pool_status: the pools that have a queue.
 CREATE INDEX scenarios_queue ON scenarios (pool, priority DESC, created_at, scenario_uuid)
     WHERE state = 'init_startup' AND due_at <= state_changed_at;
--- infra/leader_tables.py, end_backoffs: a scenario whose due_at is past its last move is in backoff, and not in the queue.
+-- leader_tables.py, end_backoffs: a scenario whose due_at is later than its last state change is in backoff and not in the queue.
 CREATE INDEX scenarios_in_backoff ON scenarios (due_at) WHERE state = 'init_startup' AND due_at > state_changed_at;
--- infra/scenarios.py, page: the list filtered by state, newest first; without a filter the primary key serves (version 7: by time).
+-- scenarios.py, read_scenario_page: scenarios of one state, newest first. Without a state the primary key serves, since version 7 uuids
+-- are ordered by time.
 CREATE INDEX scenarios_by_state ON scenarios (state, scenario_uuid DESC);
 
--- How many scenarios wait for a runner (init_startup) and their bytes: the sums over all shards. Triggers keep them in the transactions
--- that change what waits, whoever makes them. A shard belongs to a backend, so that a transaction locks one row, and a row that changes
--- often finds room in its page.
+-- The number of scenarios that wait for a runner (init_startup) and their size, as sums over all shards. Triggers update them in the
+-- transaction that changes the queue. A backend always uses the same shard, so that a transaction locks one row. The low fillfactor leaves
+-- room in the page for the versions of a row that changes often.
 CREATE TABLE queue_totals (
     shard     smallint PRIMARY KEY,
     scenarios bigint   NOT NULL,
@@ -100,7 +101,7 @@ $$;
 
 CREATE TRIGGER measure BEFORE INSERT ON scenarios
     FOR EACH ROW EXECUTE FUNCTION measure_scenario();
--- A statement changes its total once, however many rows it has: each change leaves a version that the next must step over.
+-- Triggers per statement, since each update of a total leaves a row version that later reads have to skip.
 CREATE TRIGGER queue_after_insert AFTER INSERT ON scenarios REFERENCING NEW TABLE AS rows_after
     FOR EACH STATEMENT EXECUTE FUNCTION count_queue();
 CREATE TRIGGER queue_after_update AFTER UPDATE ON scenarios REFERENCING OLD TABLE AS rows_before NEW TABLE AS rows_after
@@ -124,7 +125,7 @@ CREATE TABLE scenario_history (
     PRIMARY KEY (scenario_uuid, number)
 );
 
--- Where inbox and leader meet, on the row's lock. No index on what changes, and room in the page: updates stay HOT.
+-- The inbox and the leader synchronize on the lock of this row. No index on changing columns, and a low fillfactor, keep updates HOT.
 CREATE TABLE scenario_progress (
     scenario_uuid  uuid        PRIMARY KEY,
     epoch          bigint      NOT NULL DEFAULT 0,
@@ -143,8 +144,8 @@ CREATE TABLE scenario_progress (
     opened         jsonb
 ) WITH (fillfactor = 50);
 
--- A uuid of version 7 begins with its time: a range of uuids is a range of time, so that old results can go by the partition.
--- The DEFAULT partition takes what no range covers, and there is no foreign key: one row that is refused would hold up its batch.
+-- A version 7 uuid begins with its time, so that a range of uuids is a range of time and old results are dropped by partition. The
+-- DEFAULT partition accepts rows outside all ranges. There is no foreign key, because one rejected row would fail its whole batch.
 CREATE TABLE scenario_results (
     scenario_uuid uuid             NOT NULL,
     frame_number  bigint           NOT NULL CHECK (frame_number >= 0),
@@ -159,7 +160,7 @@ CREATE TABLE scenario_results (
 ) PARTITION BY RANGE (scenario_uuid);
 CREATE TABLE scenario_results_default PARTITION OF scenario_results DEFAULT;
 
--- Whose results are gone, so that nobody takes their absence for their being none: ranges of scenario_uuid, which are ranges of time.
+-- Ranges of scenario_uuid whose results were removed, to tell removed results from scenarios that had none.
 CREATE TABLE results_removed (
     from_uuid  uuid        PRIMARY KEY,
     to_uuid    uuid        NOT NULL,
@@ -174,11 +175,11 @@ CREATE TABLE scenario_gaps (
     to_s          double precision NOT NULL,
     frames        bigint,
     reason        text             NOT NULL,
-    -- infra/gaps.py, page: the order in which they are read.
+    -- gaps.py, read_gap_page: the order in which gaps are read.
     CONSTRAINT scenario_gaps_in_order UNIQUE (scenario_uuid, after_frame, from_s, reason)
 );
 
--- How far the inbox has stored each partition, and the database's time up to which all that was in it is stored.
+-- The position of the inbox in each partition, the database time up to which all messages are stored, and when an inbox last held it.
 CREATE TABLE inbox_partitions (
     topic        text    NOT NULL,
     topic_id     text    NOT NULL,
@@ -203,14 +204,14 @@ CREATE TABLE outbox (
     payload      bytea       NOT NULL,
     error        text
 );
--- infra/outbox.py, pending: the rows that wait, in order of id, whichever shards are asked for; published rows are not in it.
+-- outbox.py, read_pending_messages: pending rows in order of id, for any set of shards.
 CREATE INDEX outbox_pending ON outbox (id, shard) WHERE published_at IS NULL AND error IS NULL;
--- infra/outbox.py, lag: the rows that no broker takes.
+-- outbox.py, read_lag and list_set_aside: rows that the broker rejected.
 CREATE INDEX outbox_set_aside ON outbox (id) WHERE error IS NOT NULL;
--- infra/outbox.py, add_commands: whether a copy of a command still waits.
+-- outbox.py, add_commands: whether a copy of a command is pending.
 CREATE INDEX outbox_waiting_commands ON outbox (key, kind, epoch) WHERE published_at IS NULL AND error IS NULL;
 
--- UNIQUE (name, term): a takeover is a key update and waits for a fenced transaction, a renewal is not and does not.
+-- UNIQUE (name, term) makes a takeover a key update, which waits for fenced transactions. A renewal is not a key update and does not wait.
 CREATE TABLE lease (
     name       text        PRIMARY KEY,
     holder     uuid        NOT NULL,
@@ -219,7 +220,7 @@ CREATE TABLE lease (
     UNIQUE (name, term)
 ) WITH (fillfactor = 50);
 
--- What people look at, written by the leader, which decides from its own memory.
+-- Information for people and health checks, written by the leader. The leader itself decides from its memory.
 CREATE TABLE runners (
     runner       text        PRIMARY KEY,
     last_seen_at timestamptz NOT NULL,
@@ -232,8 +233,8 @@ CREATE TABLE runners (
     version      text        NOT NULL
 );
 
--- The leader makes, detaches and drops partitions of the results by these functions, so that its user need not own the tables.
--- They run as the owner of the tables, and touch nothing but partitions of scenario_results.
+-- The leader creates, detaches and drops partitions of the results by these functions, so that its user need not own the tables. They run
+-- as the owner of the tables and accept only partitions of scenario_results.
 
 CREATE FUNCTION make_results_partition(name text, from_uuid uuid, to_uuid uuid) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
@@ -245,7 +246,7 @@ BEGIN
     EXECUTE format('ALTER TABLE scenario_results ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', name, from_uuid, to_uuid);
 END $$;
 
--- The table keeps its rows under another name; it is dropped later, when nobody waits.
+-- The detached table keeps its rows under a new name and is dropped later, without locking scenario_results.
 CREATE FUNCTION detach_results_partition(name text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 BEGIN

@@ -1,4 +1,7 @@
-"""`python -m tests.explorer quick|full|worlds|breaks|world NAME`: explores, and prints a table; for what fails its shortest way."""
+"""Explore the worlds or run the mutations, and print a table. A failure is printed with its shortest trace.
+
+python -m tests.explorer quick | worlds | full | breaks [WORD] | world NAME
+"""
 # ruff: noqa: T201 - it prints a table
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ USAGE = "usage: python -m tests.explorer quick | worlds | full | breaks [WORD] |
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code: 0 where all holds (and all breaks are caught)."""
+    """Return the exit code: 0 if every world holds, or if every mutation is caught."""
     match arguments:
         case ["quick"]:
             return explore_worlds(QUICK)
@@ -42,37 +45,37 @@ def main(arguments: list[str]) -> int:
 
 
 def explore_worlds(worlds: Iterable[WorldConfig]) -> int:
-    """Explores each world and prints a line of it."""
-    failed, began_s = 0, time.monotonic()
+    """Explore each world and print one line for it. Return the exit code."""
+    failures, started_s = 0, time.monotonic()
     print(f"{'world':46} {'states':>9} {'transitions':>11} {'depth':>5} {'s':>6}  verdict")
     for world in worlds:
-        seen = explore(world)
-        verdict = seen.failure.text if seen.failure else ("holds" if seen.complete else "nothing found, NOT WHOLE")
+        result = explore(world)
+        verdict = result.failure.text if result.failure else ("holds" if result.complete else "INCOMPLETE, no failure")
         print(
-            f"{world.name:46} {seen.states:9} {seen.transitions:11} {seen.depth:5} {seen.seconds:6.1f}  {verdict}",
+            f"{world.name:46} {result.states:9} {result.transitions:11} {result.depth:5} {result.seconds:6.1f}  {verdict}",
             flush=True,
         )
-        if seen.failure:
-            print(*format_trace(seen.failure), sep="\n", flush=True)
-        failed += not seen.complete or seen.failure is not None
-    print(f"{failed} of the worlds failed, {time.monotonic() - began_s:.0f} s")
-    return 1 if failed else 0
+        if result.failure:
+            print(*format_trace(result.failure), sep="\n", flush=True)
+        failures += not result.complete or result.failure is not None
+    print(f"worlds failed: {failures}, {time.monotonic() - started_s:.0f} s")
+    return 1 if failures else 0
 
 
 def run_mutations(word: str) -> int:
-    """Makes each break whose rule has the word in it, and prints who noticed."""
-    chosen = [one for one in (*DOMAIN_MUTATIONS, *STATEMENT_MUTATIONS) if word in one.rule]
+    """Run each mutation whose rule contains the word and print what caught it. Return the exit code."""
+    mutations = [mutation for mutation in (*DOMAIN_MUTATIONS, *STATEMENT_MUTATIONS) if word in mutation.rule]
     caught = explored = 0
-    print(f"{'rule that is broken':62} {'steps':>5}  what fails (where)")
-    for one in chosen:
-        found = run_mutation(one)
+    print(f"{'rule removed':62} {'steps':>5}  what fails (where)")
+    for mutation in mutations:
+        found = run_mutation(mutation)
         caught += found is not None
         explored += found is not None and found.steps is not None
         steps = "" if found is None or found.steps is None else str(found.steps)
         text = "NOTHING FAILS" if found is None else f"{found.failure} ({found.caught_by})"
-        print(f"{one.rule:62} {steps:>5}  {text}", flush=True)
-    print(f"{caught} of {len(chosen)} breaks are caught, {explored} of them by the explorer")
-    return 0 if caught == len(chosen) else 1
+        print(f"{mutation.rule:62} {steps:>5}  {text}", flush=True)
+    print(f"{caught} of {len(mutations)} mutations are caught, {explored} of them by the explorer")
+    return 0 if caught == len(mutations) else 1
 
 
 if __name__ == "__main__":

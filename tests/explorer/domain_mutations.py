@@ -1,5 +1,5 @@
-"""The rules that carry weight, and for each the text of the code without it: what `breaks` makes, one at a time."""
-# ruff: noqa: E501 - texts of the code
+"""Mutations of the rules in domain/, and the worlds and unit tests that catch them."""
+# ruff: noqa: E501 - quoted lines of code
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 from tests.explorer.mutations import Mutation
 
-LEADER, JUDGEMENT, RECONCILE = "domain/leader.py", "domain/assessment.py", "domain/reconcile.py"
+LEADER, ASSESSMENT, RECONCILE = "domain/leader.py", "domain/assessment.py", "domain/reconcile.py"
 PROGRESS, RUNNER, SCENARIO = "domain/progress.py", "domain/runner.py", "domain/scenario.py"
 MESSAGES, LEASE = "domain/messages.py", "domain/lease.py"
 
@@ -18,74 +18,74 @@ def domain_mutation(name: str, file: str, old: str, new: str, *worlds: str, test
 
 WAITS: Final = (
     domain_mutation(
-        "caught up before acting on a loss", LEADER,
+        "a loss is acted on only after the inbox has caught up", LEADER,
         'return self.snapshot.caught_up_db_s is not None and self.snapshot.caught_up_db_s >= finding.since_db_s', "return True",
         "file, no fault", "live, kill",
     ),
     domain_mutation(
-        "the same, live", LEADER,
+        "a loss is acted on only after catching up, live stream", LEADER,
         'return self.snapshot.caught_up_db_s is not None and self.snapshot.caught_up_db_s >= finding.since_db_s', "return True",
         "live, kill",
     ),
     domain_mutation(
-        "drained waits for caught up", JUDGEMENT,
+        "a shutdown completes only after the inbox has caught up", ASSESSMENT,
         "finding.cause is Cause.UNLISTED or not tick.is_caught_up(finding):", "finding.cause is Cause.UNLISTED:",
         "live, no fault", "live, crash",
     ),
     domain_mutation(
-        "every way back waits for the inbox", JUDGEMENT,
+        "every requeue waits for the inbox", ASSESSMENT,
         "if not settled or finding.cause is Cause.UNLISTED:",
         "if (not settled and (finding.cause is Cause.LEASE_OVER or (entry and entry.reason not in UNCOUNTED))) or finding.cause is Cause.UNLISTED:",
         "live, drain",
     ),
     domain_mutation(
-        "an entry that no retry mends waits for the inbox", JUDGEMENT,
+        "a non-retryable error waits for the inbox", ASSESSMENT,
         "if settled and entry and entry.fatal and entry.error:", "if finding and entry and entry.fatal and entry.error:",
-        "file, a fatal error", tests=("tests/unit/test_reconcile.py",),
+        "file, fatal error", tests=("tests/unit/test_reconcile.py",),
     ),
 )  # fmt: skip
 
 RESULTS: Final = (
     domain_mutation(
-        "whole needs next_frame = last + 1, an end no hole below it", PROGRESS,
+        "complete requires next_frame = last + 1", PROGRESS,
         "        and progress.next_frame == progress.end_last_frame + 1\n", "",
-        "file, emptied", tests=("tests/unit/test_progress.py::test_nothing_less_is_whole",),
+        "file, Kafka emptied", tests=("tests/unit/test_progress.py::test_nothing_less_is_whole",),
     ),
     Mutation(
-        "whole needs next_frame = last + 1, both its nets",
+        "complete requires next_frame = last + 1, both checks",
         (
             (PROGRESS, "        and progress.next_frame == progress.end_last_frame + 1\n", ""),
             (PROGRESS, "if number > progress.next_frame:", "if number > progress.next_frame and not isinstance(message, End):"),
         ),
-        ("file, emptied",),
+        ("file, Kafka emptied",),
     ),
     domain_mutation(
-        "an end marker behind a hole is a hole", PROGRESS,
+        "an end marker after a hole counts as a hole", PROGRESS,
         "if number > progress.next_frame:", "if number > progress.next_frame and not isinstance(message, End):",
-        "file, emptied", tests=("tests/unit/test_progress.py",),
+        "file, Kafka emptied", tests=("tests/unit/test_progress.py",),
     ),
     domain_mutation(
-        "what stands behind a hole is not stored", PROGRESS,
+        "results after a hole are not stored", PROGRESS,
         "if number > progress.next_frame:", "if number > progress.next_frame and not isinstance(message, Frame):",
-        "file, emptied",
+        "file, Kafka emptied",
     ),
     domain_mutation(
         "a hole is a loss", PROGRESS, "return progress.hole_epoch == progress.epoch", "return False",
-        "live, emptied",
+        "live, Kafka emptied",
     ),
     domain_mutation(
-        "a hole of an older epoch is none", PROGRESS,
+        "a hole of an older epoch is ignored", PROGRESS,
         "return progress.hole_epoch == progress.epoch", "return progress.hole_epoch is not None",
-        "file, emptied", "live, emptied",
+        "file, Kafka emptied", "live, Kafka emptied",
     ),
     domain_mutation(
-        "an end of an older epoch ends nothing", PROGRESS,
+        "an end marker of an older epoch is ignored", PROGRESS,
         "return progress.end_epoch == progress.epoch", "return progress.end_epoch is not None",
         "live, drain", "file, crash and drain",
     ),
     domain_mutation(
-        "inactive takes no rows", PROGRESS, "if progress.closed or message.epoch", "if message.epoch",
-        "file, a shutdown at any moment", "live, frozen", "live, deaf for ever, two runners", "live, slip",
+        "an inactive scenario stores no rows", PROGRESS, "if progress.closed or message.epoch", "if message.epoch",
+        "file, shutdown at any moment", "live, frozen", "live, never receiving, two runners", "live, delay",
     ),
     domain_mutation(
         "an older epoch stores nothing", PROGRESS,
@@ -96,40 +96,40 @@ RESULTS: Final = (
         "file, re-read",
     ),
     domain_mutation(
-        "a newer epoch than the table's stores too (after a restore)", PROGRESS,
+        "an epoch newer than the table's is stored (after a restore)", PROGRESS,
         "message.epoch < progress.epoch:", "message.epoch != progress.epoch:",
         "file, restore", tests=("tests/unit/test_progress.py", "tests/invariants/test_7_restored.py"),
     ),
     domain_mutation(
-        "whole is judged before anything else", JUDGEMENT, '    if is_complete(progress):\n', "    if whole(progress) and not known.scenario.runner:\n",
+        "completion is checked before anything else", ASSESSMENT, '    if is_complete(progress):\n', "    if whole(progress) and not known.scenario.runner:\n",
         "file, no fault",
     ),
 )  # fmt: skip
 
 LOSSES: Final = (
     domain_mutation(
-        "attempts restart only past resume_frame", SCENARIO,
+        "attempts are reset only by frames past resume_frame", SCENARIO,
         "attempt = 1 if loss.next_frame > scenario.resume_frame else", "attempt = 1 if loss.next_frame > 0 else",
-        "file, a poisonous frame",
+        "file, poison frame",
     ),
     domain_mutation(
-        "attempts restart where a frame was stored", SCENARIO,
+        "attempts are reset when a frame was stored", SCENARIO,
         "attempt = 1 if loss.next_frame > scenario.resume_frame else scenario.attempt + 1", "attempt = scenario.attempt + 1",
         "file, crash twice",
     ),
     domain_mutation(
-        "a frame stored since it came back restarts the attempts", RECONCILE,
+        "a frame stored since the requeue resets the attempts", RECONCILE,
         "attempt=0 if known.progress.next_frame > scenario.resume_frame else None,", "",
-        "file, silence and a crash", tests=("tests/unit/test_reconcile.py", "tests/invariants/test_8_faults.py"),
+        "file, frozen and crash", tests=("tests/unit/test_reconcile.py", "tests/invariants/test_8_faults.py"),
     ),
     domain_mutation(
-        "not taken costs no attempt", JUDGEMENT,
+        "a deploy that is not taken costs no attempt", ASSESSMENT,
         '        return _declare_requeue(known, tick, Cause.NOT_TAKEN)', '        return _lost(known, tick, "not taken")',
-        "file, lost", "file, lost twice", "file, deaf",
+        "file, lost command", "file, lost command twice", "file, not receiving",
     ),
     *(
         domain_mutation(
-            f"ended {reason.replace('_', ' ')} goes back uncounted", MESSAGES,
+            f"end reason {reason} costs no attempt", MESSAGES,
             "frozenset({EndReason.STOPPED, EndReason.REFUSED, EndReason.HANDED_OVER, EndReason.CUT_OFF})",
             f'frozenset({{EndReason.STOPPED, EndReason.REFUSED, EndReason.HANDED_OVER, EndReason.CUT_OFF}} - {{"{reason}"}})',
             *worlds,
@@ -138,51 +138,51 @@ LOSSES: Final = (
             ("stopped", "live, restore", "file, restore, stopped"),
             ("refused", "file, drain"),
             ("handed_over", "file, drain"),
-            ("cut_off", "file, away"),
+            ("cut_off", "file, Kafka unreachable"),
         )
     ),
     domain_mutation(
-        "ended stopped goes back", JUDGEMENT,
+        "work with end reason stopped is requeued", ASSESSMENT,
         'if entry is not None and not entry.is_running:', 'if entry is not None and not entry.running and entry.reason != "stopped":',
         "live, restore", "file, restore, stopped",
     ),
     domain_mutation(
-        "what a runner that left did not list goes back uncounted", JUDGEMENT,
+        "work not listed by a drained runner costs no attempt", ASSESSMENT,
         "return Cause.LEFT  #", "pass  #",
         "file, drain",
     ),
     domain_mutation(
-        "a way back leaves the attempts", SCENARIO,
+        "a requeue does not change the attempts", SCENARIO,
         "attempt = 0 if next_frame > scenario.resume_frame else None", "attempt = scenario.attempt + 1",
         "file, crash and drain",
     ),
     domain_mutation(
-        "skips behind one frame add up", SCENARIO,
+        "skips after the same frame add up", SCENARIO,
         "return (*skips[:-1], Skip(skip.after_pts, skips[-1].frames + skip.frames))", "return (*skips[:-1], skip)",
-        "file, two poisonous frames, skipped",
+        "file, two poison frames, skipped",
     ),
     domain_mutation(
-        "an error that no retry mends fails at once", JUDGEMENT,
+        "a non-retryable error fails the scenario at once", ASSESSMENT,
         "if settled and entry and entry.fatal and entry.error:", "if False:",
-        "file, a fatal error", tests=("tests/unit/test_reconcile.py",),
+        "file, fatal error", tests=("tests/unit/test_reconcile.py",),
     ),
 )  # fmt: skip
 
 COMMANDS: Final = (
     domain_mutation(
-        "stop is given again", RECONCILE,
+        "a stop is sent again", RECONCILE,
         'else tick.timing.resend_s', 'else float("inf") if one.kind == "stop" else tick.timing.repeat_s',
-        "live, lost", "live, emptied", "file, lost twice", "live, lost twice",
+        "live, lost command", "live, Kafka emptied", "file, lost command twice", "live, lost command twice",
     ),
     domain_mutation(
-        "forget is given again", RECONCILE,
+        "a forget is sent again", RECONCILE,
         'else tick.timing.resend_s', 'else float("inf") if one.kind == "forget" else tick.timing.repeat_s',
-        "file, lost",
+        "file, lost command",
     ),
     domain_mutation(
-        "forget only when unwanted", RECONCILE,
+        "only unwanted entries are forgotten", RECONCILE,
         'if place in wanted or (place in shutting_down and not entry.is_running):', "if place in wanted and entry.running:",
-        "file, a poisonous frame", "file, no fault", "file, crash",
+        "file, poison frame", "file, no fault", "file, crash",
     ),
     domain_mutation(
         "an ended entry is kept while its scenario shuts down", RECONCILE,
@@ -190,45 +190,45 @@ COMMANDS: Final = (
         "live, no fault", "live, crash", tests=("tests/unit/test_reconcile.py",),
     ),
     domain_mutation(
-        "ended entries stay listed", RUNNER,
+        "ended entries stay listed until forgotten", RUNNER,
         '    return _put_entry(charge, msgspec.structs.replace(entry, reason=reason, error=error, fatal=fatal, detail=tail))',
         "    return msgspec.structs.replace(charge, entries=tuple(one for one in charge.entries if one is not entry))",
-        "file, a poisonous frame", "file, crash",
+        "file, poison frame", "file, crash",
     ),
     domain_mutation(
-        "what runs unwanted is stopped", RECONCILE,
+        "unwanted work is stopped", RECONCILE,
         "        for entry in view.report.entries:\n", "        for entry in view.report.entries:\n            if entry.running:\n                continue\n",
-        "live, lost",
+        "live, lost command",
     ),
     domain_mutation(
-        "deploy is given again", JUDGEMENT,
+        "a deploy is sent again", ASSESSMENT,
         "return finding.cause is Cause.UNLISTED and is_told and not known.deploy_waits", "return False",
-        "file, lost", tests=("tests/unit/test_reconcile.py",),
+        "file, lost command", tests=("tests/unit/test_reconcile.py",),
     ),
     domain_mutation(
-        "a runner's time begins once its deploy is published", JUDGEMENT,
+        "the take timeout starts once the deploy is published", ASSESSMENT,
         'if known.deploy_waits and told_s < timing.resend_deploy_s:', "if False:",
         tests=("tests/unit/test_reconcile.py",),
     ),
     domain_mutation(
-        "a runner remembers the epochs that it has seen", RUNNER,
+        "a runner remembers the epochs it has seen", RUNNER,
         '        seen = _find_row(self.seen_epochs, scenario_uuid)\n', "        seen = self.entry(scenario_uuid)\n",
-        "live, copy and crash",
+        "live, copied command and crash",
     ),
     domain_mutation(
-        "a stop makes the deploys before it old", RUNNER,
+        "a stop outdates earlier deploys", RUNNER,
         '    charge = _record_epoch(charge, uuid, epoch, now_s)\n    if entry is not None and entry.is_running', '    if entry is not None and entry.is_running',
-        "live, copy", tests=("tests/unit/test_runner_charge.py",),
+        "live, copied command", tests=("tests/unit/test_runner_charge.py",),
     ),
     domain_mutation(
-        "a stop of an epoch stops no newer one", RUNNER,
+        "a stop does not end a newer epoch's worker", RUNNER,
         'entry.is_running and entry.epoch <= epoch:', 'entry.is_running:',
-        "live, copy", tests=("tests/unit/test_runner_charge.py",),
+        "live, copied command", tests=("tests/unit/test_runner_charge.py",),
     ),
     domain_mutation(
-        "a newer epoch ends the older one's worker first", RUNNER,
+        "a newer epoch ends the older epoch's worker first", RUNNER,
         'replaces = older.epoch if older is not None and older.is_running else None', "replaces = None",
-        "file, frozen", "live, frozen", "file, slip",
+        "file, frozen", "live, frozen", "file, delay",
     ),
     domain_mutation(
         "a runner has no more workers than slots", RUNNER,
@@ -236,7 +236,7 @@ COMMANDS: Final = (
         "file, two on one slot", "file, two on one slot, kill",
     ),
     domain_mutation(
-        "an older epoch's worker ends nothing of a newer one", RUNNER,
+        "the end of an older epoch's worker ends no newer entry", RUNNER,
         'if entry is None or not entry.is_running or entry.epoch != epoch:\n        return charge\n    tail', "if entry is None or not entry.running:\n        return charge\n    tail",
         tests=("tests/unit/test_runner_charge.py",),
     ),
@@ -246,7 +246,7 @@ COMMANDS: Final = (
         "live, drain", tests=("tests/unit/test_runner_charge.py",),
     ),
     domain_mutation(
-        "a draining runner hands its work over", RUNNER,
+        "a draining runner hands over its work", RUNNER,
         'for entry in charge.entries if entry.is_running\n    )', "for entry in charge.entries if False\n    )",
         "live, drain", tests=("tests/unit/test_runner_charge.py",),
     ),
@@ -254,89 +254,89 @@ COMMANDS: Final = (
 
 SILENCE: Final = (
     domain_mutation(
-        "a marked runner gets nothing new", RECONCILE,
+        "a marked runner is assigned nothing new", RECONCILE,
         "report.draining or view.mark is not None:", "report.draining:",
-        "file, deaf",
+        "file, not receiving",
     ),
     domain_mutation(
         "a marked runner is pinged", RECONCILE,
         "if view.mark is not None and not tick.is_silent(view):", "if False:",
-        "file, lost twice", "file, deaf",
+        "file, lost command twice", "file, not receiving",
     ),
     domain_mutation(
-        "a mark goes when commands are taken", LEADER,
+        "a mark is cleared when commands are taken", LEADER,
         "view.mark is not None and report.taken <= view.mark else None", "view.mark is not None else None",
-        "file, lost twice", "file, deaf",
+        "file, lost command twice", "file, not receiving",
     ),
     domain_mutation(
-        "a mark stays while none is taken", LEADER,
+        "a mark stays while no command is taken", LEADER,
         "view.mark is not None and report.taken <= view.mark else None", "False else None",
-        "file, deaf",
+        "file, not receiving",
     ),
     domain_mutation(
-        "a draining runner is given nothing", RECONCILE,
+        "a draining runner is assigned nothing", RECONCILE,
         "report is None or report.draining or", "report is None or",
         "file, drain", "live, drain",
     ),
     domain_mutation(
-        "a silent runner is given nothing", RECONCILE,
+        "a silent runner is assigned nothing", RECONCILE,
         'if world.probes_received_since_s is None or world.now_s - view.last_seen_s >= tick.timing.runner_lease_s:', "if False:",
-        "file, frozen", "file, away", "file, kill", tests=("tests/unit/test_reconcile.py",),
+        "file, frozen", "file, Kafka unreachable", "file, kill", tests=("tests/unit/test_reconcile.py",),
     ),
     domain_mutation(
-        "a silent runner is lost", LEADER,
+        "a silent runner is declared lost", LEADER,
         '        return is_runner_lease_expired(', "        return False and runner_lease_over(",
         "file, kill",
     ),
     domain_mutation(
-        "a lease runs only while the probes are heard", LEASE,
+        "a runner's lease runs only while probes are received", LEASE,
         'return probes_received_since_s is not None and now_s - max(last_seen_s, probes_received_since_s) >= lease_s',
         "return now_s - max(heard_at_s, probes_heard_since_s or heard_at_s) >= lease_s",
-        "file, away", "live, away",
+        "file, Kafka unreachable", "live, Kafka unreachable",
     ),
     domain_mutation(
-        "after an outage every runner has a whole lease anew", LEASE,
+        "after an outage every runner gets a full lease", LEASE,
         'now_s - max(last_seen_s, probes_received_since_s) >= lease_s', "now_s - heard_at_s >= lease_s",
-        "file, away", "live, away",
+        "file, Kafka unreachable", "live, Kafka unreachable",
     ),
     domain_mutation(
-        "a report that was overtaken changes nothing", LEADER,
+        "an outdated report changes nothing", LEADER,
         "if view and view.report and report.number <= view.report.number:", "if False:",
-        "file, stale", "live, stale", tests=("tests/unit/test_reconcile.py",),
+        "file, stale report", "live, stale report", tests=("tests/unit/test_reconcile.py",),
     ),
     domain_mutation(
-        "30 s of stops end a shutdown", JUDGEMENT,
+        "a shutdown ends after 30 s of stops", ASSESSMENT,
         'if tick.reported_for_s(finding, view) < stops_s:', "if True:",
-        "live, deaf for ever, two runners",
+        "live, never receiving, two runners",
     ),
     domain_mutation(
-        "a shutdown waits out what is not listed yet", JUDGEMENT,
+        "a shutdown does not end while its entry is not listed yet", ASSESSMENT,
         "if finding is None or finding.cause is Cause.UNLISTED or not", "if finding is None or not",
-        "live, no fault", "file, a shutdown at any moment", tests=("tests/unit/test_reconcile.py",),
+        "live, no fault", "file, shutdown at any moment", tests=("tests/unit/test_reconcile.py",),
     ),
 )  # fmt: skip
 
 EPOCHS: Final = (
     domain_mutation(
-        "the epoch comes from the clock", SCENARIO, "return max(epoch + 1, database_ms)", "return epoch + 1",
+        "an epoch comes from the clock", SCENARIO, "return max(epoch + 1, database_ms)", "return epoch + 1",
         "file, restore",
     ),
     domain_mutation(
-        "an epoch rises also where the clock does not", SCENARIO, "return max(epoch + 1, database_ms)", "return database_ms",
+        "an epoch rises even if the clock does not", SCENARIO, "return max(epoch + 1, database_ms)", "return database_ms",
         tests=("tests/unit/test_scenario.py",),
     ),
     domain_mutation(
-        "an event of another epoch decides nothing", SCENARIO,
+        "an event of another epoch has no effect", SCENARIO,
         "if event.epoch is not None and event.epoch != scenario.epoch:", "if False:",
         tests=("tests/unit/test_scenario.py",),
     ),
     domain_mutation(
-        "completed is an end of the counting epoch", PROGRESS,
+        "completed requires an end marker of the current epoch", PROGRESS,
         "        and progress.end_epoch == progress.epoch\n", "",
-        "file, emptied", "file, restore", tests=("tests/unit/test_progress.py",),
+        "file, Kafka emptied", "file, restore", tests=("tests/unit/test_progress.py",),
     ),
     domain_mutation(
-        "an entry of another epoch is not this one's", JUDGEMENT,
+        "an entry of another epoch is ignored", ASSESSMENT,
         "return entry if entry and entry.epoch == scenario.epoch else None", "return entry",
         "file, crash", "file, frozen",
     ),
@@ -344,11 +344,11 @@ EPOCHS: Final = (
 
 CLOCKS: Final = (
     domain_mutation(
-        "what is due in longer than any pause is due", SCENARIO, 'return not 0 < due_in_s <= RetryPolicy().max_backoff_s', "return in_s <= 0",
+        "a due time beyond the longest backoff is due now", SCENARIO, 'return not 0 < due_in_s <= RetryPolicy().max_backoff_s', "return in_s <= 0",
         tests=("tests/unit/test_scenario.py",),
     ),
     domain_mutation(
-        "nothing was found at a moment to come", JUDGEMENT,
+        "a finding is never dated in the future", ASSESSMENT,
         '    previous = previous and previous.clamp_to(tick.snapshot.now_db_s)\n', "",
         tests=("tests/unit/test_reconcile.py",),
     ),

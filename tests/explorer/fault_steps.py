@@ -1,4 +1,4 @@
-"""What may befall the world: a kind of fault is a function from a state to the states that it makes of it. And the backup."""
+"""The faults: each kind is a function from a state to the states that the fault may lead to."""
 
 from __future__ import annotations
 
@@ -39,72 +39,71 @@ def _crash_worker(state: WorldState, _world: WorldConfig) -> Iterator[tuple[str,
         for index, worker in enumerate(runner.workers):
             if worker is not None:
                 after = with_runner(state, slot, end_worker(runner, index, EndReason.CRASHED))
-                yield f"a worker of {RUNNER_NAMES[slot]} crashes", _allow_loss(after)
+                yield f"a worker of runner {RUNNER_NAMES[slot]} crashes", _allow_loss(after)
 
 
-def _set_mode(mode: RunnerMode) -> FaultGenerator:
-    def befalls(state: WorldState, _world: WorldConfig) -> Iterator[tuple[str, WorldState]]:
+def _set_mode(mode: RunnerMode, name: str) -> FaultGenerator:
+    def set_mode(state: WorldState, _world: WorldConfig) -> Iterator[tuple[str, WorldState]]:
         for slot, runner in enumerate(state.runners):
             if runner.mode is RunnerMode.HEALTHY:
-                yield (
-                    f"runner {RUNNER_NAMES[slot]} is {mode}",
-                    _allow_loss(with_runner(state, slot, runner._replace(mode=mode))),
-                )
+                after = with_runner(state, slot, runner._replace(mode=mode))
+                yield f"runner {RUNNER_NAMES[slot]} is {name}", _allow_loss(after)
 
-    return befalls
+    return set_mode
 
 
 def _stop_receiving(state: WorldState, _world: WorldConfig) -> Iterator[tuple[str, WorldState]]:
-    """A runner hears no command any more. It costs no attempt: what runs on it runs on, or is handed over."""
+    """A runner receives no commands any more. This costs no attempt: its work continues or is handed over."""
     for slot, runner in enumerate(state.runners):
         if runner.mode is RunnerMode.HEALTHY:
-            yield (
-                f"runner {RUNNER_NAMES[slot]} is deaf",
-                with_runner(state, slot, runner._replace(mode=RunnerMode.NOT_RECEIVING)),
-            )
+            after = with_runner(state, slot, runner._replace(mode=RunnerMode.NOT_RECEIVING))
+            yield f"runner {RUNNER_NAMES[slot]} receives no commands", after
 
 
 def _stop_receiving_forever(state: WorldState, world: WorldConfig) -> Iterator[tuple[str, WorldState]]:
     for slot in range(len(state.runners)):
         for label, after in _stop_receiving(state, world):
             if after.runners[slot].mode is RunnerMode.NOT_RECEIVING and not after.runners[slot].never_recovers:
-                yield f"{label} for ever", with_runner(after, slot, after.runners[slot]._replace(never_recovers=True))
+                yield (
+                    f"{label}, permanently",
+                    with_runner(after, slot, after.runners[slot]._replace(never_recovers=True)),
+                )
 
 
 def _drain_runner(state: WorldState, _world: WorldConfig) -> Iterator[tuple[str, WorldState]]:
     for slot, runner in enumerate(state.runners):
-        if not runner.charge.draining:
-            yield f"runner {RUNNER_NAMES[slot]} is told to leave", drain_runner(state, slot)
+        if not runner.state.draining:
+            yield f"runner {RUNNER_NAMES[slot]} drains", drain_runner(state, slot)
 
 
 def _end_grace_period(state: WorldState, world: WorldConfig) -> Iterator[tuple[str, WorldState]]:
-    """A draining runner has no more time: it ends its workers, says so, and leaves with what it lists."""
+    """The grace period of a draining runner ends: it ends its workers, reports that, and exits with entries left."""
     for slot, runner in enumerate(state.runners):
-        if runner.charge.draining and can_report(state, slot):
+        if runner.state.draining and can_report(state, slot):
             for index, worker in enumerate(runner.workers):
                 runner = end_worker(runner, index, EndReason.HANDED_OVER) if worker else runner  # noqa: PLW2901
             yield (
-                f"the grace of {RUNNER_NAMES[slot]} is over",
+                f"the grace period of runner {RUNNER_NAMES[slot]} ends",
                 exit_runner(with_runner(state, slot, runner), world, slot),
             )
 
 
 def _replace_leader(state: WorldState, _world: WorldConfig) -> Iterator[tuple[str, WorldState]]:
-    """It remembers nothing; so a runner that has drained and left looks to it like one that died."""
+    """The new leader remembers nothing, so it takes a runner that drained and exited for one that died."""
     after = state._replace(leader=LeaderProcessState((), (None,) * len(state.rows)), pending_plan=None)
-    yield "another leads", _allow_loss(after) if _has_lost_runner(after) else after
+    yield "another leader takes over", _allow_loss(after) if _has_lost_runner(after) else after
 
 
 def _disconnect_kafka(state: WorldState, _world: WorldConfig) -> Iterator[tuple[str, WorldState]]:
     if not is_kafka_away(state):
-        yield "Kafka is away", state._replace(probes_heard_since_s=None)
+        yield "Kafka is unreachable", state._replace(probes_received_since_s=None)
 
 
 def _empty_kafka(state: WorldState, _world: WorldConfig) -> Iterator[tuple[str, WorldState]]:
-    """All topics are gone and are made anew: what was not stored or read is lost, and nothing is left to catch up with."""
+    """All topics lose their messages. What was not stored or read is lost, and the inbox has nothing left to catch up with."""
     if not any(state.logs) and not any(runner.commands for runner in state.runners):
         return
-    none = (0,) * len(state.rows)
+    no_results = (0,) * len(state.rows)
     backup = state.backup
     if backup and backup.rows:
         backup = backup._replace(stored_since=((),) * len(state.rows))
@@ -117,24 +116,24 @@ def _empty_kafka(state: WorldState, _world: WorldConfig) -> Iterator[tuple[str, 
     after = with_leader(
         after,
         lambda leader: leader._replace(
-            findings=tuple(one and one._replace(results_left=none) for one in leader.findings)
+            findings=tuple(finding and finding._replace(results_left=no_results) for finding in leader.findings)
         ),
     )
     yield "Kafka is emptied", _allow_loss(after)
 
 
 def _recreate_topics(state: WorldState, world: WorldConfig) -> Iterator[tuple[str, WorldState]]:
-    """The same, and each runner notices that the topic is another one: it hears no more, hands over and leaves."""
+    """As `_empty_kafka`, and each runner notices the new topic: it receives no more commands and drains."""
     for _, after in _empty_kafka(state, world):
         for slot, runner in enumerate(after.runners):
-            if runner.mode is RunnerMode.HEALTHY and not runner.charge.draining:
+            if runner.mode is RunnerMode.HEALTHY and not runner.state.draining:
                 after = with_runner(after, slot, runner._replace(mode=RunnerMode.NOT_RECEIVING))  # noqa: PLW2901
                 after = drain_runner(after, slot)  # noqa: PLW2901
-        yield "the topics are made anew", after
+        yield "the topics are recreated", after
 
 
 def _dead_letter_result(state: WorldState, _world: WorldConfig) -> Iterator[tuple[str, WorldState]]:
-    """The inbox cannot store a message, puts it aside and goes on behind it."""
+    """The inbox cannot store a message, sets it aside as a dead letter and continues with the next one."""
     for index, log in enumerate(state.logs):
         if log:
             yield "the next result becomes a dead letter", _allow_loss(skip_next(state, index))
@@ -142,21 +141,19 @@ def _dead_letter_result(state: WorldState, _world: WorldConfig) -> Iterator[tupl
 
 def _lose_command(state: WorldState, _world: WorldConfig) -> Iterator[tuple[str, WorldState]]:
     for slot, runner in enumerate(state.runners):
-        for place in range(len(runner.commands)):
-            rest = runner.commands[:place] + runner.commands[place + 1 :]
-            yield (
-                f"a command for {RUNNER_NAMES[slot]} is lost",
-                with_runner(state, slot, runner._replace(commands=rest)),
-            )
+        for position in range(len(runner.commands)):
+            rest = runner.commands[:position] + runner.commands[position + 1 :]
+            after = with_runner(state, slot, runner._replace(commands=rest))
+            yield f"a command for runner {RUNNER_NAMES[slot]} is lost", after
 
 
 def _copy_command(state: WorldState, _world: WorldConfig) -> Iterator[tuple[str, WorldState]]:
-    """A relay was frozen in the midst of publishing: what is in the topic comes once more, later."""
+    """A relay was frozen while publishing: a command in the topic is delivered once more, later."""
     if state.delayed_copy is None:
         for slot, runner in enumerate(state.runners):
             for command in runner.commands:
                 yield (
-                    f"a copy of a command for {RUNNER_NAMES[slot]} is kept",
+                    f"a copy of a command for runner {RUNNER_NAMES[slot]} is kept",
                     state._replace(delayed_copy=DelayedCopy(RUNNER_NAMES[slot], command)),
                 )
 
@@ -164,112 +161,112 @@ def _copy_command(state: WorldState, _world: WorldConfig) -> Iterator[tuple[str,
 def _copy_report(state: WorldState, _world: WorldConfig) -> Iterator[tuple[str, WorldState]]:
     if state.delayed_copy is None:
         for slot, runner in enumerate(state.runners):
-            if runner.mode in {RunnerMode.HEALTHY, RunnerMode.NOT_RECEIVING} and runner.charge.entries:
-                copy = report_of(RUNNER_NAMES[slot], runner.charge, 0)
+            if runner.mode in {RunnerMode.HEALTHY, RunnerMode.NOT_RECEIVING} and runner.state.entries:
+                copy = report_of(RUNNER_NAMES[slot], runner.state, 0)
                 yield (
-                    f"a copy of a report of {RUNNER_NAMES[slot]} is kept",
+                    f"a copy of a report of runner {RUNNER_NAMES[slot]} is kept",
                     state._replace(delayed_copy=DelayedCopy(RUNNER_NAMES[slot], copy)),
                 )
 
 
 def _reread_results(state: WorldState, _world: WorldConfig) -> Iterator[tuple[str, WorldState]]:
-    """The inbox stores some of what waits, and begins again at the position before it."""
+    """The inbox stores some waiting messages, then restarts from the position before them."""
     for index, log in enumerate(state.logs):
         after = state
         for count, message in enumerate(log, 1):
             after = store_message(after, index, message)
             if after is not state:
-                yield f"the inbox reads {count} of its messages and will read them again", after
+                yield f"the inbox stores {count} of its messages and will read them again", after
 
 
 def _delay_steps(state: WorldState, _world: WorldConfig) -> Iterator[tuple[str, WorldState]]:
-    """Relay, runner, leader or a worker that finishes is slower than it should be: a unit of time passes without it."""
+    """The relay, a runner, the leader or a finishing worker is slow: a unit of time passes before it acts."""
     if not state.pending_plan:
-        yield "time passes, and something is slow", advance_time(state)
+        yield "time passes while something is slow", advance_time(state)
 
 
 def _write_late(state: WorldState, world: WorldConfig) -> Iterator[tuple[str, WorldState]]:
-    """The leader has looked and decided; before it writes, others do. It hears nothing meanwhile, and no time passes."""
+    """The leader has decided; others write before it does. It receives nothing meanwhile, and no time passes."""
     if not state.pending_plan:
-        looked = make_plan(state, world)
-        if looked.events:
-            yield "the leader looks, and will write later", state._replace(pending_plan=looked)
+        plan = make_plan(state, world)
+        if plan.events:
+            yield "the leader decides and will write later", state._replace(pending_plan=plan)
 
 
 def _write_partially(state: WorldState, world: WorldConfig) -> Iterator[tuple[str, WorldState]]:
-    """The leader's plan takes several transactions, and not all of them commit."""
+    """The leader writes its plan in several transactions, and not all of them commit."""
     if state.pending_plan:
         return
-    whole = make_plan(state, world)
-    for events in range(len(whole.events) + 1):
-        for commands in range(len(whole.commands) + 1):
-            if (events, commands) != (len(whole.events), len(whole.commands)):
+    plan = make_plan(state, world)
+    for events in range(len(plan.events) + 1):
+        for commands in range(len(plan.commands) + 1):
+            if (events, commands) != (len(plan.events), len(plan.commands)):
                 part = make_plan(state, world, events, commands)
-                label = f"the leader writes {events} of {len(whole.events)} events, {commands} of {len(whole.commands)} commands"
+                label = f"the leader writes {events} of {len(plan.events)} events, {commands} of {len(plan.commands)} commands"
                 yield label, write_plan(state, world, part)
 
 
 def _restore_database(state: WorldState, _world: WorldConfig) -> Iterator[tuple[str, WorldState]]:
-    """The tables are as they were at the backup. The inbox reads again what Kafka still holds; nothing is caught up."""
+    """Restore the tables from the backup. The inbox reads again what Kafka still holds, so no finding is caught up."""
     backup = state.backup
     if not backup or not backup.rows:
         return
     logs = tuple(stored + log for stored, log in zip(backup.stored_since, state.logs, strict=True))
-    behind = tuple(len(log) for log in logs)
-    found = tuple(one and TrackedFinding(one.finding, behind) for one in state.leader.findings)
+    lags = tuple(len(log) for log in logs)
+    findings = tuple(tracked and TrackedFinding(tracked.finding, lags) for tracked in state.leader.findings)
     after = state._replace(
         rows=backup.rows,
         outbox=backup.outbox,
         logs=logs,
         backup=Backup(),
         pending_plan=None,
-        leader=state.leader._replace(findings=found),
+        leader=state.leader._replace(findings=findings),
     )
     yield "the database is restored", _allow_loss(after) if _has_lost_runner(after) else after
 
 
 def _has_lost_runner(state: WorldState) -> bool:
-    """Whether the tables name a runner that is gone."""
+    """Return whether the tables name a runner that no longer exists."""
     return any(row.scenario.runner not in {None, *RUNNER_NAMES} for row in state.rows)
 
 
 def _allow_loss(state: WorldState) -> WorldState:
-    """The state after a fault that may cost each scenario an attempt."""
-    return state._replace(losses_allowed=tuple(one + 1 for one in state.losses_allowed))
+    """Return the state after a fault that may cost each scenario an attempt."""
+    return state._replace(losses_allowed=tuple(losses + 1 for losses in state.losses_allowed))
 
 
 FAULT_GENERATORS: Final[dict[str, FaultGenerator]] = {
     "kill": _kill_runner,
     "crash": _crash_worker,
-    "cut off": _set_mode(RunnerMode.CUT_OFF),
-    "frozen": _set_mode(RunnerMode.FROZEN),
-    "deaf": _stop_receiving,
-    "deaf for ever": _stop_receiving_forever,
+    "cut off": _set_mode(RunnerMode.CUT_OFF, "cut off"),
+    "frozen": _set_mode(RunnerMode.FROZEN, "frozen"),
+    "not receiving": _stop_receiving,
+    "never receiving": _stop_receiving_forever,
     "drain": _drain_runner,
-    "grace over": _end_grace_period,
-    "take-over": _replace_leader,
-    "away": _disconnect_kafka,
-    "emptied": _empty_kafka,
-    "anew": _recreate_topics,
+    "grace period over": _end_grace_period,
+    "takeover": _replace_leader,
+    "Kafka unreachable": _disconnect_kafka,
+    "Kafka emptied": _empty_kafka,
+    "topics recreated": _recreate_topics,
     "dead letter": _dead_letter_result,
-    "lost": _lose_command,
-    "copy": _copy_command,
-    "stale": _copy_report,
+    "lost command": _lose_command,
+    "copied command": _copy_command,
+    "stale report": _copy_report,
     "re-read": _reread_results,
-    "slip": _delay_steps,
+    "delay": _delay_steps,
     "late write": _write_late,
-    "short write": _write_partially,
+    "partial write": _write_partially,
     "restore": _restore_database,
 }
-"""The kinds of faults, by the names that worlds give them."""
+"""The kinds of faults, by the names used in `WorldConfig.faults`."""
 
 
 def generate_fault_steps(state: WorldState, world: WorldConfig) -> Iterator[tuple[str, WorldState]]:
-    """All faults that may befall this state."""
+    """Yield all faults that may happen in this state, and the making of a backup for a later restore."""
     if "restore" in world.faults and state.backup is None:
         yield "(a backup is made)", state._replace(backup=Backup(state.rows, state.outbox, ((),) * len(state.rows)))
     if state.faults_left:
-        left = state._replace(faults_left=state.faults_left - 1)
+        before = state._replace(faults_left=state.faults_left - 1)
         for kind in world.faults:
-            for label, after in FAULT_GENERATORS[kind](left, world):
+            for label, after in FAULT_GENERATORS[kind](before, world):
                 yield f"FAULT {label}", after

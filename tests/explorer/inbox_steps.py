@@ -1,4 +1,4 @@
-"""The inbox's move: it stores the next message of a partition, as domain/progress.py says; and what would be wrong to store."""
+"""The inbox stores the next message of a partition, as domain/progress.py decides. Checks that it stores nothing wrong."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from tests.invariants.simulation_checks import violation
 
 from vidflow.domain.messages import End, Frame, Result
 from vidflow.domain.progress import Progress, Verdict, advance
-from vidflow.domain.scenario import State as Stage
+from vidflow.domain.scenario import State
 
 
 def store_next(state: WorldState, index: int) -> WorldState:
-    """The next message of the scenario's partition; all that was found before it lay there is nearer to be caught up with."""
+    """Store the next message of the scenario's partition and move past it."""
     return skip_next(store_message(state, index, state.logs[index][0]), index)
 
 
 def skip_next(state: WorldState, index: int) -> WorldState:
-    """The next message of the partition lies behind the inbox."""
+    """Move the inbox past the next message of the partition, which also reduces the lag of every finding."""
     message, *rest = state.logs[index]
     state = state._replace(logs=replace_at(state.logs, index, tuple(rest)))
     backup = state.backup
@@ -30,17 +30,17 @@ def skip_next(state: WorldState, index: int) -> WorldState:
 
 
 def _reduce_lags(leader: LeaderProcessState, index: int) -> LeaderProcessState:
-    return leader._replace(findings=tuple(_reduce_lag(one, index) for one in leader.findings))
+    return leader._replace(findings=tuple(_reduce_lag(finding, index) for finding in leader.findings))
 
 
-def _reduce_lag(found: TrackedFinding | None, index: int) -> TrackedFinding | None:
-    if found is None or not found.results_left[index]:
-        return found
-    return found._replace(results_left=replace_at(found.results_left, index, found.results_left[index] - 1))
+def _reduce_lag(finding: TrackedFinding | None, index: int) -> TrackedFinding | None:
+    if finding is None or not finding.results_left[index]:
+        return finding
+    return finding._replace(results_left=replace_at(finding.results_left, index, finding.results_left[index] - 1))
 
 
 def store_message(state: WorldState, index: int, message: Result) -> WorldState:
-    """What the message makes of the scenario's progress. What it repeats is counted by nobody here."""
+    """Apply the message to the scenario's progress. Repeats are not counted, to keep the number of states small."""
     row = state.rows[index]
     progress, verdict = advance(row.progress, message)
     if verdict is Verdict.STORED:
@@ -51,16 +51,16 @@ def store_message(state: WorldState, index: int, message: Result) -> WorldState:
         progress = replace(progress, repeats=0)
     if progress == row.progress:
         return state
-    in_a_row = row.losses_in_a_row if progress.next_frame == row.progress.next_frame else 0
-    return state._replace(rows=replace_at(state.rows, index, row._replace(progress=progress, losses_in_a_row=in_a_row)))
+    losses = row.losses_in_a_row if progress.next_frame == row.progress.next_frame else 0
+    return state._replace(rows=replace_at(state.rows, index, row._replace(progress=progress, losses_in_a_row=losses)))
 
 
-def _check_stored(before: Progress, after: Progress, message: Result, stage: Stage) -> None:
-    if stage is Stage.INACTIVE and not isinstance(message, End):
-        raise violation(6, "a row came behind `complete`")
+def _check_stored(before: Progress, after: Progress, message: Result, scenario_state: State) -> None:
+    if scenario_state is State.INACTIVE and not isinstance(message, End):
+        raise violation(6, "a row was stored after `complete`")
     if message.epoch < before.epoch:
-        raise violation(4, f"epoch {message.epoch} stored something while {before.epoch} counts")
+        raise violation(4, f"epoch {message.epoch} stored a result while epoch {before.epoch} is current")
     if isinstance(message, Frame) and message.frame_number != before.next_frame:
-        raise violation(5, f"frame {message.frame_number} is stored behind {before.next_frame} rows")
+        raise violation(5, f"frame {message.frame_number} stored after {before.next_frame} rows")
     if after.next_frame != before.next_frame + isinstance(message, Frame):
-        raise violation(5, f"next_frame {after.next_frame} with {before.next_frame} rows and one more")
+        raise violation(5, f"next_frame moved from {before.next_frame} to {after.next_frame} with {message}")

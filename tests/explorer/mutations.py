@@ -1,7 +1,6 @@
-"""Deliberate breaks: for each rule that carries weight, what the code would be without it, and what then fails.
+"""Mutations: each removes one important rule from a copy of the package. The explorer or a test must then fail.
 
-A break is a change of the product's own text, made in a copy of the package; the explorer and the tests run on the copy. A rule
-whose text is not found any more is an error: the break then has to be made again by hand.
+A mutation replaces lines of the source. If it no longer finds its lines, it must be updated by hand.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ ROOT = Path(__file__).parents[2]
 
 
 class Mutation(NamedTuple):
-    """A rule, the change that takes it away, and who is expected to notice: worlds of the explorer, or tests.
+    """A rule, the change that removes it, and the worlds and tests that are expected to notice.
 
-    `changes`: file below src/vidflow, what stands there once, what stands there instead.
+    Each of `changes` is a file below src/vidflow, a text that occurs in it exactly once, and its replacement.
     """
 
     rule: str
@@ -34,7 +33,7 @@ class Mutation(NamedTuple):
 
 
 class CaughtMutation(NamedTuple):
-    """What noticed a break: the explorer in a world, in how many steps; or a test. Empty: nothing did."""
+    """What caught a mutation: a world, with the number of steps to the failure, or a test."""
 
     failure: str
     caught_by: str
@@ -42,41 +41,43 @@ class CaughtMutation(NamedTuple):
 
 
 class StaleMutation(Exception):
-    """A break does not fit the code any more."""
+    """A mutation no longer fits the code."""
 
 
 @contextmanager
-def mutated_package(one: Mutation) -> Iterator[Path]:
-    """A folder with the package as it is without the rule."""
-    check_applies(one)
-    with tempfile.TemporaryDirectory(prefix="vidflow-break-") as folder:
-        shutil.copytree(ROOT / "src", Path(folder, "src"))  # what is compiled, too: it is not made again for each break
+def mutated_package(mutation: Mutation) -> Iterator[Path]:
+    """Yield a source folder that contains the package without the rule."""
+    check_applies(mutation)
+    with tempfile.TemporaryDirectory(prefix="vidflow-mutation-") as folder:
+        shutil.copytree(ROOT / "src", Path(folder, "src"))  # with __pycache__, so that nothing is compiled again
         (Path(folder) / "sql").symlink_to(ROOT / "sql")
-        for name, old, new in one.changes:
+        for name, old, new in mutation.changes:
             path = Path(folder, "src", "vidflow", name)
             path.write_text(path.read_text().replace(old, new))
         yield Path(folder, "src")
 
 
-def check_applies(one: Mutation) -> None:
-    """Raises Stale where the break's text does not stand in the code exactly once."""
-    for name, old, _ in one.changes:
+def check_applies(mutation: Mutation) -> None:
+    """Raise StaleMutation unless each text to be replaced occurs exactly once in its file."""
+    for name, old, _ in mutation.changes:
         count = (ROOT / "src" / "vidflow" / name).read_text().count(old)
         if count != 1:
-            raise StaleMutation(f"{one.rule}: this stands {count} times in {name}: {old!r}")
+            raise StaleMutation(
+                f"{mutation.rule}: expected once in {name}, found {count} times: {old!r}. Update the mutation."
+            )
 
 
-def run_mutation(one: Mutation, variables: Mapping[str, str] | None = None) -> CaughtMutation | None:
-    """What notices the break first, of what is expected to: the worlds in their order, then the tests.
+def run_mutation(mutation: Mutation, variables: Mapping[str, str] | None = None) -> CaughtMutation | None:
+    """Explore the mutation's worlds, then run its tests. Return the first failure, or None if nothing fails.
 
-    `variables`: environment variables for the tests.
+    `variables` are additional environment variables for the tests.
     """
-    with mutated_package(one) as source:
-        for world in one.worlds:
+    with mutated_package(mutation) as source:
+        for world in mutation.worlds:
             failure = _explore_world(source, world)
             if failure is not None:
                 return CaughtMutation(failure[0], world, failure[1])
-        for test in one.tests:
+        for test in mutation.tests:
             if not _test_passes(source, test, variables or {}):
                 return CaughtMutation("a test fails", test)
     return None
@@ -84,19 +85,21 @@ def run_mutation(one: Mutation, variables: Mapping[str, str] | None = None) -> C
 
 def _explore_world(source: Path, world: str) -> tuple[str, int] | None:
     command = [sys.executable, "-m", "tests.explorer", "world", world, "--json"]
-    done = subprocess.run(command, cwd=ROOT, env=_env(source), capture_output=True, text=True, check=False)
-    if done.returncode not in {0, 1} or not done.stdout:
-        raise StaleMutation(f"{world} cannot be explored: {done.stderr[-2000:]}")
-    return msgspec.json.decode(done.stdout, type=tuple[str, int] | None)
+    process = subprocess.run(command, cwd=ROOT, env=_environment(source), capture_output=True, text=True, check=False)
+    if process.returncode not in {0, 1} or not process.stdout:
+        raise StaleMutation(f"World {world!r} cannot be explored: {process.stderr[-2000:]}")
+    return msgspec.json.decode(process.stdout, type=tuple[str, int] | None)
 
 
-def _test_passes(source: Path, test: str, given: Mapping[str, str]) -> bool:
+def _test_passes(source: Path, test: str, variables: Mapping[str, str]) -> bool:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", test]
-    done = subprocess.run(command, cwd=ROOT, env={**_env(source), **given}, capture_output=True, text=True, check=False)
-    if done.returncode not in {0, 1}:
-        raise StaleMutation(f"{test} cannot be run: {done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return done.returncode == 0
+    process = subprocess.run(
+        command, cwd=ROOT, env={**_environment(source), **variables}, capture_output=True, text=True, check=False
+    )
+    if process.returncode not in {0, 1}:
+        raise StaleMutation(f"Test {test} cannot be run: {process.stdout[-2000:]}{process.stderr[-2000:]}")
+    return process.returncode == 0
 
 
-def _env(source: Path) -> dict[str, str]:
+def _environment(source: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(source), "PYTHONDONTWRITEBYTECODE": "1"}

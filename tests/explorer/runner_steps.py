@@ -1,10 +1,10 @@
-"""The moves of runners and their workers: domain/runner.py says what becomes of a charge, and that is done."""
+"""The steps of runners and their workers: domain/runner.py decides, and its action is carried out."""
 
 from __future__ import annotations
 
 from functools import partial
 
-from tests.explorer.leader_steps import hear_runner
+from tests.explorer.leader_steps import receive_current_report
 from tests.explorer.state import (
     NOW_S,
     RUNNER_NAMES,
@@ -45,18 +45,19 @@ from vidflow.domain.runner import (
 from vidflow.domain.scenario import Event, Scenario
 
 
-def read_command(state: WorldState, slot: int, place: int) -> WorldState:
-    """A runner takes the command at `place` of those that lie in the topic for it."""
+def read_command(state: WorldState, slot: int, position: int) -> WorldState:
+    """The runner takes the command at `position` among those in its topic."""
     runner = state.runners[slot]
-    charge, action = apply_command(runner.charge, runner.commands[place], NOW_S)
-    runner = runner._replace(charge=charge, commands=runner.commands[:place] + runner.commands[place + 1 :])
+    runner_state, action = apply_command(runner.state, runner.commands[position], NOW_S)
+    remaining = runner.commands[:position] + runner.commands[position + 1 :]
+    runner = runner._replace(state=runner_state, commands=remaining)
     return with_runner(state, slot, _apply_action(runner, action))
 
 
 def readable(commands: tuple[Command, ...]) -> list[int]:
-    """The places of the commands that may be read next: a key's messages keep their order, others overtake them."""
+    """Return the positions of the commands that may be read next: only messages with the same key keep their order."""
     keys = [getattr(command, "scenario_uuid", "") for command in commands]
-    return [place for place, key in enumerate(keys) if keys.index(key) == place]
+    return [position for position, key in enumerate(keys) if keys.index(key) == position]
 
 
 def _apply_action(runner: RunnerProcessState, action: Action) -> RunnerProcessState:
@@ -64,17 +65,16 @@ def _apply_action(runner: RunnerProcessState, action: Action) -> RunnerProcessSt
         case Launch(deploy=deploy, replaces_epoch=replaces):
             older = runner.workers[index_of(deploy.scenario_uuid)]
             if older is not None and older.epoch != replaces:
-                raise violation(4, f"a worker of epoch {older.epoch} beside one of {deploy.epoch}")
-            at = 0 if deploy.resume.last_pts is None else deploy.resume.last_pts // PTS_STEP + 1
-            worker = WorkerState(deploy.epoch, deploy.resume.next_frame, at, deploy.skips)
+                raise violation(4, f"worker of epoch {older.epoch} runs beside one of epoch {deploy.epoch}")
+            source_index = 0 if deploy.resume.last_pts is None else deploy.resume.last_pts // PTS_STEP + 1
+            worker = WorkerState(deploy.epoch, deploy.resume.next_frame, source_index, deploy.skips)
             return runner._replace(workers=replace_at(runner.workers, index_of(deploy.scenario_uuid), worker))
         case Finish(scenario_uuid=uuid, epoch=epoch, reason=reason):
-            worker_of = runner.workers[index_of(uuid)]
-            if worker_of is None or worker_of.epoch != epoch or worker_of.finishing:
+            current = runner.workers[index_of(uuid)]
+            if current is None or current.epoch != epoch or current.finishing:
                 return runner
-            return runner._replace(
-                workers=replace_at(runner.workers, index_of(uuid), worker_of._replace(finishing=reason))
-            )
+            finishing = current._replace(finishing=reason)
+            return runner._replace(workers=replace_at(runner.workers, index_of(uuid), finishing))
         case Kill(scenario_uuid=uuid):
             return runner._replace(workers=replace_at(runner.workers, index_of(uuid), None))
         case _:
@@ -82,7 +82,7 @@ def _apply_action(runner: RunnerProcessState, action: Action) -> RunnerProcessSt
 
 
 def step_worker(state: WorldState, world: WorldConfig, slot: int, index: int) -> WorldState:
-    """The worker's next step: a frame, its end marker, its end; or nothing, where a live stream shows nothing new."""
+    """The worker sends its next frame, gap or end marker, or ends. It does nothing if a live stream has nothing new."""
     runner, source = state.runners[slot], world.source
     worker = runner.workers[index]
     assert worker is not None
@@ -117,15 +117,15 @@ def _send_frame(state: WorldState, slot: int, index: int, worker: WorkerState) -
         state, slot, index, worker._replace(source_index=worker.source_index + 1, next_frame=worker.next_frame + 1)
     )
     runner = state.runners[slot]
-    entry = runner.charge.entry(uuid)
+    entry = runner.state.entry(uuid)
     if entry is None or entry.waits_for is not WorkerWait.START:
-        return state  # of later frames the reports need not tell
-    charge = record_worker_progress(runner.charge, uuid, worker.epoch, worker.next_frame + 1, WorkerWait.SOURCE)
-    return with_runner(state, slot, runner._replace(charge=charge))
+        return state  # frames after the first change nothing that the leader looks at
+    runner_state = record_worker_progress(runner.state, uuid, worker.epoch, worker.next_frame + 1, WorkerWait.SOURCE)
+    return with_runner(state, slot, runner._replace(state=runner_state))
 
 
 def _send_extra_frame(state: WorldState, index: int, worker: WorkerState) -> WorldState:
-    """A stream goes on behind the frames that the world counts; that matters only where some of those are missing."""
+    """A live stream continues past the frames that the world counts. This matters only if one of those is missing."""
     if state.logs[index] or state.rows[index].progress.next_frame >= worker.next_frame:
         return state
     return _send_result(state, index, frame(uuid_of(index), worker.epoch, worker.next_frame, worker.source_index))
@@ -148,31 +148,31 @@ def end_worker(
     error: ErrorInfo | None = None,
     waits_for: WorkerWait = WorkerWait.SOURCE,
 ) -> RunnerProcessState:
-    """The runner whose worker of that scenario has ended."""
+    """Return the runner after its worker of that scenario has ended."""
     worker, uuid = runner.workers[index], uuid_of(index)
     assert worker is not None
-    charge = record_worker_progress(runner.charge, uuid, worker.epoch, worker.next_frame, waits_for)
-    charge = record_worker_end(charge, uuid, worker.epoch, reason, error, fatal=error is not None)
-    return runner._replace(charge=charge, workers=replace_at(runner.workers, index, None))
+    runner_state = record_worker_progress(runner.state, uuid, worker.epoch, worker.next_frame, waits_for)
+    runner_state = record_worker_end(runner_state, uuid, worker.epoch, reason, error, fatal=error is not None)
+    return runner._replace(state=runner_state, workers=replace_at(runner.workers, index, None))
 
 
 def drain_runner(state: WorldState, slot: int) -> WorldState:
-    """The runner is told to leave: it takes no more work and lets its workers hand over."""
+    """The runner starts to drain: it takes no more work and lets its workers hand over."""
     runner = state.runners[slot]
-    charge, finishes = drain(runner.charge)
-    runner = runner._replace(charge=charge)
+    runner_state, finishes = drain(runner.state)
+    runner = runner._replace(state=runner_state)
     for finish in finishes:
         runner = _apply_action(runner, finish)
     return with_runner(state, slot, runner)
 
 
 def exit_runner(state: WorldState, world: WorldConfig, slot: int) -> WorldState:
-    """A draining runner says its last word and exits; another is started in its place."""
-    return replace_runner(hear_runner(state, slot), world, slot)
+    """A draining runner sends its last report and exits. Another is started in its place."""
+    return replace_runner(receive_current_report(state, slot), world, slot)
 
 
 def replace_runner(state: WorldState, world: WorldConfig, slot: int) -> WorldState:
-    """A runner ends, its workers with it, and another stands in its place, of which nobody has heard."""
+    """A runner ends with its workers. Its replacement has not sent a report yet."""
     state = _rename_runner(state, RUNNER_NAMES[slot], _free_name(state))
     return with_runner(state, slot, RunnerProcessState(RunnerState(world.capacity), (None,) * len(state.rows)))
 
@@ -184,41 +184,42 @@ def _free_name(state: WorldState) -> str:
 
 
 def _rename_runner(state: WorldState, name: str, gone: str) -> WorldState:
-    """Everything that names the runner names it as gone. What was said to it nobody reads."""
+    """Rename the runner to `gone` everywhere, and drop the commands for it, which nobody will read."""
 
-    def rows(before: tuple) -> tuple:  # type: ignore[type-arg]
-        return tuple(row._replace(scenario=_rename_in_scenario(row.scenario, name, gone)) for row in before)
+    def rename_in_rows(rows: tuple) -> tuple:  # type: ignore[type-arg]
+        return tuple(row._replace(scenario=_rename_in_scenario(row.scenario, name, gone)) for row in rows)
 
-    late, backup, looked = state.delayed_copy, state.backup, state.pending_plan
-    if looked:
-        looked = looked._replace(
+    delayed, backup, plan = state.delayed_copy, state.backup, state.pending_plan
+    if plan:
+        plan = plan._replace(
             events=tuple(
                 (_rename_in_scenario(read, name, gone), _rename_in_event(event, name, gone))
-                for read, event in looked.events
+                for read, event in plan.events
             ),
-            commands=tuple(one for one in looked.commands if one.runner != name),
+            commands=tuple(command for command in plan.commands if command.runner != name),
         )
-    if late and late.runner == name:
-        late = DelayedCopy(gone, replace(late.copy, runner=gone)) if isinstance(late.copy, Report) else None
+    if delayed and delayed.runner == name:
+        is_report = isinstance(delayed.copy, Report)
+        delayed = DelayedCopy(gone, replace(delayed.copy, runner=gone)) if is_report else None
     if backup:
-        backup = Backup(rows(backup.rows), tuple(one for one in backup.outbox if one[0] != name), backup.stored_since)
+        outbox = tuple(row for row in backup.outbox if row[0] != name)
+        backup = Backup(rename_in_rows(backup.rows), outbox, backup.stored_since)
     state = state._replace(
-        rows=rows(state.rows),
-        outbox=tuple(one for one in state.outbox if one[0] != name),
-        delayed_copy=late,
+        rows=rename_in_rows(state.rows),
+        outbox=tuple(row for row in state.outbox if row[0] != name),
+        delayed_copy=delayed,
         backup=backup,
-        pending_plan=looked,
+        pending_plan=plan,
     )
     return with_leader(state, partial(_rename_in_leader, name=name, gone=gone))
 
 
 def _rename_in_leader(leader: LeaderProcessState, name: str, gone: str) -> LeaderProcessState:
     views = tuple(
-        sorted((gone if one == name else one, _rename_in_view(view, name, gone)) for one, view in leader.views)
+        sorted((gone if runner == name else runner, _rename_in_view(view, name, gone)) for runner, view in leader.views)
     )
-    return leader._replace(
-        views=views, commands_sent=frozenset(one for one in leader.commands_sent if one[0][0] != name)
-    )
+    commands_sent = frozenset(sent for sent in leader.commands_sent if sent[0][0] != name)
+    return leader._replace(views=views, commands_sent=commands_sent)
 
 
 def _rename_in_scenario(scenario: Scenario, name: str, gone: str) -> Scenario:
@@ -236,7 +237,7 @@ def _rename_in_view(view: RunnerView, name: str, gone: str) -> RunnerView:
 
 
 def end_cut_off_workers(state: WorldState, slot: int) -> WorldState:
-    """A runner that nobody hears loses its patience and ends its workers."""
+    """A runner that has been cut off for too long ends its workers."""
     runner = state.runners[slot]
     for index, worker in enumerate(runner.workers):
         if worker is not None:
@@ -245,7 +246,7 @@ def end_cut_off_workers(state: WorldState, slot: int) -> WorldState:
 
 
 def heal_runner(state: WorldState, slot: int, *, commands_lost: bool = False) -> WorldState:
-    """A runner's trouble is over; what lay in the topic for it is there still, or it listens from the topic's end."""
+    """The runner recovers. With `commands_lost` it reads from the end of its topic, otherwise its commands are still there."""
     runner = state.runners[slot]
     return with_runner(
         state, slot, runner._replace(mode=RunnerMode.HEALTHY, commands=() if commands_lost else runner.commands)

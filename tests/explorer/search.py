@@ -1,4 +1,4 @@
-"""Breadth first through all states of a world, so that what fails is shown by its shortest way; then, backwards, liveness."""
+"""Breadth-first search through all states of a world, which finds the shortest trace to a failure. Then liveness, backwards."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ MAX_STATES = 3_000_000
 
 
 class Failure(NamedTuple):
-    """What does not hold, and the shortest way to it: the name of each step and the state behind it."""
+    """What does not hold, and the shortest trace to it: each step's label and the state after it."""
 
     text: str
     trace: tuple[tuple[str, WorldState], ...]
 
 
 class Exploration(NamedTuple):
-    """What a search has seen. `complete` is False where it stopped before the end."""
+    """The result of a search. `complete` is False if it stopped before the last state."""
 
     world: WorldConfig
     states: int
@@ -44,7 +44,7 @@ class Exploration(NamedTuple):
 
 
 class _Graph:
-    """The states in the order in which they were found, how each was reached first, and the fair steps between them."""
+    """The states in the order of discovery, the step that first reached each, and the fair steps between them."""
 
     def __init__(self, first: WorldState) -> None:
         self.numbers = {first: 0}
@@ -53,17 +53,17 @@ class _Graph:
         self.label = [""]
         self.depth = array("H", [0])
         self.origins, self.targets = array("I"), array("I")
-        self.requested = bytearray()
+        self.from_client = bytearray()
         self.sending: list[int] = []
         self.transitions = 0
-        self._known: dict[object, object] = {}
+        self._parts: dict[object, object] = {}
 
     def add(self, origin: int, step: WorldStep, state: WorldState) -> None:
         self.transitions += 1
         number = self.numbers.get(state)
         if number is None:
-            known = self._known
-            state = WorldState(*(known.setdefault(part, part) for part in state))  # type: ignore[arg-type]
+            parts = self._parts
+            state = WorldState(*(parts.setdefault(part, part) for part in state))  # type: ignore[arg-type]
             number = self.numbers[state] = len(self.states)
             self.states.append(state)
             self.parent.append(origin)
@@ -72,7 +72,7 @@ class _Graph:
         if step.fair and number != origin:
             self.origins.append(origin)
             self.targets.append(number)
-            self.requested.append(step.label == CLIENT_SHUTS_DOWN)
+            self.from_client.append(step.label == CLIENT_SHUTS_DOWN)
 
     def trace_to(self, number: int) -> tuple[tuple[str, WorldState], ...]:
         steps = []
@@ -82,18 +82,22 @@ class _Graph:
         return tuple(reversed(steps))
 
     def find_reaching(self, goals: Iterable[int], *, without_client: bool = False) -> bytearray:
-        """For each state 1 where a fair way leads to one of the goals; `without_client`, with no step of a client on it."""
+        """Return, for each state, 1 if fair steps lead to one of the goals.
+
+        With `without_client` the path may contain no step of a client.
+        """
         count = len(self.states)
         first = array("I", bytes(4 * (count + 1)))
         for target in self.targets:
             first[target + 1] += 1
         for number in range(count):
             first[number + 1] += first[number]
-        place, sources = array("I", first), array("I", bytes(4 * len(self.targets)))
-        wished = bytearray(len(self.targets))
-        for origin, target, wish in zip(self.origins, self.targets, self.requested, strict=True):
-            sources[place[target]], wished[place[target]] = origin, wish
-            place[target] += 1
+        # The edges sorted by target: those into state n lie at first[n] to first[n + 1].
+        position, sources = array("I", first), array("I", bytes(4 * len(self.targets)))
+        from_client = bytearray(len(self.targets))
+        for origin, target, is_client in zip(self.origins, self.targets, self.from_client, strict=True):
+            sources[position[target]], from_client[position[target]] = origin, is_client
+            position[target] += 1
         reached, waiting = bytearray(count), list(goals)
         for number in waiting:
             reached[number] = 1
@@ -101,30 +105,29 @@ class _Graph:
             number = waiting.pop()
             for edge in range(first[number], first[number + 1]):
                 origin = sources[edge]
-                if not reached[origin] and not (without_client and wished[edge]):
+                if not reached[origin] and not (without_client and from_client[edge]):
                     reached[origin] = 1
                     waiting.append(origin)
         return reached
 
 
 def explore(world: WorldConfig, max_states: int = MAX_STATES) -> Exploration:
-    """All states of the world, or as many as it takes to find what fails."""
-    began_s = time.monotonic()
+    """Explore all states of the world, or as many as it takes to find a failure."""
+    started_s = time.monotonic()
     first = initial(world)
     graph, failure, number = _Graph(first), None, 0
     while number < len(graph.states) <= max_states and failure is None:
         failure = _expand(graph, number, world)
         number += 1
-    whole = failure is None and number == len(graph.states)
-    if whole:
+    complete = failure is None and number == len(graph.states)
+    if complete:
         failure = _find_liveness_failure(graph, world)
-    return Exploration(
-        world, len(graph.states), graph.transitions, max(graph.depth), time.monotonic() - began_s, failure, whole
-    )
+    seconds = time.monotonic() - started_s
+    return Exploration(world, len(graph.states), graph.transitions, max(graph.depth), seconds, failure, complete)
 
 
 def _expand(graph: _Graph, number: int, world: WorldConfig) -> Failure | None:
-    """Makes every step from a state. The first that breaks something is the end."""
+    """Take every step from a state. Return the first failure."""
     state, ticked = graph.states[number], None
     step = WorldStep("", False, lambda: state)
     try:
@@ -138,8 +141,8 @@ def _expand(graph: _Graph, number: int, world: WorldConfig) -> Failure | None:
             graph.add(number, step, after)
         for step in generate_time_steps(state, ticked or state):
             graph.add(number, step, step.next_state())
-    except (InvariantViolation, IllegalTransition) as broken:
-        return Failure(str(broken), (*graph.trace_to(number), (step.label, state)))
+    except (InvariantViolation, IllegalTransition) as error:
+        return Failure(str(error), (*graph.trace_to(number), (step.label, state)))
     return None
 
 
@@ -148,15 +151,18 @@ def _count_commands(state: WorldState) -> int:
 
 
 def _find_liveness_failure(graph: _Graph, world: WorldConfig) -> Failure | None:
-    """The first state from which no fair way leads to an end at which nothing is sent any more, by whatever fair way."""
-    loud = graph.find_reaching(graph.sending)
-    ends = [number for number, state in enumerate(graph.states) if not loud[number] and is_done(state)]
+    """Return the first state from which fair steps do not lead to a final state.
+
+    In a final state all work is done, and no fair steps from it lead to another command.
+    """
+    sends_later = graph.find_reaching(graph.sending)
+    ends = [number for number, state in enumerate(graph.states) if not sends_later[number] and is_done(state)]
     number = graph.find_reaching(ends).find(0)
     if number >= 0:
-        return Failure("invariant 7: no fault-free way leads to the end of all work", graph.trace_to(number))
+        return Failure("invariant 7: no fault-free path leads to the end of all work", graph.trace_to(number))
     if world.source.live:
-        going = [number for number, state in enumerate(graph.states) if has_stored_stream(state, world)]
-        number = graph.find_reaching(going, without_client=True).find(0)
+        stored = [number for number, state in enumerate(graph.states) if has_stored_stream(state, world)]
+        number = graph.find_reaching(stored, without_client=True).find(0)
         if number >= 0:
-            return Failure("invariant 8: a live stream does not go on", graph.trace_to(number))
+            return Failure("invariant 8: a live stream does not continue", graph.trace_to(number))
     return None

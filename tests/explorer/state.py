@@ -1,7 +1,7 @@
-"""What the explorer's world is at one moment: values that can be hashed and compared. Moves are elsewhere, and so are verdicts.
+"""The explorer's world at one moment, as immutable values that can be hashed and compared.
 
-Time has no zero here: `0.0` is now, and what happened before stands below it. Ages that no rule tells apart are made one
-(`later`), so that there are finitely many states. One unit of time is what the reports take to come round.
+Times are relative to the present: `0.0` is now and the past is negative. Ages that no rule distinguishes are clamped to one
+value (`age_by_unit`), which keeps the number of states finite. One unit of time is the interval between two reports.
 """
 
 from __future__ import annotations
@@ -29,21 +29,22 @@ TIMING: Final = Timing(
     forget_runner_s=2,
     max_assignments=9,
 )
-"""The leader's numbers in units: as small as their order allows."""
+"""The leader's timing in units of time, as small as the order of the durations allows."""
 OLDEST_S: Final = -4.0
-"""Older than this is as old as this: no rule asks for more than three units beside one of silence."""
+"""The oldest age that is tracked: no rule asks for more than three units plus one of silence."""
 LONG_AGO_S: Final = -1.0
-"""When a command was given that may be given again."""
+"""The time of a sent command that may be sent again."""
 RUNNER_NAMES: Final = ("a", "b")
-"""The runners that are there. One that starts anew takes the name, and the one that is gone is called z1, z2, …"""
+"""The running runners. A replacement takes over the name; the runner it replaces is renamed to z1, z2, …"""
 
 
 class WorldConfig(NamedTuple):
-    """A small size: what there is and what may befall it. `faults_left` names kinds of faults.py, `max_faults` of them happen.
+    """A small configuration to explore, with the faults that may happen in it.
 
-    `max_deployments` is more than faults explain: a scenario that gets so many is redeployed without end. `relay_can_lag`: a command may
-    wait in the outbox; else it is in its topic at once. `shutdown`: a client may ask for one at any moment; it may always where
-    the stream is live, which has no other end.
+    `faults` are keys of `fault_steps.FAULT_GENERATORS`; at most `max_faults` of them happen. A scenario with more than
+    `max_deployments` epochs counts as redeployed endlessly, since faults cannot explain that many. With `relay_can_lag` a command may
+    wait in the outbox, otherwise it reaches its topic at once. With `shutdown` a client may request one at any moment. A live
+    source always allows a shutdown, because it has no other end.
     """
 
     name: str
@@ -64,7 +65,7 @@ class WorldConfig(NamedTuple):
 
 
 class ScenarioRow(NamedTuple):
-    """What the tables know of a scenario; and how many losses there were in a row since a frame was last stored."""
+    """A scenario's rows in the database. `losses_in_a_row` counts the losses since a frame was last stored."""
 
     scenario: Scenario
     progress: Progress
@@ -73,7 +74,7 @@ class ScenarioRow(NamedTuple):
 
 
 class WorkerState(NamedTuple):
-    """A process that reads its source from `source_index` and numbers what it keeps."""
+    """A worker process that reads its source from `source_index` and numbers the frames it keeps."""
 
     epoch: int
     next_frame: int
@@ -84,12 +85,12 @@ class WorkerState(NamedTuple):
 
 
 class RunnerProcessState(NamedTuple):
-    """A runner process, a worker (or none) for each scenario, and the commands that lie in the topic for it.
+    """A runner process, its worker for each scenario (or None), and the commands for it in the topic.
 
-    `never_recovers` says that its trouble has no end: deaf, and it does not notice.
+    `never_recovers`: the runner never receives commands again and does not notice.
     """
 
-    charge: RunnerState
+    state: RunnerState
     workers: tuple[WorkerState | None, ...]
     commands: tuple[Command, ...] = ()
     mode: RunnerMode = RunnerMode.HEALTHY
@@ -97,7 +98,7 @@ class RunnerProcessState(NamedTuple):
 
 
 class TrackedFinding(NamedTuple):
-    """A leader's finding, and how many results of each scenario lay in Kafka then and are not stored yet."""
+    """A leader's finding, with the number of results per scenario that were in Kafka at that time and are not stored yet."""
 
     finding: Finding
     results_left: tuple[int, ...]
@@ -107,7 +108,10 @@ CommandKey = tuple[str, str, str, int]
 
 
 class LeaderProcessState(NamedTuple):
-    """The leader's Memory, as values. `commands_sent`: what it gave and goes on to want, now or longer ago (`LONG_AGO_S`)."""
+    """The leader's `LeaderState` as hashable values.
+
+    `commands_sent`: the commands it sent and still wants, each with the time: now or `LONG_AGO_S`.
+    """
 
     views: tuple[tuple[str, RunnerView], ...] = ()
     findings: tuple[TrackedFinding | None, ...] = ()
@@ -117,12 +121,12 @@ class LeaderProcessState(NamedTuple):
         return next((view for other, view in self.views if other == name), None)
 
     def with_view(self, name: str, view: RunnerView) -> LeaderProcessState:
-        others = [one for one in self.views if one[0] != name]
+        others = [pair for pair in self.views if pair[0] != name]
         return self._replace(views=tuple(sorted([*others, (name, view)])))
 
 
 class PendingPlan(NamedTuple):
-    """What a leader has decided and not written yet: each event with the scenario as it was read, the commands, and its memory."""
+    """A leader's decision that is not written yet: events with the scenarios as read, commands, and the new leader state."""
 
     events: tuple[tuple[Scenario, Event], ...]
     commands: tuple[OutgoingCommand, ...]
@@ -130,14 +134,14 @@ class PendingPlan(NamedTuple):
 
 
 class DelayedCopy(NamedTuple):
-    """A copy that comes once more: a command for a runner, or a report."""
+    """A copy of a command or report that is delivered again later."""
 
     runner: str
     copy: Command | Report
 
 
 class Backup(NamedTuple):
-    """The tables at an earlier moment, and what the inbox has stored since. No rows: it was restored, and there is no other."""
+    """The tables at an earlier moment and the results stored since. Without rows it is used up: it was restored once."""
 
     rows: tuple[ScenarioRow, ...] = ()
     outbox: tuple[tuple[str, Command], ...] = ()
@@ -145,10 +149,11 @@ class Backup(NamedTuple):
 
 
 class WorldState(NamedTuple):
-    """All of it. `logs`: the results in Kafka that are not stored. `probes_heard_since_s`: since when the leader hears its probes.
+    """The complete state of a world.
 
-    The last three are the ledger, which no restore takes back: the faults that may still happen, how many more losses of each
-    scenario the faults explain, and its highest epoch.
+    `logs` holds the results per scenario that are in Kafka and not stored. `probes_received_since_s` is None while Kafka is
+    unreachable. The last three fields are bookkeeping of the explorer, which a restore does not reset: the faults that may still
+    happen, the further losses of each scenario that faults explain, and each scenario's highest epoch.
     """
 
     rows: tuple[ScenarioRow, ...]
@@ -156,7 +161,7 @@ class WorldState(NamedTuple):
     runners: tuple[RunnerProcessState, ...]
     outbox: tuple[tuple[str, Command], ...]
     leader: LeaderProcessState
-    probes_heard_since_s: float | None
+    probes_received_since_s: float | None
     delayed_copy: DelayedCopy | None
     backup: Backup | None
     pending_plan: PendingPlan | None
@@ -174,10 +179,10 @@ def index_of(uuid: str) -> int:
 
 
 def initial(world: WorldConfig) -> WorldState:
-    """Scenarios that were just born, runners that were just heard of."""
+    """Return the first state: new scenarios, and runners whose first report has just arrived."""
     count = world.scenarios
     runner = RunnerProcessState(RunnerState(world.capacity), (None,) * count)
-    views = tuple((name, RunnerView(NOW_S, report_of(name, runner.charge))) for name in RUNNER_NAMES[: world.runners])
+    views = tuple((name, RunnerView(NOW_S, report_of(name, runner.state))) for name in RUNNER_NAMES[: world.runners])
     return WorldState(
         rows=tuple(
             ScenarioRow(Scenario(uuid_of(i), skips_poison=world.source.skips), Progress()) for i in range(count)
@@ -186,7 +191,7 @@ def initial(world: WorldConfig) -> WorldState:
         runners=(runner,) * world.runners,
         outbox=(),
         leader=LeaderProcessState(views, (None,) * count),
-        probes_heard_since_s=OLDEST_S,
+        probes_received_since_s=OLDEST_S,
         delayed_copy=None,
         backup=None,
         pending_plan=None,
@@ -197,28 +202,28 @@ def initial(world: WorldConfig) -> WorldState:
 
 
 @lru_cache(100_000)
-def report_of(name: str, charge: RunnerState, number: int = 1) -> Report:
-    """A runner's report. All that counts of its number is which of two is the newer: 2 is heard, 1 is known, 0 is old."""
-    return build_report(charge, runner=name, pool="default", number=number, version="")
+def report_of(name: str, runner_state: RunnerState, number: int = 1) -> Report:
+    """Return a runner's report. Its number only orders reports: 2 is arriving, 1 is known to the leader, 0 is outdated."""
+    return build_report(runner_state, runner=name, pool="default", number=number, version="")
 
 
 @lru_cache(10_000)
-def frame(uuid: str, epoch: int, number: int, at: int) -> Frame:
-    return Frame(uuid, epoch, number, at * PTS_STEP, "1/10", 0, float(at), "", 640, 480)
+def frame(uuid: str, epoch: int, number: int, source_index: int) -> Frame:
+    return Frame(uuid, epoch, number, source_index * PTS_STEP, "1/10", 0, float(source_index), "", 640, 480)
 
 
 @lru_cache(10_000)
-def end(uuid: str, epoch: int, last: int, reason: EndReason) -> End:
-    return End(uuid, epoch, last, reason)
+def end(uuid: str, epoch: int, last_frame: int, reason: EndReason) -> End:
+    return End(uuid, epoch, last_frame, reason)
 
 
 @lru_cache(10_000)
-def gap(uuid: str, epoch: int, after: int, at: int, frames: int) -> Gap:
-    return Gap(uuid, epoch, after, float(at), float(at + frames), GapReason.SKIPPED, frames)
+def gap(uuid: str, epoch: int, after_frame: int, source_index: int, frames: int) -> Gap:
+    return Gap(uuid, epoch, after_frame, float(source_index), float(source_index + frames), GapReason.SKIPPED, frames)
 
 
 def replace_at(items: tuple, index: int, item: object) -> tuple:  # type: ignore[type-arg]
-    """The tuple with another item at `index`."""
+    """Return the tuple with the item at `index` replaced."""
     return (*items[:index], item, *items[index + 1 :])
 
 
@@ -231,19 +236,19 @@ def with_runner(state: WorldState, slot: int, runner: RunnerProcessState) -> Wor
 
 
 def with_leader(state: WorldState, change: Callable[[LeaderProcessState], LeaderProcessState]) -> WorldState:
-    """The state with another leader's memory, also in what it has decided and not written yet."""
-    looked = state.pending_plan and state.pending_plan._replace(leader=change(state.pending_plan.leader))
-    return state._replace(leader=change(state.leader), pending_plan=looked)
+    """Return the state with the change applied to the leader, and to the leader state in its pending plan."""
+    plan = state.pending_plan and state.pending_plan._replace(leader=change(state.pending_plan.leader))
+    return state._replace(leader=change(state.leader), pending_plan=plan)
 
 
 def is_kafka_away(state: WorldState) -> bool:
-    """Whether Kafka is away from all."""
-    return state.probes_heard_since_s is None
+    """Return whether Kafka is unreachable for every role."""
+    return state.probes_received_since_s is None
 
 
-def age_by_unit(at_s: float) -> float:
-    """The time one unit later, seen from then."""
-    return max(at_s - 1, OLDEST_S)
+def age_by_unit(time_s: float) -> float:
+    """Return the relative time after one more unit has passed, clamped to `OLDEST_S`."""
+    return max(time_s - 1, OLDEST_S)
 
 
 replace = msgspec.structs.replace

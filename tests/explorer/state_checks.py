@@ -1,4 +1,4 @@
-"""What must hold in every state, by the numbers of the invariants, and which states are the end of all work."""
+"""The invariants that must hold in every state, by their numbers, and the states in which all work is done."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from tests.explorer.state import ScenarioRow, WorldConfig, WorldState
 from tests.invariants.simulation_checks import SHUTDOWN_STATES, violation
 
 from vidflow.domain.runner import is_empty
-from vidflow.domain.scenario import Outcome
-from vidflow.domain.scenario import State as Stage
+from vidflow.domain.scenario import Outcome, State
 
 
 def check_invariants(before: WorldState, state: WorldState, world: WorldConfig) -> None:
-    """Raises Broken where an invariant does not hold. Looks only at what the step has changed."""
-    for row, was in zip(state.rows, before.rows, strict=True):
-        if row is not was:
+    """Raise InvariantViolation if an invariant does not hold. Only the parts that the step has changed are checked."""
+    for row, row_before in zip(state.rows, before.rows, strict=True):
+        if row is not row_before:
             _check_row(row, world)
     if state.runners is not before.runners:
         for runner in state.runners:
@@ -40,8 +39,8 @@ def _check_row(row: ScenarioRow, world: WorldConfig) -> None:
     frames = source.frames - sum(skip.frames for skip in scenario.skips)
     if scenario.outcome is Outcome.COMPLETED and (source.live or progress.next_frame != frames):
         raise violation(6, f"completed with {progress.next_frame} of {frames} frames")
-    if progress.closed != (scenario.state is Stage.INACTIVE):
-        raise violation(6, "closed and inactive are one")
+    if progress.closed != (scenario.state is State.INACTIVE):
+        raise violation(6, f"progress.closed is {progress.closed} in {scenario.state}")
     healthy = not source.poison and source.fatal is None
     if (
         healthy
@@ -52,22 +51,22 @@ def _check_row(row: ScenarioRow, world: WorldConfig) -> None:
 
 
 def is_done(state: WorldState) -> bool:
-    """Whether all is at its end: everything inactive, every list empty, and nothing under way."""
+    """Return whether all work is done: every scenario inactive, every runner's list empty, nothing on its way."""
     return (
-        all(row.scenario.state is Stage.INACTIVE for row in state.rows)
+        all(row.scenario.state is State.INACTIVE for row in state.rows)
         and not any(state.logs)
         and not state.outbox
         and state.delayed_copy is None
         and state.pending_plan is None
         and all(
-            runner.never_recovers or (is_empty(runner.charge) and not runner.commands and not any(runner.workers))
+            runner.never_recovers or (is_empty(runner.state) and not runner.commands and not any(runner.workers))
             for runner in state.runners
         )
     )
 
 
 def has_stored_stream(state: WorldState, world: WorldConfig) -> bool:
-    """Whether all frames that a live stream has shown are stored, or nobody wants them any more."""
+    """Return whether all frames of each live stream are stored, or its scenario is shutting down."""
     return all(
         row.scenario.state in SHUTDOWN_STATES or row.progress.next_frame == world.source.frames for row in state.rows
     )

@@ -1,4 +1,4 @@
-"""Every move that a state allows: what each part may do next, and what may befall it. One move is one step of a trace."""
+"""All steps that a state allows: what each part may do next, and the faults. Each is one step of a trace."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.explorer.leader_steps import (
     can_report,
     deliver_command,
     has_new_report,
-    hear_report,
-    hear_runner,
+    receive_current_report,
+    receive_report,
     tick_leader,
     write_plan,
 )
@@ -41,8 +41,7 @@ from tests.invariants.simulation_state import RunnerMode
 
 from vidflow.domain.messages import Report
 from vidflow.domain.runner import is_empty
-from vidflow.domain.scenario import Event, Kind
-from vidflow.domain.scenario import State as Stage
+from vidflow.domain.scenario import Event, Kind, State
 
 LEADER_TICKS: Final = "the leader ticks"
 LEADER_WRITES: Final = "the leader writes"
@@ -50,7 +49,7 @@ CLIENT_SHUTS_DOWN: Final = "a shutdown is requested"
 
 
 class WorldStep(NamedTuple):
-    """A move: what it is called, whether it comes by itself where nothing goes wrong any more, and what it makes."""
+    """A step: its label, whether it eventually happens without further faults (`fair`), and the state it leads to."""
 
     label: str
     fair: bool
@@ -58,7 +57,10 @@ class WorldStep(NamedTuple):
 
 
 def generate_steps(state: WorldState, world: WorldConfig) -> Iterator[WorldStep]:
-    """All moves from a state. A step's `next_state` raises Broken where an invariant does not hold."""
+    """Yield all steps except faults and the passing of time.
+
+    A step's `next_state` raises InvariantViolation if an invariant does not hold.
+    """
     yield from _client(state, world)
     yield from _leader(state, world)
     yield from _backoff_steps(state)
@@ -66,14 +68,14 @@ def generate_steps(state: WorldState, world: WorldConfig) -> Iterator[WorldStep]
         yield from _kafka(state)
         yield from _runners(state, world)
     else:
-        yield WorldStep("Kafka is back", True, lambda: state._replace(probes_heard_since_s=NOW_S))
+        yield WorldStep("Kafka is reachable again", True, lambda: state._replace(probes_received_since_s=NOW_S))
     yield from _recovery_steps(state)
     yield from _workers(state, world)
 
 
 def _client(state: WorldState, world: WorldConfig) -> Iterator[WorldStep]:
     for index, row in enumerate(state.rows if world.shutdown or world.source.live else ()):
-        if row.scenario.state in {Stage.INIT_STARTUP, Stage.IN_STARTUP_PROCESSING, Stage.ACTIVE}:
+        if row.scenario.state in {State.INIT_STARTUP, State.IN_STARTUP_PROCESSING, State.ACTIVE}:
             event = Event(kind=Kind.SHUTDOWN_REQUESTED, reason="shutdown requested")
             yield WorldStep(CLIENT_SHUTS_DOWN, world.source.live, partial(apply_event, state, world, index, event))
 
@@ -85,18 +87,19 @@ def _leader(state: WorldState, world: WorldConfig) -> Iterator[WorldStep]:
     yield WorldStep(LEADER_TICKS, True, partial(tick_leader, state, world))
     for slot in range(len(state.runners)):
         if can_report(state, slot) and has_new_report(state, slot):
-            yield WorldStep(f"the leader hears runner {RUNNER_NAMES[slot]}", True, partial(hear_runner, state, slot))
+            label = f"the leader receives a report of runner {RUNNER_NAMES[slot]}"
+            yield WorldStep(label, True, partial(receive_current_report, state, slot))
 
 
 def _backoff_steps(state: WorldState) -> Iterator[WorldStep]:
     for index, row in enumerate(state.rows):
-        if not row.due and row.scenario.state is Stage.INIT_STARTUP:
+        if not row.due and row.scenario.state is State.INIT_STARTUP:
             after = state._replace(rows=replace_at(state.rows, index, row._replace(due=True)))
             yield WorldStep("a backoff is over", True, lambda after=after: after)
 
 
 def generate_time_steps(state: WorldState, ticked: WorldState) -> Iterator[WorldStep]:
-    """The passing of time, which needs to know what one more tick of the leader would make."""
+    """Yield the step that lets time pass, if it may. `ticked` is the state after one more tick of the leader."""
     if can_time_pass(state, ticked):
         yield WorldStep("time passes", True, partial(advance_time, state))
 
@@ -104,52 +107,54 @@ def generate_time_steps(state: WorldState, ticked: WorldState) -> Iterator[World
 def _kafka(state: WorldState) -> Iterator[WorldStep]:
     for index, log in enumerate(state.logs):
         if log:
-            yield WorldStep("the inbox takes a message", True, partial(store_next, state, index))
+            yield WorldStep("the inbox stores a message", True, partial(store_next, state, index))
     if state.outbox:
-        (runner, command), *rest = state.outbox
-        yield WorldStep(
-            "the relay publishes", True, lambda: deliver_command(state._replace(outbox=tuple(rest)), runner, command)
-        )
-    late = state.delayed_copy
-    if late is not None:
-        without = state._replace(delayed_copy=None)
-        if isinstance(late.copy, Report):
-            yield WorldStep("the leader hears an old report again", True, partial(hear_report, without, late.copy))
+        (runner, command), *unpublished = state.outbox
+        published = state._replace(outbox=tuple(unpublished))
+        yield WorldStep("the relay publishes", True, partial(deliver_command, published, runner, command))
+    delayed = state.delayed_copy
+    if delayed is not None:
+        rest = state._replace(delayed_copy=None)
+        if isinstance(delayed.copy, Report):
+            yield WorldStep(
+                "the leader receives an old report again", True, partial(receive_report, rest, delayed.copy)
+            )
         else:
-            yield WorldStep("a late copy comes", True, partial(deliver_command, without, late.runner, late.copy))
+            step = partial(deliver_command, rest, delayed.runner, delayed.copy)
+            yield WorldStep("a copy of a command is delivered", True, step)
 
 
 def _runners(state: WorldState, world: WorldConfig) -> Iterator[WorldStep]:
     for slot, runner in enumerate(state.runners):
-        if runner.charge.draining and can_report(state, slot) and _may_leave(runner):
+        if runner.state.draining and can_report(state, slot) and _may_exit(runner):
             yield WorldStep(
-                f"runner {RUNNER_NAMES[slot]} leaves, another starts", True, partial(exit_runner, state, world, slot)
+                f"runner {RUNNER_NAMES[slot]} exits, another starts", True, partial(exit_runner, state, world, slot)
             )
         if runner.mode is not RunnerMode.HEALTHY:
             continue
-        for place in readable(runner.commands):
-            yield WorldStep(f"runner {RUNNER_NAMES[slot]} reads", True, partial(read_command, state, slot, place))
+        for position in readable(runner.commands):
+            yield WorldStep(f"runner {RUNNER_NAMES[slot]} reads", True, partial(read_command, state, slot, position))
 
 
-def _may_leave(runner: RunnerProcessState) -> bool:
-    """It leaves with an empty list; a deaf one, which nobody can tell to forget, once no worker is left."""
-    return is_empty(runner.charge) or (runner.mode is RunnerMode.NOT_RECEIVING and not any(runner.workers))
+def _may_exit(runner: RunnerProcessState) -> bool:
+    """Return whether a draining runner may exit: with no entries, or, if it cannot receive a forget, without workers."""
+    return is_empty(runner.state) or (runner.mode is RunnerMode.NOT_RECEIVING and not any(runner.workers))
 
 
 def _recovery_steps(state: WorldState) -> Iterator[WorldStep]:
     for slot, runner in enumerate(state.runners):
         name = RUNNER_NAMES[slot]
         if runner.mode is not RunnerMode.HEALTHY and not runner.never_recovers:
-            yield WorldStep(f"runner {name} is well again", True, partial(heal_runner, state, slot))
-        if runner.mode is RunnerMode.NOT_RECEIVING and not runner.never_recovers and not runner.charge.draining:
+            yield WorldStep(f"runner {name} recovers", True, partial(heal_runner, state, slot))
+        if runner.mode is RunnerMode.NOT_RECEIVING and not runner.never_recovers and not runner.state.draining:
             if runner.commands:
-                label = f"runner {name} is well again and listens from the end"
+                label = f"runner {name} recovers and reads from the end of its topic"
                 yield WorldStep(label, True, partial(heal_runner, state, slot, commands_lost=True))
-            yield WorldStep(
-                f"runner {name} finds that it is deaf, and will leave", True, partial(drain_runner, state, slot)
-            )
+            label = f"runner {name} notices that it receives no commands, and drains"
+            yield WorldStep(label, True, partial(drain_runner, state, slot))
         if (runner.mode is RunnerMode.CUT_OFF or is_kafka_away(state)) and any(runner.workers):
-            yield WorldStep(f"runner {name} ends its workers: cut off", True, partial(end_cut_off_workers, state, slot))
+            label = f"runner {name} is cut off and ends its workers"
+            yield WorldStep(label, True, partial(end_cut_off_workers, state, slot))
 
 
 def _workers(state: WorldState, world: WorldConfig) -> Iterator[WorldStep]:
@@ -160,13 +165,12 @@ def _workers(state: WorldState, world: WorldConfig) -> Iterator[WorldStep]:
             continue
         for index, worker in enumerate(runner.workers):
             if worker is not None:
-                yield WorldStep(
-                    f"a worker of {RUNNER_NAMES[slot]} goes on", True, partial(step_worker, state, world, slot, index)
-                )
+                label = f"a worker of runner {RUNNER_NAMES[slot]} continues"
+                yield WorldStep(label, True, partial(step_worker, state, world, slot, index))
 
 
 def generate_all_steps(state: WorldState, world: WorldConfig) -> Iterator[WorldStep]:
-    """`generate_steps`, and what befalls."""
+    """Yield the steps of `generate_steps`, then the faults."""
     yield from generate_steps(state, world)
     for label, after in generate_fault_steps(state, world):
         yield WorldStep(label, False, lambda after=after: after)

@@ -1,8 +1,8 @@
-"""A unit of time passes: who is well reports, everything else gets older. When it may pass: once all that is prompt is done."""
+"""A unit of time passes once nothing prompt is left to do: everything ages, then runners that can report do so."""
 
 from __future__ import annotations
 
-from tests.explorer.leader_steps import can_report, hear_runner
+from tests.explorer.leader_steps import can_report, receive_current_report
 from tests.explorer.state import LONG_AGO_S, TrackedFinding, WorldState, age_by_unit, is_kafka_away, replace
 from tests.invariants.simulation_state import RunnerMode
 
@@ -10,42 +10,44 @@ from vidflow.domain.leader import Cause, RunnerView
 
 
 def can_time_pass(state: WorldState, ticked: WorldState) -> bool:
-    """Whether nothing prompt is left to do: the leader has decided, the relay has published, the runners have read.
+    """Return whether nothing prompt is left to do: the leader has decided, the relay has published, the runners have read.
 
-    `ticked` is the state after one more tick of the leader. Results may be as slow as they like, and so may workers that have
-    frames to do; anything else that is slow is a fault ("slip").
+    `ticked` is the state after one more tick of the leader. Storing results and processing frames may take any time. Anything
+    else that is slow is a fault ("delay").
     """
     if state.pending_plan or ticked != state:
         return False
     if is_kafka_away(state):
         return True
     return not state.outbox and not any(
-        runner.mode is RunnerMode.HEALTHY and (runner.commands or any(one and one.finishing for one in runner.workers))
+        runner.mode is RunnerMode.HEALTHY
+        and (runner.commands or any(worker and worker.finishing for worker in runner.workers))
         for runner in state.runners
     )
 
 
 def advance_time(state: WorldState) -> WorldState:
-    """One unit later."""
+    """Return the state one unit of time later."""
     leader = state.leader
     views = tuple(
         (name, RunnerView(age_by_unit(view.last_seen_s), view.report, view.mark)) for name, view in leader.views
     )
-    found = tuple(one and _age_finding(one) for one in leader.findings)
+    findings = tuple(finding and _age_finding(finding) for finding in leader.findings)
+    commands_sent = frozenset((key, LONG_AGO_S) for key, _ in leader.commands_sent)
+    since_s = state.probes_received_since_s
     state = state._replace(
-        leader=leader._replace(
-            views=views, findings=found, commands_sent=frozenset((key, LONG_AGO_S) for key, _ in leader.commands_sent)
-        ),
-        probes_heard_since_s=None if state.probes_heard_since_s is None else age_by_unit(state.probes_heard_since_s),
+        leader=leader._replace(views=views, findings=findings, commands_sent=commands_sent),
+        probes_received_since_s=None if since_s is None else age_by_unit(since_s),
         rows=tuple(row if row.due else row._replace(due=True) for row in state.rows),
     )
     for slot in range(len(state.runners)):
         if can_report(state, slot):
-            state = hear_runner(state, slot)
+            state = receive_current_report(state, slot)
     return state
 
 
-def _age_finding(found: TrackedFinding) -> TrackedFinding:
-    if found.finding.cause not in {Cause.UNLISTED, Cause.RUNS_ON}:
-        return found
-    return found._replace(finding=replace(found.finding, since_s=age_by_unit(found.finding.since_s)))
+def _age_finding(tracked: TrackedFinding) -> TrackedFinding:
+    finding = tracked.finding
+    if finding.cause not in {Cause.UNLISTED, Cause.RUNS_ON}:
+        return tracked
+    return tracked._replace(finding=replace(finding, since_s=age_by_unit(finding.since_s)))

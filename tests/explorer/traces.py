@@ -1,4 +1,4 @@
-"""A way through the states, written for a person: after each step what it changed, in the words of the glossary."""
+"""Format a trace for people: each step, and below it what the step changed."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from tests.explorer.state import RUNNER_NAMES, ScenarioRow, WorldState
 
 from vidflow.domain.leader import RunnerView
 from vidflow.domain.messages import Command, Deploy, End, Entry, Frame, Gap, Report, Result
-from vidflow.domain.scenario import State as Stage
+from vidflow.domain.scenario import State
 
 
 def format_trace(failure: Failure) -> Iterator[str]:
-    """The steps of the way to a failure, numbered, each with what it changed."""
+    """Yield the lines of a failure's trace: the numbered steps, each with what it changed, then the failure."""
     before = summary(failure.trace[0][1])
     for number, (label, state) in enumerate(failure.trace):
         if number:
@@ -28,36 +28,36 @@ def format_trace(failure: Failure) -> Iterator[str]:
 
 
 def summary(state: WorldState) -> dict[str, str]:
-    """What there is, part by part; what is empty is left out."""
+    """Return a description of each part of the state. Empty parts are left out."""
     parts: dict[str, str] = {}
     for index, row in enumerate(state.rows):
         parts[f"scenario {index}"] = _row(row)
-        parts[f"results of {index} in Kafka"] = ", ".join(_result(message) for message in state.logs[index])
-    parts["outbox"] = ", ".join(f"{_command(command)} for {name}" for name, command in state.outbox)
+        parts[f"results of scenario {index} in Kafka"] = ", ".join(_result(message) for message in state.logs[index])
+    parts["outbox"] = ", ".join(f"{_command(command)} for runner {name}" for name, command in state.outbox)
     for name, runner in zip(RUNNER_NAMES, state.runners, strict=False):
         workers = [
-            f"{worker.epoch} before frame {worker.next_frame}"
-            + (f", to finish: {worker.finishing}" if worker.finishing else "")
+            f"epoch {worker.epoch} before frame {worker.next_frame}"
+            + (f", finishing: {worker.finishing}" if worker.finishing else "")
             for worker in runner.workers
             if worker
         ]
-        parts[f"runner {name}"] = f"{runner.mode}{', draining' if runner.charge.draining else ''}"
-        parts[f"runner {name} lists"] = _entries(runner.charge.entries)
-        parts[f"workers of {name}"] = "; ".join(workers)
-        parts[f"commands for {name}"] = ", ".join(map(_command, runner.commands))
+        parts[f"runner {name}"] = f"{runner.mode}{', draining' if runner.state.draining else ''}"
+        parts[f"runner {name} lists"] = _entries(runner.state.entries)
+        parts[f"workers of runner {name}"] = "; ".join(workers)
+        parts[f"commands for runner {name}"] = ", ".join(map(_command, runner.commands))
     for name, view in state.leader.views:
-        parts[f"the leader knows of {name}"] = _view(view)
-    for index, found in enumerate(state.leader.findings):
-        if found:
-            text = f"{found.finding.cause} (epoch {found.finding.epoch}), {sum(found.results_left)} results to be caught up with"
-            parts[f"the leader found of {index}"] = text
-    if state.probes_heard_since_s is None:
-        parts["Kafka"] = "away"
+        parts[f"the leader's view of runner {name}"] = _view(view)
+    for index, tracked in enumerate(state.leader.findings):
+        if tracked:
+            text = f"{tracked.finding.cause} (epoch {tracked.finding.epoch}), {sum(tracked.results_left)} results not stored yet"
+            parts[f"the leader's finding for scenario {index}"] = text
+    if state.probes_received_since_s is None:
+        parts["Kafka"] = "unreachable"
     if state.pending_plan:
         parts["the leader will write"] = ", ".join(event.kind for _, event in state.pending_plan.events)
     if state.delayed_copy:
         copy = state.delayed_copy.copy
-        parts["a copy is kept"] = f"{_entries(copy.entries) if isinstance(copy, Report) else _command(copy)}"
+        parts["copy to be delivered"] = f"{_entries(copy.entries) if isinstance(copy, Report) else _command(copy)}"
     if state.backup and state.backup.rows:
         parts["backup"] = "; ".join(_row(row) for row in state.backup.rows)
     return {name: text for name, text in parts.items() if text}
@@ -70,40 +70,43 @@ def _row(row: ScenarioRow) -> str:
         text += f", runner {scenario.runner}"
     if scenario.outcome:
         text += f", {scenario.outcome}"
-    if scenario.state is Stage.INIT_STARTUP and not row.due:
+    if scenario.state is State.INIT_STARTUP and not row.due:
         text += ", not due"
     if progress.end_epoch is not None:
-        text += f", end of {progress.end_epoch}: {progress.end_reason}"
+        text += f", end of epoch {progress.end_epoch}: {progress.end_reason}"
     if progress.hole_epoch is not None:
-        text += f", hole in {progress.hole_epoch}"
+        text += f", hole in epoch {progress.hole_epoch}"
     return text
 
 
 def _result(message: Result) -> str:
     match message:
         case Frame():
-            return f"frame {message.frame_number} of {message.epoch}"
+            return f"frame {message.frame_number} of epoch {message.epoch}"
         case End():
-            return f"end of {message.epoch} ({message.reason})"
+            return f"end of epoch {message.epoch} ({message.reason})"
         case Gap():
-            return f"gap of {message.epoch} behind {message.after_frame}"
+            return f"gap of epoch {message.epoch} after {message.after_frame}"
         case _:
-            return "opened"
+            return "source opened"
 
 
 def _command(command: Command) -> str:
     name = type(command).__name__.lower().removesuffix("work")
     if isinstance(command, Deploy):
-        return f"deploy {command.epoch} from frame {command.resume.next_frame}"
-    return f"{name} {getattr(command, 'epoch', '')}".strip()
+        return f"deploy epoch {command.epoch} from frame {command.resume.next_frame}"
+    epoch = getattr(command, "epoch", None)
+    return name if epoch is None else f"{name} epoch {epoch}"
 
 
 def _entries(entries: tuple[Entry, ...]) -> str:
-    return ", ".join(f"{one.epoch} {'running' if one.is_running else f'ended: {one.reason}'}" for one in entries)
+    return ", ".join(
+        f"epoch {entry.epoch} {'running' if entry.is_running else f'ended: {entry.reason}'}" for entry in entries
+    )
 
 
 def _view(view: RunnerView) -> str:
-    text = "nothing yet" if view.report is None else _entries(view.report.entries) or "an empty list"
+    text = "no report" if view.report is None else _entries(view.report.entries) or "no entries"
     if view.report is not None and view.report.draining:
         text += ", draining"
     if view.last_seen_s < 0:

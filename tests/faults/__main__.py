@@ -1,6 +1,6 @@
-"""The fault matrix, the soak and the deliberate breaks as commands that print a table.
+"""Run the fault matrix, the soak or the mutations, and print a table.
 
-The first two print their seed, which plays the same blows again.
+The matrix and the soak print their seed. The same seed repeats the same faults in the same order.
 
 python -m tests.faults matrix [--seed S] [--only "kill runner, kafka"] [--freeze-s 30]
 python -m tests.faults chaos  [--seed S] [--minutes N]
@@ -32,52 +32,53 @@ def main() -> None:
     for name, run in {"matrix": run_matrix, "chaos": run_chaos}.items():
         command = commands.add_parser(name)
         command.add_argument("--seed", type=int, default=random.randrange(HIGHEST_SEED))  # noqa: S311
-        command.add_argument("--keep-log", type=Path, help="a file for what the roles and the stack said")
+        command.add_argument(
+            "--keep-log", type=Path, help="write the log lines of all roles and the stack to this file"
+        )
         command.set_defaults(run=run)
         if name == "matrix":
-            command.add_argument("--only", default="", help="which cases: 'kill runner, kafka'")
+            command.add_argument("--only", default="", help="cases to run, such as 'kill runner, kafka'")
             command.add_argument("--freeze-s", type=float, default=matrix.FREEZE_S)
         else:
             command.add_argument("--minutes", type=float, default=30.0)
     command = commands.add_parser("breaks")
-    command.add_argument("--only", default="", help="rules that have one of these words: 'fence, cursor'")
-    command.add_argument("--sound", action="store_true", help="the same cases with no rule broken: all must hold")
+    command.add_argument("--only", default="", help="mutations whose rule contains one of these words: 'fence, cursor'")
+    command.add_argument("--sound", action="store_true", help="run the same cases without a mutation: all must hold")
     command.set_defaults(run=run_mutations, seed=None)
-    given = arguments.parse_args()
-    print_line(
-        f"{platform.platform()}, {os.cpu_count()} cores" + ("" if given.seed is None else f", seed {given.seed}")
-    )
+    options = arguments.parse_args()
+    seed = "" if options.seed is None else f", seed {options.seed}"
+    print_line(f"{platform.platform()}, {os.cpu_count()} cores{seed}")
     with tempfile.TemporaryDirectory(prefix="vidflow-faults-", ignore_cleanup_errors=True) as folder:
-        Path(folder).chmod(0o755)  # a server that runs as another user must find its own folder in it
-        given.run(given, Path(folder))
+        Path(folder).chmod(0o755)  # servers that run as another user must reach their own folders in it
+        options.run(options, Path(folder))
 
 
-def run_matrix(given: argparse.Namespace, folder: Path) -> None:
-    done = [workloads.slow(folder, 240), workloads.sampled(folder, 60)]
-    with run_system(folder / "data", done, log=given.keep_log) as now:
+def run_matrix(options: argparse.Namespace, folder: Path) -> None:
+    works = [workloads.slow(folder, 240), workloads.sampled(folder, 60)]
+    with run_system(folder / "data", works, log=options.keep_log) as system:
         print_line(matrix.HEADER)
-        for row in matrix.run_cases(now, matrix.cases(given.only), done, given.seed, given.freeze_s):
+        for row in matrix.run_cases(system, matrix.cases(options.only), works, options.seed, options.freeze_s):
             print_line(matrix.line(row))
 
 
-def run_chaos(given: argparse.Namespace, folder: Path) -> None:
-    done = [workloads.slow(folder, 60), workloads.slow(folder, 200), workloads.sampled(folder, 100)]
-    done += [workloads.bottles(SHARED)] if SHARED.is_dir() else []
-    with run_system(folder / "data", done, log=given.keep_log) as now:
-        print_line(chaos.table(chaos.soak(now, done, given.minutes, given.seed)))
+def run_chaos(options: argparse.Namespace, folder: Path) -> None:
+    works = [workloads.slow(folder, 60), workloads.slow(folder, 200), workloads.sampled(folder, 100)]
+    works += [workloads.bottles(SHARED)] if SHARED.is_dir() else []
+    with run_system(folder / "data", works, log=options.keep_log) as system:
+        print_line(chaos.table(chaos.soak(system, works, options.minutes, options.seed)))
 
 
-def run_mutations(given: argparse.Namespace, folder: Path) -> None:
-    these = mutation_testing.select_cases(given.only)
-    these = mutation_testing.without_mutations(these) if given.sound else these
-    felt: set[str] = set()
-    with ExitStack() as end:
-        bench = mutation_testing.MutationTester(folder, end)
-        print_line(f"{'without the rule':62} {'what befalls':44} {'s':>5}  what a check says")
-        for one, case, said, seconds in mutation_testing.run_mutation_cases(bench, these):
-            felt |= {one.mutation.rule} if said is not None else set()
-            print_line(mutation_testing.line(one, case, said, seconds))
-    print_line(f"{len(felt)} of {len({one.mutation.rule for one in these})} are felt")
+def run_mutations(options: argparse.Namespace, folder: Path) -> None:
+    selected = mutation_testing.select_cases(options.only)
+    selected = mutation_testing.without_mutations(selected) if options.sound else selected
+    caught: set[str] = set()
+    with ExitStack() as exit_stack:
+        tester = mutation_testing.MutationTester(folder, exit_stack)
+        print_line(f"{'rule removed':62} {'fault':44} {'s':>5}  what a check reports")
+        for tested, case, failure, seconds in mutation_testing.run_mutation_cases(tester, selected):
+            caught |= {tested.mutation.rule} if failure is not None else set()
+            print_line(mutation_testing.line(tested, case, failure, seconds))
+    print_line(f"{len(caught)} of {len({tested.mutation.rule for tested in selected})} are caught")
 
 
 def print_line(line: str) -> None:

@@ -1,4 +1,4 @@
-"""A random soak: scenarios by the hundred, blows every few seconds on whoever is there, two at once too, all checks at the end."""
+"""A random soak: hundreds of scenarios, faults every few seconds, up to two at once, and all checks at the end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.faults.workloads import Workload
 PARALLEL_FAULTS: Final = 2
 PAUSE_S: Final = (0.5, 4.0)
 FREEZE_S: Final = (0.5, 12.0)
-"""From what nobody notices to what outlasts every lease."""
+"""The range of freezes, from unnoticeable to longer than every lease."""
 MAX_UNFINISHED: Final = 8
 STOPPED_SHARE: Final = 0.15
 POLL_S: Final = 0.5
@@ -29,7 +29,10 @@ SETTLE_LIMIT_S: Final = 300.0
 
 @dataclass
 class SoakResult:
-    """What a soak did. `unanswered`: births that nobody was told of."""
+    """What a soak did.
+
+    `missed` counts faults whose victim did not exist. `unanswered` counts requests for a scenario without a successful answer.
+    """
 
     seconds: float = 0.0
     faults: Counter[str] = field(default_factory=Counter)
@@ -38,27 +41,32 @@ class SoakResult:
     totals: checks.CheckTotals | None = None
 
 
-def soak(scene: SystemUnderTest, works: Sequence[Workload], minutes: float, seed: int) -> SoakResult:
-    """Lets clients work and chance strike for so long, waits until all is over, and checks. Raises what a check raises."""
-    done, over = SoakResult(), threading.Event()
-    began_s = time.monotonic()
+def soak(system: SystemUnderTest, works: Sequence[Workload], minutes: float, seed: int) -> SoakResult:
+    """Run clients and random faults for `minutes`, wait until every scenario is inactive, then make all checks.
+
+    Raises the error of a failed check.
+    """
+    result, over = SoakResult(), threading.Event()
+    started_s = time.monotonic()
     with ThreadPoolExecutor(PARALLEL_FAULTS + 1, thread_name_prefix="chaos") as threads:
-        bodies = [partial(_clients, scene, works, seed, over, done)]
-        bodies += [partial(_inject_faults, scene, f"{seed} {number}", over, done) for number in range(PARALLEL_FAULTS)]
+        bodies = [partial(_clients, system, works, seed, over, result)]
+        bodies += [
+            partial(_inject_faults, system, f"{seed} {number}", over, result) for number in range(PARALLEL_FAULTS)
+        ]
         running = [threads.submit(_until_over, body, over) for body in bodies]
         over.wait(minutes * 60)
         over.set()
-        for each in running:
-            each.result()
-    scene.wait_until_recovered()
-    scene.wait_until_all_inactive(SETTLE_LIMIT_S)
-    done.totals = checks.check_all(scene)
-    done.seconds = time.monotonic() - began_s
-    return done
+        for future in running:
+            future.result()
+    system.wait_until_recovered()
+    system.wait_until_all_inactive(SETTLE_LIMIT_S)
+    result.totals = checks.check_all(system)
+    result.seconds = time.monotonic() - started_s
+    return result
 
 
 def _until_over(body: Callable[[], None], over: threading.Event) -> None:
-    """Runs the body; its end, by an error, is the end of the others too."""
+    """Run the body. When it ends, also by an error, the other bodies end too."""
     try:
         body()
     finally:
@@ -66,42 +74,44 @@ def _until_over(body: Callable[[], None], over: threading.Event) -> None:
 
 
 def _clients(
-    scene: SystemUnderTest, works: Sequence[Workload], seed: int, over: threading.Event, done: SoakResult
+    system: SystemUnderTest, works: Sequence[Workload], seed: int, over: threading.Event, result: SoakResult
 ) -> None:
-    """Keeps some scenarios unfinished, and asks now and then for the end of one."""
+    """Keep up to `MAX_UNFINISHED` scenarios unfinished, and shut some of them down early."""
     chance = random.Random(f"{seed} clients")  # noqa: S311
     while not over.wait(POLL_S):
-        unfinished = scene.count_unfinished()
+        unfinished = system.count_unfinished()
         for _ in range(MAX_UNFINISHED - (MAX_UNFINISHED if unfinished is None else unfinished)):
-            uuid = scene.try_create_scenario(chance.choice(works))
-            done.unanswered += uuid is None
+            uuid = system.try_create_scenario(chance.choice(works))
+            result.unanswered += uuid is None
             if uuid is not None and chance.random() < STOPPED_SHARE:
                 over.wait(chance.uniform(0, 4))
-                scene.request_shutdown(uuid)
+                system.request_shutdown(uuid)
 
 
-def _inject_faults(scene: SystemUnderTest, seed: str, over: threading.Event, done: SoakResult) -> None:
+def _inject_faults(system: SystemUnderTest, seed: str, over: threading.Event, result: SoakResult) -> None:
     chance = random.Random(seed)  # noqa: S311
     victims, faults = list(Victim), list(Fault)
     while not over.wait(chance.uniform(*PAUSE_S)):
         victim, fault, freeze_s = chance.choice(victims), chance.choice(faults), chance.uniform(*FREEZE_S)
-        pids = find_victim(scene.processes, victim, chance)
+        pids = find_victim(system.processes, victim, chance)
         if inject(fault, victim, pids, freeze_s) is None:
-            done.missed += 1
+            result.missed += 1
         else:
-            done.faults[f"{fault} {victim}"] += 1
+            result.faults[f"{fault} {victim}"] += 1
 
 
-def table(done: SoakResult) -> str:
-    """What came of it, for people."""
-    assert done.totals is not None
+def table(result: SoakResult) -> str:
+    """Return the result as text: a table of the faults, and a line of totals."""
+    assert result.totals is not None
     lines = [f"{'':12}" + "".join(f"{fault:>8}" for fault in Fault)]
-    lines += [f"{victim:12}" + "".join(f"{done.faults[f'{fault} {victim}']:8}" for fault in Fault) for victim in Victim]
-    sums = done.totals
+    lines += [
+        f"{victim:12}" + "".join(f"{result.faults[f'{fault} {victim}']:8}" for fault in Fault) for victim in Victim
+    ]
+    totals = result.totals
     lines.append(
-        f"{done.seconds / 60:.1f} min, {sums.scenarios} scenarios, {done.faults.total()} faults, {sums.frames} frames, "
-        f"{sums.duplicate_frames} sent again and absorbed, {sums.losses} losses and {sums.requeues} returns, "
-        f"{done.unanswered} births unanswered, "
-        f"frames lost: {sums.frames_missing}"
+        f"{result.seconds / 60:.1f} min, {totals.scenarios} scenarios, {result.faults.total()} faults, "
+        f"{totals.frames} frames, {totals.duplicate_frames} duplicate frames dropped, "
+        f"{totals.losses} losses, {totals.requeues} requeues, {result.unanswered} requests unanswered, "
+        f"{totals.frames_missing} frames lost"
     )
     return "\n".join(lines)

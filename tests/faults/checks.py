@@ -1,4 +1,7 @@
-"""What must hold after any fault, by the numbers of the invariants: in the tables and for those who read. More: silence.py, trails.py."""
+"""What must hold after any fault, by the numbers of the invariants: in the tables, and in what clients read.
+
+The checks of the topics and of the trail are in topic_checks.py and trail_checks.py.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,11 @@ Connection = psycopg.Connection[Any]
 
 @dataclass(frozen=True)
 class CheckTotals:
-    """What was looked at: frames read, missing of those that completed ones should have, and sent beyond those that were read."""
+    """Totals over the checked scenarios.
+
+    `frames` were read over HTTP; `frames_missing` are those that completed scenarios lack; `duplicate_frames` were sent beyond those
+    that were read.
+    """
 
     scenarios: int
     frames: int
@@ -38,152 +45,156 @@ class CheckTotals:
 
 @dataclass(frozen=True)
 class FrameCounts:
-    """Frames of one scenario: read, and missing."""
+    """The frames of one scenario that were read, and that are missing."""
 
     read: int
     missing: int
 
 
-def check_all(scene: SystemUnderTest) -> CheckTotals:
-    """Waits until all is over, then makes all checks, of every scenario that the tables know and that was not yet looked at."""
-    scene.wait_until_all_inactive()
-    with scene.connect() as tables:
-        tables.row_factory = namedtuple_row
-        uuids = [uuid for uuid in check_1_created(tables, scene.created) if uuid not in scene.checked]
-        read = lost = 0
+def check_all(system: SystemUnderTest) -> CheckTotals:
+    """Wait until every scenario is inactive, then make all checks on those in the tables that were not checked before."""
+    system.wait_until_all_inactive()
+    with system.connect() as connection:
+        connection.row_factory = namedtuple_row
+        uuids = [uuid for uuid in check_1_created(connection, system.created) if uuid not in system.checked]
+        read = missing = 0
         for uuid in uuids:
-            check_3_history(tables, uuid)
-            check_4_epochs(tables, uuid)
-            check_5_rows(tables, uuid)
-            found = check_6_to_8_frames(scene, tables, uuid)
-            read, lost = read + found.read, lost + found.missing
-        check_2_outbox(tables)
-        check_7_quiescence(scene.processes)
-        check_trails(scene, uuids)
-        scene.checked.update(uuids)
-        absorbed = count_frames_sent(scene.processes, uuids) - read
-        return CheckTotals(len(uuids), read, lost, absorbed, *_count_losses_and_requeues(tables, uuids))
+            check_3_history(connection, uuid)
+            check_4_epochs(connection, uuid)
+            check_5_rows(connection, uuid)
+            counts = check_6_to_8_frames(system, connection, uuid)
+            read, missing = read + counts.read, missing + counts.missing
+        check_2_outbox(connection)
+        check_7_quiescence(system.processes)
+        check_trails(system, uuids)
+        system.checked.update(uuids)
+        duplicates = count_frames_sent(system.processes, uuids) - read
+        return CheckTotals(len(uuids), read, missing, duplicates, *_count_losses_and_requeues(connection, uuids))
 
 
-def check_1_created(tables: Connection, born: Collection[str]) -> list[str]:
-    """What a client was told exists is there. (There may be more: births whose answer was lost.)"""
-    uuids = [str(row.scenario_uuid) for row in tables.execute("SELECT scenario_uuid FROM scenarios")]
-    if lost := set(born) - set(uuids):
-        raise violation(1, f"clients were told of scenarios that are not there: {lost}")
+def check_1_created(connection: Connection, created: Collection[str]) -> list[str]:
+    """Every scenario confirmed to a client exists. Return all scenarios: there may be more, whose answer was lost."""
+    uuids = [str(row.scenario_uuid) for row in connection.execute("SELECT scenario_uuid FROM scenarios")]
+    if missing := set(created) - set(uuids):
+        raise violation(1, f"scenarios confirmed to clients do not exist: {missing}")
     return uuids
 
 
-def check_2_outbox(tables: Connection) -> None:
-    """Every row reached Kafka. (The leader may add a ping at any moment: hence a wait for one without any that waits.)"""
+def check_2_outbox(connection: Connection) -> None:
+    """Every outbox row reached Kafka. Waits, because the leader may add a ping at any moment."""
 
     def is_empty() -> bool:
-        [row] = tables.execute("SELECT count(*) AS waiting FROM outbox WHERE published_at IS NULL AND error IS NULL")
+        [row] = connection.execute(
+            "SELECT count(*) AS waiting FROM outbox WHERE published_at IS NULL AND error IS NULL"
+        )
         return bool(row.waiting == 0)
 
     wait_until(is_empty, "invariant 2: the outbox is empty", OUTBOX_LIMIT_S)
-    if aside := tables.execute("SELECT topic, error FROM outbox WHERE error IS NOT NULL").fetchall():
-        raise violation(2, f"set aside: {aside}")
+    if rejected := connection.execute("SELECT topic, error FROM outbox WHERE error IS NOT NULL").fetchall():
+        raise violation(2, f"outbox rows with errors: {rejected}")
 
 
-def check_3_history(tables: Connection, uuid: str) -> None:
-    """The history is one path along the transition table, from birth to inactive, which is for ever."""
-    history = _history(tables, uuid)
-    scenario = _one(tables, "SELECT state, outcome, error FROM scenarios WHERE scenario_uuid = %s", uuid)
+def check_3_history(connection: Connection, uuid: str) -> None:
+    """The history is one path along the transition table, from the creation to inactive, which is final."""
+    history = _history(connection, uuid)
+    scenario = _one(connection, "SELECT state, outcome, error FROM scenarios WHERE scenario_uuid = %s", uuid)
     if [row.number for row in history] != list(range(history[0].number, history[0].number + len(history))):
-        raise violation(3, f"{uuid}: moves are missing: {history}")
+        raise violation(3, f"{uuid}: transitions are missing: {history}")
     if history[0].from_state is not None or history[0].to_state != State.INIT_STARTUP:
-        raise violation(3, f"{uuid}: born by {history[0]}")
+        raise violation(3, f"{uuid}: the history starts with {history[0]}")
     for before, move in pairwise(history):
         if move.from_state != before.to_state or (State(move.from_state), State(move.to_state)) not in LEGAL_MOVES:
-            raise violation(3, f"{uuid}: {move} behind {before}")
+            raise violation(3, f"{uuid}: illegal transition {move} after {before}")
     if not history[-1].to_state == scenario.state == State.INACTIVE:
-        raise violation(3, f"{uuid} is {scenario.state}, and its history ends with {history[-1]}")
+        raise violation(3, f"{uuid} is {scenario.state}, but its history ends with {history[-1]}")
 
 
-def check_4_epochs(tables: Connection, uuid: str) -> None:
-    """Each deployment raises the epoch, nothing else does, and no row is of an epoch that was over before the row ahead of it."""
-    given = [0]
-    for move in _history(tables, uuid):
+def check_4_epochs(connection: Connection, uuid: str) -> None:
+    """Only deployments change the epoch, and each raises it. The epochs of the rows never fall and were all assigned."""
+    assigned = [0]
+    for move in _history(connection, uuid):
         if move.to_state == State.IN_STARTUP_PROCESSING:
-            if move.epoch <= given[-1]:
-                raise violation(4, f"{uuid}: epoch {move.epoch} behind {given[-1]}")
-            given.append(move.epoch)
-        elif move.epoch != given[-1]:
-            raise violation(4, f"{uuid}: {move} within epoch {given[-1]}")
-    stored = [row.epoch for row in _rows(tables, uuid)]
-    if stored != sorted(stored) or not set(stored) <= set(given):
-        raise violation(4, f"{uuid}: rows of the epochs {sorted(set(stored))}, given out: {given}")
-    progress = _progress(tables, uuid)
-    if progress.epoch != given[-1]:
-        raise violation(4, f"{uuid}: progress at epoch {progress.epoch}, given out: {given}")
+            if move.epoch <= assigned[-1]:
+                raise violation(4, f"{uuid}: epoch {move.epoch} assigned after {assigned[-1]}")
+            assigned.append(move.epoch)
+        elif move.epoch != assigned[-1]:
+            raise violation(4, f"{uuid}: {move} during epoch {assigned[-1]}")
+    stored = [row.epoch for row in _rows(connection, uuid)]
+    if stored != sorted(stored) or not set(stored) <= set(assigned):
+        raise violation(4, f"{uuid}: rows of the epochs {sorted(set(stored))}, assigned: {assigned}")
+    progress = _progress(connection, uuid)
+    if progress.epoch != assigned[-1]:
+        raise violation(4, f"{uuid}: progress at epoch {progress.epoch}, assigned: {assigned}")
 
 
-def check_5_rows(tables: Connection, uuid: str) -> None:
-    """One row for each number from 0, as many as the progress says, in the order of the source."""
-    rows = _rows(tables, uuid)
-    if [row.frame_number for row in rows] != list(range(_progress(tables, uuid).next_frame)):
-        raise violation(5, f"{uuid}: next_frame {_progress(tables, uuid).next_frame}, rows {_numbers(rows)}")
-    if any(one.pts >= other.pts for one, other in pairwise(rows)):
-        raise violation(5, f"{uuid}: a frame took another moment's place")
+def check_5_rows(connection: Connection, uuid: str) -> None:
+    """The rows are numbered from 0 without gaps, as many as the progress says, in the order of the source."""
+    rows = _rows(connection, uuid)
+    if [row.frame_number for row in rows] != list(range(_progress(connection, uuid).next_frame)):
+        raise violation(5, f"{uuid}: next_frame {_progress(connection, uuid).next_frame}, rows {_numbers(rows)}")
+    if any(row.pts >= next_row.pts for row, next_row in pairwise(rows)):
+        raise violation(5, f"{uuid}: pts do not rise with the frame numbers")
 
 
-def check_6_to_8_frames(scene: SystemUnderTest, tables: Connection, uuid: str) -> FrameCounts:
-    """Who reads it finds what an undisturbed run saw, and what a request for a shutdown was told is what became of it."""
+def check_6_to_8_frames(system: SystemUnderTest, connection: Connection, uuid: str) -> FrameCounts:
+    """A client reads what an undisturbed run gave, and the outcome is the one that the shutdown request returned."""
     query = "SELECT outcome, error, source, model, fps FROM scenarios WHERE scenario_uuid = %s"
-    scenario = _one(tables, query, uuid)
-    told = scene.reported_outcomes.get(uuid, scenario.outcome)
+    scenario = _one(connection, query, uuid)
+    reported = system.reported_outcomes.get(uuid, scenario.outcome)
     if scenario.outcome == Outcome.FAILED:
-        raise violation(8, f"{uuid} failed, and its work is healthy: {scenario.error}; {_history(tables, uuid)}")
-    if scenario.outcome != told:
-        raise violation(3, f"{uuid}: a client was told {told}, and it is {scenario.outcome}")
-    if not _progress(tables, uuid).closed:
-        raise violation(6, f"{uuid} is inactive and not closed")
-    frames, expected = scene.vidflow.frames(uuid), _expected(scene, scenario)
+        raise violation(
+            8, f"{uuid} failed although its work is healthy: {scenario.error}; {_history(connection, uuid)}"
+        )
+    if scenario.outcome != reported:
+        raise violation(3, f"{uuid}: outcome {reported} was reported to a client, but it is {scenario.outcome}")
+    if not _progress(connection, uuid).closed:
+        raise violation(6, f"{uuid} is inactive but not closed")
+    frames, expected = system.vidflow.frames(uuid), _expected(system, scenario)
     check_frames(uuid, scenario.outcome, frames, expected)
     return FrameCounts(len(frames), len(expected) - len(frames) if scenario.outcome == Outcome.COMPLETED else 0)
 
 
 def check_frames(uuid: str, outcome: str, frames: Frames, expected: Frames) -> None:
-    """All that an undisturbed run saw where it completed, the beginning of it where it was stopped; nothing else."""
+    """A completed scenario has all frames of an undisturbed run, a stopped one has the first of them."""
     if outcome == Outcome.COMPLETED and len(frames) != len(expected):
         raise violation(6, f"{uuid} is completed with {len(frames)} of {len(expected)} frames")
     if len(frames) > len(expected):
-        raise violation(5, f"{uuid} has {len(frames)} frames, and there are {len(expected)}")
+        raise violation(5, f"{uuid} has {len(frames)} frames, more than the {len(expected)} of an undisturbed run")
     for frame, undisturbed in zip(frames, expected, strict=False):
         if frame != undisturbed:
-            raise violation(8, f"{uuid}: {frame} is stored; undisturbed it is {undisturbed}")
+            raise violation(8, f"{uuid}: {frame} is stored, an undisturbed run gives {undisturbed}")
 
 
-def _expected(scene: SystemUnderTest, scenario: Any) -> Frames:
-    for work, frames in scene.reference_frames.items():
+def _expected(system: SystemUnderTest, scenario: Any) -> Frames:
+    for work, frames in system.reference_frames.items():
         if _key(work) == (scenario.source, scenario.model, scenario.fps):
             return frames
-    raise violation(1, f"nobody asked for {scenario}")
+    raise violation(1, f"no client created {scenario}")
 
 
 def _key(work: Workload) -> tuple[str, str, str]:
     return str(work.source), work.model, str(work.fps)
 
 
-def _history(tables: Connection, uuid: str) -> list[Any]:
-    return tables.execute(
+def _history(connection: Connection, uuid: str) -> list[Any]:
+    return connection.execute(
         "SELECT number, from_state, to_state, epoch, attempt, reason FROM scenario_history"
         " WHERE scenario_uuid = %s ORDER BY number",
         (uuid,),
     ).fetchall()
 
 
-def _rows(tables: Connection, uuid: str) -> list[Any]:
+def _rows(connection: Connection, uuid: str) -> list[Any]:
     query = "SELECT frame_number, epoch, pts FROM scenario_results WHERE scenario_uuid = %s ORDER BY frame_number"
-    return tables.execute(query, (uuid,)).fetchall()
+    return connection.execute(query, (uuid,)).fetchall()
 
 
-def _progress(tables: Connection, uuid: str) -> Any:
-    return _one(tables, "SELECT next_frame, epoch, closed FROM scenario_progress WHERE scenario_uuid = %s", uuid)
+def _progress(connection: Connection, uuid: str) -> Any:
+    return _one(connection, "SELECT next_frame, epoch, closed FROM scenario_progress WHERE scenario_uuid = %s", uuid)
 
 
-def _one(tables: Connection, query: str, uuid: str) -> Any:
-    [row] = tables.execute(query, (uuid,)).fetchall()
+def _one(connection: Connection, query: str, uuid: str) -> Any:
+    [row] = connection.execute(query, (uuid,)).fetchall()
     return row
 
 
@@ -192,12 +203,12 @@ def _numbers(rows: list[Any]) -> str:
     return f"{len(numbers)} from {min(numbers, default=None)} to {max(numbers, default=None)}"
 
 
-def _count_losses_and_requeues(tables: Connection, uuids: list[str]) -> tuple[int, int]:
-    """How often a deployment was lost, and how often one came back that had not failed."""
-    [row] = tables.execute(
-        "SELECT count(*) FILTER (WHERE attempt > 0) AS losses, count(*) FILTER (WHERE attempt = 0) AS returns"
+def _count_losses_and_requeues(connection: Connection, uuids: list[str]) -> tuple[int, int]:
+    """Return how often a deployment was lost, and how often one was requeued without a failure."""
+    [row] = connection.execute(
+        "SELECT count(*) FILTER (WHERE attempt > 0) AS losses, count(*) FILTER (WHERE attempt = 0) AS requeues"
         " FROM scenario_history"
         " WHERE from_state IS NOT NULL AND to_state = 'init_startup' AND scenario_uuid = ANY(%s::uuid[])",
         (uuids,),
     )
-    return row.losses, row.returns
+    return row.losses, row.requeues

@@ -1,10 +1,10 @@
-/* Moves the wall clock of one program, while it runs: to be preloaded (clocks.py builds it). Monotonic clocks are untouched.
+/* A preload library that moves the wall clock of a running program. clocks.py builds it. Monotonic clocks are not affected.
  *
- * The program's clock is a file of the folder VIDFLOW_CLOCKS, named by VIDFLOW_CLOCK or else as the program itself: two
- * numbers, by how many nanoseconds it is moved, and how often a moved time was given out. Without the file nothing moves.
+ * The clock is a file in the folder VIDFLOW_CLOCKS. Its name is VIDFLOW_CLOCK, or the name of the program. It holds two
+ * numbers: the offset in nanoseconds, and how often a moved time was returned. Without the file the clock is not moved.
  *
- * The kernel's clock stands where it was, so waits until a moment of the wall clock are answered here, in slices: a moved
- * clock moves their ends, as a real one's jump does. */
+ * The kernel's clock does not move, so waits until a wall-clock time are replaced by waits in slices on the monotonic
+ * clock. They end when the moved clock reaches that time, as they do when a kernel's clock jumps. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -24,9 +24,9 @@
 #define COND_IS_MONOTONIC 2 /* glibc's bit for pthread_condattr_setclock */
 
 struct clock {
-    long long moved, felt;
+    long long offset, reads;
 };
-static struct clock *mine;
+static struct clock *program_clock;
 
 __attribute__((constructor)) static void find_clock(void) {
     const char *folder = getenv("VIDFLOW_CLOCKS"), *name = getenv("VIDFLOW_CLOCK");
@@ -37,25 +37,25 @@ __attribute__((constructor)) static void find_clock(void) {
     int file = open(path, O_RDWR | O_CLOEXEC);
     if (file < 0)
         return;
-    void *found = mmap(NULL, sizeof *mine, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    void *memory = mmap(NULL, sizeof *program_clock, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     close(file);
-    if (found != MAP_FAILED)
-        mine = found;
+    if (memory != MAP_FAILED)
+        program_clock = memory;
 }
 
-static void of(long long ns, struct timespec *to) {
+static void to_timespec(long long ns, struct timespec *to) {
     to->tv_sec = ns / SECOND;
     to->tv_nsec = ns % SECOND;
 }
 
-static long long in_ns(const struct timespec *from) { return from->tv_sec * SECOND + from->tv_nsec; }
+static long long to_ns(const struct timespec *from) { return from->tv_sec * SECOND + from->tv_nsec; }
 
 int clock_gettime(clockid_t id, struct timespec *to) {
-    int failed = syscall(SYS_clock_gettime, id, to); /* neither the vDSO nor dlsym: nothing that calls back here */
-    long long moved = mine ? __atomic_load_n(&mine->moved, __ATOMIC_RELAXED) : 0;
-    if (!failed && moved && (id == CLOCK_REALTIME || id == CLOCK_REALTIME_COARSE)) {
-        of(in_ns(to) + moved, to);
-        __atomic_add_fetch(&mine->felt, 1, __ATOMIC_RELAXED);
+    int failed = syscall(SYS_clock_gettime, id, to); /* not through the vDSO or dlsym, which could call this function */
+    long long offset = program_clock ? __atomic_load_n(&program_clock->offset, __ATOMIC_RELAXED) : 0;
+    if (!failed && offset && (id == CLOCK_REALTIME || id == CLOCK_REALTIME_COARSE)) {
+        to_timespec(to_ns(to) + offset, to);
+        __atomic_add_fetch(&program_clock->reads, 1, __ATOMIC_RELAXED);
     }
     return failed;
 }
@@ -80,34 +80,35 @@ int timespec_get(struct timespec *to, int base) {
     return base == TIME_UTC && !clock_gettime(CLOCK_REALTIME, to) ? base : 0;
 }
 
-/* How long there is until a moment of the wall clock, at most a slice; then the end of that on the monotonic clock. */
-static long long until(const struct timespec *moment, struct timespec *end) {
+/* Return the nanoseconds left until a wall-clock time. `end` is that time on the monotonic clock, at most a slice from now. */
+static long long time_left(const struct timespec *deadline, struct timespec *end) {
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
-    long long left = in_ns(moment) - in_ns(&now);
+    long long left = to_ns(deadline) - to_ns(&now);
     clock_gettime(CLOCK_MONOTONIC, end);
-    of(in_ns(end) + (left < 0 ? 0 : left < SLICE ? left : SLICE), end);
+    to_timespec(to_ns(end) + (left < 0 ? 0 : left < SLICE ? left : SLICE), end);
     return left;
 }
 
-int pthread_cond_timedwait(pthread_cond_t *restrict cond, pthread_mutex_t *restrict mutex, const struct timespec *restrict moment) {
+int pthread_cond_timedwait(pthread_cond_t *restrict cond, pthread_mutex_t *restrict mutex, const struct timespec *restrict deadline) {
     struct timespec end;
     if (cond->__data.__wrefs & COND_IS_MONOTONIC)
-        return pthread_cond_clockwait(cond, mutex, CLOCK_MONOTONIC, moment);
-    long long left = until(moment, &end);
-    int said = pthread_cond_clockwait(cond, mutex, CLOCK_MONOTONIC, &end);
-    return said == ETIMEDOUT && left > SLICE ? 0 : said; /* woken for nothing, as a wait may be: the caller looks and waits on */
+        return pthread_cond_clockwait(cond, mutex, CLOCK_MONOTONIC, deadline);
+    long long left = time_left(deadline, &end);
+    int result = pthread_cond_clockwait(cond, mutex, CLOCK_MONOTONIC, &end);
+    /* After a slice, return a spurious wakeup, which POSIX allows: the caller checks its condition and waits again. */
+    return result == ETIMEDOUT && left > SLICE ? 0 : result;
 }
 
-int cnd_timedwait(cnd_t *restrict cond, mtx_t *restrict mutex, const struct timespec *restrict moment) {
-    int said = pthread_cond_timedwait((pthread_cond_t *)cond, (pthread_mutex_t *)mutex, moment);
-    return said == 0 ? thrd_success : said == ETIMEDOUT ? thrd_timedout : thrd_error;
+int cnd_timedwait(cnd_t *restrict cond, mtx_t *restrict mutex, const struct timespec *restrict deadline) {
+    int result = pthread_cond_timedwait((pthread_cond_t *)cond, (pthread_mutex_t *)mutex, deadline);
+    return result == 0 ? thrd_success : result == ETIMEDOUT ? thrd_timedout : thrd_error;
 }
 
-int sem_timedwait(sem_t *restrict sem, const struct timespec *restrict moment) {
+int sem_timedwait(sem_t *restrict sem, const struct timespec *restrict deadline) {
     struct timespec end;
     for (;;) {
-        long long left = until(moment, &end);
+        long long left = time_left(deadline, &end);
         if (!sem_clockwait(sem, CLOCK_MONOTONIC, &end))
             return 0;
         if (errno != ETIMEDOUT || left <= SLICE)

@@ -1,4 +1,4 @@
-"""A vidflow the wall clock of each of whose programs can be moved by itself, while it runs: clock.c, preloaded into all of them."""
+"""Move the wall clock of single programs of a running vidflow. clock.c is preloaded into all of them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ ROLES: Final = ("api", "inbox", "relay", "orchestrator", "runner")
 POSTGRES: Final = "postgres"
 KAFKA: Final = "java"
 CLOCK_STRUCT: Final = struct.Struct("=qq")
-"""What clock.c reads and writes: by how many nanoseconds the clock is moved, how often a moved time was given out."""
+"""The file shared with clock.c: the offset in nanoseconds, and how often a moved time was returned."""
 NS_PER_S: Final = 1_000_000_000
 
 
 class Clock:
-    """The wall clock of one kind of program. A runner's workers have their runner's."""
+    """The wall clock of one kind of program. Workers share the clock of their runner."""
 
     def __init__(self, file: Path) -> None:
         file.write_bytes(CLOCK_STRUCT.pack(0, 0))
@@ -35,17 +35,17 @@ class Clock:
             self._memory = mmap.mmap(opened.fileno(), CLOCK_STRUCT.size)
 
     def move(self, by_s: float) -> None:
-        """From now on it is so much ahead of the machine's, or behind it."""
+        """Set the clock to `by_s` seconds ahead of the machine's clock, or behind it if negative."""
         struct.pack_into("=q", self._memory, 0, int(by_s * NS_PER_S))
 
     @property
     def shifted_reads(self) -> int:
-        """How often such a program was told a moved time."""
+        """How often a program of this kind has read a moved time."""
         return int(struct.unpack_from("=q", self._memory, 8)[0])
 
 
 class ClockedStack(Stack):
-    """A Stack whose roles have a clock each; the servers' are found by their programs' names."""
+    """A Stack whose roles each have their own clock. The servers' clocks are found by their program names."""
 
     def _variables(self, kind: str) -> Mapping[str, str]:
         return {**super()._variables(kind), "VIDFLOW_CLOCK": kind}
@@ -53,15 +53,15 @@ class ClockedStack(Stack):
 
 @contextmanager
 def movable_clocks(folder: Path) -> Iterator[dict[str, Clock]]:
-    """The clocks by name; what is started in the block has them. The test is skipped where they cannot be built."""
+    """Yield the clocks by name, for programs started in the block. Skip the test if the library cannot be built."""
     compiler = shutil.which("cc")
     if compiler is None or os.uname().sysname != "Linux":
-        pytest.skip("there is no C compiler to build a clock that can be moved, or no glibc")
+        pytest.skip("moving clocks needs Linux with glibc and a C compiler (cc)")
     folder.mkdir()
     folder.chmod(0o755)
     library = folder / "clock.so"
     source = Path(__file__).with_name("clock.c")
     subprocess.run([compiler, "-O2", "-Wall", "-shared", "-fPIC", "-o", library, source], check=True)
-    found = {name: Clock(folder / name) for name in (*ROLES, POSTGRES, KAFKA)}
+    clocks = {name: Clock(folder / name) for name in (*ROLES, POSTGRES, KAFKA)}
     with environment_variables(LD_PRELOAD=str(library), VIDFLOW_CLOCKS=str(folder)):
-        yield found
+        yield clocks

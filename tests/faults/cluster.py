@@ -1,4 +1,4 @@
-"""A Kafka of three brokers on this machine, each a controller too, from the same jars as the embedded one."""
+"""A Kafka cluster of three brokers on this machine, each also a controller, from the jars of the embedded Kafka."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ NODES: Final = 3
 REPLICAS: Final = 3
 MIN_IN_SYNC: Final = 2
 SESSION_S: Final = 3.0
-"""After how long without a heartbeat the controller gives a broker's partitions to others."""
-
+"""Time without a heartbeat after which the controller moves a broker's partitions to others."""
 
 _CLUSTER_PROPERTIES: Final = {
     "controller.quorum.election.timeout.ms": "1000",
@@ -43,7 +42,7 @@ _CLUSTER_PROPERTIES: Final = {
 
 
 class Node(EmbeddedKafka):
-    """One of the brokers. `ports` are the broker's and the controller's of all nodes."""
+    """One of the brokers. `ports` holds the broker port and the controller port of every node."""
 
     def __init__(self, folder: Path, number: int, ports: Sequence[tuple[int, int]], cluster_id: str) -> None:
         voters = ",".join(f"{node}@127.0.0.1:{controller}" for node, (_, controller) in enumerate(ports, 1))
@@ -60,14 +59,14 @@ class Node(EmbeddedKafka):
 
 
 class Cluster:
-    """Three nodes that run; one that is killed stays down until `start` is called for it."""
+    """Three running nodes. A killed node stays down until its `start` is called."""
 
     def __init__(self, nodes: list[Node]) -> None:
         self.nodes = nodes
 
     @property
     def settings(self) -> KafkaSettings:
-        """All of them are named: any may be the one that is gone."""
+        """Settings that name all nodes, because any of them may be down."""
         return KafkaSettings(",".join(node.bootstrap for node in self.nodes))
 
     def kill(self, node: Node) -> None:
@@ -77,7 +76,7 @@ class Cluster:
 
     @contextmanager
     def frozen(self, node: Node) -> Iterator[None]:
-        """Let one node stand still while the block lasts."""
+        """Freeze one node while the block runs."""
         assert node.pid is not None
         os.kill(node.pid, signal.SIGSTOP)
         try:
@@ -86,28 +85,27 @@ class Cluster:
             os.kill(node.pid, signal.SIGCONT)
 
     def controller(self) -> Node:
-        """The node that leads the others, as the first one knows it."""
+        """Return the active controller, as recorded by the first node."""
         state = json.loads((self.nodes[0].folder / "data/__cluster_metadata-0/quorum-state").read_text())
         leader: int = state["leaderId"]
         return self.nodes[leader - 1]
 
     def leaders(self, topic: str) -> dict[int, int]:
-        """The node that leads each partition of a topic, -1 where none does, as the brokers say that answer."""
+        """Return the number of the node that leads each partition of a topic, or -1 for a partition without a leader."""
         client = admin.create_admin(self.settings)
-        return {
-            number: one.leader for number, one in client.list_topics(topic, timeout=10).topics[topic].partitions.items()
-        }
+        partitions = client.list_topics(topic, timeout=10).topics[topic].partitions
+        return {number: partition.leader for number, partition in partitions.items()}
 
     def is_in_sync(self, topic: str) -> bool:
-        """Whether each partition of a topic has all its replicas."""
+        """Return whether every partition of a topic has all replicas in sync."""
         client = admin.create_admin(self.settings)
         partitions = client.list_topics(topic, timeout=10).topics[topic].partitions.values()
-        return all(len(one.isrs) == REPLICAS for one in partitions)
+        return all(len(partition.isrs) == REPLICAS for partition in partitions)
 
 
 @contextmanager
 def cluster(folder: Path) -> Iterator[Cluster]:
-    """A cluster with its data in a folder, until the block ends."""
+    """Run a cluster with its data in a folder while the block runs."""
     ports = find_free_ports(2 * NODES)
     pairs = list(zip(ports[::2], ports[1::2], strict=True))
     cluster_id = new_kafka_id()
@@ -115,11 +113,12 @@ def cluster(folder: Path) -> Iterator[Cluster]:
     try:
         with ThreadPoolExecutor(NODES) as threads:
             list(threads.map(Node.start, nodes))
-        made = Cluster(nodes)
+        started = Cluster(nodes)
         wait_until(
-            lambda: len(admin.create_admin(made.settings).list_topics(timeout=10).brokers) == NODES, "all are there"
+            lambda: len(admin.create_admin(started.settings).list_topics(timeout=10).brokers) == NODES,
+            "all brokers have joined",
         )
-        yield made
+        yield started
     finally:
         for node in nodes:
             if node.process is not None:

@@ -1,4 +1,4 @@
-"""Copies of what passes through Kafka, late and out of order: what a relay or a producer that stood still could bring about."""
+"""Late and reordered copies of Kafka messages, such as a relay or producer that was frozen could cause."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from vidflow.infra.kafka import admin, clients, offsets
 from vidflow.infra.kafka.settings import KafkaSettings
 
 COPY_HEADER: Final = "copy"
-"""The header of a copy, of which no copy is made."""
+"""Marks a copy, which is not copied again."""
 POLL_S: Final = 0.02
 
 
 class MessageDuplicator:
-    """Reads topics and sends each message once more, up to `late_s` later, in whatever order that gives. On one thread."""
+    """Read topics on a thread and send each message once more after a random delay of up to `late_s` seconds."""
 
     def __init__(self, settings: KafkaSettings, topics: Collection[str], seed: int, late_s: float) -> None:
         self.sent = 0
         self.copies_reordered = 0
-        """Copies that were sent behind the copy of a later message of the same key."""
+        """Copies sent after the copy of a later message with the same key."""
         self._chance = random.Random(seed)  # noqa: S311
         self._late_s = late_s
         self._waiting: list[tuple[float, int, Message]] = []
@@ -40,7 +40,7 @@ class MessageDuplicator:
         self._thread.start()
 
     def close(self) -> None:
-        """Sends what still waits, at once, and ends."""
+        """Send all waiting copies at once and stop."""
         self._over.set()
         self._thread.join()
         self._reader.close()
@@ -49,8 +49,8 @@ class MessageDuplicator:
     def _run(self) -> None:
         while not self._over.is_set():
             self._take(self._reader.poll(POLL_S))
-            self._send_until(time.monotonic())
-        self._send_until(float("inf"))
+            self._send_due(time.monotonic())
+        self._send_due(float("inf"))
 
     def _take(self, message: Message | None) -> None:
         if message is None or message.error() is not None:
@@ -60,8 +60,8 @@ class MessageDuplicator:
             heapq.heappush(self._waiting, (due_s, self._read, message))
             self._read += 1
 
-    def _send_until(self, moment_s: float) -> None:
-        while self._waiting and self._waiting[0][0] <= moment_s:
+    def _send_due(self, now_s: float) -> None:
+        while self._waiting and self._waiting[0][0] <= now_s:
             _, number, message = heapq.heappop(self._waiting)
             topic, key = message.topic() or "", message.key() or b""
             headers = [*clients.read_headers(message), (COPY_HEADER, b"1")]
@@ -76,9 +76,9 @@ class MessageDuplicator:
 def duplicated_messages(
     settings: KafkaSettings, topics: Collection[str], *, seed: int, late_s: float
 ) -> Iterator[MessageDuplicator]:
-    """Copies of what comes into the topics while the block lasts."""
-    copies = MessageDuplicator(settings, topics, seed, late_s)
+    """Send copies of all messages in the topics while the block runs."""
+    duplicator = MessageDuplicator(settings, topics, seed, late_s)
     try:
-        yield copies
+        yield duplicator
     finally:
-        copies.close()
+        duplicator.close()

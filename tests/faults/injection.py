@@ -1,4 +1,4 @@
-"""The faults: whom they strike, which processes that are just now, and the blow itself. For people and tests who break a vidflow."""
+"""Faults: find the processes of a victim, and kill, freeze or terminate them. Also used by bench/recovery.py."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ FIND_LIMIT_S: Final = 60.0
 GRACE_S: Final = {"runner": 30.0, "machine": 30.0}
 DEFAULT_GRACE_S: Final = 10.0
 LEADER_CONNECTION_NAME: Final = "vidflow leader reads"
-"""What an orchestrator calls the connection that it opens once it leads."""
+"""The application_name of a connection that an orchestrator opens only while it leads."""
 
 
 class Victim(StrEnum):
-    """Who is struck. `machine` is a runner with its workers: a host that stands still or loses its power."""
+    """The processes that a fault is injected into. `machine` is a runner with its workers: a host that hangs or loses power."""
 
     API = "api"
     INBOX = "inbox"
@@ -41,36 +41,39 @@ class Victim(StrEnum):
 
 
 class Fault(StrEnum):
-    """What befalls it. A `term` is what an orchestrator of containers does: SIGTERM, and SIGKILL after the grace time."""
+    """The kinds of faults. `term` is what a container orchestrator does: SIGTERM, then SIGKILL after the grace period."""
 
     KILL = "kill"
     FREEZE = "freeze"
     TERM = "term"
 
 
-def wait_for_victim(parts: Processes, victim: Victim, chance: random.Random) -> list[int]:
-    """The processes of the victim; waits until there is one."""
-    found: list[int] = []
+def wait_for_victim(processes: Processes, victim: Victim, chance: random.Random) -> list[int]:
+    """Return the pids of the victim. Waits until it exists."""
+    pids: list[int] = []
 
-    def is_there() -> bool:
-        found[:] = find_victim(parts, victim, chance)
-        return bool(found)
+    def is_found() -> bool:
+        pids[:] = find_victim(processes, victim, chance)
+        return bool(pids)
 
-    wait_until(is_there, f"there is a {victim} to be struck", FIND_LIMIT_S)
-    return found
+    wait_until(is_found, f"a {victim} exists", FIND_LIMIT_S)
+    return pids
 
 
-def find_victim(parts: Processes, victim: Victim, chance: random.Random) -> list[int]:
-    """The processes of the victim, parents first, as far as there is one just now. Of several that are alike, chance picks."""
+def find_victim(processes: Processes, victim: Victim, chance: random.Random) -> list[int]:
+    """Return the pids of the victim, parents first, or an empty list if it does not exist now. `chance` picks among equals."""
     try:
-        return _processes(parts, victim, chance)
-    except psycopg.OperationalError:  # who leads is not to be told
+        return _processes(processes, victim, chance)
+    except psycopg.OperationalError:  # the leader cannot be determined
         return []
 
 
 def inject(fault: Fault, victim: Victim, pids: list[int], freeze_s: float) -> float | None:
-    """Strikes, and returns when the fault itself is over: the blow's moment (monotonic), None where nobody was there any more."""
-    alive, struck_s = [pid for pid in pids if is_alive(pid)], time.monotonic()
+    """Inject the fault and return once it is over.
+
+    Returns the time of the injection (monotonic seconds), or None if the processes did not exist any more.
+    """
+    alive, injected_s = [pid for pid in pids if is_alive(pid)], time.monotonic()
     match fault:
         case Fault.KILL:
             _send(signal.SIGKILL, alive)
@@ -79,12 +82,12 @@ def inject(fault: Fault, victim: Victim, pids: list[int], freeze_s: float) -> fl
                 threading.Event().wait(freeze_s)
         case Fault.TERM:
             _end(alive[:1], GRACE_S.get(victim, DEFAULT_GRACE_S))
-    return struck_s if alive else None
+    return injected_s if alive else None
 
 
 @contextlib.contextmanager
 def frozen(pids: list[int]) -> Iterator[None]:
-    """Lets the processes stand still, those that they have begun meanwhile too."""
+    """Freeze the processes while the block runs."""
     _send(signal.SIGSTOP, pids)
     try:
         yield
@@ -92,48 +95,47 @@ def frozen(pids: list[int]) -> Iterator[None]:
         _send(signal.SIGCONT, reversed(pids))
 
 
-def leader_pids(parts: Processes) -> list[int]:
-    """The orchestrators at the other end of a connection that only a leader has; the newest first.
+def leader_pids(processes: Processes) -> list[int]:
+    """Return the pids of the orchestrators that hold a leader's connection, the newest connection first.
 
-    Raises psycopg.OperationalError where the database cannot be asked.
+    Raises psycopg.OperationalError if the database cannot be reached.
     """
-    with psycopg.connect(parts.database_url, connect_timeout=2) as tables:
-        ports = tables.execute(
+    with psycopg.connect(processes.database_url, connect_timeout=2) as connection:
+        ports = connection.execute(
             "SELECT client_port FROM pg_stat_activity WHERE application_name = %s ORDER BY backend_start DESC",
             (LEADER_CONNECTION_NAME,),
         ).fetchall()
-    return [pid for (port,) in ports for pid in parts.pids()["orchestrator"] if _inode_of(port) in _sockets(pid)]
+    return [pid for (port,) in ports for pid in processes.pids()["orchestrator"] if _inode_of(port) in _sockets(pid)]
 
 
 def workers_of(runner: int) -> list[int]:
-    """The children of a runner's forkservers."""
+    """Return the pids of a runner's workers, which are the children of its forkservers."""
     return [worker for forkserver in children(runner) for worker in children(forkserver)]
 
 
-def _processes(parts: Processes, victim: Victim, chance: random.Random) -> list[int]:
-    pids = parts.pids()
+def _processes(processes: Processes, victim: Victim, chance: random.Random) -> list[int]:
+    pids = processes.pids()
     match victim:
         case Victim.LEADER:
-            return leader_pids(parts)[:1]
+            return leader_pids(processes)[:1]
         case Victim.STANDBY:
-            leading = leader_pids(parts)[:1]
-            return [pid for pid in pids["orchestrator"] if leading and pid not in leading][:1]
+            leaders = leader_pids(processes)[:1]
+            return [pid for pid in pids["orchestrator"] if leaders and pid not in leaders][:1]
         case Victim.WORKER:
             return sorted(worker for runner in pids["runner"] for worker in workers_of(runner))[-1:]  # the youngest
         case Victim.RUNNER:
             return _choose_one(_with_workers(pids["runner"]), chance)
         case Victim.MACHINE:
-            return [
-                each for pid in _choose_one(_with_workers(pids["runner"]), chance) for each in (pid, *descendants(pid))
-            ]
+            runners = _choose_one(_with_workers(pids["runner"]), chance)
+            return [pid for runner in runners for pid in (runner, *descendants(runner))]
         case Victim.POSTGRES:
-            return [each for pid in pids["postgres"] for each in (pid, *descendants(pid))]
+            return [pid for server in pids["postgres"] for pid in (server, *descendants(server))]
         case _:
             return _choose_one(pids[victim], chance)
 
 
 def _with_workers(runners: list[int]) -> list[int]:
-    """Those that have workers, or all where none has."""
+    """Return the runners that have workers, or all if none has."""
     return [runner for runner in runners if workers_of(runner)] or runners
 
 
@@ -144,7 +146,7 @@ def _choose_one(pids: list[int], chance: random.Random) -> list[int]:
 def _end(pids: list[int], grace_s: float) -> None:
     _send(signal.SIGTERM, pids)
     try:
-        wait_until(lambda: not any(map(is_alive, pids)), "they have ended", grace_s)
+        wait_until(lambda: not any(map(is_alive, pids)), "the processes have ended", grace_s)
     except AssertionError:
         _send(signal.SIGKILL, pids)
 
@@ -156,18 +158,18 @@ def _send(number: signal.Signals, pids: Iterable[int]) -> None:
 
 
 def _inode_of(port: int) -> str:
-    """The socket of this machine that is bound to the port at its own end."""
+    """Return the socket, as /proc/PID/fd names it, whose local end is bound to the port."""
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        words = line.split()
-        if int(words[1].rpartition(":")[2], 16) == port:
-            return f"socket:[{words[9]}]"
+        fields = line.split()
+        if int(fields[1].rpartition(":")[2], 16) == port:
+            return f"socket:[{fields[9]}]"
     return ""
 
 
 def _sockets(pid: int) -> set[str]:
-    found = set()
+    sockets = set()
     with contextlib.suppress(OSError):
         for file in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(OSError):
-                found.add(str(file.readlink()))
-    return found
+                sockets.add(str(file.readlink()))
+    return sockets

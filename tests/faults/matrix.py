@@ -1,4 +1,4 @@
-"""The fault matrix: who is struck, by what, while a scenario is starting, running or shutting down; one case after another."""
+"""The fault matrix: each fault on each victim while a scenario is starting, running or shutting down, one case at a time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WORKING_VICTIMS: Final = frozenset({Victim.RUNNER, Victim.MACHINE, Victim.WORKER
 
 
 class ScenarioPhase(StrEnum):
-    """What a scenario is doing when the blow falls."""
+    """What a scenario is doing when the fault is injected."""
 
     STARTING = "starting"
     RUNNING = "running"
@@ -33,7 +33,7 @@ class ScenarioPhase(StrEnum):
 
 @dataclass(frozen=True)
 class MatrixCase:
-    """One square of the matrix."""
+    """One cell of the matrix."""
 
     fault: Fault
     victim: Victim
@@ -45,7 +45,7 @@ class MatrixCase:
 
 @dataclass(frozen=True)
 class MatrixRow:
-    """What came of a case. `pause_s`: the longest time from the blow on in which nothing got on."""
+    """The result of a case. `pause_s`: the longest time without progress since the injection."""
 
     case: MatrixCase
     outcome: str
@@ -56,73 +56,76 @@ class MatrixRow:
     requeues: int
 
 
-HEADER: Final = f"{'fault':10}{'victim':10}{'when':15}{'outcome':10}{'pause s':>8}{'frames':>8}{'absorbed':>9}{'losses':>8}{'returns':>9}"
+HEADER: Final = (
+    f"{'fault':10}{'victim':10}{'phase':15}{'outcome':10}{'pause s':>8}{'frames':>8}"
+    f"{'duplicates':>11}{'losses':>8}{'requeues':>9}"
+)
 
 
 def line(row: MatrixRow) -> str:
     case = row.case
     return (
         f"{case.fault:10}{case.victim:10}{case.phase:15}{row.outcome:10}{row.pause_s:8.2f}{row.frames:8}"
-        f"{row.duplicate_frames:9}{row.losses:8}{row.requeues:9}"
+        f"{row.duplicate_frames:11}{row.losses:8}{row.requeues:9}"
     )
 
 
 def cases(only: str = "") -> list[MatrixCase]:
-    """All cases, or those that have all words of one of the comma-separated parts of `only`: "kill runner, kafka"."""
-    every = [MatrixCase(fault, victim, when) for victim, fault, when in product(Victim, Fault, ScenarioPhase)]
-    every = [
-        case for case in every if (case.fault, case.victim) != (Fault.TERM, Victim.MACHINE)
-    ]  # that is the runner's
+    """Return all cases, or those that match a comma-separated part of `only` in all its words: "kill runner, kafka"."""
+    every = [MatrixCase(fault, victim, phase) for victim, fault, phase in product(Victim, Fault, ScenarioPhase)]
+    # A SIGTERM to a machine is the same as one to its runner.
+    every = [case for case in every if (case.fault, case.victim) != (Fault.TERM, Victim.MACHINE)]
     parts = [set(part.replace("-", " ").split()) for part in only.split(",")]
     return [case for case in every if any(part <= set(str(case).split("-")) for part in parts)]
 
 
 def inject_in_phase(
-    scene: SystemUnderTest, case: MatrixCase, work: Workload, chance: random.Random, freeze_s: float
+    system: SystemUnderTest, case: MatrixCase, work: Workload, chance: random.Random, freeze_s: float
 ) -> float | None:
-    """Brings a scenario to the case's moment and strikes: when; None where the moment or the victim was gone before the blow.
+    """Bring a scenario into the case's phase and inject the fault.
 
-    Who is struck for the work that it has can be told only then; the others are looked for before.
+    Returns the time of the injection, or None if the phase or the victim was over before. A victim that is chosen by its work is
+    looked for in the phase, the others before it.
     """
-    pids = [] if case.victim in WORKING_VICTIMS else wait_for_victim(scene.processes, case.victim, chance)
-    uuid = scene.create_scenario(work)
+    pids = [] if case.victim in WORKING_VICTIMS else wait_for_victim(system.processes, case.victim, chance)
+    uuid = system.create_scenario(work)
     if case.phase is not ScenarioPhase.STARTING:
-        scene.wait_until_running(uuid)
-    pids = pids or wait_for_victim(scene.processes, case.victim, chance)
+        system.wait_until_running(uuid)
+    pids = pids or wait_for_victim(system.processes, case.victim, chance)
     if case.phase is ScenarioPhase.SHUTTING_DOWN:
-        scene.ensure_shut_down(uuid)
-    elif scene.vidflow.scenario(uuid)["state"] == State.INACTIVE:
+        system.ensure_shut_down(uuid)
+    elif system.vidflow.scenario(uuid)["state"] == State.INACTIVE:
         return None
     return inject(case.fault, case.victim, pids, freeze_s)
 
 
 def inject_with_retries(
-    scene: SystemUnderTest, case: MatrixCase, work: Workload, chance: random.Random, freeze_s: float
+    system: SystemUnderTest, case: MatrixCase, work: Workload, chance: random.Random, freeze_s: float
 ) -> float:
-    """Lets it befall a new scenario, again where the victim had slipped away; the moment of the blow."""
+    """Inject the fault into a new scenario, again if the victim or the phase was missed. Return the time of the injection."""
     for _ in range(MAX_MISSES):
-        if (struck_s := inject_in_phase(scene, case, work, chance, freeze_s)) is not None:
-            return struck_s
-    raise AssertionError(f"{case}: nobody was there to be struck, {MAX_MISSES} times")
+        if (injected_s := inject_in_phase(system, case, work, chance, freeze_s)) is not None:
+            return injected_s
+    raise AssertionError(f"{case}: victim or phase missed {MAX_MISSES} times")
 
 
 def run_cases(
-    scene: SystemUnderTest, chosen: Iterable[MatrixCase], works: Sequence[Workload], seed: int, freeze_s: float
+    system: SystemUnderTest, chosen: Iterable[MatrixCase], works: Sequence[Workload], seed: int, freeze_s: float
 ) -> Iterator[MatrixRow]:
-    """Each case by itself: the blow beside other scenarios that run, all checks after it. Yields what came of each."""
-    checks.check_all(scene)  # of the undisturbed runs
+    """Run each case beside other scenarios and make all checks after it. Yield the results."""
+    checks.check_all(system)  # of the reference runs
     for case in chosen:
-        scene.wait_until_recovered()
-        chance = random.Random(f"{seed} {case}")  # noqa: S311 - to be replayed, one case alone too
-        with watched_progress(scene.processes.database_url) as flow:
+        system.wait_until_recovered()
+        chance = random.Random(f"{seed} {case}")  # noqa: S311 - repeatable, also for a single case
+        with watched_progress(system.processes.database_url) as watch:
             for work in works[1:]:
-                scene.create_scenario(work)
-            struck_s = inject_with_retries(scene, case, works[0], chance, freeze_s)
+                system.create_scenario(work)
+            injected_s = inject_with_retries(system, case, works[0], chance, freeze_s)
             try:
-                scene.wait_until_all_inactive()
-                pause_s = flow.longest_pause_s(struck_s)
-                sums = checks.check_all(scene)
+                system.wait_until_all_inactive()
+                pause_s = watch.longest_pause_s(injected_s)
+                totals = checks.check_all(system)
             except AssertionError as error:
-                yield MatrixRow(case, f"BROKEN: {error}", time.monotonic() - struck_s, 0, 0, 0, 0)
+                yield MatrixRow(case, f"BROKEN: {error}", time.monotonic() - injected_s, 0, 0, 0, 0)
                 raise
-        yield MatrixRow(case, "held", pause_s, sums.frames, sums.duplicate_frames, sums.losses, sums.requeues)
+        yield MatrixRow(case, "held", pause_s, totals.frames, totals.duplicate_frames, totals.losses, totals.requeues)

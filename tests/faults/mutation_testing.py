@@ -1,6 +1,6 @@
-"""Which of the deliberate breaks the fault suite feels: real processes that run the code without the rule, struck as the suite strikes.
+"""Run the mutations in real processes under real faults, to see which of them the fault suite catches.
 
-One PostgreSQL and one Kafka serve all; each break has a database, topics and roles of its own.
+All mutations share one PostgreSQL and one Kafka. Each has its own database, topics and roles.
 """
 
 from __future__ import annotations
@@ -36,74 +36,73 @@ from vidflow.infra.embedded.postgres import EmbeddedPostgres
 from vidflow.infra.postgres.migrations import migrate
 from vidflow.infra.process.stopping import Stop, start_thread
 
-MUTATIONS_BY_RULE = {one.rule: one for one in (*DOMAIN_MUTATIONS, *STATEMENT_MUTATIONS)}
-NO_MUTATION: Final = Mutation("no rule: all holds", ())
+MUTATIONS_BY_RULE = {mutation.rule: mutation for mutation in (*DOMAIN_MUTATIONS, *STATEMENT_MUTATIONS)}
+NO_MUTATION: Final = Mutation("none", ())
 NO_TORCH: Final = ("roles/runner/forkservers.py", "TORCH_AFTER_S: Final = 3.0", "TORCH_AFTER_S: Final = 1e9")
-"""No work here needs it, and each runner would import it for seconds."""
+"""Keep runners from importing torch, which takes seconds and which no workload here needs."""
 
 
 class MutationCases(NamedTuple):
-    """A break, and the cases of which one should feel it."""
+    """A mutation, and the fault cases of which at least one should fail."""
 
     mutation: Mutation
     cases: tuple[FaultCase, ...]
 
 
 MUTATION_CASES: Final = tuple(
-    MutationCases(MUTATIONS_BY_RULE[one], cases)
-    for one, *cases_of in (
-        ("the fence names the holder", c.DATABASE_RESTORED),
-        ("a fence in each transaction", c.LEADER_FROZEN),
-        ("transaction_timeout below the lease's term", c.LEADER_FROZEN),
-        ("a lease that is over is renewed by nobody", c.LEADER_FROZEN),
-        ("the api moves the row", c.SHUT_DOWN),
-        ("a birth and its message are one statement", c.UNDISTURBED),
-        ("a move is written where the scenario is as it was read", c.SLOW_LEADER_CASE),
-        ("closed goes with inactive", c.UNDISTURBED),
+    MutationCases(MUTATIONS_BY_RULE[rule], tuple(cases))
+    for rule, *cases in (
+        ("the fence checks the holder", c.DATABASE_RESTORED),
+        ("a fence in every transaction", c.LEADER_FROZEN),
+        ("transaction_timeout is shorter than the lease", c.LEADER_FROZEN),
+        ("an expired lease cannot be renewed", c.LEADER_FROZEN),
+        ("the API writes the transition it reports", c.SHUT_DOWN),
+        ("a scenario and its message are created in one statement", c.UNDISTURBED),
+        ("a transition is written only to a row that is unchanged", c.SLOW_LEADER_CASE),
+        ("closed is set together with inactive", c.UNDISTURBED),
         ("the resume point is read under the progress row's lock", c.RUNNER_FROZEN_SLOW_LEADER),
-        ("no command is given again while a copy waits unpublished", c.RELAYS_FROZEN),
+        ("no command is sent again while a copy waits unpublished", c.RELAYS_FROZEN),
         ("no cursor over ids", c.SLOW_TRANSACTION_CASE),
-        ("a backlog passes no row that appears below it", c.SLOW_TRANSACTION_CASE),
-        ("a row overtakes none of its key", c.RELAYS_FROZEN),
-        ("nothing is removed that was not acknowledged", c.RELAYS_STOPPED),
-        ("of a key only what lies before its first failure is removed", c.RELAYS_STOPPED),
+        ("a backlog skips no row that appears below it", c.SLOW_TRANSACTION_CASE),
+        ("a row overtakes no row of its key", c.RELAYS_FROZEN),
+        ("only acknowledged rows are removed", c.RELAYS_STOPPED),
+        ("only rows before the first failure of their key are removed", c.RELAYS_STOPPED),
         ("the position moves in the transaction that stores the rows", c.INBOX_KILLED),
-        ("a position moves from the value that the inbox holds", c.DATABASE_RESTORED),
-        ("a partition that was never caught up with says no", c.UNDISTURBED),
-        ("complete is said behind the last row alone", c.UNDISTURBED),
-        ("caught up before acting on a loss", c.INBOX_FROZEN),
-        ("drained waits for caught up", c.INBOX_FROZEN),
-        ("every way back waits for the inbox", c.RUNNER_DRAINED),
-        ("whole needs next_frame = last + 1, both its nets", c.RESULTS_EMPTIED),
-        ("what stands behind a hole is not stored", c.RESULTS_EMPTIED),
-        ("a hole of an older epoch is none", c.RESULTS_EMPTIED),
-        ("inactive takes no rows", c.MACHINE_FROZEN),
+        ("a position moves only from the value the inbox holds", c.DATABASE_RESTORED),
+        ("a partition that was never read is not caught up", c.UNDISTURBED),
+        ("complete is reported only after the last row", c.UNDISTURBED),
+        ("a loss is acted on only after the inbox has caught up", c.INBOX_FROZEN),
+        ("a shutdown completes only after the inbox has caught up", c.INBOX_FROZEN),
+        ("every requeue waits for the inbox", c.RUNNER_DRAINED),
+        ("complete requires next_frame = last + 1, both checks", c.RESULTS_EMPTIED),
+        ("results after a hole are not stored", c.RESULTS_EMPTIED),
+        ("a hole of an older epoch is ignored", c.RESULTS_EMPTIED),
+        ("an inactive scenario stores no rows", c.MACHINE_FROZEN),
         ("an older epoch stores nothing", c.RUNNER_FROZEN),
-        ("attempts restart only past resume_frame", c.POISON_FRAME),
-        ("attempts restart where a frame was stored", c.WORKER_KILLED),
-        ("ended handed over goes back uncounted", c.RUNNER_DRAINED),
-        ("ended cut off goes back uncounted", c.KAFKA_FROZEN_LONG),
-        ("stop is given again", c.COMMANDS_LOST),
-        ("ended entries stay listed", c.POISON_FRAME),
-        ("forget only when unwanted", c.POISON_FRAME),
-        ("what runs unwanted is stopped", c.RUNNER_FROZEN),
-        ("a newer epoch ends the older one's worker first", c.ONLY_RUNNER_FROZEN),
+        ("attempts are reset only by frames past resume_frame", c.POISON_FRAME),
+        ("attempts are reset when a frame was stored", c.WORKER_KILLED),
+        ("end reason handed_over costs no attempt", c.RUNNER_DRAINED),
+        ("end reason cut_off costs no attempt", c.KAFKA_FROZEN_LONG),
+        ("a stop is sent again", c.COMMANDS_LOST),
+        ("ended entries stay listed until forgotten", c.POISON_FRAME),
+        ("only unwanted entries are forgotten", c.POISON_FRAME),
+        ("unwanted work is stopped", c.RUNNER_FROZEN),
+        ("a newer epoch ends the older epoch's worker first", c.ONLY_RUNNER_FROZEN),
         ("a draining runner takes no deploy", c.RUNNER_DRAINED),
-        ("a draining runner hands its work over", c.RUNNER_DRAINED),
-        ("a silent runner is lost", c.RUNNER_KILLED),
-        ("a lease runs only while the probes are heard", c.KAFKA_FROZEN),
-        ("after an outage every runner has a whole lease anew", c.KAFKA_FROZEN),
-        ("30 s of stops end a shutdown", c.SHUT_DOWN),
-        ("a shutdown waits out what is not listed yet", c.SHUT_DOWN),
-        ("the epoch comes from the clock", c.DATABASE_RESTORED),
-        ("an epoch rises also where the clock does not", c.UNDISTURBED),
+        ("a draining runner hands over its work", c.RUNNER_DRAINED),
+        ("a silent runner is declared lost", c.RUNNER_KILLED),
+        ("a runner's lease runs only while probes are received", c.KAFKA_FROZEN),
+        ("after an outage every runner gets a full lease", c.KAFKA_FROZEN),
+        ("a shutdown ends after 30 s of stops", c.SHUT_DOWN),
+        ("a shutdown does not end while its entry is not listed yet", c.SHUT_DOWN),
+        ("an epoch comes from the clock", c.DATABASE_RESTORED),
+        ("an epoch rises even if the clock does not", c.UNDISTURBED),
     )
-    for cases in (tuple(cases_of),)
 )  # fmt: skip
 
 
 class SharedServersStack(Stack):
-    """The roles alone, by servers that outlive them; what is broken is not waited for at its end."""
+    """The roles only, with servers that outlive them. On stop, the roles are killed without a grace period."""
 
     servers: SharedServers
 
@@ -116,114 +115,115 @@ class SharedServersStack(Stack):
 
     def stop(self) -> None:
         self._stop.request()
-        for keepers in self._supervisors.values():
-            for keeper in keepers:
-                if keeper._process is not None:
-                    keeper._process.kill()
+        for supervisors in self._supervisors.values():
+            for supervisor in supervisors:
+                if supervisor._process is not None:
+                    supervisor._process.kill()
         super().stop()
 
 
 class SharedServers:
-    """PostgreSQL and Kafka for all breaks."""
+    """PostgreSQL and Kafka for all mutations."""
 
-    def __init__(self, folder: Path, end: ExitStack) -> None:
+    def __init__(self, folder: Path, exit_stack: ExitStack) -> None:
         self.postgres = EmbeddedPostgres(folder / "postgres", notify=print, stop=Stop())
-        end.callback(self.postgres.stop)
+        exit_stack.callback(self.postgres.stop)
         self.postgres.start()
         self.kafka = EmbeddedKafka(folder / "kafka", notify=print, stop=Stop())
-        end.callback(self.kafka.stop)
+        exit_stack.callback(self.kafka.stop)
         self.kafka.start()
         self._stop = Stop()
-        keeper = start_thread("keeps Kafka", self._keep_kafka, self._stop)
-        end.callback(keeper.join)
-        end.callback(self._stop.request)
+        thread = start_thread("Kafka supervisor", self._restart_kafka, self._stop)
+        exit_stack.callback(thread.join)
+        exit_stack.callback(self._stop.request)
 
-    def _keep_kafka(self) -> None:
-        """Starts it again where a case killed it."""
+    def _restart_kafka(self) -> None:
+        """Start Kafka again whenever a case has killed it."""
         while not self._stop.wait(0.2):
             if self.kafka.process is not None and self.kafka.process.poll() is not None:
                 self.kafka.start()
 
     def create_database(self) -> str:
-        name = f"broken_{uuid.uuid4().hex}"
-        with psycopg.connect(self.postgres.url, autocommit=True) as tables:
-            tables.execute(f"CREATE DATABASE {name}")
+        name = f"mutation_{uuid.uuid4().hex}"
+        with psycopg.connect(self.postgres.url, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
         url = urlsplit(self.postgres.url)._replace(path=f"/{name}").geturl()
         migrate(url, print)
         return url
 
 
 class MutationTester:
-    """Plays one break after the other; what undisturbed runs of the work saw is known from sound code."""
+    """Run fault cases with mutations. The reference frames come from the code without a mutation."""
 
-    def __init__(self, folder: Path, end: ExitStack) -> None:
+    def __init__(self, folder: Path, exit_stack: ExitStack) -> None:
         self.folder = folder
-        self.servers = SharedServers(folder, end)
+        self.servers = SharedServers(folder, exit_stack)
         self.works = Workloads(
             workloads.slow(folder, 160), workloads.sampled(folder, 40), workloads.slow(folder, 400), workloads.slow(folder, 800),
-            Workload(clips.constant_rate(folder / "deadly.mp4"), "deadly", "all", 50),
+            Workload(clips.constant_rate(folder / "crashing.mp4"), "segfault", "all", 50),
         )  # fmt: skip
         (folder / "models").mkdir()
         faulty_models.install(folder / "models")
         self.reference_frames: Mapping[Workload, Frames] = {}
-        compileall.compile_dir(ROOT / "src", quiet=1)  # once, and not by each process of each break
-        with self.run_system(NO_MUTATION, c.UNDISTURBED) as now:
-            now.run_references(self.works[:4])
-            self.reference_frames = now.reference_frames
+        compileall.compile_dir(ROOT / "src", quiet=1)  # once, and not in each process of each mutation
+        with self.run_system(NO_MUTATION, c.UNDISTURBED) as system:
+            system.run_references(self.works[:4])
+            self.reference_frames = system.reference_frames
 
     @contextmanager
-    def run_system(self, one: Mutation, case: FaultCase) -> Iterator[SystemUnderTest]:
-        """Roles that run the code without the rule, with the places where the case lets them be slow or die."""
+    def run_system(self, mutation: Mutation, case: FaultCase) -> Iterator[SystemUnderTest]:
+        """Run roles from a copy of the code with the changes of the mutation and of the case."""
         recreate_topics(self.servers.kafka.settings)
         url = self.servers.create_database()
-        altered = one._replace(changes=(*one.changes, *case.changes, NO_TORCH))
+        changed = mutation._replace(changes=(*mutation.changes, *case.changes, NO_TORCH))
         data = self.folder / uuid.uuid4().hex
-        with mutated_package(altered) as source:
+        with mutated_package(changed) as source:
             path = f"{source}:{self.folder / 'models'}"
             variables = {"PYTHONPATH": path, "VIDFLOW_ATTEMPTS": str(c.ATTEMPTS), **dict(case.variables)}
-            made_by = partial(SharedServersStack, servers=self.servers)
+            stack_factory = partial(SharedServersStack, servers=self.servers)
             kafka = self.servers.kafka.settings
             with (
                 environment_variables(**variables),
-                run_system(data, stack_factory=made_by, database_url=url, kafka=kafka) as now,
+                run_system(data, stack_factory=stack_factory, database_url=url, kafka=kafka) as system,
             ):
-                now.reference_frames = dict(self.reference_frames)
-                yield now
+                system.reference_frames = dict(self.reference_frames)
+                yield system
 
-    def run_case(self, one: Mutation, case: FaultCase) -> str | None:
-        """What the case says of the break; None where all of it holds."""
+    def run_case(self, mutation: Mutation, case: FaultCase) -> str | None:
+        """Run the case with the mutation. Return the error of the check that failed, or None if all checks hold."""
         try:
-            with redirect_stdout(io.StringIO()), self.run_system(one, case) as now:  # a scene that fails shows its log
-                case.body(now, self.works)
+            # A system that fails prints its log, which is not wanted here.
+            with redirect_stdout(io.StringIO()), self.run_system(mutation, case) as system:
+                case.body(system, self.works)
         except (AssertionError, VidflowError, psycopg.Error) as error:
             return " ".join(str(error).split()) or type(error).__name__
         return None
 
 
 def select_cases(words: str) -> list[MutationCases]:
-    """All, or those whose rule has one of the comma-separated words in it."""
+    """Return the mutations whose rule contains one of the comma-separated words. An empty string selects all."""
     wanted = [word.strip() for word in words.split(",")]
-    return [felt for felt in MUTATION_CASES if any(word in felt.mutation.rule for word in wanted)]
+    return [tested for tested in MUTATION_CASES if any(word in tested.mutation.rule for word in wanted)]
 
 
-def without_mutations(of_these: Iterable[MutationCases]) -> list[MutationCases]:
-    """Each case that is used, with no rule broken."""
-    cases = dict.fromkeys(case for felt in of_these for case in felt.cases)
+def without_mutations(selected: Iterable[MutationCases]) -> list[MutationCases]:
+    """Return each fault case used by the selected mutations, without a mutation."""
+    cases = dict.fromkeys(case for tested in selected for case in tested.cases)
     return [MutationCases(NO_MUTATION, (case,)) for case in cases]
 
 
 def run_mutation_cases(
-    bench: MutationTester, these: Sequence[MutationCases]
+    tester: MutationTester, selected: Sequence[MutationCases]
 ) -> Iterator[tuple[MutationCases, FaultCase, str | None, float]]:
-    """Each break in its cases until one feels it: the break, the case, what that said, how long it took."""
-    for felt in these:
-        for case in felt.cases:
-            began_s = time.monotonic()
-            said = bench.run_case(felt.mutation, case)
-            yield felt, case, said, time.monotonic() - began_s
-            if said is not None:
+    """Run each mutation in its cases until one fails. Yield the mutation, the case, the failure or None, and the seconds."""
+    for tested in selected:
+        for case in tested.cases:
+            started_s = time.monotonic()
+            failure = tester.run_case(tested.mutation, case)
+            yield tested, case, failure, time.monotonic() - started_s
+            if failure is not None:
                 break
 
 
-def line(felt: MutationCases, case: FaultCase, said: str | None, seconds: float) -> str:
-    return f"{felt.mutation.rule:62} {case.name:44} {seconds:5.0f}  {'held' if said is None else said[:150]}"
+def line(tested: MutationCases, case: FaultCase, failure: str | None, seconds: float) -> str:
+    return f"{tested.mutation.rule:62} {case.name:44} {seconds:5.0f}  {'held' if failure is None else failure[:150]}"

@@ -1,4 +1,4 @@
-"""Watches what is stored, from beside: when frames came and scenarios ended, and how long nothing of that happened."""
+"""Watch the progress table: when frames were stored and scenarios ended, and the longest pause between."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ POLL_S: Final = 0.01
 
 
 class ProgressWatch:
-    """The moments (monotonic) at which there was more than before."""
+    """Record the times (monotonic seconds) at which progress was seen."""
 
     def __init__(self, database_url: str) -> None:
         self.changed_at_s: list[float] = []
@@ -24,30 +24,30 @@ class ProgressWatch:
         self._connection: psycopg.Connection[tuple[int, ...]] | None = None
 
     def watch(self) -> None:
-        """Looks until it is over; a database that is away has nothing new."""
-        seen: tuple[int, ...] | None = None
+        """Poll until `over` is set. An unreachable database counts as no progress."""
+        previous: tuple[int, ...] | None = None
         while not self.over.wait(POLL_S):
             try:
-                now = self._look()
+                counts = self._read_counts()
             except psycopg.OperationalError:
                 self._connection = None
                 continue
-            if seen is not None and now != seen:
+            if previous is not None and counts != previous:
                 self.changed_at_s.append(time.monotonic())
-            seen = now
+            previous = counts
         if self._connection is not None:
             self._connection.close()
 
     def longest_pause_s(self, since_s: float) -> float:
-        """The longest time from then on in which nothing was stored and nothing ended, until it last did."""
-        moments = [since_s, *(moment for moment in self.changed_at_s if moment > since_s)]
-        return max((later - earlier for earlier, later in pairwise(moments)), default=0.0)
+        """Return the longest time without progress from `since_s` to the last progress."""
+        times_s = [since_s, *(time_s for time_s in self.changed_at_s if time_s > since_s)]
+        return max((later - earlier for earlier, later in pairwise(times_s)), default=0.0)
 
     def first_change_after_s(self, since_s: float) -> float | None:
-        """How long after then something was stored; None while nothing was."""
-        return next((moment - since_s for moment in self.changed_at_s if moment > since_s), None)
+        """Return the seconds from `since_s` to the first progress after it, or None if there was none yet."""
+        return next((time_s - since_s for time_s in self.changed_at_s if time_s > since_s), None)
 
-    def _look(self) -> tuple[int, ...]:
+    def _read_counts(self) -> tuple[int, ...]:
         if self._connection is None:
             self._connection = psycopg.connect(self._url, autocommit=True, connect_timeout=2)
         row = self._connection.execute(
@@ -58,12 +58,12 @@ class ProgressWatch:
 
 @contextmanager
 def watched_progress(database_url: str) -> Iterator[ProgressWatch]:
-    """Watches while the block lasts."""
-    flow = ProgressWatch(database_url)
-    thread = threading.Thread(target=flow.watch, name="watches the flow")
+    """Watch the progress while the block runs."""
+    watch = ProgressWatch(database_url)
+    thread = threading.Thread(target=watch.watch, name="progress watch")
     thread.start()
     try:
-        yield flow
+        yield watch
     finally:
-        flow.over.set()
+        watch.over.set()
         thread.join()

@@ -1,4 +1,4 @@
-"""A vidflow some of whose roles reach PostgreSQL or Kafka through a proxy of their own, so that one of them alone can be cut off."""
+"""A vidflow in which some roles reach PostgreSQL or Kafka through their own proxy, so that a single role can be cut off."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from vidflow.settings import read_environment_variable
 
 POSTGRES_PROXIED_ROLES: Final = ("orchestrator-1", "orchestrator-2", "inbox")
 KAFKA_PROXIED_ROLE: Final = "runner-1"
-"""Whose wire to Kafka goes through a proxy. One alone: a broker tells all clients of a listener the same address."""
+"""The only role that reaches Kafka through a proxy: a broker advertises one address to all clients of a listener."""
 
 
 class KafkaBehindProxy(EmbeddedKafka):
-    """The broker with one more listener, which tells its clients that it is where the proxy is."""
+    """A broker with an additional listener that advertises the address of the proxy."""
 
-    def __init__(self, folder: Path, *, proxy_port: int, **more: Any) -> None:
-        super().__init__(folder, **more)
+    def __init__(self, folder: Path, *, proxy_port: int, **options: Any) -> None:
+        super().__init__(folder, **options)
         self._proxy_port = proxy_port
         [self.proxied_port] = find_free_ports(1)
 
@@ -43,18 +43,18 @@ class KafkaBehindProxy(EmbeddedKafka):
 
 
 class ProxiedStack(Stack):
-    """A Stack whose roles of these names are given the proxies' addresses instead of the servers'."""
+    """A Stack that gives the proxied roles the addresses of their proxies instead of the servers'."""
 
     def __init__(self, *arguments: Any, proxies: RoleProxies) -> None:
         super().__init__(*arguments)
-        self._wires = proxies
+        self._proxies = proxies
         self._starting = threading.local()
 
     def _create_kafka(self, folder: Path) -> EmbeddedKafka:
         cache = read_environment_variable("VIDFLOW_CACHE_DIR")
-        port = self._wires.kafka.port
+        port = self._proxies.kafka.port
         server = KafkaBehindProxy(folder / "kafka", proxy_port=port, notify=self._notify, stop=self._stop, cache=cache)
-        self._wires.kafka_port = server.proxied_port
+        self._proxies.kafka_port = server.proxied_port
         self._clean_up.callback(server.stop)
         return server
 
@@ -63,11 +63,11 @@ class ProxiedStack(Stack):
         super()._start_role(kind, name)
 
     def _variables(self, kind: str) -> Mapping[str, str]:
-        return {**super()._variables(kind), **self._wires.variables(self._starting.name, self.database_url)}
+        return {**super()._variables(kind), **self._proxies.variables(self._starting.name, self.database_url)}
 
 
 class RoleProxies:
-    """The proxies by the names of the roles that go through them."""
+    """The proxies, by the names of the roles that use them."""
 
     def __init__(self, exit_stack: ExitStack) -> None:
         self.kafka_port = 0
@@ -78,23 +78,23 @@ class RoleProxies:
         }
 
     def variables(self, name: str, database_url: str) -> dict[str, str]:
-        """What is to be different in the environment of this role."""
+        """Return the environment variables that lead this role to its proxy."""
         if name == KAFKA_PROXIED_ROLE:
             return {"VIDFLOW_KAFKA": f"127.0.0.1:{self.kafka.port}"}
         if name not in self.postgres:
             return {}
         url = urlsplit(database_url)
         self._postgres_port = url.port or 0
-        place = url.netloc.rpartition(":")[0]
-        return {"VIDFLOW_DATABASE_URL": url._replace(netloc=f"{place}:{self.postgres[name].port}").geturl()}
+        host = url.netloc.rpartition(":")[0]
+        return {"VIDFLOW_DATABASE_URL": url._replace(netloc=f"{host}:{self.postgres[name].port}").geturl()}
 
     def all_in_use(self) -> bool:
-        """Whether each proxy has carried something: else a test cuts what nobody uses."""
+        """Return whether every proxy has had a connection. Cutting an unused proxy would test nothing."""
         return all(proxy.connections_accepted for proxy in (self.kafka, *self.postgres.values()))
 
 
 @contextmanager
 def role_proxies() -> Iterator[RoleProxies]:
-    """The proxies, until the block ends."""
-    with ExitStack() as proxies:
-        yield RoleProxies(proxies)
+    """Run the proxies while the block runs."""
+    with ExitStack() as exit_stack:
+        yield RoleProxies(exit_stack)

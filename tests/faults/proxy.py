@@ -1,4 +1,4 @@
-"""A TCP proxy on the loopback interface whose wire can be cut, restored, made slow, and hung up. It knows nothing of what it carries."""
+"""A TCP proxy on the loopback interface that can cut, delay, drop and close connections. It does not read what it forwards."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ CONNECT_TIMEOUT_S: Final = 5.0
 
 
 class Proxy:
-    """Carries each connection to `target_port()` of this machine, byte for byte, by two threads.
+    """Forward each connection to `target_port()` on this machine, byte for byte.
 
-    While it is cut, nothing comes through either way and nobody is told, as in a network that drops packets; what was sent
-    meanwhile arrives once it is restored. (To the kernels at both ends the peer is still there: their own timeouts, which
-    would notice a real cut sooner or later, do not. That is the harder case.)
+    During a cut nothing comes through in either direction and no end is notified, as in a network that drops packets. What was
+    sent meanwhile arrives after the cut. The kernels at both ends still acknowledge packets, so TCP timeouts, which would end a
+    real cut eventually, do not. This makes the proxy's cut harder to detect than a real one.
     """
 
     def __init__(self, target_port: Callable[[], int]) -> None:
         self.delay_s = 0.0
-        """How long each byte is on its way, in each direction: half of a round trip. What is sent at once arrives at once."""
+        """Delay in each direction, which is half of a round trip. It does not limit the throughput."""
         self.connections_accepted = 0
-        """Connections so far."""
+        """The number of connections so far."""
         self._target_port = target_port
         self._connected = threading.Event()
         self._connected.set()
@@ -55,7 +55,7 @@ class Proxy:
 
     @contextmanager
     def cut(self) -> Iterator[None]:
-        """Lets nothing through while the block lasts, and says nothing."""
+        """Let nothing through while the block runs, without closing connections."""
         self._connected.clear()
         try:
             yield
@@ -64,7 +64,7 @@ class Proxy:
 
     @contextmanager
     def refusing(self) -> Iterator[None]:
-        """Hangs up on everybody while the block lasts."""
+        """Close all connections, and new ones at once, while the block runs."""
         self._refuses = True
         self.hang_up()
         try:
@@ -73,13 +73,13 @@ class Proxy:
             self._refuses = False
 
     def drop(self) -> None:
-        """Forgets all connections without a word: neither end hears anything more, and new ones are carried as before."""
+        """Silently stop forwarding the open connections. New connections are forwarded as before."""
         with self._lock:
             dropped, self._open = self._open, set()
             self._dropped |= dropped
 
     def hang_up(self) -> None:
-        """Ends all connections."""
+        """Close all connections."""
         with self._lock:
             ends, self._open = self._open, set()
             if self._over:
@@ -93,10 +93,12 @@ class Proxy:
                 front, _ = self._listener.accept()
             except OSError:
                 return
-            threading.Thread(target=self._join, args=(front,), name=f"proxy {self.port} joins", daemon=True).start()
+            threading.Thread(
+                target=self._connect, args=(front,), name=f"proxy {self.port} connection", daemon=True
+            ).start()
 
-    def _join(self, front: socket.socket) -> None:
-        """Finds the one behind, and carries what comes from it; what goes to it is another thread's."""
+    def _connect(self, front: socket.socket) -> None:
+        """Connect to the target and forward both directions, one of them on another thread."""
         self._connected.wait()
         try:
             if self._refuses or self._over:
@@ -111,36 +113,38 @@ class Proxy:
         with self._lock:
             self._open |= {front, back}
         self.connections_accepted += 1
-        there = threading.Thread(target=self._carry, args=(front, back), name=f"proxy {self.port} there", daemon=True)
-        there.start()
-        self._carry(back, front)
-        there.join()
-
-    def _carry(self, source: socket.socket, target: socket.socket) -> None:
-        """Until one of both ends hangs up: then both are closed."""
-        under_way: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
-        arriving = threading.Thread(
-            target=self._deliver, args=(under_way, target), name=f"proxy {self.port} delivers", daemon=True
+        upstream = threading.Thread(
+            target=self._forward, args=(front, back), name=f"proxy {self.port} upstream", daemon=True
         )
-        arriving.start()
+        upstream.start()
+        self._forward(back, front)
+        upstream.join()
+
+    def _forward(self, source: socket.socket, target: socket.socket) -> None:
+        """Forward one direction until an end closes the connection, then close both ends."""
+        chunks: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
+        delivery = threading.Thread(
+            target=self._deliver, args=(chunks, target), name=f"proxy {self.port} delivery", daemon=True
+        )
+        delivery.start()
         with contextlib.suppress(OSError):
             while chunk := source.recv(CHUNK):
                 if source not in self._dropped:
-                    under_way.put((time.monotonic() + self.delay_s, chunk))
-        under_way.put((0.0, b""))
-        arriving.join()
+                    chunks.put((time.monotonic() + self.delay_s, chunk))
+        chunks.put((0.0, b""))
+        delivery.join()
         with self._lock:
             if source in self._dropped and not self._over:
-                return  # nor through a dropped one: both ends stay open until the proxy ends
+                return  # a dropped connection stays open at both ends until the proxy ends
             self._open -= {source, target}
         for end in (source, target):
             _close(end)
 
-    def _deliver(self, under_way: queue.SimpleQueue[tuple[float, bytes]], target: socket.socket) -> None:
-        """Hand over each chunk when its time has come. The end of a connection does not come through a cut either."""
+    def _deliver(self, chunks: queue.SimpleQueue[tuple[float, bytes]], target: socket.socket) -> None:
+        """Send each chunk when it is due. During a cut nothing is sent, not even the end of the connection (b"")."""
         never = threading.Event()
         while True:
-            due_s, chunk = under_way.get()
+            due_s, chunk = chunks.get()
             if (left_s := due_s - time.monotonic()) > 0:
                 never.wait(left_s)
             self._connected.wait()

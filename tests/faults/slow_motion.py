@@ -1,4 +1,4 @@
-"""The model `motion` at the pace of a camera, offered by another package's entry point: time for a fault, without a busy processor."""
+"""The model `motion` slowed down to the pace of a camera, as another package's entry point: time for a fault, at little CPU."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from vidflow.infra.models.spec import Bundle, Thresholds
 
 NAME: Final = "slow_motion"
 PAUSE_S: Final = 0.02
-"""For each frame."""
+"""Pause per frame."""
 
 
 class SlowMotion(MotionModel):
-    """As stateful as `motion`: a run that resumed without its warm-up would see something else."""
+    """Stateful like `motion`: a run that resumes without warm-up gives other detections."""
 
     def infer(self, pictures: Sequence[Picture]) -> list[tuple[Detection, ...]]:
         threading.Event().wait(PAUSE_S * len(pictures))
@@ -32,10 +32,10 @@ def load(_bundle: Bundle | None, parameters: Parameters) -> SlowMotion:
 
 
 def install(folder: Path) -> Path:
-    """Lays out the package that offers it; returns the folder for PYTHONPATH."""
+    """Write a package that provides the model into the folder. Return the folder, for PYTHONPATH."""
     (folder / f"{NAME}.py").write_text(Path(__file__).read_text())
-    facts = folder / f"{NAME}-1.0.dist-info"
-    facts.mkdir()
-    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: slow-motion\nVersion: 1.0\n")
-    (facts / "entry_points.txt").write_text(f"[vidflow.models]\n{NAME} = {NAME}:load\n")
+    metadata = folder / f"{NAME}-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: slow-motion\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[vidflow.models]\n{NAME} = {NAME}:load\n")
     return folder

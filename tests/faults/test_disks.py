@@ -1,4 +1,4 @@
-"""The disk of PostgreSQL's data or of Kafka's is full for a while, under a whole vidflow at work."""
+"""The disk with the data of PostgreSQL or Kafka is full for a while, under a running vidflow."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.integration.server_owner import wait_until
 pytestmark = [pytest.mark.long, pytest.mark.whole, pytest.mark.fault, pytest.mark.timeout(300)]
 
 MEGABYTES = 160
-"""What an empty server keeps there, some of its log, and little more."""
+"""Enough for an empty server and some of its log."""
 FULL_S = 12.0
 NOTICED_S = 60.0
 MAX_WAL_SEGMENTS = 20
@@ -42,9 +42,9 @@ def disks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disks]:
 @pytest.fixture(scope="module")
 def system(disks: Disks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SystemUnderTest]:
     clips = tmp_path_factory.mktemp("clips")
-    done = [workloads.slow(clips, 300), workloads.sampled(clips, 5)]
-    with run_system(disks["kafka"].path.parent, done) as now:
-        yield now
+    works = [workloads.slow(clips, 300), workloads.sampled(clips, 5)]
+    with run_system(disks["kafka"].path.parent, works) as started:
+        yield started
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def work(system: SystemUnderTest) -> Workload:
 
 @pytest.fixture
 def short(system: SystemUnderTest) -> Workload:
-    """What is over at once: many may be let in before the last page is full."""
+    """A workload that ends at once: many may be accepted before the last page is full."""
     return list(system.reference_frames)[1]
 
 
@@ -67,99 +67,101 @@ def filled_disk(disk: SmallDisk) -> Iterator[None]:
         disk.release()
 
 
-def occupy_slots(now: SystemUnderTest, work: Workload) -> None:
-    """Fills all slots, lets two more wait; returns once those that run are under way."""
-    now.wait_until_recovered()
-    uuids = [now.create_scenario(work) for _ in range(4)]
+def occupy_slots(system: SystemUnderTest, work: Workload) -> None:
+    """Fill all slots, wait until these scenarios are running, and queue two more."""
+    system.wait_until_recovered()
+    uuids = [system.create_scenario(work) for _ in range(4)]
     for uuid in uuids:
-        now.wait_until_running(uuid)
+        system.wait_until_running(uuid)
     for _ in range(2):
-        now.create_scenario(work)
+        system.create_scenario(work)
 
 
 def keep_full(seconds: float) -> None:
-    """The time for which a disk is full, which nothing tells."""
+    """Wait while the disk is full. There is no event to wait for."""
     threading.Event().wait(seconds)
 
 
-def check_recovered(now: SystemUnderTest) -> checks.CheckTotals:
-    now.wait_until_recovered()
-    return checks.check_all(now)
+def check_recovered(system: SystemUnderTest) -> checks.CheckTotals:
+    system.wait_until_recovered()
+    return checks.check_all(system)
 
 
-def refusal(now: SystemUnderTest, work: Workload) -> str | None:
-    """The code by which new work is refused; None where it was taken, and where nobody answered."""
+def refusal(system: SystemUnderTest, work: Workload) -> str | None:
+    """Return the error code by which a new scenario is refused, or None if it was accepted or not answered."""
     body = {"source": str(work.source), "model": work.model, "fps": work.fps}
     try:
-        answer = now.vidflow.http.post("/scenario/init", json=body, timeout=REQUEST_TIMEOUT_S)
+        answer = system.vidflow.http.post("/scenario/init", json=body, timeout=REQUEST_TIMEOUT_S)
     except httpx.TransportError:
         return None
     if answer.status_code == 201:
-        now.created[answer.json()["scenario_uuid"]] = work
+        system.created[answer.json()["scenario_uuid"]] = work
         return None
     assert answer.status_code == 503
     return str(answer.json()["code"])
 
 
-def count_outage_lines(now: SystemUnderTest, since: int) -> Counter[tuple[str, str]]:
-    """How often which process has said that the database's disk is full, and that it is back."""
-    return Counter((match[1], match[2]) for line in now.log_lines[since:] if (match := OUTAGE_LINE.match(line)))
+def count_outage_lines(system: SystemUnderTest, since: int) -> Counter[tuple[str, str]]:
+    """Count, by process and log event, the lines about the database's full disk and its recovery."""
+    return Counter((match[1], match[2]) for line in system.log_lines[since:] if (match := OUTAGE_LINE.match(line)))
 
 
-def test_invariants_1_and_8_work_on_a_full_disk_of_the_database_waits_and_finishes(
+def test_invariants_1_and_8_work_waits_while_the_database_disk_is_full_and_then_finishes(
     system: SystemUnderTest, disks: Disks, work: Workload, short: Workload
 ) -> None:
-    """The tables cannot grow; the log has room in the files that it has."""
+    """The tables cannot grow, but the write-ahead log still has space in its existing files."""
     occupy_slots(system, work)
-    said = len(system.log_lines)
+    first_line = len(system.log_lines)
     with filled_disk(disks["postgres"]):
         wait_until(lambda: refusal(system, short) == "disk_full", "new work is refused", NOTICED_S)
         keep_full(FULL_S)
-        wait_until(lambda: refusal(system, short) == "disk_full", "it is refused still", NOTICED_S)
+        wait_until(lambda: refusal(system, short) == "disk_full", "new work is still refused", NOTICED_S)
         assert system.processes.pids()["postgres"]
     assert check_recovered(system).losses == 0
-    heard = count_outage_lines(system, said)
-    assert heard
-    assert set(heard.values()) == {1}, heard
-    assert {name for name, _ in heard} == {name for name, event in heard if event == "back"}
+    counts = count_outage_lines(system, first_line)
+    assert counts
+    assert set(counts.values()) == {1}, counts
+    assert {name for name, _ in counts} == {name for name, event in counts if event == "back"}
 
 
-def test_invariants_1_and_8_a_database_that_died_of_its_full_disk_comes_back_with_room(
+def test_invariants_1_and_8_a_database_that_ended_on_a_full_disk_recovers_once_there_is_space(
     system: SystemUnderTest, disks: Disks, work: Workload
 ) -> None:
-    """Where its log cannot grow, PostgreSQL ends itself, and does not start again."""
+    """If its write-ahead log cannot grow, PostgreSQL ends and cannot start until there is space."""
     occupy_slots(system, work)
-    said = len(system.log_lines)
+    first_line = len(system.log_lines)
     with filled_disk(disks["postgres"]):
-        wait_until(lambda: log_is_full(system), "the server has died", NOTICED_S)
+        wait_until(lambda: log_is_full(system), "the server has ended", NOTICED_S)
         keep_full(FULL_S)
         assert system.count_unfinished() is None
         assert refusal(system, work) != "disk_full"
     check_recovered(system)
-    assert any("dev: postgres ended" in line for line in system.log_lines[said:])
+    assert any("dev: postgres ended" in line for line in system.log_lines[first_line:])
 
 
-def log_is_full(now: SystemUnderTest) -> bool:
-    """Whether the server has died of a log that needs a file more; lets it begin new files until it does."""
+def log_is_full(system: SystemUnderTest) -> bool:
+    """Return whether the server has ended because its log needs another file. Makes it start new files until it does."""
     try:
-        with now.connect() as tables:
+        with system.connect() as connection:
             for _ in range(MAX_WAL_SEGMENTS):
-                tables.execute("SELECT pg_logical_emit_message(true, 'test', 'begins the file')")
-                tables.execute("SELECT pg_switch_wal()")
+                connection.execute("SELECT pg_logical_emit_message(true, 'test', 'starts the file')")
+                connection.execute("SELECT pg_switch_wal()")
     except psycopg.OperationalError:
         return True
     return False
 
 
-def test_invariant_8_a_kafka_that_died_of_its_full_disk_comes_back_with_room(
+def test_invariant_8_a_broker_that_ended_on_a_full_disk_recovers_once_there_is_space(
     system: SystemUnderTest, disks: Disks, work: Workload
 ) -> None:
-    """A broker without a folder to write to ends itself; it is started again until it finds room."""
+    """A broker that cannot write to its folder ends. It is restarted until there is space."""
     occupy_slots(system, work)
-    said = len(system.log_lines)
+    first_line = len(system.log_lines)
     with filled_disk(disks["kafka"]):
         wait_until(
-            lambda: any("dev: kafka ended" in line for line in system.log_lines[said:]), "it has died", NOTICED_S
+            lambda: any("dev: kafka ended" in line for line in system.log_lines[first_line:]),
+            "the broker has ended",
+            NOTICED_S,
         )
         system.create_scenario(work)
         keep_full(FULL_S)

@@ -1,4 +1,4 @@
-"""What the cases of the broken rules change in the code stands there: a case that changes nothing would show nothing."""
+"""The code changes of the fault cases fit the code. A change that does not apply would test nothing."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from tests.faults.fault_cases import FaultCase
 from tests.faults.mutation_testing import NO_TORCH
 
 CASES = [FaultCase("without torch", fault_cases.run_without_faults, (NO_TORCH,))] + [
-    one for one in vars(fault_cases).values() if isinstance(one, FaultCase) and one.changes
+    value for value in vars(fault_cases).values() if isinstance(value, FaultCase) and value.changes
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda one: one.name)
-def test_what_a_case_changes_stands_in_the_code_once(case: FaultCase) -> None:
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_changes_of_each_case_fit_the_code(case: FaultCase) -> None:
     check_applies(Mutation(case.name, case.changes))

@@ -1,4 +1,4 @@
-"""Kafka without its past: topics deleted and made anew, all of its data gone, messages published that nobody ever reads."""
+"""Kafka loses data: topics are recreated, the broker loses all its data, or messages are deleted before they are read."""
 
 from __future__ import annotations
 
@@ -32,29 +32,29 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Workload:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the servers keep their data."""
+    """The folder with the servers' data."""
     return tmp_path_factory.mktemp("wiped")
 
 
 @pytest.fixture(scope="module")
 def system(folder: Path, slow: Workload) -> Iterator[SystemUnderTest]:
-    with run_system(folder, [slow]) as now:
-        now.history_lost = True
-        yield now
+    with run_system(folder, [slow]) as started:
+        started.history_lost = True
+        yield started
 
 
-def check_recovered(now: SystemUnderTest) -> None:
-    now.wait_until_all_inactive()
-    now.wait_until_recovered()
-    checks.check_all(now)
+def check_recovered(system: SystemUnderTest) -> None:
+    system.wait_until_all_inactive()
+    system.wait_until_recovered()
+    checks.check_all(system)
 
 
 @pytest.mark.parametrize("removed", [[INIT_SCENARIO], [COMMANDS], [RUNNER_EVENTS], [RESULTS], [*PARTITIONS]], ids=str)
-def test_invariant_7_topics_that_are_made_anew_in_midst_of_a_run_leave_nothing_stuck(
+def test_invariant_7_topics_recreated_during_a_run_leave_nothing_stuck(
     system: SystemUnderTest, slow: Workload, removed: list[str]
 ) -> None:
-    under_way, waiting = system.create_scenario(slow), [system.create_scenario(slow) for _ in range(4)]
-    system.wait_until_running(under_way)
+    running, waiting = system.create_scenario(slow), [system.create_scenario(slow) for _ in range(4)]
+    system.wait_until_running(running)
     remove_topics(system.processes.kafka, removed)
     system.create_scenario(slow)
     system.request_shutdown(waiting[0])
@@ -65,10 +65,10 @@ def test_invariant_7_topics_that_are_made_anew_in_midst_of_a_run_leave_nothing_s
 def test_invariant_7_a_broker_that_lost_all_its_data_leaves_nothing_stuck(
     system: SystemUnderTest, slow: Workload, folder: Path
 ) -> None:
-    """`vidflow dev` starts it again, empty, and makes its topics."""
-    under_way = system.create_scenario(slow)
+    """`vidflow dev` restarts the broker empty and creates its topics."""
+    running = system.create_scenario(slow)
     system.create_scenario(slow)
-    system.wait_until_running(under_way)
+    system.wait_until_running(running)
     [broker] = system.processes.pids()["kafka"]
     os.kill(broker, signal.SIGKILL)
     shutil.rmtree(folder / "kafka" / "data")
@@ -76,30 +76,31 @@ def test_invariant_7_a_broker_that_lost_all_its_data_leaves_nothing_stuck(
     check_recovered(system)
 
 
-def test_invariant_7_messages_that_were_published_and_never_read_leave_nothing_stuck(
+def test_invariant_7_messages_deleted_before_they_are_read_leave_nothing_stuck(
     system: SystemUnderTest, slow: Workload
 ) -> None:
-    """What wakes the leader, and what a runner is told, is gone before they could hear of it."""
+    """The message that wakes the leader, then a command for a runner, is deleted before it is read."""
     with frozen([pid for kind in ("orchestrator", "runner") for pid in system.processes.pids()[kind]]):
-        born = system.create_scenario(slow)
-        wait_until(lambda: is_outbox_published(system), "the relay has published it")
+        uuid = system.create_scenario(slow)
+        wait_until(lambda: is_outbox_published(system), "the relay has published the message")
         empty_topic(system, INIT_SCENARIO)
-    system.wait_until_running(born, frames=0)
+    system.wait_until_running(uuid, frames=0)
     with frozen(system.processes.pids()["runner"]):
         system.create_scenario(slow)
-        wait_until(lambda: is_outbox_published(system), "the relay has published what it was told")
+        wait_until(lambda: is_outbox_published(system), "the relay has published the command")
         empty_topic(system, COMMANDS)
     check_recovered(system)
 
 
-def is_outbox_published(now: SystemUnderTest) -> bool:
-    with now.connect() as tables:
-        return not tables.execute("SELECT FROM outbox WHERE published_at IS NULL").fetchall()
+def is_outbox_published(system: SystemUnderTest) -> bool:
+    with system.connect() as connection:
+        return not connection.execute("SELECT FROM outbox WHERE published_at IS NULL").fetchall()
 
 
-def empty_topic(now: SystemUnderTest, topic: str) -> None:
-    """Deletes what the topic holds now, as its retention would."""
-    client = admin.create_admin(now.processes.kafka)
+def empty_topic(system: SystemUnderTest, topic: str) -> None:
+    """Delete the messages that are in the topic now, as its retention would."""
+    client = admin.create_admin(system.processes.kafka)
     ends = offsets.read_end_offsets(client, topic)
-    for answer in client.delete_records([TopicPartition(topic, number, end) for number, end in ends.items()]).values():
-        answer.result()
+    partitions = [TopicPartition(topic, number, end) for number, end in ends.items()]
+    for future in client.delete_records(partitions).values():
+        future.result()

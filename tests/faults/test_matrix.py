@@ -1,6 +1,6 @@
-"""A short set of the fault matrix: each victim killed, most of them frozen and ended too, at one moment or another of a scenario.
+"""A short selection of the fault matrix: every victim is killed, and most are also frozen or terminated, in some phase.
 
-The whole matrix, with all checks after each case: `python -m tests.faults matrix`.
+The whole matrix with all checks after each case: `python -m tests.faults matrix`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.long, pytest.mark.fault, pytest.mark.timeout(420)]
 
 SEED = 5
 FREEZE_S = 5.0
-"""Past the leases of leader, relay and runner, and past a consumer's session."""
+"""Longer than the leases of leader, relay and runner, and than a consumer's session."""
 KILL, FREEZE, TERM = Fault.KILL, Fault.FREEZE, Fault.TERM
 STARTING, RUNNING, SHUTTING_DOWN = ScenarioPhase.STARTING, ScenarioPhase.RUNNING, ScenarioPhase.SHUTTING_DOWN
 SHORT_MATRIX = [
@@ -44,21 +44,21 @@ SHORT_MATRIX = [
 ]
 
 
-def test_the_short_set_kills_every_victim_and_strikes_at_every_moment() -> None:
+def test_the_short_matrix_kills_every_victim_and_covers_every_phase() -> None:
     assert {case.victim for case in SHORT_MATRIX if case.fault is KILL} == set(Victim)
     assert {(case.fault, case.phase) for case in SHORT_MATRIX} == {
-        (fault, when) for fault in Fault for when in ScenarioPhase
+        (fault, phase) for fault in Fault for phase in ScenarioPhase
     } - {(TERM, STARTING)}
 
 
-def test_invariants_1_to_8_hold_after_one_fault_upon_the_other(tmp_path: Path) -> None:
+def test_invariants_1_to_8_hold_after_a_series_of_faults(tmp_path: Path) -> None:
     slow, sampled = workloads.slow(tmp_path, 160), workloads.sampled(tmp_path, 40)
     chance = random.Random(SEED)  # noqa: S311
-    with run_system(tmp_path / "data", [slow, sampled]) as now:
+    with run_system(tmp_path / "data", [slow, sampled]) as system:
         for case in SHORT_MATRIX:
-            now.create_scenario(sampled)
-            inject_with_retries(now, case, slow, chance, FREEZE_S)
-        now.wait_until_recovered()
-        sums = checks.check_all(now)
-        assert sums.scenarios >= 2 * len(SHORT_MATRIX)
-        assert sums.duplicate_frames > 0 or sums.losses > 0  # else no fault was felt
+            system.create_scenario(sampled)
+            inject_with_retries(system, case, slow, chance, FREEZE_S)
+        system.wait_until_recovered()
+        totals = checks.check_all(system)
+        assert totals.scenarios >= 2 * len(SHORT_MATRIX)
+        assert totals.duplicate_frames > 0 or totals.losses > 0  # otherwise no fault had an effect

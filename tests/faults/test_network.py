@@ -1,4 +1,4 @@
-"""The wire between one role and a server is cut, hung up or slow, while all others have theirs."""
+"""The connection between one role and a server is cut, refused or slow, while all others work."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PAST_LEASES_S = 6.0
 CUT_OFF_LIMIT_S = 60.0
 DELAY_S = 0.03
 KAFKA_DELAY_S = 0.3
-"""A round trip of 0.6 s and more: well below a runner's lease, far above what a network has."""
+"""A round trip of at least 0.6 s: well below a runner's lease, far above that of a real network."""
 LEASE_ACQUIRED_LINE = re.compile(r"(orchestrator-\d): (\S+) info lease lease_acquired lease=leader ")
 SCENARIO_MOVED_LINE = re.compile(
     r"(orchestrator-\d): \S+ info orchestrator scenario_moved scenario_uuid=(\S+) to=(\S+) .*?epoch=(\d+)"
@@ -35,8 +35,8 @@ SCENARIO_MOVED_LINE = re.compile(
 
 @pytest.fixture(scope="module")
 def proxies() -> Iterator[RoleProxies]:
-    with role_proxies() as wired:
-        yield wired
+    with role_proxies() as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +44,9 @@ def system(proxies: RoleProxies, tmp_path_factory: pytest.TempPathFactory) -> It
     folder = tmp_path_factory.mktemp("network")
     with run_system(
         folder / "data", [workloads.slow(folder, 300)], stack_factory=partial(ProxiedStack, proxies=proxies)
-    ) as now:
+    ) as started:
         assert proxies.all_in_use()
-        yield now
+        yield started
 
 
 @pytest.fixture
@@ -55,54 +55,56 @@ def work(system: SystemUnderTest) -> Workload:
     return work
 
 
-def read_leader_terms(now: SystemUnderTest) -> list[tuple[datetime.datetime, str]]:
-    """When which orchestrator began to lead."""
+def read_leader_terms(system: SystemUnderTest) -> list[tuple[datetime.datetime, str]]:
+    """Return the orchestrators that became leader, in order, each with the time."""
     today = datetime.datetime.now(datetime.UTC).date()
-    found = [match for line in now.log_lines if (match := LEASE_ACQUIRED_LINE.match(line))]
-    times = [datetime.time.fromisoformat(match[2]).replace(tzinfo=datetime.UTC) for match in found]
-    return [(datetime.datetime.combine(today, time), match[1]) for time, match in zip(times, found, strict=True)]
+    matches = [match for line in system.log_lines if (match := LEASE_ACQUIRED_LINE.match(line))]
+    times = [datetime.time.fromisoformat(match[2]).replace(tzinfo=datetime.UTC) for match in matches]
+    return [(datetime.datetime.combine(today, time), match[1]) for time, match in zip(times, matches, strict=True)]
 
 
-def check_4_single_writer(now: SystemUnderTest) -> None:
-    """Whoever moved a scenario was the last who had come to lead when the move was written."""
-    led = read_leader_terms(now)
+def check_4_single_writer(system: SystemUnderTest) -> None:
+    """Every transition was written by the orchestrator that was the last to become leader at that time."""
+    terms = read_leader_terms(system)
     written = defaultdict(list)
-    with now.connect() as tables:
-        for uuid, to, epoch, at in tables.execute("SELECT scenario_uuid, to_state, epoch, at FROM scenario_history"):
-            written[str(uuid), to, str(epoch)].append(at)
-    moves = [match for line in now.log_lines if (match := SCENARIO_MOVED_LINE.match(line))]
+    with system.connect() as connection:
+        query = "SELECT scenario_uuid, to_state, epoch, at FROM scenario_history"
+        for uuid, to_state, epoch, written_at in connection.execute(query):
+            written[str(uuid), to_state, str(epoch)].append(written_at)
+    moves = [match for line in system.log_lines if (match := SCENARIO_MOVED_LINE.match(line))]
     assert moves
     for match in moves:
-        leaders = {led[bisect(led, (at, "~")) - 1][1] for at in written[match[2], match[3], match[4]]}
+        times = written[match[2], match[3], match[4]]
+        leaders = {terms[bisect(terms, (written_at, "~")) - 1][1] for written_at in times}
         if match[1] not in leaders:
             raise violation(4, f"{match[0]}: written while {leaders} led")
 
 
-def wait_for_takeover(now: SystemUnderTest, led: int) -> str:
-    """Who leads, once there was one more holding than `led`."""
-    wait_until(lambda: len(read_leader_terms(now)) > led, "another one leads", TAKEOVER_LIMIT_S)
-    return read_leader_terms(now)[-1][1]
+def wait_for_takeover(system: SystemUnderTest, terms_before: int) -> str:
+    """Wait until there are more leader terms than `terms_before`. Return the name of the new leader."""
+    wait_until(lambda: len(read_leader_terms(system)) > terms_before, "a takeover", TAKEOVER_LIMIT_S)
+    return read_leader_terms(system)[-1][1]
 
 
-def runner_1(now: SystemUnderTest) -> int:
-    """The runner whose wire to Kafka can be cut."""
-    return now.processes.pids()["runner"][0]
+def runner_1(system: SystemUnderTest) -> int:
+    """Return the pid of the runner whose connection to Kafka goes through a proxy."""
+    return system.processes.pids()["runner"][0]
 
 
-def occupy_slots(now: SystemUnderTest, work: Workload) -> list[str]:
-    """Fills all slots; the scenarios, once each is under way."""
-    now.wait_until_recovered()
-    uuids = [now.create_scenario(work) for _ in range(4)]
+def occupy_slots(system: SystemUnderTest, work: Workload) -> list[str]:
+    """Fill all slots. Return the scenarios once all of them are running."""
+    system.wait_until_recovered()
+    uuids = [system.create_scenario(work) for _ in range(4)]
     for uuid in uuids:
-        now.wait_until_running(uuid)
-    assert workers_of(runner_1(now))
+        system.wait_until_running(uuid)
+    assert workers_of(runner_1(system))
     return uuids
 
 
-def count_requeued(now: SystemUnderTest, uuids: list[str]) -> int:
-    """How many of these scenarios came back to be deployed again."""
-    with now.connect() as tables:
-        [(count,)] = tables.execute(
+def count_requeued(system: SystemUnderTest, uuids: list[str]) -> int:
+    """Return how many times these scenarios were lost or requeued."""
+    with system.connect() as connection:
+        [(count,)] = connection.execute(
             "SELECT count(*) FROM scenario_history"
             " WHERE from_state IS NOT NULL AND to_state = 'init_startup' AND scenario_uuid = ANY(%s::uuid[])",
             (uuids,),
@@ -111,42 +113,42 @@ def count_requeued(now: SystemUnderTest, uuids: list[str]) -> int:
 
 
 def keep_cut(seconds: float) -> None:
-    """The time that a cut lasts, which nothing tells."""
+    """Wait during a cut. There is no event to wait for."""
     threading.Event().wait(seconds)
 
 
-def check_recovered(now: SystemUnderTest) -> checks.CheckTotals:
-    now.wait_until_recovered()
-    sums = checks.check_all(now)
-    check_4_single_writer(now)
-    return sums
+def check_recovered(system: SystemUnderTest) -> checks.CheckTotals:
+    system.wait_until_recovered()
+    totals = checks.check_all(system)
+    check_4_single_writer(system)
+    return totals
 
 
-def test_invariant_4_a_leader_cut_off_from_the_database_is_followed_and_two_never_write(
+def test_invariant_4_a_leader_cut_off_from_the_database_is_replaced_and_two_never_write(
     system: SystemUnderTest, proxies: RoleProxies, work: Workload
 ) -> None:
     occupy_slots(system, work)
-    led = read_leader_terms(system)
-    with proxies.postgres[led[-1][1]].cut():
-        assert wait_for_takeover(system, len(led)) != led[-1][1]
+    terms = read_leader_terms(system)
+    with proxies.postgres[terms[-1][1]].cut():
+        assert wait_for_takeover(system, len(terms)) != terms[-1][1]
     check_recovered(system)
 
 
-def test_invariant_4_a_leader_whose_connections_are_hung_up_leads_on_or_is_followed(
+def test_invariant_4_a_leader_whose_database_connections_are_refused_is_replaced(
     system: SystemUnderTest, proxies: RoleProxies, work: Workload
 ) -> None:
     occupy_slots(system, work)
-    led = read_leader_terms(system)
-    with proxies.postgres[led[-1][1]].refusing():
-        assert wait_for_takeover(system, len(led)) != led[-1][1]
+    terms = read_leader_terms(system)
+    with proxies.postgres[terms[-1][1]].refusing():
+        assert wait_for_takeover(system, len(terms)) != terms[-1][1]
     check_recovered(system)
 
 
-def test_invariant_8_a_slow_wire_to_the_database_costs_the_leader_nothing_but_time(
+def test_invariant_8_a_slow_connection_to_the_database_only_delays_the_leader(
     system: SystemUnderTest, proxies: RoleProxies, work: Workload
 ) -> None:
-    led = read_leader_terms(system)
-    proxy = proxies.postgres[led[-1][1]]
+    terms = read_leader_terms(system)
+    proxy = proxies.postgres[terms[-1][1]]
     proxy.delay_s = DELAY_S
     try:
         occupy_slots(system, work)
@@ -155,17 +157,17 @@ def test_invariant_8_a_slow_wire_to_the_database_costs_the_leader_nothing_but_ti
         proxy.delay_s = 0.0
 
 
-@pytest.mark.parametrize("how", ["cut", "refusing"])
-def test_invariant_8_an_inbox_cut_off_from_the_database_goes_on_where_it_was(
-    system: SystemUnderTest, proxies: RoleProxies, work: Workload, how: str
+@pytest.mark.parametrize("fault", ["cut", "refusing"])
+def test_invariant_8_an_inbox_cut_off_from_the_database_continues_where_it_was(
+    system: SystemUnderTest, proxies: RoleProxies, work: Workload, fault: str
 ) -> None:
     occupy_slots(system, work)
-    with getattr(proxies.postgres["inbox"], how)():
+    with getattr(proxies.postgres["inbox"], fault)():
         keep_cut(PAST_LEASES_S)
     check_recovered(system)
 
 
-def test_invariant_8_a_slow_wire_to_kafka_costs_a_runner_nothing_but_time(
+def test_invariant_8_a_slow_connection_to_kafka_only_delays_a_runner(
     system: SystemUnderTest, proxies: RoleProxies, work: Workload
 ) -> None:
     proxies.kafka.delay_s = KAFKA_DELAY_S
@@ -176,25 +178,25 @@ def test_invariant_8_a_slow_wire_to_kafka_costs_a_runner_nothing_but_time(
         proxies.kafka.delay_s = 0.0
 
 
-def test_invariant_8_work_of_a_runner_cut_off_from_kafka_goes_on_elsewhere_and_its_return_changes_nothing(
+def test_invariant_8_work_of_a_runner_cut_off_from_kafka_continues_on_another_runner(
     system: SystemUnderTest, proxies: RoleProxies, work: Workload
 ) -> None:
     uuids = occupy_slots(system, work)
     with proxies.kafka.cut():
         wait_until(
-            lambda: count_requeued(system, uuids) > 0, "some of its work is given to the other runner", CUT_OFF_LIMIT_S
+            lambda: count_requeued(system, uuids) > 0, "its work is assigned to the other runner", CUT_OFF_LIMIT_S
         )
     assert check_recovered(system).losses > 0
 
 
-def test_invariant_8_a_runner_cut_off_past_its_patience_ends_its_workers_and_serves_again_afterwards(
+def test_invariant_8_a_runner_cut_off_too_long_ends_its_workers_and_works_again_afterwards(
     system: SystemUnderTest, proxies: RoleProxies, work: Workload
 ) -> None:
     occupy_slots(system, work)
-    said = len(system.log_lines)
+    first_line = len(system.log_lines)
     with proxies.kafka.cut():
-        wait_until(lambda: workers_of(runner_1(system)) == [], "its workers are ended", CUT_OFF_LIMIT_S)
-        assert any("cut_off" in line for line in system.log_lines[said:])
+        wait_until(lambda: workers_of(runner_1(system)) == [], "its workers have ended", CUT_OFF_LIMIT_S)
+        assert any("cut_off" in line for line in system.log_lines[first_line:])
     check_recovered(system)
     occupy_slots(system, work)
     check_recovered(system)

@@ -1,4 +1,4 @@
-"""Recovery to a point in time, as docs/backup.md tells it: a base backup, the archived log, and a moment. PostgreSQL's own programs."""
+"""Point-in-time recovery with PostgreSQL's own programs, as described in docs/backup.md: base backup, archived log, time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.long, pytest.mark.fault, pytest.mark.timeout(300)]
 
 
 def give_to_the_server(folder: Path) -> None:
-    """As root, PostgreSQL runs as another user, who has to own what it writes."""
+    """Give the folder to the user `nobody` if the test runs as root: PostgreSQL then runs as that user."""
     if os.geteuid() == 0:
         nobody = pwd.getpwnam("nobody")
         for path in [folder, *folder.rglob("*")]:
@@ -41,7 +41,7 @@ def archive(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def archiving(tmp_path: Path, archive: Path) -> Iterator[EmbeddedPostgres]:
-    """A server that archives its log."""
+    """A server that archives its write-ahead log."""
     server = EmbeddedPostgres(tmp_path / "one", notify=print, stop=Stop())
     try:
         server.start()
@@ -49,8 +49,8 @@ def archiving(tmp_path: Path, archive: Path) -> Iterator[EmbeddedPostgres]:
             ("archive_mode", "on"),
             ("archive_command", f"test ! -f {archive}/%f && cp %p {archive}/%f"),
         ):
-            with psycopg.connect(server.url, autocommit=True) as tables:
-                tables.execute(f"ALTER SYSTEM SET {setting} = '{value}'")
+            with psycopg.connect(server.url, autocommit=True) as connection:
+                connection.execute(f"ALTER SYSTEM SET {setting} = '{value}'")
         server.stop()
         server = EmbeddedPostgres(tmp_path / "one", notify=print, stop=Stop())
         yield server.start()
@@ -62,15 +62,15 @@ def init(url: str) -> str:
     new = scenarios.NewScenario(
         source="http://a/b.mp4", model="motion", model_sha256=None, fps="all", priority=0, parameters=Parameters()
     )
-    with connect(url, name="test") as tables:
-        return scenarios.insert_scenario(tables, new).scenario_uuid
+    with connect(url, name="test") as connection:
+        return scenarios.insert_scenario(connection, new).scenario_uuid
 
 
 def base_backup(url: str, target: Path) -> None:
-    connection, secrets = split_secrets(url)
+    public_url, secrets = split_secrets(url)
     command = [
         str(programs_folder() / "pg_basebackup"),
-        f"--dbname={connection}",
+        f"--dbname={public_url}",
         "--checkpoint=fast",
         f"--pgdata={target}",
     ]
@@ -78,55 +78,55 @@ def base_backup(url: str, target: Path) -> None:
 
 
 def database_time(url: str) -> datetime.datetime:
-    with psycopg.connect(url) as tables:
-        [(at,)] = tables.execute("SELECT clock_timestamp()").fetchall()
-    assert isinstance(at, datetime.datetime)
-    return at
+    with psycopg.connect(url) as connection:
+        [(now,)] = connection.execute("SELECT clock_timestamp()").fetchall()
+    assert isinstance(now, datetime.datetime)
+    return now
 
 
 def archive_all(url: str) -> None:
-    with psycopg.connect(url, autocommit=True) as tables:
-        [(last,)] = tables.execute("SELECT pg_walfile_name(pg_switch_wal())").fetchall()
+    with psycopg.connect(url, autocommit=True) as connection:
+        [(last,)] = connection.execute("SELECT pg_walfile_name(pg_switch_wal())").fetchall()
 
         def archived() -> bool:
-            [(newest,)] = tables.execute("SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver").fetchall()
+            [(newest,)] = connection.execute("SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver").fetchall()
             return bool(newest >= last)
 
         wait_until(archived, f"{last} is archived", 60)
 
 
-def recover(folder: Path, data: Path, password: Path, archive: Path, moment: datetime.datetime) -> EmbeddedPostgres:
+def recover(folder: Path, data: Path, password: Path, archive: Path, target: datetime.datetime) -> EmbeddedPostgres:
     folder.mkdir()
     shutil.move(data, folder / "data")
     shutil.copy2(password, folder / "password")
     with (folder / "data" / "postgresql.auto.conf").open("a") as settings:
         settings.write(f"archive_mode = 'off'\nrestore_command = 'cp {archive}/%f %p'\n")
-        settings.write(f"recovery_target_time = '{moment.isoformat()}'\nrecovery_target_action = 'promote'\n")
+        settings.write(f"recovery_target_time = '{target.isoformat()}'\nrecovery_target_action = 'promote'\n")
     (folder / "data" / "recovery.signal").touch()
     give_to_the_server(folder)
     return EmbeddedPostgres(folder, notify=print, stop=Stop())
 
 
-def test_a_database_comes_back_as_it_was_at_a_moment(
-    archiving: EmbeddedPostgres, archive: Path, tmp_path: Path
-) -> None:
+def test_a_database_is_recovered_to_a_point_in_time(archiving: EmbeddedPostgres, archive: Path, tmp_path: Path) -> None:
     migrations.migrate(archiving.url, print)
-    in_the_base = init(archiving.url)
+    in_base_backup = init(archiving.url)
     base_backup(archiving.url, tmp_path / "base")
-    before = init(archiving.url)
-    moment = database_time(archiving.url)
+    before_target = init(archiving.url)
+    target = database_time(archiving.url)
     init(archiving.url)
     archive_all(archiving.url)
     archiving.stop()
-    recovered = recover(tmp_path / "two", tmp_path / "base", tmp_path / "one" / "password", archive, moment)
+    recovered = recover(tmp_path / "two", tmp_path / "base", tmp_path / "one" / "password", archive, target)
     try:
         recovered.start()
-        with psycopg.connect(recovered.url, autocommit=True) as tables:
+        with psycopg.connect(recovered.url, autocommit=True) as connection:
             wait_until(
-                lambda: tables.execute("SELECT pg_is_in_recovery()").fetchone() == (False,), "it is a primary again", 60
+                lambda: connection.execute("SELECT pg_is_in_recovery()").fetchone() == (False,),
+                "the server is a primary again",
+                60,
             )
-            found = tables.execute("SELECT scenario_uuid::text FROM scenarios ORDER BY 1").fetchall()
-        assert found == [(in_the_base,), (before,)]
+            found = connection.execute("SELECT scenario_uuid::text FROM scenarios ORDER BY 1").fetchall()
+        assert found == [(in_base_backup,), (before_target,)]
         assert init(recovered.url)
     finally:
         recovered.stop()

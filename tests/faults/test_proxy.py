@@ -1,4 +1,4 @@
-"""The proxy of the fault suite: a cut must be a cut, or the tests that lean on it show nothing."""
+"""The proxy of the fault suite cuts and refuses connections. Otherwise the tests that use it would show nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHORT_S = 0.2
 
 @pytest.fixture
 def echo() -> Iterator[int]:
-    """The port of a server that says again what it hears."""
+    """The port of an echo server."""
 
     def serve() -> None:
         while True:
@@ -26,8 +26,8 @@ def echo() -> Iterator[int]:
 
     def answer(caller: socket.socket) -> None:
         with caller:
-            while said := caller.recv(1000):
-                caller.sendall(said)
+            while data := caller.recv(1000):
+                caller.sendall(data)
 
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=serve)
@@ -52,7 +52,7 @@ def caller(proxy: Proxy) -> Iterator[socket.socket]:
         yield caller
 
 
-def test_nothing_comes_through_a_cut_and_all_of_it_afterwards(proxy: Proxy, caller: socket.socket) -> None:
+def test_data_sent_during_a_cut_arrives_after_it(proxy: Proxy, caller: socket.socket) -> None:
     caller.settimeout(SHORT_S)
     with proxy.cut():
         caller.sendall(b"lost?")
@@ -62,7 +62,7 @@ def test_nothing_comes_through_a_cut_and_all_of_it_afterwards(proxy: Proxy, call
     assert caller.recv(100) == b"lost?"
 
 
-def test_who_comes_during_a_cut_is_served_behind_it(proxy: Proxy) -> None:
+def test_a_connection_made_during_a_cut_works_after_it(proxy: Proxy) -> None:
     with proxy.cut():
         late = socket.create_connection(("127.0.0.1", proxy.port), 5)
         late.sendall(b"late")
@@ -74,7 +74,7 @@ def test_who_comes_during_a_cut_is_served_behind_it(proxy: Proxy) -> None:
         assert late.recv(100) == b"late"
 
 
-def test_a_refusing_one_hangs_up_on_old_and_new(proxy: Proxy, caller: socket.socket) -> None:
+def test_a_refusing_proxy_closes_old_and_new_connections(proxy: Proxy, caller: socket.socket) -> None:
     with proxy.refusing():
         assert caller.recv(100) == b""
         with socket.create_connection(("127.0.0.1", proxy.port), 5) as other:

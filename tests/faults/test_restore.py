@@ -1,4 +1,4 @@
-"""A database that was restored to an earlier moment, while Kafka and the runners know what came later. A whole real vidflow."""
+"""The database of a complete vidflow is restored to an earlier time, while Kafka and the runners hold later state."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ CLIP, FPS = "videos/one-by-one-person.mp4", 3
 
 
 class ProgressAfterBackup(msgspec.Struct):
-    """What a vidflow had done when its database was set back: the scenarios of the backup, and the newest epochs in Kafka."""
+    """The state before a restore: the scenarios of the backup, one created after it, and the newest epochs in Kafka.
+
+    `frames` is what every scenario of the clip must contain.
+    """
 
     backed_up: list[str]
     created_later: str
@@ -38,24 +41,25 @@ def wait_until_stored(vidflow: VidflowClient, uuid: str, frames: int) -> None:
 
 
 def run_past_backup(vidflow: VidflowClient, shared: Path, folder: Path) -> ProgressAfterBackup:
-    """Of the scenarios of the backup one has ended, two are under way, one waits; it goes on until a later one is under way.
+    """Make a backup with one completed, two running and one queued scenario, and continue until a later one is running.
 
-    That one, born behind the backup, is lost with everything else that came later: this is what restoring means.
+    A restore loses the later scenario, as everything after the backup.
     """
     clip = shared / CLIP
-    ended = vidflow.create_scenario(clip, "motion", FPS)
-    assert vidflow.wait_until_inactive(ended)["outcome"] == "completed"
-    frames = vidflow.frames(ended)
-    short = vidflow.create_scenario(clip, "motion", FPS, priority=10)
-    beside = vidflow.create_scenario(clip, "motion", FPS)
+    completed = vidflow.create_scenario(clip, "motion", FPS)
+    assert vidflow.wait_until_inactive(completed)["outcome"] == "completed"
+    frames = vidflow.frames(completed)
+    first = vidflow.create_scenario(clip, "motion", FPS, priority=10)
+    second = vidflow.create_scenario(clip, "motion", FPS)
     waiting = vidflow.create_scenario(clip, "motion", FPS, priority=-10)
-    wait_until_stored(vidflow, short, 20)
-    wait_until_stored(vidflow, beside, 5)
+    wait_until_stored(vidflow, first, 20)
+    wait_until_stored(vidflow, second, 5)
     backup.write_backup(vidflow.stack.database_url, folder, replace=False, notify=print)
-    assert vidflow.wait_until_inactive(short)["outcome"] == "completed"
-    born_later = vidflow.create_scenario(clip, "motion", FPS, priority=10)
-    wait_until_stored(vidflow, born_later, 5)
-    return ProgressAfterBackup([ended, short, beside, waiting], born_later, frames, newest_epochs(vidflow))
+    assert vidflow.wait_until_inactive(first)["outcome"] == "completed"
+    created_later = vidflow.create_scenario(clip, "motion", FPS, priority=10)
+    wait_until_stored(vidflow, created_later, 5)
+    backed_up = [completed, first, second, waiting]
+    return ProgressAfterBackup(backed_up, created_later, frames, newest_epochs(vidflow))
 
 
 def newest_epochs(vidflow: VidflowClient) -> dict[str, int]:
@@ -66,74 +70,80 @@ def newest_epochs(vidflow: VidflowClient) -> dict[str, int]:
     return newest
 
 
-def assert_reconciled(vidflow: VidflowClient, later: ProgressAfterBackup) -> None:
-    for uuid in later.backed_up:
+def assert_reconciled(vidflow: VidflowClient, before_restore: ProgressAfterBackup) -> None:
+    for uuid in before_restore.backed_up:
         end = vidflow.wait_until_inactive(uuid)
         assert (end["outcome"], end["error"]) == ("completed", None), uuid
-        assert vidflow.frames(uuid) == later.frames
-    assert vidflow.http.get(f"/scenario/{later.created_later}").status_code == 404
-    wait_until(lambda: nothing_left(vidflow), "outbox and runners are empty", DONE_LIMIT_S)
-    with connect(vidflow.stack.database_url, name="test") as tables:
-        assert retention.default_span_ms(tables) is None  # all results lie in the leader's partitions
+        assert vidflow.frames(uuid) == before_restore.frames
+    assert vidflow.http.get(f"/scenario/{before_restore.created_later}").status_code == 404
+    wait_until(lambda: nothing_left(vidflow), "the outbox and the runners are empty", DONE_LIMIT_S)
+    with connect(vidflow.stack.database_url, name="test") as connection:
+        assert retention.default_span_ms(connection) is None  # all results are in the partitions the leader creates
 
 
 def nothing_left(vidflow: VidflowClient) -> bool:
-    with psycopg.connect(vidflow.stack.database_url) as tables:
-        [(waiting,)] = tables.execute("SELECT count(*) FROM outbox WHERE published_at IS NULL").fetchall()
-        [(used,)] = tables.execute(
+    with psycopg.connect(vidflow.stack.database_url) as connection:
+        [(waiting,)] = connection.execute("SELECT count(*) FROM outbox WHERE published_at IS NULL").fetchall()
+        [(used,)] = connection.execute(
             "SELECT coalesce(sum(used), 0) FROM runners WHERE last_seen_at > now() - interval '3 s'"
         ).fetchall()
     return bool(waiting == 0 and used == 0)
 
 
 def database_time(url: str) -> datetime.datetime:
-    with psycopg.connect(url) as tables:
-        [(now,)] = tables.execute("SELECT clock_timestamp()").fetchall()
+    with psycopg.connect(url) as connection:
+        [(now,)] = connection.execute("SELECT clock_timestamp()").fetchall()
     assert isinstance(now, datetime.datetime)
     return now
 
 
-def assert_no_epoch_twice(vidflow: VidflowClient, later: ProgressAfterBackup, restored_at: datetime.datetime) -> None:
-    """Every epoch that was given out behind the restore is newer than all that Kafka held by then."""
-    with psycopg.connect(vidflow.stack.database_url) as tables:
-        for uuid in later.backed_up:
-            moves = tables.execute(
+def assert_no_epoch_twice(
+    vidflow: VidflowClient, before_restore: ProgressAfterBackup, restored_at: datetime.datetime
+) -> None:
+    """Every epoch assigned after the restore is newer than all epochs that were in Kafka before it."""
+    with psycopg.connect(vidflow.stack.database_url) as connection:
+        for uuid in before_restore.backed_up:
+            moves = connection.execute(
                 "SELECT epoch, at > %s FROM scenario_history WHERE scenario_uuid = %s ORDER BY number",
                 (restored_at, uuid),
             ).fetchall()
             epochs = [epoch for epoch, _ in moves]
             assert epochs == sorted(epochs)
-            given_out = {epoch for epoch, new in moves if new} - {epoch for epoch, new in moves if not new}
-            assert all(epoch > later.epochs.get(uuid, 0) for epoch in given_out), (uuid, given_out, later.epochs)
+            assigned = {epoch for epoch, new in moves if new} - {epoch for epoch, new in moves if not new}
+            assert all(epoch > before_restore.epochs.get(uuid, 0) for epoch in assigned), (
+                uuid,
+                assigned,
+                before_restore.epochs,
+            )
 
 
 def restore_while_stopped(folder: Path, backup_folder: Path) -> datetime.datetime:
     server = EmbeddedPostgres(folder / "postgres", notify=print, stop=Stop())
     try:
         server.start()
-        at = database_time(server.url)
+        restored_at = database_time(server.url)
         backup.restore(server.url, backup_folder, replace=True, notify=print)
-        return at
+        return restored_at
     finally:
         server.stop()
 
 
 def test_invariants_4_and_7_a_restore_of_a_stopped_vidflow_leaves_nothing_stuck(tmp_path: Path, shared: Path) -> None:
     with running_vidflow(tmp_path / "data") as vidflow:
-        later = run_past_backup(vidflow, shared, tmp_path / "backup")
+        before_restore = run_past_backup(vidflow, shared, tmp_path / "backup")
     restored_at = restore_while_stopped(tmp_path / "data", tmp_path / "backup")
     with running_vidflow(tmp_path / "data") as vidflow:
-        assert_reconciled(vidflow, later)
-        assert_no_epoch_twice(vidflow, later, restored_at)
+        assert_reconciled(vidflow, before_restore)
+        assert_no_epoch_twice(vidflow, before_restore, restored_at)
 
 
 def test_invariants_4_and_7_a_restore_under_a_running_vidflow_leaves_nothing_stuck(
     tmp_path: Path, shared: Path
 ) -> None:
-    """Leader, relay, inbox and runner live on, with what they know of a time that has not been."""
+    """Leader, relay, inbox and runner keep running with state from after the restored time."""
     with running_vidflow(tmp_path / "data") as vidflow:
-        later = run_past_backup(vidflow, shared, tmp_path / "backup")
+        before_restore = run_past_backup(vidflow, shared, tmp_path / "backup")
         restored_at = database_time(vidflow.stack.database_url)
         backup.restore(vidflow.stack.database_url, tmp_path / "backup", replace=True, notify=print)
-        assert_reconciled(vidflow, later)
-        assert_no_epoch_twice(vidflow, later, restored_at)
+        assert_reconciled(vidflow, before_restore)
+        assert_no_epoch_twice(vidflow, before_restore, restored_at)

@@ -1,4 +1,4 @@
-"""The checks of traces find what they are there for: each is shown tables that one thing is wrong with."""
+"""The checks of the trail find violations: each gets tables with one thing wrong."""
 
 from __future__ import annotations
 
@@ -25,60 +25,60 @@ VALUES (20, 't', '{uuid}', 'stop', 'second', now() - interval '9 s', {published}
 Connection = psycopg.Connection[Any]
 
 
-def births(tables: Connection) -> None:
-    trail_checks.check_1_creations(tables, [UUID])
+def creations(connection: Connection) -> None:
+    trail_checks.check_1_creations(connection, [UUID])
 
 
-def late_rows(tables: Connection) -> None:
-    trail_checks.check_4_late_rows(tables, [UUID])
+def late_rows(connection: Connection) -> None:
+    trail_checks.check_4_late_rows(connection, [UUID])
 
 
-def behind_inactive(tables: Connection) -> None:
-    trail_checks.check_6_after_inactive(tables, [UUID])
+def after_inactive(connection: Connection) -> None:
+    trail_checks.check_6_after_inactive(connection, [UUID])
 
 
-def resume_points(tables: Connection) -> None:
-    trail_checks.check_8_resume_points(tables, [UUID])
+def resume_points(connection: Connection) -> None:
+    trail_checks.check_8_resume_points(connection, [UUID])
 
 
-def first_frames(tables: Connection) -> None:
-    trail_checks.check_8_first_frames(tables, {(UUID, 10): (0, 0), (UUID, 20): (1, 2)})
+def first_frames(connection: Connection) -> None:
+    trail_checks.check_8_first_frames(connection, {(UUID, 10): (0, 0), (UUID, 20): (1, 2)})
 
 
-CHECKS = [births, trail_checks.check_2_no_copies, late_rows, behind_inactive, resume_points, first_frames]
+CHECKS = [creations, trail_checks.check_2_no_copies, late_rows, after_inactive, resume_points, first_frames]
 REWRITTEN = "UPDATE scenario_results SET epoch = {epoch} WHERE frame_number = "
 VIOLATIONS: dict[str, tuple[int, Callable[[Connection], None], list[str]]] = {
-    "a birth wrote no message": (1, births, ["DELETE FROM outbox_trail"]),
-    "a stop was given again while one waited": (2, trail_checks.check_2_no_copies, [
+    "a creation wrote no message": (1, creations, ["DELETE FROM outbox_trail"]),
+    "a stop was sent again while one waited": (2, trail_checks.check_2_no_copies, [
         COMMAND_COPIES.replace("{published}", "now() - interval '2 s'")]),
-    "an epoch stored rows behind a newer one": (4, late_rows, [f"{REWRITTEN}{n}".replace("{epoch}", "10") for n in (1, 2)]),
-    "rows were stored behind its end": (6, behind_inactive, [f"{REWRITTEN}{n}".replace("{epoch}", "20") for n in (1, 2)]),
-    "it resumed elsewhere": (8, resume_points, ["UPDATE scenarios SET resume_frame = 0"]),
-    "a deployment began elsewhere": (8, first_frames, ["DELETE FROM scenario_results WHERE frame_number = 0"]),
+    "an epoch stored rows after a newer one": (4, late_rows, [f"{REWRITTEN}{n}".replace("{epoch}", "10") for n in (1, 2)]),
+    "rows were stored after inactive": (6, after_inactive, [f"{REWRITTEN}{n}".replace("{epoch}", "20") for n in (1, 2)]),
+    "the resume point is wrong": (8, resume_points, ["UPDATE scenarios SET resume_frame = 0"]),
+    "a deployment began with a wrong frame": (8, first_frames, ["DELETE FROM scenario_results WHERE frame_number = 0"]),
 }  # fmt: skip
 
 
 @pytest.fixture
-def tables(database_url: str) -> Iterator[Connection]:
-    """Tables with one scenario that is as it should be; as if they had never been, afterwards."""
-    with psycopg.connect(database_url, row_factory=namedtuple_row) as connection:
-        connection.execute(OUTBOX_TRAIL_SQL)
-        connection.execute((VALID_SCENARIO + TRAIL_ROWS).format(uuid=UUID))
-        yield connection
-        connection.rollback()
+def connection(database_url: str) -> Iterator[Connection]:
+    """A connection whose transaction contains one correct scenario. It is rolled back at the end."""
+    with psycopg.connect(database_url, row_factory=namedtuple_row) as opened:
+        opened.execute(OUTBOX_TRAIL_SQL)
+        opened.execute((VALID_SCENARIO + TRAIL_ROWS).format(uuid=UUID))
+        yield opened
+        opened.rollback()
 
 
-def test_what_is_as_it_should_be_passes(tables: Connection) -> None:
-    tables.execute(COMMAND_COPIES.format(uuid=UUID, published="now() - interval '8 s'"))
+def test_a_correct_trail_passes(connection: Connection) -> None:
+    connection.execute(COMMAND_COPIES.format(uuid=UUID, published="now() - interval '8 s'"))
     for check in CHECKS:
-        check(tables)
+        check(connection)
 
 
-@pytest.mark.parametrize("what", VIOLATIONS)
-def test_what_the_traces_tell_is_found(tables: Connection, what: str) -> None:
-    number, check, statements = VIOLATIONS[what]
+@pytest.mark.parametrize("name", VIOLATIONS)
+def test_a_violation_in_the_trail_is_found(connection: Connection, name: str) -> None:
+    number, check, statements = VIOLATIONS[name]
     for statement in statements:
-        with tables.transaction():  # its rows have a number of their own
-            tables.execute(statement.format(uuid=UUID))
+        with connection.transaction():  # so that its rows have their own transaction id (xmin)
+            connection.execute(statement.format(uuid=UUID))
     with pytest.raises(InvariantViolation, match=f"invariant {number}:"):
-        check(tables)
+        check(connection)

@@ -1,4 +1,4 @@
-"""What the topics tell when all is over: every runner's list is empty, only pings are sent any more; how much was sent."""
+"""Checks of the topics after a run: every runner's list is empty, only pings are still sent, and how many frames were sent."""
 
 from __future__ import annotations
 
@@ -24,69 +24,69 @@ from vidflow.domain.messages import (
 from vidflow.infra.kafka import admin, clients, offsets
 
 QUIET_S: Final = 2.5
-"""Longer than any pause after which a command is given again."""
+"""Longer than any interval after which a command is sent again."""
 LIMIT_S: Final = 40.0
 
 
-def check_7_quiescence(parts: Processes) -> None:
-    """Every runner's list is empty, and nothing is sent any more: no result, and no command but pings."""
-    client = admin.create_admin(parts.kafka)
-    reader = clients.create_consumer(parts.kafka, client_id="fault-checks")
+def check_7_quiescence(processes: Processes) -> None:
+    """Every runner's list is empty, and no results and no commands other than pings are sent."""
+    client = admin.create_admin(processes.kafka)
+    reader = clients.create_consumer(processes.kafka, client_id="fault-checks")
     try:
         offsets.assign_at_end(client, reader, [RUNNER_EVENTS, RESULTS, commands_topic("default")])
-        _wait_until_quiescent(reader, parts)
+        _wait_until_quiescent(reader, processes)
     finally:
         reader.close()
 
 
-def count_frames_sent(parts: Processes, uuids: Collection[str]) -> int:
-    """How many frames of these scenarios were sent, those that nobody stored among them."""
-    client = admin.create_admin(parts.kafka)
+def count_frames_sent(processes: Processes, uuids: Collection[str]) -> int:
+    """Return how many frames of these scenarios were sent, including those that were not stored."""
+    client = admin.create_admin(processes.kafka)
     ends, wanted = offsets.read_end_offsets(client, RESULTS), set(uuids)
     firsts = offsets.read_first_offsets(client, RESULTS, ends)  # a test may have emptied it
-    reader = clients.create_consumer(parts.kafka, client_id="fault-checks")
+    reader = clients.create_consumer(processes.kafka, client_id="fault-checks")
     try:
         reader.assign([TopicPartition(RESULTS, number, first) for number, first in firsts.items()])
-        left, frames, until_s = sum(ends.values()) - sum(firsts.values()), 0, time.monotonic() + LIMIT_S
-        while left > 0 and time.monotonic() < until_s:
+        left, frames, deadline_s = sum(ends.values()) - sum(firsts.values()), 0, time.monotonic() + LIMIT_S
+        while left > 0 and time.monotonic() < deadline_s:
             messages = [message for message in clients.consume_available(reader, 1000, 0.2) if not message.error()]
             left -= len(messages)
             results = [decode_result(message.value()) for message in messages]
-            frames += sum(isinstance(one, Frame) and one.scenario_uuid in wanted for one in results)
+            frames += sum(isinstance(result, Frame) and result.scenario_uuid in wanted for result in results)
     finally:
         reader.close()
-    assert left <= 0, f"{left} of the results could not be read"
+    assert left <= 0, f"{left} results were not read within {LIMIT_S} s"
     return frames
 
 
-def _wait_until_quiescent(reader: Consumer, parts: Processes) -> None:
-    until_s, spoken_s = time.monotonic() + LIMIT_S, time.monotonic()
-    lists: dict[str, Report] = {}
-    heard: list[str] = []
-    while time.monotonic() < until_s:
+def _wait_until_quiescent(reader: Consumer, processes: Processes) -> None:
+    deadline_s, last_message_s = time.monotonic() + LIMIT_S, time.monotonic()
+    reports: dict[str, Report] = {}
+    seen: list[str] = []
+    while time.monotonic() < deadline_s:
         for message in clients.consume_available(reader, 500, 0.1):
             if message.error():
                 raise KafkaException(message.error())
             if message.topic() == RUNNER_EVENTS:
                 event = decode_runner_event(message.value())
-                lists |= {event.runner: event} if isinstance(event, Report) else {}
-            elif (said := _describe_work_message(message)) is not None:
-                heard.append(said)
-                spoken_s = time.monotonic()
-        if time.monotonic() - spoken_s > QUIET_S and _all_empty(lists, parts.pids()["runner"]):
+                reports |= {event.runner: event} if isinstance(event, Report) else {}
+            elif (description := _describe_work_message(message)) is not None:
+                seen.append(description)
+                last_message_s = time.monotonic()
+        if time.monotonic() - last_message_s > QUIET_S and _all_empty(reports, processes.pids()["runner"]):
             return
-    raise violation(7, f"not silent within {LIMIT_S} s: {heard[-10:]}; lists {list(lists.values())}")
+    raise violation(7, f"not quiescent within {LIMIT_S} s: {seen[-10:]}; reports {list(reports.values())}")
 
 
 def _describe_work_message(message: Message) -> str | None:
-    """What was sent that work alone sends."""
+    """Describe a message that is only sent while there is work. Return None for a ping."""
     if message.topic() == RESULTS:
-        return f"a result: {message.value()[:200]!r}"
+        return f"result: {message.value()[:200]!r}"
     command = decode_command(message.value())
-    return None if isinstance(command, Ping) else f"a command: {command}"
+    return None if isinstance(command, Ping) else f"command: {command}"
 
 
-def _all_empty(lists: dict[str, Report], pids: list[int]) -> bool:
-    """Whether each runner that lives has reported, and nobody lists anything."""
-    reported = {int(runner.split("-")[-2]) for runner in lists}
-    return set(pids) <= reported and not any(report.entries for report in lists.values())
+def _all_empty(reports: dict[str, Report], pids: list[int]) -> bool:
+    """Return whether every running runner has reported and no report has entries."""
+    reported = {int(runner.split("-")[-2]) for runner in reports}
+    return set(pids) <= reported and not any(report.entries for report in reports.values())

@@ -1,4 +1,4 @@
-"""What the traces tell of a run that its end does not: who stored a row, what was published, where each deployment began."""
+"""Checks of what the final state does not show: who stored a row, what was published, where each deployment began."""
 
 from __future__ import annotations
 
@@ -17,46 +17,48 @@ from vidflow.infra.kafka import clients, offsets
 from vidflow.infra.kafka.settings import KafkaSettings
 
 STALE_READ_S: Final = 0.5
-"""A command is written by a look that may be that old: it may not know what was published since."""
+"""The age that the leader's reading may have when it writes a command: it may not know what was published since."""
 CONCURRENT_TRANSACTIONS: Final = 1
-"""Transactions that may store rows beside the one that outdates them: it and the inbox wait for the same lock."""
+"""Transactions that may store rows concurrently with the one that outdates them: it waits for the same lock as the inbox."""
 
 Connection = psycopg.Connection[Any]
 
 
-def check_trails(scene: SystemUnderTest, uuids: Collection[str]) -> None:
-    """All that holds whatever fault there was; what needs Kafka's past is left out where that is lost."""
-    with _connect(scene) as tables:
-        check_1_creations(tables, uuids)
-        check_2_no_copies(tables)
-        check_4_late_rows(tables, uuids)
-        check_6_after_inactive(tables, uuids)
-        check_8_resume_points(tables, uuids)
-        if not scene.history_lost:
-            check_2_published(tables, scene.processes.kafka)
-            check_8_first_frames(tables, read_sent_frame_numbers(scene.processes.kafka, uuids))
+def check_trails(system: SystemUnderTest, uuids: Collection[str]) -> None:
+    """Make all checks that hold after any fault. Those that need Kafka's history are left out if it is lost."""
+    with _connect(system) as connection:
+        check_1_creations(connection, uuids)
+        check_2_no_copies(connection)
+        check_4_late_rows(connection, uuids)
+        check_6_after_inactive(connection, uuids)
+        check_8_resume_points(connection, uuids)
+        if not system.history_lost:
+            check_2_published(connection, system.processes.kafka)
+            check_8_first_frames(connection, read_sent_frame_numbers(system.processes.kafka, uuids))
 
 
-def check_no_rows(tables: Connection, invariant: int, problem: str, query: LiteralString, *given: object) -> None:
-    """Raises, with the first of them, where the query finds a row."""
-    if found := tables.execute(query, given).fetchall():
-        raise violation(invariant, f"{problem}: {found[:3]}")
+def check_no_rows(
+    connection: Connection, invariant: int, problem: str, query: LiteralString, *parameters: object
+) -> None:
+    """Raise, with the first rows, if the query returns any."""
+    if rows := connection.execute(query, parameters).fetchall():
+        raise violation(invariant, f"{problem}: {rows[:3]}")
 
 
-def check_1_creations(tables: Connection, uuids: Collection[str]) -> None:
-    """Every birth wrote its message."""
+def check_1_creations(connection: Connection, uuids: Collection[str]) -> None:
+    """Every scenario was created with its message."""
     check_no_rows(
-        tables, 1, "born without a message",
+        connection, 1, "created without a message",
         "SELECT scenario_uuid FROM scenarios s WHERE scenario_uuid = ANY(%s::uuid[])"
         " AND NOT EXISTS (SELECT FROM outbox_trail o WHERE o.key = s.scenario_uuid::text AND o.kind = 'start')",
         list(uuids),
     )  # fmt: skip
 
 
-def check_2_no_copies(tables: Connection) -> None:
-    """No command was given again while a copy of it waited unpublished."""
+def check_2_no_copies(connection: Connection) -> None:
+    """No command was sent again while a copy of it waited unpublished."""
     check_no_rows(
-        tables, 2, "given again while a copy waited",
+        connection, 2, "sent again while a copy waited",
         "SELECT o.kind, o.key, o.created_at, b.created_at AS again_at, o.published_at FROM outbox_trail o JOIN outbox_trail b"
         " ON b.id > o.id AND b.key = o.key AND b.kind = o.kind AND b.epoch = o.epoch AND b.runner IS NOT DISTINCT FROM o.runner"
         " WHERE o.runner IS NOT NULL AND b.created_at < o.published_at - make_interval(secs => %s)",
@@ -64,25 +66,25 @@ def check_2_no_copies(tables: Connection) -> None:
     )  # fmt: skip
 
 
-def check_2_published(tables: Connection, settings: KafkaSettings) -> None:
-    """What was removed from the outbox lies in Kafka."""
-    removed = tables.execute(
+def check_2_published(connection: Connection, settings: KafkaSettings) -> None:
+    """What was removed from the outbox is in Kafka."""
+    removed = connection.execute(
         "SELECT topic, message_id::text AS id, kind, key FROM outbox_trail WHERE published_at IS NOT NULL AND topic <> %s",
         (DEAD_LETTERS,),
     ).fetchall()
     for topic in {row.topic for row in removed}:
-        there = {
+        published = {
             dict(clients.read_headers(message)).get(clients.MESSAGE_ID_HEADER)
             for message in offsets.read_log(settings, topic)
         }
-        if missing := [row for row in removed if row.topic == topic and row.id.encode() not in there]:
-            raise violation(2, f"{len(missing)} removed from the outbox, and not in Kafka: {missing[:3]}")
+        if missing := [row for row in removed if row.topic == topic and row.id.encode() not in published]:
+            raise violation(2, f"{len(missing)} rows removed from the outbox are not in Kafka: {missing[:3]}")
 
 
-def check_4_late_rows(tables: Connection, uuids: Collection[str]) -> None:
-    """No row of an epoch was stored behind the deployment that outdates it, told by the transactions' numbers."""
+def check_4_late_rows(connection: Connection, uuids: Collection[str]) -> None:
+    """No row of an epoch was stored after the deployment that outdates it, by the transactions' ids (xmin)."""
     check_no_rows(
-        tables, 4, "rows of an epoch behind a newer deployment",
+        connection, 4, "rows of an epoch stored after a newer deployment",
         "SELECT r.scenario_uuid, r.epoch, h.epoch AS newer, count(DISTINCT r.xmin::text) AS times"
         " FROM scenario_results r JOIN scenario_history h USING (scenario_uuid)"
         " WHERE h.to_state = 'in_startup_processing' AND r.epoch < h.epoch AND r.xmin::text::bigint > h.xmin::text::bigint"
@@ -91,10 +93,10 @@ def check_4_late_rows(tables: Connection, uuids: Collection[str]) -> None:
     )  # fmt: skip
 
 
-def check_6_after_inactive(tables: Connection, uuids: Collection[str]) -> None:
-    """No row was stored behind `inactive`."""
+def check_6_after_inactive(connection: Connection, uuids: Collection[str]) -> None:
+    """No row was stored after `inactive`."""
     check_no_rows(
-        tables, 6, "rows behind `complete`",
+        connection, 6, "rows stored after `complete`",
         "SELECT r.scenario_uuid, count(*) AS rows FROM scenario_results r JOIN scenario_history h USING (scenario_uuid)"
         " WHERE h.to_state = 'inactive' AND r.xmin::text::bigint > h.xmin::text::bigint AND r.scenario_uuid = ANY(%s::uuid[])"
         " GROUP BY 1 HAVING count(DISTINCT r.xmin::text) > %s",
@@ -102,10 +104,10 @@ def check_6_after_inactive(tables: Connection, uuids: Collection[str]) -> None:
     )  # fmt: skip
 
 
-def check_8_resume_points(tables: Connection, uuids: Collection[str]) -> None:
-    """The last deployment's resume point is where the rows of those before it end. (One that came back has another.)"""
+def check_8_resume_points(connection: Connection, uuids: Collection[str]) -> None:
+    """The last deployment resumed where the rows of the earlier ones end. Scenarios shut down while queued are left out."""
     check_no_rows(
-        tables, 8, "resumed elsewhere than where the rows ended",
+        connection, 8, "did not resume where the rows ended",
         "SELECT s.scenario_uuid, s.resume_frame, count(r.epoch) AS rows FROM scenarios s"
         " LEFT JOIN scenario_results r ON r.scenario_uuid = s.scenario_uuid AND r.epoch < s.epoch"
         " WHERE s.epoch > 0 AND s.scenario_uuid = ANY(%s::uuid[]) AND NOT EXISTS (SELECT FROM scenario_history h"
@@ -115,58 +117,58 @@ def check_8_resume_points(tables: Connection, uuids: Collection[str]) -> None:
     )  # fmt: skip
 
 
-def check_8_first_frames(tables: Connection, sent: dict[tuple[str, int], tuple[int, int]]) -> None:
-    """Each deployment's first frame is the one behind the rows of those before it."""
+def check_8_first_frames(connection: Connection, sent: dict[tuple[str, int], tuple[int, int]]) -> None:
+    """Each deployment's first frame is the one after the rows of the earlier ones."""
     for (uuid, epoch), (first, _) in sent.items():
-        if first != (rows := _count_rows_before(tables, uuid, epoch)):
-            raise violation(8, f"{uuid}: epoch {epoch} began with frame {first}, and {rows} were stored")
+        if first != (rows := _count_rows_before(connection, uuid, epoch)):
+            raise violation(8, f"{uuid}: epoch {epoch} began with frame {first}, but {rows} frames were stored")
 
 
-def check_8_all_stored(scene: SystemUnderTest) -> None:
-    """Of what was sent, nothing was left behind by a new deployment or an end. Not where a runner or Kafka stood still."""
-    with _connect(scene) as tables:
-        uuids = {str(row.scenario_uuid) for row in tables.execute("SELECT scenario_uuid FROM scenarios")}
-        for (uuid, epoch), (_, highest) in read_sent_frame_numbers(scene.processes.kafka, uuids).items():
-            if (rows := _count_rows_before(tables, uuid, epoch + 1)) <= highest:
+def check_8_all_stored(system: SystemUnderTest) -> None:
+    """Every frame sent was stored. Does not hold if a runner or Kafka was frozen."""
+    with _connect(system) as connection:
+        uuids = {str(row.scenario_uuid) for row in connection.execute("SELECT scenario_uuid FROM scenarios")}
+        for (uuid, epoch), (_, highest) in read_sent_frame_numbers(system.processes.kafka, uuids).items():
+            if (rows := _count_rows_before(connection, uuid, epoch + 1)) <= highest:
                 raise violation(
-                    8, f"{uuid}: epoch {epoch} sent frame {highest}, and {rows} are stored of it and before"
+                    8, f"{uuid}: epoch {epoch} sent frame {highest}, but only {rows} frames are stored up to this epoch"
                 )
 
 
-def check_5_no_repeats(scene: SystemUnderTest) -> None:
-    """The inbox took nothing twice. Not where Kafka or the database lost their past."""
-    with _connect(scene) as tables:
-        [row] = tables.execute("SELECT coalesce(sum(repeats), 0) AS repeats FROM scenario_progress")
+def check_5_no_repeats(system: SystemUnderTest) -> None:
+    """The inbox received no frame twice. Does not hold if Kafka or the database lost data."""
+    with _connect(system) as connection:
+        [row] = connection.execute("SELECT coalesce(sum(repeats), 0) AS repeats FROM scenario_progress")
     if row.repeats:
-        raise violation(5, f"{row.repeats} frames were taken again that were stored")
+        raise violation(5, f"{row.repeats} stored frames were received again")
 
 
 def read_sent_frame_numbers(settings: KafkaSettings, uuids: Collection[str]) -> dict[tuple[str, int], tuple[int, int]]:
-    """By scenario and epoch: the number of the first frame that was sent, and the highest."""
+    """Return, by scenario and epoch, the number of the first frame sent and the highest."""
     sent: dict[tuple[str, int], tuple[int, int]] = {}
     for message in offsets.read_log(settings, RESULTS):
         result = decode_result(message.value())
         if isinstance(result, Frame) and result.scenario_uuid in uuids:
-            place, number = (result.scenario_uuid, result.epoch), result.frame_number
-            first, highest = sent.get(place, (number, number))
-            sent[place] = first, max(highest, number)
+            deployment, number = (result.scenario_uuid, result.epoch), result.frame_number
+            first, highest = sent.get(deployment, (number, number))
+            sent[deployment] = first, max(highest, number)
     return sent
 
 
-def reasons(scene: SystemUnderTest) -> Counter[str]:
-    """How often scenarios moved for which reason."""
-    with _connect(scene) as tables:
-        return Counter(row.reason for row in tables.execute("SELECT reason FROM scenario_history"))
+def reasons(system: SystemUnderTest) -> Counter[str]:
+    """Count the reasons of all transitions."""
+    with _connect(system) as connection:
+        return Counter(row.reason for row in connection.execute("SELECT reason FROM scenario_history"))
 
 
-def _count_rows_before(tables: Connection, uuid: str, epoch: int) -> int:
+def _count_rows_before(connection: Connection, uuid: str, epoch: int) -> int:
     query = "SELECT count(*) AS rows FROM scenario_results WHERE scenario_uuid = %s AND epoch < %s"
-    [row] = tables.execute(query, (uuid, epoch))
+    [row] = connection.execute(query, (uuid, epoch))
     return int(row.rows)
 
 
 @contextmanager
-def _connect(scene: SystemUnderTest) -> Iterator[Connection]:
-    with scene.connect() as tables:
-        tables.row_factory = namedtuple_row
-        yield tables
+def _connect(system: SystemUnderTest) -> Iterator[Connection]:
+    with system.connect() as connection:
+        connection.row_factory = namedtuple_row
+        yield connection

@@ -1,4 +1,4 @@
-"""How a check of the fault suite says that an invariant does not hold."""
+"""The error that a check of the fault suite raises if an invariant does not hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The work that scenarios of the fault suite do: a clip, a model, a frame rate, and how many frames that must give."""
+"""The work of scenarios in the fault suite: a clip, a model, a frame rate, and the number of frames to expect."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BOTTLES_AT_1_FPS: Final = 40
 
 @dataclass(frozen=True)
 class Workload:
-    """`frames` is known beforehand, not from a run: the frames that are to be kept."""
+    """What a scenario processes. `frames` is the number of frames to be kept, computed and not taken from a run."""
 
     source: Path
     model: str
@@ -25,12 +25,12 @@ class Workload:
 
 
 def slow(folder: Path, frames: int) -> Workload:
-    """Some 25 ms a frame, whatever else the machine does; each frame of the clip is kept."""
+    """A clip of which every frame is kept, at about 25 ms per frame regardless of the load on the machine."""
     return Workload(_clip(folder, "slow", frames), slow_motion.NAME, "all", frames)
 
 
 def sampled(folder: Path, frames: int, fps: int = 5) -> Workload:
-    """Every fifth frame of a clip with B-frames and long GOPs, as quickly as `motion` can."""
+    """Every fifth frame of a clip with B-frames and long GOPs, as fast as `motion` can process it."""
     path = folder / f"sampled-{frames}.mp4"
     clips.long_gop_with_b_frames(path, frames * RATE // fps)
     return Workload(path, "motion", fps, frames)
@@ -38,7 +38,7 @@ def sampled(folder: Path, frames: int, fps: int = 5) -> Workload:
 
 def bottles(shared: Path) -> Workload:
     """A real clip and a real detector."""
-    shared = shared.resolve()  # as the api stores it
+    shared = shared.resolve()  # the API stores resolved paths
     source = shared / "videos/bottle-detection.mp4"
     return Workload(source, str(shared / "models/yolox_nano.toml"), 1, BOTTLES_AT_1_FPS)
 

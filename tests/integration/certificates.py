@@ -1,4 +1,4 @@
-"""Certificates for tests: an authority, and what it has signed, made by openssl."""
+"""Create a certificate authority and certificates with openssl."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class CertificateAuthority:
-    """An authority whose files lie in a folder. `ca` is its certificate."""
+    """A certificate authority with its files in a folder. `ca` is the path of its certificate."""
 
     def __init__(self, folder: Path, name: str = "ca") -> None:
         self._folder = folder
@@ -21,9 +21,10 @@ class CertificateAuthority:
         )  # fmt: skip
 
     def issue(self, name: str, alt_name: str | None = None, days: int = 2) -> tuple[Path, Path]:
-        """Sign a certificate for a server `alt_name` IP:127.0.0.1 or DNS:localhost, or for a client; return its file and its key's.
+        """Issue a certificate and return its path and that of its key.
 
-        One of `days` below 0 has expired.
+        `alt_name` is the server's name (such as `DNS:localhost` or `IP:127.0.0.1`); without it the certificate is for a client. With a
+        negative `days` the certificate has expired.
         """
         request, key, certificate = (self._folder / f"{name}.{end}" for end in ("csr", "key", "pem"))
         extension = self._folder / f"{name}.ext"

@@ -1,4 +1,4 @@
-"""A small disk of its own, to be filled by a test."""
+"""Small disks that a test can fill."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from vidflow.infra.postgres.connection import Connection
 
 
 class SmallDisk:
-    """A disk of a few megabytes at a path."""
+    """A mounted disk of a few megabytes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._filler = path / "filler"
 
     def fill(self) -> None:
-        """Takes all that is left of it."""
+        """Use up all free space."""
         with self._filler.open("ab") as file:
             for size in (65536, 4096, 1):
                 _write_all(file.fileno(), b"x" * size)
 
     def release(self) -> None:
-        """Gives back what `fill` took."""
+        """Free the space that `fill` used."""
         self._filler.unlink()
 
 
 @contextmanager
 def small_disk(path: Path, megabytes: int) -> Iterator[SmallDisk]:
-    """A disk mounted at `path` until the block ends; the test is skipped where this user may mount none."""
+    """Mount a disk at `path` until the block ends. Skip the test if this user may not mount one."""
     path.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(path)]
     if os.uname().sysname != "Linux" or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("a disk of its own cannot be mounted here")
+        pytest.skip("cannot mount a tmpfs")
     try:
         yield SmallDisk(path)
     finally:
@@ -53,9 +53,9 @@ def _write_all(file: int, block: bytes) -> None:
 
 
 @contextmanager
-def simulated_full_disk(tables: Connection, table: str, operation: str) -> Iterator[None]:
-    """PostgreSQL's own refusal where it has no room (`operation`: INSERT, UPDATE or DELETE), without a disk that has none."""
-    tables.execute(
+def simulated_full_disk(connection: Connection, table: str, operation: str) -> Iterator[None]:
+    """Make `operation` (INSERT, UPDATE or DELETE) on a table fail with the error of a full disk."""
+    connection.execute(
         f"""
         CREATE OR REPLACE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS
         $$ BEGIN RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = '53100'; END $$;
@@ -65,9 +65,9 @@ def simulated_full_disk(tables: Connection, table: str, operation: str) -> Itera
     try:
         yield
     finally:
-        tables.execute(f"DROP TRIGGER no_room ON {table}")
+        connection.execute(f"DROP TRIGGER no_room ON {table}")
 
 
 def logged_outages(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What was said of servers that are away, or full, and of their return."""
+    """Return the logged events of outages, full disks and recoveries."""
     return [record.getMessage() for record in caplog.records if record.getMessage() in {"away", "disk_full", "back"}]

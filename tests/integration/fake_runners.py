@@ -1,4 +1,4 @@
-"""Runners that do no work: they report, take deployments and say that each is under way. Through the real topics."""
+"""Fake runners that do no work. They take deployments over the real topics and report each as running."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ POLL_S = 0.02
 
 
 class FakeRunner:
-    """One runner. `entries` is what it reports; a deploy adds to it."""
+    """One fake runner. It reports `entries`; each deploy adds one."""
 
     def __init__(self, name: str, slots: int, pool: str = "default") -> None:
         self.name = name
@@ -57,17 +57,17 @@ class FakeRunner:
 
 
 class FakeRunners:
-    """All runners of a test, on one thread."""
+    """All fake runners of a test, on one thread."""
 
     def __init__(self, settings: KafkaSettings, pools: Sequence[str] = ("default",)) -> None:
-        self._producer: Producer = clients.create_producer(settings, client_id="simulated-runners")
-        self._consumer: Consumer = clients.create_consumer(settings, client_id="simulated-runners")
+        self._producer: Producer = clients.create_producer(settings, client_id="fake-runners")
+        self._consumer: Consumer = clients.create_consumer(settings, client_id="fake-runners")
         offsets.assign_at_end(admin.create_admin(settings), self._consumer, [commands_topic(pool) for pool in pools])
         clients.fetch_topic_metadata(self._producer, RUNNER_EVENTS)
         self._lock = threading.Lock()
         self._runners: dict[str, FakeRunner] = {}
         self._stop = Stop()
-        self._thread = threading.Thread(target=self._run, name="simulated runners")
+        self._thread = threading.Thread(target=self._run, name="fake runners")
         self._thread.start()
 
     def add(self, *runners: FakeRunner) -> None:
@@ -75,7 +75,7 @@ class FakeRunners:
             self._runners |= {runner.name: runner for runner in runners}
 
     def kill(self, name: str) -> float:
-        """Ends a runner, which says nothing any more; when that was."""
+        """Remove a runner, which reports nothing from then on. Return the time (monotonic)."""
         with self._lock:
             del self._runners[name]
         return time.monotonic()

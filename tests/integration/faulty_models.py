@@ -1,6 +1,6 @@
-"""Models that go wrong at one picture, as another package would offer them: by entry points. Written for tests of the worker.
+"""Models that fail on one frame, for tests of the worker. `install` lays them out as a package with entry points.
 
-They know "their" picture by its brightness; see tests/clips.py.
+They recognise the bad frame of a clip from tests/clips.py by its brightness.
 """
 
 from __future__ import annotations
@@ -23,60 +23,61 @@ BATCH = 4
 BAD_FRAME = 6
 BRIGHTNESS = 30 + (BAD_FRAME * 37) % 190
 NAMES = (
-    "poisonous",
-    "buggy",
-    "mumbling",
-    "deadly",
-    "hanging",
-    "greedy",
-    "patient",
-    "shouting",
-    "babbling",
-    "garbling",
-    "flooding",
-    "verbose",
-    "talkative",
-    "unloadable",
-    "indiscreet",
+    "inference_error",
+    "model_bug",
+    "invalid_label",
+    "segfault",
+    "endless_inference",
+    "memory_hog",
+    "slow_inference",
+    "control_characters_on_stderr",
+    "random_text_on_stderr",
+    "unprintable_error",
+    "endless_stderr",
+    "oversized_result",
+    "large_result",
+    "load_failure",
+    "secret_leak",
 )
+"""The models: each is a function below, offered under its own name."""
 SECRET_IN_ERRORS = "Hunter2xHunter2x"  # noqa: S105
 Detections = tuple[Detection, ...]
 
 
-def _fail() -> None:
-    raise InferenceError("this picture is not to my taste")
+def _raise_inference_error() -> None:
+    raise InferenceError("inference failed on this picture")
 
 
-def _bug() -> None:
+def _raise_zero_division_error() -> None:
     raise ZeroDivisionError("a mistake of the model's author")
 
 
-def _mumble() -> Detections:
+def _return_invalid_label() -> Detections:
     return (Detection("no\0word", 0.5, (0.0, 0.0, 8.0, 8.0)),)
 
 
-def _die() -> None:
+def _crash() -> None:
     ctypes.string_at(0)
 
 
-def _garble() -> None:
+def _raise_unprintable_error() -> None:
     raise ValueError("a NUL \0, half of a pair \udcff, a bell \x07")
 
 
-def _flood() -> None:
+def _write_stderr_endlessly() -> None:
     while True:
-        os.write(2, b"nothing to say " * 4000)
+        os.write(2, b"endless output " * 4000)
 
 
-def _see_everything() -> Detections:
-    """More than a message holds, and hardly smaller when compressed."""
-    numbers = random.Random(7)  # noqa: S311 - the same at every attempt
+def _return_too_many_detections() -> Detections:
+    """More detections than fit in a message, even when compressed."""
+    numbers = random.Random(7)  # noqa: S311 - the same in every attempt
     sides = [tuple(round(numbers.uniform(0, 30000), 2) for _ in range(4)) for _ in range(20_000)]
     return tuple(Detection("odd", 0.5, (x, y, x + width, y + height)) for x, y, width, height in sides)
 
 
-def _tell_all() -> None:
-    """Says what nobody may know, as libraries do in their errors, and so that the runner cuts its words within a secret."""
+def _leak_secrets() -> None:
+    """Put secrets into stderr and the error, as libraries do, at such a length that the runner's cut falls within a secret."""
     sys.stderr.write(f"opening rtsp://admin:{SECRET_IN_ERRORS}@camera/" + "\n")
     sys.stderr.write(" ".join([SECRET_IN_ERRORS] * 1000) + "\n")
     sys.stderr.write(f"option value: {SECRET_IN_ERRORS}" + "\n")
@@ -91,14 +92,14 @@ def _hang() -> None:
     threading.Event().wait()
 
 
-def _grow() -> None:
-    hoard = np.ones(1_500_000_000, np.uint8)
+def _allocate_memory() -> None:
+    memory = np.ones(1_500_000_000, np.uint8)
     threading.Event().wait()
-    hoard.sum()
+    memory.sum()  # keeps the array alive
 
 
 class FaultyModel:
-    """Sees nothing, and does something odd at each picture that is `BRIGHTNESS`."""
+    """Detects nothing, and calls `on_bad_frame` for each picture with the brightness `BRIGHTNESS`."""
 
     labels = ("odd",)
     input_size = None
@@ -106,33 +107,33 @@ class FaultyModel:
     batch = BATCH
 
     def __init__(self, on_bad_frame: Callable[[], Detections | None], pause_s: float = 0.0) -> None:
-        self._at_the_bad_one = on_bad_frame
+        self._on_bad_frame = on_bad_frame
         self._pause_s = pause_s
 
     def infer(self, pictures: Sequence[Any]) -> list[Detections]:
-        return [self._see(picture) for picture in pictures]
+        return [self._infer_one(picture) for picture in pictures]
 
-    def _see(self, picture: Any) -> Detections:
+    def _infer_one(self, picture: Any) -> Detections:
         if self._pause_s:
-            threading.Event().wait(self._pause_s)  # slow work, not a wait for something
+            threading.Event().wait(self._pause_s)  # simulates slow inference
         is_bad = abs(float(picture.image(8, 8).mean()) - BRIGHTNESS) < 3
-        return (is_bad and self._at_the_bad_one()) or ()
+        return (is_bad and self._on_bad_frame()) or ()
 
 
 def inference_error(_bundle: object, _parameters: object) -> FaultyModel:
-    return FaultyModel(_fail)
+    return FaultyModel(_raise_inference_error)
 
 
 def model_bug(_bundle: object, _parameters: object) -> FaultyModel:
-    return FaultyModel(_bug)
+    return FaultyModel(_raise_zero_division_error)
 
 
 def invalid_label(_bundle: object, _parameters: object) -> FaultyModel:
-    return FaultyModel(_mumble)
+    return FaultyModel(_return_invalid_label)
 
 
 def segfault(_bundle: object, _parameters: object) -> FaultyModel:
-    return FaultyModel(_die)
+    return FaultyModel(_crash)
 
 
 def endless_inference(_bundle: object, _parameters: object) -> FaultyModel:
@@ -140,27 +141,27 @@ def endless_inference(_bundle: object, _parameters: object) -> FaultyModel:
 
 
 def memory_hog(_bundle: object, _parameters: object) -> FaultyModel:
-    return FaultyModel(_grow)
+    return FaultyModel(_allocate_memory)
 
 
 def unprintable_error(_bundle: object, _parameters: object) -> FaultyModel:
-    return FaultyModel(_garble)
+    return FaultyModel(_raise_unprintable_error)
 
 
 def endless_stderr(_bundle: object, _parameters: object) -> FaultyModel:
-    return FaultyModel(_flood)
+    return FaultyModel(_write_stderr_endlessly)
 
 
 def oversized_result(_bundle: object, _parameters: object) -> FaultyModel:
-    return FaultyModel(_see_everything)
+    return FaultyModel(_return_too_many_detections)
 
 
 def large_result(_bundle: object, _parameters: object) -> FaultyModel:
-    return FaultyModel(lambda: _see_everything()[:500])
+    return FaultyModel(lambda: _return_too_many_detections()[:500])
 
 
 def secret_leak(_bundle: object, _parameters: object) -> FaultyModel:
-    return FaultyModel(_tell_all)
+    return FaultyModel(_leak_secrets)
 
 
 def slow_inference(_bundle: object, _parameters: object) -> FaultyModel:
@@ -168,16 +169,16 @@ def slow_inference(_bundle: object, _parameters: object) -> FaultyModel:
 
 
 def control_characters_on_stderr(_bundle: object, _parameters: object) -> FaultyModel:
-    _end_with((b"\x01\x1b" * 31 + b"\x02\n") * 128)
+    _exit_with_stderr((b"\x01\x1b" * 31 + b"\x02\n") * 128)
 
 
 def random_text_on_stderr(_bundle: object, _parameters: object) -> FaultyModel:
-    _end_with(base64.encodebytes(os.urandom(6000)))
+    _exit_with_stderr(base64.encodebytes(os.urandom(6000)))
 
 
-def _end_with(last_words: bytes) -> NoReturn:
-    """Ends the process with these words on standard error, and no other."""
-    os.write(2, last_words)
+def _exit_with_stderr(output: bytes) -> NoReturn:
+    """Write to standard error and exit at once, without any other output."""
+    os.write(2, output)
     os._exit(3)
 
 
@@ -186,12 +187,11 @@ def load_failure(bundle: object, _parameters: object) -> object:
 
 
 def install(folder: Path) -> dict[str, str]:
-    """Lays out the package that offers them; returns what a process needs in its environment to find it."""
-    home = Path(__file__)
-    (folder / "odd_models.py").write_text(home.read_text())
-    facts = folder / "odd_models-1.0.dist-info"
-    facts.mkdir(exist_ok=True)
-    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: odd-models\nVersion: 1.0\n")
-    lines = [f"{name} = odd_models:{name}" for name in NAMES]
-    (facts / "entry_points.txt").write_text("\n".join(["[vidflow.models]", *lines]) + "\n")
+    """Write the package with the models to the folder. Return the environment variables that let a process find it."""
+    (folder / "faulty_models.py").write_text(Path(__file__).read_text())
+    metadata = folder / "faulty_models-1.0.dist-info"
+    metadata.mkdir(exist_ok=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: faulty-models\nVersion: 1.0\n")
+    lines = [f"{name} = faulty_models:{name}" for name in NAMES]
+    (metadata / "entry_points.txt").write_text("\n".join(["[vidflow.models]", *lines]) + "\n")
     return {"PYTHONPATH": str(folder)}

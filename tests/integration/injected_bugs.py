@@ -1,6 +1,6 @@
-"""A vidflow with bugs of its own, for tests: a scenario meets the bug that its source's file name asks for.
+"""Deliberate bugs in vidflow, for tests. The file name of a scenario's source selects its bug.
 
-`install` writes a sitecustomize module, which every Python with that folder in its PYTHONPATH imports at its start.
+`install` writes a sitecustomize module, which every Python process with that folder in its PYTHONPATH imports at startup.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ if "vidflow" in " ".join(sys.orig_argv) or "forkserver" in " ".join(sys.orig_arg
     from vidflow.infra.video import frames
     from vidflow.roles.worker import infer
 
-    opens, sees, iterate = av.open, infer.detect, frames.Video.events
+    real_open, real_detect, real_events = av.open, infer.detect, frames.Video.events
 
     def open(file, *arguments, **options):
         if {AT_OPEN!r} in str(file):
             raise TypeError("open() got an unexpected keyword argument 'metadata_errors'")
-        return opens(file, *arguments, **options)
+        return real_open(file, *arguments, **options)
 
-    def see(model, batch, deploy):
-        if {AT_FRAME!r} in deploy.source and any(one.number == {BUG_FRAME} for one in batch.frames):
+    def detect(model, batch, deploy):
+        if {AT_FRAME!r} in deploy.source and any(frame.number == {BUG_FRAME} for frame in batch.frames):
             raise AttributeError("'Frame' object has no attribute 'colour'")
-        return sees(model, batch, deploy)
+        return real_detect(model, batch, deploy)
 
     def events(video):
-        for number, event in enumerate(iterate(video)):
+        for number, event in enumerate(real_events(video)):
             if {AT_READ!r} in video.display_name and number == {BUG_FRAME}:
                 raise IndexError("list index out of range")
             yield event
 
-    av.open, infer.detect, frames.Video.events = open, see, events
+    av.open, infer.detect, frames.Video.events = open, detect, events
 """
 
 
 def install(folder: Path) -> dict[str, str]:
-    """Write the bugs; return what a process needs in its environment to have them."""
+    """Write the bugs to the folder. Return the environment variables that give them to a process."""
     (folder / "sitecustomize.py").write_text(_SITECUSTOMIZE)
     return {"PYTHONPATH": str(folder)}

@@ -1,4 +1,4 @@
-"""A real PgBouncer in transaction mode before a server, for tests. It is not installed by pip: `apt-get install pgbouncer`."""
+"""Run PgBouncer in transaction mode. It cannot be installed by pip: `apt-get install pgbouncer`."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ import pytest
 from tests.integration.api_server import free_port, wait_until
 
 POOL_SIZE = 4
-"""Fewer sessions of the server than a vidflow has connections: no client keeps one from one transaction to the next."""
+"""Fewer sessions than vidflow's connections, so that a client's session changes between transactions."""
 
 
 @contextmanager
 def running_pgbouncer(url: str, folder: Path, extra_settings: str = "") -> Iterator[str]:
-    """The URL of the server's database through PgBouncer. Skips the test where PgBouncer is not installed."""
+    """Run PgBouncer and yield the URL of the server's database through it. Skip the test if PgBouncer is not installed."""
     program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
     if program is None:
-        pytest.skip("PgBouncer is not installed here: apt-get install pgbouncer")
+        pytest.skip("PgBouncer is not installed; apt-get install pgbouncer")
     server, port = urlsplit(url), free_port()
     users = folder / "users.txt"
     users.write_text(f'"{server.username}" "{server.password}"\n')
@@ -45,22 +45,25 @@ def running_pgbouncer(url: str, folder: Path, extra_settings: str = "") -> Itera
         """.replace("        ", "")
         + extra_settings
     )
-    for one in (folder, *folder.iterdir()):
-        one.chmod(0o755)
-    as_user = ["-u", "nobody"] if os.geteuid() == 0 else []
-    with (folder / "pgbouncer.log").open("wb") as said:
-        process = subprocess.Popen([program, "-q", *as_user, str(settings)], stderr=said, stdout=said)
-    through = server._replace(netloc=f"{server.username}:{server.password}@127.0.0.1:{port}").geturl()
+    for path in (folder, *folder.iterdir()):
+        path.chmod(0o755)
+    user_option = ["-u", "nobody"] if os.geteuid() == 0 else []
+    with (folder / "pgbouncer.log").open("wb") as log_file:
+        process = subprocess.Popen([program, "-q", *user_option, str(settings)], stderr=log_file, stdout=log_file)
+    pgbouncer_url = server._replace(netloc=f"{server.username}:{server.password}@127.0.0.1:{port}").geturl()
     with process:
         try:
-            wait_until(lambda: _lets_in(through) or process.poll() is not None, "PgBouncer lets clients in")
+            wait_until(
+                lambda: _accepts_connections(pgbouncer_url) or process.poll() is not None,
+                "PgBouncer accepts connections",
+            )
             assert process.poll() is None, (folder / "pgbouncer.log").read_text()
-            yield through
+            yield pgbouncer_url
         finally:
             process.terminate()
 
 
-def _lets_in(url: str) -> bool:
+def _accepts_connections(url: str) -> bool:
     try:
         psycopg.connect(url, connect_timeout=2).close()
     except psycopg.OperationalError:

@@ -1,4 +1,4 @@
-"""A server that speaks TLS before a PostgreSQL that does not. For tests."""
+"""A TLS proxy for a PostgreSQL server without TLS."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 
 @contextmanager
 def running_tls_proxy(target_port: int, certificate: tuple[Path, Path]) -> Iterator[int]:
-    """The port of a server that takes TLS as PostgreSQL does, and hands what it hears to the server behind."""
+    """Run a proxy that negotiates TLS as PostgreSQL does and forwards to `target_port`. Yield its port."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate)
     listener = socket.create_server(("127.0.0.1", 0), backlog=128)
@@ -23,23 +23,23 @@ def running_tls_proxy(target_port: int, certificate: tuple[Path, Path]) -> Itera
     def accept() -> None:
         while True:
             try:
-                front, _ = listener.accept()
+                client, _ = listener.accept()
             except OSError:
                 return
-            threading.Thread(target=serve, args=(front,), daemon=True).start()
+            threading.Thread(target=serve, args=(client,), daemon=True).start()
 
-    def serve(front: socket.socket) -> None:
-        with suppress(OSError), front, socket.create_connection(("127.0.0.1", target_port)) as back:
-            if front.recv(len(SSL_REQUEST), socket.MSG_WAITALL) != SSL_REQUEST:
-                return  # no client of these tests asks without TLS
-            front.sendall(b"S")
-            with context.wrap_socket(front, server_side=True) as safe:
-                there = threading.Thread(target=carry, args=(safe, back), daemon=True)
-                there.start()
-                carry(back, safe)
-                there.join()
+    def serve(client: socket.socket) -> None:
+        with suppress(OSError), client, socket.create_connection(("127.0.0.1", target_port)) as server:
+            if client.recv(len(SSL_REQUEST), socket.MSG_WAITALL) != SSL_REQUEST:
+                return  # the tests' clients always use TLS
+            client.sendall(b"S")
+            with context.wrap_socket(client, server_side=True) as tls_client:
+                to_server = threading.Thread(target=forward, args=(tls_client, server), daemon=True)
+                to_server.start()
+                forward(server, tls_client)
+                to_server.join()
 
-    def carry(source: socket.socket, target: socket.socket) -> None:
+    def forward(source: socket.socket, target: socket.socket) -> None:
         with suppress(OSError):
             while chunk := source.recv(65536):
                 target.sendall(chunk)
@@ -47,7 +47,7 @@ def running_tls_proxy(target_port: int, certificate: tuple[Path, Path]) -> Itera
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
-    thread = threading.Thread(target=accept, name="speaks TLS")
+    thread = threading.Thread(target=accept, name="TLS proxy")
     thread.start()
     try:
         yield int(listener.getsockname()[1])

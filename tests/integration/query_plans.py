@@ -1,4 +1,4 @@
-"""What PostgreSQL does for the statements of a function: each is explained as it is run, and what was run is undone."""
+"""Explain the statements that a function runs, and roll back what they wrote."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from psycopg.sql import Composable
 from vidflow.infra.postgres.connection import Connection
 
 SMALL_TABLES = {"lease", "runners", "inbox_partitions", "results_removed", "schema_checksums"}
-"""Tables that do not grow with what waits or is stored: reading all of them is fine."""
+"""Tables that do not grow with the number of scenarios or messages and may be scanned."""
 
 
 class QueryPlan(msgspec.Struct, frozen=True):
-    """A statement: pages touched, the tables that were read from end to end, and the most rows that were sorted."""
+    """A statement with the pages it touched, the tables it scanned sequentially, and the rows of its largest sort."""
 
     query: str
     pages: int
@@ -25,11 +25,11 @@ class QueryPlan(msgspec.Struct, frozen=True):
 
 
 class _ExplainingCursor(psycopg.Cursor[Any]):
-    """Explains each statement, undoes it, and runs it."""
+    """A cursor that runs each statement twice: explained and rolled back, then normally."""
 
     plans: list[QueryPlan]
 
-    def execute(self, query: Any, params: Any = None, **more: Any) -> Any:
+    def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
         text = query.as_string(None) if isinstance(query, Composable) else query
         if isinstance(text, bytes):
             text = text.decode()
@@ -39,22 +39,22 @@ class _ExplainingCursor(psycopg.Cursor[Any]):
                 [(plans,)] = cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {text}", params).fetchall()
                 cursor.execute("ROLLBACK TO SAVEPOINT explained")
             type(self).plans.append(_parse_plan(text, plans[0]["Plan"]))
-        return super().execute(query, params, **more)
+        return super().execute(query, params, **options)
 
 
-def explain(tables: Connection, run: Callable[[Connection], object]) -> list[QueryPlan]:
-    """What the function's statements cost; nothing of what they wrote stays."""
+def explain(connection: Connection, run: Callable[[Connection], object]) -> list[QueryPlan]:
+    """Return the plans of the statements that `run` executes. Its changes are rolled back."""
 
     class Cursor(_ExplainingCursor):
-        seen: list[QueryPlan] = []  # noqa: RUF012 - one class a call
+        plans: list[QueryPlan] = []  # noqa: RUF012 - one class per call
 
-    before = tables.cursor_factory
-    with tables.transaction(force_rollback=True):
-        tables.cursor_factory = Cursor
+    cursor_factory = connection.cursor_factory
+    with connection.transaction(force_rollback=True):
+        connection.cursor_factory = Cursor
         try:
-            run(tables)
+            run(connection)
         finally:
-            tables.cursor_factory = before
+            connection.cursor_factory = cursor_factory
     return Cursor.plans
 
 
@@ -66,7 +66,7 @@ def _parse_plan(query: str, plan: dict[str, Any]) -> QueryPlan:
         for node in nodes
         if node["Node Type"] in {"Sort", "Incremental Sort"}
     ]
-    fed = [
+    sort_inputs = [
         int(child["Actual Rows"] * child["Actual Loops"])
         for node in nodes
         if node["Node Type"] == "Sort"
@@ -76,8 +76,8 @@ def _parse_plan(query: str, plan: dict[str, Any]) -> QueryPlan:
     return QueryPlan(
         query,
         pages,
-        frozenset(one for one in scans - SMALL_TABLES if not one.startswith("pg_")),
-        max([0, *sorts, *fed]),
+        frozenset(table for table in scans - SMALL_TABLES if not table.startswith("pg_")),
+        max([0, *sorts, *sort_inputs]),
     )
 
 

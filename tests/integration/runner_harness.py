@@ -1,4 +1,4 @@
-"""A real runner as a process of its own, what it is told, and what it and its workers say, for tests."""
+"""A real runner process for tests, and a control plane that sends it commands and reads its reports and its workers' results."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ WAIT_LIMIT_S = 60.0
 
 
 def new_uuid() -> str:
-    """A scenario's uuid. (Version 4 serves: nothing here sorts by time.)"""
+    """Return a uuid for a scenario. Version 4 is enough, since nothing here sorts by time."""
     return str(uuid.uuid4())
 
 
@@ -49,14 +49,14 @@ def make_deploy(scenario_uuid: str, source: Path | str, model: str = "motion", e
 
 
 class ControlPlane:
-    """The topics as the leader and the inbox see them: everything said since the stage was set, and a way to command."""
+    """Stands in for the leader and the inbox: sends commands, and collects all reports and results from its creation on."""
 
     def __init__(self, settings: KafkaSettings, pool: str = "default") -> None:
         topics.create_topics(settings)
         self._admin = admin.create_admin(settings)
         self._topic = commands_topic(pool)
-        self._producer = clients.create_producer(settings, client_id="leader-under-test")
-        self._reader: Consumer = clients.create_consumer(settings, client_id="stage")
+        self._producer = clients.create_producer(settings, client_id="test-control-plane")
+        self._reader: Consumer = clients.create_consumer(settings, client_id="test-control-plane")
         offsets.assign_at_end(self._admin, self._reader, [RUNNER_EVENTS, RESULTS])
         self.reports: list[Report] = []
         self.results: list[Result] = []
@@ -80,12 +80,12 @@ class ControlPlane:
                 assert isinstance(event, Report)
                 self.reports.append(event)
 
-    def wait_until(self, condition: Callable[[], Any], what: str, limit_s: float = WAIT_LIMIT_S) -> None:
-        def met() -> bool:
+    def wait_until(self, condition: Callable[[], Any], description: str, limit_s: float = WAIT_LIMIT_S) -> None:
+        def is_met() -> bool:
             self.poll()
             return bool(condition())
 
-        wait_until(met, what, limit_s)
+        wait_until(is_met, description, limit_s)
 
     def last_report(self, runner: str) -> Report | None:
         return next((report for report in reversed(self.reports) if report.runner == runner), None)
@@ -96,13 +96,13 @@ class ControlPlane:
         return next((entry for entry in entries if entry.scenario_uuid == scenario_uuid), None)
 
     def wait_until_ended(self, runner: str, scenario_uuid: str, epoch: int = 1, limit_s: float = WAIT_LIMIT_S) -> Entry:
-        """The scenario's entry once it is ended."""
+        """Wait until the scenario's entry of this epoch has ended, and return it."""
 
         def is_ended() -> bool:
             entry = self.entry(runner, scenario_uuid)
             return entry is not None and entry.epoch == epoch and not entry.is_running
 
-        self.wait_until(is_ended, f"the entry of {scenario_uuid} is ended", limit_s)
+        self.wait_until(is_ended, f"the entry of {scenario_uuid} has ended", limit_s)
         entry = self.entry(runner, scenario_uuid)
         assert entry is not None
         return entry
@@ -120,10 +120,10 @@ class ControlPlane:
         return [result for result in self.results_of(scenario_uuid, epoch) if isinstance(result, SourceOpened)]
 
     def wait_for_end_marker(self, scenario_uuid: str, epoch: int = 1, limit_s: float = WAIT_LIMIT_S) -> End:
-        """The end marker, once it is there; it must be the last word."""
+        """Wait for the end marker and return it. It must be the last result."""
         self.wait_until(
-            lambda: any(isinstance(one, End) for one in self.results_of(scenario_uuid, epoch)),
-            "the end marker is sent",
+            lambda: any(isinstance(result, End) for result in self.results_of(scenario_uuid, epoch)),
+            "the end marker is received",
             limit_s,
         )
         last = self.results_of(scenario_uuid, epoch)[-1]
@@ -132,7 +132,7 @@ class ControlPlane:
 
 
 class RunnerProcess:
-    """`vidflow runner`, and the id under which it reports."""
+    """A `vidflow runner` process."""
 
     def __init__(
         self,
@@ -144,16 +144,16 @@ class RunnerProcess:
     ) -> None:
         self._log = log
         command = [sys.executable, "-m", "vidflow", "runner", "--kafka", settings.bootstrap, *options]
-        given = {"PATH": "/usr/bin:/bin", "VIDFLOW_CRASHPOINTS": crash_at, **(environment or {})}
+        variables = {"PATH": "/usr/bin:/bin", "VIDFLOW_CRASHPOINTS": crash_at, **(environment or {})}
         with log.open("wb") as stderr:
-            self.process = subprocess.Popen(command, env=given, stderr=stderr)
+            self.process = subprocess.Popen(command, env=variables, stderr=stderr)
 
     @property
     def log(self) -> str:
         return self._log.read_text(errors="replace")
 
     def workers(self) -> list[int]:
-        """The pids of its worker processes: the children of its forkserver."""
+        """Return the pids of its workers, which are the children of its forkservers."""
         return [pid for child in children(self.process.pid) for pid in children(child)]
 
     def kill(self) -> None:
@@ -161,19 +161,21 @@ class RunnerProcess:
         self.process.wait()
 
     def wait_for_id(self, control_plane: ControlPlane) -> str:
-        """Its id, once it has reported on this stage."""
-        wanted = f"-{self.process.pid}-"
+        """Wait until it has reported, and return its id."""
+        id_part = f"-{self.process.pid}-"
         control_plane.wait_until(
-            lambda: self.process.poll() is not None or any(wanted in report.runner for report in control_plane.reports),
+            lambda: (
+                self.process.poll() is not None or any(id_part in report.runner for report in control_plane.reports)
+            ),
             "it reports",
         )
         assert self.process.poll() is None, self.log
-        return next(report.runner for report in control_plane.reports if wanted in report.runner)
+        return next(report.runner for report in control_plane.reports if id_part in report.runner)
 
 
 @contextmanager
 def running_runner(settings: KafkaSettings, folder: Path, *options: str, **arguments: Any) -> Iterator[RunnerProcess]:
-    """A runner until the block ends; then it is killed."""
+    """Start a runner, and kill it when the block ends."""
     process = RunnerProcess(settings, folder / f"runner-{time.monotonic_ns()}.log", *options, **arguments)
     try:
         yield process
@@ -182,7 +184,7 @@ def running_runner(settings: KafkaSettings, folder: Path, *options: str, **argum
 
 
 def resume_after(frame: Frame, opened: SourceOpened) -> ResumePoint:
-    """What the leader tells the next deployment where `frame` is the last stored one."""
+    """Return the resume point that the leader would send if `frame` were the last stored frame."""
     return ResumePoint(
         frame.frame_number + 1, frame.origin_pts, frame.time_base, frame.pts, frame.time_s, opened.identity
     )  # fmt: skip

@@ -249,7 +249,7 @@ def test_a_file_removed_before_its_deployment_fails_alone(
         gone.unlink()
     end = vidflow.wait_until_inactive(uuid)
     assert (end["outcome"], end["error"]["code"]) == ("failed", "source_missing")
-    assert "see that it exists on the machine of the runner" in end["error"]["message"]
+    assert "Check that the file exists on the runner's machine" in end["error"]["message"]
     assert vidflow.wait_until_inactive(other)["outcome"] == "completed"
 
 
@@ -264,7 +264,7 @@ def test_a_file_that_changes_between_two_attempts_fails_and_keeps_its_results(
     vidflow.kill_workers()
     end = vidflow.wait_until_inactive(uuid)
     assert (end["outcome"], end["error"]["code"]) == ("failed", "source_changed")
-    assert "start a new scenario for the new file" in end["error"]["message"]
+    assert "Start a new scenario for the new file" in end["error"]["message"]
     assert [frame["frame_number"] for frame in vidflow.frames(uuid)] == list(range(end["frames_stored"]))
     assert 5 < end["frames_stored"] < 4000
     assert vidflow.wait_until_inactive(vidflow.create_scenario(good, "motion", "all"))["outcome"] == "completed"

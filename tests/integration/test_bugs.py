@@ -1,4 +1,4 @@
-"""Bugs of vidflow's own: reported as such, not retried where a retry meets them again. Real workers with deliberate bugs."""
+"""Bugs in vidflow are reported as such, and not retried if a retry would meet them again. Real workers with deliberate bugs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vidflow.infra.kafka.settings import KafkaSettings
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Holds the bugs, and a clip for each."""
+    """A folder with the bugs and a clip for each."""
     folder = tmp_path_factory.mktemp("bugs")
     clip = clips.constant_rate(folder / "plain.mp4", frames=20)
     for name in (AT_OPEN, AT_READ, AT_FRAME):
@@ -36,8 +36,8 @@ def runner_id(kafka_settings: KafkaSettings, folder: Path, control_plane: Contro
         yield process.wait_for_id(control_plane)
 
 
-def wait_until_failed(stage: ControlPlane, name: str, uuid: str, epoch: int = 1) -> Entry:
-    entry = stage.wait_until_ended(name, uuid, epoch)
+def wait_until_failed(control_plane: ControlPlane, name: str, uuid: str, epoch: int = 1) -> Entry:
+    entry = control_plane.wait_until_ended(name, uuid, epoch)
     assert entry.reason is EndReason.ERROR
     assert entry.error is not None
     assert entry.error.code == "internal_error"
@@ -45,24 +45,24 @@ def wait_until_failed(stage: ControlPlane, name: str, uuid: str, epoch: int = 1)
 
 
 @pytest.mark.parametrize(
-    ("bug", "waits_for", "says"),
+    ("bug", "waits_for", "text"),
     [(AT_OPEN, WorkerWait.START, "TypeError: open() got"), (AT_READ, WorkerWait.SOURCE, "IndexError: list index")],
 )
-def test_a_bug_that_a_retry_would_meet_again_is_permanent_and_called_a_fault_of_vidflow(
-    control_plane: ControlPlane, runner_id: str, folder: Path, bug: str, waits_for: WorkerWait, says: str
+def test_a_bug_that_a_retry_would_meet_again_is_permanent_and_reported_as_a_fault_of_vidflow(
+    control_plane: ControlPlane, runner_id: str, folder: Path, bug: str, waits_for: WorkerWait, text: str
 ) -> None:
     uuid = new_uuid()
     control_plane.send_command(runner_id, make_deploy(uuid, folder / f"{bug}.mp4"))
     entry = wait_until_failed(control_plane, runner_id, uuid)
     assert (entry.fatal, entry.waits_for) == (True, waits_for)
     assert entry.error is not None
-    assert entry.error.message.startswith(f"Internal error in vidflow {VERSIONS} ({says}")
+    assert entry.error.message.startswith(f"Internal error in vidflow {VERSIONS} ({text}")
     assert "This is a fault of vidflow, not of the request; report it" in entry.error.message
     assert "Traceback (most recent call last)" in (entry.detail or "")
-    assert says in (entry.detail or "")
+    assert text in (entry.detail or "")
 
 
-def test_a_bug_at_a_frame_is_permanent_once_the_frame_alone_meets_it_again(
+def test_a_bug_at_a_frame_is_permanent_if_a_retry_of_that_frame_alone_meets_it_again(
     control_plane: ControlPlane, runner_id: str, folder: Path
 ) -> None:
     uuid, source = new_uuid(), folder / f"{AT_FRAME}.mp4"
@@ -78,7 +78,7 @@ def test_a_bug_at_a_frame_is_permanent_once_the_frame_alone_meets_it_again(
     assert (again.fatal, again.error.frame_number) == (True, BUG_FRAME)
 
 
-def test_a_bug_at_a_frame_is_left_to_the_attempts_of_a_scenario_that_skips_such_frames(
+def test_a_bug_at_a_frame_is_not_permanent_if_the_scenario_skips_poisonous_frames(
     control_plane: ControlPlane, runner_id: str, folder: Path
 ) -> None:
     uuid, source = new_uuid(), folder / f"{AT_FRAME}.mp4"
@@ -93,24 +93,24 @@ def test_a_bug_at_a_frame_is_left_to_the_attempts_of_a_scenario_that_skips_such_
 
 
 @pytest.mark.long
-@pytest.mark.usefixtures("control_plane")  # its setup puts the bugs into the folder
-def test_run_says_at_the_first_attempt_that_it_is_vidflows_fault_and_ends_with_1(folder: Path) -> None:
-    end = run_command("run", str(folder / f"{AT_OPEN}.mp4"), variables=injected_bugs.install(folder))
-    assert end.returncode == 1, end.stderr
-    assert "gave up after" not in end.stderr
-    *_, last = end.stderr.strip().splitlines()
+@pytest.mark.usefixtures("control_plane")  # its setup writes the bugs to the folder
+def test_run_reports_a_bug_of_vidflow_at_the_first_attempt_and_exits_with_1(folder: Path) -> None:
+    result = run_command("run", str(folder / f"{AT_OPEN}.mp4"), variables=injected_bugs.install(folder))
+    assert result.returncode == 1, result.stderr
+    assert "gave up after" not in result.stderr
+    *_, last = result.stderr.strip().splitlines()
     assert last.startswith("vidflow: scenario ")
     assert "failed: Internal error in vidflow" in last
-    assert "Traceback (most recent call last)" in end.stderr  # with the servers, their history is gone
+    assert "Traceback (most recent call last)" in result.stderr  # the history ends with the servers of this run
 
 
-def test_a_bug_in_a_command_ends_it_with_its_traceback_and_what_to_report(folder: Path) -> None:
+def test_a_bug_in_a_command_prints_its_traceback_and_asks_to_report_it(folder: Path) -> None:
     (folder / "bug").mkdir()
     (folder / "bug" / "sitecustomize.py").write_text(
         "import vidflow.cli.app\nvidflow.cli.app.read_environment_variable = None\n"
     )
-    end = run_command("relay", variables={"PYTHONPATH": str(folder / "bug")})
-    assert end.returncode == 1, end.stderr
-    assert "Traceback (most recent call last)" in end.stderr
-    last = end.stderr.strip().splitlines()[-1]
+    result = run_command("relay", variables={"PYTHONPATH": str(folder / "bug")})
+    assert result.returncode == 1, result.stderr
+    assert "Traceback (most recent call last)" in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
     assert last.startswith(f"vidflow: Internal error in vidflow {VERSIONS} (TypeError: ")

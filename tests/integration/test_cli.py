@@ -78,9 +78,9 @@ REFUSALS = {
     "migrate without a database": Refusal(["db", "migrate"], 3, NO_DATABASE),
     "status without a database": Refusal(["db", "status"], 3, NO_DATABASE),
     "backup without a database": Refusal(["db", "backup", "/tmp/none"], 3, NO_DATABASE),
-    "backup, the database away": Refusal(["db", "backup", "/tmp/none", *DATABASE], 4, "PostgreSQL does not answer: .*start it"),
-    "backup into a file": Refusal(["db", "backup", A_FILE, *DATABASE], 2, "is a file; give a folder for the backup"),
-    "restore without a backup": Refusal(["db", "restore", "/tmp", *DATABASE], 2, "/tmp holds no backup of `vidflow db backup`"),
+    "backup, the database away": Refusal(["db", "backup", "/tmp/none", *DATABASE], 4, "PostgreSQL does not answer: .*Start it"),
+    "backup into a file": Refusal(["db", "backup", A_FILE, *DATABASE], 2, "is a file. Choose a folder for the backup"),
+    "restore without a backup": Refusal(["db", "restore", "/tmp", *DATABASE], 2, "/tmp holds no backup written by `vidflow db backup`"),
     "scenarios removed before their results": Refusal(
         ["orchestrator", *DATABASE, *KAFKA, "--keep-scenarios-days", "30"], 3, "30 needs a --keep-results-days that is no longer"
     ),
@@ -99,8 +99,8 @@ REFUSALS = {
     "dlq without Kafka": Refusal(["dlq", "list"], 3, NO_KAFKA),
     "dlq, Kafka away": Refusal(["dlq", "list", *KAFKA], 4, "Kafka does not answer .*start it, or set VIDFLOW_KAFKA"),
     "dlq, nothing selected": Refusal(["dlq", "drop", *KAFKA], 2, "Give either the places of dead letters .* or --all"),
-    "migrate, the database away": Refusal(["db", "migrate", *DATABASE], 4, "PostgreSQL does not answer: .*start it, or set"),
-    "status, the database away": Refusal(["db", "status", *DATABASE], 4, "PostgreSQL does not answer: .*start it, or set"),
+    "migrate, the database away": Refusal(["db", "migrate", *DATABASE], 4, "PostgreSQL does not answer: .*Start it, or set"),
+    "status, the database away": Refusal(["db", "status", *DATABASE], 4, "PostgreSQL does not answer: .*Start it, or set"),
     "a fixed Kafka property": Refusal(
         ["relay", *DATABASE, *KAFKA], 3, "Kafka property acks cannot be set: .* unset VIDFLOW_KAFKA_ACKS", {"VIDFLOW_KAFKA_ACKS": "1"}
     ),
@@ -117,10 +117,10 @@ REFUSALS = {
     "topics, Kafka away": Refusal(["topics", "create", *KAFKA], 4, "Kafka does not answer .*start it, or set VIDFLOW_KAFKA"),
     "an invalid database URL": Refusal(["relay", "--database-url", f"db {SECRET}"], 3, "no URL of PostgreSQL"),
     "a database URL with an invalid password": Refusal(
-        ["db", "status", "--database-url", f"postgresql://u:{SECRET}%@db/x"], 3, "cannot be read: write postgresql://"
+        ["db", "status", "--database-url", f"postgresql://u:{SECRET}%@db/x"], 3, "cannot be parsed. Write postgresql://"
     ),
     "a database URL with an invalid port": Refusal(
-        ["db", "status", "--database-url", f"postgresql://u:{SECRET}@db:port/x"], 3, "cannot be read: write postgresql://"
+        ["db", "status", "--database-url", f"postgresql://u:{SECRET}@db:port/x"], 3, "cannot be parsed. Write postgresql://"
     ),
     "invalid VIDEO_FPS": Refusal(["api", *DATABASE, *KAFKA], 3, r"Invalid VIDEO_FPS \(--video-fps\) 'x'. Use a number", {"VIDEO_FPS": "x"}),
     "run, no such file": Refusal(["run", "none.mp4"], 2, "none.mp4 is not a file. Give a video file, a URL or one of sample:"),
@@ -129,8 +129,8 @@ REFUSALS = {
     "run, fps is NaN": Refusal(["run", A_FILE, "--fps", "nan"], 2, "Invalid --fps 'nan'. Use a number"),
     "run, fps is negative": Refusal(["run", A_FILE, "--fps", "-1"], 2, "Invalid --fps '-1'. Use a number"),
     "run, unknown output": Refusal(["run", A_FILE, "--output", "yaml"], 2, "Unknown --output 'yaml'. Use one of table, ndjson, json, csv"),
-    "run, unknown model": Refusal(["run", A_FILE, "--model", "none"], 2, "no model 'none'; known here are motion, "),
-    "run, unknown label": Refusal(["run", A_FILE, "--labels", "cat"], 2, "no label 'cat'; it has motion"),
+    "run, unknown model": Refusal(["run", A_FILE, "--model", "none"], 2, "Unknown model 'none'. Available: motion, "),
+    "run, unknown label": Refusal(["run", A_FILE, "--labels", "cat"], 2, "no label 'cat'. Available: motion"),
     "run, score too large": Refusal(["run", A_FILE, "--score", "7"], 2, "--score is a number from 0 to 1"),
     "run, no server at the URL": Refusal(["run", A_FILE, "--url", "http://127.0.0.1:1"], 4, "start one with: vidflow dev"),
     "run, an invalid URL": Refusal(["run", A_FILE, "--url", "http://h:port"], 2, "write it as http://host:port"),
@@ -237,7 +237,9 @@ def test_a_rejected_password_is_reported_in_one_line(database_url: str) -> None:
         end = run_command(*command, "--database-url", wrong_url)
         assert end.returncode == 3, end.stderr
         assert len(end.stderr.splitlines()) == 1
-        assert_says(end.stderr, "PostgreSQL lets nobody in by VIDFLOW_DATABASE_URL .*password authentication failed")
+        assert_says(
+            end.stderr, "PostgreSQL rejected the connection of VIDFLOW_DATABASE_URL .*password authentication failed"
+        )
 
 
 def test_status_lists_the_applied_migrations_and_ends_with_0(database_url: str) -> None:
@@ -554,7 +556,7 @@ def test_the_secrets_of_sources_are_shown_nowhere(running_roles: RunningRoles) -
         for uuid in cameras:
             running_roles.roles["runner"].wait_for(f"worker_ended scenario_uuid={uuid} .*127.0.0.1")
         server.shutdown()
-    assert all("the server refuses http://" in error["message"] for error in errors), errors
+    assert all("The server refused http://" in error["message"] for error in errors), errors
     for uuid in videos + cameras:
         shown += [running_roles.http.get(f"/scenario/{uuid}{path}").text for path in ("", "/history", "/gaps")]
         shown.append(running_roles.http.post(f"/scenario/{uuid}/shutdown").text)
@@ -653,7 +655,7 @@ def test_run_at_a_url_prints_the_error_of_the_api(running_roles: RunningRoles, c
     end = run_command("run", str(clip), "--model", "none", "--url", running_roles.url)
     assert (end.returncode, end.stdout) == (2, "")
     assert len(end.stderr.splitlines()) == 1
-    assert_says(end.stderr, "vidflow: there is no model 'none'; known here are motion, ")
+    assert_says(end.stderr, "vidflow: Unknown model 'none'. Available: motion, ")
 
 
 @pytest.mark.long

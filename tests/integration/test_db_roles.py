@@ -1,4 +1,4 @@
-"""Each process as a user of its own with the rights of its role: it can do its work, and nothing else. Real PostgreSQL and Kafka."""
+"""Each process works with its own database user, which has only the privileges that it needs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vidflow.settings import DevOptions
 KINDS = ("api", "relay", "orchestrator", "inbox")
 UUID = "00000000-0000-0000-0000-000000000001"
 
-MAY_NOT: Mapping[str, tuple[str, ...]] = {
+FORBIDDEN: Mapping[str, tuple[str, ...]] = {
     "api": (
         "DELETE FROM scenarios",
         "DELETE FROM scenario_results",
@@ -68,7 +68,7 @@ MAY_NOT: Mapping[str, tuple[str, ...]] = {
         "SELECT * FROM lease",
     ),
 }
-OF_ALL = (
+FORBIDDEN_FOR_ALL = (
     "DROP TABLE outbox",
     "ALTER TABLE scenarios ADD COLUMN more text",
     "CREATE TABLE mine ()",
@@ -78,42 +78,44 @@ OF_ALL = (
 )
 
 
-def of_user(url: str, user: str) -> str:
+def with_user(url: str, user: str) -> str:
     parts = urlsplit(url)
     return parts._replace(netloc=f"{user}:secret@{parts.hostname}:{parts.port}").geturl()
 
 
-def make_users(url: str) -> dict[str, str]:
-    """A user for each process, named at random: roles are the whole server's. The URL of each."""
+def create_users(url: str) -> dict[str, str]:
+    """Create a login role for each process and return the URL of each. The names are random, since roles belong to the whole server."""
     db_roles.create_roles(url)
     users = {kind: f"{kind}_{uuid.uuid4().hex[:8]}" for kind in KINDS}
     with psycopg.connect(url) as server:
         for kind, user in users.items():
             server.execute(f"CREATE ROLE {user} LOGIN PASSWORD 'secret' IN ROLE vidflow_{kind}")
-    return {kind: of_user(url, user) for kind, user in users.items()}
+    return {kind: with_user(url, user) for kind, user in users.items()}
 
 
 @pytest.fixture(scope="module")
 def urls(database_url: str) -> Iterator[dict[str, str]]:
-    urls = make_users(database_url)
+    urls = create_users(database_url)
     yield urls
     with psycopg.connect(database_url, autocommit=True) as server:
         for role in (*(urlsplit(url).username for url in urls.values()), *migrations.GROUP_ROLES):
             server.execute(f"DROP OWNED BY {role}")
-            server.execute(f"DROP ROLE {role}")  # else the other tests' migrations would grant too
+            server.execute(f"DROP ROLE {role}")  # otherwise migrations of other tests would grant privileges
 
 
-@pytest.mark.parametrize(("kind", "statement"), [(kind, one) for kind in KINDS for one in (*MAY_NOT[kind], *OF_ALL)])
-def test_a_process_may_not_do_what_is_not_its_work(urls: dict[str, str], kind: str, statement: str) -> None:
-    with connect(urls[kind], name="test") as tables, pytest.raises(errors.InsufficientPrivilege):
-        tables.execute(statement)
+@pytest.mark.parametrize(
+    ("kind", "statement"), [(kind, statement) for kind in KINDS for statement in (*FORBIDDEN[kind], *FORBIDDEN_FOR_ALL)]
+)
+def test_a_process_has_only_the_privileges_that_it_needs(urls: dict[str, str], kind: str, statement: str) -> None:
+    with connect(urls[kind], name="test") as connection, pytest.raises(errors.InsufficientPrivilege):
+        connection.execute(statement)
 
 
 @pytest.mark.usefixtures("urls")
-def test_every_table_is_somebody_s_to_read(database_url: str) -> None:
-    """A table that a new migration makes needs its line in sql/roles.sql."""
-    with connect(database_url, name="test") as tables:
-        unread = tables.execute(
+def test_every_table_is_readable_by_a_role(database_url: str) -> None:
+    """A table of a new migration needs a line in sql/roles.sql."""
+    with connect(database_url, name="test") as connection:
+        unreadable = connection.execute(
             """
             SELECT relname
               FROM pg_class
@@ -122,11 +124,11 @@ def test_every_table_is_somebody_s_to_read(database_url: str) -> None:
             """,
             (list(migrations.GROUP_ROLES),),
         ).fetchall()
-    assert unread == []
+    assert unreadable == []
 
 
-def test_functions_of_the_owner_touch_nothing_but_partitions(urls: dict[str, str]) -> None:
-    with connect(urls["orchestrator"], name="test") as tables:
+def test_the_partition_functions_accept_only_partitions(urls: dict[str, str]) -> None:
+    with connect(urls["orchestrator"], name="test") as connection:
         for statement in (
             f"SELECT make_results_partition('runners', '{UUID}', '{UUID}')",
             f"SELECT make_results_partition('scenario_results_x; DROP TABLE runners', '{UUID}', '{UUID}')",
@@ -135,16 +137,16 @@ def test_functions_of_the_owner_touch_nothing_but_partitions(urls: dict[str, str
             "SELECT drop_results_partition('runners_removed')",
         ):
             with pytest.raises(errors.InvalidParameterValue):
-                tables.execute(statement)
+                connection.execute(statement)
 
 
-def test_a_user_that_may_make_no_roles_is_told_what_to_do(urls: dict[str, str]) -> None:
-    with pytest.raises(SetupError, match="take the user that owns the tables, and give it CREATEROLE"):
+def test_a_missing_privilege_to_create_roles_is_reported(urls: dict[str, str]) -> None:
+    with pytest.raises(SetupError, match="Use the user that owns the tables and give it CREATEROLE"):
         db_roles.create_roles(urls["api"])
 
 
 class StackWithUsers(Stack):
-    """A Stack each of whose roles logs in as a user of its own."""
+    """A Stack in which each process logs in as its own user."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -154,16 +156,16 @@ class StackWithUsers(Stack):
         if kind == "runner":
             return super()._variables(kind)
         if not self._users:
-            self._users = make_users(self.database_url)
+            self._users = create_users(self.database_url)
         return {**super()._variables(kind), "VIDFLOW_DATABASE_URL": self._users[kind]}
 
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
-def test_a_whole_vidflow_works_with_a_user_for_each_process_and_after_a_restore(tmp_path: Path) -> None:
-    said: list[str] = []
+def test_all_processes_work_with_their_own_users_before_and_after_a_restore(tmp_path: Path) -> None:
+    log_lines: list[str] = []
     options = DevOptions(port=0, data_dir=tmp_path / "data")
-    stack = StackWithUsers(options, print, lambda name, line: said.append(f"{name}: {line}"), Stop())
+    stack = StackWithUsers(options, print, lambda name, line: log_lines.append(f"{name}: {line}"), Stop())
     clip = clips.constant_rate(tmp_path / "clip.mp4", frames=20)
     try:
         stack.start()
@@ -179,12 +181,12 @@ def test_a_whole_vidflow_works_with_a_user_for_each_process_and_after_a_restore(
             backup.write_backup(stack.database_url, tmp_path / "backup", replace=False, notify=print)
             backup.restore(stack.database_url, tmp_path / "backup", replace=True, notify=print)
             assert vidflow.wait_until_inactive(vidflow.create_scenario(clip, "motion", "all"))["outcome"] == "completed"
-        assert [line for line in said if "permission" in line or "Traceback" in line] == []
-        with connect(stack.database_url, name="test") as tables:  # the leader has made them as a user that owns nothing
-            rows = tables.execute("SELECT count(*) FROM pg_inherits WHERE inhparent = 'scenario_results'::regclass")
+        assert [line for line in log_lines if "permission" in line or "Traceback" in line] == []
+        with connect(stack.database_url, name="test") as connection:  # created by the leader, whose user owns no tables
+            rows = connection.execute("SELECT count(*) FROM pg_inherits WHERE inhparent = 'scenario_results'::regclass")
             assert rows.fetchall() == [(5,)]
     except BaseException:
-        print("\n".join(said[-100:]))  # noqa: T201 - pytest shows it with the failure
+        print("\n".join(log_lines[-100:]))  # noqa: T201 - pytest shows the output of a failed test
         raise
     finally:
         stack.stop()

@@ -1,4 +1,4 @@
-"""A database whose disk is really full: what the api and the inbox make of it, and that all goes on once there is room."""
+"""The api and the inbox with a full database disk: what they report, and that they continue once there is space."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.fault
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[tuple[str, SmallDisk]]:
-    """A server that keeps what grows with the work on a disk of its own; its log lies elsewhere, or it would go down with it."""
+    """A server whose growing tables are on a small disk. Its WAL is elsewhere, since a full WAL disk would stop the server."""
     with small_disk(tmp_path / "disk", megabytes=8) as disk:
         postgres = EmbeddedPostgres(tmp_path / "postgres", notify=print, stop=Stop())
         try:
@@ -46,70 +46,70 @@ def server(tmp_path: Path) -> Iterator[tuple[str, SmallDisk]]:
             space.mkdir()
             owner = (tmp_path / "postgres" / "data").stat()
             os.chown(space, owner.st_uid, owner.st_gid)
-            with connect(url, name="test") as tables:
-                tables.execute(f"CREATE TABLESPACE small LOCATION '{space}'")
+            with connect(url, name="test") as connection:
+                connection.execute(f"CREATE TABLESPACE small LOCATION '{space}'")
                 for table in ("scenarios", "scenario_history", "outbox", "scenario_results_default"):
-                    tables.execute(f"ALTER TABLE {table} SET TABLESPACE small")
+                    connection.execute(f"ALTER TABLE {table} SET TABLESPACE small")
             yield url, disk
         finally:
             postgres.stop()
 
 
-def test_an_api_on_a_full_disk_refuses_new_work_and_reads_on(server: tuple[str, SmallDisk]) -> None:
+def test_an_api_on_a_full_disk_rejects_new_scenarios_and_still_reads(server: tuple[str, SmallDisk]) -> None:
     url, disk = server
     with ready_api(ApiOptions(database_url=url)) as client:
         first = create_scenario(client)
         disk.fill()
-        refused = []
+        answers = []
 
-        def is_refused() -> bool:
-            """What room is left in the tables' last pages is used up first."""
+        def is_rejected() -> bool:
+            """The first requests may still use free space in the tables' last pages."""
             answer = client.post("/scenario/init", json={"source": first["source"], "model": first["model"]})
-            refused.append(answer)
+            answers.append(answer)
             return answer.status_code != 201
 
-        wait_until(is_refused, "the disk is full")
-        assert_problem(refused[-1], 503, "disk_full")
-        let_in = len(refused) - 1
+        wait_until(is_rejected, "the disk is full")
+        assert_problem(answers[-1], 503, "disk_full")
+        accepted = len(answers) - 1
         assert client.get(f"/scenario/{first['scenario_uuid']}").json() == first
         assert client.get("/health/ready").status_code == 200
         disk.release()
         create_scenario(client)
-    with connect(url, name="test") as tables:
+    with connect(url, name="test") as connection:
         for table in ("scenarios", "scenario_progress", "scenario_history", "outbox"):
-            assert tables.execute(f"SELECT count(*) FROM {table}").fetchone() == (let_in + 2,), table
+            assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (accepted + 2,), table
 
 
-def test_invariant_8_an_inbox_on_a_full_disk_waits_says_so_once_and_loses_nothing(
+def test_invariant_8_an_inbox_on_a_full_disk_waits_logs_once_and_loses_nothing(
     server: tuple[str, SmallDisk], kafka_settings: KafkaSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
     url, disk = server
     caplog.set_level(logging.INFO, "vidflow")
     recreate_topics(kafka_settings)
     with (
-        emptied_database(url) as tables,
+        emptied_database(url) as connection,
         running_role(inbox.run, InboxOptions(database_url=url, kafka=kafka_settings)) as stop,
     ):
-        uuid = insert_progress(tables)
+        uuid = insert_progress(connection)
         send_results(kafka_settings, *frames(uuid, range(100)))
-        wait_until(lambda: len(stored_frame_numbers(tables, uuid)) == 100, "it stores")
+        wait_until(lambda: len(stored_frame_numbers(connection, uuid)) == 100, "the first frames are stored")
         disk.fill()
         send_results(kafka_settings, *frames(uuid, range(100, 20_000)))
-        wait_until(lambda: "disk_full" in logged_outages(caplog), "it has noticed")
-        before = rollbacks(tables)
-        wait_until(lambda: rollbacks(tables) >= before + 5, "it tries again and again")
-        full = stored_frame_numbers(tables, uuid)
-        assert full == list(range(len(full))) != list(range(20_000))
+        wait_until(lambda: "disk_full" in logged_outages(caplog), "the full disk is logged")
+        rollbacks_before = rollbacks(connection)
+        wait_until(lambda: rollbacks(connection) >= rollbacks_before + 5, "storing is retried several times")
+        stored = stored_frame_numbers(connection, uuid)
+        assert stored == list(range(len(stored))) != list(range(20_000))
         assert not stop.requested
         disk.release()
-        wait_until(lambda: len(stored_frame_numbers(tables, uuid)) == 20_000, "all is stored", limit_s=60)
-        assert stored_frame_numbers(tables, uuid) == list(range(20_000))
-        assert [one for one in outbox.read_pending_messages(tables, 10) if one.topic == DEAD_LETTERS] == []
+        wait_until(lambda: len(stored_frame_numbers(connection, uuid)) == 20_000, "all frames are stored", limit_s=60)
+        assert stored_frame_numbers(connection, uuid) == list(range(20_000))
+        assert [row for row in outbox.read_pending_messages(connection, 10) if row.topic == DEAD_LETTERS] == []
     assert logged_outages(caplog) == ["disk_full", "back"]
 
 
-def rollbacks(tables: Connection) -> int:
-    [(count,)] = tables.execute(
+def rollbacks(connection: Connection) -> int:
+    [(count,)] = connection.execute(
         "SELECT xact_rollback FROM pg_stat_database WHERE datname = current_database()"
     ).fetchall()
     return int(count)

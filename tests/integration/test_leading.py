@@ -1,4 +1,4 @@
-"""A real orchestrator that loses what it leads by, and leads again. What it decides: tests/unit/test_reconcile.py."""
+"""A real orchestrator that loses its connection or its disk space. tests/unit/test_reconcile.py tests its decisions."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ NEW = scenarios.NewScenario(
 )
 
 
-def is_at_work(tables: Connection, term: int) -> bool:
-    """Whether the holding of this term reads the tables: what a leader does in each tick."""
+def is_leading(connection: Connection, term: int) -> bool:
+    """Return whether the leader of this term has the connection with which it reads the tables in each tick."""
     query = """
         SELECT FROM lease, pg_stat_activity
          WHERE name = 'leader' AND term = %s AND application_name = 'vidflow leader reads'
            AND datname = current_database()
     """
-    return bool(tables.execute(query, (term,)).fetchall())
+    return bool(connection.execute(query, (term,)).fetchall())
 
 
 @pytest.mark.fault
@@ -37,32 +37,32 @@ def test_invariant_7_a_leader_that_lost_its_connection_leads_again_while_its_lea
 ) -> None:
     recreate_topics(kafka_settings)
     with running_role(run, OrchestratorOptions(database_url=database_url, kafka=kafka_settings)):
-        wait_until(lambda: is_at_work(connection, 1), "it leads")
+        wait_until(lambda: is_leading(connection, 1), "it leads")
         terminate_connections(connection, "vidflow leader reads")
-        wait_until(lambda: is_at_work(connection, 2), "it leads again")
+        wait_until(lambda: is_leading(connection, 2), "it leads again")
 
 
 @pytest.mark.fault
-def test_a_leader_that_can_write_nothing_on_a_full_disk_leads_on_and_says_so_once(
+def test_a_leader_with_a_full_disk_keeps_leading_and_logs_the_outage_once(
     connection: Connection, database_url: str, kafka_settings: KafkaSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "vidflow")
     recreate_topics(kafka_settings)
     with running_role(run, OrchestratorOptions(database_url=database_url, kafka=kafka_settings)):
-        wait_until(lambda: is_at_work(connection, 1), "it leads")
+        wait_until(lambda: is_leading(connection, 1), "it leads")
         uuid = scenarios.insert_scenario(connection, NEW).scenario_uuid
         with simulated_full_disk(connection, "scenario_history", "INSERT"):
             connection.execute(
                 "UPDATE scenarios SET state = 'init_shutdown', outcome = 'stopped' WHERE scenario_uuid = %s", (uuid,)
             )
-            ticked = rollbacks(connection) + 5
-            wait_until(lambda: rollbacks(connection) >= ticked, "it tries again and again")
+            expected_rollbacks = rollbacks(connection) + 5
+            wait_until(lambda: rollbacks(connection) >= expected_rollbacks, "it keeps trying")
         wait_until(lambda: "back" in logged_outages(caplog), "it writes again")
-        assert is_at_work(connection, 1)
+        assert is_leading(connection, 1)
     assert logged_outages(caplog) == ["disk_full", "back"]
 
 
-def rollbacks(tables: Connection) -> int:
+def rollbacks(connection: Connection) -> int:
     query = "SELECT xact_rollback FROM pg_stat_database WHERE datname = current_database()"
-    [(count,)] = tables.execute(query).fetchall()
+    [(count,)] = connection.execute(query).fetchall()
     return int(count)

@@ -1,4 +1,4 @@
-"""Decisions written back: only where the row is still as it was read, each with its history and its messages."""
+"""Decisions are written only if the scenario is unchanged, together with their history and messages."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from vidflow.infra.postgres.connection import Connection
 RUNNER = "runner-1"
 
 
-def create_scenario(tables: Connection) -> Scenario:
-    shown = scenarios.insert_scenario(
-        tables,
+def create_scenario(connection: Connection) -> Scenario:
+    details = scenarios.insert_scenario(
+        connection,
         scenarios.NewScenario(
             source="clip.mp4", model="motion", model_sha256=None, fps="2", priority=0, parameters=Parameters()
         ),
     )
-    found = lifecycle.read_scenario(tables, shown.scenario_uuid)
-    assert found is not None
-    outbox.remove_published(tables, [one.id for one in outbox.read_pending_messages(tables, 10)])
-    return found
+    scenario = lifecycle.read_scenario(connection, details.scenario_uuid)
+    assert scenario is not None
+    outbox.remove_published(connection, [row.id for row in outbox.read_pending_messages(connection, 10)])
+    return scenario
 
 
 def assigned_event(scenario: Scenario, database_ms: int = 1000) -> Event:
@@ -38,51 +38,51 @@ def assigned_event(scenario: Scenario, database_ms: int = 1000) -> Event:
     )  # fmt: skip
 
 
-def write_event(tables: Connection, scenario: Scenario, event: Event) -> int:
-    with tables.transaction():
-        return len(lifecycle.write_decisions(tables, [decide(scenario, event)]))
+def write_event(connection: Connection, scenario: Scenario, event: Event) -> int:
+    with connection.transaction():
+        return len(lifecycle.write_decisions(connection, [decide(scenario, event)]))
 
 
-def reread(tables: Connection, scenario: Scenario) -> Scenario:
-    found = lifecycle.read_scenario(tables, scenario.scenario_uuid)
-    assert found is not None
-    return found
+def reread(connection: Connection, scenario: Scenario) -> Scenario:
+    current = lifecycle.read_scenario(connection, scenario.scenario_uuid)
+    assert current is not None
+    return current
 
 
-def engaged(tables: Connection) -> Sequence[ScenarioView]:
-    return leader_tables.read_tables_snapshot(tables, [], None, RetryPolicy()).scenarios
+def read_views(connection: Connection) -> Sequence[ScenarioView]:
+    return leader_tables.read_tables_snapshot(connection, [], None, RetryPolicy()).scenarios
 
 
-def test_an_assignment_makes_its_epoch_count_and_sends_one_deploy(connection: Connection) -> None:
+def test_an_assignment_sets_its_epoch_and_sends_one_deploy(connection: Connection) -> None:
     scenario = create_scenario(connection)
     assert write_event(connection, scenario, assigned_event(scenario)) == 1
     after = reread(connection, scenario)
     assert (after.state, after.epoch, after.runner) == (State.IN_STARTUP_PROCESSING, 1000, RUNNER)
-    [known] = engaged(connection)
-    assert (known.progress.epoch, known.deploy_waits) == (1000, True)
+    [view] = read_views(connection)
+    assert (view.progress.epoch, view.deploy_waits) == (1000, True)
     [row] = outbox.read_pending_messages(connection, 10)
     deploy = decode_command(row.payload)
     assert isinstance(deploy, Deploy)
     assert (deploy.source, deploy.fps, deploy.epoch, row.runner) == ("clip.mp4", "2", 1000, RUNNER)
 
 
-def test_a_deploy_that_kafka_refused_is_read_with_its_scenario(connection: Connection) -> None:
+def test_a_deploy_rejected_by_kafka_is_read_with_its_scenario(connection: Connection) -> None:
     scenario = create_scenario(connection)
     write_event(connection, scenario, assigned_event(scenario))
     [row] = outbox.read_pending_messages(connection, 10)
     outbox.set_aside(connection, row.id, "Broker: Message size too large")
-    [known] = engaged(connection)
-    assert (known.deploy_waits, known.deploy_refused) == (False, "Broker: Message size too large")
+    [view] = read_views(connection)
+    assert (view.deploy_waits, view.deploy_refused) == (False, "Broker: Message size too large")
     write_event(
         connection,
         reread(connection, scenario),
         Event(kind=Kind.RETURNED, reason="not_taken", epoch=1000, resume_frame=0),
     )
     write_event(connection, reread(connection, scenario), assigned_event(reread(connection, scenario), 2000))
-    assert [known.deploy_refused for known in engaged(connection)] == [None], "of an older epoch it says nothing"
+    assert [view.deploy_refused for view in read_views(connection)] == [None], "the error is of an older epoch"
 
 
-def test_a_deployment_resumes_where_the_rows_end_at_that_moment_not_where_they_did_when_it_was_decided(
+def test_a_deployment_resumes_after_the_rows_stored_when_it_is_written(
     connection: Connection,
 ) -> None:
     scenario = create_scenario(connection)
@@ -94,7 +94,7 @@ def test_a_deployment_resumes_where_the_rows_end_at_that_moment_not_where_they_d
     assert (deploy.resume.next_frame, deploy.resume.last_pts) == (7, 70)
 
 
-def test_of_two_decisions_about_the_same_reading_the_first_counts(connection: Connection) -> None:
+def test_of_two_decisions_on_the_same_state_only_the_first_takes_effect(connection: Connection) -> None:
     scenario = create_scenario(connection)
     assert write_event(connection, scenario, assigned_event(scenario)) == 1
     assert write_event(connection, scenario, Event(kind=Kind.SHUTDOWN_REQUESTED, reason="shutdown requested")) == 0
@@ -102,7 +102,7 @@ def test_of_two_decisions_about_the_same_reading_the_first_counts(connection: Co
     assert len(outbox.read_pending_messages(connection, 10)) == 1
 
 
-def test_each_move_has_its_row_of_history_in_order(connection: Connection) -> None:
+def test_each_transition_has_a_history_row_in_order(connection: Connection) -> None:
     scenario = create_scenario(connection)
     write_event(connection, scenario, assigned_event(scenario))
     write_event(
@@ -112,8 +112,8 @@ def test_each_move_has_its_row_of_history_in_order(connection: Connection) -> No
     write_event(
         connection, reread(connection, scenario), Event(kind=Kind.DRAINED, reason="end marker stored", epoch=1000)
     )
-    moves, _ = history.read_history_page(connection, scenario.scenario_uuid, history.BEFORE_FIRST_TRANSITION, 100)
-    assert [(move.number, move.to_state) for move in moves] == [
+    transitions, _ = history.read_history_page(connection, scenario.scenario_uuid, history.BEFORE_FIRST_TRANSITION, 100)
+    assert [(transition.number, transition.to_state) for transition in transitions] == [
         (0, "init_startup"),
         (1, "in_startup_processing"),
         (2, "init_shutdown"),
@@ -121,11 +121,11 @@ def test_each_move_has_its_row_of_history_in_order(connection: Connection) -> No
         (4, "inactive"),
     ]
     assert reread(connection, scenario).outcome is Outcome.STOPPED
-    assert engaged(connection) == []
+    assert read_views(connection) == []
     assert connection.execute("SELECT closed FROM scenario_progress").fetchone() == (True,)
 
 
-def test_a_shutdown_tells_the_runner_that_may_have_it_and_none_where_it_was_never_deployed(
+def test_a_shutdown_sends_a_stop_only_for_a_deployed_scenario(
     connection: Connection,
 ) -> None:
     deployed, waiting = create_scenario(connection), create_scenario(connection)
@@ -134,13 +134,13 @@ def test_a_shutdown_tells_the_runner_that_may_have_it_and_none_where_it_was_neve
         write_event(
             connection, reread(connection, scenario), Event(kind=Kind.SHUTDOWN_REQUESTED, reason="shutdown requested")
         )
-        taken = reread(connection, scenario)
-        write_event(connection, taken, Event(kind=Kind.TAKEN, reason="taken", epoch=taken.epoch))
+        stopping = reread(connection, scenario)
+        write_event(connection, stopping, Event(kind=Kind.TAKEN, reason="taken", epoch=stopping.epoch))
     stops = [row for row in outbox.read_pending_messages(connection, 10) if row.kind == "stop"]
     assert [decode_command(row.payload) for row in stops] == [StopWork(deployed.scenario_uuid, 1000)]
 
 
-def test_invariant_3_the_tables_refuse_what_the_lifecycle_forbids(connection: Connection) -> None:
+def test_invariant_3_the_tables_reject_states_that_the_lifecycle_rules_out(connection: Connection) -> None:
     scenario = create_scenario(connection)
     for forbidden in (
         "state = 'active'",
@@ -154,20 +154,20 @@ def test_invariant_3_the_tables_refuse_what_the_lifecycle_forbids(connection: Co
             connection.execute(f"UPDATE scenarios SET {forbidden} WHERE scenario_uuid = %s", (scenario.scenario_uuid,))
 
 
-def test_many_decisions_are_written_in_one_go_and_a_lost_race_leaves_the_others(connection: Connection) -> None:
-    read = [create_scenario(connection) for _ in range(50)]
-    write_event(connection, read[7], Event(kind=Kind.SHUTDOWN_REQUESTED, reason="shutdown requested"))
-    decisions = [decide(scenario, assigned_event(scenario)) for scenario in read]
+def test_a_lost_race_does_not_affect_other_decisions_of_a_batch(connection: Connection) -> None:
+    batch = [create_scenario(connection) for _ in range(50)]
+    write_event(connection, batch[7], Event(kind=Kind.SHUTDOWN_REQUESTED, reason="shutdown requested"))
+    decisions = [decide(scenario, assigned_event(scenario)) for scenario in batch]
     with connection.transaction():
         effective = lifecycle.write_decisions(connection, decisions)
-    assert {d.before.scenario_uuid for d in effective} == {s.scenario_uuid for s in read} - {read[7].scenario_uuid}
+    assert {d.before.scenario_uuid for d in effective} == {s.scenario_uuid for s in batch} - {batch[7].scenario_uuid}
     deploys = [row for row in outbox.read_pending_messages(connection, 100) if row.kind == "deploy"]
     assert len(deploys) == 49
 
 
-def test_a_skip_and_an_error_come_back_as_they_were_written(connection: Connection) -> None:
+def test_an_error_is_read_as_it_was_written(connection: Connection) -> None:
     scenario = create_scenario(connection)
-    error = {"code": "no_frames", "message": "gives not one frame", "frame_number": 3}
+    error = {"code": "no_frames", "message": "no frames", "frame_number": 3}
     write_event(connection, scenario, assigned_event(scenario))
     deployed = reread(connection, scenario)
     failed = Event(kind=Kind.FAILED, reason="no_frames", epoch=1000, error=msgspec.convert(error, ErrorInfo))

@@ -1,4 +1,4 @@
-"""The leader's hearing on a real Kafka: what it hears does not depend on when anybody looks."""
+"""The leader's listener with a real Kafka. What it receives does not depend on when the leader reads it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ LONG_S = 30.0
 
 
 @pytest.fixture
-def hearing(kafka_settings: KafkaSettings) -> Iterator[LeaderListener]:
+def listener(kafka_settings: KafkaSettings) -> Iterator[LeaderListener]:
     recreate_topics(kafka_settings)
     stop = Stop()
-    hearing = LeaderListener(kafka_settings, "leader", stop)
-    hearing.open()
-    wait_until(lambda: hearing.probes_ok_since(time.monotonic()) is not None, "its probes come back")
-    yield hearing
-    hearing.close()
+    listener = LeaderListener(kafka_settings, "leader", stop)
+    listener.open()
+    wait_until(lambda: listener.probes_ok_since(time.monotonic()) is not None, "its probes come back")
+    yield listener
+    listener.close()
     assert stop.error is None
 
 
@@ -40,57 +40,59 @@ def send(settings: KafkaSettings, topic: str, *values: bytes) -> None:
     assert producer.flush(10) == 0
 
 
-def report(number: int) -> bytes:
+def encoded_report(number: int) -> bytes:
     return encode(
         Report(runner="r1", pool="default", number=number, capacity=1, taken=0, draining=False, entries=(), version="1")
     )
 
 
-def test_probes_are_heard_without_a_break_while_nobody_looks(hearing: LeaderListener) -> None:
-    since_s = hearing.probes_ok_since(time.monotonic())
-    assert not Stop().wait(3 * PROBE_MAX_AGE_S)  # a tick that takes long
-    assert hearing.probes_ok_since(time.monotonic()) == since_s
+def test_probes_arrive_without_a_break_during_a_long_tick(listener: LeaderListener) -> None:
+    since_s = listener.probes_ok_since(time.monotonic())
+    assert not Stop().wait(3 * PROBE_MAX_AGE_S)  # stands for a long tick
+    assert listener.probes_ok_since(time.monotonic()) == since_s
 
 
-def test_a_new_scenario_wakes_who_waits(hearing: LeaderListener, kafka_settings: KafkaSettings) -> None:
-    while hearing.wait(0):
+def test_a_new_scenario_wakes_the_leader(listener: LeaderListener, kafka_settings: KafkaSettings) -> None:
+    while listener.wait(0):
         pass
     send(kafka_settings, INIT_SCENARIO, encode(Start(UUID)))
-    assert hearing.wait(LONG_S)
-    assert not hearing.wait(0)
+    assert listener.wait(LONG_S)
+    assert not listener.wait(0)
 
 
-def test_of_a_runners_reports_the_last_is_kept_and_only_news_wakes(
-    hearing: LeaderListener, kafka_settings: KafkaSettings
+def test_only_the_last_report_of_a_runner_is_kept_and_only_a_change_wakes_the_leader(
+    listener: LeaderListener, kafka_settings: KafkaSettings
 ) -> None:
-    send(kafka_settings, RUNNER_EVENTS, report(1), report(3), report(2))
-    wait_until(lambda: [one.number for one, _ in hearing.take_reports()][-1:] == [3], "the last report is heard")
-    while hearing.wait(0):
+    send(kafka_settings, RUNNER_EVENTS, encoded_report(1), encoded_report(3), encoded_report(2))
+    wait_until(lambda: [report.number for report, _ in listener.take_reports()][-1:] == [3], "the last report arrives")
+    while listener.wait(0):
         pass
-    send(kafka_settings, RUNNER_EVENTS, report(4))
-    wait_until(lambda: [one.number for one, _ in hearing.take_reports()] == [4], "the next report is heard")
-    assert not hearing.wait(0)
-    assert hearing.take_reports() == []
+    send(kafka_settings, RUNNER_EVENTS, encoded_report(4))
+    wait_until(lambda: [report.number for report, _ in listener.take_reports()] == [4], "the next report arrives")
+    assert not listener.wait(0)
+    assert listener.take_reports() == []
 
 
-def test_what_cannot_be_read_is_passed_by(hearing: LeaderListener, kafka_settings: KafkaSettings) -> None:
-    send(kafka_settings, RUNNER_EVENTS, b"\xff", b"{}", report(1))
-    wait_until(lambda: [one.number for one, _ in hearing.take_reports()] == [1], "the report behind it is heard")
+def test_unreadable_messages_are_skipped(listener: LeaderListener, kafka_settings: KafkaSettings) -> None:
+    send(kafka_settings, RUNNER_EVENTS, b"\xff", b"{}", encoded_report(1))
+    wait_until(lambda: [report.number for report, _ in listener.take_reports()] == [1], "the report after them arrives")
 
 
-def test_a_flood_of_reports_keeps_no_probe_from_being_heard(
-    hearing: LeaderListener, kafka_settings: KafkaSettings
+def test_a_flood_of_reports_does_not_delay_probes(listener: LeaderListener, kafka_settings: KafkaSettings) -> None:
+    since_s = listener.probes_ok_since(time.monotonic())
+    send(kafka_settings, RUNNER_EVENTS, *(encoded_report(number) for number in range(1, 20_001)))
+    wait_until(
+        lambda: any(report.number == 20_000 for report, _ in listener.take_reports()), "all reports arrive", LONG_S
+    )
+    wait_until(lambda: listener.probes_ok_since(time.monotonic()) is not None, "the probes arrive")
+    assert listener.probes_ok_since(time.monotonic()) == since_s
+
+
+def test_the_results_topic_is_known_with_its_id_and_partitions(
+    listener: LeaderListener, kafka_settings: KafkaSettings
 ) -> None:
-    since_s = hearing.probes_ok_since(time.monotonic())
-    send(kafka_settings, RUNNER_EVENTS, *(report(number) for number in range(1, 20_001)))
-    wait_until(lambda: any(one.number == 20_000 for one, _ in hearing.take_reports()), "all of them are heard", LONG_S)
-    wait_until(lambda: hearing.probes_ok_since(time.monotonic()) is not None, "the probes are heard")
-    assert hearing.probes_ok_since(time.monotonic()) == since_s
-
-
-def test_the_results_topic_is_known_by_its_id(hearing: LeaderListener, kafka_settings: KafkaSettings) -> None:
-    wait_until(lambda: hearing.results_topic is not None, "the topic is known")
-    topic = hearing.results_topic
+    wait_until(lambda: listener.results_topic is not None, "the topic is known")
+    topic = listener.results_topic
     assert topic is not None
     assert topic.id == offsets.read_topic_id(admin.create_admin(kafka_settings), "results")
     assert topic.partitions == tuple(range(16))

@@ -1,4 +1,4 @@
-"""The main job, end to end: a real video through every role, read back through the API, whatever is killed on the way."""
+"""The main job end to end: real videos pass through every role and are read through the API, even if processes are killed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def vidflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VidflowClient]
         yield vidflow
 
 
-def test_yolox_finds_the_two_bottles_and_the_same_boxes_at_every_run(vidflow: VidflowClient, shared: Path) -> None:
+def test_yolox_finds_two_bottles_and_the_same_boxes_in_every_run(vidflow: VidflowClient, shared: Path) -> None:
     uuids = [
         vidflow.create_scenario(shared / "videos/bottle-detection.mp4", str(shared / "models/yolox_nano.toml"), 1)
         for _ in range(2)
@@ -29,8 +29,8 @@ def test_yolox_finds_the_two_bottles_and_the_same_boxes_at_every_run(vidflow: Vi
     first, second = (vidflow.frames(uuid) for uuid in uuids)
     assert [frame["frame_number"] for frame in first] == list(range(40))
     assert first == second
-    at_ten_s = [found["label"] for found in first[10]["detections"]]  # decoded frame 300
-    assert at_ten_s.count("bottle") == 2
+    labels = [detection["label"] for detection in first[10]["detections"]]  # at 10 s, decoded frame 300
+    assert labels.count("bottle") == 2
 
 
 def test_motion_finds_walkers(vidflow: VidflowClient, shared: Path) -> None:
@@ -42,8 +42,8 @@ def test_motion_finds_walkers(vidflow: VidflowClient, shared: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(vidflow: VidflowClient, shared: Path) -> list[dict[str, Any]]:
-    """What a run sees in which nothing dies."""
+def expected_frames(vidflow: VidflowClient, shared: Path) -> list[dict[str, Any]]:
+    """The frames of a run in which no process is killed."""
     uuid = vidflow.create_scenario(shared / "videos/one-by-one-person.mp4", "motion", 5)
     assert vidflow.wait_until_inactive(uuid)["outcome"] == "completed"
     return vidflow.frames(uuid)
@@ -51,39 +51,39 @@ def undisturbed(vidflow: VidflowClient, shared: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("victim", ["api", "relay", "orchestrator", "inbox", "runner", "worker"])
 def test_invariant_8_a_kill_of_one_process_during_a_run_loses_no_frame(
-    vidflow: VidflowClient, shared: Path, undisturbed: list[dict[str, Any]], victim: str
+    vidflow: VidflowClient, shared: Path, expected_frames: list[dict[str, Any]], victim: str
 ) -> None:
     uuid = vidflow.create_scenario(shared / "videos/one-by-one-person.mp4", "motion", 5)
-    wait_until(lambda: vidflow.scenario(uuid)["frames_stored"] > 5, "it is under way", DONE_LIMIT_S)
+    wait_until(lambda: vidflow.scenario(uuid)["frames_stored"] > 5, "frames are stored", DONE_LIMIT_S)
     vidflow.kill_workers() if victim == "worker" else vidflow.kill(victim)
-    end = vidflow.wait_until_inactive(uuid)
-    assert (end["outcome"], end["error"]) == ("completed", None)
-    assert vidflow.frames(uuid) == undisturbed
-    with psycopg.connect(vidflow.stack.database_url) as tables:
-        waiting = tables.execute("SELECT count(*) FROM outbox WHERE published_at IS NULL").fetchone()
-    assert waiting == (0,)
+    scenario = vidflow.wait_until_inactive(uuid)
+    assert (scenario["outcome"], scenario["error"]) == ("completed", None)
+    assert vidflow.frames(uuid) == expected_frames
+    with psycopg.connect(vidflow.stack.database_url) as connection:
+        unpublished = connection.execute("SELECT count(*) FROM outbox WHERE published_at IS NULL").fetchone()
+    assert unpublished == (0,)
 
 
 def test_a_shutdown_ends_a_run_as_stopped(vidflow: VidflowClient, shared: Path) -> None:
     uuid = vidflow.create_scenario(shared / "videos/one-by-one-person.mp4", "motion", "all")
-    wait_until(lambda: vidflow.scenario(uuid)["frames_stored"] > 5, "it is under way", DONE_LIMIT_S)
+    wait_until(lambda: vidflow.scenario(uuid)["frames_stored"] > 5, "frames are stored", DONE_LIMIT_S)
     assert vidflow.http.post(f"/scenario/{uuid}/shutdown").status_code == 200
-    end = vidflow.wait_until_inactive(uuid)
-    assert end["outcome"] == "stopped"
-    assert [frame["frame_number"] for frame in vidflow.frames(uuid)] == list(range(end["frames_stored"]))
+    scenario = vidflow.wait_until_inactive(uuid)
+    assert scenario["outcome"] == "stopped"
+    assert [frame["frame_number"] for frame in vidflow.frames(uuid)] == list(range(scenario["frames_stored"]))
 
 
-def test_bad_sources_end_failed_with_a_code_and_stop_nothing_else(
+def test_bad_sources_fail_with_an_error_code_and_do_not_affect_other_scenarios(
     vidflow: VidflowClient, shared: Path, tmp_path: Path
 ) -> None:
-    text = tmp_path / "text.mp4"
-    text.write_text("not a video")
+    text_file = tmp_path / "text.mp4"
+    text_file.write_text("not a video")
     bad = {
-        "source_not_video": vidflow.create_scenario(text, "motion", "all"),
+        "source_not_video": vidflow.create_scenario(text_file, "motion", "all"),
         "source_no_video_stream": vidflow.create_scenario(shared / "videos/audio-only.mp3", "motion", "all"),
     }
     good = vidflow.create_scenario(shared / "videos/rotated-90.mov", "motion", "all")
     for code, uuid in bad.items():
-        end = vidflow.wait_until_inactive(uuid)
-        assert (end["outcome"], end["error"]["code"]) == ("failed", code)
+        scenario = vidflow.wait_until_inactive(uuid)
+        assert (scenario["outcome"], scenario["error"]["code"]) == ("failed", code)
     assert vidflow.wait_until_inactive(good)["outcome"] == "completed"

@@ -1,4 +1,4 @@
-"""The schema: migrated by one at a time, told when a file was changed, and the same as the one that is there to be read."""
+"""Migrations: locking, checksums, phases, and agreement with schema.sql."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def empty_url(postgres_url: str) -> Iterator[str]:
 
 
 def schema_of(url: str) -> str:
-    """What pg_dump says of the schema vidflow's own tables make, without the book-keeping of the migrations."""
+    """Return pg_dump's schema of vidflow's tables, without the tables of the migrations."""
     command = [
         str(programs_folder() / "pg_dump"),
         "--schema-only",
@@ -42,47 +42,47 @@ def schema_of(url: str) -> str:
     return "\n".join(line for line in dump.splitlines() if line and not line.startswith(("--", "\\")))
 
 
-def test_the_migrations_give_the_schema_that_is_there_to_be_read(empty_url: str, postgres_url: str) -> None:
+def test_the_migrations_produce_schema_sql(empty_url: str, postgres_url: str) -> None:
     migrations.migrate(empty_url, print)
-    read = f"read_{uuid4().hex}"
+    name = f"schema_{uuid4().hex}"
     with psycopg.connect(postgres_url, autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {read}")
-        url = urlsplit(postgres_url)._replace(path=f"/{read}").geturl()
-        with psycopg.connect(url) as tables:
-            tables.execute((migrations.sql_folder() / "schema.sql").read_bytes())
-        same = schema_of(url)
-        server.execute(f"DROP DATABASE {read} WITH (FORCE)")
-    assert schema_of(empty_url) == same
+        server.execute(f"CREATE DATABASE {name}")
+        url = urlsplit(postgres_url)._replace(path=f"/{name}").geturl()
+        with psycopg.connect(url) as connection:
+            connection.execute((migrations.sql_folder() / "schema.sql").read_bytes())
+        documented_schema = schema_of(url)
+        server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    assert schema_of(empty_url) == documented_schema
 
 
-def test_of_several_that_migrate_at_once_one_does_and_the_others_find_it_done(empty_url: str) -> None:
-    said: list[str] = []
+def test_concurrent_migrations_apply_each_file_once(empty_url: str) -> None:
+    messages: list[str] = []
     with ThreadPoolExecutor(4) as pool:
-        for done in [pool.submit(migrations.migrate, empty_url, said.append) for _ in range(4)]:
-            done.result()
-    assert said == [f"applying {name}" for name in migrations.files()]
+        for future in [pool.submit(migrations.migrate, empty_url, messages.append) for _ in range(4)]:
+            future.result()
+    assert messages == [f"applying {name}" for name in migrations.files()]
     assert all(applied for _, applied in migrations.list_migrations(empty_url))
 
 
-def test_a_file_that_was_changed_after_it_was_applied_is_told_by_name(empty_url: str) -> None:
+def test_a_file_changed_after_it_was_applied_is_reported_by_name(empty_url: str) -> None:
     migrations.migrate(empty_url, print)
-    with psycopg.connect(empty_url) as tables:
-        tables.execute("UPDATE schema_checksums SET sha256 = 'another'")
+    with psycopg.connect(empty_url) as connection:
+        connection.execute("UPDATE schema_checksums SET sha256 = 'another'")
     with pytest.raises(SetupError, match="0001_spine"):
         migrations.migrate(empty_url, print)
 
 
-def test_a_death_between_a_file_and_its_checksum_is_made_good(empty_url: str) -> None:
+def test_a_missing_checksum_of_an_applied_file_is_added(empty_url: str) -> None:
     migrations.migrate(empty_url, print)
-    with psycopg.connect(empty_url) as tables:
-        tables.execute("DELETE FROM schema_checksums")
-    said: list[str] = []
-    migrations.migrate(empty_url, said.append)
-    assert said == []
+    with psycopg.connect(empty_url) as connection:
+        connection.execute("DELETE FROM schema_checksums")
+    messages: list[str] = []
+    migrations.migrate(empty_url, messages.append)
+    assert messages == []
     assert all(applied for _, applied in migrations.list_migrations(empty_url))
 
 
-def test_a_role_on_an_older_schema_waits_until_it_is_migrated(empty_url: str) -> None:
+def test_a_role_waits_for_its_schema(empty_url: str) -> None:
     stop = Stop()
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(migrations.wait_for_schema, empty_url, stop)
@@ -91,17 +91,17 @@ def test_a_role_on_an_older_schema_waits_until_it_is_migrated(empty_url: str) ->
         waiting.result(timeout=20)
 
 
-def of_files(monkeypatch: pytest.MonkeyPatch, names: list[str], folder: Path) -> None:
-    """Lets this process know these files and no others, as a version of vidflow does; those that there are not are empty."""
-    real = migrations.files()
+def set_migrations(monkeypatch: pytest.MonkeyPatch, names: list[str], folder: Path) -> None:
+    """Give this process these migrations only, as in another version of vidflow. Unknown ones create a table."""
+    existing = migrations.files()
     for name in names:
-        text = real[name].read_text() if name in real else f"CREATE TABLE of_{name[:4]} ();"
+        text = existing[name].read_text() if name in existing else f"CREATE TABLE of_{name[:4]} ();"
         (folder / f"{name}.sql").write_text(text)
     monkeypatch.setattr(migrations, "sql_folder", lambda: folder)
 
 
 def is_ready(url: str) -> bool:
-    """Whether a role would start, or waits for the schema."""
+    """Return whether a role would start instead of waiting for the schema."""
     stop = Stop()
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(migrations.wait_for_schema, url, stop)
@@ -114,10 +114,10 @@ def is_ready(url: str) -> bool:
     return True
 
 
-def test_a_role_needs_what_is_added_and_not_what_is_to_be_taken_away(
+def test_a_role_needs_its_pre_migrations_and_not_its_post_migrations(
     empty_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    of_files(monkeypatch, ["0001_spine.pre", "0098_more.pre", "0099_less.post"], tmp_path)
+    set_migrations(monkeypatch, ["0001_spine.pre", "0098_more.pre", "0099_less.post"], tmp_path)
     assert not is_ready(empty_url)
     migrations.migrate(empty_url, print, "pre")
     assert is_ready(empty_url)
@@ -126,24 +126,24 @@ def test_a_role_needs_what_is_added_and_not_what_is_to_be_taken_away(
     assert is_ready(empty_url)
 
 
-def test_an_older_role_runs_on_what_a_newer_version_added_and_not_without_what_it_took_away(
+def test_an_older_role_accepts_newer_pre_migrations_and_rejects_newer_post_migrations(
     empty_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     newer, older = tmp_path / "newer", tmp_path / "older"
     newer.mkdir()
     older.mkdir()
-    of_files(monkeypatch, ["0001_spine.pre", "0098_more.pre", "0099_less.post"], newer)
+    set_migrations(monkeypatch, ["0001_spine.pre", "0098_more.pre", "0099_less.post"], newer)
     migrations.migrate(empty_url, print, "pre")
-    of_files(monkeypatch, ["0001_spine.pre"], older)
+    set_migrations(monkeypatch, ["0001_spine.pre"], older)
     assert is_ready(empty_url)
     monkeypatch.setattr(migrations, "sql_folder", lambda: newer)
     migrations.migrate(empty_url, print, "post")
     monkeypatch.setattr(migrations, "sql_folder", lambda: older)
-    with pytest.raises(SetupError, match=r"newer version \(0099_less\.post\): upgrade this process"):
+    with pytest.raises(SetupError, match=r"newer version \(0099_less\.post\)\. Upgrade this process"):
         is_ready(empty_url)
 
 
-def test_phases_are_not_applied_out_of_order() -> None:
+def test_phases_cannot_be_applied_out_of_order() -> None:
     missing = ["0002_a.pre", "0003_a.post", "0004_b.pre", "0005_b.post"]
     assert migrations.filter_by_phase(missing, "all") == missing
     assert migrations.filter_by_phase(missing[2:], "pre") == ["0004_b.pre"]
@@ -155,30 +155,30 @@ def test_phases_are_not_applied_out_of_order() -> None:
         migrations.filter_by_phase(missing, "post")
 
 
-def test_a_migration_that_gets_no_lock_makes_way_and_is_done_once_it_can_be(
+def test_a_migration_without_a_lock_lets_others_pass_and_is_retried(
     empty_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    of_files(monkeypatch, ["0001_spine.pre"], tmp_path)
+    set_migrations(monkeypatch, ["0001_spine.pre"], tmp_path)
     migrations.migrate(empty_url, print)
     (tmp_path / "0098_more.pre.sql").write_text("ALTER TABLE scenarios ADD COLUMN more text;")
-    said: list[str] = []
+    messages: list[str] = []
     with psycopg.connect(empty_url) as reader, ThreadPoolExecutor(1) as pool:
         reader.execute("SELECT count(*) FROM scenarios")
-        migrating = pool.submit(migrations.migrate, empty_url, said.append)
-        wait_until(lambda: said.count("0098_more.pre waits for a lock") > 1, "it has tried twice")
+        migration = pool.submit(migrations.migrate, empty_url, messages.append)
+        wait_until(lambda: messages.count("0098_more.pre waits for a lock") > 1, "the migration has been tried twice")
         with psycopg.connect(empty_url) as other:
             other.execute("SET statement_timeout = '5s'")
             other.execute("INSERT INTO scenarios (source, model, fps) VALUES ('s', 'm', 'all')")
-        assert not migrating.done()
+        assert not migration.done()
         reader.rollback()
-        migrating.result(timeout=20)
+        migration.result(timeout=20)
     assert all(applied for _, applied in migrations.list_migrations(empty_url))
 
 
-def test_the_command_tells_what_is_missing_by_its_exit_code(empty_url: str) -> None:
+def test_db_status_reports_pending_migrations_by_its_exit_code(empty_url: str) -> None:
     def db(command: str) -> subprocess.CompletedProcess[str]:
-        typed = [sys.executable, "-m", "vidflow", "db", command, "--database-url", empty_url]
-        return subprocess.run(typed, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+        arguments = [sys.executable, "-m", "vidflow", "db", command, "--database-url", empty_url]
+        return subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
 
     assert db("status").returncode == 3
     assert db("migrate").returncode == 0

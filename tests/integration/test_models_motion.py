@@ -1,4 +1,4 @@
-"""Motion: finds who walks, nothing where nothing moves, and is a function of a frame and the few before it."""
+"""The model `motion`: detects walkers, nothing in a still scene, and depends only on a frame and the few before it."""
 
 from __future__ import annotations
 
@@ -23,53 +23,53 @@ def street(shared: Path, step: int, end: int) -> list[FramePicture]:
 
 
 def square(left: int, *, size: tuple[int, int] = (160, 120), ground: int = 60) -> FramePicture:
-    """A grey picture (width, height) with a light square of 24 pixels at `left`, 40."""
+    """Return a grey picture of `size` (width, height) with a light square of 24 pixels at (`left`, 40)."""
     pixels = np.full((size[1], size[0], 3), ground, dtype=np.uint8)
     pixels[40:64, left : left + 24] = 220
     return picture_of(pixels)
 
 
-def test_most_boxes_on_the_street_are_walkers_and_most_walkers_have_one(shared: Path) -> None:
+def test_most_boxes_are_walkers_and_many_walkers_have_a_box(shared: Path) -> None:
     people = registry.load(registry.resolve("yolox_nano", shared / "models"), Parameters(labels=("person",)))
-    kept = street(shared, 5, 400)  # two frames a second
+    kept = street(shared, 5, 400)  # two frames per second
     moving = motion().infer(kept)[20::4]
     walking = people.infer(kept[20::4])
-    assert _share_met(moving, walking) > 0.6
-    assert _share_met(walking, moving) > 0.4
+    assert _overlapping_share(moving, walking) > 0.6
+    assert _overlapping_share(walking, moving) > 0.4
     assert 2 < sum(map(len, moving)) / len(moving) < 10
 
 
-def test_boxes_on_the_street_are_of_the_size_of_people(shared: Path) -> None:
-    boxes = [one.box for frame in motion().infer(street(shared, 2, 200))[20:] for one in frame]
+def test_boxes_in_a_street_have_the_size_of_people(shared: Path) -> None:
+    boxes = [detection.box for frame in motion().infer(street(shared, 2, 200))[20:] for detection in frame]
     heights = sorted(y2 - y1 for _, y1, _, y2 in boxes)
     assert 50 < heights[len(heights) // 2] < 150
     assert max(x2 - x1 for x1, _, x2, _ in boxes) < 768 / 2
 
 
-def test_a_run_that_resumes_after_its_warm_up_sees_what_an_undisturbed_one_saw(shared: Path) -> None:
+def test_a_resumed_run_with_a_warm_up_gives_the_same_detections(shared: Path) -> None:
     kept = street(shared, 5, 200)
-    undisturbed = motion().infer(kept)
-    for place in (3, 20):
+    uninterrupted = motion().infer(kept)
+    for start in (3, 20):
         resumed = motion()
-        resumed.infer(kept[max(place - resumed.warmup_frames, 0) : place])
-        assert resumed.infer(kept[place:]) == undisturbed[place:]
+        resumed.infer(kept[max(start - resumed.warmup_frames, 0) : start])
+        assert resumed.infer(kept[start:]) == uninterrupted[start:]
 
 
-def test_what_moves_gets_a_box_where_it_is_now() -> None:
-    seen = motion().infer([square(left) for left in range(0, 120, 12)])
-    assert len(seen[-1]) == 1
-    assert iou(seen[-1][0].box, (108, 40, 132, 64)) > 0.6
-    assert seen[-1][0].label == "motion"
-    assert seen[-1][0].score > 0.8
+def test_a_moving_object_has_a_box_at_its_current_place() -> None:
+    results = motion().infer([square(left) for left in range(0, 120, 12)])
+    assert len(results[-1]) == 1
+    assert iou(results[-1][0].box, (108, 40, 132, 64)) > 0.6
+    assert results[-1][0].label == "motion"
+    assert results[-1][0].score > 0.8
 
 
-def test_nothing_is_found_on_the_first_frames_nor_where_nothing_moves() -> None:
+def test_nothing_is_detected_on_the_first_frames_or_in_a_still_scene() -> None:
     assert motion().infer([square(left) for left in (0, 40, 80)]) == [(), (), ()]
     assert motion().infer([square(40)] * 12) == [()] * 12
 
 
 @pytest.mark.parametrize("light", [-40, 30])
-def test_a_light_switched_or_a_cut_is_no_motion(light: int) -> None:
+def test_a_change_of_light_or_a_cut_is_not_motion(light: int) -> None:
     still = square(40)
     lit = picture_of((still.image().astype(np.int16) + light).astype(np.uint8))
     cut = picture_of(np.random.default_rng(3).integers(0, 255, (120, 160, 3), dtype=np.uint8))
@@ -77,27 +77,27 @@ def test_a_light_switched_or_a_cut_is_no_motion(light: int) -> None:
     assert motion().infer([still] * 10 + [cut])[-1] == ()
 
 
-def test_frames_of_another_size_begin_anew() -> None:
+def test_frames_of_another_size_start_a_new_background() -> None:
     model = motion()
     model.infer([square(left) for left in range(0, 120, 12)])
     wide = [square(left, size=(320, 180)) for left in range(0, 120, 12)]
-    seen = model.infer(wide)
-    assert seen == motion().infer(wide)
-    assert seen[:3] == [(), (), ()]
-    assert len(seen[-1]) == 1
+    results = model.infer(wide)
+    assert results == motion().infer(wide)
+    assert results[:3] == [(), (), ()]
+    assert len(results[-1]) == 1
 
 
-def test_a_threshold_leaves_out_what_hardly_differs() -> None:
+def test_a_score_threshold_drops_regions_that_barely_differ() -> None:
     frames = [square(left, ground=185) for left in range(0, 120, 12)]
     assert len(motion().infer(frames)[-1]) == 1
     assert motion(0.8).infer(frames)[-1] == ()
 
 
-def _share_met(boxes: list[tuple[Detection, ...]], others: list[tuple[Detection, ...]]) -> float:
-    """The share of `boxes` that one of `others` on the same frame overlaps."""
-    met = [
-        any(iou(one.box, other.box) > 0.3 for other in there)
-        for here, there in zip(boxes, others, strict=True)
-        for one in here
+def _overlapping_share(frames: list[tuple[Detection, ...]], other_frames: list[tuple[Detection, ...]]) -> float:
+    """Return the share of detections in `frames` that overlap one in the same frame of `other_frames`."""
+    overlaps = [
+        any(iou(detection.box, other.box) > 0.3 for other in others)
+        for detections, others in zip(frames, other_frames, strict=True)
+        for detection in detections
     ]
-    return sum(met) / len(met)
+    return sum(overlaps) / len(overlaps)

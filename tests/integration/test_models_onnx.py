@@ -1,4 +1,4 @@
-"""ONNX models with real weights on real frames, small ones made here, and hostile ones."""
+"""ONNX models: real weights on real frames, small models built here, and malicious ones."""
 
 from __future__ import annotations
 
@@ -50,59 +50,59 @@ def detect_on(model: Model, path: Path, *numbers: int) -> list[tuple[Detection, 
     return model.infer(list(pictures(path, numbers)))
 
 
-def test_two_bottles_are_seen_at_their_known_score(yolox: Model, shared: Path) -> None:
-    (seen,) = detect_on(yolox, shared / "videos/bottle-detection.mp4", 300)
-    assert [(one.label, round(one.score, 2)) for one in seen] == [("bottle", 0.93), ("bottle", 0.93)]
-    right, left = (one.box for one in seen)
+def test_yolox_detects_two_bottles_with_the_known_score(yolox: Model, shared: Path) -> None:
+    (detections,) = detect_on(yolox, shared / "videos/bottle-detection.mp4", 300)
+    assert [(d.label, round(d.score, 2)) for d in detections] == [("bottle", 0.93), ("bottle", 0.93)]
+    right, left = (d.box for d in detections)
     assert 500 < right[0] < right[2] < 580
     assert 280 < left[0] < left[2] < 350
 
 
-def test_one_person_comes_and_goes(yolox: Model, shared: Path) -> None:
-    seen = detect_on(yolox, shared / "videos/one-by-one-person.mp4", 100, 300, 700)
-    people = [[round(one.score, 2) for one in frame if one.label == "person"] for frame in seen]
+def test_yolox_detects_a_person_who_comes_and_goes(yolox: Model, shared: Path) -> None:
+    frames = detect_on(yolox, shared / "videos/one-by-one-person.mp4", 100, 300, 700)
+    people = [[round(d.score, 2) for d in detections if d.label == "person"] for detections in frames]
     assert people == [[0.88], [0.9], []]
 
 
-def test_the_known_number_of_people_walks_through_the_street(yolox: Model, shared: Path) -> None:
-    seen = detect_on(yolox, shared / "videos/vtest.avi", *range(0, 795, 40))
-    people = [sum(one.label == "person" for one in frame) for frame in seen]
+def test_yolox_detects_the_known_number_of_people_in_a_street(yolox: Model, shared: Path) -> None:
+    frames = detect_on(yolox, shared / "videos/vtest.avi", *range(0, 795, 40))
+    people = [sum(d.label == "person" for d in detections) for detections in frames]
     assert 5.7 < sum(people) / len(people) < 7.7
 
 
-def test_the_same_frames_give_the_same_detections_from_a_model_loaded_anew(yolox: Model, shared: Path) -> None:
+def test_a_model_loaded_again_gives_the_same_detections(yolox: Model, shared: Path) -> None:
     clip = shared / "videos/vtest.avi"
     other = registry.load(registry.resolve("yolox_nano", shared / "models"))
     assert detect_on(yolox, clip, 50, 60) == detect_on(other, clip, 50) + detect_on(other, clip, 60)
 
 
-def test_a_scenario_sets_the_threshold_and_the_labels(shared: Path) -> None:
+def test_scenario_parameters_set_the_threshold_and_the_labels(shared: Path) -> None:
     ref = registry.resolve("yolox_nano", shared / "models")
     clip = shared / "videos/one-by-one-person.mp4"
-    (all_seen,) = detect_on(registry.load(ref, Parameters(score_threshold=0.2)), clip, 100)
+    (unfiltered,) = detect_on(registry.load(ref, Parameters(score_threshold=0.2)), clip, 100)
     (people,) = detect_on(registry.load(ref, Parameters(score_threshold=0.2, labels=("person",))), clip, 100)
-    assert {one.label for one in all_seen} > {"person"}
-    assert people == tuple(one for one in all_seen if one.label == "person")
+    assert {d.label for d in unfiltered} > {"person"}
+    assert people == tuple(d for d in unfiltered if d.label == "person")
     with pytest.raises(ParameterError, match="'persn'"):
         registry.load(ref, Parameters(labels=("persn",)))
 
 
-def test_fastestdet_sees_the_bottles_too(shared: Path, tmp_path: Path) -> None:
+def test_fastestdet_detects_the_bottles(shared: Path, tmp_path: Path) -> None:
     for name in ("FastestDet.onnx", "coco80.names"):
         (tmp_path / name).write_bytes((shared / "models" / name).read_bytes())
     (tmp_path / "fastest.toml").write_text(FASTESTDET)
-    (seen,) = detect_on(
+    (detections,) = detect_on(
         registry.load(registry.resolve("fastest", tmp_path)), shared / "videos/bottle-detection.mp4", 300
     )
-    assert [one.label for one in seen] == ["bottle", "bottle"]
-    assert sorted(round(one.box[0], -2) for one in seen) == [300, 500]
+    assert [d.label for d in detections] == ["bottle", "bottle"]
+    assert sorted(round(d.box[0], -2) for d in detections) == [300, 500]
 
 
-# --- models made here
+# --- models built here
 
 
 def tiny_net(batch: int | str = 1) -> onnx.ModelProto:
-    """A net that reports, on a picture whose first pixel is red r, three boxes; the middle one's score is r / 255."""
+    """Return a net with three boxes. The score of the middle one is r / 255, where r is the red value of the first pixel."""
     boxes = np.array([[0, 0, 32, 16], [16, 8, 48, 24], [0, 0, 64, 32]], dtype=np.float32)
     constants = [
         numpy_helper.from_array(boxes, "boxes_value"),
@@ -114,8 +114,8 @@ def tiny_net(batch: int | str = 1) -> onnx.ModelProto:
     nodes = [
         helper.make_node("Reshape", ["image", "flat"], ["pixels"]),
         helper.make_node("Gather", ["pixels", "zero"], ["red"]),
-        helper.make_node("Mul", ["red", "share"], ["more"]),
-        helper.make_node("Add", ["base", "more"], ["scores"]),
+        helper.make_node("Mul", ["red", "share"], ["red_score"]),
+        helper.make_node("Add", ["base", "red_score"], ["scores"]),
         helper.make_node("Identity", ["boxes_value"], ["boxes"]),
         helper.make_node("Identity", ["labels_value"], ["labels"]),
     ]
@@ -141,7 +141,7 @@ def red(share: float, width: int = 128, height: int = 64) -> FramePicture:
 
 
 @pytest.mark.parametrize("batch", [1, "n"])
-def test_an_onnx_file_that_carries_its_spec_runs_by_itself(tmp_path: Path, batch: int | str) -> None:
+def test_an_onnx_file_that_contains_its_spec_needs_no_other_file(tmp_path: Path, batch: int | str) -> None:
     net = tiny_net(batch)
     helper.set_model_props(net, {"vidflow": TINY})
     (tmp_path / "tiny.onnx").write_bytes(net.SerializeToString())
@@ -156,7 +156,7 @@ def test_an_onnx_file_that_carries_its_spec_runs_by_itself(tmp_path: Path, batch
 
 
 def cells_net(batch: int | str) -> onnx.ModelProto:
-    """A net of YOLOX's form for 16 x 32 pixels and one class, which sees in each cell what its first pixels are."""
+    """Return a net with YOLOX's output for 16 x 32 pixels and one class. Each cell's values are taken from the first pixels."""
     graph = helper.make_graph(
         [helper.make_node("Slice", ["image", "from", "to", "axes"], ["corner"]),
          helper.make_node("Reshape", ["corner", "shape"], ["cells"])],
@@ -190,44 +190,47 @@ nms_iou = 1.0
 """
 
 
-@pytest.mark.parametrize(("batch", "taken"), [("n", 3), (1, 1), (4, 4)])
-def test_pictures_are_given_in_batches_as_the_model_allows(tmp_path: Path, batch: int | str, taken: int) -> None:
+@pytest.mark.parametrize(("batch", "expected_batch"), [("n", 3), (1, 1), (4, 4)])
+def test_pictures_are_split_into_batches_that_the_model_allows(
+    tmp_path: Path, batch: int | str, expected_batch: int
+) -> None:
     (tmp_path / "cells.onnx").write_bytes(cells_net(batch).SerializeToString())
     (tmp_path / "cells.toml").write_text(CELLS)
     model = registry.load(registry.resolve("cells", tmp_path))
-    assert model.batch == taken
+    assert model.batch == expected_batch
     shades = [picture_of(np.full((16, 32, 3), shade, dtype=np.uint8)) for shade in (255, 0, 128, 255, 0)]
-    seen = model.infer(shades)
-    assert [[round(one.score, 2) for one in frame] for frame in seen] == [[1.0] * 8, [], [0.25] * 8, [1.0] * 8, []]
-    assert seen == [model.infer([one])[0] for one in shades]
+    results = model.infer(shades)
+    scores = [[round(d.score, 2) for d in detections] for detections in results]
+    assert scores == [[1.0] * 8, [], [0.25] * 8, [1.0] * 8, []]
+    assert results == [model.infer([shade])[0] for shade in shades]
 
 
-def test_a_model_of_another_size_than_its_spec_says_is_refused(tmp_path: Path) -> None:
+def test_a_model_whose_input_size_differs_from_its_spec_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cells.onnx").write_bytes(cells_net(1).SerializeToString())
     (tmp_path / "cells.toml").write_text(CELLS.replace("[16, 32]", "[32, 32]"))
-    with pytest.raises(ModelError, match="correct \\[input\\] size"):
+    with pytest.raises(ModelError, match="Correct \\[input\\] size"):
         registry.load(registry.resolve("cells", tmp_path))
 
 
 def test_outputs_that_do_not_fit_the_labels_are_refused(tmp_path: Path) -> None:
     (tmp_path / "cells.onnx").write_bytes(cells_net(1).SerializeToString())
-    (tmp_path / "cells.toml").write_text(CELLS.replace('["thing"]', '["thing", "more"]'))
+    (tmp_path / "cells.toml").write_text(CELLS.replace('["thing"]', '["thing", "other"]'))
     model = registry.load(registry.resolve("cells", tmp_path))
-    with pytest.raises(ModelError, match="check the spec's decoder"):
+    with pytest.raises(ModelError, match="Check the spec's decoder"):
         model.infer([picture_of(np.zeros((16, 32, 3), dtype=np.uint8))])
 
 
-@pytest.mark.parametrize("content", [b"no model at all" * 9, b"\x08\x08"])
+@pytest.mark.parametrize("content", [b"not a model" * 12, b"\x08\x08"])
 def test_damaged_weights_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "cells.onnx").write_bytes(content)
     (tmp_path / "cells.toml").write_text(CELLS)
-    with pytest.raises(ModelError, match="onnxruntime refuses it") as refused:
+    with pytest.raises(ModelError, match="onnxruntime rejects it") as refused:
         registry.load(registry.resolve("cells", tmp_path))
     assert refused.value.code == "model_refused"
 
 
 @pytest.mark.parametrize("location", ["weights.bin", "../weights.bin", "/etc/hostname"])
-def test_weights_in_other_files_are_never_read(tmp_path: Path, location: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_external_weights_are_never_read(tmp_path: Path, location: str, monkeypatch: pytest.MonkeyPatch) -> None:
     net = tiny_net()
     tensor = net.graph.initializer[0]
     size = len(tensor.raw_data)
@@ -236,8 +239,8 @@ def test_weights_in_other_files_are_never_read(tmp_path: Path, location: str, mo
     tensor.external_data.add(key="location", value=location)
     folder = tmp_path / "models"
     folder.mkdir()
-    for place in (folder / "weights.bin", tmp_path / "weights.bin"):
-        place.write_bytes(bytes(size))
+    for path in (folder / "weights.bin", tmp_path / "weights.bin"):
+        path.write_bytes(bytes(size))
     helper.set_model_props(net, {"vidflow": TINY})
     (folder / "tiny.onnx").write_bytes(net.SerializeToString())
     monkeypatch.chdir(folder)

@@ -1,4 +1,4 @@
-"""onnxruntime collects nothing: it is imported in one place, which turns its telemetry off first."""
+"""onnxruntime collects no telemetry: it is imported in one place only, which disables it first."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import vidflow
 SOURCES = Path(vidflow.__file__).parent
 OUR_IMPORT = SOURCES / "infra/models/ort.py"
 _SWITCHES = {"ORT_DISABLE_TELEMETRY", "CI", "GITHUB_ACTIONS", "TF_BUILD", "XDG_CACHE_HOME"}
-"""Environment variables that turn telemetry off or move its files: removed, so that the code alone decides."""
+"""Environment variables that disable telemetry or move its files. The tests remove them, so that only the code decides."""
 
 
 def test_onnxruntime_is_imported_in_one_place_only() -> None:
@@ -27,12 +27,12 @@ def test_onnxruntime_is_imported_in_one_place_only() -> None:
 @pytest.mark.parametrize(
     "module", ["vidflow.infra.models.ort", "vidflow.infra.models.onnx", "vidflow.roles.worker.preload"]
 )
-def test_importing_onnxruntime_our_way_writes_nothing_to_the_users_home(module: str, tmp_path: Path) -> None:
+def test_importing_onnxruntime_through_ort_writes_nothing_to_the_home_folder(module: str, tmp_path: Path) -> None:
     assert _files_written_by(f"import {module}, onnxruntime", tmp_path) == []
 
 
-def test_the_way_around_would_write_a_device_id(tmp_path: Path) -> None:
-    """Shows that the test above can fail with this version of onnxruntime."""
+def test_importing_onnxruntime_directly_writes_a_device_id(tmp_path: Path) -> None:
+    """Show that the test above can fail with this version of onnxruntime."""
     written = _files_written_by("import onnxruntime; onnxruntime.disable_telemetry_events()", tmp_path)
     if not written:
         pytest.skip("this onnxruntime has no telemetry")
@@ -40,7 +40,7 @@ def test_the_way_around_would_write_a_device_id(tmp_path: Path) -> None:
 
 
 def _files_written_by(program: str, home: Path) -> list[Path]:
-    """Run Python statements with an empty home folder and return the files that are in it afterwards."""
+    """Run Python statements with an empty home folder. Return the files in it afterwards."""
     inherited = {name: value for name, value in os.environ.items() if name not in _SWITCHES}
     subprocess.run([sys.executable, "-c", program], env=inherited | {"HOME": str(home)}, check=True, timeout=60)
     return [path for path in home.rglob("*") if path.is_file()]

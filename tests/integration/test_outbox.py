@@ -1,3 +1,5 @@
+"""Statements on the outbox."""
+
 from __future__ import annotations
 
 from itertools import pairwise
@@ -11,106 +13,106 @@ from vidflow.infra.postgres.connection import Connection, connect
 
 
 def ids(rows: list[outbox.PendingMessage]) -> list[int]:
-    return [one.id for one in rows]
+    return [row.id for row in rows]
 
 
-def test_rows_written_together_wait_in_the_order_in_which_they_were_given(connection: Connection) -> None:
-    given = [outbox_row(f"key-{number % 7}", str(number).encode()) for number in range(500)]
-    outbox.add_messages(connection, given)
-    waiting = outbox.read_pending_messages(connection, 1000)
-    assert [one.payload for one in waiting] == [one.payload for one in given]
-    assert all(before.id < after.id for before, after in pairwise(waiting))
+def test_rows_added_together_keep_their_order(connection: Connection) -> None:
+    rows = [outbox_row(f"key-{number % 7}", str(number).encode()) for number in range(500)]
+    outbox.add_messages(connection, rows)
+    pending = outbox.read_pending_messages(connection, 1000)
+    assert [row.payload for row in pending] == [row.payload for row in rows]
+    assert all(first.id < second.id for first, second in pairwise(pending))
 
 
-def test_a_row_keeps_all_that_its_message_needs(connection: Connection) -> None:
+def test_a_row_keeps_all_fields_of_its_message(connection: Connection) -> None:
     outbox.add_messages(connection, [outbox_row("a", b"\x00\xff", kind="stop", epoch=7, runner="r1")])
-    [one] = outbox.read_pending_messages(connection, 10)
-    assert (one.key, one.payload, one.kind, one.epoch, one.runner) == ("a", b"\x00\xff", "stop", 7, "r1")
+    [row] = outbox.read_pending_messages(connection, 10)
+    assert (row.key, row.payload, row.kind, row.epoch, row.runner) == ("a", b"\x00\xff", "stop", 7, "r1")
 
 
-def test_a_command_of_which_a_copy_waits_is_not_written_again(connection: Connection) -> None:
+def test_a_command_with_a_pending_copy_is_not_added_again(connection: Connection) -> None:
     assert outbox.add_commands(connection, [outbox_row("a"), outbox_row("b")]) == 2
     assert outbox.add_commands(connection, [outbox_row("a"), outbox_row("c")]) == 1
-    assert [one.key for one in outbox.read_pending_messages(connection, 10)] == ["a", "b", "c"]
+    assert [row.key for row in outbox.read_pending_messages(connection, 10)] == ["a", "b", "c"]
 
 
-def test_a_command_is_written_again_once_its_copy_is_published(connection: Connection) -> None:
+def test_a_command_is_added_again_once_its_copy_is_published(connection: Connection) -> None:
     outbox.add_commands(connection, [outbox_row("a")])
     outbox.remove_published(connection, ids(outbox.read_pending_messages(connection, 10)))
     assert outbox.add_commands(connection, [outbox_row("a")]) == 1
 
 
 @pytest.mark.parametrize("other", [{"runner": "r2"}, {"epoch": 2}, {"kind": "stop"}])
-def test_a_command_that_differs_is_no_copy(connection: Connection, other: dict[str, Any]) -> None:
+def test_a_different_command_is_not_a_copy(connection: Connection, other: dict[str, Any]) -> None:
     outbox.add_commands(connection, [outbox_row("a", runner="r1")])
     assert outbox.add_commands(connection, [outbox_row("a", **{"runner": "r1", **other})]) == 1
 
 
-def test_a_look_at_the_last_ids_leaves_out_what_would_overtake_an_older_row_of_its_key(connection: Connection) -> None:
+def test_a_window_leaves_out_rows_that_would_overtake_an_older_row_of_their_key(connection: Connection) -> None:
     others = [outbox_row(f"other-{number}") for number in range(10)]
     outbox.add_messages(connection, [outbox_row("late", b"1"), *others, outbox_row("late", b"2")])
-    assert [one.key for one in outbox.read_pending_messages(connection, 100, window=5)] == [
+    assert [row.key for row in outbox.read_pending_messages(connection, 100, window=5)] == [
         "other-6",
         "other-7",
         "other-8",
         "other-9",
     ]
-    assert [one.payload for one in outbox.read_pending_messages(connection, 100) if one.key == "late"] == [b"1", b"2"]
+    assert [row.payload for row in outbox.read_pending_messages(connection, 100) if row.key == "late"] == [b"1", b"2"]
 
 
-def test_a_row_that_becomes_visible_late_is_found(connection: Connection, database_url: str) -> None:
+def test_a_row_that_becomes_visible_late_is_read(connection: Connection, database_url: str) -> None:
     with connect(database_url, name="late") as late, late.transaction():
         outbox.add_messages(late, [outbox_row("late")])
         outbox.add_messages(connection, [outbox_row("early")] * 20)
         outbox.remove_published(connection, ids(outbox.read_pending_messages(connection, 100)))
-    assert [one.key for one in outbox.read_pending_messages(connection, 100)] == ["late"]
+    assert [row.key for row in outbox.read_pending_messages(connection, 100)] == ["late"]
 
 
-def test_a_look_gives_the_first_of_many(connection: Connection) -> None:
+def test_a_limited_read_returns_the_oldest_rows(connection: Connection) -> None:
     outbox.add_messages(connection, [outbox_row(f"key-{number}", str(number).encode()) for number in range(100)])
-    assert [int(one.payload) for one in outbox.read_pending_messages(connection, 10)] == list(range(10))
+    assert [int(row.payload) for row in outbox.read_pending_messages(connection, 10)] == list(range(10))
 
 
-def test_topics_can_be_passed_over(connection: Connection) -> None:
+def test_topics_can_be_excluded(connection: Connection) -> None:
     outbox.add_messages(connection, [outbox_row("a", topic="gone"), outbox_row("b")])
-    assert [one.key for one in outbox.read_pending_messages(connection, 10, excluded_topics=["gone"])] == ["b"]
+    assert [row.key for row in outbox.read_pending_messages(connection, 10, excluded_topics=["gone"])] == ["b"]
 
 
 def test_a_row_is_removed_once(connection: Connection) -> None:
     outbox.add_messages(connection, [outbox_row("a"), outbox_row("b")])
-    waiting = ids(outbox.read_pending_messages(connection, 10))
-    assert outbox.remove_published(connection, waiting[:1]) == 1
-    assert outbox.remove_published(connection, waiting) == 1
+    pending = ids(outbox.read_pending_messages(connection, 10))
+    assert outbox.remove_published(connection, pending[:1]) == 1
+    assert outbox.remove_published(connection, pending) == 1
     assert outbox.read_pending_messages(connection, 10) == []
 
 
-def test_a_row_set_aside_waits_no_more_and_is_counted(connection: Connection) -> None:
+def test_a_row_that_was_set_aside_is_not_pending_and_is_counted(connection: Connection) -> None:
     outbox.add_messages(connection, [outbox_row("a"), outbox_row("a", b"2")])
     outbox.set_aside(connection, outbox.read_pending_messages(connection, 10)[0].id, "too large")
-    assert [one.payload for one in outbox.read_pending_messages(connection, 10)] == [b"2"]
+    assert [row.payload for row in outbox.read_pending_messages(connection, 10)] == [b"2"]
     lag = outbox.read_lag(connection)
     assert (lag.waiting, lag.set_aside) == (1, 1)
 
 
-def test_what_an_earlier_version_has_marked_is_not_pending_and_goes(connection: Connection) -> None:
+def test_rows_marked_by_an_earlier_version_are_not_pending_and_are_removed(connection: Connection) -> None:
     outbox.add_messages(connection, [outbox_row("marked"), outbox_row("waits"), outbox_row("marked too")])
     connection.execute("UPDATE outbox SET published_at = now() WHERE key <> 'waits'")
-    assert [one.key for one in outbox.read_pending_messages(connection, 10)] == ["waits"]
+    assert [row.key for row in outbox.read_pending_messages(connection, 10)] == ["waits"]
     assert outbox.remove_legacy_published(connection, 2) == 1
     assert outbox.remove_legacy_published(connection, 2) == 1
     assert connection.execute("SELECT key FROM outbox ORDER BY id").fetchall() == [("waits",)]
 
 
-def test_a_look_reads_no_marked_rows(connection: Connection) -> None:
-    """The hot statement stays on its partial index, however much lies beside it."""
+def test_a_read_of_pending_rows_does_not_scan_marked_rows(connection: Connection) -> None:
+    """The frequent statement uses only its partial index, whatever else is in the table."""
     outbox.add_messages(connection, [outbox_row(f"key-{number % 50}") for number in range(20_000)])
     connection.execute("UPDATE outbox SET published_at = now()")
     connection.execute("VACUUM ANALYZE outbox")
     outbox.add_messages(connection, [outbox_row("waits")])
     connection.execute("SELECT pg_stat_force_next_flush()")
     connection.execute("SELECT pg_stat_reset_single_table_counters(oid) FROM pg_class WHERE relname ~ '^outbox'")
-    assert [one.key for one in outbox.read_pending_messages(connection, 1000)] == ["waits"]
-    assert [one.key for one in outbox.read_pending_messages(connection, 1000, window=100)] == ["waits"]
+    assert [row.key for row in outbox.read_pending_messages(connection, 1000)] == ["waits"]
+    assert [row.key for row in outbox.read_pending_messages(connection, 1000, window=100)] == ["waits"]
     connection.execute("SELECT pg_stat_force_next_flush()")
     [(scans,)] = connection.execute("SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'outbox'").fetchall()
     [(read,)] = connection.execute(
@@ -120,35 +122,37 @@ def test_a_look_reads_no_marked_rows(connection: Connection) -> None:
     assert read < 10
 
 
-def test_what_is_set_aside_is_shown_tried_again_or_dropped(connection: Connection) -> None:
+def test_rows_that_were_set_aside_can_be_listed_retried_and_dropped(connection: Connection) -> None:
     outbox.add_messages(connection, [outbox_row("a", b"large"), outbox_row("a", b"2"), outbox_row("b", b"3")])
     large, _, other = ids(outbox.read_pending_messages(connection, 10))
-    for one in (large, other):
-        outbox.set_aside(connection, one, "too large")
-    assert [(one.id, one.size_bytes, one.error) for one in outbox.list_set_aside(connection, 10)] == [
+    for row_id in (large, other):
+        outbox.set_aside(connection, row_id, "too large")
+    assert [(row.id, row.size_bytes, row.error) for row in outbox.list_set_aside(connection, 10)] == [
         (large, 5, "too large"),
         (other, 1, "too large"),
     ]
     assert outbox.retry_set_aside(connection, [large, 10_000]) == 1
-    assert [one.payload for one in outbox.read_pending_messages(connection, 10)] == [b"large", b"2"]
-    assert outbox.drop_set_aside(connection, [large, other]) == 1  # one that waits is not dropped
+    assert [row.payload for row in outbox.read_pending_messages(connection, 10)] == [b"large", b"2"]
+    assert outbox.drop_set_aside(connection, [large, other]) == 1  # a pending one is not dropped
     assert outbox.list_set_aside(connection, 10) == []
 
 
-def test_a_look_ends_at_its_bytes_and_takes_one_message_at_least(connection: Connection) -> None:
+def test_a_read_ends_at_its_byte_limit_and_returns_at_least_one_message(connection: Connection) -> None:
     outbox.add_messages(connection, [outbox_row(f"key-{number}", b"x" * 1000) for number in range(10)])
-    assert [one.key for one in outbox.read_pending_messages(connection, 100, max_bytes=2500)] == [
+    assert [row.key for row in outbox.read_pending_messages(connection, 100, max_bytes=2500)] == [
         "key-0",
         "key-1",
         "key-2",
     ]
-    assert [one.key for one in outbox.read_pending_messages(connection, 100, max_bytes=1)] == ["key-0"]
+    assert [row.key for row in outbox.read_pending_messages(connection, 100, max_bytes=1)] == ["key-0"]
 
 
-def test_what_is_on_its_way_is_not_read_again_and_takes_no_bytes_of_the_look(connection: Connection) -> None:
+def test_messages_in_flight_are_not_read_and_do_not_count_towards_the_byte_limit(connection: Connection) -> None:
     outbox.add_messages(connection, [outbox_row(f"key-{number}", b"x" * 1000) for number in range(30)])
-    on_way = ids(outbox.read_pending_messages(connection, 20))
-    assert [one.key for one in outbox.read_pending_messages(connection, 100, max_bytes=1500, in_flight_ids=on_way)] == [
+    in_flight = ids(outbox.read_pending_messages(connection, 20))
+    assert [
+        row.key for row in outbox.read_pending_messages(connection, 100, max_bytes=1500, in_flight_ids=in_flight)
+    ] == [
         "key-20",
         "key-21",
     ]

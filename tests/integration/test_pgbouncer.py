@@ -1,4 +1,4 @@
-"""All roles behind PgBouncer in transaction mode: no statement depends on its session. Skipped where PgBouncer is not installed."""
+"""All roles work behind PgBouncer in transaction mode. Skipped if PgBouncer is not installed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vidflow.roles.api import database
 from vidflow.settings import ApiOptions, DevOptions
 
 pytestmark = pytest.mark.long
-SHOWN = 100
+SHOWN_LINES = 100
 
 
 @pytest.fixture(scope="module")
@@ -30,20 +30,20 @@ def pgbouncer_url(database_url: str, tmp_path_factory: pytest.TempPathFactory) -
         yield url
 
 
-def test_a_pooler_is_told_from_a_server(pgbouncer_url: str, database_url: str) -> None:
-    with connect(pgbouncer_url, name="test") as one, connect(database_url, name="test") as other:
-        assert is_behind_pooler(one)
-        assert not is_behind_pooler(other)
+def test_a_pooler_is_detected(pgbouncer_url: str, database_url: str) -> None:
+    with connect(pgbouncer_url, name="test") as pooled, connect(database_url, name="test") as direct:
+        assert is_behind_pooler(pooled)
+        assert not is_behind_pooler(direct)
 
 
-def test_commands_that_need_a_session_say_so_at_once(pgbouncer_url: str, tmp_path: Path) -> None:
-    with pytest.raises(SetupError, match="a migration needs a connection to PostgreSQL itself"):
+def test_commands_that_need_a_session_reject_a_pooler(pgbouncer_url: str, tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="A migration needs a direct connection to PostgreSQL"):
         migrations.migrate(pgbouncer_url, print)
-    with pytest.raises(SetupError, match="a backup needs a connection to PostgreSQL itself"):
+    with pytest.raises(SetupError, match="A backup needs a direct connection to PostgreSQL"):
         backup.write_backup(pgbouncer_url, tmp_path / "b", replace=False, notify=print)
 
 
-def test_requests_are_answered_and_limited_and_leave_no_setting_behind(
+def test_requests_succeed_or_time_out_and_change_no_session_setting(
     pgbouncer_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "STATEMENT_TIMEOUT_S", 0.5)
@@ -55,36 +55,38 @@ def test_requests_are_answered_and_limited_and_leave_no_setting_behind(
         with connect(database_url, name="test") as other, other.transaction():
             other.execute("LOCK TABLE scenarios IN ACCESS EXCLUSIVE MODE")
             assert_problem(client.get(f"/scenario/{uuid}"), 503, "database_timeout")
-    with connect(pgbouncer_url, name="test") as one:
+    with connect(pgbouncer_url, name="test") as connection:
         for _ in range(20):
-            assert one.execute("SELECT current_setting('statement_timeout')").fetchone() == ("0",)
+            assert connection.execute("SELECT current_setting('statement_timeout')").fetchone() == ("0",)
 
 
 class StackThroughPgbouncer(Stack):
-    """A Stack whose roles reach its own PostgreSQL through a PgBouncer."""
+    """A Stack whose roles connect to its PostgreSQL through PgBouncer."""
 
     def __init__(self, *arguments: Any, folder: Path) -> None:
         super().__init__(*arguments)
-        self._pgbouncer = folder
-        self._through = ""
+        self._pgbouncer_folder = folder
+        self._pgbouncer_url = ""
 
     def _variables(self, kind: str) -> Mapping[str, str]:
         variables = super()._variables(kind)
         if kind == "runner":
             return variables
-        if not self._through:
-            self._through = self._clean_up.enter_context(running_pgbouncer(self.database_url, self._pgbouncer))
-        return {**variables, "VIDFLOW_DATABASE_URL": self._through}
+        if not self._pgbouncer_url:
+            self._pgbouncer_url = self._clean_up.enter_context(
+                running_pgbouncer(self.database_url, self._pgbouncer_folder)
+            )
+        return {**variables, "VIDFLOW_DATABASE_URL": self._pgbouncer_url}
 
 
 @pytest.mark.timeout(300)
-def test_a_whole_vidflow_works_behind_a_pooler(tmp_path: Path) -> None:
-    said: list[str] = []
+def test_all_roles_work_behind_a_pooler(tmp_path: Path) -> None:
+    log_lines: list[str] = []
     folder = tmp_path / "pgbouncer"
     folder.mkdir()
     options = DevOptions(port=0, data_dir=tmp_path / "data", orchestrators=2, relays=2)
     stack = StackThroughPgbouncer(
-        options, print, lambda name, line: said.append(f"{name}: {line}"), Stop(), folder=folder
+        options, print, lambda name, line: log_lines.append(f"{name}: {line}"), Stop(), folder=folder
     )
     try:
         stack.start()
@@ -97,10 +99,10 @@ def test_a_whole_vidflow_works_behind_a_pooler(tmp_path: Path) -> None:
             for uuid in uuids:
                 assert vidflow.wait_until_inactive(uuid)["outcome"] == "completed"
                 assert len(vidflow.frames(uuid)) == 20
-        troubles = [line for line in said if " error " in line or " warning " in line or "Traceback" in line]
-        assert [line for line in troubles if "server=Kafka" not in line] == []
+        problems = [line for line in log_lines if " error " in line or " warning " in line or "Traceback" in line]
+        assert [line for line in problems if "server=Kafka" not in line] == []
     except BaseException:
-        print("\n".join(said[-SHOWN:]))  # noqa: T201 - pytest shows it with the failure
+        print("\n".join(log_lines[-SHOWN_LINES:]))  # noqa: T201 - pytest shows the output of a failed test
         raise
     finally:
         stack.stop()

@@ -1,4 +1,4 @@
-"""Whatever becomes of the server or the network, no request gets a connection that has died. A real api, a real PostgreSQL."""
+"""Requests and roles survive every loss of the server or the network, with a real api and a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from vidflow.infra.process.stopping import Stop
 from vidflow.roles.api import database
 from vidflow.settings import ApiOptions
 
-AT_ONCE = 16
+CONCURRENCY = 16
 REQUESTS = 80
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
-    """A server that may be stopped."""
+    """A server that the tests may stop."""
     server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"), notify=print, stop=Stop()).start()
     try:
         migrate(server.url, print)
@@ -47,17 +47,17 @@ def proxy(server: EmbeddedPostgres) -> Iterator[Proxy]:
 
 @pytest.fixture(scope="module")
 def client(server: EmbeddedPostgres, proxy: Proxy) -> Iterator[httpx.Client]:
-    """An api that reaches the server through the proxy."""
+    """A client of an api that connects to the server through the proxy."""
     url = urlsplit(server.url)
-    through = url._replace(netloc=f"{url.netloc.rpartition(':')[0]}:{proxy.port}").geturl()
-    with ready_api(ApiOptions(database_url=through)) as client:
+    proxied_url = url._replace(netloc=f"{url.netloc.rpartition(':')[0]}:{proxy.port}").geturl()
+    with ready_api(ApiOptions(database_url=proxied_url)) as client:
         yield client
 
 
 def statuses(client: httpx.Client, uuid: str, requests: int = REQUESTS) -> set[int]:
-    """Many requests at once, reads and writes, so that every pooled connection is used."""
+    """Send concurrent reads and writes that use every pooled connection. Return the status codes, with 201 as 200."""
 
-    def ask(number: int) -> int:
+    def send(number: int) -> int:
         match number % 4:
             case 0:
                 return client.post("/scenario/init", json={"source": SOURCE_URL, "model": "motion"}).status_code - 1
@@ -67,8 +67,8 @@ def statuses(client: httpx.Client, uuid: str, requests: int = REQUESTS) -> set[i
                 return client.get("/prediction", params={"scenario_uuid": uuid}).status_code
         return client.get(f"/scenario/{uuid}").status_code
 
-    with ThreadPoolExecutor(AT_ONCE) as threads:
-        return set(threads.map(ask, range(requests)))
+    with ThreadPoolExecutor(CONCURRENCY) as threads:
+        return set(threads.map(send, range(requests)))
 
 
 def restart(server: EmbeddedPostgres, _proxy: Proxy, _folder: Path) -> None:
@@ -106,7 +106,7 @@ def hang_up(_server: EmbeddedPostgres, proxy: Proxy, _folder: Path) -> None:
 
 @pytest.mark.fault
 @pytest.mark.parametrize("loss", [restart, terminate, restore, drop, hang_up])
-def test_no_request_fails_once_the_server_answers_again(
+def test_no_request_fails_after_the_server_is_back(
     client: httpx.Client,
     server: EmbeddedPostgres,
     proxy: Proxy,
@@ -116,12 +116,12 @@ def test_no_request_fails_once_the_server_answers_again(
     uuid = create_scenario(client)["scenario_uuid"]
     assert statuses(client, uuid) == {200}
     loss(server, proxy, tmp_path)
-    assert not Stop().wait(2 * UNCHECKED_IDLE_S)  # a connection lost so soon after its use is lost as one in use
+    assert not Stop().wait(2 * UNCHECKED_IDLE_S)  # connections used more recently are not checked
     assert statuses(client, uuid) == {200}
 
 
 @pytest.mark.fault
-def test_requests_that_come_while_the_server_is_away_make_none_fail_that_come_later(
+def test_requests_during_an_outage_do_not_make_later_requests_fail(
     client: httpx.Client, server: EmbeddedPostgres
 ) -> None:
     uuid = create_scenario(client)["scenario_uuid"]
@@ -134,7 +134,7 @@ def test_requests_that_come_while_the_server_is_away_make_none_fail_that_come_la
     assert statuses(client, uuid) == {200}
 
 
-def test_a_read_that_takes_too_long_is_ended_and_says_so(
+def test_a_read_that_takes_too_long_is_cancelled_and_reported(
     server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "STATEMENT_TIMEOUT_S", 0.3)
@@ -155,82 +155,83 @@ def pool(database_url: str) -> Iterator[Pool]:
     pool.close()
 
 
-def test_a_pool_has_no_more_connections_than_its_size(pool: Pool) -> None:
+def test_a_pool_opens_at_most_size_connections(pool: Pool) -> None:
     with pool.connection(1), pool.connection(1):
         assert pool.read_usage().in_use == 2
         with pytest.raises(PoolBusy), pool.connection(0.01):
             pass
-    with pool.connection(1) as one:
-        assert one.execute("SELECT 1").fetchone() == (1,)
+    with pool.connection(1) as connection:
+        assert connection.execute("SELECT 1").fetchone() == (1,)
     assert pool.read_usage().in_use == 0
 
 
-def test_a_connection_in_a_broken_transaction_is_not_given_out_again(pool: Pool) -> None:
-    with pool.connection(1) as one:
-        one.execute("BEGIN")
-        first = one
+def test_a_connection_with_an_open_transaction_is_not_reused(pool: Pool) -> None:
+    with pool.connection(1) as first:
+        first.execute("BEGIN")
     assert first.closed
-    with pool.connection(1) as another:
-        assert another is not first
+    with pool.connection(1) as second:
+        assert second is not first
 
 
-def test_a_connection_that_turned_read_only_is_not_given_out_again(pool: Pool) -> None:
-    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction), pool.connection(1) as one:  # noqa: PT012
-        one.execute("SET default_transaction_read_only = on")
-        one.execute("DELETE FROM runners")
-    with pool.connection(1) as another:
-        another.execute("DELETE FROM runners")
+def test_a_connection_that_became_read_only_is_not_reused(pool: Pool) -> None:
+    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction), pool.connection(1) as connection:  # noqa: PT012
+        connection.execute("SET default_transaction_read_only = on")
+        connection.execute("DELETE FROM runners")
+    with pool.connection(1) as connection:
+        connection.execute("DELETE FROM runners")
 
 
-def test_an_answer_that_was_lost_on_the_way_is_not_waited_for_for_ever(server: EmbeddedPostgres, proxy: Proxy) -> None:
+def test_waiting_for_a_lost_answer_times_out(server: EmbeddedPostgres, proxy: Proxy) -> None:
     url = urlsplit(server.url)
-    through = url._replace(netloc=f"{url.netloc.rpartition(':')[0]}:{proxy.port}").geturl()
-    with connect(through, name="test", response_timeout_s=0.3) as tables:
-        assert tables.execute("SELECT 1").fetchone() == (1,)
+    proxied_url = url._replace(netloc=f"{url.netloc.rpartition(':')[0]}:{proxy.port}").geturl()
+    with connect(proxied_url, name="test", response_timeout_s=0.3) as connection:
+        assert connection.execute("SELECT 1").fetchone() == (1,)
         proxy.drop()
         with pytest.raises(psycopg.OperationalError, match=r"no answer within 0\.3 s") as caught:
-            tables.execute("SELECT 1")
+            connection.execute("SELECT 1")
         assert is_away(caught.value)
-        assert tables.closed
+        assert connection.closed
 
 
 @pytest.mark.fault
-def test_a_lease_s_work_goes_on_after_every_loss(server: EmbeddedPostgres, proxy: Proxy, tmp_path: Path) -> None:
-    """Whatever a role holds of connections: its lease's, its fenced writes', its reads'."""
+def test_the_work_of_a_lease_holder_continues_after_every_loss(
+    server: EmbeddedPostgres, proxy: Proxy, tmp_path: Path
+) -> None:
+    """Covers all connections of a role: for its lease, its fenced writes and its reads."""
     url = urlsplit(server.url)
-    through = url._replace(netloc=f"{url.netloc.rpartition(':')[0]}:{proxy.port}").geturl()
-    stop, written, read = Stop(), [0], [0]
+    proxied_url = url._replace(netloc=f"{url.netloc.rpartition(':')[0]}:{proxy.port}").geturl()
+    stop, writes, reads = Stop(), [0], [0]
 
-    def lead(lease: Lease) -> None:
+    def write(lease: Lease) -> None:
         while lease.is_held() and not stop.requested:
             with lease.fenced() as tx:
                 tx.execute("DELETE FROM runners")
-            written[0] += 1
+            writes[0] += 1
             stop.wait(0.01)
 
-    def look(tables: Connection) -> None:
+    def read_continuously(connection: Connection) -> None:
         while not stop.wait(0.01):
-            tables.execute("SELECT 1")
-            read[0] += 1
+            connection.execute("SELECT 1")
+            reads[0] += 1
 
     with ThreadPoolExecutor(2) as threads:
-        leading = threads.submit(run_as_holder, through, "tested", stop, lead)
-        looking = threads.submit(
+        writer = threads.submit(run_as_holder, proxied_url, "tested", stop, write)
+        reader = threads.submit(
             lambda: run_with_reconnect(
-                through, name="vidflow looks", stop=stop, pause_s=0.1, body=look, response_timeout_s=1
+                proxied_url, name="vidflow reads", stop=stop, pause_s=0.1, body=read_continuously, response_timeout_s=1
             )
         )
         try:
             for loss in (terminate_all, drop, restart, restore, hang_up):
-                before = written[0], read[0]
-                wait_until(lambda before=before: written[0] > before[0] and read[0] > before[1], "both work")
+                counts = writes[0], reads[0]
+                wait_until(lambda counts=counts: writes[0] > counts[0] and reads[0] > counts[1], "both threads work")
                 loss(server, proxy, tmp_path)
-                before = written[0], read[0]
+                counts = writes[0], reads[0]
                 wait_until(
-                    lambda before=before: written[0] > before[0] and read[0] > before[1],
-                    f"both go on after {loss.__name__}",
+                    lambda counts=counts: writes[0] > counts[0] and reads[0] > counts[1],
+                    f"both threads continue after {loss.__name__}",
                 )
         finally:
             stop.request()
-        leading.result(10)
-        looking.result(10)
+        writer.result(10)
+        reader.result(10)

@@ -1,4 +1,4 @@
-"""The totals of what waits: kept by the database in the transactions that change it, and read at a cost that never grows."""
+"""Totals of the queue, which triggers maintain, and the cost of reads by the api."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _empty(connection: Connection) -> None:
 
 
 def counted(tx: Connection) -> QueueTotals:
-    """What really waits."""
+    """Return the totals by counting the rows."""
     [(count, size)] = tx.execute(
         "SELECT count(*), coalesce(sum(size_bytes), 0)::bigint FROM scenarios WHERE state = 'init_startup'"
     ).fetchall()
@@ -46,20 +46,20 @@ def insert(tx: Connection, count: int = 1, source: str = "s", state: str = "init
     )
 
 
-def test_an_empty_queue_is_nothing(connection: Connection) -> None:
+def test_an_empty_queue_has_zero_totals(connection: Connection) -> None:
     assert read_queue_totals(connection) == QueueTotals(0, 0)
 
 
-def test_a_scenario_counts_with_all_that_a_client_can_make_large(connection: Connection) -> None:
+def test_the_size_of_a_scenario_includes_all_texts_of_the_client(connection: Connection) -> None:
     new = NewScenario(
         source="s" * 100, model="motion", model_sha256=None, fps="all", priority=0, parameters=Parameters(labels=("\u00e9" * 50,) * 10)
     )  # fmt: skip
     scenarios.insert_scenario(connection, new)
-    found = read_queue_totals(connection)
-    assert found == counted(connection)
-    assert found.scenarios == 1
-    assert 1100 < found.bytes < 1300
-    assert abs(scenarios.estimate_size_bytes(new) - found.bytes) < 100
+    totals = read_queue_totals(connection)
+    assert totals == counted(connection)
+    assert totals.scenarios == 1
+    assert 1100 < totals.bytes < 1300
+    assert abs(scenarios.estimate_size_bytes(new) - totals.bytes) < 100
 
 
 STEPS = st.lists(
@@ -76,36 +76,36 @@ STEPS = st.lists(
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(STEPS)
-def test_whatever_happens_the_totals_are_what_waits(
+def test_the_totals_match_the_queue_after_any_changes(
     connection: Connection, steps: list[tuple[str, int, str | None]]
 ) -> None:
-    some = "scenario_uuid IN (SELECT scenario_uuid FROM scenarios ORDER BY scenario_uuid LIMIT %s)"
-    for what, count, state in steps:
-        ended = "stopped" if state in {"init_shutdown", "in_shutdown_processing", "inactive"} else None
-        if what == "insert":
+    condition = "scenario_uuid IN (SELECT scenario_uuid FROM scenarios ORDER BY scenario_uuid LIMIT %s)"
+    for action, count, state in steps:
+        outcome = "stopped" if state in {"init_shutdown", "in_shutdown_processing", "inactive"} else None
+        if action == "insert":
             connection.execute(
                 """
                 INSERT INTO scenarios (source, model, fps, state, outcome, epoch, runner)
                 SELECT repeat('x', n), 'motion', 'all', %s, %s, 5, 'r' FROM generate_series(1, %s) AS n
                 """,
-                (state, ended, count),
+                (state, outcome, count),
             )
-        elif what == "move":
+        elif action == "move":
             connection.execute(
-                f"UPDATE scenarios SET state = %s, outcome = %s, epoch = 5, runner = 'r' WHERE {some}",
-                (state, ended, count),
+                f"UPDATE scenarios SET state = %s, outcome = %s, epoch = 5, runner = 'r' WHERE {condition}",
+                (state, outcome, count),
             )
-        elif what == "delete":
-            connection.execute(f"DELETE FROM scenarios WHERE {some}", (count,))
-        elif what == "touch":
-            connection.execute(f"UPDATE scenarios SET attempt = attempt + 1 WHERE {some}", (count,))
+        elif action == "delete":
+            connection.execute(f"DELETE FROM scenarios WHERE {condition}", (count,))
+        elif action == "touch":
+            connection.execute(f"UPDATE scenarios SET attempt = attempt + 1 WHERE {condition}", (count,))
         else:
             with connection.transaction(force_rollback=True):
                 insert(connection, count)
     assert read_queue_totals(connection) == counted(connection)
 
 
-def test_writers_at_the_same_time_lose_no_count(connection: Connection, database_url: str) -> None:
+def test_concurrent_writers_keep_the_totals_correct(connection: Connection, database_url: str) -> None:
     def write(state: str) -> None:
         with connect(database_url, name="test") as tx:
             for number in range(25):
@@ -124,13 +124,13 @@ def test_writers_at_the_same_time_lose_no_count(connection: Connection, database
         thread.start()
     for thread in threads:
         thread.join()
-    found = read_queue_totals(connection)
-    assert found == counted(connection)
-    assert found.scenarios == 4 * 25
+    totals = read_queue_totals(connection)
+    assert totals == counted(connection)
+    assert totals.scenarios == 4 * 25
 
 
 def rows_read(tx: Connection) -> int:
-    """Rows of tables that this transaction has read so far."""
+    """Return the number of rows that this transaction has read so far."""
     [(count,)] = tx.execute(
         "SELECT coalesce(sum(seq_tup_read + coalesce(idx_tup_fetch, 0)), 0)::bigint FROM pg_stat_xact_user_tables"
     ).fetchall()
@@ -138,21 +138,21 @@ def rows_read(tx: Connection) -> int:
 
 
 @pytest.mark.parametrize("common", ["init_startup", "inactive"])
-def test_no_read_of_the_api_costs_more_the_more_there_is(connection: Connection, common: str) -> None:
-    """Each reads some rows for each item of its page, and nothing of the others, whatever state they are in."""
+def test_the_cost_of_a_read_does_not_grow_with_the_tables(connection: Connection, common: str) -> None:
+    """Each statement reads a few rows per item of its page and no others."""
     insert(connection, OTHERS, state=common)
-    [(uuid_,)] = connection.execute("SELECT scenario_uuid::text FROM scenarios LIMIT 1").fetchall()
+    [(scenario_uuid,)] = connection.execute("SELECT scenario_uuid::text FROM scenarios LIMIT 1").fetchall()
     connection.execute(
         "INSERT INTO scenario_history SELECT %s, now(), 1, n, 0, 'a', 'b', 'c' FROM generate_series(0, 9999) AS n",
-        (uuid_,),
+        (scenario_uuid,),
     )
     connection.execute(
         "INSERT INTO scenario_gaps SELECT %s, 1, n / 5000, n, n, 1, 'corrupt' FROM generate_series(0, 9999) AS n",
-        (uuid_,),
+        (scenario_uuid,),
     )
     connection.execute(
         "INSERT INTO scenario_results SELECT %s, n, 1, n, n, 1, 1, '', '[]' FROM generate_series(0, 9999) AS n",
-        (uuid_,),
+        (scenario_uuid,),
     )
     connection.execute("ANALYZE")
     reads: dict[str, Callable[[], object]] = {
@@ -160,16 +160,16 @@ def test_no_read_of_the_api_costs_more_the_more_there_is(connection: Connection,
         "list": lambda: scenarios.read_scenario_page(connection, None, None, 20),
         "list of a common state": lambda: scenarios.read_scenario_page(connection, State(common), None, 20),
         "list of a rare state": lambda: scenarios.read_scenario_page(connection, State.ACTIVE, None, 20),
-        "history": lambda: history.read_history_page(connection, uuid_, 5000, 20),
-        "gaps": lambda: gaps.read_gap_page(connection, uuid_, gaps.GapKey(1, 7000.0, "corrupt"), 20),
-        "predictions": lambda: predictions.read_result_page(connection, uuid_, 5000, 20),
+        "history": lambda: history.read_history_page(connection, scenario_uuid, 5000, 20),
+        "gaps": lambda: gaps.read_gap_page(connection, scenario_uuid, gaps.GapKey(1, 7000.0, "corrupt"), 20),
+        "predictions": lambda: predictions.read_result_page(connection, scenario_uuid, 5000, 20),
     }
-    read = {}
+    rows_by_read = {}
     for name, statement in reads.items():
-        for _ in range(7):  # beyond the number at which statements are prepared and planned for any parameters
+        for _ in range(7):  # more often than it takes to prepare a statement and switch to its generic plan
             with connection.transaction():
-                before = rows_read(connection)
+                rows_before = rows_read(connection)
                 statement()
-                read[name] = rows_read(connection) - before
-    assert {name: count for name, count in read.items() if count > 200} == {}, read
+                rows_by_read[name] = rows_read(connection) - rows_before
+    assert {name: count for name, count in rows_by_read.items() if count > 200} == {}, rows_by_read
     connection.execute("TRUNCATE scenario_history, scenario_gaps, scenario_results")

@@ -1,4 +1,4 @@
-"""A real runner: what it hears and says, and how it watches, ends and outlives its workers. What they send: test_worker.py."""
+"""A real runner: its commands, its reports and the supervision of its workers. test_worker.py tests what workers send."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.integration.server_owner import wait_until
 from vidflow.domain.messages import EndReason, Forget, Ping, StopWork, WorkerWait, commands_topic
 from vidflow.infra.kafka.settings import KafkaSettings
 
-pytestmark = pytest.mark.long  # each test starts a runner of its own
+pytestmark = pytest.mark.long  # starting runners takes long
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def clip(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def endless(folder: Path) -> Path:
-    """A clip that keeps the model `patient` busy for longer than any test."""
+    """A clip that keeps the model `slow_inference` busy for longer than any test."""
     return clips.constant_rate(folder / "endless.mp4", frames=6000)
 
 
@@ -53,7 +53,7 @@ def runner_process(
     environment: dict[str, str],
     control_plane: ControlPlane,  # noqa: ARG001
 ) -> Iterator[RunnerProcess]:
-    """A runner with two slots and short deadlines, for tests that leave it as they found it."""
+    """A runner with two slots and short deadlines, shared by tests that leave no entries in it."""
     limits = ["--inference-deadline-s", "4", "--worker-memory-bytes", "1200000000"]
     with running_runner(kafka_settings, folder, "--any-file", *limits, environment=environment) as process:
         yield process
@@ -71,42 +71,43 @@ def own_runner(
     environment: dict[str, str],
     control_plane: ControlPlane,  # noqa: ARG001
 ) -> Iterator[RunnerProcess]:
-    """A runner of the test's own."""
+    """A runner for one test only."""
     with running_runner(kafka_settings, folder, "--any-file", environment=environment) as process:
         yield process
 
 
-def count_taken(stage: ControlPlane, name: str) -> int:
-    report = stage.last_report(name)
+def count_taken(control_plane: ControlPlane, name: str) -> int:
+    report = control_plane.last_report(name)
     return report.taken if report else 0
 
 
-def start_busy_scenario(stage: ControlPlane, name: str, source: Path, epoch: int = 1) -> str:
-    """A scenario whose worker is in the midst of its frames."""
+def start_busy_scenario(control_plane: ControlPlane, name: str, source: Path, epoch: int = 1) -> str:
+    """Deploy a scenario and return its uuid once its worker has sent frames."""
     uuid = new_uuid()
-    stage.send_command(name, make_deploy(uuid, source, "patient", epoch))
-    stage.wait_until(lambda: stage.frames(uuid, epoch), "it is at work")
+    control_plane.send_command(name, make_deploy(uuid, source, "slow_inference", epoch))
+    control_plane.wait_until(lambda: control_plane.frames(uuid, epoch), "its worker sends frames")
     return uuid
 
 
-def stop_and_forget(stage: ControlPlane, name: str, *uuids: str) -> None:
-    """Stops the scenarios and lets the runner forget them."""
+def stop_and_forget(control_plane: ControlPlane, name: str, *uuids: str) -> None:
+    """Stop the scenarios and make the runner forget them."""
     for uuid in uuids:
-        stage.send_command(name, StopWork(uuid, 9))
-    stage.wait_until(
-        lambda: not any((entry := stage.entry(name, uuid)) and entry.is_running for uuid in uuids), "they are ended"
+        control_plane.send_command(name, StopWork(uuid, 9))
+    control_plane.wait_until(
+        lambda: not any((entry := control_plane.entry(name, uuid)) and entry.is_running for uuid in uuids),
+        "they have ended",
     )
     for uuid in uuids:
-        stage.send_command(name, Forget(uuid, 9))
-    stage.wait_until(lambda: not any(stage.entry(name, uuid) for uuid in uuids), "they are forgotten")
+        control_plane.send_command(name, Forget(uuid, 9))
+    control_plane.wait_until(lambda: not any(control_plane.entry(name, uuid) for uuid in uuids), "they are forgotten")
 
 
-def test_it_reports_each_second_with_nothing_to_do(control_plane: ControlPlane, runner_id: str) -> None:
+def test_an_idle_runner_reports_every_second(control_plane: ControlPlane, runner_id: str) -> None:
     first = control_plane.last_report(runner_id)
     assert first is not None
     control_plane.wait_until(
         lambda: (last := control_plane.last_report(runner_id)) and last.number >= first.number + 2,
-        "two more reports",
+        "two more reports arrive",
         limit_s=10,
     )
     assert (first.capacity, first.draining, first.pool) == (2, False, "default")
@@ -119,40 +120,42 @@ def test_a_ping_is_counted(control_plane: ControlPlane, runner_id: str) -> None:
     control_plane.wait_until(lambda: count_taken(control_plane, runner_id) == before + 1, "it is counted")
 
 
-def test_a_command_that_cannot_be_read_is_counted_and_blocks_nothing(
+def test_an_unreadable_command_is_counted_and_blocks_no_other(
     control_plane: ControlPlane, runner_process: RunnerProcess, runner_id: str, clip: Path
 ) -> None:
     before, uuid = count_taken(control_plane, runner_id), new_uuid()
-    for nonsense in (b"", b"{", b"\xff\xfe", b'{"type":"deploy"}', b'{"type":"dance"}', b"[" * 100_000):
-        control_plane.send_command(runner_id, nonsense)
+    for value in (b"", b"{", b"\xff\xfe", b'{"type":"deploy"}', b'{"type":"dance"}', b"[" * 100_000):
+        control_plane.send_command(runner_id, value)
     control_plane.send_command(runner_id, make_deploy(uuid, clip))
     control_plane.wait_for_end_marker(uuid)
-    control_plane.wait_until(lambda: count_taken(control_plane, runner_id) == before + 7, "all are counted")
+    control_plane.wait_until(lambda: count_taken(control_plane, runner_id) == before + 7, "all commands are counted")
     assert runner_process.log.count("command_unreadable") == 6
     stop_and_forget(control_plane, runner_id, uuid)
 
 
-def test_what_is_for_others_is_passed_by(control_plane: ControlPlane, runner_id: str, clip: Path) -> None:
+def test_commands_for_other_runners_are_ignored(control_plane: ControlPlane, runner_id: str, clip: Path) -> None:
     before, uuid = count_taken(control_plane, runner_id), new_uuid()
-    control_plane.send_command("somebody-else", make_deploy(uuid, clip))
+    control_plane.send_command("another-runner", make_deploy(uuid, clip))
     control_plane.send_command(runner_id, Ping(runner_id))
-    control_plane.wait_until(lambda: count_taken(control_plane, runner_id) == before + 1, "only its own is counted")
+    control_plane.wait_until(
+        lambda: count_taken(control_plane, runner_id) == before + 1, "only its own command is counted"
+    )
     assert control_plane.entry(runner_id, uuid) is None
 
 
-def test_a_message_with_a_header_whose_name_is_no_text_is_passed_by(
+def test_a_message_with_a_header_name_that_is_not_text_is_ignored(
     control_plane: ControlPlane, runner_process: RunnerProcess, runner_id: str, kafka_settings: KafkaSettings
 ) -> None:
     before = count_taken(control_plane, runner_id)
     send_with_header(kafka_settings, commands_topic("default"), b"noise", name=b"\xff\xfe", count=50)
     control_plane.send_command(runner_id, Ping(runner_id))
     control_plane.wait_until(
-        lambda: count_taken(control_plane, runner_id) == before + 1, "it hears on, and counts its own alone"
+        lambda: count_taken(control_plane, runner_id) == before + 1, "only its own command is counted"
     )
     assert runner_process.process.poll() is None
 
 
-def test_a_deploy_given_again_starts_one_worker(control_plane: ControlPlane, runner_id: str, clip: Path) -> None:
+def test_a_repeated_deploy_starts_one_worker(control_plane: ControlPlane, runner_id: str, clip: Path) -> None:
     uuid = new_uuid()
     for _ in range(3):
         control_plane.send_command(runner_id, make_deploy(uuid, clip))
@@ -161,35 +164,35 @@ def test_a_deploy_given_again_starts_one_worker(control_plane: ControlPlane, run
     control_plane.send_command(runner_id, make_deploy(uuid, clip))
     control_plane.send_command(runner_id, Ping(runner_id))
     before = count_taken(control_plane, runner_id)
-    control_plane.wait_until(lambda: count_taken(control_plane, runner_id) >= before, "all are read")
+    control_plane.wait_until(lambda: count_taken(control_plane, runner_id) >= before, "all commands are read")
     assert len(control_plane.opened(uuid)) == 1
     stop_and_forget(control_plane, runner_id, uuid)
 
 
-def test_a_full_runner_refuses(control_plane: ControlPlane, runner_id: str, clip: Path, endless: Path) -> None:
-    one, two, uuid = (
+def test_a_full_runner_refuses_a_deploy(control_plane: ControlPlane, runner_id: str, clip: Path, endless: Path) -> None:
+    first, second, uuid = (
         start_busy_scenario(control_plane, runner_id, endless),
         start_busy_scenario(control_plane, runner_id, endless),
         new_uuid(),
     )
     control_plane.send_command(runner_id, make_deploy(uuid, clip))
     assert control_plane.wait_until_ended(runner_id, uuid).reason is EndReason.REFUSED
-    stop_and_forget(control_plane, runner_id, one, two, uuid)
+    stop_and_forget(control_plane, runner_id, first, second, uuid)
 
 
-def test_a_newer_epoch_ends_the_older_ones_worker(
+def test_a_newer_epoch_ends_the_worker_of_the_older_one(
     control_plane: ControlPlane, runner_process: RunnerProcess, runner_id: str, endless: Path
 ) -> None:
     uuid = start_busy_scenario(control_plane, runner_id, endless)
-    [old] = runner_process.workers()
-    control_plane.send_command(runner_id, make_deploy(uuid, endless, "patient", epoch=2))
-    control_plane.wait_until(lambda: control_plane.frames(uuid, epoch=2), "the newer one is at work")
-    assert not is_alive(old)
+    [old_worker] = runner_process.workers()
+    control_plane.send_command(runner_id, make_deploy(uuid, endless, "slow_inference", epoch=2))
+    control_plane.wait_until(lambda: control_plane.frames(uuid, epoch=2), "the newer worker sends frames")
+    assert not is_alive(old_worker)
     assert len(runner_process.workers()) == 1
     stop_and_forget(control_plane, runner_id, uuid)
 
 
-def test_a_stop_that_comes_before_its_deploy_outdates_it(
+def test_a_stop_that_arrives_before_its_deploy_prevents_it(
     control_plane: ControlPlane, runner_id: str, clip: Path
 ) -> None:
     uuid = new_uuid()
@@ -203,16 +206,16 @@ def test_a_stop_that_comes_before_its_deploy_outdates_it(
 def test_progress_is_reported(control_plane: ControlPlane, runner_id: str, endless: Path) -> None:
     uuid = start_busy_scenario(control_plane, runner_id, endless)
     control_plane.wait_until(
-        lambda: (entry := control_plane.entry(runner_id, uuid)) and entry.next_frame > 20, "its frames are counted"
+        lambda: (entry := control_plane.entry(runner_id, uuid)) and entry.next_frame > 20, "its frames are reported"
     )
     stop_and_forget(control_plane, runner_id, uuid)
 
 
-def test_a_worker_that_is_killed_is_reported_at_once(
+def test_a_killed_worker_is_reported_at_once(
     control_plane: ControlPlane, runner_process: RunnerProcess, runner_id: str, clip: Path
 ) -> None:
     uuid = new_uuid()
-    control_plane.send_command(runner_id, make_deploy(uuid, clip, "hanging", attempt=1))
+    control_plane.send_command(runner_id, make_deploy(uuid, clip, "endless_inference", attempt=1))
     control_plane.wait_until(
         lambda: (
             (entry := control_plane.entry(runner_id, uuid))
@@ -231,22 +234,22 @@ def test_a_worker_that_is_killed_is_reported_at_once(
     stop_and_forget(control_plane, runner_id, uuid)
 
 
-def test_a_model_that_hangs_is_ended_at_its_deadline(
+def test_a_model_that_hangs_is_killed_at_the_inference_deadline(
     control_plane: ControlPlane, runner_process: RunnerProcess, runner_id: str, clip: Path
 ) -> None:
     uuid = new_uuid()
-    control_plane.send_command(runner_id, make_deploy(uuid, clip, "hanging", attempt=1))
+    control_plane.send_command(runner_id, make_deploy(uuid, clip, "endless_inference", attempt=1))
     entry = control_plane.wait_until_ended(runner_id, uuid)
     assert (entry.reason, entry.waits_for) == (EndReason.HUNG, WorkerWait.INFERENCE)
     assert runner_process.workers() == []
     stop_and_forget(control_plane, runner_id, uuid)
 
 
-def test_a_model_that_grows_past_the_cap_is_ended(
+def test_a_model_that_exceeds_the_memory_cap_is_killed(
     control_plane: ControlPlane, runner_process: RunnerProcess, runner_id: str, clip: Path
 ) -> None:
     uuid = new_uuid()
-    control_plane.send_command(runner_id, make_deploy(uuid, clip, "greedy", attempt=1))
+    control_plane.send_command(runner_id, make_deploy(uuid, clip, "memory_hog", attempt=1))
     entry = control_plane.wait_until_ended(runner_id, uuid)
     assert (entry.reason, entry.error and entry.error.code) == (EndReason.MEMORY, "worker_memory")
     assert entry.error is not None
@@ -256,32 +259,32 @@ def test_a_model_that_grows_past_the_cap_is_ended(
     stop_and_forget(control_plane, runner_id, uuid)
 
 
-def test_an_error_whose_words_nobody_can_store_is_reported_all_the_same(
+def test_an_error_with_text_that_cannot_be_stored_is_reported(
     control_plane: ControlPlane, runner_id: str, clip: Path
 ) -> None:
     uuid = new_uuid()
-    control_plane.send_command(runner_id, make_deploy(uuid, clip, "garbling", attempt=1))
+    control_plane.send_command(runner_id, make_deploy(uuid, clip, "unprintable_error", attempt=1))
     entry = control_plane.wait_until_ended(runner_id, uuid)
     assert entry.error is not None
     assert "(ValueError: a NUL \N{REPLACEMENT CHARACTER}, half of a pair ?, a bell \x07)" in entry.error.message
     stop_and_forget(control_plane, runner_id, uuid)
 
 
-def test_a_worker_that_writes_without_end_holds_up_no_other(
+def test_a_worker_that_writes_endlessly_does_not_block_others(
     control_plane: ControlPlane, runner_id: str, clip: Path
 ) -> None:
-    flooding, other, before = new_uuid(), new_uuid(), count_taken(control_plane, runner_id)
-    control_plane.send_command(runner_id, make_deploy(flooding, clip, "flooding", attempt=1))
-    control_plane.wait_until(lambda: len(control_plane.frames(flooding)) >= 4, "the batch with its flood comes next")
+    uuid, other, before = new_uuid(), new_uuid(), count_taken(control_plane, runner_id)
+    control_plane.send_command(runner_id, make_deploy(uuid, clip, "endless_stderr", attempt=1))
+    control_plane.wait_until(lambda: len(control_plane.frames(uuid)) >= 4, "the batch with the bad frame is next")
     control_plane.send_command(runner_id, make_deploy(other, clip))
     control_plane.send_command(runner_id, Ping(runner_id))
     control_plane.wait_for_end_marker(other)
-    control_plane.wait_until(lambda: count_taken(control_plane, runner_id) == before + 3, "it hears on")
-    assert control_plane.wait_until_ended(runner_id, flooding).reason is EndReason.HUNG
-    stop_and_forget(control_plane, runner_id, flooding, other)
+    control_plane.wait_until(lambda: count_taken(control_plane, runner_id) == before + 3, "it still takes commands")
+    assert control_plane.wait_until_ended(runner_id, uuid).reason is EndReason.HUNG
+    stop_and_forget(control_plane, runner_id, uuid, other)
 
 
-def test_a_cap_of_0_is_no_cap_and_a_worker_goes_before_its_runner_where_memory_runs_out(
+def test_a_cap_of_0_means_no_cap_and_the_oom_killer_prefers_workers_to_their_runner(
     kafka_settings: KafkaSettings, folder: Path, environment: dict[str, str], control_plane: ControlPlane, endless: Path
 ) -> None:
     with running_runner(
@@ -306,7 +309,7 @@ def test_the_workers_of_a_killed_runner_die_with_it(
     wait_until(lambda: not any(map(is_alive, workers)), "its workers are gone")
 
 
-def test_a_worker_outlives_no_frozen_runner_that_is_killed(
+def test_the_worker_of_a_killed_frozen_runner_dies_with_it(
     control_plane: ControlPlane, own_runner: RunnerProcess, endless: Path
 ) -> None:
     name = own_runner.wait_for_id(control_plane)
@@ -317,7 +320,7 @@ def test_a_worker_outlives_no_frozen_runner_that_is_killed(
     wait_until(lambda: not any(map(is_alive, workers)), "its worker is gone")
 
 
-def test_a_draining_runner_hands_over_and_leaves_once_it_is_told_to_forget(
+def test_a_draining_runner_hands_over_and_exits_after_the_forget_commands(
     control_plane: ControlPlane, own_runner: RunnerProcess, endless: Path
 ) -> None:
     name = own_runner.wait_for_id(control_plane)
@@ -334,24 +337,22 @@ def test_a_draining_runner_hands_over_and_leaves_once_it_is_told_to_forget(
     assert own_runner.process.wait(10) == 0
     control_plane.wait_until(
         lambda: (last := control_plane.last_report(name)) and last.draining and not last.entries,
-        "its last report lists nothing",
+        "its last report is draining and empty",
     )
 
 
-def test_a_draining_runner_that_has_nothing_leaves_at_once(
-    control_plane: ControlPlane, own_runner: RunnerProcess
-) -> None:
+def test_an_idle_draining_runner_exits_at_once(control_plane: ControlPlane, own_runner: RunnerProcess) -> None:
     name = own_runner.wait_for_id(control_plane)
     own_runner.process.send_signal(signal.SIGTERM)
     assert own_runner.process.wait(10) == 0
     last = control_plane.last_report(name)
     control_plane.wait_until(
-        lambda: (last := control_plane.last_report(name)) and last.draining, "it says that it drains"
+        lambda: (last := control_plane.last_report(name)) and last.draining, "it reports that it drains"
     )
     assert last is None or last.entries == ()
 
 
-def test_a_draining_runner_leaves_after_its_grace(
+def test_a_draining_runner_exits_after_its_grace_period(
     kafka_settings: KafkaSettings, folder: Path, environment: dict[str, str], control_plane: ControlPlane, endless: Path
 ) -> None:
     with running_runner(kafka_settings, folder, "--any-file", "--grace-s", "1", environment=environment) as process:
@@ -360,7 +361,7 @@ def test_a_draining_runner_leaves_after_its_grace(
         assert process.process.wait(15) == 0
 
 
-def test_a_worker_that_stands_still_while_it_drains_is_handed_over_all_the_same(
+def test_a_suspended_worker_of_a_draining_runner_is_handed_over(
     kafka_settings: KafkaSettings, folder: Path, environment: dict[str, str], control_plane: ControlPlane, endless: Path
 ) -> None:
     with running_runner(kafka_settings, folder, "--any-file", "--grace-s", "2", environment=environment) as process:
@@ -375,7 +376,7 @@ def test_a_worker_that_stands_still_while_it_drains_is_handed_over_all_the_same(
         assert not is_alive(worker)
 
 
-def test_a_signal_to_the_whole_group_lets_the_workers_hand_over(
+def test_a_signal_to_the_whole_process_group_lets_workers_hand_over(
     control_plane: ControlPlane, own_runner: RunnerProcess, endless: Path
 ) -> None:
     name = own_runner.wait_for_id(control_plane)
@@ -387,16 +388,16 @@ def test_a_signal_to_the_whole_group_lets_the_workers_hand_over(
     assert own_runner.process.wait(10) == 0
 
 
-def test_a_runner_killed_right_after_it_started_a_worker_leaves_none_behind(
+def test_a_runner_killed_right_after_it_started_a_worker_leaves_no_orphan(
     kafka_settings: KafkaSettings, folder: Path, environment: dict[str, str], control_plane: ControlPlane, endless: Path
 ) -> None:
     crash = "runner.after_launch"
     with running_runner(kafka_settings, folder, "--any-file", environment=environment, crash_at=crash) as process:
         uuid = new_uuid()
-        control_plane.send_command(process.wait_for_id(control_plane), make_deploy(uuid, endless, "patient"))
+        control_plane.send_command(process.wait_for_id(control_plane), make_deploy(uuid, endless, "slow_inference"))
         assert process.process.wait(20) == -signal.SIGKILL
-        mine = str(folder / "endless.mp4")
-        wait_until(lambda: not [pid for pid in _all_pids() if _has_open(pid, mine)], "its worker is gone")
+        source = str(folder / "endless.mp4")
+        wait_until(lambda: not [pid for pid in _all_pids() if _has_open(pid, source)], "its worker is gone")
 
 
 @pytest.mark.fault
@@ -412,10 +413,10 @@ def test_a_crash_point_of_a_worker_kills_it_once(
         assert control_plane.wait_for_end_marker(uuid, epoch=2).reason is EndReason.FINISHED
 
 
-def test_a_runner_without_kafka_says_so_once_and_waits(folder: Path) -> None:
+def test_a_runner_without_kafka_logs_it_once_and_waits(folder: Path) -> None:
     process = RunnerProcess(KafkaSettings("127.0.0.1:1"), folder / "alone.log")
     try:
-        wait_until(lambda: "VIDFLOW_KAFKA" in process.log, "it says what it needs", limit_s=60)
+        wait_until(lambda: "VIDFLOW_KAFKA" in process.log, "it logs what it needs", limit_s=60)
         assert process.log.count("VIDFLOW_KAFKA") == 1
         process.process.send_signal(signal.SIGTERM)
         assert process.process.wait(20) == 0
@@ -423,14 +424,14 @@ def test_a_runner_without_kafka_says_so_once_and_waits(folder: Path) -> None:
         process.kill()
 
 
-def test_the_runner_itself_loads_no_heavy_library() -> None:
+def test_the_runner_process_imports_no_heavy_library() -> None:
     heavy = "{'av', 'numpy', 'torch', 'onnxruntime', 'scipy'}"
     code = f"import sys, vidflow.roles.runner; sys.exit(len({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def _all_pids() -> list[int]:
-    return [int(one.name) for one in Path("/proc").iterdir() if one.name.isdecimal()]
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
 
 
 def _has_open(pid: int, path: str) -> bool:

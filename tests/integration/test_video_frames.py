@@ -1,4 +1,4 @@
-"""Kept frames and gaps of clips with one property each: numbers, times, what is damaged, and where a resumed run goes on."""
+"""Kept frames and gaps of clips with one property each: numbers, times, damage and resuming."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from vidflow.domain.sampling import format_time_base
 from vidflow.infra.video import FrameGap, KeptFrame, Video, open_video, read_kept_frames
 
 ComparableFrame = tuple[int, int, float, int, int, bytes] | FrameGap
-"""What a run tells: a frame's number, pts, time, size and picture, or a gap."""
+"""What a run yields, in a form to compare: a frame's number, pts, time, size and picture, or a gap."""
 
 
-def told(item: KeptFrame | FrameGap) -> ComparableFrame:
+def comparable(item: KeptFrame | FrameGap) -> ComparableFrame:
     if isinstance(item, FrameGap):
         return item
     picture = item.image(16, 12).tobytes()
@@ -28,7 +28,7 @@ def told(item: KeptFrame | FrameGap) -> ComparableFrame:
 
 def read_all(path: Path, rate: Fraction | None = None, resume: ResumePoint | None = None) -> list[ComparableFrame]:
     with open_video(str(path)) as video:
-        return [told(item) for item in read_kept_frames(video, rate, resume)]
+        return [comparable(item) for item in read_kept_frames(video, rate, resume)]
 
 
 def frames(items: Sequence[ComparableFrame]) -> list[tuple[int, int, float, int, int, bytes]]:
@@ -40,7 +40,7 @@ def gaps(items: Sequence[ComparableFrame]) -> list[FrameGap]:
 
 
 def resume_points(path: Path, rate: Fraction | None = None) -> list[ResumePoint]:
-    """What is stored behind each kept frame of an undisturbed run."""
+    """Return what is stored after each kept frame of an uninterrupted run."""
     with open_video(str(path)) as video:
         identity = video.source.identity
         kept = [item for item in read_kept_frames(video, rate) if isinstance(item, KeptFrame)]
@@ -50,8 +50,8 @@ def resume_points(path: Path, rate: Fraction | None = None) -> list[ResumePoint]
     ]
 
 
-def behind(items: Sequence[ComparableFrame], next_frame: int) -> list[ComparableFrame]:
-    """The part of a whole run that stands behind frame `next_frame - 1`."""
+def items_after(items: Sequence[ComparableFrame], next_frame: int) -> list[ComparableFrame]:
+    """Return the part of a whole run that follows frame `next_frame - 1`."""
     for index, item in enumerate(items):
         if not isinstance(item, FrameGap) and item[0] == next_frame - 1:
             return list(items[index + 1 :])
@@ -61,17 +61,17 @@ def behind(items: Sequence[ComparableFrame], next_frame: int) -> list[Comparable
 def assert_resumes_everywhere(path: Path, rate: Fraction | None, every: int = 1) -> None:
     whole = read_all(path, rate)
     for resume in resume_points(path, rate)[::every]:
-        assert read_all(path, rate, resume) == behind(whole, resume.next_frame), resume.next_frame
+        assert read_all(path, rate, resume) == items_after(whole, resume.next_frame), resume.next_frame
 
 
-def may_not_restart(_: Video) -> None:
-    pytest.fail("decoded from the start")
+def fail_on_restart(_: Video) -> None:
+    pytest.fail("the video was decoded from the start")
 
 
 # --- numbers and times
 
 
-def test_all_frames_are_numbered_from_0_with_their_own_pts_and_pictures(tmp_path: Path) -> None:
+def test_frames_are_numbered_from_0_with_their_own_pts_and_pictures(tmp_path: Path) -> None:
     with open_video(str(clips.constant_rate(tmp_path / "clip.mp4", 30))) as video:
         kept = list(read_kept_frames(video))
         assert all(isinstance(item, KeptFrame) for item in kept)
@@ -82,28 +82,28 @@ def test_all_frames_are_numbered_from_0_with_their_own_pts_and_pictures(tmp_path
         assert len(kept) == 30
 
 
-def test_at_a_rate_the_first_frame_of_each_cell_is_kept_on_a_video_of_variable_rate(tmp_path: Path) -> None:
+def test_a_rate_keeps_the_first_frame_of_each_cell_of_a_video_with_a_variable_rate(tmp_path: Path) -> None:
     clip = clips.variable_rate(tmp_path / "vfr.mkv")
     milliseconds = [round(item[2] * 1_000) for item in frames(read_all(clip))]
-    by_cell = {at // 500: at for at in reversed(milliseconds)}
+    by_cell = {time_ms // 500: time_ms for time_ms in reversed(milliseconds)}
     assert [round(item[2] * 1_000) for item in frames(read_all(clip, Fraction(2)))] == sorted(by_cell.values())
 
 
-def test_time_counts_from_the_first_frame_wherever_its_pts_begin(tmp_path: Path) -> None:
+def test_time_is_counted_from_the_first_frame_whatever_its_pts(tmp_path: Path) -> None:
     kept = frames(read_all(clips.constant_rate(tmp_path / "late.mkv", 10, first_ms=5_033)))
     assert [(k[1], round(k[2], 6)) for k in kept[:2]] == [(5_033, 0.0), (5_073, 0.04)]
 
 
-def test_frames_with_b_frames_come_in_the_order_of_their_display(tmp_path: Path) -> None:
+def test_b_frames_are_returned_in_display_order(tmp_path: Path) -> None:
     kept = frames(read_all(clips.long_gop_with_b_frames(tmp_path / "b.mp4")))
     assert [k[1] for k in kept] == [640 * i for i in range(120)]
 
 
-def test_one_frame_is_a_video(tmp_path: Path) -> None:
+def test_a_single_frame_is_a_video(tmp_path: Path) -> None:
     assert [k[0] for k in frames(read_all(clips.constant_rate(tmp_path / "one.mp4", 1), Fraction(5)))] == [0]
 
 
-def test_without_pts_frames_are_counted_at_the_streams_rate(tmp_path: Path) -> None:
+def test_frames_without_pts_are_timed_by_the_streams_rate(tmp_path: Path) -> None:
     with open_video(str(clips.raw_h264(tmp_path / "raw.h264"))) as video:
         kept = [item for item in read_kept_frames(video, Fraction(5)) if isinstance(item, KeptFrame)]
     assert [(k.pts, k.time_base, k.time_s) for k in kept[:3]] == [
@@ -114,18 +114,18 @@ def test_without_pts_frames_are_counted_at_the_streams_rate(tmp_path: Path) -> N
     assert len(kept) == 6
 
 
-def test_a_clock_that_begins_anew_midway_costs_no_frame(tmp_path: Path) -> None:
+def test_no_frame_is_dropped_when_the_pts_restart_midway(tmp_path: Path) -> None:
     whole = read_all(clips.timestamps_restart(tmp_path / "two.ts"))
     assert [k[0] for k in frames(whole)] == list(range(60))
     assert [round(k[2], 3) for k in frames(whole)] == [round(0.04 * i, 3) for i in range(60)]
 
 
-def test_a_frame_size_that_changes_midway_stands_with_each_frame(tmp_path: Path) -> None:
+def test_each_frame_has_its_own_size_when_the_size_changes_midway(tmp_path: Path) -> None:
     sizes = [k[3:5] for k in frames(read_all(clips.changing_size(tmp_path / "sizes.h264")))]
     assert sizes == [(96, 64)] * 10 + [(128, 48)] * 10
 
 
-def test_a_frame_that_grows_past_the_limit_midway_is_not_decoded(
+def test_frames_that_exceed_the_size_limit_midway_are_not_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip = clips.changing_size(tmp_path / "sizes.h264", 256, 128)
@@ -135,7 +135,7 @@ def test_a_frame_that_grows_past_the_limit_midway_is_not_decoded(
     assert sum(gap.frames or 0 for gap in gaps(whole)) == 10
 
 
-def test_many_frames_are_read_in_little_memory(tmp_path: Path) -> None:
+def test_reading_many_frames_does_not_accumulate_memory(tmp_path: Path) -> None:
     clip = clips.write(
         tmp_path / "long.mp4", (clips.plain(i, 640, 480) for i in range(300)), [40 * i for i in range(300)]
     )
@@ -147,57 +147,57 @@ def test_many_frames_are_read_in_little_memory(tmp_path: Path) -> None:
         kept = read_kept_frames(video)
         for _ in range(50):
             next(kept)
-        early = resident_bytes()
+        early_bytes = resident_bytes()
         count = sum(1 for _ in kept)
         assert count == 250
-        assert resident_bytes() - early < 30 * 640 * 480 * 3 // 2
+        assert resident_bytes() - early_bytes < 30 * 640 * 480 * 3 // 2
 
 
 # --- damage
 
 
-def test_a_damaged_packet_costs_itself_and_is_told_where_it_stood(tmp_path: Path) -> None:
+def test_a_damaged_packet_leaves_a_gap_of_one_frame_at_its_place(tmp_path: Path) -> None:
     clip = clips.write_damaged(clips.long_gop_with_b_frames(tmp_path / "whole.mp4"), tmp_path / "damaged.mp4", [30])
     whole = read_all(clip, None)
     assert len(frames(whole)) == 119
     (gap,) = gaps(whole)
     assert (gap.frames, gap.reason) == (1, GapReason.CORRUPT)
-    before, after = frames(whole)[gap.after_frame], frames(whole)[gap.after_frame + 1]
-    assert before[2] < gap.from_s < gap.to_s == after[2]
+    previous, following = frames(whole)[gap.after_frame], frames(whole)[gap.after_frame + 1]
+    assert previous[2] < gap.from_s < gap.to_s == following[2]
 
 
-def test_neighbouring_losses_are_one_gap(tmp_path: Path) -> None:
+def test_adjacent_losses_form_one_gap(tmp_path: Path) -> None:
     clip = clips.write_damaged(clips.constant_rate(tmp_path / "whole.mp4"), tmp_path / "damaged.mp4", [13, 14, 15])
     assert gaps(read_all(clip)) == [FrameGap(12, 0.52, 0.64, 3, GapReason.CORRUPT)]
 
 
-def test_a_damaged_keyframe_costs_the_frames_that_lean_on_it_and_all_are_told(tmp_path: Path) -> None:
+def test_gaps_after_a_damaged_keyframe_cover_all_its_dependent_frames(tmp_path: Path) -> None:
     clip = clips.write_damaged(clips.constant_rate(tmp_path / "whole.mp4"), tmp_path / "damaged.mp4", [30])
     whole = read_all(clip)
     assert len(frames(whole)) + sum(gap.frames or 0 for gap in gaps(whole)) == 50
     assert all(gap.reason is GapReason.CORRUPT and gap.from_s < gap.to_s for gap in gaps(whole))
 
 
-def test_damage_up_to_the_end_is_told(tmp_path: Path) -> None:
+def test_damage_up_to_the_end_is_reported_as_a_gap(tmp_path: Path) -> None:
     clip = clips.write_damaged(clips.constant_rate(tmp_path / "whole.mp4"), tmp_path / "damaged.mp4", range(45, 50))
     (gap,) = gaps(read_all(clip))
     assert (gap.after_frame, gap.from_s, gap.frames) == (44, 1.8, 5)
 
 
-def test_damage_before_the_first_frame_is_told(tmp_path: Path) -> None:
+def test_damage_before_the_first_frame_is_reported_as_a_gap(tmp_path: Path) -> None:
     clip = clips.write_damaged(clips.constant_rate(tmp_path / "whole.mp4"), tmp_path / "damaged.mp4", [0])
     whole = read_all(clip)
     assert gaps(whole)[0].after_frame == -1
     assert len(frames(whole)) + sum(gap.frames or 0 for gap in gaps(whole)) == 50
 
 
-def test_a_loss_in_a_cell_that_has_its_frame_is_no_gap(tmp_path: Path) -> None:
+def test_a_loss_in_a_cell_whose_frame_was_kept_is_not_a_gap(tmp_path: Path) -> None:
     clip = clips.write_damaged(clips.constant_rate(tmp_path / "whole.mp4"), tmp_path / "damaged.mp4", [13])
     assert gaps(read_all(clip, Fraction(1))) == []
     assert [gap.frames for gap in gaps(read_all(clip, Fraction(25)))] == [1]
 
 
-def test_a_truncated_matroska_file_is_told(tmp_path: Path) -> None:
+def test_a_truncated_matroska_file_ends_with_a_gap(tmp_path: Path) -> None:
     whole = clips.constant_rate(tmp_path / "whole.mkv", 200)
     items = read_all(clips.write_truncated(whole, tmp_path / "cut.mkv"), Fraction(5))
     (gap,) = gaps(items)
@@ -206,7 +206,7 @@ def test_a_truncated_matroska_file_is_told(tmp_path: Path) -> None:
     assert last[2] < gap.from_s < 5
 
 
-def test_a_truncated_mp4_with_its_index_in_front_is_told(tmp_path: Path) -> None:
+def test_a_truncated_mp4_with_its_index_in_front_ends_with_a_gap(tmp_path: Path) -> None:
     whole = clips.constant_rate(tmp_path / "whole.mp4", 200, muxer={"movflags": "faststart"})
     items = read_all(clips.write_truncated(whole, tmp_path / "cut.mp4"))
     assert gaps(items)[-1].reason == GapReason.TRUNCATED
@@ -214,7 +214,7 @@ def test_a_truncated_mp4_with_its_index_in_front_is_told(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["whole.mp4", "whole.mkv", "whole.avi", "whole.ts"])
-def test_a_whole_file_has_no_gap(tmp_path: Path, name: str) -> None:
+def test_an_undamaged_file_has_no_gaps(tmp_path: Path, name: str) -> None:
     assert gaps(read_all(clips.constant_rate(tmp_path / name, 75, first_ms=2_000))) == []
 
 
@@ -239,60 +239,64 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
 }
 
 
-@pytest.mark.parametrize("rate", [None, Fraction(5)], ids=["all", "5 a second"])
+@pytest.mark.parametrize("rate", [None, Fraction(5)], ids=["all", "5 per second"])
 @pytest.mark.parametrize("name", MAKERS)
-def test_a_resumed_run_tells_what_an_undisturbed_one_tells(tmp_path: Path, name: str, rate: Fraction | None) -> None:
+def test_a_resumed_run_continues_exactly_as_an_uninterrupted_one(
+    tmp_path: Path, name: str, rate: Fraction | None
+) -> None:
     assert_resumes_everywhere(MAKERS[name](tmp_path / name), rate, every=7 if rate is None else 2)
 
 
-@pytest.mark.parametrize("rate", [None, Fraction(5)], ids=["all", "5 a second"])
+@pytest.mark.parametrize("rate", [None, Fraction(5)], ids=["all", "5 per second"])
 @pytest.mark.parametrize("packets", [[13, 14, 15], [20], [30, 33]])
-def test_it_does_so_in_a_damaged_file(tmp_path: Path, packets: list[int], rate: Fraction | None) -> None:
+def test_a_resumed_run_of_a_damaged_file_continues_exactly_as_an_uninterrupted_one(
+    tmp_path: Path, packets: list[int], rate: Fraction | None
+) -> None:
     clip = clips.write_damaged(clips.constant_rate(tmp_path / "whole.mp4"), tmp_path / "damaged.mp4", packets)
     assert_resumes_everywhere(clip, rate)
 
 
 @pytest.mark.parametrize("name", ["b.mp4", "b.mkv", "vfr.mp4", "cfr.avi"])
-def test_resuming_where_the_container_has_an_index_seeks(
+def test_resuming_seeks_if_the_container_has_an_index(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip = MAKERS[name](tmp_path / name)
     resumes = resume_points(clip)
-    monkeypatch.setattr(Video, "restart", may_not_restart)
+    monkeypatch.setattr(Video, "restart", fail_on_restart)
     for resume in resumes[5::10]:
         assert frames(read_all(clip, None, resume))[0][0] == resume.next_frame
 
 
-def test_where_a_keyframe_is_no_whole_picture_the_run_begins_further_back(tmp_path: Path) -> None:
+def test_resuming_near_a_keyframe_that_is_not_a_whole_picture_seeks_further_back(tmp_path: Path) -> None:
     clip = clips.intra_refresh(tmp_path / "refresh.mp4")
     whole, resume = read_all(clip), resume_points(clip)[85]
-    assert read_all(clip, None, resume) == behind(whole, 86)
+    assert read_all(clip, None, resume) == items_after(whole, 86)
 
 
-def test_where_seeking_fails_the_run_decodes_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resuming_decodes_from_the_start_if_seeking_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clip = clips.constant_rate(tmp_path / "clip.mp4")
     whole, resume = read_all(clip), resume_points(clip)[40]
 
-    def fails(_: Video, __: int) -> None:
-        raise av.error.OSError(5, "no seeking here")
+    def fail_to_seek(_: Video, __: int) -> None:
+        raise av.error.OSError(5, "seeking is not supported")
 
-    monkeypatch.setattr(Video, "seek", fails)
-    assert read_all(clip, None, resume) == behind(whole, 41)
+    monkeypatch.setattr(Video, "seek", fail_to_seek)
+    assert read_all(clip, None, resume) == items_after(whole, 41)
 
 
-def test_a_run_resumed_behind_the_last_frame_tells_nothing(tmp_path: Path) -> None:
+def test_a_run_resumed_after_the_last_frame_yields_nothing(tmp_path: Path) -> None:
     clip = clips.constant_rate(tmp_path / "clip.mp4")
     assert read_all(clip, None, resume_points(clip)[-1]) == []
 
 
-def test_a_gap_right_behind_the_stored_frame_is_told_again_in_the_same_words(tmp_path: Path) -> None:
+def test_a_gap_directly_after_the_stored_frame_is_reported_again_unchanged(tmp_path: Path) -> None:
     clip = clips.write_damaged(clips.constant_rate(tmp_path / "whole.mp4"), tmp_path / "damaged.mp4", [13])
     (gap,) = gaps(read_all(clip))
     assert read_all(clip, None, resume_points(clip)[gap.after_frame])[0] == gap
     assert gaps(read_all(clip, None, resume_points(clip)[gap.after_frame + 1])) == []
 
 
-def test_a_file_that_changed_between_two_runs_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_changed_between_runs_is_refused(tmp_path: Path) -> None:
     clip = clips.constant_rate(tmp_path / "clip.mp4")
     resume = resume_points(clip)[10]
     clips.constant_rate(clip, 51)
@@ -301,12 +305,12 @@ def test_a_file_that_changed_between_two_runs_is_refused(tmp_path: Path) -> None
     assert caught.value.code == "source_changed"
 
 
-def test_a_resume_that_knows_no_identity_is_not_refused(tmp_path: Path) -> None:
+def test_a_resume_point_without_an_identity_is_accepted(tmp_path: Path) -> None:
     clip = clips.constant_rate(tmp_path / "clip.mp4")
     assert len(read_all(clip, None, ResumePoint(identity=FileIdentity()))) == 50
 
 
-def test_nonsense_to_resume_from_ends_in_counting(tmp_path: Path) -> None:
+def test_an_impossible_resume_point_is_resolved_by_counting_frames(tmp_path: Path) -> None:
     clip = clips.constant_rate(tmp_path / "clip.mp4")
     resume = ResumePoint(3, -(2**63), "1/16000", 2**63 - 1, None)
     assert [k[0] for k in frames(read_all(clip, None, resume))] == list(range(3, 50))

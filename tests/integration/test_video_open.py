@@ -1,4 +1,4 @@
-"""What a source turns out to be, and which sources are refused, in which words."""
+"""Opening sources: their properties, and which sources are refused with which errors."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ DASH = """<?xml version="1.0"?>
 """
 
 
-def refusal(source: str | Path, expect: FileIdentity | None = None) -> SourceError:
+def refusal(source: str | Path, expected_identity: FileIdentity | None = None) -> SourceError:
     with pytest.raises(SourceError) as caught:
-        open_video(str(source), expected_identity=expect)
+        open_video(str(source), expected_identity=expected_identity)
     return caught.value
 
 
-def test_a_file_tells_its_facts(tmp_path: Path) -> None:
+def test_the_properties_of_a_file_are_read(tmp_path: Path) -> None:
     clip = clips.constant_rate(tmp_path / "clip.mp4", 50)
     with open_video(str(clip)) as video:
         source = video.source
@@ -45,13 +45,13 @@ def test_a_file_tells_its_facts(tmp_path: Path) -> None:
     assert not source.live
 
 
-def test_a_file_url_names_a_file(tmp_path: Path) -> None:
+def test_a_file_url_opens_the_file(tmp_path: Path) -> None:
     clip = clips.constant_rate(tmp_path / "a clip.mp4", 2)
     with open_video(clip.as_uri()) as video:
         assert video.source.frames_expected == 2
 
 
-def test_tags_that_are_not_utf8_are_no_obstacle(tmp_path: Path) -> None:
+def test_tags_that_are_not_utf8_are_ignored(tmp_path: Path) -> None:
     clip = clips.constant_rate(tmp_path / "clip.mkv", 2)
     (tmp_path / "tagged.mkv").write_bytes(clip.read_bytes().replace(b"Lavf", b"\xff\xfe\x80\xe9"))
     with open_video(str(tmp_path / "tagged.mkv")) as video:
@@ -60,29 +60,29 @@ def test_tags_that_are_not_utf8_are_no_obstacle(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
-def test_the_duration_counts_from_the_first_frame(tmp_path: Path, suffix: str) -> None:
+def test_the_duration_is_counted_from_the_first_frame(tmp_path: Path, suffix: str) -> None:
     with open_video(str(clips.constant_rate(tmp_path / f"late.{suffix}", 50, first_ms=5_000))) as video:
         assert video.source.duration_s == pytest.approx(2.0, abs=0.05)
 
 
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     error = refusal(tmp_path / "absent.mp4")
     assert error.code == "source_missing"
     assert "No such file" in error.message
-    assert "see that it exists" in error.message
+    assert "Check that the file exists" in error.message
 
 
-def test_a_directory_is_no_source(tmp_path: Path) -> None:
+def test_a_directory_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path).code == "source_missing"
 
 
-def test_a_pipe_is_no_source_and_nobody_waits_for_it(tmp_path: Path) -> None:
+def test_a_pipe_is_refused_without_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.mp4")
     assert refusal(tmp_path / "pipe.mp4").code == "source_missing"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
-def test_a_file_that_may_not_be_read_is_told(tmp_path: Path) -> None:
+def test_a_file_without_read_permission_is_refused(tmp_path: Path) -> None:
     clip = clips.constant_rate(tmp_path / "clip.mp4", 2)
     clip.chmod(0)
     error = refusal(clip)
@@ -90,34 +90,34 @@ def test_a_file_that_may_not_be_read_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["a\0b.mp4", "x" * 5_000])
-def test_a_path_that_cannot_be_is_a_missing_file(path: str) -> None:
+def test_an_impossible_path_is_reported_as_a_missing_file(path: str) -> None:
     assert refusal(path).code == "source_missing"
 
 
 @pytest.mark.parametrize("content", [b"", b"hello\n" * 1_000, bytes(range(256)) * 40])
-def test_a_file_that_is_no_video_is_told(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_video_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "notes.mp4"
     path.write_bytes(content)
     assert refusal(path).code == "source_not_video"
 
 
-def test_an_mp4_cut_before_its_index_is_told(tmp_path: Path) -> None:
+def test_an_mp4_truncated_before_its_index_is_refused(tmp_path: Path) -> None:
     whole = clips.constant_rate(tmp_path / "whole.mp4")
     error = refusal(clips.write_truncated(whole, tmp_path / "cut.mp4"))
     assert (error.code, "Invalid data" in error.message) == ("source_not_video", True)
 
 
-def test_an_mp4_without_a_packet_has_no_frames(tmp_path: Path) -> None:
+def test_an_mp4_without_packets_has_no_frames(tmp_path: Path) -> None:
     assert refusal(clips.no_packet(tmp_path / "empty.mp4")).code == "no_frames"
 
 
-def test_a_video_of_which_no_packet_can_be_decoded_has_no_frames(tmp_path: Path) -> None:
+def test_a_video_without_a_decodable_packet_has_no_frames(tmp_path: Path) -> None:
     whole = clips.constant_rate(tmp_path / "whole.mp4", 20)
     error = refusal(clips.write_damaged(whole, tmp_path / "ruined.mp4", range(20)))
     assert (error.code, "20 packets" in error.message) == ("no_frames", True)
 
 
-def test_a_cover_picture_is_no_video(tmp_path: Path) -> None:
+def test_a_cover_picture_does_not_count_as_a_video(tmp_path: Path) -> None:
     assert refusal(clips.cover_picture(tmp_path / "song.mp3")).code == "source_no_video_stream"
 
 
@@ -137,7 +137,7 @@ def test_a_playlist_opens_no_other_file(tmp_path: Path, name: str) -> None:
     ],
     ids=["concat", "sdp", "dash"],
 )
-def test_a_text_that_names_other_sources_is_refused_whatever_its_name(tmp_path: Path, text: str) -> None:
+def test_a_text_that_refers_to_other_sources_is_refused_whatever_its_name(tmp_path: Path, text: str) -> None:
     clip = clips.constant_rate(tmp_path / "clip.mp4", 5)
     (tmp_path / "video.mp4").write_text(text.format(clip=clip))
     assert refusal(tmp_path / "video.mp4").code == "source_not_video"
@@ -147,25 +147,27 @@ def test_a_text_that_names_other_sources_is_refused_whatever_its_name(tmp_path: 
     "name",
     ["concat:clip.mp4|clip.mp4", "frame%03d.png", "lavfi", "pipe:0", "data:,x", "subfile,,start,0,end,0,,:clip.mp4"],
 )
-def test_ffmpegs_own_words_are_plain_file_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_ffmpegs_protocols_and_patterns_are_taken_as_plain_file_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     clips.constant_rate(tmp_path / "clip.mp4", 5)
     monkeypatch.chdir(tmp_path)
     assert refusal(name).code == "source_missing"
 
 
 @pytest.mark.parametrize("url", ["ftp://host/a.mp4", "lavfi://testsrc", "srt://host:1", "concat://a", "://"])
-def test_other_kinds_of_url_are_forbidden(url: str) -> None:
+def test_other_url_schemes_are_forbidden(url: str) -> None:
     assert refusal(url).code == "source_forbidden"
 
 
-def test_a_picture_is_no_video(tmp_path: Path) -> None:
+def test_a_still_picture_is_refused(tmp_path: Path) -> None:
     picture = clips.write(
         tmp_path / "still.png", [clips.plain(0)], [0], codec="png", pixel_format="rgb24", format_name="image2"
     )
     assert refusal(picture).code == "source_not_video"
 
 
-def test_frames_larger_than_the_limit_are_refused_with_their_size(
+def test_frames_above_the_size_limit_are_refused_with_their_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip = clips.write(tmp_path / "clip.mp4", (clips.plain(i, 640, 360) for i in range(5)), range(0, 200, 40))
@@ -177,7 +179,7 @@ def test_frames_larger_than_the_limit_are_refused_with_their_size(
         assert len(list(read_kept_frames(video))) == 5
 
 
-def test_a_huge_picture_whose_size_only_decoding_tells_is_never_decoded(tmp_path: Path) -> None:
+def test_a_huge_frame_is_not_decoded_even_if_the_header_has_no_size(tmp_path: Path) -> None:
     wide = clips.write(
         tmp_path / "wide.mkv", [clips.plain(0, 16_384, 5_376)], [0], codec="mjpeg", pixel_format="yuvj420p"
     )
@@ -185,39 +187,39 @@ def test_a_huge_picture_whose_size_only_decoding_tells_is_never_decoded(tmp_path
     assert (error.code, "larger than" in error.message) == ("no_frames", True)
 
 
-def test_a_file_that_changed_since_the_first_attempt_is_refused(tmp_path: Path) -> None:
+def test_a_file_changed_since_the_first_attempt_is_refused(tmp_path: Path) -> None:
     clip = clips.constant_rate(tmp_path / "clip.mp4", 5)
     with open_video(str(clip)) as video:
-        seen = video.source.identity
-    with open_video(str(clip), expected_identity=seen) as video:
-        assert video.source.identity == seen
+        identity = video.source.identity
+    with open_video(str(clip), expected_identity=identity) as video:
+        assert video.source.identity == identity
     clips.constant_rate(clip, 6)
-    error = refusal(clip, expect=seen)
-    assert (error.code, "start a new scenario" in error.message) == ("source_changed", True)
+    error = refusal(clip, expected_identity=identity)
+    assert (error.code, "Start a new scenario" in error.message) == ("source_changed", True)
 
 
-def test_a_closed_video_holds_no_file_open(tmp_path: Path) -> None:
+def test_closing_a_video_closes_its_files(tmp_path: Path) -> None:
     clip = clips.constant_rate(tmp_path / "clip.mp4", 5)
     refused = clips.no_packet(tmp_path / "empty.mp4")
-    before = len(list(Path("/dev/fd").iterdir()))
+    open_files = len(list(Path("/dev/fd").iterdir()))
     for _ in range(20):
         with open_video(str(clip)) as video:
             next(read_kept_frames(video))
         refusal(refused)
-    assert len(list(Path("/dev/fd").iterdir())) <= before + 1
+    assert len(list(Path("/dev/fd").iterdir())) <= open_files + 1
 
 
-# --- sources behind a URL
+# --- sources at a URL
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
-        """Test output stays readable."""
+        """Log nothing, to keep the test output readable."""
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path))) as httpd:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(tmp_path))) as httpd:
         thread = threading.Thread(target=partial(httpd.serve_forever, poll_interval=0.01), name="clips over http")
         thread.start()
         yield f"http://127.0.0.1:{httpd.server_address[1]}"
@@ -232,7 +234,7 @@ def test_a_video_is_read_over_http(tmp_path: Path, server: str) -> None:
         assert len(list(read_kept_frames(video))) == 10
 
 
-def test_a_playlist_behind_a_url_is_refused_too(tmp_path: Path, server: str) -> None:
+def test_a_playlist_at_a_url_is_refused(tmp_path: Path, server: str) -> None:
     clip = clips.constant_rate(tmp_path / "clip.ts", 5)
     (tmp_path / "list.m3u8").write_text(
         f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile://{clip}\n#EXT-X-ENDLIST\n"
@@ -240,14 +242,14 @@ def test_a_playlist_behind_a_url_is_refused_too(tmp_path: Path, server: str) -> 
     assert refusal(f"{server}/list.m3u8").code == "source_not_video"
 
 
-def test_what_the_server_does_not_have_is_told_without_the_password(server: str) -> None:
+def test_the_error_for_a_url_not_found_hides_the_secrets(server: str) -> None:
     error = refusal(server.replace("//", "//user:hunter2@") + "/absent.mp4?token=hunter3")
     assert error.code == "source_missing"
     assert "/absent.mp4" in error.message
     assert "hunter" not in error.message
 
 
-def test_a_server_that_is_away_may_come_back() -> None:
+def test_an_unreachable_server_is_a_temporary_error() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]

@@ -1,4 +1,4 @@
-"""The pixels of a kept frame: as displayed, in the size and order that was asked for, whatever the codec's own format."""
+"""The pixels of a kept frame: as displayed, in the requested size and channel order, for every pixel format."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CORNERS: dict[str, list[str]] = {
 }
 
 
-def first(path: Path) -> KeptFrame:
+def read_first(path: Path) -> KeptFrame:
     with open_video(str(path)) as video:
         frame = next(read_kept_frames(video))
     assert isinstance(frame, KeptFrame)
@@ -66,8 +66,8 @@ def write_rotated(path: Path, turn: str) -> Path:
 
 
 @pytest.mark.parametrize("turn", TURNS)
-def test_a_frame_is_shown_as_its_display_matrix_asks(tmp_path: Path, turn: str) -> None:
-    frame = first(write_rotated(tmp_path / "turned.mp4", turn))
+def test_a_frame_is_oriented_by_its_display_matrix(tmp_path: Path, turn: str) -> None:
+    frame = read_first(write_rotated(tmp_path / "turned.mp4", turn))
     sideways = turn in {"clockwise", "counterclockwise", "transposed", "transposed the other way"}
     assert (frame.width, frame.height) == ((64, 96) if sideways else (96, 64))
     assert frame.image().shape == (frame.height, frame.width, 3)
@@ -75,54 +75,54 @@ def test_a_frame_is_shown_as_its_display_matrix_asks(tmp_path: Path, turn: str) 
 
 
 @pytest.mark.parametrize("turn", TURNS)
-def test_a_turned_frame_has_the_size_that_was_asked_for(tmp_path: Path, turn: str) -> None:
-    picture = first(write_rotated(tmp_path / "turned.mp4", turn)).image(30, 20)
+def test_a_turned_frame_has_the_requested_size(tmp_path: Path, turn: str) -> None:
+    picture = read_first(write_rotated(tmp_path / "turned.mp4", turn)).image(30, 20)
     assert picture.shape == (20, 30, 3)
     assert corners(picture) == CORNERS[turn]
 
 
-def test_the_source_tells_the_displayed_size_and_the_turn(tmp_path: Path) -> None:
+def test_the_source_has_the_displayed_size_and_the_rotation(tmp_path: Path) -> None:
     with open_video(str(write_rotated(tmp_path / "turned.mp4", "clockwise"))) as video:
         assert (video.source.width, video.source.height, video.source.rotation) == (64, 96, 90)
 
 
-def test_an_odd_angle_is_left_alone(tmp_path: Path) -> None:
+def test_an_angle_that_is_not_a_multiple_of_90_degrees_is_ignored(tmp_path: Path) -> None:
     clip = clips.oriented(tmp_path / "odd.mp4", (46_341, 46_341, 0, -46_341, 46_341, 0, 0, 0, 1 << 30))
-    assert corners(first(clip).image()) == CORNERS["upright"]
+    assert corners(read_first(clip).image()) == CORNERS["upright"]
 
 
-def test_bgr_is_rgb_backwards(tmp_path: Path) -> None:
-    frame = first(write_rotated(tmp_path / "clip.mp4", "clockwise"))
+def test_bgr_is_rgb_reversed(tmp_path: Path) -> None:
+    frame = read_first(write_rotated(tmp_path / "clip.mp4", "clockwise"))
     assert np.array_equal(frame.image(order="bgr"), frame.image(order="rgb")[:, :, ::-1])
 
 
 @pytest.mark.parametrize("turn", ["upright", "clockwise", "mirrored"])
-def test_a_picture_is_bytes_in_one_block_that_a_model_may_write_to(tmp_path: Path, turn: str) -> None:
-    picture = first(write_rotated(tmp_path / "clip.mp4", turn)).image()
+def test_a_picture_is_a_contiguous_and_writable_array_of_bytes(tmp_path: Path, turn: str) -> None:
+    picture = read_first(write_rotated(tmp_path / "clip.mp4", turn)).image()
     assert picture.dtype == np.uint8
     assert picture.flags.c_contiguous
     assert picture.flags.writeable
 
 
 @pytest.mark.parametrize(("width", "height"), [(97, 65), (33, 49), (65, 16), (640, 17)])
-def test_odd_sizes_lose_no_row_or_column(tmp_path: Path, width: int, height: int) -> None:
+def test_odd_sizes_keep_every_row_and_column(tmp_path: Path, width: int, height: int) -> None:
     clip = clips.write(tmp_path / "odd.mkv", [clips.plain(0, width, height)], [0], codec="ffv1", pixel_format="yuv420p")
-    picture = first(clip).image()
+    picture = read_first(clip).image()
     assert picture.shape == (height, width, 3)
     assert np.abs(picture.astype(int) - clips.grey(0)).max() <= 3
-    assert first(clip).image(31, 17).shape == (17, 31, 3)
+    assert read_first(clip).image(31, 17).shape == (17, 31, 3)
 
 
 @pytest.mark.parametrize(
     "pixel_format", ["yuv420p10le", "yuv422p", "yuv444p12le", "gray", "gray16le", "bgr0", "rgb48le", "yuva420p"]
 )
-def test_every_pixel_format_comes_as_8_bit_rgb(tmp_path: Path, pixel_format: str) -> None:
+def test_every_pixel_format_is_converted_to_8_bit_rgb(tmp_path: Path, pixel_format: str) -> None:
     clip = clips.write(tmp_path / "clip.mkv", [clips.plain(3)], [0], codec="ffv1", pixel_format=pixel_format)
-    picture = first(clip).image(48, 32)
+    picture = read_first(clip).image(48, 32)
     assert picture.shape == (32, 48, 3)
     assert np.abs(picture.astype(int) - clips.grey(3)).max() <= 3
 
 
 def test_the_same_frame_gives_the_same_bytes_each_time(tmp_path: Path) -> None:
-    frame = first(clips.constant_rate(tmp_path / "clip.mp4", 1))
+    frame = read_first(clips.constant_rate(tmp_path / "clip.mp4", 1))
     assert frame.image(50, 40).tobytes() == frame.image(50, 40).tobytes()

@@ -1,4 +1,4 @@
-"""Real clips and their traps: what DATA.md beside the checkout says of each is what is read."""
+"""Real clips and their pitfalls: each is read as DATA.md beside the checkout describes it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ def gaps(path: Path) -> list[FrameGap]:
         return [item for item in read_kept_frames(video) if isinstance(item, FrameGap)]
 
 
-def seen(path: Path, rate: Fraction | None, resume: ResumePoint | None = None) -> list[tuple[int, int, float, bytes]]:
-    """Number, pts, time and picture of each kept frame, with no picture kept alive."""
+def read_comparable(
+    path: Path, rate: Fraction | None, resume: ResumePoint | None = None
+) -> list[tuple[int, int, float, bytes]]:
+    """Return number, pts, time and picture of each kept frame, holding no decoded picture."""
     with open_video(str(path)) as video:
         return [
             (item.frame_number, item.pts, item.time_s, item.image(32, 18).tobytes())
@@ -33,7 +35,7 @@ def seen(path: Path, rate: Fraction | None, resume: ResumePoint | None = None) -
         ]
 
 
-def stored(path: Path, rate: Fraction | None, numbers: list[int]) -> list[ResumePoint]:
+def resume_points(path: Path, rate: Fraction | None, numbers: list[int]) -> list[ResumePoint]:
     with open_video(str(path)) as video:
         return [
             ResumePoint(
@@ -55,7 +57,7 @@ def stored(path: Path, rate: Fraction | None, numbers: list[int]) -> list[Resume
         ("rotated-90.mov", 3, (320, 568), 0.1),
     ],
 )
-def test_a_clip_gives_its_frames_its_size_and_no_gap(
+def test_a_clip_has_the_expected_frames_and_size_and_no_gaps(
     shared: Path, name: str, frames: int, size: tuple[int, int], duration_s: float
 ) -> None:
     with open_video(str(shared / "videos" / name)) as video:
@@ -68,63 +70,63 @@ def test_a_clip_gives_its_frames_its_size_and_no_gap(
     assert count == frames
 
 
-def test_one_frame_a_second_of_a_clip_of_40_seconds_is_40_frames(shared: Path) -> None:
+def test_a_clip_of_40_seconds_has_40_frames_at_one_per_second(shared: Path) -> None:
     frames = kept(shared / "videos" / "bottle-detection.mp4", Fraction(1))
     assert [k.frame_number for k in frames] == list(range(40))
     assert all(second <= k.time_s < second + 1 / 29 for second, k in enumerate(frames))
 
 
-@pytest.mark.parametrize("rate", [None, Fraction(5), Fraction(1)], ids=["all", "5 a second", "1 a second"])
-def test_resuming_a_long_gop_at_several_points_gives_the_undisturbed_list_and_never_starts_over(
+@pytest.mark.parametrize("rate", [None, Fraction(5), Fraction(1)], ids=["all", "5 per second", "1 per second"])
+def test_resuming_in_a_long_gop_seeks_and_yields_the_same_frames(
     shared: Path, rate: Fraction | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip = shared / "videos" / "bottle-detection.mp4"
-    monkeypatch.setattr(Video, "restart", lambda _: pytest.fail("decoded from the start"))
-    whole = seen(clip, rate)
+    monkeypatch.setattr(Video, "restart", lambda _: pytest.fail("the video was decoded from the start"))
+    whole = read_comparable(clip, rate)
     last = len(whole) - 1
     points = sorted({0, 1, last // 5, last // 3, last // 2, last * 3 // 4, last - 1, last})
-    for resume in stored(clip, rate, points):
-        assert seen(clip, rate, resume) == whole[resume.next_frame :]
+    for resume in resume_points(clip, rate, points):
+        assert read_comparable(clip, rate, resume) == whole[resume.next_frame :]
 
 
 @pytest.mark.parametrize(
     "name", ["vtest.avi", "tree.avi", "corrupted.mp4", "h265-10bit.mp4", "nasa-13013.mp4", "rotated-90.mov"]
 )
-def test_resuming_gives_the_undisturbed_list_for_every_kind_of_file(shared: Path, name: str) -> None:
+def test_resuming_yields_the_same_frames_for_every_kind_of_file(shared: Path, name: str) -> None:
     clip = shared / "videos" / name
-    whole = seen(clip, None)
+    whole = read_comparable(clip, None)
     last = len(whole) - 1
-    for resume in stored(clip, None, [0, last // 3, last * 2 // 3, last]):
-        assert seen(clip, None, resume) == whole[resume.next_frame :]
+    for resume in resume_points(clip, None, [0, last // 3, last * 2 // 3, last]):
+        assert read_comparable(clip, None, resume) == whole[resume.next_frame :]
 
 
-def test_of_two_default_streams_the_larger_one_is_read(shared: Path) -> None:
+def test_the_larger_of_two_default_streams_is_read(shared: Path) -> None:
     with open_video(str(shared / "videos" / "nasa-13013.mp4")) as video:
         assert (video.source.width, video.source.height, video.source.frames_expected) == (480, 270, 390)
         assert sum(1 for _ in read_kept_frames(video)) == 390
 
 
-def test_a_sound_file_is_refused(shared: Path) -> None:
-    with pytest.raises(SourceError, match="holds no video, only audio") as caught:
+def test_an_audio_file_is_refused(shared: Path) -> None:
+    with pytest.raises(SourceError, match="contains no video, only audio") as caught:
         open_video(str(shared / "videos" / "audio-only.mp3"))
     assert caught.value.code == "source_no_video_stream"
 
 
-def test_a_header_that_promises_too_many_frames_is_no_gap(shared: Path) -> None:
+def test_a_header_with_too_many_frames_causes_no_gap(shared: Path) -> None:
     with open_video(str(shared / "videos" / "tree.avi")) as video:
         assert video.source.frames_expected == 444
     assert gaps(shared / "videos" / "tree.avi") == []
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_damaged_clip_loses_one_frame_and_says_which(shared: Path, threads: int) -> None:
+def test_a_damaged_clip_has_a_gap_of_one_frame(shared: Path, threads: int) -> None:
     with open_video(str(shared / "videos" / "corrupted.mp4"), threads=threads) as video:
         items = list(read_kept_frames(video))
-    told = [item for item in items if isinstance(item, FrameGap)]
-    assert len(items) - len(told) == 49
-    assert told == [FrameGap(29, 3.0, 3.1, 1, GapReason.CORRUPT)]
+    found = [item for item in items if isinstance(item, FrameGap)]
+    assert len(items) - len(found) == 49
+    assert found == [FrameGap(29, 3.0, 3.1, 1, GapReason.CORRUPT)]
 
 
-def test_a_rotated_clip_stands_upright(shared: Path) -> None:
+def test_a_rotated_clip_is_read_upright(shared: Path) -> None:
     frame = kept(shared / "videos" / "rotated-90.mov")[0]
     assert frame.image().shape == (568, 320, 3)

@@ -1,4 +1,4 @@
-"""Workers on real clips with real models, started by a real runner: what they send to Kafka, and how they end."""
+"""Workers on real clips with real models, started by a real runner: what they send to Kafka and how they end."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def media(folder: Path) -> Path:
-    """A media root with a clip in it, and one beside it that must stay out of reach."""
+    """A media root with a clip, next to a clip that must not be readable."""
     root = folder / "media"
     root.mkdir()
     clips.constant_rate(root / "clip.mp4")
@@ -60,8 +60,8 @@ def clip(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def free(kafka_settings: KafkaSettings, folder: Path) -> Iterator[RunnerProcess]:
-    """A runner that may read any file and has the odd models; and the shared ones, where they are."""
+def runner_process(kafka_settings: KafkaSettings, folder: Path) -> Iterator[RunnerProcess]:
+    """A runner that may read any file and has the faulty models, and the shared models if they exist."""
     shared = Path(__file__).parents[3] / "shared" / "models"
     models = ["--models-dir", str(shared)] if shared.is_dir() else []
     ControlPlane(kafka_settings).close()
@@ -73,8 +73,8 @@ def free(kafka_settings: KafkaSettings, folder: Path) -> Iterator[RunnerProcess]
 
 
 @pytest.fixture(scope="module")
-def runner_id(free: RunnerProcess, control_plane: ControlPlane) -> str:
-    return free.wait_for_id(control_plane)
+def runner_id(runner_process: RunnerProcess, control_plane: ControlPlane) -> str:
+    return runner_process.wait_for_id(control_plane)
 
 
 def numbers(frames: list[Frame]) -> list[int]:
@@ -82,13 +82,11 @@ def numbers(frames: list[Frame]) -> list[int]:
 
 
 def comparable(frames: list[Frame]) -> list[object]:
-    """What must be the same at every run: all but the epoch and the clock."""
+    """Return what must be the same in every run: everything except the epoch and the time of inference."""
     return [(frame.frame_number, frame.pts, frame.time_s, frame.detections) for frame in frames]
 
 
-def test_what_a_worker_says_of_its_source_s_secrets_is_not_reported(
-    control_plane: ControlPlane, runner_id: str, clip: Path
-) -> None:
+def test_secrets_of_the_source_are_not_reported(control_plane: ControlPlane, runner_id: str, clip: Path) -> None:
     handler = partial(SimpleHTTPRequestHandler, directory=str(clip.parent))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -96,7 +94,7 @@ def test_what_a_worker_says_of_its_source_s_secrets_is_not_reported(
         source = (
             f"http://admin:{SECRET_IN_ERRORS}@127.0.0.1:{server.server_port}/{clip.name}?loginpas={SECRET_IN_ERRORS}"
         )
-        control_plane.send_command(runner_id, make_deploy(uuid, source, "indiscreet"))
+        control_plane.send_command(runner_id, make_deploy(uuid, source, "secret_leak"))
         entry = control_plane.wait_until_ended(runner_id, uuid)
         server.shutdown()
     assert entry.error is not None
@@ -105,7 +103,7 @@ def test_what_a_worker_says_of_its_source_s_secrets_is_not_reported(
     assert "Hunter" not in f"{entry.error.message} {entry.detail}"
 
 
-def test_a_video_comes_as_opened_then_dense_frames_then_the_end(
+def test_a_video_gives_opened_then_all_frames_then_the_end_marker(
     control_plane: ControlPlane, runner_id: str, clip: Path
 ) -> None:
     uuid = new_uuid()
@@ -130,7 +128,7 @@ def test_a_frame_rate_keeps_the_first_frame_of_each_cell(
     assert [frame.time_s for frame in control_plane.frames(uuid)] == pytest.approx([0.0, 0.2, 0.4, 0.6])
 
 
-def test_yolox_finds_the_two_bottles(control_plane: ControlPlane, runner_id: str, shared: Path) -> None:
+def test_yolox_finds_two_bottles(control_plane: ControlPlane, runner_id: str, shared: Path) -> None:
     uuid = new_uuid()
     control_plane.send_command(
         runner_id, make_deploy(uuid, shared / "videos/bottle-detection.mp4", "yolox_nano", fps="1")
@@ -141,7 +139,7 @@ def test_yolox_finds_the_two_bottles(control_plane: ControlPlane, runner_id: str
     assert all(detection.score > 0.9 for detection in tenth.detections)
 
 
-def test_a_scenarios_parameters_are_in_force(control_plane: ControlPlane, runner_id: str, shared: Path) -> None:
+def test_the_parameters_of_a_scenario_are_applied(control_plane: ControlPlane, runner_id: str, shared: Path) -> None:
     uuid = new_uuid()
     parameters = Parameters(score_threshold=0.99)
     control_plane.send_command(
@@ -153,38 +151,38 @@ def test_a_scenarios_parameters_are_in_force(control_plane: ControlPlane, runner
 
 
 @pytest.mark.parametrize(("rate", "last"), [("all", 40), ("all", 3), ("7", 17), ("2", 6)])
-def test_a_resumed_run_of_a_stateful_model_sees_what_an_undisturbed_one_sees(
+def test_a_resumed_run_of_a_stateful_model_gives_the_results_of_an_uninterrupted_run(
     control_plane: ControlPlane, runner_id: str, folder: Path, rate: str, last: int
 ) -> None:
     source = clips.long_gop_with_b_frames(folder / f"long-{rate}-{last}.mp4")
     uuid = new_uuid()
     control_plane.send_command(runner_id, make_deploy(uuid, source, fps=rate))
     control_plane.wait_for_end_marker(uuid)
-    undisturbed, [opened] = control_plane.frames(uuid), control_plane.opened(uuid)
+    uninterrupted, [opened] = control_plane.frames(uuid), control_plane.opened(uuid)
     control_plane.send_command(
-        runner_id, make_deploy(uuid, source, fps=rate, epoch=2, resume=resume_after(undisturbed[last], opened))
+        runner_id, make_deploy(uuid, source, fps=rate, epoch=2, resume=resume_after(uninterrupted[last], opened))
     )
     end = control_plane.wait_for_end_marker(uuid, epoch=2)
-    assert any(frame.detections for frame in undisturbed)
-    assert comparable(control_plane.frames(uuid, epoch=2)) == comparable(undisturbed[last + 1 :])
-    assert end.last_frame == undisturbed[-1].frame_number
+    assert any(frame.detections for frame in uninterrupted)
+    assert comparable(control_plane.frames(uuid, epoch=2)) == comparable(uninterrupted[last + 1 :])
+    assert end.last_frame == uninterrupted[-1].frame_number
 
 
-def test_a_resumed_run_on_a_real_clip_sees_what_an_undisturbed_one_sees(
+def test_a_resumed_run_on_a_real_clip_gives_the_results_of_an_uninterrupted_run(
     control_plane: ControlPlane, runner_id: str, shared: Path
 ) -> None:
     uuid, source = new_uuid(), shared / "videos/vtest.avi"
     control_plane.send_command(runner_id, make_deploy(uuid, source, fps="2"))
     control_plane.wait_for_end_marker(uuid)
-    undisturbed, [opened] = control_plane.frames(uuid), control_plane.opened(uuid)
+    uninterrupted, [opened] = control_plane.frames(uuid), control_plane.opened(uuid)
     control_plane.send_command(
-        runner_id, make_deploy(uuid, source, fps="2", epoch=2, resume=resume_after(undisturbed[120], opened))
+        runner_id, make_deploy(uuid, source, fps="2", epoch=2, resume=resume_after(uninterrupted[120], opened))
     )
     control_plane.wait_for_end_marker(uuid, epoch=2)
-    assert comparable(control_plane.frames(uuid, epoch=2)) == comparable(undisturbed[121:])
+    assert comparable(control_plane.frames(uuid, epoch=2)) == comparable(uninterrupted[121:])
 
 
-def test_an_attempt_after_a_loss_gives_the_same_frames(control_plane: ControlPlane, runner_id: str, clip: Path) -> None:
+def test_a_retry_gives_the_same_frames(control_plane: ControlPlane, runner_id: str, clip: Path) -> None:
     uuid = new_uuid()
     control_plane.send_command(runner_id, make_deploy(uuid, clip))
     control_plane.send_command(runner_id, make_deploy(other := new_uuid(), clip, attempt=2))
@@ -193,7 +191,7 @@ def test_an_attempt_after_a_loss_gives_the_same_frames(control_plane: ControlPla
     assert comparable(control_plane.frames(other)) == comparable(control_plane.frames(uuid))
 
 
-def test_a_resumed_run_that_finds_nothing_left_ends_at_once(
+def test_a_resumed_run_without_remaining_frames_ends_at_once(
     control_plane: ControlPlane, runner_id: str, clip: Path
 ) -> None:
     uuid = new_uuid()
@@ -205,11 +203,13 @@ def test_a_resumed_run_that_finds_nothing_left_ends_at_once(
     assert (end.last_frame, end.reason, control_plane.frames(uuid, epoch=2)) == (19, EndReason.FINISHED, [])
 
 
-def test_a_stop_ends_with_what_was_sent_and_says_so(control_plane: ControlPlane, runner_id: str, folder: Path) -> None:
+def test_a_stopped_worker_sends_an_end_marker_with_its_last_frame(
+    control_plane: ControlPlane, runner_id: str, folder: Path
+) -> None:
     uuid = new_uuid()
     source = clips.constant_rate(folder / "endless.mp4", frames=3000)
-    control_plane.send_command(runner_id, make_deploy(uuid, source, "patient"))
-    control_plane.wait_until(lambda: len(control_plane.frames(uuid)) > 3, "it is at work")
+    control_plane.send_command(runner_id, make_deploy(uuid, source, "slow_inference"))
+    control_plane.wait_until(lambda: len(control_plane.frames(uuid)) > 3, "its worker sends frames")
     control_plane.send_command(runner_id, StopWork(uuid, 1))
     end = control_plane.wait_for_end_marker(uuid)
     assert (end.last_frame, end.reason) == (control_plane.frames(uuid)[-1].frame_number, EndReason.STOPPED)
@@ -217,32 +217,36 @@ def test_a_stop_ends_with_what_was_sent_and_says_so(control_plane: ControlPlane,
     assert control_plane.wait_until_ended(runner_id, uuid).reason is EndReason.STOPPED
 
 
-def test_a_skip_is_told_as_a_gap_and_takes_no_number(control_plane: ControlPlane, runner_id: str, clip: Path) -> None:
+def test_a_skip_is_reported_as_a_gap_and_uses_no_frame_number(
+    control_plane: ControlPlane, runner_id: str, clip: Path
+) -> None:
     uuid = new_uuid()
     control_plane.send_command(runner_id, make_deploy(uuid, clip))
     control_plane.wait_for_end_marker(uuid)
-    plain = control_plane.frames(uuid)
-    skips = (Skip(plain[4].pts, 2),)
+    unskipped = control_plane.frames(uuid)
+    skips = (Skip(unskipped[4].pts, 2),)
     control_plane.send_command(runner_id, make_deploy(other := new_uuid(), clip, skips=skips))
     end = control_plane.wait_for_end_marker(other)
     frames = control_plane.frames(other)
     [gap] = control_plane.gaps(other)
-    assert [frame.pts for frame in frames] == [frame.pts for frame in plain[:5] + plain[7:]]
+    assert [frame.pts for frame in frames] == [frame.pts for frame in unskipped[:5] + unskipped[7:]]
     assert numbers(frames) == list(range(18))
-    assert (gap.after_frame, gap.frames, gap.reason, gap.from_s) == (4, 2, GapReason.SKIPPED, plain[5].time_s)
+    assert (gap.after_frame, gap.frames, gap.reason, gap.from_s) == (4, 2, GapReason.SKIPPED, unskipped[5].time_s)
     assert end.last_frame == 17
-    for last in (4, 9):  # resumed right before the skip, and behind it
-        again = new_uuid()
+    for last in (4, 9):  # resumed right before the skip, and after it
+        resumed_uuid = new_uuid()
         control_plane.send_command(
             runner_id,
-            make_deploy(again, clip, skips=skips, resume=resume_after(frames[last], control_plane.opened(other)[0])),
+            make_deploy(
+                resumed_uuid, clip, skips=skips, resume=resume_after(frames[last], control_plane.opened(other)[0])
+            ),
         )
-        control_plane.wait_for_end_marker(again)
-        assert comparable(control_plane.frames(again)) == comparable(frames[last + 1 :])
+        control_plane.wait_for_end_marker(resumed_uuid)
+        assert comparable(control_plane.frames(resumed_uuid)) == comparable(frames[last + 1 :])
 
 
-def wait_until_failed(stage: ControlPlane, name: str, uuid: str, epoch: int = 1) -> tuple[Entry, str]:
-    entry = stage.wait_until_ended(name, uuid, epoch)
+def wait_until_failed(control_plane: ControlPlane, name: str, uuid: str, epoch: int = 1) -> tuple[Entry, str]:
+    entry = control_plane.wait_until_ended(name, uuid, epoch)
     assert entry.reason is EndReason.ERROR
     assert entry.error is not None
     return entry, entry.error.code
@@ -252,13 +256,13 @@ def wait_until_failed(stage: ControlPlane, name: str, uuid: str, epoch: int = 1)
     ("content", "code"),
     [
         (None, "source_missing"),
-        (b"hello, I am no video\n" * 100, "source_not_video"),
+        (b"this is not a video\n" * 100, "source_not_video"),
         (b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n/etc/hostname\n", "source_not_video"),
         ("no packet", "no_frames"),
         ("sound", "source_no_video_stream"),
     ],
 )
-def test_a_bad_source_is_an_error_that_no_retry_mends(
+def test_a_bad_source_is_a_permanent_error(
     control_plane: ControlPlane, runner_id: str, tmp_path: Path, content: object, code: str
 ) -> None:
     uuid, source = new_uuid(), tmp_path / "clip.mp4"
@@ -269,11 +273,11 @@ def test_a_bad_source_is_an_error_that_no_retry_mends(
     elif content == "sound":
         source = clips.cover_picture(tmp_path / "sound.mp3")
     control_plane.send_command(runner_id, make_deploy(uuid, source))
-    entry, found = wait_until_failed(control_plane, runner_id, uuid)
-    assert (found, entry.fatal, control_plane.frames(uuid)) == (code, True, [])
+    entry, error_code = wait_until_failed(control_plane, runner_id, uuid)
+    assert (error_code, entry.fatal, control_plane.frames(uuid)) == (code, True, [])
 
 
-def test_a_file_that_changed_is_another_video(control_plane: ControlPlane, runner_id: str, tmp_path: Path) -> None:
+def test_a_changed_file_is_a_permanent_error(control_plane: ControlPlane, runner_id: str, tmp_path: Path) -> None:
     uuid, source = new_uuid(), clips.constant_rate(tmp_path / "clip.mp4")
     control_plane.send_command(runner_id, make_deploy(uuid, source))
     control_plane.wait_for_end_marker(uuid)
@@ -291,32 +295,32 @@ def test_a_file_that_changed_is_another_video(control_plane: ControlPlane, runne
         ("motion", Parameters(labels=("unicorn",)), "parameter_invalid"),
     ],
 )
-def test_a_model_or_parameter_that_cannot_be_is_no_matter_for_a_retry(
+def test_an_invalid_model_or_parameter_is_a_permanent_error(
     control_plane: ControlPlane, runner_id: str, clip: Path, model: str, parameters: Parameters, code: str
 ) -> None:
     uuid = new_uuid()
     control_plane.send_command(runner_id, make_deploy(uuid, clip, model, parameters=parameters))
-    entry, found = wait_until_failed(control_plane, runner_id, uuid)
-    assert (found, entry.fatal) == (code, True)
+    entry, error_code = wait_until_failed(control_plane, runner_id, uuid)
+    assert (error_code, entry.fatal) == (code, True)
 
 
-def test_a_frame_rate_that_is_none_is_an_error(control_plane: ControlPlane, runner_id: str, clip: Path) -> None:
+def test_an_invalid_frame_rate_is_a_permanent_error(control_plane: ControlPlane, runner_id: str, clip: Path) -> None:
     uuid = new_uuid()
     control_plane.send_command(runner_id, make_deploy(uuid, clip, fps="often"))
     entry, code = wait_until_failed(control_plane, runner_id, uuid)
     assert (code, entry.fatal) == ("parameter_invalid", True)
 
 
-@pytest.mark.parametrize("model", ["poisonous", "buggy"])
-def test_after_a_loss_the_frame_at_which_it_falls_is_named(
+@pytest.mark.parametrize("model", ["inference_error", "model_bug"])
+def test_a_retry_names_the_frame_at_which_it_fails(
     control_plane: ControlPlane, runner_id: str, clip: Path, model: str
 ) -> None:
     uuid = new_uuid()
     control_plane.send_command(runner_id, make_deploy(uuid, clip, model))
-    entry, found = wait_until_failed(control_plane, runner_id, uuid)
-    assert (found, entry.fatal, entry.waits_for) == ("inference_failed", False, WorkerWait.INFERENCE)
+    entry, error_code = wait_until_failed(control_plane, runner_id, uuid)
+    assert (error_code, entry.fatal, entry.waits_for) == ("inference_failed", False, WorkerWait.INFERENCE)
     stored = control_plane.frames(uuid)
-    assert numbers(stored) == list(range(5))  # the first alone, then four, and the next four hold the bad one
+    assert numbers(stored) == list(range(5))  # the first alone, then a batch of four; the next batch has the bad frame
 
     resume = resume_after(stored[-1], control_plane.opened(uuid)[0])
     control_plane.send_command(runner_id, make_deploy(uuid, clip, model, epoch=2, attempt=1, resume=resume))
@@ -326,59 +330,63 @@ def test_after_a_loss_the_frame_at_which_it_falls_is_named(
     assert numbers(control_plane.frames(uuid, epoch=2)) == [5]
 
 
-def test_what_no_inbox_could_read_is_not_sent_and_its_frame_is_named(
+def test_a_result_that_the_inbox_could_not_read_is_not_sent_and_its_frame_is_named(
     control_plane: ControlPlane, runner_id: str, clip: Path
 ) -> None:
     uuid = new_uuid()
-    control_plane.send_command(runner_id, make_deploy(uuid, clip, "mumbling", attempt=1))
+    control_plane.send_command(runner_id, make_deploy(uuid, clip, "invalid_label", attempt=1))
     entry, code = wait_until_failed(control_plane, runner_id, uuid)
     assert (code, entry.fatal, entry.waits_for) == ("message_invalid", False, WorkerWait.INFERENCE)
     assert entry.error is not None
-    assert "the model or the source gave what cannot be stored" in entry.error.message
+    assert "The model or the source returned data that cannot be stored" in entry.error.message
     assert numbers(control_plane.frames(uuid)) == list(range(BAD_FRAME))
 
 
-def test_a_model_of_another_package_that_cannot_be_loaded_is_refused(
+def test_a_model_of_another_package_that_cannot_be_loaded_is_a_permanent_error(
     control_plane: ControlPlane, runner_id: str, clip: Path
 ) -> None:
     uuid = new_uuid()
-    control_plane.send_command(runner_id, make_deploy(uuid, clip, "unloadable"))
+    control_plane.send_command(runner_id, make_deploy(uuid, clip, "load_failure"))
     entry, code = wait_until_failed(control_plane, runner_id, uuid)
     assert (code, entry.fatal) == ("model_refused", True)
     assert entry.error is not None
-    assert "'unloadable' cannot be loaded (AttributeError: " in entry.error.message
+    assert "'load_failure' cannot be loaded (AttributeError: " in entry.error.message
 
 
-def test_a_bug_in_a_model_tells_its_traceback(control_plane: ControlPlane, runner_id: str, clip: Path) -> None:
+def test_a_bug_in_a_model_is_reported_with_its_traceback(
+    control_plane: ControlPlane, runner_id: str, clip: Path
+) -> None:
     uuid = new_uuid()
-    control_plane.send_command(runner_id, make_deploy(uuid, clip, "buggy"))
+    control_plane.send_command(runner_id, make_deploy(uuid, clip, "model_bug"))
     entry, _ = wait_until_failed(control_plane, runner_id, uuid)
     assert "ZeroDivisionError: a mistake of the model's author" in (entry.detail or "")
 
 
-def test_a_crash_in_native_code_tells_the_signal_and_where(
+def test_a_crash_in_native_code_is_reported_with_its_signal_and_stack(
     control_plane: ControlPlane, runner_id: str, clip: Path
 ) -> None:
     uuid = new_uuid()
-    control_plane.send_command(runner_id, make_deploy(uuid, clip, "deadly", attempt=1))
+    control_plane.send_command(runner_id, make_deploy(uuid, clip, "segfault", attempt=1))
     entry = control_plane.wait_until_ended(runner_id, uuid)
     assert entry.reason is EndReason.CRASHED
     assert entry.error is not None
     assert signal.SIGSEGV.name in entry.error.message
     assert "Segmentation fault" in (entry.detail or "")
-    assert "odd_models.py" in (entry.detail or "")
+    assert "faulty_models.py" in (entry.detail or "")
 
 
 @pytest.fixture(scope="module")
-def confined(kafka_settings: KafkaSettings, folder: Path, media: Path, control_plane: ControlPlane) -> Iterator[str]:
-    """The name of a runner that may read the media root and nothing else."""
+def confined_runner_id(
+    kafka_settings: KafkaSettings, folder: Path, media: Path, control_plane: ControlPlane
+) -> Iterator[str]:
+    """The id of a runner that may read only the media root."""
     with running_runner(kafka_settings, folder, "--media-root", str(media)) as process:
         yield process.wait_for_id(control_plane)
 
 
-def test_a_source_under_the_media_root_is_named_relative_to_it(control_plane: ControlPlane, confined: str) -> None:
+def test_a_source_is_a_path_relative_to_the_media_root(control_plane: ControlPlane, confined_runner_id: str) -> None:
     uuid = new_uuid()
-    control_plane.send_command(confined, make_deploy(uuid, "clip.mp4", fps="1"))
+    control_plane.send_command(confined_runner_id, make_deploy(uuid, "clip.mp4", fps="1"))
     assert control_plane.wait_for_end_marker(uuid).reason is EndReason.FINISHED
 
 
@@ -394,23 +402,23 @@ def test_a_source_under_the_media_root_is_named_relative_to_it(control_plane: Co
         ("nowhere.mp4", "source_missing"),
     ],
 )
-def test_nothing_leads_out_of_the_media_root(
-    control_plane: ControlPlane, confined: str, source: str, code: str
+def test_no_source_leads_out_of_the_media_root(
+    control_plane: ControlPlane, confined_runner_id: str, source: str, code: str
 ) -> None:
     uuid = new_uuid()
-    control_plane.send_command(confined, make_deploy(uuid, source))
-    entry, found = wait_until_failed(control_plane, confined, uuid)
-    assert (found, entry.fatal, control_plane.opened(uuid)) == (code, True, [])
+    control_plane.send_command(confined_runner_id, make_deploy(uuid, source))
+    entry, error_code = wait_until_failed(control_plane, confined_runner_id, uuid)
+    assert (error_code, entry.fatal, control_plane.opened(uuid)) == (code, True, [])
 
 
-def test_a_worker_that_is_ended_by_hand_is_a_crash(
-    control_plane: ControlPlane, free: RunnerProcess, runner_id: str, folder: Path
+def test_a_killed_worker_is_reported_as_crashed(
+    control_plane: ControlPlane, runner_process: RunnerProcess, runner_id: str, folder: Path
 ) -> None:
     uuid = new_uuid()
-    source = clips.constant_rate(folder / "by-hand.mp4", frames=3000)
-    control_plane.send_command(runner_id, make_deploy(uuid, source, "patient"))
-    control_plane.wait_until(lambda: control_plane.frames(uuid), "it is at work")
-    [pid] = free.workers()
+    source = clips.constant_rate(folder / "killed.mp4", frames=3000)
+    control_plane.send_command(runner_id, make_deploy(uuid, source, "slow_inference"))
+    control_plane.wait_until(lambda: control_plane.frames(uuid), "its worker sends frames")
+    [pid] = runner_process.workers()
     os.kill(pid, signal.SIGKILL)
     entry = control_plane.wait_until_ended(runner_id, uuid)
     assert entry.reason is EndReason.CRASHED
@@ -418,7 +426,7 @@ def test_a_worker_that_is_ended_by_hand_is_a_crash(
     assert "SIGKILL" in entry.error.message
 
 
-def test_a_resume_is_taken_as_it_is_said_even_where_nothing_is_known_of_the_pts(
+def test_a_resume_point_without_pts_is_followed_by_its_frame_number(
     control_plane: ControlPlane, runner_id: str, clip: Path
 ) -> None:
     uuid = new_uuid()

@@ -1,4 +1,4 @@
-"""Messages at the limits of Kafka: what is too large fails its scenario alone, with an error that says so."""
+"""Messages at Kafka's size limits: a result that is too large fails only its own scenario, with a clear error."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def runner_id(process: RunnerProcess, control_plane: ControlPlane) -> str:
     return process.wait_for_id(control_plane)
 
 
-def says_that_it_is_too_large(entry: Entry) -> bool:
+def names_bad_frame_as_too_large(entry: Entry) -> bool:
     assert entry.error is not None
     assert (entry.reason, entry.error.code) == (EndReason.ERROR, "result_too_large")
-    assert "more than Kafka takes in one message; raise score_threshold" in entry.error.message
+    assert "more than fit in one Kafka message. Raise score_threshold" in entry.error.message
     return entry.error.frame_number == BAD_FRAME
 
 
@@ -50,47 +50,50 @@ def test_a_result_with_too_many_detections_fails_its_scenario_at_once(
     control_plane: ControlPlane, runner_id: str, clip: Path
 ) -> None:
     uuid, other = new_uuid(), new_uuid()
-    control_plane.send_command(runner_id, make_deploy(uuid, clip, "verbose", attempt=1))
+    control_plane.send_command(runner_id, make_deploy(uuid, clip, "oversized_result", attempt=1))
     entry = control_plane.wait_until_ended(runner_id, uuid)
-    assert says_that_it_is_too_large(entry)
+    assert names_bad_frame_as_too_large(entry)
     assert entry.fatal
     assert [frame.frame_number for frame in control_plane.frames(uuid)] == list(range(BAD_FRAME))
     control_plane.send_command(runner_id, make_deploy(other, clip))
     assert control_plane.wait_for_end_marker(other).reason is EndReason.FINISHED
 
 
-def test_it_is_a_poisonous_frame_where_those_are_to_be_skipped(
+def test_a_result_that_is_too_large_is_a_poisonous_frame_if_those_are_skipped(
     control_plane: ControlPlane, runner_id: str, clip: Path
 ) -> None:
     uuid = new_uuid()
     control_plane.send_command(
-        runner_id, make_deploy(uuid, clip, "verbose", attempt=1, parameters=Parameters(on_poison=PoisonPolicy.SKIP))
+        runner_id,
+        make_deploy(uuid, clip, "oversized_result", attempt=1, parameters=Parameters(on_poison=PoisonPolicy.SKIP)),
     )
     entry = control_plane.wait_until_ended(runner_id, uuid)
-    assert says_that_it_is_too_large(entry)
+    assert names_bad_frame_as_too_large(entry)
     assert (entry.fatal, entry.waits_for, entry.next_frame) == (False, WorkerWait.INFERENCE, BAD_FRAME)
 
 
-def test_a_result_that_the_topic_is_too_small_for_fails_its_scenario_at_once(
+def test_a_result_above_the_limit_of_the_topic_fails_its_scenario_at_once(
     kafka_settings: KafkaSettings, control_plane: ControlPlane, runner_id: str, clip: Path
 ) -> None:
     uuid = new_uuid()
     with limited_message_size(kafka_settings, RESULTS, 2000):
-        control_plane.send_command(runner_id, make_deploy(uuid, clip, "talkative", attempt=1))
+        control_plane.send_command(runner_id, make_deploy(uuid, clip, "large_result", attempt=1))
         entry = control_plane.wait_until_ended(runner_id, uuid)
     assert entry.error is not None
     assert (entry.error.code, entry.fatal) == ("result_too_large", True)
     sent = [frame.frame_number for frame in control_plane.frames(uuid)]
-    before = [number for place, number in enumerate(sent) if number == place]
-    assert 4 <= len(before) <= BAD_FRAME, "what went in one batch with it may be refused with it"
-    # What was under way behind it may have been taken; the inbox stores nothing behind a hole (test_inbox.py).
+    contiguous = [number for place, number in enumerate(sent) if number == place]
+    assert 4 <= len(contiguous) <= BAD_FRAME, "messages in the same Kafka batch may be rejected with it"
+    # Later messages in flight may have been accepted. The inbox stores nothing after a hole (test_inbox.py).
     assert BAD_FRAME not in sent
 
 
-def test_a_deploy_with_250_kb_of_labels_is_taken(control_plane: ControlPlane, runner_id: str, clip: Path) -> None:
+def test_a_deploy_with_250_kb_of_labels_is_accepted(control_plane: ControlPlane, runner_id: str, clip: Path) -> None:
     uuid = new_uuid()
     labels = tuple(f"{number:04}" + '"' * 123 for number in range(1000))
-    control_plane.send_command(runner_id, make_deploy(uuid, clip, "patient", parameters=Parameters(labels=labels)))
+    control_plane.send_command(
+        runner_id, make_deploy(uuid, clip, "slow_inference", parameters=Parameters(labels=labels))
+    )
     assert control_plane.wait_for_end_marker(uuid).reason is EndReason.FINISHED
     control_plane.send_command(
         runner_id, make_deploy(refused := new_uuid(), clip, parameters=Parameters(labels=labels))

@@ -1,4 +1,4 @@
-"""A whole vidflow as its clients see it, and as somebody sees it who kills its parts. For tests."""
+"""A complete vidflow in processes, for tests: a client of its API, and ways to kill and freeze its processes."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ DONE_LIMIT_S = 150.0
 
 
 class VidflowClient:
-    """A running vidflow as its clients see it."""
+    """A client of a running vidflow, which can also kill and freeze its processes."""
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
         self.http = httpx.Client(base_url=stack.url, timeout=20)
 
-    def create_scenario(self, source: Path, model: str, fps: float | str, **more: Any) -> str:
-        answer = self.http.post("/scenario/init", json={"source": str(source), "model": model, "fps": fps, **more})
-        assert answer.status_code == 201, answer.text
-        return str(answer.json()["scenario_uuid"])
+    def create_scenario(self, source: Path, model: str, fps: float | str, **fields: Any) -> str:
+        response = self.http.post("/scenario/init", json={"source": str(source), "model": model, "fps": fps, **fields})
+        assert response.status_code == 201, response.text
+        return str(response.json()["scenario_uuid"])
 
     def get(self, path: str, **query: str) -> dict[str, Any]:
-        """Asks again while the api is away, as any client of a service that may be killed does."""
-        answers: list[httpx.Response] = []
+        """Return the JSON of a response, retrying while the api is away, as any client of a service would."""
+        responses: list[httpx.Response] = []
 
-        def answered() -> bool:
+        def is_answered() -> bool:
             try:
-                answers.append(self.http.get(path, params=query))
+                responses.append(self.http.get(path, params=query))
             except httpx.TransportError:
                 return False
-            return answers[-1].status_code == 200
+            return responses[-1].status_code == 200
 
-        wait_until(answered, f"GET {path} is answered", DONE_LIMIT_S)
-        return dict(answers[-1].json())
+        wait_until(is_answered, f"GET {path} is answered", DONE_LIMIT_S)
+        return dict(responses[-1].json())
 
     def scenario(self, uuid: str) -> dict[str, Any]:
         return self.get(f"/scenario/{uuid}")
@@ -69,14 +69,14 @@ class VidflowClient:
         os.kill(self.stack.pids()[kind][0], signal.SIGKILL)
 
     def kill_workers(self) -> None:
-        """Kills the worker of each scenario that is under way: the children of the runner's forkservers."""
+        """Kill all running workers, which are the children of the runner's forkservers."""
         [runner] = self.stack.pids()["runner"]
         for pid in [worker for forkserver in children(runner) for worker in children(forkserver)]:
             os.kill(pid, signal.SIGKILL)
 
     @contextmanager
     def frozen(self, kind: str) -> Iterator[None]:
-        """Lets the one process of a kind stand still while the block lasts."""
+        """Suspend the only process of a kind until the block ends."""
         [pid] = self.stack.pids()[kind]
         os.kill(pid, signal.SIGSTOP)
         try:
@@ -87,7 +87,7 @@ class VidflowClient:
 
 @contextmanager
 def running_vidflow(folder: Path, **options: Any) -> Iterator[VidflowClient]:
-    """A whole vidflow with its data in the folder, ready, until the block ends."""
+    """Run a complete vidflow with its data in the folder until the block ends. It is ready when the block begins."""
     stack = Stack(DevOptions(port=0, data_dir=folder, **options), print, print, Stop())
     try:
         stack.start()

@@ -69,7 +69,7 @@ def test_an_onnx_model_may_be_named_anywhere_only_where_that_is_allowed(foreign_
 
 def test_with_a_models_folder_nothing_elsewhere_may_be_named(models: Path, foreign_folder: Path) -> None:
     for name in ("net.toml", "evil.toml", "net.onnx", "none.toml"):
-        assert "the models folder has no file" in refusal(str(foreign_folder / name), models, any_onnx=True)
+        assert "The models folder has no file" in refusal(str(foreign_folder / name), models, any_onnx=True)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_link_or_dots_lead_nowhere_out_of_the_models_folder(models: Path, fore
     (models / "sub").mkdir()
     for place in (models, models / "sub"):
         (place / "link.toml").symlink_to(foreign_folder / "evil.toml")
-    assert "the models folder has no file" in refusal(name, models)
+    assert "The models folder has no file" in refusal(name, models)
     if name == "link.toml":
         assert "leads out of" in refusal("link", models), "by its stem too"
 
@@ -118,14 +118,14 @@ def test_a_link_from_outside_into_the_models_folder_names_nothing_there(models: 
     (foreign_folder / "in.toml").symlink_to(models / "program.toml")
     (foreign_folder / "folder").symlink_to(models)
     for path in ("in.toml", "folder/program.toml"):
-        assert "the models folder has no file" in refusal(str(foreign_folder / path), models)
+        assert "The models folder has no file" in refusal(str(foreign_folder / path), models)
         assert "runs only from the models folder" in refusal(str(foreign_folder / path), any_onnx=True)
 
 
 def test_a_folder_that_is_linked_out_of_the_models_folder_names_nothing(models: Path, foreign_folder: Path) -> None:
     (models / "sub").symlink_to(foreign_folder)
-    assert "the models folder has no file" in refusal("sub/evil.toml", models)
-    assert "the models folder has no file" in refusal(str(models / "sub/evil.toml"), models)
+    assert "The models folder has no file" in refusal("sub/evil.toml", models)
+    assert "The models folder has no file" in refusal(str(models / "sub/evil.toml"), models)
 
 
 @pytest.mark.parametrize("file", ["../elsewhere/evil.pt2", "link.pt2", "sub/evil.pt2", "/etc/hostname"])
@@ -178,12 +178,12 @@ def test_what_is_no_plain_file_of_a_models_size_is_refused_at_once(
 def test_an_onnx_file_of_countless_tiny_fields_is_refused_at_once(foreign_folder: Path) -> None:
     path = foreign_folder / "odd.onnx"
     path.write_bytes(b"\x08\x07" * 1_000_000)
-    with pytest.raises(ModelError, match="no ONNX model"):
+    with pytest.raises(ModelError, match="not an ONNX model"):
         read_metadata(path)
     os.truncate(path, 2 * 1024**3 - 1)
     path.write_bytes(b"")
     os.truncate(path, 2 * 1024**3 - 1)  # zeros as far as one may look
-    with pytest.raises(ModelError, match="no ONNX model"):
+    with pytest.raises(ModelError, match="not an ONNX model"):
         read_metadata(path)
 
 

@@ -67,14 +67,14 @@ def test_what_passes_is_waited_for(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('connection failed: ... FATAL:  password authentication failed for user "x"', "lets nobody in"),
-        ('connection failed: ... FATAL:  no such database: x', "lets nobody in"),
+        ('connection failed: ... FATAL:  password authentication failed for user "x"', "rejected the connection"),
+        ('connection failed: ... FATAL:  no such database: x', "rejected the connection"),
         ("connection failed: ... SSL error: certificate verify failed", "TLS to PostgreSQL failed"),
         ("connection failed: ... SSL error: tlsv13 alert certificate required", "TLS to PostgreSQL failed"),
         ("connection failed: ... server does not support SSL, but SSL was required", "TLS to PostgreSQL failed"),
-        ('connection failed: ... FATAL:  no pg_hba.conf entry for host "h", user "u", database "d", no encryption', "lets nobody in"),
+        ('connection failed: ... FATAL:  no pg_hba.conf entry for host "h", user "u", database "d"', "rejected the connection"),
         ('connection is bad: invalid sslmode value: "foo"', "TLS to PostgreSQL failed"),
-        ('connection is bad: invalid require_auth value: "foo"', "a setting that libpq does not take"),
+        ('connection is bad: invalid require_auth value: "foo"', "a setting that libpq does not accept"),
     ],
 )  # fmt: skip
 def test_what_waiting_does_not_help_is_told_in_one_line(text: str, said: str) -> None:

@@ -1,1 +1,1 @@
-"""One process each: a role joins the decisions of the domain with the outside world."""
+"""One long-running process per role. A role joins the decisions of the domain with the outside world."""

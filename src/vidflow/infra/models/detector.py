@@ -1,6 +1,7 @@
-"""A stateless detector around any function from one tensor to its outputs: prepare, run, decode, thin out, place.
+"""A stateless detector around a function that runs a tensor through a model.
 
-What runs the tensor (onnxruntime, an exported program) is given; this module knows no runtime.
+It fills the tensor, decodes the outputs, suppresses overlapping boxes and maps the rest to the picture. The caller supplies the
+runtime (onnxruntime, an exported program).
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from vidflow.infra.models.spec import UNUSED_LABELS, InputSpec, OutputSpec, Thre
 from vidflow.infra.models.tensors import FloatArray, PictureFit, fill_tensor, map_to_picture
 
 InferenceFunction = Callable[[FloatArray], Sequence[NDArray[Any]]]
-"""From a tensor (batch, 3, height, width) of float32 to the model's outputs."""
+"""Takes a float32 tensor (batch, 3, height, width) and returns the model's outputs."""
 
 BUILT_IN_NMS: Final = frozenset({"torchvision"})
-"""Decoders of models that thin out their boxes themselves."""
+"""Decoders of models that suppress overlapping boxes themselves."""
 
 
 class DetectionFilter(msgspec.Struct, frozen=True):
-    """What of a model's detections is kept: at least this score, these labels (None: all), at most so many a frame."""
+    """Which detections are kept: minimum score, labels (None: all) and maximum number per frame."""
 
     score: float
     labels: frozenset[str] | None
@@ -37,9 +38,9 @@ class DetectionFilter(msgspec.Struct, frozen=True):
 def build_filter(
     thresholds: Thresholds, known: tuple[str, ...], score: float | None, labels: Sequence[str] | None
 ) -> DetectionFilter:
-    """The model's own thresholds with what a scenario sets in their place.
+    """Return the filter for a scenario's score and labels. Without a score, the model's threshold applies.
 
-    Raises ParameterError for a label that the model does not know.
+    Raises ParameterError for a label that the model does not have.
     """
     check_known_labels(labels or (), known)
     allowed = frozenset(labels) if labels is not None else None
@@ -47,28 +48,32 @@ def build_filter(
 
 
 def to_detections(
-    found: Candidates, labels: tuple[str, ...], keep: DetectionFilter, size: Size
+    candidates: Candidates, labels: tuple[str, ...], detection_filter: DetectionFilter, size: Size
 ) -> tuple[Detection, ...]:
-    """Candidates whose boxes are in pixels of a picture of this (width, height), as detections in their one form."""
+    """Convert candidates to detections. Their boxes are in pixels of a picture of `size` (width, height)."""
     detections = []
-    for box, score, index in zip(found.boxes.tolist(), found.scores.tolist(), found.classes.tolist(), strict=True):
+    for box, score, index in zip(
+        candidates.boxes.tolist(), candidates.scores.tolist(), candidates.classes.tolist(), strict=True
+    ):
         if not 0 <= index < len(labels):
-            raise InferenceError(f"the model gave class {index}, but has {len(labels)} labels; complete its labels")
+            raise InferenceError(
+                f"The model returned class {index} but has only {len(labels)} labels. Complete the labels in its spec."
+            )
         if labels[index] in UNUSED_LABELS:
             continue
         detection = build_detection(labels[index], score, box, *size)
         if detection is not None:
             detections.append(detection)
-    return select_detections(detections, None, keep.labels, keep.limit)
+    return select_detections(detections, None, detection_filter.labels, detection_filter.limit)
 
 
 def first_line(error: BaseException) -> str:
-    """What a runtime's error says, short enough for a message of ours."""
+    """Return the first line of a runtime's error, shortened for use in a message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 class TensorDetector:
-    """The Model of a spec with [input] and [output]."""
+    """The Model for a spec with [input] and [output]."""
 
     warmup_frames = 0
 
@@ -79,21 +84,23 @@ class TensorDetector:
         inputs: InputSpec,
         outputs: OutputSpec,
         thresholds: Thresholds,
-        keep: DetectionFilter,
+        detection_filter: DetectionFilter,
         fixed_batch: int | None,
     ) -> None:
-        """`fixed_batch`: the only batch size that `run` takes, None where it takes any."""
+        """`fixed_batch`: the only batch size that `run` accepts, None if it accepts any."""
         self.labels = labels
         self.batch = fixed_batch or inputs.batch
         self._run = run
         self._inputs = inputs
-        self._filter = keep
+        self._filter = detection_filter
         self._nms_iou = None if outputs.decoder in BUILT_IN_NMS else thresholds.nms_iou
         self._decode = DECODERS[outputs.decoder]
         self._layout = Layout(inputs.size, outputs.strides, len(labels))
         self._fixed_batch = fixed_batch
         if outputs.decoder in BUILT_IN_NMS and self.batch != 1:
-            raise ModelError("the decoder 'torchvision' takes one picture at once; set batch = 1", code="model_refused")
+            raise ModelError(
+                "Decoder 'torchvision' supports one picture per batch. Set batch = 1.", code="model_refused"
+            )
 
     @property
     def input_size(self) -> Size | None:
@@ -101,24 +108,28 @@ class TensorDetector:
         return (self._inputs.size[1], self._inputs.size[0])
 
     def infer(self, pictures: Sequence[Picture]) -> list[tuple[Detection, ...]]:
-        """What is on each picture."""
-        seen: list[tuple[Detection, ...]] = []
+        """Return the detections of each picture."""
+        results: list[tuple[Detection, ...]] = []
         for start in range(0, len(pictures), self.batch):
-            seen.extend(self._infer_batch(pictures[start : start + self.batch]))
-        return seen
+            results.extend(self._infer_batch(pictures[start : start + self.batch]))
+        return results
 
     def _infer_batch(self, pictures: Sequence[Picture]) -> list[tuple[Detection, ...]]:
         tensor = np.zeros((self._fixed_batch or len(pictures), 3, *self._inputs.size), dtype=np.float32)
-        fits = [fill_tensor(tensor[place], picture, self._inputs) for place, picture in enumerate(pictures)]
+        fits = [fill_tensor(tensor[index], picture, self._inputs) for index, picture in enumerate(pictures)]
         decoded = self._decode(self._run(tensor), self._layout, self._filter.score)
         if len(decoded) < len(pictures):
             raise ModelError(
-                f"the model answered {len(decoded)} of {len(tensor)} pictures; set batch = 1", code="model_refused"
+                f"The model returned results for {len(decoded)} of {len(tensor)} pictures. Set batch = 1.",
+                code="model_refused",
             )
-        return [self._to_detections(*one) for one in zip(decoded, fits, pictures, strict=False)]
+        return [
+            self._to_detections(candidates, fit, picture)
+            for candidates, fit, picture in zip(decoded, fits, pictures, strict=False)
+        ]
 
-    def _to_detections(self, found: Candidates, placed: PictureFit, picture: Picture) -> tuple[Detection, ...]:
+    def _to_detections(self, candidates: Candidates, fit: PictureFit, picture: Picture) -> tuple[Detection, ...]:
         if self._nms_iou is not None:
-            found = apply_nms(found, self._nms_iou)
-        moved = Candidates(map_to_picture(found.boxes, placed), found.scores, found.classes)
-        return to_detections(moved, self.labels, self._filter, (picture.width, picture.height))
+            candidates = apply_nms(candidates, self._nms_iou)
+        mapped = Candidates(map_to_picture(candidates.boxes, fit), candidates.scores, candidates.classes)
+        return to_detections(mapped, self.labels, self._filter, (picture.width, picture.height))

@@ -1,7 +1,7 @@
-"""Runs programs saved by torch.export (.pt2) whose spec vouches for them by sha256. Nothing else here may load a .pt2.
+"""Run programs saved by torch.export (.pt2) whose sha256 the spec contains. No other module may load a .pt2 file.
 
-Loading such a file can run code that it carries: torch falls back to full unpickling, and evaluates the file's symbols. So
-the digest in the spec is a must, the bytes are hashed before torch sees them, and whoever writes the spec answers for them.
+Loading such a file can run code in it: torch falls back to full unpickling and evaluates the file's symbols. Therefore the
+digest in the spec is required, the bytes are hashed before torch sees them, and the spec's author is responsible for them.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ THREADS: Final = 1
 
 
 def load_exported(
-    content: bytes, spec: ModelSpec, labels: tuple[str, ...], keep: DetectionFilter, origin: Path
+    content: bytes, spec: ModelSpec, labels: tuple[str, ...], detection_filter: DetectionFilter, origin: Path
 ) -> TensorDetector:
-    """The program that these bytes hold; they must be those whose sha256 the spec names. `origin` names it in errors.
+    """Return the program in `content`. The caller has compared its sha256 with the spec's. `origin` names it in errors.
 
-    Raises ModelError (model_refused) where torch cannot read it.
+    Raises ModelError (model_refused) if torch cannot load it.
     """
     if spec.input is None or spec.output is None or spec.sha256 is None:
         raise spec_error(str(origin), "kind 'exported' needs sha256, [input] and [output]")
     torch.set_num_threads(THREADS)
     try:
         program = torch.export.load(io.BytesIO(content)).module()
-    except Exception as error:  # whatever a damaged archive makes torch raise
+    except Exception as error:  # for damaged archives torch raises errors of many types
         raise ModelError(
-            f"{origin} cannot be used: torch.export cannot load it ({first_line(error)}); export it again with this torch",
+            f"Cannot load {origin}: torch.export cannot read it ({first_line(error)}). Export it again with this version of torch.",
             code="model_refused",
         ) from error
     return TensorDetector(
@@ -46,7 +46,7 @@ def load_exported(
         spec.input,
         spec.output,
         spec.thresholds,
-        keep,
+        detection_filter,
         fixed_batch=spec.input.batch,
     )
 
@@ -57,7 +57,7 @@ def _build_inference_function(program: Any) -> InferenceFunction:  # noqa: ANN40
             with torch.inference_mode():
                 outputs = program(torch.from_numpy(tensor))
         except (RuntimeError, AssertionError) as error:
-            raise InferenceError(f"the exported program failed on a frame ({first_line(error)})") from error
+            raise InferenceError(f"The exported program failed on a frame ({first_line(error)}).") from error
         return [value.cpu().numpy() for value in _flatten(outputs)]
 
     return run

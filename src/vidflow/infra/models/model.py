@@ -1,4 +1,4 @@
-"""What every model and every picture given to one can do: the two protocols between a worker and its model."""
+"""The protocols between a worker and its model: Model, and the Picture that it receives."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ Size = tuple[int, int]
 
 
 class Picture(Protocol):
-    """A kept frame as a model sees it: displayed orientation, resized only when asked."""
+    """A kept frame as a model sees it: oriented as displayed, and resized only on request."""
 
     @property
     def width(self) -> int:
-        """Pixels of the displayed frame."""
+        """Width of the displayed frame in pixels."""
 
     @property
     def height(self) -> int:
-        """Pixels of the displayed frame."""
+        """Height of the displayed frame in pixels."""
 
     def image(
         self, width: int | None = None, height: int | None = None, order: ChannelOrder = "rgb"
     ) -> NDArray[np.uint8]:
-        """An array (height, width, 3), stretched to `width` x `height` where they are given."""
+        """Return an array of shape (height, width, 3), stretched to `width` x `height` if given."""
 
 
 class Model(Protocol):
-    """A loaded model, used by one thread of one worker."""
+    """A loaded model. It is used by one thread of one worker."""
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Every label that it may give."""
+        """All labels that detections may have."""
 
     @property
     def input_size(self) -> Size | None:
-        """(width, height) that it asks of pictures, None where that follows the picture."""
+        """(width, height) to which pictures are resized; None if that depends on the picture."""
 
     @property
     def warmup_frames(self) -> int:
-        """W: a result depends on the frame and on the W kept frames before it, and on nothing else; 0 for most."""
+        """Number of earlier kept frames on which a result depends, besides its own frame. 0 for stateless models."""
 
     @property
     def batch(self) -> int:
-        """How many pictures it is best given at once; fewer and more are right too."""
+        """The most efficient number of pictures per call. Any number gives correct results."""
 
     def infer(self, pictures: Sequence[Picture]) -> list[tuple[Detection, ...]]:
-        """What it sees on each, in order. A stateful model takes them as the next kept frames of one video.
+        """Return the detections of each picture, in order. For a stateful model they are the next kept frames of one video.
 
-        Raises InferenceError where it fails on these pictures.
+        Raises InferenceError if the model fails on these pictures.
         """

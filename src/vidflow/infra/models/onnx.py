@@ -1,4 +1,4 @@
-"""Runs ONNX models by onnxruntime. The file is hostile: it comes as bytes, and no other file is read for it."""
+"""Run ONNX models with onnxruntime. Models are untrusted: they are loaded from bytes, and never read other files."""
 
 from __future__ import annotations
 
@@ -17,35 +17,41 @@ from vidflow.infra.models.spec import InputSpec, ModelSpec, spec_error
 from vidflow.infra.models.tensors import FloatArray
 
 THREADS: Final = 1
-"""Workers share the cores: a second thread in each makes all of them slower."""
+"""Workers share the cores, and a second thread in each makes all of them slower."""
 PREFERRED_PROVIDERS: Final = ("CUDAExecutionProvider", "CPUExecutionProvider")
 NO_EXTERNAL_WEIGHTS_PATH: Final = "/dev/null/no-external-weights"
-"""No file can be below a device: weights that a model wants from other files are refused, wherever they are."""
+"""A path below a device cannot exist, so weights in external files are refused, wherever they are."""
 LOG_SEVERITY_FATAL: Final = 4
 
 
 def load_onnx(
-    content: bytes, spec: ModelSpec, labels: tuple[str, ...], keep: DetectionFilter, origin: Path
+    content: bytes, spec: ModelSpec, labels: tuple[str, ...], detection_filter: DetectionFilter, origin: Path
 ) -> TensorDetector:
-    """The model that these bytes hold. `origin` names it in errors.
+    """Return the model in `content`. `origin` names it in errors.
 
-    Raises ModelError (model_refused) where it is damaged, wants other files, or does not fit its spec.
+    Raises ModelError (model_refused) if it is damaged, needs other files, or does not fit its spec.
     """
     if spec.input is None or spec.output is None:
-        raise spec_error(str(origin), "it has no [input] or no [output]")
+        raise spec_error(str(origin), "kind 'onnx' needs [input] and [output]")
     session = open_session(content, origin)
     fixed_batch = _check_input(session, spec.input, origin)
     return TensorDetector(
-        _build_inference_function(session), labels, spec.input, spec.output, spec.thresholds, keep, fixed_batch
+        _build_inference_function(session),
+        labels,
+        spec.input,
+        spec.output,
+        spec.thresholds,
+        detection_filter,
+        fixed_batch,
     )
 
 
 def open_session(content: bytes, origin: Path) -> ort.InferenceSession:
-    """An onnxruntime session on the best provider here. Raises ModelError (model_refused)."""
+    """Return an onnxruntime session on the best available provider. Raises ModelError (model_refused)."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = THREADS
     options.inter_op_num_threads = THREADS
-    options.log_severity_level = LOG_SEVERITY_FATAL  # what goes wrong is raised, and told once
+    options.log_severity_level = LOG_SEVERITY_FATAL  # errors are raised; logging them would report them twice
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.load_model_format", "ONNX")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", NO_EXTERNAL_WEIGHTS_PATH)
@@ -54,12 +60,12 @@ def open_session(content: bytes, origin: Path) -> ort.InferenceSession:
         return ort.InferenceSession(
             content, options, providers=[name for name in PREFERRED_PROVIDERS if name in available]
         )
-    except Exception as error:  # its errors share no base but Exception
+    except Exception as error:  # onnxruntime's errors have no common base class but Exception
         if "external data" in str(error).lower():
-            what = "it keeps weights in other files, which are never read; save it with all weights in one file"
+            fault = "it keeps weights in other files, which are never read. Save it with all weights in one file."
         else:
-            what = f"onnxruntime refuses it ({first_line(error)}); export it again"
-        raise ModelError(f"{origin} cannot be used: {what}", code="model_refused") from error
+            fault = f"onnxruntime rejects it ({first_line(error)}). Export it again."
+        raise ModelError(f"Cannot load {origin}: {fault}", code="model_refused") from error
 
 
 def _build_inference_function(session: ort.InferenceSession) -> InferenceFunction:
@@ -68,29 +74,32 @@ def _build_inference_function(session: ort.InferenceSession) -> InferenceFunctio
     def run(tensor: FloatArray) -> Sequence[NDArray[Any]]:
         try:
             outputs = session.run(None, {name: tensor})
-        except Exception as error:  # its errors share no base but Exception
-            raise InferenceError(f"onnxruntime failed on a frame ({first_line(error)})") from error
+        except Exception as error:  # onnxruntime's errors have no common base class but Exception
+            raise InferenceError(f"onnxruntime failed on a frame ({first_line(error)}).") from error
         return [np.asarray(output) for output in outputs]
 
     return run
 
 
 def _check_input(session: ort.InferenceSession, spec: InputSpec, origin: Path) -> int | None:
-    """The batch size that the model is bound to, None for any. Raises ModelError where its input is not the spec's."""
+    """Return the model's fixed batch size, or None if it takes any. Raises ModelError if its input does not fit the spec."""
     inputs = session.get_inputs()
     shape = list(inputs[0].shape) if inputs else []
-    wanted = [None, 3, *spec.size]
+    expected = [None, 3, *spec.size]
     fits = (
         len(inputs) == 1
         and inputs[0].type == "tensor(float)"
-        and len(shape) == len(wanted)
-        and all(not isinstance(have, int) or want in {None, have} for have, want in zip(shape, wanted, strict=True))
+        and len(shape) == len(expected)
+        and all(
+            not isinstance(actual_length, int) or length in {None, actual_length}
+            for actual_length, length in zip(shape, expected, strict=True)
+        )
     )
     if not fits:
-        found = [(value.type, value.shape) for value in inputs]
+        actual = [(value.type, value.shape) for value in inputs]
         raise ModelError(
-            f"{origin} wants {found}, its spec gives one tensor(float) of [batch, 3, {spec.size[0]}, {spec.size[1]}]; "
-            "correct [input] size",
+            f"The inputs of {origin} are {actual}; by its spec it has one tensor(float) of [batch, 3, {spec.size[0]}, "
+            f"{spec.size[1]}]. Correct [input] size in the spec.",
             code="model_refused",
         )
     return shape[0] if isinstance(shape[0], int) else None

@@ -1,7 +1,7 @@
-"""What an ONNX file says about itself, read without any ONNX library: its metadata only, the graph is skipped.
+"""Read the metadata of an ONNX file without an ONNX library, skipping the graph.
 
-An ONNX file is one protobuf message; its field 14 repeats entries of a key (field 1) and a value (field 2).
-A model that carries its spec has it, as TOML without `file` and `sha256`, under the key `vidflow`.
+An ONNX file is one protobuf message. Its repeated field 14 contains metadata entries, each with a key (field 1) and a value
+(field 2). A model may contain its own spec under the key `vidflow`, as TOML without `file` and `sha256`.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ VALUE_FIELD: Final = 2
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 MAX_VARINT_BYTES: Final = 10
 MAX_FIELDS: Final = 20_000
-"""Far more than any model has at the top: a file of 2 GB may hold a billion tiny ones, and reading them takes an hour."""
+"""Far more top-level fields than any model has. A 2 GB file can contain a billion tiny ones, which would take an hour to read."""
 
 
 class _DamagedError(Exception):
-    """The bytes are no protobuf message."""
+    """The bytes are not a protobuf message."""
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Return vidflow's own entry of the metadata of the ONNX file at `path`, unless it is too long for a spec.
+    """Return the entry `vidflow` of the metadata of the ONNX file at `path`, if there is one and it is not too long for a spec.
 
-    Raises ModelError (model_refused) where it is no ONNX file.
+    Raises ModelError (model_refused) if it is not an ONNX file.
     """
     with files.open_regular_file(path, files.MAX_WEIGHTS_BYTES) as file:
         try:
             entries = (_entry(content) for _, content in _fields(file, field_number=METADATA_FIELD))
             return {key: value for key, value in entries if key == SPEC_KEY}
         except (_DamagedError, UnicodeDecodeError) as error:
-            raise ModelError(f"{path} is no ONNX model; export or copy it again", code="model_refused") from error
+            raise ModelError(f"{path} is not an ONNX model. Export or copy it again.", code="model_refused") from error
 
 
 def _entry(content: bytes) -> tuple[str, str]:
@@ -48,7 +48,7 @@ def _entry(content: bytes) -> tuple[str, str]:
 
 
 def _fields(file: BinaryIO, field_number: int | None) -> Iterator[tuple[int, bytes]]:
-    """The number and bytes of each `field_number` field (None: all) that holds bytes and not too many."""
+    """Yield number and content of each field `field_number` (None: of any number) that holds bytes and fits a spec's size."""
     end = file.seek(0, os.SEEK_END)
     file.seek(0)
     for _ in range(MAX_FIELDS):
@@ -73,11 +73,11 @@ def _fields(file: BinaryIO, field_number: int | None) -> Iterator[tuple[int, byt
 
 def _varint(file: BinaryIO) -> int:
     value = 0
-    for place in range(MAX_VARINT_BYTES):
+    for index in range(MAX_VARINT_BYTES):
         byte = file.read(1)
         if not byte:
             raise _DamagedError
-        value |= (byte[0] & 0x7F) << (7 * place)
+        value |= (byte[0] & 0x7F) << (7 * index)
         if byte[0] < 0x80:
             return value
     raise _DamagedError

@@ -1,4 +1,4 @@
-"""Models of other packages (entry points): what they raise is a fault of the model, not of vidflow."""
+"""Models of other packages (entry points). Their exceptions are errors of the model, not of vidflow."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ class PluginModel:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Every label that it may give."""
+        """All labels that detections may have."""
         return self._model.labels
 
     @property
     def input_size(self) -> Size | None:
-        """The (width, height) that it asks of pictures."""
+        """(width, height) to which pictures are resized; None if that depends on the picture."""
         return self._model.input_size
 
     @property
     def warmup_frames(self) -> int:
-        """How many earlier frames a result depends on."""
+        """Number of earlier kept frames on which a result depends."""
         return self._model.warmup_frames
 
     @property
     def batch(self) -> int:
-        """How many pictures it is best given at once."""
+        """The most efficient number of pictures per call."""
         return self._model.batch
 
     def infer(self, pictures: Sequence[Picture]) -> list[tuple[Detection, ...]]:
-        """Return what the model sees on each picture. Raises InferenceError."""
+        """Return the detections of each picture. Raises InferenceError."""
         try:
             return self._model.infer(pictures)
         except (VidflowError, MemoryError):
@@ -46,12 +46,12 @@ class PluginModel:
         except Exception as error:
             traceback.print_exc()
             raise InferenceError(
-                f"model {self._name!r} failed on a frame ({type(error).__name__}: {error}); report it to its authors"
+                f"Model {self._name!r} failed on a frame ({type(error).__name__}: {error}). Report this to its authors."
             ) from error
 
 
 def load_plugin(name: str, load: Callable[[], Model]) -> PluginModel:
-    """Return the model that another package makes. Raises ModelError (model_refused) if its code fails."""
+    """Return the model that another package provides. Raises ModelError (model_refused) if its code fails."""
     try:
         return PluginModel(name, load())
     except (VidflowError, MemoryError, OSError):
@@ -59,6 +59,6 @@ def load_plugin(name: str, load: Callable[[], Model]) -> PluginModel:
     except Exception as error:
         traceback.print_exc()
         raise ModelError(
-            f"model {name!r} cannot be loaded ({type(error).__name__}: {error}); report it to its authors",
+            f"Model {name!r} cannot be loaded ({type(error).__name__}: {error}). Report this to its authors.",
             code="model_refused",
         ) from error

@@ -1,25 +1,25 @@
-"""A model's spec: the TOML file beside its weights, checked strictly, and what it names. It loads no model.
+"""A model's spec: the TOML file next to its weights. This module checks it strictly and reads the files that it names.
 
-The form::
+The format::
 
     kind = "onnx"                # onnx | torchvision | exported | motion | a name from the entry points vidflow.models
-    file = "weights.onnx"        # inside the spec's folder; none for motion
-    sha256 = "64 hex digits"     # of the file; must be there for `exported`
+    file = "weights.onnx"        # inside the spec's folder; not for motion
+    sha256 = "64 hex digits"     # of the file; required for `exported`
     task = "detection"
-    labels = "labels.names"      # a file with one a line, or a list, in the order of the class index
+    labels = "labels.names"      # a file with one label per line, or a list, in the order of the class index
     architecture = "..."         # torchvision: the detector's name
-    weights = "COCO_V1"          # torchvision: weights by name, in place of `file`
+    weights = "COCO_V1"          # torchvision: weights by name, instead of `file`
 
-    [input]                      # not for torchvision and motion, which know theirs
+    [input]                      # not for torchvision and motion, whose input is fixed
     size = [416, 416]            # height, width
-    resize = "letterbox"         # letterbox (keeps the shape) | stretch
-    place = "corner"             # letterbox: where the picture lies on its ground, corner (top left) | centre
-    pad = 114                    # letterbox: the ground's pixel value
+    resize = "letterbox"         # letterbox (keeps the aspect ratio) | stretch
+    place = "corner"             # letterbox: position of the picture, corner (top left) | centre
+    pad = 114                    # letterbox: pixel value of the padding
     channels = "rgb"             # rgb | bgr
     scale = 1.0                  # the tensor is (pixel * scale - mean) / std
-    mean = 0.0                   # a number or one a channel, in the order of `channels`; so is std
+    mean = 0.0                   # a number, or one per channel in the order of `channels`; likewise std
     std = 1.0
-    batch = 1                    # pictures at once
+    batch = 1                    # pictures per call
 
     [output]
     decoder = "yolox"            # yolox | fastestdet | torchvision
@@ -30,7 +30,7 @@ The form::
     nms_iou = 0.45
     max_detections = 300
 
-    [options]                    # handed to a model from an entry point, refused elsewhere
+    [options]                    # passed to a model from an entry point, refused for others
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ EXPORTED: Final = "exported"
 MOTION: Final = "motion"
 KINDS: Final = (ONNX, TORCHVISION, EXPORTED, MOTION)
 KINDS_ANYWHERE: Final = frozenset({ONNX})
-"""The kinds whose spec may be outside the models folder: their files are data, whoever wrote them."""
+"""Kinds whose spec may be outside the models folder: their files are only data, even if untrusted."""
 
 MAX_LABELS: Final = 10_000
 MAX_LABEL_LENGTH: Final = 100
 UNUSED_LABELS: Final = frozenset({"__background__", "background", "N/A", ""})
-"""Classes of a model that are no things: what has such a label is left out."""
+"""Labels of classes that are not objects. Detections with such a label are dropped."""
 
 FileName = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
@@ -66,12 +66,12 @@ Finite = Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]
 Positive = Annotated[float, msgspec.Meta(gt=0.0, le=1e6)]
 UnitInterval = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 ONE_PER_CHANNEL: Final = msgspec.Meta(min_length=3, max_length=3)
-# Not tuple[X, X, X]: beside a constrained number in a union, msgspec 0.22 crashes at the next garbage collection.
+# Not tuple[X, X, X]: in a union with a constrained number, it makes msgspec 0.22 crash at the next garbage collection.
 Stride = Annotated[int, msgspec.Meta(ge=1, le=1024)]
 
 
 class InputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a picture becomes the model's tensor. `size` is (height, width), the other values as in the form above."""
+    """How a picture is converted to the model's tensor. `size` is (height, width); see the format above."""
 
     size: tuple[Pixels, Pixels]
     resize: Literal["letterbox", "stretch"] = "stretch"
@@ -85,14 +85,14 @@ class InputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class OutputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How the model's tensors become boxes."""
+    """How the model's output tensors are converted to boxes."""
 
     decoder: Literal["yolox", "fastestdet", "torchvision"]
     strides: Annotated[tuple[Stride, ...], msgspec.Meta(min_length=1, max_length=8)] = (8, 16, 32)
 
 
 class Thresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is weak is left out: `score` may be set anew by a scenario, `nms_iou` thins out boxes of one class."""
+    """Limits for detections. A scenario may override `score`. `nms_iou` is the overlap at which boxes of one class are suppressed."""
 
     score: UnitInterval = 0.4
     nms_iou: UnitInterval = 0.45
@@ -100,7 +100,7 @@ class Thresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A spec as written; see the form above. `Bundle` holds what it names as well."""
+    """A spec as written; see the format above. `Bundle` adds the files that it names."""
 
     kind: Name
     file: FileName | None = None
@@ -116,11 +116,10 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Bundle(msgspec.Struct, frozen=True):
-    """A spec and what it names, checked but not loaded.
+    """A spec and the files that it names, checked but not loaded.
 
-    `path` is the file that the spec was read from, `weights_path` that of the weights (None where there are none),
-    `labels` those of the spec (empty where it names none), `sha256` a digest over all that decides on results: the
-    spec, the labels and the weights.
+    `path` is the file from which the spec was read. `weights_path` is None without weights. `labels` is empty if the spec
+    names none. `sha256` is a digest of everything that affects results: the spec, the labels and the weights.
     """
 
     spec: ModelSpec
@@ -132,15 +131,15 @@ class Bundle(msgspec.Struct, frozen=True):
 
 
 def parse_spec(text: bytes, origin: str) -> ModelSpec:
-    """The spec that this TOML text holds. `origin` names it in errors.
+    """Parse a spec from TOML. `origin` names it in errors.
 
-    Raises ModelError (model_spec_invalid) that names the key at fault.
+    Raises ModelError (model_spec_invalid), which names the invalid key.
     """
     try:
         table = tomllib.loads(text.decode("utf-8"))
         spec = msgspec.convert(table, ModelSpec)
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise spec_error(origin, f"it is no TOML ({error})") from error
+        raise spec_error(origin, f"not valid TOML ({error})") from error
     except msgspec.ValidationError as error:
         raise spec_error(origin, str(error)) from error
     _check_kind(spec, origin)
@@ -150,8 +149,8 @@ def parse_spec(text: bytes, origin: str) -> ModelSpec:
 def read_bundle(path: Path, kinds: Collection[str] | None = None) -> Bundle:
     """Return the spec at `path` with its labels and the digest of its weights.
 
-    `kinds`: the only kinds that it may be of (None: any); of another one, no further file is opened. Raises ModelError where
-    the spec is wrong, where a file is missing, is none of the folder's or is not the one whose sha256 the spec names.
+    `kinds`: the allowed kinds (None: all). No further file is opened for another kind. Raises ModelError if the kind is not
+    allowed, the spec is invalid, or a file is missing, outside the spec's folder or has another sha256 than in the spec.
     """
     text = files.read_file(path, files.MAX_SPEC_BYTES)
     spec = parse_spec(text, path.name)
@@ -166,57 +165,57 @@ def read_bundle(path: Path, kinds: Collection[str] | None = None) -> Bundle:
 
 
 def read_weights(bundle: Bundle) -> bytes:
-    """The weights, the very bytes that the bundle's digest was made of. Raises ModelError where they changed since."""
+    """Return the weights. Raises ModelError if they changed since the bundle was read."""
     if bundle.weights_path is None:
-        raise spec_error(bundle.path.name, "it names no file; add `file`")
+        raise spec_error(bundle.path.name, "`file` is missing")
     content = files.read_file(bundle.weights_path, files.MAX_WEIGHTS_BYTES)
     if files.sha256_of_bytes(content) != bundle.weights_sha256:
         raise ModelError(
-            f"{bundle.weights_path} changed since it was looked up; start the scenario anew", code="model_changed"
+            f"{bundle.weights_path} changed since it was looked up. Start the scenario again.", code="model_changed"
         )
     return content
 
 
 def check_sha256(spec: ModelSpec, actual: str | None, origin: str) -> None:
-    """Raises ModelError (model_changed) where the spec names another digest than the weights have."""
+    """Raise ModelError (model_changed) if the weights do not have the digest in the spec."""
     if spec.sha256 is not None and spec.sha256 != actual:
         raise ModelError(
-            f"{spec.file} is not the file that {origin} names: its sha256 is {actual}, not {spec.sha256}; "
-            "get the right file, or write the new digest into the spec if you trust it",
+            f"{spec.file} is not the file described by {origin}: its sha256 is {actual}, not {spec.sha256}. "
+            "Get the right file, or write its digest into the spec if you trust it.",
             code="model_changed",
         )
 
 
 def validate_labels(labels: list[str], origin: str) -> tuple[str, ...]:
-    """Labels that may be stored and shown: short, printable, not too many. Raises ModelError (model_spec_invalid)."""
+    """Return the labels. Raises ModelError (model_spec_invalid) if they are too many, too long or not printable."""
     if not 1 <= len(labels) <= MAX_LABELS:
-        raise spec_error(origin, f"it has {len(labels)} labels; 1 to {MAX_LABELS} are allowed")
+        raise spec_error(origin, f"{len(labels)} labels; 1 to {MAX_LABELS} are allowed")
     for number, label in enumerate(labels):
         if len(label) > MAX_LABEL_LENGTH or not label.isprintable():
             raise spec_error(origin, f"label {number} is longer than {MAX_LABEL_LENGTH} characters or not printable")
     return tuple(labels)
 
 
-def check_known_labels(asked: Sequence[str], known: Sequence[str]) -> None:
-    """Raises ParameterError for a label that is asked for and not known."""
-    unknown = sorted(set(asked) - set(known))
+def check_known_labels(requested: Sequence[str], known: Sequence[str]) -> None:
+    """Raise ParameterError for a requested label that is not known."""
+    unknown = sorted(set(requested) - set(known))
     if unknown:
-        some = ", ".join(sorted(set(known) - UNUSED_LABELS)[:20])
-        raise ParameterError(f"the model has no label {unknown[0]!r}; it has {some}")
+        available = ", ".join(sorted(set(known) - UNUSED_LABELS)[:20])
+        raise ParameterError(f"The model has no label {unknown[0]!r}. Available: {available}.")
 
 
 def models_folder_error(kind: str, origin: str) -> ModelError:
-    """Return the error of a spec outside the models folder that is of a kind not in `KINDS_ANYWHERE`."""
+    """Return the error for a spec outside the models folder whose kind is not in `KINDS_ANYWHERE`."""
     return ModelError(
-        f"the model {origin} is of kind {kind!r}, which runs only from the models folder; put the spec and its files there "
-        "(--models-dir) and give the spec's stem",
+        f"Model {origin} is of kind {kind!r}, which runs only from the models folder. Put the spec and its files there "
+        "(--models-dir) and name the spec's stem.",
         code="model_refused",
     )
 
 
 def spec_error(origin: str, fault: str) -> ModelError:
-    """The error of a spec whose text is wrong."""
-    return ModelError(f"the model spec {origin} cannot be used: {fault}", code="model_spec_invalid")
+    """Return the error for an invalid spec."""
+    return ModelError(f"Invalid model spec {origin}: {fault}.", code="model_spec_invalid")
 
 
 def _labels(spec: ModelSpec, path: Path) -> tuple[bytes, tuple[str, ...]]:
@@ -228,19 +227,19 @@ def _labels(spec: ModelSpec, path: Path) -> tuple[bytes, tuple[str, ...]]:
     try:
         lines = content.decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise spec_error(spec.labels, "it is no text in UTF-8") from error
+        raise spec_error(spec.labels, "not UTF-8 text") from error
     while lines and not lines[-1].strip():
         lines.pop()
     return content, validate_labels([line.strip() for line in lines], spec.labels)
 
 
 def _check_kind(spec: ModelSpec, origin: str) -> None:
-    """What each kind needs beside what its types say."""
+    """Raise ModelError if the spec violates a rule of its kind that its types do not express."""
     fault = _RULES.get(spec.kind, _no_fault)(spec)
     if fault is None and spec.kind in KINDS and spec.options:
-        fault = "[options] is for models from entry points only"
+        fault = "[options] is only for models from entry points"
     if fault is None and spec.sha256 is not None and spec.file is None:
-        fault = "`sha256` without `file` has nothing to check"
+        fault = "`sha256` needs `file`"
     if fault is not None:
         raise spec_error(origin, fault)
 
@@ -250,20 +249,18 @@ def _no_fault(_spec: ModelSpec) -> str | None:
 
 
 def _tensor_fault(spec: ModelSpec) -> str | None:
-    wanted = {"file": spec.file, "labels": spec.labels, "[input]": spec.input, "[output]": spec.output}
-    missing = [name for name, value in wanted.items() if value is None]
+    required = {"file": spec.file, "labels": spec.labels, "[input]": spec.input, "[output]": spec.output}
+    missing = [name for name, value in required.items() if value is None]
     if missing:
         return f"kind {spec.kind!r} needs {', '.join(missing)}"
     if spec.architecture or spec.weights:
-        return "`architecture` and `weights` are for kind 'torchvision'"
+        return "`architecture` and `weights` are only for kind 'torchvision'"
     return None
 
 
 def _exported_fault(spec: ModelSpec) -> str | None:
     if spec.sha256 is None:
-        return (
-            "kind 'exported' needs `sha256`: such a file can run code when it is loaded, so the spec must vouch for it"
-        )
+        return "kind 'exported' needs `sha256`: loading such a file can run code, so the spec must vouch for it"
     return _tensor_fault(spec)
 
 
@@ -273,14 +270,14 @@ def _torchvision_fault(spec: ModelSpec) -> str | None:
     if (spec.file is None) == (spec.weights is None):
         return "kind 'torchvision' needs either `file` (a state_dict) or `weights` (such as 'COCO_V1')"
     if spec.file is not None and spec.labels is None:
-        return "a state_dict needs `labels`, the background first"
+        return "a state_dict needs `labels`, starting with the background"
     if spec.output is not None or spec.input is not None:
-        return "kind 'torchvision' knows its [input] and [output]; leave them out"
+        return "kind 'torchvision' has a fixed input and output; remove [input] and [output]"
     return None
 
 
 def _motion_fault(spec: ModelSpec) -> str | None:
-    others = {
+    forbidden = {
         "file": spec.file,
         "labels": spec.labels,
         "architecture": spec.architecture,
@@ -288,8 +285,8 @@ def _motion_fault(spec: ModelSpec) -> str | None:
         "[input]": spec.input,
         "[output]": spec.output,
     }
-    present = [name for name, value in others.items() if value is not None]
-    return f"kind 'motion' has no {', '.join(present)}" if present else None
+    present = [name for name, value in forbidden.items() if value is not None]
+    return f"kind 'motion' does not support {', '.join(present)}" if present else None
 
 
 _RULES: Final = {ONNX: _tensor_fault, EXPORTED: _exported_fault, TORCHVISION: _torchvision_fault, MOTION: _motion_fault}

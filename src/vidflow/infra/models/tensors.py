@@ -1,4 +1,4 @@
-"""From a picture to a model's tensor, and from its boxes back to the picture: resizing, padding, scaling. No model runs here."""
+"""Convert a picture to a model's input tensor, and the model's boxes back to the picture."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ CENTRE: Final = "centre"
 
 
 class PictureFit(msgspec.Struct, frozen=True):
-    """How a picture lies in a tensor: stretched to `size` (width, height), its corner at `left`, `top`.
+    """Where a picture lies in a tensor: stretched to `size` (width, height), with its corner at (`left`, `top`).
 
-    A picture's coordinate is (the tensor's - the corner) / the scale of its axis.
+    A coordinate in the picture is (the one in the tensor - the corner) / the scale of that axis.
     """
 
     size: Size
@@ -30,7 +30,7 @@ class PictureFit(msgspec.Struct, frozen=True):
 
 
 def fit_picture(picture: Size, spec: InputSpec) -> PictureFit:
-    """Where a picture of this (width, height) lies in the tensor of `spec`."""
+    """Return where a picture of size (width, height) lies in the tensor of `spec`."""
     width, height = picture
     tensor_height, tensor_width = spec.size
     if spec.resize != LETTERBOX:
@@ -43,26 +43,26 @@ def fit_picture(picture: Size, spec: InputSpec) -> PictureFit:
 
 
 def fill_tensor(tensor: FloatArray, picture: Picture, spec: InputSpec) -> PictureFit:
-    """Writes the picture into `tensor`, an array (3, height, width) of the spec's size, and says how it lies in it."""
-    placed = fit_picture((picture.width, picture.height), spec)
-    width, height = placed.size
+    """Write the picture into `tensor`, an array (3, height, width) of the spec's size. Return where it lies."""
+    fit = fit_picture((picture.width, picture.height), spec)
+    width, height = fit.size
     pixels = picture.image(width, height, spec.channels)
     if (height, width) != spec.size:
         tensor[:] = spec.pad
-    tensor[:, placed.top : placed.top + height, placed.left : placed.left + width] = pixels.transpose(2, 0, 1)
+    tensor[:, fit.top : fit.top + height, fit.left : fit.left + width] = pixels.transpose(2, 0, 1)
     _normalise(tensor, spec)
-    return placed
+    return fit
 
 
-def map_to_picture(boxes: FloatArray, placed: PictureFit) -> FloatArray:
-    """Boxes (n, 4) of the tensor's coordinates in those of the picture."""
-    corner = np.array([placed.left, placed.top] * 2, dtype=np.float32)
-    scale = np.array([placed.scale_x, placed.scale_y] * 2, dtype=np.float32)
+def map_to_picture(boxes: FloatArray, fit: PictureFit) -> FloatArray:
+    """Convert boxes (n, 4) from the tensor's coordinates to the picture's."""
+    corner = np.array([fit.left, fit.top] * 2, dtype=np.float32)
+    scale = np.array([fit.scale_x, fit.scale_y] * 2, dtype=np.float32)
     return (boxes - corner) / scale
 
 
 def _normalise(tensor: FloatArray, spec: InputSpec) -> None:
-    """(pixel * scale - mean) / std in place; steps that change nothing are left out."""
+    """Compute (pixel * scale - mean) / std in place, skipping steps without effect."""
     if spec.scale != 1.0:
         tensor *= np.float32(spec.scale)
     mean, std = _per_channel(spec.mean), _per_channel(spec.std)

@@ -1,4 +1,4 @@
-"""Runs torchvision's detectors, with weights by torchvision's name or from a state_dict in a file. It knows no other nets.
+"""Run torchvision's detectors, with weights named by torchvision or from a state_dict in a file.
 
 Weights are read as data (`weights_only`), never as pickled code.
 """
@@ -23,45 +23,45 @@ from vidflow.infra.models.model import Picture, Size
 from vidflow.infra.models.spec import Thresholds
 
 THREADS: Final = 1
-"""Workers share the cores: OpenMP's threads of two workers spin on each other."""
+"""Workers share the cores, and OpenMP threads of different workers would spin while waiting for each other."""
 BATCH: Final = 4
-"""On a CPU a fifth faster than one by one; more gains nothing."""
+"""On a CPU this is a fifth faster than single pictures. Larger batches gain nothing."""
 BOX_ARGUMENTS: Final = {"score": "score_thresh", "nms": "nms_thresh", "limit": "detections_per_img"}
 TWO_STAGE: Final = ("fasterrcnn", "maskrcnn", "keypointrcnn")
-"""Detectors whose arguments for the final boxes begin with `box_`."""
+"""Detectors whose arguments for the final boxes are prefixed with `box_`."""
 
 
 def load_by_name(
     architecture: str, weights: str, thresholds: Thresholds, score: float
 ) -> tuple[torch.nn.Module, tuple[str, ...]]:
-    """A detector with torchvision's own weights, from its cache or the network, and the labels that come with them.
+    """Return a detector with torchvision's own weights, from its cache or the network, and their labels.
 
-    Raises ModelError where there are no such weights, Unavailable where they cannot be fetched.
+    Raises ModelError if the weights do not exist, and Unavailable if they cannot be fetched.
     """
     try:
-        known = torchvision.models.get_model_weights(architecture)[weights]
+        entry = torchvision.models.get_model_weights(architecture)[weights]
     except (KeyError, ValueError) as error:
-        raise ModelError(f"torchvision has no weights {weights!r} for {architecture!r}; use COCO_V1") from error
+        raise ModelError(f"torchvision has no weights {weights!r} for {architecture!r}. Use COCO_V1.") from error
     try:
-        state = known.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        state = entry.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (urllib.error.URLError, OSError) as error:
         raise Unavailable(
-            f"the weights {weights} of {architecture} are not on this machine and could not be fetched ({error}); "
-            "fetch them elsewhere and name the file in a model spec of kind 'torchvision'",
+            f"The weights {weights} of {architecture} are not on this machine and cannot be fetched ({error}). "
+            "Fetch them elsewhere and name the file in a model spec of kind 'torchvision'.",
             code="model_unreachable",
         ) from error
-    labels = tuple(str(label) for label in known.meta["categories"])
+    labels = tuple(str(label) for label in entry.meta["categories"])
     return build_detector(architecture, state, len(labels), thresholds, score, weights), labels
 
 
 def load_state_dict(content: bytes, origin: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a state_dict file. Raises ModelError (model_refused) where it holds anything else."""
+    """Return the tensors of a state_dict file. Raises ModelError (model_refused) if it contains anything else."""
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise _weights_error(str(origin), f"it is no plain state_dict ({first_line(error)})") from error
+        raise _weights_error(str(origin), f"the file is not a plain state_dict ({first_line(error)})") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise _weights_error(str(origin), "it holds something other than named tensors; save model.state_dict()")
+        raise _weights_error(str(origin), "the file does not only contain named tensors; save model.state_dict()")
     return state
 
 
@@ -73,9 +73,9 @@ def build_detector(
     score: float,
     origin: str,
 ) -> torch.nn.Module:
-    """The detector `architecture` for so many classes, the background among them, with these weights, ready to infer.
+    """Return the detector `architecture` with the weights `state`, ready to infer. `classes` includes the background.
 
-    Raises ModelError where the weights are not this detector's.
+    Raises ModelError if the weights do not belong to this detector.
     """
     prefix = "box_" if architecture.startswith(TWO_STAGE) else ""
     values = {"score": score, "nms": thresholds.nms_iou, "limit": thresholds.max_detections}
@@ -87,45 +87,48 @@ def build_detector(
         net.load_state_dict(state)
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
         raise _weights_error(
-            origin, f"it does not fit {architecture} with {classes} classes ({first_line(error)})"
+            origin, f"they do not fit {architecture} with {classes} classes ({first_line(error)})"
         ) from error
     return net.eval().to(memory_format=torch.channels_last)
 
 
 class TorchvisionModel:
-    """The Model of a torchvision detector."""
+    """The Model for a torchvision detector."""
 
     warmup_frames = 0
     batch = BATCH
 
-    def __init__(self, net: Any, labels: tuple[str, ...], keep: DetectionFilter) -> None:  # noqa: ANN401  (torch is not typed here)
+    def __init__(self, net: Any, labels: tuple[str, ...], detection_filter: DetectionFilter) -> None:  # noqa: ANN401  (torch is not typed here)
         torch.set_num_threads(THREADS)
         self.labels = labels
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._net = net.to(self._device)
-        self._filter = keep
+        self._filter = detection_filter
 
     @property
     def input_size(self) -> Size | None:
-        """(width, height) of a detector with a fixed size, None of one that keeps the picture's shape."""
-        fixed = self._net.transform.fixed_size
-        return (int(fixed[0]), int(fixed[1])) if fixed else None
+        """(width, height) of a detector with a fixed size, None if the detector keeps the picture's aspect ratio."""
+        size = self._net.transform.fixed_size
+        return (int(size[0]), int(size[1])) if size else None
 
     def infer(self, pictures: Sequence[Picture]) -> list[tuple[Detection, ...]]:
-        """What is on each picture."""
-        seen: list[tuple[Detection, ...]] = []
+        """Return the detections of each picture."""
+        results: list[tuple[Detection, ...]] = []
         for start in range(0, len(pictures), self.batch):
-            seen.extend(self._infer_batch(pictures[start : start + self.batch]))
-        return seen
+            results.extend(self._infer_batch(pictures[start : start + self.batch]))
+        return results
 
     def _infer_batch(self, pictures: Sequence[Picture]) -> list[tuple[Detection, ...]]:
         tensors = [self._tensor(picture) for picture in pictures]
         try:
             with torch.inference_mode():
                 outputs = self._net(tensors)
-        except (RuntimeError, AssertionError) as error:  # torch asserts that boxes are sound
-            raise InferenceError(f"torch failed on a frame ({first_line(error)})") from error
-        return [self._to_detections(*one) for one in zip(outputs, tensors, pictures, strict=True)]
+        except (RuntimeError, AssertionError) as error:  # torch asserts that boxes are valid
+            raise InferenceError(f"torch failed on a frame ({first_line(error)}).") from error
+        return [
+            self._to_detections(output, tensor, picture)
+            for output, tensor, picture in zip(outputs, tensors, pictures, strict=True)
+        ]
 
     def _tensor(self, picture: Picture) -> Any:  # noqa: ANN401  (a Tensor)
         width, height = self.input_size or self._shrink_size(picture)
@@ -133,7 +136,7 @@ class TorchvisionModel:
         return pixels.permute(2, 0, 1).to(torch.float32).div_(255.0)
 
     def _shrink_size(self, picture: Picture) -> Size:
-        """The size to which the net itself would scale the picture: scaling early is far cheaper."""
+        """Return the size to which the net itself would scale the picture. Scaling while decoding is far cheaper."""
         transform = self._net.transform
         short, long = sorted((picture.width, picture.height))
         ratio = min(transform.min_size[-1] / short, transform.max_size / long)
@@ -142,9 +145,9 @@ class TorchvisionModel:
     def _to_detections(self, output: Any, tensor: Any, picture: Picture) -> tuple[Detection, ...]:  # noqa: ANN401
         scale_x, scale_y = picture.width / tensor.shape[2], picture.height / tensor.shape[1]
         boxes = output["boxes"].cpu() * torch.tensor([scale_x, scale_y, scale_x, scale_y])
-        found = Candidates(boxes.numpy(), output["scores"].cpu().numpy(), output["labels"].cpu().numpy())
-        return to_detections(found, self.labels, self._filter, (picture.width, picture.height))
+        candidates = Candidates(boxes.numpy(), output["scores"].cpu().numpy(), output["labels"].cpu().numpy())
+        return to_detections(candidates, self.labels, self._filter, (picture.width, picture.height))
 
 
 def _weights_error(origin: str, fault: str) -> ModelError:
-    return ModelError(f"the weights {origin} cannot be used: {fault}", code="model_refused")
+    return ModelError(f"Cannot use the weights {origin}: {fault}.", code="model_refused")

@@ -1,6 +1,6 @@
-"""PostgreSQL's own programs for backups: which of the installed ones fits a server, and how one is run. Not what they are for.
+"""Find and run PostgreSQL's client programs for backups.
 
-pg_dump refuses a server that is newer than itself, so the first on PATH need not do. No password is ever on a command line.
+pg_dump refuses a server that is newer than itself, so the version is checked. Passwords are never passed on a command line.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _GRACE_S: Final = 5.0
 
 
 def find_program(name: str, min_major: int) -> Path:
-    """The program of this name, of PostgreSQL `min_major` (its first number) or newer: on PATH, else from the wheel.
+    """Return a program of PostgreSQL `min_major` (the major version) or newer, from PATH or from the embedded server's package.
 
-    Raises SetupError where there is none.
+    Raises SetupError if there is none.
     """
     found = [(path, _version(path)) for path in _candidates(name)]
     for path, version in found:
         if version >= min_major:
             return path
-    older = "".join(f"; {path} is of {version}" for path, version in found)
+    older = "".join(f" {path} has version {version}." for path, version in found)
     raise SetupError(
-        f"no {name} of PostgreSQL {min_major} or newer is here{older}: install PostgreSQL's client programs and put them on PATH, "
+        f"No {name} of PostgreSQL {min_major} or newer found.{older} Install PostgreSQL's client programs and put them on PATH, "
         f"or {format_install_hint('embedded')}"
     )
 
@@ -51,49 +51,49 @@ def _candidates(name: str) -> Iterator[Path]:
 
 
 def _version(program: Path) -> int:
-    said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
-    match = _VERSION.search(said)
+    output = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    match = _VERSION.search(output)
     return int(match[1]) if match else 0
 
 
 def read_table_of_contents(pg_restore: Path, dump: Path) -> list[str]:
-    """The lines of a dump's table of contents. Raises VidflowError where it cannot be read."""
-    done = subprocess.run(
+    """Return the lines of a dump's table of contents. Raises VidflowError if it cannot be read."""
+    result = subprocess.run(
         [pg_restore, "--list", dump], capture_output=True, text=True, check=False, env={"LC_ALL": "C"}
     )
-    if done.returncode != 0:
-        raise VidflowError(f"pg_restore cannot read {dump}: {' '.join(done.stderr.split())}")
-    return done.stdout.splitlines()
+    if result.returncode != 0:
+        raise VidflowError(f"pg_restore cannot read {dump}: {' '.join(result.stderr.split())}")
+    return result.stdout.splitlines()
 
 
 def run_program(
     program: Path, arguments: Sequence[str | Path], url: str, on_line: Callable[[str], None], *, database: str | None = None
 ) -> None:  # fmt: skip
-    """Runs a program against the URL's server (or another `database` of it) to its end; `on_line` gets each line that it says.
+    """Run a program against the URL's database, or another `database` of the same server. Call `on_line` with each line of output.
 
-    It dies with this process. Raises VidflowError with its last lines where it fails.
+    The program ends with this process. Raises VidflowError with the last lines of output if it fails.
     """
     connection, secrets = split_secrets(url, database)
     process = start_child(
         [program, f"--dbname={connection}", *arguments],
         output=subprocess.PIPE,
         death_signal=signal.SIGTERM,
-        environment={**secrets, "LC_ALL": "C"},  # its lines are read
+        environment={**secrets, "LC_ALL": "C"},  # the output is parsed
     )
-    last: list[str] = []
+    last_lines: list[str] = []
     try:
-        for line in _lines(process):
-            last = [*last, line][-_LAST_LINES:]
+        for line in _read_lines(process):
+            last_lines = [*last_lines, line][-_LAST_LINES:]
             on_line(line)
         code = process.wait()
     finally:
         stop_child(process, signal.SIGTERM, _GRACE_S)
     if code != 0:
-        raise VidflowError(f"{program.name} failed with exit code {code}: {' | '.join(last)}")
+        raise VidflowError(f"{program.name} failed with exit code {code}: {' | '.join(last_lines)}")
 
 
-def _lines(process: subprocess.Popen[bytes]) -> Iterator[str]:
+def _read_lines(process: subprocess.Popen[bytes]) -> Iterator[str]:
     assert process.stdout is not None
-    with process.stdout as said:
-        for line in said:
+    with process.stdout as output:
+        for line in output:
             yield line.decode(errors="replace").strip()

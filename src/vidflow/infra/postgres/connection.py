@@ -1,7 +1,7 @@
-"""Connections to PostgreSQL, made the one right way. No statements; what an error means is postgres_errors.py.
+"""Connections to PostgreSQL and transactions on them. Errors are classified in errors.py.
 
-Nothing here or elsewhere depends on the state of a session, so that a pooler may give each transaction another one (PgBouncer
-in transaction mode): no prepared statements, no SET but SET LOCAL, no session locks, no LISTEN.
+No code depends on session state, so that PgBouncer in transaction mode may use a different session for each transaction: no prepared
+statements, no SET other than SET LOCAL, no session locks, no LISTEN.
 """
 
 from __future__ import annotations
@@ -63,41 +63,41 @@ Connection = psycopg.Connection[TupleRow]
 RV = TypeVar("RV")
 
 FENCED_TRANSACTION_S: Final = 1.0
-"""The longest transaction of a lease's holder: below the lease's 2 s, or a frozen holder would block every takeover."""
+"""Longest transaction of a lease holder. Below the lease's 2 s, so that a frozen holder does not block a takeover."""
 FENCED_RESPONSE_TIMEOUT_S: Final = 3.0
-"""For a lease and for fenced writes: by then the server has ended the transaction, and only its word was lost."""
+"""Response timeout for leases and fenced writes. By then the server has ended the transaction and only its answer was lost."""
 RESPONSE_TIMEOUT_S: Final = 15.0
-"""The network may lose an answer without a word; where that does not show otherwise, a role goes on after this time."""
+"""Response timeout of a role's other connections, for networks that drop packets silently."""
 FENCED_TIMEOUT_SETTING: Final[LiteralString] = f"transaction_timeout = {int(FENCED_TRANSACTION_S * 1000)}"
 _LAST_PORT: Final = 65535
 _UNREADABLE_URL: Final = (
-    "VIDFLOW_DATABASE_URL (or --database-url) cannot be read: write postgresql://host:port/database with user:password@ before "
-    "the host, and %40 for an @ in the password and the like"
+    "VIDFLOW_DATABASE_URL (or --database-url) cannot be parsed. Write postgresql://host:port/database with user:password@ before the "
+    "host, and percent-encode special characters in the password (@ is %40)."
 )
 _LOG_INTERVAL_S: Final = 60.0
-_LOOK_S: Final = 0.1
-_CONNECTION: Final[dict[str, Any]] = {
+_WAIT_INTERVAL_S: Final = 0.1
+_DEFAULTS: Final[dict[str, Any]] = {
     "connect_timeout": 5,
-    # A server that vanished without a word is noticed within some seconds rather than hours. A system that has no
-    # TCP_USER_TIMEOUT (macOS) ignores it and has the keepalives.
+    # Detect a silently vanished server within seconds instead of hours. Systems without TCP_USER_TIMEOUT (macOS) ignore it and
+    # rely on the keepalives.
     "keepalives": 1,
     "keepalives_idle": 2,
     "keepalives_interval": 1,
     "keepalives_count": 3,
     "tcp_user_timeout": 5000,
-    # Of several servers, the one that can be written to; after a fail-over never the old one.
+    # Use the primary if the URL names several servers, and never the old primary after a failover.
     "target_session_attrs": "read-write",
 }
 _log = log("postgres")
 
 
 class _LimitedConnection(psycopg.Connection[TupleRow]):
-    """A connection that does not wait for an answer for ever."""
+    """A connection with an optional timeout for each response of the server."""
 
     response_timeout_s: float | None = None
 
-    def wait(self, gen: PQGen[RV], interval: float = _LOOK_S, timeout: float | None = None) -> RV:
-        """As psycopg's; where it gives no limit of its own, raise OperationalError once this connection's has passed."""
+    def wait(self, gen: PQGen[RV], interval: float = _WAIT_INTERVAL_S, timeout: float | None = None) -> RV:
+        """Wait as psycopg does. Without `timeout`, raise OperationalError after this connection's response timeout."""
         if timeout is not None:
             return super().wait(gen, interval, timeout)
         try:
@@ -108,12 +108,13 @@ class _LimitedConnection(psycopg.Connection[TupleRow]):
 
 
 def connect(url: str, *, name: str, database: str | None = None, response_timeout_s: float | None = None) -> Connection:
-    """Return a connection in autocommit mode, seen as `name` in pg_stat_activity.
+    """Return a connection in autocommit mode with `name` as its application name.
 
-    `database`: another one of the same server. `response_timeout_s`: a statement whose answer takes longer fails, and the connection
-    is closed; None: no limit.
-    Raises psycopg.OperationalError where the server is away (`is_away`), SetupError where waiting does not help: a wrong user,
-    password, database or setting, a certificate that is not accepted, or a server that is too old.
+    `database` replaces the URL's database. A statement whose response takes longer than `response_timeout_s` fails and closes the
+    connection; None means no limit.
+
+    Raises psycopg.OperationalError if the server is away (see `is_away`), and SetupError if waiting does not help: a wrong user,
+    password, database or setting, an untrusted certificate, or a server that is too old.
     """
     conninfo = _conninfo(url, name, database)
     try:
@@ -133,28 +134,28 @@ def connect(url: str, *, name: str, database: str | None = None, response_timeou
 
 @contextmanager
 def connected(url: str, *, name: str, database: str | None = None) -> Iterator[Connection]:
-    """A connection for a command, which does not wait. Raises Unavailable where the server is away, or goes away in the body."""
+    """Connect for a command, which does not wait for the server. Raises Unavailable if the server is away or goes away in the body."""
     try:
         with connect(url, name=name, database=database) as connection:
             yield connection
     except psycopg.Error as error:
         if is_timed_out(error):
             raise Unavailable(
-                f"PostgreSQL ended a statement by a time limit of its own: {format_error(error)}; raise the limit for this user, or "
-                "try again when the server is less busy"
+                f"PostgreSQL cancelled a statement after a timeout: {format_error(error)}. Raise the timeout for this user, or try "
+                "again when the server is less busy."
             ) from error
         if not is_away(error):
             raise
         raise Unavailable(
-            f"PostgreSQL does not answer: {format_error(error)}; start it, or set VIDFLOW_DATABASE_URL (or --database-url)"
+            f"PostgreSQL does not answer: {format_error(error)}. Start it, or set VIDFLOW_DATABASE_URL (or --database-url)."
         ) from error
 
 
 @contextmanager
 def transaction(connection: Connection, *settings: LiteralString) -> Iterator[Connection]:
-    """Run the body in a transaction with settings of its own (`name = value`), begun in one round trip.
+    """Run the body in a transaction with local settings (`name = value`). BEGIN and the settings take one round trip.
 
-    Works on a pooled session too: SET LOCAL ends with the transaction.
+    SET LOCAL ends with the transaction, so this also works behind a pooler.
     """
     connection.execute("; SET LOCAL ".join(["BEGIN", *settings]))
     try:
@@ -168,34 +169,38 @@ def transaction(connection: Connection, *settings: LiteralString) -> Iterator[Co
 
 @contextmanager
 def fenced_transaction(connection: Connection, *settings: LiteralString) -> Iterator[Connection]:
-    """A transaction of a lease's holder: it does not outlive FENCED_TRANSACTION_S, whatever becomes of this process."""
+    """Run the body in a lease holder's transaction. The server ends it after FENCED_TRANSACTION_S, even if this process freezes."""
     with transaction(connection, FENCED_TIMEOUT_SETTING, *settings):
         yield connection
 
 
 def is_closed_by_server(connection: Connection) -> bool:
-    """Whether the server has closed an idle connection. Asks the socket alone; a silent loss does not show (`is_responsive`)."""
+    """Return whether the server has closed an idle connection, by looking at the socket only.
+
+    A silently dropped connection is not detected; see `is_responsive`.
+    """
     if connection.closed:
         return True
-    waiting = select.poll()
-    waiting.register(connection.fileno(), select.POLLIN)
-    return bool(waiting.poll(0))
+    poller = select.poll()
+    poller.register(connection.fileno(), select.POLLIN)
+    return bool(poller.poll(0))
 
 
-def is_responsive(connection: Connection, within_s: float) -> bool:
-    """Whether an idle connection answers an empty statement in time. One that does not must be closed: its answer may still come.
+def is_responsive(connection: Connection, timeout_s: float) -> bool:
+    """Return whether an idle connection answers an empty statement in time.
 
-    libpq itself would wait without a limit where the network drops packets silently.
+    Close the connection otherwise, since the answer may still arrive. libpq itself would wait without a limit if the network drops
+    packets silently.
     """
-    pgconn, until_s = connection.pgconn, time.monotonic() + within_s
+    pgconn, deadline_s = connection.pgconn, time.monotonic() + timeout_s
     try:
         pgconn.send_query(b"")
         ok = True
         while True:
             while pgconn.flush() or pgconn.is_busy():
-                waiting = select.poll()
-                waiting.register(pgconn.socket, select.POLLIN)
-                if not waiting.poll(max(0.0, until_s - time.monotonic()) * 1000):
+                poller = select.poll()
+                poller.register(pgconn.socket, select.POLLIN)
+                if not poller.poll(max(0.0, deadline_s - time.monotonic()) * 1000):
                     return False
                 pgconn.consume_input()
             result = pgconn.get_result()
@@ -207,22 +212,22 @@ def is_responsive(connection: Connection, within_s: float) -> bool:
 
 
 def is_behind_pooler(connection: Connection) -> bool:
-    """Whether a pooler stands before the server: it makes up the process id that a client is told at the start."""
+    """Return whether the connection goes through a pooler. A pooler sends its clients a process id that is not the server's."""
     [(pid,)] = connection.execute("SELECT pg_backend_pid()").fetchall()
     return int(pid) != connection.info.backend_pid
 
 
-def require_direct(connection: Connection, what: str) -> None:
-    """Raise SetupError where a pooler stands between: `what` needs a session of its own."""
+def require_direct(connection: Connection, operation: str) -> None:
+    """Raise SetupError if the connection goes through a pooler, for an operation that needs its own session."""
     if is_behind_pooler(connection):
         raise SetupError(
-            f"{what} needs a connection to PostgreSQL itself, and VIDFLOW_DATABASE_URL (or --database-url) leads to a pooler such as "
-            "PgBouncer: give the server's own host and port"
+            f"{operation} needs a direct connection to PostgreSQL, but VIDFLOW_DATABASE_URL (or --database-url) leads to a pooler such "
+            "as PgBouncer. Use the server's own host and port."
         )
 
 
 class ReconnectingConnection:
-    """One connection for fenced writes, made again where the server has closed it. Not for several threads at once."""
+    """A connection for fenced writes that is replaced when the server has closed it. Not thread-safe."""
 
     def __init__(self, url: str, name: str) -> None:
         self._url = url
@@ -230,7 +235,7 @@ class ReconnectingConnection:
         self._connection: Connection | None = None
 
     def connection(self) -> Connection:
-        """The connection. A lost one is replaced before a statement is sent, so nothing fails by a loss between two writes."""
+        """Return the connection, replacing a lost one, so that a loss between two writes does not make the second one fail."""
         if self._connection is not None and is_closed_by_server(self._connection):
             self._connection.close()
             self._connection = None
@@ -239,24 +244,24 @@ class ReconnectingConnection:
         return self._connection
 
     def close(self) -> None:
-        """Close it, if there is one."""
+        """Close the connection."""
         if self._connection is not None:
             self._connection.close()
 
 
 def split_secrets(url: str, database: str | None = None) -> tuple[str, dict[str, str]]:
-    """The URL as PostgreSQL's own programs take it: a connection string that may be seen, and the environment with its secrets.
+    """Return a connection string without secrets, and the environment variables that pass the secrets to PostgreSQL's programs.
 
-    `database`: another one of the same server.
+    `database` replaces the URL's database.
     """
-    parts = _parts(url) | ({"dbname": database} if database else {})
+    parts = _parse_url(url) | ({"dbname": database} if database else {})
     secrets = {"PGPASSWORD": parts.pop("password", None), "PGSSLPASSWORD": parts.pop("sslpassword", None)}
     return make_conninfo(**parts), {name: str(value) for name, value in secrets.items() if value}
 
 
 def database_name(url: str) -> str:
-    """The name of the database that the URL is for: libpq takes the user's where it names none."""
-    parts = _parts(url)
+    """Return the name of the URL's database. As in libpq, it defaults to the user name."""
+    parts = _parse_url(url)
     return str(parts.get("dbname") or parts.get("user") or "postgres")
 
 
@@ -269,43 +274,46 @@ def run_with_reconnect(
     body: Callable[[Connection], None],
     response_timeout_s: float = RESPONSE_TIMEOUT_S,
 ) -> None:
-    """Runs the body on a connection until a stop is requested, again and again where the server goes away. For a loop.
+    """Run `body` on a connection until a stop is requested. Reconnect and run it again when the server goes away.
 
-    A connection that is found lost is no outage yet: the server may have been back for long. One that cannot be made is.
-    Any other error is the caller's.
+    A failed connection attempt is reported as an outage. A lost connection alone is not, since the server may be back already.
+    Any other error is raised.
     """
-    outage, was_there, said_s = postgres_outage(), False, float("-inf")
+    outage, was_connected, logged_s = postgres_outage(), False, float("-inf")
     while not stop.requested:
         try:
             with connect(url, name=name, response_timeout_s=response_timeout_s) as connection:
                 outage.end()
-                was_there = True
+                was_connected = True
                 body(connection)
         except psycopg.Error as error:
             if not is_away(error):
                 raise
-            if not was_there:
+            if not was_connected:
                 outage.begin(error)
-            elif is_timed_out(error) and time.monotonic() - said_s > _LOG_INTERVAL_S:
-                said_s = time.monotonic()
+            elif is_timed_out(error) and time.monotonic() - logged_s > _LOG_INTERVAL_S:
+                logged_s = time.monotonic()
                 _log.warning(
                     "timed_out",
                     connection=name,
                     error=format_error(error),
-                    needs="trying again; look at pg_stat_activity",
+                    needs="retrying; look for slow statements and locks in pg_stat_activity",
                 )
-            was_there = False
+            was_connected = False
             stop.wait(pause_s)
 
 
 def _conninfo(url: str, name: str, database: str | None = None) -> str:
-    """The URL with what every connection has, as far as the URL does not set it itself."""
-    other = {"dbname": database} if database else {}
-    return make_conninfo(**{**_CONNECTION, "application_name": name, **_parts(url), **other})
+    """Return the URL as a connection string, with vidflow's settings as defaults."""
+    override = {"dbname": database} if database else {}
+    return make_conninfo(**{**_DEFAULTS, "application_name": name, **_parse_url(url), **override})
 
 
-def _parts(url: str) -> dict[str, Any]:
-    """What the URL says. Raises SetupError, in our words alone: the library's repeat a part of it, which may be the password."""
+def _parse_url(url: str) -> dict[str, Any]:
+    """Return the URL's parameters.
+
+    The SetupError does not quote libpq's message, which repeats a part of the URL that may be the password.
+    """
     require_postgres(url)
     try:
         parts = conninfo_to_dict(url)

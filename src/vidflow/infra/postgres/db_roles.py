@@ -1,4 +1,4 @@
-"""The group roles of the database, one for each process of vidflow, and their rights: sql/roles.sql, applied. It makes no login."""
+"""Create the database group roles of vidflow's processes and grant their privileges (sql/roles.sql)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from vidflow.infra.telemetry.outage import format_error
 
 
 def create_roles(url: str) -> None:
-    """Make the roles that are missing and grant each what it needs; can be given again. Raises SetupError, Unavailable."""
-    with connected(url, name="vidflow db roles") as tables:
-        if list_pending_migrations(tables):
-            raise SetupError("the database lacks this version's schema: run vidflow db migrate first")
+    """Create missing group roles and grant each its privileges. No login roles are created. May be repeated.
+
+    Raises SetupError if a migration is pending or the user lacks privileges, and Unavailable if the server is away.
+    """
+    with connected(url, name="vidflow db roles") as connection:
+        if list_pending_migrations(connection):
+            raise SetupError("The database lacks this version's schema. Run vidflow db migrate first.")
         try:
-            tables.execute((sql_folder() / "roles.sql").read_bytes())
+            connection.execute((sql_folder() / "roles.sql").read_bytes())
         except errors.InsufficientPrivilege as error:
             raise SetupError(
-                "the user of VIDFLOW_DATABASE_URL (or --database-url) may not make the roles or grant their rights "
-                f"({format_error(error)}): take the user that owns the tables, and give it CREATEROLE, or have a superuser run "
-                "sql/roles.sql once"
+                "The user of VIDFLOW_DATABASE_URL (or --database-url) may not create the roles or grant their privileges "
+                f"({format_error(error)}). Use the user that owns the tables and give it CREATEROLE, or have a superuser run "
+                "sql/roles.sql once."
             ) from error

@@ -1,4 +1,4 @@
-"""What an error of PostgreSQL means: wait, try again, give up, or tell the operator what to correct. No connections."""
+"""Classify PostgreSQL errors: wait, retry, give up, or tell the operator what to correct."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from vidflow.domain.errors import SetupError
 from vidflow.infra.telemetry.outage import TIMED_OUT_STATES, format_error
 
 OLDEST_VERSION: Final = 180000
-"""As `server_version_num` has it: uuidv7() came with 18."""
+"""Oldest supported server, as `server_version_num`. uuidv7() was added in PostgreSQL 18."""
 FIRST_OF_TWO_PARTS: Final = 100000
-"""Before 10, a version had three parts."""
+"""PostgreSQL 10, as `server_version_num`. Earlier versions have three parts."""
 
 # Connection exceptions; insufficient resources (disk, memory, connections); system errors.
 _AWAY_CLASSES: Final = frozenset({"08", "53", "58"})
 _AWAY_STATES: Final = frozenset({
-    "25006",  # read-only: the server is not the primary any more
-    "25P03",  # idle in transaction: the server has closed the connection
-    "57P01", "57P02", "57P03", "57P05",  # shut down by an administrator, crashed, starting up, idle
+    "25006",  # read_only_sql_transaction: the server is no longer the primary
+    "25P03",  # idle_in_transaction_session_timeout: the server has closed the connection
+    "57P01", "57P02", "57P03", "57P05",  # admin_shutdown, crash_shutdown, cannot_connect_now, idle_session_timeout
 }) | TIMED_OUT_STATES  # fmt: skip
 _DATA_ERROR_CLASSES: Final = frozenset({"22", "23"})
 _CONFLICTS: Final = frozenset({"40001", "40P01"})
 _TRANSIENT_TEXTS: Final = (
     "starting up", "shutting down", "recovery", "too many clients", "reserved", "not accepting",
-    "not currently accepting", "dropped or renamed",  # a restored database takes the place of another
-    # PgBouncer, which answers while the server behind it is away.
+    "not currently accepting", "dropped or renamed",  # `vidflow db restore` renames databases
+    # PgBouncer, while its server is away.
     "login has been failing", "cannot connect to server", "query_wait_timeout", "no more connections allowed",
     "client_login_timeout", "server conn crashed",
 )  # fmt: skip
-# Texts of libpq itself, which are not translated. A connection that ends during the handshake ("SSL SYSCALL", "EOF") is away.
+# libpq's own messages are not translated. A connection lost during the handshake ("SSL SYSCALL", "EOF") means that the server is away.
 _TLS: Final = re.compile(
     r"certificate|private key|does not support SSL|SSL error: (?!.*eof)|SSL was required|sslmode",
     re.IGNORECASE,
@@ -40,7 +40,7 @@ _INVALID_CONNINFO: Final = re.compile(r"^connection is bad: (?!connection to ser
 
 
 def is_away(error: BaseException) -> bool:
-    """Whether waiting helps: the server is lost, restarting, read-only or out of room, or a time limit of its own ended the work."""
+    """Return whether waiting helps: the server is unreachable, restarting, read-only or out of resources, or a server timeout expired."""
     if not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError | psycopg.InternalError):
         return False
     state = error.sqlstate
@@ -50,19 +50,19 @@ def is_away(error: BaseException) -> bool:
 
 
 def is_timed_out(error: BaseException) -> bool:
-    """Whether a limit of the server (`statement_timeout`, `transaction_timeout`, `lock_timeout`) ended a statement."""
+    """Return whether a server timeout expired: `statement_timeout`, `transaction_timeout` or `lock_timeout`."""
     return isinstance(error, psycopg.Error) and error.sqlstate in TIMED_OUT_STATES
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether the server has no room to store more (53100): it answers, and reads still pass."""
+    """Return whether the server's disk is full (53100). Reads still succeed."""
     return isinstance(error, psycopg.errors.DiskFull)
 
 
 def is_data_error(error: BaseException) -> bool:
-    """Whether PostgreSQL refused the data itself (SQLSTATE classes 22 and 23): the same again is refused again.
+    """Return whether the data itself was rejected, so that a retry fails too.
 
-    What the driver refuses to send (a NUL in a text, half a surrogate pair) is refused data too.
+    True for SQLSTATE classes 22 and 23, and for values that the driver cannot send: text with a NUL or with a lone surrogate.
     """
     if isinstance(error, psycopg.DataError | UnicodeEncodeError):
         return True
@@ -70,48 +70,48 @@ def is_data_error(error: BaseException) -> bool:
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Whether two transactions got into each other's way (40001, 40P01): the same again may well pass."""
+    """Return whether a serialization failure (40001) or a deadlock (40P01) occurred, so that a retry may succeed."""
     return isinstance(error, psycopg.Error) and error.sqlstate in _CONFLICTS
 
 
 def is_tls(error: psycopg.Error) -> bool:
-    """Whether a connection failed for its encryption or a certificate: no server is away then."""
+    """Return whether a connection failed because of TLS or a certificate. The server is not away then."""
     return error.sqlstate is None and _TLS.search(str(error)) is not None
 
 
 def build_connection_error(error: psycopg.Error, detail: str | None = None) -> SetupError:
-    """The error of a connection that waiting does not help, in one line. `detail`: why the certificate was not accepted."""
+    """Return a one-line error for a connection attempt that cannot succeed by waiting. `detail` says why the certificate was rejected."""
     text = format_error(error).removeprefix("connection failed: ").removeprefix("connection is bad: ")
     if is_tls(error):
         reason = f" ({detail})" if detail else ""
         return SetupError(
             f"TLS to PostgreSQL failed: {text}{reason}. Check sslmode and sslrootcert in VIDFLOW_DATABASE_URL (or --database-url), "
-            "and the server's certificate: its issuer, its host name and its dates"
+            "and the issuer, host name and dates of the server's certificate."
         )
     if _INVALID_CONNINFO.search(str(error)) or isinstance(error, psycopg.ProgrammingError):
         return SetupError(
-            f"VIDFLOW_DATABASE_URL (or --database-url) has a setting that libpq does not take: {text}. Correct it"
+            f"VIDFLOW_DATABASE_URL (or --database-url) has a setting that libpq does not accept: {text}. Correct it."
         )
     return SetupError(
-        f"PostgreSQL lets nobody in by VIDFLOW_DATABASE_URL (or --database-url): {text}. Correct its user, password or database, "
-        "or the server's pg_hba.conf (which may ask for sslmode=require)"
+        f"PostgreSQL rejected the connection of VIDFLOW_DATABASE_URL (or --database-url): {text}. Check the user, password and "
+        "database, and the server's pg_hba.conf, which may require sslmode=require."
     )
 
 
 def require_version(version: int, server: str) -> None:
-    """Raise SetupError where the server is older than vidflow needs. `version` is its `server_version_num`."""
+    """Raise SetupError if the server is older than vidflow supports. `version` is its `server_version_num`."""
     if version < OLDEST_VERSION:
         minor = f"{version % 10000}" if version >= FIRST_OF_TWO_PARTS else f"{version // 100 % 100}.{version % 100}"
         raise SetupError(
             f"PostgreSQL at {server} is version {version // 10000}.{minor}; vidflow needs {OLDEST_VERSION // 10000} or "
-            "newer. Upgrade the server, or set VIDFLOW_DATABASE_URL (or --database-url) to a newer one"
+            "newer. Upgrade the server, or set VIDFLOW_DATABASE_URL (or --database-url) to a newer one."
         )
 
 
 def _is_permanent(error: psycopg.Error) -> bool:
-    """Whether a connection was refused for good.
+    """Return whether a connection was rejected permanently.
 
-    libpq gives no SQLSTATE for a connection that was not made, only a sentence; the server's part of it may be translated.
+    libpq provides no SQLSTATE for a failed connection attempt, only a message. The server's part of it may be translated.
     """
     text = str(error)
     if error.pgconn is None or any(words in text for words in _TRANSIENT_TEXTS):

@@ -1,4 +1,4 @@
-"""A scenario's gaps as clients read them. The inbox stores them: results.py."""
+"""Read a scenario's gaps for clients. They are written in results.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from vidflow.infra.postgres.connection import Connection
 
 
 class StoredGap(msgspec.Struct, frozen=True):
-    """Frames that should have been kept and are not: after which frame (-1: before the first), from when to when, how many."""
+    """Frames that are missing from the results.
+
+    `after_frame` is the number of the last frame before the gap, or -1. `from_s` and `to_s` are times in the video. `frames` is None if
+    the number of missing frames is unknown.
+    """
 
     after_frame: int
     from_s: float
@@ -22,7 +26,7 @@ class StoredGap(msgspec.Struct, frozen=True):
 
 
 class GapKey(msgspec.Struct, frozen=True, array_like=True):
-    """Where a gap stands among those of its scenario."""
+    """The position of a gap among the gaps of its scenario."""
 
     after_frame: int
     from_s: float
@@ -33,11 +37,11 @@ BEFORE_FIRST_GAP: Final = GapKey(-2, 0.0, "")
 
 
 def read_gap_page(tx: Connection, scenario_uuid: str, after: GapKey, limit: int) -> tuple[list[StoredGap], bool]:
-    """Return at most `limit` gaps after `after` in the order of the video, and whether more follow.
+    """Return at most `limit` gaps after `after` in video order, and whether more follow.
 
-    A gap is small, so that a limit of rows is a limit of bytes.
+    Rows are small, so the number of rows also bounds the size of the page.
     """
-    found = (
+    gaps = (
         tx.cursor(row_factory=class_row(StoredGap))
         .execute(
             """
@@ -52,4 +56,4 @@ def read_gap_page(tx: Connection, scenario_uuid: str, after: GapKey, limit: int)
         )
         .fetchall()
     )
-    return found[:limit], len(found) > limit
+    return gaps[:limit], len(gaps) > limit

@@ -1,4 +1,4 @@
-"""A scenario's history as clients read it. The lifecycle writes it."""
+"""Read a scenario's history for clients. It is written in lifecycle.py."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from vidflow.infra.postgres.connection import Connection
 from vidflow.infra.postgres.pages import MAX_PAGE_BYTES, trim_page
 
 BEFORE_FIRST_TRANSITION: Final = -1
-"""The number before that of the first move."""
+"""Number that precedes the first transition."""
 
 
 class Transition(msgspec.Struct, frozen=True):
-    """One row of a scenario's history."""
+    """A state transition in a scenario's history."""
 
     number: int
     from_state: str | None
@@ -30,7 +30,7 @@ class Transition(msgspec.Struct, frozen=True):
 
 
 def read_history_page(tx: Connection, scenario_uuid: str, after: int, limit: int) -> tuple[list[Transition], bool]:
-    """Return at most `limit` moves of a scenario after move `after`, in their order, and whether more follow."""
+    """Return at most `limit` transitions of a scenario after number `after`, in order, and whether more follow."""
     rows = (
         tx.cursor(row_factory=dict_row)
         .execute(

@@ -1,7 +1,7 @@
-"""How far the results' partitions are stored, up to which moment all that was in them is, and when an inbox last held them.
+"""State of each partition of the results topic: the next offset to store, the time up to which all is stored, and when an inbox held it.
 
-A position moves by compare-and-set from the value that the inbox holds: where the table has another (another inbox, a
-restored database) nothing moves, and the inbox begins again at the table's.
+A position moves by compare-and-set from the value that the inbox holds. If the table has a different position, because of another inbox
+or a restored database, nothing moves and the inbox restarts from the table's position.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from vidflow.infra.postgres.connection import Connection
 
 
 def read_positions(tx: Connection, topic: str, topic_id: str, partitions: Iterable[int]) -> dict[int, int]:
-    """The offset of the next message to store, of each partition; one that has no row yet gets one, at 0.
+    """Return the offset of the next message to store of each partition. A partition without a row gets one with position 0.
 
-    A row below 0 (an earlier version stored -1001 for a partition without a leader) is set to 0 too: what the log still holds
-    is read again, and what is stored already is not stored twice.
+    Negative positions are reset to 0, because an earlier version stored -1001 for a partition without a leader. The log is then read
+    again, and messages that are stored already are not stored twice.
     """
     numbers = list(partitions)
     tx.execute(
@@ -44,7 +44,7 @@ def read_positions(tx: Connection, topic: str, topic_id: str, partitions: Iterab
 
 
 def move_positions(tx: Connection, topic: str, topic_id: str, moves: Mapping[int, tuple[int, int]]) -> set[int]:
-    """Moves each partition's position from one offset to another; returns those that were still at the first."""
+    """Move each partition's position from an expected offset to a new one. Return the partitions that were at the expected offset."""
     rows = tx.execute(
         """
         UPDATE inbox_partitions p
@@ -66,7 +66,7 @@ def move_positions(tx: Connection, topic: str, topic_id: str, moves: Mapping[int
 
 
 def note_seen(tx: Connection, topic: str, topic_id: str, partitions: Iterable[int]) -> None:
-    """Note that an inbox holds these partitions, unless that was noted within the last second. Waits for no lock."""
+    """Record that an inbox holds these partitions, at most once a second. Locked rows are skipped."""
     tx.execute(
         """
         WITH held AS (
@@ -87,21 +87,22 @@ def note_seen(tx: Connection, topic: str, topic_id: str, partitions: Iterable[in
 
 
 def read_database_time(tx: Connection) -> datetime.datetime:
-    """The database's time, to be noted before a partition's end is asked for."""
+    """Return the database's time. Read it before the end offsets that are passed to `note_caught_up`."""
     [(now,)] = tx.execute("SELECT clock_timestamp()").fetchall()
     assert isinstance(now, datetime.datetime)
     return now
 
 
 def note_caught_up(
-    tx: Connection, topic: str, topic_id: str, positions: Mapping[int, int], ends: Mapping[int, int], at: datetime.datetime
+    tx: Connection, topic: str, topic_id: str, positions: Mapping[int, int], ends: Mapping[int, int], as_of: datetime.datetime
 ) -> dict[int, int]:  # fmt: skip
-    """Notes that all that was in the log at `at` is stored, for each partition whose position has reached the log's end.
+    """Record that all messages in the log at `as_of` are stored, for each partition whose position has reached its end offset.
 
-    `positions` are the positions when the ends were asked for: one that was past its end then is of a log that was cut.
-    `ends` must have been asked for after `at`; one below 0 is no end, and marks nothing.
-    The last note counts, be it of an earlier moment: true all the same, and a later
-    one may be of a time before the database's clock went back. Returns the positions of the partitions that are not at their ends.
+    `ends` must have been read after `as_of`; negative offsets are ignored. `positions` are the positions at the time when the ends were
+    read. A position past its end at that time means that the log was truncated, and nothing is recorded.
+
+    The last call wins even if its `as_of` is earlier. It is still true, and the later time may have been written before the database
+    clock stepped back. Return the positions of the partitions that have not reached their ends.
     """
     rows = tx.execute(
         """
@@ -124,19 +125,18 @@ def note_caught_up(
             "topic": topic,
             "topic_id": topic_id,
             "partitions": list(ends),
-            "began": [positions[one] for one in ends],
+            "began": [positions[partition] for partition in ends],
             "ends": list(ends.values()),
-            "at": at,
+            "at": as_of,
         },
     ).fetchall()
     return dict(rows)
 
 
 def execute_caught_up_query(tx: Connection, topic: str, topic_id: str, partitions: Sequence[int]) -> Cursor[TupleRow]:
-    """Ask up to which moment all that was in the topic's partitions is stored; between this and `fetch_caught_up_s` a pipeline may
-    send more.
+    """Query the time up to which all messages of the topic are stored. Rows of other topic ids are ignored.
 
-    Rows of other topic ids do not count.
+    The result is fetched by `fetch_caught_up_s`, so that a pipeline can send further statements in between.
     """
     return tx.execute(
         """
@@ -152,10 +152,9 @@ def execute_caught_up_query(tx: Connection, topic: str, topic_id: str, partition
 
 
 def fetch_caught_up_s(cursor: Cursor[TupleRow]) -> float | None:
-    """Return that moment, by the database's clock in seconds since 1970.
+    """Return the time up to which all messages are stored, by the database clock in seconds since 1970.
 
-    None where one of the partitions has not been caught up with yet, or was before the database's clock went back: its mark is of
-    the future.
+    None if a partition has not been caught up with yet, or if its time lies in the future because the database clock stepped back.
     """
     row = cursor.fetchone()
     return float(row[0]) if row and row[0] is not None else None

@@ -1,7 +1,7 @@
-"""The rows that the leader reads in a tick: what runners may have, and the head of the queue.
+"""Rows that the leader reads in each tick: scenarios that may be on runners, and the head of the queue.
 
-No statement here costs more when more scenarios wait or are finished. Each finds its rows through a partial index and then looks up
-each row by its key, whatever the planner believes about the rest of the table.
+The cost of a statement does not depend on the number of waiting or finished scenarios. Each statement finds its rows through a partial
+index and looks up each one by its key, whatever the planner's statistics say about the rest of the table.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from vidflow.infra.postgres.lifecycle import decode_scenario
 from vidflow.infra.postgres.pipelining import pipelined_transaction
 
 SHUTDOWNS: Final = 1000
-"""How many scenarios in their shutdown a tick reads, those that have been in it for longest. More wait for the next tick."""
+"""Maximum number of scenarios in shutdown that a tick reads, oldest first. The others wait for the next tick."""
 BACKOFFS: Final = 500
-"""How many backoffs one statement ends."""
+"""Maximum number of backoffs that one statement ends."""
 
 
 class TablesSnapshot(msgspec.Struct, frozen=True):
-    """What a tick reads in one snapshot, with the database's time of that snapshot in seconds since 1970.
+    """Rows that a tick reads in one snapshot.
 
-    `caught_up_db_s`: see `inbox_partitions.fetch_caught_up_s`. `backoff_over`: the backoff of at least one scenario is over.
+    `now_db_s` is the snapshot's time by the database clock, in seconds since 1970. `caught_up_db_s` is the result of
+    `inbox_partitions.fetch_caught_up_s`. `backoff_over` is True if the backoff of at least one scenario is over.
     """
 
     now_db_s: float
@@ -39,8 +40,7 @@ class TablesSnapshot(msgspec.Struct, frozen=True):
     backoff_over: bool
 
 
-# Most scenarios never read `parameters`, which may hold 250 kB of labels: whether a poisonous frame is skipped is asked for only
-# where the next loss would be the last.
+# `parameters` may hold 250 kB of labels, so they are read only where the next loss would be the last attempt.
 _ROWS: Final = """
      CROSS JOIN LATERAL (
            SELECT s.scenario_uuid::text, s.state, s.outcome, s.error::text AS error, s.epoch, s.attempt, s.returns, s.runner,
@@ -60,7 +60,7 @@ _ROWS: Final = """
            OFFSET 0) AS p
 """
 _NEWEST_REFUSED: Final = 100
-"""Of the messages that Kafka refused: a deploy among them is noticed in the tick after."""
+"""Maximum number of messages rejected by Kafka that a tick reads, newest first, to notice rejected deploys."""
 SCENARIOS_ON_RUNNERS: Final = f"""
     WITH first AS MATERIALIZED (
         SELECT scenario_uuid
@@ -99,7 +99,7 @@ SCENARIOS_ON_RUNNERS: Final = f"""
                 WHERE refused.key = first.scenario_uuid::text AND refused.epoch = s.epoch) END AS deploy_refused
       FROM first
     {_ROWS}
-"""  # noqa: S608 - fragments of our own
+"""  # noqa: S608 - constant fragments
 
 HEAD_OF_QUEUE: Final = f"""
     SELECT s.*, p.*, false AS deploy_waits, NULL AS deploy_refused
@@ -111,9 +111,9 @@ HEAD_OF_QUEUE: Final = f"""
             ORDER BY q.priority DESC, q.created_at, q.scenario_uuid
             LIMIT room.slots) AS first
     {_ROWS}
-"""  # noqa: S608 - fragments of our own
+"""  # noqa: S608 - constant fragments
 
-# No pause is longer than the longest backoff: what is due later than that was written before the database's clock went back.
+# A due time further away than the longest backoff was written before the database clock stepped back.
 _ENDED_BACKOFFS: Final = f"""
     SELECT scenario_uuid
       FROM (SELECT scenario_uuid
@@ -129,7 +129,7 @@ _ENDED_BACKOFFS: Final = f"""
                AND due_at > now() + make_interval(secs => {RetryPolicy().max_backoff_s})
              ORDER BY due_at DESC
              LIMIT %(backoffs)s) AS future
-"""  # noqa: S608 - a number of our own
+"""  # noqa: S608 - a constant number
 
 END_BACKOFFS: Final = f"""
     WITH over AS MATERIALIZED (
@@ -142,57 +142,59 @@ END_BACKOFFS: Final = f"""
        SET due_at = s.state_changed_at
       FROM over
      WHERE s.scenario_uuid = over.scenario_uuid
-"""  # noqa: S608 - fragments of our own
+"""  # noqa: S608 - constant fragments
 
 
 def read_tables_snapshot(
-    tables: Connection,
+    connection: Connection,
     ended: Collection[str],
     results_topic: tuple[str, str, Sequence[int]] | None,
     limits: RetryPolicy,
 ) -> TablesSnapshot:
-    """Return what runners may have, in one snapshot and one round trip.
+    """Return the scenarios that may be on runners, in one snapshot and one round trip.
 
-    `ended`: scenarios that reports list as ended. Those in their shutdown are read however many others are, or their entry, which
-    tells that they are drained, would be taken for one that nobody wants. `results_topic`: name, id and partitions.
+    `ended` are the scenarios that reports list as ended. Those in shutdown are always read, in addition to the SHUTDOWNS oldest ones.
+    Otherwise their report entries, which say that they are drained, would look like entries of unknown scenarios. `results_topic` is the
+    topic's name, id and partitions.
     """
-    with pipelined_transaction(tables, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"):
-        clock = tables.execute("SELECT extract(epoch FROM clock_timestamp())::float8")
-        over = tables.execute(f"SELECT EXISTS ({_ENDED_BACKOFFS})", {"backoffs": 1})
+    with pipelined_transaction(connection, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"):
+        clock = connection.execute("SELECT extract(epoch FROM clock_timestamp())::float8")
+        over = connection.execute(f"SELECT EXISTS ({_ENDED_BACKOFFS})", {"backoffs": 1})
         rows = _select(
-            tables,
+            connection,
             SCENARIOS_ON_RUNNERS,
             {"shutdowns": SHUTDOWNS, "ended": list(ended), "last_attempt": limits.max_attempts - 1},
         )
-        caught_up = inbox_partitions.execute_caught_up_query(tables, *results_topic) if results_topic else None
+        caught_up = inbox_partitions.execute_caught_up_query(connection, *results_topic) if results_topic else None
     [(now_db_s,)], [(backoff_over,)] = clock.fetchall(), over.fetchall()
     caught_up_db_s = inbox_partitions.fetch_caught_up_s(caught_up) if caught_up else None
     return TablesSnapshot(now_db_s, [_decode_row(row) for row in rows.fetchall()], caught_up_db_s, backoff_over)
 
 
 def end_backoffs(tx: Connection) -> None:
-    """Put scenarios whose backoff is over back into the queue, at most `BACKOFFS` a call.
+    """Put scenarios whose backoff is over back into the queue, at most `BACKOFFS` per call.
 
-    While it is in backoff a scenario is not in the queue's index, so that those at its head need not be looked through for one
-    that is due.
+    A scenario in backoff is not in the queue's index, so that reading the head of the queue does not have to skip it.
     """
     tx.execute(END_BACKOFFS, {"backoffs": BACKOFFS})
 
 
-def read_queue_head(tables: Connection, slots_by_pool: Mapping[str, int], limits: RetryPolicy) -> list[ScenarioView]:
-    """Return the first scenarios of each pool's queue, by priority, then age: as many of each as `slots_by_pool` says."""
+def read_queue_head(
+    connection: Connection, slots_by_pool: Mapping[str, int], limits: RetryPolicy
+) -> list[ScenarioView]:
+    """Return the first `slots_by_pool` scenarios of each pool's queue, ordered by priority, then age."""
     if not slots_by_pool:
         return []
-    given = {
+    values = {
         "pools": list(slots_by_pool),
         "counts": list(slots_by_pool.values()),
         "last_attempt": limits.max_attempts - 1,
     }
-    return [_decode_row(row) for row in _select(tables, HEAD_OF_QUEUE, given).fetchall()]
+    return [_decode_row(row) for row in _select(connection, HEAD_OF_QUEUE, values).fetchall()]
 
 
-def _select(tables: Connection, query: str, parameters: Mapping[str, object]) -> Cursor[dict[str, Any]]:
-    return tables.cursor(row_factory=dict_row).execute(query, parameters)
+def _select(connection: Connection, query: str, parameters: Mapping[str, object]) -> Cursor[dict[str, Any]]:
+    return connection.cursor(row_factory=dict_row).execute(query, parameters)
 
 
 def _decode_row(row: dict[str, Any]) -> ScenarioView:

@@ -1,7 +1,7 @@
-"""A lease in the database: its statements, and a keeper that runs a role's work while it holds one. Not what the work is.
+"""Leases in the database: their statements, and a loop that runs a role's work while it holds a lease.
 
-A holder's every write is fenced in its own transaction. UNIQUE (name, term) makes a takeover wait for a fenced transaction
-and lets a renewal pass beside it; `transaction_timeout` bounds how long a frozen holder can make a takeover wait.
+The holder fences each of its transactions by a key-share lock on the lease row. Because of UNIQUE (name, term), a takeover waits for that
+lock and a renewal does not. `transaction_timeout` bounds how long a frozen holder can delay a takeover.
 """
 
 from __future__ import annotations
@@ -33,13 +33,12 @@ from vidflow.infra.telemetry.outage import format_error, postgres_outage
 _log = log("lease")
 _RETRY_S = 0.1
 
-
 Terms = Mapping[str, int]
-"""Leases that are held: the term of each by its name."""
+"""Terms of held leases by name."""
 
 
 class LeaseLost(Unavailable):
-    """A lease is another holder's, or may be: what was to be written is not. `names`: which."""
+    """A lease has another holder, or may have one. Nothing was written. `names` are the names of the lost leases."""
 
     default_code = "lease_lost"
 
@@ -49,7 +48,7 @@ class LeaseLost(Unavailable):
 
 
 def acquire(tx: Connection, name: str, holder: uuid.UUID) -> int | None:
-    """Takes the lease where it is over (or this holder's own already); the new term, or None where another has it."""
+    """Acquire the lease if it has expired or already belongs to `holder`. Return the new term, or None if another process holds it."""
     row = tx.execute(
         """
         WITH taken AS (
@@ -74,11 +73,10 @@ def acquire(tx: Connection, name: str, holder: uuid.UUID) -> int | None:
 
 
 def cap_expiry(tx: Connection) -> None:
-    """Lets no lease end later than a whole one from now: those that do were set before the database's clock went back.
+    """Let every lease expire at most LEASE_S from now. Later expiry times were written before the database clock stepped back.
 
-    Else a holder that died then would be replaced when the clock is where it was. None ends sooner than its holder trusts it:
-    it was renewed before this, and its holder trusts it for less than a whole one. Waits for nobody: who holds the row
-    renews it.
+    Otherwise a dead holder would not be replaced until the clock has caught up. No lease ends before its holder stops trusting it: it was
+    renewed earlier and is trusted for less than LEASE_S. Locked rows are skipped, because they are being renewed.
     """
     tx.execute(
         """
@@ -95,7 +93,7 @@ def cap_expiry(tx: Connection) -> None:
 
 
 def renew(tx: Connection, terms: Terms, holder: uuid.UUID) -> set[str]:
-    """Sets the leases' ends anew; returns their names, less those that are over or another's: these are lost."""
+    """Renew the leases and return their names. A lease that is not returned has expired or has another holder."""
     rows = tx.execute(
         """
         UPDATE lease l
@@ -110,7 +108,7 @@ def renew(tx: Connection, terms: Terms, holder: uuid.UUID) -> set[str]:
 
 
 def release(tx: Connection, terms: Terms, holder: uuid.UUID) -> None:
-    """Ends the leases now, so that nobody need wait for their end."""
+    """Let the leases expire now, so that a standby can take over at once."""
     tx.execute(
         """
         UPDATE lease l
@@ -123,9 +121,9 @@ def release(tx: Connection, terms: Terms, holder: uuid.UUID) -> None:
 
 
 def fence(tx: Connection, terms: Terms, holder: uuid.UUID) -> None:
-    """Lets no takeover of these leases commit before this transaction has ended. Raises LeaseLost where one has.
+    """Make takeovers of these leases wait until this transaction has ended. Raises LeaseLost if one has been taken over.
 
-    The holder is compared too: a database restored to an earlier moment may give out the same term again.
+    The holder is compared as well, because a database restored to an earlier time may assign the same term again.
     """
     rows = tx.execute(
         """
@@ -140,11 +138,12 @@ def fence(tx: Connection, terms: Terms, holder: uuid.UUID) -> None:
     ).fetchall()
     lost = set(terms) - {name for (name,) in rows}
     if lost:
-        raise LeaseLost(f"held by another: {', '.join(f'{name} (term {terms[name]})' for name in sorted(lost))}", lost)
+        leases = ", ".join(f"{name} (term {terms[name]})" for name in sorted(lost))
+        raise LeaseLost(f"Lease held by another process: {leases}", lost)
 
 
 class Lease:
-    """A lease that is held: what the work of a role looks at, and writes through."""
+    """A lease that this process has acquired. The work checks `is_held` and writes in `fenced` transactions."""
 
     def __init__(self, url: str, name: str, holder: uuid.UUID, term: int, attempted_s: float) -> None:
         self.name = name
@@ -157,14 +156,17 @@ class Lease:
         self._writer = ReconnectingConnection(url, name=f"vidflow {name}")
 
     def is_held(self) -> bool:
-        """Whether this process may act as the holder, by its own clock alone."""
+        """Return whether this process may act as the holder, judged by its own clock."""
         return not self._over.is_set() and time.monotonic() < self._trusted_until_s
 
     @contextmanager
     def fenced(self) -> Iterator[Connection]:
-        """A pipelined transaction that commits only under this lease. Raises LeaseLost; it must end within a second."""
+        """Run the body in a pipelined transaction that commits only if the lease is still held.
+
+        Raises LeaseLost. The transaction must end within FENCED_TRANSACTION_S.
+        """
         if not self.is_held():
-            raise LeaseLost(f"not renewed in time: {self.name} (term {self.term})", [self.name])
+            raise LeaseLost(f"Lease not renewed in time: {self.name} (term {self.term})", [self.name])
         with pipelined_transaction(self._writer.connection()) as tx:
             tx.execute(f"SET LOCAL {FENCED_TIMEOUT_SETTING}")
             try:
@@ -175,19 +177,22 @@ class Lease:
             yield tx
 
     def renew_until_over(self, connection: Connection) -> None:
-        """Renews each half second, on a thread of its own: the work may take longer than that. Returns once it is lost."""
-        own: Connection | None = None
+        """Renew the lease every RENEW_S until it is lost or closed. Runs on its own thread, since a step of the work may take longer.
+
+        `connection` is replaced by a new one if the server closes it.
+        """
+        replacement: Connection | None = None
         wait_s = RENEW_S
         while not self._over.wait(wait_s):
-            if is_closed_by_server(own or connection):
-                if own is not None:
-                    own.close()
-                own = self._try_reconnect()
-            wait_s = RENEW_S if self._try_renew(own or connection) else _RETRY_S
+            if is_closed_by_server(replacement or connection):
+                if replacement is not None:
+                    replacement.close()
+                replacement = self._try_reconnect()
+            wait_s = RENEW_S if self._try_renew(replacement or connection) else _RETRY_S
             if not self.is_held():
                 self._over.set()
-        if own is not None:
-            own.close()
+        if replacement is not None:
+            replacement.close()
 
     def _try_renew(self, connection: Connection) -> bool:
         attempted_s = time.monotonic()
@@ -196,14 +201,14 @@ class Lease:
                 self._trusted_until_s = compute_trusted_until(attempted_s)
                 return True
         except psycopg.Error as error:
-            say = _log.debug if is_away(error) else _log.warning  # the outage itself is said by whom it stops
-            say("renewal_failed", lease=self.name, term=self.term, error=format_error(error))
+            write = _log.debug if is_away(error) else _log.warning  # the work that it stops reports an outage
+            write("renewal_failed", lease=self.name, term=self.term, error=format_error(error))
         else:
             self._over.set()
         return False
 
     def _try_reconnect(self) -> Connection | None:
-        """A new connection for renewals; None where there is none yet: tried again while the lease may be trusted."""
+        """Return a new connection for renewals, or None if the server is away. The caller retries while it trusts the lease."""
         try:
             return connect(self._url, name=f"vidflow {self.name} lease", response_timeout_s=FENCED_RESPONSE_TIMEOUT_S)
         except psycopg.Error as error:
@@ -211,16 +216,16 @@ class Lease:
             return None
 
     def close(self) -> None:
-        """Trusts it no more, from now on."""
+        """Stop trusting the lease and close the connection for writes."""
         self._over.set()
         self._writer.close()
 
 
 def run_as_holder(url: str, name: str, stop: Stop, work: Callable[[Lease], None]) -> None:
-    """Stands by for the lease, and runs `work` each time it is held, until a stop is requested.
+    """Wait for the lease and run `work` each time it is acquired, until a stop is requested.
 
-    `work` returns once `lease.is_held()` is False or a stop is requested. Where it raises LeaseLost, or an error by which the
-    database is away, this process stands by again; any other error is the caller's.
+    `work` must return once `lease.is_held()` is False or a stop is requested. If it raises LeaseLost or an error that means that the
+    database is away, this process waits for the lease again. Other errors are raised.
     """
     holder = uuid.uuid4()
     outage = postgres_outage()
@@ -239,7 +244,7 @@ def run_as_holder(url: str, name: str, stop: Stop, work: Callable[[Lease], None]
 
 
 def _stand_by(
-    connection: Connection, url: str, name: str, holder: uuid.UUID, stop: Stop, lead: Callable[[Lease], None]
+    connection: Connection, url: str, name: str, holder: uuid.UUID, stop: Stop, work: Callable[[Lease], None]
 ) -> None:  # fmt: skip
     while not stop.requested:
         cap_expiry(connection)
@@ -248,23 +253,23 @@ def _stand_by(
         if term is None:
             stop.wait(STANDBY_POLL_S)
             continue
-        _hold(connection, Lease(url, name, holder, term, attempted_s), stop, lead)
+        _hold(connection, Lease(url, name, holder, term, attempted_s), stop, work)
 
 
-def _hold(connection: Connection, lease: Lease, stop: Stop, lead: Callable[[Lease], None]) -> None:
+def _hold(connection: Connection, lease: Lease, stop: Stop, work: Callable[[Lease], None]) -> None:
     _log.info("lease_acquired", lease=lease.name, term=lease.term)
-    renewing = start_thread(f"lease {lease.name}", lambda: lease.renew_until_over(connection), stop)
+    renewer = start_thread(f"lease {lease.name}", lambda: lease.renew_until_over(connection), stop)
     try:
-        lead(lease)
+        work(lease)
     finally:
         lease.close()
-        renewing.join()
+        renewer.join()
         _log.info("lease_ended", lease=lease.name, term=lease.term)
         _try_release(connection, lease)
 
 
 def _try_release(connection: Connection, lease: Lease) -> None:
-    """Gives the lease up where the database can be asked to; else it runs out by itself."""
+    """Release the lease if the database is reachable. Otherwise it expires."""
     if connection.closed:
         return
     try:

@@ -1,7 +1,6 @@
-"""The lifecycle's rows: read for a decision, written back where they are still as they were read. Not the decisions.
+"""Read scenarios for lifecycle decisions, and write decisions whose scenarios have not changed in the meantime.
 
-In a connection's pipeline a statement waits for none before it unless its answer is needed: a write takes two round trips,
-however long the way to the server is.
+In pipeline mode a statement waits for an earlier one only if its result is needed, so that a write takes two round trips.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from vidflow.infra.postgres.connection import Connection
 
 
 def decode_scenario(row: dict[str, Any]) -> Scenario:
-    """Return the lifecycle's part of a row. `error` and `skips` are JSON texts, or null."""
+    """Return the scenario of a row, in which `error` and `skips` are JSON texts or null."""
     return Scenario(
         scenario_uuid=row["scenario_uuid"],
         state=State(row["state"]),
@@ -49,7 +48,7 @@ def decode_scenario(row: dict[str, Any]) -> Scenario:
 
 
 def read_scenario(tx: Connection, scenario_uuid: str) -> Scenario | None:
-    """One scenario; None where there is none of this uuid."""
+    """Return a scenario, or None if it does not exist."""
     query = """
         SELECT scenario_uuid::text, state, outcome, error::text, epoch, attempt, returns, runner, resume_frame, skips::text, pool,
                coalesce(parameters ->> 'on_poison' = 'skip', false) AS skips_poison
@@ -63,28 +62,35 @@ def read_scenario(tx: Connection, scenario_uuid: str) -> Scenario | None:
 def write_decisions(
     tx: Connection, decisions: Sequence[Decision], commands: Sequence[OutgoingCommand] = ()
 ) -> list[Decision]:
-    """Move each scenario that is still in the state and epoch in which it was read. Return the decisions that took effect.
+    """Update each scenario that is still in the state and epoch in which it was read. Return the decisions that took effect.
 
-    History and outbox rows are written for these alone. `commands` are given again to their runners, less those of which a copy
-    waits unpublished. The caller owns the transaction, and retries or drops the other decisions.
+    History and outbox rows are written for these decisions only. `commands` are sent to their runners again, except those that still wait
+    in the outbox. The caller owns the transaction and retries or drops the other decisions.
     """
-    wanted = [decision for decision in decisions if decision.after is not None]
-    moved = _move(tx, wanted) if wanted else set()
-    effective = [decision for decision in wanted if decision.before.scenario_uuid in moved]
+    changes = [decision for decision in decisions if decision.after is not None]
+    moved = _move(tx, changes) if changes else set()
+    effective = [decision for decision in changes if decision.before.scenario_uuid in moved]
     if effective:
         _write_history(tx, effective)
         _write_progress(tx, effective)
     deployed = [decision.before.scenario_uuid for decision in effective if decision.send is Send.DEPLOY]
-    again = {one.scenario_uuid for one in commands if one.kind == "deploy"}
-    deploys = _deploy_rows(tx, [*deployed, *again])
+    resent = {command.scenario_uuid for command in commands if command.kind == "deploy"}
+    deploys = _deploy_rows(tx, [*deployed, *resent])
     outbox.add_messages(tx, [row for decision in effective if (row := _message_row(decision))])
-    outbox.add_messages(tx, [row for row in deploys if row.key not in again])
-    given = [
-        _row(commands_topic(one.pool), one.scenario_uuid, one.kind, one.epoch, one.runner, one.command)
-        for one in commands
-        if one.command
+    outbox.add_messages(tx, [row for row in deploys if row.key not in resent])
+    other_commands = [
+        _row(
+            commands_topic(command.pool),
+            command.scenario_uuid,
+            command.kind,
+            command.epoch,
+            command.runner,
+            command.command,
+        )
+        for command in commands
+        if command.command
     ]
-    outbox.add_commands(tx, [row for row in deploys if row.key in again] + given)
+    outbox.add_commands(tx, [row for row in deploys if row.key in resent] + other_commands)
     return effective
 
 
@@ -152,9 +158,10 @@ def _write_history(tx: Connection, decisions: Sequence[Decision]) -> None:
 
 
 def _write_progress(tx: Connection, decisions: Sequence[Decision]) -> None:
-    """Close what becomes inactive, and make new epochs count, under the progress rows' locks, taken in one order.
+    """Close the progress of scenarios that become inactive, and set the epoch of those that are deployed.
 
-    No row is stored after `closed`: the inbox looks at it under the same lock. A resume point is what is stored at that moment.
+    The progress rows are locked in a fixed order. The inbox checks `closed` under the same lock, so that no result is stored after it. The
+    resume frame is read under the lock as well.
     """
     closed = [d.before.scenario_uuid for d in decisions if d.after and d.after.state is State.INACTIVE]
     raised = [d.after for d in decisions if d.send is Send.DEPLOY and d.after]
@@ -181,7 +188,7 @@ def _write_progress(tx: Connection, decisions: Sequence[Decision]) -> None:
 
 
 def _message_row(decision: Decision) -> outbox.OutboxMessage | None:
-    """The message of a step whose body needs nothing but the scenario's name and epoch."""
+    """Return the outbox row of a stop or a shutdown. A deploy needs columns of the tables: see `_deploy_rows`."""
     scenario = decision.after
     if scenario is None or decision.send not in {Send.STOP, Send.SHUTDOWN}:
         return None
@@ -197,7 +204,7 @@ def _row(topic: str, key: str, kind: str, epoch: int, runner: str | None, messag
 
 
 def _deploy_rows(tx: Connection, uuids: Sequence[str]) -> list[outbox.OutboxMessage]:
-    """The deploys of scenarios that are deployed now, as the tables have them: the first time and each time again."""
+    """Return the outbox rows that deploy these scenarios, without scenarios that are not in a deployed state now."""
     if not uuids:
         return []
     rows = (

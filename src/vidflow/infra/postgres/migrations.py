@@ -1,9 +1,8 @@
-"""Brings a database to the schema that this version of vidflow needs: plain SQL files in order, applied by yoyo.
+"""Migrate a database to the schema of this version, by plain SQL files that yoyo applies in order.
 
-What yoyo lacks is here: one migrates at a time (an advisory lock, which a dead process cannot keep), a file that was
-changed after it was applied is told by its checksum instead of being believed, a statement that gets no lock in time makes way
-and is tried again, and files come in two phases: `pre` only adds, and is applied before the roles are replaced; `post` takes away
-what the older roles needed, and is applied behind them.
+This module adds to yoyo: an advisory lock, so that one process migrates at a time and a dead one keeps no lock; checksums, so that a file
+that was changed after it was applied is reported; a lock timeout with retries; and two phases. `pre` files only add to the schema and are
+applied before the roles are upgraded. `post` files remove what older roles needed and are applied after the upgrade.
 """
 
 from __future__ import annotations
@@ -32,32 +31,32 @@ from vidflow.infra.telemetry.outage import postgres_outage, require_postgres
 
 Phase = Literal["pre", "post", "all"]
 LOCK_WAIT_S: Final = 0.5
-"""How long a statement waits for a lock: what comes behind it, reads too, waits as long."""
+"""How long a statement waits for a lock. Statements queued after it, including reads, wait as long."""
 PAUSE_S: Final = 1.0
 ATTEMPTS: Final = 60
 SCHEMA_POLL_S = 0.3
 GROUP_ROLES: Final = ("vidflow_api", "vidflow_relay", "vidflow_orchestrator", "vidflow_inbox")
-"""The group roles of sql/roles.sql, one for each process."""
+"""Group roles of sql/roles.sql, one for each process."""
 _log = log("migrations")
 LOCK = 0x76_69_64_66_6C_6F_77  # "vidflow": the key of the advisory lock under which one process migrates
 
 
 def sql_folder() -> Path:
-    """Where the SQL files are: inside the installed package, or beside src/ in a checkout."""
-    packed = Path(__file__).parents[2] / "sql"
-    return packed if packed.is_dir() else Path(__file__).parents[4] / "sql"
+    """Return the folder of the SQL files: inside the installed package, or next to src/ in a checkout."""
+    installed = Path(__file__).parents[2] / "sql"
+    return installed if installed.is_dir() else Path(__file__).parents[4] / "sql"
 
 
 def files() -> dict[str, Path]:
-    """The migrations by name, in their order; schema.sql, which is for reading, is none of them."""
+    """Return the migrations by name, in order. roles.sql and schema.sql are not migrations."""
     return {path.stem: path for path in sorted(sql_folder().glob("[0-9]*.sql"))}
 
 
 def migrate(url: str, notify: Callable[[str], None], phase: Phase = "all") -> None:
-    """Applies what is missing of the phase.
+    """Apply the pending migrations of a phase, and report each one to `notify`.
 
-    Raises SetupError where an applied file was changed since, or the other phase comes first; Unavailable without a server, or
-    where a lock is not to be had.
+    Raises SetupError if an applied file was changed or a file of the other phase has to be applied first, and Unavailable if the server is
+    away or a lock cannot be acquired.
     """
     import yoyo  # noqa: PLC0415 - the roles wait for the schema and migrate nothing
 
@@ -71,7 +70,7 @@ def migrate(url: str, notify: Callable[[str], None], phase: Phase = "all") -> No
             migrations = yoyo.read_migrations(str(sql_folder())).filter(lambda migration: migration.id in missing)
             unapplied = backend.to_apply(migrations)
             for migration in migrations:
-                # A death between the two steps leaves a file applied and its checksum unwritten: then only that is made good.
+                # If an earlier run died between these two steps, the file is applied and only its checksum is missing.
                 if migration in unapplied:
                     notify(f"applying {migration.id}")
                     _apply(backend, migration, notify)
@@ -84,17 +83,17 @@ def migrate(url: str, notify: Callable[[str], None], phase: Phase = "all") -> No
         grant_existing_roles(connection)
 
 
-def grant_existing_roles(tables: Connection) -> None:
-    """Grant the group roles what this schema needs (sql/roles.sql), where somebody has made them: `vidflow db roles`."""
-    [(there,)] = tables.execute(
+def grant_existing_roles(connection: Connection) -> None:
+    """Grant the group roles the privileges for this schema (sql/roles.sql), if `vidflow db roles` has created them."""
+    [(count,)] = connection.execute(
         "SELECT count(*) FROM pg_roles WHERE rolname = ANY (%s)", (list(GROUP_ROLES),)
     ).fetchall()
-    if there == len(GROUP_ROLES):
-        tables.execute((sql_folder() / "roles.sql").read_bytes())
+    if count == len(GROUP_ROLES):
+        connection.execute((sql_folder() / "roles.sql").read_bytes())
 
 
 def _log_data(migration: Any = None, operation: str = "apply") -> dict[str, Any]:  # noqa: ANN401 - yoyo has no types
-    """What yoyo writes to its log of a step. Its own version asks DNS for this machine's name."""
+    """Return a row for yoyo's log table. Replaces yoyo's own version, which looks up this machine's name in DNS."""
     return {
         "id": str(uuid.uuid4()),
         "migration_id": migration.id if migration else None,
@@ -106,37 +105,37 @@ def _log_data(migration: Any = None, operation: str = "apply") -> dict[str, Any]
     }
 
 
-def _apply(backend: Any, migration: Any, say: Callable[[str], None]) -> None:  # noqa: ANN401 - yoyo has no types
-    """Applies one file. Where it gets no lock in time it makes way for those who waited behind it, and tries again."""
+def _apply(backend: Any, migration: Any, notify: Callable[[str], None]) -> None:  # noqa: ANN401 - yoyo has no types
+    """Apply one file. If it gets no lock in time, let the statements queued after it run, then try again."""
     for _ in range(ATTEMPTS):
         try:
             backend.apply_one(migration)
         except psycopg.Error as error:
             if not (isinstance(error, errors.LockNotAvailable) or is_conflict(error)):
                 raise
-            say(f"{migration.id} waits for a lock")
+            notify(f"{migration.id} waits for a lock")
             time.sleep(PAUSE_S)
         else:
             return
     raise Unavailable(
-        f"{migration.id} got no lock in {ATTEMPTS} attempts: a transaction stays open on a table that it changes; look for it in "
-        "pg_stat_activity, end it, then run this again"
+        f"Migration {migration.id} got no lock in {ATTEMPTS} attempts, because of an open transaction on a table that it changes. Find "
+        "the transaction in pg_stat_activity and end it, then migrate again."
     )
 
 
 def filter_by_phase(missing: list[str], phase: Phase) -> list[str]:
-    """What is to be applied now of the missing files. Raises SetupError where a file of the other phase comes before one of it."""
+    """Return the pending migrations of a phase. Raises SetupError if one of the other phase has to be applied before them."""
     if phase == "all":
         return missing
-    wanted = [name for name in missing if _phase(name) == phase]
+    selected = [name for name in missing if _phase(name) == phase]
     others = [name for name in missing if _phase(name) != phase]
-    if wanted and others and others[0] < wanted[-1]:
+    if selected and others and others[0] < selected[-1]:
         other = "post" if phase == "pre" else "pre"
         raise SetupError(
-            f"{others[0]} comes before {wanted[-1]}: apply it first (vidflow db migrate --phase {other}), once all roles are of a "
-            "version that allows it"
+            f"Migration {others[0]} comes before {selected[-1]}. Apply it first (vidflow db migrate --phase {other}), once all roles run a "
+            "version that allows it."
         )
-    return wanted
+    return selected
 
 
 def _phase(name: str) -> str:
@@ -144,32 +143,32 @@ def _phase(name: str) -> str:
 
 
 def list_pending_migrations(connection: psycopg.Connection) -> list[str]:
-    """The names of the migrations that this database lacks, in order."""
+    """Return the names of the pending migrations, in order. Raises SetupError if an applied file was changed."""
     applied = _read_applied(connection)
     for name, path in files().items():
         if name in applied and applied[name] != _sha256(path):
             raise SetupError(
-                f"migration {name} was changed after it was applied; restore the file and add a new migration instead"
+                f"Migration {name} was changed after it was applied. Restore the file and add a new migration instead."
             )
     return [name for name in files() if name not in applied]
 
 
 def list_migrations(url: str) -> list[tuple[str, bool]]:
-    """Each migration and whether it is applied. Raises Unavailable without a server."""
+    """Return each migration and whether it is applied. Raises Unavailable if the server is away."""
     with connected(url, name="vidflow db status") as connection:
         missing = set(list_pending_migrations(connection))
     return [(name, name not in missing) for name in files()]
 
 
 def wait_for_schema(url: str, stop: Stop) -> None:
-    """Returns once the database has what this version needs, or a stop is requested; says once what it waits for.
+    """Return once the database has the schema that this version needs, or a stop is requested. Log once which migrations are missing.
 
-    What a newer version has added does not matter, and what this one is to take away may be there still. Raises SetupError
-    without a URL, or where waiting does not help: a wrong password, a newer version that has taken away what this one needs.
+    Migrations of a newer version are allowed, and this version's `post` migrations may be pending. Raises SetupError without a URL, or if
+    waiting does not help: a wrong password, or a newer version's `post` migration, which removed what this version needs.
     """
     require_postgres(url)
     outage = postgres_outage()
-    told = False
+    logged = False
     while not stop.requested:
         try:
             with connect(url, name="vidflow waits for the schema", response_timeout_s=RESPONSE_TIMEOUT_S) as connection:
@@ -183,16 +182,18 @@ def wait_for_schema(url: str, stop: Stop) -> None:
         else:
             if not missing:
                 return
-            if not told:
+            if not logged:
                 _log.warning("schema_missing", migrations=", ".join(missing), needs="run: vidflow db migrate")
-                told = True
+                logged = True
         stop.wait(SCHEMA_POLL_S)
 
 
 def _refuse_newer(connection: psycopg.Connection) -> None:
     newer = [name for name in _read_applied(connection) if name not in files() and _phase(name) == "post"]
     if newer:
-        raise SetupError(f"the database is of a newer version ({', '.join(sorted(newer))}): upgrade this process")
+        raise SetupError(
+            f"The database has migrations of a newer version ({', '.join(sorted(newer))}). Upgrade this process."
+        )
 
 
 def _read_applied(connection: psycopg.Connection) -> dict[str, str]:
@@ -204,8 +205,8 @@ def _read_applied(connection: psycopg.Connection) -> dict[str, str]:
 @contextmanager
 def _locked(url: str) -> Iterator[Connection]:
     with connected(url, name="vidflow db migrate") as connection:
-        require_direct(connection, "a migration")
-        # A statement that waits for the lock would hold a snapshot, for which an index that is built CONCURRENTLY waits.
+        require_direct(connection, "A migration")
+        # Poll for the lock: a waiting statement would hold a snapshot, and CREATE INDEX CONCURRENTLY waits for older snapshots.
         while connection.execute("SELECT pg_try_advisory_lock(%s)", (LOCK,)).fetchone() == (False,):
             time.sleep(SCHEMA_POLL_S)
         connection.execute(
@@ -225,7 +226,7 @@ def _sha256(path: Path) -> str:
 
 
 def _yoyo_url(url: str) -> str:
-    """The URL as yoyo takes it. Each file gets a connection of its own, so what is to hold in it stands in the URL."""
+    """Return the URL for yoyo, which opens a connection for each file. The lock timeout is therefore set in the URL."""
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query))
     query["options"] = f"{query.get('options', '')} -c lock_timeout={int(LOCK_WAIT_S * 1000)}".strip()

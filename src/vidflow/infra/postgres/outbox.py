@@ -1,7 +1,7 @@
-"""The outbox: messages that were decided in a transaction and wait for the relay. Its statements, not the publishing.
+"""Statements on the outbox: messages that are written in the transaction that decides them, and published by the relay.
 
-What is pending is told by the row itself, never by a cursor over ids: ids become visible out of order. The rows of one key
-are in order all the same, since each is inserted under its scenario's row lock.
+A row itself says whether it is pending. A cursor over ids would miss rows, because ids become visible out of order. The rows of one key
+are in order, because each is inserted under its scenario's row lock.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ from vidflow.domain.shards import SHARDS
 from vidflow.infra.postgres.connection import Connection
 
 WINDOW: Final = 2000
-"""How many of the last ids the usual look for pending rows covers: it does not wade through dead rows further down."""
-
+"""Number of newest ids that a usual read of pending rows covers, so that it does not scan dead rows below them."""
 MAX_COUNTED_MESSAGES: Final = 10_000
-"""How many messages are counted at most: what merely waits must cost a look no more, the longer Kafka is away."""
+"""Maximum number of messages that are counted, so that counting does not become more expensive while Kafka is away."""
 BATCH_BYTES: Final = 8 * 1024 * 1024
-"""How much payload is read at once; one message more where they do not end at it evenly."""
+"""Payload bytes after which a read of pending messages stops. The message that crosses the limit is included."""
 
 
 class OutboxMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """A message to be sent: its topic, key and bytes, and what its headers carry."""
+    """A message to publish. `kind`, `epoch` and `runner` become headers."""
 
     topic: str
     key: str
@@ -37,7 +36,7 @@ class OutboxMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PendingMessage(msgspec.Struct, frozen=True, gc=False):
-    """A message that waits, with what it got when it was written; in the order of the columns that `read_pending_messages` selects."""
+    """A pending message with its generated columns, in the order of the columns that `read_pending_messages` selects."""
 
     id: int
     message_id: str
@@ -51,7 +50,7 @@ class PendingMessage(msgspec.Struct, frozen=True, gc=False):
 
 
 class SetAsideMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """A message that no broker took: what it is, how large, and what the broker said."""
+    """A message that the broker rejected, with the size of its payload and the broker's error."""
 
     id: int
     created_at: datetime
@@ -64,9 +63,9 @@ class SetAsideMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OutboxLag(msgspec.Struct, frozen=True):
-    """How many messages wait, for how long the oldest has, and how many were set aside since no broker takes them.
+    """The number of waiting messages, the age of the oldest in seconds, and the number of messages set aside as undeliverable.
 
-    Both counts end at COUNTED: there are at least as many then.
+    A count of MAX_COUNTED_MESSAGES means that many or more.
     """
 
     waiting: int
@@ -75,7 +74,7 @@ class OutboxLag(msgspec.Struct, frozen=True):
 
 
 def add_messages(tx: Connection, rows: Sequence[OutboxMessage]) -> None:
-    """Writes messages, to be published in this order."""
+    """Insert messages, which are published in this order."""
     if not rows:
         return
     tx.execute(
@@ -91,7 +90,7 @@ def add_messages(tx: Connection, rows: Sequence[OutboxMessage]) -> None:
 
 
 def add_commands(tx: Connection, rows: Sequence[OutboxMessage]) -> int:
-    """Writes commands, less those of which a copy waits unpublished already; returns how many it wrote."""
+    """Insert commands except those of which a copy is pending. Return the number of inserted rows."""
     if not rows:
         return 0
     return tx.execute(
@@ -104,7 +103,7 @@ def add_commands(tx: Connection, rows: Sequence[OutboxMessage]) -> int:
                SELECT FROM outbox o
                 WHERE o.key = n.key AND o.kind = n.kind AND o.epoch = n.epoch AND o.runner IS NOT DISTINCT FROM n.runner
                   AND o.published_at IS NULL AND o.error IS NULL
-               OFFSET 0)  -- an index look-up a row, whatever the planner believes about the rest of the table
+               OFFSET 0)  -- an index lookup per row, whatever the table's statistics are
          ORDER BY n.number
         """,
         _columns(rows),
@@ -112,7 +111,7 @@ def add_commands(tx: Connection, rows: Sequence[OutboxMessage]) -> int:
 
 
 def _columns(rows: Sequence[OutboxMessage]) -> tuple[list[object], ...]:
-    """The rows as columns: sets go to PostgreSQL as one binary array a column."""
+    """Return the columns of the rows. Rows are sent to PostgreSQL as one binary array per column."""
     return (
         [row.topic for row in rows],
         [row.key for row in rows],
@@ -134,13 +133,13 @@ def read_pending_messages(
     excluded_topics: Collection[str] = (),
     in_flight_ids: Collection[int] = (),
 ) -> list[PendingMessage]:
-    """Return the first `limit` messages of these shards that wait, in order of id.
+    """Return at most `limit` pending messages of these shards in order of id.
 
-    Without `in_flight_ids` and those of `excluded_topics`.
-
-    Of these no more than reach `max_bytes` of payload: what is left out is not loaded, only its size is looked at.
-    `after_id`: only ids above it, for who has sent what waits below. With a `window`, only those among the last so many ids;
-    of these, a message whose key has another one waiting further down is left out: it would overtake that one.
+    `max_bytes`: stop once the payloads reach this size. The payloads of further rows are not loaded.
+    `after_id`: return only ids greater than this, when everything below has already been sent.
+    `window`: consider only this many of the newest ids. A message is left out if an older one of its key is pending below the window,
+    because it would overtake that one.
+    `excluded_topics`, `in_flight_ids`: leave out these messages.
     """
     return (
         tx.cursor(row_factory=args_row(PendingMessage), binary=True)
@@ -154,8 +153,8 @@ def read_pending_messages(
                   FROM outbox o
                  WHERE o.id > (SELECT id FROM start) AND o.id > %(after)s::bigint AND o.shard = ANY (%(shards)s::smallint[])
                    AND o.published_at IS NULL AND o.error IS NULL
-                   AND o.topic <> ALL (%(without)s::text[])
-                   AND o.id <> ALL (%(on_way)s::bigint[])
+                   AND o.topic <> ALL (%(excluded_topics)s::text[])
+                   AND o.id <> ALL (%(in_flight_ids)s::bigint[])
                    AND ((SELECT id FROM start) <= 0 OR NOT EXISTS (
                        SELECT FROM outbox b
                         WHERE b.key = o.key AND b.id <= (SELECT id FROM start)
@@ -177,8 +176,8 @@ def read_pending_messages(
                 "shards": list(shards),
                 "after": after_id,
                 "window": window,
-                "without": list(excluded_topics),
-                "on_way": list(in_flight_ids),
+                "excluded_topics": list(excluded_topics),
+                "in_flight_ids": list(in_flight_ids),
                 "limit": limit,
                 "max_bytes": max_bytes,
             },
@@ -188,7 +187,7 @@ def read_pending_messages(
 
 
 def count_pending_up_to(tx: Connection, row_id: int, shards: Collection[int]) -> int:
-    """How many messages of these shards wait among the ids up to this one."""
+    """Return the number of pending messages of these shards with ids up to `row_id`."""
     [(count,)] = tx.execute(
         """
         SELECT count(*)
@@ -201,7 +200,7 @@ def count_pending_up_to(tx: Connection, row_id: int, shards: Collection[int]) ->
 
 
 def remove_published(tx: Connection, ids: Sequence[int]) -> int:
-    """Deletes messages that the broker has acknowledged; returns how many, so that the caller sees a lost race."""
+    """Delete messages that the broker has acknowledged. Return how many, so that the caller notices a lost race."""
     if not ids:
         return 0
     return tx.execute(
@@ -214,7 +213,7 @@ def remove_published(tx: Connection, ids: Sequence[int]) -> int:
 
 
 def set_aside(tx: Connection, message_id: int, error: str) -> None:
-    """Keeps a message that no broker will ever take, with the reason, where it holds up nothing."""
+    """Mark a message as undeliverable, with the broker's error, so that it does not block others."""
     tx.execute(
         """
         UPDATE outbox
@@ -226,7 +225,7 @@ def set_aside(tx: Connection, message_id: int, error: str) -> None:
 
 
 def list_set_aside(tx: Connection, limit: int) -> list[SetAsideMessage]:
-    """The first `limit` messages that no broker took, oldest first."""
+    """Return at most `limit` messages that were set aside, oldest first."""
     return (
         tx.cursor(row_factory=class_row(SetAsideMessage))
         .execute(
@@ -244,7 +243,7 @@ def list_set_aside(tx: Connection, limit: int) -> list[SetAsideMessage]:
 
 
 def retry_set_aside(tx: Connection, ids: Collection[int]) -> int:
-    """Lets the relay try messages again that were set aside; returns how many there were."""
+    """Make messages that were set aside pending again. Return how many."""
     return tx.execute(
         """
         UPDATE outbox
@@ -256,7 +255,7 @@ def retry_set_aside(tx: Connection, ids: Collection[int]) -> int:
 
 
 def drop_set_aside(tx: Connection, ids: Collection[int]) -> int:
-    """Deletes messages that were set aside; returns how many there were."""
+    """Delete messages that were set aside. Return how many."""
     return tx.execute(
         """
         DELETE FROM outbox
@@ -267,7 +266,7 @@ def drop_set_aside(tx: Connection, ids: Collection[int]) -> int:
 
 
 def remove_legacy_published(tx: Connection, limit: int) -> int:
-    """Deletes what relays of an earlier version have marked as published, of the `limit` oldest; returns how many."""
+    """Delete those of the `limit` oldest rows that a relay of an earlier version marked as published. Return how many."""
     return tx.execute(
         """
         WITH oldest AS (
@@ -283,7 +282,7 @@ def remove_legacy_published(tx: Connection, limit: int) -> int:
 
 
 def read_lag(tx: Connection, shards: Collection[int] = range(SHARDS)) -> OutboxLag:
-    """Return how far these shards are behind, as the first COUNTED messages that wait, and that are set aside, tell it."""
+    """Return the lag of these shards among the first MAX_COUNTED_MESSAGES messages that wait or are set aside."""
     [row] = tx.execute(
         """
         WITH waiting AS MATERIALIZED (
@@ -291,13 +290,13 @@ def read_lag(tx: Connection, shards: Collection[int] = range(SHARDS)) -> OutboxL
               FROM outbox
              WHERE published_at IS NULL AND error IS NULL
              ORDER BY id
-             LIMIT %(most)s
+             LIMIT %(limit)s
         ), aside AS MATERIALIZED (
             SELECT shard
               FROM outbox
              WHERE error IS NOT NULL
              ORDER BY id
-             LIMIT %(most)s
+             LIMIT %(limit)s
         )
         SELECT count(*),
                coalesce((SELECT extract(epoch FROM clock_timestamp() - o.created_at)
@@ -307,6 +306,6 @@ def read_lag(tx: Connection, shards: Collection[int] = range(SHARDS)) -> OutboxL
           FROM waiting
          WHERE shard = ANY (%(shards)s::smallint[])
         """,
-        {"shards": list(shards), "most": MAX_COUNTED_MESSAGES},
+        {"shards": list(shards), "limit": MAX_COUNTED_MESSAGES},
     ).fetchall()
     return OutboxLag(*row)

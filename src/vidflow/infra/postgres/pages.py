@@ -1,7 +1,7 @@
-"""Pages bounded by rows and by bytes, so that a request takes a bounded amount of memory however large the rows are.
+"""Pages bounded by rows and by bytes, so that a request needs a bounded amount of memory.
 
-A statement reads row by row in a recursive query, adds up the bytes of what goes into the answer, and stops once the page is
-full. Each row carries that sum as `page_bytes`. One row beyond the page is read too, and tells that the page is not the last.
+A recursive query reads row by row, adds up the bytes of the answer as `page_bytes` and stops once the page is full. It reads one row
+beyond the page to find out whether the page is the last one.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from typing import Final, TypeVar
 
 MAX_PAGE_BYTES: Final = 1024**2
-"""The largest page, unless its only item is larger."""
+"""Largest page, unless its only item is larger."""
 
 T = TypeVar("T")
 
 
 def trim_page(rows: Sequence[tuple[T, int]], limit: int) -> tuple[list[T], bool]:
-    """Return the items of a page, and whether more follow. `rows`: each item with its `page_bytes`, at most one beyond the page."""
+    """Return the items of a page, and whether more follow. `rows` are the items with their `page_bytes`."""
     items = [
         item for number, (item, page_bytes) in enumerate(rows[:limit]) if number == 0 or page_bytes <= MAX_PAGE_BYTES
     ]

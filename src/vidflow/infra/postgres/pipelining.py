@@ -1,4 +1,4 @@
-"""A transaction whose statements do not wait for one another: however far away the server is, few round trips."""
+"""A transaction in pipeline mode. Its statements do not wait for each other, so that it takes few round trips."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from vidflow.infra.postgres.connection import Connection
 
 @contextmanager
 def pipelined_transaction(connection: Connection, begin: LiteralString = "BEGIN") -> Iterator[Connection]:
-    """Run the block in one transaction and in the connection's pipeline mode: only a fetch waits for the server.
+    """Run the block in one transaction in pipeline mode. Only a fetch waits for the server.
 
-    For a connection in autocommit mode that is in no transaction and prepares no statements: what was to be prepared behind one that
-    failed would not be. What a statement raised that nothing was fetched of is raised at
-    the block's end, and nothing is committed then. (`connection.transaction()` in a pipeline waits four times by itself.)
+    The connection must be in autocommit mode, outside a transaction, and must not use prepared statements, since statements after a failed
+    one would not be prepared. An error of a statement whose result was not fetched is raised at the end of the block, and nothing is
+    committed. `connection.transaction()` is not used, because it takes four round trips in a pipeline.
     """
     try:
         with connection.pipeline() as pipeline:
@@ -28,10 +28,10 @@ def pipelined_transaction(connection: Connection, begin: LiteralString = "BEGIN"
                 yield connection
                 connection.execute("COMMIT")
             except BaseException:
-                with contextlib.suppress(psycopg.Error):  # of the statements behind the one that failed
+                with contextlib.suppress(psycopg.Error):  # errors of the statements after the failed one
                     pipeline.sync()
                 raise
     finally:
         if not connection.closed and connection.info.transaction_status is not TransactionStatus.IDLE:
-            with contextlib.suppress(psycopg.Error):  # the connection is lost: so is the transaction
+            with contextlib.suppress(psycopg.Error):  # if the connection is lost, so is the transaction
                 connection.execute("ROLLBACK")

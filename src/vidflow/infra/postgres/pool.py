@@ -1,6 +1,6 @@
-"""A pool of connections for many threads, none of which is ever given one that has died. What an outage means to a client is not here.
+"""A thread-safe connection pool that checks connections before it hands them out.
 
-A connection is made by the thread that needs it, so a server that is back is used at once, and one that is away shows at once.
+Connections are opened by the thread that needs one, so that an outage and its end are noticed at once.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from vidflow.infra.postgres.connection import (
 )
 
 UNCHECKED_IDLE_S: Final = 0.01
-"""A connection that was used so lately is not asked whether it lives: under load none is asked, and no request waits twice."""
+"""A connection used more recently than this is not checked, which saves a round trip per request under load."""
 LIVENESS_TIMEOUT_S: Final = 1.0
-"""How long an idle connection may take to answer before it counts as lost: far more than any round trip."""
+"""How long a check may take before the connection counts as lost. Much longer than a round trip."""
 MAX_IDLE_S: Final = 600.0
 MAX_AGE_S: Final = 3600.0
-"""After a fail-over, or where a pooler shares out its clients, connections move on within this time."""
+"""Age at which a connection is replaced, so that clients move on after a failover or when a load balancer distributes them."""
 
 
 class PoolBusy(Unavailable):
@@ -43,7 +43,7 @@ class PoolBusy(Unavailable):
 
 
 class PoolUsage(msgspec.Struct, frozen=True):
-    """Connections of a pool: how many there may be, are, and are in use; and how many callers wait for one."""
+    """Usage of a pool: its size, the open connections, those in use, and the callers that wait for one."""
 
     limit: int
     connected: int
@@ -52,16 +52,16 @@ class PoolUsage(msgspec.Struct, frozen=True):
 
 
 class _PooledConnection:
-    """A connection and what is known of it. `timeout_setting`: the setting for each transaction, None where the session has it."""
+    """A connection with its times. `timeout_setting` is the setting for each transaction, or None if the session has it."""
 
-    def __init__(self, connection: Connection, limit: LiteralString | None) -> None:
+    def __init__(self, connection: Connection, timeout_setting: LiteralString | None) -> None:
         self.connection = connection
-        self.timeout_setting = limit
+        self.timeout_setting = timeout_setting
         self.created_s = self.used_s = time.monotonic()
 
 
 class Pool:
-    """At most `size` connections. No statement on them runs longer than `statement_timeout_s`."""
+    """A pool of at most `size` connections on which no statement runs longer than `statement_timeout_s`."""
 
     def __init__(self, url: str, *, name: str, size: int, statement_timeout_s: float) -> None:
         self.size = size
@@ -69,7 +69,7 @@ class Pool:
         self._name = name
         self._timeout_s = statement_timeout_s
         self._timeout_setting: LiteralString = f"statement_timeout = {int(statement_timeout_s * 1000)}"
-        self._places = threading.BoundedSemaphore(size)
+        self._permits = threading.BoundedSemaphore(size)
         self._lock = threading.Lock()
         self._idle: list[_PooledConnection] = []
         self._in_use: set[_PooledConnection] = set()
@@ -78,34 +78,34 @@ class Pool:
         self._waiting = 0
 
     def read_usage(self) -> PoolUsage:
-        """Return how the pool is used at this moment."""
+        """Return the current usage."""
         with self._lock:
             in_use = len(self._in_use)
             return PoolUsage(self.size, len(self._idle) + in_use, in_use, self._waiting)
 
     @contextmanager
     def connection(self, timeout_s: float) -> Iterator[Connection]:
-        """A connection in autocommit mode, given back at the end. Behind a pooler the body is one transaction.
+        """Provide a connection in autocommit mode for the body. Behind a pooler the body is one transaction.
 
-        Raises PoolBusy where none is free in time, psycopg.OperationalError where the server is away.
+        Raises PoolBusy if no connection becomes free in time, and psycopg.OperationalError if the server is away.
         """
         if not self._acquire_permit(timeout_s):
-            raise PoolBusy(f"all {self.size} connections to the database are busy")
+            raise PoolBusy(f"All {self.size} connections to the database are in use. Try again, or use a larger pool.")
         try:
             pooled = self._check_out()
             try:
                 with _statement_timeout(pooled):
                     yield pooled.connection
             except psycopg.errors.ReadOnlySqlTransaction:
-                pooled.connection.close()  # the server is not the primary any more, and says so at writes alone
+                pooled.connection.close()  # the server is no longer the primary, which only writes show
                 raise
             finally:
                 self._check_in(pooled)
         finally:
-            self._places.release()
+            self._permits.release()
 
     def close(self) -> None:
-        """Close all connections. A thread that waits on one gets an error; it closes its own when it gives it back."""
+        """Close idle connections and interrupt those in use. A thread that uses one gets an error and closes it when it returns it."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
@@ -119,13 +119,13 @@ class Pool:
         with self._lock:
             self._waiting += 1
         try:
-            return self._places.acquire(timeout=timeout_s)
+            return self._permits.acquire(timeout=timeout_s)
         finally:
             with self._lock:
                 self._waiting -= 1
 
     def _check_out(self) -> _PooledConnection:
-        """One that lives: an idle one, the last used first, or a new one."""
+        """Return the most recently used idle connection that is usable, or a new one."""
         while (pooled := self._pop()) is not None:
             if self._is_usable(pooled):
                 return self._mark_in_use(pooled)
@@ -143,7 +143,10 @@ class Pool:
         return pooled
 
     def _is_usable(self, pooled: _PooledConnection) -> bool:
-        """Whether it can be used. A silent one makes all others suspect that have not been used since it was asked."""
+        """Return whether an idle connection can be used.
+
+        If it does not respond, all connections that were not used after this check began are distrusted, too.
+        """
         now_s = time.monotonic()
         if (
             pooled.used_s < self._distrusted_s
@@ -156,7 +159,7 @@ class Pool:
         if not is_responsive(pooled.connection, LIVENESS_TIMEOUT_S):
             self._distrusted_s = now_s
             return False
-        # It has become a standby: reads would succeed there, writes never.
+        # After a failover the server may be a standby, where reads succeed and writes fail.
         return pooled.connection.info.parameter_status("in_hot_standby") != "on"
 
     def _open(self) -> _PooledConnection:
@@ -172,22 +175,22 @@ class Pool:
         return _PooledConnection(connection, None)
 
     def _check_in(self, pooled: _PooledConnection) -> None:
-        """Keep it where it is in order; close it, and those that nobody has needed for long, where not."""
+        """Return a connection to the pool, or close it if it cannot be used again. Close connections that were idle for too long."""
         now_s = time.monotonic()
         pooled.used_s = now_s
-        in_order = not pooled.connection.closed and (
+        is_reusable = not pooled.connection.closed and (
             pooled.connection.info.transaction_status == TransactionStatus.IDLE
         )
         with self._lock:
             self._in_use.discard(pooled)
-            old = [one for one in self._idle if now_s - one.used_s > MAX_IDLE_S]
-            self._idle = [one for one in self._idle if now_s - one.used_s <= MAX_IDLE_S]
-            if in_order and not self._closed:
+            discarded = [idle for idle in self._idle if now_s - idle.used_s > MAX_IDLE_S]
+            self._idle = [idle for idle in self._idle if now_s - idle.used_s <= MAX_IDLE_S]
+            if is_reusable and not self._closed:
                 self._idle.append(pooled)
             else:
-                old.append(pooled)
-        for one in old:
-            one.connection.close()
+                discarded.append(pooled)
+        for old in discarded:
+            old.connection.close()
 
 
 @contextmanager
@@ -200,12 +203,12 @@ def _statement_timeout(pooled: _PooledConnection) -> Iterator[None]:
 
 
 def _require_answer(connection: Connection) -> None:
-    """A pooler lets its clients in while the server is away."""
+    """Raise OperationalError if a new connection does not respond. A pooler accepts clients even while the server is away."""
     if not is_responsive(connection, LIVENESS_TIMEOUT_S):
-        raise psycopg.OperationalError(f"no answer within {LIVENESS_TIMEOUT_S:g} s, though the connection was made")
+        raise psycopg.OperationalError(f"no answer within {LIVENESS_TIMEOUT_S:g} s on a new connection")
 
 
 def _shut_down_socket(connection: Connection) -> None:
-    """Wake the thread that waits on a connection; `close` of another thread would not."""
-    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as wire:
-        wire.shutdown(socket.SHUT_RDWR)
+    """Wake up the thread that waits on a connection. Calling `close` from this thread would not."""
+    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as raw_socket:
+        raw_socket.shutdown(socket.SHUT_RDWR)

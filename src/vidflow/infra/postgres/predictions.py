@@ -1,4 +1,4 @@
-"""A scenario's stored results as clients read them, with its state in the same snapshot. It stores nothing."""
+"""Read a scenario's results for clients, in one snapshot with its state."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from vidflow.infra.postgres.connection import Connection
 from vidflow.infra.postgres.pages import MAX_PAGE_BYTES, trim_page
 
 BEFORE_FIRST_FRAME: Final = -1
-"""The frame number behind which all results lie."""
+"""Frame number that precedes all results."""
 
 
 class ResultPage(msgspec.Struct, frozen=True):
-    """A page of results: each frame as JSON, in the order of frame numbers, without a hole.
+    """A page of results: each frame as JSON, in order of frame numbers, without omissions.
 
-    `last_frame` is the number of the page's last frame, or the one behind which it was asked for. `complete`: the scenario is
-    inactive and no row lies behind this page, so that none ever will. `removed`: there were results, and they were not kept.
+    `last_frame` is the number of the last frame of the page, or the requested `after` of an empty page. `complete` means that the scenario
+    is inactive and no further results follow or will follow. `removed` means that retention has removed the results.
     """
 
     frames: list[bytes]
@@ -28,7 +28,7 @@ class ResultPage(msgspec.Struct, frozen=True):
 
 
 def read_result_page(tx: Connection, scenario_uuid: str, after: int, limit: int) -> ResultPage | None:
-    """Return the results after frame `after`, at most `limit`; None if the scenario does not exist. One statement: one snapshot."""
+    """Return at most `limit` results after frame `after`, or None if the scenario does not exist."""
     rows = tx.execute(
         """
         WITH RECURSIVE page AS (
@@ -58,18 +58,18 @@ def read_result_page(tx: Connection, scenario_uuid: str, after: int, limit: int)
     ).fetchall()
     if not rows:
         return None
-    (state, removed), found = rows[0][:2], rows[1:]  # the first row is the place where the page begins
-    shown, more = trim_page([(row[4:], row[2]) for row in found], limit)
+    (state, removed), results = rows[0][:2], rows[1:]  # the first row is the starting point of the recursion
+    page, more = trim_page([(row[4:], row[2]) for row in results], limit)
     return ResultPage(
-        frames=[_frame(*row) for row in shown],
-        last_frame=shown[-1][0] if shown else after,
+        frames=[_frame(*row) for row in page],
+        last_frame=page[-1][0] if page else after,
         complete=state == State.INACTIVE and not more,
         removed=removed,
     )
 
 
 def _frame(frame_number: int, time_s: float, width: int, height: int, detections: str) -> bytes:
-    """A frame's result as JSON: the detections as PostgreSQL gave them, neither decoded nor encoded again."""
+    """Return a frame's result as JSON. The detections are copied as PostgreSQL returned them, without decoding."""
     return (
         f'{{"frame_number":{frame_number},"time_s":{time_s!r},"width":{width},"height":{height},"detections":{detections}}}'
     ).encode()

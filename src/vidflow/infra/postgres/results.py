@@ -1,6 +1,6 @@
-"""What the workers' messages become in the database: results, gaps and progress, in sets. Not what is to be stored.
+"""Store results, gaps and progress in batches.
 
-The rule is domain/progress.py; the caller asks it under the lock that `lock_progress` takes.
+domain/progress.py decides what is stored. The caller applies it while it holds the locks of `lock_progress`.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from vidflow.domain.progress import Progress
 from vidflow.infra.postgres.connection import Connection
 
 ROWS_PER_CALLBACK: Final = 200
-"""The server has as many rows to go on with, while the sender does something else."""
+"""Rows copied between two calls of `while_waiting`. The server works on them in the meantime."""
 
 
 def decode_end_reason(text: str | None) -> EndReason | None:
-    """The reason of an end marker, as stored."""
+    """Return the reason of a stored end marker."""
     return EndReason(text) if text else None
 
 
 def lock_progress(tx: Connection, scenario_uuids: Sequence[str]) -> dict[str, Progress]:
-    """The progress of scenarios, locked to the end of the transaction; those that have none are missing.
+    """Return the progress of scenarios and lock it until the end of the transaction. Scenarios without progress are left out.
 
-    Locked in the order of their uuids: two transactions that take several can then not wait for each other.
+    Rows are locked in order of uuid, so that two transactions cannot deadlock.
     """
     return _progress(
         tx,
@@ -44,7 +44,7 @@ def lock_progress(tx: Connection, scenario_uuids: Sequence[str]) -> dict[str, Pr
 
 
 def lock_progress_rows(tx: Connection, scenario_uuids: Sequence[str]) -> None:
-    """Lock the progress of scenarios as `lock_progress` does, without reading it or waiting for the answer in a pipeline."""
+    """Lock the progress of scenarios as `lock_progress` does, but without reading it, so that a pipeline does not wait."""
     tx.execute(
         """
         SELECT
@@ -58,7 +58,7 @@ def lock_progress_rows(tx: Connection, scenario_uuids: Sequence[str]) -> None:
 
 
 def read_progress(tx: Connection, scenario_uuids: Sequence[str]) -> dict[str, Progress]:
-    """The progress of scenarios, as it stands; those that have none are missing."""
+    """Return the progress of scenarios without locking it. Scenarios without progress are left out."""
     return _progress(
         tx,
         """
@@ -78,14 +78,14 @@ def _progress(tx: Connection, query: str, scenario_uuids: Sequence[str]) -> dict
 
 
 def _decode_progress(row: dict[str, Any]) -> Progress:
-    given = {name: row[name] for name in Progress.__struct_fields__}
-    given["end_reason"] = decode_end_reason(given["end_reason"])
-    given["opened"] = msgspec.convert(given["opened"], SourceOpened | None)
-    return Progress(**given)
+    values = {name: row[name] for name in Progress.__struct_fields__}
+    values["end_reason"] = decode_end_reason(values["end_reason"])
+    values["opened"] = msgspec.convert(values["opened"], SourceOpened | None)
+    return Progress(**values)
 
 
 def write_progress(tx: Connection, progress: Mapping[str, Progress]) -> None:
-    """Writes what the inbox owns of the progress: all but `epoch` and `closed`, which are the leader's."""
+    """Write the inbox's columns of the progress. `epoch` and `closed` belong to the leader."""
     if not progress:
         return
     tx.execute(
@@ -120,10 +120,10 @@ def write_progress(tx: Connection, progress: Mapping[str, Progress]) -> None:
 
 
 def add_frames(tx: Connection, frames: Sequence[Frame], while_waiting: Callable[[], None] = lambda: None) -> int:
-    """Stores frames; returns how many were new. One that is stored already stays as it is: the net below the rule.
+    """Store frames and return how many were new. A frame that is stored already is not changed.
 
-    By the rule none is, so they are copied: the server then works while the rows are still being made, and while the caller does
-    what it has to do `while_waiting`, which is called every few rows and may not use the connection.
+    The rules of domain/progress.py let no duplicate through, so the rows are sent by COPY, and inserted by a slower statement only after a
+    unique violation. `while_waiting` is called every ROWS_PER_CALLBACK rows while the server works on them. It must not use the connection.
     """
     if not frames:
         return 0
@@ -135,19 +135,19 @@ def add_frames(tx: Connection, frames: Sequence[Frame], while_waiting: Callable[
     return len(frames)
 
 
-def _copy_frames(tx: Connection, frames: Sequence[Frame], meanwhile: Callable[[], None]) -> None:
+def _copy_frames(tx: Connection, frames: Sequence[Frame], while_waiting: Callable[[], None]) -> None:
     query = """
         COPY scenario_results (scenario_uuid, frame_number, epoch, pts, time_s, width, height, at, detections)
         FROM STDIN
     """
     with tx.cursor().copy(query) as copy:
-        for number, one in enumerate(frames, 1):
+        for number, frame in enumerate(frames, 1):
             copy.write_row((
-                one.scenario_uuid, one.frame_number, one.epoch, one.pts, one.time_s, one.width, one.height, one.at,
-                _json(one.detections),
+                frame.scenario_uuid, frame.frame_number, frame.epoch, frame.pts, frame.time_s, frame.width, frame.height, frame.at,
+                _json(frame.detections),
             ))  # fmt: skip
             if number % ROWS_PER_CALLBACK == 0:
-                meanwhile()
+                while_waiting()
 
 
 def _insert_new_frames(tx: Connection, frames: Sequence[Frame]) -> int:
@@ -175,7 +175,7 @@ def _insert_new_frames(tx: Connection, frames: Sequence[Frame]) -> int:
 
 
 def add_gaps(tx: Connection, gaps: Sequence[Gap]) -> int:
-    """Stores gaps; returns how many were new. A gap that was told twice is one gap."""
+    """Store gaps and return how many were new. A gap that was reported twice is stored once."""
     if not gaps:
         return 0
     return tx.execute(

@@ -1,7 +1,7 @@
-"""The statements by which old results and scenarios go, and partitions of the results are made. Not which, nor when.
+"""Statements that create partitions of the results and remove old results and scenarios. domain/retention.py decides which ones.
 
-DDL waits for its lock for a moment only: whoever waits behind a waiting DDL statement waits as long. DETACH … CONCURRENTLY is no
-way here, since PostgreSQL refuses it beside a DEFAULT partition; a plain one is a matter of milliseconds once it has its locks.
+DDL waits for its locks only for LOCK_WAIT_MS, because statements queued after it wait as long. DETACH PARTITION … CONCURRENTLY is not
+possible, since PostgreSQL rejects it if there is a DEFAULT partition. A plain DETACH takes milliseconds once it has its locks.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from vidflow.infra.postgres.connection import Connection
 
 LOCK_WAIT_MS: Final = 200
 MIN_UUID: Final = "00000000-0000-0000-0000-000000000000"
-"""Below every scenario_uuid."""
+"""Less than every scenario_uuid."""
 _BOUND: Final = re.compile(r"FROM \((?P<first>[^)]*)\) TO \((?P<last>[^)]*)\)")
 
 
 def lowest_uuid(at_ms: int) -> str:
-    """The lowest uuid of a moment: of version 7 by its time, below all that were made then."""
+    """Return a lower bound for the version 7 uuids created at a time in Unix milliseconds."""
     return str(uuid.UUID(int=at_ms << 80))
 
 
 def time_ms(scenario_uuid: str) -> int:
-    """The moment that a uuid of version 7 begins with."""
+    """Return the time of a version 7 uuid in Unix milliseconds."""
     return uuid.UUID(scenario_uuid).int >> 80
 
 
 def read_database_ms(tx: Connection) -> int:
-    """The database's clock: the one by which it makes uuids."""
+    """Return the database's time in Unix milliseconds. The uuids of scenarios are created from the same clock."""
     [(now_ms,)] = tx.execute("SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint").fetchall()
     return int(now_ms)
 
 
 def list_partitions(tx: Connection) -> list[PartitionRange]:
-    """The partitions of the results that have a range, the oldest first."""
+    """Return the partitions of the results other than the DEFAULT partition, oldest first."""
     rows = tx.execute(
         """
         SELECT c.relname, pg_get_expr(c.relpartbound, c.oid)
@@ -47,12 +47,12 @@ def list_partitions(tx: Connection) -> list[PartitionRange]:
         """,
         (DEFAULT_PARTITION,),
     ).fetchall()
-    return sorted((_range(table, text) for table, text in rows), key=lambda one: one.from_ms)
+    return sorted((_range(table, text) for table, text in rows), key=lambda partition: partition.from_ms)
 
 
 def _range(table: str, text: str) -> PartitionRange:
     match = _BOUND.search(text)
-    assert match is not None, text  # what PostgreSQL says of a range
+    assert match is not None, text  # PostgreSQL's text of a range bound
     first, last = match["first"].strip("'"), match["last"].strip("'")
     return PartitionRange(
         table, 0 if first == "MINVALUE" else time_ms(first), FOREVER_MS if last == "MAXVALUE" else time_ms(last)
@@ -60,7 +60,7 @@ def _range(table: str, text: str) -> PartitionRange:
 
 
 def default_span_ms(tx: Connection) -> tuple[int, int] | None:
-    """The times of the oldest and the newest scenario with a row in the DEFAULT partition; None where it is empty."""
+    """Return the times of the oldest and newest scenario with rows in the DEFAULT partition, or None if it is empty."""
     [row] = tx.execute(
         """
         SELECT (SELECT d.scenario_uuid::text FROM scenario_results_default d ORDER BY d.scenario_uuid LIMIT 1),
@@ -70,24 +70,25 @@ def default_span_ms(tx: Connection) -> tuple[int, int] | None:
     return (time_ms(row[0]), time_ms(row[1])) if row[0] is not None else None
 
 
-def make_partition(tx: Connection, new: PartitionRange) -> None:
-    """Makes a partition. Reads and writes of the others go on: attaching locks the DEFAULT partition alone, to look through it.
+def make_partition(tx: Connection, partition: PartitionRange) -> None:
+    """Create a partition. Other partitions can be read and written meanwhile: ATTACH locks and scans only the DEFAULT partition.
 
-    Raises psycopg.errors.LockNotAvailable, and CheckViolation where the DEFAULT partition holds a row of the range.
+    Raises psycopg.errors.LockNotAvailable, and CheckViolation if the DEFAULT partition holds a row of the range.
     """
     _set_lock_timeout(tx)
     tx.execute(
-        "SELECT make_results_partition(%s, %s, %s)", (new.table, lowest_uuid(new.from_ms), lowest_uuid(new.to_ms))
+        "SELECT make_results_partition(%s, %s, %s)",
+        (partition.table, lowest_uuid(partition.from_ms), lowest_uuid(partition.to_ms)),
     )
 
 
 def find_ended_up_to(
-    tx: Connection, one: PartitionRange, ended_ms: int, after: str, limit: int
+    tx: Connection, partition: PartitionRange, ended_ms: int, after: str, limit: int
 ) -> tuple[str, bool | None]:
-    """Look at the next `limit` scenarios of the range with a uuid above `after`, and return up to which all have ended before then.
+    """Check whether the scenarios of a partition's range ended before `ended_ms`: at most `limit` of them, after the uuid `after`.
 
-    The second value: whether these are all of the range; None where a look from there on tells. A scenario that has ended does
-    not come back, so nobody need look at those below again.
+    Return the uuid up to which all have ended, and True if these are all scenarios of the range, False if the next one has not ended, or
+    None if the check has to continue after the returned uuid. An ended scenario never starts again, so none has to be checked twice.
     """
     rows = tx.execute(
         """
@@ -98,8 +99,8 @@ def find_ended_up_to(
          LIMIT %(limit)s
         """,
         {
-            "first": lowest_uuid(one.from_ms),
-            "last": _last(one),
+            "first": lowest_uuid(partition.from_ms),
+            "last": _last_uuid(partition),
             "after": after,
             "ended_s": ended_ms / 1000,
             "limit": limit,
@@ -112,29 +113,29 @@ def find_ended_up_to(
     return after, True if len(rows) < limit else None
 
 
-def note_removed(tx: Connection, one: PartitionRange) -> None:
-    """Notes that the results of the range's scenarios are gone, so that nobody takes their absence for their being none."""
+def note_removed(tx: Connection, partition: PartitionRange) -> None:
+    """Record that the results of the range are removed, so that a scenario without results is not mistaken for one that had none."""
     tx.execute(
         """
         INSERT INTO results_removed (from_uuid, to_uuid)
         VALUES (%(first)s, %(last)s)
             ON CONFLICT (from_uuid) DO UPDATE SET to_uuid = greatest(results_removed.to_uuid, excluded.to_uuid)
         """,
-        {"first": lowest_uuid(one.from_ms), "last": _last(one)},
+        {"first": lowest_uuid(partition.from_ms), "last": _last_uuid(partition)},
     )
 
 
-def detach_partition(tx: Connection, one: PartitionRange) -> None:
-    """Takes a partition out of the results, under a name that says so; it is dropped later, when nobody waits.
+def detach_partition(tx: Connection, partition: PartitionRange) -> None:
+    """Detach a partition from the results and rename it. `drop_partition` drops it later, without locking the results.
 
     Raises psycopg.errors.LockNotAvailable.
     """
     _set_lock_timeout(tx)
-    tx.execute("SELECT detach_results_partition(%s)", (one.table,))
+    tx.execute("SELECT detach_results_partition(%s)", (partition.table,))
 
 
 def list_detached_partitions(tx: Connection) -> list[str]:
-    """The tables that were partitions, and are still to be dropped."""
+    """Return the names of detached partitions that have not been dropped yet."""
     rows = tx.execute(
         """
         SELECT c.relname
@@ -148,13 +149,13 @@ def list_detached_partitions(tx: Connection) -> list[str]:
 
 
 def drop_partition(tx: Connection, table: str) -> None:
-    """Drops a detached partition with its rows. Raises psycopg.errors.LockNotAvailable while somebody still reads it."""
+    """Drop a detached partition. Raises psycopg.errors.LockNotAvailable while a transaction still reads it."""
     _set_lock_timeout(tx)
     tx.execute("SELECT drop_results_partition(%s)", (table,))
 
 
-def delete_from_default(tx: Connection, one: PartitionRange, limit: int) -> int:
-    """Deletes at most `limit` rows of the range from the DEFAULT partition; returns how many."""
+def delete_from_default(tx: Connection, partition: PartitionRange, limit: int) -> int:
+    """Delete at most `limit` rows of the range from the DEFAULT partition. Return how many."""
     return tx.execute(
         """
         DELETE FROM scenario_results_default
@@ -165,15 +166,15 @@ def delete_from_default(tx: Connection, one: PartitionRange, limit: int) -> int:
                 ORDER BY scenario_uuid, frame_number
                 LIMIT %(limit)s))
         """,
-        {"first": lowest_uuid(one.from_ms), "last": _last(one), "limit": limit},
+        {"first": lowest_uuid(partition.from_ms), "last": _last_uuid(partition), "limit": limit},
     ).rowcount
 
 
 def find_expired_scenarios(tx: Connection, ended_ms: int, after: str, limit: int) -> tuple[list[str], str | None]:
-    """Look at the next `limit` scenarios with a uuid above `after`, and return those whose time is over, and where to go on.
+    """Check the next `limit` scenarios after the uuid `after`. Return those that can be deleted, and the uuid to continue after.
 
-    A scenario goes once it has been inactive since before `ended_ms` and its results, if it had any, are gone: they would belong
-    to nobody. The second value is None at the end of those that are old enough.
+    A scenario can be deleted if it has been inactive since before `ended_ms` and its results, if it had any, have been removed. Otherwise
+    the results would belong to no scenario. The second value is None after the last scenario that is old enough.
     """
     rows = tx.execute(
         """
@@ -182,38 +183,39 @@ def find_expired_scenarios(tx: Connection, ended_ms: int, after: str, limit: int
                AND (coalesce((SELECT next_frame FROM scenario_progress p WHERE p.scenario_uuid = s.scenario_uuid), 0) = 0
                     OR EXISTS (SELECT FROM results_removed r WHERE s.scenario_uuid >= r.from_uuid AND s.scenario_uuid < r.to_uuid))
           FROM scenarios s
-         WHERE s.scenario_uuid > %(after)s::uuid AND s.scenario_uuid < %(born)s::uuid
+         WHERE s.scenario_uuid > %(after)s::uuid AND s.scenario_uuid < %(created_before)s::uuid
          ORDER BY s.scenario_uuid
          LIMIT %(limit)s
         """,
-        {"born": lowest_uuid(ended_ms), "ended_s": ended_ms / 1000, "after": after, "limit": limit},
+        {"created_before": lowest_uuid(ended_ms), "ended_s": ended_ms / 1000, "after": after, "limit": limit},
     ).fetchall()
-    return [scenario_uuid for scenario_uuid, over in rows if over], rows[-1][0] if len(rows) == limit else None
+    expired = [scenario_uuid for scenario_uuid, is_expired in rows if is_expired]
+    return expired, rows[-1][0] if len(rows) == limit else None
 
 
 def delete_scenarios(tx: Connection, scenario_uuids: Sequence[str]) -> int:
-    """Delete these scenarios with all that is theirs, except those that are not inactive any more. Return how many went."""
+    """Delete those of the scenarios that are inactive, with their history, gaps and progress. Return how many."""
     return tx.execute(
         """
-        WITH outlived AS MATERIALIZED (
+        WITH expired AS MATERIALIZED (
             SELECT scenario_uuid
               FROM scenarios
              WHERE scenario_uuid = ANY (%b::uuid[]) AND state = 'inactive'
         ), history AS (
-            DELETE FROM scenario_history USING outlived WHERE scenario_history.scenario_uuid = outlived.scenario_uuid
+            DELETE FROM scenario_history USING expired WHERE scenario_history.scenario_uuid = expired.scenario_uuid
         ), gaps AS (
-            DELETE FROM scenario_gaps USING outlived WHERE scenario_gaps.scenario_uuid = outlived.scenario_uuid
+            DELETE FROM scenario_gaps USING expired WHERE scenario_gaps.scenario_uuid = expired.scenario_uuid
         ), progress AS (
-            DELETE FROM scenario_progress USING outlived WHERE scenario_progress.scenario_uuid = outlived.scenario_uuid
+            DELETE FROM scenario_progress USING expired WHERE scenario_progress.scenario_uuid = expired.scenario_uuid
         )
-        DELETE FROM scenarios USING outlived WHERE scenarios.scenario_uuid = outlived.scenario_uuid
+        DELETE FROM scenarios USING expired WHERE scenarios.scenario_uuid = expired.scenario_uuid
         """,
         (list(scenario_uuids),),
     ).rowcount
 
 
-def _last(one: PartitionRange) -> str:
-    return str(uuid.UUID(int=min(one.to_ms << 80, (1 << 128) - 1)))
+def _last_uuid(partition: PartitionRange) -> str:
+    return str(uuid.UUID(int=min(partition.to_ms << 80, (1 << 128) - 1)))
 
 
 def _set_lock_timeout(tx: Connection) -> None:

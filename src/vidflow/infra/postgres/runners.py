@@ -1,4 +1,4 @@
-"""The table of runners, for people and for /health: written by the leader, which decides from its own memory."""
+"""Write the table of runners, which is for people and for /health. The leader decides from its own memory."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from vidflow.infra.postgres.connection import Connection
 
 
 def write_runners(tx: Connection, views: Mapping[str, RunnerView], now_s: float) -> None:
-    """Writes what is known of each runner that was heard; those that were silent for an hour go."""
-    heard = {name: view for name, view in views.items() if view.report is not None}
-    reports = [view.report for view in heard.values() if view.report]
+    """Write the row of each runner that has reported, and delete runners that were silent for an hour."""
+    reporting = {name: view for name, view in views.items() if view.report is not None}
+    reports = [view.report for view in reporting.values() if view.report]
     tx.execute(
         """
         INSERT INTO runners AS r (runner, last_seen_at, capacity, used, taken, draining, marked, pool, version)
@@ -24,13 +24,13 @@ def write_runners(tx: Connection, views: Mapping[str, RunnerView], now_s: float)
                draining = EXCLUDED.draining, marked = EXCLUDED.marked, pool = EXCLUDED.pool, version = EXCLUDED.version
         """,
         (
-            list(heard),
-            [now_s - view.last_seen_s for view in heard.values()],
+            list(reporting),
+            [now_s - view.last_seen_s for view in reporting.values()],
             [report.capacity for report in reports],
             [sum(entry.is_running for entry in report.entries) for report in reports],
             [report.taken for report in reports],
             [report.draining for report in reports],
-            [view.mark is not None for view in heard.values()],
+            [view.mark is not None for view in reporting.values()],
             [report.pool for report in reports],
             [report.version for report in reports],
         ),

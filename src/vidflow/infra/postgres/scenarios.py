@@ -1,4 +1,4 @@
-"""Scenarios as clients ask for them and are told of them: birth, one, a page. Not how they move on: lifecycle.py."""
+"""Create and read scenarios for clients. State changes are written in lifecycle.py."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vidflow.infra.postgres.system_status import COMPONENT_STATUS_COLUMNS
 
 _PLACEHOLDER_UUID: Final = "00000000-0000-0000-0000-000000000000"
 _START: Final = encode(Start(_PLACEHOLDER_UUID)).decode()
-"""The message of a birth; the database puts in the uuid that it gives, so that a birth is one statement."""
+"""Start message of a new scenario. The database replaces the placeholder with the uuid, so that one statement creates the scenario."""
 
 _COLUMNS: Final = f"""
     s.scenario_uuid::text, s.source, s.model, s.fps, s.priority, s.parameters::text, s.state, s.outcome, s.error::text, s.epoch,
@@ -28,20 +28,20 @@ _COLUMNS: Final = f"""
 _PROGRESS: Final = (
     "coalesce(p.next_frame, 0) AS frames_stored, (p.opened ->> 'frames_expected')::bigint AS frames_expected"
 )
-# What a scenario takes in an answer; the rest of it is of a fixed size.
+# Size of a scenario in a response: a fixed part and the columns of variable length.
 _BYTES: Final = """
     1000 + octet_length(s.source) + octet_length(s.model) + octet_length(s.parameters::text) + octet_length(s.skips::text)
     + coalesce(octet_length(s.error::text), 0)"""
 _MAX_UUID: Final = "ffffffff-ffff-ffff-ffff-ffffffffffff"
-"""Above every uuid that the database gives."""
-# After a restore a scenario may have lost its progress; it is told of all the same.
+"""Greater than every uuid that the database creates."""
+# LEFT JOIN, because after a restore a scenario may have no progress.
 _SELECT_SCENARIO: Final = (
     f"SELECT {_COLUMNS}, {_PROGRESS} FROM scenarios s LEFT JOIN scenario_progress p USING (scenario_uuid)"  # noqa: S608
 )
 
 
 class NewScenario(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked for, checked: the source as the runner is to open it, the frame rate resolved."""
+    """A validated request for a scenario, with the source as the runner opens it and the resolved frame rate."""
 
     source: str
     model: str
@@ -53,7 +53,7 @@ class NewScenario(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ScenarioDetails(msgspec.Struct, frozen=True, kw_only=True):
-    """A scenario with its progress and what is there to move it, read in one snapshot."""
+    """A scenario with its progress and the status of the components that it depends on, read in one snapshot."""
 
     scenario_uuid: str
     source: str
@@ -79,34 +79,34 @@ class ScenarioDetails(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def insert_scenario(tx: Connection, new: NewScenario) -> ScenarioDetails:
-    """A scenario's birth: its row, its progress, the first row of its history and its message, in one statement or not at all."""
+    """Create a scenario with its progress, the first row of its history and its start message, in one statement."""
     query = f"""
-        WITH given AS MATERIALIZED (
+        WITH generated AS MATERIALIZED (
             SELECT uuidv7() AS scenario_uuid
         ), s AS (
             INSERT INTO scenarios (scenario_uuid, source, model, model_sha256, fps, priority, pool, parameters)
             SELECT scenario_uuid, %(source)s, %(model)s, %(model_sha256)s, %(fps)s, %(priority)s, %(pool)s, %(parameters)s::jsonb
-              FROM given
+              FROM generated
          RETURNING *
         ), progress AS (
             INSERT INTO scenario_progress (scenario_uuid)
-            SELECT scenario_uuid FROM given
+            SELECT scenario_uuid FROM generated
         ), history AS (
             INSERT INTO scenario_history (scenario_uuid, number, from_state, to_state, reason, epoch, attempt)
             SELECT scenario_uuid, 0, NULL, state, 'init requested', epoch, attempt FROM s
         ), message AS (
             INSERT INTO outbox (topic, key, kind, epoch, payload)
-            SELECT %(topic)s, scenario_uuid::text, 'start', 0, convert_to(replace(%(start)s, %(nobody)s, scenario_uuid::text), 'UTF8')
-              FROM given
+            SELECT %(topic)s, scenario_uuid::text, 'start', 0, convert_to(replace(%(start)s, %(placeholder)s, scenario_uuid::text), 'UTF8')
+              FROM generated
         )
         SELECT {_COLUMNS}, 0::bigint AS frames_stored, NULL::bigint AS frames_expected FROM s
-    """  # noqa: S608 - columns of our own
+    """  # noqa: S608 - constant columns
     values = {
         **msgspec.structs.asdict(new),
         "parameters": msgspec.json.encode(new.parameters).decode(),
         "topic": INIT_SCENARIO,
         "start": _START,
-        "nobody": _PLACEHOLDER_UUID,
+        "placeholder": _PLACEHOLDER_UUID,
     }
     row = tx.cursor(row_factory=dict_row).execute(query, values).fetchone()
     assert row is not None
@@ -114,14 +114,14 @@ def insert_scenario(tx: Connection, new: NewScenario) -> ScenarioDetails:
 
 
 class QueueTotals(msgspec.Struct, frozen=True):
-    """The scenarios that wait for a runner: how many, and how many bytes they take together."""
+    """The number of scenarios that wait for a runner, and their total size in bytes."""
 
     scenarios: int
     bytes: int
 
 
 def read_queue_totals(tx: Connection) -> QueueTotals:
-    """Return what waits, from totals that the database keeps: the cost does not depend on how much that is."""
+    """Return the totals that triggers maintain. The cost does not depend on the length of the queue."""
     [(scenarios, size_bytes)] = tx.execute(
         "SELECT coalesce(sum(scenarios), 0)::bigint, coalesce(sum(bytes), 0)::bigint FROM queue_totals"
     ).fetchall()
@@ -129,12 +129,12 @@ def read_queue_totals(tx: Connection) -> QueueTotals:
 
 
 def estimate_size_bytes(new: NewScenario) -> int:
-    """Return about how many bytes a scenario takes in the queue; the database counts its own."""
+    """Return the approximate size of a scenario in the queue. The database counts the exact size itself."""
     return len(new.source.encode()) + len(new.model.encode()) + len(msgspec.json.encode(new.parameters))
 
 
 def find_scenario(tx: Connection, scenario_uuid: str) -> ScenarioDetails | None:
-    """One scenario; None where there is none of this uuid."""
+    """Return a scenario, or None if it does not exist."""
     query = f"{_SELECT_SCENARIO} WHERE s.scenario_uuid = %s"
     row = tx.cursor(row_factory=dict_row).execute(query, (scenario_uuid,)).fetchone()
     return _decode_details(row) if row else None
@@ -143,8 +143,8 @@ def find_scenario(tx: Connection, scenario_uuid: str) -> ScenarioDetails | None:
 def read_scenario_page(
     tx: Connection, state: State | None, after: str | None, limit: int
 ) -> tuple[list[ScenarioDetails], bool]:
-    """Return at most `limit` scenarios older than `after`, the newest first, and whether more follow; `state`: only those in it."""
-    # Not a parameter: the plan for a state that is rare is not the plan for one that is common.
+    """Return at most `limit` scenarios older than `after`, newest first, and whether more follow. `state` selects those in a state."""
+    # The state is part of the SQL text, because rare and common states need different plans.
     of_state = f"AND s.state = '{state}'" if state is not None else ""
     query = f"""
         WITH RECURSIVE listed AS (
@@ -166,7 +166,7 @@ def read_scenario_page(
           LEFT JOIN scenario_progress p USING (scenario_uuid)
          WHERE listed.row_number > 0
          ORDER BY listed.row_number
-    """  # noqa: S608 - columns of our own
+    """  # noqa: S608 - constant columns
     values = {"after": after or _MAX_UUID, "limit": limit, "page_bytes": MAX_PAGE_BYTES}
     rows = tx.cursor(row_factory=dict_row).execute(query, values).fetchall()
     sizes = [row.pop("page_bytes") for row in rows]
@@ -174,7 +174,7 @@ def read_scenario_page(
 
 
 def exists(tx: Connection, scenario_uuid: str) -> bool:
-    """Whether there is a scenario of this uuid."""
+    """Return whether the scenario exists."""
     return tx.execute("SELECT FROM scenarios WHERE scenario_uuid = %s", (scenario_uuid,)).fetchone() is not None
 
 

@@ -1,6 +1,6 @@
-"""The shards of the outbox that this relay owns: a lease for each, kept on a thread, shared evenly with the relays that live.
+"""Outbox shards that a relay owns. Each shard has a lease; a thread renews them and shares the shards evenly with the other live relays.
 
-A relay shows that it lives by a lease too, named by its holder. Not what is done with a shard's rows: roles/relay.py.
+A relay announces itself by a lease, too, named after its holder. The rows of the shards are published in roles/relay.py.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from vidflow.infra.telemetry.logs import log
 RELAY_PREFIX: Final = "relay/"
 SHARD_PREFIX: Final = "outbox/"
 _ASYNC_COMMIT: Final = "synchronous_commit = off"
-"""A crash of the server may bring removed rows back: they are published again, as after a crash of the relay."""
+"""After a crash of the server removed rows may reappear. They are published again, as after a crash of the relay."""
 _log = log("relay")
 
 
 class HeldLease(msgspec.Struct, frozen=True):
-    """One lease: its term, and until when this process trusts it, on its own clock."""
+    """The term of a lease, and the monotonic time until which this process trusts it."""
 
     term: int
     trusted_until_s: float
 
 
 class ShardLeases:
-    """What one relay owns. Its thread claims, renews and finds out what is too much; whoever publishes gives that up."""
+    """The shard leases of one relay. A thread claims and renews them and determines the surplus, which the publishing thread releases."""
 
     def __init__(self, url: str) -> None:
         self.holder = uuid.uuid4()
@@ -57,32 +57,35 @@ class ShardLeases:
         self._logged: frozenset[int] = frozenset()
 
     def owned_shards(self) -> frozenset[int]:
-        """The shards whose rows this relay may read and publish now, by its own clock alone."""
+        """Return the shards whose rows this relay may read and publish now, judged by its own clock."""
         now_s = time.monotonic()
         return _shards(name for name, held in self._held.items() if now_s < held.trusted_until_s) - self._surplus
 
     def owns(self, shards: Collection[int]) -> bool:
-        """Whether all of them are this relay's still; what it is to give up is, until it has."""
+        """Return whether this relay still owns all of these shards. Surplus shards count until they are released."""
         return _all_trusted(self._held, [_name(shard) for shard in shards])
 
     @property
     def surplus(self) -> frozenset[int]:
-        """What is to be given up once nothing of it is on its way."""
+        """Return the shards to release once none of their messages is in flight."""
         return self._surplus
 
     def release_surplus(self, tx: Connection) -> None:
-        """Lets other relays have what is above this one's share."""
+        """Release the shards above this relay's share."""
         with self._lock:
             self._release(tx, {_name(shard) for shard in self._surplus})
             self._surplus = frozenset()
 
     @contextmanager
     def fenced(self, shards: Collection[int]) -> Iterator[Connection]:
-        """A transaction that commits only while these shards are owned. Raises LeaseLost; it must end within a second."""
+        """Run the body in a transaction that commits only if these shards are still owned.
+
+        Raises LeaseLost. The transaction must end within FENCED_TRANSACTION_S.
+        """
         names = [_name(shard) for shard in shards]
-        held = self._held  # one reading of it: the other thread replaces it
+        held = self._held  # read once, because the other thread replaces it
         if not _all_trusted(held, names):
-            raise LeaseLost(f"not renewed in time: {', '.join(names)}", names)
+            raise LeaseLost(f"Leases not renewed in time: {', '.join(names)}", names)
         terms = {name: held[name].term for name in names}
         with fenced_transaction(self._writer.connection(), _ASYNC_COMMIT) as tx:
             try:
@@ -93,7 +96,7 @@ class ShardLeases:
             yield tx
 
     def run(self) -> None:
-        """Claims and renews until `close`. The body of a thread."""
+        """Claim and renew leases until `close`. Runs on its own thread."""
         run_with_reconnect(
             self._url,
             name="vidflow relay lease",
@@ -110,11 +113,11 @@ class ShardLeases:
             self._release(connection, set(self._held))
 
     def _pause_s(self) -> float:
-        """A relay that has all shards has nothing to take over: it looks no oftener than it renews."""
+        """Return the time between two rounds. A relay that owns all shards has nothing to claim and only renews."""
         return RENEW_S if len(_shards(self._held)) == SHARDS else STANDBY_POLL_S
 
     def rebalance(self, connection: Connection) -> None:
-        """Renews what is due, looks who lives and what is free, and claims what is missing to the fair share."""
+        """Renew due leases, find the live relays and free shards, claim shards up to the fair share, and determine the surplus."""
         with self._lock:
             if time.monotonic() - self._renewed_s >= RENEW_S:
                 self._renew(connection)
@@ -132,7 +135,7 @@ class ShardLeases:
         self._log_owned()
 
     def close(self) -> None:
-        """Ends the thread, which gives all up where the database can be asked to. Nothing may be on its way any more."""
+        """End the thread, which releases all leases if the database is reachable. No message may be in flight."""
         self._closed.request()
         self._writer.close()
 
@@ -150,9 +153,9 @@ class ShardLeases:
             self._held = {**self._held, name: HeldLease(term, compute_trusted_until(attempted_s))}
 
     def _release(self, connection: Connection, names: Collection[str]) -> None:
-        given = {name: held.term for name, held in self._held.items() if name in names}
+        terms = {name: held.term for name, held in self._held.items() if name in names}
         self._held = {name: held for name, held in self._held.items() if name not in names}
-        release(connection, given, self.holder)
+        release(connection, terms, self.holder)
 
     def _drop_lost(self, names: Collection[str]) -> None:
         with self._lock:
@@ -166,20 +169,20 @@ class ShardLeases:
 
 @contextmanager
 def maintain_shard_leases(url: str, stop: Stop) -> Iterator[ShardLeases]:
-    """A relay's shares while the body runs, given up behind it."""
-    shares = ShardLeases(url)
-    keeping = start_thread("relay shares", shares.run, stop)
+    """Provide a relay's shard leases for the body, and release them afterwards."""
+    leases = ShardLeases(url)
+    thread = start_thread("relay shard leases", leases.run, stop)
     try:
-        yield shares
+        yield leases
     finally:
-        shares.close()
-        keeping.join()
+        leases.close()
+        thread.join()
 
 
 def _all_trusted(held: Mapping[str, HeldLease], names: Collection[str]) -> bool:
-    """Whether all of these leases are held and trusted now."""
+    """Return whether all of these leases are held and trusted now."""
     now_s = time.monotonic()
-    return all((one := held.get(name)) is not None and now_s < one.trusted_until_s for name in names)
+    return all((lease := held.get(name)) is not None and now_s < lease.trusted_until_s for name in names)
 
 
 def _name(shard: int) -> str:
@@ -187,12 +190,12 @@ def _name(shard: int) -> str:
 
 
 def _shards(names: Iterable[str]) -> frozenset[int]:
-    """Those that are named among leases of any kind."""
+    """Return the shards among names of leases of any kind."""
     return frozenset(int(name.removeprefix(SHARD_PREFIX)) for name in names if name.startswith(SHARD_PREFIX))
 
 
 def _read_live_leases(tx: Connection) -> tuple[list[str], frozenset[int]]:
-    """The relays that live, and the shards that are somebody's."""
+    """Return the names of the live relays' leases, and the shards that are owned."""
     rows = tx.execute(
         """
         SELECT name
@@ -205,7 +208,7 @@ def _read_live_leases(tx: Connection) -> tuple[list[str], frozenset[int]]:
 
 
 def _delete_dead_relays(tx: Connection) -> None:
-    """Deletes the signs of life of relays that are long gone: each start writes a new one."""
+    """Delete the announcements of relays that ended, since each start of a relay adds one."""
     tx.execute(
         """
         DELETE FROM lease

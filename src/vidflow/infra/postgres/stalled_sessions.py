@@ -1,7 +1,7 @@
-"""Sessions whose client stands still in the midst of a transaction: they hold their locks until somebody ends them.
+"""End sessions whose client has stopped in the middle of a transaction and which therefore still hold their locks.
 
-The server's own limits end those that wait between two statements, but not one in the midst of a COPY
-(PostgreSQL looks at no timeout while it reads a client's data).
+The server's timeouts end sessions that are idle between two statements. They do not apply during COPY, because PostgreSQL checks no
+timeout while it reads data from the client.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from typing import Final
 from vidflow.infra.postgres.connection import Connection
 
 STALLED_S: Final = 1.5
-"""A client whose transaction is so old, and waits for it, is most likely frozen or cut off; a slow one does its work again.
+"""Age of a transaction from which its client counts as frozen or cut off. A client that is merely slow repeats its work.
 
-Shorter than the time after which Kafka gives a silent inbox's partitions to another one, which comes here then.
+Shorter than the time after which Kafka assigns the partitions of a silent inbox to another one, which then ends the silent one's session.
 """
 
 
 def end_stalled_sessions(connection: Connection, except_pid: int | None = None) -> list[int]:
-    """End the sessions with this one's user and application name that wait for their clients in an old transaction.
+    """End sessions that wait for their client in a transaction older than STALLED_S. Return their process ids.
 
-    Returns their process ids. `except_pid`: one that stays, by its process id. A client that goes on after all finds its connection
-    lost, and nothing of its transaction stored.
+    Only sessions with the user and application name of `connection` are ended, except the one with the process id `except_pid`. A client
+    that continues finds its connection lost and its transaction rolled back.
     """
     rows = connection.execute(
         """

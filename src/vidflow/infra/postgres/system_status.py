@@ -1,4 +1,4 @@
-"""Whether the parts of a running vidflow are alive, and how many scenarios there are, as the tables tell it. It asks no process."""
+"""Read from the tables whether the processes of vidflow are alive, and how many scenarios there are."""
 
 from __future__ import annotations
 
@@ -13,33 +13,32 @@ from vidflow.domain.shards import SHARDS
 from vidflow.infra.postgres.connection import Connection
 
 STALE_AFTER_S: Final = 5
-"""Signs of life come each second or oftener; one that is older than this is none."""
+"""Age from which a process counts as dead. Live processes write to the tables at least once a second."""
 OUTBOX_STUCK_S: Final = 30
-"""A message that has waited in the outbox for so long tells that the relay does not get on, whoever holds its lease."""
+"""Age of the oldest message in the outbox from which the relays count as stuck, even if their leases are held."""
 MAX_COUNTED: Final = 10_000
-"""How many waiting messages are counted at most: a check must not cost more, the longer Kafka is away."""
-
+"""Maximum number of rows that are counted, so that a check does not become more expensive while Kafka is away."""
 POOLS: Final = 100
-"""How many pools are shown at most."""
+"""Maximum number of pools that are listed."""
 MAX_COUNTED_IN_POOL: Final = 1000
-"""How many waiting scenarios of a pool are counted at most."""
+"""Maximum number of waiting scenarios that are counted per pool."""
 OLDEST: Final = 100
-"""How many of the oldest waiting scenarios are looked at: one that came back to the queue is old, and has waited for a moment."""
+"""Number of oldest waiting scenarios that are examined. The oldest one may have returned to the queue only a moment ago."""
 
 _LEADS: Final = "EXISTS (SELECT FROM lease WHERE name = 'leader' AND expires_at > clock_timestamp())"
 _RELAYS: Final = (
     f"(SELECT count(*) = {SHARDS} FROM lease WHERE starts_with(name, 'outbox/') AND expires_at > clock_timestamp())"  # noqa: S608
 )
-# What is of the future was written before the database's clock went back: no sign of life.
+# A time in the future was written before the database clock stepped back. It does not count.
 _SEEN: Final = f"last_seen_at > clock_timestamp() - interval '{STALE_AFTER_S} s' AND last_seen_at <= clock_timestamp()"
 _FREE_SLOT: Final = f"""
     EXISTS (SELECT FROM runners r WHERE r.pool = s.pool AND {_SEEN} AND NOT draining AND NOT marked AND used < capacity)"""
 _EMPTY_POOL: Final = f"""
     s.pool <> '{DEFAULT_POOL}' AND NOT EXISTS (SELECT FROM runners r WHERE r.pool = s.pool AND {_SEEN})"""
-# A time of the future was written before the database's clock went back; a position below 0 by a version that took it for one.
+# As above. A negative position was written by an earlier version for a partition without a leader.
 _CAUGHT_UP_AT: Final = "CASE WHEN caught_up_at <= clock_timestamp() AND position >= 0 THEN caught_up_at END"
 _HELD_AT: Final = f"greatest({_CAUGHT_UP_AT}, CASE WHEN seen_at <= clock_timestamp() THEN seen_at END)"
-# The topic that is there now is the one that an inbox held last; rows of topics that are gone stay behind.
+# The current topic is the one that an inbox held last. Rows of deleted topics remain in the table.
 _PARTITIONS: Final = f"""
        FROM inbox_partitions
       WHERE topic = '{RESULTS}'
@@ -47,23 +46,23 @@ _PARTITIONS: Final = f"""
                           FROM inbox_partitions
                          WHERE topic = '{RESULTS}' AND {_HELD_AT} IS NOT NULL
                          ORDER BY {_HELD_AT} DESC
-                         LIMIT 1)"""  # noqa: S608 - names of our own
+                         LIMIT 1)"""  # noqa: S608 - constant names
 _INBOX_LAG: Final = f"""
-    (SELECT extract(epoch FROM clock_timestamp() - min(coalesce({_CAUGHT_UP_AT}, '-infinity')))::float8 {_PARTITIONS})"""  # noqa: S608 - fragments of our own
+    (SELECT extract(epoch FROM clock_timestamp() - min(coalesce({_CAUGHT_UP_AT}, '-infinity')))::float8 {_PARTITIONS})"""  # noqa: S608 - constant fragments
 _INBOX_ALIVE: Final = f"""
     (SELECT coalesce(min(coalesce({_HELD_AT}, '-infinity')) > clock_timestamp() - interval '{STALE_AFTER_S} s', false)
        {_PARTITIONS})"""
 
-# The oldest by id: no index has them by time, and the two differ by a transaction's length.
+# The oldest by id, since there is no index by time. The two orders differ by the length of a transaction.
 _WAITS: Final = "FROM outbox WHERE published_at IS NULL AND error IS NULL"
 _OUTBOX: Final = f"""
     (SELECT count(*) FROM (SELECT {_WAITS} ORDER BY id LIMIT {MAX_COUNTED}) AS waiting) AS outbox_waiting,
     coalesce((SELECT extract(epoch FROM clock_timestamp() - created_at) {_WAITS} ORDER BY id LIMIT 1), 0)::float8
-        AS outbox_oldest_s"""  # noqa: S608 - fragments of our own
+        AS outbox_oldest_s"""  # noqa: S608 - constant fragments
 
-# One scan a state, in the order of its index: without that order the planner may read all rows of a state into a bitmap first.
+# One index scan per state. Without ORDER BY the planner may read all rows of a state into a bitmap first.
 _STATES: Final = " UNION ALL ".join(
-    f"SELECT '{state}', count(*) "  # noqa: S608 - names of our own
+    f"SELECT '{state}', count(*) "  # noqa: S608 - constant names
     f"FROM (SELECT FROM scenarios WHERE state = '{state}' ORDER BY scenario_uuid DESC LIMIT {MAX_COUNTED}) AS {state}"
     for state in State
     if state is not State.INACTIVE
@@ -72,9 +71,9 @@ _STATES: Final = " UNION ALL ".join(
 COMPONENT_STATUS_COLUMNS: Final = f"""
     {_LEADS} AS leads, {_RELAYS} AS relays, {_FREE_SLOT} AS free_slot, coalesce({_INBOX_LAG} < {STALE_AFTER_S}, false) AS caught_up,
     {_EMPTY_POOL} AS empty_pool"""
-"""The columns of a Surroundings, for a statement that shows scenarios as `s`."""
+"""The columns of a ComponentStatus, for a statement in which `s` is a scenario."""
 
-# One look-up in the queue's index a pool, and of each as many entries as are counted.
+# For each pool, one lookup in the queue's index and at most as many entries as are counted.
 _POOLS: Final = f"""
     WITH RECURSIVE queues AS (
         (SELECT min(pool) AS pool FROM scenarios WHERE state = 'init_startup' AND due_at <= state_changed_at)
@@ -103,12 +102,14 @@ _POOLS: Final = f"""
       FROM queue
       FULL JOIN served USING (pool)
      ORDER BY pool
-     LIMIT %(pools)s"""  # noqa: S608 - fragments of our own
+     LIMIT %(pools)s"""  # noqa: S608 - constant fragments
 
 
 class PoolStatus(msgspec.Struct, frozen=True):
-    """A pool of runners: those seen lately, their slots and how many are in use, and how many scenarios wait in its queue
-    (POOL_COUNTED: at least as many)."""
+    """A pool: its live runners, their slots, the slots in use, and the number of scenarios in its queue.
+
+    `waiting` is counted up to MAX_COUNTED_IN_POOL.
+    """
 
     pool: str
     runners: int
@@ -118,15 +119,17 @@ class PoolStatus(msgspec.Struct, frozen=True):
 
     @property
     def is_empty(self) -> bool:
-        """Return whether scenarios wait for runners that are not there."""
+        """Return whether scenarios wait although the pool has no runners."""
         return self.waiting > 0 and self.runners == 0
 
 
 class SystemStatus(msgspec.Struct, frozen=True):
-    """Which parts are alive. `runners` counts those seen lately; `has_inbox` is whether each of the results' partitions is held by an
-    inbox; `inbox_lag_s` is how old the newest moment is up to which all results are surely stored (None: there is no such
-    moment). `outbox_waiting` messages wait for the relay (COUNTED: at
-    least as many), the first of them for `outbox_oldest_s`."""
+    """The processes that are alive, and their lag.
+
+    `has_inbox` is True if each partition of the results topic is held by an inbox. `inbox_lag_s` is the age of the latest time up to which
+    all results are known to be stored, or None if there is no such time. `outbox_waiting` is counted up to MAX_COUNTED, and
+    `outbox_oldest_s` is the age of the oldest waiting message.
+    """
 
     has_leader: bool
     has_relays: bool
@@ -138,30 +141,30 @@ class SystemStatus(msgspec.Struct, frozen=True):
 
     @property
     def missing(self) -> list[str]:
-        """What a scenario would wait for in vain, by the name of the process that does it."""
+        """Return the names of the processes that scenarios need and that are not alive or, for relays, stuck."""
         relays = self.has_relays and self.outbox_oldest_s < OUTBOX_STUCK_S
         parts = {"orchestrator": self.has_leader, "relay": relays, "runner": self.runners > 0, "inbox": self.has_inbox}
         return [part for part, alive in parts.items() if not alive]
 
     @property
     def is_behind(self) -> bool:
-        """Whether results of the last seconds may not be stored yet: for lack of an inbox, or since one has not caught up."""
+        """Return whether recent results may not be stored yet, because there is no inbox or it has not caught up."""
         return self.inbox_lag_s is None or self.inbox_lag_s >= STALE_AFTER_S
 
 
 def check_tables(tx: Connection) -> None:
-    """Raises psycopg.Error where the database does not answer, or has not vidflow's tables."""
+    """Raise psycopg.Error if the database does not answer or lacks vidflow's tables."""
     tx.execute("SELECT FROM scenarios LIMIT 0")
 
 
 def read_system_status(tx: Connection) -> SystemStatus:
-    """The parts' signs of life."""
+    """Return which processes are alive, and their lag."""
     query = f"""
         SELECT {_LEADS} AS has_leader, {_RELAYS} AS has_relays,
                (SELECT count(*) FROM runners WHERE {_SEEN}) AS runners, {_INBOX_ALIVE} AS has_inbox,
                (SELECT nullif(lag_s, 'infinity') FROM (SELECT {_INBOX_LAG} AS lag_s) AS inbox) AS inbox_lag_s,
                {_OUTBOX}
-    """  # noqa: S608 - fragments of our own
+    """  # noqa: S608 - constant fragments
     row = tx.cursor(row_factory=class_row(SystemStatus)).execute(query).fetchone()
     assert row is not None
     return row
@@ -174,12 +177,12 @@ def read_pool_status(tx: Connection) -> list[PoolStatus]:
 
 
 def count_scenarios_by_state(tx: Connection) -> dict[str, int]:
-    """Return how many scenarios are in each state but `inactive`, counting at most COUNTED of each."""
+    """Return how many scenarios are in each state but `inactive`, counting at most MAX_COUNTED of each."""
     return dict(tx.execute(_STATES).fetchall())
 
 
 def read_queue_oldest_s(tx: Connection) -> float:
-    """Return how long the longest waiting of the OLDEST oldest scenarios has waited for a runner; 0 if none waits."""
+    """Return the longest time that one of the OLDEST oldest scenarios in the queue has waited for a runner, or 0 if none waits."""
     [(oldest_s,)] = tx.execute(
         """
         SELECT coalesce(extract(epoch FROM clock_timestamp() - min(state_changed_at)), 0)::float8
@@ -195,9 +198,9 @@ def read_queue_oldest_s(tx: Connection) -> float:
 
 
 def count_set_aside(tx: Connection) -> int:
-    """Return how many messages in the outbox no broker took, counting at most COUNTED."""
+    """Return how many messages in the outbox were set aside as undeliverable, counting at most MAX_COUNTED."""
     [(count,)] = tx.execute(
-        "SELECT count(*) FROM (SELECT FROM outbox WHERE error IS NOT NULL ORDER BY id LIMIT %(most)s) AS set_aside",
-        {"most": MAX_COUNTED},
+        "SELECT count(*) FROM (SELECT FROM outbox WHERE error IS NOT NULL ORDER BY id LIMIT %(limit)s) AS set_aside",
+        {"limit": MAX_COUNTED},
     ).fetchall()
     return int(count)

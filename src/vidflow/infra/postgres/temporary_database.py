@@ -1,4 +1,4 @@
-"""A database beside another one of the same server, for as long as it is needed, and how it takes the other's place."""
+"""Create a temporary database on a server, and replace another database with it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from vidflow.domain.errors import SetupError, Unavailable
 from vidflow.infra.postgres.connection import Connection, connected, database_name
 from vidflow.infra.telemetry.outage import format_error
 
-_LEAVE_S: Final = 10.0
-_LOOK_S: Final = 0.02
-_LONGEST: Final = 40  # of 63: what PostgreSQL leaves of a name, less what is put behind it
+_TERMINATE_TIMEOUT_S: Final = 10.0
+_POLL_S: Final = 0.02
+_MAX_NAME_LENGTH: Final = 40  # leaves room for the suffix in PostgreSQL's limit of 63 bytes
 
 
 @contextmanager
 def create_temporary_database(url: str) -> Iterator[str]:
-    """An empty database with the locale and owner of the URL's; dropped at the end, unless it took the other's place.
+    """Create an empty database with the owner and locale of the URL's database and yield its name.
 
-    Raises SetupError where the user may make none.
+    It is dropped at the end unless `replace_database` has renamed it. Raises SetupError if the user may not create databases.
     """
     name = f"vidflow_restore_{uuid.uuid4().hex[:12]}"
     with _translate_privilege_errors(), _maintenance(url) as server:
@@ -37,26 +37,26 @@ def create_temporary_database(url: str) -> Iterator[str]:
 
 
 def replace_database(url: str, name: str, *, keep: bool) -> str | None:
-    """Gives the database the name of the URL's, in one transaction, while all who are connected to that one are sent away.
+    """Replace the URL's database with the database `name` in one transaction. Sessions of the replaced database are terminated.
 
-    Returns the name under which the former one is kept; None where it is not to be.
+    Return the name under which the replaced database is kept, or None if it was dropped because `keep` is False.
     """
-    former = database_name(url)
-    aside = f"{former[:_LONGEST]}_before_{time.strftime('%Y%m%d_%H%M%S', time.gmtime())}"
+    target = database_name(url)
+    old_name = f"{target[:_MAX_NAME_LENGTH]}_before_{time.strftime('%Y%m%d_%H%M%S', time.gmtime())}"
     with _translate_privilege_errors(), _maintenance(url) as server:
-        _allow_connections(server, former, "false")  # or they would be back within the time that a renaming takes
+        _allow_connections(server, target, "false")  # otherwise clients reconnect before the rename
         try:
-            _terminate_sessions(server, former)
+            _terminate_sessions(server, target)
             with server.transaction():
-                server.execute(SQL("ALTER DATABASE {} RENAME TO {}").format(Identifier(former), Identifier(aside)))
-                server.execute(SQL("ALTER DATABASE {} RENAME TO {}").format(Identifier(name), Identifier(former)))
+                server.execute(SQL("ALTER DATABASE {} RENAME TO {}").format(Identifier(target), Identifier(old_name)))
+                server.execute(SQL("ALTER DATABASE {} RENAME TO {}").format(Identifier(name), Identifier(target)))
         except psycopg.Error:
-            _allow_connections(server, former, "true")
+            _allow_connections(server, target, "true")
             raise
         if keep:
-            _allow_connections(server, aside, "true")
-            return aside
-        server.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(aside)))
+            _allow_connections(server, old_name, "true")
+            return old_name
+        server.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(old_name)))
     return None
 
 
@@ -66,14 +66,14 @@ def _translate_privilege_errors() -> Iterator[None]:
         yield
     except errors.InsufficientPrivilege as error:
         raise SetupError(
-            f"the user may not make, rename or drop a database beside the other ({format_error(error)}): give it CREATEDB "
-            "(ALTER ROLE), and take the user that owns the database"
+            f"The user may not create, rename or drop databases ({format_error(error)}). Use the user that owns the database and give "
+            "it CREATEDB (ALTER ROLE)."
         ) from error
 
 
 @contextmanager
 def _maintenance(url: str) -> Iterator[Connection]:
-    """A connection to a database that is none of ours: one that has sessions can neither be renamed nor dropped."""
+    """Connect to another database of the server. A database with sessions can be neither renamed nor dropped."""
     other = "postgres" if database_name(url) != "postgres" else "template1"
     with connected(url, name="vidflow db restore", database=other) as server:
         yield server
@@ -101,13 +101,15 @@ def _allow_connections(server: Connection, name: str, allowed: LiteralString) ->
 
 
 def _terminate_sessions(server: Connection, name: str) -> None:
-    until_s = time.monotonic() + _LEAVE_S
+    deadline_s = time.monotonic() + _TERMINATE_TIMEOUT_S
     while True:
-        left = server.execute(
+        sessions = server.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,)
         ).fetchall()
-        if not left:
+        if not sessions:
             return
-        if time.monotonic() > until_s:
-            raise Unavailable(f"{len(left)} sessions do not leave the database {name}; end them, then try again")
-        time.sleep(_LOOK_S)
+        if time.monotonic() > deadline_s:
+            raise Unavailable(
+                f"{len(sessions)} sessions of the database {name} could not be terminated. End them, then try again."
+            )
+        time.sleep(_POLL_S)

@@ -1,4 +1,4 @@
-"""Videos: opening a source safely, its kept frames in order, and their pixels. Not which model looks at them."""
+"""Open a video source safely, read its kept frames in order, and convert them to pixels."""
 
 from vidflow.infra.video.frames import FrameGap, KeptFrame, read_kept_frames
 from vidflow.infra.video.open import Video, open_video

@@ -1,6 +1,6 @@
-"""The kept frames of an open video, numbered without a hole from the start or a resume point, and the gaps between them.
+"""Read the kept frames of an open video, numbered consecutively from the start or a resume point, and the gaps between them.
 
-Not what a model sees in them, nor how they are sent. Nothing is queued: a frame is decoded when it is asked for.
+Nothing is queued: a frame is decoded when the caller asks for it.
 """
 
 from __future__ import annotations
@@ -26,20 +26,22 @@ from vidflow.infra.video.pixels import ChannelOrder, Orientation, displayed_size
 from vidflow.infra.video.source import SourceInfo
 
 SEEK_MARGINS_S: Final = (0, 15)
-"""How far before the stored frame a seek aims, in turn: containers find keyframes by other times than pts, and may miss one."""
+"""How far before the stored frame to seek, in order of attempts. Containers find keyframes by times other than pts, so the first
+seek may land too late."""
 MAX_LOST_PACKETS: Final = 4096
-"""Lost packets that wait for the next frame; more are told at once, so that an endless run of damage needs no memory."""
+"""Lost packets buffered until the next frame. At this many a gap is emitted, so that endless damage does not fill the memory."""
 SHORTFALL_S: Final = 1
 SHORTFALL_SHARE: Final = Fraction(1, 50)
-"""A file is called truncated when it ends both a second and a fiftieth of its length too early: headers are often a bit off."""
+"""A file counts as truncated if it ends early by more than a second and more than a fiftieth of its length. Smaller differences
+are common errors in headers."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KeptFrame:
-    """One kept frame. It holds the decoded picture: let go of it before many more are read.
+    """A kept frame. It holds the decoded picture: release it before reading many more.
 
-    `pts` and `origin_pts` (the first frame's) count ticks of `time_base` seconds; without usable pts in the source they count
-    frames. `time_s` is seconds from the first frame. `width` and `height` are pixels as displayed.
+    `pts` and `origin_pts` (the pts of the first frame) count ticks of `time_base` seconds. If the source has no usable pts,
+    they count frames. `time_s` is in seconds since the first frame. `width` and `height` are in pixels as displayed.
     """
 
     frame_number: int
@@ -56,16 +58,17 @@ class KeptFrame:
     def image(
         self, width: int | None = None, height: int | None = None, order: ChannelOrder = "rgb"
     ) -> NDArray[np.uint8]:
-        """The picture as displayed, scaled to `width` x `height` where given: uint8, height x width x 3, contiguous."""
+        """Return the picture as displayed: uint8, contiguous, shape (height, width, 3). `width` and `height` scale it."""
         size = (width or self.width, height or self.height)
         return to_array(self.decoded, self.orientation, size, order, self.scaler)
 
 
 @dataclass(frozen=True, slots=True)
 class FrameGap:
-    """Frames that should have been kept and are not: behind which kept frame (-1: before the first), from when to when.
+    """Frames that should have been kept but are missing. Every run that passes a gap reports it identically.
 
-    `frames`: how many decoded ones, None where nobody knows. Told in the same words by every run that passes it.
+    `after_frame`: number of the kept frame before the gap, -1 before the first one. `from_s` and `to_s`: seconds since the
+    first frame. `frames`: number of decoded frames missing, None if unknown.
     """
 
     after_frame: int
@@ -78,11 +81,11 @@ class FrameGap:
 def read_kept_frames(
     video: Video, rate: Fraction | None = None, resume: ResumePoint | None = None
 ) -> Iterator[KeptFrame | FrameGap]:
-    """The video's kept frames at `rate` a second (None: all), and the gaps, in order; once for each opened video.
+    """Iterate over the video's kept frames, `rate` per second (None: all), and its gaps, in order. Call it once per opened video.
 
-    With `resume` it goes on behind the last stored frame with exactly the frames that an undisturbed run would give; the gap
-    right behind that frame is told again. A live source just goes on, with numbers from `resume.next_frame`.
-    Raises SourceError (source_changed) if a file is not the one that `resume` knows, and Unavailable where reading fails.
+    With `resume`, continue after the last stored frame with exactly the frames of an uninterrupted run. A gap directly after
+    the stored frame is reported again. A live source continues from now, with numbers from `resume.next_frame`.
+    Raises SourceError (source_changed) if a file differs from the one in `resume`, and Unavailable if reading fails.
     """
     resume = resume or ResumePoint()
     _require_unchanged(video, resume)
@@ -93,9 +96,9 @@ def read_kept_frames(
         ).read_events(video.events())
     point = plan_resume(resume, start, seekable=video.source.seekable)
     if isinstance(point, SeekToPts):
-        landed = _seek_to(video, point)
-        if landed is not None:
-            return landed
+        resumed = _seek_to(video, point)
+        if resumed is not None:
+            return resumed
         video.restart()
     return _FrameReader(video.source, start, resume.next_frame).read_events(video.events())
 
@@ -104,79 +107,82 @@ def _require_unchanged(video: Video, resume: ResumePoint) -> None:
     known = resume.identity
     if known is not None and known.size_bytes is not None and video.source.identity != known:
         raise SourceError(
-            f"{video.display_name} is not the file that this scenario began with (its size or time has changed): its frame numbers"
-            " would mean other frames; start a new scenario for the new file",
+            f"{video.display_name} has changed since the scenario started (its size or modification time differs), so frame numbers"
+            " would refer to other frames. Start a new scenario for the new file.",
             code="source_changed",
         )
 
 
 def _seek_to(video: Video, point: SeekToPts) -> Iterator[KeptFrame | FrameGap] | None:
-    """What follows the stored frame, reached by seeking; None where no seek shows that frame again, which alone proves it."""
+    """Return an iterator over what follows the stored frame, reached by seeking; None if no seek finds that frame.
+
+    Finding the frame is the only proof that the position is right.
+    """
     for margin_s in SEEK_MARGINS_S:
-        walk = _FrameReader(video.source, point.sampler, point.sampler.next_frame)
+        reader = _FrameReader(video.source, point.sampler, point.sampler.next_frame)
         try:
             events = video.seek(point.last_pts - 1 - int(margin_s / video.source.time_base))
         except (av.error.FFmpegError, OverflowError):
             continue
-        if walk.find_stored_frame(point, events):
-            return walk.read_events(events)
+        if reader.find_stored_frame(point, events):
+            return reader.read_events(events)
     return None
 
 
 class _FrameReader:
-    """One pass over decoded frames: the sampler, the packets lost and not yet told, and the number from which on it tells."""
+    """One pass over decoded frames. Frames with numbers below `first_number` are not emitted."""
 
-    def __init__(self, source: SourceInfo, sampler: Sampler, first_told: int) -> None:
-        self._source, self._sampler, self._first_number = source, sampler, first_told
-        self._lost: list[int] = []  # a heap of ticks
+    def __init__(self, source: SourceInfo, sampler: Sampler, first_number: int) -> None:
+        self._source, self._sampler, self._first_number = source, sampler, first_number
+        self._lost: list[int] = []  # a heap of ticks, not yet reported
         self._orientations: dict[int, Orientation] = {}
         self._scaler = VideoReformatter()
 
     def find_stored_frame(self, point: SeekToPts, events: Iterator[VideoFrame | LostPacket]) -> bool:
-        """Passes over frames up to the stored one; whether it was seen, from a keyframe on and with nothing lost on the way.
+        """Skip frames up to the stored one. Return whether it was reached from a keyframe and with nothing lost on the way.
 
-        Where a container's keyframe is no whole picture (intra refresh), the decoder withholds it, and what it shows some
-        frames later was seen to be wrong: so the first frame shown must be a keyframe.
+        The first decoded frame must be a keyframe. If a container's keyframe is not a whole picture (intra refresh), the
+        decoder withholds it, and the frames that it outputs a little later have been observed to be wrong.
         """
-        placed = self._sampler.timeline
+        timeline = self._sampler.timeline
         for event in events:
-            if isinstance(event, LostPacket) or (placed.tick is None and not _is_independent(event)):
+            if isinstance(event, LostPacket) or (timeline.tick is None and not _is_independent(event)):
                 return False
-            placed, state = track_seek(point, placed, event.pts)
-            if state is not SeekStatus.SEEKING:
-                self._sampler = replace(self._sampler, timeline=placed)
-                return state is SeekStatus.ARRIVED
+            timeline, status = track_seek(point, timeline, event.pts)
+            if status is not SeekStatus.SEEKING:
+                self._sampler = replace(self._sampler, timeline=timeline)
+                return status is SeekStatus.ARRIVED
         return False
 
     def read_events(self, events: Iterator[VideoFrame | LostPacket]) -> Iterator[KeptFrame | FrameGap]:
-        """The kept frames and the gaps of the remaining events."""
+        """Yield the kept frames and gaps of the remaining events."""
         for event in events:
             if isinstance(event, LostPacket):
                 self._note_lost(event)
                 if len(self._lost) >= MAX_LOST_PACKETS and self._sampler.timeline.tick is not None:
                     yield from self._drop_known_gaps(self._take_gap_before(max(self._lost) + 1))
                 continue
-            before = self._sampler
-            self._sampler, kept = before.sample_frame(event.pts)
+            previous = self._sampler
+            self._sampler, kept = previous.sample_frame(event.pts)
             tick = self._sampler.timeline.tick or 0
-            yield from self._drop_known_gaps(self._take_gap_before(tick, before))
-            if kept and before.next_frame >= self._first_number:
-                yield self._build_kept_frame(event, before.next_frame, tick)
+            yield from self._drop_known_gaps(self._take_gap_before(tick, previous))
+            if kept and previous.next_frame >= self._first_number:
+                yield self._build_kept_frame(event, previous.next_frame, tick)
         yield from self._drop_known_gaps(self._take_final_gaps())
 
     def _drop_known_gaps(self, gaps: list[FrameGap]) -> Iterator[FrameGap]:
         return (gap for gap in gaps if gap.after_frame + 1 >= self._first_number)
 
     def _build_kept_frame(self, frame: VideoFrame, number: int, tick: int) -> KeptFrame:
-        placed = self._sampler.timeline
+        timeline = self._sampler.timeline
         orientation = self._orientation(frame)
         width, height = displayed_size(frame, orientation)
         return KeptFrame(
             frame_number=number,
-            pts=tick if placed.counted or frame.pts is None else frame.pts,
-            time_base=placed.time_base,
-            origin_pts=placed.origin or 0,
-            time_s=float(placed.seconds_since_start(tick)),
+            pts=tick if timeline.counted or frame.pts is None else frame.pts,
+            time_base=timeline.time_base,
+            origin_pts=timeline.origin or 0,
+            time_s=float(timeline.seconds_since_start(tick)),
             width=width,
             height=height,
             decoded=frame,
@@ -185,45 +191,49 @@ class _FrameReader:
         )
 
     def _orientation(self, frame: VideoFrame) -> Orientation:
-        """The frame's orientation; its matrix is read once for each rotation, since a frame whose side data were looked at
-        refers to itself, and its picture then waits for the garbage collector."""
-        known = self._orientations.get(frame.rotation)
-        if known is None:
-            known = self._orientations[frame.rotation] = read_orientation(frame)
-        return known
+        """Return the frame's orientation, reading the display matrix once per rotation.
+
+        Reading a frame's side data makes the frame refer to itself. Its picture then stays until the garbage collector runs.
+        """
+        orientation = self._orientations.get(frame.rotation)
+        if orientation is None:
+            orientation = self._orientations[frame.rotation] = read_orientation(frame)
+        return orientation
 
     def _note_lost(self, packet: LostPacket) -> None:
-        """Notes a lost packet at its place in time: its own pts, or else behind the frame before it."""
-        placed = self._sampler.timeline
-        behind = 0 if placed.tick is None else placed.tick + 1
-        tick = behind if packet.pts is None or placed.counted else packet.pts + placed.shift
+        """Record a lost packet at its place in time: its own pts, or directly after the previous frame."""
+        timeline = self._sampler.timeline
+        next_tick = 0 if timeline.tick is None else timeline.tick + 1
+        tick = next_tick if packet.pts is None or timeline.counted else packet.pts + timeline.shift
         heapq.heappush(self._lost, tick)
 
-    def _take_gap_before(self, tick: int, before: Sampler | None = None) -> list[FrameGap]:
-        """The gap, if any, made of what was lost before `tick`; frames that would not have been kept leave none."""
-        before = before or self._sampler
-        placed = self._sampler.timeline
+    def _take_gap_before(self, tick: int, sampler: Sampler | None = None) -> list[FrameGap]:
+        """Return the gap that packets lost before `tick` leave, if any. Frames that would not have been kept leave none."""
+        sampler = sampler or self._sampler
+        timeline = self._sampler.timeline
         missing = []
         while self._lost and self._lost[0] < tick:
             missing.append(heapq.heappop(self._lost))
-        missing = [lost for lost in missing if before.would_keep(lost)]
+        missing = [lost for lost in missing if sampler.would_keep(lost)]
         if not missing:
             return []
-        from_s, to_s = (max(0.0, float(placed.seconds_since_start(t))) for t in (missing[0], tick))
-        return [FrameGap(before.next_frame - 1, from_s, to_s, len(missing), GapReason.CORRUPT)]
+        from_s, to_s = (max(0.0, float(timeline.seconds_since_start(t))) for t in (missing[0], tick))
+        return [FrameGap(sampler.next_frame - 1, from_s, to_s, len(missing), GapReason.CORRUPT)]
 
     def _take_final_gaps(self) -> list[FrameGap]:
-        """What was lost behind the last frame, and, if the file clearly ends before its time, how much is missing."""
-        placed = self._sampler.timeline
-        last = max([placed.tick or 0, *self._lost])
+        """Return the gap after the last frame, and the gap of the missing end if the file is truncated."""
+        timeline = self._sampler.timeline
+        last = max([timeline.tick or 0, *self._lost])
         gaps = self._take_gap_before(last + 1)
-        ends = placed.seconds_since_start(last + placed.step)
-        promised = Fraction(self._source.duration_s or 0)
-        if promised - ends > max(Fraction(SHORTFALL_S), promised * SHORTFALL_SHARE):
-            gaps.append(FrameGap(self._sampler.next_frame - 1, float(ends), float(promised), None, GapReason.TRUNCATED))
+        end_s = timeline.seconds_since_start(last + timeline.step)
+        promised_s = Fraction(self._source.duration_s or 0)
+        if promised_s - end_s > max(Fraction(SHORTFALL_S), promised_s * SHORTFALL_SHARE):
+            gaps.append(
+                FrameGap(self._sampler.next_frame - 1, float(end_s), float(promised_s), None, GapReason.TRUNCATED)
+            )
         return gaps
 
 
 def _is_independent(frame: VideoFrame) -> bool:
-    """Whether the frame leans on no other."""
+    """Return whether the frame can be decoded without another one."""
     return bool(frame.key_frame) and frame.pict_type in {PictureType.NONE, PictureType.I}

@@ -1,8 +1,8 @@
-"""Opens a source: a local file, or a camera or server by its URL; tells what it is. Not which of its frames are kept.
+"""Open a source (a local file, or a camera or server by URL) and describe it.
 
-A source is hostile. A "video" may be a playlist that names other files or hosts, so only containers that hold their data
-themselves are opened, by the protocols of the source's own kind; no playlist, list of pictures, or device. Frames have a
-largest size. What is wrong with a source is told in words of ours and FFmpeg's, without the secrets that a URL may carry.
+Sources are untrusted. A "video" may be a playlist that refers to other files or hosts, so only self-contained containers are
+opened, using only the protocols of the source's own kind. Playlists, image lists and devices are refused. The frame size is
+limited. Error messages contain FFmpeg's reason, but not the secrets in a URL.
 """
 
 from __future__ import annotations
@@ -29,22 +29,23 @@ from vidflow.infra.video.packets import LostPacket, decode_packets
 from vidflow.infra.video.source import describe_source
 
 MAX_PIXELS: Final = 8192 * 8192
-"""The largest frame that is decoded: some 100 MB as yuv420p, twice that as RGB."""
+"""Largest frame that is decoded: about 100 MB as yuv420p, twice that as RGB."""
 MAX_SIDE: Final = 65535
-"""The widest and the highest frame: what the messages and tables hold."""
+"""Largest width and height: the limit of the fields in messages and tables."""
 ALIGNMENT_FACTOR: Final = Fraction(5, 4)
-"""Decoders measure a frame by its aligned width, somewhat more than what is displayed."""
+"""Decoders check the aligned width, which is somewhat larger than the displayed one."""
 OPEN_TIMEOUT_S: Final = 10.0
 READ_TIMEOUT_S: Final = 10.0
-"""How long a server or camera may be silent. Local files have no such limit."""
+"""How long a server or camera may be silent. Local files have no timeout."""
 MAX_PACKETS_BEFORE_FIRST_FRAME: Final = 10_000
-"""A recording may begin in the middle of a GOP, so its first packets cannot be decoded; this is minutes of them."""
+"""A recording may begin in the middle of a GOP, and its first packets then cannot be decoded. This many last for minutes."""
 
 CONTAINERS: Final = (
     "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,nut,rm,wtv,dv,ivf,gif,yuv4mpegpipe,h264,hevc,vvc,av1,obu,m4v,"
     "mjpeg,h263,vc1,mp3,aac,wav,flac"
 )
-"""FFmpeg's names of what may be opened: containers that name no other file. (The last ones, to say that they hold no video.)"""
+"""FFmpeg's names of the containers that may be opened. They refer to no other files. The audio formats at the end are there so
+that the error can say that such a file has no video stream."""
 
 _PROTOCOLS: Final = {
     "file": "file",
@@ -58,14 +59,14 @@ _METADATA_ERRORS: Final[dict[str, Any]] = (
 )
 """PyAV 18 raises for tags that are not UTF-8 unless it gets this option. PyAV 19 never raises and has no such option."""
 _FRAME_THREADED: Final = frozenset({"h264", "hevc"})
-"""Codecs whose packets make one frame each."""
+"""Codecs whose packets contain exactly one frame each."""
 
 
 class Video:
-    """An open source. One thread reads it; it is a context manager. `source` tells what it is."""
+    """An open source, for use by one thread. It is a context manager. `source` describes it."""
 
-    def __init__(self, url: str, shown: str, threads: int, identity: FileIdentity | None) -> None:
-        self._url, self._display_name, self._threads = url, shown, threads
+    def __init__(self, url: str, display_name: str, threads: int, identity: FileIdentity | None) -> None:
+        self._url, self._display_name, self._threads = url, display_name, threads
         self._container: InputContainer | None = None
         try:
             self._open()
@@ -79,27 +80,27 @@ class Video:
 
     @property
     def display_name(self) -> str:
-        """The source's name for people: without user, password and query."""
+        """The source's path, or its URL without secrets."""
         return self._display_name
 
     def events(self) -> Iterator[VideoFrame | LostPacket]:
-        """All frames from the first, and what was lost between them; once, unless `restart` comes between."""
+        """Return all frames from the first, and the lost packets between them. Iterate once; call `restart` to read again."""
         return self._events
 
     def seek(self, pts: int) -> Iterator[VideoFrame | LostPacket]:
-        """The same from the keyframe before `pts`, as the container sees it. Raises av's errors where it cannot seek."""
+        """Return the events from the container's last keyframe before `pts`. Raises av's errors if seeking fails."""
         self._container_or_raise.seek(pts, stream=self._stream, backward=True)
         self._events = decode_packets(self._container_or_raise, self._stream)
         return self._events
 
     def restart(self) -> None:
-        """Opens the source anew, so that `events` begin with its first frame."""
+        """Reopen the source, so that `events` starts with its first frame again."""
         self.close()
         self._open()
         self._events = decode_packets(self._container_or_raise, self._stream)
 
     def close(self) -> None:
-        """Lets go of the file or connection."""
+        """Close the file or connection."""
         if self._container is not None:
             self._container.close()
             self._container = None
@@ -124,36 +125,36 @@ class Video:
         _prepare(self._container, self._stream, self._threads, self._display_name)
 
     def _first_frame(self) -> tuple[Iterator[VideoFrame | LostPacket], VideoFrame]:
-        """All events again, and the first frame among them."""
-        seen: list[VideoFrame | LostPacket] = []
+        """Decode up to the first frame. Return all events, including those already read, and that frame."""
+        read: list[VideoFrame | LostPacket] = []
         events = decode_packets(self._container_or_raise, self._stream)
         for event in events:
-            seen.append(event)
+            read.append(event)
             if isinstance(event, VideoFrame):
-                return chain(_pop_all(seen), events), event
-            if len(seen) > MAX_PACKETS_BEFORE_FIRST_FRAME:
+                return chain(_pop_all(read), events), event
+            if len(read) > MAX_PACKETS_BEFORE_FIRST_FRAME:
                 break
-        told = f" ({len(seen)} packets could not be decoded)" if seen else ""
-        if not _pixels(self._stream):
-            told += f", or its frames are larger than {MAX_PIXELS} pixels, which vidflow does not decode"
+        lost = f" ({len(read)} packets could not be decoded)" if read else ""
+        limit = f" Its frames may be larger than the limit of {MAX_PIXELS} pixels." if not _pixels(self._stream) else ""
         raise SourceError(
-            f"{self._display_name} gives not one frame{told}: see whether it plays elsewhere, and record, convert or copy it again",
+            f"{self._display_name} has no frames that can be decoded{lost}.{limit} Check whether it plays elsewhere, then record,"
+            " convert or copy it again.",
             code="no_frames",
         )
 
 
 def open_video(source: str, *, threads: int = 1, expected_identity: FileIdentity | None = None) -> Video:
-    """Opens a path, a file:// URL, or an http(s) or rtsp(s) URL, and decodes its first frame.
+    """Open a path, a file:// URL, or an http(s) or rtsp(s) URL, and decode its first frame.
 
-    `threads`: decoding threads, 0 for as many as FFmpeg likes; workers that share cores do best with one. `expected_identity`: what an
-    earlier attempt saw; a file that differs from it is refused. Raises SourceError with the codes source_missing,
-    source_forbidden, source_not_video, source_no_video_stream, source_too_large, source_changed or no_frames, and Unavailable
-    where a retry may mend it.
+    `threads`: decoding threads, 0 to let FFmpeg choose. One is best for workers that share cores. `expected_identity`: the
+    identity that an earlier attempt recorded; a file with another one is refused.
+    Raises SourceError with code source_missing, source_forbidden, source_not_video, source_no_video_stream, source_too_large,
+    source_changed or no_frames, and Unavailable if a retry may succeed.
     """
     scheme = urlsplit(source).scheme.lower() if "://" in source else "file"
     if scheme not in _PROTOCOLS:
         raise SourceError(
-            f"{scheme}:// is no kind of source: give a file's path, or a URL that begins with http, https, rtsp or rtsps",
+            f"Unsupported URL scheme {scheme!r}. Use a file path, or a URL that starts with http, https, rtsp or rtsps.",
             code="source_forbidden",
         )
     if scheme != "file":
@@ -162,15 +163,15 @@ def open_video(source: str, *, threads: int = 1, expected_identity: FileIdentity
     identity = _identity(path)
     if expected_identity is not None and expected_identity != FileIdentity() and identity != expected_identity:
         raise SourceError(
-            f"{path} is not the file that this scenario began with (its size or time has changed): its frame numbers would"
-            " mean other frames; start a new scenario for the new file",
+            f"{path} has changed since the scenario started (its size or modification time differs), so frame numbers would"
+            " refer to other frames. Start a new scenario for the new file.",
             code="source_changed",
         )
     return Video(str(path), str(path), threads, identity)
 
 
 def is_live(url: str) -> bool:
-    """Whether the source is a camera or stream that has no beginning to go back to."""
+    """Return whether the source is a camera or stream, which has no beginning to return to."""
     return url.lower().startswith(("rtsp://", "rtsps://"))
 
 
@@ -178,21 +179,24 @@ def _identity(path: Path) -> FileIdentity:
     try:
         status = path.stat()
         if stat.S_ISREG(status.st_mode):
-            # Opened once here, so that permission is told apart from what FFmpeg says of the contents.
+            # FFmpeg's errors do not distinguish a missing permission from invalid contents.
             with path.open("rb"):
                 return FileIdentity(status.st_size, status.st_mtime_ns)
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE}:
-            raise Unavailable(f"{path} cannot be read just now ({error.strerror})", code="source_unreadable") from error
-        told = error.strerror if isinstance(error, OSError) else "no path has such characters"
+            raise Unavailable(
+                f"Cannot read {path} at the moment ({error.strerror}). A later attempt may succeed.",
+                code="source_unreadable",
+            ) from error
+        reason = error.strerror if isinstance(error, OSError) else "invalid characters in the path"
         raise SourceError(
-            f"{path} cannot be read ({told}): see that it exists on the machine of the runner, readable by its user",
+            f"Cannot read {path} ({reason}). Check that the file exists on the runner's machine and that its user may read it.",
             code="source_missing",
         ) from error
-    raise SourceError(f"{path} is no file but a directory or a device: name a video file", code="source_missing")
+    raise SourceError(f"{path} is a directory or a device. Give the path of a video file.", code="source_missing")
 
 
-def _container(url: str, shown: str) -> InputContainer:
+def _container(url: str, display_name: str) -> InputContainer:
     remote = not url.startswith("/")
     scheme = urlsplit(url).scheme.lower() if remote else "file"
     options = {"protocol_whitelist": _PROTOCOLS[scheme], "format_whitelist": CONTAINERS}
@@ -202,62 +206,68 @@ def _container(url: str, shown: str) -> InputContainer:
         container: InputContainer = av.open(
             url,
             "r",
-            # Probing decodes too: its decoders get the largest size, and the container ignores it.
+            # Opening decodes frames for probing. These options reach the probing decoders; the container ignores them.
             options={"max_pixels": _max_pixels_option()},
             container_options=options,
             **_METADATA_ERRORS,
             timeout=(OPEN_TIMEOUT_S, READ_TIMEOUT_S) if remote else None,
         )
     except av.error.FFmpegError as error:
-        raise _open_error(error, shown, remote=remote) from error
+        raise _open_error(error, display_name, remote=remote) from error
     return container
 
 
-def _open_error(error: av.error.FFmpegError, shown: str, *, remote: bool) -> SourceError | Unavailable:
-    """Why a source could not be opened, in our words."""
+def _open_error(error: av.error.FFmpegError, display_name: str, *, remote: bool) -> SourceError | Unavailable:
+    """Return the error to raise for a source that FFmpeg could not open."""
     if isinstance(error, av.error.ArgumentError):
         return SourceError(
-            f"{shown} is no video that vidflow opens: playlists, pictures and lists of files are refused, and so is what FFmpeg"
-            " does not know; give the video file itself",
+            f"{display_name} is not in a supported video format. Playlists, pictures and file lists are refused; give the video"
+            " file itself.",
             code="source_not_video",
         )
     if isinstance(error, av.error.HTTPClientError):
         return SourceError(
-            f"the server refuses {shown} ({error.strerror}): see the URL and its rights", code="source_missing"
+            f"The server refused {display_name} ({error.strerror}). Check the URL and its permissions.",
+            code="source_missing",
         )
     if remote and not isinstance(error, av.error.InvalidDataError):
         return Unavailable(
-            f"{shown} does not answer ({error.strerror}): see that its server or camera is up and can be reached from the runner",
+            f"{display_name} does not answer ({error.strerror}). Check that its server or camera is running and that the runner can"
+            " reach it.",
             code="source_unreachable",
         )
     return SourceError(
-        f"{shown} is not a video ({error.strerror}): see whether it plays elsewhere; a file still being written must be closed first",
+        f"{display_name} is not a video ({error.strerror}). Check whether it plays elsewhere. A file that is still being written must"
+        " be closed first.",
         code="source_not_video",
     )
 
 
-def _video_stream(container: InputContainer, shown: str) -> VideoStream:
-    """The best video stream: the default one before others, then the largest. Never a cover picture."""
+def _video_stream(container: InputContainer, display_name: str) -> VideoStream:
+    """Return the best video stream: default streams first, then the largest. Cover pictures are ignored."""
     if not len(container.streams):
-        raise SourceError(f"{shown} holds no stream and no frame: a recording that was never filled", code="no_frames")
-    unfit = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
-    streams = [s for s in container.streams.video if not s.disposition & unfit]
-    if not streams:
-        held = ", ".join(sorted({"a cover picture" if s.type == "video" else s.type for s in container.streams}))
         raise SourceError(
-            f"{shown} holds no video, only {held}: give a file with a video stream", code="source_no_video_stream"
+            f"{display_name} contains no stream: nothing was ever recorded in it. Record it again.", code="no_frames"
         )
-    known = [s for s in streams if _has_decoder(s)]
-    if not known:
+    excluded = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+    streams = [s for s in container.streams.video if not s.disposition & excluded]
+    if not streams:
+        content = ", ".join(sorted({"a cover picture" if s.type == "video" else s.type for s in container.streams}))
         raise SourceError(
-            f"{shown} is in a video format that FFmpeg has no decoder for here: convert it first, for example to H.264",
+            f"{display_name} contains no video, only {content}. Give a file with a video stream.",
+            code="source_no_video_stream",
+        )
+    decodable = [s for s in streams if _has_decoder(s)]
+    if not decodable:
+        raise SourceError(
+            f"{display_name} has a video format without a decoder in this FFmpeg. Convert it first, for example to H.264.",
             code="source_not_video",
         )
     default = av.stream.Disposition.default
-    return max(known, key=lambda s: (bool(s.disposition & default), _pixels(s), -s.index))
+    return max(decodable, key=lambda s: (bool(s.disposition & default), _pixels(s), -s.index))
 
 
-def _has_decoder(stream: Any) -> bool:  # noqa: ANN401  (PyAV's types say that it always has one)
+def _has_decoder(stream: Any) -> bool:  # noqa: ANN401  (by PyAV's types every stream has one)
     return stream.codec_context is not None
 
 
@@ -266,7 +276,7 @@ def _pixels(stream: VideoStream) -> int:
 
 
 def _thread_type(codec: str, threads: int) -> str:
-    """How the threads share the work: by frames only where each packet makes one frame, so that a loss can be noticed."""
+    """Return PyAV's thread type. Threads work on whole frames only if each packet contains one, so that losses are noticed."""
     if threads == 1:
         return "NONE"
     return "AUTO" if codec in _FRAME_THREADED else "SLICE"
@@ -276,13 +286,13 @@ def _max_pixels_option() -> str:
     return str(int(MAX_PIXELS * ALIGNMENT_FACTOR))
 
 
-def _prepare(container: InputContainer, stream: VideoStream, threads: int, shown: str) -> None:
-    """Sets the decoder's threads and limits, opens it, and leaves the other streams' packets where they lie."""
+def _prepare(container: InputContainer, stream: VideoStream, threads: int, display_name: str) -> None:
+    """Set the decoder's threads and limits, open it, and discard the packets of other streams."""
     context = stream.codec_context
     if _pixels(stream) > MAX_PIXELS or max(context.width, context.height) > MAX_SIDE:
         raise SourceError(
-            f"the frames of {shown} are {context.width}x{context.height} pixels, more than the {MAX_PIXELS} in all or {MAX_SIDE} a"
-            " side that vidflow decodes: scale the video down first, for example with `ffmpeg -i VIDEO -vf scale=1920:-2 OUT.mp4`",
+            f"The frames of {display_name} have {context.width}x{context.height} pixels; the limit is {MAX_PIXELS} in total and"
+            f" {MAX_SIDE} per side. Scale the video down first, for example with `ffmpeg -i VIDEO -vf scale=1920:-2 OUT.mp4`.",
             code="source_too_large",
         )
     context.thread_count = threads
@@ -295,13 +305,13 @@ def _prepare(container: InputContainer, stream: VideoStream, threads: int, shown
         context.open(strict=False)
     except (av.error.FFmpegError, ValueError) as error:
         raise SourceError(
-            f"the {context.name} decoder refuses {shown} ({error}): convert the video first, for example to H.264",
+            f"The {context.name} decoder cannot decode {display_name} ({error}). Convert the video first, for example to H.264.",
             code="source_not_video",
         ) from error
 
 
 def _pop_all(events: list[VideoFrame | LostPacket]) -> Iterator[VideoFrame | LostPacket]:
-    """The events in order; each is let go as it is handed out."""
+    """Yield the events in order, keeping no reference to those already yielded."""
     events.reverse()
     while events:
         yield events.pop()

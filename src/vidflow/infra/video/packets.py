@@ -1,4 +1,4 @@
-"""From packets to decoded frames, each packet on its own, so that a damaged one costs only itself. Not which frames are kept."""
+"""Decode packets one at a time, so that a damaged packet costs only its own frame."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ from av.video.stream import VideoStream
 from vidflow.domain.errors import Unavailable
 
 DEMUX_ATTEMPTS: Final = 64
-"""How often in a row reading on behind damaged data may fail before it is taken for the end of the file."""
+"""Consecutive failures to read on after damaged data, after which the file counts as ended."""
 MAX_PENDING_PACKETS: Final = 4096
-"""Packets whose frames are waited for; no decoder holds back so many."""
+"""Packets whose frames are awaited. No decoder holds back this many."""
 
 
 @dataclass(frozen=True, slots=True)
 class LostPacket:
-    """A packet that could not be decoded, or read. `pts` is the packet's own; None where it has none."""
+    """A packet that could not be read or decoded. `pts` is the packet's own, None if it has none."""
 
     pts: int | None
 
 
 def decode_packets(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame | LostPacket]:
-    """The stream's frames from where the container stands, in the order of their display; between them what was lost.
+    """Yield the frames from the container's position on, in display order, and the lost packets between them.
 
-    With frame threads the decoder tells of damage late or not at all, so there every packet is watched for its frame.
-    Raises Unavailable where the file or the network fails, which a retry may mend.
+    With frame threads the decoder reports damage late or not at all, so each packet is then tracked until its frame appears.
+    Raises Unavailable if the file or the network fails. A retry may succeed.
     """
-    wake = _LossTracker(watches_all=_has_frame_threads(stream))
+    losses = _LossTracker(watches_all=_has_frame_threads(stream))
     for packet in _packets(container, stream):
-        for event in [packet] if isinstance(packet, LostPacket) else _decode(packet, wake):
+        for event in [packet] if isinstance(packet, LostPacket) else _decode(packet, losses):
             if isinstance(event, LostPacket):
-                wake.note_loss(event)
+                losses.note_loss(event)
                 yield event
             else:
-                yield from wake.take_missing_before(event)
+                yield from losses.take_missing_before(event)
                 yield event
-        yield from wake.take_overdue(MAX_PENDING_PACKETS)
-    yield from wake.take_overdue()
+        yield from losses.take_overdue(MAX_PENDING_PACKETS)
+    yield from losses.take_overdue()
 
 
 class _LossTracker:
-    """What a lost packet drags with it: decoders silently drop the frames that lean on it, up to the next keyframe.
+    """Finds the packets lost along with a damaged one: decoders silently drop dependent frames up to the next keyframe.
 
-    From a loss on it notes the packets that went in; those whose frames have not come out when later ones do are lost too.
+    After a loss it records the packets that the decoder accepts. A packet is also lost if a later frame appears before its own.
     """
 
     def __init__(self, *, watches_all: bool) -> None:
@@ -60,23 +60,23 @@ class _LossTracker:
         self.watches_all = watches_all
 
     def note_loss(self, lost: LostPacket) -> None:
-        """A packet was lost."""
+        """Record a lost packet."""
         if lost.pts is not None and not self.watches_all:
             self._last_lost_pts = lost.pts if self._last_lost_pts is None else max(self._last_lost_pts, lost.pts)
 
     def note_input(self, packet: Packet[VideoStream]) -> None:
-        """A packet was given to the decoder, which did not refuse it."""
+        """Record a packet that the decoder accepted."""
         if (self.watches_all or self._last_lost_pts is not None) and packet.pts is not None and packet.size:
             heapq.heappush(self._pending_pts, packet.pts)
 
     def take_missing_before(self, frame: VideoFrame) -> Iterator[LostPacket]:
-        """The packets whose frames should have come out before this one. A later keyframe ends the wake."""
+        """Yield the packets whose frames should have appeared before this one. A keyframe after the loss ends the tracking."""
         if frame.pts is None:
             return
         while self._pending_pts and self._pending_pts[0] <= frame.pts:
-            awaited = heapq.heappop(self._pending_pts)
-            if awaited < frame.pts:
-                yield LostPacket(awaited)
+            pts = heapq.heappop(self._pending_pts)
+            if pts < frame.pts:
+                yield LostPacket(pts)
         if (
             self._last_lost_pts is not None
             and not self._pending_pts
@@ -86,20 +86,20 @@ class _LossTracker:
             self._last_lost_pts = None
 
     def take_overdue(self, kept: int = 0) -> Iterator[LostPacket]:
-        """What went in and never came out, but for the newest `kept`."""
+        """Yield the recorded packets whose frames have not appeared, except the newest `kept`."""
         while len(self._pending_pts) > kept:
             yield LostPacket(heapq.heappop(self._pending_pts))
 
 
 def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream] | LostPacket]:
-    """The stream's packets; damaged data between them is passed over. The last, empty one flushes the decoder."""
+    """Yield the stream's packets, skipping damaged data. The last packet is empty and flushes the decoder."""
     failures = 0
     packets = container.demux(stream)
     while True:
         try:
             packet = next(packets, None)
         except av.error.InvalidDataError:
-            # A generator that raised is over, but the container reads on behind what it could not parse.
+            # The generator ended with the error. A new one continues after the data that could not be parsed.
             failures += 1
             if failures > DEMUX_ATTEMPTS:
                 return
@@ -107,7 +107,7 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[
             packets = container.demux(stream)
         except av.error.FFmpegError as error:
             raise Unavailable(
-                f"reading the source failed midway ({error.strerror}): see that its disk or server answers; a retry goes on from here",
+                f"Reading the source failed midway ({error.strerror}). Check its disk or server; a retry continues from here.",
                 code="source_unreadable",
             ) from error
         else:
@@ -117,9 +117,9 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[
             yield packet
 
 
-def _decode(packet: Packet[VideoStream], wake: _LossTracker) -> Iterator[VideoFrame | LostPacket]:
-    if wake.watches_all:
-        wake.note_input(packet)
+def _decode(packet: Packet[VideoStream], losses: _LossTracker) -> Iterator[VideoFrame | LostPacket]:
+    if losses.watches_all:
+        losses.note_input(packet)
     try:
         frames = packet.decode()
     except av.error.EOFError:
@@ -127,12 +127,12 @@ def _decode(packet: Packet[VideoStream], wake: _LossTracker) -> Iterator[VideoFr
     except av.error.MemoryError:
         raise
     except av.error.FFmpegError:
-        if not wake.watches_all or packet.pts is None:
+        if not losses.watches_all or packet.pts is None:
             yield LostPacket(packet.pts)
         return
-    if not wake.watches_all:
-        wake.note_input(packet)
-    # A packet that gives two frames must not keep the first alive until the second is done with.
+    if not losses.watches_all:
+        losses.note_input(packet)
+    # Popping releases each frame once the consumer is done with it, even if a packet yields two.
     frames.reverse()
     while frames:
         yield frames.pop()

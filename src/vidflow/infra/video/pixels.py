@@ -1,4 +1,4 @@
-"""From a decoded frame to an array of pixels as they are displayed. Not what a model makes of them: no floats here."""
+"""Convert a decoded frame to an array of pixels as displayed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MATRIX: Final = struct.Struct("=9i")
 
 
 class Orientation(NamedTuple):
-    """How the decoded picture becomes the displayed one: rows and columns change places first, then the axes are turned round."""
+    """How to turn the decoded picture into the displayed one: swap rows and columns first, then flip the axes."""
 
     transposed: bool = False
     flip_x: bool = False
@@ -31,7 +31,7 @@ UPRIGHT: Final = Orientation()
 
 
 def read_orientation(frame: VideoFrame) -> Orientation:
-    """What the frame's display matrix asks for: a turn by a multiple of 90 degrees, mirrored or not. Odd angles are left alone."""
+    """Return the orientation in the frame's display matrix: a multiple of 90 degrees, possibly mirrored. Ignore other angles."""
     side_data = frame.side_data.get("DISPLAYMATRIX")
     if not isinstance(side_data, SideData) or side_data.buffer_size != _MATRIX.size:
         return UPRIGHT
@@ -45,7 +45,7 @@ def read_orientation(frame: VideoFrame) -> Orientation:
 
 
 def displayed_size(frame: VideoFrame, orientation: Orientation) -> tuple[int, int]:
-    """Width and height of the frame as displayed."""
+    """Return the width and height of the frame as displayed."""
     return (frame.height, frame.width) if orientation.transposed else (frame.width, frame.height)
 
 
@@ -56,9 +56,9 @@ def to_array(
     order: ChannelOrder,
     scaler: VideoReformatter,
 ) -> NDArray[np.uint8]:
-    """The frame as displayed, scaled to `size` (width, height): uint8, height x width x 3, contiguous.
+    """Return the frame as displayed, scaled to `size` (width, height): uint8, contiguous, shape (height, width, 3).
 
-    It is scaled before it is turned, by swscale, bilinear: far cheaper than on tensors. One `scaler` serves one thread.
+    swscale scales it bilinearly before it is turned, which is far cheaper than scaling tensors. Use a `scaler` in one thread only.
     Raises SourceError for a pixel format that cannot be converted.
     """
     width, height = size
@@ -68,8 +68,8 @@ def to_array(
         scaled = scaler.reformat(frame, width, height, _FORMATS[order], interpolation=Interpolation.BILINEAR, threads=1)
     except (av.error.FFmpegError, ValueError) as error:
         raise SourceError(
-            f"frames in pixel format {frame.format.name} cannot be converted to {order}: convert the video first,"
-            " for example with `ffmpeg -i VIDEO -pix_fmt yuv420p OUT.mp4`",
+            f"Frames in pixel format {frame.format.name} cannot be converted to {order}. Convert the video first,"
+            " for example with `ffmpeg -i VIDEO -pix_fmt yuv420p OUT.mp4`.",
             code="source_not_video",
         ) from error
     return np.ascontiguousarray(_orient(np.asarray(scaled.to_ndarray(), dtype=np.uint8), orientation))

@@ -1,4 +1,4 @@
-"""What a source turned out to be, told from its header and its first frame. Not how it is opened."""
+"""Describe a source by its header and its first frame."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from vidflow.domain.messages import FileIdentity
 from vidflow.infra.video.pixels import displayed_size, read_orientation
 
 _ZERO_BASED_DURATIONS: Final = frozenset({"matroska", "avi"})
-"""Containers whose duration is the time at which the last frame ends: one that begins at 5 s is so much shorter."""
+"""Containers whose duration is the end time of the last frame: a video that starts at 5 s lasts 5 s less than that."""
 _SEEKABLE_CONTAINERS: Final = frozenset({"mov", "matroska", "avi"})
-"""Containers with an index, in which a seek by pts lands where it should. Elsewhere a resumed run decodes from the start."""
+"""Containers with an index, in which a seek by pts is reliable. In others a resumed run decodes from the start."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceInfo:
-    """What a source turned out to be.
+    """Properties of a source. A value is None if it is unknown.
 
-    `width`, `height`: pixels of the first frame as displayed; it may change midway. `rotation`: degrees clockwise by which the
-    decoded picture is turned for that. `average_rate`: frames a second. `time_base`: seconds a tick. `duration_s`: from the
-    first frame to the end. `frames_expected`: decoded frames, as the header claims. What nobody knows is None. `seekable`:
-    a seek by pts can be trusted. `live`: there is no beginning to go back to. `identity`: None for what is no file.
+    `width`, `height`: pixels of the first frame as displayed; the size may change midway. `rotation`: degrees clockwise by
+    which the decoded picture is turned for display. `average_rate`: frames per second. `time_base`: seconds per tick.
+    `duration_s`: from the first frame to the end. `frames_expected`: number of frames according to the header. `seekable`:
+    whether seeks by pts are reliable. `live`: whether the source has no beginning to return to. `identity`: None if it is not
+    a file.
     """
 
     width: int
@@ -47,7 +48,7 @@ class SourceInfo:
 def describe_source(
     container: InputContainer, stream: VideoStream, first: VideoFrame, *, live: bool, identity: FileIdentity | None
 ) -> SourceInfo:
-    """The facts of an open stream whose first frame is known."""
+    """Return the properties of an open stream, given its first frame."""
     orientation = read_orientation(first)
     width, height = displayed_size(first, orientation)
     return SourceInfo(
@@ -55,7 +56,7 @@ def describe_source(
         height=height,
         rotation=-first.rotation % 360,
         average_rate=_rational_to_fraction(stream.average_rate) or _rational_to_fraction(stream.guessed_rate),
-        # Raw streams and broken headers may have none; what FFmpeg counts in then is microseconds.
+        # Raw streams and broken headers may have no time base. FFmpeg then counts in microseconds.
         time_base=_rational_to_fraction(stream.time_base) or Fraction(1, 1_000_000),
         duration_s=None if live else _duration_s(container, stream, first),
         frames_expected=None if live else stream.frames or None,
@@ -72,18 +73,18 @@ def _rational_to_fraction(rational: Any) -> Fraction | None:  # noqa: ANN401  (a
 
 
 def _duration_s(container: InputContainer, stream: VideoStream, first: VideoFrame) -> float | None:
-    """From the first frame to the end of this stream, as the header promises; None where only other streams' end is known."""
+    """Return the seconds from the first frame to the stream's end by the header; None if it states only other streams' ends."""
     time_base = _rational_to_fraction(stream.time_base)
-    others = any(s.index != stream.index and s.type in {"audio", "video"} for s in container.streams)
+    has_other_streams = any(s.index != stream.index and s.type in {"audio", "video"} for s in container.streams)
     if stream.duration and time_base:
-        length = stream.duration * time_base
-    elif container.duration and not others:
-        length = Fraction(container.duration, av.time_base)
+        length_s = stream.duration * time_base
+    elif container.duration and not has_other_streams:
+        length_s = Fraction(container.duration, av.time_base)
     else:
         return None
     if time_base and _family(container) in _ZERO_BASED_DURATIONS:
-        length -= (first.pts or 0) * time_base
-    return max(0.0, float(length)) or None
+        length_s -= (first.pts or 0) * time_base
+    return max(0.0, float(length_s)) or None
 
 
 def _family(container: InputContainer) -> str:

@@ -1,8 +1,8 @@
-"""The kept frames just before a resume point: what a stateful model is shown first. Not the frames behind it: frames.py.
+"""Read the kept frames just before a resume point, to warm up a stateful model. frames.py reads those after it.
 
-They are found by seeking. Only frames that surely are the first of their cells count: where a seek lands in the middle of a
-cell, that cell is passed over. Nothing is sure where the way does not begin at a whole picture, where something is lost on it,
-or where the stored frame itself does not come by: then there is no answer.
+The frames are found by seeking. Only frames that are certain to be the first of their sampling cells count, so the cell in
+which a seek lands is skipped. There is no result if the first frame is not a keyframe, if a packet is lost, or if the stored
+frame itself is not found.
 """
 
 from __future__ import annotations
@@ -26,55 +26,58 @@ from vidflow.infra.video.pixels import displayed_size, read_orientation
 from vidflow.infra.video.source import SourceInfo
 
 MAX_SEEK_BACK_S: Final = 3600
-"""A longer way back is not looked for: a day's worth of frames is no warm-up."""
+"""Longest distance to seek back: at very low frame rates, a warm-up would mean decoding days of video."""
 MIN_SEEK_BACK_S: Final = 2
 
 
 def read_warmup_frames(video: Video, rate: Fraction | None, resume: ResumePoint, count: int) -> list[KeptFrame] | None:
-    """The last `count` kept frames up to the stored one that `resume` names, in order; None where seeking cannot tell them.
+    """Return the last `count` kept frames up to the stored one in `resume`, in order; None if seeking cannot determine them.
 
-    The video stands anywhere afterwards: restart it before it is read.
+    The video's position is undefined afterwards: restart it before reading from it.
     """
     source = video.source
     start = Sampler(build_timeline(source.time_base, source.average_rate), rate)
     point = plan_resume(resume, start, seekable=source.seekable)
     if not isinstance(point, SeekToPts):
         return None
-    usual_s = Fraction(count + 1) / (rate or source.average_rate or USUAL_RATE)
-    for way_s in (max(usual_s * 2, Fraction(MIN_SEEK_BACK_S)), max(usual_s * 8, Fraction(MIN_SEEK_BACK_S * 8))):
-        if way_s > MAX_SEEK_BACK_S:
+    expected_s = Fraction(count + 1) / (rate or source.average_rate or USUAL_RATE)
+    for distance_s in (
+        max(expected_s * 2, Fraction(MIN_SEEK_BACK_S)),
+        max(expected_s * 8, Fraction(MIN_SEEK_BACK_S * 8)),
+    ):
+        if distance_s > MAX_SEEK_BACK_S:
             return None
         try:
-            events = video.seek(point.last_pts - math.ceil(way_s / source.time_base))
-            found = _read_up_to(point, events, source, rate, count)
+            events = video.seek(point.last_pts - math.ceil(distance_s / source.time_base))
+            frames = _read_up_to(point, events, source, rate, count)
         except (av.error.FFmpegError, OverflowError):
             return None
-        if found is not None and len(found) == count:
-            return found
+        if frames is not None and len(frames) == count:
+            return frames
     return None
 
 
 def _read_up_to(
     point: SeekToPts, events: Iterator[VideoFrame | LostPacket], source: SourceInfo, rate: Fraction | None, count: int
 ) -> list[KeptFrame] | None:
-    """The last kept frames of `events` up to the stored one, at most `count`; None where that one does not come by."""
+    """Return the last kept frames of `events` up to the stored one, at most `count`; None if that one does not occur."""
     sampler = Sampler(point.sampler.timeline, rate)
-    found: deque[KeptFrame] = deque(maxlen=count)
+    frames: deque[KeptFrame] = deque(maxlen=count)
     scaler = VideoReformatter()
-    begun = False
+    started = False
     for event in events:
-        if isinstance(event, LostPacket) or event.pts is None or not (begun or _is_independent(event)):
+        if isinstance(event, LostPacket) or event.pts is None or not (started or _is_independent(event)):
             return None
         sampler, kept = sampler.sample_frame(event.pts)
         tick = sampler.timeline.tick or 0
-        # The cell in which the seek landed may have begun before it, unless that is where the video begins.
-        if kept and (begun or rate is None or tick == sampler.timeline.origin):
-            found.append(_build_kept_frame(event, sampler, source, tick, scaler))
-        begun = begun or kept
+        # The cell in which the seek landed may have started before that place, unless the video starts there.
+        if kept and (started or rate is None or tick == sampler.timeline.origin):
+            frames.append(_build_kept_frame(event, sampler, source, tick, scaler))
+        started = started or kept
         if tick >= point.last_pts:
             return (
-                _number_frames(found, point.sampler.next_frame)
-                if found and found[-1].pts == point.last_pts == tick
+                _number_frames(frames, point.sampler.next_frame)
+                if frames and frames[-1].pts == point.last_pts == tick
                 else None
             )
     return None
@@ -83,25 +86,26 @@ def _read_up_to(
 def _build_kept_frame(
     frame: VideoFrame, sampler: Sampler, source: SourceInfo, tick: int, scaler: VideoReformatter
 ) -> KeptFrame:
-    placed = sampler.timeline
+    timeline = sampler.timeline
     orientation = read_orientation(frame)
     width, height = displayed_size(frame, orientation)
     return KeptFrame(
-        0, tick, source.time_base, placed.origin or 0, float(placed.seconds_since_start(tick)), width, height, frame, orientation, scaler
+        0, tick, source.time_base, timeline.origin or 0, float(timeline.seconds_since_start(tick)),
+        width, height, frame, orientation, scaler,
     )  # fmt: skip
 
 
 def _is_independent(frame: VideoFrame) -> bool:
-    """Whether the frame leans on no other."""
+    """Return whether the frame can be decoded without another one."""
     return bool(frame.key_frame) and frame.pict_type in {PictureType.NONE, PictureType.I}
 
 
-def _number_frames(found: deque[KeptFrame], next_frame: int) -> list[KeptFrame]:
-    first = next_frame - len(found)
+def _number_frames(frames: deque[KeptFrame], next_frame: int) -> list[KeptFrame]:
+    first = next_frame - len(frames)
     return [
         KeptFrame(
-            first + place, frame.pts, frame.time_base, frame.origin_pts, frame.time_s, frame.width, frame.height,
+            first + index, frame.pts, frame.time_base, frame.origin_pts, frame.time_s, frame.width, frame.height,
             frame.decoded, frame.orientation, frame.scaler,
         )
-        for place, frame in enumerate(found)
+        for index, frame in enumerate(frames)
     ]  # fmt: skip

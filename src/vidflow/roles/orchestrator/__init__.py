@@ -1,4 +1,4 @@
-"""The orchestrator: stands by until it leads, and while it leads, reconciles the tables with what the runners report."""
+"""The orchestrator role: while it holds the leader lease, it reconciles the tables with the runners' reports."""
 
 from vidflow.roles.orchestrator.role import run
 

@@ -1,4 +1,4 @@
-"""One leadership's loop: look at the tables and at what was heard, reconcile (domain), write what follows under the lease's fence."""
+"""The leader's loop: read the tables and the runners' reports, reconcile (domain), write the plan under the lease's fence."""
 
 from __future__ import annotations
 
@@ -35,39 +35,42 @@ from vidflow.infra.telemetry.outage import postgres_outage
 from vidflow.roles.orchestrator.listener import LeaderListener
 
 TICK_S: Final = 0.2
-"""The longest pause between two ticks."""
+"""Longest pause between two ticks."""
 FIRST_PAUSE_S: Final = 0.01
-"""The pause after a tick that something woke: what a report told of is often stored a moment later."""
+"""Pause after a tick that was woken: the rows that belong to a report are often stored a moment after it."""
 CHUNK_SIZE: Final = 250
-"""How many events and commands one transaction writes: far fewer than the fence's second is enough for."""
+"""Events and commands written per transaction, far fewer than fit in the one second of a fenced transaction."""
 WRITE_BUDGET_S: Final = 0.5
-"""For how long one tick begins further transactions. What is left follows in the next ones, behind what is more urgent then."""
+"""Time in which one tick may begin further transactions. The next ticks write the rest, after what is more urgent by then."""
 WRITE_RUNNERS_INTERVAL_S: Final = 1.0
 _log = log("orchestrator")
 
 Chunk = tuple[Sequence[tuple[ScenarioView, Event]], Sequence[OutgoingCommand]]
-"""What one transaction writes."""
+"""The events and commands of one transaction."""
 
 
 class Leader:
-    """What one leadership knows: its memory, and when it last did what it does less often than each tick."""
+    """The work of one leader term. Its state is in memory and is lost with the term."""
 
-    def __init__(self, lease: Lease, hearing: LeaderListener, tables: Connection, attempts: int) -> None:
+    def __init__(self, lease: Lease, listener: LeaderListener, connection: Connection, attempts: int) -> None:
         self._retry_policy = RetryPolicy(max_attempts=attempts)
         self._timing = Timing()
         self._lease = lease
-        self._listener = hearing
-        self._tables = tables
+        self._listener = listener
+        self._connection = connection
         self._postgres = postgres_outage()
         self._state = LeaderState()
         self._runners_written_s = float("-inf")
 
-    def run(self, goes_on: Callable[[], bool]) -> None:
-        """Tick until `goes_on` says no: at once where something was moved or heard, else at the latest after `TICK_S`."""
+    def run(self, may_continue: Callable[[], bool]) -> None:
+        """Tick until `may_continue` returns False.
+
+        The next tick follows at once if a scenario moved, and after at most `TICK_S` otherwise.
+        """
         pause_s = 0.0
         while True:
             woken = self._listener.wait(pause_s)
-            if not goes_on():
+            if not may_continue():
                 return
             began_s = time.monotonic()
             with metrics.TICK_SECONDS.time():
@@ -75,55 +78,59 @@ class Leader:
             pause_s = pause_after(pause_s, time.monotonic() - began_s, woken=woken, moved=moved)
 
     def tick(self) -> bool:
-        """Look, reconcile, write. Return whether a scenario was moved: its next move may be due."""
-        heard = self._listener.take_reports()
-        if any(report.runner not in self._state.runners for report, _ in heard):
-            self._runners_written_s = float("-inf")  # a new runner is shown at once
-        self._state = apply_reports(self._state, heard)
+        """Read, reconcile, write. Return whether a scenario was moved, in which case its next move may be due."""
+        reports = self._listener.take_reports()
+        if any(report.runner not in self._state.runners for report, _ in reports):
+            self._runners_written_s = float("-inf")  # write a new runner at once
+        self._state = apply_reports(self._state, reports)
         try:
             plan = reconcile(self._state, self._read_snapshot(), self._retry_policy, self._timing)
             moved = self._write(plan)
             self._write_runners()
         except psycopg.Error as error:
             if is_disk_full(error):
-                self._postgres.begin(error)  # it answers: to lead again from the start would not help
+                self._postgres.begin(error)  # the server answers, so a new term would not help
             elif is_conflict(error):
                 _log.debug("conflict", error=str(error).strip())
             else:
                 raise
-            return False  # the next tick finds again what was not written
+            return False  # the next tick plans the unwritten part again
         return moved
 
     def _read_snapshot(self) -> Snapshot:
-        """What was heard is taken before the database's clock is read: a loss heard of before it is caught up with after it."""
+        """Return what the tables and the listener know now.
+
+        Reports are taken before the database's clock is read, so a loss is dated no earlier than it happened. Once the inbox has
+        caught up with that date, it has stored everything that was sent before the loss.
+        """
         now_s = time.monotonic()
-        hearing_since_s = self._listener.probes_ok_since(now_s)
+        probes_ok_since_s = self._listener.probes_ok_since(now_s)
         topic = self._listener.results_topic
-        engaged = leader_tables.read_tables_snapshot(
-            self._tables,
+        tables = leader_tables.read_tables_snapshot(
+            self._connection,
             _find_ended_scenarios(self._state),
             (topic.name, topic.id, topic.partitions) if topic else None,
             self._retry_policy,
         )
-        if engaged.backoff_over:
+        if tables.backoff_over:
             with self._lease.fenced() as tx:
                 leader_tables.end_backoffs(tx)
-        world = Snapshot(engaged.scenarios, now_s, engaged.now_db_s, engaged.caught_up_db_s, hearing_since_s)
-        room = count_free_slots(self._state, world, self._timing)
-        waiting = leader_tables.read_queue_head(self._tables, room, self._retry_policy)
-        return msgspec.structs.replace(world, scenarios=[*world.scenarios, *waiting])
+        snapshot = Snapshot(tables.scenarios, now_s, tables.now_db_s, tables.caught_up_db_s, probes_ok_since_s)
+        free_slots = count_free_slots(self._state, snapshot, self._timing)
+        waiting = leader_tables.read_queue_head(self._connection, free_slots, self._retry_policy)
+        return msgspec.structs.replace(snapshot, scenarios=[*snapshot.scenarios, *waiting])
 
     def _write(self, plan: Plan) -> bool:
-        """Write the plan in transactions of bounded size. What was not written is not remembered either."""
+        """Write the plan in transactions of bounded size. The state keeps only what was written."""
         events: set[str] = set()
         commands: set[CommandKey] = set()
         before, moved = self._state, False
         end_s = time.monotonic() + WRITE_BUDGET_S
         try:
-            for some, given in split_plan(plan):
-                moved = bool(self._write_chunk(some, given)) or moved
-                events |= {known.scenario.scenario_uuid for known, _ in some}
-                commands |= {one.key for one in given}
+            for chunk_events, chunk_commands in split_plan(plan):
+                moved = bool(self._write_chunk(chunk_events, chunk_commands)) or moved
+                events |= {view.scenario.scenario_uuid for view, _ in chunk_events}
+                commands |= {command.key for command in chunk_commands}
                 if time.monotonic() > end_s:
                     break
         finally:
@@ -151,10 +158,11 @@ class Leader:
 
 
 def pause_after(pause_s: float, took_s: float, *, woken: bool, moved: bool) -> float:
-    """Return the pause after a tick that took `took_s`, before which there was one of `pause_s`.
+    """Return the pause in seconds after a tick that took `took_s` and followed a pause of `pause_s`.
 
-    None where a scenario was moved. Short where the tick was woken, then doubled from tick to tick: what a report told of is
-    stored soon, or not soon. Never shorter than the tick itself, so that a flood of reports takes half of a core at most.
+    There is no pause if a scenario moved. After a wake-up the pause is short, then doubles from tick to tick: the rows of a
+    report are stored either soon or much later. It is never shorter than the tick, so that a flood of reports uses at most
+    half a core.
     """
     if moved:
         return 0.0
@@ -163,26 +171,26 @@ def pause_after(pause_s: float, took_s: float, *, woken: bool, moved: bool) -> f
 
 
 def split_plan(plan: Plan) -> Iterator[Chunk]:
-    """Return the plan in parts of at most `CHUNK_SIZE` events and `CHUNK_SIZE` commands, in the plan's order."""
+    """Yield the plan in chunks of at most `CHUNK_SIZE` events and `CHUNK_SIZE` commands, in order."""
     for start in range(0, max(len(plan.events), len(plan.commands)), CHUNK_SIZE):
         yield plan.events[start : start + CHUNK_SIZE], plan.commands[start : start + CHUNK_SIZE]
 
 
 def decide_all(events: Iterable[tuple[ScenarioView, Event]]) -> list[Decision]:
-    """Return what the lifecycle makes of the events. An illegal one is our own fault: logged, and the others go on."""
+    """Return the lifecycle's decisions. An illegal transition is a bug: it is logged and the other events still apply."""
     decisions = []
-    for known, event in events:
+    for view, event in events:
         try:
-            decisions.append(decide(known.scenario, event))
+            decisions.append(decide(view.scenario, event))
         except IllegalTransition as error:
             _log.error(
-                "illegal_transition", scenario_uuid=known.scenario.scenario_uuid, kind=event.kind, error=error.message
+                "illegal_transition", scenario_uuid=view.scenario.scenario_uuid, kind=event.kind, error=error.message
             )
     return decisions
 
 
-def _find_ended_scenarios(memory: LeaderState) -> list[str]:
-    reports: list[Report] = [view.report for view in memory.runners.values() if view.report]
+def _find_ended_scenarios(state: LeaderState) -> list[str]:
+    reports: list[Report] = [view.report for view in state.runners.values() if view.report]
     return [entry.scenario_uuid for report in reports for entry in report.entries if not entry.is_running]
 
 
@@ -197,5 +205,7 @@ def _log_moves(decisions: Sequence[Decision], commands: Sequence[OutgoingCommand
             attempt=after.attempt or None, runner=after.runner, outcome=after.outcome,
             error=after.error.message if after.error else None,
         )  # fmt: skip
-    for one in commands:
-        _log.debug("command_given", kind=one.kind, scenario_uuid=one.scenario_uuid, epoch=one.epoch, runner=one.runner)
+    for command in commands:
+        _log.debug(
+            "command_given", kind=command.kind, scenario_uuid=command.scenario_uuid, epoch=command.epoch, runner=command.runner,
+        )  # fmt: skip

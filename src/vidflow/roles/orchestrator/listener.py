@@ -1,8 +1,8 @@
-"""What the leader hears, on a thread of its own: reports, wake-ups and its own probes.
+"""The leader's Kafka listener: reports of the runners, wake-ups and the leader's own probes.
 
-Whether probes are heard depends on the way to Kafka and back, never on how long a tick takes. Everything is read from the end of
-every partition, without a consumer group: what came before is in the tables, and what the runners do comes again within a second.
-A group's standbys would hold partitions and leave the leader deaf.
+It has its own thread, so that the return of probes depends on the path to Kafka and not on the length of a tick. It reads every
+partition from its end and without a consumer group. Earlier events are already in the tables, and runners repeat their state
+every second. In a group, standbys would hold partitions that the leader needs to read.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from vidflow.infra.process.stopping import Stop, start_thread
 from vidflow.infra.telemetry.logs import log
 
 PROBE_INTERVAL_S: Final = 0.3
-"""Two in a row may be late before the hearing counts as broken (domain/lease.py, PROBE_S)."""
+"""Short enough that probes count as interrupted only after two in a row are late (PROBE_MAX_AGE_S in domain/lease.py)."""
 TOPIC_CHECK_INTERVAL_S: Final = 2.0
 POLL_MESSAGES: Final = 500
-"""How many messages are taken at once."""
+"""Messages per poll."""
 REOPEN_AFTER_S: Final = 5.0
-"""After that long without probes the topics may have been deleted and created again, so the clients are replaced."""
+"""Without probes for this long, the topics may have been deleted and created again: replace the clients."""
 MAX_REOPEN_AFTER_S: Final = 60.0
 SILENT_S: Final = Timing().forget_runner_s
-"""A runner that was silent for so long is forgotten, here as in the leader's memory."""
+"""Silence after which a runner is forgotten, here as in the leader's state."""
 _log = log("orchestrator")
 
 
 class Topic(msgspec.Struct, frozen=True):
-    """A topic as it is now: after it was deleted and created again it has another id."""
+    """A topic and its current id. A topic that is deleted and created again gets another id."""
 
     name: str
     id: str
@@ -53,7 +53,7 @@ class Topic(msgspec.Struct, frozen=True):
 
 
 class LeaderListener:
-    """The clients of one leadership and the threads that own them. Everything public may be called by any thread."""
+    """The Kafka clients of one leader term and the threads that own them. Public methods are thread-safe."""
 
     def __init__(self, settings: settings.KafkaSettings, leader: str, stop: Stop) -> None:
         self._settings = settings
@@ -66,7 +66,7 @@ class LeaderListener:
         self._unread: dict[str, tuple[Report, float]] = {}
         self._watch = ProbeWatch(frozenset())
         self._results_topic: Topic | None = None
-        self._questions = admin.ReplacingAdmin(settings)
+        self._admin = admin.ReplacingAdmin(settings)
         self._producer: Producer = clients.create_producer(settings, client_id="vidflow-leader-probes")
         self._consumer: Consumer = clients.create_consumer(settings, client_id="vidflow-leader")
         self._partitions: list[int] = []
@@ -76,15 +76,15 @@ class LeaderListener:
         self._threads: list[threading.Thread] = []
 
     def open(self) -> None:
-        """Begin to listen at the present ends of the topics. Raises KafkaAway, and can then be called again."""
+        """Start to listen at the current ends of the topics. Raises KafkaAway; the call can then be repeated."""
         self._assign_at_end()
         self._threads = [
-            start_thread("leader hears", self._listen, self._stop),
-            start_thread("leader watches topics", self._watch_topics, self._stop),
+            start_thread("leader listener", self._listen, self._stop),
+            start_thread("leader topic watch", self._watch_topics, self._stop),
         ]
 
     def close(self) -> None:
-        """End the threads and the clients. Probes under way are of no use to anyone."""
+        """End the threads and close the clients. Probes in flight are discarded."""
         self._closed.request()
         for thread in self._threads:
             thread.join()
@@ -93,27 +93,27 @@ class LeaderListener:
         self._producer.poll(0)
 
     def wait(self, seconds: float) -> bool:
-        """Wait until there is something worth a tick, at most `seconds`. Return whether there is."""
+        """Wait at most `seconds` for something that is worth a tick. Return whether there is."""
         woken = self._wakeup.wait(seconds)
         self._wakeup.clear()
         return woken
 
     def take_reports(self) -> list[tuple[Report, float]]:
-        """Return the last report of each runner that reported since the last call, with its time of arrival."""
+        """Return the last report of each runner that has reported since the last call, with its arrival time (monotonic)."""
         with self._lock:
             unread, self._unread = self._unread, {}
         return list(unread.values())
 
     def probes_ok_since(self, now_s: float) -> float | None:
-        """Return since when the probes come back without a break; None while they do not."""
+        """Return the time since which probes have come back without a break, or None while they do not."""
         return self._watch.probes_received_since(now_s)
 
     @property
     def results_topic(self) -> Topic | None:
-        """The topic of results as it was at most some seconds ago; None where Kafka does not say."""
+        """The results topic, at most a few seconds old; None while Kafka does not answer."""
         return self._results_topic
 
-    # --- the thread that hears
+    # --- the listener thread
 
     def _listen(self) -> None:
         while not self._closed.requested:
@@ -123,21 +123,20 @@ class LeaderListener:
             self._reopen_if_probes_missing()
 
     def _probe(self) -> float:
-        """Send a probe into each partition of runner_events where it is time to. Return the seconds until the next one."""
+        """Send a probe to each partition of runner_events if one is due. Return the seconds until the next one is."""
         now_s = time.monotonic()
         self._producer.poll(0)
         if now_s - self._probed_s < PROBE_INTERVAL_S:
             return PROBE_INTERVAL_S - (now_s - self._probed_s)
         self._probed_s = now_s
-        # During an outage probes do not pile up: an old one counts for nothing.
+        # During an outage probes must not accumulate: old ones do not count.
         if len(self._producer) <= 2 * len(self._partitions):
             value = encode(Probe(self._leader, now_s))
             try:
                 for partition in self._partitions:
                     self._producer.produce(RUNNER_EVENTS, value, key=self._leader, partition=partition)
-            except (
-                KafkaException
-            ) as error:  # the topic was deleted: a probe that is not sent is not heard, and that counts
+            except KafkaException as error:
+                # The topic was deleted. The missing probe itself shows that.
                 _log.debug("probe_failed", error=str(error.args[0]))
         self._forget_silent_runners(now_s)
         return PROBE_INTERVAL_S
@@ -171,17 +170,17 @@ class LeaderListener:
             self._watch = self._watch.record_probe(message.partition() or 0, event.sent_s, now_s)
 
     def _record_report(self, report: Report, now_s: float) -> None:
-        before, _ = self._last.get(report.runner, (None, 0.0))
-        if before is not None and report.number <= before.number:
+        previous, _ = self._last.get(report.runner, (None, 0.0))
+        if previous is not None and report.number <= previous.number:
             return
         self._last[report.runner] = (report, now_s)
         with self._lock:
             self._unread[report.runner] = (report, now_s)
-        if needs_tick(before, report):
+        if needs_tick(previous, report):
             self._wakeup.set()
 
     def _forget_silent_runners(self, now_s: float) -> None:
-        silent = [runner for runner, (_, heard_s) in self._last.items() if now_s - heard_s > SILENT_S]
+        silent = [runner for runner, (_, received_s) in self._last.items() if now_s - received_s > SILENT_S]
         for runner in silent:
             del self._last[runner]
 
@@ -193,15 +192,15 @@ class LeaderListener:
             self._reopen()
 
     def _assign_at_end(self) -> None:
-        self._partitions = self._questions.call(offsets.read_partitions, RUNNER_EVENTS)
-        self._questions.call(offsets.assign_at_end, self._consumer, [RUNNER_EVENTS, INIT_SCENARIO])
+        self._partitions = self._admin.call(offsets.read_partitions, RUNNER_EVENTS)
+        self._admin.call(offsets.assign_at_end, self._consumer, [RUNNER_EVENTS, INIT_SCENARIO])
         self._watch = ProbeWatch(frozenset(self._partitions))
         self._assigned_s = time.monotonic()
 
     def _reopen(self) -> None:
-        """Listen again, and send through another producer: one whose topic was created again may keep what it has for ever.
+        """Assign the partitions again and replace the producer: after its topic was recreated, it may never send what it holds.
 
-        Each time with more patience: on a busy machine new clients may take longer than the old ones would have.
+        Each reopening doubles the time until the next: on a busy machine new clients may need longer than the old ones would.
         """
         self._assigned_s = time.monotonic()
         self._reopen_after_s = min(2 * self._reopen_after_s, MAX_REOPEN_AFTER_S)
@@ -212,16 +211,18 @@ class LeaderListener:
         except errors.KafkaAway as error:
             _log.debug("still_deaf", error=error.message)
 
-    # --- the thread that asks the broker: its answers may take seconds
+    # --- the thread that queries the broker, whose answers may take seconds
 
     def _watch_topics(self) -> None:
-        questions = admin.ReplacingAdmin(self._settings)
+        admin_client = admin.ReplacingAdmin(self._settings)
         while True:
             try:
-                topic_id = questions.call(offsets.read_topic_id, RESULTS)
-                self._results_topic = Topic(RESULTS, topic_id, tuple(questions.call(offsets.read_partitions, RESULTS)))
+                topic_id = admin_client.call(offsets.read_topic_id, RESULTS)
+                self._results_topic = Topic(
+                    RESULTS, topic_id, tuple(admin_client.call(offsets.read_partitions, RESULTS))
+                )
             except errors.KafkaAway as error:
-                self._results_topic = None  # nothing is caught up with a topic that nobody knows
+                self._results_topic = None  # without the topic, the inbox cannot count as caught up
                 _log.debug("topic_unknown", topic=RESULTS, error=error.message)
             if self._closed.wait(TOPIC_CHECK_INTERVAL_S):
                 return

@@ -1,4 +1,4 @@
-"""The orchestrator: leads while it holds the lease, stands by while another does."""
+"""The orchestrator process: it leads while it holds the lease and stands by while another process does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RETRY_S: Final = 0.2
 
 
 def run(options: OrchestratorOptions, stop: Stop) -> None:
-    """Leads while it holds the lease, stands by while another does, until it is to stop."""
+    """Lead while this process holds the lease, stand by otherwise, until a stop is requested."""
     require_postgres(options.database_url)
     require_kafka(options.kafka)
     options.retention.validate()
@@ -33,34 +33,34 @@ def run(options: OrchestratorOptions, stop: Stop) -> None:
 
 
 def lead(options: OrchestratorOptions, lease: Lease, stop: Stop) -> None:
-    """Ticks until the lease is lost or a stop is requested. What it remembers ends with it: the next leader starts empty."""
+    """Tick until the lease is lost or a stop is requested. The leader's state ends with the term; the next one starts empty."""
     create_missing_partitions(options.database_url, lease, options.retention)
-    keeping = start_thread(
-        "leader keeps", lambda: run_retention(options.database_url, lease, options.retention, stop), stop
+    retention = start_thread(
+        "leader retention", lambda: run_retention(options.database_url, lease, options.retention, stop), stop
     )
-    hearing = LeaderListener(options.kafka, str(lease.holder), stop)
+    listener = LeaderListener(options.kafka, str(lease.holder), stop)
     try:
-        if not (wait_for_broker(options.kafka, stop) and _open_listener(hearing, lease, stop)):
+        if not (wait_for_broker(options.kafka, stop) and _open_listener(listener, lease, stop)):
             return
         with connect(
             options.database_url, name="vidflow leader reads", response_timeout_s=RESPONSE_TIMEOUT_S
-        ) as tables:
+        ) as connection:
             metrics.LEADS.set(1)
-            Leader(lease, hearing, tables, options.attempts).run(lambda: lease.is_held() and not stop.requested)
+            Leader(lease, listener, connection, options.attempts).run(lambda: lease.is_held() and not stop.requested)
     finally:
         metrics.LEADS.set(0)
-        # First, so that others can lead while this one waits for its threads, one of which may be asking a broker that is away.
+        # Release the lease first: joining the threads may take long, since one of them may be waiting for an unavailable broker.
         lease.close()
-        hearing.close()
-        keeping.join()
+        listener.close()
+        retention.join()
 
 
-def _open_listener(hearing: LeaderListener, lease: Lease, stop: Stop) -> bool:
-    """Waits for Kafka and its topics; False where the lease or the process ends before they are there."""
+def _open_listener(listener: LeaderListener, lease: Lease, stop: Stop) -> bool:
+    """Wait for Kafka and its topics. Return False if the lease is lost or a stop is requested first."""
     outage = kafka_outage()
     while lease.is_held() and not stop.requested:
         try:
-            hearing.open()
+            listener.open()
         except KafkaAway as error:
             outage.begin(error)
             stop.wait(RETRY_S)

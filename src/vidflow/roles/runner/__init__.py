@@ -1,4 +1,4 @@
-"""The runner: keeps worker processes, obeys the leader's commands, reports all that it has in its charge. Start at role.py."""
+"""The runner role: it runs worker processes as the leader commands and reports their state. Start reading at role.py."""
 
 from vidflow.roles.runner.role import run
 

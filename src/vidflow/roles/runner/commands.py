@@ -1,7 +1,7 @@
-"""What a runner hears: the commands of its pool's topic from the end of every partition, without a group; its own are passed on.
+"""The runner's command listener: reads its pool's topic from the end of every partition and keeps the commands for this runner.
 
-No rebalance delays a deployment, and a full runner holds up no partition. What was said before the runner listened was not
-said to it: its id is new.
+It does without a consumer group, so that no rebalance delays a deployment and a full runner blocks no partition. Commands sent
+before it listened cannot be meant for it, since the runner's id is new.
 """
 
 from __future__ import annotations
@@ -22,46 +22,46 @@ from vidflow.infra.telemetry.logs import log
 from vidflow.infra.telemetry.outage import kafka_outage
 
 STALL_TIMEOUT_S: Final = 30.0
-"""Behind the ends for that long without moving: a consumer that will never hear again."""
+"""A consumer that lags and has not advanced for this long will never recover."""
 CHECK_INTERVAL_S: Final = 1.0
 _POLL_S: Final = 0.5
 _log = log("runner")
 
 
-def commands_topic_id(questions: admin.ReplacingAdmin, pool: str) -> str:
-    """Return the id of the topic of a pool's commands. Raises KafkaAway; TopicMissing names the command that makes it."""
+def commands_topic_id(admin_client: admin.ReplacingAdmin, pool: str) -> str:
+    """Return the id of the pool's commands topic. Raises KafkaAway, or TopicMissing with the command that creates the topic."""
     topic = commands_topic(pool)
     try:
-        return questions.call(offsets.read_topic_id, topic)
+        return admin_client.call(offsets.read_topic_id, topic)
     except errors.TopicMissing as error:
         option = "" if pool == DEFAULT_POOL else f" --pool {pool}"
         raise errors.TopicMissing(
-            f"the pool {pool} has no topic {topic} in Kafka; create it with: vidflow topics create{option}"
+            f"Pool {pool} has no topic {topic} in Kafka. Create it with: vidflow topics create{option}"
         ) from error
 
 
 class CommandConsumerFailed(Unavailable):
-    """This runner does not hear its commands any more: to be started anew."""
+    """The runner no longer receives its commands and must be restarted."""
 
     default_code = "runner_deaf"
 
 
 class UnreadableCommand:
-    """A message for this runner that is no command: counted as taken, and nothing else."""
+    """A message for this runner that cannot be decoded. It only counts as taken."""
 
 
 ReceivedCommand = Command | UnreadableCommand
 
 
 class CommandListener:
-    """The runner's ears: a thread polls the topic, `take_commands` hands over what it heard. The bell wakes the thread that takes."""
+    """Polls the topic on its own thread and queues commands for `take_commands`. A byte in `wakeup_writer` announces each one."""
 
     def __init__(self, settings: settings.KafkaSettings, pool: str, runner: str, wakeup_writer: Connection) -> None:
         self._pool = pool
         self._topic = commands_topic(pool)
         self._runner = runner.encode()
         self._wakeup_writer = wakeup_writer
-        self._questions = admin.ReplacingAdmin(settings)
+        self._admin = admin.ReplacingAdmin(settings)
         self._consumer = clients.create_consumer(settings, client_id=f"vidflow-{runner}")
         self._received: SimpleQueue[ReceivedCommand] = SimpleQueue()
         self._stall_watch = _StallWatch()
@@ -69,18 +69,18 @@ class CommandListener:
         self._outage = kafka_outage()
 
     def open(self) -> None:
-        """Begins to listen: from now on nothing is missed. Raises KafkaAway."""
-        self._topic_id = commands_topic_id(self._questions, self._pool)
-        self._questions.call(offsets.assign_at_end, self._consumer, [self._topic])
+        """Start to listen. No command sent after this call is missed. Raises KafkaAway."""
+        self._topic_id = commands_topic_id(self._admin, self._pool)
+        self._admin.call(offsets.assign_at_end, self._consumer, [self._topic])
         self._stall_watch = _StallWatch(
             {partition.partition: partition.offset for partition in self._consumer.assignment()}
         )
 
     def listen(self, stop: Stop) -> None:
-        """The body of the thread, until the stop.
+        """Poll the topic until a stop is requested. This is the body of the listener's thread.
 
-        The stop's error is Deaf where the topic was made anew, or nothing comes although something is there: a thread of its own
-        asks, since an answer may take many seconds while a broker is away.
+        A second thread checks the listener, since the broker's answers may take many seconds. It sets `stop.error` to
+        CommandConsumerFailed if the topic was recreated, or if available messages do not arrive.
         """
         start_thread("commands check", lambda: self._check_until(stop), stop)
         try:
@@ -92,20 +92,20 @@ class CommandListener:
             self._consumer.close()
 
     def take_commands(self) -> list[ReceivedCommand]:
-        """What was heard since the last time, in order."""
-        heard: list[ReceivedCommand] = []
+        """Return the commands received since the last call, in order."""
+        received: list[ReceivedCommand] = []
         while True:
             try:
-                heard.append(self._received.get_nowait())
+                received.append(self._received.get_nowait())
             except Empty:
-                return heard
+                return received
 
     def _handle_message(self, message: Message) -> None:
         error = message.error()
         if error is not None:
             if error.fatal():
                 raise CommandConsumerFailed(
-                    f"this runner cannot read {self._topic} any more ({error.str()}); start it again"
+                    f"This runner can no longer read topic {self._topic} ({error.str()}). Restart it."
                 )
             _log.debug("consumer_error", error=error.str())
             return
@@ -119,9 +119,9 @@ class CommandListener:
         try:
             return decode_command(message.value())
         except MessageError as error:
-            where = f"{message.topic()}/{message.partition()}@{message.offset()}"
+            place = f"{message.topic()}/{message.partition()}@{message.offset()}"
             _log.error(
-                "command_unreadable", message=where, error=error.message, does="nothing; the leader gives it again"
+                "command_unreadable", message=place, error=error.message, does="nothing; the leader sends it again"
             )
             return UnreadableCommand()
 
@@ -131,26 +131,26 @@ class CommandListener:
 
     def _check(self) -> None:
         try:
-            if commands_topic_id(self._questions, self._pool) != self._topic_id:
-                raise CommandConsumerFailed(f"the topic {self._topic} was made anew; start this runner again")
+            if commands_topic_id(self._admin, self._pool) != self._topic_id:
+                raise CommandConsumerFailed(f"Topic {self._topic} was deleted and created again. Restart this runner.")
             self._stall_watch.check(
-                self._questions.call(offsets.read_available_end_offsets, self._topic, self._stall_watch.partitions),
+                self._admin.call(offsets.read_available_end_offsets, self._topic, self._stall_watch.partitions),
                 time.monotonic(),
                 self._topic,
             )
             self._outage.end()
         except errors.TopicMissing as error:
-            self._outage.begin(error)  # once it is made anew, its id is another one
+            self._outage.begin(error)  # the topic has another id when it comes back
         except errors.KafkaAway as error:
-            _log.debug("not_checked", error=error.message)  # the reports notice how long it lasts
+            _log.debug("not_checked", error=error.message)  # ReportSender measures how long the outage lasts
 
 
 class _StallWatch:
-    """How far each partition is read, and since when it stands still behind its end."""
+    """The position in each partition, and since when a lagging partition has not advanced."""
 
     def __init__(self, positions: dict[int, int] | None = None) -> None:
         self._positions = positions or {}
-        self._behind: dict[int, tuple[int, float]] = {}
+        self._lagging: dict[int, tuple[int, float]] = {}
 
     @property
     def partitions(self) -> list[int]:
@@ -160,15 +160,16 @@ class _StallWatch:
         self._positions[partition] = offset + 1
 
     def check(self, ends: dict[int, int], now_s: float, topic: str) -> None:
-        """Raises Deaf where a partition has stood still behind its end for too long."""
+        """Raise CommandConsumerFailed if a partition lags behind its end and has not advanced for `STALL_TIMEOUT_S`."""
         for partition, end in ends.items():
             position = self._positions.get(partition, 0)
-            stood_at, since_s = self._behind.get(partition, (-1, now_s))
+            last_position, since_s = self._lagging.get(partition, (-1, now_s))
             if position >= end:
-                self._behind.pop(partition, None)
-            elif stood_at != position:
-                self._behind[partition] = (position, now_s)
+                self._lagging.pop(partition, None)
+            elif last_position != position:
+                self._lagging[partition] = (position, now_s)
             elif now_s - since_s > STALL_TIMEOUT_S:
                 raise CommandConsumerFailed(
-                    f"nothing was heard of {topic}/{partition} for {STALL_TIMEOUT_S:.0f} s behind its end; start this runner again"
+                    f"No message arrived from {topic}/{partition} for {STALL_TIMEOUT_S:.0f} s although some are available. "
+                    "Restart this runner."
                 )

@@ -1,7 +1,7 @@
-"""The forkservers that make a runner's workers: a light one at once, and in its place one that has torch once that is imported.
+"""The forkservers that start a runner's workers: one without torch at first, replaced by one with torch once torch is imported.
 
-torch takes seconds to import. A runner that waited for it would be ready late, and most scenarios need nothing of it; a worker
-that does before then imports it itself. Not what a worker is given or what becomes of it: supervision.py.
+Importing torch takes seconds and most scenarios do not need it, so the runner does not wait for it. A worker that needs torch
+earlier imports it itself. supervision.py starts and watches the workers.
 """
 
 from __future__ import annotations
@@ -28,30 +28,31 @@ from vidflow.roles.worker.start import NoOpProcess, do_nothing
 PRELOAD_MODULE: Final = "vidflow.roles.worker.preload"
 TORCH_PRELOAD_MODULE: Final = "vidflow.roles.worker.preload_torch"
 TORCH_AFTER_S: Final = 3.0
-"""How long the runner works before the second one begins: what starts beside the runner needs the processor more."""
+"""Delay before the second forkserver starts, to leave the CPU to the processes that start together with the runner."""
 TEMPORARY_FOLDER_BYTES: Final = 70
-"""The longest path of a temporary folder that leaves room for a socket below it: with its name, it may have 103 bytes (macOS)."""
-SHORT_FOLDERS: Final = ("/tmp", "/var/tmp")  # noqa: S108 - multiprocessing makes a folder of its own there
+"""Longest path of a temporary folder. With the name of a socket appended, a path may have at most 103 bytes (macOS)."""
+SHORT_FOLDERS: Final = ("/tmp", "/var/tmp")  # noqa: S108 - multiprocessing creates its own folder there
 _log = log("runner")
 
 
 class Forkservers:
-    """Makes processes by `context`, from then on by whichever forkserver has imported the most. Used by one thread."""
+    """Starts processes through `context`, which always uses the forkserver that has imported the most. Not thread-safe."""
 
     def __init__(self) -> None:
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # a core a worker; more of them spin on each other
+        # One core per worker: more threads would spin while they wait for each other.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         _shorten_temporary_folder()
         self.context: ForkServerContext = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload([PRELOAD_MODULE])
         with without_main():
-            forkserver.ensure_running()  # it begins to import, and `prepare` waits until it has
+            forkserver.ensure_running()  # starts the imports; `prepare` waits for them
         self._torch_due_s: float | None = None
         self._torch_server: forkserver.ForkServer | None = None
         self._torch_ready_fd: int | None = None
 
     def prepare(self) -> None:
-        """Waits until the light one has imported everything: until a child that does nothing has been made."""
+        """Wait until the first forkserver has imported everything, which is when it has started a child."""
         child = self.context.Process(target=do_nothing, name="throwaway")
         with without_main():
             child.start()
@@ -59,7 +60,7 @@ class Forkservers:
         child.close()
 
     def poll(self) -> None:
-        """Starts the one with torch when that is due, and lets it take over once it can. Waits for nothing."""
+        """Start the forkserver with torch when it is due and switch to it when it is ready. Never blocks."""
         if self._torch_due_s is None:
             has_torch = importlib.util.find_spec("torch") is not None
             self._torch_due_s = time.monotonic() + TORCH_AFTER_S if has_torch else float("inf")
@@ -75,7 +76,7 @@ class Forkservers:
             self._torch_server = self._torch_ready_fd = None
 
     def _start_torch_server(self) -> None:
-        """A forkserver makes its first child once it has imported everything: a child that does nothing is asked for."""
+        """Start the forkserver with torch and request a no-op child, which starts once everything is imported."""
         self._torch_server = forkserver.ForkServer()
         self._torch_server.set_forkserver_preload([TORCH_PRELOAD_MODULE])
         with without_main():
@@ -83,21 +84,23 @@ class Forkservers:
         with open(task, "wb") as pipe:  # noqa: PTH123 - a file descriptor
             pipe.write(pickle.dumps({}) + pickle.dumps(NoOpProcess()))
 
-    def _take_over(self, server: forkserver.ForkServer, answer: int) -> None:
+    def _take_over(self, server: forkserver.ForkServer, ready_fd: int) -> None:
         try:
-            forkserver.read_signed(answer)
+            forkserver.read_signed(ready_fd)
         except EOFError:
-            _log.warning("torch_not_preloaded", does="workers that need it import it themselves, which takes seconds")
+            _log.warning(
+                "torch_not_preloaded", does="workers that need torch import it themselves, which takes seconds"
+            )
         else:
             forkserver.connect_to_new_process = server.connect_to_new_process
         finally:
-            os.close(answer)
+            os.close(ready_fd)
 
 
 def _shorten_temporary_folder() -> None:
-    """Use a short temporary folder where the one in use is too long for multiprocessing's sockets.
+    """Use a short temporary folder if the path of the current one is too long for multiprocessing's sockets.
 
-    Raises SetupError where no short one can be written to.
+    Raises SetupError if no short one is writable.
     """
     size_bytes = len(os.fsencode(tempfile.gettempdir()))
     if size_bytes <= TEMPORARY_FOLDER_BYTES:
@@ -105,21 +108,21 @@ def _shorten_temporary_folder() -> None:
     short = next((folder for folder in SHORT_FOLDERS if os.access(folder, os.W_OK | os.X_OK)), None)
     if short is None:
         raise SetupError(
-            f"TMPDIR is a path of {size_bytes} bytes; the sockets of the runner's workers need one of at most {TEMPORARY_FOLDER_BYTES}, "
-            "and /tmp is not writable. Set TMPDIR to a shorter path"
+            f"TMPDIR is a path of {size_bytes} bytes, but the sockets of the runner's workers need one of at most "
+            f"{TEMPORARY_FOLDER_BYTES}, and /tmp is not writable. Set TMPDIR to a shorter path."
         )
     tempfile.tempdir = short
 
 
 @contextmanager
 def without_main() -> Iterator[None]:
-    """While a process is started: a worker needs nothing of the program that made it, and would else run its main module anew.
+    """Hide the main module while a process is started, since multiprocessing would run it again in every child.
 
-    (`vidflow` as installed is such a program: half a second of imports for each worker.)
+    Workers do not need it. With the installed `vidflow` program, it costs each worker half a second of imports.
     """
-    program = sys.modules["__main__"]
+    main_module = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
         yield
     finally:
-        sys.modules["__main__"] = program
+        sys.modules["__main__"] = main_module

@@ -1,4 +1,4 @@
-"""The runner's loop: what was commanded, what the workers did, what follows (domain/runner.py), and a report of it."""
+"""The runner process. Its loop applies commands and worker events to the state (domain/runner.py), acts on the result and reports it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from vidflow.settings import RunnerOptions
 TICK_S: Final = 0.25
 _FORGET_S: Final = 60.0
 _STARTUP_GRACE_S: Final = 4.0
-"""A runner that is started beside its broker says nothing of the moments that this and its topics take."""
+"""How long Kafka or a topic may be missing at start before it is logged: they may be starting together with the runner."""
 _RETRY_S: Final = 0.2
 _FINAL_REPORT_TIMEOUT_S: Final = 2.0
 _EXPECTED_END_REASONS: Final = frozenset({EndReason.FINISHED, EndReason.STOPPED, EndReason.HANDED_OVER})
@@ -52,7 +52,7 @@ _log = log("runner")
 
 
 def run(options: RunnerOptions, stop: Stop) -> None:
-    """Keeps workers until it is to stop; then lets them hand over, and leaves once the leader can know that nothing is left."""
+    """Run workers until a stop is requested, then drain, so that the leader knows that nothing is left."""
     check_pool(options.pool)
     require_kafka(options.kafka)
     with metrics.served(
@@ -64,53 +64,54 @@ def run(options: RunnerOptions, stop: Stop) -> None:
 def _run_workers(options: RunnerOptions, stop: Stop) -> None:
     workers = Workers(options)
     workers.prepare()
-    runner = new_runner_id()
-    bell, rope = multiprocessing.Pipe(duplex=False)
-    opened = _open_clients(options, runner, rope, stop)
-    if opened is None:
+    runner_id = new_runner_id()
+    wakeup_reader, wakeup_writer = multiprocessing.Pipe(duplex=False)
+    clients = _open_clients(options, runner_id, wakeup_writer, stop)
+    if clients is None:
         return
-    commands, reports = opened
-    listening = Stop()
-    ears = start_thread("commands", lambda: commands.listen(listening), listening)
+    commands, reports = clients
+    listener_stop = Stop()
+    listener = start_thread("commands", lambda: commands.listen(listener_stop), listener_stop)
     cap = workers.memory_cap_bytes or "none"
     _log.info(
-        "runner_ready", runner=runner, pool=options.pool, slots=options.max_workers, worker_memory_bytes=cap
+        "runner_ready", runner=runner_id, pool=options.pool, slots=options.max_workers, worker_memory_bytes=cap
     )  # fmt: skip
-    keeper = Runner(options, workers, commands, reports, bell)
+    runner = Runner(options, workers, commands, reports, wakeup_reader)
     try:
-        while not (stop.requested or listening.requested):
-            keeper.tick()
-        keeper.drain(without_commands=listening.requested)
+        while not (stop.requested or listener_stop.requested):
+            runner.tick()
+        runner.drain(without_commands=listener_stop.requested)
     finally:
         workers.kill_all(EndReason.HANDED_OVER)
-        listening.request()
-        ears.join()
-    if listening.error is not None:
-        raise listening.error
+        listener_stop.request()
+        listener.join()
+    if listener_stop.error is not None:
+        raise listener_stop.error
 
 
 def new_runner_id() -> str:
-    """A runner's id: new at every start, so that nothing that was said to an earlier one reaches it."""
+    """Return a new id for this start of the runner, so that commands for an earlier start never reach it."""
     host = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname())[:60]
     return f"runner-{host}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def _open_clients(
-    options: RunnerOptions, runner: str, wakeup_writer: Connection, stop: Stop
+    options: RunnerOptions, runner_id: str, wakeup_writer: Connection, stop: Stop
 ) -> tuple[CommandListener, ReportSender] | None:
-    """Waits for Kafka and its topics; the ears are open before the first report. None where it is to stop before.
+    """Wait for Kafka and its topics and open both clients. Return None if a stop is requested first.
 
-    Ears and mouth are made once the broker answers: made before, they would tell of its absence when it is over.
+    The listener opens before the first report can be sent. Both clients are created only once the broker answers; earlier ones
+    would still report its absence after it is over.
     """
     admin.wait_for_broker(options.kafka, stop)
-    questions, outage, began_s = admin.ReplacingAdmin(options.kafka), kafka_outage(), time.monotonic()
+    admin_client, outage, began_s = admin.ReplacingAdmin(options.kafka), kafka_outage(), time.monotonic()
     while not stop.requested:
         try:
-            commands_topic_id(questions, options.pool)
-            questions.call(offsets.read_topic_id, RUNNER_EVENTS)
-            commands = CommandListener(options.kafka, options.pool, runner, wakeup_writer)
+            commands_topic_id(admin_client, options.pool)
+            admin_client.call(offsets.read_topic_id, RUNNER_EVENTS)
+            commands = CommandListener(options.kafka, options.pool, runner_id, wakeup_writer)
             commands.open()
-            reports = ReportSender(options.kafka, options.pool, runner)
+            reports = ReportSender(options.kafka, options.pool, runner_id)
             reports.open()
         except KafkaAway as error:
             if time.monotonic() - began_s > _STARTUP_GRACE_S:
@@ -123,7 +124,7 @@ def _open_clients(
 
 
 class Runner:
-    """The one owner of a runner's charge: everything that happens comes to its thread, one thing at a time."""
+    """Owns a runner's state. All commands and worker events are handled one by one on its thread."""
 
     def __init__(
         self,
@@ -143,33 +144,34 @@ class Runner:
         self._forgot_s = time.monotonic()
 
     def tick(self) -> None:
-        """Waits until something happens, lets the charge become what follows from it, and reports."""
+        """Wait at most `TICK_S` for commands and worker events, apply them to the state, and report."""
         before, first_frame = self._state, False
-        for happened in self._workers.wait(min(TICK_S, self._reports.due_in_s()), self._wakeup_reader):
-            self._handle_event(happened)
-            first_frame = first_frame or happened.first_frame
+        for event in self._workers.wait(min(TICK_S, self._reports.due_in_s()), self._wakeup_reader):
+            self._handle_event(event)
+            first_frame = first_frame or event.first_frame
         while self._wakeup_reader.poll():
             self._wakeup_reader.recv_bytes()
-        for heard in self._commands.take_commands():
-            self._handle_command(heard)
+        for command in self._commands.take_commands():
+            self._handle_command(command)
         self._end_workers_if_cut_off()
         self._forget_old_epochs()
         metrics.SLOTS_USED.set(sum(entry.is_running for entry in self._state.entries))
-        self._reports.send_if_due(self._state, news=first_frame or needs_immediate_report(before, self._state))
+        self._reports.send_if_due(self._state, urgent=first_frame or needs_immediate_report(before, self._state))
 
     def drain(self, *, without_commands: bool) -> None:
-        """Takes no more work, lets the workers hand over, and returns once nothing is listed and the broker knows it.
+        """Take no more work, let the workers hand over, and return once the broker has acknowledged a report without entries.
 
-        A runner that hears nothing is never told to forget: it leaves once the ends of its workers are told.
+        Workers that have not handed over after the grace period are killed. With `without_commands` no Forget command can arrive:
+        return once the ends of all workers are acknowledged.
         """
         self._state, finishes = drain(self._state)
         _log.info("draining", workers=len(finishes))
         for finish in finishes:
             self._execute(finish)
-        self._reports.send_if_due(self._state, news=True)
+        self._reports.send_if_due(self._state, urgent=True)
         self._tick_until(lambda: self._is_drained(without_commands=without_commands), self._grace_s)
         if not self._is_idle():
-            _log.warning("grace_over", does="ends its workers, which have not handed over")
+            _log.warning("grace_over", does="kills its workers, which have not handed over")
             self._workers.kill_all(EndReason.HANDED_OVER)
             self._tick_until(lambda: self._is_idle() and self._reports.all_acknowledged, _FINAL_REPORT_TIMEOUT_S)
 
@@ -187,18 +189,18 @@ class Runner:
     def _is_idle(self) -> bool:
         return not any(entry.is_running for entry in self._state.entries)
 
-    def _handle_command(self, heard: ReceivedCommand) -> None:
-        if isinstance(heard, UnreadableCommand):
+    def _handle_command(self, command: ReceivedCommand) -> None:
+        if isinstance(command, UnreadableCommand):
             self._state = count_command(self._state)
             return
-        self._state, action = apply_command(self._state, heard, time.monotonic())
+        self._state, action = apply_command(self._state, command, time.monotonic())
         self._execute(action)
 
     def _execute(self, action: Action) -> None:
         match action:
-            case Launch(deploy=deploy, replaces_epoch=replaces):
-                if replaces is not None:
-                    self._workers.kill(deploy.scenario_uuid, replaces)
+            case Launch(deploy=deploy, replaces_epoch=replaced_epoch):
+                if replaced_epoch is not None:
+                    self._workers.kill(deploy.scenario_uuid, replaced_epoch)
                 self._launch(deploy)
             case Finish(scenario_uuid=uuid, epoch=epoch, reason=reason):
                 self._workers.finish(uuid, epoch, reason)
@@ -215,7 +217,7 @@ class Runner:
             _log.error("worker_not_started", scenario_uuid=uuid, epoch=epoch, error=str(error))
             cause = ErrorInfo(
                 "worker_not_started",
-                f"no worker could be started for scenario {uuid}: {error}; look at the runner's limits",
+                f"Cannot start a worker for scenario {uuid}: {error}. Check the runner's resource limits.",
             )
             self._state = record_worker_end(self._state, uuid, epoch, EndReason.CRASHED, cause)
         else:
@@ -227,31 +229,32 @@ class Runner:
                 from_frame=deploy.resume.next_frame,
             )
 
-    def _handle_event(self, happened: WorkerEvent) -> None:
-        uuid, epoch, told = happened.scenario_uuid, happened.epoch, happened.message
-        if isinstance(told, WorkerProgress):
-            self._state = record_worker_progress(self._state, uuid, epoch, told.next_frame, told.waits_for)
+    def _handle_event(self, event: WorkerEvent) -> None:
+        uuid, epoch, message = event.scenario_uuid, event.epoch, event.message
+        if isinstance(message, WorkerProgress):
+            self._state = record_worker_progress(self._state, uuid, epoch, message.next_frame, message.waits_for)
             return
-        detail = None if told.reason in _EXPECTED_END_REASONS else happened.detail
+        is_expected = message.reason in _EXPECTED_END_REASONS
+        detail = None if is_expected else event.detail
         self._state = record_worker_end(
-            self._state, uuid, epoch, told.reason, told.error, fatal=told.fatal, detail=detail
+            self._state, uuid, epoch, message.reason, message.error, fatal=message.fatal, detail=detail
         )
-        metrics.WORKER_ENDS.labels(told.reason).inc()
-        say = _log.debug if told.reason in _EXPECTED_END_REASONS else _log.warning  # the leader logs each transition
-        say(
-            "worker_ended", scenario_uuid=uuid, epoch=epoch, reason=told.reason,
-            error=told.error.message if told.error else None, detail=detail,
+        metrics.WORKER_ENDS.labels(message.reason).inc()
+        write = _log.debug if is_expected else _log.warning  # the leader logs each transition
+        write(
+            "worker_ended", scenario_uuid=uuid, epoch=epoch, reason=message.reason,
+            error=message.error.message if message.error else None, detail=detail,
         )  # fmt: skip
 
     def _end_workers_if_cut_off(self) -> None:
-        """Ends the workers of a runner that nobody hears: the leader has given their work to others by now."""
+        """Kill the workers of a runner that is cut off. The leader has given their work to other runners by now."""
         if self._reports.oldest_unacknowledged_s() < CUT_OFF_AFTER_S:
             return
         if not self._is_idle():
             _log.warning(
                 "cut_off",
                 seconds=round(self._reports.oldest_unacknowledged_s()),
-                does="ends its workers, waits for Kafka",
+                does="kills its workers and waits for Kafka",
             )
         self._workers.kill_all(EndReason.CUT_OFF)
         self._reports.purge()

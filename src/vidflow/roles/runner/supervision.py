@@ -1,7 +1,7 @@
-"""The worker processes of a runner: started, watched and ended. What their entries become is decided in domain/runner.py.
+"""Starts, watches and ends the worker processes of a runner. domain/runner.py decides what becomes of their entries.
 
-A worker is made by a forkserver that has imported the heavy libraries. It is watched by three pipes (what it tells, what it
-is ordered, its standard error) and by the end of its process; everything that happens comes out of `Workers.wait`.
+Workers are forked by a forkserver that has imported the heavy libraries. Each has three pipes (its messages, its orders, its
+standard error). `Workers.wait` returns everything that happens, including the end of a process.
 """
 
 from __future__ import annotations
@@ -31,21 +31,24 @@ from vidflow.roles.worker.start import run_worker
 from vidflow.settings import RunnerOptions
 
 TAIL_BYTES: Final = DETAIL_CHARACTERS
-"""What is kept of a worker's standard error: its last words."""
+"""How much is kept of the end of a worker's standard error."""
 FINISH_S: Final = 15.0
-"""How long a worker may take to finish what it has in hand before it is ended; the broker's absence not counted."""
+"""How long a worker may take to finish its current work before it is killed. Waiting for Kafka does not count."""
 MEMORY_CHECK_S: Final = 0.5
 PAUSED_S: Final = 5.0
-"""A longer break between two looks means that this process itself stood still: then no worker is to blame."""
+"""A longer interval between two checks means that this process itself was suspended, which must not count against workers."""
 _EXIT_S: Final = 5.0
-_READS: Final = 16
-_PIECES: Final = 2000
-"""What is read of one worker at once: more than its pipes hold, and no more, so that one that writes without end holds up no other."""
+_MAX_READS: Final = 16
+_MAX_MESSAGES: Final = 2000
+"""Reads of one worker per call: more than its pipes hold, but bounded, so that an endless writer does not block the others."""
 _log = log("runner")
 
 
 class WorkerEvent(msgspec.Struct, frozen=True):
-    """What a worker told, or that it ended (`message` is an Ended). `detail` is the tail of its standard error."""
+    """A worker's progress or its end.
+
+    `first_frame`: this progress is the first that reports a sent frame. `detail`: the last part of its standard error, only with its end.
+    """
 
     scenario_uuid: str
     epoch: int
@@ -55,23 +58,23 @@ class WorkerEvent(msgspec.Struct, frozen=True):
 
 
 class Workers:
-    """All workers of a runner, by scenario and epoch. Used by one thread."""
+    """All workers of a runner, by scenario and epoch. Not thread-safe."""
 
     def __init__(self, options: RunnerOptions) -> None:
         self._options = options
         self.memory_cap_bytes = _memory_cap(options)
-        """The most resident memory of a worker; 0 for no cap."""
+        """Maximum resident memory of a worker; 0 for no cap."""
         self._forkservers = Forkservers()
         self._running: dict[tuple[str, int], _Worker] = {}
         self._checked_s = time.monotonic()
         self._memory_checked_s = 0.0
 
     def prepare(self) -> None:
-        """Waits until workers can be started without delay."""
+        """Wait until workers can be started without delay."""
         self._forkservers.prepare()
 
     def launch(self, deploy: Deploy) -> None:
-        """Starts a worker for this deployment."""
+        """Start a worker for this deployment. Raises OSError or EOFError."""
         options = self._options
         task = link.Task(
             deploy, options.kafka, options.media_root, options.any_file, options.models_dir, options.any_onnx,
@@ -81,51 +84,51 @@ class Workers:
         crashpoint("runner.after_launch")
 
     def finish(self, scenario_uuid: str, epoch: int, reason: EndReason) -> None:
-        """Asks the worker to finish what it has in hand and to give this reason in its end marker."""
+        """Order the worker to finish its current work and to end with this reason in its end marker."""
         worker = self._running.get((scenario_uuid, epoch))
         if worker is not None:
             worker.finish(reason)
 
     def kill(self, scenario_uuid: str, epoch: int) -> None:
-        """Ends the worker at once, and says nothing of it any more."""
+        """Kill the worker at once. `wait` returns no more events of it."""
         worker = self._running.pop((scenario_uuid, epoch), None)
         if worker is not None:
             worker.kill(EndReason.STOPPED)
             worker.close()
 
     def kill_all(self, reason: EndReason) -> None:
-        """Ends all workers at once; `wait` tells their ends, for this reason."""
+        """Kill all workers at once. `wait` returns their ends with this reason."""
         for worker in self._running.values():
             worker.kill(reason)
 
     def wait(self, seconds: float, wakeup_reader: Connection) -> list[WorkerEvent]:
-        """What happens within `seconds`, as soon as anything does; nothing where the bell rings first."""
-        doors: dict[object, tuple[tuple[str, int], _Worker]] = {
-            door: (key, worker) for key, worker in self._running.items() for door in worker.waitables()
+        """Wait at most `seconds` for worker events and return them. Return early if `wakeup_reader` becomes readable."""
+        waitables: dict[object, tuple[tuple[str, int], _Worker]] = {
+            waitable: (key, worker) for key, worker in self._running.items() for waitable in worker.waitables()
         }
-        ready = wait([*doors, wakeup_reader], seconds)  # type: ignore[list-item]
-        stirred = {doors[door][0]: doors[door][1] for door in ready if door is not wakeup_reader}
-        happened = [one for key, worker in stirred.items() for one in self._read_events(key, worker)]
+        ready = wait([*waitables, wakeup_reader], seconds)  # type: ignore[list-item]
+        ready_workers = dict(waitables[waitable] for waitable in ready if waitable is not wakeup_reader)
+        events = [event for key, worker in ready_workers.items() for event in self._read_events(key, worker)]
         self._check_workers()
         self._forkservers.poll()
-        return happened
+        return events
 
     def _read_events(self, key: tuple[str, int], worker: _Worker) -> Iterator[WorkerEvent]:
         uuid, epoch = key
-        exit_code = worker.exit_code()  # before its last words are read: behind them nothing comes
-        for told in worker.read_messages():
-            if isinstance(told, link.WorkerMeasurements):
-                _export(told)
-            first = worker.reports_first_frame(told)
-            if isinstance(told, link.WorkerProgress):
-                yield WorkerEvent(uuid, epoch, told, first)
+        exit_code = worker.exit_code()  # first, so that all messages of an ended worker are read below
+        for message in worker.read_messages():
+            if isinstance(message, link.WorkerMeasurements):
+                _export(message)
+            first_frame = worker.reports_first_frame(message)
+            if isinstance(message, link.WorkerProgress):
+                yield WorkerEvent(uuid, epoch, message, first_frame)
         if exit_code is not None:
             del self._running[key]
             yield WorkerEvent(uuid, epoch, worker.determine_end(exit_code, self.memory_cap_bytes), detail=worker.tail())
             worker.close()
 
     def _check_workers(self) -> None:
-        """Ends workers that hang, take too long to finish or have grown too large."""
+        """Kill workers that hang, take too long to finish or use too much memory."""
         now_s = time.monotonic()
         paused, self._checked_s = now_s - self._checked_s > PAUSED_S, now_s
         check_memory = self.memory_cap_bytes > 0 and now_s - self._memory_checked_s > MEMORY_CHECK_S
@@ -146,22 +149,22 @@ class Workers:
 
 
 class _Worker:
-    """One worker process and the runner's ends of its pipes."""
+    """A worker process and the runner's ends of its pipes."""
 
     def __init__(self, context: ForkServerContext, task: link.Task) -> None:
         self.deploy = task.deploy
-        self._messages, told = context.Pipe(duplex=False)
+        self._messages, messages = context.Pipe(duplex=False)
         orders, self._orders = context.Pipe(duplex=False)
         self._stderr, stderr = context.Pipe(duplex=False)
         os.set_blocking(self._stderr.fileno(), False)
         self._process: BaseProcess = context.Process(
-            target=run_worker, args=(task, told, orders, stderr), name=f"worker {task.deploy.scenario_uuid}"
+            target=run_worker, args=(task, messages, orders, stderr), name=f"worker {task.deploy.scenario_uuid}"
         )
         with without_main():
             self._process.start()
-        for theirs in (told, orders, stderr):
-            theirs.close()
-        self._open: dict[str, Connection] = {"told": self._messages, "stderr": self._stderr}
+        for worker_end in (messages, orders, stderr):
+            worker_end.close()
+        self._open: dict[str, Connection] = {"messages": self._messages, "stderr": self._stderr}
         self._tail = b""
         self._tail_is_cut = False
         self._secrets = (*find_secrets(task.deploy.source), *task.kafka.secrets())
@@ -175,56 +178,56 @@ class _Worker:
 
     @property
     def pid(self) -> int:
-        """The process."""
+        """The process id."""
         return self._process.pid or 0
 
     def waitables(self) -> Iterable[object]:
-        """What becomes readable when something happens."""
+        """Return the pipes and the process sentinel, which become ready when something happens."""
         return (*self._open.values(), self._process.sentinel)
 
     def exit_code(self) -> int | None:
-        """None while it runs; -N where signal N ended it."""
+        """Return the exit code, -N if signal N ended the process, or None while it runs."""
         return self._process.exitcode
 
     def read_messages(self) -> Iterator[link.WorkerMessage]:
-        """What it has told since the last time."""
+        """Yield the messages that arrived since the last call."""
         self._read_stderr()
-        for _ in range(_PIECES):
-            if "told" not in self._open or not self._messages.poll():
+        for _ in range(_MAX_MESSAGES):
+            if "messages" not in self._open or not self._messages.poll():
                 return
             try:
-                told = link.receive_message(self._messages)
+                message = link.receive_message(self._messages)
             except EOFError:
-                del self._open["told"]
+                del self._open["messages"]
             except (OSError, msgspec.DecodeError) as error:
                 _log.warning("worker_talks_nonsense", scenario_uuid=self.deploy.scenario_uuid, error=str(error))
                 self.kill(EndReason.CRASHED)
-                del self._open["told"]
+                del self._open["messages"]
             else:
-                self._record(told)
-                yield told
+                self._record(message)
+                yield message
 
-    def reports_first_frame(self, told: link.WorkerMessage) -> bool:
-        """Whether this is the first word of a frame done by this worker."""
-        if self._first_frame_done or not isinstance(told, link.WorkerProgress):
+    def reports_first_frame(self, message: link.WorkerMessage) -> bool:
+        """Return whether this is the first message that reports a sent frame."""
+        if self._first_frame_done or not isinstance(message, link.WorkerProgress):
             return False
-        self._first_frame_done = told.next_frame > self.deploy.resume.next_frame
+        self._first_frame_done = message.next_frame > self.deploy.resume.next_frame
         return self._first_frame_done
 
     def finish(self, reason: EndReason) -> None:
-        """Orders it to finish, once: the first reason counts."""
+        """Order it to finish. Only the first call has an effect."""
         if self._finish_by_s is None:
             self._finish_by_s, self._finish_reason = time.monotonic() + FINISH_S, reason
             link.order_finish(self._orders, reason)
 
     def restart_clocks(self, now_s: float) -> None:
-        """Gives it all its time anew."""
+        """Restart its deadlines."""
         self._since_s = now_s
         if self._finish_by_s is not None:
             self._finish_by_s = now_s + FINISH_S
 
     def find_overdue_reason(self, now_s: float, deadlines: dict[WorkerWait, float]) -> EndReason | None:
-        """Why it is to be ended now, None where it is not."""
+        """Return why it must be killed now, or None."""
         if self._kill_reason is not None:
             return None
         deadline_s = deadlines.get(self._waits_for)
@@ -238,12 +241,12 @@ class _Worker:
         )
 
     def kill(self, reason: EndReason) -> None:
-        """Ends it as kill -9 does. The first reason counts."""
+        """Send SIGKILL. The first reason given is kept."""
         self._kill_reason = self._kill_reason or reason
         self._process.kill()
 
     def determine_end(self, exit_code: int, memory_cap_bytes: int) -> link.WorkerEnd:
-        """Why it ended: what it said itself, else what it was killed for, else the way its process ended."""
+        """Return the end that it reported itself, else the one it was killed for, else a crash according to its exit code."""
         if self._reported_end is not None:
             return (
                 self._reported_end
@@ -256,32 +259,32 @@ class _Worker:
         return link.WorkerEnd(EndReason.CRASHED, _build_crash_error(exit_code, self.deploy.scenario_uuid))
 
     def tail(self) -> str | None:
-        """The end of what it wrote to standard error, without secrets."""
+        """Return the end of its standard error without secrets, or None if it is empty."""
         text = self._tail.decode(errors="replace")
         if self._tail_is_cut:
             text = _skip_partial_word(text)
         return redact(text, self._secrets).strip() or None
 
-    def _without_secrets(self, last: link.WorkerEnd, error: ErrorInfo) -> link.WorkerEnd:
-        """Its last words: a worker that hostile input has taken over may leave secrets in them."""
+    def _without_secrets(self, end: link.WorkerEnd, error: ErrorInfo) -> link.WorkerEnd:
+        """Mask secrets in the error: the worker masks them too, but hostile input may have taken it over."""
         message = redact(error.message, self._secrets)
-        return msgspec.structs.replace(last, error=msgspec.structs.replace(error, message=message))
+        return msgspec.structs.replace(end, error=msgspec.structs.replace(error, message=message))
 
     def close(self) -> None:
-        """Lets go of the process, which has ended, and of its pipes."""
+        """Join the ended process and close its pipes."""
         self._process.join(_EXIT_S)
         for pipe in (self._messages, self._orders, self._stderr):
             pipe.close()
 
-    def _record(self, told: link.WorkerMessage) -> None:
-        if isinstance(told, link.WorkerEnd):
-            self._reported_end = told
-            self._finish_by_s = time.monotonic() + FINISH_S  # to exit, which needs no more than a moment
-        elif isinstance(told, link.WorkerProgress):
-            self._waits_for, self._since_s = told.waits_for, time.monotonic()
+    def _record(self, message: link.WorkerMessage) -> None:
+        if isinstance(message, link.WorkerEnd):
+            self._reported_end = message
+            self._finish_by_s = time.monotonic() + FINISH_S  # to exit, which takes only a moment
+        elif isinstance(message, link.WorkerProgress):
+            self._waits_for, self._since_s = message.waits_for, time.monotonic()
 
     def _read_stderr(self) -> None:
-        for _ in range(_READS):
+        for _ in range(_MAX_READS):
             if "stderr" not in self._open:
                 return
             try:
@@ -295,14 +298,14 @@ class _Worker:
             self._tail = self._tail[-TAIL_BYTES:]
 
 
-def _export(measured: link.WorkerMeasurements) -> None:
-    metrics.WORKER_DECODE_SECONDS.add(measured.decode, measured.decode_s)
-    metrics.WORKER_INFERENCE_SECONDS.add(measured.inference, measured.inference_s)
-    metrics.WORKER_FRAMES.inc(measured.frames)
+def _export(measurements: link.WorkerMeasurements) -> None:
+    metrics.WORKER_DECODE_SECONDS.add(measurements.decode, measurements.decode_s)
+    metrics.WORKER_INFERENCE_SECONDS.add(measurements.inference, measurements.inference_s)
+    metrics.WORKER_FRAMES.inc(measurements.frames)
 
 
 def _skip_partial_word(text: str) -> str:
-    """The text from its first whole line on, or its first whole word: what was cut may be the rest of a secret."""
+    """Return the text from its first whole line or word on. A cut word may be the rest of a secret, which would not be masked."""
     for end in ("\n", " "):
         if end in text:
             return text.partition(end)[2]
@@ -320,15 +323,15 @@ def _build_kill_error(
 ) -> ErrorInfo | None:  # fmt: skip
     match reason:
         case EndReason.HUNG:
-            text = f"the worker of scenario {scenario_uuid} did not get on with its {waits_for} within its deadline and was ended"
+            text = f"Worker of scenario {scenario_uuid} exceeded its {waits_for} deadline and was killed."
             return ErrorInfo(
-                "worker_hung", f"{text}; if the model needs longer, raise the deadline (VIDFLOW_INFERENCE_DEADLINE_S)"
+                "worker_hung", f"{text} If the model needs longer, raise the deadline (VIDFLOW_INFERENCE_DEADLINE_S)."
             )
         case EndReason.MEMORY:
-            text = f"the worker of scenario {scenario_uuid} grew past its memory cap of {memory_cap_bytes} bytes and was ended"
+            text = f"Worker of scenario {scenario_uuid} exceeded its memory cap of {memory_cap_bytes} bytes and was killed."
             return ErrorInfo(
                 "worker_memory",
-                f"{text}; use a smaller model or video, or raise the runner's --worker-memory-bytes (VIDFLOW_WORKER_MEMORY_BYTES)",
+                f"{text} Use a smaller model or video, or raise the runner's --worker-memory-bytes (VIDFLOW_WORKER_MEMORY_BYTES).",
             )
         case _:
             return None
@@ -337,12 +340,12 @@ def _build_kill_error(
 def _build_crash_error(exit_code: int, scenario_uuid: str) -> ErrorInfo:
     if exit_code >= 0:
         return ErrorInfo(
-            "worker_crashed", f"the worker of scenario {scenario_uuid} ended without a word (exit code {exit_code})"
+            "worker_crashed", f"Worker of scenario {scenario_uuid} exited unexpectedly with exit code {exit_code}."
         )
     name = signal.Signals(-exit_code).name if -exit_code in set(signal.Signals) else str(-exit_code)
     hint = (
-        "; the system may have been out of memory: lower --max-workers or --worker-memory-bytes"
+        " The system may have run out of memory. Lower --max-workers or --worker-memory-bytes."
         if -exit_code == signal.SIGKILL
         else ""
     )
-    return ErrorInfo("worker_crashed", f"the worker of scenario {scenario_uuid} was ended by signal {name}{hint}")
+    return ErrorInfo("worker_crashed", f"Worker of scenario {scenario_uuid} was killed by signal {name}.{hint}")

@@ -1,7 +1,7 @@
-"""The line between a worker and its runner: the task, what the worker tells, what it is told. Not what is sent over Kafka.
+"""The pipes between a worker and its runner: the task, the worker's messages and the runner's orders. Results go over Kafka instead.
 
-What goes up the line is JSON in pieces that a pipe carries whole: a worker reads hostile files, and its runner trusts
-nothing that it says. The line is also how a worker learns that its runner is gone.
+Messages to the runner are JSON, each small enough that a pipe carries it whole. A worker reads hostile files, so the runner
+validates everything that it sends. The pipes also show a worker that its runner is gone.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.telemetry.metrics import WORKER_BOUNDS_S
 
 PIECE_BYTES: Final = 4000
-"""A pipe carries up to 4096 bytes whole: the runner never waits for the rest of a piece."""
+"""Maximum size of a message. A pipe carries up to 4096 bytes whole, so the runner never waits for the rest of one."""
 BUCKETS: Final = len(WORKER_BOUNDS_S) + 1
 _MESSAGE_CHARACTERS: Final = 500
-"""Of an error's sentence: even with each character escaped it fits into a piece."""
+"""Maximum length of an error message: it fits in `PIECE_BYTES` even if every character is escaped."""
 
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
@@ -34,7 +34,7 @@ Seconds = Annotated[float, msgspec.Meta(ge=0, le=1_000_000)]
 
 
 class Task(msgspec.Struct, frozen=True):
-    """What a worker is to do and may do. `crashpoints` arms places for a fault test."""
+    """A worker's deployment and permissions. `crashpoints` arms crash points for a fault test."""
 
     deploy: Deploy
     kafka: KafkaSettings
@@ -46,14 +46,14 @@ class Task(msgspec.Struct, frozen=True):
 
 
 class WorkerProgress(msgspec.Struct, frozen=True, tag="progressed"):
-    """The number of the frame that the worker sends next, and what it waits for from now on."""
+    """The number of the next frame that the worker sends, and what it waits for from now on."""
 
     next_frame: NonNegativeInt
     waits_for: WorkerWait
 
 
 class WorkerMeasurements(msgspec.Struct, frozen=True, tag="measured"):
-    """What the worker has measured since the last time: how many batches took how long, as counts a bucket, and the frames."""
+    """Measurements since the last message: histograms of batch durations (counts per bucket, sum) and the number of frames."""
 
     decode: Counts
     decode_s: Seconds
@@ -63,7 +63,7 @@ class WorkerMeasurements(msgspec.Struct, frozen=True, tag="measured"):
 
 
 class WorkerEnd(msgspec.Struct, frozen=True, tag="ended"):
-    """The worker's last words: why it ends."""
+    """The worker's last message: why it ends."""
 
     reason: EndReason
     error: ErrorInfo | None = None
@@ -75,30 +75,30 @@ _message_decoder: Final = msgspec.json.Decoder(WorkerProgress | WorkerMeasuremen
 _order_decoder: Final = msgspec.json.Decoder(EndReason)
 
 
-def receive_message(line: Connection) -> WorkerMessage:
-    """The runner's end: the next piece that the worker told.
+def receive_message(messages: Connection) -> WorkerMessage:
+    """Return the worker's next message. Called by the runner.
 
-    Raises EOFError where the worker is gone and all is read, OSError or msgspec.DecodeError where it talks nonsense.
+    Raises EOFError if the worker is gone and everything is read, OSError or msgspec.DecodeError if the message is invalid.
     """
-    piece: WorkerMessage = _message_decoder.decode(line.recv_bytes(PIECE_BYTES))
-    return piece
+    message: WorkerMessage = _message_decoder.decode(messages.recv_bytes(PIECE_BYTES))
+    return message
 
 
-def order_finish(line: Connection, reason: EndReason) -> None:
-    """The runner's end: asks the worker to finish, for `reason` (stopped or handed_over). One that is gone needs no order."""
+def order_finish(orders: Connection, reason: EndReason) -> None:
+    """Order the worker to finish for `reason` (stopped or handed_over). Called by the runner. Ignores a worker that is gone."""
     try:
-        line.send_bytes(msgspec.json.encode(reason))
+        orders.send_bytes(msgspec.json.encode(reason))
     except OSError:
         return
 
 
 class Link:
-    """The worker's end of the line. One thread works and tells; a second one listens for orders and for the runner's death."""
+    """The worker's ends of the pipes. A second thread receives orders and notices the death of the runner."""
 
     def __init__(
         self, messages: Connection, orders: Connection, next_frame: int = 0, secrets: tuple[str, ...] = ()
     ) -> None:
-        """`secrets`: strings that are masked in the error of `report_end`."""
+        """`secrets`: strings to mask in the error of `report_end`."""
         self._messages = messages
         self._orders = orders
         self._next_frame = next_frame
@@ -106,48 +106,47 @@ class Link:
         self._waits_for = WorkerWait.START
         self._finish_reason: EndReason | None = None
         self.current_frame: int | None = None
-        """The one frame that the model has before it; None where it has none, or several."""
+        """The number of the frame in inference, or None if there is no frame or more than one."""
         threading.Thread(target=self._listen, name="orders", daemon=True).start()
 
     @property
     def current_wait(self) -> WorkerWait:
-        """What the worker told last that it waits for."""
+        """What the worker waits for, as last reported."""
         return self._waits_for
 
     @property
     def finish_reason(self) -> EndReason | None:
-        """Why the worker is to end after what it has in hand; None while it is to go on."""
+        """Why the worker must end after its current work, or None if it has no order to finish."""
         return self._finish_reason
 
     def report_wait(self, waits_for: WorkerWait) -> None:
-        """Tells what the worker waits for from now on. The runner's deadlines run from here."""
+        """Report what the worker waits for from now on. The runner's deadlines start here."""
         self._waits_for = waits_for
         self._send(WorkerProgress(self._next_frame, waits_for))
 
     def set_next_frame(self, next_frame: int) -> None:
-        """The worker has sent all frames below `next_frame`; told with what it waits for next."""
+        """Record that all frames below `next_frame` are sent. The next `report_wait` reports it."""
         self._next_frame = next_frame
 
     def report_measurements(self, measured: WorkerMeasurements) -> None:
-        """Reports measurements. What was measured since is lost with a worker that is killed."""
+        """Report measurements. A worker that is killed loses those since its last report."""
         self._send(measured)
 
     def report_end(self, reason: EndReason, error: ErrorInfo | None = None, *, fatal: bool = False) -> None:
-        """The last words."""
+        """Report the end of the worker."""
         if error is not None:
-            message = redact(error.message, self._secrets)[
-                :_MESSAGE_CHARACTERS
-            ]  # cut first, a secret may not be known as one
+            # Mask before cutting: a secret that is cut in half would not be recognised.
+            message = redact(error.message, self._secrets)[:_MESSAGE_CHARACTERS]
             error = msgspec.structs.replace(error, code=error.code[:100], message=message)
         self._send(WorkerProgress(self._next_frame, self._waits_for))
         self._send(WorkerEnd(reason, error, fatal))
 
-    def _send(self, piece: WorkerMessage) -> None:
-        self._messages.send_bytes(msgspec.json.encode(piece))
+    def _send(self, message: WorkerMessage) -> None:
+        self._messages.send_bytes(msgspec.json.encode(message))
 
     def _listen(self) -> None:
         while True:
             try:
                 self._finish_reason = _order_decoder.decode(self._orders.recv_bytes(PIECE_BYTES))
             except (EOFError, OSError):
-                os.kill(os.getpid(), signal.SIGKILL)  # the runner is gone, and its workers go with it
+                os.kill(os.getpid(), signal.SIGKILL)  # the runner is gone; its workers must not outlive it

@@ -1,7 +1,6 @@
-"""What a worker does: open the source, load the model, then read, infer and send batch by batch; the end marker comes last.
+"""The work of a worker: open the source, load the model, then read, infer and send batch by batch, and send the end marker last.
 
-It ends by itself: at the end of the video, when its runner orders it to finish, or by an error. How its process begins and
-ends stands in start.py.
+It ends at the end of the video, when its runner orders it to finish, or with an error. start.py starts and ends the process.
 """
 
 from __future__ import annotations
@@ -26,7 +25,10 @@ T = TypeVar("T")
 
 
 def process(task: Task, link: Link) -> EndReason:
-    """Does the task; returns why it ended. All that it sent is acknowledged then, also where it raises an error."""
+    """Do the task and return why it ended.
+
+    Everything sent is acknowledged when this returns, or raises an error other than DeliveryFailed.
+    """
     deploy = task.deploy
     results = ResultSender(task.kafka, deploy.scenario_uuid, link)
     with read.open_source(deploy, task.media_root, any_file=task.any_file) as video:
@@ -39,25 +41,25 @@ def process(task: Task, link: Link) -> EndReason:
         except DeliveryFailed:
             raise
         except Exception:
-            at = link.current_wait  # what it fell at, for the runner; not the flush
+            failed_wait = link.current_wait  # report the step that failed, not the flush
             results.flush()
-            link.report_wait(at)
+            link.report_wait(failed_wait)
             raise
 
 
 def _process_frames(deploy: Deploy, video: Video, model: Model, link: Link, results: ResultSender) -> EndReason:
-    found = read.read_numbered_frames(video, parse_frame_rate(deploy.fps), deploy, model.warmup_frames)
-    # After a loss frame by frame until it is past where the last attempt may have fallen; at first one, to be soon there.
-    alone = model.batch if deploy.attempt else 1
-    careful_until = deploy.resume.next_frame + alone if deploy.attempt else 0
-    last = deploy.resume.next_frame - 1
-    anything = last >= 0
+    steps = read.read_numbered_frames(video, parse_frame_rate(deploy.fps), deploy, model.warmup_frames)
+    # A retry infers frame by frame past the batch in which the last attempt may have failed. A first attempt infers only its first
+    # frame alone, so that a result comes soon.
+    singles = model.batch if deploy.attempt else 1
+    flush_below = deploy.resume.next_frame + singles if deploy.attempt else 0
+    last_frame = deploy.resume.next_frame - 1
+    is_empty = last_frame < 0
     link.report_wait(WorkerWait.SOURCE)
-    measuring = StepTimer(link)
-    for step in measuring.time_decoding(
-        read.group_into_batches(_take_until_finish(found, link), model.batch, singles=alone)
-    ):
-        anything = True
+    timer = StepTimer(link)
+    batches = read.group_into_batches(_take_until_finish(steps, link), model.batch, singles=singles)
+    for step in timer.time_decoding(batches):
+        is_empty = False
         if isinstance(step, Gap):
             results.send(step)
             continue
@@ -65,32 +67,32 @@ def _process_frames(deploy: Deploy, video: Video, model: Model, link: Link, resu
         if step.is_warmup:
             infer.warm_up(model, step)
         else:
-            last = _infer_and_send(deploy, step, model, link, results, measuring)
-            if last < careful_until:
+            last_frame = _infer_and_send(deploy, step, model, link, results, timer)
+            if last_frame < flush_below:
                 results.flush()
         link.report_wait(WorkerWait.SOURCE)
-    if not anything and link.finish_reason is None:
+    if is_empty and link.finish_reason is None:
         raise SourceError(
-            f"{video.display_name} gives not one frame; see whether it plays elsewhere, or copy it again",
+            f"{video.display_name} contains no decodable frame. Check whether it plays elsewhere, or copy it again.",
             code="no_frames",
         )
-    measuring.report()
+    timer.report()
     reason = link.finish_reason or EndReason.FINISHED
     crashpoint("worker.before_end")
-    results.send(End(deploy.scenario_uuid, deploy.epoch, last, reason))
+    results.send(End(deploy.scenario_uuid, deploy.epoch, last_frame, reason))
     results.flush()
     return reason
 
 
 def _infer_and_send(
-    deploy: Deploy, batch: read.FrameBatch, model: Model, link: Link, results: ResultSender, measuring: StepTimer
+    deploy: Deploy, batch: read.FrameBatch, model: Model, link: Link, results: ResultSender, timer: StepTimer
 ) -> int:
-    """Returns the number of the batch's last frame."""
+    """Return the number of the batch's last frame."""
     crashpoint("worker.before_frame")
     link.current_frame = batch.frames[0].number if len(batch.frames) == 1 else None
-    with measuring.time_inference(len(batch.frames)):
-        seen = list(infer.detect(model, batch, deploy))
-    for frame in seen:
+    with timer.time_inference(len(batch.frames)):
+        frames = list(infer.detect(model, batch, deploy))
+    for frame in frames:
         _send(results, frame, deploy, link)
         link.set_next_frame(frame.frame_number + 1)
         crashpoint("worker.after_frame")
@@ -99,7 +101,7 @@ def _infer_and_send(
 
 
 def _send(results: ResultSender, frame: Frame, deploy: Deploy, link: Link) -> None:
-    """Send a frame. One that is too large fails its scenario at once, or is a poisonous frame where those are to be skipped."""
+    """Send a frame. One that is too large fails the scenario, or counts as a poisonous frame if the scenario skips those."""
     try:
         results.send(frame)
     except ResultTooLarge as error:
@@ -110,10 +112,10 @@ def _send(results: ResultSender, frame: Frame, deploy: Deploy, link: Link) -> No
         raise InferenceError(error.message, code=error.code) from error
 
 
-def _take_until_finish(found: Iterator[T], link: Link) -> Iterator[T]:
-    """The steps until the runner orders to finish; what has been read before is still done."""
+def _take_until_finish(steps: Iterator[T], link: Link) -> Iterator[T]:
+    """Yield the steps until the runner orders the worker to finish. Steps already yielded are still processed."""
     while link.finish_reason is None:
-        step = next(found, None)
+        step = next(steps, None)
         if step is None:
             return
         yield step

@@ -1,6 +1,6 @@
-"""Imported once by the runner's forkserver: what takes a worker long to import, so that each worker starts with it. Not torch.
+"""Preloaded once by the runner's forkserver: everything that is slow to import except torch, so that workers start with it.
 
-Nothing here makes a thread, a client or a GPU context: those do not survive the fork that makes a worker.
+Nothing here may create a thread, a client or a GPU context: those do not survive the fork of a worker.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ _HEAVY = ("confluent_kafka", "numpy", "scipy.ndimage", "av", "vidflow.infra.mode
 
 
 def _load() -> None:
-    # A supervisor that ends a whole group of processes means the runner, which ends its workers in order.
+    # A SIGTERM to the whole process group is meant for the runner, which ends its workers in an orderly way.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     for name in _HEAVY:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    with contextlib.suppress(ModuleNotFoundError):  # what is missing is told by the first worker that needs it
+    with contextlib.suppress(ModuleNotFoundError):  # the first worker that needs a missing module reports it
         importlib.import_module("vidflow.roles.worker.main")
 
 

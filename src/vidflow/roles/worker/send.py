@@ -1,4 +1,4 @@
-"""The last step of a worker: its messages to Kafka, in order, each acknowledged or the worker fails. Not what is in them."""
+"""The last step of a worker: send its messages to Kafka, in order. The worker fails if any message is not acknowledged."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from vidflow.roles.worker.link import Link
 
 IN_FLIGHT_MESSAGES: Final = 64
 IN_FLIGHT_BYTES: Final = 16 * 1024**2
-"""What may wait for the broker's answer: enough to keep the line busy, little enough to be lost and done again."""
+"""Limits of unacknowledged messages: enough to keep the connection busy, few enough to lose and infer again."""
 _POLL_S: Final = 0.1
 _log = log("worker")
 
 
 class DeliveryFailed(Unavailable):
-    """A message was given up on: what comes after it would stand behind a hole."""
+    """A message was not delivered. Later messages would follow a hole, so the worker must end."""
 
     default_code = "delivery_failed"
 
 
 class ResultTooLarge(ModelError):
-    """A frame's result does not fit into one message: at every attempt it will be as large."""
+    """A frame's result does not fit in one message. It would be as large in every attempt."""
 
     default_code = "result_too_large"
 
 
 class ResultSender:
-    """The scenario's messages on their way, by one idempotent producer: in order, and a bounded number of them."""
+    """Sends the scenario's messages in order with an idempotent producer, with a bounded number in flight."""
 
     def __init__(self, settings: settings.KafkaSettings, scenario_uuid: str, link: Link) -> None:
         self._link = link
@@ -42,19 +42,19 @@ class ResultSender:
         self._in_flight_bytes = 0
         self._failure: KafkaError | None = None
         self._failed_bytes = 0
-        # Takes 55 ms, in which source and model are opened.
-        self._ready = threading.Thread(target=self._fetch_topic_metadata, name="knows the topic", daemon=True)
-        self._ready.start()
+        # Takes 55 ms, while the source and the model are opened.
+        self._metadata_thread = threading.Thread(target=self._fetch_topic_metadata, name="topic metadata", daemon=True)
+        self._metadata_thread.start()
 
     def send(self, message: Result) -> None:
-        """Hands one message over; waits while too many are unacknowledged.
+        """Enqueue a message for delivery. Blocks while too many are unacknowledged.
 
-        Raises DeliveryFailed, ResultTooLarge, and MessageError for one that no inbox can read: a model may give anything, and
-        what a worker sends is taken for a later version's where it cannot be read.
+        Raises DeliveryFailed, ResultTooLarge, or MessageError for a message that the inbox could not read: a model may return
+        anything, and the inbox takes an unreadable message of a worker for one of a later version.
         """
         value = encode(message)
         _require_readable(value)
-        self._ready.join()
+        self._metadata_thread.join()
         self._wait_until_below(IN_FLIGHT_MESSAGES, IN_FLIGHT_BYTES)
         headers: clients.Headers = [
             (clients.KIND_HEADER, message.__struct_config__.tag.encode()),  # type: ignore[union-attr]
@@ -70,13 +70,13 @@ class ResultSender:
         self._producer.poll(0)
 
     def flush(self) -> None:
-        """Waits until every message is acknowledged. Raises DeliveryFailed or ResultTooLarge."""
+        """Wait until every message is acknowledged. Raises DeliveryFailed or ResultTooLarge."""
         self._wait_until_below(1, 1)
 
     def _fetch_topic_metadata(self) -> None:
         try:
             clients.fetch_topic_metadata(self._producer, RESULTS)
-        except errors.KafkaAway as error:  # messages wait in the producer until the broker is there
+        except errors.KafkaAway as error:  # the producer holds messages until the broker is available
             _log.warning("kafka_away", scenario_uuid=self._scenario_uuid, error=error.message)
 
     def _wait_until_below(self, messages: int, size_bytes: int) -> None:
@@ -101,11 +101,11 @@ class ResultSender:
     def _build_delivery_error(self, error: KafkaError, size_bytes: int) -> DeliveryFailed | ResultTooLarge:
         if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
             return ResultTooLarge(
-                f"a result of scenario {self._scenario_uuid} has {size_bytes} bytes, more than Kafka takes in one message; raise "
-                "score_threshold, ask for fewer labels, or lower max_detections in the model's spec"
+                f"A result of scenario {self._scenario_uuid} has {size_bytes} bytes, more than fit in one Kafka message. Raise "
+                "score_threshold, request fewer labels, or lower max_detections in the model's spec."
             )
         return DeliveryFailed(
-            f"Kafka did not take a message of scenario {self._scenario_uuid}: {error.str()}; it is done again from the last stored frame"
+            f"Kafka rejected a message of scenario {self._scenario_uuid}: {error.str()}. A retry resumes after the last stored frame."
         )
 
 
@@ -114,5 +114,5 @@ def _require_readable(value: bytes) -> None:
         decode_result(value)
     except MessageError as error:
         raise MessageError(
-            f"the model or the source gave what cannot be stored ({error.message}); check the model's labels"
+            f"The model or the source returned data that cannot be stored ({error.message}). Check the model's labels."
         ) from error

@@ -1,6 +1,6 @@
-"""How a worker's process begins and how it ends, whatever happens between. What it does in between is main.py's affair.
+"""Starts and ends a worker's process and reports every kind of error to the runner. main.py does the work in between.
 
-It imports none of the heavy libraries: the runner, which makes workers by this module's functions, does without them.
+It imports none of the heavy libraries, since the runner imports this module and works without them.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ from vidflow.roles.worker.link import Link, Task
 
 
 def do_nothing() -> None:
-    """The body of a process that does nothing: once it has run, the forkserver has imported all that it is to import."""
+    """Do nothing. Once a process with this body has run, its forkserver has finished its imports."""
 
 
 class NoOpProcess:
-    """What a forkserver is asked to run to find out whether it can make a process at all: no process of multiprocessing's own."""
+    """A minimal stand-in for a multiprocessing process, to test whether a forkserver can start one."""
 
-    def _bootstrap(self, parent_sentinel: int | None = None) -> int:  # noqa: ARG002 - as multiprocessing calls it
+    def _bootstrap(self, parent_sentinel: int | None = None) -> int:  # noqa: ARG002 - multiprocessing's signature
         return 0
 
 
 def run_worker(task: Task, messages: Connection, orders: Connection, stderr: Connection) -> None:
-    """The body of a worker's process. `messages` and `orders` are its ends of the line to its runner, `stderr` takes its words."""
-    for ours in (1, 2):
-        os.dup2(stderr.fileno(), ours)
+    """Run a worker in this process. The pipes lead to its runner; `stderr` receives its standard output and standard error."""
+    for standard_fd in (1, 2):
+        os.dup2(stderr.fileno(), standard_fd)
     stderr.close()
     faulthandler.enable()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # meant for the runner, which orders its workers to finish
+        signal.signal(number, signal.SIG_IGN)  # they are meant for the runner, which orders its workers to finish
     die_with_parent()
     prefer_as_oom_victim()
     configure_logs()
@@ -66,17 +66,17 @@ def run_worker(task: Task, messages: Connection, orders: Connection, stderr: Con
     except MemoryError:
         error_info = ErrorInfo(
             "worker_memory",
-            f"the worker of scenario {task.deploy.scenario_uuid} had no memory left; use a smaller model or video, or give the "
-            "runner more memory",
+            f"Worker of scenario {task.deploy.scenario_uuid} ran out of memory. Use a smaller model or video, or give the runner "
+            "more memory.",
             link.current_frame,
         )
         link.report_end(EndReason.MEMORY, error_info)
-    except Exception as error:  # noqa: BLE001 - whatever it is, its runner is told and its traceback kept
+    except Exception as error:  # noqa: BLE001 - the runner gets any error and its traceback
         traceback.print_exc()
         if is_bug(error):
-            found = build_internal_error(error, VERSIONS, "the traceback in the scenario's history")
+            bug = build_internal_error(error, VERSIONS, "the traceback in the scenario's history")
             link.report_end(
-                EndReason.ERROR, build_error_info(found, link.current_frame), fatal=_fails_again(task.deploy, link)
+                EndReason.ERROR, build_error_info(bug, link.current_frame), fatal=_fails_again(task.deploy, link)
             )
         else:
             link.report_end(
@@ -88,8 +88,8 @@ def run_worker(task: Task, messages: Connection, orders: Connection, stderr: Con
 def _fails_again(deploy: Deploy, link: Link) -> bool:
     """Return whether a retry would meet the same bug again.
 
-    Opening, loading, and reading a file are the same in every attempt. A camera sends other packets next time. A frame that
-    inference fails at is retried once, alone, and left to the scenario's attempts if poisonous frames are to be skipped.
+    Opening, loading and reading a file are the same in every attempt, but a camera sends other packets next time. A frame that
+    fails in inference is retried once, alone. If poisonous frames are skipped, it uses up the scenario's attempts instead.
     """
     match link.current_wait:
         case WorkerWait.START:
@@ -103,7 +103,7 @@ def _fails_again(deploy: Deploy, link: Link) -> bool:
 
 def _process(task: Task, link: Link) -> EndReason:
     try:
-        from vidflow.roles.worker.main import process  # noqa: PLC0415 - heavy, and there already where the forkserver has it
+        from vidflow.roles.worker.main import process  # noqa: PLC0415 - heavy; the forkserver has usually imported it
     except ModuleNotFoundError as error:
-        raise MissingExtra(f"this runner lacks {error.name}; {format_install_hint('runner')}") from error
+        raise MissingExtra(f"This runner lacks the module {error.name}; {format_install_hint('runner')}") from error
     return process(task, link)

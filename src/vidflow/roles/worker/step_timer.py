@@ -1,4 +1,4 @@
-"""How long a worker's steps take, gathered for its runner: a worker lives too briefly to be scraped itself."""
+"""Measures a worker's steps and reports them to the runner, since a worker lives too briefly to be scraped itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class _Durations:
-    """Observations as counts a bucket, and their sum."""
+    """A histogram of durations: counts per bucket, and the sum."""
 
     def __init__(self) -> None:
         self.counts = [0] * BUCKETS
@@ -29,7 +29,7 @@ class _Durations:
 
 
 class StepTimer:
-    """The measurements of one worker, reported over its link at most once a second. Used by one thread."""
+    """The measurements of one worker, reported over its link at most once a second. Not thread-safe."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -37,7 +37,7 @@ class StepTimer:
         self._reset()
 
     def time_decoding(self, steps: Iterator[T]) -> Iterator[T]:
-        """The steps; the time until each is there is the decoding, which waits for a live source too."""
+        """Yield the steps and measure the time until each is available as decoding. This includes waiting for a live source."""
         while True:
             began_s = time.perf_counter()
             step = next(steps, None)
@@ -48,7 +48,7 @@ class StepTimer:
 
     @contextmanager
     def time_inference(self, frames: int) -> Iterator[None]:
-        """Measure the block as the inference of a batch of so many frames."""
+        """Measure the block as the inference of a batch of `frames` frames."""
         began_s = time.perf_counter()
         yield
         self._inference.add(time.perf_counter() - began_s)
@@ -57,7 +57,7 @@ class StepTimer:
             self.report()
 
     def report(self) -> None:
-        """Report what was measured since the last report."""
+        """Report the measurements since the last report."""
         self._link.report_measurements(
             WorkerMeasurements(
                 tuple(self._decode.counts),
