@@ -27,7 +27,7 @@ STEPS = {
     "schema applied": ("dev", "starting api"),
     "api listens": ("api", "listening"),
     "Kafka's data created": ("dev", "starting Kafka"),
-    "topics created": ("dev", "made the topics"),
+    "topics created": ("dev", "created the topics"),
     "relay owns its shards": ("relay", "shards_owned"),
     "orchestrator leads": ("orchestrator", "lease_acquired"),
     "runner ready": ("runner", "runner_ready"),

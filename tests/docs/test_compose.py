@@ -1,4 +1,4 @@
-"""compose.yaml and Dockerfile: what can be checked of them without a container engine."""
+"""compose.yaml and Dockerfile, as far as they can be checked without a container engine."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def commands() -> dict[str, Any]:
 
 
 def variables(command: Any) -> set[str]:
-    named: set[str] = set()
+    names: set[str] = set()
     for parameter in command.params:
         envvar = parameter.envvar
-        named.update([envvar] if isinstance(envvar, str) else envvar or [])
-    return named
+        names.update([envvar] if isinstance(envvar, str) else envvar or [])
+    return names
 
 
-def test_every_role_is_a_service_of_its_own() -> None:
+def test_every_role_is_a_separate_service() -> None:
     assert {service["command"][0] for service in services().values() if "command" in service} == ROLES
 
 
-def test_a_service_gives_its_role_only_options_that_it_has() -> None:
+def test_services_use_only_options_that_their_role_has() -> None:
     for service in services().values():
         if "command" not in service:
             continue
@@ -46,19 +46,19 @@ def test_a_service_gives_its_role_only_options_that_it_has() -> None:
         assert set(options) <= known
 
 
-def test_each_environment_variable_is_one_of_some_command() -> None:
-    named = {
+def test_services_set_only_environment_variables_that_a_command_reads() -> None:
+    names = {
         name
         for service in services().values()
         for name in service.get("environment", {})
         if name.startswith("VIDFLOW_")
     }
     known = set().union(*(variables(command) for command in commands().values()))
-    assert named
-    assert named <= known
+    assert names
+    assert names <= known
 
 
-def test_only_the_api_is_reachable_and_from_this_machine_alone() -> None:
+def test_only_the_api_is_published_and_only_on_loopback() -> None:
     published = {name: service["ports"] for name, service in services().items() if "ports" in service}
     assert published == {"api": ["127.0.0.1:8000:8000"]}
 
@@ -67,17 +67,17 @@ def roles() -> dict[str, dict[str, Any]]:
     return {name: service for name, service in services().items() if name in ROLES}
 
 
-def test_every_role_and_the_set_up_run_without_rights_on_a_read_only_file_system() -> None:
-    ours = [service for service in services().values() if service.get("image") == "vidflow"]
-    assert len(ours) == len(ROLES) + 1
-    for service in ours:
+def test_every_role_and_the_setup_run_unprivileged_on_a_read_only_file_system() -> None:
+    vidflow_services = [service for service in services().values() if service.get("image") == "vidflow"]
+    assert len(vidflow_services) == len(ROLES) + 1
+    for service in vidflow_services:
         assert service["read_only"] is True
         assert [mount.partition(":")[0] for mount in service["tmpfs"]] == ["/tmp"]
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
 
 
-def test_media_and_models_are_mounted_read_only_where_the_roles_that_read_them_look() -> None:
+def test_media_and_models_are_mounted_read_only_at_the_configured_paths() -> None:
     for name in ("api", "runner"):
         service = roles()[name]
         mounts = dict(volume.removesuffix(":ro").split(":") for volume in service["volumes"] if volume.endswith(":ro"))
@@ -88,7 +88,7 @@ def test_media_and_models_are_mounted_read_only_where_the_roles_that_read_them_l
         }
 
 
-def test_every_role_has_the_image_s_health_check() -> None:
+def test_every_role_uses_the_health_check_of_the_image() -> None:
     file = dockerfile()
     assert "HEALTHCHECK" in file
     assert re.search(r'CMD \["python", "-m", "vidflow.healthcheck"\]', file)
@@ -97,12 +97,12 @@ def test_every_role_has_the_image_s_health_check() -> None:
 
 
 def dockerfile() -> str:
-    """The instructions, each in one line."""
+    """Return the instructions, one per line."""
     text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
     return "\n".join(line for line in text.splitlines() if not line.startswith("#"))
 
 
-def test_the_image_installs_nothing_but_what_is_locked() -> None:
+def test_the_image_installs_only_locked_packages() -> None:
     installs = re.findall(r"pip (?:install|wheel) [^&\n]*", dockerfile())
     assert len(installs) == 4
     for command in installs:
@@ -110,25 +110,25 @@ def test_the_image_installs_nothing_but_what_is_locked() -> None:
         assert "--no-build-isolation" in command or not command.rstrip().endswith(" .")
     requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
     locked = (ROOT / "locks" / "build.lock").read_text()
-    assert all(f"{re.split('[<>=]', one)[0]}==" in locked for one in requires)
+    assert all(f"{re.split('[<>=]', requirement)[0]}==" in locked for requirement in requires)
 
 
-def test_the_build_sees_each_file_that_it_copies_and_no_other() -> None:
+def test_the_build_context_contains_exactly_the_files_that_are_copied() -> None:
     ignored = (ROOT / ".dockerignore").read_text().split("\n")
     assert "*" in ignored
     allowed = {line.removeprefix("!") for line in ignored if line.startswith("!")}
-    copied = [words.split()[:-1] for words in re.findall(r"^COPY (?!--from)(.*)$", dockerfile(), re.MULTILINE)]
-    names = {name.removeprefix("./") for line in copied for name in line}
+    copied = [arguments.split()[:-1] for arguments in re.findall(r"^COPY (?!--from)(.*)$", dockerfile(), re.MULTILINE)]
+    names = {name.removeprefix("./") for sources in copied for name in sources}
     assert {re.sub(r"\$\{EXTRA\}", "*", name) for name in names} == allowed
     assert all(list(ROOT.glob(name)) for name in allowed)
 
 
-def test_the_image_s_default_extra_has_a_lock_and_the_user_is_not_root() -> None:
+def test_the_default_extra_of_the_image_has_a_lock_and_its_user_is_not_root() -> None:
     [extra] = re.findall(r"^ARG EXTRA=(\w+)$", dockerfile(), re.MULTILINE)
     assert (ROOT / "locks" / f"{extra}.txt").is_file()
     assert re.findall(r"^USER (\d+)$", dockerfile(), re.MULTILINE) == ["10001"]
 
 
-def test_the_api_answers_to_its_name_among_the_services() -> None:
+def test_the_api_allows_its_service_name_as_host() -> None:
     environment = services()["api"]["environment"]
     assert "api" in environment["VIDFLOW_ALLOWED_HOSTS"].split(",")

@@ -1,4 +1,4 @@
-"""What is installed: locks with hashes and without hosts, no command that names another project, no Python that is too old."""
+"""Installation: locks have hashes and no hosts, no command installs another project, and old Pythons are refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def locked(text: str) -> list[str]:
     return re.findall(r"^([\w.-]+)==", text, re.MULTILINE)
 
 
-def test_each_lock_is_of_an_extra_and_all_agree_with_the_largest() -> None:
+def test_each_lock_belongs_to_an_extra_and_agrees_with_the_dev_lock() -> None:
     known = set(re.findall(r"^(\S+==\S+)", locks()["dev"], re.MULTILINE))
     for extra, text in locks().items():
         assert extra in project()["optional-dependencies"]
@@ -42,7 +42,7 @@ def test_each_lock_is_of_an_extra_and_all_agree_with_the_largest() -> None:
 
 
 @pytest.mark.parametrize("extra", sorted(locks()))
-def test_a_lock_has_a_hash_for_each_package_and_names_no_host(extra: str) -> None:
+def test_a_lock_has_a_hash_for_each_package_and_no_host(extra: str) -> None:
     text = locks()[extra]
     assert "://" not in text
     blocks = re.split(r"^(?=[\w.-]+==)", text, flags=re.MULTILINE)[1:]
@@ -51,22 +51,27 @@ def test_a_lock_has_a_hash_for_each_package_and_names_no_host(extra: str) -> Non
 
 
 @pytest.mark.parametrize("extra", sorted(locks()))
-def test_a_lock_holds_what_its_extra_and_the_package_ask_for(extra: str) -> None:
-    facts = project()
-    name, extras = facts["name"], facts["optional-dependencies"]
-    wanted, open_extras = {re.split(r"[\[<>=]", one)[0] for one in facts["dependencies"]}, [extra]
-    while open_extras:
-        for one in extras[open_extras.pop()]:
-            package, _, inner = one.partition("[")
+def test_a_lock_contains_the_requirements_of_its_extra_and_of_the_package(extra: str) -> None:
+    metadata = project()
+    name, extras = metadata["name"], metadata["optional-dependencies"]
+    required = {package_name(requirement) for requirement in metadata["dependencies"]}
+    pending_extras = [extra]
+    while pending_extras:
+        for requirement in extras[pending_extras.pop()]:
+            package, _, included_extras = requirement.partition("[")
             if package == name:
-                open_extras += inner.rstrip("]").split(",")
+                pending_extras += included_extras.rstrip("]").split(",")
             else:
-                wanted.add(re.split(r"[\[<>=]", one)[0])
-    assert wanted <= set(locked(locks()[extra]))
+                required.add(package_name(requirement))
+    assert required <= set(locked(locks()[extra]))
 
 
-def test_nothing_that_is_shown_installs_another_projects_package() -> None:
-    """`vidflow` on the public index is another project, and what is not published yet anybody may publish."""
+def package_name(requirement: str) -> str:
+    return re.split(r"[\[<>=]", requirement)[0]
+
+
+def test_no_documented_command_installs_another_project() -> None:
+    """`vidflow` on the public index is another project, and anyone may publish a name that is not taken yet."""
     assert project()["name"] != "vidflow"
     installs = re.compile(r"(?:pip|uv|pipx) (?:\S+ )*?install\b([^\n`;&]*)")
     for path in TEXTS:
@@ -74,17 +79,17 @@ def test_nothing_that_is_shown_installs_another_projects_package() -> None:
             assert not re.search(r"(?<![\w/.])vidflow(?:-engine)?(?!\w|/|\.|'s)", arguments), (path, arguments)
 
 
-def test_the_command_that_messages_show_names_the_source_folder() -> None:
+def test_the_install_hint_uses_the_source_folder() -> None:
     from vidflow.domain.errors import format_install_hint  # noqa: PLC0415
 
     assert "pip install '.[runner]'" in format_install_hint("runner")
 
 
 def older_pythons() -> list[str]:
-    """The older Pythons of this machine."""
+    """Return the Pythons of this machine that are too old."""
     versions = sorted((Path.home() / ".pyenv" / "versions").glob("*/bin/python"))
-    found = [shutil.which(name) for name in OLD] + [str(path) for path in versions]
-    return [path for path in found if path and is_old(path)]
+    candidates = [shutil.which(name) for name in OLD] + [str(path) for path in versions]
+    return [path for path in candidates if path and is_old(path)]
 
 
 def is_old(python: str) -> bool:
@@ -92,8 +97,8 @@ def is_old(python: str) -> bool:
     return subprocess.run([python, "-c", code], capture_output=True, check=False).returncode == 0
 
 
-def refused(*command: str, folder: Path) -> str:
-    """What an interpreter says that is refused before anything is made."""
+def run_refused(*command: str, folder: Path) -> str:
+    """Run install.py with a Python that it refuses before it creates anything, and return its error."""
     end = subprocess.run(
         [*command, "demo", str(folder / "venv")], capture_output=True, text=True, timeout=60, check=False
     )
@@ -103,14 +108,16 @@ def refused(*command: str, folder: Path) -> str:
     return end.stderr
 
 
-def test_an_older_python_is_refused_in_one_line_before_anything_is_installed(tmp_path: Path) -> None:
+def test_an_old_python_is_refused_in_one_line_before_anything_is_installed(tmp_path: Path) -> None:
     code = f"import runpy, sys; sys.version_info = (3, 10, 13); runpy.run_path({str(INSTALL)!r}, run_name='__main__')"
     assert (
-        refused(sys.executable, "-c", code, folder=tmp_path)
+        run_refused(sys.executable, "-c", code, folder=tmp_path)
         == "install.py: vidflow needs Python 3.11 or newer, this is Python 3.10\n"
     )
     for python in older_pythons():
-        assert "vidflow needs Python 3.11 or newer, this is Python " in refused(python, str(INSTALL), folder=tmp_path)
+        assert "vidflow needs Python 3.11 or newer, this is Python " in run_refused(
+            python, str(INSTALL), folder=tmp_path
+        )
 
 
 def test_an_environment_of_another_python_is_refused(tmp_path: Path) -> None:
@@ -123,7 +130,7 @@ def test_an_environment_of_another_python_is_refused(tmp_path: Path) -> None:
     )
 
 
-def test_a_lock_that_is_not_there_is_told_with_those_that_are() -> None:
+def test_an_unknown_extra_is_refused_with_the_known_ones() -> None:
     end = subprocess.run([sys.executable, str(INSTALL), "all"], capture_output=True, text=True, timeout=60, check=False)
     assert end.returncode == 3
     assert all(extra in end.stderr for extra in locks())

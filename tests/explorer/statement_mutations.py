@@ -47,13 +47,13 @@ STATEMENT_MUTATIONS: Final = (
     ),
     statement_mutation(
         "the API writes the transition it reports", "roles/api/scenarios.py",
-        '        if decision.after is None or _try_move(connection, decision):', "        if True or _moved(connection, decision):",
-        f"{INTEGRATION}/test_api_scenarios.py::test_a_shutdown_is_answered_in_every_state",
+        '        if decision.after is None or _try_move(connection, decision):', "        if True or _try_move(connection, decision):",
+        f"{INTEGRATION}/test_api_scenarios.py::test_a_shutdown_is_accepted_in_every_state",
     ),
     statement_mutation(
         "a scenario and its message are created in one statement", "infra/postgres/scenarios.py",
         "scenario_uuid::text), 'UTF8')\n              FROM generated", "scenario_uuid::text), 'UTF8')\n              FROM generated WHERE false",
-        f"{INTEGRATION}/test_api_scenarios.py::test_a_scenario_is_born_with_its_progress_its_history_and_its_message",
+        f"{INTEGRATION}/test_api_scenarios.py::test_a_scenario_is_created_with_its_progress_history_and_message",
     ),
     statement_mutation(
         "a transition is written only to a row that is unchanged", "infra/postgres/lifecycle.py",
@@ -171,7 +171,7 @@ STATEMENT_MUTATIONS: Final = (
     statement_mutation(
         "complete is reported only after the last row", "infra/postgres/predictions.py",
         "complete=state == State.INACTIVE and not more", "complete=state == State.INACTIVE",
-        f"{INTEGRATION}/test_api_predictions.py::test_pages_follow_one_another_without_a_hole",
+        f"{INTEGRATION}/test_api_predictions.py::test_consecutive_pages_have_no_gap",
     ),
 )  # fmt: skip
 

@@ -53,7 +53,7 @@ class ProxiedStack(Stack):
     def _create_kafka(self, folder: Path) -> EmbeddedKafka:
         cache = read_environment_variable("VIDFLOW_CACHE_DIR")
         port = self._proxies.kafka.port
-        server = KafkaBehindProxy(folder / "kafka", proxy_port=port, notify=self._say, stop=self._stop, cache=cache)
+        server = KafkaBehindProxy(folder / "kafka", proxy_port=port, notify=self._notify, stop=self._stop, cache=cache)
         self._proxies.kafka_port = server.proxied_port
         self._clean_up.callback(server.stop)
         return server

@@ -1,4 +1,4 @@
-"""A real api on a free port, for tests, and rows that other roles would write."""
+"""Test support: a real api on a free port, and the rows that other roles would write."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SOURCE_URL = "http://camera.example/video.mp4"
 
 @contextmanager
 def running_api(options: ApiOptions) -> Iterator[httpx.Client]:
-    """The api, run as its process runs it, until the block ends; a client of it."""
+    """Run the api as its process does until the block ends, and yield a client."""
     stop = Stop()
     port = free_port()
     thread = threading.Thread(
@@ -40,14 +40,14 @@ def running_api(options: ApiOptions) -> Iterator[httpx.Client]:
     finally:
         stop.request()
         thread.join(15)
-    assert not thread.is_alive(), "the api stops when it is asked to"
+    assert not thread.is_alive(), "the api did not stop"
     if stop.error is not None:
         raise stop.error
 
 
 @contextmanager
 def ready_api(options: ApiOptions) -> Iterator[httpx.Client]:
-    """As serving, and its database is there."""
+    """Like `running_api`, once the api is ready."""
     with running_api(options) as client:
         wait_until(lambda: client.get("/health/ready").status_code == 200, "the api is ready")
         yield client
@@ -62,14 +62,14 @@ def is_ready(client: httpx.Client) -> bool:
 
 def is_lock_awaited(database_url: str) -> bool:
     query = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    with psycopg.connect(database_url) as watcher:
-        return watcher.execute(query).fetchone() is not None
+    with psycopg.connect(database_url) as connection:
+        return connection.execute(query).fetchone() is not None
 
 
-def wait_until(condition: Callable[[], bool], what: str, limit_s: float = 20.0) -> None:
-    until = time.monotonic() + limit_s
+def wait_until(condition: Callable[[], bool], expected: str, limit_s: float = 20.0) -> None:
+    deadline_s = time.monotonic() + limit_s
     while not condition():
-        assert time.monotonic() < until, f"not within {limit_s} s: {what}"
+        assert time.monotonic() < deadline_s, f"not within {limit_s} s: {expected}"
         time.sleep(0.02)
 
 
@@ -79,14 +79,14 @@ def free_port() -> int:
 
 
 def create_scenario(client: httpx.Client, **fields: Any) -> dict[str, Any]:
-    answer = client.post("/scenario/init", json={"source": SOURCE_URL, "model": "motion"} | fields)
-    assert answer.status_code == 201, answer.text
-    scenario: dict[str, Any] = answer.json()
+    response = client.post("/scenario/init", json={"source": SOURCE_URL, "model": "motion"} | fields)
+    assert response.status_code == 201, response.text
+    scenario: dict[str, Any] = response.json()
     return scenario
 
 
 def write_deployment(database_url: str, scenario_uuid: str, state: str = "active") -> None:
-    """What the orchestrator would have written."""
+    """Write what the orchestrator writes for a deployed scenario."""
     with psycopg.connect(database_url) as tx:
         tx.execute(
             "UPDATE scenarios SET state = %s, epoch = 5, runner = 'runner-1' WHERE scenario_uuid = %s",
@@ -103,7 +103,7 @@ def write_completion(database_url: str, scenario_uuid: str) -> None:
 
 
 def write_results(database_url: str, scenario_uuid: str, frames: range, detections: Any = ()) -> None:
-    """What the inbox would have written."""
+    """Write what the inbox writes for these frames."""
     with psycopg.connect(database_url) as tx:
         tx.cursor().executemany(
             "INSERT INTO scenario_results VALUES (%s, %s, 5, %s, %s, 640, 360, '2026-01-01T00:00:00Z', %s)",
@@ -114,11 +114,11 @@ def write_results(database_url: str, scenario_uuid: str, frames: range, detectio
         )
 
 
-def assert_problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
-    """The problem that an answer must be."""
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    problem: dict[str, Any] = answer.json()
+def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    """Assert that the response is a problem of this status and code, and return it."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    problem: dict[str, Any] = response.json()
     assert (problem["status"], problem["code"]) == (status, code), problem
     assert problem["title"]
     assert problem["detail"]

@@ -1,4 +1,4 @@
-"""vidflow's commands as processes of their own, what they print and how they end; and a port at which nobody serves. For tests."""
+"""Test support: vidflow's commands as processes, and servers that are not available."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ STOP_LIMIT_S = 15.0
 
 
 def build_environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What a command is given: nothing of this process's own VIDFLOW_…, but for where Kafka's jars are kept."""
+    """Return a command's environment: none of this process's VIDFLOW_… variables except the cache of Kafka's jars."""
     kept = {name: os.environ[name] for name in ("HOME", "PYTHONPATH", "VIDFLOW_CACHE_DIR") if name in os.environ}
     return {"PATH": "/usr/bin:/bin", "COLUMNS": "300", "TERM": "dumb", **kept, **(variables or {})}
 
 
 def run_command(*arguments: str, variables: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """A command that has run to its end."""
+    """Run a command to its end."""
     command = [sys.executable, "-m", "vidflow", *arguments]
     return subprocess.run(
         command, env=build_environment(variables), capture_output=True, text=True, timeout=LIMIT_S, check=False
@@ -35,7 +35,7 @@ def run_command(*arguments: str, variables: Mapping[str, str] | None = None) -> 
 
 
 class RunningCommand:
-    """A command that runs; what it has printed so far."""
+    """A running command and its output so far."""
 
     def __init__(self, process: subprocess.Popen[bytes], out: Path, err: Path) -> None:
         self.process = process
@@ -51,14 +51,14 @@ class RunningCommand:
         return self._err.read_text(errors="replace")
 
     def error_lines(self, pattern: str) -> list[str]:
-        """The lines of standard error in which the pattern is found."""
+        """Return the lines of standard error that contain the pattern."""
         return [line for line in self.stderr.splitlines() if re.search(pattern, line)]
 
     def wait_for(self, pattern: str, limit_s: float = LIMIT_S) -> None:
-        """Waits until it has said something."""
+        """Wait until a line of standard error contains the pattern."""
         wait_until(
             lambda: bool(self.error_lines(pattern)) or self.process.poll() is not None,
-            f"{self.process.args!r} says {pattern}; it said {self.stderr}",
+            f"{self.process.args!r} prints {pattern}; it printed {self.stderr}",
             limit_s,
         )
         assert self.error_lines(pattern), f"{self.process.args!r} ended with {self.process.poll()}: {self.stderr}"
@@ -66,9 +66,9 @@ class RunningCommand:
     def is_running(self) -> bool:
         return self.process.poll() is None
 
-    def stop(self, number: signal.Signals = signal.SIGTERM, limit_s: float = STOP_LIMIT_S) -> int:
-        """Its exit code, once it was asked to end."""
-        self.process.send_signal(number)
+    def stop(self, stop_signal: signal.Signals = signal.SIGTERM, limit_s: float = STOP_LIMIT_S) -> int:
+        """Ask the command to end, and return its exit code."""
+        self.process.send_signal(stop_signal)
         return self.process.wait(limit_s)
 
 
@@ -76,7 +76,7 @@ class RunningCommand:
 def running_command(
     folder: Path, *arguments: str, variables: Mapping[str, str] | None = None
 ) -> Iterator[RunningCommand]:
-    """A command that runs until the block ends; then it is killed, if it still does. `folder` takes what it prints."""
+    """Start a command, and kill it after the block if it still runs. Its output is written to `folder`."""
     name = f"{arguments[0]}-{len(list(folder.iterdir()))}"
     out, err = folder / f"{name}.out", folder / f"{name}.err"
     command = [sys.executable, "-m", "vidflow", *arguments]
@@ -90,7 +90,7 @@ def running_command(
 
 
 class RefusingServer:
-    """A port of the loopback interface that hangs up on everybody, and counts the calls."""
+    """A loopback port that closes every connection at once and counts them."""
 
     def __init__(self) -> None:
         self.connections = 0
@@ -110,18 +110,18 @@ class RefusingServer:
     def _hang_up(self) -> None:
         while True:
             try:
-                caller, _ = self._listener.accept()
+                connection, _ = self._listener.accept()
             except OSError:
                 return
             self.connections += 1
-            caller.close()
+            connection.close()
 
 
 def hides_internals(text: str) -> bool:
-    """Whether a program's words hold no traceback and no password of these tests."""
+    """Return whether the output has no traceback and no password of these tests."""
     return "Traceback" not in text and SECRET not in text
 
 
-SECRET = "s3cret"  # noqa: S105 - to be looked for
+SECRET = "s3cret"  # noqa: S105 - searched for in output
 CLOSED_DATABASE = f"postgresql://vidflow:{SECRET}@127.0.0.1:1/vidflow"
 CLOSED_KAFKA = "127.0.0.1:1"

@@ -12,7 +12,7 @@ import httpx
 
 
 class RawResponse(NamedTuple):
-    """What the server wrote until it closed, or for the first answer's length."""
+    """The first response on a connection."""
 
     status: int
     headers: dict[str, str]
@@ -27,48 +27,48 @@ class RawResponse(NamedTuple):
 
 @contextmanager
 def raw_connection(client: httpx.Client, timeout_s: float = 15.0) -> Iterator[socket.socket]:
-    """A connection to the api of the client."""
+    """Open a connection to the client's api."""
     with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout_s) as connection:
         yield connection
 
 
 def read_response(connection: socket.socket) -> RawResponse | None:
-    """One answer; None where the server closed without any."""
+    """Read one response, or return None if the server closed the connection without one."""
     data = b""
     while b"\r\n\r\n" not in data:
-        more = _received(connection)
-        if not more:
+        received = _receive(connection)
+        if not received:
             return None
-        data += more
+        data += received
     head, _, body = data.partition(b"\r\n\r\n")
-    first, *lines = head.decode("latin-1").split("\r\n")
+    status_line, *lines = head.decode("latin-1").split("\r\n")
     headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
     while len(body) < int(headers.get("content-length", "0")):
-        more = _received(connection)
-        if not more:
+        received = _receive(connection)
+        if not received:
             break
-        body += more
-    return RawResponse(int(first.split()[1]), headers, body)
+        body += received
+    return RawResponse(int(status_line.split()[1]), headers, body)
 
 
 def send_raw_request(client: httpx.Client, request: bytes) -> RawResponse:
-    """The answer to bytes on a connection of their own."""
+    """Send bytes on a new connection, and return the response."""
     with raw_connection(client) as connection:
-        with suppress(ConnectionError):  # the server may refuse before it has read all
+        with suppress(ConnectionError):  # the server may refuse before it has read everything
             connection.sendall(request)
-        answer = read_response(connection)
-    assert answer is not None, "the server answers"
-    return answer
+        response = read_response(connection)
+    assert response is not None, "the server closed the connection without a response"
+    return response
 
 
 def wait_until_closed(connection: socket.socket) -> bool:
     """Wait until the server closes the connection."""
-    while _received(connection):
+    while _receive(connection):
         pass
     return True
 
 
-def _received(connection: socket.socket) -> bytes:
+def _receive(connection: socket.socket) -> bytes:
     try:
         return connection.recv(65536)
     except ConnectionError:

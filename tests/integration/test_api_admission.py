@@ -1,4 +1,4 @@
-"""The door under pressure: a full queue, no free connection, a full disk. What is refused is told soon and with a way out."""
+"""Admission under pressure: a full queue, no free connection, a full disk. Refusals come quickly and say what to do."""
 
 from __future__ import annotations
 
@@ -47,29 +47,27 @@ def is_admitted(client: httpx.Client) -> bool:
     return post_scenario(client).status_code == 201
 
 
-def stored(tables: psycopg.Connection) -> int:
-    [(count,)] = tables.execute("SELECT count(*) FROM scenarios").fetchall()
+def count_scenarios(connection: psycopg.Connection) -> int:
+    [(count,)] = connection.execute("SELECT count(*) FROM scenarios").fetchall()
     return int(count)
 
 
 class TestQueue:
-    """Scenarios that wait for a runner, up to a limit."""
+    """The limit of scenarios that wait for a runner."""
 
-    def test_beyond_its_limit_a_scenario_is_refused_with_when_to_come_again(
+    def test_a_full_queue_refuses_a_scenario_with_retry_after(
         self, database_url: str, connection: psycopg.Connection
     ) -> None:
         with ready_api(ApiOptions(database_url=database_url, queue_limit=3)) as client:
             for _ in range(3):
                 create_scenario(client)
-            answer = post_scenario(client)
-            problem = assert_problem(answer, 429, "queue_full")
+            response = post_scenario(client)
+            problem = assert_problem(response, 429, "queue_full")
             assert "3 scenarios wait" in problem["detail"]
-            assert int(answer.headers["retry-after"]) >= 1
-            assert stored(connection) == 3
+            assert int(response.headers["retry-after"]) >= 1
+            assert count_scenarios(connection) == 3
 
-    def test_a_full_queue_still_takes_shutdowns_and_lets_in_again_what_they_make_room_for(
-        self, database_url: str
-    ) -> None:
+    def test_a_full_queue_accepts_shutdowns_and_then_new_scenarios(self, database_url: str) -> None:
         with ready_api(ApiOptions(database_url=database_url, queue_limit=2)) as client:
             first = create_scenario(client)
             create_scenario(client)
@@ -78,93 +76,94 @@ class TestQueue:
             wait_until(lambda: is_admitted(client), "there is room for one")
             assert_problem(post_scenario(client), 429, "queue_full")
 
-    def test_scenarios_at_work_take_no_place_in_it(self, database_url: str) -> None:
+    def test_deployed_scenarios_do_not_count(self, database_url: str) -> None:
         with ready_api(ApiOptions(database_url=database_url, queue_limit=1)) as client:
             write_deployment(database_url, create_scenario(client)["scenario_uuid"])
-            wait_until(lambda: is_admitted(client), "the first is at work")
+            wait_until(lambda: is_admitted(client), "the deployed scenario no longer counts")
 
-    def test_a_crowd_that_comes_at_once_does_not_overshoot_it(
+    def test_concurrent_requests_do_not_exceed_the_limit(
         self, database_url: str, connection: psycopg.Connection
     ) -> None:
         with (
             ready_api(ApiOptions(database_url=database_url, queue_limit=25)) as client,
-            ThreadPoolExecutor(16) as crowd,
+            ThreadPoolExecutor(16) as executor,
         ):
-            for _ in range(3):  # over several looks
-                answers = list(crowd.map(lambda _: post_scenario(client).status_code, range(60)))
-                assert set(answers) <= {201, 429}
-                assert stored(connection) == 25
-                time_of_a_look = time.monotonic() + 1.0
-                wait_until(lambda until_s=time_of_a_look: time.monotonic() > until_s, "the next look is due")
+            for _ in range(3):  # over several refreshes
+                statuses = list(executor.map(lambda _: post_scenario(client).status_code, range(60)))
+                assert set(statuses) <= {201, 429}
+                assert count_scenarios(connection) == 25
+                refresh_s = time.monotonic() + 1.0
+                wait_until(lambda refresh_s=refresh_s: time.monotonic() > refresh_s, "the next refresh is due")
 
-    def test_what_waits_is_limited_by_bytes_too(self, database_url: str, connection: psycopg.Connection) -> None:
+    def test_the_queue_is_limited_by_bytes_too(self, database_url: str, connection: psycopg.Connection) -> None:
         large = {**BODY, "source": f"{SOURCE_URL}?{'x' * 3000}"}
         with ready_api(ApiOptions(database_url=database_url, queue_limit_bytes=10_000)) as client:
-            while (answer := client.post("/scenario/init", json=large)).status_code == 201:
-                assert stored(connection) <= 3
-            assert "--queue-limit-bytes" in assert_problem(answer, 429, "queue_full")["detail"]
-            assert answer.headers["retry-after"]
-            assert stored(connection) == 3
+            while (response := client.post("/scenario/init", json=large)).status_code == 201:
+                assert count_scenarios(connection) <= 3
+            assert "--queue-limit-bytes" in assert_problem(response, 429, "queue_full")["detail"]
+            assert response.headers["retry-after"]
+            assert count_scenarios(connection) == 3
             create_scenario(client)  # a small one still fits
             connection.execute("UPDATE scenarios SET state = 'inactive', outcome = 'stopped'")
             wait_until(lambda: client.post("/scenario/init", json=large).status_code == 201, "there is room again")
 
-    def test_a_scenario_larger_than_the_limit_is_taken_by_an_empty_queue(self, database_url: str) -> None:
+    def test_an_empty_queue_accepts_a_scenario_larger_than_its_limit(self, database_url: str) -> None:
         with ready_api(ApiOptions(database_url=database_url, queue_limit_bytes=1)) as client:
             create_scenario(client)
             assert_problem(post_scenario(client), 429, "queue_full")
 
-    def test_what_was_let_in_by_others_counts_too(self, database_url: str) -> None:
+    def test_scenarios_admitted_by_other_apis_count_too(self, database_url: str) -> None:
         options = ApiOptions(database_url=database_url, queue_limit=4)
-        with ready_api(options) as one, ready_api(options) as other:
+        with ready_api(options) as first, ready_api(options) as second:
             for _ in range(2):
-                create_scenario(one)
+                create_scenario(first)
             for _ in range(2):
-                create_scenario(other)
-            wait_until(lambda: post_scenario(one).status_code == 429, "one knows of the other's")
-            assert post_scenario(other).status_code == 429
+                create_scenario(second)
+            wait_until(lambda: post_scenario(first).status_code == 429, "the first api counts the second's scenarios")
+            assert post_scenario(second).status_code == 429
 
 
 class TestConnections:
-    """All connections to the database busy."""
+    """A connection pool that is exhausted."""
 
     @contextmanager
     def no_connection_free(self, client: httpx.Client, database_url: str) -> Iterator[None]:
-        """The one connection of the pool waits in a request."""
-        with psycopg.connect(database_url) as other, ThreadPoolExecutor(1) as asking:
+        """Occupy the pool's only connection by a request that waits for a lock."""
+        with psycopg.connect(database_url) as other, ThreadPoolExecutor(1) as executor:
             other.execute("LOCK TABLE scenarios IN ACCESS EXCLUSIVE MODE")
-            hangs = asking.submit(client.get, "/scenario")
+            request = executor.submit(client.get, "/scenario")
             wait_until(lambda: is_lock_awaited(database_url), "a request holds the connection")
             yield
             other.rollback()
-            assert hangs.result().status_code == 200
+            assert request.result().status_code == 200
 
     @pytest.fixture(autouse=True)
-    def _held_for_long(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The request that holds the connection is not ended before the test does it."""
+    def _long_statement_timeout(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Keep the request that holds the connection from timing out."""
         monkeypatch.setattr(database, "STATEMENT_TIMEOUT_S", 60.0)
 
-    def test_a_crowd_that_finds_none_free_is_told_soon_and_served_when_one_is(self, database_url: str) -> None:
+    def test_requests_without_a_connection_are_refused_quickly_and_served_once_one_is_free(
+        self, database_url: str
+    ) -> None:
         with (
             ready_api(ApiOptions(database_url=database_url, pool_size=1)) as client,
             httpx.Client(
                 base_url=client.base_url, timeout=30, limits=httpx.Limits(max_keepalive_connections=0)
-            ) as many,
-            ThreadPoolExecutor(100) as crowd,
+            ) as new_connections,
+            ThreadPoolExecutor(100) as executor,
         ):
             with self.no_connection_free(client, database_url):
-                began_s = time.monotonic()
-                answers = list(crowd.map(lambda _: post_scenario(many), range(200)))
-                print_figure(
-                    f"200 requests by 100 at once without a connection: all told in {time.monotonic() - began_s:.2f} s"
-                )
-                for answer in answers:
-                    assert "--pool-size" in assert_problem(answer, 503, "database_busy")["detail"]
-                    assert answer.headers["retry-after"]
-            # Not by the first client: the server closes a connection that was idle for some seconds, maybe just now.
-            wait_until(lambda: is_admitted(many), "it serves again")
+                started_s = time.monotonic()
+                responses = list(executor.map(lambda _: post_scenario(new_connections), range(200)))
+                duration_s = time.monotonic() - started_s
+                print_figure(f"200 requests, 100 at once, without a connection: all refused in {duration_s:.2f} s")
+                for response in responses:
+                    assert "--pool-size" in assert_problem(response, 503, "database_busy")["detail"]
+                    assert response.headers["retry-after"]
+            # Not with `client`: the server may be closing its connection, which has been idle for some seconds.
+            wait_until(lambda: is_admitted(new_connections), "it serves again")
 
-    def test_that_all_are_busy_is_not_told_as_an_outage(
+    def test_an_exhausted_pool_is_not_logged_as_an_outage(
         self, database_url: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         with ready_api(ApiOptions(database_url=database_url, pool_size=1)) as client:
@@ -175,9 +174,9 @@ class TestConnections:
 
 
 class TestDisk:
-    """No room for more data: by what the api sees itself, and by what PostgreSQL says."""
+    """A full disk: seen by the api itself, or reported by PostgreSQL."""
 
-    def test_below_the_least_free_no_work_is_taken_until_there_is_room_and_all_else_goes_on(
+    def test_a_full_disk_refuses_new_scenarios_until_there_is_room_and_nothing_else(
         self, database_url: str, tmp_path: Path
     ) -> None:
         with (
@@ -186,39 +185,39 @@ class TestDisk:
         ):
             scenario = create_scenario(client)
             disk.fill()
-            wait_until(lambda: not is_admitted(client), "it has noticed")
-            answer = post_scenario(client)
-            problem = assert_problem(answer, 503, "disk_full")
+            wait_until(lambda: not is_admitted(client), "the full disk is noticed")
+            response = post_scenario(client)
+            problem = assert_problem(response, 503, "disk_full")
             assert "make room" in problem["detail"]
             assert str(disk.path) not in problem["detail"]
-            assert answer.headers["retry-after"]
+            assert response.headers["retry-after"]
             assert "vidflow_data_disk_free_bytes 0.0" in client.get("/metrics").text
             assert client.get("/health/ready").status_code == 200
             assert client.post(f"/scenario/{scenario['scenario_uuid']}/shutdown").status_code == 200
             disk.release()
-            wait_until(lambda: is_admitted(client), "it lets in again")
+            wait_until(lambda: is_admitted(client), "scenarios are admitted again")
 
-    def test_the_least_free_is_a_setting(self, database_url: str, tmp_path: Path) -> None:
-        for least, status in ((2**60, 503), (0, 201)):
-            options = ApiOptions(database_url=database_url, data_dir=tmp_path, min_free_bytes=least)
+    def test_min_free_bytes_is_respected(self, database_url: str, tmp_path: Path) -> None:
+        for min_free_bytes, status in ((2**60, 503), (0, 201)):
+            options = ApiOptions(database_url=database_url, data_dir=tmp_path, min_free_bytes=min_free_bytes)
             with ready_api(options) as client:
                 assert post_scenario(client).status_code == status
 
-    def test_a_folder_that_is_none_is_told_at_the_start(self, database_url: str, tmp_path: Path) -> None:
+    def test_a_missing_data_folder_is_reported_at_the_start(self, database_url: str, tmp_path: Path) -> None:
         with pytest.raises(SetupError, match="--data-dir"):
             run(ApiOptions(database_url=database_url, data_dir=tmp_path / "none", inbox=False), Stop())
 
-    def test_what_postgresql_says_of_its_disk_is_told_as_such_and_said_once(
+    def test_a_full_disk_of_postgresql_is_reported_as_such_and_logged_once(
         self, database_url: str, connection: psycopg.Connection, caplog: pytest.LogCaptureFixture
     ) -> None:
         with ready_api(ApiOptions(database_url=database_url)) as client:
             scenario = create_scenario(client)
-            refuse_to_store(connection)
+            simulate_full_disk(connection)
             try:
                 for _ in range(3):
-                    answer = post_scenario(client)
-                    assert_problem(answer, 503, "disk_full")
-                    assert answer.headers["retry-after"]
+                    response = post_scenario(client)
+                    assert_problem(response, 503, "disk_full")
+                    assert response.headers["retry-after"]
                     assert client.get(f"/scenario/{scenario['scenario_uuid']}").json() == scenario
                     assert client.get("/health/ready").status_code == 200
             finally:
@@ -229,9 +228,9 @@ class TestDisk:
         assert "away" not in events
 
 
-def refuse_to_store(tables: psycopg.Connection) -> None:
-    """PostgreSQL's own refusal where it has no room, without a disk that has none."""
-    tables.execute(
+def simulate_full_disk(connection: psycopg.Connection) -> None:
+    """Make inserts fail with the error that PostgreSQL raises on a full disk."""
+    connection.execute(
         """
         CREATE OR REPLACE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS
         $$ BEGIN RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = '53100'; END $$;

@@ -1,4 +1,4 @@
-"""The OpenAPI document and the page to try the API: valid, true, and without a word from elsewhere."""
+"""The OpenAPI document and the page to try the API: valid, correct, and without content from other hosts."""
 
 from __future__ import annotations
 
@@ -42,33 +42,33 @@ def test_the_document_shows_examples_and_problems(client: httpx.Client) -> None:
     assert "PredictionPage" in str(document["paths"]["/prediction"]["get"]["responses"]["200"])
 
 
-def test_the_examples_of_the_document_are_taken(client: httpx.Client, database_url: str) -> None:
+def test_the_examples_of_the_document_are_accepted(client: httpx.Client, database_url: str) -> None:
     operation = client.get("/docs/openapi.json").json()["paths"]["/scenario/init"]["post"]
     examples = operation["requestBody"]["content"]["application/json"]["schema"]["examples"]
     with ready_api(ApiOptions(database_url=database_url, any_file=True)) as open_client:
         for example in examples:
-            answer = open_client.post("/scenario/init", json=example)
-            assert answer.status_code == 201 or answer.json()["code"] in {"source_missing", "model_unknown"}, (
-                answer.text
+            response = open_client.post("/scenario/init", json=example)
+            assert response.status_code == 201 or response.json()["code"] in {"source_missing", "model_unknown"}, (
+                response.text
             )
 
 
-def test_the_front_door_leads_to_the_page(client: httpx.Client) -> None:
-    answer = client.get("/", follow_redirects=True)
-    assert answer.url.path == "/docs"
-    assert answer.headers["content-type"].startswith("text/html")
+def test_the_root_redirects_to_the_page(client: httpx.Client) -> None:
+    response = client.get("/", follow_redirects=True)
+    assert response.url.path == "/docs"
+    assert response.headers["content-type"].startswith("text/html")
 
 
-def test_the_page_and_all_that_it_loads_come_from_here(client: httpx.Client) -> None:
+def test_the_page_loads_only_files_of_this_server(client: httpx.Client) -> None:
     page = client.get("/docs").text
     assert "://" not in page
     assert "default-src 'self'" in page
-    loaded = re.findall(r'(?:src|href)="([^"]+)"', page)
-    assert len(loaded) == 4
-    for path in loaded:
-        answer = client.get(path)
-        assert answer.status_code == 200, path
-        assert answer.content
+    files = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert len(files) == 4
+    for path in files:
+        response = client.get(path)
+        assert response.status_code == 200, path
+        assert response.content
     start = client.get("/docs/assets/start.js").text
     assert "validatorUrl: null" in start
     document = re.search(r'url: "([^"]+)"', start)
@@ -76,8 +76,8 @@ def test_the_page_and_all_that_it_loads_come_from_here(client: httpx.Client) -> 
     assert client.get(document[1]).json()["openapi"].startswith("3.1")
 
 
-def test_the_api_imports_nothing_heavy() -> None:
+def test_the_api_imports_no_heavy_libraries() -> None:
     heavy = {"torch", "torchvision", "numpy", "av", "onnxruntime", "flask", "scipy", "confluent_kafka"}
     program = f"import sys, vidflow.roles.api; print(sorted({heavy!r} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    completed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert completed.stdout.strip() == "[]"

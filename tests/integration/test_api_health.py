@@ -1,4 +1,4 @@
-"""Health and metrics: what each check asks for, and what it names where something is missing."""
+"""Health checks and metrics: what each check requires, and what it names if something is missing."""
 
 from __future__ import annotations
 
@@ -49,15 +49,16 @@ def connection(database_url: str) -> Iterator[psycopg.Connection]:
         connection.execute("TRUNCATE lease, runners, inbox_partitions, outbox")
 
 
-def write_live_rows(tables: psycopg.Connection) -> None:
+def write_live_rows(connection: psycopg.Connection) -> None:
+    """Write the rows by which every role shows that it is alive."""
     for name in ("leader", *(f"outbox/{shard}" for shard in range(16))):
-        tables.execute("INSERT INTO lease VALUES (%s, uuidv7(), 1, now() + interval '1 h')", (name,))
-    tables.execute("INSERT INTO runners VALUES ('r', now(), 2, 2, 0, false, false, 'default', '1')")
+        connection.execute("INSERT INTO lease VALUES (%s, uuidv7(), 1, now() + interval '1 h')", (name,))
+    connection.execute("INSERT INTO runners VALUES ('r', now(), 2, 2, 0, false, false, 'default', '1')")
     for partition in range(2):
-        tables.execute("INSERT INTO inbox_partitions VALUES ('results', 'new', %s, 0, now())", (partition,))
+        connection.execute("INSERT INTO inbox_partitions VALUES ('results', 'new', %s, 0, now())", (partition,))
 
 
-def test_the_system_is_up_once_every_part_is_alive(client: httpx.Client, connection: psycopg.Connection) -> None:
+def test_the_system_is_healthy_once_every_role_is_alive(client: httpx.Client, connection: psycopg.Connection) -> None:
     problem = assert_problem(client.get("/health/system"), 503, "not_running")
     assert problem["missing"] == ["orchestrator", "relay", "runner", "inbox"]
     write_live_rows(connection)
@@ -75,14 +76,12 @@ def test_the_system_is_up_once_every_part_is_alive(client: httpx.Client, connect
         ("UPDATE inbox_partitions SET caught_up_at = now() - interval '6 s' WHERE partition = 1", "inbox"),
         ("UPDATE inbox_partitions SET caught_up_at = NULL WHERE partition = 1", "inbox"),
         ("UPDATE inbox_partitions SET topic = 'other'", "inbox"),
-        # What was written before the database's clock went back.
+        # Times written before the database's clock stepped back.
         ("UPDATE runners SET last_seen_at = now() + interval '1 h'", "runner"),
         ("UPDATE inbox_partitions SET caught_up_at = now() + interval '1 h'", "inbox"),
     ],
 )
-def test_a_part_that_is_missing_is_named(
-    client: httpx.Client, connection: psycopg.Connection, loss: str, missing: str
-) -> None:
+def test_a_missing_role_is_named(client: httpx.Client, connection: psycopg.Connection, loss: str, missing: str) -> None:
     write_live_rows(connection)
     connection.execute(loss)
     problem = assert_problem(client.get("/health/system"), 503, "not_running")
@@ -90,7 +89,7 @@ def test_a_part_that_is_missing_is_named(
     assert missing in problem["detail"]
 
 
-def test_an_inbox_that_runs_and_has_not_caught_up_is_not_missing(
+def test_a_running_inbox_that_has_not_caught_up_is_not_missing(
     client: httpx.Client, connection: psycopg.Connection
 ) -> None:
     write_live_rows(connection)
@@ -99,12 +98,12 @@ def test_an_inbox_that_runs_and_has_not_caught_up_is_not_missing(
     )
     problem = assert_problem(client.get("/health/system"), 503, "results_behind")
     assert problem["missing"] == []
-    assert "the inbox runs" in problem["detail"]
+    assert "The inbox runs" in problem["detail"]
     connection.execute("UPDATE inbox_partitions SET seen_at = now() + interval '1 h'")
     assert assert_problem(client.get("/health/system"), 503, "not_running")["missing"] == ["inbox"]
 
 
-def test_a_position_that_is_no_offset_is_not_caught_up_with(
+def test_a_position_that_is_not_an_offset_does_not_count_as_caught_up(
     client: httpx.Client, connection: psycopg.Connection
 ) -> None:
     write_live_rows(connection)
@@ -112,7 +111,7 @@ def test_a_position_that_is_no_offset_is_not_caught_up_with(
     assert_problem(client.get("/health/system"), 503, "results_behind")
 
 
-def test_positions_in_a_topic_that_is_gone_do_not_count(client: httpx.Client, connection: psycopg.Connection) -> None:
+def test_positions_in_a_deleted_topic_do_not_count(client: httpx.Client, connection: psycopg.Connection) -> None:
     write_live_rows(connection)
     connection.execute("INSERT INTO inbox_partitions VALUES ('results', 'old', 0, 9, now() - interval '1 day')")
     assert client.get("/health/system").status_code == 200
@@ -120,7 +119,7 @@ def test_positions_in_a_topic_that_is_gone_do_not_count(client: httpx.Client, co
     assert client.get("/health/system").status_code == 200
 
 
-def test_a_pool_in_which_scenarios_wait_without_a_runner_is_named(
+def test_a_pool_with_waiting_scenarios_and_no_runner_is_named(
     client: httpx.Client, connection: psycopg.Connection
 ) -> None:
     write_live_rows(connection)
@@ -128,7 +127,7 @@ def test_a_pool_in_which_scenarios_wait_without_a_runner_is_named(
     connection.execute("INSERT INTO runners VALUES ('g', now(), 4, 1, 0, false, false, 'gpu', '1')")
     health = client.get("/health/system").json()
     assert (health["status"], health["empty_pools"]) == ("degraded", ["typo"])
-    pools = {one["pool"]: one for one in health["pools"]}
+    pools = {pool["pool"]: pool for pool in health["pools"]}
     assert pools["gpu"] == {"pool": "gpu", "runners": 1, "slots": 4, "used": 1, "waiting": 0}
     assert pools["typo"] == {"pool": "typo", "runners": 0, "slots": 0, "used": 0, "waiting": 1}
     assert client.get(f"/scenario/{scenario['scenario_uuid']}").json()["waiting_for"] == "pool"
@@ -140,7 +139,7 @@ def test_a_pool_in_which_scenarios_wait_without_a_runner_is_named(
     client.post(f"/scenario/{scenario['scenario_uuid']}/shutdown")
 
 
-def test_more_pools_than_are_shown_cost_no_more(client: httpx.Client, connection: psycopg.Connection) -> None:
+def test_the_number_of_pools_shown_is_limited(client: httpx.Client, connection: psycopg.Connection) -> None:
     write_live_rows(connection)
     connection.execute(
         """
@@ -155,7 +154,7 @@ def test_more_pools_than_are_shown_cost_no_more(client: httpx.Client, connection
         connection.execute("DELETE FROM scenarios WHERE pool <> 'default'")
 
 
-def test_metrics_tell_requests_states_and_backlog(client: httpx.Client, connection: psycopg.Connection) -> None:
+def test_metrics_include_requests_states_and_backlog(client: httpx.Client, connection: psycopg.Connection) -> None:
     create_scenario(client)
     client.get("/nothing")
     write_live_rows(connection)
@@ -177,7 +176,7 @@ def test_metrics_tell_requests_states_and_backlog(client: httpx.Client, connecti
     assert samples["vidflow_http_requests_total", ("method", "other"), ("path", "other"), ("status", "404")] >= 1
 
 
-def test_metrics_tell_the_pool_and_how_long_the_queue_has_waited(
+def test_metrics_include_the_connection_pool_and_the_age_of_the_queue(
     client: httpx.Client, connection: psycopg.Connection
 ) -> None:
     uuid_ = create_scenario(client)["scenario_uuid"]
@@ -194,12 +193,12 @@ def test_metrics_tell_the_pool_and_how_long_the_queue_has_waited(
     assert "vidflow_relay" not in text
 
 
-def test_a_method_that_a_client_makes_up_is_no_label(client: httpx.Client) -> None:
+def test_a_method_that_a_client_invents_is_no_label(client: httpx.Client) -> None:
     client.request("BREW", "/scenario")
     assert "BREW" not in client.get("/metrics").text
 
 
-def test_metrics_on_a_port_of_their_own_are_not_on_the_api_s(database_url: str) -> None:
+def test_metrics_on_a_separate_port_are_not_served_by_the_api(database_url: str) -> None:
     port = free_port()
     with ready_api(ApiOptions(database_url=database_url, metrics_port=port)) as client:
         assert client.get("/metrics").status_code == 404
@@ -208,25 +207,25 @@ def test_metrics_on_a_port_of_their_own_are_not_on_the_api_s(database_url: str) 
     assert 'vidflow_scenarios{state="init_startup"}' in text
 
 
-def test_a_database_whose_connections_are_all_busy_is_told_soon(database_url: str) -> None:
+def test_an_exhausted_connection_pool_is_reported_quickly(database_url: str) -> None:
     with (
         ready_api(ApiOptions(database_url=database_url, pool_size=1)) as client,
         psycopg.connect(database_url) as other,
     ):
         other.execute("LOCK TABLE scenarios IN ACCESS EXCLUSIVE MODE")
-        began_s = time.monotonic()
+        started_s = time.monotonic()
         problem = assert_problem(client.get("/health/ready"), 503, "database_unavailable")
         assert problem["missing"] == ["database"]
-        answer = client.get("/scenario")
-        assert_problem(answer, 503, "database_busy")
-        assert answer.headers["retry-after"] == "1"
+        response = client.get("/scenario")
+        assert_problem(response, 503, "database_busy")
+        assert response.headers["retry-after"] == "1"
         assert client.get("/health/live").status_code == 200
-        assert time.monotonic() - began_s < 10
+        assert time.monotonic() - started_s < 10
         other.rollback()
         wait_until(lambda: client.get("/health/ready").status_code == 200, "it is ready again")
 
 
-def test_an_api_outlives_its_database_and_serves_again(tmp_path: Path) -> None:
+def test_an_api_survives_an_outage_of_its_database_and_serves_again(tmp_path: Path) -> None:
     server = EmbeddedPostgres(tmp_path, notify=print, stop=Stop())
     url = server.start().url
     try:
@@ -234,12 +233,12 @@ def test_an_api_outlives_its_database_and_serves_again(tmp_path: Path) -> None:
         with ready_api(ApiOptions(database_url=url)) as client:
             scenario = create_scenario(client)
             server.stop()
-            for answer in (
+            for response in (
                 client.get("/scenario"), client.post("/scenario/init", json={"source": SOURCE_URL, "model": "motion"}),
                 client.get("/prediction", params={"scenario_uuid": scenario["scenario_uuid"]}),
             ):  # fmt: skip
-                assert_problem(answer, 503, "database_unavailable")
-                assert answer.headers["retry-after"]
+                assert_problem(response, 503, "database_unavailable")
+                assert response.headers["retry-after"]
             assert assert_problem(client.get("/health/ready"), 503, "database_unavailable")["missing"] == ["database"]
             assert assert_problem(client.get("/health/system"), 503, "database_unavailable")["missing"] == ["database"]
             assert "vidflow_database_up 0.0" in client.get("/metrics").text
@@ -251,7 +250,7 @@ def test_an_api_outlives_its_database_and_serves_again(tmp_path: Path) -> None:
         server.stop()
 
 
-def test_an_api_waits_for_the_schema_and_says_so(postgres_url: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_api_waits_for_the_schema_and_logs_it(postgres_url: str, caplog: pytest.LogCaptureFixture) -> None:
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute("CREATE DATABASE without_schema")
     url = postgres_url.rsplit("/", 1)[0] + "/without_schema"
@@ -263,36 +262,36 @@ def test_an_api_waits_for_the_schema_and_says_so(postgres_url: str, caplog: pyte
         )
         assert client.get("/health/live").status_code == 200
         migrate(url, print)
-        wait_until(lambda: client.get("/health/ready").status_code == 200, "the schema is seen")
+        wait_until(lambda: client.get("/health/ready").status_code == 200, "the schema is noticed")
         create_scenario(client)
     assert "schema_missing" in [record.getMessage() for record in caplog.records]
 
 
-def test_an_api_without_a_database_s_name_says_how_to_get_one() -> None:
+def test_an_api_without_a_database_url_suggests_vidflow_dev() -> None:
     with pytest.raises(SetupError, match="vidflow dev"):
         run(ApiOptions(), Stop())
 
 
-def test_an_api_whose_port_is_taken_says_so(client: httpx.Client, database_url: str) -> None:
+def test_an_api_reports_that_its_port_is_in_use(client: httpx.Client, database_url: str) -> None:
     with pytest.raises(SetupError, match="--port"):
         run(ApiOptions(database_url=database_url, port=client.base_url.port or 0, inbox=False), Stop())
 
 
-def test_a_fault_of_ours_is_told_by_an_id_that_is_logged_once(
+def test_an_internal_error_has_an_id_that_is_logged_once(
     client: httpx.Client, connection: psycopg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     uuid_ = create_scenario(client)["scenario_uuid"]
     connection.execute("UPDATE scenarios SET skips = '{\"broken\": 1}' WHERE scenario_uuid = %s", (uuid_,))
     problem = assert_problem(client.get(f"/scenario/{uuid_}"), 500, "fault")
-    logged = [getattr(record, "vidflow_fields", {}).get("error_id") for record in caplog.records]
-    assert logged.count(problem["error_id"]) == 1
+    logged_ids = [getattr(record, "vidflow_fields", {}).get("error_id") for record in caplog.records]
+    assert logged_ids.count(problem["error_id"]) == 1
     assert "broken" not in problem["detail"]
     connection.execute("UPDATE scenarios SET skips = '[]' WHERE scenario_uuid = %s", (uuid_,))
 
 
 @contextmanager
 def api_process(database_url: str) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
-    """An api as a process of its own, once it is ready, and a client of it."""
+    """Start an api as a process, and yield it with a client once it is ready."""
     port = free_port()
     options = ["--port", str(port), "--no-inbox", "--database-url", database_url]
     with (
@@ -307,50 +306,50 @@ def api_process(database_url: str) -> Iterator[tuple[subprocess.Popen[bytes], ht
 
 
 @contextmanager
-def asking(client: httpx.Client, method: str, path: str) -> Iterator[list[httpx.Response]]:
-    """A request under way in the block; at its end the answer, unless the connection was lost."""
-    answers: list[httpx.Response] = []
+def pending_request(client: httpx.Client, method: str, path: str) -> Iterator[list[httpx.Response]]:
+    """Send a request during the block. The list has its response after the block, unless the connection was lost."""
+    responses: list[httpx.Response] = []
 
-    def ask() -> None:
+    def send() -> None:
         with suppress(httpx.TransportError):
-            answers.append(client.request(method, path))
+            responses.append(client.request(method, path))
 
-    thread = threading.Thread(target=ask)
+    thread = threading.Thread(target=send)
     thread.start()
-    yield answers
+    yield responses
     thread.join()
 
 
-def test_a_process_that_is_told_to_stop_does_so_while_a_request_hangs(database_url: str) -> None:
+def test_a_process_stops_while_a_request_hangs(database_url: str) -> None:
     with api_process(database_url) as (process, client), psycopg.connect(database_url) as other:
         other.execute("LOCK TABLE scenarios IN ACCESS EXCLUSIVE MODE")
-        with asking(client, "GET", "/scenario") as answers:
+        with pending_request(client, "GET", "/scenario") as responses:
             wait_until(lambda: is_lock_awaited(database_url), "the request hangs")
             process.send_signal(signal.SIGTERM)
             assert process.wait(15) == 0
-        assert answers[0].status_code == 503  # cut off, or ended by its time limit, whichever came first
+        assert responses[0].status_code == 503  # cancelled, or ended by its time limit
 
 
 @pytest.mark.fault
-def test_invariant_8_an_api_that_freezes_in_a_shutdown_locks_out_nobody(
+def test_invariant_8_an_api_that_freezes_in_a_shutdown_blocks_nobody(
     database_url: str, connection: psycopg.Connection
 ) -> None:
     with api_process(database_url) as (process, client):
         uuid_ = create_scenario(client)["scenario_uuid"]
         with psycopg.connect(database_url) as other:
             other.execute("SELECT FROM scenarios WHERE scenario_uuid = %s FOR UPDATE", (uuid_,))
-            with asking(client, "POST", f"/scenario/{uuid_}/shutdown") as answers:
+            with pending_request(client, "POST", f"/scenario/{uuid_}/shutdown") as responses:
                 wait_until(lambda: is_lock_awaited(database_url), "the request is in its transaction")
                 process.send_signal(signal.SIGSTOP)
                 other.rollback()
                 connection.execute("SET lock_timeout = '4 s'")
                 connection.execute("UPDATE scenarios SET skips = '[]' WHERE scenario_uuid = %s", (uuid_,))
                 process.send_signal(signal.SIGCONT)
-        assert answers[0].status_code == 503
+        assert responses[0].status_code == 503
         assert client.post(f"/scenario/{uuid_}/shutdown").status_code == 200
 
 
 @pytest.mark.parametrize("video_fps", ["0", "-1", "fast", "nan", "inf", ""])
-def test_a_default_frame_rate_that_is_none_is_told_at_the_start(database_url: str, video_fps: str) -> None:
+def test_an_invalid_default_frame_rate_is_reported_at_the_start(database_url: str, video_fps: str) -> None:
     with pytest.raises(SetupError, match="VIDEO_FPS"):
         run(ApiOptions(database_url=database_url, video_fps=video_fps), Stop())

@@ -1,4 +1,4 @@
-"""Every list in pages, bounded by rows and by bytes: none is too large, none is empty before the end, and nothing is missing."""
+"""Pages of every list: limited by rows and bytes, never empty before the end, and complete."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vidflow.infra.postgres import pages
 from vidflow.settings import ApiOptions
 
 OVERHEAD = 2_000
-"""What a page takes beside its items' bounded parts."""
+"""Size of a page besides the limited parts of its items."""
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +42,11 @@ def connection(database_url: str) -> Iterator[psycopg.Connection]:
 
 
 def insert_scenarios(
-    tables: psycopg.Connection, count: int, parameters: object = None, state: str = "init_startup"
+    connection: psycopg.Connection, count: int, parameters: object = None, state: str = "init_startup"
 ) -> list[str]:
-    """Scenarios of these parameters, the newest first."""
+    """Insert scenarios, and return their uuids, the newest first."""
     outcome = "stopped" if state == "inactive" else None
-    found = tables.execute(
+    rows = connection.execute(
         """
         INSERT INTO scenarios (source, model, fps, parameters, state, outcome)
         SELECT 'http://camera/x', 'motion', 'all', %s, %s, %s
@@ -55,42 +55,42 @@ def insert_scenarios(
         """,
         (Jsonb(parameters or {}), state, outcome, count),
     ).fetchall()
-    return sorted((one for (one,) in found), reverse=True)
+    return sorted((scenario_uuid for (scenario_uuid,) in rows), reverse=True)
 
 
 def read_all_pages(
     client: httpx.Client, path: str, key: Callable[[dict[str, Any]], Any], **query: Any
 ) -> list[list[Any]]:
-    """The keys of the items of each page, to the end of the list."""
-    found: list[list[Any]] = []
+    """Read the list to its end, and return the keys of the items of each page."""
+    keys: list[list[Any]] = []
     while True:
-        answer = client.get(path, params=query)
-        assert answer.status_code == 200, answer.text
-        page = answer.json()
+        response = client.get(path, params=query)
+        assert response.status_code == 200, response.text
+        page = response.json()
         if len(page["items"]) > 1:
-            assert len(answer.content) <= pages.MAX_PAGE_BYTES + OVERHEAD
-        found.append([key(item) for item in page["items"]])
-        assert page["items"] or page["next"] is None, "a page that is not the last has an item"
+            assert len(response.content) <= pages.MAX_PAGE_BYTES + OVERHEAD
+        keys.append([key(item) for item in page["items"]])
+        assert page["items"] or page["next"] is None, "an empty page must be the last"
         if page.get("complete", page["next"] is None):
-            return found
+            return keys
         query["after"] = page["next"]
 
 
-def flatten(found: list[list[Any]]) -> list[Any]:
-    return [one for page in found for one in page]
+def flatten(keys: list[list[Any]]) -> list[Any]:
+    return [key for page in keys for key in page]
 
 
-def test_scenarios_with_large_labels_come_in_pages_of_bounded_size(
+def test_pages_of_scenarios_with_large_labels_are_limited_by_bytes(
     client: httpx.Client, connection: psycopg.Connection
 ) -> None:
     labels = [f"{number:0200d}" for number in range(1000)]
     uuids = insert_scenarios(connection, 40, {"labels": labels})
-    found = read_all_pages(client, "/scenario", lambda item: item["scenario_uuid"], limit=1000)
-    assert flatten(found) == uuids
-    assert {len(page) for page in found[:-1]} == {pages.MAX_PAGE_BYTES // (len(labels) * 204 + 1000)}
+    key_pages = read_all_pages(client, "/scenario", lambda item: item["scenario_uuid"], limit=1000)
+    assert flatten(key_pages) == uuids
+    assert {len(page) for page in key_pages[:-1]} == {pages.MAX_PAGE_BYTES // (len(labels) * 204 + 1000)}
 
 
-def test_small_scenarios_fill_a_page_by_their_number(client: httpx.Client, connection: psycopg.Connection) -> None:
+def test_pages_of_small_scenarios_are_limited_by_rows(client: httpx.Client, connection: psycopg.Connection) -> None:
     uuids = insert_scenarios(connection, 25)
     assert [len(page) for page in read_all_pages(client, "/scenario", str, limit=10)] == [10, 10, 5]
     assert flatten(read_all_pages(client, "/scenario", lambda item: item["scenario_uuid"], limit=1000)) == uuids
@@ -101,30 +101,32 @@ def test_small_scenarios_fill_a_page_by_their_number(client: httpx.Client, conne
     )
 
 
-def test_a_scenario_larger_than_a_page_is_a_page_of_its_own(
+def test_a_scenario_larger_than_a_page_gets_its_own_page(
     client: httpx.Client, connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uuids = insert_scenarios(connection, 3, {"labels": ["x" * 200] * 20})
     with monkeypatch.context() as patch:
         patch.setattr("vidflow.infra.postgres.scenarios.MAX_PAGE_BYTES", 2000)
         patch.setattr("vidflow.infra.postgres.pages.MAX_PAGE_BYTES", 2000)
-        assert read_all_pages(client, "/scenario", lambda item: item["scenario_uuid"]) == [[one] for one in uuids]
+        assert read_all_pages(client, "/scenario", lambda item: item["scenario_uuid"]) == [
+            [scenario_uuid] for scenario_uuid in uuids
+        ]
 
 
-def test_frames_with_many_detections_come_in_pages_of_bounded_size(client: httpx.Client, database_url: str) -> None:
+def test_pages_of_frames_with_many_detections_are_limited_by_bytes(client: httpx.Client, database_url: str) -> None:
     scenario_uuid = create_scenario(client)["scenario_uuid"]
     write_deployment(database_url, scenario_uuid)
-    seen = [{"label": "person", "score": 0.5, "box": [1.5, 2.5, 300.25, 200.0]}] * 500
-    write_results(database_url, scenario_uuid, range(100), seen)
+    detections = [{"label": "person", "score": 0.5, "box": [1.5, 2.5, 300.25, 200.0]}] * 500
+    write_results(database_url, scenario_uuid, range(100), detections)
     write_completion(database_url, scenario_uuid)
-    found = read_all_pages(
+    key_pages = read_all_pages(
         client, "/prediction", lambda item: item["frame_number"], scenario_uuid=scenario_uuid, limit=1000
     )
-    assert flatten(found) == list(range(100))
-    assert 1 < len(found) < 10
+    assert flatten(key_pages) == list(range(100))
+    assert 1 < len(key_pages) < 10
 
 
-def test_the_history_comes_in_pages(client: httpx.Client, connection: psycopg.Connection) -> None:
+def test_the_history_is_paged(client: httpx.Client, connection: psycopg.Connection) -> None:
     scenario_uuid = create_scenario(client)["scenario_uuid"]
     connection.execute(
         """
@@ -135,14 +137,14 @@ def test_the_history_comes_in_pages(client: httpx.Client, connection: psycopg.Co
         (scenario_uuid,),
     )
     path = f"/scenario/{scenario_uuid}/history"
-    found = read_all_pages(client, path, lambda item: item["number"], limit=1000)
-    assert flatten(found) == list(range(300))
-    assert len(found) > 2
+    key_pages = read_all_pages(client, path, lambda item: item["number"], limit=1000)
+    assert flatten(key_pages) == list(range(300))
+    assert len(key_pages) > 2
     assert [len(page) for page in read_all_pages(client, path, str, limit=40)] == [40] * 7 + [20]
     assert client.get(path, params={"after": 299}).json() == {"items": [], "next": None}
 
 
-def test_gaps_come_in_pages_in_the_order_of_the_video(client: httpx.Client, connection: psycopg.Connection) -> None:
+def test_gaps_are_paged_in_the_order_of_the_video(client: httpx.Client, connection: psycopg.Connection) -> None:
     scenario_uuid = create_scenario(client)["scenario_uuid"]
     places = [
         (after, from_s, reason)
@@ -156,11 +158,11 @@ def test_gaps_come_in_pages_in_the_order_of_the_video(client: httpx.Client, conn
         )
     path = f"/scenario/{scenario_uuid}/gaps"
     for limit in (1, 2, 5, 27, 1000):
-        found = read_all_pages(
+        key_pages = read_all_pages(
             client, path, lambda item: (item["after_frame"], item["from_s"], item["reason"]), limit=limit
         )
-        assert flatten(found) == places
-        assert all(len(page) == limit for page in found[:-1])
+        assert flatten(key_pages) == places
+        assert all(len(page) == limit for page in key_pages[:-1])
 
 
 @pytest.mark.parametrize(
@@ -180,15 +182,15 @@ def test_gaps_come_in_pages_in_the_order_of_the_video(client: httpx.Client, conn
         "x" * 300,
     ],
 )
-def test_a_cursor_that_is_none_is_refused(client: httpx.Client, cursor: str) -> None:
+def test_an_invalid_cursor_is_refused(client: httpx.Client, cursor: str) -> None:
     scenario_uuid = create_scenario(client)["scenario_uuid"]
     problem = assert_problem(
         client.get(f"/scenario/{scenario_uuid}/gaps", params={"after": cursor}), 400, "request_malformed"
     )
     assert problem["errors"][0]["field"] == "after"
     for after in ("x", "-2", str(2**31)):
-        answer = client.get(f"/scenario/{scenario_uuid}/history", params={"after": after})
-        assert_problem(answer, 400, "request_malformed")
+        response = client.get(f"/scenario/{scenario_uuid}/history", params={"after": after})
+        assert_problem(response, 400, "request_malformed")
 
 
 def test_pages_of_an_unknown_scenario_are_not_found(client: httpx.Client) -> None:

@@ -1,4 +1,4 @@
-"""Results over HTTP, page by page, while they grow and when they are all there."""
+"""Results over HTTP, page by page, while a scenario runs and after its end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.integration.api_server import (
 
 from vidflow.settings import ApiOptions
 
-SEEN = [
+DETECTIONS = [
     {"label": 'per"son\\ü', "score": 0.8801, "box": [1.5, 2.0, 300.25, 200.01]},
     {"label": "dog", "score": 0.4, "box": [0.0, 0.0, 1.0, 1.0]},
 ]
@@ -40,57 +40,57 @@ def scenario(client: httpx.Client, database_url: str) -> str:
 
 
 def page(client: httpx.Client, scenario: str, **query: Any) -> dict[str, object]:
-    answer = client.get("/prediction", params={"scenario_uuid": scenario, **query})
-    assert answer.status_code == 200, answer.text
-    found: dict[str, object] = answer.json()
-    return found
+    response = client.get("/prediction", params={"scenario_uuid": scenario, **query})
+    assert response.status_code == 200, response.text
+    content: dict[str, object] = response.json()
+    return content
 
 
-def numbers(found: dict[str, object]) -> list[int]:
-    items = found["items"]
+def frame_numbers(content: dict[str, object]) -> list[int]:
+    items = content["items"]
     assert isinstance(items, list)
     return [item["frame_number"] for item in items]
 
 
-def test_before_the_first_frame_there_is_a_page_without_items(client: httpx.Client, scenario: str) -> None:
-    found = page(client, scenario)
-    assert (found["items"], found["complete"]) == ([], False)
-    assert page(client, scenario, after=found["next"]) == found
+def test_the_page_is_empty_before_the_first_frame(client: httpx.Client, scenario: str) -> None:
+    content = page(client, scenario)
+    assert (content["items"], content["complete"]) == ([], False)
+    assert page(client, scenario, after=content["next"]) == content
 
 
-def test_a_frame_is_told_as_it_was_stored(client: httpx.Client, scenario: str, database_url: str) -> None:
-    write_results(database_url, scenario, range(2), SEEN)
-    found = page(client, scenario)
-    assert found["items"] == [
-        {"frame_number": number, "time_s": number / 2, "width": 640, "height": 360, "detections": SEEN}
+def test_frames_are_returned_as_stored(client: httpx.Client, scenario: str, database_url: str) -> None:
+    write_results(database_url, scenario, range(2), DETECTIONS)
+    content = page(client, scenario)
+    assert content["items"] == [
+        {"frame_number": number, "time_s": number / 2, "width": 640, "height": 360, "detections": DETECTIONS}
         for number in (0, 1)
     ]
 
 
-def test_pages_follow_one_another_without_a_hole(client: httpx.Client, scenario: str, database_url: str) -> None:
+def test_consecutive_pages_have_no_gap(client: httpx.Client, scenario: str, database_url: str) -> None:
     write_results(database_url, scenario, range(7))
     write_completion(database_url, scenario)
-    seen: list[int] = []
-    found = page(client, scenario, limit=3)
-    while not found["complete"]:
-        seen += numbers(found)
-        found = page(client, scenario, limit=3, after=found["next"])
-    assert seen + numbers(found) == list(range(7))
-    assert found["next"] is None
+    numbers: list[int] = []
+    content = page(client, scenario, limit=3)
+    while not content["complete"]:
+        numbers += frame_numbers(content)
+        content = page(client, scenario, limit=3, after=content["next"])
+    assert numbers + frame_numbers(content) == list(range(7))
+    assert content["next"] is None
 
 
-def test_a_live_reader_keeps_its_place_until_all_is_told(
+def test_a_live_reader_keeps_its_place_until_the_list_is_complete(
     client: httpx.Client, scenario: str, database_url: str
 ) -> None:
     write_results(database_url, scenario, range(2))
     first = page(client, scenario)
-    assert (numbers(first), first["complete"], first["next"]) == ([0, 1], False, "1")
+    assert (frame_numbers(first), first["complete"], first["next"]) == ([0, 1], False, "1")
     waiting = page(client, scenario, after=first["next"])
-    assert (numbers(waiting), waiting["complete"], waiting["next"]) == ([], False, "1")
+    assert (frame_numbers(waiting), waiting["complete"], waiting["next"]) == ([], False, "1")
     write_results(database_url, scenario, range(2, 4))
     write_completion(database_url, scenario)
     last = page(client, scenario, after=waiting["next"])
-    assert (numbers(last), last["complete"], last["next"]) == ([2, 3], True, None)
+    assert (frame_numbers(last), last["complete"], last["next"]) == ([2, 3], True, None)
 
 
 def test_a_page_that_ends_with_the_last_row_of_an_inactive_scenario_is_complete(
@@ -111,13 +111,13 @@ def test_a_scenario_that_ended_without_a_frame_is_complete(
     assert page(client, scenario) == {"items": [], "next": None, "complete": True}
 
 
-def test_results_of_another_scenario_stay_out(client: httpx.Client, scenario: str, database_url: str) -> None:
+def test_results_of_another_scenario_are_not_included(client: httpx.Client, scenario: str, database_url: str) -> None:
     other = create_scenario(client)["scenario_uuid"]
     write_results(database_url, other, range(3))
     assert page(client, scenario)["items"] == []
 
 
-def test_a_page_that_the_reader_has_is_not_sent_again(client: httpx.Client, scenario: str, database_url: str) -> None:
+def test_an_unchanged_page_is_not_sent_again(client: httpx.Client, scenario: str, database_url: str) -> None:
     write_results(database_url, scenario, range(2))
     query = {"scenario_uuid": scenario}
     tag = client.get("/prediction", params=query).headers["etag"]
@@ -126,26 +126,28 @@ def test_a_page_that_the_reader_has_is_not_sent_again(client: httpx.Client, scen
     assert client.get("/prediction", params=query, headers={"If-None-Match": tag}).status_code == 200
 
 
-def test_results_of_an_unknown_scenario_are_told_from_none(client: httpx.Client) -> None:
+def test_results_of_an_unknown_scenario_are_not_found(client: httpx.Client) -> None:
     assert_problem(client.get("/prediction", params={"scenario_uuid": UNKNOWN_UUID}), 404, "scenario_unknown")
     assert_problem(client.get("/prediction", params={"scenario_uuid": "x"}), 400, "request_malformed")
 
 
-def test_rows_that_lost_their_progress_are_still_read(client: httpx.Client, scenario: str, database_url: str) -> None:
+def test_results_without_a_progress_row_are_still_returned(
+    client: httpx.Client, scenario: str, database_url: str
+) -> None:
     write_results(database_url, scenario, range(2))
-    with psycopg.connect(database_url) as tx:
-        tx.execute("DELETE FROM scenario_progress WHERE scenario_uuid = %s", (scenario,))
-    assert numbers(page(client, scenario)) == [0, 1]
+    with psycopg.connect(database_url) as connection:
+        connection.execute("DELETE FROM scenario_progress WHERE scenario_uuid = %s", (scenario,))
+    assert frame_numbers(page(client, scenario)) == [0, 1]
     assert client.get(f"/scenario/{scenario}").json()["frames_stored"] == 0
 
 
-def test_results_that_were_not_kept_are_told_to_be_gone(client: httpx.Client, scenario: str, database_url: str) -> None:
-    """An empty page that is complete would say that nothing was seen."""
+def test_removed_results_are_reported_as_gone(client: httpx.Client, scenario: str, database_url: str) -> None:
+    """An empty complete page would mean that the scenario had no frames."""
     write_results(database_url, scenario, range(2))
     write_completion(database_url, scenario)
-    with psycopg.connect(database_url, autocommit=True) as tables:
-        tables.execute("INSERT INTO results_removed VALUES (%s, uuidv7())", (scenario,))
-        answer = client.get("/prediction", params={"scenario_uuid": scenario})
-        tables.execute("TRUNCATE results_removed")
-    problem = assert_problem(answer, 410, "results_removed")
-    assert "run it again" in str(problem["detail"])
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("INSERT INTO results_removed VALUES (%s, uuidv7())", (scenario,))
+        response = client.get("/prediction", params={"scenario_uuid": scenario})
+        connection.execute("TRUNCATE results_removed")
+    problem = assert_problem(response, 410, "results_removed")
+    assert "Run it again" in str(problem["detail"])

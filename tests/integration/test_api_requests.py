@@ -1,4 +1,4 @@
-"""Bad input at the door: each fault is told by its field, in one form, and nothing is stored."""
+"""Invalid requests: each error is a problem that names the field, and nothing is stored."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def client(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_stored(database_url: str) -> Iterator[None]:
+def _assert_nothing_stored(database_url: str) -> Iterator[None]:
     yield
-    with psycopg.connect(database_url) as tx:
-        assert tx.execute("SELECT count(*) FROM scenarios").fetchone() == (0,)
-        assert tx.execute("SELECT count(*) FROM outbox").fetchone() == (0,)
+    with psycopg.connect(database_url) as connection:
+        assert connection.execute("SELECT count(*) FROM scenarios").fetchone() == (0,)
+        assert connection.execute("SELECT count(*) FROM outbox").fetchone() == (0,)
 
 
 @pytest.mark.parametrize(
@@ -53,29 +53,29 @@ def _nothing_is_stored(database_url: str) -> Iterator[None]:
         ({"extra": 1}, "extra"), ({"scenario_uuid": UNKNOWN_UUID}, "scenario_uuid"),
     ],
 )  # fmt: skip
-def test_a_field_that_makes_no_sense_is_named(client: httpx.Client, change: dict[str, Any], field: str) -> None:
+def test_an_invalid_field_is_named(client: httpx.Client, change: dict[str, Any], field: str) -> None:
     problem = assert_problem(client.post("/scenario/init", json=GOOD | change), 422, "request_invalid")
     assert [error["field"] for error in problem["errors"]] == [field]
     assert field in problem["detail"]
 
 
 @pytest.mark.parametrize("field", ["source", "model"])
-def test_a_field_that_is_missing_is_named(client: httpx.Client, field: str) -> None:
+def test_a_missing_field_is_named(client: httpx.Client, field: str) -> None:
     body = {name: value for name, value in GOOD.items() if name != field}
     problem = assert_problem(client.post("/scenario/init", json=body), 422, "request_invalid")
     assert problem["errors"][0]["field"] == field
 
 
 @pytest.mark.parametrize("fps", ["1e999", "1e-400", "0.0", "-0.0", "NaN", "Infinity", "-Infinity", "0x10", "9" * 400])
-def test_a_number_that_is_none_is_refused(client: httpx.Client, fps: str) -> None:
+def test_an_invalid_number_is_refused(client: httpx.Client, fps: str) -> None:
     body = f'{{"source": "{SOURCE_URL}", "model": "motion", "fps": {fps}}}'
-    answer = client.post("/scenario/init", content=body, headers={"Content-Type": "application/json"})
-    assert answer.status_code in {400, 422}
-    assert answer.headers["content-type"] == "application/problem+json"
+    response = client.post("/scenario/init", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code in {400, 422}
+    assert response.headers["content-type"] == "application/problem+json"
 
 
 @pytest.mark.parametrize("label", ["\x00", "a\x00b", "tab\t", "line\n", "\x1b[31m"])
-def test_a_label_that_no_database_takes_is_refused(client: httpx.Client, label: str) -> None:
+def test_an_unprintable_label_is_refused(client: httpx.Client, label: str) -> None:
     problem = assert_problem(
         client.post("/scenario/init", json=GOOD | {"parameters": {"labels": [label]}}), 422, "parameter_invalid"
     )
@@ -85,55 +85,55 @@ def test_a_label_that_no_database_takes_is_refused(client: httpx.Client, label: 
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"nothing", b"\xff\xfe", b'{"source": "\xff"}', b'"\\ud800"', b"[" * 100_000, b'{"a":' * 20_000]
 )
-def test_a_body_that_is_no_json_is_refused(client: httpx.Client, body: bytes) -> None:
-    answer = client.post("/scenario/init", content=body, headers={"Content-Type": "application/json"})
-    assert answer.status_code in {400, 422}, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
+def test_a_body_that_is_not_valid_json_is_refused(client: httpx.Client, body: bytes) -> None:
+    response = client.post("/scenario/init", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code in {400, 422}, response.text
+    assert response.headers["content-type"] == "application/problem+json"
 
 
 @pytest.mark.parametrize("body", [b"[]", b"null", b"5", b'"x"', b"true"])
-def test_a_body_that_is_no_object_is_refused(client: httpx.Client, body: bytes) -> None:
-    answer = client.post("/scenario/init", content=body, headers={"Content-Type": "application/json"})
-    assert assert_problem(answer, 422, "request_invalid")["errors"][0]["field"] == "body"
+def test_a_body_that_is_not_an_object_is_refused(client: httpx.Client, body: bytes) -> None:
+    response = client.post("/scenario/init", content=body, headers={"Content-Type": "application/json"})
+    assert assert_problem(response, 422, "request_invalid")["errors"][0]["field"] == "body"
 
 
-def test_a_body_that_is_not_said_to_be_json_is_refused_with_the_way_out(client: httpx.Client) -> None:
-    for kind in (
+def test_a_body_without_the_json_content_type_is_refused_and_told_which_to_send(client: httpx.Client) -> None:
+    for content_type in (
         "application/x-www-form-urlencoded",
         "text/plain",
         "multipart/form-data; boundary=x",
         "application/msgpack",
     ):
-        answer = client.post("/scenario/init", content=b'{"source": "x"}', headers={"Content-Type": kind})
-        assert "Content-Type: application/json" in assert_problem(answer, 415, "not_json")["detail"]
+        response = client.post("/scenario/init", content=b'{"source": "x"}', headers={"Content-Type": content_type})
+        assert "Content-Type: application/json" in assert_problem(response, 415, "not_json")["detail"]
 
 
 def test_a_body_that_is_too_large_is_refused(client: httpx.Client) -> None:
-    answer = client.post("/scenario/init", content=b" " * 300_000, headers={"Content-Type": "application/json"})
-    assert_problem(answer, 413, "body_too_large")
+    response = client.post("/scenario/init", content=b" " * 300_000, headers={"Content-Type": "application/json"})
+    assert_problem(response, 413, "body_too_large")
 
 
-def test_a_body_that_grows_too_large_without_saying_so_is_refused(client: httpx.Client) -> None:
+def test_a_body_of_unknown_length_that_grows_too_large_is_refused(client: httpx.Client) -> None:
     def chunks() -> Iterator[bytes]:
         for _ in range(300):
             yield b" " * 1000
 
-    answer = client.post("/scenario/init", content=chunks(), headers={"Content-Type": "application/json"})
-    assert_problem(answer, 413, "body_too_large")
+    response = client.post("/scenario/init", content=chunks(), headers={"Content-Type": "application/json"})
+    assert_problem(response, 413, "body_too_large")
 
 
-def test_a_label_that_the_model_does_not_have_is_refused(client: httpx.Client) -> None:
+def test_a_label_unknown_to_the_model_is_refused(client: httpx.Client) -> None:
     problem = assert_problem(
         client.post("/scenario/init", json=GOOD | {"parameters": {"labels": ["unicorn"]}}), 422, "parameter_invalid"
     )
     assert "unicorn" in problem["detail"]
 
 
-def test_an_unknown_model_is_refused_with_the_names_that_there_are(client: httpx.Client) -> None:
+def test_an_unknown_model_is_refused_with_the_registered_names(client: httpx.Client) -> None:
     for name in ("nothing", "../../etc/passwd", "/etc/passwd", "motion\x00", "'; DROP TABLE scenarios; --", "x" * 4000):
-        answer = client.post("/scenario/init", json=GOOD | {"model": name})
-        assert answer.status_code == 422, answer.text
-        assert answer.json()["code"].startswith("model_")
+        response = client.post("/scenario/init", json=GOOD | {"model": name})
+        assert response.status_code == 422, response.text
+        assert response.json()["code"].startswith("model_")
     problem = assert_problem(client.post("/scenario/init", json=GOOD | {"model": "nothing"}), 422, "model_unknown")
     assert "motion" in problem["models"]
     assert "motion" in problem["detail"]
@@ -148,7 +148,7 @@ def test_an_unknown_model_is_refused_with_the_names_that_there_are(client: httpx
         ("rtsp://me:hidden@:554", "source_invalid"), (".", "source_not_video"),
     ],
 )  # fmt: skip
-def test_a_source_that_cannot_be_is_refused(client: httpx.Client, source: str, code: str) -> None:
+def test_an_invalid_source_is_refused(client: httpx.Client, source: str, code: str) -> None:
     problem = assert_problem(client.post("/scenario/init", json=GOOD | {"source": source}), 422, code)
     assert "hidden" not in problem["detail"]
 
@@ -160,7 +160,7 @@ def test_a_source_that_cannot_be_is_refused(client: httpx.Client, source: str, c
         ("after=x", "after"), ("after=' OR 1=1", "after"),
     ],
 )  # fmt: skip
-def test_a_parameter_of_the_list_that_makes_no_sense_is_named(client: httpx.Client, query: str, field: str) -> None:
+def test_an_invalid_parameter_of_the_list_is_named(client: httpx.Client, query: str, field: str) -> None:
     problem = assert_problem(client.get(f"/scenario?{query}"), 400, "request_malformed")
     assert [error["field"] for error in problem["errors"]] == [field]
 
@@ -168,7 +168,7 @@ def test_a_parameter_of_the_list_that_makes_no_sense_is_named(client: httpx.Clie
 @pytest.mark.parametrize(
     "query", ["limit=0", "limit=1001", "after=-2", "after=x", f"after={2**53}", f"after={2**64}", "after=1;--"]
 )
-def test_a_parameter_of_the_results_that_makes_no_sense_is_named(client: httpx.Client, query: str) -> None:
+def test_an_invalid_parameter_of_the_results_is_named(client: httpx.Client, query: str) -> None:
     problem = assert_problem(client.get(f"/prediction?scenario_uuid={UNKNOWN_UUID}&{query}"), 400, "request_malformed")
     assert [error["field"] for error in problem["errors"]] == [query.split("=", maxsplit=1)[0]]
 
@@ -177,37 +177,37 @@ def test_a_missing_parameter_is_named(client: httpx.Client) -> None:
     assert "scenario_uuid" in assert_problem(client.get("/prediction"), 400, "request_malformed")["detail"]
 
 
-def test_a_path_that_is_none_and_a_method_that_it_does_not_take_are_told(client: httpx.Client) -> None:
+def test_unknown_paths_and_unsupported_methods_are_refused(client: httpx.Client) -> None:
     for path in ("/nothing", "/scenario/init/x/y", "/docs/assets/%2e%2e%2fapp.py", "/.git/config"):
         assert_problem(client.get(path), 404, "not_found")
-    answer = client.delete("/prediction")
-    assert_problem(answer, 405, "method_not_allowed")
-    assert "GET" in answer.headers["allow"]
+    response = client.delete("/prediction")
+    assert_problem(response, 405, "method_not_allowed")
+    assert "GET" in response.headers["allow"]
     assert_problem(client.put("/scenario/init", json=GOOD), 405, "method_not_allowed")
 
 
-class TestWithFiles:
-    """What is stored of sources that are there."""
+class TestWithStoredScenario:
+    """A source that is stored."""
 
     @pytest.fixture(autouse=True)
-    def _empties_the_tables(self, database_url: str) -> Iterator[None]:
+    def _empty_tables(self, database_url: str) -> Iterator[None]:
         yield
-        with psycopg.connect(database_url) as tx:
-            tx.execute("TRUNCATE scenarios, scenario_progress, scenario_history, outbox")
+        with psycopg.connect(database_url) as connection:
+            connection.execute("TRUNCATE scenarios, scenario_progress, scenario_history, outbox")
 
-    def test_a_url_s_credentials_are_stored_for_the_runner_and_never_told(
+    def test_the_credentials_of_a_url_are_stored_for_the_runner_but_never_returned(
         self, client: httpx.Client, database_url: str
     ) -> None:
         source = "rtsp://me:hidden@camera.example:554/live?token=hidden&channel=1"
         scenario = create_scenario(client, source=source)
-        told = client.get(f"/scenario/{scenario['scenario_uuid']}").text + client.get("/scenario").text
+        texts = client.get(f"/scenario/{scenario['scenario_uuid']}").text + client.get("/scenario").text
         assert scenario["source"] == "rtsp://***@camera.example:554/live?token=***&channel=1"
-        assert "hidden" not in told
-        with psycopg.connect(database_url) as tx:
-            assert tx.execute("SELECT source FROM scenarios").fetchall() == [(source,)]
+        assert "hidden" not in texts
+        with psycopg.connect(database_url) as connection:
+            assert connection.execute("SELECT source FROM scenarios").fetchall() == [(source,)]
 
 
-def test_the_door_lets_nothing_local_in_without_a_media_root(database_url: str, tmp_path: Path) -> None:
+def test_local_files_are_refused_without_a_media_root(database_url: str, tmp_path: Path) -> None:
     video = tmp_path / "video.mp4"
     video.write_bytes(b"video")
     with ready_api(ApiOptions(database_url=database_url)) as client:

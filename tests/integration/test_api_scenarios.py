@@ -1,4 +1,4 @@
-"""Scenarios over HTTP: asked for, looked at, listed, shut down, by a real client of a real api and database."""
+"""Scenarios over HTTP: created, read, listed and shut down, with a real client, api and database."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from vidflow.domain.messages import Start, decode_init_scenario
 from vidflow.settings import ApiOptions
 
 LABELLED = "ssdlite320_mobilenet_v3_large"
-"""A model whose labels are not known until it is loaded, so that any may be asked for."""
+"""A model whose labels are unknown until it is loaded, so requests may name any label."""
 
 
 @pytest.fixture(scope="module")
@@ -37,19 +37,17 @@ def client(database_url: str) -> Iterator[httpx.Client]:
         yield client
 
 
-def test_a_scenario_is_born_with_its_progress_its_history_and_its_message(
-    client: httpx.Client, database_url: str
-) -> None:
-    answer = client.post(
+def test_a_scenario_is_created_with_its_progress_history_and_message(client: httpx.Client, database_url: str) -> None:
+    response = client.post(
         "/scenario/init",
         json={
             "source": SOURCE_URL, "model": LABELLED, "fps": 2.5, "priority": 7,
             "parameters": {"score_threshold": 0.25, "labels": ["person", "größe"], "on_poison": "skip"},
         },
     )  # fmt: skip
-    assert answer.status_code == 201
-    scenario = answer.json()
-    assert answer.headers["location"] == f"/scenario/{scenario['scenario_uuid']}"
+    assert response.status_code == 201
+    scenario = response.json()
+    assert response.headers["location"] == f"/scenario/{scenario['scenario_uuid']}"
     assert uuid.UUID(scenario["scenario_uuid"]).version == 7
     assert scenario["created_at"].endswith("Z")
     expected = {
@@ -59,27 +57,29 @@ def test_a_scenario_is_born_with_its_progress_its_history_and_its_message(
     }  # fmt: skip
     assert {name: scenario[name] for name in expected} == expected
     key = (scenario["scenario_uuid"],)
-    with psycopg.connect(database_url) as tx:
-        progress = tx.execute(
+    with psycopg.connect(database_url) as connection:
+        progress = connection.execute(
             "SELECT epoch, next_frame, closed FROM scenario_progress WHERE scenario_uuid = %s", key
         ).fetchall()
-        history = tx.execute(
+        history = connection.execute(
             "SELECT number, from_state, to_state FROM scenario_history WHERE scenario_uuid = %s", key
         ).fetchall()
-        messages = tx.execute("SELECT topic, kind, epoch, runner, payload FROM outbox WHERE key = %s", key).fetchall()
+        messages = connection.execute(
+            "SELECT topic, kind, epoch, runner, payload FROM outbox WHERE key = %s", key
+        ).fetchall()
     assert progress == [(0, 0, False)]
     assert history == [(0, None, "init_startup")]
     assert [message[:4] for message in messages] == [("init_scenario", "start", 0, None)]
     assert decode_init_scenario(messages[0][4]) == Start(scenario["scenario_uuid"])
 
 
-def test_a_scenario_looks_the_same_at_birth_and_later(client: httpx.Client) -> None:
-    born = create_scenario(client)
-    assert client.get(f"/scenario/{born['scenario_uuid']}").json() == born
+def test_a_created_scenario_is_returned_unchanged(client: httpx.Client) -> None:
+    created = create_scenario(client)
+    assert client.get(f"/scenario/{created['scenario_uuid']}").json() == created
 
 
 @pytest.mark.parametrize(
-    ("asked", "kept", "stored"),
+    ("requested", "returned", "stored"),
     [
         (None, 5, "5"), ("all", "all", "all"), (2, 2, "2"), (0.5, 0.5, "0.5"), (29.97, 29.97, "29.97"), (1000, 1000, "1000"),
         (0.001, 0.001, "0.001"), ("2", 2, "2"), ("29.97", 29.97, "29.97"), ("60/2", 30, "30"),
@@ -87,61 +87,65 @@ def test_a_scenario_looks_the_same_at_birth_and_later(client: httpx.Client) -> N
         (29.97002997002997, 29.97002997002997, "2997002997002997/100000000000000"),
     ],
 )  # fmt: skip
-def test_a_frame_rate_is_stored_exactly_and_answered_in_a_form_that_means_the_same(
-    client: httpx.Client, database_url: str, asked: object, kept: object, stored: str
+def test_a_frame_rate_is_stored_exactly_and_returned_in_an_equivalent_form(
+    client: httpx.Client, database_url: str, requested: object, returned: object, stored: str
 ) -> None:
-    scenario = create_scenario(client, fps=asked)
-    assert scenario["fps"] == kept
-    assert create_scenario(client, fps=scenario["fps"])["fps"] == kept
-    with psycopg.connect(database_url) as tx:
-        row = tx.execute("SELECT fps FROM scenarios WHERE scenario_uuid = %s", (scenario["scenario_uuid"],)).fetchone()
+    scenario = create_scenario(client, fps=requested)
+    assert scenario["fps"] == returned
+    assert create_scenario(client, fps=scenario["fps"])["fps"] == returned
+    with psycopg.connect(database_url) as connection:
+        row = connection.execute(
+            "SELECT fps FROM scenarios WHERE scenario_uuid = %s", (scenario["scenario_uuid"],)
+        ).fetchone()
     assert row == (stored,)
 
 
-def test_the_default_frame_rate_is_exact_too(database_url: str) -> None:
+def test_the_default_frame_rate_is_exact(database_url: str) -> None:
     with ready_api(ApiOptions(database_url=database_url, video_fps="30000/1001")) as client:
         assert create_scenario(client)["fps"] == "30000/1001"
 
 
-def test_progress_of_a_running_scenario_is_told(client: httpx.Client, database_url: str) -> None:
+def test_the_progress_of_a_running_scenario_is_returned(client: httpx.Client, database_url: str) -> None:
     uuid_ = create_scenario(client)["scenario_uuid"]
     write_deployment(database_url, uuid_)
     write_results(database_url, uuid_, range(3))
-    with psycopg.connect(database_url) as tx:
-        tx.execute(
+    with psycopg.connect(database_url) as connection:
+        connection.execute(
             "UPDATE scenario_progress SET opened = %s WHERE scenario_uuid = %s", (Jsonb({"frames_expected": 80}), uuid_)
         )
     scenario = client.get(f"/scenario/{uuid_}").json()
-    told = ("state", "epoch", "runner", "frames_stored", "frames_expected")
-    assert [scenario[name] for name in told] == ["active", 5, "runner-1", 3, 80]
+    names = ("state", "epoch", "runner", "frames_stored", "frames_expected")
+    assert [scenario[name] for name in names] == ["active", 5, "runner-1", 3, 80]
 
 
-def test_what_a_waiting_scenario_waits_for_is_told(client: httpx.Client, database_url: str) -> None:
+def test_a_waiting_scenario_names_what_it_waits_for(client: httpx.Client, database_url: str) -> None:
     uuid_ = create_scenario(client)["scenario_uuid"]
 
-    def waits_for() -> str | None:
-        word: str | None = client.get(f"/scenario/{uuid_}").json()["waiting_for"]
-        return word
+    def waiting_for() -> str | None:
+        value: str | None = client.get(f"/scenario/{uuid_}").json()["waiting_for"]
+        return value
 
-    assert waits_for() == "orchestrator"
-    with psycopg.connect(database_url, autocommit=True) as tx:
-        tx.execute("INSERT INTO lease VALUES ('leader', uuidv7(), 1, now() + interval '1 h')")
+    assert waiting_for() == "orchestrator"
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("INSERT INTO lease VALUES ('leader', uuidv7(), 1, now() + interval '1 h')")
         try:
-            assert waits_for() == "runner"
-            tx.execute("INSERT INTO runners VALUES ('r', now(), 2, 1, 0, false, false, 'default', '1')")
-            assert waits_for() == "orchestrator"
-            tx.execute("UPDATE scenarios SET due_at = now() + interval '50 s' WHERE scenario_uuid = %s", (uuid_,))
-            assert waits_for() == "backoff"
+            assert waiting_for() == "runner"
+            connection.execute("INSERT INTO runners VALUES ('r', now(), 2, 1, 0, false, false, 'default', '1')")
+            assert waiting_for() == "orchestrator"
+            connection.execute(
+                "UPDATE scenarios SET due_at = now() + interval '50 s' WHERE scenario_uuid = %s", (uuid_,)
+            )
+            assert waiting_for() == "backoff"
         finally:
-            tx.execute("DELETE FROM lease")
-            tx.execute("DELETE FROM runners")
+            connection.execute("DELETE FROM lease")
+            connection.execute("DELETE FROM runners")
 
 
-def test_a_failed_scenario_tells_its_error(client: httpx.Client, database_url: str) -> None:
+def test_a_failed_scenario_has_its_error_without_secrets(client: httpx.Client, database_url: str) -> None:
     uuid_ = create_scenario(client)["scenario_uuid"]
     error = {"code": "no_frames", "message": "cannot read rtsp://me:hidden@camera/x", "frame_number": 3}
-    with psycopg.connect(database_url) as tx:
-        tx.execute(
+    with psycopg.connect(database_url) as connection:
+        connection.execute(
             "UPDATE scenarios SET state = 'inactive', outcome = 'failed', error = %s WHERE scenario_uuid = %s",
             (Jsonb(error), uuid_),
         )
@@ -152,8 +156,8 @@ def test_a_failed_scenario_tells_its_error(client: httpx.Client, database_url: s
 def test_an_unchanged_scenario_is_not_sent_again(client: httpx.Client, database_url: str) -> None:
     uuid_ = create_scenario(client)["scenario_uuid"]
     tag = client.get(f"/scenario/{uuid_}").headers["etag"]
-    again = client.get(f"/scenario/{uuid_}", headers={"If-None-Match": tag})
-    assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+    unchanged = client.get(f"/scenario/{uuid_}", headers={"If-None-Match": tag})
+    assert (unchanged.status_code, unchanged.content, unchanged.headers["etag"]) == (304, b"", tag)
     write_deployment(database_url, uuid_)
     assert client.get(f"/scenario/{uuid_}", headers={"If-None-Match": tag}).status_code == 200
 
@@ -174,17 +178,17 @@ def test_scenarios_are_listed_newest_first_page_by_page(client: httpx.Client, da
 
 
 def test_the_last_page_of_scenarios_has_no_cursor(client: httpx.Client) -> None:
-    oldest = client.get("/scenario", params={"limit": 1000}).json()
-    assert oldest["next"] is None
-    behind = client.get("/scenario", params={"after": oldest["items"][-1]["scenario_uuid"]}).json()
-    assert behind == {"items": [], "next": None}
+    last_page = client.get("/scenario", params={"limit": 1000}).json()
+    assert last_page["next"] is None
+    next_page = client.get("/scenario", params={"after": last_page["items"][-1]["scenario_uuid"]}).json()
+    assert next_page == {"items": [], "next": None}
 
 
 @pytest.mark.parametrize(
     ("state", "outcome"),
     [("init_startup", None), ("in_startup_processing", None), ("active", None), ("inactive", "completed")],
 )
-def test_a_shutdown_is_answered_in_every_state(
+def test_a_shutdown_is_accepted_in_every_state(
     client: httpx.Client, database_url: str, state: str, outcome: str | None
 ) -> None:
     uuid_ = create_scenario(client)["scenario_uuid"]
@@ -192,51 +196,55 @@ def test_a_shutdown_is_answered_in_every_state(
         write_completion(database_url, uuid_)
     elif state != "init_startup":
         write_deployment(database_url, uuid_, state)
-    answers = [client.post(f"/scenario/{uuid_}/shutdown") for _ in range(2)]
-    assert [answer.status_code for answer in answers] == [200, 200]
-    assert answers[0].json() == answers[1].json()
+    responses = [client.post(f"/scenario/{uuid_}/shutdown") for _ in range(2)]
+    assert [response.status_code for response in responses] == [200, 200]
+    assert responses[0].json() == responses[1].json()
     expected = ("inactive", outcome) if outcome else ("init_shutdown", "stopped")
-    assert (answers[0].json()["state"], answers[0].json()["outcome"]) == expected
-    with psycopg.connect(database_url) as tx:
-        row = tx.execute("SELECT count(*) FROM outbox WHERE key = %s AND kind = 'shutdown'", (uuid_,)).fetchone()
+    assert (responses[0].json()["state"], responses[0].json()["outcome"]) == expected
+    with psycopg.connect(database_url) as connection:
+        row = connection.execute(
+            "SELECT count(*) FROM outbox WHERE key = %s AND kind = 'shutdown'", (uuid_,)
+        ).fetchone()
     assert row == (0 if outcome else 1,)
 
 
-def test_a_shutdown_that_loses_a_race_is_decided_anew(client: httpx.Client, database_url: str) -> None:
+def test_a_shutdown_that_loses_a_race_is_decided_again(client: httpx.Client, database_url: str) -> None:
     uuid_ = create_scenario(client)["scenario_uuid"]
-    answers: list[httpx.Response] = []
+    responses: list[httpx.Response] = []
     with psycopg.connect(database_url) as leader:
         leader.execute(
             "UPDATE scenarios SET state = 'active', epoch = 9, runner = 'r' WHERE scenario_uuid = %s", (uuid_,)
         )
-        asking = threading.Thread(target=lambda: answers.append(client.post(f"/scenario/{uuid_}/shutdown")))
-        asking.start()
+        thread = threading.Thread(target=lambda: responses.append(client.post(f"/scenario/{uuid_}/shutdown")))
+        thread.start()
         wait_until(lambda: is_lock_awaited(database_url), "the request waits for the leader")
         leader.commit()
-        asking.join()
-    assert answers[0].status_code == 200
-    assert (answers[0].json()["state"], answers[0].json()["epoch"]) == ("init_shutdown", 9)
-    moves = client.get(f"/scenario/{uuid_}/history").json()["items"]
-    assert [move["from_state"] for move in moves] == [None, "active"]
+        thread.join()
+    assert responses[0].status_code == 200
+    assert (responses[0].json()["state"], responses[0].json()["epoch"]) == ("init_shutdown", 9)
+    transitions = client.get(f"/scenario/{uuid_}/history").json()["items"]
+    assert [transition["from_state"] for transition in transitions] == [None, "active"]
 
 
-def test_the_history_tells_every_move(client: httpx.Client) -> None:
+def test_the_history_lists_every_transition(client: httpx.Client) -> None:
     uuid_ = create_scenario(client)["scenario_uuid"]
     client.post(f"/scenario/{uuid_}/shutdown")
-    moves = client.get(f"/scenario/{uuid_}/history").json()["items"]
-    assert [(move["number"], move["from_state"], move["to_state"]) for move in moves] == [
+    transitions = client.get(f"/scenario/{uuid_}/history").json()["items"]
+    assert [(transition["number"], transition["from_state"], transition["to_state"]) for transition in transitions] == [
         (0, None, "init_startup"), (1, "init_startup", "init_shutdown"),
     ]  # fmt: skip
-    assert moves[1]["reason"] == "shutdown requested"
-    assert moves[1]["at"] > moves[0]["at"]
+    assert transitions[1]["reason"] == "shutdown requested"
+    assert transitions[1]["at"] > transitions[0]["at"]
 
 
-def test_gaps_are_told_in_the_order_of_the_video(client: httpx.Client, database_url: str) -> None:
+def test_gaps_are_listed_in_the_order_of_the_video(client: httpx.Client, database_url: str) -> None:
     uuid_ = create_scenario(client)["scenario_uuid"]
     assert client.get(f"/scenario/{uuid_}/gaps").json() == {"items": [], "next": None}
-    with psycopg.connect(database_url) as tx:
+    with psycopg.connect(database_url) as connection:
         for after_frame in (7, -1):
-            tx.execute("INSERT INTO scenario_gaps VALUES (%s, 1, %s, 0.5, 1.5, NULL, 'corrupt')", (uuid_, after_frame))
+            connection.execute(
+                "INSERT INTO scenario_gaps VALUES (%s, 1, %s, 0.5, 1.5, NULL, 'corrupt')", (uuid_, after_frame)
+            )
     gaps = client.get(f"/scenario/{uuid_}/gaps").json()["items"]
     assert [gap["after_frame"] for gap in gaps] == [-1, 7]
     assert gaps[0] == {"after_frame": -1, "from_s": 0.5, "to_s": 1.5, "frames": None, "reason": "corrupt", "epoch": 1}
@@ -246,7 +254,7 @@ def test_gaps_are_told_in_the_order_of_the_video(client: httpx.Client, database_
     ("method", "path"),
     [("GET", ""), ("GET", "/history"), ("GET", "/gaps"), ("POST", "/shutdown")],
 )
-def test_an_unknown_or_malformed_uuid_is_told(client: httpx.Client, method: str, path: str) -> None:
+def test_an_unknown_or_malformed_uuid_is_refused(client: httpx.Client, method: str, path: str) -> None:
     assert_problem(client.request(method, f"/scenario/{UNKNOWN_UUID}{path}"), 404, "scenario_unknown")
     for malformed in ("1", "nothing", f"{UNKNOWN_UUID}0", "' OR 1=1 --", "%00"):
         problem = assert_problem(client.request(method, f"/scenario/{malformed}{path}"), 400, "request_malformed")
@@ -256,7 +264,7 @@ def test_an_unknown_or_malformed_uuid_is_told(client: httpx.Client, method: str,
 @pytest.mark.parametrize(
     "hostile", ["'); DROP TABLE scenarios; --", '" OR ""="', "$1 %(x)s %s {0}", "\\'; SELECT pg_sleep(9)"]
 )
-def test_text_of_clients_stays_text(client: httpx.Client, tmp_path: Path, hostile: str) -> None:
+def test_hostile_text_is_stored_and_returned_as_text(client: httpx.Client, tmp_path: Path, hostile: str) -> None:
     video = tmp_path / hostile.replace("/", "")
     video.write_bytes(b"video")
     scenario = create_scenario(client, source=str(video), model=LABELLED, parameters={"labels": [hostile]})

@@ -1,5 +1,7 @@
-"""Invariant 9: bad input fails alone, with an error that says what to do, and blocks nothing behind it. A whole vidflow, and what is
-bad goes in by every door while healthy work goes on."""
+"""Invariant 9: bad input fails alone, with an error that says what to do, and blocks nothing else.
+
+A complete vidflow gets bad input through every interface while other scenarios run.
+"""
 
 from __future__ import annotations
 
@@ -65,8 +67,8 @@ WRONG = {
     RUNNER_EVENTS: [b'{"type":"report"}', b'{"type":"report","runner":"\\u0000","entries":7}', encode(Ping("r"))],
     RESULTS: [b'{"type":"frame"}', b'{"type":"end","scenario_uuid":"x","epoch":1}', encode(Start(UNKNOWN_UUID))],
 }
-"""JSON that is not of the topic, beside GARBAGE."""
-OF_NOBODY = {
+"""JSON that does not belong to the topic, in addition to GARBAGE."""
+UNKNOWN = {
     INIT_SCENARIO: [encode(Start(UNKNOWN_UUID)), encode(Shutdown(UNKNOWN_UUID))],
     COMMANDS: [encode(StopWork(UNKNOWN_UUID, 2**53 - 1))],
     RUNNER_EVENTS: [
@@ -75,7 +77,7 @@ OF_NOBODY = {
     ],
     RESULTS: [encode(End(UNKNOWN_UUID, 1, 5, EndReason.FINISHED))],
 }
-"""Messages that can be read, about a scenario and of a runner that there are not."""
+"""Valid messages about a scenario and a runner that do not exist."""
 
 
 @pytest.fixture(scope="module")
@@ -96,11 +98,11 @@ def good(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def long(folder: Path) -> Path:
-    """A clip of so many frames that what happens to it happens on the way."""
+    """A clip long enough that a test can act while it is processed."""
     return clips.constant_rate(folder / "long.mp4", frames=4000)
 
 
-def runs_of(vidflow: VidflowClient) -> dict[str, list[int]]:
+def process_ids(vidflow: VidflowClient) -> dict[str, list[int]]:
     return {kind: sorted(pids) for kind, pids in vidflow.stack.pids().items()}
 
 
@@ -110,57 +112,57 @@ def runner_of(vidflow: VidflowClient, uuid: str) -> bytes:
 
 
 @pytest.mark.parametrize("topic", [INIT_SCENARIO, COMMANDS, RUNNER_EVENTS, RESULTS])
-def test_broken_messages_stop_nothing_and_the_run_beside_them_completes(
+def test_invalid_messages_stop_nothing_and_a_scenario_beside_them_completes(
     vidflow: VidflowClient, long: Path, topic: str
 ) -> None:
-    """Into every partition of the topic, under the key of the run itself, with and without the headers that messages have."""
-    processes = runs_of(vidflow)
+    """They are sent to every partition of the topic, with the key and headers of the running scenario."""
+    processes = process_ids(vidflow)
     uuid = vidflow.create_scenario(long, "motion", "all")
     runner = runner_of(vidflow, uuid)
-    wait_until(lambda: vidflow.scenario(uuid)["frames_stored"] > 5, "it is under way", DONE_LIMIT_S)
-    letters = len(read_topic(vidflow.stack.kafka, DEAD_LETTERS))
-    broken = [*GARBAGE, *WRONG[topic]]
-    throw(vidflow, topic, [*broken, *OF_NOBODY[topic]], uuid, [(clients.RUNNER_HEADER, runner)])
-    assert vidflow.scenario(uuid)["frames_stored"] < 4000, "they came on the way"
+    wait_until(lambda: vidflow.scenario(uuid)["frames_stored"] > 5, "it is being processed", DONE_LIMIT_S)
+    start = len(read_topic(vidflow.stack.kafka, DEAD_LETTERS))
+    invalid = [*GARBAGE, *WRONG[topic]]
+    send_messages(vidflow, topic, [*invalid, *UNKNOWN[topic]], uuid, [(clients.RUNNER_HEADER, runner)])
+    assert vidflow.scenario(uuid)["frames_stored"] < 4000, "the messages arrived too late to test anything"
     end = vidflow.wait_until_inactive(uuid)
     assert (end["outcome"], end["error"], end["frames_stored"]) == ("completed", None, 4000)
     assert [frame["frame_number"] for frame in vidflow.frames(uuid)] == list(range(4000))
-    assert runs_of(vidflow) == processes
+    assert process_ids(vidflow) == processes
     if topic == RESULTS:
-        expected = sorted((value or b"") for value in broken * PARTITIONS[topic])
-        found = dead_letters(vidflow, behind=letters, count=len(expected))
-        assert sorted(letter.value or b"" for letter in found) == expected
-        assert all(letter.topic == RESULTS and letter.error for letter in found)
+        expected = sorted((value or b"") for value in invalid * PARTITIONS[topic])
+        letters = dead_letters(vidflow, start, count=len(expected))
+        assert sorted(letter.value or b"" for letter in letters) == expected
+        assert all(letter.topic == RESULTS and letter.error for letter in letters)
 
 
-def throw(vidflow: VidflowClient, topic: str, values: list[Any], key: str, headers: Headers) -> None:
-    producer = clients.create_producer(vidflow.stack.kafka, client_id="somebody")
+def send_messages(vidflow: VidflowClient, topic: str, values: list[Any], key: str, headers: Headers) -> None:
+    producer = clients.create_producer(vidflow.stack.kafka, client_id="test")
     for partition in range(PARTITIONS[topic]):
         for value in values:
             producer.produce(topic, value, key=key, headers=headers, partition=partition)
     assert producer.flush(20) == 0
 
 
-def dead_letters(vidflow: VidflowClient, behind: int, count: int) -> list[DeadLetter]:
-    def found() -> list[DeadLetter]:
-        log = read_topic(vidflow.stack.kafka, DEAD_LETTERS)[behind:]
-        return [msgspec.json.decode(message.value() or b"", type=DeadLetter) for message in log]
+def dead_letters(vidflow: VidflowClient, start: int, count: int) -> list[DeadLetter]:
+    """Wait for `count` dead letters after the first `start`, and return them."""
 
-    wait_until(lambda: len(found()) >= count, f"{count} dead letters", DONE_LIMIT_S)
-    return found()
+    def read() -> list[DeadLetter]:
+        messages = read_topic(vidflow.stack.kafka, DEAD_LETTERS)[start:]
+        return [msgspec.json.decode(message.value() or b"", type=DeadLetter) for message in messages]
+
+    wait_until(lambda: len(read()) >= count, f"{count} dead letters", DONE_LIMIT_S)
+    return read()
 
 
-def test_more_broken_results_than_stop_a_reader_stop_none_where_no_worker_sent_them(
-    vidflow: VidflowClient, good: Path
-) -> None:
-    processes = runs_of(vidflow)
-    throw(vidflow, RESULTS, [b"noise"] * 200, "key", [])
+def test_many_invalid_results_that_no_worker_sent_do_not_stop_the_inbox(vidflow: VidflowClient, good: Path) -> None:
+    processes = process_ids(vidflow)
+    send_messages(vidflow, RESULTS, [b"noise"] * 200, "key", [])
     assert vidflow.wait_until_inactive(vidflow.create_scenario(good, "motion", "all"))["outcome"] == "completed"
-    assert runs_of(vidflow) == processes
+    assert process_ids(vidflow) == processes
 
 
 def write_bad_sources(folder: Path, good: Path) -> dict[str, Path]:
-    """Files that pass at the door, by the code with which their scenarios must fail."""
+    """Write files that the api accepts. Return them by the code with which their scenarios must fail, and their name."""
     text = folder / "text.mp4"
     text.write_text("not a video")
     playlist = folder / "playlist.m3u8"
@@ -177,10 +179,10 @@ def write_bad_sources(folder: Path, good: Path) -> dict[str, Path]:
     return {f"{code} {path.name}": path for code, paths in sources.items() for path in paths}
 
 
-def test_each_source_that_is_no_video_fails_alone_with_its_code_and_a_sentence(
+def test_each_bad_source_fails_alone_with_its_code_and_a_helpful_message(
     vidflow: VidflowClient, folder: Path, good: Path, long: Path
 ) -> None:
-    beside = vidflow.create_scenario(long, "motion", "all")
+    other = vidflow.create_scenario(long, "motion", "all")
     uuids = {
         name: vidflow.create_scenario(path, "motion", "all") for name, path in write_bad_sources(folder, good).items()
     }
@@ -189,14 +191,14 @@ def test_each_source_that_is_no_video_fails_alone_with_its_code_and_a_sentence(
         end = vidflow.wait_until_inactive(uuid)
         assert (end["outcome"], end["error"]["code"], end["attempt"]) == ("failed", code, 0), end
         assert file in end["error"]["message"]
-        assert len(end["error"]["message"].split()) > 8, "a sentence that says what to do"
+        assert len(end["error"]["message"].split()) > 8, "the message must say what to do"
         assert end["frames_stored"] == 0
-    assert vidflow.wait_until_inactive(beside)["outcome"] == "completed"
+    assert vidflow.wait_until_inactive(other)["outcome"] == "completed"
 
 
-def test_a_recording_that_breaks_off_gives_its_frames_and_tells_the_gap(vidflow: VidflowClient, folder: Path) -> None:
-    whole = clips.constant_rate(folder / "whole.mkv", frames=200)
-    uuid = vidflow.create_scenario(clips.write_truncated(whole, folder / "cut.mkv"), "motion", "all")
+def test_a_truncated_recording_completes_with_a_gap(vidflow: VidflowClient, folder: Path) -> None:
+    complete = clips.constant_rate(folder / "complete.mkv", frames=200)
+    uuid = vidflow.create_scenario(clips.write_truncated(complete, folder / "cut.mkv"), "motion", "all")
     end = vidflow.wait_until_inactive(uuid)
     assert end["outcome"] == "completed"
     assert 50 < end["frames_stored"] < 200
@@ -205,16 +207,16 @@ def test_a_recording_that_breaks_off_gives_its_frames_and_tells_the_gap(vidflow:
 
 
 def assert_refused(vidflow: VidflowClient, **body: Any) -> tuple[int, str]:
-    answer = vidflow.http.post("/scenario/init", json={"source": "http://camera.example/v", "model": "motion"} | body)
-    problem = answer.json()
+    response = vidflow.http.post("/scenario/init", json={"source": "http://camera.example/v", "model": "motion"} | body)
+    problem = response.json()
     assert len(problem["detail"].split()) > 4, problem
-    return answer.status_code, problem["code"]
+    return response.status_code, problem["code"]
 
 
-def test_what_can_be_known_at_the_door_is_refused_there(vidflow: VidflowClient, folder: Path) -> None:
+def test_the_api_refuses_what_it_can_check_itself(vidflow: VidflowClient, folder: Path) -> None:
     empty = folder / "nothing.mp4"
     empty.touch()
-    before = len(vidflow.get("/scenario", limit="1000")["items"])
+    count = len(vidflow.get("/scenario", limit="1000")["items"])
     assert assert_refused(vidflow, source=str(folder)) == (422, "source_not_video")
     assert assert_refused(vidflow, source=str(empty)) == (422, "source_not_video")
     assert assert_refused(vidflow, source=str(folder / "none.mp4")) == (422, "source_missing")
@@ -234,13 +236,13 @@ def test_what_can_be_known_at_the_door_is_refused_there(vidflow: VidflowClient, 
         assert vidflow.http.get(path).status_code == 404
     assert vidflow.http.post(f"/scenario/{UNKNOWN_UUID}/shutdown").status_code == 404
     assert vidflow.http.get("/scenario/nonsense").status_code in {400, 404}
-    assert len(vidflow.get("/scenario", limit="1000")["items"]) == before
+    assert len(vidflow.get("/scenario", limit="1000")["items"]) == count
 
 
-def test_a_file_that_is_removed_before_its_deployment_fails_alone(
+def test_a_file_removed_before_its_deployment_fails_alone(
     vidflow: VidflowClient, folder: Path, good: Path, long: Path
 ) -> None:
-    beside = vidflow.create_scenario(long, "motion", "all")
+    other = vidflow.create_scenario(long, "motion", "all")
     gone = Path(shutil.copy(good, folder / "gone.mp4"))
     with vidflow.frozen("orchestrator"):
         uuid = vidflow.create_scenario(gone, "motion", "all")
@@ -248,17 +250,17 @@ def test_a_file_that_is_removed_before_its_deployment_fails_alone(
     end = vidflow.wait_until_inactive(uuid)
     assert (end["outcome"], end["error"]["code"]) == ("failed", "source_missing")
     assert "Check that the file exists on the runner's machine" in end["error"]["message"]
-    assert vidflow.wait_until_inactive(beside)["outcome"] == "completed"
+    assert vidflow.wait_until_inactive(other)["outcome"] == "completed"
 
 
-def test_a_file_that_changes_between_two_attempts_fails_and_keeps_what_was_stored(
+def test_a_file_that_changes_between_two_attempts_fails_and_keeps_its_results(
     vidflow: VidflowClient, folder: Path, good: Path, long: Path
 ) -> None:
     changing = Path(shutil.copy(long, folder / "changing.mp4"))
     uuid = vidflow.create_scenario(changing, "motion", "all")
-    wait_until(lambda: vidflow.scenario(uuid)["frames_stored"] > 5, "it is under way", DONE_LIMIT_S)
+    wait_until(lambda: vidflow.scenario(uuid)["frames_stored"] > 5, "it is being processed", DONE_LIMIT_S)
     another = Path(shutil.copy(good, folder / "another.mp4"))
-    another.replace(changing)  # the worker goes on with the file that it opened
+    another.replace(changing)  # the worker still has the old file open
     vidflow.kill_workers()
     end = vidflow.wait_until_inactive(uuid)
     assert (end["outcome"], end["error"]["code"]) == ("failed", "source_changed")
@@ -268,9 +270,7 @@ def test_a_file_that_changes_between_two_attempts_fails_and_keeps_what_was_store
     assert vidflow.wait_until_inactive(vidflow.create_scenario(good, "motion", "all"))["outcome"] == "completed"
 
 
-def test_a_model_whose_file_is_damaged_fails_its_scenario_alone(
-    vidflow: VidflowClient, folder: Path, good: Path
-) -> None:
+def test_a_damaged_model_file_fails_its_scenario_alone(vidflow: VidflowClient, folder: Path, good: Path) -> None:
     (folder / "broken.onnx").write_bytes(b"\x08\x07garbage" * 100)
     spec = folder / "broken.toml"
     spec.write_text(SPEC)
@@ -310,8 +310,8 @@ NEEDS_TORCH = f"the model '{TORCH_MODEL}' needs torch, torchvision; {format_inst
 
 
 @pytest.fixture(scope="module")
-def without_torch(folder: Path) -> dict[str, str]:
-    """An installation without torch, for a Python that looks nowhere else (-S): this one's packages but those."""
+def environment_without_torch(folder: Path) -> dict[str, str]:
+    """The environment of a Python with this one's packages except torch. With -S it finds no others."""
     packages = folder / "site-packages"
     packages.mkdir()
     for package in Path(np.__file__).parents[1].iterdir():
@@ -320,27 +320,29 @@ def without_torch(folder: Path) -> dict[str, str]:
     return build_environment({"PYTHONPATH": f"{Path(__file__).parents[2] / 'src'}:{packages}"})
 
 
-def test_run_with_a_model_whose_extra_is_absent_says_at_once_what_to_type(
-    without_torch: dict[str, str], good: Path
+def test_run_with_a_model_whose_extra_is_missing_says_how_to_install_it(
+    environment_without_torch: dict[str, str], good: Path
 ) -> None:
     command = [sys.executable, "-S", "-P", "-m", "vidflow", "run", str(good), "--model", TORCH_MODEL]
-    end = subprocess.run(command, env=without_torch, capture_output=True, text=True, timeout=60, check=False)
+    end = subprocess.run(
+        command, env=environment_without_torch, capture_output=True, text=True, timeout=60, check=False
+    )
     assert (end.returncode, end.stdout, end.stderr) == (3, "", f"vidflow: {NEEDS_TORCH}\n")
 
 
-def test_a_runner_without_a_models_extra_says_what_to_type_and_may_be_asked_again(
-    without_torch: dict[str, str], good: Path, kafka_settings: KafkaSettings
+def test_a_runner_without_the_extra_of_a_model_reports_a_retryable_error(
+    environment_without_torch: dict[str, str], good: Path, kafka_settings: KafkaSettings
 ) -> None:
-    stage = ControlPlane(kafka_settings)
+    control_plane = ControlPlane(kafka_settings)
     command = [sys.executable, "-S", "-P", "-m", "vidflow", "runner", "--kafka", kafka_settings.bootstrap, "--any-file"]
-    with subprocess.Popen(command, env=without_torch) as runner:
+    with subprocess.Popen(command, env=environment_without_torch) as runner:
         try:
-            stage.wait_until(lambda: stage.reports, "it reports")
-            uuid, name = new_uuid(), stage.reports[0].runner
-            stage.send_command(name, make_deploy(uuid, good, TORCH_MODEL))
-            entry = stage.wait_until_ended(name, uuid)
+            control_plane.wait_until(lambda: control_plane.reports, "it reports")
+            uuid, name = new_uuid(), control_plane.reports[0].runner
+            control_plane.send_command(name, make_deploy(uuid, good, TORCH_MODEL))
+            entry = control_plane.wait_until_ended(name, uuid)
         finally:
             runner.kill()
-            stage.close()
+            control_plane.close()
     assert entry.error is not None
     assert (entry.error.code, entry.error.message, entry.fatal) == ("extra_missing", NEEDS_TORCH, False)

@@ -1,9 +1,10 @@
-"""Child processes that are kept running, by real ones."""
+"""Supervision of real child processes."""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from vidflow.domain.errors import Unavailable
 from vidflow.infra.embedded.child_process import start_child
 from vidflow.infra.process.stopping import Stop
 
-IN_USE = Unavailable("the port is still in use")
+IN_USE = Unavailable("The port is still in use.")
 
 
 def sleeper() -> subprocess.Popen[bytes]:
@@ -26,18 +27,18 @@ def sleeper() -> subprocess.Popen[bytes]:
 
 
 class Launches:
-    """Starts sleepers, and fails at the launches that it is told to fail at."""
+    """Starts sleepers. The launches numbered in `fails_at` raise `error` instead."""
 
-    def __init__(self, *, fails_at: tuple[int, ...] = (), by: Exception = IN_USE) -> None:
+    def __init__(self, *, fails_at: tuple[int, ...] = (), error: Exception = IN_USE) -> None:
         self.started: list[subprocess.Popen[bytes]] = []
         self.count = 0
         self._fails_at = fails_at
-        self._by = by
+        self._error = error
 
     def __call__(self) -> subprocess.Popen[bytes]:
         self.count += 1
         if self.count in self._fails_at:
-            raise self._by
+            raise self._error
         self.started.append(sleeper())
         return self.started[-1]
 
@@ -49,56 +50,57 @@ def stop() -> Iterator[Stop]:
     stop.request()
 
 
-def make_keeper(launches: Launches, said: list[str], stop: Stop) -> ChildSupervisor:
-    return ChildSupervisor("sleeper", launches, said.append, stop, stop_signal=signal.SIGTERM, grace_s=10)
+def create_supervisor(launches: Launches, notifications: list[str], stop: Stop) -> ChildSupervisor:
+    return ChildSupervisor("sleeper", launches, notifications.append, stop, stop_signal=signal.SIGTERM, grace_s=10)
 
 
-def test_a_killed_child_is_started_again_and_that_is_said(stop: Stop) -> None:
-    said, launches = list[str](), Launches()
-    kept = make_keeper(launches, said, stop)
-    kept.start()
+def test_a_killed_child_is_restarted_with_a_notification(stop: Stop) -> None:
+    notifications, launches = list[str](), Launches()
+    supervisor = create_supervisor(launches, notifications, stop)
+    supervisor.start()
     first = launches.started[0].pid
     os.kill(first, signal.SIGKILL)
-    wait_until(lambda: kept.pid not in {first, None}, "another process runs")
-    assert said == ["sleeper was killed by SIGKILL: starting it again in 0.2 s"]
-    kept.end()
+    wait_until(lambda: supervisor.pid not in {first, None}, "another process runs")
+    assert notifications == ["sleeper was killed by SIGKILL; restarting it in 0.2 s"]
+    supervisor.end()
 
 
-def test_a_start_that_fails_is_tried_again_after_a_longer_pause(stop: Stop) -> None:
-    said, launches = list[str](), Launches(fails_at=(2,))
-    kept = make_keeper(launches, said, stop)
-    kept.start()
+def test_a_failed_start_is_repeated_after_a_longer_pause(stop: Stop) -> None:
+    notifications, launches = list[str](), Launches(fails_at=(2,))
+    supervisor = create_supervisor(launches, notifications, stop)
+    supervisor.start()
     launches.started[0].kill()
     wait_until(lambda: launches.count == 3, "it is started a third time")
-    assert said[1] == "the port is still in use; trying again in 0.4 s"
-    kept.end()
+    assert notifications[1] == "cannot restart sleeper, trying again in 0.4 s: The port is still in use."
+    supervisor.end()
 
 
-def test_a_start_that_the_system_refuses_is_tried_again_too(stop: Stop) -> None:
-    said, launches = list[str](), Launches(fails_at=(2,), by=OSError(errno.ENOSPC, "No space left on device"))
-    kept = make_keeper(launches, said, stop)
-    kept.start()
+def test_a_start_refused_by_the_system_is_repeated_too(stop: Stop) -> None:
+    notifications = list[str]()
+    launches = Launches(fails_at=(2,), error=OSError(errno.ENOSPC, "No space left on device"))
+    supervisor = create_supervisor(launches, notifications, stop)
+    supervisor.start()
     launches.started[0].kill()
     wait_until(lambda: launches.count == 3, "it is started a third time")
-    assert "No space left on device; trying again in 0.4 s" in said[1]
+    assert re.fullmatch("cannot restart sleeper, trying again in 0.4 s: .*No space left on device", notifications[1])
     assert not stop.requested
-    kept.end()
+    supervisor.end()
 
 
-def test_what_was_ended_stays_ended(stop: Stop) -> None:
+def test_an_ended_child_is_not_restarted(stop: Stop) -> None:
     launches = Launches()
-    kept = make_keeper(launches, [], stop)
-    kept.start()
-    kept.end()
-    assert kept.pid is None
+    supervisor = create_supervisor(launches, [], stop)
+    supervisor.start()
+    supervisor.end()
+    assert supervisor.pid is None
     assert launches.count == 1
 
 
-def test_nothing_is_started_again_once_a_stop_is_requested(stop: Stop) -> None:
-    said, launches = list[str](), Launches()
-    kept = make_keeper(launches, said, stop)
-    kept.start()
+def test_no_child_is_restarted_after_a_stop_is_requested(stop: Stop) -> None:
+    notifications, launches = list[str](), Launches()
+    supervisor = create_supervisor(launches, notifications, stop)
+    supervisor.start()
     stop.request()
     launches.started[0].kill()
-    kept.end()
-    assert (launches.count, said) == (1, [])
+    supervisor.end()
+    assert (launches.count, notifications) == (1, [])

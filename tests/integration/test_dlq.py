@@ -176,7 +176,7 @@ def test_letters_that_cannot_be_replayed_stay_and_are_reported(broker: KafkaSett
     send_letter(broker, 2)
     foreign = DeadLetter("to_deploy.default", 0, 3, "?", b"k", b"{}")
     put(broker, (foreign.place, encode(foreign)), (b"\xffnoise", b"no letter at all"))
-    with pytest.raises(dlq.DeadLetterNotReplayable, match=r"^3 cannot be sent again: .* too long .* dlq drop"):
+    with pytest.raises(dlq.DeadLetterNotReplayable, match=r"cannot be replayed: 3, .* too long .* dlq drop"):
         dlq.replay(broker, [], "table", all_letters=True)
     assert places(broker) == [cut.place, foreign.place, "\\xffnoise"]
     assert len(read_topic(broker, RESULTS)) == 1
@@ -284,7 +284,7 @@ class TestCommandLine:
         assert "\\x1b[31m{}\nxxx" in end.stdout
         assert ESCAPE not in end.stdout
         assert len(end.stdout) < 3000
-        assert "(100008 bytes in all: --output json has them)" in end.stdout
+        assert "(100008 bytes in total, see --output json)" in end.stdout
         end = run_command("dlq", "show", letter.place, "--output", "json", "--kafka", broker.bootstrap)
         item = json.loads(end.stdout)
         assert item["text"].encode() == letter.value
@@ -294,7 +294,7 @@ class TestCommandLine:
         self, broker: KafkaSettings
     ) -> None:
         end = run_command("dlq", "list", "--kafka", broker.bootstrap)
-        assert (end.returncode, end.stdout, end.stderr) == (0, "", "no dead letter waits\n")
+        assert (end.returncode, end.stdout, end.stderr) == (0, "", "no dead letters\n")
         for command in (["list"], ["drop", "--all"], ["replay", "--all"]):
             end = run_command("dlq", *command, "--output", "json", "--kafka", broker.bootstrap)
             assert (end.returncode, end.stdout, end.stderr) == (0, "[]\n", "")
@@ -305,7 +305,9 @@ class TestCommandLine:
             known = [] if command == "show" else [letter.place]
             end = run_command("dlq", command, *known, f"{RESULTS}/9/9", "--kafka", broker.bootstrap)
             assert end.returncode == 2
-            assert end.stderr == f"vidflow: no dead letter waits at {RESULTS}/9/9; those that do: vidflow dlq list\n"
+            assert (
+                end.stderr == f"vidflow: No dead letter at {RESULTS}/9/9. List the dead letters with: vidflow dlq list\n"
+            )
         assert places(broker) == [letter.place]
 
     @pytest.mark.parametrize("command", [["drop"], ["replay"], ["drop", "--all", "a/0/0"]])
@@ -315,9 +317,7 @@ class TestCommandLine:
         letter = send_letter(broker, 1)
         end = run_command("dlq", *command, "--kafka", broker.bootstrap)
         assert end.returncode == 2
-        assert end.stderr == (
-            "vidflow: name the dead letters by their places (vidflow dlq list), or give --all for all of them\n"
-        )
+        assert end.stderr == "vidflow: Give either the places of dead letters (see vidflow dlq list) or --all.\n"
         assert places(broker) == [letter.place]
 
     def test_a_missing_topic_is_reported_with_the_command_that_creates_it(self, broker: KafkaSettings) -> None:

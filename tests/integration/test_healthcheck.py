@@ -1,4 +1,4 @@
-"""The health check of each role: real processes, frozen ones, and one whose main loop hangs while its threads go on."""
+"""The health check of each role, with real processes: frozen ones, and one whose main loop hangs while its threads run."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ ROLES = ("api", "relay", "inbox", "orchestrator", "runner")
 LIMIT_S = "4"
 
 
-def verdict(file: Path, limit_s: str = LIMIT_S) -> tuple[int, str]:
-    """The exit code of the check, and what it prints."""
+def run_healthcheck(file: Path, limit_s: str = LIMIT_S) -> tuple[int, str]:
+    """Return the exit code and the output of the check."""
     end = subprocess.run(
         [sys.executable, "-m", "vidflow.healthcheck", limit_s],
         env=build_environment({"VIDFLOW_HEALTH_FILE": str(file)}), capture_output=True, text=True, timeout=30, check=False,
@@ -38,27 +38,27 @@ def verdict(file: Path, limit_s: str = LIMIT_S) -> tuple[int, str]:
 
 
 def is_healthy(file: Path) -> bool:
-    return verdict(file) == (0, "")
+    return run_healthcheck(file) == (0, "")
 
 
 @contextmanager
-def role(folder: Path, name: str, *options: str, given: Mapping[str, str]) -> Iterator[tuple[RunningCommand, Path]]:
+def role(folder: Path, name: str, *options: str, variables: Mapping[str, str]) -> Iterator[tuple[RunningCommand, Path]]:
     file = folder / f"{name}.health"
     port = ["--port", str(free_port()), "--no-inbox"] if name == "api" else []
     with running_command(
-        folder, name, *port, *options, variables={**given, "VIDFLOW_HEALTH_FILE": str(file)}
+        folder, name, *port, *options, variables={**variables, "VIDFLOW_HEALTH_FILE": str(file)}
     ) as program:
         yield program, file
 
 
 @pytest.mark.long
-def test_each_role_is_healthy_until_it_is_frozen_and_again_when_it_goes_on(
+def test_each_role_is_unhealthy_only_while_it_is_frozen(
     tmp_path: Path, database_url: str, kafka_settings: KafkaSettings
 ) -> None:
     topics.create_topics(kafka_settings)
-    given = {"VIDFLOW_DATABASE_URL": database_url, "VIDFLOW_KAFKA": kafka_settings.bootstrap}
+    variables = {"VIDFLOW_DATABASE_URL": database_url, "VIDFLOW_KAFKA": kafka_settings.bootstrap}
     with ExitStack() as running:
-        roles = {name: running.enter_context(role(tmp_path, name, given=given)) for name in ROLES}
+        roles = {name: running.enter_context(role(tmp_path, name, variables=variables)) for name in ROLES}
         for name, (_, file) in roles.items():
             wait_until(lambda file=file: is_healthy(file), f"{name} is healthy", 60)
         for program, _ in roles.values():
@@ -66,7 +66,11 @@ def test_each_role_is_healthy_until_it_is_frozen_and_again_when_it_goes_on(
         try:
             for name, (_, file) in roles.items():
                 wait_until(lambda file=file: not is_healthy(file), f"{name} is unhealthy", 20)
-                wait_until(lambda file=file: "has not run for" in verdict(file)[1], f"{name} has not run", 20)
+                wait_until(
+                    lambda file=file: "has not run for" in run_healthcheck(file)[1],
+                    f"the loop of {name} is found to hang",
+                    20,
+                )
         finally:
             for program, _ in roles.values():
                 program.process.send_signal(signal.SIGCONT)
@@ -75,18 +79,18 @@ def test_each_role_is_healthy_until_it_is_frozen_and_again_when_it_goes_on(
 
 
 @pytest.mark.long
-def test_roles_whose_servers_are_away_are_healthy(tmp_path: Path) -> None:
-    given = {"VIDFLOW_DATABASE_URL": CLOSED_DATABASE, "VIDFLOW_KAFKA": CLOSED_KAFKA}
+def test_roles_are_healthy_while_their_servers_are_away(tmp_path: Path) -> None:
+    variables = {"VIDFLOW_DATABASE_URL": CLOSED_DATABASE, "VIDFLOW_KAFKA": CLOSED_KAFKA}
     with ExitStack() as running:
-        roles = {name: running.enter_context(role(tmp_path, name, given=given)) for name in ROLES}
+        roles = {name: running.enter_context(role(tmp_path, name, variables=variables)) for name in ROLES}
         for name, (program, file) in roles.items():
             program.wait_for("away")
-            at_s = file.stat().st_mtime
-            wait_until(lambda file=file, at_s=at_s: file.stat().st_mtime > at_s, f"{name} goes on to turn", 20)
+            touched_s = file.stat().st_mtime
+            wait_until(lambda file=file, s=touched_s: file.stat().st_mtime > s, f"the loop of {name} runs", 20)
             wait_until(lambda file=file: is_healthy(file), f"{name} is healthy", 20)
 
 
-def test_a_main_loop_that_hangs_is_unhealthy_although_its_threads_go_on(
+def test_a_role_is_unhealthy_while_its_main_loop_hangs_and_its_threads_run(
     tmp_path: Path, database_url: str, kafka_settings: KafkaSettings
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(
@@ -95,27 +99,27 @@ def test_a_main_loop_that_hangs_is_unhealthy_although_its_threads_go_on(
         "    from vidflow.roles import relay\n"
         "    relay.Relay.step = lambda self: threading.Event().wait()\n"
     )
-    given = {
+    variables = {
         "VIDFLOW_DATABASE_URL": database_url,
         "VIDFLOW_KAFKA": kafka_settings.bootstrap,
         "PYTHONPATH": str(tmp_path),
     }
-    with role(tmp_path, "relay", given=given) as (program, file):
+    with role(tmp_path, "relay", variables=variables) as (program, file):
         wait_until(file.exists, "it starts")
-        wait_until(lambda: "has not run for" in verdict(file)[1], "its loop is found to hang", 30)
+        wait_until(lambda: "has not run for" in run_healthcheck(file)[1], "its loop is found to hang", 30)
         assert program.is_running()
 
 
 def test_an_api_that_does_not_answer_is_unhealthy(tmp_path: Path) -> None:
     file = tmp_path / "api.health"
     file.write_text(f"http://127.0.0.1:{free_port()}/health/live")
-    code, says = verdict(file)
+    code, output = run_healthcheck(file)
     assert code == 1
-    assert "/health/live does not answer" in says
+    assert "/health/live does not answer" in output
 
 
-def test_a_role_that_has_not_started_is_unhealthy_and_so_is_no_file_at_all(tmp_path: Path) -> None:
-    assert verdict(tmp_path / "none")[1].endswith("the role has not started\n")
+def test_a_role_without_a_health_file_is_unhealthy(tmp_path: Path) -> None:
+    assert run_healthcheck(tmp_path / "none")[1].endswith("the role has not started\n")
     end = subprocess.run(
         [sys.executable, "-m", "vidflow.healthcheck"],
         env=build_environment(),
@@ -126,10 +130,10 @@ def test_a_role_that_has_not_started_is_unhealthy_and_so_is_no_file_at_all(tmp_p
     assert (end.returncode, end.stdout) == (1, "unhealthy: VIDFLOW_HEALTH_FILE is not set\n")
 
 
-def test_a_health_file_that_cannot_be_written_ends_the_role_in_one_line(tmp_path: Path) -> None:
-    given = {"VIDFLOW_HEALTH_FILE": str(tmp_path / "none" / "health")}
+def test_an_unwritable_health_file_ends_the_role_with_one_line(tmp_path: Path) -> None:
+    variables = {"VIDFLOW_HEALTH_FILE": str(tmp_path / "none" / "health")}
     with running_command(
-        tmp_path, "relay", "--database-url", CLOSED_DATABASE, "--kafka", CLOSED_KAFKA, variables=given
+        tmp_path, "relay", "--database-url", CLOSED_DATABASE, "--kafka", CLOSED_KAFKA, variables=variables
     ) as relay:
         assert relay.process.wait(30) == 3
         assert "The health file " in relay.stderr

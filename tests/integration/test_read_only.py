@@ -1,4 +1,4 @@
-"""Every role on a read-only root file system with /tmp as its only place to write, as its container has it. Needs root."""
+"""Every role on a read-only file system where only /tmp is writable, as in its container. Needs root."""
 
 from __future__ import annotations
 
@@ -30,42 +30,43 @@ root=$1; shift 2
 chroot "$root" sh -c '! touch /usr/x /var/tmp/x /root/x 2>/dev/null' || exit 98
 exec chroot "$root" "$@"
 """
-"""Runs a command on a read-only view of this file system. $1: where to mount it, $2: the folder that it sees as /media."""
+"""Run a command on a read-only view of this file system. $1: the mount point of the view, $2: the folder mounted as /media."""
 
 
-def may_confine() -> bool:
+def can_confine() -> bool:
     if shutil.which("unshare") is None:
         return False
-    tried = subprocess.run(["unshare", "-m", "mount", "--make-rprivate", "/"], capture_output=True, check=False)
-    return tried.returncode == 0
+    end = subprocess.run(["unshare", "-m", "mount", "--make-rprivate", "/"], capture_output=True, check=False)
+    return end.returncode == 0
 
 
-pytestmark = [pytest.mark.long, pytest.mark.skipif(not may_confine(), reason="this user may not mount")]
+pytestmark = [pytest.mark.long, pytest.mark.skipif(not can_confine(), reason="this user may not mount")]
 
 
 @contextmanager
 def confined(
-    folder: Path, media: Path, role: str, *options: str, given: Mapping[str, str]
+    folder: Path, media: Path, role: str, *options: str, variables: Mapping[str, str]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    root, said = folder / f"{role}.root", folder / f"{role}.err"
+    root, error_file = folder / f"{role}.root", folder / f"{role}.err"
     root.mkdir()
     command = ["unshare", "-m", "bash", "-c", CONFINE, "bash", str(root), str(media)]
     command += [sys.executable, "-P", "-m", "vidflow", role, *options]
-    with said.open("wb") as stderr, subprocess.Popen(command, env=build_environment(given), stderr=stderr) as process:
+    environment = build_environment(variables)
+    with error_file.open("wb") as stderr, subprocess.Popen(command, env=environment, stderr=stderr) as process:
         try:
             yield process
         finally:
             process.kill()
 
 
-def test_every_role_works_and_a_runner_s_scenario_ends_whole(
+def test_every_role_works_and_a_scenario_completes(
     tmp_path: Path, database_url: str, kafka_settings: KafkaSettings
 ) -> None:
     topics.create_topics(kafka_settings)
     media = tmp_path / "media"
     media.mkdir()
     clips.constant_rate(media / "clip.mp4", frames=20)
-    given = {
+    variables = {
         "VIDFLOW_DATABASE_URL": database_url,
         "VIDFLOW_KAFKA": kafka_settings.bootstrap,
         "VIDFLOW_MEDIA_ROOT": "/media",
@@ -77,7 +78,7 @@ def test_every_role_works_and_a_runner_s_scenario_ends_whole(
     options = {"api": ("--port", str(port), "--no-inbox")}
     with ExitStack() as running:
         roles = {
-            name: running.enter_context(confined(tmp_path, media, name, *options.get(name, ()), given=given))
+            name: running.enter_context(confined(tmp_path, media, name, *options.get(name, ()), variables=variables))
             for name in ROLES
         }
         for name, process in roles.items():
@@ -91,11 +92,11 @@ def test_every_role_works_and_a_runner_s_scenario_ends_whole(
             )
             assert process.poll() is None, (tmp_path / f"{name}.err").read_text()
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
-            wait_until(lambda: client.get("/health/system").status_code == 200, "a scenario could run", 60)
-            made = client.post("/scenario/init", json={"source": "clip.mp4", "model": "motion", "fps": "all"})
-            assert made.status_code == 201, made.text
-            scenario = f"/scenario/{made.json()['scenario_uuid']}"
-            wait_until(lambda: client.get(scenario).json()["state"] == "inactive", "it ends", 60)
+            wait_until(lambda: client.get("/health/system").status_code == 200, "the system is healthy", 60)
+            created = client.post("/scenario/init", json={"source": "clip.mp4", "model": "motion", "fps": "all"})
+            assert created.status_code == 201, created.text
+            scenario = f"/scenario/{created.json()['scenario_uuid']}"
+            wait_until(lambda: client.get(scenario).json()["state"] == "inactive", "the scenario ends", 60)
             end = client.get(scenario).json()
         assert (end["outcome"], end["frames_stored"], end["error"]) == ("completed", 20, None)
         written = {path.name for path in Path(f"/proc/{roles['api'].pid}/root/tmp").iterdir()}

@@ -20,6 +20,6 @@ def test_the_frame_rate_is_sent_exactly_as_typed(typed: str, sent: object) -> No
 
 @pytest.mark.parametrize("typed", ["0", "1001", "1/0", "0x10", "9" * 500, ""])
 def test_an_invalid_frame_rate_is_refused_with_the_accepted_forms(typed: str) -> None:
-    with pytest.raises(ParameterError, match="--fps is a number above 0 and up to 1000, a fraction") as refusal:
+    with pytest.raises(ParameterError, match="Use a number above 0 and up to 1000, a fraction") as refusal:
         build_body(RunOptions(video=VIDEO, fps=typed))
     assert len(refusal.value.message) < 250

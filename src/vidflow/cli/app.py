@@ -1,4 +1,4 @@
-"""The command line: one command a role, each option an environment variable too. No logic: it makes options and calls."""
+"""The command line: one command per role, plus `dev` and `run`. Each option can also be set by an environment variable."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ Options = TypeVar("Options")
 
 
 def _run_role(run: Callable[[Options, Stop], None], options: Options, log_format: str) -> None:
-    """Runs a role in this process until it is told to stop or dies of an error."""
+    """Run a role in this process until a stop is requested or an error ends it."""
     configure_logs(log_format)
     arm(read_environment_variable("VIDFLOW_CRASHPOINTS") or "")
     stop = Stop()
@@ -92,20 +92,20 @@ def api(
     database_url: DatabaseUrl = "", kafka: KafkaServers = "", kafka_properties: KafkaProperties = None, log_format: LogFormat = "text",
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = "127.0.0.1",
-    host: Annotated[str, option("host", "Where to listen.")] = "127.0.0.1",
-    port: Annotated[int, option("port", "Where to listen.", at_least=0, at_most=MAX_PORT)] = 8000,
+    host: Annotated[str, option("host", "Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, option("port", "Port to listen on.", at_least=0, at_most=MAX_PORT)] = 8000,
     allowed_hosts: AllowedHostList = "", max_connections: MaxConnections = 1000,
-    inbox: Annotated[bool, typer.Option("--inbox/--no-inbox", help="Host the inbox in this process.", envvar="VIDFLOW_INBOX")] = True,
+    inbox: Annotated[bool, typer.Option("--inbox/--no-inbox", help="Run the inbox in this process.", envvar="VIDFLOW_INBOX")] = True,
     media_root: MediaRoot = None, any_file: AnyFile = False, models_dir: ModelsDir = None, any_onnx: AnyOnnx = False,
     video_fps: VideoFps = "all",
-    pool_size: Annotated[int, option("pool-size", "Connections to the database.", at_least=1)] = 10,
-    queue_limit: Annotated[int, option("queue-limit", "How many scenarios may wait for a runner.", at_least=1)] = 10_000,
+    pool_size: Annotated[int, option("pool-size", "Maximum number of database connections.", at_least=1)] = 10,
+    queue_limit: Annotated[int, option("queue-limit", "Maximum number of waiting scenarios.", at_least=1)] = 10_000,
     queue_limit_bytes: QueueLimitBytes = 256 * 1024**2,
-    data_dir: Annotated[Path | None, option("data-dir", "Where the servers keep their data, if on this machine.")] = None,
-    min_free_bytes: Annotated[int, option("min-free-bytes", "Take no scenario with less free on that disk.", at_least=0)] = 256 * 1024**2,
+    data_dir: Annotated[Path | None, option("data-dir", "Folder of the servers' data, if it is on this machine.")] = None,
+    min_free_bytes: Annotated[int, option("min-free-bytes", "Refuse new scenarios if less is free there.", at_least=0)] = 256 * 1024**2,
 ) -> None:  # fmt: skip
     """Serve the HTTP API."""
-    from vidflow.roles.api import run  # noqa: PLC0415 - a role imports what it needs and no more
+    from vidflow.roles.api import run  # noqa: PLC0415 - load only what this role needs
 
     _run_role(run, ApiOptions(
         database_url=database_url, kafka=read_kafka_settings(kafka, kafka_properties), log_format=log_format,
@@ -150,10 +150,10 @@ def inbox(
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = "127.0.0.1",
     group_protocol: Annotated[
-        Literal["consumer", "classic"], option("group-protocol", "consumer, or classic for a broker that needs it.")
+        Literal["consumer", "classic"], option("group-protocol", "consumer, or classic for brokers that need it.")
     ] = "consumer",
 ) -> None:
-    """Store the workers' results (where the api does not host it)."""
+    """Store the workers' results (only with an api that has --no-inbox)."""
     from vidflow.roles.inbox import run  # noqa: PLC0415
 
     _run_role(
@@ -175,11 +175,11 @@ def orchestrator(
     database_url: DatabaseUrl = "", kafka: KafkaServers = "", kafka_properties: KafkaProperties = None, log_format: LogFormat = "text",
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = "127.0.0.1",
-    attempts: Annotated[int, option("attempts", "Losses in a row at one frame after which a scenario fails.", at_least=1)] = 5,
+    attempts: Annotated[int, option("attempts", "Consecutive losses at one frame after which a scenario fails.", at_least=1)] = 5,
     keep_results_days: KeepResultsDays = None, keep_scenarios_days: KeepScenariosDays = None,
     results_partition_days: ResultsPartitionDays = 7,
 ) -> None:  # fmt: skip
-    """Lead the scenarios through their lifecycle, or stand by to."""
+    """Lead the scenarios through their lifecycle, or stand by."""
     from vidflow.roles.orchestrator import run  # noqa: PLC0415
 
     _run_role(run, OrchestratorOptions(
@@ -198,15 +198,15 @@ def runner(
     metrics_port: MetricsPort = None, max_workers: MaxWorkers = 2,
     pool: PoolName = "default",
     media_root: MediaRoot = None, any_file: AnyFile = False, models_dir: ModelsDir = None, any_onnx: AnyOnnx = False,
-    grace_s: Annotated[float, option("grace-s", "Seconds that a draining runner has.", at_least=0)] = 25.0,
+    grace_s: Annotated[float, option("grace-s", "Seconds that a draining runner has to finish.", at_least=0)] = 25.0,
     start_deadline_s: Annotated[float, option("start-deadline-s", "Seconds that a worker may take to start.", at_least=1)] = 60.0,
     inference_deadline_s: Annotated[float, option("inference-deadline-s", "Seconds that a batch may take.", at_least=1)] = 60.0,
     worker_memory_bytes: Annotated[int | None, option(
-        "worker-memory-bytes", "The most memory of a worker; 0: no cap. By default its share of 80% of all memory, at least 2 GiB.",
+        "worker-memory-bytes", "Memory limit of a worker; 0: none. By default its share of 80% of all memory, at least 2 GiB.",
         at_least=0,
     )] = None,
 ) -> None:  # fmt: skip
-    """Keep worker processes that read videos and run models."""
+    """Run worker processes, which read videos and run models."""
     from vidflow.roles.runner import run  # noqa: PLC0415
 
     _run_role(run, RunnerOptions(
@@ -220,15 +220,15 @@ def runner(
 
 @app.command()
 def dev(
-    port: Annotated[int, option("port", "The api's port.", at_least=0, at_most=MAX_PORT)] = 8000,
-    data_dir: Annotated[Path | None, option("data-dir", "Keep the data here; without it they go when vidflow stops.")] = None,
+    port: Annotated[int, option("port", "Port of the api.", at_least=0, at_most=MAX_PORT)] = 8000,
+    data_dir: Annotated[Path | None, option("data-dir", "Keep the data in this folder; by default they are deleted at the end.")] = None,
     database_url: Annotated[str | None, option("database-url", "Use this PostgreSQL instead of an embedded one.")] = None,
     kafka: Annotated[str | None, option("kafka", "Use this Kafka instead of an embedded one.")] = None,
     kafka_properties: KafkaProperties = None,
     media_root: MediaRoot = None, models_dir: ModelsDir = None, max_workers: MaxWorkers = 2, video_fps: VideoFps = "all",
-    runners: Annotated[int, option("runners", "How many runners.", at_least=0)] = 1,
-    orchestrators: Annotated[int, option("orchestrators", "How many orchestrators.", at_least=0)] = 1,
-    relays: Annotated[int, option("relays", "How many relays.", at_least=0)] = 1,
+    runners: Annotated[int, option("runners", "Number of runners.", at_least=0)] = 1,
+    orchestrators: Annotated[int, option("orchestrators", "Number of orchestrators.", at_least=0)] = 1,
+    relays: Annotated[int, option("relays", "Number of relays.", at_least=0)] = 1,
 ) -> None:  # fmt: skip
     """Run all of vidflow on this machine, with its own PostgreSQL and Kafka."""
     from vidflow.commands.dev import run  # noqa: PLC0415
@@ -243,15 +243,15 @@ def dev(
 @app.command()
 def run(
     video: Annotated[str, typer.Argument(help="A file, a URL, or sample:NAME (bikes, bigbuckbunny, carphone).")],
-    model: Annotated[str, option("model", "A model's name, a spec's path or an .onnx file.")] = "motion",
-    fps: Annotated[str, option("fps", "Frames a second to look at: a number, a fraction such as 30000/1001, or all.")] = "all",
+    model: Annotated[str, option("model", "Name of a model, or path of a spec or an .onnx file.")] = "motion",
+    fps: Annotated[str, option("fps", "Frames per second to keep: a number, a fraction such as 30000/1001, or all.")] = "all",
     output: Annotated[str, option("output", "table, ndjson, json or csv.")] = "table",
-    url: Annotated[str | None, option("url", "Use the vidflow that runs there instead of starting one.")] = None,
+    url: Annotated[str | None, option("url", "Use the running vidflow at this URL instead of starting one.")] = None,
     score: Annotated[float | None, option("score", "Leave out detections below this score.")] = None,
     labels: Annotated[str | None, option("labels", "Keep only these labels, comma-separated.")] = None,
     max_workers: MaxWorkers = 2, models_dir: ModelsDir = None,
 ) -> None:  # fmt: skip
-    """Run a model over one video and print what it saw."""
+    """Run a model over one video and print the detections."""
     from vidflow.commands.run import run as run_video  # noqa: PLC0415
 
     raise typer.Exit(run_video(RunOptions(

@@ -1,4 +1,4 @@
-"""The command line's own refusals (an unknown option, a bad value), made safe for a terminal. Not vidflow's errors."""
+"""Usage errors of the command line (an unknown option, an invalid value), made safe for a terminal."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from vidflow.domain.redaction import redact
 
 
 class SafeGroup(TyperGroup):
-    """A group of commands whose usage errors repeat a value only with its secrets masked and its control characters escaped."""
+    """A command group whose usage errors mask the secrets and escape the control characters of values that they repeat."""
 
-    def make_context(self, *args: Any, **more: Any) -> Any:  # noqa: ANN401 - as Typer calls it
-        """Parse the group's own options."""
+    def make_context(self, *args: Any, **extra: Any) -> Any:  # noqa: ANN401 - Typer's signature
+        """Parse the options of the group."""
         with _safe_messages():
-            return super().make_context(*args, **more)
+            return super().make_context(*args, **extra)
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401
-        """Parse the command's options and run it."""
+        """Parse the options of a command and run it."""
         with _safe_messages():
             return super().invoke(ctx)
 

@@ -1,4 +1,4 @@
-"""The commands of who operates a vidflow: its database, Kafka's topics, and the messages that were refused. Not the roles."""
+"""Commands for operators: the database, Kafka's topics, rejected messages and dead letters."""
 
 from __future__ import annotations
 
@@ -15,45 +15,44 @@ from vidflow.settings import read_kafka_settings
 
 db = typer.Typer(help="The database: its schema, its backups.", no_args_is_help=True)
 topics = typer.Typer(help="Kafka's topics.", no_args_is_help=True)
-outbox = typer.Typer(help="Messages of the outbox that Kafka refuses.", no_args_is_help=True)
-dlq = typer.Typer(help="Dead letters: messages that the inbox could not take.", no_args_is_help=True)
+outbox = typer.Typer(help="Outbox messages that Kafka rejected.", no_args_is_help=True)
+dlq = typer.Typer(help="Dead letters: messages that the inbox could not process.", no_args_is_help=True)
 
 Replace = Annotated[
     bool,
-    typer.Option(
-        "--replace/--no-replace", help="Put it in the place of what is there already.", envvar="VIDFLOW_REPLACE"
-    ),
+    typer.Option("--replace/--no-replace", help="Replace the existing backup or database.", envvar="VIDFLOW_REPLACE"),
 ]
 Verify = Annotated[
     bool,
     typer.Option(
         "--verify/--no-verify",
-        help="Restore the backup into a database beside, count its rows, drop that again.",
+        help="Restore the backup into a temporary database and count its rows.",
         envvar="VIDFLOW_VERIFY",
     ),
 ]
 TableOrJson = Annotated[Literal["table", "json"], option("output", "table for people, json for machines.")]
 DeadLetterPlace = Annotated[
-    str, typer.Argument(help="The dead letter's place, as vidflow dlq list tells it: topic/partition/offset.")
+    str, typer.Argument(help="The dead letter's place, as shown by vidflow dlq list: topic/partition/offset.")
 ]
 DeadLetterPlaces = Annotated[
-    list[str] | None, typer.Argument(help="The dead letters' places, as vidflow dlq list tells them.")
+    list[str] | None, typer.Argument(help="The dead letters' places, as shown by vidflow dlq list.")
 ]
 AllDeadLetters = Annotated[bool, typer.Option("--all", help="All dead letters.", envvar="VIDFLOW_ALL")]
 Pools = Annotated[
     list[str] | None,
     typer.Option(
-        "--pool", help="Also the commands' topic of this pool of runners; may be given again.", envvar="VIDFLOW_POOL"
+        "--pool", help="Also create the command topic of this runner pool; repeatable.", envvar="VIDFLOW_POOL"
     ),
 ]
 ReplicationFactor = Annotated[
     int | None,
-    option("replication-factor", "Replicas of each new topic; by default as the brokers have it.", at_least=1),
+    option("replication-factor", "Replicas of each new topic; by default the brokers' setting.", at_least=1),
 ]
 MinInsyncReplicas = Annotated[
-    int | None, option("min-insync-replicas", "Replicas that must have a message before it counts as sent.", at_least=1)
+    int | None,
+    option("min-insync-replicas", "Replicas that must have a message before it is acknowledged.", at_least=1),
 ]
-OutboxIds = Annotated[list[int], typer.Argument(help="Their ids, as `vidflow outbox list` shows them.")]
+OutboxIds = Annotated[list[int], typer.Argument(help="Ids of the messages, as shown by vidflow outbox list.")]
 
 
 @db.command()
@@ -61,7 +60,7 @@ def migrate(
     database_url: DatabaseUrl = "",
     phase: Annotated[
         Literal["pre", "post", "all"],
-        option("phase", "pre: what is added, before the roles are upgraded; post: what goes, behind them; or all."),
+        option("phase", "pre: additions, before the roles are upgraded; post: removals, after it; or all."),
     ] = "all",
 ) -> None:
     """Bring the database to this version's schema."""
@@ -73,7 +72,7 @@ def migrate(
 
 @db.command()
 def status(database_url: DatabaseUrl = "") -> None:
-    """Tell which migrations are applied."""
+    """List the migrations and whether they are applied."""
     from vidflow.infra.postgres.migrations import list_migrations  # noqa: PLC0415
 
     rows = list_migrations(database_url)
@@ -84,29 +83,31 @@ def status(database_url: DatabaseUrl = "") -> None:
 
 @db.command("roles")
 def grant_roles(database_url: DatabaseUrl = "") -> None:
-    """Make a group role for each process in the database, with the rights that it needs and no others."""
+    """Create a group role in the database for each process, with only the rights that it needs."""
     from vidflow.infra.postgres.db_roles import create_roles  # noqa: PLC0415
 
     create_roles(database_url)
     typer.echo(
-        "vidflow_api, vidflow_relay, vidflow_orchestrator and vidflow_inbox have their rights; make a user for each process: "
+        "vidflow_api, vidflow_relay, vidflow_orchestrator and vidflow_inbox have their rights. Create a user for each process: "
         "CREATE ROLE relay LOGIN PASSWORD '...' IN ROLE vidflow_relay"
     )
 
 
 @db.command()
 def backup(
-    folder: Annotated[Path, typer.Argument(help="The folder that is to hold the backup.")],
+    folder: Annotated[Path, typer.Argument(help="The folder to write the backup into.")],
     database_url: DatabaseUrl = "", replace: Replace = False, verify: Verify = False,
 ) -> None:  # fmt: skip
-    """Write a backup of the database into a folder, while vidflow runs on."""
+    """Write a backup of the database into a folder, while vidflow runs."""
     from vidflow.infra.postgres import backup  # noqa: PLC0415
 
     exit_on_signals()
-    made = backup.write_backup(database_url, folder, replace=replace, notify=_print_progress)
+    manifest = backup.write_backup(database_url, folder, replace=replace, notify=_print_progress)
     if verify:
         backup.verify(database_url, folder, _print_progress)
-    typer.echo(f"{folder}: {len(made.tables)} tables, {made.rows} rows{', restored and counted' if verify else ''}")
+    typer.echo(
+        f"{folder}: {len(manifest.tables)} tables, {manifest.rows} rows{', restored and counted' if verify else ''}"
+    )
 
 
 @db.command()
@@ -114,7 +115,7 @@ def restore(
     folder: Annotated[Path, typer.Argument(help="The folder that holds the backup.")],
     database_url: DatabaseUrl = "", replace: Replace = False, verify: Verify = False,
 ) -> None:  # fmt: skip
-    """Put a backup in the place of the database; with --verify only try it, beside the database."""
+    """Replace the database by a backup. With --verify, only restore it into a temporary database."""
     from vidflow.infra.postgres import backup  # noqa: PLC0415
 
     exit_on_signals()
@@ -123,14 +124,13 @@ def restore(
         typer.echo(f"{folder}: {manifest.rows} rows, restored and counted; nothing was replaced")
         return
     manifest, kept = backup.restore(database_url, folder, replace=replace, notify=_print_progress)
-    typer.echo(f"restored {manifest.rows} rows of {manifest.made_at}")
+    typer.echo(f"restored {manifest.rows} rows of the backup of {manifest.made_at}")
     if kept is not None:
-        typer.echo(f"what was there before is kept as the database {kept}: drop it once nobody needs it")
+        typer.echo(f"the previous database is kept as {kept}; drop it when it is no longer needed")
 
 
-def _print_progress(sentence: str) -> None:
-    """What a long command is doing, for people."""
-    typer.echo(safe_line(sentence), err=True)
+def _print_progress(message: str) -> None:
+    typer.echo(safe_line(message), err=True)
 
 
 @topics.command("create")
@@ -138,30 +138,30 @@ def create_topics(
     kafka: KafkaServers = "", kafka_properties: KafkaProperties = None, pool: Pools = None,
     replication_factor: ReplicationFactor = None, min_insync_replicas: MinInsyncReplicas = None,
 ) -> None:  # fmt: skip
-    """Create the topics that are missing, set what vidflow needs of those that exist, and report those that have less than asked."""
+    """Create missing topics, correct the settings of existing ones, and report topics weaker than requested."""
     from vidflow.infra.kafka import topics  # noqa: PLC0415
 
     settings = read_kafka_settings(kafka, kafka_properties)
-    wanted = topics.TopicRequirements((DEFAULT_POOL, *(pool or ())), replication_factor, min_insync_replicas)
-    made = topics.create_topics(settings, wanted)
-    typer.echo(f"made {', '.join(made)}" if made else "all topics were there")
-    for topic, changed in topics.correct_topic_configs(settings, wanted).items():
-        typer.echo(f"set of {topic}: {changed}")
-    for topic, less in topics.find_weak_topics(settings, wanted).items():
-        typer.echo(f"{topic} has less than it should: {less}", err=True)
+    requirements = topics.TopicRequirements((DEFAULT_POOL, *(pool or ())), replication_factor, min_insync_replicas)
+    created = topics.create_topics(settings, requirements)
+    typer.echo(f"created {', '.join(created)}" if created else "all topics exist")
+    for topic, changes in topics.correct_topic_configs(settings, requirements).items():
+        typer.echo(f"changed {topic}: {changes}")
+    for topic, weaknesses in topics.find_weak_topics(settings, requirements).items():
+        typer.echo(f"{topic} is weaker than required: {weaknesses}", err=True)
 
 
 @outbox.command("list")
 def list_outbox(
     database_url: DatabaseUrl = "",
-    limit: Annotated[int, option("limit", "Show at most so many.", at_least=1)] = 100,
+    limit: Annotated[int, option("limit", "Maximum number of messages to show.", at_least=1)] = 100,
 ) -> None:
-    """Show the messages that Kafka refused: nothing sends them, and they hold up nothing."""
+    """List the messages that Kafka rejected. The relay skips them; they delay no other message."""
     from vidflow.infra.postgres.connection import connected  # noqa: PLC0415
     from vidflow.infra.postgres.outbox import list_set_aside  # noqa: PLC0415
 
-    with connected(database_url, name="vidflow outbox list") as tables:
-        rows = list_set_aside(tables, limit)
+    with connected(database_url, name="vidflow outbox list") as connection:
+        rows = list_set_aside(connection, limit)
     for row in rows:
         typer.echo(safe_line(
             f"{row.id}  {row.created_at:%Y-%m-%d %H:%M:%S}  {row.topic}  {row.key}  {row.kind}, epoch {row.epoch}, "
@@ -173,29 +173,29 @@ def list_outbox(
 
 @outbox.command("retry")
 def retry_outbox(ids: OutboxIds, database_url: DatabaseUrl = "") -> None:
-    """Let the relay send messages again that Kafka refused (a topic's limit was raised, say)."""
+    """Let the relay send rejected messages again, for example after a topic's size limit was raised."""
     from vidflow.infra.postgres.connection import connected  # noqa: PLC0415
     from vidflow.infra.postgres.outbox import retry_set_aside  # noqa: PLC0415
 
-    with connected(database_url, name="vidflow outbox retry") as tables:
-        typer.echo(f"sent again: {retry_set_aside(tables, ids)} of {len(ids)}")
+    with connected(database_url, name="vidflow outbox retry") as connection:
+        typer.echo(f"to be sent again: {retry_set_aside(connection, ids)} of {len(ids)}")
 
 
 @outbox.command("drop")
 def drop_outbox(ids: OutboxIds, database_url: DatabaseUrl = "") -> None:
-    """Delete messages that Kafka refused. What they were to tell is in the tables and is told again where it is needed."""
+    """Delete rejected messages. Their content is still in the other tables and is sent again if needed."""
     from vidflow.infra.postgres.connection import connected  # noqa: PLC0415
     from vidflow.infra.postgres.outbox import drop_set_aside  # noqa: PLC0415
 
-    with connected(database_url, name="vidflow outbox drop") as tables:
-        typer.echo(f"deleted: {drop_set_aside(tables, ids)} of {len(ids)}")
+    with connected(database_url, name="vidflow outbox drop") as connection:
+        typer.echo(f"deleted: {drop_set_aside(connection, ids)} of {len(ids)}")
 
 
 @dlq.command("list")
 def list_dead_letters(
     kafka: KafkaServers = "", kafka_properties: KafkaProperties = None, output: TableOrJson = "table"
 ) -> None:
-    """List the dead letters that wait, the oldest first."""
+    """List the pending dead letters, the oldest first."""
     from vidflow.commands.dlq import print_dead_letters  # noqa: PLC0415
 
     print_dead_letters(read_kafka_settings(kafka, kafka_properties), output)
@@ -208,7 +208,7 @@ def show_dead_letter(
     kafka_properties: KafkaProperties = None,
     output: TableOrJson = "table",
 ) -> None:
-    """Show a dead letter: why, its headers and its bytes."""
+    """Show a dead letter: its error, its headers and its content."""
     from vidflow.commands.dlq import print_dead_letter  # noqa: PLC0415
 
     print_dead_letter(read_kafka_settings(kafka, kafka_properties), place, output)
@@ -219,7 +219,7 @@ def replay_dead_letters(
     places: DeadLetterPlaces = None, kafka: KafkaServers = "", kafka_properties: KafkaProperties = None, output: TableOrJson = "table",
     everything: AllDeadLetters = False,
 ) -> None:  # fmt: skip
-    """Send dead letters' messages again, as they were, and drop the letters."""
+    """Send the messages of dead letters again, unchanged, and delete the dead letters."""
     from vidflow.commands.dlq import replay  # noqa: PLC0415
 
     replay(read_kafka_settings(kafka, kafka_properties), places or [], output, all_letters=everything)
@@ -230,7 +230,7 @@ def drop_dead_letters(
     places: DeadLetterPlaces = None, kafka: KafkaServers = "", kafka_properties: KafkaProperties = None, output: TableOrJson = "table",
     everything: AllDeadLetters = False,
 ) -> None:  # fmt: skip
-    """Drop dead letters that nobody needs."""
+    """Delete dead letters without sending their messages again."""
     from vidflow.commands.dlq import drop  # noqa: PLC0415
 
     drop(read_kafka_settings(kafka, kafka_properties), places or [], output, all_letters=everything)

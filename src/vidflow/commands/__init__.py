@@ -1,1 +1,1 @@
-"""Commands that a person runs: `dev`, `run` and `dlq`."""
+"""Commands that a person runs once: `dev`, `run` and `dlq`."""

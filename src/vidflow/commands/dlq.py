@@ -1,6 +1,6 @@
-"""`vidflow dlq`: what people do with dead letters, and how it is printed. Kafka alone is needed; no database is asked.
+"""The commands `vidflow dlq`: list, show, replay and drop dead letters. They need Kafka, but no database.
 
-What lies in a dead letter is hostile: of it nothing reaches a terminal that is not printable.
+The content of a dead letter may be hostile, so it is printed with all unprintable characters escaped.
 """
 
 from __future__ import annotations
@@ -30,142 +30,142 @@ _TIME: Final = "%Y-%m-%d %H:%M:%SZ"
 
 
 class UnknownDeadLetter(UserError):
-    """No letter waits under this name."""
+    """No dead letter is pending at this place."""
 
     default_code = "dead_letter_unknown"
 
 
 class DeadLetterNotReplayable(UserError):
-    """A letter cannot be sent again."""
+    """The message of a dead letter cannot be sent again."""
 
     default_code = "dead_letter_not_replayable"
 
 
 def print_dead_letters(settings: KafkaSettings, output: str) -> None:
-    """Prints a line for each letter that waits, the oldest first. Raises kafka.KafkaAway."""
+    """Print a line for each pending dead letter, the oldest first. Raises KafkaAway."""
     with _ignore_broken_pipe():
         if output == "json":
-            _print_array(_summary(one) for one in read_pending_dead_letters(settings))
+            _print_array(_summary(pending) for pending in read_pending_dead_letters(settings))
         else:
             _print_table(read_pending_dead_letters(settings))
 
 
 def print_dead_letter(settings: KafkaSettings, place: str, output: str) -> None:
-    """Prints all that is known of a letter, its payload cut where it is long. Raises NoSuchLetter, kafka.KafkaAway."""
-    [one] = _find_letters(settings, [place])
+    """Print all details of a dead letter, with a long payload truncated. Raises UnknownDeadLetter, KafkaAway."""
+    [pending] = _find_letters(settings, [place])
     if output == "json":
-        _print(_json(_full_record(one)))
+        _print(_json(_full_record(pending)))
         return
-    for name, value in _describe_letter(one):
+    for name, value in _describe_letter(pending):
         _print(f"{name:<8} {value}")
-    if one.letter is not None and one.letter.value:
-        _print("\n" + _escape_and_truncate(one.letter.value, MAX_SHOWN_CHARACTERS, lines=True))
+    if pending.letter is not None and pending.letter.value:
+        _print("\n" + _escape_and_truncate(pending.letter.value, MAX_SHOWN_CHARACTERS, lines=True))
 
 
 def replay(settings: KafkaSettings, places: Sequence[str], output: str, *, all_letters: bool) -> None:
-    """Sends letters' messages again and drops the letters. What cannot be sent stays, and is told in the end.
+    """Send the messages of dead letters again and delete the letters. Letters whose message cannot be sent are kept.
 
-    Raises ParameterError, NoSuchLetter, NotReplayable, kafka.KafkaAway.
+    Raises DeadLetterNotReplayable after all others were sent; ParameterError, UnknownDeadLetter, KafkaAway.
     """
-    chosen = _select_letters(settings, places, all_letters=all_letters)
-    sender = DeadLetterProducer(settings)
+    selected = _select_letters(settings, places, all_letters=all_letters)
+    producer = DeadLetterProducer(settings)
     refused: list[tuple[str, str]] = []
 
-    def sendable() -> Iterator[PendingDeadLetter]:
-        for one in chosen:
-            if (reason := why_not_replayable(one)) is None:
-                yield one
+    def replayable() -> Iterator[PendingDeadLetter]:
+        for pending in selected:
+            if (reason := why_not_replayable(pending)) is None:
+                yield pending
             else:
-                refused.append((one.place, reason))
+                refused.append((pending.place, reason))
 
-    with _print_done(sender, output, "replayed"):
-        sender.replay(sendable())
+    with _print_done(producer, output, "replayed"):
+        producer.replay(replayable())
     if refused:
         place, reason = refused[0]
         raise DeadLetterNotReplayable(
-            f"{len(refused)} cannot be sent again: {place}, since {reason}"
-            f"{' (and others)' if len(refused) > 1 else ''}; look with: vidflow dlq show, or: vidflow dlq drop"
+            f"Dead letters that cannot be replayed: {len(refused)}, the first at {place} ({reason}). Inspect them with "
+            "vidflow dlq show, or delete them with vidflow dlq drop."
         )
 
 
 def drop(settings: KafkaSettings, places: Sequence[str], output: str, *, all_letters: bool) -> None:
-    """Drops letters: nobody needs their messages. Raises ParameterError, NoSuchLetter, kafka.KafkaAway."""
-    chosen = _select_letters(settings, places, all_letters=all_letters)
-    sender = DeadLetterProducer(settings)
-    with _print_done(sender, output, "dropped"):
-        sender.drop(chosen)
+    """Delete dead letters without sending their messages. Raises ParameterError, UnknownDeadLetter, KafkaAway."""
+    selected = _select_letters(settings, places, all_letters=all_letters)
+    producer = DeadLetterProducer(settings)
+    with _print_done(producer, output, "dropped"):
+        producer.drop(selected)
 
 
 def _select_letters(
     settings: KafkaSettings, places: Sequence[str], *, all_letters: bool
 ) -> Iterator[PendingDeadLetter]:
     if bool(places) == all_letters:
-        raise ParameterError("name the dead letters by their places (vidflow dlq list), or give --all for all of them")
+        raise ParameterError("Give either the places of dead letters (see vidflow dlq list) or --all.")
     return read_pending_dead_letters(settings) if all_letters else iter(_find_letters(settings, places))
 
 
 def _find_letters(settings: KafkaSettings, places: Collection[str]) -> list[PendingDeadLetter]:
-    """The letters of these names, all of them: none is dealt with where one is mistyped."""
-    found = list(read_pending_dead_letters(settings, set(places)))
-    if missing := set(places) - {one.place for one in found}:
+    """Return the letters at all these places. Raises UnknownDeadLetter if one is missing, so that a typo changes nothing."""
+    letters = list(read_pending_dead_letters(settings, set(places)))
+    if missing := set(places) - {pending.place for pending in letters}:
         raise UnknownDeadLetter(
-            f"no dead letter waits at {', '.join(sorted(missing))}; those that do: vidflow dlq list"
+            f"No dead letter at {', '.join(sorted(missing))}. List the dead letters with: vidflow dlq list"
         )
-    return found
+    return letters
 
 
 def _print_table(letters: Iterable[PendingDeadLetter]) -> None:
     count = 0
-    for count, one in enumerate(letters, 1):
+    for count, pending in enumerate(letters, 1):
         if count == 1:
             _print(f"{'PLACE':<20}  {'SINCE':<20}  {'KEY':<{_KEY_CHARACTERS}}  {'BYTES':>8}  ERROR")
-        _print(_line(one))
+        _print(_line(pending))
     if not count:
-        sys.stderr.write("no dead letter waits\n")
+        sys.stderr.write("no dead letters\n")
 
 
-def _line(one: PendingDeadLetter) -> str:
-    letter = one.letter
+def _line(pending: PendingDeadLetter) -> str:
+    letter = pending.letter
     key, size = (letter.key or b"", len(letter.value or b"")) if letter else (b"", 0)
-    shown = [
-        f"{_escape_and_truncate(one.key, 200):<20}",
-        one.at.strftime(_TIME),
+    columns = [
+        f"{_escape_and_truncate(pending.key, 200):<20}",
+        pending.at.strftime(_TIME),
         f"{_escape_and_truncate(key, _KEY_CHARACTERS) or '-':<{_KEY_CHARACTERS}}",
         f"{size:>8}",
-        _escape_and_truncate(one.error.encode(errors="backslashreplace"), MAX_LISTED_CHARACTERS),
+        _escape_and_truncate(pending.error.encode(errors="backslashreplace"), MAX_LISTED_CHARACTERS),
     ]
-    return "  ".join(shown)
+    return "  ".join(columns)
 
 
-def _describe_letter(one: PendingDeadLetter) -> Iterator[tuple[str, str]]:
-    yield "place", _escape_and_truncate(one.key, 200)
-    yield "since", one.at.strftime(_TIME)
-    yield "error", _escape_and_truncate(one.error.encode(errors="backslashreplace"), MAX_SHOWN_CHARACTERS)
-    if one.letter is not None:
-        yield "key", _escape_and_truncate(one.letter.key or b"", 200) or "-"
-        for name, content in one.letter.headers:
+def _describe_letter(pending: PendingDeadLetter) -> Iterator[tuple[str, str]]:
+    yield "place", _escape_and_truncate(pending.key, 200)
+    yield "since", pending.at.strftime(_TIME)
+    yield "error", _escape_and_truncate(pending.error.encode(errors="backslashreplace"), MAX_SHOWN_CHARACTERS)
+    if (letter := pending.letter) is not None:
+        yield "key", _escape_and_truncate(letter.key or b"", 200) or "-"
+        for name, content in letter.headers:
             yield "header", f"{_escape_and_truncate(name.encode(), 200)}: {_escape_and_truncate(content or b'', 200)}"
-        yield "bytes", str(len(one.letter.value or b"")) + (" of more: it was cut" if one.letter.cut else "")
-    yield "replay", why_not_replayable(one) or "it can be sent again"
+        yield "bytes", str(len(letter.value or b"")) + (" (truncated)" if letter.cut else "")
+    yield "replay", why_not_replayable(pending) or "it can be sent again"
 
 
-def _summary(one: PendingDeadLetter) -> dict[str, Any]:
-    letter = one.letter
+def _summary(pending: PendingDeadLetter) -> dict[str, Any]:
+    letter = pending.letter
     return {
-        "place": one.place,
-        "since": one.at,
+        "place": pending.place,
+        "since": pending.at,
         "key": letter.key.decode(errors="backslashreplace") if letter and letter.key is not None else None,
         "bytes": len(letter.value or b"") if letter else None,
-        "error": one.error,
-        "replayable": why_not_replayable(one) is None,
+        "error": pending.error,
+        "replayable": why_not_replayable(pending) is None,
     }
 
 
-def _full_record(one: PendingDeadLetter) -> dict[str, Any]:
-    """Bytes as base64, and as text where they are text."""
-    letter = one.letter
-    more = {"headers": letter.headers, "value": letter.value, "text": _text(letter.value)} if letter else {}
-    return {**_summary(one), **more}
+def _full_record(pending: PendingDeadLetter) -> dict[str, Any]:
+    """Return the summary with headers and value. The value is base64, and also text if it is UTF-8."""
+    letter = pending.letter
+    content = {"headers": letter.headers, "value": letter.value, "text": _text(letter.value)} if letter else {}
+    return {**_summary(pending), **content}
 
 
 def _text(value: bytes | None) -> str | None:
@@ -175,27 +175,27 @@ def _text(value: bytes | None) -> str | None:
         return None
 
 
-def _escape_and_truncate(content: bytes, most: int, *, lines: bool = False) -> str:
-    """Bytes as text of which every character can be printed, and no more than so many of them."""
-    text = content[: 4 * most].decode(errors="backslashreplace")
+def _escape_and_truncate(content: bytes, limit: int, *, lines: bool = False) -> str:
+    """Return bytes as printable text of at most `limit` characters. `lines`: keep line breaks and note what was truncated."""
+    text = content[: 4 * limit].decode(errors="backslashreplace")
     safe = escape_unprintable_lines(text) if lines else escape_unprintable(text)
-    if len(safe) <= most and len(content) <= 4 * most:
+    if len(safe) <= limit and len(content) <= 4 * limit:
         return safe
-    return safe[: most - 1] + "…" + (f"\n({len(content)} bytes in all: --output json has them)" if lines else "")
+    return safe[: limit - 1] + "…" + (f"\n({len(content)} bytes in total, see --output json)" if lines else "")
 
 
 @contextmanager
-def _print_done(sender: DeadLetterProducer, output: str, did: str) -> Iterator[None]:
-    """Prints what was done by the end of the block, be it an error."""
+def _print_done(producer: DeadLetterProducer, output: str, verb: str) -> Iterator[None]:
+    """Print which letters were handled in the block, even if it raises an error."""
     try:
         yield
     finally:
         if output == "json":
-            _print_array({"place": one.place, "now_at": one.now_at} for one in sender.done)
-        for one in sender.done if output != "json" else ():
-            _print(
-                f"{did} {_escape_and_truncate(one.place.encode(), 200)}{f', now {one.now_at}' if one.now_at else ''}"
-            )
+            _print_array({"place": handled.place, "now_at": handled.now_at} for handled in producer.done)
+        else:
+            for handled in producer.done:
+                place, now = _escape_and_truncate(handled.place.encode(), 200), handled.now_at
+                _print(f"{verb} {place}{f', now at {now}' if now else ''}")
 
 
 def _print_array(items: Iterable[dict[str, Any]]) -> None:
@@ -216,7 +216,7 @@ def _print(line: str) -> None:
 
 @contextmanager
 def _ignore_broken_pipe() -> Iterator[None]:
-    """Ends in silence once nobody reads on, as in `vidflow dlq list | head`."""
+    """End silently if the reader closes the pipe, as in `vidflow dlq list | head`."""
     try:
         yield
         sys.stdout.flush()

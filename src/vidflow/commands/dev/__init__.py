@@ -1,4 +1,4 @@
-"""`vidflow dev`: all of vidflow on this machine, as child processes with servers of its own. For development, tests and `vidflow run`."""
+"""`vidflow dev`: all of vidflow on this machine, with embedded servers. Used for development, by tests and by `vidflow run`."""
 
 from vidflow.commands.dev.command import run, running_stack
 from vidflow.commands.dev.stack import Stack

@@ -1,4 +1,4 @@
-"""What `vidflow dev` does with a stack: shows its lines, tells when it is ready and what to type next, ends it at Ctrl-C."""
+"""The command `vidflow dev`: run a stack until Ctrl-C, print its output and, once it is ready, how to use it."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ NAME: Final = "dev"
 
 
 def run(options: DevOptions, stop: Stop) -> None:
-    """Runs a whole vidflow until Ctrl-C or SIGTERM.
+    """Run all of vidflow until Ctrl-C or SIGTERM.
 
-    Raises what `Stack.start` and `Stack.wait_until_ready` raise, but for a stop, which is what was asked for.
+    Raises what `Stack.start` and `Stack.wait_until_ready` raise, except StartCancelled.
     """
     lines = PrefixedOutput(colour=sys.stderr.isatty() and not read_environment_variable("NO_COLOR"))
 
-    def say(sentence: str) -> None:
-        lines.show(NAME, sentence)
+    def notify(message: str) -> None:
+        lines.show(NAME, message)
 
-    began_s = time.monotonic()
-    stack = Stack(options, say, lines.show, stop)
+    started_s = time.monotonic()
+    stack = Stack(options, notify, lines.show, stop)
     try:
         stack.start()
         stack.wait_until_ready(READY_TIMEOUT_S)
-        for line in _startup_lines(stack, time.monotonic() - began_s, options):
-            say(line)
+        for line in _startup_lines(stack, time.monotonic() - started_s, options):
+            notify(line)
         stop.wait()
     except StartCancelled:
         if stop.error is not None:
             raise stop.error from None
     finally:
-        say("stopping")
+        notify("stopping")
         stack.stop()
-        say("stopped")
+        notify("stopped")
 
 
 @contextmanager
-def running_stack(options: DevOptions, stop: Stop, say: Notify) -> Iterator[str]:
-    """A whole vidflow for as long as the block lasts: the URL of its api. The roles' lines are kept to themselves.
+def running_stack(options: DevOptions, stop: Stop, notify: Notify) -> Iterator[str]:
+    """Run all of vidflow during the block, and yield the URL of its api. The roles' output is not printed.
 
     Raises what `Stack.start` and `Stack.wait_until_ready` raise.
     """
-    stack = Stack(options, say, LastLines().keep, stop)
+    stack = Stack(options, notify, LastLines().keep, stop)
     try:
         stack.start()
         stack.wait_until_ready(READY_TIMEOUT_S)
@@ -67,12 +67,12 @@ def _startup_lines(stack: Stack, took_s: float, options: DevOptions) -> Iterator
     if stack.external_roles:
         yield f"  not run here:   {', '.join(stack.external_roles)}; a scenario waits until they run"
     for kind in stack.external_roles:
-        # A runner needs no database and runs models of others.
+        # A runner needs no database, and the models in it must not see the password.
         unset = "unset VIDFLOW_DATABASE_URL; " if kind == "runner" else ""
         yield f"  {kind + ':':<16}(set -a; . {shlex.quote(str(stack.environment_file))}; {unset}vidflow {kind})"
     yield f"  run a video:    vidflow run sample:bikes --fps 2 --url {url}"
     yield f"  look:           curl {url}/scenario"
     yield f"  try the API:    {url}/docs"
     if options.data_dir is None:
-        yield "  the data go when this ends; keep them with: vidflow dev --data-dir FOLDER"
+        yield "  the data are deleted at the end; to keep them: vidflow dev --data-dir FOLDER"
     yield "  stop:           Ctrl-C"

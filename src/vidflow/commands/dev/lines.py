@@ -1,4 +1,4 @@
-"""Where the lines go that the roles write: to the terminal with the role's name before them, or kept for when something fails."""
+"""The output of the roles: printed to the terminal with the role's name, or kept to explain a failure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import IO, Final
 from vidflow.infra.telemetry.logs import safe_line
 
 LineHandler = Callable[[str, str], None]
-"""Takes a line of a role: its name and the line. Called from several threads."""
+"""Called with a role's name and a line of its output, from several threads."""
 
 _NAME_WIDTH: Final = 14
 _COLOURS: Final = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
@@ -20,7 +20,7 @@ _LINE_LIMIT_BYTES: Final = 64 * 1024
 
 
 class PrefixedOutput:
-    """Shows each line on standard error behind its role's name, in a colour of its own on a terminal."""
+    """Prints lines on standard error after their role's name, which has its own colour on a terminal."""
 
     def __init__(self, *, colour: bool) -> None:
         self._colour = colour
@@ -28,7 +28,7 @@ class PrefixedOutput:
         self._lock = threading.Lock()
 
     def show(self, name: str, line: str) -> None:
-        """Shows a line of the role `name`: whatever it holds, it is one line, and drives no terminal."""
+        """Print a line of the role `name`. It is escaped, so that it stays one line and cannot control the terminal."""
         line = safe_line(line)
         with self._lock:
             sys.stderr.write(f"{self._prefix(name)} {line}\n")
@@ -43,25 +43,25 @@ class PrefixedOutput:
 
 
 class LastLines:
-    """Keeps the last lines of each role, for the case that something fails."""
+    """Keeps the last lines of each role, to explain a failure."""
 
     def __init__(self, count: int = 20) -> None:
         self._count = count
         self._lines: dict[str, deque[str]] = {}
 
     def keep(self, name: str, line: str) -> None:
-        """Keeps a line of the role `name`."""
+        """Keep a line of the role `name`."""
         self._lines.setdefault(name, deque(maxlen=self._count)).append(line)
 
     def find_error(self, name: str) -> str:
-        """What the role said to its end: its own error, `vidflow: …`, or else its last lines in one."""
+        """Return the role's last error, which it prints as `vidflow: …`, or else its last lines in one."""
         lines = [line.strip() for line in self._lines.get(name, ())]
-        said = [line.removeprefix(_ERROR_PREFIX) for line in lines if line.startswith(_ERROR_PREFIX)]
-        return said[-1] if said else " | ".join(line for line in lines[-5:] if line)
+        errors = [line.removeprefix(_ERROR_PREFIX) for line in lines if line.startswith(_ERROR_PREFIX)]
+        return errors[-1] if errors else " | ".join(line for line in lines[-5:] if line)
 
 
 def forward_lines(name: str, output: IO[bytes], show: LineHandler) -> None:
-    """Hands on what a child writes, line by line, until it and all that it started have closed their output."""
+    """Pass on a child's output line by line, until the child and all its descendants have closed it."""
     with output:
         for line in iter(lambda: output.readline(_LINE_LIMIT_BYTES), b""):
             show(name, line.decode(errors="replace").rstrip("\r\n"))

@@ -1,4 +1,4 @@
-"""Whether a stack is ready, as its api's /health/system reports it."""
+"""The readiness of a stack, as reported by its api's /health/system."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ class _HealthBody(msgspec.Struct, frozen=True):
 
 
 def describe_missing(port: int, external_roles: Collection[str]) -> str | None:
-    """Return what the api says is missing, None if that is nothing but the roles that run `external_roles`."""
+    """Return why the stack is not ready, or None if it misses nothing but `external_roles`."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_REQUEST_TIMEOUT_S)
     try:
         connection.request("GET", "/health/system")
-        answer = connection.getresponse()
-        body = answer.read()
+        response = connection.getresponse()
+        body = response.read()
     except (OSError, http.client.HTTPException):
-        return "the api does not answer"
+        return "The api does not answer."
     finally:
         connection.close()
-    if answer.status == http.client.OK:
+    if response.status == http.client.OK:
         return None
     try:
         health = msgspec.json.decode(body, type=_HealthBody)
     except msgspec.DecodeError:
-        return f"the api answers {answer.status}"
+        return f"The api answers with status {response.status}."
     if health.missing and set(health.missing) <= set(external_roles):
         return None
-    return health.detail or f"the api answers {answer.status}"
+    return health.detail or f"The api answers with status {response.status}."

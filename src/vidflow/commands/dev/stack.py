@@ -1,6 +1,6 @@
-"""A whole vidflow on this machine: PostgreSQL, Kafka and the roles, each a child process, started in order, kept running, ended in order.
+"""All of vidflow on this machine: PostgreSQL, Kafka and the roles as child processes, started, kept running and stopped in order.
 
-For `vidflow dev`, `vidflow run` and tests. What it runs are the same programs that run in production; only the servers are small.
+Used by `vidflow dev`, `vidflow run` and tests. The programs are those of production; only the servers are small.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -44,28 +45,29 @@ POSTGRES: Final = "postgres"
 KAFKA: Final = "kafka"
 ENVIRONMENT: Final = "environment"
 STOPPING_ORDER: Final = ("api", "runner", "orchestrator", "inbox", "relay", KAFKA, POSTGRES)
-"""Who asks for work first, who carries it last: a draining runner's last report still finds all that hear it."""
+"""Roles that produce work or reports stop before those that handle them, so that a draining runner's last report is processed."""
 
-_STOP_SIGNALS: Final = {POSTGRES: signal.SIGINT}  # it would wait for its clients at a SIGTERM
+_STOP_SIGNALS: Final = {POSTGRES: signal.SIGINT}  # after a SIGTERM it would wait for its clients
 _GRACE_S: Final = {"runner": 30.0}  # it drains for up to 25 s
 _DEFAULT_GRACE_S: Final = 10.0
 _POLL_INTERVAL_S: Final = 0.05
 _PROGRESS_INTERVAL_S: Final = 5.0
-_PERMANENT_EXIT_CODES: Final = frozenset({2, 3})  # exit codes: what was asked for, or the set-up, is at fault
-_FAILURE_EXIT_CODE: Final = 1  # exit code: a bug, or nobody knows
+_PERMANENT_EXIT_CODES: Final = frozenset({2, 3})  # the request or the setup is at fault
+_FAILURE_EXIT_CODE: Final = 1  # a bug, or an unknown cause
 _MAX_CONSECUTIVE_EXITS: Final = 3
 
 
 class Stack:
-    """All of vidflow by `options`: `start`, `wait_until_ready`, then `url` serves until `stop`.
+    """All of vidflow. After `start` and `wait_until_ready`, `url` serves until `stop`.
 
-    Whatever dies is started again, PostgreSQL and Kafka on their ports. `notify` hears of each step and each death, `show` gets the
-    roles' log lines. The stop is the stack's: `stop()` requests it, and a request from outside ends a start.
+    A process that dies is restarted, PostgreSQL and Kafka on the same ports. `notify` is called for each step and each death,
+    `show` for each line that a role prints. The `stop` belongs to the stack: `stop()` requests it, and a request from outside
+    cancels a start.
     """
 
-    def __init__(self, options: DevOptions, say: Notify, show: LineHandler, stop: Stop) -> None:
+    def __init__(self, options: DevOptions, notify: Notify, show: LineHandler, stop: Stop) -> None:
         self._options = options
-        self._say = say
+        self._notify = notify
         self._show = show
         self._stop = stop
         self._last_lines = LastLines()
@@ -78,14 +80,14 @@ class Stack:
 
     @property
     def url(self) -> str:
-        """Where the api serves."""
+        """The URL of the api."""
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Starts the servers, the schema, the topics and the roles; returns while the roles still get ready.
+        """Start the servers, create schema and topics, and start the roles. Returns before the roles are ready.
 
-        Raises SetupError (folder or port in use, an extra missing), Unavailable (a server does not come up) or GivenUp (a
-        stop was requested); what runs by then ends with `stop`.
+        Raises SetupError (folder or port in use, an extra missing), Unavailable (a server does not start) or StartCancelled
+        (a stop was requested). After an error, call `stop` to end what was started.
         """
         self.port = self._free_port()
         self._folder = folder = self._lock_folder()
@@ -99,49 +101,51 @@ class Stack:
                 self._start_roles(kind, count)
 
     def wait_until_ready(self, timeout_s: float) -> None:
-        """Return once the api answers and /health/system misses nothing that this stack was asked to run.
+        """Wait until the api answers and /health/system misses nothing that this stack runs.
 
-        Raises Unavailable after `timeout_s`, SetupError if a role ends because its set-up is at fault, VidflowError if one
-        fails again and again, GivenUp at a stop.
+        Raises Unavailable after `timeout_s`, SetupError if a role ends because of its setup, VidflowError if a role fails
+        repeatedly, StartCancelled at a stop.
         """
-        began_s = told_s = time.monotonic()
+        started_s = notified_s = time.monotonic()
         while not self._stop.requested:
             missing = describe_missing(self.port, self.external_roles)
             if missing is None:
                 return
             self._raise_start_failure()
             now_s = time.monotonic()
-            if now_s - began_s > timeout_s:
-                raise Unavailable(f"vidflow is not ready after {timeout_s:.0f} s: {missing}")
-            if now_s - told_s > _PROGRESS_INTERVAL_S:
-                told_s = now_s
-                self._say(f"not ready yet: {missing}")
+            if now_s - started_s > timeout_s:
+                raise Unavailable(f"vidflow is not ready after {timeout_s:.0f} s. {missing}")
+            if now_s - notified_s > _PROGRESS_INTERVAL_S:
+                notified_s = now_s
+                self._notify(f"not ready yet: {missing}")
             self._stop.wait(_POLL_INTERVAL_S)
-        raise StartCancelled("the start was given up: a stop was asked for")
+        raise StartCancelled("The start was cancelled, since a stop was requested.")
 
     @property
     def external_roles(self) -> list[str]:
-        """The roles that a scenario needs and this stack was asked not to run."""
+        """The roles that a scenario needs but this stack does not run."""
         return [kind for kind, count in self._counts().items() if not count]
 
     @property
     def environment_file(self) -> Path | None:
-        """The options of this stack's roles as shell variables, for roles that are started by hand. It holds a password."""
+        """The file of shell variables with this stack's options, for roles started by hand. It contains a password."""
         return self._folder.absolute() / ENVIRONMENT if self._folder else None
 
     def pids(self) -> dict[str, list[int]]:
-        """The processes that run now, by role; `postgres` and `kafka` where they are the stack's own."""
-        found = {kind: [keeper.pid for keeper in keepers] for kind, keepers in self._supervisors.items()}
-        return {kind: [pid for pid in pids if pid is not None] for kind, pids in found.items() if pids}
+        """Return the running processes by role, with `postgres` and `kafka` if they are embedded."""
+        pids_by_kind = {
+            kind: [supervisor.pid for supervisor in supervisors] for kind, supervisors in self._supervisors.items()
+        }
+        return {kind: [pid for pid in pids if pid is not None] for kind, pids in pids_by_kind.items() if pids}
 
     def stop(self) -> None:
-        """Ends all that runs, in order, each within its grace time; data that were not asked to be kept go."""
+        """Stop all processes in order, each within its grace time, and delete the data unless a data folder was given."""
         self._stop.request()
         for kind in STOPPING_ORDER:
-            for keeper in self._supervisors[kind]:
-                keeper.request_end()
-            for keeper in self._supervisors[kind]:
-                keeper.end()
+            for supervisor in self._supervisors[kind]:
+                supervisor.request_end()
+            for supervisor in self._supervisors[kind]:
+                supervisor.end()
         self._clean_up.close()
 
     def _write_environment(self, folder: Path) -> None:
@@ -154,11 +158,11 @@ class Stack:
     def _free_port(self) -> int:
         port = self._options.port or find_free_ports(1)[0]
         if is_listening(port):
-            raise SetupError(f"port {port} is in use: stop who listens there, or give another one (--port)")
+            raise SetupError(f"Port {port} is in use. Stop the program that listens there, or choose another --port.")
         return port
 
     def _lock_folder(self) -> Path:
-        """The folder of the data, locked for the stack's lifetime: the given one, or one that goes with the stack."""
+        """Return the data folder, locked for the stack's lifetime: the given one, or a temporary one."""
         folder = self._options.data_dir
         if folder is None:
             folder = Path(self._clean_up.enter_context(tempfile.TemporaryDirectory(prefix="vidflow-")))
@@ -169,7 +173,7 @@ class Stack:
     def _create_postgres(self, folder: Path) -> EmbeddedPostgres | None:
         if self._options.database_url is not None:
             return None
-        server = EmbeddedPostgres(folder / POSTGRES, notify=self._say, stop=self._stop)
+        server = EmbeddedPostgres(folder / POSTGRES, notify=self._notify, stop=self._stop)
         self._clean_up.callback(server.stop)
         return server
 
@@ -177,48 +181,47 @@ class Stack:
         if self._options.kafka.bootstrap:
             return None
         if self._options.kafka.properties:
-            self._say("the Kafka properties are not used: this vidflow brings its own Kafka (another one: --kafka)")
+            self._notify("the Kafka properties are ignored by the embedded Kafka; use another Kafka with --kafka")
         cache = read_environment_variable("VIDFLOW_CACHE_DIR")
-        server = EmbeddedKafka(folder / KAFKA, notify=self._say, stop=self._stop, cache=cache)
+        server = EmbeddedKafka(folder / KAFKA, notify=self._notify, stop=self._stop, cache=cache)
         self._clean_up.callback(server.stop)
         return server
 
     def _run_parallel(self, *starts: Callable[[], None]) -> None:
-        """Runs the starts in parallel; where one fails, the others are given up."""
+        """Run the starts in parallel. If one fails, cancel the others and raise its error."""
         with ThreadPoolExecutor(thread_name_prefix="starts") as pool:
-            running = [pool.submit(start) for start in starts]
-            ended, _ = wait(running, return_when=FIRST_EXCEPTION)
-            if any(each.exception() for each in ended):
+            futures = [pool.submit(start) for start in starts]
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            if any(future.exception() for future in done):
                 self._stop.request()
-        errors = [error for each in running if (error := each.exception()) is not None]
-        for error in sorted(
-            errors, key=lambda error: isinstance(error, StartCancelled)
-        ):  # the cause before what it led to
+        errors = [error for future in futures if (error := future.exception()) is not None]
+        # A StartCancelled is only the consequence of another error.
+        for error in sorted(errors, key=lambda error: isinstance(error, StartCancelled)):
             raise error
 
-    def _open_database(self, own: EmbeddedPostgres | None) -> None:
-        """The database with its schema, and the role that needs nothing but it."""
-        if own is None:
+    def _open_database(self, server: EmbeddedPostgres | None) -> None:
+        """Prepare the database and its schema, and start the api, which needs nothing else."""
+        if server is None:
             self.database_url = self._options.database_url or ""
         else:
-            self._supervise(POSTGRES, POSTGRES, lambda: _process(own.start()))
-            self.database_url = own.url
-            migrate(self.database_url, self._say)
+            self._supervise(POSTGRES, POSTGRES, lambda: _process(server.start()))
+            self.database_url = server.url
+            migrate(self.database_url, self._notify)
         self._start_roles("api", 1)
 
-    def _open_kafka(self, own: EmbeddedKafka | None) -> None:
-        """Kafka with its topics. The runners start beside it: they load their libraries for as long as it takes to come up."""
-        if own is not None:
-            own.fetch_jars()
+    def _open_kafka(self, server: EmbeddedKafka | None) -> None:
+        """Prepare Kafka and its topics. The runners start in parallel, since loading their libraries takes as long as Kafka's start."""
+        if server is not None:
+            server.fetch_jars()
         self._start_roles("runner", self._options.runners)
-        if own is None:
+        if server is None:
             self._create_topics()
         else:
-            self._supervise(KAFKA, KAFKA, lambda: self._start_with_topics(own))
+            self._supervise(KAFKA, KAFKA, lambda: self._start_with_topics(server))
 
-    def _start_with_topics(self, own: EmbeddedKafka) -> subprocess.Popen[bytes]:
-        """Each time that it starts: a broker whose data folder was lost has none."""
-        process = _process(own.start())
+    def _start_with_topics(self, server: EmbeddedKafka) -> subprocess.Popen[bytes]:
+        """Start Kafka and create its topics. After each start, since a broker whose data folder was lost has no topics."""
+        process = _process(server.start())
         try:
             self._create_topics()
         except BaseException:
@@ -227,8 +230,8 @@ class Stack:
         return process
 
     def _create_topics(self) -> None:
-        if made := create_topics(self.kafka):
-            self._say(f"made the topics {', '.join(made)}")
+        if created := create_topics(self.kafka):
+            self._notify(f"created the topics {', '.join(created)}")
 
     def _counts(self) -> Mapping[str, int]:
         options = self._options
@@ -242,7 +245,7 @@ class Stack:
 
     def _start_roles(self, kind: str, count: int) -> None:
         if count:
-            self._say(f"starting {kind}" if count == 1 else f"starting {kind} x{count}")
+            self._notify(f"starting {kind}" if count == 1 else f"starting {kind} x{count}")
         for number in range(1, count + 1):
             self._start_role(kind, kind if count == 1 else f"{kind}-{number}")
 
@@ -254,7 +257,7 @@ class Stack:
             process = start_child(
                 command,
                 output=subprocess.PIPE,
-                death_signal=signal.SIGKILL,  # its servers are gone then: there is nothing to end well for
+                death_signal=signal.SIGKILL,  # its servers are gone then, so it could not stop cleanly
                 environment=variables,
             )
             output = process.stdout
@@ -265,44 +268,43 @@ class Stack:
         self._supervise(kind, name, launch)
 
     def _supervise(self, kind: str, name: str, launch: Callable[[], subprocess.Popen[bytes]]) -> None:
-        keeper = ChildSupervisor(
+        supervisor = ChildSupervisor(
             name,
             launch,
-            self._say,
+            self._notify,
             self._stop,
             stop_signal=_STOP_SIGNALS.get(kind, signal.SIGTERM),
             grace_s=_GRACE_S.get(kind, _DEFAULT_GRACE_S),
         )
-        keeper.start()
-        self._supervisors[kind].append(keeper)
+        supervisor.start()
+        self._supervisors[kind].append(supervisor)
 
     def _handle_line(self, name: str, line: str) -> None:
         self._last_lines.keep(name, line)
         self._show(name, line)
 
     def _arguments(self, kind: str) -> Sequence[str]:
-        """What tells one stack's roles from another's, and nothing secret: command lines can be read by all."""
+        """Return the arguments that distinguish this stack's roles from another's. No secrets: anyone can read command lines."""
         return ["--port", str(self.port), "--no-inbox"] if kind == "api" else []
 
     def _variables(self, kind: str) -> Mapping[str, str]:
-        """The options of a role as it reads them; what is not here it takes from this process's own environment."""
+        """Return a role's options as environment variables. It inherits all other variables from this process."""
         options = self._options
         variables = {
             **build_kafka_variables(self.kafka),
-            "VIDFLOW_DATABASE_URL": ""
-            if kind == "runner"
-            else self.database_url,  # it needs none, and runs models of others
+            # A runner needs no database, and the models in it must not see the password.
+            "VIDFLOW_DATABASE_URL": "" if kind == "runner" else self.database_url,
             "VIDFLOW_MAX_WORKERS": str(options.max_workers),
             "VIDFLOW_VIDEO_FPS": options.video_fps,
             "VIDFLOW_ANY_FILE": str(options.any_file).lower(),
             "VIDFLOW_ANY_ONNX": str(options.models_dir is None).lower(),  # the api listens on loopback
             "VIDFLOW_DATA_DIR": str(self._folder.absolute()) if self._folder and not options.database_url else "",
-            "VIDFLOW_METRICS_PORT": "",  # one port for all of them would serve the first alone
+            "VIDFLOW_METRICS_PORT": "",  # with one port for all roles, only the first could serve
             "VIDFLOW_HEALTH_FILE": "",
         }
         if options.runners > 1 and read_environment_variable("VIDFLOW_WORKER_MEMORY_BYTES") is None:
             cap = default_memory_cap(available_bytes(), options.max_workers * options.runners)
-            variables["VIDFLOW_WORKER_MEMORY_BYTES"] = str(cap)  # each of them would take the whole machine for its own
+            variables["VIDFLOW_WORKER_MEMORY_BYTES"] = str(cap)  # by default each assumes the whole machine
         if options.media_root is not None:
             variables["VIDFLOW_MEDIA_ROOT"] = str(options.media_root.absolute())
         if options.models_dir is not None:
@@ -310,17 +312,16 @@ class Stack:
         return variables
 
     def _raise_start_failure(self) -> None:
-        """A role that ends by its set-up's fault before all is ready will end so again: its own last line is the error."""
-        for keepers in self._supervisors.values():
-            for keeper in keepers:
-                if keeper.last_exit_code in _PERMANENT_EXIT_CODES:
-                    raise SetupError(f"{keeper.name} cannot start: {self._last_lines.find_error(keeper.name)}")
-                if keeper.last_exit_code == _FAILURE_EXIT_CODE and keeper.consecutive_exits >= _MAX_CONSECUTIVE_EXITS:
-                    last = self._last_lines.find_error(keeper.name)
-                    raise VidflowError(f"{keeper.name} ended {keeper.consecutive_exits} times in a row: {last}")
+        """Raise the error that a role printed before it ended, if it would end the same way again."""
+        for supervisor in chain.from_iterable(self._supervisors.values()):
+            name, exits = supervisor.name, supervisor.consecutive_exits
+            if supervisor.last_exit_code in _PERMANENT_EXIT_CODES:
+                raise SetupError(f"{name} cannot start: {self._last_lines.find_error(name)}")
+            if supervisor.last_exit_code == _FAILURE_EXIT_CODE and exits >= _MAX_CONSECUTIVE_EXITS:
+                raise VidflowError(f"{name} ended {exits} times in a row: {self._last_lines.find_error(name)}")
 
 
 def _process(server: EmbeddedPostgres | EmbeddedKafka) -> subprocess.Popen[bytes]:
     if server.process is None:
-        raise Unavailable(f"{server.name} was not started")
+        raise Unavailable(f"{server.name} was not started.")
     return server.process

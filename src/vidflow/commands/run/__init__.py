@@ -1,4 +1,4 @@
-"""`vidflow run`: one video through one model, on a vidflow that runs already or on one that is started for it."""
+"""`vidflow run`: run one model over one video, on a running vidflow or on one started for the purpose."""
 
 from vidflow.commands.run.command import run
 

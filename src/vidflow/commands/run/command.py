@@ -1,4 +1,4 @@
-"""The flow of `vidflow run`: ask for a scenario, follow it, print what it sees, say how it ended."""
+"""The command `vidflow run`: create a scenario, follow it, print its results, and report its outcome."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from vidflow.settings import DevOptions, RunOptions
 
 POLL_INTERVAL_S: Final = 0.1
 MAX_OUTAGE_S: Final = 30.0
-"""How long an api that was there may be away: whoever keeps it running has it back by then."""
+"""How long the api may be away in between. A supervisor restarts it within this time."""
 _FILE_ERROR_PREFIXES: Final = ("source_", "model_")
 EXIT_INTERRUPTED: Final = 130
 EXIT_BROKEN_PIPE: Final = 141
-"""What a shell shows for a program whose reader has gone (`vidflow run … | head`)."""
+"""The exit code that a shell reports for a program ended by SIGPIPE (`vidflow run … | head`)."""
 
 T = TypeVar("T")
 
 
 def run(options: RunOptions) -> int:
-    """Runs it to its end; the exit code: 0 for outcome completed, 130 after Ctrl-C, 141 without a reader, 1 otherwise."""
+    """Run the video to its end. Return the exit code: 0 if completed, 130 after Ctrl-C, 141 if the reader is gone, otherwise 1."""
     body = build_body(options)
     write = find_writer(options.output)
     if not options.url:
@@ -46,7 +46,7 @@ def run(options: RunOptions) -> int:
     except StartCancelled:
         if stop.error is not None:
             raise stop.error from None
-        _print_status("given up before the video was asked for")
+        _print_status("cancelled before the scenario was created")
         return EXIT_INTERRUPTED
 
 
@@ -72,21 +72,21 @@ def _request_scenario(client: ApiClient, body: dict[str, Any]) -> str:
     except UserError as error:
         if client.is_local or not error.code.startswith(_FILE_ERROR_PREFIXES):
             raise
-        hint = "a file must lie where the vidflow at --url can read it, under its media root or models folder"
-        raise UserError(f"{error.message}; {hint}", code=error.code) from error
+        hint = "The vidflow at --url must be able to read the file, under its media root or models folder."
+        raise UserError(f"{error.message} {hint}", code=error.code) from error
 
 
 def _api_url(options: RunOptions, stop: Stop) -> AbstractContextManager[str]:
     if options.url:
         return nullcontext(options.url)
-    from vidflow.commands.dev import running_stack  # noqa: PLC0415 - needs an extra that a client of a running vidflow has no use for
+    from vidflow.commands.dev import running_stack  # noqa: PLC0415 - needs an extra that `--url` does not need
 
-    own = DevOptions(port=0, max_workers=options.max_workers, any_file=True, models_dir=options.models_dir)
-    return running_stack(own, stop, _print_status)
+    dev_options = DevOptions(port=0, max_workers=options.max_workers, any_file=True, models_dir=options.models_dir)
+    return running_stack(dev_options, stop, _print_status)
 
 
 def _frames(client: ApiClient, scenario_uuid: str, stop: Stop) -> Iterator[msgspec.Raw]:
-    """All frames in their order, as they come, until none can follow, or a stop is requested."""
+    """Yield all frames in order, as they arrive, until the list is complete or a stop is requested."""
     cursor: str | None = None
     progress = _ProgressLine()
     while not stop.requested:
@@ -105,19 +105,19 @@ def _frames(client: ApiClient, scenario_uuid: str, stop: Stop) -> Iterator[msgsp
             stop.wait(POLL_INTERVAL_S)
 
 
-def _retry_unavailable(ask: Callable[[], T], stop: Stop) -> T | None:
-    """The api's answer; one that is away for a while is waited for, and that is said once. None at a stop.
+def _retry_unavailable(request: Callable[[], T], stop: Stop) -> T | None:
+    """Return the api's response, or None at a stop. An outage is waited for and printed once.
 
-    Raises Unavailable where it stays away.
+    Raises Unavailable if the outage is longer than MAX_OUTAGE_S.
     """
     since_s: float | None = None
     while not stop.requested:
         try:
-            return ask()
+            return request()
         except Unavailable as error:
             if since_s is None:
                 since_s = time.monotonic()
-                _print_status(f"{error.message}; waiting for its return")
+                _print_status(f"trying again for up to {MAX_OUTAGE_S:.0f} s: {error.message}")
             if time.monotonic() - since_s > MAX_OUTAGE_S:
                 raise
             stop.wait(POLL_INTERVAL_S)
@@ -125,15 +125,15 @@ def _retry_unavailable(ask: Callable[[], T], stop: Stop) -> T | None:
 
 
 class _ProgressLine:
-    """One line on standard error that tells how far it is: rewritten on a terminal, a line a change elsewhere."""
+    """The progress on standard error: one line rewritten on a terminal, otherwise a line per change."""
 
     def __init__(self) -> None:
         self._last = ""
 
     def show(self, scenario: ScenarioState) -> None:
-        of = f" of {scenario.frames_expected}" if scenario.frames_expected else ""
-        waits = f", waits for {scenario.waiting_for}" if scenario.waiting_for else ""
-        line = safe_line(f"{scenario.state}: {scenario.frames_stored}{of} frames{waits}")
+        total = f" of {scenario.frames_expected}" if scenario.frames_expected else ""
+        waiting = f", waiting for {scenario.waiting_for}" if scenario.waiting_for else ""
+        line = safe_line(f"{scenario.state}: {scenario.frames_stored}{total} frames{waiting}")
         if line == self._last:
             return
         self._last = line
@@ -155,16 +155,16 @@ def _request_shutdown(client: ApiClient, scenario_uuid: str, exit_code: int) -> 
 
 
 def _report_outcome(scenario: ScenarioState, client: ApiClient) -> int:
-    """Return the exit code of an ended scenario. Raises the error that a failed one ended by."""
+    """Return the exit code of an ended scenario. Raises the error of a failed one."""
     if scenario.outcome == "completed":
         _print_status(f"completed: {scenario.frames_stored} frames")
         return 0
     if scenario.error is not None:
         error = build_error_from_code(
-            f"scenario {scenario.scenario_uuid} failed: {scenario.error.message}", scenario.error.code
+            f"Scenario {scenario.scenario_uuid} failed: {scenario.error.message}", scenario.error.code
         )
         if isinstance(error, InternalError) and (detail := client.last_detail(scenario.scenario_uuid)):
-            _print_status(detail)  # the servers of `vidflow run` end with it, and their history too
+            _print_status(detail)  # its history is lost when the servers of `vidflow run` end
         raise error
     _print_status(f"scenario {scenario.scenario_uuid} ended {scenario.outcome}")
     return 1

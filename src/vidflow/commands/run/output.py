@@ -1,4 +1,4 @@
-"""How `vidflow run` prints what was seen: one writer a format, fed with frames in their order. Standard output only."""
+"""The output formats of `vidflow run`: one writer per format, which takes the frames in order."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ Writer = Callable[[Iterator[msgspec.Raw], TextIO], None]
 
 
 def find_writer(output: str) -> Writer:
-    """The writer of a format. Raises ParameterError for one that there is not."""
+    """Return the writer of a format. Raises ParameterError if the format is unknown."""
     if output not in WRITERS:
-        raise ParameterError(f"--output is one of {', '.join(WRITERS)}, not {output}")
+        raise ParameterError(f"Unknown --output {output!r}. Use one of {', '.join(WRITERS)}.")
     return WRITERS[output]
 
 
 def write_ndjson(frames: Iterator[msgspec.Raw], out: TextIO) -> None:
-    """One object a line, each as soon as it is there."""
+    """Write one JSON object per line, each frame as soon as it arrives."""
     for frame in frames:
         out.write(_json(frame) + "\n")
         out.flush()
 
 
 def write_json(frames: Iterator[msgspec.Raw], out: TextIO) -> None:
-    """One array of all objects."""
+    """Write all frames as one JSON array."""
     separator = "[\n"
     for frame in frames:
         out.write(separator + _json(frame))
@@ -40,10 +40,10 @@ def write_json(frames: Iterator[msgspec.Raw], out: TextIO) -> None:
 
 
 def write_csv(frames: Iterator[msgspec.Raw], out: TextIO) -> None:
-    """One row a detection; a frame without any has a row too, with the detection's columns empty."""
+    """Write a row per detection. A frame without detections has one row with these columns empty."""
     rows = csv.writer(out, lineterminator="\n")
     rows.writerow(["frame_number", "time_s", "width", "height", "label", "score", "x1", "y1", "x2", "y2"])
-    label_of = escape_unprintable if out.isatty() else str  # a file gets each label as it is
+    label_of = escape_unprintable if out.isatty() else str  # a file gets the unchanged labels
     for frame in _decode_frames(frames):
         start = [frame.frame_number, frame.time_s, frame.width, frame.height]
         for detection in frame.detections:
@@ -53,8 +53,8 @@ def write_csv(frames: Iterator[msgspec.Raw], out: TextIO) -> None:
 
 
 def write_table(frames: Iterator[msgspec.Raw], out: TextIO) -> None:
-    """For people: a line a frame, with the best score of each label, and a sum at the end."""
-    out.write(f"{'frame':>7}  {'time':>9}  seen\n")
+    """Write a table for people: a line per frame with the best score of each label, and totals at the end."""
+    out.write(f"{'frame':>7}  {'time':>9}  detections\n")
     total: Counter[str] = Counter()
     count = 0
     for frame in _decode_frames(frames):
@@ -62,18 +62,18 @@ def write_table(frames: Iterator[msgspec.Raw], out: TextIO) -> None:
         count += 1
         out.write(f"{frame.frame_number:>7}  {frame.time_s:>8.2f}s  {escape_unprintable(_summarize(frame))}\n")
     summary = ", ".join(f"{number} {label}" for label, number in total.most_common()) or "nothing"
-    out.write(escape_unprintable(f"{count} frames; seen in all: {summary}") + "\n")
+    out.write(escape_unprintable(f"{count} frames; total: {summary}") + "\n")
 
 
 def _summarize(frame: FrameResult) -> str:
     scores: dict[str, list[float]] = {}
     for detection in frame.detections:
         scores.setdefault(detection.label, []).append(detection.score)
-    return ", ".join(f"{len(found)} {label} ({max(found):.2f})" for label, found in scores.items()) or "-"
+    return ", ".join(f"{len(values)} {label} ({max(values):.2f})" for label, values in scores.items()) or "-"
 
 
 def _json(frame: msgspec.Raw) -> str:
-    """The server's JSON in one line, its unprintable characters as escapes."""
+    """Return the server's JSON on one line, with unprintable characters escaped."""
     return escape_json(bytes(frame).decode(errors="replace"))
 
 

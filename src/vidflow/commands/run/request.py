@@ -1,4 +1,4 @@
-"""What `vidflow run` asks the api for, checked as far as it can be before anything is started. It asks nobody."""
+"""The request of `vidflow run`, validated as far as possible before anything is started."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from vidflow.settings import RunOptions
 
 
 def build_body(options: RunOptions) -> dict[str, Any]:
-    """The body of the request. Raises UserError for a file, a frame rate or a parameter that cannot be, MissingExtra for a sample."""
+    """Return the request's body.
+
+    Raises UserError for an invalid file, frame rate or parameter, MissingExtra for a sample that is not installed.
+    """
     return {
         "source": resolve_video(options.video),
         "model": _model(options.model),
@@ -25,9 +28,9 @@ def build_body(options: RunOptions) -> dict[str, Any]:
 
 
 def check_model(options: RunOptions) -> None:
-    """For a vidflow of our own, which has the same models and libraries as this process.
+    """Check the model for a vidflow that this command starts, which has the same models and libraries as this process.
 
-    Raises ModelError, ParameterError, or MissingExtra with the command to type.
+    Raises ModelError, ParameterError, or MissingExtra with the command that installs it.
     """
     model = registry.resolve(_model(options.model), options.models_dir, any_onnx=True)
     registry.check_parameters(model, _parameters(options))
@@ -35,7 +38,7 @@ def check_model(options: RunOptions) -> None:
 
 
 def _model(model: str) -> str:
-    """A spec's or model's path in full, as the server needs it, whose working directory is another; a name as it is."""
+    """Return the absolute path of a spec or model file, since the server's working directory differs, or a name unchanged."""
     path = local_path(model)
     return str(path.resolve()) if path.is_file() and (path.suffix or "/" in model) else model
 
@@ -44,12 +47,14 @@ def _fps(fps: str) -> float | str:
     try:
         return frame_rate_to_json(parse_frame_rate(fps))
     except ParameterError as error:
-        raise ParameterError(f"--fps is {FRAME_RATE_FORMS}, not {fps[:80]}") from error
+        raise ParameterError(f"Invalid --fps {fps[:80]!r}. Use {FRAME_RATE_FORMS}.") from error
 
 
 def _parameters(options: RunOptions) -> Parameters:
-    given = {"score_threshold": options.score_threshold, "labels": options.labels}
+    values = {"score_threshold": options.score_threshold, "labels": options.labels}
     try:
-        return msgspec.convert(given, Parameters)
+        return msgspec.convert(values, Parameters)
     except msgspec.ValidationError as error:
-        raise ParameterError(f"--score is a number from 0 to 1, --labels a list of names: {error}") from error
+        raise ParameterError(
+            f"Invalid --score or --labels: {error}. --score is a number from 0 to 1, --labels a list of names."
+        ) from error

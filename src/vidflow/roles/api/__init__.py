@@ -1,4 +1,4 @@
-"""The HTTP API: a module a resource. Begin at app.py."""
+"""The HTTP API, one module per resource. The entry point is app.py."""
 
 from vidflow.roles.api.app import run
 

@@ -1,8 +1,7 @@
-"""Who is let in: no new scenario where too many wait already, or where the disk is nearly full. What was let in is never held up.
+"""Admission of new scenarios: they are refused while the queue is full or the disk nearly full. Admitted scenarios are not affected.
 
-Neither is asked for at each request: a look a second, by the request that finds it due, and in between the scenarios that
-this api let in itself are counted. So one api keeps its limit; of several, each may overshoot it by what the others let in
-within a second.
+Queue and disk are read at most once a second, by the request that finds the values outdated. In between, the api counts the
+scenarios that it admits itself. A single api keeps its limit. With several, each may exceed it by what the others admit in a second.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ REFRESH_INTERVAL_S: Final = 1.0
 
 
 def require_folder(options: ApiOptions) -> None:
-    """Raises SetupError where the folder whose disk is to be watched is not there."""
+    """Raise SetupError if the folder whose disk is to be watched does not exist."""
     if options.data_dir is not None and not options.data_dir.is_dir():
-        raise SetupError(f"there is no folder {options.data_dir}; give another --data-dir, or none")
+        raise SetupError(f"Data folder {options.data_dir} not found. Set --data-dir to an existing folder, or omit it.")
 
 
 def free_bytes(folder: Path) -> int:
-    """How much more the folder's disk takes from a user without privileges."""
+    """Return the free bytes of the folder's disk that an unprivileged user may fill."""
     return shutil.disk_usage(folder).free
 
 
 class Admission:
-    """What is known of queue and disk. Used by all requests."""
+    """The last known state of queue and disk. Shared by all requests."""
 
     def __init__(self, options: ApiOptions) -> None:
         self._options = options
@@ -50,7 +49,10 @@ class Admission:
 
     @contextmanager
     def admit(self, tx: Connection, size_bytes: int) -> Iterator[None]:
-        """Admit one more scenario of this size, which is stored in the block. Raises a problem that says when to come again."""
+        """Admit one scenario of this size, which the caller stores in the block.
+
+        Raises a 429 problem if the queue is full, a 503 problem if the disk is nearly full.
+        """
         with self._lock:
             self._refresh(tx)
             self._require_free_disk()
@@ -67,25 +69,28 @@ class Admission:
                 self._in_progress_bytes -= size_bytes
 
     def _refresh(self, tx: Connection) -> None:
-        """Under the lock: the others wait for a millisecond, rather than pass by an old number."""
+        """Read queue and disk again if the values are outdated.
+
+        The caller holds the lock: other requests wait for a millisecond instead of passing on an outdated count.
+        """
         if time.monotonic() - self._refreshed_s < REFRESH_INTERVAL_S:
             return
         self._refreshed_s = time.monotonic()
         folder = self._options.data_dir
         self._free_bytes = free_bytes(folder) if folder is not None else None
-        # What is under way may be among the counted: too many for a second, but never too few.
+        # Scenarios in progress may be counted twice: for a second the count may be too high, but it is never too low.
         queue = scenarios.read_queue_totals(tx)
         self._waiting = queue.scenarios + self._in_progress
         self._waiting_bytes = queue.bytes + self._in_progress_bytes
 
     def _require_free_disk(self) -> None:
-        least = self._options.min_free_bytes
-        if self._free_bytes is not None and self._free_bytes < least:
+        min_free_bytes = self._options.min_free_bytes
+        if self._free_bytes is not None and self._free_bytes < min_free_bytes:
             raise problem(
                 503,
                 "disk_full",
-                f"the disk of the server's data has {self._free_bytes} bytes left, and new work is taken from {least} on; what runs "
-                "goes on; its operator must make room, or lower --min-free-bytes",
+                f"The server's data disk has {self._free_bytes} bytes left; new scenarios need {min_free_bytes}. Running scenarios "
+                "continue. Ask the operator to make room or to lower --min-free-bytes.",
             )
 
     def _require_queue_capacity(self, size_bytes: int) -> None:
@@ -94,13 +99,13 @@ class Admission:
             raise problem(
                 429,
                 "queue_full",
-                f"{limit} scenarios wait for a runner already, which is this server's limit; come again later (its operator may "
-                "start more runners, or raise --queue-limit)",
+                f"{limit} scenarios wait for a runner, which is this server's limit. Try again later, or ask the operator to start "
+                "more runners or to raise --queue-limit.",
             )
         if self._waiting and self._waiting_bytes + size_bytes > limit_bytes:
             raise problem(
                 429,
                 "queue_full",
-                f"what waits for a runner takes {self._waiting_bytes} bytes already, and this server's limit is {limit_bytes}; come again "
-                "later, or send fewer labels (its operator may start more runners, or raise --queue-limit-bytes)",
+                f"The scenarios that wait for a runner take {self._waiting_bytes} bytes; this server's limit is {limit_bytes}. Try again "
+                "later, send fewer labels, or ask the operator to start more runners or to raise --queue-limit-bytes.",
             )

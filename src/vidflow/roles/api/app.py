@@ -1,4 +1,4 @@
-"""The api's process: the Litestar app and the server that runs it, with the inbox beside it unless that runs elsewhere."""
+"""The api process: the Litestar app, the HTTP server that runs it and, by default, the inbox."""
 
 from __future__ import annotations
 
@@ -45,31 +45,34 @@ if TYPE_CHECKING:
     from uvicorn._types import ASGIApplication
 
 REQUEST_GRACE_S: Final = 5
-"""How long requests that are under way may take to end once a stop was requested."""
+"""Time that requests in progress have to finish after a stop is requested."""
 CANCELLED_GRACE_S: Final = 2
-"""How long those that were cut off then may take to say so."""
+"""Time that requests cancelled after that have to send their error."""
 HANDLER_THREADS: Final = 64
-"""More than there are connections: those that wait for one must not keep the others from being told that there is none."""
+"""Far more than database connections, so that requests waiting for a connection do not delay the 503 of others."""
 
 LIMITS: Final = ConnectionLimits()
 HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",  # or a page elsewhere could have its reader click on the page to try the API
+    "X-Frame-Options": "DENY",  # or another site could embed /docs and trick its reader into clicking there
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-"""On every answer."""
+"""Sent with every response."""
 
 _log = log("api")
 
 
 @get("/", include_in_schema=False, sync_to_thread=False)
 def home() -> Redirect:
-    """There is no dashboard yet: the page to try the API."""
+    """Redirect to the page to try the API, since there is no dashboard yet."""
     return Redirect("/docs")
 
 
 def create_app(context: Context, allowed: AllowedHosts, stop: Stop, metrics_registry: CollectorRegistry) -> ASGIApp:
-    """The app behind its guard, its requests counted. While it lives it owns the watch for the schema, and the inbox if it hosts one."""
+    """Return the app, wrapped in the request guard and the request metrics.
+
+    While it runs, the app owns the thread that waits for the schema and, if it hosts the inbox, the inbox's thread.
+    """
     options = context.options
 
     @asynccontextmanager
@@ -111,10 +114,10 @@ def _run_inbox(options: ApiOptions, stop: Stop) -> None:
 
 
 def run(options: ApiOptions, stop: Stop) -> None:
-    """Serves until a stop is requested, then lets requests end, those that hang with an error.
+    """Serve until a stop is requested, then let requests finish. Requests that hang are ended with an error.
 
-    Raises SetupError where it cannot listen, is not told of a database (or of Kafka, for its inbox), has a default frame
-    rate, an allowed host or a data folder that is none, or lets other machines name models by path.
+    Raises SetupError if the address cannot be bound, if no database is configured (or no Kafka, while it hosts the inbox), if
+    the default frame rate, an allowed host or the data folder is invalid, or if other machines could name models by path.
     """
     scenarios.parse_default_fps(options)
     allowed = parse_allowed_hosts(options)
@@ -122,7 +125,7 @@ def run(options: ApiOptions, stop: Stop) -> None:
     models.require_loopback(options)
     require_postgres(options.database_url)
     if options.inbox:
-        require_kafka(options.kafka, or_else="give --no-inbox where the inbox runs elsewhere, ")
+        require_kafka(options.kafka, or_else="give --no-inbox if the inbox runs elsewhere, ")
     set_asyncio_executor(ThreadPoolExecutor(HANDLER_THREADS, thread_name_prefix="handler"))
     with _open_socket(options) as listener, closing(Database(options.database_url, options.pool_size)) as database:
         context = Context(options, database, Admission(options))
@@ -162,15 +165,15 @@ def _server(app: ASGIApp, limits: ConnectionLimits) -> uvicorn.Server:
 
 
 def _warn_if_reachable(listener: socket.socket) -> None:
-    """There are no users and no passwords yet."""
+    """Log a warning if other machines can reach the api, which has no access control yet."""
     host = listener.getsockname()[0]
     address = parse_address(host)
     if address is None or not address.is_loopback:
         _log.warning(
             "reachable_by_others",
             host=host,
-            means="whoever reaches this address may read all results and start and stop scenarios: there is no access control",
-            needs="listen on 127.0.0.1, or let a firewall or a proxy with authentication decide who reaches it",
+            means="anyone who reaches this address can read all results and start and stop scenarios: there is no access control",
+            needs="listen on 127.0.0.1, or restrict access by a firewall or an authenticating proxy",
         )
 
 
@@ -180,5 +183,5 @@ def _open_socket(options: ApiOptions) -> socket.socket:
         return socket.create_server((options.host, options.port), family=family, backlog=1024)
     except OSError as error:
         raise SetupError(
-            f"the api cannot listen at {options.host}:{options.port} ({error.strerror}); choose another --port or --host"
+            f"The api cannot listen on {options.host}:{options.port} ({error.strerror}). Choose another --port or --host."
         ) from error

@@ -1,4 +1,4 @@
-"""All HTTP connections of a process: how many there may be, which are late, and what was refused."""
+"""The HTTP connections of a process: their limits, their deadlines, and metrics and logs of refusals."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ REFUSED_CONNECTIONS: Final = Metric(
     "vidflow_http_connections_refused", "Connections refused or cut off by a limit.", ["reason"]
 )
 _OTHER_FILES: Final = 256
-"""Files that a process opens beside its connections to clients: the database's, Kafka's, logs."""
+"""Files that the process opens besides client connections: database, Kafka, logs."""
 _log = log("api")
 
 
 class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client may take of a process.
+    """Limits of client connections and their requests.
 
-    `connections`: at most so many are served; `reserved` more are kept for health checks, and refuse everything else.
-    `head_s`, `head_bytes`: a request's line and headers. `body_grace_s`, `body_bytes_per_s`: a body, or an answer that the client
-    reads, has the grace time and then a second for each so many bytes. `linger_s`: how long the rest of a refused request is read,
-    so that the client sees the refusal. `stop_grace_s`: the grace time of a body once the server stops. `max_pipelined`: requests
-    ahead of their answers on one connection. `check_interval_s`: how often what is late is looked for.
+    `connections`: connections served at once. `reserved`: further connections, which serve health checks only.
+    `head_s`, `head_bytes`: time and size of a request line with its headers; `reserved_head_s`: the time on reserved connections.
+    `body_grace_s`, `response_grace_s`, `body_bytes_per_s`: a request body, or the client's reading of a response, may take the
+    grace time and one more second for every `body_bytes_per_s` bytes. `idle_s`: how long an idle connection stays open.
+    `linger_s`: how long the rest of a refused request is read, so that the client receives the refusal.
+    `stop_grace_s`: the grace time of a body once the server stops. `max_pipelined`: unanswered requests on one connection.
+    `check_interval_s`: time between two checks for late connections.
     """
 
     connections: int = 1000
@@ -46,37 +48,37 @@ class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TransferDeadline:
-    """A transfer that must keep up a rate: late once the grace time, and a second for each `bytes_per_s` moved, are over."""
+    """The deadline of a transfer: a grace time, extended by a second for every `bytes_per_s` bytes transferred."""
 
     def __init__(self, now_s: float, grace_s: float, bytes_per_s: int) -> None:
         self._until_s = now_s + grace_s
         self._bytes_per_s = bytes_per_s
 
     def extend(self, count: int) -> None:
-        """Count bytes that were transferred."""
+        """Extend the deadline for `count` transferred bytes."""
         self._until_s += count / self._bytes_per_s
 
     def is_late(self, now_s: float) -> bool:
-        """Whether the transfer is too slow."""
+        """Return whether the deadline has passed."""
         return now_s > self._until_s
 
 
 class ClientConnection(Protocol):
-    """What this module needs of a connection."""
+    """The part of a connection that this module uses."""
 
     @property
     def is_answering(self) -> bool:
-        """Whether a request has come that is still to be answered."""
+        """Whether a request has arrived that is not answered yet."""
 
     def check_deadlines(self, now_s: float) -> None:
-        """Act on what is late."""
+        """Refuse or drop the connection if it is late."""
 
     def drop(self) -> None:
-        """Close at once, without an answer."""
+        """Close at once, without a response."""
 
 
 class Connections:
-    """The connections that are open, looked at each `check_interval_s`. Belongs to the event loop's thread."""
+    """The open connections, checked every `check_interval_s`. Use only on the event loop's thread."""
 
     def __init__(self, limits: ConnectionLimits) -> None:
         self.limits = limits
@@ -86,9 +88,10 @@ class Connections:
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, connection: ClientConnection) -> None:
-        """Take a new connection.
+        """Register a new connection.
 
-        Of the reserved ones, one makes room that has sent no request, or the oldest: a health check sends its own at once.
+        If all reserved connections are taken, drop one that has sent no request, or else the oldest: a health check sends its
+        request at once.
         """
         self._schedule_check()
         if len(self._served) < self.limits.connections:
@@ -99,25 +102,30 @@ class Connections:
         self._reserved[connection] = None
 
     def _evict_reserved(self) -> None:
-        oldest = next((one for one in self._reserved if not one.is_answering), next(iter(self._reserved)))
-        del self._reserved[oldest]
-        oldest.drop()
+        evicted = next(
+            (connection for connection in self._reserved if not connection.is_answering), next(iter(self._reserved))
+        )
+        del self._reserved[evicted]
+        evicted.drop()
         self.count_refusal("too_many")
 
     def remove(self, connection: ClientConnection) -> None:
-        """Forget a connection that was closed."""
+        """Forget a closed connection."""
         self._served.discard(connection)
         self._reserved.pop(connection, None)
 
     def is_served(self, connection: ClientConnection) -> bool:
-        """Whether this connection may ask for everything, or only for the health checks. One that finds room by now may."""
+        """Return whether this connection may make any request. Reserved ones may only make health checks.
+
+        A reserved connection is promoted once there is room for it.
+        """
         if connection in self._reserved and len(self._served) < self.limits.connections:
             del self._reserved[connection]
             self._served.add(connection)
         return connection in self._served
 
     def count_refusal(self, reason: str) -> None:
-        """Count a refusal; they are logged together."""
+        """Count a refusal. Refusals are logged together, at the next check."""
         self._refused[reason] += 1
         REFUSED_CONNECTIONS.labels(reason).inc()
 
@@ -138,7 +146,7 @@ class Connections:
 
 
 def raise_file_limit(limits: ConnectionLimits) -> None:
-    """Let the process open as many files as the limits need, as far as the system lets it; say so where that is too few."""
+    """Raise the process's limit of open files to what `limits` need. Log a warning if the system allows fewer."""
     needed = limits.connections + limits.reserved + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = resource.RLIM_INFINITY

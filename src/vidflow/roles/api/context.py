@@ -1,4 +1,4 @@
-"""What the handlers share: the options they were started with, the way to the database, and who is let in."""
+"""State shared by the request handlers: options, database and admission."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from vidflow.roles.api.database import Database
 from vidflow.settings import ApiOptions
 
 MAX_PAGE_ITEMS: Final = 1000
-"""The largest page."""
+"""The largest page that a client may request."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """Made once, by the app's factory."""
+    """The shared state, created once per process."""
 
     options: ApiOptions
     database: Database
@@ -27,5 +27,5 @@ class Context:
 
 Api = NamedDependency[SkipValidation[Context]]
 Limit = Annotated[
-    int, QueryParameter(ge=1, le=MAX_PAGE_ITEMS, description=f"how many items at most, 1 to {MAX_PAGE_ITEMS}")
+    int, QueryParameter(ge=1, le=MAX_PAGE_ITEMS, description=f"maximum number of items, 1 to {MAX_PAGE_ITEMS}")
 ]

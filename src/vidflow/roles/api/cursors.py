@@ -1,4 +1,4 @@
-"""Cursors: the place in a list that a page ends at, as text that a client passes on and does not read."""
+"""Cursors: the place in a list where a page ends. Their text is opaque to clients."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ AfterMove = Annotated[
     QueryParameter(
         ge=history.BEFORE_FIRST_TRANSITION,
         le=_INT4,
-        description="the cursor `next` of the page before: the number of its last move",
+        description="`next` of the previous page: the number of its last transition",
     ),
 ]
 AfterGap = Annotated[
     str | None,
-    QueryParameter(max_length=MAX_CURSOR_CHARACTERS, description="the cursor `next` of the page before"),
+    QueryParameter(max_length=MAX_CURSOR_CHARACTERS, description="the cursor `next` of the previous page"),
 ]
 
 
 def encode_cursor(gap: StoredGap) -> str:
-    """Return the cursor of a gap."""
-    place = msgspec.json.encode(GapKey(gap.after_frame, gap.from_s, gap.reason))
-    return base64.urlsafe_b64encode(place).decode().rstrip("=")
+    """Return the cursor of a page that ends with this gap."""
+    key = msgspec.json.encode(GapKey(gap.after_frame, gap.from_s, gap.reason))
+    return base64.urlsafe_b64encode(key).decode().rstrip("=")
 
 
 def decode_cursor(cursor: str) -> GapKey:
-    """Return the place that a cursor stands for. Raises a problem where it is none of this API."""
+    """Return the key of the gap that a page ended with. Raises a 400 problem if the text is not such a cursor."""
     try:
         padded = cursor + "=" * (-len(cursor) % 4)
-        place = msgspec.json.decode(base64.b64decode(padded, altchars=b"-_", validate=True), type=GapKey)
+        key = msgspec.json.decode(base64.b64decode(padded, altchars=b"-_", validate=True), type=GapKey)
     except (ValueError, binascii.Error, msgspec.DecodeError) as error:
         raise _cursor_problem() from error
-    if abs(place.after_frame) > _INT8 or not math.isfinite(place.from_s) or "\0" in place.reason:
+    if abs(key.after_frame) > _INT8 or not math.isfinite(key.from_s) or "\0" in key.reason:
         raise _cursor_problem()
-    return place
+    return key
 
 
 def _cursor_problem() -> Exception:
-    detail = "after: this is not a cursor of this list; pass the `next` of the page before"
+    detail = "after: Not a cursor of this list. Pass `next` of the previous page."
     return problem(400, "request_malformed", detail, errors=[FieldProblem("after", detail)])

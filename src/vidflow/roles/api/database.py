@@ -1,4 +1,4 @@
-"""The api's way to its database: a pooled connection, once the schema is known to be there. No statements."""
+"""The api's database access: pooled connections, once the schema exists. The statements are in infra/postgres."""
 
 from __future__ import annotations
 
@@ -19,19 +19,21 @@ from vidflow.infra.telemetry.logs import log
 from vidflow.infra.telemetry.outage import format_error, postgres_outage
 
 CONNECTION_TIMEOUT_S: Final = 3.0
-"""How long a request waits for a connection before it is told to come again: others may be finding out that theirs are lost."""
+"""How long a request waits for a connection before it gets a 503. Meanwhile other requests may find that theirs are lost."""
 BUSY_TIMEOUT_S: Final = 0.05
-"""How long it waits where the one before waited in vain: a crowd at the door is told at once, not one after the other."""
+"""How long it waits if the previous request waited in vain, so that many requests get their 503 at once, not one after another."""
 STATEMENT_TIMEOUT_S: Final = 5.0
-"""Longer than any statement of a request takes on a server that is well."""
+"""Longer than any statement of a request takes on a healthy server."""
 _LOG_INTERVAL_S: Final = 60.0
-_NOT_READY: Final = "the database is not there yet, or lacks this version's schema (its operator runs: vidflow db migrate); try again soon"
-_BUSY: Final = "all {size} connections to the database are busy; try again soon (its operator may raise --pool-size)"
+_NOT_READY: Final = "The database is unavailable, or lacks this version's schema (the operator runs: vidflow db migrate). Try again soon."
+_BUSY: Final = (
+    "All {size} connections to the database are busy. Try again soon, or ask the operator to raise --pool-size."
+)
 _log = log("api")
 
 
 class Database:
-    """A pool that is used by all requests. Until the schema is there, and while the server is away, requests are told so."""
+    """A connection pool shared by all requests. Until the schema exists, it gives out no connection."""
 
     def __init__(self, url: str, size: int) -> None:
         self._url = url
@@ -43,9 +45,9 @@ class Database:
 
     @contextmanager
     def connection(self, timeout_s: float = CONNECTION_TIMEOUT_S) -> Iterator[Connection]:
-        """A connection in autocommit mode, given back at the end.
+        """Yield a connection in autocommit mode, and return it to the pool after the block.
 
-        Raises Unavailable while the schema is not there or all connections are busy, psycopg.Error where the server is away.
+        Raises Unavailable if the schema does not exist yet or all connections are busy, psycopg.Error if the server is away.
         """
         if not self._ready:
             raise Unavailable(_NOT_READY, code="database_unavailable")
@@ -65,22 +67,22 @@ class Database:
         self._outage.end()
 
     def _log_disk_full(self, error: psycopg.Error) -> None:
-        """Now and then: the server is there, so this is no outage that has an end to be told."""
+        """Log a full disk, at most once a minute. The server still answers, so this is not an outage whose end is logged."""
         if time.monotonic() - self._disk_full_logged_s > _LOG_INTERVAL_S:
             self._disk_full_logged_s = time.monotonic()
             _log.error(
-                "disk_full", error=format_error(error), needs="make room on the database's disk; reads still pass"
+                "disk_full", error=format_error(error), needs="make room on the database's disk; reads still work"
             )
 
     def read_usage(self) -> PoolUsage:
-        """How the pool is used at this moment."""
+        """Return the pool's current usage."""
         return self._pool.read_usage()
 
     def wait_until_ready(self, stop: Stop) -> None:
-        """Returns once the server answers and has this version's schema, or at a stop. Requests are served from then on."""
+        """Wait until the server answers and has this version's schema, or a stop is requested. From then on requests are served."""
         wait_for_schema(self._url, stop)
         self._ready = not stop.requested
 
     def close(self) -> None:
-        """Closes all connections, those under a request too: it gets an error instead of an answer that may never come."""
+        """Close all connections, even those in use. Their requests get an error instead of waiting for a result that may never come."""
         self._pool.close()

@@ -1,4 +1,4 @@
-"""Answers that a client may have already: a tag of what it has spares sending it again."""
+"""ETags: a response that the client already has is not sent again."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from litestar import MediaType, Request, Response
 T = TypeVar("T", bound=msgspec.Struct)
 
 
-def respond_with_etag(request: Request[Any, Any, Any], answer: T) -> Response[T]:
-    """The answer as JSON with its ETag; 304 without a body where the client's If-None-Match names this very one."""
-    body = msgspec.json.encode(answer)
+def respond_with_etag(request: Request[Any, Any, Any], content: T) -> Response[T]:
+    """Return the content as JSON with its ETag, or a 304 without a body if the request's If-None-Match names that ETag."""
+    body = msgspec.json.encode(content)
     tag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
     headers = {"ETag": tag, "Cache-Control": "no-cache"}
-    asked = request.headers.get("If-None-Match", "")
-    known = tag in {one.strip().removeprefix("W/") for one in asked.split(",")} or asked.strip() == "*"
-    if known:
+    header = request.headers.get("If-None-Match", "")
+    if header.strip() == "*" or tag in {known.strip().removeprefix("W/") for known in header.split(",")}:
         return Response(cast("T", b""), status_code=304, headers=headers, media_type=MediaType.JSON)
-    # Encoded once, here; the type says what the bytes are.
+    # The body is already encoded; the type parameter is for the OpenAPI document.
     return Response(cast("T", body), headers=headers, media_type=MediaType.JSON)

@@ -1,7 +1,7 @@
-"""Refuses requests that a web page elsewhere can make a browser send: DNS rebinding, cross-site forms and fetches.
+"""Refuse requests that a web page of another site can make a browser send: DNS rebinding, cross-site forms and fetches.
 
-A page can send a POST to a server on the reader's machine, and read its answers where its own name resolves to that machine. Both
-show in the headers Host, Origin and Sec-Fetch-Site, which a page cannot set.
+Such a page can send a POST to a server on the reader's machine. It can also read the responses if its own host name resolves to
+that machine. Both show in the headers Host, Origin and Sec-Fetch-Site, which a page cannot set.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from vidflow.roles.api.hosts import AllowedHosts, parse_address, parse_host, par
 from vidflow.roles.api.problems import send_problem
 
 ADDRESS_PATHS: Final = HEALTH_PATHS | {"/metrics"}
-"""Read by load balancers and Prometheus, which name an address that no option can foresee. No page gains from reading them: one
-whose name resolves to this machine names itself, not an address."""
+"""Paths that may be requested by any IP address: load balancers and Prometheus use addresses that no option can foresee. A page
+gains nothing by this, since a browser sends the page's host name, even if that name resolves to this machine."""
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Refusal(NamedTuple):
-    """What a refused request is answered with."""
+    """The response to a refused request."""
 
     status: int
     code: str
@@ -31,7 +31,7 @@ class Refusal(NamedTuple):
 
 
 def guard_requests(app: ASGIApp, allowed: AllowedHosts) -> ASGIApp:
-    """Return the app behind the checks of Host, Origin and Content-Type."""
+    """Return the app, wrapped in the checks of Host, Origin and Content-Type."""
 
     async def guard(scope: Scope, receive: Receive, send: Send) -> None:
         refusal = check_request(scope, allowed) if scope["type"] == ScopeType.HTTP else None
@@ -44,7 +44,7 @@ def guard_requests(app: ASGIApp, allowed: AllowedHosts) -> ASGIApp:
 
 
 def check_request(scope: HTTPScope, allowed: AllowedHosts) -> Refusal | None:
-    """Return why a request is refused, None where it is not."""
+    """Return why the request is refused, or None if it is allowed."""
     refusal = _check_host(scope, allowed)
     if refusal is None and scope["method"] not in _SAFE_METHODS:
         refusal = _check_origin(scope, allowed) or _check_content_type(scope)
@@ -57,42 +57,44 @@ def _check_host(scope: HTTPScope, allowed: AllowedHosts) -> Refusal | None:
     if not hosts and scope["http_version"] == "1.0" and by_address:
         return None
     if len(hosts) != 1:
-        return Refusal(400, "host_invalid", f"the request has {len(hosts) or 'no'} Host headers; send one")
+        return Refusal(400, "host_invalid", f"The request has {len(hosts) or 'no'} Host headers. Send exactly one.")
     host = parse_host(hosts[0])
     if host is None:
-        return Refusal(400, "host_invalid", "the Host header is not a host with an optional port")
+        return Refusal(
+            400, "host_invalid", "The Host header is invalid. Send a host name or address, with an optional port."
+        )
     if allowed.allows(host) or (by_address and parse_address(host) is not None):
         return None
     return Refusal(
         421,
         "host_not_allowed",
-        f"this server does not answer for the host {host[:255]}; use localhost, or have its operator add the host to --allowed-hosts "
-        "(VIDFLOW_ALLOWED_HOSTS)",
+        f"This server does not answer for host {host[:255]}. Use localhost, or ask the operator to add the host to --allowed-hosts "
+        "(VIDFLOW_ALLOWED_HOSTS).",
     )
 
 
 def _check_origin(scope: HTTPScope, allowed: AllowedHosts) -> Refusal | None:
     hosts = [parse_origin_host(origin) for origin in _values(scope, b"origin")]
-    elsewhere = any(host is None or not allowed.allows(host) for host in hosts)
-    if elsewhere or (not hosts and "cross-site" in _values(scope, b"sec-fetch-site")):
+    is_foreign = any(host is None or not allowed.allows(host) for host in hosts)
+    if is_foreign or (not hosts and "cross-site" in _values(scope, b"sec-fetch-site")):
         return Refusal(
             403,
             "origin_not_allowed",
-            "a web page of another site sent this request; use a page of this server, or have its operator add the page's host to "
-            "--allowed-hosts (VIDFLOW_ALLOWED_HOSTS)",
+            "A web page of another site sent this request. Use a page of this server, or ask the operator to add the page's host to "
+            "--allowed-hosts (VIDFLOW_ALLOWED_HOSTS).",
         )
     return None
 
 
 def _check_content_type(scope: HTTPScope) -> Refusal | None:
-    """Forms can send text/plain and two form types without asking; JSON they cannot."""
+    """Require that a body is JSON. Without a preflight, a page can send text/plain and two form types, but not JSON."""
     lengths = _values(scope, b"content-length")
     if not _values(scope, b"transfer-encoding") and not any(length.strip("0") for length in lengths):
         return None
-    kinds = [value.partition(";")[0].strip().lower() for value in _values(scope, b"content-type")]
-    if kinds == ["application/json"]:
+    media_types = [value.partition(";")[0].strip().lower() for value in _values(scope, b"content-type")]
+    if media_types == ["application/json"]:
         return None
-    return Refusal(415, "not_json", "the body must be JSON; send it with the header Content-Type: application/json")
+    return Refusal(415, "not_json", "The body must be JSON. Send it with the header Content-Type: application/json.")
 
 
 def _values(scope: HTTPScope, name: bytes) -> list[str]:

@@ -1,4 +1,4 @@
-"""Whether this process lives, whether it can serve, and whether the whole of vidflow can run a scenario: three questions."""
+"""Health checks: whether this process lives, whether it can serve, and whether the whole system can run a scenario."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from vidflow.roles.api.problems import problem, problem_responses
 from vidflow.roles.api.schemas import Health, PoolHealth, RelayLag, SystemHealth
 
 HEALTH_PATHS: Final = frozenset({"/health/live", "/health/ready", "/health/system"})
-"""Answered whatever is short, and to any address."""
+"""Served even when all regular connections are in use, and for any address in Host."""
 CHECK_TIMEOUT_S: Final = 1.0
-"""A check that takes longer has failed: who asks wants to know now."""
+"""A check that takes longer has failed: callers need a prompt answer."""
 
-# Threads of their own: requests that hang must not keep a check from being asked.
+# Separate threads, so that requests that hang do not block the checks.
 _threads = ThreadPoolExecutor(4, thread_name_prefix="health")
 
 T = TypeVar("T")
@@ -31,56 +31,60 @@ T = TypeVar("T")
 
 @get("/live", sync_to_thread=False)
 def live() -> Health:
-    """This process answers."""
+    """Report that this process answers."""
     return Health()
 
 
 @get("/ready", responses=problem_responses(503))
 async def ready(api: Api) -> Health:
-    """This api can serve: its database answers and has the schema. For load balancers."""
+    """Report whether this api can serve: its database answers and has the schema. Meant for load balancers."""
     await _query_database(api, system_status.check_tables)
     return Health()
 
 
 @get("/system", responses=problem_responses(503))
 async def system(api: Api) -> SystemHealth:
-    """A scenario could run to its end: an orchestrator leads, a relay, a runner and the inbox are at work, and none lags.
+    """Report whether a scenario can run to its end: orchestrator, relay, runner and inbox are alive, and none lags.
 
-    A pool in which scenarios wait and that has no runner makes it `degraded`, and is named.
+    The status is `degraded` if scenarios wait in a pool that has no runner.
     """
-    signs, pools = await _query_database(
+    state, pools = await _query_database(
         api, lambda tx: (system_status.read_system_status(tx), system_status.read_pool_status(tx))
     )
-    lag = RelayLag(signs.outbox_waiting, round(signs.outbox_oldest_s, 3))
-    if signs.missing:
-        detail = f"missing: {', '.join(signs.missing)}; start what is missing"
+    lag = RelayLag(state.outbox_waiting, round(state.outbox_oldest_s, 3))
+    if state.missing:
+        detail = f"Not running: {', '.join(state.missing)}. Start what is missing."
         if lag.oldest_s >= system_status.OUTBOX_STUCK_S:
-            detail += f" (a message waits for Kafka for {lag.oldest_s:.0f} s)"
-        raise problem(503, "not_running", detail, missing=signs.missing, relay_lag=lag)
-    if signs.is_behind:
-        detail = "the inbox runs and has not stored the results of the last seconds: a broker of Kafka is away, or it has a backlog"
+            detail += f" The oldest message has waited for Kafka for {lag.oldest_s:.0f} s."
+        raise problem(503, "not_running", detail, missing=state.missing, relay_lag=lag)
+    if state.is_behind:
+        detail = "The inbox runs, but has not stored the results of the last seconds: it has a backlog, or a Kafka broker is away."
         raise problem(503, "results_behind", detail, missing=[], relay_lag=lag)
-    empty = [one.pool for one in pools if one.is_empty]
-    shown = [PoolHealth(**msgspec.structs.asdict(one)) for one in pools]
-    return SystemHealth(status="degraded" if empty else "ok", relay_lag=lag, pools=shown, empty_pools=empty)
+    empty = [pool.pool for pool in pools if pool.is_empty]
+    return SystemHealth(
+        status="degraded" if empty else "ok",
+        relay_lag=lag,
+        pools=[PoolHealth(**msgspec.structs.asdict(pool)) for pool in pools],
+        empty_pools=empty,
+    )
 
 
-async def _query_database(api: Context, question: Callable[[Connection], T]) -> T:
-    """The database's answer. Raises a problem that names the database where there is none in time."""
+async def _query_database(api: Context, query: Callable[[Connection], T]) -> T:
+    """Return the query's result. Raises a 503 problem that names the database if there is no result in time."""
 
-    def ask() -> T:
+    def run_query() -> T:
         with api.database.connection(CHECK_TIMEOUT_S) as connection:
-            return question(connection)
+            return query(connection)
 
     try:
-        return await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(_threads, ask), CHECK_TIMEOUT_S)
+        return await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(_threads, run_query), CHECK_TIMEOUT_S)
     except Unavailable as error:
         raise problem(503, error.code, error.message, missing=["database"]) from error
     except (TimeoutError, psycopg.Error) as error:
-        detail = f"missing: database (no answer within {CHECK_TIMEOUT_S:g} s); start it, or check VIDFLOW_DATABASE_URL"
+        detail = f"The database did not answer within {CHECK_TIMEOUT_S:g} s. Start it, or check VIDFLOW_DATABASE_URL."
         raise problem(503, "database_unavailable", detail, missing=["database"]) from error
 
 
 def router() -> Router:
-    """The routes of this resource."""
+    """Return the routes under /health."""
     return Router("/health", route_handlers=[live, ready, system], tags=["health"])

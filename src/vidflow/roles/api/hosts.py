@@ -1,4 +1,4 @@
-"""Which hosts a request may name in Host and Origin, so that a web page elsewhere cannot use a server on a person's machine."""
+"""Hosts that requests may name in Host and Origin, so that pages of other sites cannot use a server on their reader's machine."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _ORIGIN: Final = re.compile(r"https?://([^/?#\s]+)", re.IGNORECASE)
 
 
 def parse_host(authority: str) -> str | None:
-    """Return the host of a Host header: a name in lower case without its final dot, or an address in its usual form.
+    """Return the host of a Host header: a name in lower case without its final dot, or an address in canonical form.
 
-    None where the text is not a host with an optional port.
+    None if the text is not a host with an optional port.
     """
     match = _AUTHORITY.fullmatch(authority)
     if match is None:
@@ -30,34 +30,34 @@ def parse_host(authority: str) -> str | None:
     if port and (len(port) > len(str(MAX_PORT)) or int(port) > MAX_PORT):
         return None
     if bracketed is not None:
-        found = parse_address(bracketed)
-        return str(found) if found is not None else None
+        address = parse_address(bracketed)
+        return str(address) if address is not None else None
     name = name.lower().removesuffix(".")
     return name if all(name.split(".")) else None
 
 
 def parse_origin_host(origin: str) -> str | None:
-    """Return the host of an Origin header; None for `null`, or where it is not an http origin."""
+    """Return the host of an Origin header, or None for `null` and any other value that is not an HTTP origin."""
     match = _ORIGIN.fullmatch(origin)
     return parse_host(match[1]) if match else None
 
 
 def parse_address(host: str) -> Address | None:
-    """Return the address that a host is, None where it is a name. An IPv4 address mapped into IPv6 is that IPv4 address."""
+    """Return the host as an address, or None if it is a name. An IPv4-mapped IPv6 address is returned as the IPv4 address."""
     try:
-        found = ipaddress.ip_address(host)
+        address = ipaddress.ip_address(host)
     except ValueError:
         return None
-    return getattr(found, "ipv4_mapped", None) or found
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 class AllowedHosts:
-    """Names, addresses and networks by which clients may reach this server. Loopback is always among them."""
+    """Names, addresses and networks by which clients may address this server. Loopback is always allowed."""
 
     def __init__(self, entries: Iterable[str] = ()) -> None:
-        """`entries`: "api.example.org", "*.example.org" (each subdomain), an address, a network as 10.0.0.0/8, or "*".
+        """`entries`: "api.example.org", "*.example.org" (each subdomain), an address, a network like 10.0.0.0/8, or "*".
 
-        Raises SetupError for an entry that is none of these.
+        Raises SetupError for any other entry.
         """
         self._names: set[str] = set()
         self._suffixes: set[str] = set()
@@ -83,13 +83,13 @@ class AllowedHosts:
             name = None
         if name is None or ":" in entry:
             raise SetupError(
-                f"--allowed-hosts (VIDFLOW_ALLOWED_HOSTS): {entry!r} is not a host; use names (api.example.org, *.example.org), "
-                "addresses or networks (10.0.0.0/8), separated by commas, without ports"
+                f"Invalid host {entry!r} in --allowed-hosts (VIDFLOW_ALLOWED_HOSTS). Use names (api.example.org, *.example.org), "
+                "addresses or networks (10.0.0.0/8), separated by commas, without ports."
             )
         (self._suffixes if wildcard else self._names).add(f".{name}" if wildcard else name)
 
     def allows(self, host: str) -> bool:
-        """Whether a request may name this host, as `parse_host` returns it."""
+        """Return whether a request may name this host, in the form that `parse_host` returns."""
         if self._any:
             return True
         address = parse_address(host)
@@ -104,12 +104,12 @@ class AllowedHosts:
 
 
 def parse_allowed_hosts(options: ApiOptions) -> AllowedHosts:
-    """Return the hosts of the options; an address or name that the server listens at is one of them.
+    """Return the hosts of the options, with the name or address that the server listens on.
 
     Raises SetupError for an entry of --allowed-hosts that is not a host.
     """
-    listens_at = parse_address(options.host)
-    if listens_at is not None and listens_at.is_unspecified:
+    address = parse_address(options.host)
+    if address is not None and address.is_unspecified:
         return AllowedHosts(options.allowed_hosts)
-    own = options.host.partition("%")[0]  # without an IPv6 zone
-    return AllowedHosts((*options.allowed_hosts, *([own] if own else [])))
+    host = options.host.partition("%")[0]  # without an IPv6 zone
+    return AllowedHosts((*options.allowed_hosts, *([host] if host else [])))

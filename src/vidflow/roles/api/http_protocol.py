@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with limits: the size and time of a request's head, the pace of bodies and answers."""
+"""uvicorn's HTTP protocol with limits: size and time of a request's head, pace of request bodies and responses."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from vidflow.roles.api.health import HEALTH_PATHS
 from vidflow.roles.api.problems import encode_problem, send_problem
 
 _CHUNK_BYTES: Final = 8 * 1024
-"""The parser is fed in parts, so that a head that is too long is noticed within one of them."""
+"""The parser is fed in chunks, so that an oversized head is noticed within one of them."""
 
 
 class RequestPhase(Enum):
-    """How far a connection is with its newest request."""
+    """The phase of a connection's newest request."""
 
-    IDLE = "quiet"  # nothing of a request has come
+    IDLE = "idle"  # no part of a request has arrived
     HEAD = "head"
     BODY = "body"
-    RESPONSE = "answer"  # the request is whole
-    CLOSING = "closing"  # refused: what still comes is read and dropped
+    RESPONSE = "response"  # the request is complete
+    CLOSING = "closing"  # refused: further input is read and dropped
 
 
 class RequestLimitExceeded(Exception):
-    """The head of a request is longer than it may be, or there are too many requests ahead of their answers."""
+    """The head of a request is too large, or too many requests of the connection are unanswered."""
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """One connection."""
+    """One client connection."""
 
-    def __init__(self, connections: Connections, **parts: Any) -> None:  # noqa: ANN401 - uvicorn's own
-        super().__init__(**parts)
+    def __init__(self, connections: Connections, **uvicorn_arguments: Any) -> None:  # noqa: ANN401 - passed through
+        super().__init__(**uvicorn_arguments)
         self._connections = connections
         self._limits = connections.limits
         self._phase = RequestPhase.IDLE
         self._since_s = self.loop.time()
         self._head_bytes = 0
-        self._part_bytes = 0
+        self._fed_bytes = 0
         self._body_deadline = TransferDeadline(self._since_s, 0, 1)
         self._response_deadline: TransferDeadline | None = None
         self._unread_bytes = 0
@@ -53,7 +53,7 @@ class LimitedProtocol(HttpToolsProtocol):
     # --- uvicorn's callbacks
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take the connection."""
+        """Register the connection."""
         super().connection_made(transport)
         self._connections.add(self)
 
@@ -75,23 +75,23 @@ class LimitedProtocol(HttpToolsProtocol):
             self._feed(data[start : start + _CHUNK_BYTES])
 
     def on_message_begin(self) -> None:
-        """A request begins."""
+        """Begin a request."""
         self._enter_head()
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        """Part of the request's target has come."""
+        """Add a part of the request's target."""
         self._count_head(len(url))
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header has come. Those after the body, which nothing here reads, are dropped."""
+        """Add a header. Headers after the body are dropped, since nothing reads them."""
         self._count_head(len(name) + len(value) + 4)
         if self._phase is RequestPhase.HEAD:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """The head is whole: the app is started."""
+        """Start the app: the head is complete."""
         if len(self.pipeline) >= self._limits.max_pipelined:
             raise RequestLimitExceeded
         self._take_absolute_target()
@@ -111,17 +111,17 @@ class LimitedProtocol(HttpToolsProtocol):
         self._latest_app.attach(self.cycle, self._active_apps)
 
     def on_body(self, body: bytes) -> None:
-        """Part of the body has come."""
+        """Add a part of the body."""
         self._body_deadline.extend(len(body))
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The request is whole."""
+        """Note that the request is complete."""
         self._phase = RequestPhase.RESPONSE
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """The answer is written. Where the request is not whole yet, the rest of it is not waited for."""
+        """Finish a response. If the request is not complete yet, close without waiting for its rest."""
         super().on_response_complete()
         if self._phase is not RequestPhase.CLOSING and self.cycle.response_complete:
             if self._latest_app.sent_close or self.cycle.more_body:
@@ -130,33 +130,33 @@ class LimitedProtocol(HttpToolsProtocol):
                 self._phase = RequestPhase.IDLE
 
     def shutdown(self) -> None:
-        """The server stops: a body that is under way has a moment more, so that a slow one does not hold up the stop."""
+        """Stop serving. A body in progress gets a short deadline, so that a slow client does not delay the stop."""
         super().shutdown()
         if self._phase is RequestPhase.BODY:
             self._body_deadline = TransferDeadline(
                 self.loop.time(), self._limits.stop_grace_s, self._limits.body_bytes_per_s
             )
 
-    # --- Connection
+    # --- methods of ClientConnection
 
     @property
     def is_answering(self) -> bool:
-        """Whether a request has come that is still to be answered."""
+        """Whether a request has arrived that is not answered yet."""
         return self._phase in {RequestPhase.BODY, RequestPhase.RESPONSE}
 
     def drop(self) -> None:
-        """Close at once, without an answer."""
+        """Close at once, without a response."""
         self._phase = RequestPhase.CLOSING
         self._disconnect_apps()
         self.transport.abort()
 
     def _disconnect_apps(self) -> None:
-        """Tell the apps of all requests, of which uvicorn knows the newest alone, that nobody hears them any more."""
-        for answer in self._active_apps:
-            answer.disconnect()
+        """Disconnect the apps of all requests. uvicorn itself knows only the newest one."""
+        for request_app in self._active_apps:
+            request_app.disconnect()
 
     def check_deadlines(self, now_s: float) -> None:
-        """Act on what is late. What uvicorn does not read, since the app is busy, is not the client's fault."""
+        """Refuse or drop the connection if it is late. No deadline runs while uvicorn does not read because the app is busy."""
         if self._is_response_late(now_s):
             self._connections.count_refusal("answer_late")
             self.drop()
@@ -167,42 +167,44 @@ class LimitedProtocol(HttpToolsProtocol):
             self._since_s = now_s
             self._body_deadline = TransferDeadline(now_s, self._limits.body_grace_s, self._limits.body_bytes_per_s)
         elif self._phase is RequestPhase.HEAD and now_s > self._head_deadline_s:
-            self._refuse(408, "head_late", "the head of the request did not come in time")
+            self._refuse(408, "head_late", "The head of the request did not arrive in time. Send it at once.")
         elif self._phase is RequestPhase.IDLE and self.cycle is None and now_s > self._head_deadline_s:
-            self.drop()  # a connection on which nothing was ever sent: browsers open such
+            self.drop()  # it never carried a request: browsers open such connections in advance
         elif self._phase is RequestPhase.BODY and self._body_deadline.is_late(now_s):
-            self._refuse(408, "body_late", "the body of the request comes too slowly")
+            self._refuse(408, "body_late", "The body of the request arrives too slowly. Send it faster.")
 
     @property
     def _head_deadline_s(self) -> float:
         served = self._connections.is_served(self)
         return self._since_s + (self._limits.head_s if served else self._limits.reserved_head_s)
 
-    # --- what is refused
+    # --- limits and refusals
 
     def _enter_head(self) -> None:
         self._phase = RequestPhase.HEAD
         self._since_s = self.loop.time()
-        self._head_bytes = self._part_bytes = 0
+        self._head_bytes = self._fed_bytes = 0
 
-    def _feed(self, part: bytes) -> None:
-        self._part_bytes += len(part)
+    def _feed(self, chunk: bytes) -> None:
+        self._fed_bytes += len(chunk)
         try:
-            self.parser.feed_data(part)
+            self.parser.feed_data(chunk)
         except httptools.HttpParserUpgrade:
-            return  # to nothing that this server speaks: it answers in HTTP/1.1
+            return  # the server supports no other protocol and answers in HTTP/1.1
         except httptools.HttpParserError as error:
             if isinstance(error.__context__, RequestLimitExceeded):
                 self._refuse_head()
             else:
-                self._refuse(400, "request_malformed", "this is not an HTTP request")
+                self._refuse(400, "request_malformed", "The data received is not an HTTP request.")
             return
-        if self._phase is RequestPhase.HEAD and self._part_bytes > self._limits.head_bytes + _CHUNK_BYTES:
+        if self._phase is RequestPhase.HEAD and self._fed_bytes > self._limits.head_bytes + _CHUNK_BYTES:
             self._refuse_head()
 
     def _refuse_head(self) -> None:
         self._refuse(
-            431, "head_too_large", f"the head of a request may have {self._limits.head_bytes} bytes; send fewer headers"
+            431,
+            "head_too_large",
+            f"The head of the request exceeds {self._limits.head_bytes} bytes. Send fewer or shorter headers.",
         )
 
     def _count_head(self, count: int) -> None:
@@ -211,7 +213,7 @@ class LimitedProtocol(HttpToolsProtocol):
             raise RequestLimitExceeded
 
     def _take_absolute_target(self) -> None:
-        """A target such as http://host/path names the host, whatever the Host header says (RFC 9112, 3.2.2)."""
+        """Split an absolute target (http://host/path). Its host replaces the Host header (RFC 9112, 3.2.2)."""
         if self.url.startswith(b"/") or b"://" not in self.url:
             return
         target = urlsplit(self.url.decode("ascii"))
@@ -222,11 +224,11 @@ class LimitedProtocol(HttpToolsProtocol):
         self.headers.append((b"host", target.netloc.encode()))
 
     def _refuse(self, status: int, code: str, detail: str) -> None:
-        """Answer with a problem where no other answer is under way, and close."""
+        """Send a problem, unless another response is in progress, and close."""
         self._connections.count_refusal(code)
         cycle: RequestResponseCycle | None = self.cycle
         if cycle is not None and not cycle.response_complete:
-            self._disconnect_apps()  # the app, if it waits for the body, learns that it will not come
+            self._disconnect_apps()  # an app that waits for the body must learn that it will not arrive
             if cycle.response_started or self.pipeline or self._phase is not RequestPhase.BODY:
                 self.drop()
                 return
@@ -237,7 +239,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._start_lingering_close()
 
     def _start_lingering_close(self) -> None:
-        """End the answer's direction and read on for a while: closed at once, the client would lose the answer to a reset."""
+        """Close the sending side and read on for a while: after an immediate close, a reset could discard the response."""
         self._phase = RequestPhase.CLOSING
         self._since_s = self.loop.time()
         self._unset_keepalive_if_required()
@@ -246,7 +248,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.write_eof()
 
     def _is_response_late(self, now_s: float) -> bool:
-        """Whether the client has stopped reading what was written."""
+        """Return whether the client reads the response too slowly."""
         unread = self.transport.get_write_buffer_size()
         if not unread:
             self._response_deadline = None
@@ -261,10 +263,10 @@ class LimitedProtocol(HttpToolsProtocol):
 
 
 class _RequestApp:
-    """The app of one request. Its answer says that the connection closes, where that follows: the body was not read to its end, or
-    the connection is a reserved one.
+    """The app of one request. Adds `Connection: close` to the response if the connection closes after it.
 
-    uvicorn would close at once then, and the client lose the answer to a reset; so it is told nothing of the header.
+    It closes if the body was not read to its end, or if the connection is a reserved one. The header is hidden from uvicorn, which
+    would close at once; a reset could then discard the response.
     """
 
     def __init__(self, app: ASGI3Application, *, closes: bool) -> None:
@@ -274,20 +276,20 @@ class _RequestApp:
         self._active_apps: set[_RequestApp]
         self.sent_close = False
 
-    def attach(self, cycle: RequestResponseCycle, others: set[_RequestApp]) -> None:
-        """Belong to a request, whose app has not run yet, and be one of the connection's answers until it is done."""
+    def attach(self, cycle: RequestResponseCycle, active_apps: set[_RequestApp]) -> None:
+        """Attach to a request before its app runs. The app is one of the connection's `active_apps` until it has finished."""
         self._cycle = cycle
-        self._active_apps = others
-        others.add(self)
+        self._active_apps = active_apps
+        active_apps.add(self)
 
     def disconnect(self) -> None:
-        """Let the app end: it reads that the client is gone, and what it writes is dropped."""
+        """Make the app end: it reads that the client is gone, and its output is dropped."""
         self._cycle.disconnected = True
         self._cycle.waiting_for_100_continue = False
         self._cycle.message_event.set()
 
     async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        async def answer(message: ASGISendEvent) -> None:
+        async def send_response(message: ASGISendEvent) -> None:
             cycle = self._cycle
             if cycle.transport.is_closing():
                 self.disconnect()
@@ -299,16 +301,16 @@ class _RequestApp:
             cycle.keep_alive = True
 
         try:
-            await self._app(scope, receive, answer)
+            await self._app(scope, receive, send_response)
         finally:
             self._active_apps.discard(self)
 
 
 async def _refuse_connection(_scope: Scope, _receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-    """The app on a connection above the limit."""
+    """Refuse a request other than a health check on a reserved connection."""
     await send_problem(
         send,
         503,
         "too_many_connections",
-        "this server has all the connections it may have; try again soon (its operator may raise --max-connections)",
+        "All connections of this server are in use. Try again soon, or ask the operator to raise --max-connections.",
     )

@@ -1,7 +1,7 @@
-"""What Prometheus scrapes of an api: its requests, its pool, and what its database tells of the whole. It judges nothing.
+"""Prometheus metrics of an api: its requests, its connection pool, and the state of the whole system in its database.
 
-A scrape costs the same however many scenarios there are: what waits is counted up to vitals.COUNTED, what ended is not counted
-here (the orchestrator counts what ends).
+The cost of a scrape does not grow with the number of scenarios: what waits is counted up to system_status.MAX_COUNTED, and ended
+scenarios are counted by the orchestrator instead.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from vidflow.roles.api.admission import free_bytes
 from vidflow.roles.api.context import Context
 
 API: Final = CollectorRegistry()
-"""What this process knows by itself."""
+"""Metrics of this process."""
 TABLES: Final = CollectorRegistry()
-"""What its database tells; left out of a scrape while that is away."""
+"""Metrics read from the database, left out of a scrape while it is away."""
 
 _BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -43,10 +43,10 @@ REQUEST_SECONDS: Final = Histogram(
 DATABASE_UP: Final = Gauge("vidflow_database_up", "1 if the database answered this scrape.", registry=API)
 POOL_LIMIT: Final = Gauge("vidflow_database_pool_limit", "Connections that the pool may have.", registry=API)
 POOL_CONNECTIONS: Final = Gauge("vidflow_database_pool_connections", "Connections of the pool.", registry=API)
-POOL_IN_USE: Final = Gauge("vidflow_database_pool_in_use", "Connections that a request uses.", registry=API)
+POOL_IN_USE: Final = Gauge("vidflow_database_pool_in_use", "Connections in use by requests.", registry=API)
 POOL_WAITING: Final = Gauge("vidflow_database_pool_waiting", "Requests that wait for a connection.", registry=API)
 DISK_FREE: Final = Gauge(
-    "vidflow_data_disk_free_bytes", "Room left on the disk of --data-dir; 0 where none is watched.", registry=API
+    "vidflow_data_disk_free_bytes", "Free bytes on the disk of --data-dir; 0 if it is not set.", registry=API
 )
 
 SCENARIOS: Final = Gauge(
@@ -62,7 +62,7 @@ OUTBOX_OLDEST_S: Final = Gauge(
     "vidflow_outbox_oldest_seconds", "Age of the oldest message in the outbox.", registry=TABLES
 )
 OUTBOX_SET_ASIDE: Final = Gauge(
-    "vidflow_outbox_set_aside", "Messages in the outbox that no broker took, at most 10,000 counted.", registry=TABLES
+    "vidflow_outbox_set_aside", "Messages in the outbox that Kafka rejected, at most 10,000 counted.", registry=TABLES
 )
 POOL_RUNNERS: Final = Gauge("vidflow_pool_runners", "Runners of a pool.", ["pool"], registry=TABLES)
 POOL_SLOTS: Final = Gauge("vidflow_pool_slots", "Slots of a pool's runners.", ["pool"], registry=TABLES)
@@ -73,20 +73,20 @@ POOL_QUEUE: Final = Gauge(
 RUNNERS: Final = Gauge("vidflow_runners", "Runners seen within the last seconds.", registry=TABLES)
 INBOX_LAG_S: Final = Gauge(
     "vidflow_inbox_lag_seconds",
-    "Age of the newest moment up to which all results are stored; infinite: none.",
+    "Age of the latest time up to which all results are stored; infinite if there is none.",
     registry=TABLES,
 )
 
 
 class _ApiCollector(Collector):
-    """The metrics of an api, read anew for each scrape."""
+    """The metrics of an api, updated at each scrape."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._lock = threading.Lock()
 
     def collect(self) -> Iterable[Metric]:
-        """Return what this process knows, and what the database tells if it answers."""
+        """Return the metrics of this process, and those read from the database if it answers."""
         with self._lock:
             self._set_process_metrics()
             try:
@@ -99,7 +99,7 @@ class _ApiCollector(Collector):
             return [*API.collect(), *TABLES.collect()]
 
     def describe(self) -> Iterable[Metric]:
-        """Return the families without asking the database."""
+        """Return the metric families without a query."""
         return [*API.collect(), *TABLES.collect()]
 
     def _set_process_metrics(self) -> None:
@@ -113,39 +113,39 @@ class _ApiCollector(Collector):
 
 
 def build_registry(context: Context) -> CollectorRegistry:
-    """Return what this api exports; with the metrics of the inbox where it hosts one."""
-    joined = build_role_registry("api", *([INBOX_REGISTRY] if context.options.inbox else []))
-    joined.register(_ApiCollector(context))
-    return joined
+    """Return the registry that this api exports, with the inbox's metrics if it hosts the inbox."""
+    registry = build_role_registry("api", *([INBOX_REGISTRY] if context.options.inbox else []))
+    registry.register(_ApiCollector(context))
+    return registry
 
 
 def metrics_route(metrics_registry: CollectorRegistry) -> HTTPRouteHandler:
-    """Return the handler of `GET /metrics`, for an api that serves its metrics on no port of their own."""
+    """Return the handler of `GET /metrics`, for an api without a separate metrics port."""
 
     @get("/metrics", sync_to_thread=True, include_in_schema=False)
     def metrics() -> Response[bytes]:
-        """Metrics in Prometheus' text form."""
+        """Return the metrics in the Prometheus text format."""
         return Response(generate_latest(metrics_registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     return metrics
 
 
 def set_database_metrics(tx: Connection) -> None:
-    """Set what the database tells."""
-    for state, count in system_status.count_scenarios_by_state(tx).items():
-        SCENARIOS.labels(state).set(count)
+    """Set the metrics that are read from the database."""
+    for scenario_state, count in system_status.count_scenarios_by_state(tx).items():
+        SCENARIOS.labels(scenario_state).set(count)
     QUEUE_OLDEST_S.set(system_status.read_queue_oldest_s(tx))
     OUTBOX_SET_ASIDE.set(system_status.count_set_aside(tx))
     _set_pool_metrics(system_status.read_pool_status(tx))
-    signs = system_status.read_system_status(tx)
-    OUTBOX_WAITING.set(signs.outbox_waiting)
-    OUTBOX_OLDEST_S.set(signs.outbox_oldest_s)
-    RUNNERS.set(signs.runners)
-    INBOX_LAG_S.set(math.inf if signs.inbox_lag_s is None else signs.inbox_lag_s)
+    state = system_status.read_system_status(tx)
+    OUTBOX_WAITING.set(state.outbox_waiting)
+    OUTBOX_OLDEST_S.set(state.outbox_oldest_s)
+    RUNNERS.set(state.runners)
+    INBOX_LAG_S.set(math.inf if state.inbox_lag_s is None else state.inbox_lag_s)
 
 
 def _set_pool_metrics(pools: Iterable[system_status.PoolStatus]) -> None:
-    """Set a value for each pool that has runners. Those that have none are one, `other`: clients make up their names."""
+    """Set the metrics of each pool that has runners. The others are summed up as `other`, since clients can invent their names."""
     for gauge in (POOL_RUNNERS, POOL_SLOTS, POOL_USED, POOL_QUEUE):
         gauge.clear()
     for pool in pools:
@@ -157,7 +157,7 @@ def _set_pool_metrics(pools: Iterable[system_status.PoolStatus]) -> None:
 
 
 def measure_requests(app: ASGIApp) -> ASGIApp:
-    """The app with its requests counted, by the template of their path: what clients make up is `other`."""
+    """Return the app, wrapped to count and time requests by path template. Paths and methods that clients invent are `other`."""
 
     async def measure(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
@@ -165,19 +165,19 @@ def measure_requests(app: ASGIApp) -> ASGIApp:
             return
         status = 500
 
-        async def note(message: Message) -> None:
+        async def record_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
-        began_s = time.perf_counter()
+        started_s = time.perf_counter()
         try:
-            await app(scope, receive, note)
+            await app(scope, receive, record_status)
         finally:
             path = str(scope.get("path_template") or "other")
             method = scope["method"] if path != "other" and scope["method"] in _METHODS else "other"
             REQUESTS.labels(method, path, status).inc()
-            REQUEST_SECONDS.labels(method, path).observe(time.perf_counter() - began_s)
+            REQUEST_SECONDS.labels(method, path).observe(time.perf_counter() - started_s)
 
     return measure

@@ -1,4 +1,4 @@
-"""The models that this server knows by name, over HTTP, and what a name in a request resolves to. It loads none."""
+"""Models over HTTP: the list of registered models, and the lookup of the model that a request names. No model is loaded."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from vidflow.settings import ApiOptions
 
 @get("/models", sync_to_thread=True, tags=["models"])
 def list_models(api: Api) -> ModelList:
-    """The names that `model` takes beside the paths of specs and weights files."""
-    listed = registry.list_models(api.options.models_dir)
-    return ModelList([ModelInfo(**msgspec.structs.asdict(one)) for one in listed])
+    """List the registered models. A scenario's `model` may also be the path of a spec or weights file."""
+    models = registry.list_models(api.options.models_dir)
+    return ModelList([ModelInfo(**msgspec.structs.asdict(model)) for model in models])
 
 
 def require_loopback(options: ApiOptions) -> None:
-    """Raise SetupError if requests from other machines could name models anywhere on this one."""
+    """Raise SetupError if requests from other machines could name any model file of this one."""
     if options.any_onnx and options.models_dir is None and not _is_loopback(options.host):
         raise SetupError(
-            f"--any-onnx (VIDFLOW_ANY_ONNX) lets requests name files of this machine and needs a loopback --host, not {options.host}; "
-            "put the models into a folder and give it as --models-dir"
+            f"--any-onnx (VIDFLOW_ANY_ONNX) lets requests name files of this machine, so it needs a loopback --host, not {options.host}. "
+            "Put the models into a folder and set --models-dir instead."
         )
 
 
@@ -38,17 +38,17 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def resolve_model(asked: InitScenario, options: ApiOptions) -> registry.ModelRef:
-    """The model that is asked for, one that has the labels that are asked for, as far as that can be known without loading it.
+def resolve_model(request: InitScenario, options: ApiOptions) -> registry.ModelRef:
+    """Return the requested model, checked for the requested labels as far as possible without loading it.
 
-    Raises ModelError or ParameterError; for an unknown name a problem that lists the names that there are.
+    Raises ModelError or ParameterError, or a 422 problem that lists the registered names if the model is unknown.
     """
     try:
-        model = registry.resolve(asked.model, options.models_dir, any_onnx=options.any_onnx)
+        model = registry.resolve(request.model, options.models_dir, any_onnx=options.any_onnx)
     except ModelError as error:
         if error.code != ModelError.default_code:
             raise
-        names = [listed.name for listed in registry.list_models(options.models_dir)]
+        names = [info.name for info in registry.list_models(options.models_dir)]
         raise problem(422, error.code, error.message, models=names) from error
-    registry.check_parameters(model, asked.parameters)
+    registry.check_parameters(model, request.parameters)
     return model

@@ -1,4 +1,4 @@
-"""Results over HTTP: pages of frames in their order, for readers that come late and for those that follow live."""
+"""Results over HTTP: pages of frames in order, for ended scenarios and for live ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ AfterFrame = Annotated[
     QueryParameter(
         ge=predictions.BEFORE_FIRST_FRAME,
         le=MAX_SAFE_INTEGER,
-        description="the cursor `next` of the page before: the number of its last frame",
+        description="`next` of the previous page: the number of its last frame",
     ),
 ]
 
@@ -36,17 +36,17 @@ def get_predictions(
     after: AfterFrame = predictions.BEFORE_FIRST_FRAME,
     limit: Limit = 100,
 ) -> Response[PredictionPage]:
-    """What was seen, frame by frame. Before the first frame is stored: a page without items."""
+    """List the detections frame by frame. Until the first frame is stored, the page is empty."""
     with api.database.connection() as connection:
-        found = predictions.read_result_page(connection, str(scenario_uuid), after, limit)
-    if found is None:
-        raise UnknownScenario(f"there is no scenario {scenario_uuid}; those that there are: GET /scenario")
-    if found.removed:
+        page = predictions.read_result_page(connection, str(scenario_uuid), after, limit)
+    if page is None:
+        raise UnknownScenario(f"Scenario {scenario_uuid} not found.")
+    if page.removed:
         raise ResultsRemoved(
-            f"the results of {scenario_uuid} were removed, since it ended longer ago than they are kept: run it again"
+            f"The results of scenario {scenario_uuid} were removed after their retention time. Run it again."
         )
-    # Raw: the items are JSON already, and go into the answer as they are.
-    items = cast("list[FrameResult]", msgspec.Raw(b"[" + b",".join(found.frames) + b"]"))
+    # The frames are stored as JSON, which is copied into the response as it is.
+    items = cast("list[FrameResult]", msgspec.Raw(b"[" + b",".join(page.frames) + b"]"))
     return respond_with_etag(
-        request, PredictionPage(items, None if found.complete else str(found.last_frame), found.complete)
+        request, PredictionPage(items, None if page.complete else str(page.last_frame), page.complete)
     )

@@ -1,4 +1,4 @@
-"""Every error of a request as a problem (RFC 9457), in this one place. Not where errors are raised."""
+"""The mapping of every error of a request to a problem (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ from vidflow.infra.telemetry.logs import log, redact
 from vidflow.roles.api.schemas import FieldProblem, Problem
 
 RETRY_AFTER_S: Final = {429: 5, 503: 1}
-"""When to come again: a queue gets shorter slowly."""
+"""The Retry-After header in seconds, by status. A queue shrinks slowly."""
 _LOCATION: Final = re.compile(r"^(?P<message>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
 _FIELD: Final = re.compile(r"(?:unknown|required) field `(?P<field>[^`]*)`")
 _CODES: Final = {
     400: "request_malformed", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 415: "not_json", 503: "unavailable",
 }  # fmt: skip
 _DETAILS: Final = {
-    404: "there is nothing at this path; the paths are listed at /docs",
-    405: "this path does not take this method; the methods are listed at /docs",
-    413: "the body is larger than a request may be; leave something out",
+    404: "There is no resource at this path. The paths are listed at /docs.",
+    405: "This path does not support this method. The methods are listed at /docs.",
+    413: "The body of the request is too large. Send a smaller one.",
 }
 
 _log = log("api")
 
 
-def problem(status: int, code: str, detail: str, **more: Any) -> ProblemDetailsException:  # noqa: ANN401 - members of a problem
-    """A problem to raise. `more`: its other members; a 429 or 503 says when to come again."""
+def problem(status: int, code: str, detail: str, **members: Any) -> ProblemDetailsException:  # noqa: ANN401 - any JSON
+    """Return a problem to raise. `members`: its additional members. A 429 or 503 gets a Retry-After header."""
     return ProblemDetailsException(
         status_code=status,
         type_=f"urn:vidflow:problem:{code}",
         title=http.HTTPStatus(status).phrase,
         detail=redact(detail),
-        extra={"code": code, **more},
+        extra={"code": code, **members},
         headers={"Retry-After": str(RETRY_AFTER_S[status])} if status in RETRY_AFTER_S else None,
     )
 
 
 def encode_problem(status: int, code: str, detail: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    """Return the headers and the body of a problem, for what answers outside the framework."""
-    answer = Problem(f"urn:vidflow:problem:{code}", http.HTTPStatus(status).phrase, status, redact(detail), code)
-    body = msgspec.json.encode(answer)
+    """Return the headers and the body of a problem, for responses sent outside the framework."""
+    content = Problem(f"urn:vidflow:problem:{code}", http.HTTPStatus(status).phrase, status, redact(detail), code)
+    body = msgspec.json.encode(content)
     headers = [
         (b"content-type", b"application/problem+json"),
         (b"content-length", str(len(body)).encode()),
@@ -61,30 +61,30 @@ def encode_problem(status: int, code: str, detail: str) -> tuple[list[tuple[byte
 
 
 async def send_problem(send: Callable[[Any], Awaitable[None]], status: int, code: str, detail: str) -> None:
-    """Answer a request with a problem and nothing else, by the ASGI `send` of what answers outside the framework."""
+    """Send a problem as the response through the ASGI callable `send`, outside the framework."""
     headers, body = encode_problem(status, code, detail)
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 def body_problem(error: Exception, hints: Mapping[str, str]) -> ProblemDetailsException:
-    """What is wrong with a body: 400 where it is no JSON, 422 with the field where it is not what was asked for.
+    """Return the problem of a body that cannot be decoded: 400 if it is not JSON, 422 with the field's name if its type is wrong.
 
-    `hints` tells of each field what it may be.
+    `hints`: the allowed values by field.
     """
     if not isinstance(error, msgspec.ValidationError):
-        return problem(400, "body_malformed", f"the body is no JSON: {error}")
+        return problem(400, "body_malformed", f"The body is not valid JSON: {error}.")
     match = _LOCATION.match(str(error))
     message, path = (match["message"], match["path"] or "") if match else (str(error), "")
     if named := _FIELD.search(message):
         path = f"{path}.{named['field']}" if path else named["field"]
     hint = hints.get(re.split(r"[.\[]", path)[0])
-    field = FieldProblem(path or "body", redact(f"{message}; it is {hint}" if hint else message))
+    field = FieldProblem(path or "body", redact(f"{message}. Allowed: {hint}" if hint else message))
     return problem(422, "request_invalid", f"{field.field}: {field.message}", errors=[field])
 
 
 def _from_http_error(error: HTTPException) -> ProblemDetailsException:
-    """A refusal of the framework's: a path, a method, a parameter, a size."""
+    """Map an error that the framework raises for a path, a method, a parameter or a size."""
     if isinstance(error, ProblemDetailsException):
         return error
     if error.status_code >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
@@ -98,17 +98,21 @@ def _from_http_error(error: HTTPException) -> ProblemDetailsException:
 
 
 def _from_validation_error(error: ValidationException) -> ProblemDetailsException:
-    found = error.extra if isinstance(error.extra, list) else []
-    fields = [FieldProblem(_name(one), redact(str(one.get("message", "")))) for one in found if isinstance(one, dict)]
-    if any(one.field == "data" for one in fields):
-        return problem(400, "body_malformed", "the body is empty; send a JSON object")
-    detail = "; ".join(f"{one.field}: {one.message}" for one in fields) or error.detail
+    entries = error.extra if isinstance(error.extra, list) else []
+    fields = [
+        FieldProblem(_name(entry), redact(str(entry.get("message", ""))))
+        for entry in entries
+        if isinstance(entry, dict)
+    ]
+    if any(field.field == "data" for field in fields):
+        return problem(400, "body_malformed", "The body is empty. Send a JSON object.")
+    detail = "; ".join(f"{field.field}: {field.message}" for field in fields) or error.detail
     return problem(400, _CODES[400], detail, errors=fields)
 
 
-def _name(fault: Mapping[str, Any]) -> str:
-    """A parameter as the client wrote it: `state` is a word of the framework's, so the handler calls it otherwise."""
-    return str(fault.get("key", "?")).removeprefix("in_")
+def _name(entry: Mapping[str, Any]) -> str:
+    """Return a parameter's name as clients know it. Litestar reserves `state`, so the handler calls it `in_state`."""
+    return str(entry.get("key", "?")).removeprefix("in_")
 
 
 def _from_vidflow_error(error: VidflowError) -> ProblemDetailsException:
@@ -128,31 +132,31 @@ def _from_database_error(error: psycopg.Error) -> ProblemDetailsException:
         return problem(
             503,
             "disk_full",
-            "the database's disk is full: nothing new is stored until its operator has made room; try again later",
+            "The database's disk is full, so nothing new can be stored. Try again after the operator has made room.",
         )
     if is_timed_out(error):
         return problem(
             503,
             "database_timeout",
-            "the database did not answer within its time limit and nothing was changed; try again later, or ask for less (a smaller "
-            "limit)",
+            "The database did not answer within its time limit, and nothing was changed. Try again later, or request less (a smaller "
+            "limit).",
         )
     if is_away(error) or is_conflict(error):
-        return problem(503, "database_unavailable", "the database is away for now; try again soon")
+        return problem(503, "database_unavailable", "The database is unavailable at the moment. Try again soon.")
     return _from_unexpected_error(error)
 
 
 def _from_unexpected_error(error: Exception) -> ProblemDetailsException:
-    """A fault of ours: logged once, with an id that the client is told."""
+    """Map a bug in vidflow. It is logged once, with an id that the client receives."""
     error_id = str(uuid.uuid4())
     _log.exception("request_failed", cause=error, error_id=error_id, error=f"{type(error).__name__}: {error}")
     return problem(
-        500, "fault", f"this is a fault of the server, logged as {error_id}; tell its operator", error_id=error_id
+        500, "fault", f"Internal error, logged as {error_id}. Report it to the server's operator.", error_id=error_id
     )
 
 
 def create_plugin() -> ProblemDetailsPlugin:
-    """The one place where errors turn into answers."""
+    """Return the Litestar plugin that turns errors into responses."""
     return ProblemDetailsPlugin(
         ProblemDetailsConfig(
             exception_to_problem_detail_map={
@@ -166,7 +170,7 @@ def create_plugin() -> ProblemDetailsPlugin:
 
 
 def problem_responses(*statuses: int) -> dict[int, ResponseSpec]:
-    """The problems that a handler may answer with, for the OpenAPI document."""
+    """Return the problems that a handler may respond with, for the OpenAPI document."""
     return {
         status: ResponseSpec(
             Problem,

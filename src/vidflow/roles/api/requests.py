@@ -1,4 +1,4 @@
-"""A request whose body is taken strictly: JSON of exactly the handler's type, no number in quotes, no unknown field."""
+"""Requests with a strict body: JSON of exactly the handler's type, without numbers in quotes or unknown fields."""
 
 from __future__ import annotations
 
@@ -14,26 +14,30 @@ from litestar.types import Empty
 from vidflow.roles.api.problems import body_problem, problem
 
 MAX_BODY_BYTES = 256 * 1024
-"""Far more than any request needs, and so little that what becomes of it fits into one Kafka message."""
+"""Far more than any request needs, yet small enough that the scenario's commands fit into one Kafka message."""
 
 
 class StrictRequest(Request[Any, Any, State]):
-    """Litestar converts a decoded body leniently; here it is decoded as the type that the handler names, or refused."""
+    """A request that decodes its body as the handler's type. Litestar itself would convert a decoded body leniently."""
 
     async def body(self) -> bytes:
-        """Return the whole body. Raises a problem where the client hung up within it, which is not a fault of the server."""
+        """Return the whole body. Raises a 400 problem if the client disconnects before its end, which is no server fault."""
         try:
             return await super().body()
-        except InternalServerException as error:  # Litestar's name for it
-            raise problem(400, "body_incomplete", "the connection ended before the whole body had come") from error
+        except InternalServerException as error:  # what Litestar raises then
+            raise problem(
+                400,
+                "body_incomplete",
+                "The connection ended before the end of the body. Send the request again.",
+            ) from error
 
-    async def json(self) -> Any:  # noqa: ANN401 - as the class above has it
-        """The body as the handler's type. Raises a problem: 415, 400 or 422 with the field's name."""
+    async def json(self) -> Any:  # noqa: ANN401 - Litestar's signature
+        """Return the body as the handler's type. Raises a 415, 400 or 422 problem; a 422 names the field."""
         if self._json is Empty:
-            kind, _ = self.content_type
-            if kind != "application/json":
+            media_type, _ = self.content_type
+            if media_type != "application/json":
                 raise problem(
-                    415, "not_json", "the body must be JSON; send it with the header Content-Type: application/json"
+                    415, "not_json", "The body must be JSON. Send it with the header Content-Type: application/json."
                 )
             field = self.route_handler.parsed_data_field
             body_type: type = field.annotation if field is not None else object
@@ -46,11 +50,11 @@ class StrictRequest(Request[Any, Any, State]):
 
 @cache
 def _hints(body_type: type) -> dict[str, str]:
-    """What each field of a body may be, from the descriptions of its type."""
+    """Return the allowed values of each field of a body, from the descriptions in its type."""
     info = msgspec.inspect.type_info(body_type)
     if not isinstance(info, msgspec.inspect.StructType):
         return {}
     described = {
         field.encode_name: field.type for field in info.fields if isinstance(field.type, msgspec.inspect.Metadata)
     }
-    return {name: str((kind.extra_json_schema or {}).get("description", "")) for name, kind in described.items()}
+    return {name: str((type_.extra_json_schema or {}).get("description", "")) for name, type_ in described.items()}

@@ -1,4 +1,4 @@
-"""Scenarios over HTTP: asked for, looked at, shut down. What moves them on is the orchestrator's."""
+"""Scenarios over HTTP: create, read, list and shut them down. The orchestrator leads them through their lifecycle."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from vidflow.roles.api.schemas import (
 from vidflow.settings import ApiOptions
 
 _MAX_SHUTDOWN_ATTEMPTS: Final = 20
-"""How often a request for a shutdown may be overtaken by the leader before its client is told to ask again."""
+"""How often the leader may overtake a shutdown request before the client is asked to repeat it."""
 
 _EXAMPLES: Final = [
     Example(summary="Motion, two frames a second", value={"source": "/videos/bikes.mp4", "model": "motion", "fps": 2}),
@@ -57,7 +57,7 @@ _EXAMPLES: Final = [
 
 @post("/init", sync_to_thread=True, responses=problem_responses(400, 413, 415, 422, 429, 503))
 def init_scenario(api: Api, data: Annotated[InitScenario, Body(examples=_EXAMPLES)]) -> Response[ScenarioResponse]:
-    """Ask for a scenario: run a model over a source. From the 201 on it is never lost."""
+    """Create a scenario: run a model over a source. After the 201, the scenario cannot be lost."""
     _check_printable_labels(data.parameters)
     new = scenarios.NewScenario(
         source=sources.validate_source(data.source, api.options),
@@ -69,15 +69,15 @@ def init_scenario(api: Api, data: Annotated[InitScenario, Body(examples=_EXAMPLE
         parameters=data.parameters,
     )
     with api.database.connection() as connection, api.admission.admit(connection, scenarios.estimate_size_bytes(new)):
-        answer = _to_response(scenarios.insert_scenario(connection, new))
-    return Response(answer, status_code=201, headers={"Location": f"/scenario/{answer.scenario_uuid}"})
+        created = _to_response(scenarios.insert_scenario(connection, new))
+    return Response(created, status_code=201, headers={"Location": f"/scenario/{created.scenario_uuid}"})
 
 
 @get("/{scenario_uuid:str}", sync_to_thread=True, responses=problem_responses(400, 404, 503))
 def get_scenario(
     request: Request[Any, Any, Any], api: Api, scenario_uuid: FromPath[UUID]
 ) -> Response[ScenarioResponse]:
-    """How a scenario stands."""
+    """Get the current state of a scenario."""
     with api.database.connection() as connection:
         return respond_with_etag(request, _read_scenario(connection, scenario_uuid))
 
@@ -85,19 +85,19 @@ def get_scenario(
 @get("/", sync_to_thread=True, responses=problem_responses(400, 503))
 def list_scenarios(
     api: Api,
-    in_state: Annotated[State | None, QueryParameter(name="state", description="only those in this state")] = None,
-    after: Annotated[UUID | None, QueryParameter(description="the cursor `next` of the page before")] = None,
+    in_state: Annotated[State | None, QueryParameter(name="state", description="only scenarios in this state")] = None,
+    after: Annotated[UUID | None, QueryParameter(description="the cursor `next` of the previous page")] = None,
     limit: Limit = 50,
 ) -> ScenarioPage:
-    """Scenarios, the newest first."""
+    """List scenarios, the newest first."""
     with api.database.connection() as connection:
-        found, more = scenarios.read_scenario_page(connection, in_state, str(after) if after else None, limit)
-    return ScenarioPage([_to_response(one) for one in found], found[-1].scenario_uuid if more else None)
+        page, has_more = scenarios.read_scenario_page(connection, in_state, str(after) if after else None, limit)
+    return ScenarioPage([_to_response(scenario) for scenario in page], page[-1].scenario_uuid if has_more else None)
 
 
 @post("/{scenario_uuid:str}/shutdown", sync_to_thread=True, status_code=200, responses=problem_responses(400, 404, 503))
 def shut_down(api: Api, scenario_uuid: FromPath[UUID]) -> ScenarioResponse:
-    """Ask for a scenario's end. Asking again, or for one that has ended, is no error."""
+    """Request the end of a scenario. It is no error to repeat the request, or to send it after the scenario has ended."""
     with api.database.connection() as connection:
         _request_shutdown(connection, str(scenario_uuid))
         return _read_scenario(connection, scenario_uuid)
@@ -107,27 +107,29 @@ def shut_down(api: Api, scenario_uuid: FromPath[UUID]) -> ScenarioResponse:
 def get_history(
     api: Api, scenario_uuid: FromPath[UUID], after: AfterMove = history.BEFORE_FIRST_TRANSITION, limit: Limit = 100
 ) -> HistoryPage:
-    """Every move of a scenario: from which state to which, why and when."""
+    """List the transitions of a scenario: from which state to which, why and when."""
     with api.database.connection() as connection:
-        moves, more = history.read_history_page(connection, str(scenario_uuid), after, limit)
-        if not moves:
+        page, has_more = history.read_history_page(connection, str(scenario_uuid), after, limit)
+        if not page:
             _require_scenario(connection, scenario_uuid)
     items = [
-        msgspec.structs.replace(move, at=_utc(move.at), detail=redact(move.detail) if move.detail else None)
-        for move in moves
+        msgspec.structs.replace(
+            transition, at=_utc(transition.at), detail=redact(transition.detail) if transition.detail else None
+        )
+        for transition in page
     ]
-    return HistoryPage(items, str(items[-1].number) if more else None)
+    return HistoryPage(items, str(items[-1].number) if has_more else None)
 
 
 @get("/{scenario_uuid:str}/gaps", sync_to_thread=True, responses=problem_responses(400, 404, 503))
 def get_gaps(api: Api, scenario_uuid: FromPath[UUID], after: AfterGap = None, limit: Limit = 100) -> GapPage:
-    """Where frames are missing that should have been kept, and why."""
-    place = gaps.BEFORE_FIRST_GAP if after is None else decode_cursor(after)
+    """List the gaps of a scenario: where frames are missing that should have been kept, and why."""
+    key = gaps.BEFORE_FIRST_GAP if after is None else decode_cursor(after)
     with api.database.connection() as connection:
-        found, more = gaps.read_gap_page(connection, str(scenario_uuid), place, limit)
-        if not found:
+        page, has_more = gaps.read_gap_page(connection, str(scenario_uuid), key, limit)
+        if not page:
             _require_scenario(connection, scenario_uuid)
-    return GapPage(found, encode_cursor(found[-1]) if more else None)
+    return GapPage(page, encode_cursor(page[-1]) if has_more else None)
 
 
 def _require_scenario(connection: Connection, scenario_uuid: UUID) -> None:
@@ -136,21 +138,22 @@ def _require_scenario(connection: Connection, scenario_uuid: UUID) -> None:
 
 
 def _request_shutdown(connection: Connection, scenario_uuid: str) -> None:
-    """Moves the scenario to its shutdown. The leader may move it at the same time: then it is read and decided anew."""
+    """Move the scenario to its shutdown. If the leader moves it at the same time, read it and decide again."""
     for _ in range(_MAX_SHUTDOWN_ATTEMPTS):
         scenario = lifecycle.read_scenario(connection, scenario_uuid)
         if scenario is None:
-            raise UnknownScenario(f"there is no scenario {scenario_uuid}")
+            raise _unknown_scenario(scenario_uuid)
         decision = decide(scenario, Event(kind=Kind.SHUTDOWN_REQUESTED, reason="shutdown requested"))
         if decision.after is None or _try_move(connection, decision):
             return
-    raise Unavailable(f"scenario {scenario_uuid} changes too fast just now; ask for its shutdown again")
+    raise Unavailable(f"Scenario {scenario_uuid} changes too often at the moment. Request its shutdown again.")
 
 
 def _try_move(connection: Connection, decision: Decision) -> bool:
     try:
         with connection.transaction():
-            connection.execute(f"SET LOCAL {FENCED_TIMEOUT_SETTING}")  # frozen in here, it would lock the leader out
+            # A process frozen in this transaction would lock out the leader.
+            connection.execute(f"SET LOCAL {FENCED_TIMEOUT_SETTING}")
             return bool(lifecycle.write_decisions(connection, [decision]))
     except psycopg.Error as error:
         if is_conflict(error):
@@ -165,25 +168,27 @@ def _read_scenario(connection: Connection, scenario_uuid: UUID) -> ScenarioRespo
     return _to_response(scenario)
 
 
-def _unknown_scenario(scenario_uuid: UUID) -> UnknownScenario:
-    return UnknownScenario(f"there is no scenario {scenario_uuid}; those that there are: GET /scenario")
+def _unknown_scenario(scenario_uuid: UUID | str) -> UnknownScenario:
+    return UnknownScenario(f"Scenario {scenario_uuid} not found.")
 
 
 def _check_printable_labels(parameters: Parameters) -> None:
-    """Refuses what the type of a label lets through, and no model has and no database takes."""
+    """Raise ParameterError for unprintable labels: the type allows them, but no model has them and PostgreSQL stores no NUL."""
     for label in parameters.labels or ():
         if not label.isprintable():
             raise ParameterError(
-                f"parameters.labels: {label!r} has an unprintable character; no model has such a label"
+                f"Label {label!r} in parameters.labels has an unprintable character. Use labels that the model has."
             )
 
 
 def parse_default_fps(options: ApiOptions) -> Fraction | None:
-    """Return the frame rate of scenarios that name none. Raises SetupError where the setting is not a frame rate."""
+    """Return the frame rate of scenarios that specify none. Raises SetupError if the setting is not a frame rate."""
     try:
         return parse_frame_rate(options.video_fps)
     except ParameterError as error:
-        raise SetupError(f"VIDEO_FPS (--video-fps) is {FRAME_RATE_FORMS}, not {options.video_fps[:80]!r}") from error
+        raise SetupError(
+            f"Invalid VIDEO_FPS (--video-fps) {options.video_fps[:80]!r}. Use {FRAME_RATE_FORMS}."
+        ) from error
 
 
 def _parse_fps(fps: float | str) -> Fraction | None:
@@ -193,20 +198,20 @@ def _parse_fps(fps: float | str) -> Fraction | None:
         raise problem(422, "request_invalid", error.message, errors=[FieldProblem("fps", error.message)]) from error
 
 
-def _utc(at: datetime.datetime) -> datetime.datetime:
-    return at.astimezone(datetime.UTC)
+def _utc(time: datetime.datetime) -> datetime.datetime:
+    return time.astimezone(datetime.UTC)
 
 
-def _to_response(shown: scenarios.ScenarioDetails) -> ScenarioResponse:
-    """A scenario as it goes to a client: without secrets, its times in UTC."""
-    values = {name: getattr(shown, name) for name in ScenarioResponse.__struct_fields__ if name != "waiting_for"}
+def _to_response(details: scenarios.ScenarioDetails) -> ScenarioResponse:
+    """Return a scenario in the form for clients: without secrets, with times in UTC."""
+    values = {name: getattr(details, name) for name in ScenarioResponse.__struct_fields__ if name != "waiting_for"}
     values |= {
-        "source": sources.redact_source(shown.source),
-        "fps": frame_rate_to_json(parse_frame_rate(shown.fps)),
-        "error": _redact_error(shown.error),
-        "waiting_for": find_waiting_for(shown.state, shown.due, shown.components),
-        "created_at": _utc(shown.created_at),
-        "state_changed_at": _utc(shown.state_changed_at),
+        "source": sources.redact_source(details.source),
+        "fps": frame_rate_to_json(parse_frame_rate(details.fps)),
+        "error": _redact_error(details.error),
+        "waiting_for": find_waiting_for(details.state, details.due, details.components),
+        "created_at": _utc(details.created_at),
+        "state_changed_at": _utc(details.state_changed_at),
     }
     return ScenarioResponse(**values)
 
@@ -216,7 +221,7 @@ def _redact_error(error: ErrorInfo | None) -> ErrorInfo | None:
 
 
 def router() -> Router:
-    """The routes of this resource."""
+    """Return the routes under /scenario."""
     return Router(
         "/scenario",
         route_handlers=[init_scenario, get_scenario, list_scenarios, shut_down, get_history, get_gaps],

@@ -1,6 +1,6 @@
-"""What travels over HTTP: the bodies of requests and answers. Not what becomes of them.
+"""The bodies of HTTP requests and responses.
 
-A description here is both the OpenAPI document's and, for a request's field, the hint that a refusal gives.
+The descriptions appear in the OpenAPI document. Those of request fields also appear in errors, as the allowed values.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SourceField = Annotated[
     Meta(
         min_length=1,
         max_length=MAX_SOURCE_CHARACTERS,
-        description="a local file's path (absolute, or under the server's media root) or a URL that begins with http, https, rtsp or rtsps",
+        description="the path of a local file (absolute, or relative to the server's media root) or a URL (http, https, rtsp or rtsps)",
         examples=["/videos/bikes.mp4", "rtsp://camera.example/stream"],
     ),
 ]
@@ -36,22 +36,22 @@ ModelField = Annotated[
     Meta(
         min_length=1,
         max_length=MAX_SOURCE_CHARACTERS,
-        description="a registered model's name (see /models), the path of a spec, or a weights file that carries its own",
+        description="the name of a registered model (see /models), or the path of a spec or of a weights file with a built-in spec",
         examples=["motion"],
     ),
 ]
 FpsField = Annotated[
     float | Annotated[str, Meta(max_length=MAX_FRAME_RATE_CHARACTERS)] | None,
     Meta(
-        description='frames a second to keep: a number above 0 and up to 1000, a fraction or decimal number as text ("30000/1001"), '
-        '"all", or null for the server\'s own setting',
+        description="frames per second to keep: a number above 0 and up to 1000, a fraction or decimal number as text "
+        '("30000/1001"), "all", or null for the server\'s default',
         examples=[2, "30000/1001", "all"],
     ),
 ]
 PriorityField = Annotated[
     int,
     Meta(
-        ge=-100, le=100, description="a whole number from -100 to 100: of the waiting scenarios, the higher goes first"
+        ge=-100, le=100, description="a whole number from -100 to 100; waiting scenarios of higher priority start first"
     ),
 ]
 
@@ -62,14 +62,14 @@ PoolField = Annotated[
         min_length=1,
         max_length=MAX_POOL_CHARACTERS,
         pattern=r"^[A-Za-z0-9._-]+$(?!\n)",  # as domain/messages.py, check_pool
-        description="the pool of runners that is to run it: letters, digits, '.', '_' and '-'; the operator says which there are",
+        description="the name of the runner pool that runs it: letters, digits, '.', '_' and '-'; the operator sets up the pools",
         examples=["default", "gpu"],
     ),
 ]
 
 
 class InitScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A request for a scenario."""
+    """A request to create a scenario."""
 
     source: SourceField
     model: ModelField
@@ -85,32 +85,34 @@ class InitScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ScenarioResponse(msgspec.Struct, frozen=True, kw_only=True):
-    """A scenario as it stands. `frames_stored` can be read already; `waiting_for` tells why nothing moves."""
+    """The current state of a scenario. `frames_stored` frames can be read already; `waiting_for` is why it does not progress."""
 
     scenario_uuid: str
     source: Annotated[
-        str, Meta(description="as it was asked for, a file under the media root relative to it; without credentials")
+        str, Meta(description="as requested, without credentials; a file under the media root is relative to it")
     ]
     model: str
     fps: Annotated[
         int | float | str,
         Meta(
-            description="frames a second that are kept, exactly: a number, a fraction in lowest terms where no number is exact "
+            description="frames per second that are kept, exactly: a number, a fraction in lowest terms if no number is exact "
             '("30000/1001"), or "all"'
         ),
     ]
     priority: int
     parameters: Parameters
     state: State
-    outcome: Annotated[Outcome | None, Meta(description="how it ended; null until the shutdown begins")]
-    error: Annotated[ErrorInfo | None, Meta(description="set with the outcome failed, only")]
-    epoch: Annotated[int, Meta(description="the number of the last deployment; 0: never deployed")]
-    attempt: Annotated[int, Meta(description="losses in a row at the present frame")]
+    outcome: Annotated[Outcome | None, Meta(description="how it ended; null until its shutdown begins")]
+    error: Annotated[ErrorInfo | None, Meta(description="why it failed; null for any other outcome")]
+    epoch: Annotated[int, Meta(description="the number of the latest deployment; 0 if it was never deployed")]
+    attempt: Annotated[int, Meta(description="consecutive losses at the current frame")]
     runner: str | None
-    pool: Annotated[str, Meta(description="the pool of runners that is to run it")]
+    pool: Annotated[str, Meta(description="the runner pool that runs it")]
     resume_frame: int
     frames_stored: int
-    frames_expected: Annotated[int | None, Meta(description="null until the source is open, and where nobody knows")]
+    frames_expected: Annotated[
+        int | None, Meta(description="null until the source is open, or if the number is unknown")
+    ]
     waiting_for: WaitingFor | None
     created_at: datetime.datetime
     state_changed_at: datetime.datetime
@@ -125,7 +127,7 @@ class ScenarioPage(msgspec.Struct, frozen=True):
 
 
 class HistoryPage(msgspec.Struct, frozen=True):
-    """Moves of a scenario, the first first. `next` is the cursor to pass as `after`; null on the last page."""
+    """Transitions of a scenario, the oldest first. `next` is the cursor to pass as `after`; null on the last page."""
 
     items: list[Transition]
     next: str | None
@@ -141,7 +143,7 @@ class GapPage(msgspec.Struct, frozen=True):
 class PredictionPage(msgspec.Struct, frozen=True):
     """Results in the order of frame numbers.
 
-    `next` is the cursor to pass as `after`, until `complete`: then no row will ever follow, and it is null.
+    `next` is the cursor to pass as `after`. Once the list is `complete`, no result will follow and `next` is null.
     """
 
     items: list[FrameResult]
@@ -150,21 +152,20 @@ class PredictionPage(msgspec.Struct, frozen=True):
 
 
 class Health(msgspec.Struct, frozen=True):
-    """The answer of a check that passed."""
+    """The response of a check that passed."""
 
     status: Literal["ok"] = "ok"
 
 
 class RelayLag(msgspec.Struct, frozen=True):
-    """How far the relay is behind: messages that wait for Kafka (10000: at least as many), and how long the first of them has."""
+    """The relay's backlog: messages that wait for Kafka (10000 means at least as many), and the age of the oldest in seconds."""
 
     waiting: int
     oldest_s: float
 
 
 class PoolHealth(msgspec.Struct, frozen=True):
-    """A pool of runners: how many are alive, their slots, how many of these are in use, and how many scenarios wait (1000: at
-    least as many)."""
+    """A pool of runners: live runners, their slots, slots in use, and scenarios that wait (1000 means at least as many)."""
 
     pool: str
     runners: int
@@ -174,7 +175,7 @@ class PoolHealth(msgspec.Struct, frozen=True):
 
 
 class SystemHealth(msgspec.Struct, frozen=True, kw_only=True):
-    """A vidflow that can run scenarios. `degraded`: not all of them, since scenarios wait in `empty_pools`, which have no runner."""
+    """The system can run scenarios. If it is `degraded`, scenarios wait in `empty_pools`, which have no runner."""
 
     status: Literal["ok", "degraded"]
     relay_lag: RelayLag
@@ -190,7 +191,7 @@ class FieldProblem(msgspec.Struct, frozen=True):
 
 
 class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Why a request was not carried out (RFC 9457). `code` is for programs, `detail` for people."""
+    """Why a request failed (RFC 9457). `code` is for programs, `detail` for people."""
 
     type: str
     title: str
@@ -205,7 +206,7 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
-    """A model that can be asked for by name. `needs` is the extra that its runner needs; `error`: why it cannot be used as it is."""
+    """A registered model. `needs` is the extra that its runner must have installed; `error` is why the model cannot be used."""
 
     name: str
     kind: str
@@ -214,6 +215,6 @@ class ModelInfo(msgspec.Struct, frozen=True):
 
 
 class ModelList(msgspec.Struct, frozen=True):
-    """All models that can be asked for by name."""
+    """All registered models."""
 
     items: list[ModelInfo]

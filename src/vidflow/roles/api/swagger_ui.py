@@ -1,6 +1,6 @@
-"""The page on which people try the API: Swagger UI, its files from an installed package, served by ourselves.
+"""The page to try the API: Swagger UI, served from the files of an installed package.
 
-Nothing on it comes from elsewhere, and the page's own policy keeps a browser from asking elsewhere.
+The page loads nothing from other hosts, and its content security policy does not let the browser do so.
 """
 
 from __future__ import annotations
@@ -49,23 +49,23 @@ _PAGE: Final = b"""<!DOCTYPE html>
 
 
 class SwaggerUiPage(OpenAPIRenderPlugin):
-    """Litestar asks it for the page and lets it add the routes of the page's files."""
+    """Renders the page for Litestar and registers the route of its files."""
 
     def __init__(self) -> None:
         super().__init__(path="/")
 
     def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:  # noqa: ARG002 - Litestar's signature
-        """The page; it fetches the document itself."""
+        """Return the page. It fetches the OpenAPI document itself."""
         return _PAGE
 
     def receive_router(self, router: Router) -> None:
-        """Adds the files' route."""
+        """Register the route of the page's files."""
         router.register(asset)
 
 
 @get("/assets/{name:str}", sync_to_thread=True, include_in_schema=False)
 def asset(name: FromPath[str]) -> Response[bytes]:
-    """A file of the page, of those that it needs."""
+    """Return a file of the page."""
     if name not in _TYPES:
         raise NotFoundException
     content = _START if name == "start.js" else (_folder() / name).read_bytes()
@@ -73,10 +73,10 @@ def asset(name: FromPath[str]) -> Response[bytes]:
 
 
 def _folder() -> Path:
-    """Where flask-swagger-ui keeps Swagger UI's files. The package is found, not imported: there is no Flask in this process."""
-    found = importlib.util.find_spec("flask_swagger_ui")
-    if found is None or found.origin is None:
+    """Return the folder of Swagger UI in flask-swagger-ui. The package is located but not imported, so that Flask is not loaded."""
+    spec = importlib.util.find_spec("flask_swagger_ui")
+    if spec is None or spec.origin is None:
         raise NotFoundException(
-            detail="the page's files are not installed: install vidflow with its dependencies (flask-swagger-ui)"
+            detail="The page's files are not installed. Install vidflow with its dependencies (flask-swagger-ui)."
         )
-    return Path(found.origin).parent / "dist"
+    return Path(spec.origin).parent / "dist"
