@@ -306,7 +306,8 @@ class TestCommandLine:
             end = run_command("dlq", command, *known, f"{RESULTS}/9/9", "--kafka", broker.bootstrap)
             assert end.returncode == 2
             assert (
-                end.stderr == f"vidflow: No dead letter at {RESULTS}/9/9. List the dead letters with: vidflow dlq list\n"
+                end.stderr
+                == f"vidflow: No dead letter at {RESULTS}/9/9. List the dead letters with: vidflow dlq list\n"
             )
         assert places(broker) == [letter.place]
 
