@@ -346,7 +346,7 @@ def test_topics_of_pools_are_created_like_the_default_and_weak_topics_are_report
     assert (end.returncode, end.stdout) == (0, "all topics exist\n")
     assert_says(
         end.stderr,
-        r"dead_letters has less than it should: 1 replicas instead of 2 .*min.insync.replicas=1 instead of 2",
+        r"dead_letters is weaker than required: 1 replicas instead of 2 .*min.insync.replicas=1 instead of 2",
     )
     assert_says(end.stderr, "to_deploy.gpu is weaker than required")
     remove_topics(kafka_settings, ["results"])

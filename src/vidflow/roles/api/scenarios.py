@@ -195,7 +195,9 @@ def _parse_fps(fps: float | str) -> Fraction | None:
     try:
         return parse_frame_rate(fps)
     except ParameterError as error:
-        raise problem(422, "request_invalid", error.message, errors=[FieldProblem("fps", error.message)]) from error
+        raise problem(
+            422, "request_invalid", f"fps: {error.message}", errors=[FieldProblem("fps", error.message)]
+        ) from error
 
 
 def _utc(time: datetime.datetime) -> datetime.datetime:
