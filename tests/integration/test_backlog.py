@@ -39,6 +39,7 @@ def broker(tmp_path: Path) -> Iterator[EmbeddedKafka]:
         broker.stop()
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("count", [300, 5000])
 def test_invariant_1_what_was_accepted_while_kafka_was_away_is_published_in_the_order_of_its_key_once_it_is_back(
     tables: Connection, database_url: str, broker: EmbeddedKafka, count: int

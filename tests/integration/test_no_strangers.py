@@ -18,7 +18,7 @@ from tests.integration.processes import children
 from vidflow.infra.embedded.jars import cache_folder
 from vidflow.settings import environment
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
 
 LIMIT_S = 110.0
 SYSTEM = (Path("/dev"), Path("/proc"))

@@ -54,7 +54,7 @@ def keeper(
     stage: Stage,  # noqa: ARG001
 ) -> Iterator[RunnerProcess]:
     """A runner with two slots and short deadlines, for tests that leave it as they found it."""
-    limits = ["--inference-deadline-s", "4", "--worker-memory-bytes", "1200000000"]
+    limits = ["--inference-deadline-s", "8", "--worker-memory-bytes", "1200000000"]
     with runner(kafka_settings, folder, "--any-file", *limits, environment=environment) as process:
         yield process
 
