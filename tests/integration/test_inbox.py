@@ -434,25 +434,26 @@ def test_partitions_that_were_lost_while_it_paused_are_read_when_they_come_back(
     tables: Connection, options: InboxOptions
 ) -> None:
     """The client remembers what it paused; it would never read them again."""
-    topic_id = offsets.topic_id(admin.client(options.kafka), RESULTS)
-
-    def reader() -> Reader:
-        return Reader(
-            options.kafka,
-            options.group_protocol,
-            lambda given: inbox_partitions.positions(tables, RESULTS, topic_id, given),
-        )
-
-    with closing(reader()) as first:
+    with closing(reader_of(tables, options)) as first:
         wait_until(lambda: not first.poll(0.05) and len(first.positions) == PARTITIONS[RESULTS], "it has all")
         first.pause()
-        with closing(reader()) as second:
+        with closing(reader_of(tables, options)) as second:
             wait_until(lambda: not second.poll(0.05) and read_and_lost(first) and bool(second.positions), "it has some")
             first.resume()
         wait_until(lambda: not first.poll(0.05) and len(first.positions) == PARTITIONS[RESULTS], "it has all again")
         uuids = [scenario(tables) for _ in range(100)]
         send(options.kafka, *(frame(uuid, 0) for uuid in uuids))
         wait_until(lambda: first.fill(0.1) and len(first.batch) == len(uuids), "it reads all")
+
+
+def reader_of(tables: Connection, options: InboxOptions) -> Reader:
+    """An inbox's reader, which begins at the table's positions."""
+    topic_id = offsets.topic_id(admin.client(options.kafka), RESULTS)
+    return Reader(
+        options.kafka,
+        options.group_protocol,
+        lambda given: inbox_partitions.positions(tables, RESULTS, topic_id, given),
+    )
 
 
 def read_and_lost(reader: Reader) -> bool:
@@ -468,11 +469,7 @@ def test_partitions_that_go_to_another_inbox_while_their_rows_are_copied_lose_no
     for uuid in uuids:
         send(options.kafka, *frames(uuid, range(100)))
     topic_id = offsets.topic_id(admin.client(options.kafka), RESULTS)
-    reader = Reader(
-        options.kafka,
-        options.group_protocol,
-        lambda given: inbox_partitions.positions(tables, RESULTS, topic_id, given),
-    )
+    reader = reader_of(tables, options)
     wait_until(lambda: not reader.fill(0.1), "a whole batch is read")
     with connect(options.database_url, name="writer") as writer, ExitStack() as other:
 
@@ -774,12 +771,7 @@ def test_a_batch_of_long_messages_grows_past_its_bytes_by_one_at_most(
     label = "x" * (LONG_BYTES - 1000)
     for number in range(40):
         send(options.kafka, frame(uuid, number, label=label))
-    topic_id = offsets.topic_id(admin.client(options.kafka), RESULTS)
-    reader = Reader(
-        options.kafka,
-        options.group_protocol,
-        lambda given: inbox_partitions.positions(tables, RESULTS, topic_id, given),
-    )
+    reader = reader_of(tables, options)
     sizes: list[int] = []
     read: list[int] = []
 

@@ -53,6 +53,7 @@ def test_a_whole_vidflow_with_an_onnx_model(tmp_path: Path, shared: Path) -> Non
     with observed(trace, [sys.executable, *command], surroundings, stderr=subprocess.PIPE) as process:
         try:
             outcome = outcome_of_a_scenario(port, shared / "videos/vtest.avi")
+            assert len(children(process.pid)) == 1
         finally:
             for own in children(process.pid):
                 os.kill(own, signal.SIGINT)

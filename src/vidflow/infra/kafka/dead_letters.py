@@ -15,7 +15,8 @@ from confluent_kafka import KafkaError, KafkaException, Message
 
 from vidflow.domain.errors import MessageError
 from vidflow.domain.messages import DEAD_LETTERS, RESULTS, DeadLetter, decode_dead_letter
-from vidflow.infra.kafka import admin, clients, errors, offsets, settings
+from vidflow.infra.kafka import admin, clients, errors, offsets
+from vidflow.infra.kafka.settings import KafkaSettings
 
 ANSWER_S: Final = 30.0
 """How long a broker may take to answer to all that is sent before the rest is taken back."""
@@ -35,7 +36,7 @@ class Waiting(msgspec.Struct, frozen=True):
         return self.key.decode(errors="backslashreplace")
 
 
-def waiting(settings: settings.KafkaSettings, places: Collection[str] | None = None) -> Iterator[Waiting]:
+def waiting(settings: KafkaSettings, places: Collection[str] | None = None) -> Iterator[Waiting]:
     """The dead letters that wait (of these `places`, or all), in the order in which they came. Raises errors.KafkaAway.
 
     Reads the log twice, so that no more than the keys are held: letters may be long and many.
@@ -53,9 +54,7 @@ def waiting(settings: settings.KafkaSettings, places: Collection[str] | None = N
             yield _waiting(message)
 
 
-def _last_of_each_key(
-    settings: settings.KafkaSettings, places: Collection[str] | None
-) -> dict[bytes | None, tuple[int, int]]:
+def _last_of_each_key(settings: KafkaSettings, places: Collection[str] | None) -> dict[bytes | None, tuple[int, int]]:
     """Where the last message of each key lies, of those keys whose last one has a value."""
     last: dict[bytes | None, tuple[int, int]] = {}
     for message in offsets.read_log(settings, DEAD_LETTERS):
@@ -101,7 +100,7 @@ class Sent(msgspec.Struct, frozen=True):
 class Sender:
     """A producer, and what of its sending the broker has acknowledged. Made, used and closed on one thread."""
 
-    def __init__(self, settings: settings.KafkaSettings) -> None:
+    def __init__(self, settings: KafkaSettings) -> None:
         """Raises errors.KafkaAway, where a topic is missing too: a producer would only find out after half a minute."""
         client = admin.client(settings)
         for topic in (RESULTS, DEAD_LETTERS):

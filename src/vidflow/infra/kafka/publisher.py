@@ -10,7 +10,8 @@ from typing import Final
 import msgspec
 from confluent_kafka import KafkaError, KafkaException, Message
 
-from vidflow.infra.kafka import clients, errors, settings
+from vidflow.infra.kafka import clients, errors
+from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.postgres.outbox import Pending
 from vidflow.infra.telemetry.logs import log
 
@@ -68,7 +69,7 @@ class Flight:
 class Publisher:
     """A producer and the topics that it knows to exist. Made, used and closed on one thread."""
 
-    def __init__(self, settings: settings.KafkaSettings, *, client_id: str) -> None:
+    def __init__(self, settings: KafkaSettings, *, client_id: str) -> None:
         self._producer = clients.producer(settings, client_id=client_id)
         self._topics: frozenset[str] = frozenset()
         self._looked_s = float("-inf")

@@ -10,7 +10,8 @@ from typing import Final
 import msgspec
 
 from vidflow.domain.messages import RESULTS
-from vidflow.infra.kafka import admin, errors, offsets, settings
+from vidflow.infra.kafka import admin, errors, offsets
+from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.process.stopping import Stop, start_thread
 
 _CLOSE_S: Final = 1.0
@@ -37,7 +38,7 @@ class Look(msgspec.Struct, frozen=True):
 class Lookout:
     """One question at a time: `ask`, then `answer` until there is one. Used by one thread beside its own."""
 
-    def __init__(self, settings: settings.KafkaSettings, stop: Stop) -> None:
+    def __init__(self, settings: KafkaSettings, stop: Stop) -> None:
         self._questions = admin.Questions(settings)
         self._asked: queue.SimpleQueue[Question | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Look | errors.KafkaAway] = queue.SimpleQueue()
