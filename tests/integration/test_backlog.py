@@ -41,6 +41,7 @@ def broker(tmp_path: Path) -> Iterator[EmbeddedKafka]:
         broker.stop()
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("count", [300, 5000])
 def test_invariant_1_messages_accepted_while_kafka_is_away_are_published_in_order_when_it_is_back(
     connection: Connection, database_url: str, broker: EmbeddedKafka, count: int

@@ -444,22 +444,14 @@ def test_partitions_lost_while_the_reader_was_paused_are_read_when_they_come_bac
     connection: Connection, options: InboxOptions
 ) -> None:
     """The client keeps the pause of a revoked partition and would never read it again."""
-    topic_id = offsets.read_topic_id(admin.create_admin(options.kafka), RESULTS)
-
-    def reader() -> Reader:
-        return Reader(
-            options.kafka,
-            options.group_protocol,
-            lambda partitions: inbox_partitions.read_positions(connection, RESULTS, topic_id, partitions),
-        )
 
     def has_all_partitions() -> bool:
         return not first.poll(0.05) and len(first.positions) == PARTITIONS[RESULTS]
 
-    with closing(reader()) as first:
+    with closing(create_reader(connection, options)) as first:
         wait_until(has_all_partitions, "the first reader has all partitions")
         first.pause()
-        with closing(reader()) as second:
+        with closing(create_reader(connection, options)) as second:
             wait_until(
                 lambda: not second.poll(0.05) and poll_and_check_loss(first) and bool(second.positions),
                 "the second reader has some partitions",
@@ -469,6 +461,16 @@ def test_partitions_lost_while_the_reader_was_paused_are_read_when_they_come_bac
         uuids = [insert_progress(connection) for _ in range(100)]
         send_results(options.kafka, *(frame(uuid, 0) for uuid in uuids))
         wait_until(lambda: first.fill(0.1) and len(first.batch) == len(uuids), "the first reader has read all messages")
+
+
+def create_reader(connection: Connection, options: InboxOptions) -> Reader:
+    """Return an inbox's reader, which starts at the positions in the database."""
+    topic_id = offsets.read_topic_id(admin.create_admin(options.kafka), RESULTS)
+    return Reader(
+        options.kafka,
+        options.group_protocol,
+        lambda partitions: inbox_partitions.read_positions(connection, RESULTS, topic_id, partitions),
+    )
 
 
 def poll_and_check_loss(reader: Reader) -> bool:
@@ -484,11 +486,7 @@ def test_partitions_that_move_to_another_inbox_during_a_copy_lose_no_frames(
     for uuid in uuids:
         send_results(options.kafka, *frames(uuid, range(100)))
     topic_id = offsets.read_topic_id(admin.create_admin(options.kafka), RESULTS)
-    reader = Reader(
-        options.kafka,
-        options.group_protocol,
-        lambda partitions: inbox_partitions.read_positions(connection, RESULTS, topic_id, partitions),
-    )
+    reader = create_reader(connection, options)
     wait_until(lambda: not reader.fill(0.1), "a full batch is read")
     with connect(options.database_url, name="writer") as writer, ExitStack() as other:
 
@@ -797,12 +795,7 @@ def test_a_batch_exceeds_its_byte_limit_by_one_message_at_most(connection: Conne
     label = "x" * (LONG_BYTES - 1000)
     for number in range(40):
         send_results(options.kafka, frame(uuid, number, label=label))
-    topic_id = offsets.read_topic_id(admin.create_admin(options.kafka), RESULTS)
-    reader = Reader(
-        options.kafka,
-        options.group_protocol,
-        lambda partitions: inbox_partitions.read_positions(connection, RESULTS, topic_id, partitions),
-    )
+    reader = create_reader(connection, options)
     sizes: list[int] = []
     read_offsets: list[int] = []
 

@@ -18,7 +18,7 @@ from tests.integration.syscall_trace import SyscallTrace, require_strace, start_
 from vidflow.infra.embedded.jars import cache_folder
 from vidflow.settings import read_environment_variable
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
 
 LIMIT_S = 110.0
 SYSTEM = (Path("/dev"), Path("/proc"))
@@ -52,6 +52,7 @@ def test_a_whole_vidflow_uses_only_its_own_addresses_and_folders(tmp_path: Path,
     with start_traced(trace_file, [sys.executable, *command], environment, stderr=subprocess.PIPE) as process:
         try:
             outcome = run_scenario(port, shared / "videos/vtest.avi")
+            assert len(children(process.pid)) == 1
         finally:
             for pid in children(process.pid):
                 os.kill(pid, signal.SIGINT)

@@ -54,7 +54,7 @@ def runner_process(
     control_plane: ControlPlane,  # noqa: ARG001
 ) -> Iterator[RunnerProcess]:
     """A runner with two slots and short deadlines, shared by tests that leave no entries in it."""
-    limits = ["--inference-deadline-s", "4", "--worker-memory-bytes", "1200000000"]
+    limits = ["--inference-deadline-s", "8", "--worker-memory-bytes", "1200000000"]
     with running_runner(kafka_settings, folder, "--any-file", *limits, environment=environment) as process:
         yield process
 

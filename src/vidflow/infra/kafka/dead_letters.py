@@ -15,7 +15,8 @@ from confluent_kafka import KafkaError, KafkaException, Message
 
 from vidflow.domain.errors import MessageError
 from vidflow.domain.messages import DEAD_LETTERS, RESULTS, DeadLetter, decode_dead_letter
-from vidflow.infra.kafka import admin, clients, errors, offsets, settings
+from vidflow.infra.kafka import admin, clients, errors, offsets
+from vidflow.infra.kafka.settings import KafkaSettings
 
 FLUSH_TIMEOUT_S: Final = 30.0
 """How long to wait for the broker's acknowledgements before the rest is discarded."""
@@ -36,7 +37,7 @@ class PendingDeadLetter(msgspec.Struct, frozen=True):
 
 
 def read_pending_dead_letters(
-    settings: settings.KafkaSettings, places: Collection[str] | None = None
+    settings: KafkaSettings, places: Collection[str] | None = None
 ) -> Iterator[PendingDeadLetter]:
     """Yield the pending dead letters, of `places` or all, in the order of their arrival. Raises errors.KafkaAway.
 
@@ -55,9 +56,7 @@ def read_pending_dead_letters(
             yield _decode_pending(message)
 
 
-def _last_of_each_key(
-    settings: settings.KafkaSettings, places: Collection[str] | None
-) -> dict[bytes | None, tuple[int, int]]:
+def _last_of_each_key(settings: KafkaSettings, places: Collection[str] | None) -> dict[bytes | None, tuple[int, int]]:
     """Return partition and offset of the last message of each key, without the keys whose last message has no value."""
     last: dict[bytes | None, tuple[int, int]] = {}
     for message in offsets.read_log(settings, DEAD_LETTERS):
@@ -103,7 +102,7 @@ class HandledDeadLetter(msgspec.Struct, frozen=True):
 class DeadLetterProducer:
     """Replays and drops dead letters. `done` lists those that the broker has acknowledged. Use it on one thread."""
 
-    def __init__(self, settings: settings.KafkaSettings) -> None:
+    def __init__(self, settings: KafkaSettings) -> None:
         """Check that the topics exist: a producer would notice only after half a minute.
 
         Raises errors.KafkaAway, or its subclass TopicMissing.

@@ -10,7 +10,8 @@ from typing import Final
 import msgspec
 from confluent_kafka import KafkaError, KafkaException, Message
 
-from vidflow.infra.kafka import clients, errors, settings
+from vidflow.infra.kafka import clients, errors
+from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.postgres.outbox import PendingMessage
 from vidflow.infra.telemetry.logs import log
 
@@ -73,7 +74,7 @@ class InFlightBatch:
 class Publisher:
     """A producer and the topics that are known to exist. Create, use and close it on one thread."""
 
-    def __init__(self, settings: settings.KafkaSettings, *, client_id: str) -> None:
+    def __init__(self, settings: KafkaSettings, *, client_id: str) -> None:
         self._producer = clients.create_producer(settings, client_id=client_id)
         self._topics: frozenset[str] = frozenset()
         self._topics_read_s = float("-inf")

@@ -10,7 +10,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from vidflow.domain.errors import MessageError
 from vidflow.domain.messages import RESULTS, Result, decode_result
-from vidflow.infra.kafka import clients, errors, settings
+from vidflow.infra.kafka import clients, errors
+from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.telemetry.logs import log
 
 GROUP: Final = "vidflow-inbox"
@@ -55,7 +56,7 @@ class Reader:
     database for newly assigned partitions. It may wait for the database.
     """
 
-    def __init__(self, settings: settings.KafkaSettings, protocol: str, read_positions: PositionLookup) -> None:
+    def __init__(self, settings: KafkaSettings, protocol: str, read_positions: PositionLookup) -> None:
         self.positions: dict[int, int] = {}
         self.batch: list[ReceivedMessage] = []
         self._read_positions = read_positions

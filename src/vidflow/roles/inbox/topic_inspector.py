@@ -10,7 +10,8 @@ from typing import Final
 import msgspec
 
 from vidflow.domain.messages import RESULTS
-from vidflow.infra.kafka import admin, errors, offsets, settings
+from vidflow.infra.kafka import admin, errors, offsets
+from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.process.stopping import Stop, start_thread
 
 _CLOSE_S: Final = 1.0
@@ -40,7 +41,7 @@ class TopicSnapshot(msgspec.Struct, frozen=True):
 class TopicInspector:
     """Answers one query at a time. Call `ask`, then `take_answer` until it returns an answer. Use it on one thread."""
 
-    def __init__(self, settings: settings.KafkaSettings, stop: Stop) -> None:
+    def __init__(self, settings: KafkaSettings, stop: Stop) -> None:
         self._client = admin.ReplacingAdmin(settings)
         self._queries: queue.SimpleQueue[TopicQuery | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[TopicSnapshot | errors.KafkaAway] = queue.SimpleQueue()

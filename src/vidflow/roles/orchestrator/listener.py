@@ -27,7 +27,8 @@ from vidflow.domain.messages import (
     decode_runner_event,
     encode,
 )
-from vidflow.infra.kafka import admin, clients, errors, offsets, settings
+from vidflow.infra.kafka import admin, clients, errors, offsets
+from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.process.stopping import Stop, start_thread
 from vidflow.infra.telemetry.logs import log
 
@@ -55,7 +56,7 @@ class Topic(msgspec.Struct, frozen=True):
 class LeaderListener:
     """The Kafka clients of one leader term and the threads that own them. Public methods are thread-safe."""
 
-    def __init__(self, settings: settings.KafkaSettings, leader: str, stop: Stop) -> None:
+    def __init__(self, settings: KafkaSettings, leader: str, stop: Stop) -> None:
         self._settings = settings
         self._leader = leader
         self._stop = stop

@@ -16,7 +16,8 @@ from confluent_kafka import Message
 from vidflow.domain.errors import MessageError, Unavailable
 from vidflow.domain.messages import Command, commands_topic, decode_command
 from vidflow.domain.scenario import DEFAULT_POOL
-from vidflow.infra.kafka import admin, clients, errors, offsets, settings
+from vidflow.infra.kafka import admin, clients, errors, offsets
+from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.process.stopping import Stop, start_thread
 from vidflow.infra.telemetry.logs import log
 from vidflow.infra.telemetry.outage import kafka_outage
@@ -56,7 +57,7 @@ ReceivedCommand = Command | UnreadableCommand
 class CommandListener:
     """Polls the topic on its own thread and queues commands for `take_commands`. A byte in `wakeup_writer` announces each one."""
 
-    def __init__(self, settings: settings.KafkaSettings, pool: str, runner: str, wakeup_writer: Connection) -> None:
+    def __init__(self, settings: KafkaSettings, pool: str, runner: str, wakeup_writer: Connection) -> None:
         self._pool = pool
         self._topic = commands_topic(pool)
         self._runner = runner.encode()

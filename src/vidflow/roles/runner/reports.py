@@ -17,7 +17,8 @@ from vidflow.domain.errors import Unavailable
 from vidflow.domain.messages import RUNNER_EVENTS
 from vidflow.domain.report_size import REPORT_BYTES, encode_report
 from vidflow.domain.runner import RunnerState, build_report, is_empty
-from vidflow.infra.kafka import clients, settings
+from vidflow.infra.kafka import clients
+from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.telemetry.logs import log
 
 REPORT_INTERVAL_S: Final = 1.0
@@ -34,7 +35,7 @@ _log = log("runner")
 class ReportSender:
     """Sends the reports of one runner, in order. Not thread-safe."""
 
-    def __init__(self, settings: settings.KafkaSettings, pool: str, runner: str) -> None:
+    def __init__(self, settings: KafkaSettings, pool: str, runner: str) -> None:
         self._pool = pool
         self._runner = runner
         self._producer = clients.create_producer(settings, client_id=f"vidflow-{runner}-reports")

@@ -9,7 +9,8 @@ from confluent_kafka import KafkaError, KafkaException, Message
 
 from vidflow.domain.errors import MessageError, ModelError, Unavailable
 from vidflow.domain.messages import RESULTS, Result, WorkerWait, decode_result, encode
-from vidflow.infra.kafka import clients, errors, settings
+from vidflow.infra.kafka import clients, errors
+from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.telemetry.logs import log
 from vidflow.roles.worker.link import Link
 
@@ -35,7 +36,7 @@ class ResultTooLarge(ModelError):
 class ResultSender:
     """Sends the scenario's messages in order with an idempotent producer, with a bounded number in flight."""
 
-    def __init__(self, settings: settings.KafkaSettings, scenario_uuid: str, link: Link) -> None:
+    def __init__(self, settings: KafkaSettings, scenario_uuid: str, link: Link) -> None:
         self._link = link
         self._scenario_uuid = scenario_uuid
         self._producer = clients.create_producer(settings, client_id=f"vidflow-worker-{scenario_uuid}")
