@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from operator import add
 from typing import Final
 
 from tests.explorer.inbox_steps import skip_next, store_message
@@ -207,7 +208,10 @@ def _write_partially(state: WorldState, world: WorldConfig) -> Iterator[tuple[st
 
 
 def _restore_database(state: WorldState, _world: WorldConfig) -> Iterator[tuple[str, WorldState]]:
-    """Restore the tables from the backup. The inbox reads again what Kafka still holds, so no finding is caught up."""
+    """Restore the tables from the backup. The inbox reads again what Kafka still holds, so no finding is caught up.
+
+    A loss that was counted since the backup was made is undone, so the same fault may explain it again.
+    """
     backup = state.backup
     if not backup or not backup.rows:
         return
@@ -219,10 +223,16 @@ def _restore_database(state: WorldState, _world: WorldConfig) -> Iterator[tuple[
         outbox=backup.outbox,
         logs=logs,
         backup=Backup(),
+        losses_allowed=tuple(map(add, state.losses_allowed, backup.losses_since)),
         pending_plan=None,
         leader=state.leader._replace(findings=findings),
     )
     yield "the database is restored", _allow_loss(after) if _has_lost_runner(after) else after
+
+
+def _make_backup(state: WorldState) -> Backup:
+    count = len(state.rows)
+    return Backup(state.rows, state.outbox, ((),) * count, (0,) * count)
 
 
 def _has_lost_runner(state: WorldState) -> bool:
@@ -264,7 +274,7 @@ FAULT_GENERATORS: Final[dict[str, FaultGenerator]] = {
 def generate_fault_steps(state: WorldState, world: WorldConfig) -> Iterator[tuple[str, WorldState]]:
     """Yield all faults that may happen in this state, and the making of a backup for a later restore."""
     if "restore" in world.faults and state.backup is None:
-        yield "(a backup is made)", state._replace(backup=Backup(state.rows, state.outbox, ((),) * len(state.rows)))
+        yield "(a backup is made)", state._replace(backup=_make_backup(state))
     if state.faults_left:
         before = state._replace(faults_left=state.faults_left - 1)
         for kind in world.faults:

@@ -237,7 +237,11 @@ def _note_loss(state: WorldState, world: WorldConfig, index: int, event: Event) 
         return state
     if state.losses_allowed[index] == 0:
         raise violation(8, f"loss not explained by a fault: {event.reason}")
-    return state._replace(losses_allowed=replace_at(state.losses_allowed, index, state.losses_allowed[index] - 1))
+    backup = state.backup
+    if backup and backup.rows:
+        backup = backup._replace(losses_since=replace_at(backup.losses_since, index, backup.losses_since[index] + 1))
+    losses_allowed = replace_at(state.losses_allowed, index, state.losses_allowed[index] - 1)
+    return state._replace(losses_allowed=losses_allowed, backup=backup)
 
 
 def _send_command(state: WorldState, world: WorldConfig, outgoing: OutgoingCommand) -> WorldState:

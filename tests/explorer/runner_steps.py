@@ -8,7 +8,6 @@ from tests.explorer.leader_steps import receive_current_report
 from tests.explorer.state import (
     NOW_S,
     RUNNER_NAMES,
-    Backup,
     DelayedCopy,
     LeaderProcessState,
     RunnerProcessState,
@@ -203,7 +202,7 @@ def _rename_runner(state: WorldState, name: str, gone: str) -> WorldState:
         delayed = DelayedCopy(gone, replace(delayed.copy, runner=gone)) if is_report else None
     if backup:
         outbox = tuple(row for row in backup.outbox if row[0] != name)
-        backup = Backup(rename_in_rows(backup.rows), outbox, backup.stored_since)
+        backup = backup._replace(rows=rename_in_rows(backup.rows), outbox=outbox)
     state = state._replace(
         rows=rename_in_rows(state.rows),
         outbox=tuple(row for row in state.outbox if row[0] != name),

@@ -141,11 +141,15 @@ class DelayedCopy(NamedTuple):
 
 
 class Backup(NamedTuple):
-    """The tables at an earlier moment and the results stored since. Without rows it is used up: it was restored once."""
+    """The tables at an earlier moment, with the results stored and the losses counted since.
+
+    Without rows it is used up: it was restored once.
+    """
 
     rows: tuple[ScenarioRow, ...] = ()
     outbox: tuple[tuple[str, Command], ...] = ()
     stored_since: tuple[tuple[Result, ...], ...] = ()
+    losses_since: tuple[int, ...] = ()
 
 
 class WorldState(NamedTuple):
