@@ -45,7 +45,7 @@ _log = log("inbox")
 class TopicRecreated(Unavailable):
     """The topic's id has changed since the start: its offsets now refer to other messages."""
 
-    default_code = "topic_made_anew"
+    default_code = "topic_recreated"
 
 
 def run(options: InboxOptions, stop: Stop) -> None:
@@ -65,7 +65,7 @@ def run(options: InboxOptions, stop: Stop) -> None:
             try:
                 _serve(Inbox(options, inspector, topic_id, stop), stop)
             except TopicRecreated as error:
-                _log.warning("topic_made_anew", topic=RESULTS, reason=error.message)
+                _log.warning("topic_recreated", topic=RESULTS, reason=error.message)
 
 
 def _wait_for_topic(client: admin.ReplacingAdmin, stop: Stop) -> str | None:

@@ -210,7 +210,7 @@ class LeaderListener:
         try:
             self._assign_at_end()
         except errors.KafkaAway as error:
-            _log.debug("still_deaf", error=error.message)
+            _log.debug("reopen_failed", error=error.message)
 
     # --- the thread that queries the broker, whose answers may take seconds
 

@@ -44,7 +44,7 @@ def commands_topic_id(admin_client: admin.ReplacingAdmin, pool: str) -> str:
 class CommandConsumerFailed(Unavailable):
     """The runner no longer receives its commands and must be restarted."""
 
-    default_code = "runner_deaf"
+    default_code = "commands_unreadable"
 
 
 class UnreadableCommand:
