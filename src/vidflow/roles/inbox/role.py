@@ -338,7 +338,7 @@ class Inbox:
                 continue
             if inbox_partitions.move_positions(connection, RESULTS, self._topic_id, {partition: (position, first)}):
                 _log.error(
-                    "log_has_changed", topic=RESULTS, partition=partition, position=position, first=first, end=end
+                    "position_outside_log", topic=RESULTS, partition=partition, position=position, first=first, end=end
                 )
                 self._reader.seek(partition, first)
 

@@ -31,7 +31,7 @@ from vidflow.infra.telemetry.logs import log
 from vidflow.infra.telemetry.outage import format_error
 
 ROUND_S: Final = 60.0
-RETENTION_ANSWER_LIMIT_S: Final = 60.0
+RETENTION_RESPONSE_TIMEOUT_S: Final = 60.0
 """Response timeout of a statement. Reading a partition from disk takes long."""
 LEASE_CHECK_INTERVAL_S: Final = 0.2
 DELETE_BATCH_ROWS: Final = 2000
@@ -49,7 +49,7 @@ def create_missing_partitions(url: str, lease: Lease, policy: RetentionPolicy) -
     """Create the missing partitions. Call it before deploying scenarios whose results belong in them."""
     with (
         _log_failures(),
-        connect(url, name=_CONNECTION_NAME, response_timeout_s=RETENTION_ANSWER_LIMIT_S) as connection,
+        connect(url, name=_CONNECTION_NAME, response_timeout_s=RETENTION_RESPONSE_TIMEOUT_S) as connection,
     ):
         RetentionRound(connection, lease, policy).create_partitions()
 
@@ -71,7 +71,7 @@ def run_round(url: str, lease: Lease, policy: RetentionPolicy, cursors: ScanCurs
     """Create missing partitions and remove a bounded part of what has expired. Return whether more may have expired."""
     with (
         _log_failures(),
-        connect(url, name=_CONNECTION_NAME, response_timeout_s=RETENTION_ANSWER_LIMIT_S) as connection,
+        connect(url, name=_CONNECTION_NAME, response_timeout_s=RETENTION_RESPONSE_TIMEOUT_S) as connection,
     ):
         current_round = RetentionRound(connection, lease, policy, cursors)
         current_round.create_partitions()
@@ -85,7 +85,7 @@ def _log_failures() -> Iterator[None]:
     try:
         yield
     except LeaseLost as lost:
-        _log.debug("not_kept", reason=lost.message)  # the next leader does it
+        _log.debug("retention_interrupted", reason=lost.message)  # the next leader does it
     except psycopg.Error as error:
         metrics.RETENTION_FAILURES.inc()
         _log.warning("retention_failed", error=format_error(error), needs=_needs(error))
@@ -133,12 +133,12 @@ class RetentionRound:
             except errors.CheckViolation:
                 # A row of the range has just entered the DEFAULT partition. The next round begins after it.
                 _log.warning(
-                    "partition_not_made",
+                    "partition_not_created",
                     partition=partition.table,
                     reason="the DEFAULT partition has rows of its range",
                 )
                 return
-            _log.info("partition_made", partition=partition.table)
+            _log.info("partition_created", partition=partition.table)
 
     def remove_expired(self) -> bool:
         """Remove a bounded part of what has expired. Return whether more may have expired."""

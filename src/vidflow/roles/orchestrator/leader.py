@@ -207,5 +207,5 @@ def _log_moves(decisions: Sequence[Decision], commands: Sequence[OutgoingCommand
         )  # fmt: skip
     for command in commands:
         _log.debug(
-            "command_given", kind=command.kind, scenario_uuid=command.scenario_uuid, epoch=command.epoch, runner=command.runner,
+            "command_queued", kind=command.kind, scenario_uuid=command.scenario_uuid, epoch=command.epoch, runner=command.runner,
         )  # fmt: skip
