@@ -217,7 +217,7 @@ def stop(bench: RecoveryRun, uuids: list[str]) -> None:
 EPOCH_SQL = "SELECT epoch FROM scenarios WHERE scenario_uuid = %s"
 NEWER_FRAME_SQL = "SELECT true FROM scenario_results WHERE scenario_uuid = %s AND epoch > %s LIMIT 1"
 PLACED_SQL = "SELECT epoch > 0 FROM scenarios WHERE scenario_uuid = %s"
-PUBLISHED_SQL = "SELECT count(*) = 0 FROM outbox WHERE key = ANY(%s) AND published_at IS NULL"
+PUBLISHED_SQL = "SELECT count(*) = 0 FROM outbox WHERE key = ANY(%s)"
 TERM_SQL = "SELECT term FROM lease WHERE name = 'leader'"
 NEW_LEADER_SQL = "SELECT term > %s AND expires_at > clock_timestamp() FROM lease WHERE name = 'leader'"
 SHARED_SQL = """

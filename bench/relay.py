@@ -128,9 +128,7 @@ class PacedLoad:
 
 def count_waiting(connection: Connection) -> int:
     """Return the number of waiting messages."""
-    [(count,)] = connection.execute(
-        "SELECT count(*) FROM outbox WHERE published_at IS NULL AND error IS NULL"
-    ).fetchall()
+    [(count,)] = connection.execute("SELECT count(*) FROM outbox WHERE error IS NULL").fetchall()
     return int(count)
 
 

@@ -14,7 +14,7 @@ BEGIN
             EXECUTE format('CREATE ROLE %I NOLOGIN', role);
         END IF;
         EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', current_schema(), role);
-        -- Revoke privileges that an earlier version granted.
+        -- Revoke everything first, so that privileges that this file no longer grants do not remain.
         FOR name IN SELECT oid::regclass FROM pg_class WHERE relkind IN ('r', 'p') AND relnamespace = current_schema()::regnamespace
                                                          AND relowner = current_user::regrole LOOP
             EXECUTE format('REVOKE ALL ON %s FROM %I', name, role);

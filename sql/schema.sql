@@ -8,6 +8,7 @@ CREATE TABLE scenarios (
     due_at           timestamptz NOT NULL DEFAULT now(),
     epoch            bigint      NOT NULL DEFAULT 0 CHECK (epoch >= 0),
     resume_frame     bigint      NOT NULL DEFAULT 0 CHECK (resume_frame >= 0),
+    size_bytes       integer     NOT NULL DEFAULT 0,
     attempt          integer     NOT NULL DEFAULT 0 CHECK (attempt >= 0),
     returns          integer     NOT NULL DEFAULT 0 CHECK (returns >= 0),
     priority         integer     NOT NULL DEFAULT 0 CHECK (priority BETWEEN -100 AND 100),
@@ -19,12 +20,11 @@ CREATE TABLE scenarios (
     model            text        NOT NULL,
     model_sha256     text,
     fps              text        NOT NULL,
+    pool             text        NOT NULL DEFAULT 'default',
     runner           text,
     parameters       jsonb       NOT NULL DEFAULT '{}',
     skips            jsonb       NOT NULL DEFAULT '[]',
     error            jsonb,
-    pool             text        NOT NULL DEFAULT 'default',
-    size_bytes       integer     NOT NULL DEFAULT 0,
     -- Reject what the lifecycle rules out: an outcome before the shutdown or none from then on, an error without a failure, and a
     -- deployment without an epoch and a runner.
     CONSTRAINT outcome_belongs_to_the_shutdown
@@ -120,6 +120,7 @@ CREATE TABLE scenario_history (
     from_state    text,
     to_state      text        NOT NULL,
     reason        text        NOT NULL,
+    reason_code   text,
     runner        text,
     detail        text,
     PRIMARY KEY (scenario_uuid, number)
@@ -139,7 +140,6 @@ CREATE TABLE scenario_progress (
     hole_epoch     bigint,
     closed         boolean     NOT NULL DEFAULT false,
     time_base      text,
-    last_at        text,
     end_reason     text,
     opened         jsonb
 ) WITH (fillfactor = 50);
@@ -184,32 +184,32 @@ CREATE TABLE inbox_partitions (
     topic        text    NOT NULL,
     topic_id     text    NOT NULL,
     partition    integer NOT NULL,
-    position     bigint  NOT NULL DEFAULT 0,
+    position     bigint  NOT NULL DEFAULT 0 CHECK (position >= 0),
     caught_up_at timestamptz,
     seen_at      timestamptz,
     PRIMARY KEY (topic, topic_id, partition)
 );
 
+-- Messages to publish. The relay deletes a row once the broker has acknowledged it, or sets it aside with the broker's error.
 CREATE TABLE outbox (
-    id           bigint      PRIMARY KEY GENERATED ALWAYS AS IDENTITY (CACHE 1),
-    created_at   timestamptz NOT NULL DEFAULT now(),
-    published_at timestamptz,
-    epoch        bigint      NOT NULL,
-    message_id   uuid        NOT NULL DEFAULT uuidv7(),
-    shard        smallint    NOT NULL GENERATED ALWAYS AS (hashtextextended(key, 0) & 15) STORED,
-    topic        text        NOT NULL,
-    key          text        NOT NULL,
-    kind         text        NOT NULL,
-    runner       text,
-    payload      bytea       NOT NULL,
-    error        text
+    id         bigint      PRIMARY KEY GENERATED ALWAYS AS IDENTITY (CACHE 1),
+    created_at timestamptz NOT NULL DEFAULT now(),
+    epoch      bigint      NOT NULL,
+    message_id uuid        NOT NULL DEFAULT uuidv7(),
+    shard      smallint    NOT NULL GENERATED ALWAYS AS (hashtextextended(key, 0) & 15) STORED,
+    topic      text        NOT NULL,
+    key        text        NOT NULL,
+    kind       text        NOT NULL,
+    runner     text,
+    payload    bytea       NOT NULL,
+    error      text
 );
--- outbox.py, read_pending_messages: pending rows in order of id, for any set of shards.
-CREATE INDEX outbox_pending ON outbox (id, shard) WHERE published_at IS NULL AND error IS NULL;
+-- outbox.py, read_pending_messages: pending rows in order of id, for any set of shards. Rows that were set aside are not in it.
+CREATE INDEX outbox_pending ON outbox (id, shard) WHERE error IS NULL;
 -- outbox.py, read_lag and list_set_aside: rows that the broker rejected.
 CREATE INDEX outbox_set_aside ON outbox (id) WHERE error IS NOT NULL;
 -- outbox.py, add_commands: whether a copy of a command is pending.
-CREATE INDEX outbox_waiting_commands ON outbox (key, kind, epoch) WHERE published_at IS NULL AND error IS NULL;
+CREATE INDEX outbox_waiting_commands ON outbox (key, kind, epoch) WHERE error IS NULL;
 
 -- UNIQUE (name, term) makes a takeover a key update, which waits for fenced transactions. A renewal is not a key update and does not wait.
 CREATE TABLE lease (

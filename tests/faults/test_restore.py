@@ -83,7 +83,7 @@ def assert_reconciled(vidflow: VidflowClient, before_restore: ProgressAfterBacku
 
 def nothing_left(vidflow: VidflowClient) -> bool:
     with psycopg.connect(vidflow.stack.database_url) as connection:
-        [(waiting,)] = connection.execute("SELECT count(*) FROM outbox WHERE published_at IS NULL").fetchall()
+        [(waiting,)] = connection.execute("SELECT count(*) FROM outbox").fetchall()
         [(used,)] = connection.execute(
             "SELECT coalesce(sum(used), 0) FROM runners WHERE last_seen_at > now() - interval '3 s'"
         ).fetchall()

@@ -103,14 +103,6 @@ def test_a_running_inbox_that_has_not_caught_up_is_not_missing(
     assert assert_problem(client.get("/health/system"), 503, "not_running")["missing"] == ["inbox"]
 
 
-def test_a_position_that_is_not_an_offset_does_not_count_as_caught_up(
-    client: httpx.Client, connection: psycopg.Connection
-) -> None:
-    write_live_rows(connection)
-    connection.execute("UPDATE inbox_partitions SET seen_at = now(), position = -1001 WHERE partition = 1")
-    assert_problem(client.get("/health/system"), 503, "results_behind")
-
-
 def test_positions_in_a_deleted_topic_do_not_count(client: httpx.Client, connection: psycopg.Connection) -> None:
     write_live_rows(connection)
     connection.execute("INSERT INTO inbox_partitions VALUES ('results', 'old', 0, 9, now() - interval '1 day')")

@@ -763,31 +763,11 @@ def test_an_unknown_offset_is_neither_a_position_nor_an_end(connection: Connecti
     inbox_partitions.read_positions(connection, RESULTS, "unknown", [0, 1])
     now = inbox_partitions.read_database_time(connection)
     assert inbox_partitions.move_positions(connection, RESULTS, "unknown", {0: (0, -1001)}) == set()
-    connection.execute("UPDATE inbox_partitions SET position = -1001 WHERE topic_id = 'unknown' AND partition = 1")
-    ends = {0: -1001, 1: -1001}
+    ends = {0: -1001, 1: 0}
     inbox_partitions.note_caught_up(connection, RESULTS, "unknown", {0: 0, 1: -1001}, ends, now)
     assert caught_up_s(connection, "unknown", [0]) is None
     assert caught_up_s(connection, "unknown", [1]) is None
     assert inbox_partitions.read_positions(connection, RESULTS, "unknown", [0, 1]) == {0: 0, 1: 0}
-
-
-def test_a_negative_position_stored_by_an_earlier_version_is_repaired(
-    connection: Connection, options: InboxOptions
-) -> None:
-    """An earlier version stored -1001 for a partition without a leader."""
-    uuid = insert_progress(connection)
-    send_results(options.kafka, *frames(uuid, range(5)))
-    with running_inbox(connection, options):
-        wait_until_caught_up(connection, options.kafka)
-        connection.execute("UPDATE inbox_partitions SET position = -1001 WHERE position = 5")
-        send_results(options.kafka, *frames(uuid, range(5, 8)))
-        wait_until(lambda: stored_frame_numbers(connection, uuid) == list(range(8)), "a running inbox continues")
-    connection.execute("UPDATE inbox_partitions SET position = -1001")
-    send_results(options.kafka, *frames(uuid, range(8, 10)))
-    with running_inbox(connection, options):
-        wait_until(lambda: stored_frame_numbers(connection, uuid) == list(range(10)), "a new inbox continues")
-        wait_until_caught_up(connection, options.kafka)
-    assert connection.execute("SELECT min(position), max(position) FROM inbox_partitions").fetchone() == (0, 10)
 
 
 def test_a_batch_exceeds_its_byte_limit_by_one_message_at_most(connection: Connection, options: InboxOptions) -> None:

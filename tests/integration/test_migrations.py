@@ -19,6 +19,8 @@ from vidflow.infra.embedded.postgres import programs_folder
 from vidflow.infra.postgres import migrations
 from vidflow.infra.process.stopping import Stop
 
+FIRST = "0001_schema.pre"
+
 
 @pytest.fixture
 def empty_url(postgres_url: str) -> Iterator[str]:
@@ -68,7 +70,7 @@ def test_a_file_changed_after_it_was_applied_is_reported_by_name(empty_url: str)
     migrations.migrate(empty_url, print)
     with psycopg.connect(empty_url) as connection:
         connection.execute("UPDATE schema_checksums SET sha256 = 'another'")
-    with pytest.raises(SetupError, match="0001_spine"):
+    with pytest.raises(SetupError, match=FIRST):
         migrations.migrate(empty_url, print)
 
 
@@ -117,7 +119,7 @@ def is_ready(url: str) -> bool:
 def test_a_role_needs_its_pre_migrations_and_not_its_post_migrations(
     empty_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    set_migrations(monkeypatch, ["0001_spine.pre", "0098_more.pre", "0099_less.post"], tmp_path)
+    set_migrations(monkeypatch, [FIRST, "0098_more.pre", "0099_less.post"], tmp_path)
     assert not is_ready(empty_url)
     migrations.migrate(empty_url, print, "pre")
     assert is_ready(empty_url)
@@ -132,9 +134,9 @@ def test_an_older_role_accepts_newer_pre_migrations_and_rejects_newer_post_migra
     newer, older = tmp_path / "newer", tmp_path / "older"
     newer.mkdir()
     older.mkdir()
-    set_migrations(monkeypatch, ["0001_spine.pre", "0098_more.pre", "0099_less.post"], newer)
+    set_migrations(monkeypatch, [FIRST, "0098_more.pre", "0099_less.post"], newer)
     migrations.migrate(empty_url, print, "pre")
-    set_migrations(monkeypatch, ["0001_spine.pre"], older)
+    set_migrations(monkeypatch, [FIRST], older)
     assert is_ready(empty_url)
     monkeypatch.setattr(migrations, "sql_folder", lambda: newer)
     migrations.migrate(empty_url, print, "post")
@@ -158,7 +160,7 @@ def test_phases_cannot_be_applied_out_of_order() -> None:
 def test_a_migration_without_a_lock_lets_others_pass_and_is_retried(
     empty_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    set_migrations(monkeypatch, ["0001_spine.pre"], tmp_path)
+    set_migrations(monkeypatch, [FIRST], tmp_path)
     migrations.migrate(empty_url, print)
     (tmp_path / "0098_more.pre.sql").write_text("ALTER TABLE scenarios ADD COLUMN more text;")
     messages: list[str] = []

@@ -94,19 +94,10 @@ def test_a_row_that_was_set_aside_is_not_pending_and_is_counted(connection: Conn
     assert (lag.waiting, lag.set_aside) == (1, 1)
 
 
-def test_rows_marked_by_an_earlier_version_are_not_pending_and_are_removed(connection: Connection) -> None:
-    outbox.add_messages(connection, [outbox_row("marked"), outbox_row("waits"), outbox_row("marked too")])
-    connection.execute("UPDATE outbox SET published_at = now() WHERE key <> 'waits'")
-    assert [row.key for row in outbox.read_pending_messages(connection, 10)] == ["waits"]
-    assert outbox.remove_legacy_published(connection, 2) == 1
-    assert outbox.remove_legacy_published(connection, 2) == 1
-    assert connection.execute("SELECT key FROM outbox ORDER BY id").fetchall() == [("waits",)]
-
-
-def test_a_read_of_pending_rows_does_not_scan_marked_rows(connection: Connection) -> None:
+def test_a_read_of_pending_rows_does_not_scan_rows_that_were_set_aside(connection: Connection) -> None:
     """The frequent statement uses only its partial index, whatever else is in the table."""
     outbox.add_messages(connection, [outbox_row(f"key-{number % 50}") for number in range(20_000)])
-    connection.execute("UPDATE outbox SET published_at = now()")
+    connection.execute("UPDATE outbox SET error = 'too large'")
     connection.execute("VACUUM ANALYZE outbox")
     outbox.add_messages(connection, [outbox_row("waits")])
     connection.execute("SELECT pg_stat_force_next_flush()")

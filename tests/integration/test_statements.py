@@ -184,7 +184,6 @@ STATEMENTS: list[Statement] = [
     ("outbox.set_aside", 60, with_ids(1, lambda tx, ids: outbox.set_aside(tx, ids[0], "too large"))),
     ("outbox.read_lag", 300, call(outbox.read_lag)),
     ("outbox.read_lag, one shard", 300, call(lambda tx: outbox.read_lag(tx, SHARD))),
-    ("outbox.remove_legacy_published", 1000, call(lambda tx: outbox.remove_legacy_published(tx, 10_000))),
     # Leases.
     ("lease.acquire", 50, call(lambda tx: lease.acquire(tx, "leader", HOLDER))),
     ("lease.cap_expiry", 100, call(lease.cap_expiry)),

@@ -28,7 +28,6 @@ class Progress(msgspec.Struct, frozen=True):
     time_base: str | None = None
     last_pts: int | None = None
     last_time_s: float | None = None
-    last_at: str | None = None
     end_epoch: int | None = None
     end_last_frame: int | None = None
     end_reason: EndReason | None = None
@@ -99,7 +98,6 @@ def _apply_frame(progress: Progress, frame: Frame) -> Progress:
         time_base=frame.time_base,
         last_pts=frame.pts,
         last_time_s=frame.time_s,
-        last_at=frame.at,
     )
 
 

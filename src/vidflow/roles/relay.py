@@ -42,8 +42,7 @@ RETRY_S: Final = 0.2
 GRACE_S: Final = 5.0
 """How long a stopping relay waits for the acknowledgement of sent batches."""
 MAINTENANCE_INTERVAL_S: Final = 5.0
-"""Interval of measuring the lag and of deleting rows that an earlier version marked as published."""
-MARKED_BATCH_ROWS: Final = 10_000
+"""Interval of measuring the lag."""
 _log = log("relay")
 
 
@@ -260,17 +259,9 @@ def _unexpired(held_back: dict[str, float]) -> dict[str, float]:
 
 
 def maintain_outbox(leases: ShardLeases, stop: Stop, connection: Connection) -> None:
-    """Measure the lag of the owned shards, and delete rows that earlier versions marked as published. Runs on its own thread."""
+    """Measure the lag of the owned shards. Runs on its own thread."""
     while not stop.wait(MAINTENANCE_INTERVAL_S):
-        shards = leases.owned_shards()
-        lag = outbox.read_lag(connection, shards)
+        lag = outbox.read_lag(connection, leases.owned_shards())
         metrics.RELAY_OUTBOX_WAITING.set(lag.waiting)
         metrics.RELAY_OUTBOX_OLDEST_S.set(lag.oldest_s)
         metrics.RELAY_OUTBOX_SET_ASIDE.set(lag.set_aside)
-        # Only the owner of shard 0 deletes them, for all shards, because the rows of all shards are stored side by side.
-        while (
-            0 in shards
-            and not stop.requested
-            and outbox.remove_legacy_published(connection, MARKED_BATCH_ROWS) == MARKED_BATCH_ROWS
-        ):
-            pass

@@ -16,19 +16,13 @@ from vidflow.infra.postgres.connection import Connection
 
 
 def read_positions(tx: Connection, topic: str, topic_id: str, partitions: Iterable[int]) -> dict[int, int]:
-    """Return the offset of the next message to store of each partition. A partition without a row gets one with position 0.
-
-    Negative positions are reset to 0, because an earlier version stored -1001 for a partition without a leader. The log is then read
-    again, and messages that are stored already are not stored twice.
-    """
+    """Return the offset of the next message to store of each partition. A partition without a row gets one with position 0."""
     numbers = list(partitions)
     tx.execute(
         """
         INSERT INTO inbox_partitions (topic, topic_id, partition)
         SELECT %(topic)s, %(topic_id)s, n FROM unnest(%(partitions)s::int[]) AS n
-            ON CONFLICT (topic, topic_id, partition) DO UPDATE
-           SET position = 0, caught_up_at = NULL
-         WHERE inbox_partitions.position < 0
+            ON CONFLICT (topic, topic_id, partition) DO NOTHING
         """,
         {"topic": topic, "topic_id": topic_id, "partitions": numbers},
     )
@@ -44,7 +38,10 @@ def read_positions(tx: Connection, topic: str, topic_id: str, partitions: Iterab
 
 
 def move_positions(tx: Connection, topic: str, topic_id: str, moves: Mapping[int, tuple[int, int]]) -> set[int]:
-    """Move each partition's position from an expected offset to a new one. Return the partitions that were at the expected offset."""
+    """Move each partition's position from an expected offset to a new one. Return the partitions that were at the expected offset.
+
+    A negative number, which the client gives for an unknown offset, moves nothing.
+    """
     rows = tx.execute(
         """
         UPDATE inbox_partitions p
@@ -144,7 +141,6 @@ def execute_caught_up_query(tx: Connection, topic: str, topic_id: str, partition
           FROM inbox_partitions
          WHERE topic = %(topic)s AND topic_id = %(topic_id)s AND partition = ANY (%(partitions)s::int[])
            AND caught_up_at <= clock_timestamp()
-           AND position >= 0
         HAVING count(caught_up_at) = cardinality(%(partitions)s::int[])
         """,
         {"topic": topic, "topic_id": topic_id, "partitions": list(partitions)},

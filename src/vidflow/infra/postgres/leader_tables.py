@@ -90,8 +90,7 @@ SCENARIOS_ON_RUNNERS: Final = f"""
     SELECT s.*, p.*,
            s.state = 'in_startup_processing' AND EXISTS (
                SELECT FROM outbox o
-                WHERE o.key = first.scenario_uuid::text AND o.kind = 'deploy' AND o.epoch = s.epoch
-                  AND o.published_at IS NULL AND o.error IS NULL
+                WHERE o.key = first.scenario_uuid::text AND o.kind = 'deploy' AND o.epoch = s.epoch AND o.error IS NULL
                OFFSET 0) AS deploy_waits,
            CASE WHEN s.state = 'in_startup_processing' THEN (
                SELECT min(refused.error)

@@ -1,7 +1,7 @@
 """Statements on the outbox: messages that are written in the transaction that decides them, and published by the relay.
 
-A row itself says whether it is pending. A cursor over ids would miss rows, because ids become visible out of order. The rows of one key
-are in order, because each is inserted under its scenario's row lock.
+A row is pending until the relay deletes it or sets it aside. A cursor over ids would miss rows, because ids become visible out of order.
+The rows of one key are in order, because each is inserted under its scenario's row lock.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def add_commands(tx: Connection, rows: Sequence[OutboxMessage]) -> int:
          WHERE NOT EXISTS (
                SELECT FROM outbox o
                 WHERE o.key = n.key AND o.kind = n.kind AND o.epoch = n.epoch AND o.runner IS NOT DISTINCT FROM n.runner
-                  AND o.published_at IS NULL AND o.error IS NULL
+                  AND o.error IS NULL
                OFFSET 0)  -- an index lookup per row, whatever the table's statistics are
          ORDER BY n.number
         """,
@@ -152,13 +152,12 @@ def read_pending_messages(
                 SELECT o.id, o.message_id, o.shard, o.topic, o.key, o.kind, o.epoch, o.runner, o.payload
                   FROM outbox o
                  WHERE o.id > (SELECT id FROM start) AND o.id > %(after)s::bigint AND o.shard = ANY (%(shards)s::smallint[])
-                   AND o.published_at IS NULL AND o.error IS NULL
+                   AND o.error IS NULL
                    AND o.topic <> ALL (%(excluded_topics)s::text[])
                    AND o.id <> ALL (%(in_flight_ids)s::bigint[])
                    AND ((SELECT id FROM start) <= 0 OR NOT EXISTS (
                        SELECT FROM outbox b
-                        WHERE b.key = o.key AND b.id <= (SELECT id FROM start)
-                          AND b.published_at IS NULL AND b.error IS NULL
+                        WHERE b.key = o.key AND b.id <= (SELECT id FROM start) AND b.error IS NULL
                        OFFSET 0))
                  ORDER BY o.id
                  LIMIT %(limit)s
@@ -192,7 +191,7 @@ def count_pending_up_to(tx: Connection, row_id: int, shards: Collection[int]) ->
         """
         SELECT count(*)
           FROM outbox
-         WHERE id <= %(id)s AND shard = ANY (%(shards)s::smallint[]) AND published_at IS NULL AND error IS NULL
+         WHERE id <= %(id)s AND shard = ANY (%(shards)s::smallint[]) AND error IS NULL
         """,
         {"id": row_id, "shards": list(shards)},
     ).fetchall()
@@ -206,7 +205,7 @@ def remove_published(tx: Connection, ids: Sequence[int]) -> int:
     return tx.execute(
         """
         DELETE FROM outbox
-         WHERE id = ANY (%b::bigint[]) AND published_at IS NULL
+         WHERE id = ANY (%b::bigint[])
         """,
         (list(ids),),
     ).rowcount
@@ -218,7 +217,7 @@ def set_aside(tx: Connection, message_id: int, error: str) -> None:
         """
         UPDATE outbox
            SET error = %(error)s
-         WHERE id = %(id)s AND published_at IS NULL
+         WHERE id = %(id)s
         """,
         {"id": message_id, "error": error},
     )
@@ -265,22 +264,6 @@ def drop_set_aside(tx: Connection, ids: Collection[int]) -> int:
     ).rowcount
 
 
-def remove_legacy_published(tx: Connection, limit: int) -> int:
-    """Delete those of the `limit` oldest rows that a relay of an earlier version marked as published. Return how many."""
-    return tx.execute(
-        """
-        WITH oldest AS (
-            SELECT id, published_at
-              FROM outbox
-             ORDER BY id
-             LIMIT %(limit)s)
-        DELETE FROM outbox
-         WHERE id = ANY (ARRAY(SELECT id FROM oldest WHERE published_at IS NOT NULL))
-        """,
-        {"limit": limit},
-    ).rowcount
-
-
 def read_lag(tx: Connection, shards: Collection[int] = range(SHARDS)) -> OutboxLag:
     """Return the lag of these shards among the first MAX_COUNTED_MESSAGES messages that wait or are set aside."""
     [row] = tx.execute(
@@ -288,7 +271,7 @@ def read_lag(tx: Connection, shards: Collection[int] = range(SHARDS)) -> OutboxL
         WITH waiting AS MATERIALIZED (
             SELECT id, shard
               FROM outbox
-             WHERE published_at IS NULL AND error IS NULL
+             WHERE error IS NULL
              ORDER BY id
              LIMIT %(limit)s
         ), aside AS MATERIALIZED (

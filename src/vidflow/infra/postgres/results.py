@@ -92,12 +92,11 @@ def write_progress(tx: Connection, progress: Mapping[str, Progress]) -> None:
         """
         UPDATE scenario_progress p
            SET next_frame = n.next_frame, origin_pts = n.origin_pts, time_base = n.time_base, last_pts = n.last_pts,
-               last_time_s = n.last_time_s, last_at = n.last_at, end_epoch = n.end_epoch,
-               end_last_frame = n.end_last_frame, end_reason = n.end_reason, hole_epoch = n.hole_epoch,
-               repeats = n.repeats, opened = n.opened::jsonb
-          FROM unnest(%b::uuid[], %b::bigint[], %b::bigint[], %b::text[], %b::bigint[], %b::float8[], %b::text[],
+               last_time_s = n.last_time_s, end_epoch = n.end_epoch, end_last_frame = n.end_last_frame,
+               end_reason = n.end_reason, hole_epoch = n.hole_epoch, repeats = n.repeats, opened = n.opened::jsonb
+          FROM unnest(%b::uuid[], %b::bigint[], %b::bigint[], %b::text[], %b::bigint[], %b::float8[],
                       %b::bigint[], %b::bigint[], %b::text[], %b::bigint[], %b::bigint[], %b::text[])
-               AS n (scenario_uuid, next_frame, origin_pts, time_base, last_pts, last_time_s, last_at,
+               AS n (scenario_uuid, next_frame, origin_pts, time_base, last_pts, last_time_s,
                      end_epoch, end_last_frame, end_reason, hole_epoch, repeats, opened)
          WHERE p.scenario_uuid = n.scenario_uuid
         """,
@@ -108,7 +107,6 @@ def write_progress(tx: Connection, progress: Mapping[str, Progress]) -> None:
             [p.time_base for p in progress.values()],
             [p.last_pts for p in progress.values()],
             [p.last_time_s for p in progress.values()],
-            [p.last_at for p in progress.values()],
             [p.end_epoch for p in progress.values()],
             [p.end_last_frame for p in progress.values()],
             [p.end_reason.value if p.end_reason else None for p in progress.values()],

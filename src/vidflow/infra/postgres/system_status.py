@@ -29,14 +29,13 @@ _LEADS: Final = "EXISTS (SELECT FROM lease WHERE name = 'leader' AND expires_at 
 _RELAYS: Final = (
     f"(SELECT count(*) = {SHARDS} FROM lease WHERE starts_with(name, 'outbox/') AND expires_at > clock_timestamp())"  # noqa: S608
 )
-# A time in the future was written before the database clock stepped back. It does not count.
+# Times in the future were written before the database clock stepped back. They do not count.
 _SEEN: Final = f"last_seen_at > clock_timestamp() - interval '{STALE_AFTER_S} s' AND last_seen_at <= clock_timestamp()"
 _FREE_SLOT: Final = f"""
     EXISTS (SELECT FROM runners r WHERE r.pool = s.pool AND {_SEEN} AND NOT draining AND NOT marked AND used < capacity)"""
 _EMPTY_POOL: Final = f"""
     s.pool <> '{DEFAULT_POOL}' AND NOT EXISTS (SELECT FROM runners r WHERE r.pool = s.pool AND {_SEEN})"""
-# As above. A negative position was written by an earlier version for a partition without a leader.
-_CAUGHT_UP_AT: Final = "CASE WHEN caught_up_at <= clock_timestamp() AND position >= 0 THEN caught_up_at END"
+_CAUGHT_UP_AT: Final = "CASE WHEN caught_up_at <= clock_timestamp() THEN caught_up_at END"
 _HELD_AT: Final = f"greatest({_CAUGHT_UP_AT}, CASE WHEN seen_at <= clock_timestamp() THEN seen_at END)"
 # The current topic is the one that an inbox held last. Rows of deleted topics remain in the table.
 _PARTITIONS: Final = f"""
@@ -54,7 +53,7 @@ _INBOX_ALIVE: Final = f"""
        {_PARTITIONS})"""
 
 # The oldest by id, since there is no index by time. The two orders differ by the length of a transaction.
-_WAITS: Final = "FROM outbox WHERE published_at IS NULL AND error IS NULL"
+_WAITS: Final = "FROM outbox WHERE error IS NULL"
 _OUTBOX: Final = f"""
     (SELECT count(*) FROM (SELECT {_WAITS} ORDER BY id LIMIT {MAX_COUNTED}) AS waiting) AS outbox_waiting,
     coalesce((SELECT extract(epoch FROM clock_timestamp() - created_at) {_WAITS} ORDER BY id LIMIT 1), 0)::float8
