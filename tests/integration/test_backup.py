@@ -335,5 +335,5 @@ def test_the_commands_report_progress_and_results(own_url: str, tmp_path: Path) 
     assert verified.stdout.endswith("restored and counted; nothing was replaced\n")
     restored = run_command("db", "restore", str(tmp_path / "b"), "--replace", variables=variables)
     assert restored.returncode == 0, restored.stderr
-    assert re.search(r"restored \d+ rows of 20.*\n.*kept as the database backup_\w+_before_\d+_\d+", restored.stdout)
+    assert re.search(r"restored \d+ rows of the backup of 20.*\n.*kept as backup_\w+_before_\d+_\d+", restored.stdout)
     assert SECRET not in written.stderr + restored.stderr
