@@ -14,7 +14,7 @@ from statistics import median
 
 from servers import fdatasync_us
 from vidflow.domain.messages import Frame
-from vidflow.domain.retention import DAY_MS, PartitionRange
+from vidflow.domain.retention import DAY_MS, TimeRange
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
 from vidflow.infra.postgres import backup, predictions, results, retention
 from vidflow.infra.postgres.connection import Connection, connect
@@ -62,7 +62,7 @@ def partitions(connection: Connection, rows: int) -> None:
     [(size,)] = connection.execute("SELECT pg_total_relation_size('scenario_results_default') / 1000000").fetchall()
     print_figure(f"rows in the DEFAULT partition, {size} MB", f"{rows}")
     tomorrow_ms = (retention.read_database_ms(connection) // DAY_MS + 1) * DAY_MS
-    new = PartitionRange("scenario_results_tomorrow", tomorrow_ms, tomorrow_ms + DAY_MS)
+    new = retention.Partition("scenario_results_tomorrow", TimeRange(tomorrow_ms, tomorrow_ms + DAY_MS))
     print_duration("attach a partition", lambda: run_in_transaction(connection, retention.make_partition, new))
     print_duration("detach it", lambda: run_in_transaction(connection, retention.detach_partition, new))
 
@@ -83,7 +83,7 @@ def measure_reads_and_writes(connection: Connection, max_partitions: int) -> Non
             run_in_transaction(
                 connection,
                 retention.make_partition,
-                PartitionRange(f"scenario_results_{day}", from_ms, from_ms + DAY_MS),
+                retention.Partition(f"scenario_results_{day}", TimeRange(from_ms, from_ms + DAY_MS)),
             )
         created = count
         store_ms, read_ms = measure_probes(connection)
@@ -100,6 +100,11 @@ def measure_probes(connection: Connection) -> tuple[float, float]:
         store_s.append(measure_s(lambda frames=frames: results.add_frames(connection, frames)))
         read_s.append(measure_s(lambda uuid=uuid: predictions.read_result_page(connection, uuid, -1, 10)))
     return median(store_s) * 1e3, median(read_s) * 1e3
+
+
+def delete_expired_scenarios(connection: Connection, ended_ms: int) -> None:
+    expired, _ = retention.find_expired_scenarios(connection, ended_ms, retention.MIN_UUID, BATCH)
+    assert retention.delete_scenarios(connection, expired) == BATCH
 
 
 def measure_deletes(connection: Connection, scenarios: int) -> None:
@@ -119,7 +124,7 @@ def measure_deletes(connection: Connection, scenarios: int) -> None:
     connection.execute("ANALYZE")
     ended_ms = retention.read_database_ms(connection) - 300 * DAY_MS
     batches_s = [
-        measure_s(lambda: run_in_transaction(connection, retention.delete_scenarios, ended_ms, BATCH))
+        measure_s(lambda: run_in_transaction(connection, delete_expired_scenarios, ended_ms))
         for _ in range(scenarios // BATCH)
     ]
     print_figure(f"{scenarios} scenarios with 7 rows of history deleted", f"{sum(batches_s):.1f} s")

@@ -13,7 +13,7 @@ import pytest
 from tests.integration.delivery import emptied_database, print_figure
 
 from vidflow.domain.messages import Frame
-from vidflow.domain.retention import DAY_MS, DEFAULT_PARTITION, PartitionRange, RetentionPolicy
+from vidflow.domain.retention import DAY_MS, RetentionPolicy, TimeRange
 from vidflow.infra.postgres import lease as leases
 from vidflow.infra.postgres import predictions, results, retention
 from vidflow.infra.postgres.connection import FENCED_TRANSACTION_S, Connection, connect
@@ -30,6 +30,7 @@ from vidflow.roles.orchestrator.housekeeping import (
 )
 
 HOLDER, OTHER_HOLDER = uuid.uuid4(), uuid.uuid4()
+DEFAULT_PARTITION = "scenario_results_default"
 MONTH = RetentionPolicy(partition_days=1, results_days=30)
 
 
@@ -86,10 +87,10 @@ def frame(scenario_uuid: str, number: int) -> Frame:
     )  # fmt: skip
 
 
-def make_partition(connection: Connection, days_ago: int) -> PartitionRange:
+def make_partition(connection: Connection, days_ago: int) -> retention.Partition:
     """Create the partition of that day."""
     from_ms = retention.read_database_ms(connection) // DAY_MS * DAY_MS - days_ago * DAY_MS
-    partition = PartitionRange(f"scenario_results_{days_ago:08d}", from_ms, from_ms + DAY_MS)
+    partition = retention.Partition(f"scenario_results_{days_ago:08d}", TimeRange(from_ms, from_ms + DAY_MS))
     with connection.transaction():
         retention.make_partition(connection, partition)
     return partition
@@ -131,7 +132,7 @@ def test_ranges_begin_after_the_rows_of_the_default_partition(
     scenario_uuid = insert_aged_scenario(connection, 0)
     create_missing_partitions(database_url, lease, MONTH)
     first = retention.list_partitions(connection)[0]
-    assert first.from_ms > retention.time_ms(scenario_uuid)
+    assert first.time_range.from_ms > retention.time_ms(scenario_uuid)
     assert table_of(connection, scenario_uuid) == {DEFAULT_PARTITION}
 
 

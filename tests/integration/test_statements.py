@@ -14,7 +14,7 @@ from tests.integration.query_plans import explain
 
 from vidflow.domain.messages import Gap, GapReason, Parameters
 from vidflow.domain.progress import Progress
-from vidflow.domain.retention import DAY_MS, DEFAULT_PARTITION, PartitionRange
+from vidflow.domain.retention import DAY_MS, TimeRange
 from vidflow.domain.scenario import State
 from vidflow.infra.postgres import (
     gaps,
@@ -155,10 +155,10 @@ def new_scenario(tx: Connection) -> object:
     return scenarios.insert_scenario(tx, new)
 
 
-def day(days_ago: int) -> Callable[[Connection], PartitionRange]:
-    def make_range(tx: Connection) -> PartitionRange:
+def day(days_ago: int) -> Callable[[Connection], TimeRange]:
+    def make_range(tx: Connection) -> TimeRange:
         from_ms = retention.read_database_ms(tx) - days_ago * DAY_MS
-        return PartitionRange(DEFAULT_PARTITION, from_ms, from_ms + DAY_MS)
+        return TimeRange(from_ms, from_ms + DAY_MS)
 
     return make_range
 
@@ -254,7 +254,7 @@ STATEMENTS: list[Statement] = [
     ),
     ("retention.delete_scenarios", 40_000, with_scenarios("inactive", 500, retention.delete_scenarios)),
     ("retention.delete_from_default", 12_000, call(
-        lambda tx: retention.delete_from_default(tx, PartitionRange(DEFAULT_PARTITION, 0, 1 << 47), 2000))),
+        lambda tx: retention.delete_from_default(tx, TimeRange(0, 1 << 47), 2000))),
     ("retention.note_removed", 50, call(lambda tx: retention.note_removed(tx, day(20)(tx)))),
     # The api: health and metrics, then requests.
     ("system_status", 400, call(system_status.check_tables, system_status.read_system_status, system_status.read_pool_status)),

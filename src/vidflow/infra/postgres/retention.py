@@ -1,23 +1,42 @@
 """Statements that create partitions of the results and remove old results and scenarios. domain/retention.py decides which ones.
 
+A version 7 uuid begins with its time, so that a range of uuids is a range of time. Rows outside the ranges of all partitions are in the
+DEFAULT partition. PostgreSQL scans it whenever a partition is added.
+
 DDL waits for its locks only for LOCK_WAIT_MS, because statements queued after it wait as long. DETACH PARTITION … CONCURRENTLY is not
 possible, since PostgreSQL rejects it if there is a DEFAULT partition. A plain DETACH takes milliseconds once it has its locks.
 """
 
 from __future__ import annotations
 
+import datetime
 import re
 import uuid
 from collections.abc import Sequence
 from typing import Final
 
-from vidflow.domain.retention import DEFAULT_PARTITION, FOREVER_MS, RESULTS_TABLE, PartitionRange
+import msgspec
+
+from vidflow.domain.retention import TimeRange
 from vidflow.infra.postgres.connection import Connection
 
 LOCK_WAIT_MS: Final = 200
 MIN_UUID: Final = "00000000-0000-0000-0000-000000000000"
 """Less than every scenario_uuid."""
-_BOUND: Final = re.compile(r"FROM \((?P<first>[^)]*)\) TO \((?P<last>[^)]*)\)")
+_BOUND: Final = re.compile(r"FROM \('(?P<first>[^)]*)'\) TO \('(?P<last>[^)]*)'\)")
+
+
+class Partition(msgspec.Struct, frozen=True):
+    """A partition of the results, and the creation times of the scenarios whose results it holds."""
+
+    table: str
+    time_range: TimeRange
+
+
+def name_partition(time_range: TimeRange) -> Partition:
+    """Return the partition to create for a range. It is named after the day on which the range begins."""
+    day = datetime.datetime.fromtimestamp(time_range.from_ms / 1000, datetime.UTC)
+    return Partition(f"scenario_results_{day:%Y%m%d}", time_range)
 
 
 def lowest_uuid(at_ms: int) -> str:
@@ -36,27 +55,24 @@ def read_database_ms(tx: Connection) -> int:
     return int(now_ms)
 
 
-def list_partitions(tx: Connection) -> list[PartitionRange]:
+def list_partitions(tx: Connection) -> list[Partition]:
     """Return the partitions of the results other than the DEFAULT partition, oldest first."""
     rows = tx.execute(
         """
         SELECT c.relname, pg_get_expr(c.relpartbound, c.oid)
           FROM pg_inherits i
           JOIN pg_class c ON c.oid = i.inhrelid
-         WHERE i.inhparent = 'scenario_results'::regclass AND c.relname <> %s
-        """,
-        (DEFAULT_PARTITION,),
+         WHERE i.inhparent = 'scenario_results'::regclass AND c.oid <> 'scenario_results_default'::regclass
+        """
     ).fetchall()
-    return sorted((_range(table, text) for table, text in rows), key=lambda partition: partition.from_ms)
+    partitions = [Partition(table, _parse_bound(bound)) for table, bound in rows]
+    return sorted(partitions, key=lambda partition: partition.time_range.from_ms)
 
 
-def _range(table: str, text: str) -> PartitionRange:
+def _parse_bound(text: str) -> TimeRange:
     match = _BOUND.search(text)
     assert match is not None, text  # PostgreSQL's text of a range bound
-    first, last = match["first"].strip("'"), match["last"].strip("'")
-    return PartitionRange(
-        table, 0 if first == "MINVALUE" else time_ms(first), FOREVER_MS if last == "MAXVALUE" else time_ms(last)
-    )
+    return TimeRange(time_ms(match["first"]), time_ms(match["last"]))
 
 
 def default_span_ms(tx: Connection) -> tuple[int, int] | None:
@@ -70,7 +86,7 @@ def default_span_ms(tx: Connection) -> tuple[int, int] | None:
     return (time_ms(row[0]), time_ms(row[1])) if row[0] is not None else None
 
 
-def make_partition(tx: Connection, partition: PartitionRange) -> None:
+def make_partition(tx: Connection, partition: Partition) -> None:
     """Create a partition. Other partitions can be read and written meanwhile: ATTACH locks and scans only the DEFAULT partition.
 
     Raises psycopg.errors.LockNotAvailable, and CheckViolation if the DEFAULT partition holds a row of the range.
@@ -78,14 +94,14 @@ def make_partition(tx: Connection, partition: PartitionRange) -> None:
     _set_lock_timeout(tx)
     tx.execute(
         "SELECT make_results_partition(%s, %s, %s)",
-        (partition.table, lowest_uuid(partition.from_ms), lowest_uuid(partition.to_ms)),
+        (partition.table, lowest_uuid(partition.time_range.from_ms), lowest_uuid(partition.time_range.to_ms)),
     )
 
 
 def find_ended_up_to(
-    tx: Connection, partition: PartitionRange, ended_ms: int, after: str, limit: int
+    tx: Connection, created: TimeRange, ended_ms: int, after: str, limit: int
 ) -> tuple[str, bool | None]:
-    """Check whether the scenarios of a partition's range ended before `ended_ms`: at most `limit` of them, after the uuid `after`.
+    """Check whether the scenarios created in a range ended before `ended_ms`: at most `limit` of them, after the uuid `after`.
 
     Return the uuid up to which all have ended, and True if these are all scenarios of the range, False if the next one has not ended, or
     None if the check has to continue after the returned uuid. An ended scenario never starts again, so none has to be checked twice.
@@ -99,8 +115,8 @@ def find_ended_up_to(
          LIMIT %(limit)s
         """,
         {
-            "first": lowest_uuid(partition.from_ms),
-            "last": _last_uuid(partition),
+            "first": lowest_uuid(created.from_ms),
+            "last": lowest_uuid(created.to_ms),
             "after": after,
             "ended_s": ended_ms / 1000,
             "limit": limit,
@@ -113,19 +129,19 @@ def find_ended_up_to(
     return after, True if len(rows) < limit else None
 
 
-def note_removed(tx: Connection, partition: PartitionRange) -> None:
-    """Record that the results of the range are removed, so that a scenario without results is not mistaken for one that had none."""
+def note_removed(tx: Connection, created: TimeRange) -> None:
+    """Record that the results of scenarios created in a range are removed, to tell them from scenarios that had none."""
     tx.execute(
         """
         INSERT INTO results_removed (from_uuid, to_uuid)
         VALUES (%(first)s, %(last)s)
             ON CONFLICT (from_uuid) DO UPDATE SET to_uuid = greatest(results_removed.to_uuid, excluded.to_uuid)
         """,
-        {"first": lowest_uuid(partition.from_ms), "last": _last_uuid(partition)},
+        {"first": lowest_uuid(created.from_ms), "last": lowest_uuid(created.to_ms)},
     )
 
 
-def detach_partition(tx: Connection, partition: PartitionRange) -> None:
+def detach_partition(tx: Connection, partition: Partition) -> None:
     """Detach a partition from the results and rename it. `drop_partition` drops it later, without locking the results.
 
     Raises psycopg.errors.LockNotAvailable.
@@ -143,7 +159,7 @@ def list_detached_partitions(tx: Connection) -> list[str]:
           JOIN pg_class parent ON parent.oid = 'scenario_results'::regclass AND parent.relnamespace = c.relnamespace
          WHERE c.relkind = 'r' AND NOT c.relispartition AND c.relname ~ %s
         """,
-        (rf"^{RESULTS_TABLE}_\w+_removed$",),
+        (r"^scenario_results_\w+_removed$",),
     ).fetchall()
     return [table for (table,) in rows]
 
@@ -154,8 +170,8 @@ def drop_partition(tx: Connection, table: str) -> None:
     tx.execute("SELECT drop_results_partition(%s)", (table,))
 
 
-def delete_from_default(tx: Connection, partition: PartitionRange, limit: int) -> int:
-    """Delete at most `limit` rows of the range from the DEFAULT partition. Return how many."""
+def delete_from_default(tx: Connection, created: TimeRange, limit: int) -> int:
+    """Delete at most `limit` results of scenarios created in a range from the DEFAULT partition. Return how many."""
     return tx.execute(
         """
         DELETE FROM scenario_results_default
@@ -166,7 +182,7 @@ def delete_from_default(tx: Connection, partition: PartitionRange, limit: int) -
                 ORDER BY scenario_uuid, frame_number
                 LIMIT %(limit)s))
         """,
-        {"first": lowest_uuid(partition.from_ms), "last": _last_uuid(partition), "limit": limit},
+        {"first": lowest_uuid(created.from_ms), "last": lowest_uuid(created.to_ms), "limit": limit},
     ).rowcount
 
 
@@ -212,10 +228,6 @@ def delete_scenarios(tx: Connection, scenario_uuids: Sequence[str]) -> int:
         """,
         (list(scenario_uuids),),
     ).rowcount
-
-
-def _last_uuid(partition: PartitionRange) -> str:
-    return str(uuid.UUID(int=min(partition.to_ms << 80, (1 << 128) - 1)))
 
 
 def _set_lock_timeout(tx: Connection) -> None:

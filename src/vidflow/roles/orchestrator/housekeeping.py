@@ -16,10 +16,10 @@ from psycopg import errors
 
 from vidflow.domain.retention import (
     DAY_MS,
-    PartitionRange,
     RetentionPolicy,
+    TimeRange,
     find_expired_ranges,
-    find_missing_partitions,
+    find_missing_ranges,
 )
 from vidflow.infra.postgres import lease as leases
 from vidflow.infra.postgres import retention
@@ -102,12 +102,12 @@ def _needs(error: psycopg.Error) -> str:
 class ScanCursors:
     """How far earlier rounds have scanned, so that no round scans everything that is stored.
 
-    `ended`: for each range, the uuid up to which all scenarios ended long enough ago. `scenarios`: the uuid after which the
-    scan for expired scenarios continues; it restarts at the lowest uuid when it reaches the end.
+    `ended`: the uuid up to which all scenarios of a range ended long enough ago, by the beginning of the range. `scenarios`: the uuid
+    after which the scan for expired scenarios continues; it restarts at the lowest uuid when it reaches the end.
     """
 
     def __init__(self) -> None:
-        self.ended: dict[tuple[str, int], str] = {}
+        self.ended: dict[int, str] = {}
         self.scenarios = retention.MIN_UUID
 
 
@@ -125,8 +125,10 @@ class RetentionRound:
 
     def create_partitions(self) -> None:
         """Create the missing partitions, each in its own transaction."""
-        existing, span = retention.list_partitions(self._connection), retention.default_span_ms(self._connection)
-        for partition in find_missing_partitions(existing, span[1] if span else None, self._now_ms, self._policy):
+        existing = [partition.time_range for partition in retention.list_partitions(self._connection)]
+        span = retention.default_span_ms(self._connection)
+        for missing in find_missing_ranges(existing, span[1] if span else None, self._now_ms, self._policy):
+            partition = retention.name_partition(missing)
             try:
                 with self._fenced() as tx:
                     retention.make_partition(tx, partition)
@@ -154,34 +156,38 @@ class RetentionRound:
             _log.info("partition_dropped", partition=table)
 
     def _remove_results(self) -> bool:
-        existing, span = retention.list_partitions(self._connection), retention.default_span_ms(self._connection)
-        for expired in find_expired_ranges(existing, span[0] if span else None, self._now_ms, self._policy):
+        partitions = {partition.time_range: partition for partition in retention.list_partitions(self._connection)}
+        span = retention.default_span_ms(self._connection)
+        for expired in find_expired_ranges(list(partitions), span[0] if span else None, self._now_ms, self._policy):
             ended_ms = self._now_ms - (self._policy.results_days or 0) * DAY_MS
             if self._all_ended(expired, ended_ms):
-                return self._remove(expired)
+                return self._remove(expired, partitions.get(expired))
         return False
 
-    def _all_ended(self, partition: PartitionRange, ended_ms: int) -> bool:
+    def _all_ended(self, created: TimeRange, ended_ms: int) -> bool:
         """Return whether all scenarios of the range ended before `ended_ms`.
 
         A leader scans each scenario once, except the first that has not ended, where the next scan starts.
         """
-        key, all_ended = (partition.table, partition.from_ms), None
+        all_ended = None
         while all_ended is None and self._lease.is_held():
-            after = self._cursors.ended.get(key, retention.MIN_UUID)
-            self._cursors.ended[key], all_ended = retention.find_ended_up_to(
-                self._connection, partition, ended_ms, after, ENDED_SCAN_ROWS
+            after = self._cursors.ended.get(created.from_ms, retention.MIN_UUID)
+            self._cursors.ended[created.from_ms], all_ended = retention.find_ended_up_to(
+                self._connection, created, ended_ms, after, ENDED_SCAN_ROWS
             )
         return all_ended is True
 
-    def _remove(self, partition: PartitionRange) -> bool:
-        """Record and remove the results in one transaction, so that readers never miss results without a record of it."""
+    def _remove(self, created: TimeRange, partition: retention.Partition | None) -> bool:
+        """Record and remove the results in one transaction, so that readers never miss results without a record of it.
+
+        Without a partition of the range, its rows are in the DEFAULT partition and are deleted in batches.
+        """
         with self._fenced() as tx:
-            retention.note_removed(tx, partition)
-            if partition.is_default:
-                return retention.delete_from_default(tx, partition, DELETE_BATCH_ROWS) > 0
+            retention.note_removed(tx, created)
+            if partition is None:
+                return retention.delete_from_default(tx, created, DELETE_BATCH_ROWS) > 0
             retention.detach_partition(tx, partition)
-        _log.info("results_removed", partition=partition.table, from_ms=partition.from_ms, to_ms=partition.to_ms)
+        _log.info("results_removed", partition=partition.table, from_ms=created.from_ms, to_ms=created.to_ms)
         self._drop_detached()
         return True
 
