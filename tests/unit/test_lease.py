@@ -10,25 +10,20 @@ def test_a_lease_counts_from_before_the_attempt_and_is_trusted_until_half_a_seco
 
 
 def test_a_runner_silent_for_its_lease_has_expired() -> None:
-    assert is_runner_lease_expired(last_seen_s=10.0, probes_received_since_s=0.0, now_s=13.0)
+    assert is_runner_lease_expired(last_seen_s=10.0, probes_received_since_s=0.0, now_s=13.0, lease_s=3.0)
 
 
 def test_a_runner_heard_within_its_lease_has_not_expired() -> None:
-    assert not is_runner_lease_expired(last_seen_s=10.0, probes_received_since_s=0.0, now_s=12.9)
+    assert not is_runner_lease_expired(last_seen_s=10.0, probes_received_since_s=0.0, now_s=12.9, lease_s=3.0)
 
 
 def test_no_runner_expires_while_the_probes_do_not_return() -> None:
-    assert not is_runner_lease_expired(last_seen_s=10.0, probes_received_since_s=None, now_s=1000.0)
+    assert not is_runner_lease_expired(last_seen_s=10.0, probes_received_since_s=None, now_s=1000.0, lease_s=3.0)
 
 
 def test_a_runner_gets_a_whole_lease_when_the_probes_return() -> None:
-    assert not is_runner_lease_expired(last_seen_s=10.0, probes_received_since_s=99.0, now_s=101.9)
-    assert is_runner_lease_expired(last_seen_s=10.0, probes_received_since_s=99.0, now_s=102.0)
-
-
-def test_the_length_of_a_lease_can_be_given() -> None:
-    assert not is_runner_lease_expired(10.0, 0.0, 14.0, lease_s=5.0)
-    assert is_runner_lease_expired(10.0, 0.0, 15.0, lease_s=5.0)
+    assert not is_runner_lease_expired(last_seen_s=10.0, probes_received_since_s=99.0, now_s=101.9, lease_s=3.0)
+    assert is_runner_lease_expired(last_seen_s=10.0, probes_received_since_s=99.0, now_s=102.0, lease_s=3.0)
 
 
 def test_probes_are_received_once_those_of_all_partitions_returned() -> None:

@@ -18,7 +18,6 @@ MARGIN_S: Final = 0.5
 """How long before its end a holder stops trusting its lease, so that a write begun at the last moment still ends in time."""
 STANDBY_POLL_S: Final = 0.2
 """Interval at which a standby checks whether the lease has expired."""
-RUNNER_LEASE_S: Final = 3.0
 PROBE_MAX_AGE_S: Final = 1.0
 """An older probe does not count. By then, two consecutive probes have failed to return."""
 
@@ -32,7 +31,7 @@ def compute_trusted_until(attempted_s: float) -> float:
 
 
 def is_runner_lease_expired(
-    last_seen_s: float, probes_received_since_s: float | None, now_s: float, lease_s: float = RUNNER_LEASE_S
+    last_seen_s: float, probes_received_since_s: float | None, now_s: float, lease_s: float
 ) -> bool:
     """Return whether the lease of a runner last heard from at `last_seen_s` has expired.
 
