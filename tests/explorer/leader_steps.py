@@ -33,7 +33,7 @@ from vidflow.domain.leader import (
     RunnerView,
     ScenarioView,
     Snapshot,
-    apply_report,
+    apply_reports,
     apply_written_plan,
 )
 from vidflow.domain.messages import Command, Deploy, Frame, Report, ResumePoint, StopWork
@@ -46,7 +46,7 @@ ZOMBIE_FAULTS = frozenset({"cut off", "frozen", "not receiving", "never receivin
 
 def receive_report(state: WorldState, report: Report) -> WorldState:
     """The leader receives a report."""
-    memory = apply_report(LeaderState(dict(state.leader.views)), report, NOW_S)
+    memory = apply_reports(LeaderState(dict(state.leader.views)), [(report, NOW_S)])
     return state._replace(leader=state.leader.with_view(report.runner, memory.runners[report.runner]))
 
 

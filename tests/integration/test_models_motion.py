@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.boxes import iou
 from tests.pictures import FramePicture, picture_of, pictures
 
-from vidflow.domain.detections import Detection, iou
+from vidflow.domain.detections import Detection
 from vidflow.domain.messages import Parameters
 from vidflow.infra.models import registry
 from vidflow.infra.models.model import Model

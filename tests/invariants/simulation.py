@@ -33,7 +33,7 @@ from vidflow.domain.leader import (
     ScenarioView,
     Snapshot,
     Timing,
-    apply_report,
+    apply_reports,
 )
 from vidflow.domain.lease import is_runner_lease_expired
 from vidflow.domain.messages import (
@@ -386,7 +386,7 @@ class Simulation:
     def receive_report(self, value: bytes) -> None:
         report = decode_runner_event(value)
         assert isinstance(report, Report)
-        self.memory = apply_report(self.memory, report, self.now_s)
+        self.memory = apply_reports(self.memory, [(report, self.now_s)])
 
     # --- the inbox
 

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tests.boxes import iou
 from tests.pictures import picture_of
 
-from vidflow.domain.detections import InferenceError, iou
+from vidflow.domain.detections import InferenceError
 from vidflow.domain.errors import ModelError
 from vidflow.infra.models.decoders import (
     Candidates,

@@ -14,7 +14,6 @@ from vidflow.domain.detections import (
     area,
     build_detection,
     clip,
-    iou,
     select_detections,
 )
 
@@ -79,9 +78,7 @@ def test_a_decoded_detection_with_an_impossible_score_is_refused(score: str) -> 
         msgspec.json.decode(f'{{"label": "a", "score": {score}, "box": [0, 0, 1, 1]}}', type=Detection)
 
 
-def test_area_clipping_and_iou_of_boxes() -> None:
+def test_area_and_clipping_of_boxes() -> None:
     assert area((0, 0, 4, 5)) == 20
     assert area((4, 0, 0, 5)) == 0
     assert clip((-1, -1, 50, 5), 10, 10) == (0, 0, 10, 5)
-    assert iou((0, 0, 2, 2), (1, 0, 3, 2)) == pytest.approx(1 / 3)
-    assert iou((0, 0, 0, 0), (0, 0, 0, 0)) == 0

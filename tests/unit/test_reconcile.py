@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from vidflow.domain.errors import ErrorInfo
-from vidflow.domain.leader import LeaderState, OutgoingCommand, Plan, ScenarioView, Snapshot, Timing, apply_report
+from vidflow.domain.leader import LeaderState, OutgoingCommand, Plan, ScenarioView, Snapshot, Timing, apply_reports
 from vidflow.domain.messages import EndReason, Entry, Forget, Ping, Report, StopWork, WorkerWait
 from vidflow.domain.progress import Progress
 from vidflow.domain.reconcile import build_tick_context, count_free_slots, find_free_slots, reconcile
@@ -69,8 +69,10 @@ class LeaderHarness:
         self, *entries: Entry, runner: str = "r1", taken: int = 0, draining: bool = False, capacity: int = 4
     ) -> None:
         self.report_numbers[runner] = number = self.report_numbers.get(runner, 0) + 1
-        report = Report(runner, "default", number, capacity, taken, draining, entries)
-        self.memory = apply_report(self.memory, report, self.now_s)
+        self.receive_report(Report(runner, "default", number, capacity, taken, draining, entries))
+
+    def receive_report(self, report: Report) -> None:
+        self.memory = apply_reports(self.memory, [(report, self.now_s)])
 
     def tick(self, after_s: float = TICK_S) -> Plan:
         self.now_s += after_s
@@ -363,7 +365,7 @@ def test_a_report_older_than_the_last_does_not_renew_the_lease() -> None:
     leader.receive(running())
     leader.receive(running())
     leader.events_without_reports(2.5)
-    leader.memory = apply_report(leader.memory, Report("r1", "default", 1, 4, 0, False, (running(),)), leader.now_s)
+    leader.receive_report(Report("r1", "default", 1, 4, 0, False, (running(),)))
     assert [event.kind for event in leader.events_without_reports(1.0)] == [Kind.LOST]
 
 
@@ -816,7 +818,7 @@ def test_no_runner_has_slots_while_the_leader_receives_no_probes() -> None:
 
 def test_a_runner_of_another_pool_gets_nothing() -> None:
     leader = LeaderHarness(waiting_scenario())
-    leader.memory = apply_report(leader.memory, Report("r1", "gpu", 1, 4, 0, False), leader.now_s)
+    leader.receive_report(Report("r1", "gpu", 1, 4, 0, False))
     assert leader.event() is None
 
 
@@ -826,14 +828,14 @@ def test_each_pool_places_its_own_scenarios() -> None:
     )
     leader = LeaderHarness(waiting_scenario(), gpu)
     leader.receive(runner="r1")
-    leader.memory = apply_report(leader.memory, Report("r2", "gpu", 1, 4, 0, False), leader.now_s)
+    leader.receive_report(Report("r2", "gpu", 1, 4, 0, False))
     plan = leader.tick()
     assert {(item.scenario.pool, event.runner) for item, event in plan.events} == {("default", "r1"), ("gpu", "r2")}
 
 
 def test_a_command_goes_to_the_pool_of_its_runner() -> None:
     leader = LeaderHarness()
-    leader.memory = apply_report(leader.memory, Report("r2", "gpu", 1, 4, 0, False, (running(),)), leader.now_s)
+    leader.receive_report(Report("r2", "gpu", 1, 4, 0, False, (running(),)))
     assert [(command.kind, command.pool) for command in leader.tick().commands] == [("stop", "gpu")]
 
 
@@ -841,7 +843,7 @@ def test_free_slots_are_counted_by_pool_up_to_the_limit_of_a_tick() -> None:
     leader = LeaderHarness(starting())
     leader.receive(runner="r1", capacity=3)
     leader.receive(runner="r3", capacity=1000)
-    leader.memory = apply_report(leader.memory, Report("r2", "gpu", 1, 4, 0, False), leader.now_s)
+    leader.receive_report(Report("r2", "gpu", 1, 4, 0, False))
     snapshot = Snapshot(leader.scenarios, leader.now_s, DB_S, None, leader.probes_received_since_s)
     assert count_free_slots(leader.memory, snapshot, TIMING) == {"default": TIMING.max_assignments, "gpu": 4}
 

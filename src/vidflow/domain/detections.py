@@ -36,7 +36,6 @@ class InferenceError(VidflowError):
     """A model failed on a frame or returned impossible values. A retry may succeed; a frame that fails every attempt is poisonous."""
 
     default_code = "inference_failed"
-    retry = True
 
 
 class Detection(msgspec.Struct, frozen=True, gc=False):
@@ -105,13 +104,6 @@ def area(box: Box) -> float:
     """Return the area in square pixels, 0 if a corner pair is swapped."""
     x1, y1, x2, y2 = box
     return max(x2 - x1, 0.0) * max(y2 - y1, 0.0)
-
-
-def iou(box: Box, other: Box) -> float:
-    """Return intersection over union, 0 to 1. It is 0 if both boxes are empty."""
-    shared = area((max(box[0], other[0]), max(box[1], other[1]), min(box[2], other[2]), min(box[3], other[3])))
-    union = area(box) + area(other) - shared
-    return shared / union if union > 0 else 0.0
 
 
 def _clamp(value: float, end: float) -> float:

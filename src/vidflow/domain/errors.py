@@ -1,4 +1,4 @@
-"""vidflow's exception hierarchy. Each class says whose fault an error is and whether a retry may succeed.
+"""vidflow's exception hierarchy. Each class says whose fault an error is.
 
 ::
 
@@ -33,7 +33,6 @@ class VidflowError(Exception):
     """Base class. `code` is for programs; the message is for people and says what to do."""
 
     default_code: ClassVar[str] = "error"
-    retry: ClassVar[bool] = False
 
     def __init__(self, message: str, *, code: str | None = None) -> None:
         super().__init__(message)
@@ -91,7 +90,6 @@ class MissingExtra(SetupError):
     """A library of an extra is not installed here. A retry may succeed on another runner that has it."""
 
     default_code = "extra_missing"
-    retry = True
 
 
 def format_install_hint(extra: str) -> str:
@@ -103,7 +101,6 @@ class Unavailable(VidflowError):
     """A server or a device is temporarily unavailable."""
 
     default_code = "unavailable"
-    retry = True
 
 
 class InternalError(VidflowError):

@@ -168,11 +168,6 @@ class TickContext(msgspec.Struct, frozen=True):
         return Finding(epoch, cause, self.snapshot.now_s, self.snapshot.now_db_s)
 
 
-def apply_report(memory: LeaderState, report: Report, now_s: float) -> LeaderState:
-    """Return the memory after one report. See `apply_reports`."""
-    return apply_reports(memory, [(report, now_s)])
-
-
 def apply_reports(memory: LeaderState, reports: Iterable[tuple[Report, float]]) -> LeaderState:
     """Return the memory after these reports, each given with the time of its arrival.
 

@@ -174,7 +174,6 @@ class Decision(msgspec.Struct, frozen=True):
     after: Scenario | None = None
     send: Send | None = None
     delay_s: float = 0.0
-    ignored_reason: str | None = None
 
 
 def decide(scenario: Scenario, event: Event) -> Decision:
@@ -184,9 +183,9 @@ def decide(scenario: Scenario, event: Event) -> Decision:
     step.
     """
     if event.epoch is not None and event.epoch != scenario.epoch:
-        return Decision(scenario, event, ignored_reason="another epoch")
+        return Decision(scenario, event)
     if event.kind is Kind.SHUTDOWN_REQUESTED and scenario.state in SHUTDOWN_NOOP_STATES:
-        return Decision(scenario, event, ignored_reason="shutting down already")
+        return Decision(scenario, event)
     step = TRANSITIONS.get((scenario.state, event.kind))
     if step is None:
         raise IllegalTransition(
