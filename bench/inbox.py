@@ -20,7 +20,8 @@ from confluent_kafka import KafkaError, KafkaException, Message
 from servers import print_comparison, servers
 from stack import cpu_s
 from vidflow.domain.detections import Detection
-from vidflow.domain.messages import RESULTS, Frame, encode
+from vidflow.domain.messages import Frame, encode
+from vidflow.domain.topics import RESULTS
 from vidflow.infra.kafka import clients
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.postgres.connection import Connection, connect

@@ -31,7 +31,8 @@ import api
 from servers import fdatasync_us
 from stack import DevProcess, stack
 from vidflow.commands.run.source import resolve_video
-from vidflow.domain.messages import RESULTS, Frame, SourceOpened, decode_result
+from vidflow.domain.messages import Frame, SourceOpened, decode_result
+from vidflow.domain.topics import RESULTS
 from vidflow.infra.kafka import admin, clients, offsets
 
 POLL_S = 0.005

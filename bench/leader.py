@@ -24,8 +24,9 @@ from uuid import uuid4
 
 from servers import servers
 from stack import cpu_s
-from vidflow.domain.messages import RESULTS, RUNNER_EVENTS, Entry, Report, WorkerWait, encode
+from vidflow.domain.messages import Entry, Report, WorkerWait, encode
 from vidflow.domain.scenario import RetryPolicy
+from vidflow.domain.topics import RESULTS, RUNNER_EVENTS
 from vidflow.infra.kafka import clients
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.postgres import leader_tables

@@ -23,7 +23,8 @@ from tests.faults.workloads import Workload
 from tests.integration.delivery import read_topic
 from tests.integration.server_owner import wait_until
 
-from vidflow.domain.messages import RESULTS, commands_topic, decode_result
+from vidflow.domain.messages import decode_result
+from vidflow.domain.topics import RESULTS, commands_topic
 from vidflow.infra.kafka import admin, offsets
 from vidflow.infra.postgres import backup
 

@@ -29,8 +29,9 @@ from tests.integration.delivery import (
 )
 from tests.integration.server_owner import wait_until
 
-from vidflow.domain.messages import PARTITIONS, RESULTS
+from vidflow.domain.topics import RESULTS
 from vidflow.infra.kafka import admin, errors, offsets, topics
+from vidflow.infra.kafka.topics import PARTITIONS
 from vidflow.infra.postgres import inbox_partitions, results
 from vidflow.infra.postgres.connection import Connection, connect
 from vidflow.roles import inbox

@@ -17,8 +17,9 @@ from tests.faults.workloads import Workload
 from tests.integration.delivery import remove_topics
 from tests.integration.server_owner import wait_until
 
-from vidflow.domain.messages import INIT_SCENARIO, PARTITIONS, RESULTS, RUNNER_EVENTS, commands_topic
+from vidflow.domain.topics import INIT_SCENARIO, RESULTS, RUNNER_EVENTS, commands_topic
 from vidflow.infra.kafka import admin, offsets, topics
+from vidflow.infra.kafka.topics import PARTITIONS
 
 pytestmark = [pytest.mark.long, pytest.mark.whole, pytest.mark.fault, pytest.mark.timeout(420)]
 

@@ -11,7 +11,7 @@ from tests.faults.duplication import duplicated_messages
 from tests.faults.injection import Fault, Victim, inject, wait_for_victim
 from tests.faults.system_under_test import SystemUnderTest, run_system
 
-from vidflow.domain.messages import INIT_SCENARIO, RESULTS, RUNNER_EVENTS, commands_topic
+from vidflow.domain.topics import INIT_SCENARIO, RESULTS, RUNNER_EVENTS, commands_topic
 
 pytestmark = [pytest.mark.long, pytest.mark.whole, pytest.mark.fault, pytest.mark.timeout(420)]
 

@@ -13,7 +13,8 @@ from tests.integration.delivery import read_topic
 from tests.integration.server_owner import wait_until
 from tests.integration.vidflow_process import DONE_LIMIT_S, VidflowClient, running_vidflow
 
-from vidflow.domain.messages import RESULTS, decode_result
+from vidflow.domain.messages import decode_result
+from vidflow.domain.topics import RESULTS
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
 from vidflow.infra.postgres import backup, retention
 from vidflow.infra.postgres.connection import connect

@@ -15,7 +15,8 @@ from tests.integration.delivery import remove_topics
 from tests.integration.runner_harness import ControlPlane, RunnerProcess, make_deploy, new_uuid, running_runner
 from tests.integration.server_owner import wait_until
 
-from vidflow.domain.messages import RESULTS, EndReason, commands_topic
+from vidflow.domain.messages import EndReason
+from vidflow.domain.topics import RESULTS, commands_topic
 from vidflow.infra.embedded.kafka import EmbeddedKafka
 from vidflow.infra.kafka import admin, errors, offsets, topics
 from vidflow.infra.process.stopping import Stop

@@ -10,17 +10,8 @@ from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 from tests.faults.system_under_test import Processes
 from tests.faults.violation import violation
 
-from vidflow.domain.messages import (
-    RESULTS,
-    RUNNER_EVENTS,
-    Frame,
-    Ping,
-    Report,
-    commands_topic,
-    decode_command,
-    decode_result,
-    decode_runner_event,
-)
+from vidflow.domain.messages import Frame, Ping, Report, decode_command, decode_result, decode_runner_event
+from vidflow.domain.topics import RESULTS, RUNNER_EVENTS, commands_topic
 from vidflow.infra.kafka import admin, clients, offsets
 
 QUIET_S: Final = 2.5

@@ -12,7 +12,8 @@ from psycopg.rows import namedtuple_row
 from tests.faults.system_under_test import SystemUnderTest
 from tests.faults.violation import violation
 
-from vidflow.domain.messages import DEAD_LETTERS, RESULTS, Frame, decode_result
+from vidflow.domain.messages import Frame, decode_result
+from vidflow.domain.topics import DEAD_LETTERS, RESULTS
 from vidflow.infra.kafka import clients, offsets
 from vidflow.infra.kafka.settings import KafkaSettings
 

@@ -18,11 +18,13 @@ from confluent_kafka import Message
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 from tests.integration.server_owner import wait_until
 
-from vidflow.domain.messages import PARTITIONS, RESULTS, Frame, encode
+from vidflow.domain.messages import Frame, encode
 from vidflow.domain.messages import Message as Sent
+from vidflow.domain.topics import RESULTS
 from vidflow.infra.kafka import admin, clients, offsets, topics
 from vidflow.infra.kafka.clients import Headers
 from vidflow.infra.kafka.settings import KafkaSettings
+from vidflow.infra.kafka.topics import PARTITIONS
 from vidflow.infra.postgres import outbox
 from vidflow.infra.postgres.connection import Connection, connect
 from vidflow.infra.process.stopping import Stop

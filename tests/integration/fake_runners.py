@@ -9,16 +9,8 @@ from contextlib import contextmanager
 
 from confluent_kafka import Consumer, Producer
 
-from vidflow.domain.messages import (
-    RUNNER_EVENTS,
-    Deploy,
-    Entry,
-    Report,
-    WorkerWait,
-    commands_topic,
-    decode_command,
-    encode,
-)
+from vidflow.domain.messages import Deploy, Entry, Report, WorkerWait, decode_command, encode
+from vidflow.domain.topics import RUNNER_EVENTS, commands_topic
 from vidflow.infra.kafka import admin, clients, offsets
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.process.stopping import Stop

@@ -16,8 +16,6 @@ from tests.integration.processes import children
 from tests.integration.server_owner import wait_until
 
 from vidflow.domain.messages import (
-    RESULTS,
-    RUNNER_EVENTS,
     Command,
     Deploy,
     End,
@@ -28,11 +26,11 @@ from vidflow.domain.messages import (
     Result,
     ResumePoint,
     SourceOpened,
-    commands_topic,
     decode_result,
     decode_runner_event,
     encode,
 )
+from vidflow.domain.topics import RESULTS, RUNNER_EVENTS, commands_topic
 from vidflow.infra.kafka import admin, clients, offsets, topics
 from vidflow.infra.kafka.settings import KafkaSettings
 

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.integration.api_server import create_scenario, ready_api, wait_until
 from tests.integration.delivery import count_unpublished, print_figure, read_topic, running_role
 
-from vidflow.domain.messages import INIT_SCENARIO
+from vidflow.domain.topics import INIT_SCENARIO
 from vidflow.infra.embedded.kafka import EmbeddedKafka
 from vidflow.infra.kafka import topics
 from vidflow.infra.kafka.settings import KafkaSettings

@@ -23,27 +23,12 @@ from tests.integration.server_owner import wait_until
 from tests.integration.vidflow_process import DONE_LIMIT_S, VidflowClient, running_vidflow
 
 from vidflow.domain.errors import format_install_hint
-from vidflow.domain.messages import (
-    DEAD_LETTERS,
-    INIT_SCENARIO,
-    PARTITIONS,
-    RESULTS,
-    RUNNER_EVENTS,
-    DeadLetter,
-    End,
-    EndReason,
-    Entry,
-    Ping,
-    Report,
-    Shutdown,
-    Start,
-    StopWork,
-    commands_topic,
-    encode,
-)
+from vidflow.domain.messages import DeadLetter, End, EndReason, Entry, Ping, Report, Shutdown, Start, StopWork, encode
+from vidflow.domain.topics import DEAD_LETTERS, INIT_SCENARIO, RESULTS, RUNNER_EVENTS, commands_topic
 from vidflow.infra.kafka import clients
 from vidflow.infra.kafka.clients import Headers
 from vidflow.infra.kafka.settings import KafkaSettings
+from vidflow.infra.kafka.topics import PARTITIONS
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 

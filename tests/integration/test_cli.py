@@ -42,12 +42,13 @@ from tests.integration.processes import descendants, is_alive
 from tests.integration.server_owner import wait_until
 
 from vidflow.cli.app import app
-from vidflow.domain.messages import DEAD_LETTERS, PARTITIONS
 from vidflow.domain.runner import default_memory_cap
+from vidflow.domain.topics import DEAD_LETTERS
 from vidflow.infra.embedded.kafka import EmbeddedKafka
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
 from vidflow.infra.kafka import admin, offsets, topics
 from vidflow.infra.kafka.settings import KafkaSettings
+from vidflow.infra.kafka.topics import PARTITIONS
 from vidflow.infra.postgres import outbox
 from vidflow.infra.postgres.connection import connect
 from vidflow.infra.postgres.migrations import migrate

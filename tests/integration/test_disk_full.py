@@ -21,7 +21,7 @@ from tests.integration.delivery import (
 from tests.integration.disks import SmallDisk, logged_outages, small_disk
 from tests.integration.server_owner import wait_until
 
-from vidflow.domain.messages import DEAD_LETTERS
+from vidflow.domain.topics import DEAD_LETTERS
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.postgres import outbox

@@ -23,7 +23,8 @@ from tests.integration.delivery import (
 from tests.integration.server_owner import wait_until
 
 from vidflow.commands import dlq
-from vidflow.domain.messages import DEAD_LETTERS, RESULTS, DeadLetter, encode
+from vidflow.domain.messages import DeadLetter, encode
+from vidflow.domain.topics import DEAD_LETTERS, RESULTS
 from vidflow.infra.kafka import admin, clients, offsets
 from vidflow.infra.kafka.dead_letters import PendingDeadLetter, read_pending_dead_letters, why_not_replayable
 from vidflow.infra.kafka.settings import KafkaSettings

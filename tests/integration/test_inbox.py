@@ -33,22 +33,13 @@ from tests.integration.delivery import (
 from tests.integration.server_owner import wait_until
 
 from vidflow.domain.detections import Detection
-from vidflow.domain.messages import (
-    DEAD_LETTERS,
-    PARTITIONS,
-    RESULTS,
-    DeadLetter,
-    End,
-    EndReason,
-    Gap,
-    GapReason,
-    SourceOpened,
-    encode,
-)
+from vidflow.domain.messages import DeadLetter, End, EndReason, Gap, GapReason, SourceOpened, encode
 from vidflow.domain.progress import Progress, is_complete
+from vidflow.domain.topics import DEAD_LETTERS, RESULTS
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
 from vidflow.infra.kafka import admin, clients, errors, offsets
 from vidflow.infra.kafka.settings import KafkaSettings
+from vidflow.infra.kafka.topics import PARTITIONS
 from vidflow.infra.postgres import inbox_partitions, outbox, results
 from vidflow.infra.postgres.connection import Connection, connect
 from vidflow.infra.postgres.migrations import migrate

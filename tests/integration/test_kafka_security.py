@@ -18,11 +18,12 @@ from tests.integration.processes import descendants
 from tests.integration.server_owner import wait_until
 from tests.integration.vidflow_process import running_vidflow
 
-from vidflow.domain.messages import INIT_SCENARIO, PARTITIONS
+from vidflow.domain.topics import INIT_SCENARIO
 from vidflow.infra.embedded.child_process import find_free_ports
 from vidflow.infra.embedded.kafka import EmbeddedKafka
 from vidflow.infra.kafka import admin, clients, errors, offsets, topics
 from vidflow.infra.kafka.settings import KafkaSettings
+from vidflow.infra.kafka.topics import PARTITIONS
 from vidflow.infra.process.stopping import Stop
 from vidflow.settings import read_environment_variable
 

@@ -10,7 +10,8 @@ from tests.integration.delivery import recreate_topics
 from tests.integration.server_owner import wait_until
 
 from vidflow.domain.lease import PROBE_MAX_AGE_S
-from vidflow.domain.messages import INIT_SCENARIO, RUNNER_EVENTS, Report, Start, encode
+from vidflow.domain.messages import Report, Start, encode
+from vidflow.domain.topics import INIT_SCENARIO, RUNNER_EVENTS
 from vidflow.infra.kafka import admin, clients, offsets
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.process.stopping import Stop

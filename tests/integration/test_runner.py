@@ -19,7 +19,8 @@ from tests.integration.processes import is_alive
 from tests.integration.runner_harness import ControlPlane, RunnerProcess, make_deploy, new_uuid, running_runner
 from tests.integration.server_owner import wait_until
 
-from vidflow.domain.messages import EndReason, Forget, Ping, StopWork, WorkerWait, commands_topic
+from vidflow.domain.messages import EndReason, Forget, Ping, StopWork, WorkerWait
+from vidflow.domain.topics import commands_topic
 from vidflow.infra.kafka.settings import KafkaSettings
 
 pytestmark = pytest.mark.long  # starting runners takes long

@@ -11,7 +11,7 @@ from tests.integration.delivery import remove_topics
 from tests.integration.runner_harness import ControlPlane, make_deploy, new_uuid, running_runner
 from tests.integration.server_owner import wait_until
 
-from vidflow.domain.messages import commands_topic
+from vidflow.domain.topics import commands_topic
 from vidflow.infra.kafka import admin
 from vidflow.infra.kafka.settings import KafkaSettings
 

@@ -12,7 +12,8 @@ from tests.integration import faulty_models
 from tests.integration.delivery import limited_message_size
 from tests.integration.runner_harness import ControlPlane, RunnerProcess, make_deploy, new_uuid, running_runner
 
-from vidflow.domain.messages import RUNNER_EVENTS, EndReason, Ping
+from vidflow.domain.messages import EndReason, Ping
+from vidflow.domain.topics import RUNNER_EVENTS
 from vidflow.infra.kafka.settings import KafkaSettings
 
 pytestmark = pytest.mark.long

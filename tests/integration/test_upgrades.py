@@ -26,7 +26,8 @@ from tests.integration.delivery import (
 )
 from tests.integration.server_owner import wait_until
 
-from vidflow.domain.messages import INIT_SCENARIO, Parameters
+from vidflow.domain.messages import Parameters
+from vidflow.domain.topics import INIT_SCENARIO
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.postgres import migrations, scenarios
 from vidflow.infra.postgres.connection import connect

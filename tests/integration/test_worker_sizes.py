@@ -12,7 +12,8 @@ from tests.integration.delivery import limited_message_size
 from tests.integration.faulty_models import BAD_FRAME
 from tests.integration.runner_harness import ControlPlane, RunnerProcess, make_deploy, new_uuid, running_runner
 
-from vidflow.domain.messages import RESULTS, EndReason, Entry, Parameters, PoisonPolicy, WorkerWait
+from vidflow.domain.messages import EndReason, Entry, Parameters, PoisonPolicy, WorkerWait
+from vidflow.domain.topics import RESULTS
 from vidflow.infra.kafka.settings import KafkaSettings
 
 pytestmark = pytest.mark.long

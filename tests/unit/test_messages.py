@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidflow.domain.detections import Detection
-from vidflow.domain.errors import ErrorInfo, MessageError, ParameterError, SourceError, build_error_info
+from vidflow.domain.errors import ErrorInfo, MessageError, SourceError, build_error_info
 from vidflow.domain.messages import (
     MAX_SAFE_INTEGER,
     DeadLetter,
@@ -37,8 +37,6 @@ from vidflow.domain.messages import (
     Start,
     StopWork,
     WorkerWait,
-    check_pool,
-    commands_topic,
     decode_command,
     decode_init_scenario,
     decode_result,
@@ -301,25 +299,6 @@ def test_any_value_in_any_field_is_decoded_or_refused(pair: tuple[Decode, Messag
     except MessageError:
         return
     assert decode(encode(decoded)) == decoded
-
-
-def test_the_topic_of_a_pool_is_named_after_it() -> None:
-    assert commands_topic("gpu") == "to_deploy.gpu"
-
-
-@pytest.mark.parametrize("name", ["default", "gpu", "A.b_c-1", "0", "x" * 200])
-def test_a_valid_pool_name_is_accepted(name: str) -> None:
-    check_pool(name)
-
-
-@pytest.mark.parametrize(
-    "name", ["", " ", "a b", "gpu\n", "\ngpu", "größe", "a/b", "x" * 201, "x" * 10_000, "a\0", "٣", "a,b"]
-)
-def test_an_invalid_pool_name_is_refused(name: str) -> None:
-    with pytest.raises(ParameterError, match=r"^Invalid pool name .*letters") as refused:
-        check_pool(name)
-    assert "\n" not in refused.value.message
-    assert len(refused.value.message) < 400
 
 
 @pytest.mark.parametrize("letter", ['"', "\\", "\x7f", "é", "\N{GRINNING FACE}"])

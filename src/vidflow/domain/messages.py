@@ -1,4 +1,4 @@
-"""The Kafka messages: their topics, keys, fields and encoding.
+"""The Kafka messages: their keys, fields and encoding. The topics are in topics.py.
 
 A message is a JSON object with its `type` first, so that a person can read a topic with any tool. Its headers repeat the epoch
 and carry a message id. Bytes from a topic are untrusted: decoding checks every type and bound and rejects NUL characters, which
@@ -7,29 +7,14 @@ PostgreSQL cannot store.
 
 from __future__ import annotations
 
-import re
 from enum import StrEnum
 from typing import Annotated, Final, TypeVar
 
 import msgspec
 
 from vidflow.domain.detections import Detection
-from vidflow.domain.errors import ErrorInfo, MessageError, ParameterError
-from vidflow.domain.scenario import DEFAULT_POOL, Skip
-
-INIT_SCENARIO: Final = "init_scenario"
-TO_DEPLOY: Final = "to_deploy"
-RUNNER_EVENTS: Final = "runner_events"
-RESULTS: Final = "results"
-DEAD_LETTERS: Final = "dead_letters"
-
-PARTITIONS: Final = {INIT_SCENARIO: 4, f"{TO_DEPLOY}.{DEFAULT_POOL}": 4, RUNNER_EVENTS: 4, RESULTS: 16, DEAD_LETTERS: 1}
-"""The topics that vidflow needs, with the number of partitions to create. More partitions do no harm."""
-MAX_POOL_CHARACTERS: Final = 200
-"""The limit of `Report.pool`. Kafka's limit for a topic name is 249."""
-_POOL: Final = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_POOL_CHARACTERS}}}")
-COMPACTED_TOPICS: Final = frozenset({DEAD_LETTERS})
-"""Topics that keep the last message of each key indefinitely. A dead letter stays until an operator deals with it."""
+from vidflow.domain.errors import ErrorInfo, MessageError
+from vidflow.domain.scenario import Skip
 
 MAX_SAFE_INTEGER = 2**53 - 1
 NonNegativeInt = Annotated[int, msgspec.Meta(ge=0, le=MAX_SAFE_INTEGER)]
@@ -40,20 +25,6 @@ Uuid = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{
 Dimension = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 ShortText = Annotated[str, msgspec.Meta(max_length=200)]
 Seconds = float
-
-
-def commands_topic(pool: str) -> str:
-    """Return the topic of the commands for a pool of runners."""
-    return f"{TO_DEPLOY}.{pool}"
-
-
-def check_pool(name: str) -> None:
-    """Raise ParameterError unless the pool name is valid. It becomes part of a topic name and of each report."""
-    if not _POOL.fullmatch(name):
-        shown = name if len(name) <= MAX_POOL_CHARACTERS else f"{name[:MAX_POOL_CHARACTERS]}…"
-        raise ParameterError(
-            f"Invalid pool name {shown!r}. Use 1 to {MAX_POOL_CHARACTERS} ASCII letters, digits, '.', '_' and '-'."
-        )
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True, gc=False):

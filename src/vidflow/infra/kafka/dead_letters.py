@@ -14,7 +14,8 @@ import msgspec
 from confluent_kafka import KafkaError, KafkaException, Message
 
 from vidflow.domain.errors import MessageError
-from vidflow.domain.messages import DEAD_LETTERS, RESULTS, DeadLetter, decode_dead_letter
+from vidflow.domain.messages import DeadLetter, decode_dead_letter
+from vidflow.domain.topics import DEAD_LETTERS, RESULTS
 from vidflow.infra.kafka import admin, clients, errors, offsets
 from vidflow.infra.kafka.settings import KafkaSettings
 

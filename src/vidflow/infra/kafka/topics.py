@@ -11,14 +11,19 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPa
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic
 
 from vidflow.domain.errors import SetupError
-from vidflow.domain.messages import COMPACTED_TOPICS, PARTITIONS, check_pool, commands_topic
 from vidflow.domain.scenario import DEFAULT_POOL
+from vidflow.domain.topics import DEAD_LETTERS, INIT_SCENARIO, RESULTS, RUNNER_EVENTS, check_pool, commands_topic
 from vidflow.infra.kafka import admin
 from vidflow.infra.kafka.admin import Admin
 from vidflow.infra.kafka.clients import KAFKA_REQUEST_TIMEOUT_S
 from vidflow.infra.kafka.errors import KafkaAway, SecurityFailed
 from vidflow.infra.kafka.offsets import read_end_offsets
 from vidflow.infra.kafka.settings import KafkaSettings
+
+PARTITIONS: Final = {INIT_SCENARIO: 4, commands_topic(DEFAULT_POOL): 4, RUNNER_EVENTS: 4, RESULTS: 16, DEAD_LETTERS: 1}
+"""The topics that vidflow needs, with the number of partitions to create. More partitions do no harm."""
+COMPACTED_TOPICS: Final = frozenset({DEAD_LETTERS})
+"""Topics that keep the last message of each key indefinitely. A dead letter stays until an operator deals with it."""
 
 _LEADER_POLL_S: Final = 0.02
 _LEADER_TIMEOUT_S: Final = 30.0

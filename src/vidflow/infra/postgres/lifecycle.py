@@ -13,18 +13,9 @@ from psycopg.rows import dict_row
 
 from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.leader import OutgoingCommand
-from vidflow.domain.messages import (
-    INIT_SCENARIO,
-    Deploy,
-    Message,
-    Parameters,
-    ResumePoint,
-    Shutdown,
-    StopWork,
-    commands_topic,
-    encode,
-)  # fmt: skip
+from vidflow.domain.messages import Deploy, Message, Parameters, ResumePoint, Shutdown, StopWork, encode
 from vidflow.domain.scenario import Decision, Outcome, Scenario, Send, Skip, State
+from vidflow.domain.topics import INIT_SCENARIO, commands_topic
 from vidflow.infra.postgres import outbox, results
 from vidflow.infra.postgres.connection import Connection
 

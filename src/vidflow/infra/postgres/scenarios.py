@@ -9,8 +9,9 @@ import msgspec
 from psycopg.rows import dict_row
 
 from vidflow.domain.errors import ErrorInfo
-from vidflow.domain.messages import INIT_SCENARIO, Parameters, Start, encode
+from vidflow.domain.messages import Parameters, Start, encode
 from vidflow.domain.scenario import DEFAULT_POOL, Outcome, Skip, State, is_due
+from vidflow.domain.topics import INIT_SCENARIO
 from vidflow.domain.waiting import ComponentStatus
 from vidflow.infra.postgres.connection import Connection
 from vidflow.infra.postgres.pages import MAX_PAGE_BYTES, trim_page

@@ -7,9 +7,9 @@ from typing import Final
 import msgspec
 from psycopg.rows import class_row
 
-from vidflow.domain.messages import RESULTS
 from vidflow.domain.scenario import DEFAULT_POOL, State
 from vidflow.domain.shards import SHARDS
+from vidflow.domain.topics import RESULTS
 from vidflow.infra.postgres.connection import Connection
 
 STALE_AFTER_S: Final = 5

@@ -14,8 +14,9 @@ from msgspec import Meta
 from vidflow.domain.detections import FrameResult
 from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.frame_rate import MAX_FRAME_RATE_CHARACTERS
-from vidflow.domain.messages import MAX_POOL_CHARACTERS, Parameters
+from vidflow.domain.messages import Parameters
 from vidflow.domain.scenario import DEFAULT_POOL, Outcome, Skip, State
+from vidflow.domain.topics import MAX_POOL_CHARACTERS
 from vidflow.domain.waiting import WaitingFor
 from vidflow.infra.postgres.gaps import StoredGap
 from vidflow.infra.postgres.history import Transition
@@ -61,7 +62,7 @@ PoolField = Annotated[
     Meta(
         min_length=1,
         max_length=MAX_POOL_CHARACTERS,
-        pattern=r"^[A-Za-z0-9._-]+$(?!\n)",  # as domain/messages.py, check_pool
+        pattern=r"^[A-Za-z0-9._-]+$(?!\n)",  # as domain/topics.py, check_pool
         description="the name of the runner pool that runs it: letters, digits, '.', '_' and '-'; the operator sets up the pools",
         examples=["default", "gpu"],
     ),

@@ -9,7 +9,8 @@ import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from vidflow.domain.errors import MessageError
-from vidflow.domain.messages import RESULTS, Result, decode_result
+from vidflow.domain.messages import Result, decode_result
+from vidflow.domain.topics import RESULTS
 from vidflow.infra.kafka import clients, errors
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.telemetry.logs import log

@@ -14,7 +14,7 @@ from typing import Final
 import psycopg
 
 from vidflow.domain.errors import Unavailable
-from vidflow.domain.messages import RESULTS
+from vidflow.domain.topics import RESULTS
 from vidflow.infra.kafka import admin, errors, offsets
 from vidflow.infra.postgres import inbox_partitions
 from vidflow.infra.postgres.connection import RESPONSE_TIMEOUT_S, Connection, connect, is_closed_by_server

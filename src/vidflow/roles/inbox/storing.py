@@ -9,9 +9,10 @@ from typing import Final
 import msgspec
 
 from vidflow.domain.errors import Unavailable, VidflowError
-from vidflow.domain.messages import DEAD_LETTERS, RESULTS, DeadLetter, Frame, Gap, encode
+from vidflow.domain.messages import DeadLetter, Frame, Gap, encode
 from vidflow.domain.progress import Progress, Verdict, advance
 from vidflow.domain.report_size import keep_start
+from vidflow.domain.topics import DEAD_LETTERS, RESULTS
 from vidflow.infra.postgres import inbox_partitions, outbox, results
 from vidflow.infra.postgres.connection import Connection
 from vidflow.infra.process.crashpoint import crashpoint

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from vidflow.domain.messages import RESULTS
+from vidflow.domain.topics import RESULTS
 from vidflow.infra.kafka import admin, errors, offsets
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.process.stopping import Stop, start_thread

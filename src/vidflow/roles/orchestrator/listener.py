@@ -17,16 +17,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from vidflow.domain.errors import MessageError
 from vidflow.domain.leader import Timing, needs_tick
 from vidflow.domain.lease import ProbeWatch
-from vidflow.domain.messages import (
-    INIT_SCENARIO,
-    RESULTS,
-    RUNNER_EVENTS,
-    Probe,
-    Report,
-    decode_init_scenario,
-    decode_runner_event,
-    encode,
-)
+from vidflow.domain.messages import Probe, Report, decode_init_scenario, decode_runner_event, encode
+from vidflow.domain.topics import INIT_SCENARIO, RESULTS, RUNNER_EVENTS
 from vidflow.infra.kafka import admin, clients, errors, offsets
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.process.stopping import Stop, start_thread

@@ -14,8 +14,9 @@ from typing import Final
 from confluent_kafka import Message
 
 from vidflow.domain.errors import MessageError, Unavailable
-from vidflow.domain.messages import Command, commands_topic, decode_command
+from vidflow.domain.messages import Command, decode_command
 from vidflow.domain.scenario import DEFAULT_POOL
+from vidflow.domain.topics import commands_topic
 from vidflow.infra.kafka import admin, clients, errors, offsets
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.process.stopping import Stop, start_thread

@@ -14,9 +14,9 @@ from confluent_kafka import KafkaError, KafkaException, Message
 
 from vidflow import __version__
 from vidflow.domain.errors import Unavailable
-from vidflow.domain.messages import RUNNER_EVENTS
 from vidflow.domain.report_size import REPORT_BYTES, encode_report
 from vidflow.domain.runner import RunnerState, build_report, is_empty
+from vidflow.domain.topics import RUNNER_EVENTS
 from vidflow.infra.kafka import clients
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.telemetry.logs import log

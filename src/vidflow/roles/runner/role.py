@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from typing import Final
 
 from vidflow.domain.errors import ErrorInfo
-from vidflow.domain.messages import RUNNER_EVENTS, Deploy, EndReason, check_pool
+from vidflow.domain.messages import Deploy, EndReason
 from vidflow.domain.runner import (
     Action,
     Finish,
@@ -29,6 +29,7 @@ from vidflow.domain.runner import (
     record_worker_end,
     record_worker_progress,
 )
+from vidflow.domain.topics import RUNNER_EVENTS, check_pool
 from vidflow.infra.kafka import admin, offsets
 from vidflow.infra.kafka.errors import KafkaAway
 from vidflow.infra.process.stopping import Stop, start_thread

@@ -8,7 +8,8 @@ from typing import Final
 from confluent_kafka import KafkaError, KafkaException, Message
 
 from vidflow.domain.errors import MessageError, ModelError, Unavailable
-from vidflow.domain.messages import RESULTS, Result, WorkerWait, decode_result, encode
+from vidflow.domain.messages import Result, WorkerWait, decode_result, encode
+from vidflow.domain.topics import RESULTS
 from vidflow.infra.kafka import clients, errors
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.telemetry.logs import log
