@@ -6,7 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vidflow.domain.redaction import find_secrets, redact
+from vidflow.domain.errors import ErrorInfo
+from vidflow.domain.redaction import find_secrets, redact, redact_error
+from vidflow.infra.kafka.settings import KafkaSettings
+from vidflow.infra.telemetry.logs import safe_line
 
 SECRET = "Hunter2x"  # noqa: S105 - a test value
 
@@ -56,6 +59,10 @@ OTHER = [
     "sasl.oauthbearer.client.secret={}",
     'sasl.jaas.config=org.apache.kafka.ScramLoginModule required username="u" password="{}";',
     "ssl.key.password={}",
+    "ssl.key.pem={}",
+    "sasl.oauthbearer.config=principal={}",
+    "sasl.oauthbearer.assertion.private.key.passphrase={}",
+    "basic.auth.user.info={}",
     "Authorization: Bearer {}",
     "Authorization: Basic {}",
     'Authorization: Digest username="u", nonce="n", response="{}"',
@@ -151,6 +158,51 @@ def test_a_known_secret_is_masked_with_and_without_percent_encoding() -> None:
 
 def test_short_strings_are_not_known_secrets() -> None:
     assert find_secrets("http://a:b@host/v.mp4?x=1&hd=yes") == ()
+
+
+SECRET_KAFKA_PROPERTIES = [
+    "sasl.password",
+    "sasl.jaas.config",
+    "sasl.oauthbearer.client.secret",
+    "sasl.oauthbearer.config",
+    "sasl.oauthbearer.assertion.private.key.pem",
+    "ssl.key",
+    "ssl.key.password",
+    "ssl.key.pem",
+    "ssl.keystore.password",
+    "basic.auth.userinfo",
+]
+
+
+@pytest.mark.parametrize("name", SECRET_KAFKA_PROPERTIES)
+def test_the_value_of_a_secret_kafka_property_is_masked_in_an_error_of_the_library(name: str) -> None:
+    known = KafkaSettings("kafka:9093", {name: SECRET}).secrets()
+    error = f'sasl_ssl://kafka:9093/bootstrap: Invalid value "{SECRET}" (after 12ms in state CONNECT)'
+    assert redact(error, known) == error.replace(SECRET, "***")
+
+
+@pytest.mark.parametrize("name", ["sasl.username", "security.protocol", "ssl.ca.location", "ssl.key.location"])
+def test_the_value_of_another_kafka_property_is_shown(name: str) -> None:
+    known = KafkaSettings("kafka:9093", {name: "/etc/kafka/value"}).secrets()
+    assert redact("/etc/kafka/value: no such file", known) == "/etc/kafka/value: no such file"
+
+
+@pytest.mark.parametrize("template", URLS + OTHER)
+def test_a_secret_in_a_stored_error_is_masked(template: str) -> None:
+    error = redact_error(ErrorInfo("source_missing", f"Cannot open {template.format(SECRET)} here.", 3))
+    assert SECRET not in error.message
+    assert (error.code, error.frame_number) == ("source_missing", 3)
+
+
+def test_a_known_secret_in_a_stored_error_is_masked() -> None:
+    assert redact_error(ErrorInfo("x", f"odd {SECRET}"), [SECRET]).message == "odd ***"
+
+
+@pytest.mark.parametrize("template", URLS + OTHER)
+def test_a_secret_in_a_line_for_a_terminal_is_masked(template: str) -> None:
+    line = safe_line(f"before\x1b[2J {template.format(SECRET)}\nafter")
+    assert SECRET not in line
+    assert line.isprintable()
 
 
 HOSTILE = [

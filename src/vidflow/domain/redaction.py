@@ -12,6 +12,10 @@ from collections.abc import Sequence
 from typing import Final
 from urllib.parse import unquote
 
+import msgspec
+
+from vidflow.domain.errors import ErrorInfo
+
 MASK: Final = "***"
 
 _HARMLESS: Final = frozenset({
@@ -32,6 +36,7 @@ _SECRET_PARTS: Final = (
     "token", "secret", "passw", "passphrase", "passwd", "pwd", "apikey", "accesskey", "accesskeyid", "privatekey", "secretkey",
     "sharedkey", "accountkey", "signature", "credential", "authorization", "jwt", "loginpas", "hmac", "jaas", "cookie",
     "sessionid", "passcode", "keypem", "xgoogsig", "xamzsig", "sslkey", "wowza", "hdnea", "hdnts", "otp", "passfile",
+    "oauthbearerconfig", "userinfo",
 )  # fmt: skip
 """A value is a secret if its normalized name contains one of these."""
 _SECRET_NAMES: Final = frozenset(
@@ -93,6 +98,11 @@ def redact(text: str, known_secrets: Sequence[str] = ()) -> str:
     text = _QUERY.sub(lambda match: _mask_relative_query(match.group(), found), text)
     text = _JWT.sub(MASK, text)
     return _mask_pairs(text)
+
+
+def redact_error(error: ErrorInfo, known_secrets: Sequence[str] = ()) -> ErrorInfo:
+    """Return the error with the secrets in its message masked, see `redact`."""
+    return msgspec.structs.replace(error, message=redact(error.message, known_secrets))
 
 
 def find_secrets(url: str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
+from vidflow.domain.redaction import redact
 from vidflow.infra.kafka.clients import KAFKA_REQUEST_TIMEOUT_S, create_client
 from vidflow.infra.kafka.errors import KafkaAway, SecurityFailed, TopicMissing, security_failure
 from vidflow.infra.kafka.settings import KafkaSettings
@@ -88,7 +89,7 @@ class Admin(AdminClient):  # type: ignore[misc]  # the library has no types
         for reason in reasons:
             if (failure := security_failure(reason, self.settings)) is not None:
                 return failure
-        detail = f": {self.settings.without_secrets(reasons[0].str())}" if reasons else ""
+        detail = f": {redact(reasons[0].str(), self.settings.secrets())}" if reasons else ""
         codes = {reason.code() for reason in self._connection_errors}
         if KafkaError._ALL_BROKERS_DOWN in codes and not codes & {KafkaError._TRANSPORT, KafkaError._RESOLVE}:  # noqa: SLF001
             detail += (

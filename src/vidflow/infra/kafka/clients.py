@@ -10,6 +10,7 @@ import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
 
 from vidflow.domain.errors import SetupError
+from vidflow.domain.redaction import redact
 from vidflow.infra.kafka.errors import KafkaAway, SecurityFailed, security_failure
 from vidflow.infra.kafka.settings import SERVERS, KafkaSettings
 from vidflow.infra.telemetry.logs import log
@@ -140,7 +141,7 @@ def create_client(factory: Callable[[dict[str, Any]], T], settings: KafkaSetting
     except (KafkaException, TypeError, ValueError) as error:
         reason = error.args[0].str() if isinstance(error, KafkaException) else str(error)
         raise SetupError(
-            f"The Kafka client rejected its properties: {settings.without_secrets(reason)}. "
+            f"The Kafka client rejected its properties: {redact(reason, settings.secrets())}. "
             "Check the properties file (--kafka-properties) and the variables VIDFLOW_KAFKA_…"
         ) from None  # the library's error may quote a secret
 
@@ -190,7 +191,7 @@ class _BrokerMonitor:
             self._down, self._security_failure = True, failure
         elif code not in {KafkaError._TRANSPORT, KafkaError._RESOLVE} and code not in self._logged_codes:  # noqa: SLF001
             self._logged_codes.add(code)
-            reason = self._settings.without_secrets(error.str())
+            reason = redact(error.str(), self._settings.secrets())
             _log.warning("client_error", client=self._client_id, servers=self._settings.bootstrap, error=reason)
 
     def on_statistics(self, statistics: str) -> None:

@@ -7,6 +7,7 @@ from typing import Final
 from confluent_kafka import KafkaError
 
 from vidflow.domain.errors import SetupError, Unavailable
+from vidflow.domain.redaction import redact
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.telemetry.outage import KAFKA_SECURITY, TOPIC_MISSING
 
@@ -60,7 +61,7 @@ _PROTOCOL_MISMATCHES: Final = (
 
 def security_failure(error: KafkaError, settings: KafkaSettings) -> SecurityFailed | None:
     """Return the error as a SecurityFailed, None if it is not about authentication, TLS or authorization."""
-    reason, servers = settings.without_secrets(error.str()), settings.bootstrap
+    reason, servers = redact(error.str(), settings.secrets()), settings.bootstrap
     code = error.code()
     if code in _FORBIDDEN:
         return SecurityFailed(f"Permission denied by Kafka at {servers}: {reason}. Grant this user the missing ACL.")

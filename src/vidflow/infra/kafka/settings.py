@@ -62,14 +62,8 @@ class KafkaSettings(msgspec.Struct, frozen=True):
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         return [("bootstrap", self.bootstrap), ("properties", sorted(self.properties))]
 
-    def without_secrets(self, text: str) -> str:
-        """Return the text with the values of secret properties masked: an error of the library may quote one."""
-        for value in self.secrets():
-            text = text.replace(value, "***")
-        return text
-
     def secrets(self) -> tuple[str, ...]:
-        """Return the values of secret properties."""
+        """Return the values of secret properties, to be passed to `redact`: an error of the library may quote one."""
         return tuple(value for name, value in self.properties.items() if value and _SECRET.search(name))
 
     def variables(self) -> dict[str, str]:

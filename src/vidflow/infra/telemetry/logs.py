@@ -16,7 +16,7 @@ import msgspec
 from vidflow.domain.escaping import escape_json, escape_unprintable, escape_unprintable_lines
 from vidflow.domain.redaction import redact
 
-__all__ = ["EventLog", "configure_logs", "log", "redact", "safe_line", "show_uncaught_errors"]
+__all__ = ["EventLog", "configure_logs", "log", "safe_line", "show_uncaught_errors"]
 
 _FIELDS: Final = "vidflow_fields"
 _CONTINUATION: Final = "    | "

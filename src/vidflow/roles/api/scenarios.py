@@ -13,15 +13,15 @@ from litestar import Request, Response, Router, get, post
 from litestar.openapi.spec import Example
 from litestar.params import Body, FromPath, QueryParameter
 
-from vidflow.domain.errors import ErrorInfo, ParameterError, SetupError, Unavailable, UnknownScenario
+from vidflow.domain.errors import ParameterError, SetupError, Unavailable, UnknownScenario
 from vidflow.domain.frame_rate import FRAME_RATE_FORMS, format_frame_rate, frame_rate_to_json, parse_frame_rate
 from vidflow.domain.messages import Parameters
+from vidflow.domain.redaction import redact, redact_error
 from vidflow.domain.scenario import Decision, Event, Kind, State, decide
 from vidflow.domain.waiting import find_waiting_for
 from vidflow.infra.postgres import gaps, history, lifecycle, scenarios
 from vidflow.infra.postgres.connection import FENCED_TIMEOUT_SETTING, Connection
 from vidflow.infra.postgres.errors import is_conflict
-from vidflow.infra.telemetry.logs import redact
 from vidflow.roles.api import models, sources
 from vidflow.roles.api.context import Api, Limit
 from vidflow.roles.api.cursors import AfterGap, AfterMove, decode_cursor, encode_cursor
@@ -210,16 +210,12 @@ def _to_response(details: scenarios.ScenarioDetails) -> ScenarioResponse:
     values |= {
         "source": sources.redact_source(details.source),
         "fps": frame_rate_to_json(parse_frame_rate(details.fps)),
-        "error": _redact_error(details.error),
+        "error": redact_error(details.error) if details.error else None,
         "waiting_for": find_waiting_for(details.state, details.due, details.components),
         "created_at": _utc(details.created_at),
         "state_changed_at": _utc(details.state_changed_at),
     }
     return ScenarioResponse(**values)
-
-
-def _redact_error(error: ErrorInfo | None) -> ErrorInfo | None:
-    return None if error is None else msgspec.structs.replace(error, message=redact(error.message))
 
 
 def router() -> Router:

@@ -13,7 +13,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from vidflow.domain.errors import SourceError
-from vidflow.infra.telemetry.logs import redact
+from vidflow.domain.redaction import redact
 from vidflow.settings import ApiOptions
 
 SCHEMES: Final = ("http", "https", "rtsp", "rtsps")

@@ -19,7 +19,7 @@ import msgspec
 
 from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.messages import Deploy, EndReason, WorkerWait
-from vidflow.domain.redaction import find_secrets, redact
+from vidflow.domain.redaction import find_secrets, redact, redact_error
 from vidflow.domain.runner import DETAIL_CHARACTERS, default_memory_cap
 from vidflow.infra.process import memory
 from vidflow.infra.process.crashpoint import crashpoint, disarm
@@ -267,8 +267,7 @@ class _Worker:
 
     def _without_secrets(self, end: link.WorkerEnd, error: ErrorInfo) -> link.WorkerEnd:
         """Mask secrets in the error: the worker masks them too, but hostile input may have taken it over."""
-        message = redact(error.message, self._secrets)
-        return msgspec.structs.replace(end, error=msgspec.structs.replace(error, message=message))
+        return msgspec.structs.replace(end, error=redact_error(error, self._secrets))
 
     def close(self) -> None:
         """Join the ended process and close its pipes."""
