@@ -103,7 +103,7 @@ REFUSALS = {
     "migrate, the database away": Refusal(["db", "migrate", *DATABASE], 4, "PostgreSQL does not answer: .*Start it, or set"),
     "status, the database away": Refusal(["db", "status", *DATABASE], 4, "PostgreSQL does not answer: .*Start it, or set"),
     "a fixed Kafka property": Refusal(
-        ["relay", *DATABASE, *KAFKA], 3, "Kafka property acks cannot be set: .* unset VIDFLOW_KAFKA_ACKS", {"VIDFLOW_KAFKA_ACKS": "1"}
+        ["relay", *DATABASE, *KAFKA], 3, r"Kafka property acks cannot be set\. .* unset VIDFLOW_KAFKA_ACKS", {"VIDFLOW_KAFKA_ACKS": "1"}
     ),
     "an unknown Kafka property": Refusal(
         ["topics", "create", *KAFKA], 3, 'No such configuration property: "no.such".*--kafka-properties', {"VIDFLOW_KAFKA_NO_SUCH": "1"}

@@ -212,7 +212,8 @@ def test_a_digest_other_than_that_of_the_scenario_is_refused(folder: Path) -> No
 def test_a_missing_library_is_reported_with_the_command_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torch" else object())
     with pytest.raises(
-        MissingExtra, match=r"torch; install the extra 'torch': in vidflow's source folder, pip install '\.\[torch\]'"
+        MissingExtra,
+        match=r"torch\. Install the extra 'torch' \(in vidflow's source folder: pip install '\.\[torch\]'\)\.$",
     ):
         registry.load(registry.resolve("ssdlite320_mobilenet_v3_large"))
 

@@ -93,8 +93,8 @@ class MissingExtra(SetupError):
 
 
 def format_install_hint(extra: str) -> str:
-    """Return how to install an extra: from vidflow's source folder, since another project may own the name on a package index."""
-    return f"install the extra {extra!r}: in vidflow's source folder, pip install '.[{extra}]'"
+    """Return a sentence without its full stop. It names the source folder: another project may own the name on a package index."""
+    return f"Install the extra {extra!r} (in vidflow's source folder: pip install '.[{extra}]')"
 
 
 class Unavailable(VidflowError):

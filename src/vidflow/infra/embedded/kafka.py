@@ -283,8 +283,8 @@ def _find_java() -> Path:
         files = importlib.metadata.files(_JAVA_PACKAGE) or []
     except importlib.metadata.PackageNotFoundError as error:
         raise MissingExtra(
-            f"vidflow's own Kafka needs Java from the package {_JAVA_PACKAGE}, which is missing: "
-            f"{format_install_hint('embedded')}, or use a running Kafka (--kafka, VIDFLOW_KAFKA)"
+            f"vidflow's own Kafka needs Java from the package {_JAVA_PACKAGE}, which is missing. "
+            f"{format_install_hint('embedded')}, or use a running Kafka (--kafka, VIDFLOW_KAFKA)."
         ) from error
     for file in files:
         if file.parts[-2:] in {("bin", "java"), ("bin", "java.exe")}:

@@ -171,8 +171,8 @@ def programs_folder() -> Path:
         files = importlib.metadata.files(_PACKAGE) or []
     except importlib.metadata.PackageNotFoundError as error:
         raise MissingExtra(
-            f"vidflow's own PostgreSQL is not installed: {format_install_hint('embedded')}, "
-            "or use a running server (--database-url, VIDFLOW_DATABASE_URL)"
+            f"vidflow's own PostgreSQL is not installed. {format_install_hint('embedded')}, "
+            "or use a running server (--database-url, VIDFLOW_DATABASE_URL)."
         ) from error
     for file in files:
         if file.name in {"initdb", "initdb.exe"} and _VERSION_FOLDER in file.parts:

@@ -74,11 +74,11 @@ class KafkaSettings(msgspec.Struct, frozen=True):
 
 def _require_settable(name: str) -> None:
     if name in _FIXED:
-        hint = {"group.protocol": "use --group-protocol", "metadata.broker.list": f"use {SERVERS}"}.get(
-            name, "vidflow's guarantees depend on its own value"
+        hint = {"group.protocol": "Use --group-protocol.", "metadata.broker.list": f"Use {SERVERS}."}.get(
+            name, "vidflow's guarantees depend on its own value."
         )
         raise SetupError(
-            f"Kafka property {name} cannot be set: {hint}. Remove it from the properties file, or unset {build_variable_name(name)}."
+            f"Kafka property {name} cannot be set. {hint} Remove it from the properties file, or unset {build_variable_name(name)}."
         )
     if name in _TAKE_OBJECTS or name.endswith("_cb"):
         raise SetupError(f"Kafka property {name} takes an object, not text. Remove it from the properties.")

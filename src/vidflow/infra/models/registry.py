@@ -169,7 +169,7 @@ def require_extra(ref: ModelRef) -> None:
     """Raise MissingExtra if libraries that this model needs are not installed. Import none of them."""
     missing = [name for name in LIBRARIES.get(ref.needs or "", ()) if importlib.util.find_spec(name) is None]
     if missing:
-        raise MissingExtra(f"Model {ref.name!r} needs {', '.join(missing)}; {format_install_hint(ref.needs or '')}")
+        raise MissingExtra(f"Model {ref.name!r} needs {', '.join(missing)}. {format_install_hint(ref.needs or '')}.")
 
 
 def _spec_paths(models_dir: Path | None) -> dict[str, Path]:

@@ -165,9 +165,9 @@ def require_postgres(url: str) -> None:
         )
 
 
-def require_kafka(settings: KafkaSettings, *, or_else: str = "") -> None:
-    """Raise SetupError if no brokers are configured. `or_else` is an alternative to suggest in it, such as an option."""
+def require_kafka(settings: KafkaSettings) -> None:
+    """Raise SetupError if no brokers are configured."""
     if not settings.bootstrap:
         raise SetupError(
-            f"No Kafka is configured. Set VIDFLOW_KAFKA (or --kafka), {or_else}or start everything with: vidflow dev"
+            "No Kafka is configured. Set VIDFLOW_KAFKA (or --kafka), or start everything with: vidflow dev"
         )

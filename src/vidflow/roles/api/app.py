@@ -26,7 +26,7 @@ from vidflow.domain.errors import SetupError
 from vidflow.infra.process.stopping import Stop, start_thread
 from vidflow.infra.telemetry.logs import log
 from vidflow.infra.telemetry.metrics import served
-from vidflow.infra.telemetry.outage import require_kafka, require_postgres
+from vidflow.infra.telemetry.outage import require_postgres
 from vidflow.roles.api import health, models, predictions, scenarios
 from vidflow.roles.api.admission import Admission, require_folder
 from vidflow.roles.api.connections import ConnectionLimits, Connections, raise_file_limit
@@ -124,8 +124,10 @@ def run(options: ApiOptions, stop: Stop) -> None:
     require_folder(options)
     models.require_loopback(options)
     require_postgres(options.database_url)
-    if options.inbox:
-        require_kafka(options.kafka, or_else="give --no-inbox if the inbox runs elsewhere, ")
+    if options.inbox and not options.kafka.bootstrap:
+        raise SetupError(
+            "No Kafka is configured for the inbox. Set VIDFLOW_KAFKA (or --kafka), or give --no-inbox if an inbox runs elsewhere."
+        )
     set_asyncio_executor(ThreadPoolExecutor(HANDLER_THREADS, thread_name_prefix="handler"))
     with _open_socket(options) as listener, closing(Database(options.database_url, options.pool_size)) as database:
         context = Context(options, database, Admission(options))

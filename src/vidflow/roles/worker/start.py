@@ -105,5 +105,5 @@ def _process(task: Task, link: Link) -> EndReason:
     try:
         from vidflow.roles.worker.main import process  # noqa: PLC0415 - heavy; the forkserver has usually imported it
     except ModuleNotFoundError as error:
-        raise MissingExtra(f"This runner lacks the module {error.name}; {format_install_hint('runner')}") from error
+        raise MissingExtra(f"This runner lacks the module {error.name}. {format_install_hint('runner')}.") from error
     return process(task, link)
