@@ -25,7 +25,7 @@ _PROBE_TIMEOUT_S: Final = 0.5
 """Short, because a request that waits for a broker cannot be interrupted by a stop."""
 _LOG_OUTAGE_AFTER_S: Final = 3.0
 """Wait this long before an outage is logged. A broker that starts together with the roles answers within that time."""
-_RETRY_S: Final = 0.02
+_PROBE_RETRY_S: Final = 0.02
 
 
 def create_admin(settings: KafkaSettings) -> Admin:
@@ -99,22 +99,43 @@ class Admin(AdminClient):  # type: ignore[misc]  # the library has no types
         return KafkaAway(f"Kafka does not answer at {self.settings.bootstrap} ({subject}){detail}")
 
 
-def wait_for_broker(settings: KafkaSettings, stop: Stop) -> bool:
-    """Wait until a broker answers. Return False if a stop is requested first. A long wait is logged once."""
-    client, outage = create_admin(settings), kafka_outage()
-    began_s = time.monotonic()
-    while not stop.requested:
+def retry_while_away(
+    request: Callable[[], T],
+    stop: Stop,
+    *,
+    is_needed: Callable[[], bool] = lambda: True,
+    retry_s: float = 0.2,
+    log_after_s: float = 0.0,
+) -> T | None:
+    """Call `request` until it raises no KafkaAway. Return its answer, or None if it is not needed or a stop is requested first.
+
+    An outage is logged once, after `log_after_s`: the brokers may be starting together with this process.
+    """
+    outage, began_s = kafka_outage(), time.monotonic()
+    while is_needed() and not stop.requested:
+        try:
+            answer = request()
+        except KafkaAway as error:
+            if isinstance(error, SecurityFailed) or time.monotonic() - began_s >= log_after_s:
+                outage.begin(error)
+            stop.wait(retry_s)
+        else:
+            outage.end()
+            return answer
+    return None
+
+
+def wait_for_broker(settings: KafkaSettings, stop: Stop) -> None:
+    """Wait until a broker answers or a stop is requested."""
+    client = create_admin(settings)
+
+    def probe() -> None:
         try:
             client.list_topics(timeout=_PROBE_TIMEOUT_S)
         except KafkaException as error:
-            failure = client.failure("list of topics", error)
-            if isinstance(failure, SecurityFailed) or time.monotonic() - began_s > _LOG_OUTAGE_AFTER_S:
-                outage.begin(failure)
-            stop.wait(_RETRY_S)
-        else:
-            outage.end()
-            return True
-    return False
+            raise client.failure("list of topics", error) from error
+
+    retry_while_away(probe, stop, retry_s=_PROBE_RETRY_S, log_after_s=_LOG_OUTAGE_AFTER_S)
 
 
 class ReplacingAdmin:

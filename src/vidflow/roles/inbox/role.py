@@ -61,26 +61,13 @@ def run(options: InboxOptions, stop: Stop) -> None:
         ),
         closing(TopicInspector(options.kafka, stop)) as inspector,
     ):
-        while (topic_id := _wait_for_topic(client, stop)) is not None:
+        while (
+            topic_id := admin.retry_while_away(lambda: client.call(offsets.read_topic_id, RESULTS), stop)
+        ) is not None:
             try:
                 _serve(Inbox(options, inspector, topic_id, stop), stop)
             except TopicRecreated as error:
                 _log.warning("topic_recreated", topic=RESULTS, reason=error.message)
-
-
-def _wait_for_topic(client: admin.ReplacingAdmin, stop: Stop) -> str | None:
-    """Wait until the results topic exists. Return its id, or None if a stop is requested first."""
-    outage = kafka_outage()
-    while not stop.requested:
-        try:
-            topic_id = client.call(offsets.read_topic_id, RESULTS)
-        except errors.KafkaAway as error:
-            outage.begin(error)
-            stop.wait(RETRY_S)
-        else:
-            outage.end()
-            return topic_id
-    return None
 
 
 def _serve(inbox: Inbox, stop: Stop) -> None:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from typing import Final
 
-from vidflow.infra.kafka.admin import wait_for_broker
-from vidflow.infra.kafka.errors import KafkaAway
+from vidflow.infra.kafka.admin import retry_while_away, wait_for_broker
 from vidflow.infra.postgres.connection import RESPONSE_TIMEOUT_S, connect
 from vidflow.infra.postgres.lease import Lease, run_as_holder
 from vidflow.infra.postgres.migrations import wait_for_schema
 from vidflow.infra.process.stopping import Stop, start_thread
 from vidflow.infra.telemetry import metrics
-from vidflow.infra.telemetry.outage import kafka_outage, require_kafka, require_postgres
+from vidflow.infra.telemetry.outage import require_kafka, require_postgres
 from vidflow.roles.orchestrator.housekeeping import create_missing_partitions, run_retention
 from vidflow.roles.orchestrator.leader import Leader
 from vidflow.roles.orchestrator.listener import LeaderListener
 from vidflow.settings import OrchestratorOptions
 
 LEASE: Final = "leader"
-RETRY_S: Final = 0.2
 
 
 def run(options: OrchestratorOptions, stop: Stop) -> None:
@@ -40,7 +38,9 @@ def lead(options: OrchestratorOptions, lease: Lease, stop: Stop) -> None:
     )
     listener = LeaderListener(options.kafka, str(lease.holder), stop)
     try:
-        if not (wait_for_broker(options.kafka, stop) and _open_listener(listener, lease, stop)):
+        wait_for_broker(options.kafka, stop)
+        retry_while_away(listener.open, stop, is_needed=lease.is_held)
+        if not lease.is_held() or stop.requested:
             return
         with connect(
             options.database_url, name="vidflow leader reads", response_timeout_s=RESPONSE_TIMEOUT_S
@@ -53,18 +53,3 @@ def lead(options: OrchestratorOptions, lease: Lease, stop: Stop) -> None:
         lease.close()
         listener.close()
         retention.join()
-
-
-def _open_listener(listener: LeaderListener, lease: Lease, stop: Stop) -> bool:
-    """Wait for Kafka and its topics. Return False if the lease is lost or a stop is requested first."""
-    outage = kafka_outage()
-    while lease.is_held() and not stop.requested:
-        try:
-            listener.open()
-        except KafkaAway as error:
-            outage.begin(error)
-            stop.wait(RETRY_S)
-        else:
-            outage.end()
-            return True
-    return False

@@ -31,11 +31,10 @@ from vidflow.domain.runner import (
 )
 from vidflow.domain.topics import RUNNER_EVENTS, check_pool
 from vidflow.infra.kafka import admin, offsets
-from vidflow.infra.kafka.errors import KafkaAway
 from vidflow.infra.process.stopping import Stop, start_thread
 from vidflow.infra.telemetry import metrics
 from vidflow.infra.telemetry.logs import log
-from vidflow.infra.telemetry.outage import kafka_outage, require_kafka
+from vidflow.infra.telemetry.outage import require_kafka
 from vidflow.roles.runner.commands import CommandListener, ReceivedCommand, UnreadableCommand, commands_topic_id
 from vidflow.roles.runner.reports import CUT_OFF_AFTER_S, ReportSender
 from vidflow.roles.runner.supervision import WorkerEvent, Workers
@@ -46,7 +45,6 @@ TICK_S: Final = 0.25
 _FORGET_S: Final = 60.0
 _STARTUP_GRACE_S: Final = 4.0
 """How long Kafka or a topic may be missing at start before it is logged: they may be starting together with the runner."""
-_RETRY_S: Final = 0.2
 _FINAL_REPORT_TIMEOUT_S: Final = 2.0
 _EXPECTED_END_REASONS: Final = frozenset({EndReason.FINISHED, EndReason.STOPPED, EndReason.HANDED_OVER})
 _log = log("runner")
@@ -105,23 +103,18 @@ def _open_clients(
     would still report its absence after it is over.
     """
     admin.wait_for_broker(options.kafka, stop)
-    admin_client, outage, began_s = admin.ReplacingAdmin(options.kafka), kafka_outage(), time.monotonic()
-    while not stop.requested:
-        try:
-            commands_topic_id(admin_client, options.pool)
-            admin_client.call(offsets.read_topic_id, RUNNER_EVENTS)
-            commands = CommandListener(options.kafka, options.pool, runner_id, wakeup_writer)
-            commands.open()
-            reports = ReportSender(options.kafka, options.pool, runner_id)
-            reports.open()
-        except KafkaAway as error:
-            if time.monotonic() - began_s > _STARTUP_GRACE_S:
-                outage.begin(error)
-            stop.wait(_RETRY_S)
-        else:
-            outage.end()
-            return commands, reports
-    return None
+    admin_client = admin.ReplacingAdmin(options.kafka)
+
+    def open_clients() -> tuple[CommandListener, ReportSender]:
+        commands_topic_id(admin_client, options.pool)
+        admin_client.call(offsets.read_topic_id, RUNNER_EVENTS)
+        commands = CommandListener(options.kafka, options.pool, runner_id, wakeup_writer)
+        commands.open()
+        reports = ReportSender(options.kafka, options.pool, runner_id)
+        reports.open()
+        return commands, reports
+
+    return admin.retry_while_away(open_clients, stop, log_after_s=_STARTUP_GRACE_S)
 
 
 class Runner:
