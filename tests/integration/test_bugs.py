@@ -99,7 +99,7 @@ def test_run_reports_a_bug_of_vidflow_at_the_first_attempt_and_exits_with_1(fold
     assert result.returncode == 1, result.stderr
     assert "Gave up after" not in result.stderr
     *_, last = result.stderr.strip().splitlines()
-    assert last.startswith("vidflow: scenario ")
+    assert last.startswith("vidflow: Scenario ")
     assert "failed: Internal error in vidflow" in last
     assert "Traceback (most recent call last)" in result.stderr  # the history ends with the servers of this run
 
