@@ -20,10 +20,7 @@ def root(tmp_path: Path) -> Path:
     (folder / "day" / "b.mp4").write_bytes(b"video")
     (folder / "empty.mp4").touch()
     (tmp_path / "secret.mp4").write_bytes(b"secret")
-    (folder / "out.mp4").symlink_to(tmp_path / "secret.mp4")
-    (folder / "nowhere.mp4").symlink_to(tmp_path / "nothing.mp4")
     (folder / "in.mp4").symlink_to("day/b.mp4")
-    (folder / "up").symlink_to(tmp_path)
     (folder / "loop.mp4").symlink_to("loop.mp4")
     return folder
 
@@ -48,23 +45,6 @@ def test_a_root_that_is_a_symbolic_link_is_followed(root: Path, tmp_path: Path) 
     assert validate_source("a.mp4", ApiOptions(media_root=link)) == "a.mp4"
     assert validate_source(f"{link}/a.mp4", ApiOptions(media_root=link)) == "a.mp4"
     assert validate_source(f"{root}/a.mp4", ApiOptions(media_root=link)) == "a.mp4"
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "../secret.mp4",
-        "day/../../secret.mp4",
-        "../nothing.mp4",
-        "/etc/passwd",
-        "out.mp4",
-        "nowhere.mp4",
-        "up/secret.mp4",
-        "../media2/x",
-    ],
-)
-def test_a_path_outside_the_root_is_forbidden_whether_it_exists_or_not(root: Path, source: str) -> None:
-    assert code_of(source, ApiOptions(media_root=root)) == "source_forbidden"
 
 
 def test_a_file_outside_the_root_is_accepted_with_any_file(root: Path, tmp_path: Path) -> None:

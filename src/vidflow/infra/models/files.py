@@ -14,15 +14,18 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from vidflow.domain.errors import ModelError
+from vidflow.infra.confinement import OutsideFolder, open_folder_of, resolve_inside
 
 MAX_SPEC_BYTES: Final = 64 * 1024
 MAX_LABELS_BYTES: Final = 1024 * 1024
 MAX_WEIGHTS_BYTES: Final = 2 * 1024**3 - 1
 """Largest protobuf message, and therefore the largest single-file ONNX model."""
+_OPEN_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+"""A named pipe must not block, and a terminal must not become the controlling one."""
 
 
 def resolve_in_folder(folder: Path, name: str) -> Path:
-    """Return the path of the file `name` in `folder`, with links followed.
+    """Return the real path of the file `name` that a spec in `folder` names.
 
     Raises ModelError if the name is absolute, leaves the folder by `..` or a link, or does not exist.
     """
@@ -32,38 +35,47 @@ def resolve_in_folder(folder: Path, name: str) -> Path:
             f"{name!r} is not a file in the spec's folder. Put the file there and name it without '..'.",
             code="model_spec_invalid",
         )
-    return require_inside(folder, folder / relative)
+    return require_inside(folder, name)
 
 
-def require_inside(folder: Path, path: Path) -> Path:
-    """Return `path` with links followed. Raises ModelError if it does not exist or is not inside `folder`."""
+def require_inside(folder: Path, name: str) -> Path:
+    """Return the real path of `name` in `folder`. Raises ModelError if it does not exist or a link leads out of the folder."""
     try:
-        real = path.resolve(strict=True)
-        real_folder = folder.resolve(strict=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ModelError(f"Cannot read {path}. Check its name and permissions.", code="model_file_missing") from error
-    if not real.is_relative_to(real_folder):
-        raise ModelError(f"{path} leads out of {folder} by a link. Put the file itself there.", code="model_refused")
-    return real
+        return resolve_inside(folder, name)
+    except OutsideFolder as error:
+        raise ModelError(
+            f"{folder / name} leads out of {folder} by a link. Put the file itself there.", code="model_refused"
+        ) from error
+    except OSError as error:
+        raise ModelError(
+            f"Cannot read {folder / name}. Check its name and permissions.", code="model_file_missing"
+        ) from error
 
 
 def open_regular_file(path: Path, limit_bytes: int) -> BufferedReader:
-    """Open the file for reading. Raises ModelError if it is not a regular file, or is unreadable, too large or empty."""
+    """Open the file at a real path for reading. Links are not followed, since one may have replaced a part of the path.
+
+    Raises ModelError if it is not a regular file, or is unreadable, too large or empty.
+    """
     try:
-        fault = _fault(path.stat(), limit_bytes)  # before opening, since opening a device can have side effects
-        if fault is not None:
-            raise ModelError(f"{path} {fault}", code="model_refused")
-        # The file may have been swapped since. A named pipe must not block, and a terminal must not become the controlling one.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        folder = open_folder_of(path)
+        try:
+            # Checked before it is opened, since opening a device can have side effects.
+            _require_regular(os.stat(path.name, dir_fd=folder, follow_symlinks=False), path, limit_bytes)
+            descriptor = os.open(path.name, _OPEN_FLAGS, dir_fd=folder)
+        finally:
+            os.close(folder)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"Cannot read {path} ({_reason(error)}). Check its name and permissions.", code="model_file_missing"
         ) from error
-    fault = _fault(os.fstat(descriptor), limit_bytes)
-    if fault is not None:
-        os.close(descriptor)
-        raise ModelError(f"{path} {fault}", code="model_refused")
-    return os.fdopen(descriptor, "rb")
+    file = os.fdopen(descriptor, "rb")
+    try:
+        _require_regular(os.fstat(descriptor), path, limit_bytes)  # it may have been replaced since
+    except ModelError:
+        file.close()
+        raise
+    return file
 
 
 def read_file(path: Path, limit_bytes: int) -> bytes:
@@ -99,12 +111,16 @@ def _digest(path: Path, *_stamp: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fault(status: os.stat_result, limit_bytes: int) -> str | None:
+def _require_regular(status: os.stat_result, path: Path, limit_bytes: int) -> None:
     if not stat.S_ISREG(status.st_mode):
-        return "is not a regular file. Name the file itself."
-    if status.st_size > limit_bytes:
-        return f"has {status.st_size} bytes; the limit is {limit_bytes}. Use a smaller file."
-    return None if status.st_size else "is empty. Copy it again."
+        fault = "is not a regular file. Name the file itself."
+    elif status.st_size > limit_bytes:
+        fault = f"has {status.st_size} bytes; the limit is {limit_bytes}. Use a smaller file."
+    elif not status.st_size:
+        fault = "is empty. Copy it again."
+    else:
+        return
+    raise ModelError(f"{path} {fault}", code="model_refused")
 
 
 def _reason(error: OSError | ValueError) -> str:

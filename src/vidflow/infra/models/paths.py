@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from vidflow.domain.errors import ModelError
+from vidflow.infra.confinement import OutsideFolder, resolve_inside
 from vidflow.infra.models import files
 
 SPEC_SUFFIX: Final = ".toml"
@@ -59,15 +60,12 @@ def model_file(model: str, models_dir: Path | None, *, any_onnx: bool) -> ModelF
 def _resolve_in_models_dir(model: str, models_dir: Path) -> Path:
     """Return the file's real path. Files outside the folder raise the same error as missing ones, so that nobody can probe for them."""
     missing = ModelError(f"The models folder has no file {_quote(model)}. Name the stem of a spec.")
-    path = models_dir.absolute() / model
-    try:
-        folders = (models_dir.absolute(), models_dir.resolve())
-        real = files.require_inside(models_dir, path)
-    except (ModelError, OSError, RuntimeError) as error:
-        raise missing from error
-    if ".." in Path(model).parts or not any(path.is_relative_to(folder) for folder in folders):
+    if ".." in Path(model).parts:
         raise missing
-    return real
+    try:
+        return resolve_inside(models_dir, model)
+    except (OutsideFolder, OSError) as error:
+        raise missing from error
 
 
 def _resolve_anywhere(model: str) -> Path:
@@ -75,7 +73,7 @@ def _resolve_anywhere(model: str) -> Path:
     if not path.is_absolute():
         raise ModelError(f"{_quote(model)} is not an absolute path. Start it with /.", code="model_refused")
     _require_allowed_location(path, model)
-    real = files.require_inside(Path("/"), Path(model))
+    real = files.require_inside(Path("/"), model)
     _require_allowed_location(real, model)
     return real
 

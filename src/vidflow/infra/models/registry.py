@@ -113,7 +113,7 @@ def resolve(model: str, models_dir: Path | None = None, *, any_onnx: bool = Fals
         return ModelRef(model, TORCHVISION, EXTRAS[TORCHVISION])
     spec = _spec_paths(models_dir).get(model)
     if spec is not None and models_dir is not None:
-        return _from_file(model, ModelFile(files.require_inside(models_dir, spec), from_models_dir=True))
+        return _from_file(model, ModelFile(files.require_inside(models_dir, spec.name), from_models_dir=True))
     if model in _entry_points():
         return ModelRef(model, model, None)
     available = ", ".join(listed.name for listed in list_models(models_dir))
@@ -125,7 +125,7 @@ def list_models(models_dir: Path | None = None) -> list[ModelListing]:
     built_in = [ModelListing(MOTION, MOTION, EXTRAS[MOTION])]
     built_in += [ModelListing(name, TORCHVISION, EXTRAS[TORCHVISION]) for name in TORCHVISION_DETECTORS]
     taken = {listed.name for listed in built_in}
-    specs = [_list_spec(name, path, models_dir) for name, path in _spec_paths(models_dir).items() if name not in taken]
+    specs = [_list_spec(name, path) for name, path in _spec_paths(models_dir).items() if name not in taken]
     taken |= {listed.name for listed in specs}
     return built_in + specs + [ModelListing(name, name) for name in sorted(_entry_points()) if name not in taken]
 
@@ -179,9 +179,9 @@ def _spec_paths(models_dir: Path | None) -> dict[str, Path]:
     return {path.stem: path for path in sorted(models_dir.glob("*.toml"))[:MAX_LISTED]}
 
 
-def _list_spec(name: str, path: Path, models_dir: Path | None) -> ModelListing:
+def _list_spec(name: str, path: Path) -> ModelListing:
     try:
-        ref = _from_file(name, ModelFile(files.require_inside(models_dir or path.parent, path), from_models_dir=True))
+        ref = _from_file(name, ModelFile(files.require_inside(path.parent, path.name), from_models_dir=True))
     except ModelError as error:
         return ModelListing(name, "unusable", error=error.message)
     return ModelListing(name, ref.kind, ref.needs)

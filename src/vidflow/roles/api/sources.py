@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from vidflow.domain.errors import SourceError
 from vidflow.domain.redaction import redact
+from vidflow.infra.confinement import OutsideFolder, is_written_inside, resolve_inside
 from vidflow.settings import ApiOptions
 
 SCHEMES: Final = ("http", "https", "rtsp", "rtsps")
@@ -30,16 +31,17 @@ def validate_source(source: str, options: ApiOptions) -> str:
         raise SourceError("The source contains a control character. Give a file or a URL.")
     if _URL.match(source):
         return _validate_url(source)
-    if options.media_root is not None and not (options.any_file and _is_outside(source, options.media_root)):
-        return str(_resolve_under(options.media_root, source))
+    is_absolute, root = Path(source).is_absolute(), options.media_root
+    if root is not None and not (options.any_file and is_absolute and not is_written_inside(root, source)):
+        return str(_resolve_file(root, source).relative_to(root.resolve()))
     if not options.any_file:
         raise SourceError(
             "This server accepts no local files. Give a URL, or ask the operator to set --media-root.",
             code="source_forbidden",
         )
-    if not Path(source).is_absolute():
+    if not is_absolute:
         raise SourceError(f"Source {source} is not an absolute path. Begin it with /.", code="source_forbidden")
-    return str(_resolve_file(Path(source), source))
+    return str(_resolve_file(Path("/"), source))
 
 
 def redact_source(source: str) -> str:
@@ -65,37 +67,20 @@ def _validate_url(source: str) -> str:
     return source
 
 
-def _is_outside(source: str, root: Path) -> bool:
-    """Return whether an absolute path lies outside the root, judged by its text alone."""
-    path = Path(os.path.normpath(source))
-    return path.is_absolute() and not (path.is_relative_to(root.absolute()) or path.is_relative_to(root.resolve()))
-
-
-def _resolve_under(root: Path, source: str) -> Path:
-    """Return the file's path relative to the media root. Paths outside are refused even if nothing exists there, to prevent probing."""
-    refused = SourceError(
-        f"Source {source} is outside the server's media root. Name a file under it.", code="source_forbidden"
-    )
+def _resolve_file(folder: Path, source: str) -> Path:
+    """Return the real path of a regular file in the folder that is readable and not empty."""
     try:
-        real_root = root.resolve(strict=True)
-        path = root.absolute() / source
-        if _is_outside(str(path), root) or not path.resolve().is_relative_to(real_root):
-            raise refused
-    except (OSError, RuntimeError, ValueError) as error:
-        raise SourceError(f"Source {source} not found. Check its name.", code="source_missing") from error
-    return _resolve_file(path, source).relative_to(real_root)
-
-
-def _resolve_file(path: Path, source: str) -> Path:
-    """Return the real path of a regular file that is readable and not empty."""
-    try:
-        real = path.resolve(strict=True)
+        real = resolve_inside(folder, source)
         status = real.stat()
+    except OutsideFolder as error:
+        raise SourceError(
+            f"Source {source} is outside the server's media root. Name a file under it.", code="source_forbidden"
+        ) from error
     except PermissionError as error:
         raise SourceError(
             f"The server may not read source {source}. Change the file's permissions.", code="source_forbidden"
         ) from error
-    except (OSError, RuntimeError, ValueError) as error:
+    except OSError as error:
         raise SourceError(f"Source {source} not found. Check its name.", code="source_missing") from error
     if not stat.S_ISREG(status.st_mode):
         raise SourceError(

@@ -20,6 +20,7 @@ from vidflow.domain.errors import SourceError
 from vidflow.domain.messages import Deploy, Gap, GapReason, ResumePoint
 from vidflow.domain.redaction import redact
 from vidflow.infra import video as videos
+from vidflow.infra.confinement import OutsideFolder, resolve_inside
 from vidflow.infra.video import KeptFrame, Video, open_video
 from vidflow.infra.video.warmup import read_warmup_frames
 
@@ -64,30 +65,21 @@ def resolve_source(source: str, media_root: Path | None, *, any_file: bool) -> s
             code="source_forbidden",
         )
     if media_root is not None:
-        path = _resolve_in_media_root(media_root, source)
-        if path is not None:
-            return str(path)
+        try:
+            return str(resolve_inside(media_root, source))
+        except OutsideFolder:
+            pass  # allowed only with `any_file`
+        except OSError as error:
+            raise SourceError(
+                f"File {redact(source)[:200]} not found in this runner's media root. Check that it has the same files as the api.",
+                code="source_missing",
+            ) from error
     if any_file and Path(source).is_absolute():
         return source
     raise SourceError(
         f"This runner may not read {redact(source)[:200]}, which is outside its media root (VIDFLOW_MEDIA_ROOT). Move the file there.",
         code="source_forbidden",
     )
-
-
-def _resolve_in_media_root(media_root: Path, source: str) -> Path | None:
-    """Return the resolved path inside the media root, or None if it leads out of it."""
-    try:
-        root = media_root.resolve(strict=True)
-        path = (root / source).resolve(strict=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        if Path(source).is_absolute() or ".." in Path(source).parts:
-            return None  # do not reveal whether a file outside the media root exists
-        raise SourceError(
-            f"File {redact(source)[:200]} not found in this runner's media root. Check that it has the same files as the api.",
-            code="source_missing",
-        ) from error
-    return path if path.is_relative_to(root) else None
 
 
 def read_numbered_frames(
