@@ -22,8 +22,9 @@ import numpy as np
 
 from vidflow.domain.errors import VidflowError
 from vidflow.infra.models import registry
+from vidflow.infra.models.bundle import Bundle
 from vidflow.infra.models.model import Model, Picture
-from vidflow.infra.models.spec import ONNX, read_bundle, read_weights
+from vidflow.infra.models.spec import ONNX
 from vidflow.infra.video.frames import KeptFrame, read_kept_frames
 from vidflow.infra.video.open import open_video
 
@@ -43,50 +44,49 @@ def main() -> None:
     print(f"{time.strftime('%Y-%m-%d')}  {platform.machine()}, {args.video.name} {kept[0].width}x{kept[0].height}")
     print(f"{'model':34}{'images/s':>10}{'bare/s':>9}{'ratio':>8}   min-max of {args.rounds} rounds")
     with tempfile.TemporaryDirectory() as folder:
-        for ref in _models(args.models_dir, Path(folder)):
-            _print_row(ref, kept, args.rounds)
+        for bundle in _models(args.models_dir, Path(folder)):
+            _print_row(bundle, kept, args.rounds)
 
 
-def _print_row(ref: registry.ModelRef, kept: Sequence[Picture], rounds: int) -> None:
+def _print_row(bundle: Bundle, kept: Sequence[Picture], rounds: int) -> None:
     try:
-        model = registry.load(ref)
+        model = registry.load(bundle)
     except VidflowError as error:
-        print(f"{ref.name:34}  skipped: {error.message}")
+        print(f"{bundle.name:34}  skipped: {error.message}")
         return
-    bare = _bare(ref, model)
+    bare = _bare(bundle, model)
     model.infer(kept[:4])
     rates, bare_rates = [], []
     for _ in range(rounds):
         rates.append(_rate(lambda: model.infer(kept), len(kept)))
         if bare is not None:
             bare_rates.append(_rate(lambda: [bare() for _ in kept], len(kept)))
-    line = f"{ref.name:34}{statistics.median(rates):10.1f}"
+    line = f"{bundle.name:34}{statistics.median(rates):10.1f}"
     if bare_rates:
         ratios = [rate / bare_rate for rate, bare_rate in zip(rates, bare_rates, strict=True)]
         line += f"{statistics.median(bare_rates):9.1f}{statistics.median(ratios):8.2f}   {min(ratios):.2f}-{max(ratios):.2f}"
     print(line)
 
 
-def _bare(ref: registry.ModelRef, model: Model) -> Callable[[], object] | None:
+def _bare(bundle: Bundle, model: Model) -> Callable[[], object] | None:
     """Return a function that runs only the net, on a prepared tensor; None for a model without a net."""
-    if ref.path is None or model.input_size is None:
+    if bundle.path is None or model.input_size is None:
         return None
     width, height = model.input_size
     tensor = np.full((1, 3, height, width), 0.5, dtype=np.float32)
-    if ref.kind == ONNX:
+    if bundle.kind == ONNX:
         from vidflow.infra.models.onnx import open_session  # noqa: PLC0415 - import only the runtimes that are needed
 
-        session = open_session(read_weights(read_bundle(ref.path)), ref.path)
+        session = open_session(bundle.require_weights(), bundle.origin)
         name = session.get_inputs()[0].name
         return lambda: session.run(None, {name: tensor})
     import torch  # noqa: PLC0415 - an extra
 
     from vidflow.infra.models.torchvision import build_detector, load_state_dict  # noqa: PLC0415 - an extra
 
-    bundle = read_bundle(ref.path)
-    state = load_state_dict(read_weights(bundle), ref.path)
+    state = load_state_dict(bundle.require_weights(), bundle.origin)
     net = build_detector(
-        bundle.spec.architecture or "", state, len(bundle.labels), bundle.spec.thresholds, 0.9, ref.name
+        bundle.spec.architecture or "", state, len(bundle.labels), bundle.spec.thresholds, 0.9, bundle.name
     )
     inputs = [torch.from_numpy(tensor[0])]
 
@@ -97,23 +97,23 @@ def _bare(ref: registry.ModelRef, model: Model) -> Callable[[], object] | None:
     return run
 
 
-def _models(models_dir: Path | None, folder: Path) -> list[registry.ModelRef]:
+def _models(models_dir: Path | None, folder: Path) -> list[Bundle]:
     """Return `motion`, all usable models in the models folder, and an ssdlite with random weights if torch is installed."""
     usable = [listed.name for listed in registry.list_models(models_dir) if listed.error is None]
     names = [name for name in usable if name not in registry.TORCHVISION_DETECTORS]
-    refs = [registry.resolve(name, models_dir) for name in names]
+    bundles = [registry.resolve(name, models_dir, keep_weights=True) for name in names]
     try:
         import torch  # noqa: PLC0415 - an extra
         import torchvision  # noqa: PLC0415 - an extra
     except ImportError:
-        return refs
+        return bundles
     torch.manual_seed(1)
     net = torchvision.models.get_model(
         "ssdlite320_mobilenet_v3_large", weights=None, weights_backbone=None, num_classes=2
     )
     torch.save(net.state_dict(), folder / "random.pth")
     (folder / "ssdlite320_random_weights.toml").write_text(RANDOM_SPEC)
-    return [*refs, registry.resolve("ssdlite320_random_weights", folder)]
+    return [*bundles, registry.resolve("ssdlite320_random_weights", folder, keep_weights=True)]
 
 
 def _pictures(path: Path, count: int) -> list[KeptFrame]:

@@ -9,10 +9,11 @@ from typing import Final
 
 from vidflow.domain.detections import Detection
 from vidflow.domain.messages import Parameters
+from vidflow.infra.models.bundle import Bundle
 from vidflow.infra.models.detector import build_filter
 from vidflow.infra.models.model import Picture
 from vidflow.infra.models.motion import LABEL, MotionModel
-from vidflow.infra.models.spec import Bundle, Thresholds
+from vidflow.infra.models.spec import Thresholds
 
 NAME: Final = "slow_motion"
 PAUSE_S: Final = 0.02

@@ -31,7 +31,9 @@ def square(left: int, *, size: tuple[int, int] = (160, 120), ground: int = 60) -
 
 
 def test_most_boxes_are_walkers_and_many_walkers_have_a_box(shared: Path) -> None:
-    people = registry.load(registry.resolve("yolox_nano", shared / "models"), Parameters(labels=("person",)))
+    people = registry.load(
+        registry.resolve("yolox_nano", shared / "models", keep_weights=True), Parameters(labels=("person",))
+    )
     kept = street(shared, 5, 400)  # two frames per second
     moving = motion().infer(kept)[20::4]
     walking = people.infer(kept[20::4])

@@ -43,7 +43,7 @@ decoder = "torchvision"
 
 @pytest.fixture(scope="module")
 def yolox(shared: Path) -> Model:
-    return registry.load(registry.resolve("yolox_nano", shared / "models"))
+    return registry.load(registry.resolve("yolox_nano", shared / "models", keep_weights=True))
 
 
 def detect_on(model: Model, path: Path, *numbers: int) -> list[tuple[Detection, ...]]:
@@ -72,12 +72,12 @@ def test_yolox_detects_the_known_number_of_people_in_a_street(yolox: Model, shar
 
 def test_a_model_loaded_again_gives_the_same_detections(yolox: Model, shared: Path) -> None:
     clip = shared / "videos/vtest.avi"
-    other = registry.load(registry.resolve("yolox_nano", shared / "models"))
+    other = registry.load(registry.resolve("yolox_nano", shared / "models", keep_weights=True))
     assert detect_on(yolox, clip, 50, 60) == detect_on(other, clip, 50) + detect_on(other, clip, 60)
 
 
 def test_scenario_parameters_set_the_threshold_and_the_labels(shared: Path) -> None:
-    ref = registry.resolve("yolox_nano", shared / "models")
+    ref = registry.resolve("yolox_nano", shared / "models", keep_weights=True)
     clip = shared / "videos/one-by-one-person.mp4"
     (unfiltered,) = detect_on(registry.load(ref, Parameters(score_threshold=0.2)), clip, 100)
     (people,) = detect_on(registry.load(ref, Parameters(score_threshold=0.2, labels=("person",))), clip, 100)
@@ -92,7 +92,9 @@ def test_fastestdet_detects_the_bottles(shared: Path, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes((shared / "models" / name).read_bytes())
     (tmp_path / "fastest.toml").write_text(FASTESTDET)
     (detections,) = detect_on(
-        registry.load(registry.resolve("fastest", tmp_path)), shared / "videos/bottle-detection.mp4", 300
+        registry.load(registry.resolve("fastest", tmp_path, keep_weights=True)),
+        shared / "videos/bottle-detection.mp4",
+        300,
     )
     assert [d.label for d in detections] == ["bottle", "bottle"]
     assert sorted(round(d.box[0], -2) for d in detections) == [300, 500]
@@ -145,7 +147,7 @@ def test_an_onnx_file_that_contains_its_spec_needs_no_other_file(tmp_path: Path,
     net = tiny_net(batch)
     helper.set_model_props(net, {"vidflow": TINY})
     (tmp_path / "tiny.onnx").write_bytes(net.SerializeToString())
-    model = registry.load(registry.resolve("tiny.onnx", tmp_path))
+    model = registry.load(registry.resolve("tiny.onnx", tmp_path, keep_weights=True))
     bright, dark = model.infer([red(1.0), red(0.1)])
     assert bright == (
         Detection("other", 1.0, (32.0, 16.0, 96.0, 48.0)),
@@ -196,7 +198,7 @@ def test_pictures_are_split_into_batches_that_the_model_allows(
 ) -> None:
     (tmp_path / "cells.onnx").write_bytes(cells_net(batch).SerializeToString())
     (tmp_path / "cells.toml").write_text(CELLS)
-    model = registry.load(registry.resolve("cells", tmp_path))
+    model = registry.load(registry.resolve("cells", tmp_path, keep_weights=True))
     assert model.batch == expected_batch
     shades = [picture_of(np.full((16, 32, 3), shade, dtype=np.uint8)) for shade in (255, 0, 128, 255, 0)]
     results = model.infer(shades)
@@ -209,15 +211,24 @@ def test_a_model_whose_input_size_differs_from_its_spec_is_refused(tmp_path: Pat
     (tmp_path / "cells.onnx").write_bytes(cells_net(1).SerializeToString())
     (tmp_path / "cells.toml").write_text(CELLS.replace("[16, 32]", "[32, 32]"))
     with pytest.raises(ModelError, match="Correct \\[input\\] size"):
-        registry.load(registry.resolve("cells", tmp_path))
+        registry.load(registry.resolve("cells", tmp_path, keep_weights=True))
 
 
 def test_outputs_that_do_not_fit_the_labels_are_refused(tmp_path: Path) -> None:
     (tmp_path / "cells.onnx").write_bytes(cells_net(1).SerializeToString())
     (tmp_path / "cells.toml").write_text(CELLS.replace('["thing"]', '["thing", "other"]'))
-    model = registry.load(registry.resolve("cells", tmp_path))
+    model = registry.load(registry.resolve("cells", tmp_path, keep_weights=True))
     with pytest.raises(ModelError, match="Check the spec's decoder"):
         model.infer([picture_of(np.zeros((16, 32, 3), dtype=np.uint8))])
+
+
+def test_the_weights_that_were_checked_are_loaded_even_if_the_file_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "cells.onnx").write_bytes(cells_net(1).SerializeToString())
+    (tmp_path / "cells.toml").write_text(CELLS)
+    ref = registry.resolve("cells", tmp_path, keep_weights=True)
+    for path in (tmp_path / "cells.onnx", tmp_path / "cells.toml"):
+        path.write_bytes(b"not a model")
+    assert registry.load(ref).input_size == (32, 16)
 
 
 @pytest.mark.parametrize("content", [b"not a model" * 12, b"\x08\x08"])
@@ -225,7 +236,7 @@ def test_damaged_weights_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "cells.onnx").write_bytes(content)
     (tmp_path / "cells.toml").write_text(CELLS)
     with pytest.raises(ModelError, match="onnxruntime rejects it") as refused:
-        registry.load(registry.resolve("cells", tmp_path))
+        registry.load(registry.resolve("cells", tmp_path, keep_weights=True))
     assert refused.value.code == "model_refused"
 
 
@@ -245,4 +256,4 @@ def test_external_weights_are_never_read(tmp_path: Path, location: str, monkeypa
     (folder / "tiny.onnx").write_bytes(net.SerializeToString())
     monkeypatch.chdir(folder)
     with pytest.raises(ModelError, match="one file"):
-        registry.load(registry.resolve("tiny.onnx", folder))
+        registry.load(registry.resolve("tiny.onnx", folder, keep_weights=True))

@@ -59,7 +59,7 @@ def kept_frames(shared: Path) -> list[FramePicture]:
 def test_a_detector_from_a_state_dict_gives_the_same_detections_as_torchvision(
     folder: Path, kept_frames: list[FramePicture]
 ) -> None:
-    model = registry.load(registry.resolve("ssdlite", folder))
+    model = registry.load(registry.resolve("ssdlite", folder, keep_weights=True))
     detections = model.infer(kept_frames[:1])[0]
     net = ssdlite(score_thresh=0.3, nms_thresh=0.45, detections_per_img=20)
     tensor = torch.from_numpy(kept_frames[0].image(320, 320)).permute(2, 0, 1).float() / 255
@@ -75,7 +75,7 @@ def test_a_detector_from_a_state_dict_gives_the_same_detections_as_torchvision(
 
 
 def test_a_detector_loaded_again_gives_the_same_detections(folder: Path, kept_frames: list[FramePicture]) -> None:
-    first, second = (registry.load(registry.resolve("ssdlite", folder)) for _ in range(2))
+    first, second = (registry.load(registry.resolve("ssdlite", folder, keep_weights=True)) for _ in range(2))
     assert first.infer(kept_frames) == second.infer(kept_frames)
     assert all(first.infer(kept_frames))
 
@@ -83,7 +83,7 @@ def test_a_detector_loaded_again_gives_the_same_detections(folder: Path, kept_fr
 def test_scenario_parameters_set_the_threshold_and_the_labels_of_a_detector(
     folder: Path, kept_frames: list[FramePicture]
 ) -> None:
-    ref = registry.resolve("ssdlite", folder)
+    ref = registry.resolve("ssdlite", folder, keep_weights=True)
     assert ref.labels == ("__background__", "person", "cat")
     assert registry.load(ref, Parameters(score_threshold=1.0)).infer(kept_frames) == [(), ()]
     cats = registry.load(ref, Parameters(labels=("cat",))).infer(kept_frames)
@@ -100,7 +100,7 @@ def test_a_detector_that_keeps_the_aspect_ratio_of_pictures_returns_boxes_in_fra
     (tmp_path / "net.toml").write_text(
         f'kind = "torchvision"\narchitecture = "{name}"\nfile = "net.pth"\nlabels = ["__background__", "thing"]\n'
     )
-    model = registry.load(registry.resolve("net", tmp_path), Parameters(score_threshold=0.0))
+    model = registry.load(registry.resolve("net", tmp_path, keep_weights=True), Parameters(score_threshold=0.0))
     (detections,) = model.infer(kept_frames[:1])
     assert model.input_size is None
     assert detections
@@ -111,7 +111,7 @@ def test_a_detector_that_keeps_the_aspect_ratio_of_pictures_returns_boxes_in_fra
 def test_weights_of_another_net_are_refused(folder: Path) -> None:
     (folder / "wrong.toml").write_text(SSDLITE.replace('"cat"]', '"cat", "dog"]'))
     with pytest.raises(ModelError, match="do not fit ssdlite320_mobilenet_v3_large with 4 classes"):
-        registry.load(registry.resolve("wrong", folder))
+        registry.load(registry.resolve("wrong", folder, keep_weights=True))
 
 
 class _Poison:
@@ -125,7 +125,7 @@ def test_weights_that_contain_code_are_refused_without_running_it(
     torch.save({"weight": _Poison()}, tmp_path / "ssdlite.pth")
     (tmp_path / "ssdlite.toml").write_text(SSDLITE)
     with pytest.raises(ModelError, match="not a plain state_dict"):
-        registry.load(registry.resolve("ssdlite", tmp_path))
+        registry.load(registry.resolve("ssdlite", tmp_path, keep_weights=True))
     assert "never run" not in capsys.readouterr().out
 
 
@@ -133,10 +133,10 @@ def test_weights_that_are_not_named_tensors_are_refused(tmp_path: Path) -> None:
     (tmp_path / "ssdlite.toml").write_text(SSDLITE)
     torch.save({"epoch": 3, "state": {}}, tmp_path / "ssdlite.pth")
     with pytest.raises(ModelError, match="named tensors"):
-        registry.load(registry.resolve("ssdlite", tmp_path))
+        registry.load(registry.resolve("ssdlite", tmp_path, keep_weights=True))
     (tmp_path / "ssdlite.pth").write_bytes(b"junk" * 100)
     with pytest.raises(ModelError, match="not a plain state_dict"):
-        registry.load(registry.resolve("ssdlite", tmp_path))
+        registry.load(registry.resolve("ssdlite", tmp_path, keep_weights=True))
 
 
 def test_named_weights_need_their_digest_and_are_unavailable_without_a_network(
@@ -195,7 +195,7 @@ strides = [8]
 
 def test_an_exported_program_with_the_digest_in_its_spec_runs(tmp_path: Path) -> None:
     (tmp_path / "cells.toml").write_text(exported_spec(hashlib.sha256(export_program(tmp_path)).hexdigest()))
-    model = registry.load(registry.resolve("cells", tmp_path))
+    model = registry.load(registry.resolve("cells", tmp_path, keep_weights=True))
     pixels = np.zeros((16, 32, 3), dtype=np.uint8)
     pixels[8:, 24:] = 255
     dark, bright = model.infer([picture_of(pixels * 0), picture_of(pixels)])
@@ -208,11 +208,11 @@ def test_an_exported_program_with_another_digest_is_not_loaded(tmp_path: Path, m
     (tmp_path / "cells.toml").write_text(exported_spec("0" * 64))
     monkeypatch.setattr(torch.export, "load", lambda _file: pytest.fail("the program was loaded"))
     with pytest.raises(ModelError, match="sha256"):
-        registry.load(registry.resolve("cells", tmp_path))
+        registry.load(registry.resolve("cells", tmp_path, keep_weights=True))
 
 
 def test_a_damaged_exported_program_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cells.pt2").write_bytes(b"junk" * 50)
     (tmp_path / "cells.toml").write_text(exported_spec(hashlib.sha256(b"junk" * 50).hexdigest()))
     with pytest.raises(ModelError, match=r"torch\.export cannot read it"):
-        registry.load(registry.resolve("cells", tmp_path))
+        registry.load(registry.resolve("cells", tmp_path, keep_weights=True))

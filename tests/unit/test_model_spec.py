@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import subprocess
 import sys
@@ -14,8 +15,10 @@ import pytest
 from vidflow.domain.errors import MissingExtra, ModelError, ParameterError
 from vidflow.domain.messages import Parameters
 from vidflow.infra.models import registry
+from vidflow.infra.models.bundle import Bundle, read_bundle
 from vidflow.infra.models.onnx_metadata import read_metadata
-from vidflow.infra.models.spec import Bundle, parse_spec, read_bundle, read_weights
+from vidflow.infra.models.paths import ModelFile
+from vidflow.infra.models.spec import parse_spec
 
 WEIGHTS = b"weights of a net"
 SPEC = f"""
@@ -53,16 +56,20 @@ def folder(tmp_path: Path) -> Path:
 def replace_in_spec(folder: Path, old: str, new: str) -> Path:
     assert old in SPEC
     (folder / "net.toml").write_text(SPEC.replace(old, new))
-    return folder / "net.toml"
+    return folder
+
+
+def read_net(folder: Path) -> Bundle:
+    return read_bundle("net", ModelFile(folder / "net.toml", from_models_dir=True), keep_weights=True)
 
 
 def test_a_spec_is_read_with_its_labels_and_weights(folder: Path) -> None:
-    bundle = read_bundle(folder / "net.toml")
+    bundle = read_net(folder)
     assert bundle.labels == ("person", "cat")
     assert bundle.spec.input is not None
     assert bundle.spec.input.size == (416, 320)
     assert bundle.spec.thresholds.nms_iou == 0.45
-    assert read_weights(bundle) == WEIGHTS
+    assert (bundle.require_weights(), bundle.weights_path) == (WEIGHTS, folder / "net.onnx")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +94,7 @@ def test_a_spec_is_read_with_its_labels_and_weights(folder: Path) -> None:
 )
 def test_an_invalid_spec_is_refused_with_the_name_of_the_key(folder: Path, old: str, new: str, named: str) -> None:
     with pytest.raises(ModelError, match=named) as refused:
-        read_bundle(replace_in_spec(folder, old, new))
+        read_net(replace_in_spec(folder, old, new))
     assert refused.value.code == "model_spec_invalid"
 
 
@@ -103,44 +110,77 @@ def test_a_file_outside_the_folder_of_the_spec_is_refused(folder: Path, name: st
     (folder.parent / "secret.onnx").write_bytes(WEIGHTS)
     (folder / "link.onnx").symlink_to(folder.parent / "secret.onnx")
     with pytest.raises(ModelError):
-        read_bundle(replace_in_spec(folder, 'file = "net.onnx"', f'file = "{name}"'))
+        read_net(replace_in_spec(folder, 'file = "net.onnx"', f'file = "{name}"'))
 
 
 def test_a_labels_file_outside_the_folder_of_the_spec_is_refused(folder: Path) -> None:
     with pytest.raises(ModelError, match=r"'/etc/passwd'"):
-        read_bundle(replace_in_spec(folder, "things.names", "/etc/passwd"))
+        read_net(replace_in_spec(folder, "things.names", "/etc/passwd"))
 
 
 def test_weights_with_another_digest_than_in_the_spec_are_refused(folder: Path) -> None:
     (folder / "net.onnx").write_bytes(b"other weights!!!")
     with pytest.raises(ModelError, match="sha256") as refused:
-        read_bundle(folder / "net.toml")
+        read_net(folder)
     assert refused.value.code == "model_changed"
 
 
-def test_weights_swapped_after_the_lookup_are_refused(folder: Path) -> None:
-    bundle = read_bundle(folder / "net.toml")
+def test_weights_swapped_after_the_check_are_not_loaded(folder: Path) -> None:
+    bundle = read_net(folder)
     (folder / "net.onnx").write_bytes(b"other weights!!!")
-    with pytest.raises(ModelError, match="changed since"):
-        read_weights(bundle)
+    assert hashlib.sha256(bundle.require_weights()).hexdigest() == bundle.weights_sha256
+
+
+def test_a_model_resolved_without_its_weights_cannot_be_loaded(folder: Path) -> None:
+    with pytest.raises(ValueError, match="keep_weights"):
+        registry.load(registry.resolve("net", folder))
+
+
+@pytest.mark.parametrize("model", ["net", "net.toml", "plain.onnx"])
+def test_each_file_of_a_model_is_opened_once_from_the_check_to_the_load(folder: Path, model: str) -> None:
+    (folder / "plain.onnx").write_bytes(onnx_with_spec())
+    program = (
+        "import sys; from collections import Counter; from pathlib import Path; from vidflow.domain.errors import ModelError;"
+        "from vidflow.infra.models import onnx, registry; opened = Counter();"
+        "names = {'net.toml', 'things.names', 'net.onnx', 'plain.onnx'};"
+        "sys.addaudithook(lambda event, args: event == 'open' and opened.update(names & {Path(str(args[0])).name}))\n"
+        f"try: registry.load(registry.resolve({model!r}, Path({str(folder)!r}), keep_weights=True))\n"
+        "except ModelError as error: assert 'onnxruntime rejects it' in error.message, error\n"
+        "print(sorted(opened.items()))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    files = ["plain.onnx"] if model == "plain.onnx" else ["net.onnx", "net.toml", "things.names"]
+    assert result.stdout.strip() == str([(name, 1) for name in files])
+
+
+def onnx_with_spec() -> bytes:
+    """Return an ONNX file without a graph, with a spec in its metadata."""
+    lines = [line for line in SPEC.splitlines() if not line.startswith(("file", "sha256"))]
+    text = "\n".join(lines).replace('"things.names"', '["thing"]').encode()
+    entry = b"\x0a\x07vidflow" + b"\x12" + varint(len(text)) + text
+    return b"\x72" + varint(len(entry)) + entry
+
+
+def varint(value: int) -> bytes:
+    return bytes([value & 0x7F | 0x80]) + varint(value >> 7) if value > 0x7F else bytes([value])
 
 
 def test_a_named_pipe_in_place_of_weights_does_not_block(folder: Path) -> None:
     (folder / "net.onnx").unlink()
     os.mkfifo(folder / "net.onnx")
     with pytest.raises(ModelError, match="not a regular file"):
-        read_bundle(folder / "net.toml")
+        read_net(folder)
 
 
 @pytest.mark.parametrize("labels", ["a" * 101, "bell\x07", "\n".join("x" * 10_001)])
 def test_labels_that_are_too_long_too_many_or_not_printable_are_refused(folder: Path, labels: str) -> None:
     (folder / "things.names").write_text(labels)
     with pytest.raises(ModelError, match="label"):
-        read_bundle(folder / "net.toml")
+        read_net(folder)
 
 
-def digest_of(folder: Path) -> str:
-    return read_bundle(folder / "net.toml").sha256
+def digest_of(folder: Path) -> str | None:
+    return read_net(folder).sha256
 
 
 def test_the_digest_covers_the_spec_the_labels_and_the_weights(folder: Path) -> None:
@@ -234,7 +274,7 @@ def test_models_of_other_packages_are_found_by_their_entry_point(
     try:
         model: Any = registry.load(registry.resolve("other"), Parameters(score_threshold=0.7))
         assert model._model == (None, Parameters(score_threshold=0.7))
-        model_of_spec: Any = registry.load(registry.resolve("mine", tmp_path))
+        model_of_spec: Any = registry.load(registry.resolve("mine", tmp_path, keep_weights=True))
     finally:
         monkeypatch.undo()
         registry._entry_points.cache_clear()
@@ -257,9 +297,8 @@ def test_resolving_and_listing_models_imports_no_heavy_library(folder: Path) -> 
     "content", [b"\x00", b"\xff" * 40, b"\x72\xff\xff\xff\xff\x7f", b"plain text, no model", b"\x72\x02\x0a\xff"]
 )
 def test_bytes_that_are_not_an_onnx_file_are_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "bad.onnx").write_bytes(content)
     with pytest.raises(ModelError, match="not an ONNX model"):
-        read_metadata(tmp_path / "bad.onnx")
+        read_metadata(io.BytesIO(content), tmp_path / "bad.onnx")
 
 
 def test_an_onnx_file_without_a_spec_is_refused_with_advice(tmp_path: Path) -> None:

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from vidflow.domain.detections import Detection, InferenceError, build_detection, select_detections
 from vidflow.domain.errors import ModelError
+from vidflow.domain.messages import Parameters
+from vidflow.infra.models.bundle import Bundle
 from vidflow.infra.models.decoders import DECODERS, Candidates, Layout, apply_nms
 from vidflow.infra.models.model import Picture, Size
-from vidflow.infra.models.spec import UNUSED_LABELS, InputSpec, OutputSpec, Thresholds, check_known_labels
+from vidflow.infra.models.spec import UNUSED_LABELS, Thresholds, check_known_labels
 from vidflow.infra.models.tensors import FloatArray, PictureFit, fill_tensor, map_to_picture
 
 InferenceFunction = Callable[[FloatArray], Sequence[NDArray[Any]]]
@@ -67,6 +69,16 @@ def to_detections(
     return select_detections(detections, None, detection_filter.labels, detection_filter.limit)
 
 
+def infer_in_batches(
+    infer: Callable[[Sequence[Picture]], list[tuple[Detection, ...]]], pictures: Sequence[Picture], batch: int
+) -> list[tuple[Detection, ...]]:
+    """Return the detections of each picture, given to `infer` in batches of at most `batch`."""
+    results: list[tuple[Detection, ...]] = []
+    for start in range(0, len(pictures), batch):
+        results.extend(infer(pictures[start : start + batch]))
+    return results
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of a runtime's error, shortened for use in a message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
@@ -77,25 +89,18 @@ class TensorDetector:
 
     warmup_frames = 0
 
-    def __init__(
-        self,
-        run: InferenceFunction,
-        labels: tuple[str, ...],
-        inputs: InputSpec,
-        outputs: OutputSpec,
-        thresholds: Thresholds,
-        detection_filter: DetectionFilter,
-        fixed_batch: int | None,
-    ) -> None:
+    def __init__(self, run: InferenceFunction, bundle: Bundle, parameters: Parameters, fixed_batch: int | None) -> None:
         """`fixed_batch`: the only batch size that `run` accepts, None if it accepts any."""
-        self.labels = labels
+        inputs, outputs = bundle.spec.tensor_specs()
+        thresholds = bundle.spec.thresholds
+        self.labels = bundle.labels
         self.batch = fixed_batch or inputs.batch
         self._run = run
         self._inputs = inputs
-        self._filter = detection_filter
+        self._filter = build_filter(thresholds, bundle.labels, parameters.score_threshold, parameters.labels)
         self._nms_iou = None if outputs.decoder in BUILT_IN_NMS else thresholds.nms_iou
         self._decode = DECODERS[outputs.decoder]
-        self._layout = Layout(inputs.size, outputs.strides, len(labels))
+        self._layout = Layout(inputs.size, outputs.strides, len(bundle.labels))
         self._fixed_batch = fixed_batch
         if outputs.decoder in BUILT_IN_NMS and self.batch != 1:
             raise ModelError(
@@ -109,10 +114,7 @@ class TensorDetector:
 
     def infer(self, pictures: Sequence[Picture]) -> list[tuple[Detection, ...]]:
         """Return the detections of each picture."""
-        results: list[tuple[Detection, ...]] = []
-        for start in range(0, len(pictures), self.batch):
-            results.extend(self._infer_batch(pictures[start : start + self.batch]))
-        return results
+        return infer_in_batches(self._infer_batch, pictures, self.batch)
 
     def _infer_batch(self, pictures: Sequence[Picture]) -> list[tuple[Detection, ...]]:
         tensor = np.zeros((self._fixed_batch or len(pictures), 3, *self._inputs.size), dtype=np.float32)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -16,39 +15,30 @@ from numpy.typing import NDArray
 
 from vidflow.domain.detections import InferenceError
 from vidflow.domain.errors import ModelError
-from vidflow.infra.models.detector import DetectionFilter, InferenceFunction, TensorDetector, first_line
-from vidflow.infra.models.spec import ModelSpec, spec_error
+from vidflow.domain.messages import Parameters
+from vidflow.infra.models.bundle import Bundle
+from vidflow.infra.models.detector import InferenceFunction, TensorDetector, first_line
 from vidflow.infra.models.tensors import FloatArray
 
 THREADS: Final = 1
 
 
-def load_exported(
-    content: bytes, spec: ModelSpec, labels: tuple[str, ...], detection_filter: DetectionFilter, origin: Path
-) -> TensorDetector:
-    """Return the program in `content`. The caller has compared its sha256 with the spec's. `origin` names it in errors.
+def load_exported(bundle: Bundle, parameters: Parameters) -> TensorDetector:
+    """Return the program of a spec of kind `exported`. Its bytes have the sha256 in the spec.
 
     Raises ModelError (model_refused) if torch cannot load it.
     """
-    if spec.input is None or spec.output is None or spec.sha256 is None:
-        raise spec_error(str(origin), "kind 'exported' needs sha256, [input] and [output]")
     torch.set_num_threads(THREADS)
     try:
-        program = torch.export.load(io.BytesIO(content)).module()
+        program = torch.export.load(io.BytesIO(bundle.require_weights())).module()
     except Exception as error:  # for damaged archives torch raises errors of many types
         raise ModelError(
-            f"Cannot load {origin}: torch.export cannot read it ({first_line(error)}). Export it again with this version of torch.",
+            f"Cannot load {bundle.origin}: torch.export cannot read it ({first_line(error)}). Export it again with this version "
+            "of torch.",
             code="model_refused",
         ) from error
-    return TensorDetector(
-        _build_inference_function(program),
-        labels,
-        spec.input,
-        spec.output,
-        spec.thresholds,
-        detection_filter,
-        fixed_batch=spec.input.batch,
-    )
+    inputs, _ = bundle.spec.tensor_specs()
+    return TensorDetector(_build_inference_function(program), bundle, parameters, fixed_batch=inputs.batch)
 
 
 def _build_inference_function(program: Any) -> InferenceFunction:  # noqa: ANN401  (torch is not typed here)

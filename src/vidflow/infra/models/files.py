@@ -1,7 +1,4 @@
-"""Read the files of a model. They are untrusted: only regular files in one folder are read, up to a maximum size.
-
-The bytes that are hashed are the bytes that are loaded, so a file cannot be swapped in between.
-"""
+"""Read the files of a model. They are untrusted: only regular files in one folder are read, up to a maximum size."""
 
 from __future__ import annotations
 
@@ -95,20 +92,23 @@ def sha256_of_bytes(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def sha256_of_file(path: Path) -> str:
-    """Return the SHA-256 digest of a weights file, cached until the file's inode, size or times change.
+def sha256_of_file(file: BufferedReader) -> str:
+    """Return the SHA-256 digest of an open file, cached until its inode, size or times change.
 
     It identifies the model. Loading must hash the bytes that it loads.
     """
-    with open_regular_file(path, MAX_WEIGHTS_BYTES) as file:
-        status = os.fstat(file.fileno())
-    return _digest(path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    status = os.fstat(file.fileno())
+    known = _known_digests(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    if not known:
+        file.seek(0)
+        known.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return known[0]
 
 
 @lru_cache(maxsize=256)
-def _digest(path: Path, *_stamp: int) -> str:
-    with open_regular_file(path, MAX_WEIGHTS_BYTES) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _known_digests(*_stamp: int) -> list[str]:
+    """Return the list that holds the digest of one version of a file; it is empty at first."""
+    return []
 
 
 def _require_regular(status: os.stat_result, path: Path, limit_bytes: int) -> None:

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from vidflow.domain.detections import Detection, build_detection, select_detections
-from vidflow.infra.models.detector import DetectionFilter
+from vidflow.domain.messages import Parameters
+from vidflow.infra.models.bundle import Bundle
+from vidflow.infra.models.detector import DetectionFilter, build_filter
 from vidflow.infra.models.model import Picture, Size
 
 LABEL: Final = "motion"
@@ -71,6 +73,11 @@ class MotionModel:
         scaled = [_detection(score, box, grey, size) for score, box in regions(grey, np.stack(background))]
         detections = [detection for detection in scaled if detection is not None]
         return select_detections(detections, self._filter.score, self._filter.labels, self._filter.limit)
+
+
+def load_motion(bundle: Bundle, parameters: Parameters) -> MotionModel:
+    """Return the model with the thresholds of its spec. Raises ParameterError for an unknown label."""
+    return MotionModel(build_filter(bundle.spec.thresholds, (LABEL,), parameters.score_threshold, parameters.labels))
 
 
 def thumbnail(picture: Picture) -> Grey:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -11,9 +10,11 @@ from numpy.typing import NDArray
 
 from vidflow.domain.detections import InferenceError
 from vidflow.domain.errors import ModelError
-from vidflow.infra.models.detector import DetectionFilter, InferenceFunction, TensorDetector, first_line
+from vidflow.domain.messages import Parameters
+from vidflow.infra.models.bundle import Bundle
+from vidflow.infra.models.detector import InferenceFunction, TensorDetector, first_line
 from vidflow.infra.models.ort import onnxruntime as ort
-from vidflow.infra.models.spec import InputSpec, ModelSpec, spec_error
+from vidflow.infra.models.spec import InputSpec
 from vidflow.infra.models.tensors import FloatArray
 
 THREADS: Final = 1
@@ -24,29 +25,18 @@ NO_EXTERNAL_WEIGHTS_PATH: Final = "/dev/null/no-external-weights"
 LOG_SEVERITY_FATAL: Final = 4
 
 
-def load_onnx(
-    content: bytes, spec: ModelSpec, labels: tuple[str, ...], detection_filter: DetectionFilter, origin: Path
-) -> TensorDetector:
-    """Return the model in `content`. `origin` names it in errors.
+def load_onnx(bundle: Bundle, parameters: Parameters) -> TensorDetector:
+    """Return the model of a spec of kind `onnx`.
 
     Raises ModelError (model_refused) if it is damaged, needs other files, or does not fit its spec.
     """
-    if spec.input is None or spec.output is None:
-        raise spec_error(str(origin), "kind 'onnx' needs [input] and [output]")
-    session = open_session(content, origin)
-    fixed_batch = _check_input(session, spec.input, origin)
-    return TensorDetector(
-        _build_inference_function(session),
-        labels,
-        spec.input,
-        spec.output,
-        spec.thresholds,
-        detection_filter,
-        fixed_batch,
-    )
+    session = open_session(bundle.require_weights(), bundle.origin)
+    inputs, _ = bundle.spec.tensor_specs()
+    fixed_batch = _check_input(session, inputs, bundle.origin)
+    return TensorDetector(_build_inference_function(session), bundle, parameters, fixed_batch)
 
 
-def open_session(content: bytes, origin: Path) -> ort.InferenceSession:
+def open_session(content: bytes, origin: str) -> ort.InferenceSession:
     """Return an onnxruntime session on the best available provider. Raises ModelError (model_refused)."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = THREADS
@@ -81,7 +71,7 @@ def _build_inference_function(session: ort.InferenceSession) -> InferenceFunctio
     return run
 
 
-def _check_input(session: ort.InferenceSession, spec: InputSpec, origin: Path) -> int | None:
+def _check_input(session: ort.InferenceSession, spec: InputSpec, origin: str) -> int | None:
     """Return the model's fixed batch size, or None if it takes any. Raises ModelError if its input does not fit the spec."""
     inputs = session.get_inputs()
     shape = list(inputs[0].shape) if inputs else []

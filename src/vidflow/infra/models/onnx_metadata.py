@@ -29,17 +29,16 @@ class _DamagedError(Exception):
     """The bytes are not a protobuf message."""
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """Return the entry `vidflow` of the metadata of the ONNX file at `path`, if there is one and it is not too long for a spec.
+def read_metadata(file: BinaryIO, path: Path) -> dict[str, str]:
+    """Return the entry `vidflow` of the metadata of an open ONNX file, if there is one and it is not too long for a spec.
 
-    Raises ModelError (model_refused) if it is not an ONNX file.
+    `path` names the file in errors. Raises ModelError (model_refused) if it is not an ONNX file.
     """
-    with files.open_regular_file(path, files.MAX_WEIGHTS_BYTES) as file:
-        try:
-            entries = (_entry(content) for _, content in _fields(file, field_number=METADATA_FIELD))
-            return {key: value for key, value in entries if key == SPEC_KEY}
-        except (_DamagedError, UnicodeDecodeError) as error:
-            raise ModelError(f"{path} is not an ONNX model. Export or copy it again.", code="model_refused") from error
+    try:
+        entries = (_entry(content) for _, content in _fields(file, field_number=METADATA_FIELD))
+        return {key: value for key, value in entries if key == SPEC_KEY}
+    except (_DamagedError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} is not an ONNX model. Export or copy it again.", code="model_refused") from error
 
 
 def _entry(content: bytes) -> tuple[str, str]:

@@ -8,8 +8,8 @@ A model is named by one of these:
   a spec) and the Parameters, and returns a Model;
 * the path of a spec (`.toml`), or of an ONNX file (`.onnx`) whose metadata contains its spec, as TOML, under `vidflow`.
 
-paths.py decides which paths a request may name. Kinds other than `onnx` must be in the models folder, since loading them can
-run code or cannot be proved not to.
+`resolve` reads and checks the model's files and returns a Bundle, which `load` takes. paths.py decides which paths a request may
+name. Kinds other than `onnx` must be in the models folder, since loading them can run code or cannot be proved not to.
 """
 
 from __future__ import annotations
@@ -26,27 +26,20 @@ import msgspec
 from vidflow.domain.errors import MissingExtra, ModelError, format_install_hint
 from vidflow.domain.messages import Parameters
 from vidflow.infra.models import files
+from vidflow.infra.models.bundle import Bundle, read_bundle
 from vidflow.infra.models.model import Model
-from vidflow.infra.models.onnx_metadata import SPEC_KEY, read_metadata
-from vidflow.infra.models.paths import ONNX_SUFFIX, SPEC_SUFFIX, ModelFile, is_path, model_file
+from vidflow.infra.models.paths import ModelFile, is_path, model_file
 from vidflow.infra.models.plugin import load_plugin
 from vidflow.infra.models.spec import (
     EXPORTED,
     KINDS,
-    KINDS_ANYWHERE,
     MOTION,
     ONNX,
     TORCHVISION,
-    Bundle,
     ModelSpec,
-    Thresholds,
     check_known_labels,
     models_folder_error,
-    parse_spec,
-    read_bundle,
-    read_weights,
     spec_error,
-    validate_labels,
 )
 
 ENTRY_POINTS: Final = "vidflow.models"
@@ -66,28 +59,8 @@ TORCHVISION_DETECTORS: Final = (
     "ssdlite320_mobilenet_v3_large",
 )
 """Listed here so that they are known without torch. A test compares them with torchvision's own list."""
-EXTRAS: Final = {MOTION: "runner", ONNX: "runner", TORCHVISION: "torch", EXPORTED: "torch"}
-"""The extra that each kind needs."""
 LIBRARIES: Final = {"runner": ("numpy", "scipy", "onnxruntime"), "torch": ("numpy", "scipy", "torch", "torchvision")}
 MAX_LISTED: Final = 1000
-
-
-class ModelRef(msgspec.Struct, frozen=True):
-    """A model that exists but is not loaded.
-
-    `name` resolves to the same model again. `kind` selects the loader. `needs` is the extra of vidflow that it requires, None
-    for models of other packages. `path` is its spec or ONNX file. `sha256` covers everything in its files that affects
-    results; None without files. `labels` is None if only the loaded model knows them. `from_models_dir`: whether its files
-    are in the models folder, where the operator put them.
-    """
-
-    name: str
-    kind: str
-    needs: str | None
-    path: Path | None = None
-    sha256: str | None = None
-    labels: tuple[str, ...] | None = None
-    from_models_dir: bool = False
 
 
 class ModelListing(msgspec.Struct, frozen=True):
@@ -99,77 +72,88 @@ class ModelListing(msgspec.Struct, frozen=True):
     error: str | None = None
 
 
-def resolve(model: str, models_dir: Path | None = None, *, any_onnx: bool = False) -> ModelRef:
-    """Return the model with this name or path.
+BUILT_IN: Final = {
+    MOTION: Bundle(MOTION, ModelSpec(MOTION), labels=(MOTION,)),
+    **{
+        name: Bundle(name, ModelSpec(TORCHVISION, architecture=name, weights=TORCHVISION_WEIGHTS))
+        for name in TORCHVISION_DETECTORS
+    },
+}
+"""The models without files, by name."""
 
-    `any_onnx`: without a models folder, allow an ONNX file or its spec anywhere. Raises ModelError if the model is unknown or
-    its files are invalid.
+
+def resolve(
+    model: str, models_dir: Path | None = None, *, any_onnx: bool = False, keep_weights: bool = False
+) -> Bundle:
+    """Return the model with this name or path. Its files are read and checked once; what follows takes the Bundle.
+
+    `any_onnx`: without a models folder, allow an ONNX file or its spec anywhere. `keep_weights`: keep the weights in memory, which
+    `load` needs. Raises ModelError if the model is unknown or its files are invalid.
     """
     if is_path(model):
-        return _from_file(model, model_file(model, models_dir, any_onnx=any_onnx))
-    if model == MOTION:
-        return ModelRef(MOTION, MOTION, EXTRAS[MOTION], labels=(MOTION,))
-    if model in TORCHVISION_DETECTORS:
-        return ModelRef(model, TORCHVISION, EXTRAS[TORCHVISION])
+        return _read(model, model_file(model, models_dir, any_onnx=any_onnx), keep_weights=keep_weights)
+    if model in BUILT_IN:
+        return BUILT_IN[model]
     spec = _spec_paths(models_dir).get(model)
-    if spec is not None and models_dir is not None:
-        return _from_file(model, ModelFile(files.require_inside(models_dir, spec.name), from_models_dir=True))
+    if spec is not None:
+        return _read_listed(model, spec, keep_weights=keep_weights)
     if model in _entry_points():
-        return ModelRef(model, model, None)
-    available = ", ".join(listed.name for listed in list_models(models_dir))
+        return Bundle(model, ModelSpec(model))
+    available = ", ".join(list_names(models_dir))
     raise ModelError(f"Unknown model {model[:200]!r}. Available: {available}. A path to a model spec also works.")
 
 
+def list_names(models_dir: Path | None = None) -> list[str]:
+    """Return all names of models on this machine, built-in ones first. No file is read, so a spec may be invalid."""
+    return list(dict.fromkeys([*BUILT_IN, *_spec_paths(models_dir), *sorted(_entry_points())]))
+
+
 def list_models(models_dir: Path | None = None) -> list[ModelListing]:
-    """Return all names that resolve on this machine, built-in ones first. A name whose spec is invalid has an error."""
-    built_in = [ModelListing(MOTION, MOTION, EXTRAS[MOTION])]
-    built_in += [ModelListing(name, TORCHVISION, EXTRAS[TORCHVISION]) for name in TORCHVISION_DETECTORS]
-    taken = {listed.name for listed in built_in}
-    specs = [_list_spec(name, path) for name, path in _spec_paths(models_dir).items() if name not in taken]
-    taken |= {listed.name for listed in specs}
-    return built_in + specs + [ModelListing(name, name) for name in sorted(_entry_points()) if name not in taken]
+    """Return the models of `list_names`. A name whose spec is invalid has an error."""
+    specs = _spec_paths(models_dir)
+    return [_list_model(name, specs.get(name)) for name in list_names(models_dir)]
 
 
-def require_same(ref: ModelRef, sha256: str | None) -> None:
+def require_same(bundle: Bundle, sha256: str | None) -> None:
     """Raise ModelError (model_changed) if the model differs from the one with which the scenario was created."""
-    if sha256 is not None and ref.sha256 != sha256:
+    if sha256 is not None and bundle.sha256 != sha256:
         raise ModelError(
-            f"Model {ref.name!r} differs from the one with which the scenario was created. Install the same files on all "
+            f"Model {bundle.name!r} differs from the one with which the scenario was created. Install the same files on all "
             "machines, or create a new scenario.",
             code="model_changed",
         )
 
 
-def load(ref: ModelRef, parameters: Parameters | None = None) -> Model:
-    """Load the model, ready to infer, with the scenario's score threshold and labels.
+def load(bundle: Bundle, parameters: Parameters | None = None) -> Model:
+    """Load a model that was resolved with its weights, ready to infer, with the scenario's score threshold and labels.
 
     Raises MissingExtra (with the command that installs it) if a library is missing, ModelError if the model's files are
-    invalid or changed since it was resolved, ParameterError for a label that it does not have, and Unavailable if its weights
-    cannot be fetched.
+    invalid, ParameterError for a label that it does not have, and Unavailable if its weights cannot be fetched.
     """
-    require_extra(ref)
-    bundle, content = _read(ref) if ref.path is not None else (None, b"")
-    loader = _LOADERS.get(ref.kind)
+    require_extra(bundle)
+    loader = _LOADERS.get(bundle.kind)
     parameters = parameters or Parameters()
     if loader is not None:
-        return loader(ref, bundle, content, parameters)
-    entry = _entry_points().get(ref.kind)
+        return loader(bundle, parameters)
+    entry = _entry_points().get(bundle.kind)
     if entry is None:
-        raise ModelError(f"The package that provides the model kind {ref.kind!r} is not installed here. Install it.")
-    return load_plugin(ref.kind, lambda: entry.load()(bundle, parameters))
+        raise ModelError(f"The package that provides the model kind {bundle.kind!r} is not installed here. Install it.")
+    return load_plugin(bundle.kind, lambda: entry.load()(bundle if bundle.path is not None else None, parameters))
 
 
-def check_parameters(ref: ModelRef, parameters: Parameters) -> None:
+def check_parameters(bundle: Bundle, parameters: Parameters) -> None:
     """Raise ParameterError for a label that the model does not have, if its labels are known without loading it."""
-    if ref.labels is not None:
-        check_known_labels(parameters.labels or (), ref.labels)
+    if bundle.labels:
+        check_known_labels(parameters.labels or (), bundle.labels)
 
 
-def require_extra(ref: ModelRef) -> None:
+def require_extra(bundle: Bundle) -> None:
     """Raise MissingExtra if libraries that this model needs are not installed. Import none of them."""
-    missing = [name for name in LIBRARIES.get(ref.needs or "", ()) if importlib.util.find_spec(name) is None]
+    missing = [name for name in LIBRARIES.get(bundle.needs or "", ()) if importlib.util.find_spec(name) is None]
     if missing:
-        raise MissingExtra(f"Model {ref.name!r} needs {', '.join(missing)}. {format_install_hint(ref.needs or '')}.")
+        raise MissingExtra(
+            f"Model {bundle.name!r} needs {', '.join(missing)}. {format_install_hint(bundle.needs or '')}."
+        )
 
 
 def _spec_paths(models_dir: Path | None) -> dict[str, Path]:
@@ -179,135 +163,63 @@ def _spec_paths(models_dir: Path | None) -> dict[str, Path]:
     return {path.stem: path for path in sorted(models_dir.glob("*.toml"))[:MAX_LISTED]}
 
 
-def _list_spec(name: str, path: Path) -> ModelListing:
+def _list_model(name: str, spec: Path | None) -> ModelListing:
     try:
-        ref = _from_file(name, ModelFile(files.require_inside(path.parent, path.name), from_models_dir=True))
+        if name in BUILT_IN or spec is None:
+            bundle = BUILT_IN.get(name) or Bundle(name, ModelSpec(name))
+        else:
+            bundle = _read_listed(name, spec, keep_weights=False)
     except ModelError as error:
         return ModelListing(name, "unusable", error=error.message)
-    return ModelListing(name, ref.kind, ref.needs)
+    return ModelListing(name, bundle.kind, bundle.needs)
 
 
-def _from_file(name: str, file: ModelFile) -> ModelRef:
-    path, bundle = file.path, _bundle(file)
-    kind = bundle.spec.kind
+def _read_listed(name: str, spec: Path, *, keep_weights: bool) -> Bundle:
+    """Read a spec in the models folder."""
+    file = ModelFile(files.require_inside(spec.parent, spec.name), from_models_dir=True)
+    return _read(name, file, keep_weights=keep_weights)
+
+
+def _read(name: str, file: ModelFile, *, keep_weights: bool) -> Bundle:
+    bundle = read_bundle(name, file, keep_weights=keep_weights)
+    kind, architecture = bundle.kind, bundle.spec.architecture
     if kind not in KINDS and kind not in _entry_points():
         raise spec_error(
-            path.name, f"unknown kind {kind!r}; use {', '.join(KINDS)}, or install the package that provides it"
+            file.path.name, f"unknown kind {kind!r}; use {', '.join(KINDS)}, or install the package that provides it"
         )
-    if bundle.spec.architecture is not None and bundle.spec.architecture not in TORCHVISION_DETECTORS:
+    if architecture is not None and architecture not in TORCHVISION_DETECTORS:
         detectors = ", ".join(TORCHVISION_DETECTORS)
-        raise spec_error(
-            path.name, f"{bundle.spec.architecture!r} is not a torchvision detector; use one of {detectors}"
-        )
-    built_in = (MOTION,) if kind == MOTION else None
-    labels = bundle.labels or built_in
-    return ModelRef(name, kind, EXTRAS.get(kind), path, bundle.sha256, labels, file.from_models_dir)
-
-
-def _bundle(file: ModelFile) -> Bundle:
-    path = file.path
-    if path.suffix == SPEC_SUFFIX:
-        return read_bundle(path, None if file.from_models_dir else KINDS_ANYWHERE)
-    if path.suffix == ONNX_SUFFIX:
-        return _bundle_of_onnx(path)
-    file_type = f"{path.suffix} file" if path.suffix else "file without a suffix"
-    raise ModelError(
-        f"A {file_type} does not describe how to run it; write a spec (.toml) next to it and name the spec.",
-        code="model_refused",
-    )
-
-
-def _bundle_of_onnx(path: Path) -> Bundle:
-    """Return the bundle of the spec inside an ONNX file. Its labels must be a list, since it has no folder with other files."""
-    text = read_metadata(path).get(SPEC_KEY)
-    if text is None:
-        raise ModelError(
-            f"{path.name} does not describe how to run it; write a spec (.toml) next to it and name the spec, or put the spec "
-            f"into its metadata under {SPEC_KEY!r}.",
-            code="model_refused",
-        )
-    spec = parse_spec(f'file = "this.onnx"\n{text}'.encode(), path.name)
-    if spec.kind != ONNX or spec.sha256 is not None or not isinstance(spec.labels, list):
-        raise spec_error(path.name, "the spec in its metadata must have kind 'onnx', no `sha256`, and a list of labels")
-    sha256 = files.sha256_of_file(path)
-    return Bundle(spec, path, path, sha256, validate_labels(spec.labels, path.name), sha256)
-
-
-def _read(ref: ModelRef) -> tuple[Bundle, bytes]:
-    """Read the model's files again. Return the bundle and the weights. Raises ModelError if they changed since `ref` was made."""
-    if ref.path is None:
-        raise ModelError(f"Model {ref.name!r} has no files.")
-    bundle = _bundle(ModelFile(ref.path, ref.from_models_dir))
-    if bundle.sha256 != ref.sha256:
-        raise ModelError(
-            f"The files of model {ref.name!r} changed while it was loaded. Start the scenario again.",
-            code="model_changed",
-        )
-    return bundle, read_weights(bundle) if bundle.weights_path is not None else b""
-
-
-def _load_motion(_ref: ModelRef, bundle: Bundle | None, _content: bytes, parameters: Parameters) -> Model:
-    from vidflow.infra.models import detector, motion  # noqa: PLC0415  (heavy: imported only to run a model)
-
-    thresholds = bundle.spec.thresholds if bundle is not None else Thresholds()
-    return motion.MotionModel(
-        detector.build_filter(thresholds, (MOTION,), parameters.score_threshold, parameters.labels)
-    )
-
-
-def _load_onnx(_ref: ModelRef, bundle: Bundle | None, content: bytes, parameters: Parameters) -> Model:
-    from vidflow.infra.models import detector, onnx  # noqa: PLC0415
-
-    bundle = _require_bundle(bundle)
-    detection_filter = detector.build_filter(
-        bundle.spec.thresholds, bundle.labels, parameters.score_threshold, parameters.labels
-    )
-    return onnx.load_onnx(content, bundle.spec, bundle.labels, detection_filter, bundle.path)
-
-
-def _load_exported(ref: ModelRef, bundle: Bundle | None, content: bytes, parameters: Parameters) -> Model:
-    if not ref.from_models_dir:  # checked again directly before loading, which can run code
-        raise models_folder_error(EXPORTED, ref.name)
-    from vidflow.infra.models import detector, exported  # noqa: PLC0415
-
-    bundle = _require_bundle(bundle)
-    detection_filter = detector.build_filter(
-        bundle.spec.thresholds, bundle.labels, parameters.score_threshold, parameters.labels
-    )
-    return exported.load_exported(content, bundle.spec, bundle.labels, detection_filter, bundle.path)
-
-
-def _load_torchvision(ref: ModelRef, bundle: Bundle | None, content: bytes, parameters: Parameters) -> Model:
-    from vidflow.infra.models import detector, torchvision  # noqa: PLC0415
-
-    spec = (
-        bundle.spec
-        if bundle is not None
-        else ModelSpec(TORCHVISION, architecture=ref.name, weights=TORCHVISION_WEIGHTS)
-    )
-    architecture = spec.architecture or ref.name
-    score = spec.thresholds.score if parameters.score_threshold is None else parameters.score_threshold
-    if spec.weights is not None or bundle is None:
-        net, labels = torchvision.load_by_name(
-            architecture, spec.weights or TORCHVISION_WEIGHTS, spec.thresholds, score
-        )
-    else:
-        labels = bundle.labels
-        state = torchvision.load_state_dict(content, bundle.path)
-        net = torchvision.build_detector(architecture, state, len(labels), spec.thresholds, score, str(bundle.path))
-    return torchvision.TorchvisionModel(
-        net, labels, detector.build_filter(spec.thresholds, labels, score, parameters.labels)
-    )
-
-
-def _require_bundle(bundle: Bundle | None) -> Bundle:
-    if bundle is None:
-        raise ModelError("A model of this kind needs a spec. Name the spec's path or stem.", code="model_refused")
+        raise spec_error(file.path.name, f"{architecture!r} is not a torchvision detector; use one of {detectors}")
     return bundle
 
 
-Loader = Callable[[ModelRef, Bundle | None, bytes, Parameters], Model]
-_LOADERS: Final[dict[str, Loader]] = {
+def _load_motion(bundle: Bundle, parameters: Parameters) -> Model:
+    from vidflow.infra.models.motion import load_motion  # noqa: PLC0415  (heavy: imported only to run a model)
+
+    return load_motion(bundle, parameters)
+
+
+def _load_onnx(bundle: Bundle, parameters: Parameters) -> Model:
+    from vidflow.infra.models.onnx import load_onnx  # noqa: PLC0415
+
+    return load_onnx(bundle, parameters)
+
+
+def _load_exported(bundle: Bundle, parameters: Parameters) -> Model:
+    if not bundle.from_models_dir:  # the last barrier before code from the file may run
+        raise models_folder_error(EXPORTED, bundle.name)
+    from vidflow.infra.models.exported import load_exported  # noqa: PLC0415
+
+    return load_exported(bundle, parameters)
+
+
+def _load_torchvision(bundle: Bundle, parameters: Parameters) -> Model:
+    from vidflow.infra.models.torchvision import load_torchvision  # noqa: PLC0415
+
+    return load_torchvision(bundle, parameters)
+
+
+_LOADERS: Final[dict[str, Callable[[Bundle, Parameters], Model]]] = {
     MOTION: _load_motion,
     ONNX: _load_onnx,
     EXPORTED: _load_exported,

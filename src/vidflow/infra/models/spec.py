@@ -1,4 +1,4 @@
-"""A model's spec: the TOML file next to its weights. This module checks it strictly and reads the files that it names.
+"""A model's spec: the TOML file next to its weights. This module checks it strictly. bundle.py reads the files that it names.
 
 The format::
 
@@ -36,15 +36,13 @@ The format::
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Collection, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Annotated, Final, Literal
 
 import msgspec
 
 from vidflow.domain.detections import MAX_DETECTIONS
 from vidflow.domain.errors import ModelError, ParameterError
-from vidflow.infra.models import files
 
 ONNX: Final = "onnx"
 TORCHVISION: Final = "torchvision"
@@ -53,6 +51,8 @@ MOTION: Final = "motion"
 KINDS: Final = (ONNX, TORCHVISION, EXPORTED, MOTION)
 KINDS_ANYWHERE: Final = frozenset({ONNX})
 """Kinds whose spec may be outside the models folder: their files are only data, even if untrusted."""
+EXTRAS: Final = {MOTION: "runner", ONNX: "runner", TORCHVISION: "torch", EXPORTED: "torch"}
+"""The extra that each kind needs."""
 
 MAX_LABELS: Final = 10_000
 MAX_LABEL_LENGTH: Final = 100
@@ -100,7 +100,7 @@ class Thresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A spec as written; see the format above. `Bundle` adds the files that it names."""
+    """A spec as written; see the format above."""
 
     kind: Name
     file: FileName | None = None
@@ -114,20 +114,11 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     thresholds: Thresholds = Thresholds()
     options: dict[str, str | int | float | bool] = {}
 
-
-class Bundle(msgspec.Struct, frozen=True):
-    """A spec and the files that it names, checked but not loaded.
-
-    `path` is the file from which the spec was read. `weights_path` is None without weights. `labels` is empty if the spec
-    names none. `sha256` is a digest of everything that affects results: the spec, the labels and the weights.
-    """
-
-    spec: ModelSpec
-    path: Path
-    weights_path: Path | None
-    weights_sha256: str | None
-    labels: tuple[str, ...]
-    sha256: str
+    def tensor_specs(self) -> tuple[InputSpec, OutputSpec]:
+        """Return [input] and [output] of a kind that requires both, which `parse_spec` has checked."""
+        assert self.input is not None
+        assert self.output is not None
+        return self.input, self.output
 
 
 def parse_spec(text: bytes, origin: str) -> ModelSpec:
@@ -144,46 +135,6 @@ def parse_spec(text: bytes, origin: str) -> ModelSpec:
         raise spec_error(origin, str(error)) from error
     _check_kind(spec, origin)
     return spec
-
-
-def read_bundle(path: Path, kinds: Collection[str] | None = None) -> Bundle:
-    """Return the spec at `path` with its labels and the digest of its weights.
-
-    `kinds`: the allowed kinds (None: all). No further file is opened for another kind. Raises ModelError if the kind is not
-    allowed, the spec is invalid, or a file is missing, outside the spec's folder or has another sha256 than in the spec.
-    """
-    text = files.read_file(path, files.MAX_SPEC_BYTES)
-    spec = parse_spec(text, path.name)
-    if kinds is not None and spec.kind not in kinds:
-        raise models_folder_error(spec.kind, path.name)
-    labels_text, labels = _labels(spec, path)
-    weights_path = files.resolve_in_folder(path.parent, spec.file) if spec.file is not None else None
-    weights_sha256 = files.sha256_of_file(weights_path) if weights_path is not None else None
-    check_sha256(spec, weights_sha256, path.name)
-    sha256 = files.sha256_of_bytes(b"\0".join((text, labels_text, (weights_sha256 or "").encode())))
-    return Bundle(spec, path, weights_path, weights_sha256, labels, sha256)
-
-
-def read_weights(bundle: Bundle) -> bytes:
-    """Return the weights. Raises ModelError if they changed since the bundle was read."""
-    if bundle.weights_path is None:
-        raise spec_error(bundle.path.name, "`file` is missing")
-    content = files.read_file(bundle.weights_path, files.MAX_WEIGHTS_BYTES)
-    if files.sha256_of_bytes(content) != bundle.weights_sha256:
-        raise ModelError(
-            f"{bundle.weights_path} changed since it was looked up. Start the scenario again.", code="model_changed"
-        )
-    return content
-
-
-def check_sha256(spec: ModelSpec, actual: str | None, origin: str) -> None:
-    """Raise ModelError (model_changed) if the weights do not have the digest in the spec."""
-    if spec.sha256 is not None and spec.sha256 != actual:
-        raise ModelError(
-            f"{spec.file} is not the file described by {origin}: its sha256 is {actual}, not {spec.sha256}. "
-            "Get the right file, or write its digest into the spec if you trust it.",
-            code="model_changed",
-        )
 
 
 def validate_labels(labels: list[str], origin: str) -> tuple[str, ...]:
@@ -216,21 +167,6 @@ def models_folder_error(kind: str, origin: str) -> ModelError:
 def spec_error(origin: str, fault: str) -> ModelError:
     """Return the error for an invalid spec."""
     return ModelError(f"Invalid model spec {origin}: {fault}.", code="model_spec_invalid")
-
-
-def _labels(spec: ModelSpec, path: Path) -> tuple[bytes, tuple[str, ...]]:
-    if spec.labels is None:
-        return b"", ()
-    if isinstance(spec.labels, list):
-        return b"", validate_labels(spec.labels, path.name)
-    content = files.read_file(files.resolve_in_folder(path.parent, spec.labels), files.MAX_LABELS_BYTES)
-    try:
-        lines = content.decode("utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise spec_error(spec.labels, "not UTF-8 text") from error
-    while lines and not lines[-1].strip():
-        lines.pop()
-    return content, validate_labels([line.strip() for line in lines], spec.labels)
 
 
 def _check_kind(spec: ModelSpec, origin: str) -> None:

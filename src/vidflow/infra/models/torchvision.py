@@ -9,7 +9,6 @@ import io
 import pickle
 import urllib.error
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -17,8 +16,10 @@ import torchvision
 
 from vidflow.domain.detections import Detection, InferenceError
 from vidflow.domain.errors import ModelError, Unavailable
+from vidflow.domain.messages import Parameters
+from vidflow.infra.models.bundle import Bundle
 from vidflow.infra.models.decoders import Candidates
-from vidflow.infra.models.detector import DetectionFilter, first_line, to_detections
+from vidflow.infra.models.detector import DetectionFilter, build_filter, first_line, infer_in_batches, to_detections
 from vidflow.infra.models.model import Picture, Size
 from vidflow.infra.models.spec import Thresholds
 
@@ -31,10 +32,26 @@ TWO_STAGE: Final = ("fasterrcnn", "maskrcnn", "keypointrcnn")
 """Detectors whose arguments for the final boxes are prefixed with `box_`."""
 
 
-def load_by_name(
-    architecture: str, weights: str, thresholds: Thresholds, score: float
-) -> tuple[torch.nn.Module, tuple[str, ...]]:
-    """Return a detector with torchvision's own weights, from its cache or the network, and their labels.
+def load_torchvision(bundle: Bundle, parameters: Parameters) -> TorchvisionModel:
+    """Return the detector of a spec of kind `torchvision`, with weights from its file or by torchvision's name.
+
+    Raises ModelError if the weights do not exist or do not belong to the detector, and Unavailable if they cannot be fetched.
+    """
+    spec = bundle.spec
+    assert spec.architecture is not None  # `parse_spec` has checked it
+    if spec.weights is not None:
+        state, labels = fetch_weights(spec.architecture, spec.weights)
+        origin = spec.weights
+    else:
+        state, labels = load_state_dict(bundle.require_weights(), bundle.origin), bundle.labels
+        origin = bundle.origin
+    detection_filter = build_filter(spec.thresholds, labels, parameters.score_threshold, parameters.labels)
+    net = build_detector(spec.architecture, state, len(labels), spec.thresholds, detection_filter.score, origin)
+    return TorchvisionModel(net, labels, detection_filter)
+
+
+def fetch_weights(architecture: str, weights: str) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    """Return torchvision's own weights, from its cache or the network, and their labels.
 
     Raises ModelError if the weights do not exist, and Unavailable if they cannot be fetched.
     """
@@ -50,18 +67,17 @@ def load_by_name(
             "Fetch them elsewhere and name the file in a model spec of kind 'torchvision'.",
             code="model_unreachable",
         ) from error
-    labels = tuple(str(label) for label in entry.meta["categories"])
-    return build_detector(architecture, state, len(labels), thresholds, score, weights), labels
+    return state, tuple(str(label) for label in entry.meta["categories"])
 
 
-def load_state_dict(content: bytes, origin: Path) -> dict[str, torch.Tensor]:
+def load_state_dict(content: bytes, origin: str) -> dict[str, torch.Tensor]:
     """Return the tensors of a state_dict file. Raises ModelError (model_refused) if it contains anything else."""
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise _weights_error(str(origin), f"the file is not a plain state_dict ({first_line(error)})") from error
+        raise _weights_error(origin, f"the file is not a plain state_dict ({first_line(error)})") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise _weights_error(str(origin), "the file does not only contain named tensors; save model.state_dict()")
+        raise _weights_error(origin, "the file does not only contain named tensors; save model.state_dict()")
     return state
 
 
@@ -113,10 +129,7 @@ class TorchvisionModel:
 
     def infer(self, pictures: Sequence[Picture]) -> list[tuple[Detection, ...]]:
         """Return the detections of each picture."""
-        results: list[tuple[Detection, ...]] = []
-        for start in range(0, len(pictures), self.batch):
-            results.extend(self._infer_batch(pictures[start : start + self.batch]))
-        return results
+        return infer_in_batches(self._infer_batch, pictures, self.batch)
 
     def _infer_batch(self, pictures: Sequence[Picture]) -> list[tuple[Detection, ...]]:
         tensors = [self._tensor(picture) for picture in pictures]

@@ -9,6 +9,7 @@ from litestar import get
 
 from vidflow.domain.errors import ModelError, SetupError
 from vidflow.infra.models import registry
+from vidflow.infra.models.bundle import Bundle
 from vidflow.roles.api.context import Api
 from vidflow.roles.api.problems import problem
 from vidflow.roles.api.schemas import InitScenario, ModelInfo, ModelList
@@ -38,7 +39,7 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def resolve_model(request: InitScenario, options: ApiOptions) -> registry.ModelRef:
+def resolve_model(request: InitScenario, options: ApiOptions) -> Bundle:
     """Return the requested model, checked for the requested labels as far as possible without loading it.
 
     Raises ModelError or ParameterError, or a 422 problem that lists the registered names if the model is unknown.
@@ -48,7 +49,7 @@ def resolve_model(request: InitScenario, options: ApiOptions) -> registry.ModelR
     except ModelError as error:
         if error.code != ModelError.default_code:
             raise
-        names = [info.name for info in registry.list_models(options.models_dir)]
+        names = registry.list_names(options.models_dir)
         raise problem(422, error.code, error.message, models=names) from error
     registry.check_parameters(model, request.parameters)
     return model

@@ -19,9 +19,9 @@ def load(deploy: Deploy, models_dir: Path | None, *, any_onnx: bool) -> Model:
     Repeats the check that the model may be used, since commands in Kafka may come from anywhere. Raises ModelError,
     ParameterError, MissingExtra or Unavailable.
     """
-    model = registry.resolve(deploy.model, models_dir, any_onnx=any_onnx)
-    registry.require_same(model, deploy.model_sha256)
-    return registry.load(model, deploy.parameters)
+    bundle = registry.resolve(deploy.model, models_dir, any_onnx=any_onnx, keep_weights=True)
+    registry.require_same(bundle, deploy.model_sha256)
+    return registry.load(bundle, deploy.parameters)
 
 
 def warm_up(model: Model, batch: FrameBatch) -> None:
