@@ -10,8 +10,7 @@ import av
 import pytest
 from tests import clips
 
-from vidflow.domain.errors import SourceError
-from vidflow.domain.messages import FileIdentity, GapReason, ResumePoint
+from vidflow.domain.messages import GapReason, ResumePoint
 from vidflow.domain.sampling import format_time_base
 from vidflow.infra.video import FrameGap, KeptFrame, Video, open_video, read_kept_frames
 
@@ -294,20 +293,6 @@ def test_a_gap_directly_after_the_stored_frame_is_reported_again_unchanged(tmp_p
     (gap,) = gaps(read_all(clip))
     assert read_all(clip, None, resume_points(clip)[gap.after_frame])[0] == gap
     assert gaps(read_all(clip, None, resume_points(clip)[gap.after_frame + 1])) == []
-
-
-def test_a_file_that_changed_between_runs_is_refused(tmp_path: Path) -> None:
-    clip = clips.constant_rate(tmp_path / "clip.mp4")
-    resume = resume_points(clip)[10]
-    clips.constant_rate(clip, 51)
-    with open_video(str(clip)) as video, pytest.raises(SourceError) as caught:
-        read_kept_frames(video, None, resume)
-    assert caught.value.code == "source_changed"
-
-
-def test_a_resume_point_without_an_identity_is_accepted(tmp_path: Path) -> None:
-    clip = clips.constant_rate(tmp_path / "clip.mp4")
-    assert len(read_all(clip, None, ResumePoint(identity=FileIdentity()))) == 50
 
 
 def test_an_impossible_resume_point_is_resolved_by_counting_frames(tmp_path: Path) -> None:

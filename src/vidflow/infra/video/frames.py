@@ -17,7 +17,6 @@ from av.video.frame import PictureType, VideoFrame
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from vidflow.domain.errors import SourceError
 from vidflow.domain.messages import GapReason, ResumePoint
 from vidflow.domain.sampling import Sampler, SeekStatus, SeekToPts, build_timeline, plan_resume, track_seek
 from vidflow.infra.video.open import Video
@@ -85,10 +84,9 @@ def read_kept_frames(
 
     With `resume`, continue after the last stored frame with exactly the frames of an uninterrupted run. A gap directly after
     the stored frame is reported again. A live source continues from now, with numbers from `resume.next_frame`.
-    Raises SourceError (source_changed) if a file differs from the one in `resume`, and Unavailable if reading fails.
+    The file must be that of `resume`, which `open_video` checks. Raises Unavailable if reading fails.
     """
     resume = resume or ResumePoint()
-    _require_unchanged(video, resume)
     start = Sampler(build_timeline(video.source.time_base, video.source.average_rate), rate)
     if video.source.live:
         return _FrameReader(
@@ -101,16 +99,6 @@ def read_kept_frames(
             return resumed
         video.restart()
     return _FrameReader(video.source, start, resume.next_frame).read_events(video.events())
-
-
-def _require_unchanged(video: Video, resume: ResumePoint) -> None:
-    known = resume.identity
-    if known is not None and known.size_bytes is not None and video.source.identity != known:
-        raise SourceError(
-            f"{video.display_name} has changed since the scenario started (its size or modification time differs), so frame numbers"
-            " would refer to other frames. Start a new scenario for the new file.",
-            code="source_changed",
-        )
 
 
 def _seek_to(video: Video, point: SeekToPts) -> Iterator[KeptFrame | FrameGap] | None:
@@ -146,7 +134,7 @@ class _FrameReader:
         """
         timeline = self._sampler.timeline
         for event in events:
-            if isinstance(event, LostPacket) or (timeline.tick is None and not _is_independent(event)):
+            if isinstance(event, LostPacket) or (timeline.tick is None and not is_independent(event)):
                 return False
             timeline, status = track_seek(point, timeline, event.pts)
             if status is not SeekStatus.SEEKING:
@@ -234,6 +222,6 @@ class _FrameReader:
         return gaps
 
 
-def _is_independent(frame: VideoFrame) -> bool:
+def is_independent(frame: VideoFrame) -> bool:
     """Return whether the frame can be decoded without another one."""
     return bool(frame.key_frame) and frame.pict_type in {PictureType.NONE, PictureType.I}

@@ -157,22 +157,28 @@ def open_video(source: str, *, threads: int = 1, expected_identity: FileIdentity
             f"Unsupported URL scheme {scheme!r}. Use a file path, or a URL that starts with http, https, rtsp or rtsps.",
             code="source_forbidden",
         )
-    if scheme != "file":
-        return Video(source, redact(source), threads, None)
-    path = Path(unquote(urlsplit(source).path) if "://" in source else source).absolute()
-    identity = _identity(path)
-    if expected_identity is not None and expected_identity != FileIdentity() and identity != expected_identity:
-        raise SourceError(
-            f"{path} has changed since the scenario started (its size or modification time differs), so frame numbers would"
-            " refer to other frames. Start a new scenario for the new file.",
-            code="source_changed",
-        )
-    return Video(str(path), str(path), threads, identity)
+    if scheme == "file":
+        path = Path(unquote(urlsplit(source).path) if "://" in source else source).absolute()
+        url = display_name = str(path)
+        identity = _identity(path)
+    else:
+        url, display_name, identity = source, redact(source), None
+    _require_unchanged(display_name, identity, expected_identity)
+    return Video(url, display_name, threads, identity)
 
 
 def is_live(url: str) -> bool:
     """Return whether the source is a camera or stream, which has no beginning to return to."""
     return url.lower().startswith(("rtsp://", "rtsps://"))
+
+
+def _require_unchanged(display_name: str, identity: FileIdentity | None, expected: FileIdentity | None) -> None:
+    if expected is not None and expected.size_bytes is not None and identity != expected:
+        raise SourceError(
+            f"{display_name} has changed since the scenario started (its size or modification time differs), so frame numbers would"
+            " refer to other frames. Start a new scenario for the new file.",
+            code="source_changed",
+        )
 
 
 def _identity(path: Path) -> FileIdentity:

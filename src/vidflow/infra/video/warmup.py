@@ -14,12 +14,12 @@ from fractions import Fraction
 from typing import Final
 
 import av
-from av.video.frame import PictureType, VideoFrame
+from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from vidflow.domain.messages import ResumePoint
 from vidflow.domain.sampling import USUAL_RATE, Sampler, SeekToPts, build_timeline, plan_resume
-from vidflow.infra.video.frames import KeptFrame
+from vidflow.infra.video.frames import KeptFrame, is_independent
 from vidflow.infra.video.open import Video
 from vidflow.infra.video.packets import LostPacket
 from vidflow.infra.video.pixels import displayed_size, read_orientation
@@ -66,7 +66,7 @@ def _read_up_to(
     scaler = VideoReformatter()
     started = False
     for event in events:
-        if isinstance(event, LostPacket) or event.pts is None or not (started or _is_independent(event)):
+        if isinstance(event, LostPacket) or event.pts is None or not (started or is_independent(event)):
             return None
         sampler, kept = sampler.sample_frame(event.pts)
         tick = sampler.timeline.tick or 0
@@ -93,11 +93,6 @@ def _build_kept_frame(
         0, tick, source.time_base, timeline.origin or 0, float(timeline.seconds_since_start(tick)),
         width, height, frame, orientation, scaler,
     )  # fmt: skip
-
-
-def _is_independent(frame: VideoFrame) -> bool:
-    """Return whether the frame can be decoded without another one."""
-    return bool(frame.key_frame) and frame.pict_type in {PictureType.NONE, PictureType.I}
 
 
 def _number_frames(frames: deque[KeptFrame], next_frame: int) -> list[KeptFrame]:
