@@ -1,7 +1,8 @@
 """The forkservers that start a runner's workers: one without torch at first, replaced by one with torch once torch is imported.
 
 Importing torch takes seconds and most scenarios do not need it, so the runner does not wait for it. A worker that needs torch
-earlier imports it itself. supervision.py starts and watches the workers.
+earlier imports it itself. supervision.py starts and watches the workers. multiprocessing offers one forkserver per process, so
+the second one uses parts of it that are not public (docs/decisions/0010-two-forkservers.md).
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ import importlib.util
 import multiprocessing
 import os
 import pickle
-import select
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import forkserver
+from multiprocessing import AuthenticationError, forkserver
 from multiprocessing.context import ForkServerContext
 from types import ModuleType
 from typing import Final
@@ -48,8 +49,7 @@ class Forkservers:
         with without_main():
             forkserver.ensure_running()  # starts the imports; `prepare` waits for them
         self._torch_due_s: float | None = None
-        self._torch_server: forkserver.ForkServer | None = None
-        self._torch_ready_fd: int | None = None
+        self._torch_server: _StartingForkserver | None = None
 
     def prepare(self) -> None:
         """Wait until the first forkserver has imported everything, which is when it has started a child."""
@@ -67,34 +67,49 @@ class Forkservers:
         elif time.monotonic() >= self._torch_due_s:
             self._torch_due_s = float("inf")
             self._start_torch_server()
-        elif (
-            self._torch_server is not None
-            and self._torch_ready_fd is not None
-            and select.select([self._torch_ready_fd], [], [], 0)[0]
-        ):
-            self._take_over(self._torch_server, self._torch_ready_fd)
-            self._torch_server = self._torch_ready_fd = None
+        elif self._torch_server is not None and not self._torch_server.is_starting():
+            self._take_over(self._torch_server)
+            self._torch_server = None
 
     def _start_torch_server(self) -> None:
-        """Start the forkserver with torch and request a no-op child, which starts once everything is imported."""
-        self._torch_server = forkserver.ForkServer()
-        self._torch_server.set_forkserver_preload([TORCH_PRELOAD_MODULE])
-        with without_main():
-            self._torch_ready_fd, task = self._torch_server.connect_to_new_process([])
-        with open(task, "wb") as pipe:  # noqa: PTH123 - a file descriptor
-            pipe.write(pickle.dumps({}) + pickle.dumps(NoOpProcess()))
+        self._torch_server = _StartingForkserver(TORCH_PRELOAD_MODULE)
 
-    def _take_over(self, server: forkserver.ForkServer, ready_fd: int) -> None:
-        try:
-            forkserver.read_signed(ready_fd)
-        except EOFError:
+    def _take_over(self, starting: _StartingForkserver) -> None:
+        if starting.is_ready:
+            forkserver.connect_to_new_process = starting.server.connect_to_new_process
+        else:
             _log.warning(
                 "torch_not_preloaded", does="workers that need torch import it themselves, which takes seconds"
             )
-        else:
-            forkserver.connect_to_new_process = server.connect_to_new_process
-        finally:
-            os.close(ready_fd)
+
+
+class _StartingForkserver:
+    """A second forkserver. A thread waits for its imports, because from Python 3.14 a connection to it blocks until then."""
+
+    def __init__(self, preload_module: str) -> None:
+        self.server = forkserver.ForkServer()
+        self.server.set_forkserver_preload([preload_module])
+        with without_main():
+            self.server.ensure_running()
+        self.is_ready = False
+        self._thread = threading.Thread(target=self._wait_for_imports, name="second forkserver", daemon=True)
+        self._thread.start()
+
+    def is_starting(self) -> bool:
+        """Return whether its imports are still running. Afterwards `is_ready` says whether they succeeded."""
+        return self._thread.is_alive()
+
+    def _wait_for_imports(self) -> None:
+        """Start a child that does nothing, which starts once everything is imported."""
+        try:
+            status, task = self.server.connect_to_new_process([])
+            with open(status, "rb"):  # noqa: PTH123 - a file descriptor
+                with open(task, "wb") as pipe:  # noqa: PTH123
+                    pipe.write(pickle.dumps({}) + pickle.dumps(NoOpProcess()))
+                forkserver.read_signed(status)
+        except (OSError, EOFError, AuthenticationError):
+            return  # it has died
+        self.is_ready = True
 
 
 def _shorten_temporary_folder() -> None:
