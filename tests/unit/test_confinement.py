@@ -120,7 +120,9 @@ def test_sources_and_models_do_not_lead_out_of_their_folder(
     with pytest.raises(UserError) as refused:
         use(folder, written(name, folder))
     # A model outside the folder has the same error as a missing one.
-    assert refused.value.code == ("model_unknown" if use is as_model else "source_forbidden")
+    expected = ("model_unknown", "models folder") if use is as_model else ("source_forbidden", "media root")
+    assert refused.value.code == expected[0]
+    assert expected[1] in refused.value.message
 
 
 @USES

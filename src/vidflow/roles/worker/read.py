@@ -71,13 +71,14 @@ def resolve_source(source: str, media_root: Path | None, *, any_file: bool) -> s
             pass  # allowed only with `any_file`
         except OSError as error:
             raise SourceError(
-                f"File {redact(source)[:200]} not found in this runner's media root. Check that it has the same files as the api.",
+                f"Source {redact(source)[:200]} not found in this runner's media root. Check that the runner has the same files as"
+                " the api.",
                 code="source_missing",
             ) from error
     if any_file and Path(source).is_absolute():
         return source
     raise SourceError(
-        f"This runner may not read {redact(source)[:200]}, which is outside its media root (VIDFLOW_MEDIA_ROOT). Move the file there.",
+        f"Source {redact(source)[:200]} is outside this runner's media root (VIDFLOW_MEDIA_ROOT). Move the file there.",
         code="source_forbidden",
     )
 
