@@ -32,10 +32,12 @@ def echo() -> Iterator[int]:
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=serve)
     thread.start()
-    yield int(listener.getsockname()[1])
-    listener.shutdown(socket.SHUT_RDWR)
-    listener.close()
-    thread.join()
+    try:
+        yield int(listener.getsockname()[1])
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -41,9 +42,8 @@ def broker(tmp_path: Path) -> Iterator[EmbeddedKafka]:
 
 @pytest.fixture
 def control_plane(broker: EmbeddedKafka) -> Iterator[ControlPlane]:
-    control_plane = ControlPlane(broker.settings)
-    yield control_plane
-    control_plane.close()
+    with closing(ControlPlane(broker.settings)) as control_plane:
+        yield control_plane
 
 
 @pytest.fixture

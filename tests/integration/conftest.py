@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from tests.integration.delivery import emptied_database
@@ -22,6 +23,5 @@ def connection(database_url: str) -> Iterator[Connection]:
 @pytest.fixture(scope="module")
 def control_plane(kafka_settings: KafkaSettings) -> Iterator[ControlPlane]:
     """The leader's and the inbox's side of the topics, shared by all tests of a module."""
-    control_plane = ControlPlane(kafka_settings)
-    yield control_plane
-    control_plane.close()
+    with closing(ControlPlane(kafka_settings)) as control_plane:
+        yield control_plane

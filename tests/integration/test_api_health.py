@@ -308,8 +308,10 @@ def pending_request(client: httpx.Client, method: str, path: str) -> Iterator[li
 
     thread = threading.Thread(target=send)
     thread.start()
-    yield responses
-    thread.join()
+    try:
+        yield responses
+    finally:
+        thread.join()
 
 
 def test_a_process_stops_while_a_request_hangs(database_url: str) -> None:

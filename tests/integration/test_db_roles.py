@@ -96,11 +96,13 @@ def create_users(url: str) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def urls(database_url: str) -> Iterator[dict[str, str]]:
     urls = create_users(database_url)
-    yield urls
-    with psycopg.connect(database_url, autocommit=True) as server:
-        for role in (*(urlsplit(url).username for url in urls.values()), *migrations.GROUP_ROLES):
-            server.execute(f"DROP OWNED BY {role}")
-            server.execute(f"DROP ROLE {role}")  # otherwise migrations of other tests would grant privileges
+    try:
+        yield urls
+    finally:
+        with psycopg.connect(database_url, autocommit=True) as server:
+            for role in (*(urlsplit(url).username for url in urls.values()), *migrations.GROUP_ROLES):
+                server.execute(f"DROP OWNED BY {role}")
+                server.execute(f"DROP ROLE {role}")  # otherwise migrations of other tests would grant privileges
 
 
 @pytest.mark.parametrize(

@@ -46,8 +46,10 @@ class Launches:
 @pytest.fixture
 def stop() -> Iterator[Stop]:
     stop = Stop()
-    yield stop
-    stop.request()
+    try:
+        yield stop
+    finally:
+        stop.request()
 
 
 def create_supervisor(launches: Launches, notifications: list[str], stop: Stop) -> ChildSupervisor:

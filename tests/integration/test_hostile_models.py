@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -99,16 +100,14 @@ def test_commands_from_kafka_do_not_load_the_program(
     kafka_settings: KafkaSettings, folder: Path, evil: Path, models: Path, *, with_models: bool
 ) -> None:
     clip = clips.constant_rate(folder / "clip.mp4", frames=5)
-    stage = ControlPlane(kafka_settings)
     options = ["--any-file", "--any-onnx", *(["--models-dir", str(models)] if with_models else [])]
-    with running_runner(kafka_settings, folder, *options) as process:
+    with closing(ControlPlane(kafka_settings)) as stage, running_runner(kafka_settings, folder, *options) as process:
         runner_id = process.wait_for_id(stage)
         for model in attack_names(evil, models):
             entry = _ended(stage, process, runner_id, clip, model)
             assert (entry.reason, entry.fatal) == (EndReason.ERROR, True), model
             assert entry.error is not None
             assert entry.error.code.startswith("model_"), (model, entry)
-    stage.close()
 
 
 def _ended(stage: ControlPlane, process: RunnerProcess, runner_id: str, clip: Path, model: str) -> Entry:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from tests.integration.delivery import recreate_topics
@@ -25,11 +26,10 @@ LONG_S = 30.0
 def listener(kafka_settings: KafkaSettings) -> Iterator[LeaderListener]:
     recreate_topics(kafka_settings)
     stop = Stop()
-    listener = LeaderListener(kafka_settings, "leader", stop)
-    listener.open()
-    wait_until(lambda: listener.probes_ok_since(time.monotonic()) is not None, "its probes come back")
-    yield listener
-    listener.close()
+    with closing(LeaderListener(kafka_settings, "leader", stop)) as listener:
+        listener.open()
+        wait_until(lambda: listener.probes_ok_since(time.monotonic()) is not None, "its probes come back")
+        yield listener
     assert stop.error is None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -150,9 +151,8 @@ def test_a_read_that_takes_too_long_is_cancelled_and_reported(
 
 @pytest.fixture
 def pool(database_url: str) -> Iterator[Pool]:
-    pool = Pool(database_url, name="vidflow pool", size=2, statement_timeout_s=5)
-    yield pool
-    pool.close()
+    with closing(Pool(database_url, name="vidflow pool", size=2, statement_timeout_s=5)) as pool:
+        yield pool
 
 
 def test_a_pool_opens_at_most_size_connections(pool: Pool) -> None:

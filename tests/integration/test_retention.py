@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -49,9 +50,9 @@ def connection(database_url: str) -> Iterator[Connection]:
 def lease(connection: Connection, database_url: str) -> Iterator[Lease]:
     term = leases.acquire(connection, "leader", HOLDER)
     assert term is not None
-    lease = Lease(database_url, "leader", HOLDER, term, time.monotonic() + 60)  # trusted without renewals
-    yield lease
-    lease.close()
+    unrenewed = Lease(database_url, "leader", HOLDER, term, time.monotonic() + 60)  # trusted without renewals
+    with closing(unrenewed) as lease:
+        yield lease
 
 
 def insert_aged_scenario(

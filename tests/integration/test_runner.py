@@ -95,7 +95,7 @@ def stop_and_forget(control_plane: ControlPlane, name: str, *uuids: str) -> None
     for uuid in uuids:
         control_plane.send_command(name, StopWork(uuid, 9))
     control_plane.wait_until(
-        lambda: not any((entry := control_plane.entry(name, uuid)) and entry.is_running for uuid in uuids),
+        lambda: all((entry := control_plane.entry(name, uuid)) and not entry.is_running for uuid in uuids),
         "they have ended",
     )
     for uuid in uuids:
@@ -157,15 +157,14 @@ def test_a_message_with_a_header_name_that_is_not_text_is_ignored(
 
 
 def test_a_repeated_deploy_starts_one_worker(control_plane: ControlPlane, runner_id: str, clip: Path) -> None:
-    uuid = new_uuid()
+    before, uuid = count_taken(control_plane, runner_id), new_uuid()
     for _ in range(3):
         control_plane.send_command(runner_id, make_deploy(uuid, clip))
     control_plane.wait_for_end_marker(uuid)
     control_plane.wait_until_ended(runner_id, uuid)
     control_plane.send_command(runner_id, make_deploy(uuid, clip))
     control_plane.send_command(runner_id, Ping(runner_id))
-    before = count_taken(control_plane, runner_id)
-    control_plane.wait_until(lambda: count_taken(control_plane, runner_id) >= before, "all commands are read")
+    control_plane.wait_until(lambda: count_taken(control_plane, runner_id) == before + 5, "all commands are counted")
     assert len(control_plane.opened(uuid)) == 1
     stop_and_forget(control_plane, runner_id, uuid)
 
@@ -315,10 +314,10 @@ def test_the_worker_of_a_killed_frozen_runner_dies_with_it(
 ) -> None:
     name = own_runner.wait_for_id(control_plane)
     start_busy_scenario(control_plane, name, endless)
-    workers = own_runner.workers()
+    [worker] = own_runner.workers()
     own_runner.process.send_signal(signal.SIGSTOP)
     own_runner.kill()
-    wait_until(lambda: not any(map(is_alive, workers)), "its worker is gone")
+    wait_until(lambda: not is_alive(worker), "its worker is gone")
 
 
 def test_a_draining_runner_hands_over_and_exits_after_the_forget_commands(
@@ -346,11 +345,12 @@ def test_an_idle_draining_runner_exits_at_once(control_plane: ControlPlane, own_
     name = own_runner.wait_for_id(control_plane)
     own_runner.process.send_signal(signal.SIGTERM)
     assert own_runner.process.wait(10) == 0
-    last = control_plane.last_report(name)
     control_plane.wait_until(
         lambda: (last := control_plane.last_report(name)) and last.draining, "it reports that it drains"
     )
-    assert last is None or last.entries == ()
+    last = control_plane.last_report(name)
+    assert last is not None
+    assert last.entries == ()
 
 
 def test_a_draining_runner_exits_after_its_grace_period(

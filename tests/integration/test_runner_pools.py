@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -28,12 +30,23 @@ def create_topic(settings: KafkaSettings) -> None:
         future.result(10)
 
 
+@pytest.fixture
+def _no_topic(kafka_settings: KafkaSettings) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        remove_topics(kafka_settings, [TOPIC])
+
+
+@pytest.mark.usefixtures("_no_topic")
 def test_a_runner_of_a_pool_without_a_topic_logs_the_command_that_creates_it_and_waits(
     kafka_settings: KafkaSettings, tmp_path: Path
 ) -> None:
     clip = clips.constant_rate(tmp_path / "clip.mp4", frames=5)
-    control_plane = ControlPlane(kafka_settings, POOL)
-    with running_runner(kafka_settings, tmp_path, "--any-file", "--pool", POOL) as process:
+    with (
+        closing(ControlPlane(kafka_settings, POOL)) as control_plane,
+        running_runner(kafka_settings, tmp_path, "--any-file", "--pool", POOL) as process,
+    ):
         wait_until(lambda: MISSING_TOPIC_ERROR in process.log, "it logs the missing topic", limit_s=60)
         assert "runner_ready" not in process.log
         create_topic(kafka_settings)
@@ -49,5 +62,3 @@ def test_a_runner_of_a_pool_without_a_topic_logs_the_command_that_creates_it_and
         assert process.process.wait(60) == 4, "it exits so that it is started again"
         assert f"Topic {TOPIC} was deleted and created again. Restart this runner." in process.log
         assert process.log.count(MISSING_TOPIC_ERROR) == 2
-    control_plane.close()
-    remove_topics(kafka_settings, [TOPIC])
