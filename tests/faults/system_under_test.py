@@ -71,7 +71,7 @@ class Processes(Protocol):
 
 
 class SystemUnderTest:
-    """A running vidflow, what its clients were told, and the frames of undisturbed runs."""
+    """A running vidflow, what its clients were promised, and the frames of undisturbed runs."""
 
     def __init__(self, processes: Processes, log_lines: list[str]) -> None:
         self.processes = processes

@@ -205,15 +205,15 @@ def build_role_registry(role: str, *parts: CollectorRegistry) -> CollectorRegist
 _exported_partitions: Final = set[int]()
 
 
-def export_lag(ends: Mapping[int, int], behind: Mapping[int, int]) -> None:
-    """Export the lag of this inbox's partitions. `ends`: their end offsets; `behind`: the positions short of them."""
-    INBOX_BEHIND.set(len(behind))
+def export_lag(ends: Mapping[int, int], lagging: Mapping[int, int]) -> None:
+    """Export the lag of this inbox's partitions. `ends`: their end offsets; `lagging`: the positions short of them."""
+    INBOX_BEHIND.set(len(lagging))
     for partition in _exported_partitions - ends.keys():
         INBOX_LAG.remove(partition)
     _exported_partitions.intersection_update(ends)
     _exported_partitions.update(ends)
     for partition, end in ends.items():
-        INBOX_LAG.labels(partition).set(max(end - behind.get(partition, end), 0))
+        INBOX_LAG.labels(partition).set(max(end - lagging.get(partition, end), 0))
 
 
 _UUID_WITH_TIME: Final = 7
