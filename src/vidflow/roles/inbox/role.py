@@ -285,13 +285,13 @@ class Inbox:
             return
         self._kafka.end()
         connection, query = self._ensure_connection(), answer.query
-        behind = inbox_partitions.note_caught_up(
+        lagging = inbox_partitions.note_caught_up(
             connection, RESULTS, self._topic_id, query.positions, answer.end_offsets, query.asked_at
         )
         self._postgres.end()
-        metrics.export_lag(answer.end_offsets, behind)
+        metrics.export_lag(answer.end_offsets, lagging)
         self._reader.commit_positions()
-        self._repair_positions(connection, behind, answer)
+        self._repair_positions(connection, lagging, answer)
 
     def _sync_positions(self, connection: Connection) -> None:
         """Continue from the positions in the database where they differ from this inbox's.
@@ -312,15 +312,15 @@ class Inbox:
                 f"The topic's id changed from {self._topic_id} to {answer.topic_id}. Starting again with the new topic."
             )
 
-    def _repair_positions(self, connection: Connection, behind: Mapping[int, int], snapshot: TopicSnapshot) -> None:
+    def _repair_positions(self, connection: Connection, lagging: Mapping[int, int], snapshot: TopicSnapshot) -> None:
         """Move positions outside the log to its first offset: the log was truncated, or retention deleted their messages.
 
         No message would ever arrive at such a position, and the partition would never catch up.
         """
-        self._stuck = {number: (offset, self._stuck_since_s(number, offset)) for number, offset in behind.items()}
+        self._stuck = {number: (offset, self._stuck_since_s(number, offset)) for number, offset in lagging.items()}
         for partition in self._list_stuck():
             first, end = snapshot.first_offsets.get(partition), snapshot.end_offsets[partition]
-            position = behind[partition]
+            position = lagging[partition]
             if first is None or first <= position <= end or self._reader.positions.get(partition) != position:
                 continue
             if inbox_partitions.move_positions(connection, RESULTS, self._topic_id, {partition: (position, first)}):
@@ -336,7 +336,7 @@ class Inbox:
         return [partition for partition, (_, since_s) in self._stuck.items() if self._checked_s - since_s >= STUCK_S]
 
     def _stuck_since_s(self, partition: int, position: int) -> float:
-        """Return the time of the first check that found the partition behind at this position."""
+        """Return the time of the first check that found the partition lagging at this position."""
         last_position, since_s = self._stuck.get(partition, (position, self._checked_s))
         return since_s if last_position == position else self._checked_s
 
