@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vidflow.infra.embedded.kafka import EmbeddedKafka
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
+from vidflow.infra.embedded.server import EmbeddedServer
 from vidflow.infra.process.stopping import Stop
 from vidflow.settings import read_environment_variable
 
@@ -36,7 +37,7 @@ def wait_until(condition: Callable[[], bool], goal: str, limit_s: float = 20.0) 
 
 def _run_server(kind: str, folder: Path) -> None:
     stop = Stop()
-    server: EmbeddedPostgres | EmbeddedKafka
+    server: EmbeddedServer
     if kind == "postgres":
         server = EmbeddedPostgres(folder, notify=_print, stop=stop)
     else:

