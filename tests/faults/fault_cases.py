@@ -14,18 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from confluent_kafka import TopicPartition
 from tests.faults import checks, trail_checks
 from tests.faults.injection import Fault, Victim, frozen, inject, wait_for_victim, workers_of
 from tests.faults.system_under_test import SystemUnderTest
 from tests.faults.violation import violation
 from tests.faults.workloads import Workload
-from tests.integration.delivery import read_topic
+from tests.integration.delivery import empty_topic, read_topic
 from tests.integration.server_owner import wait_until
 
 from vidflow.domain.messages import decode_result
 from vidflow.domain.topics import RESULTS, commands_topic
-from vidflow.infra.kafka import admin, offsets
 from vidflow.infra.postgres import backup
 
 SETTLE_LIMIT_S: Final = 60.0
@@ -225,7 +223,7 @@ def empty_results(system: SystemUnderTest, works: Workloads) -> None:
         system.wait_until_running(system.create_scenario(work))
     with frozen(system.processes.pids()["inbox"]):
         pause(1)
-        empty_topic(system, RESULTS)
+        empty_topic(system.processes.kafka, RESULTS)
     check_settled(system)
 
 
@@ -238,7 +236,7 @@ def lose_commands(system: SystemUnderTest, works: Workloads) -> None:
         system.create_scenario(works.slow)
         system.ensure_shut_down(running)
         pause(1)
-        empty_topic(system, commands_topic("default"))
+        empty_topic(system.processes.kafka, commands_topic("default"))
     wait_until_inactive(system, running, "invariant 7: the scenario is stopped", 12)
     check_settled(system, no_losses=True)
 
@@ -328,15 +326,6 @@ def resume_orchestrators(system: SystemUnderTest) -> None:
     """Resume the stopped orchestrators. Each of them stops itself once."""
     for pid in stopped_orchestrators(system):
         os.kill(pid, signal.SIGCONT)
-
-
-def empty_topic(system: SystemUnderTest, topic: str) -> None:
-    """Delete the messages that are in the topic now, as its retention would."""
-    client = admin.create_admin(system.processes.kafka)
-    ends = offsets.read_end_offsets(client, topic)
-    partitions = [TopicPartition(topic, number, end) for number, end in ends.items()]
-    for future in client.delete_records(partitions).values():
-        future.result()
 
 
 STOP_AT_CRASHPOINT: Final = (

@@ -9,16 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from confluent_kafka import TopicPartition
 from tests.faults import checks, workloads
 from tests.faults.injection import frozen
 from tests.faults.system_under_test import SystemUnderTest, run_system
 from tests.faults.workloads import Workload
-from tests.integration.delivery import remove_topics
+from tests.integration.delivery import empty_topic, remove_topics
 from tests.integration.server_owner import wait_until
 
 from vidflow.domain.topics import INIT_SCENARIO, RESULTS, RUNNER_EVENTS, commands_topic
-from vidflow.infra.kafka import admin, offsets, topics
+from vidflow.infra.kafka import topics
 from vidflow.infra.kafka.topics import PARTITIONS
 
 pytestmark = [pytest.mark.long, pytest.mark.whole, pytest.mark.fault, pytest.mark.timeout(420)]
@@ -84,24 +83,15 @@ def test_invariant_7_messages_deleted_before_they_are_read_leave_nothing_stuck(
     with frozen([pid for kind in ("orchestrator", "runner") for pid in system.processes.pids()[kind]]):
         uuid = system.create_scenario(slow)
         wait_until(lambda: is_outbox_published(system), "the relay has published the message")
-        empty_topic(system, INIT_SCENARIO)
+        empty_topic(system.processes.kafka, INIT_SCENARIO)
     system.wait_until_running(uuid, frames=0)
     with frozen(system.processes.pids()["runner"]):
         system.create_scenario(slow)
         wait_until(lambda: is_outbox_published(system), "the relay has published the command")
-        empty_topic(system, COMMANDS)
+        empty_topic(system.processes.kafka, COMMANDS)
     check_recovered(system)
 
 
 def is_outbox_published(system: SystemUnderTest) -> bool:
     with system.connect() as connection:
         return not connection.execute("SELECT FROM outbox").fetchall()
-
-
-def empty_topic(system: SystemUnderTest, topic: str) -> None:
-    """Delete the messages that are in the topic now, as its retention would."""
-    client = admin.create_admin(system.processes.kafka)
-    ends = offsets.read_end_offsets(client, topic)
-    partitions = [TopicPartition(topic, number, end) for number, end in ends.items()]
-    for future in client.delete_records(partitions).values():
-        future.result()

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 from tests import clips
+from tests.faults.injection import frozen
 from tests.integration import faulty_models
 from tests.integration.delivery import remove_topics
 from tests.integration.runner_harness import ControlPlane, RunnerProcess, make_deploy, new_uuid, running_runner
@@ -54,25 +53,31 @@ def runner_process(broker: EmbeddedKafka, control_plane: ControlPlane, tmp_path:
         yield process
 
 
-def pid_of(broker: EmbeddedKafka) -> int:
+def start_slow_worker(control_plane: ControlPlane, runner: str, folder: Path, frames: int) -> str:
+    """Deploy a new scenario to the runner, and wait until its worker sends frames. Return its uuid."""
+    uuid = new_uuid()
+    control_plane.send_command(
+        runner, make_deploy(uuid, clips.constant_rate(folder / "clip.mp4", frames=frames), "slow_inference")
+    )
+    control_plane.wait_until(lambda: control_plane.frames(uuid), "the worker is running")
+    return uuid
+
+
+@contextmanager
+def frozen_broker(broker: EmbeddedKafka) -> Iterator[None]:
+    """Freeze the broker while the block runs."""
     assert broker.pid is not None
-    return broker.pid
+    with frozen([broker.pid]):
+        yield
 
 
 def test_a_short_freeze_of_the_broker_loses_no_frames(
     broker: EmbeddedKafka, control_plane: ControlPlane, runner_process: RunnerProcess, tmp_path: Path
 ) -> None:
-    name, uuid = runner_process.wait_for_id(control_plane), new_uuid()
-    control_plane.send_command(
-        name, make_deploy(uuid, clips.constant_rate(tmp_path / "clip.mp4", frames=400), "slow_inference")
-    )
-    control_plane.wait_until(lambda: control_plane.frames(uuid), "the worker is running")
-    os.kill(pid_of(broker), signal.SIGSTOP)
-    try:
-        with pytest.raises(AssertionError, match="silence"):
-            wait_until(lambda: False, "silence", limit_s=8)
-    finally:
-        os.kill(pid_of(broker), signal.SIGCONT)
+    name = runner_process.wait_for_id(control_plane)
+    uuid = start_slow_worker(control_plane, name, tmp_path, frames=400)
+    with frozen_broker(broker), pytest.raises(AssertionError, match="silence"):
+        wait_until(lambda: False, "silence", limit_s=8)
     end = control_plane.wait_for_end_marker(uuid)
     assert [frame.frame_number for frame in control_plane.frames(uuid)] == list(range(400))
     assert (end.last_frame, end.reason) == (399, EndReason.FINISHED)
@@ -100,12 +105,8 @@ def test_an_admin_client_gets_answers_again_soon_after_each_long_freeze(broker: 
     try:
         for _ in range(3):
             wait_until(lambda: answered[-3:] == [True] * 3, "the client gets answers")
-            os.kill(pid_of(broker), signal.SIGSTOP)
-            try:
-                with pytest.raises(AssertionError, match="silence"):
-                    wait_until(lambda: False, "silence", limit_s=FREEZE_S)
-            finally:
-                os.kill(pid_of(broker), signal.SIGCONT)
+            with frozen_broker(broker), pytest.raises(AssertionError, match="silence"):
+                wait_until(lambda: False, "silence", limit_s=FREEZE_S)
             answered.clear()
             wait_until(lambda: answered[-3:] == [True] * 3, "the client gets answers again", limit_s=20)
     finally:
@@ -116,17 +117,11 @@ def test_an_admin_client_gets_answers_again_soon_after_each_long_freeze(broker: 
 def test_a_runner_that_was_cut_off_ends_its_workers_and_reports_it_afterwards(
     broker: EmbeddedKafka, control_plane: ControlPlane, runner_process: RunnerProcess, tmp_path: Path
 ) -> None:
-    name, uuid = runner_process.wait_for_id(control_plane), new_uuid()
-    control_plane.send_command(
-        name, make_deploy(uuid, clips.constant_rate(tmp_path / "clip.mp4", frames=9000), "slow_inference")
-    )
-    control_plane.wait_until(lambda: control_plane.frames(uuid), "the worker is running")
-    os.kill(pid_of(broker), signal.SIGSTOP)
-    try:
+    name = runner_process.wait_for_id(control_plane)
+    uuid = start_slow_worker(control_plane, name, tmp_path, frames=9000)
+    with frozen_broker(broker):
         wait_until(lambda: "cut_off" in runner_process.log, "the runner is cut off", limit_s=60)
         wait_until(lambda: runner_process.workers() == [], "its worker has ended")
-    finally:
-        os.kill(pid_of(broker), signal.SIGCONT)
     entry = control_plane.wait_until_ended(name, uuid)
     assert entry.reason is EndReason.CUT_OFF
     assert entry.error is None
@@ -138,11 +133,9 @@ def test_a_runner_that_was_cut_off_ends_its_workers_and_reports_it_afterwards(
 def test_a_runner_whose_topic_is_recreated_hands_over_and_exits(
     broker: EmbeddedKafka, control_plane: ControlPlane, runner_process: RunnerProcess, tmp_path: Path
 ) -> None:
-    name, uuid, topic = runner_process.wait_for_id(control_plane), new_uuid(), commands_topic("default")
-    control_plane.send_command(
-        name, make_deploy(uuid, clips.constant_rate(tmp_path / "clip.mp4", frames=9000), "slow_inference")
-    )
-    control_plane.wait_until(lambda: control_plane.frames(uuid), "the worker is running")
+    name = runner_process.wait_for_id(control_plane)
+    uuid = start_slow_worker(control_plane, name, tmp_path, frames=9000)
+    topic = commands_topic("default")
     remove_topics(broker.settings, [topic])
     topics.create_topics(broker.settings)
     assert runner_process.process.wait(60) != 0

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import confluent_kafka
-from confluent_kafka import Message
+from confluent_kafka import Message, TopicPartition
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 from tests.integration.server_owner import wait_until
 
@@ -68,6 +68,15 @@ def role_process(
             yield child
         finally:
             child.kill()
+
+
+def empty_topic(settings: KafkaSettings, topic: str) -> None:
+    """Delete the messages that are in the topic now, as its retention would."""
+    client = admin.create_admin(settings)
+    ends = offsets.read_end_offsets(client, topic)
+    partitions = [TopicPartition(topic, number, end) for number, end in ends.items()]
+    for future in client.delete_records(partitions).values():
+        future.result()
 
 
 def remove_topics(settings: KafkaSettings, topics: Collection[str] = tuple(PARTITIONS)) -> None:
