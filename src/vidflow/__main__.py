@@ -6,6 +6,7 @@ import signal
 import sys
 
 from vidflow import VERSIONS
+from vidflow.cli import PROGRAM
 from vidflow.domain.errors import SetupError, Unavailable, UserError, VidflowError, build_internal_error, is_bug
 from vidflow.infra.telemetry.logs import safe_line, show_uncaught_errors
 
@@ -24,15 +25,17 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     show_uncaught_errors()
     from vidflow.cli.app import app  # noqa: PLC0415 - slow, so Ctrl-C and errors are handled before
+    from vidflow.cli.errors import raise_usage_errors  # noqa: PLC0415
 
     try:
-        app()
+        with raise_usage_errors():
+            sys.exit(app(prog_name=PROGRAM, standalone_mode=False))
     except VidflowError as error:
-        print(f"vidflow: {safe_line(error.message)}", file=sys.stderr)  # noqa: T201
+        print(f"{PROGRAM}: {safe_line(error.message)}", file=sys.stderr)  # noqa: T201
         sys.exit(next(code for kind, code in EXIT_CODES if isinstance(error, kind)))
     except Exception as error:  # noqa: BLE001 - top level
         sys.excepthook(type(error), error, error.__traceback__)
-        print(f"vidflow: {safe_line(_describe_unexpected_error(error))}", file=sys.stderr)  # noqa: T201
+        print(f"{PROGRAM}: {safe_line(_describe_unexpected_error(error))}", file=sys.stderr)  # noqa: T201
         sys.exit(1)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -20,6 +21,9 @@ from vidflow.infra.kafka.settings import (
     parse_properties,
     parse_variables,
 )
+
+OutputFormat = Literal["table", "ndjson", "json", "csv"]
+"""How `vidflow run` prints the detections."""
 
 
 class CommonOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,7 +124,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     video: str
     model: str = "motion"
     fps: str = "all"
-    output: str = "table"
+    output: OutputFormat = "table"
     url: str | None = None
     score_threshold: float | None = None
     labels: tuple[str, ...] | None = None

@@ -21,7 +21,6 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
-import typer
 from confluent_kafka.admin import NewTopic
 from tests import clips
 from tests.integration.api_server import SOURCE_URL, free_port, is_ready
@@ -41,7 +40,6 @@ from tests.integration.delivery import remove_topics
 from tests.integration.processes import descendants, is_alive
 from tests.integration.server_owner import wait_until
 
-from vidflow.cli.app import app
 from vidflow.domain.runner import default_memory_cap
 from vidflow.domain.topics import DEAD_LETTERS
 from vidflow.infra.embedded.kafka import EmbeddedKafka
@@ -129,75 +127,34 @@ REFUSALS = {
     "run, fps is a word": Refusal(["run", A_FILE, "--fps", "fast"], 2, "Invalid --fps 'fast'. Use a number .* a fraction"),
     "run, fps is NaN": Refusal(["run", A_FILE, "--fps", "nan"], 2, "Invalid --fps 'nan'. Use a number"),
     "run, fps is negative": Refusal(["run", A_FILE, "--fps", "-1"], 2, "Invalid --fps '-1'. Use a number"),
-    "run, unknown output": Refusal(["run", A_FILE, "--output", "yaml"], 2, "Unknown --output 'yaml'. Use one of table, ndjson, json, csv"),
     "run, unknown model": Refusal(["run", A_FILE, "--model", "none"], 2, "Unknown model 'none'. Available: motion, "),
     "run, unknown label": Refusal(["run", A_FILE, "--labels", "cat"], 2, "no label 'cat'. Available: motion"),
     "run, score too large": Refusal(["run", A_FILE, "--score", "7"], 2, "--score is a number from 0 to 1"),
     "run, no server at the URL": Refusal(["run", A_FILE, "--url", "http://127.0.0.1:1"], 4, "Start one with: vidflow dev"),
     "run, an invalid URL": Refusal(["run", A_FILE, "--url", "http://h:port"], 2, "Write http://host:port"),
     "run, a URL without a host": Refusal(["run", A_FILE, "--url", "vidflow"], 2, "Write http://host:port"),
+    "no command": Refusal([], 2, r"Missing command. Commands: api, .*, run, .*\. See: vidflow --help$"),
+    "a misspelt option": Refusal(["run", A_FILE, "--fpz", "1"], 2, r"No such option: --fpz .*--fps\)\. See: vidflow run --help$"),
+    "invalid MAX_WORKERS": Refusal(["runner"], 2, r"Invalid MAX_WORKERS \(--max-workers\): .* valid integer", {"MAX_WORKERS": "x"}),
+    "dlq with the output format of run": Refusal(["dlq", "list"], 3, NO_KAFKA, {"VIDFLOW_OUTPUT": "csv"}),
 }  # fmt: skip
-
-USAGE = {
-    "an unknown command": Refusal(["dance"], 2, "No such command 'dance'"),
-    "run without a video": Refusal(["run"], 2, "Missing argument"),
-    "invalid MAX_WORKERS": Refusal(["runner"], 2, "'--max-workers'.*MAX_WORKERS.*valid integer", {"MAX_WORKERS": "x"}),
-    "no workers": Refusal(["runner", "--max-workers", "0"], 2, "--max-workers"),
-    "an invalid port": Refusal(["api", "--port", "99999"], 2, "'--port'.*65535"),
-    "a pool without connections": Refusal(["api", "--pool-size", "0"], 2, "'--pool-size'"),
-    "an invalid log format": Refusal(["relay", "--log-format", "xml"], 2, "'xml' is not one of 'text', 'json'"),
-    "an invalid group protocol": Refusal(["inbox", "--group-protocol", "x"], 2, "not one of 'consumer', 'classic'"),
-}
-
-
-def commands() -> dict[str, Any]:
-    """Return all commands by their names, such as `db migrate`."""
-    group: Any = typer.main.get_command(app)
-    by_name: dict[str, Any] = {}
-    for name, command in group.commands.items():
-        subcommands = getattr(command, "commands", None)
-        if subcommands:
-            by_name |= {f"{name} {subname}": subcommand for subname, subcommand in subcommands.items()}
-        else:
-            by_name[name] = command
-    return by_name
-
-
-def options(command: Any) -> dict[str, list[str]]:
-    """Return the environment variables of each option of a command."""
-    envvars = {option.opts[0]: option.envvar for option in command.params if option.opts[0].startswith("--")}
-    return {name: [envvar] if isinstance(envvar, str) else list(envvar or []) for name, envvar in envvars.items()}
 
 
 @pytest.fixture(scope="module")
 def command_results() -> dict[str, CompletedProcess[str]]:
-    """Run all these command lines and the help of each command, in parallel since each takes a while."""
-    helps = {f"{name} --help": Refusal([*name.split(), "--help"], 0, "") for name in commands()}
-    cases = {**REFUSALS, **USAGE, **helps}
+    """Run all these command lines, in parallel since each takes a while."""
     with ThreadPoolExecutor(4) as pool:
         runs = {
-            name: pool.submit(run_command, *case.arguments, variables=case.variables) for name, case in cases.items()
+            name: pool.submit(run_command, *case.arguments, variables=case.variables) for name, case in REFUSALS.items()
         }
         return {name: run.result() for name, run in runs.items()}
 
 
 def assert_says(text: str, pattern: str) -> None:
-    """Assert that the output contains the pattern, across lines and boxes, and no internals."""
-    plain_text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", text).split())
+    """Assert that the output contains the pattern, across lines, and no internals."""
+    plain_text = " ".join(text.split())
     assert re.search(pattern, plain_text), plain_text
     assert hides_internals(text)
-
-
-@pytest.mark.parametrize("command", commands())
-def test_the_help_of_each_command_shows_every_option_with_its_environment_variables(
-    command: str, command_results: dict[str, CompletedProcess[str]]
-) -> None:
-    end = command_results[f"{command} --help"]
-    assert end.returncode == 0
-    for option, variables in options(commands()[command]).items():
-        assert "VIDFLOW_" + option.strip("-").upper().replace("-", "_") in variables
-        lines = [line for line in end.stdout.splitlines() if f" {option} " in line]
-        assert any(all(variable in line for variable in variables) for line in lines), (option, end.stdout)
 
 
 @pytest.mark.parametrize("name", REFUSALS)
@@ -207,14 +164,6 @@ def test_a_refused_command_ends_with_one_line_and_its_exit_code(
     end, refusal = command_results[name], REFUSALS[name]
     assert end.returncode == refusal.code, end.stderr
     assert [line[:9] for line in end.stderr.splitlines()] == ["vidflow: "], end.stderr
-    assert_says(end.stderr, refusal.pattern)
-    assert end.stdout == ""
-
-
-@pytest.mark.parametrize("name", USAGE)
-def test_a_usage_error_ends_with_exit_code_2(name: str, command_results: dict[str, CompletedProcess[str]]) -> None:
-    end, refusal = command_results[name], USAGE[name]
-    assert end.returncode == refusal.code, end.stderr
     assert_says(end.stderr, refusal.pattern)
     assert end.stdout == ""
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+from typing import get_args
 
 import msgspec
 import pytest
 
 from vidflow.commands.run.output import WRITERS
+from vidflow.settings import OutputFormat
 
 LABEL = "car\x1b]0;x\x07\x9b2J\u202e\nforged"
 FRAME = {
@@ -23,21 +25,25 @@ class Terminal(io.StringIO):
         return True
 
 
-def printed(output: str, raw: bytes, out: io.StringIO | None = None) -> str:
+def printed(output: OutputFormat, raw: bytes, out: io.StringIO | None = None) -> str:
     out = out or Terminal()
     WRITERS[output](iter([msgspec.Raw(raw)]), out)
     return out.getvalue()
 
 
+def test_each_format_has_a_writer() -> None:
+    assert set(WRITERS) == set(get_args(OutputFormat))
+
+
 @pytest.mark.parametrize("output", WRITERS)
-def test_a_hostile_label_is_escaped_in_every_format(output: str) -> None:
+def test_a_hostile_label_is_escaped_in_every_format(output: OutputFormat) -> None:
     text = printed(output, json.dumps(FRAME, ensure_ascii=False).encode())
     assert "forged" in text
     assert all(line.isprintable() and not line.startswith("forged") for line in text.split("\n"))
 
 
 @pytest.mark.parametrize("output", ["json", "ndjson"])
-def test_json_keeps_the_label_unchanged(output: str) -> None:
+def test_json_keeps_the_label_unchanged(output: OutputFormat) -> None:
     text = printed(output, json.dumps(FRAME, ensure_ascii=False).encode())
     frame = json.loads(text)
     assert (frame[0] if output == "json" else frame) == FRAME

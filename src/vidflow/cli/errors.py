@@ -1,37 +1,53 @@
-"""Usage errors of the command line (an unknown option, an invalid value), made safe for a terminal."""
+"""Usage errors of the command line (an unknown option, an invalid value) as errors of vidflow, which are one line each."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
+import typer
 from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
-from vidflow.domain.escaping import escape_unprintable_lines
-from vidflow.domain.redaction import redact
+from vidflow.cli import PROGRAM
+from vidflow.domain.errors import UserError
+from vidflow.settings import read_environment_variable
 
-
-class SafeGroup(TyperGroup):
-    """A command group whose usage errors mask the secrets and escape the control characters of values that they repeat."""
-
-    def make_context(self, *args: Any, **extra: Any) -> Any:  # noqa: ANN401 - Typer's signature
-        """Parse the options of the group."""
-        with _safe_messages():
-            return super().make_context(*args, **extra)
-
-    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401
-        """Parse the options of a command and run it."""
-        with _safe_messages():
-            return super().invoke(ctx)
+_PREFIX: Final = "Value error, "
+"""Added by Typer to some messages."""
 
 
 @contextmanager
-def _safe_messages() -> Iterator[None]:
+def raise_usage_errors() -> Iterator[None]:
+    """Raise a UserError instead of Typer's usage errors."""
     try:
         yield
-    except Exception as error:
-        message = getattr(error, "message", None)
-        if hasattr(error, "format_message") and isinstance(message, str):
-            vars(error)["message"] = escape_unprintable_lines(redact(message))
-        raise
+    except TyperException as error:
+        raise UserError(describe_usage_error(error)) from error
+
+
+def describe_usage_error(error: TyperException) -> str:
+    """Return the problem, the commands to choose from if one was expected, and how to get help."""
+    context: typer.Context | None = getattr(error, "ctx", None)
+    problem = " ".join(_describe_problem(error, context).split())
+    sentences = [problem if problem.endswith((".", "?")) else f"{problem}."]
+    if context is not None and isinstance(context.command, TyperGroup):
+        sentences.append(f"Commands: {', '.join(context.command.commands)}.")
+    sentences.append(f"See: {context.command_path if context is not None else PROGRAM} --help")
+    return " ".join(sentences)
+
+
+def _describe_problem(error: TyperException, context: typer.Context | None) -> str:
+    if isinstance(error, typer.BadParameter) and error.param is not None and context is not None and error.message:
+        return f"Invalid {_name_source(error.param, context)}: {error.message.removeprefix(_PREFIX)}"
+    return error.format_message()
+
+
+def _name_source(parameter: Any, context: typer.Context) -> str:  # noqa: ANN401 - not exported by Typer
+    """Return the option, after the environment variable that its value came from."""
+    name = "/".join(parameter.opts)
+    source = context.get_parameter_source(parameter.name)
+    if source is None or source.name != "ENVIRONMENT":
+        return name
+    return f"{next(filter(read_environment_variable, parameter.envvar))} ({name})"

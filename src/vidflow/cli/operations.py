@@ -2,67 +2,39 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Literal
-
 import typer
 
-from vidflow.cli.options import DatabaseUrl, KafkaProperties, KafkaServers, option
+from vidflow.cli.options import (
+    AllDeadLetters,
+    BackupFolder,
+    DatabaseUrl,
+    DeadLetterPlace,
+    DeadLetterPlaces,
+    DlqOutput,
+    KafkaProperties,
+    KafkaServers,
+    Limit,
+    MinInsyncReplicas,
+    OutboxIds,
+    Phase,
+    Pools,
+    Replace,
+    ReplicationFactor,
+    Verify,
+)
 from vidflow.domain.scenario import DEFAULT_POOL
 from vidflow.infra.process.stopping import exit_on_signals
 from vidflow.infra.telemetry.logs import safe_line
 from vidflow.settings import read_kafka_settings
 
-db = typer.Typer(help="The database: its schema, its backups.", no_args_is_help=True)
-topics = typer.Typer(help="Kafka's topics.", no_args_is_help=True)
-outbox = typer.Typer(help="Outbox messages that Kafka rejected.", no_args_is_help=True)
-dlq = typer.Typer(help="Dead letters: messages that the inbox could not process.", no_args_is_help=True)
-
-Replace = Annotated[
-    bool,
-    typer.Option("--replace/--no-replace", help="Replace the existing backup or database.", envvar="VIDFLOW_REPLACE"),
-]
-Verify = Annotated[
-    bool,
-    typer.Option(
-        "--verify/--no-verify",
-        help="Restore the backup into a temporary database and count its rows.",
-        envvar="VIDFLOW_VERIFY",
-    ),
-]
-TableOrJson = Annotated[Literal["table", "json"], option("output", "table for people, json for machines.")]
-DeadLetterPlace = Annotated[
-    str, typer.Argument(help="The dead letter's place, as shown by vidflow dlq list: topic/partition/offset.")
-]
-DeadLetterPlaces = Annotated[
-    list[str] | None, typer.Argument(help="The dead letters' places, as shown by vidflow dlq list.")
-]
-AllDeadLetters = Annotated[bool, typer.Option("--all", help="All dead letters.", envvar="VIDFLOW_ALL")]
-Pools = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--pool", help="Also create the command topic of this runner pool; repeatable.", envvar="VIDFLOW_POOL"
-    ),
-]
-ReplicationFactor = Annotated[
-    int | None,
-    option("replication-factor", "Replicas of each new topic; by default the brokers' setting.", at_least=1),
-]
-MinInsyncReplicas = Annotated[
-    int | None,
-    option("min-insync-replicas", "Replicas that must have a message before it is acknowledged.", at_least=1),
-]
-OutboxIds = Annotated[list[int], typer.Argument(help="Ids of the messages, as shown by vidflow outbox list.")]
+db = typer.Typer(help="Manage the database: its schema, roles and backups.")
+topics = typer.Typer(help="Manage the topics in Kafka.")
+outbox = typer.Typer(help="Handle the outbox messages that Kafka rejected.")
+dlq = typer.Typer(help="Handle dead letters: messages that the inbox rejected.")
 
 
 @db.command()
-def migrate(
-    database_url: DatabaseUrl = "",
-    phase: Annotated[
-        Literal["pre", "post", "all"],
-        option("phase", "pre: additions, before the roles are upgraded; post: removals, after it; or all."),
-    ] = "all",
-) -> None:
+def migrate(database_url: DatabaseUrl = "", phase: Phase = "all") -> None:
     """Bring the database to this version's schema."""
     from vidflow.infra.postgres.migrations import migrate  # noqa: PLC0415
 
@@ -83,7 +55,7 @@ def status(database_url: DatabaseUrl = "") -> None:
 
 @db.command("roles")
 def grant_roles(database_url: DatabaseUrl = "") -> None:
-    """Create a group role in the database for each process, with only the rights that it needs."""
+    """Create a database role for each process. It has only the rights that the process needs."""
     from vidflow.infra.postgres.db_roles import create_roles  # noqa: PLC0415
 
     create_roles(database_url)
@@ -95,9 +67,8 @@ def grant_roles(database_url: DatabaseUrl = "") -> None:
 
 @db.command()
 def backup(
-    folder: Annotated[Path, typer.Argument(help="The folder to write the backup into.")],
-    database_url: DatabaseUrl = "", replace: Replace = False, verify: Verify = False,
-) -> None:  # fmt: skip
+    folder: BackupFolder, database_url: DatabaseUrl = "", replace: Replace = False, verify: Verify = False
+) -> None:
     """Write a backup of the database into a folder, while vidflow runs."""
     from vidflow.infra.postgres import backup  # noqa: PLC0415
 
@@ -112,9 +83,8 @@ def backup(
 
 @db.command()
 def restore(
-    folder: Annotated[Path, typer.Argument(help="The folder that holds the backup.")],
-    database_url: DatabaseUrl = "", replace: Replace = False, verify: Verify = False,
-) -> None:  # fmt: skip
+    folder: BackupFolder, database_url: DatabaseUrl = "", replace: Replace = False, verify: Verify = False
+) -> None:
     """Replace the database by a backup. With --verify, only restore it into a temporary database."""
     from vidflow.infra.postgres import backup  # noqa: PLC0415
 
@@ -138,7 +108,10 @@ def create_topics(
     kafka: KafkaServers = "", kafka_properties: KafkaProperties = None, pool: Pools = None,
     replication_factor: ReplicationFactor = None, min_insync_replicas: MinInsyncReplicas = None,
 ) -> None:  # fmt: skip
-    """Create missing topics, correct the settings of existing ones, and report topics weaker than requested."""
+    """Create missing topics and correct the settings of existing ones.
+
+    Reports topics that are weaker than required. Each --pool, an option that can be repeated, adds the command topic of a runner pool.
+    """
     from vidflow.infra.kafka import topics  # noqa: PLC0415
 
     settings = read_kafka_settings(kafka, kafka_properties)
@@ -152,10 +125,7 @@ def create_topics(
 
 
 @outbox.command("list")
-def list_outbox(
-    database_url: DatabaseUrl = "",
-    limit: Annotated[int, option("limit", "Maximum number of messages to show.", at_least=1)] = 100,
-) -> None:
+def list_outbox(database_url: DatabaseUrl = "", limit: Limit = 100) -> None:
     """List the messages that Kafka rejected. The relay skips them; they delay no other message."""
     from vidflow.infra.postgres.connection import connected  # noqa: PLC0415
     from vidflow.infra.postgres.outbox import list_set_aside  # noqa: PLC0415
@@ -173,7 +143,7 @@ def list_outbox(
 
 @outbox.command("retry")
 def retry_outbox(ids: OutboxIds, database_url: DatabaseUrl = "") -> None:
-    """Let the relay send rejected messages again, for example after a topic's size limit was raised."""
+    """Let the relay send rejected messages again. This helps after a topic's size limit was raised, for example."""
     from vidflow.infra.postgres.connection import connected  # noqa: PLC0415
     from vidflow.infra.postgres.outbox import retry_set_aside  # noqa: PLC0415
 
@@ -193,7 +163,7 @@ def drop_outbox(ids: OutboxIds, database_url: DatabaseUrl = "") -> None:
 
 @dlq.command("list")
 def list_dead_letters(
-    kafka: KafkaServers = "", kafka_properties: KafkaProperties = None, output: TableOrJson = "table"
+    kafka: KafkaServers = "", kafka_properties: KafkaProperties = None, output: DlqOutput = "table"
 ) -> None:
     """List the pending dead letters, the oldest first."""
     from vidflow.commands.dlq import print_dead_letters  # noqa: PLC0415
@@ -206,7 +176,7 @@ def show_dead_letter(
     place: DeadLetterPlace,
     kafka: KafkaServers = "",
     kafka_properties: KafkaProperties = None,
-    output: TableOrJson = "table",
+    output: DlqOutput = "table",
 ) -> None:
     """Show a dead letter: its error, its headers and its content."""
     from vidflow.commands.dlq import print_dead_letter  # noqa: PLC0415
@@ -216,10 +186,10 @@ def show_dead_letter(
 
 @dlq.command("replay")
 def replay_dead_letters(
-    places: DeadLetterPlaces = None, kafka: KafkaServers = "", kafka_properties: KafkaProperties = None, output: TableOrJson = "table",
+    places: DeadLetterPlaces = None, kafka: KafkaServers = "", kafka_properties: KafkaProperties = None, output: DlqOutput = "table",
     everything: AllDeadLetters = False,
 ) -> None:  # fmt: skip
-    """Send the messages of dead letters again, unchanged, and delete the dead letters."""
+    """Send the messages of dead letters again, unchanged. Each dead letter whose message was sent is deleted."""
     from vidflow.commands.dlq import replay  # noqa: PLC0415
 
     replay(read_kafka_settings(kafka, kafka_properties), places or [], output, all_letters=everything)
@@ -227,7 +197,7 @@ def replay_dead_letters(
 
 @dlq.command("drop")
 def drop_dead_letters(
-    places: DeadLetterPlaces = None, kafka: KafkaServers = "", kafka_properties: KafkaProperties = None, output: TableOrJson = "table",
+    places: DeadLetterPlaces = None, kafka: KafkaServers = "", kafka_properties: KafkaProperties = None, output: DlqOutput = "table",
     everything: AllDeadLetters = False,
 ) -> None:  # fmt: skip
     """Delete dead letters without sending their messages again."""

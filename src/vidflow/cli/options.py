@@ -1,4 +1,4 @@
-"""Options shared by several commands, with their help, bounds and environment variables."""
+"""The options of all commands, each with its help, bounds, choices and environment variables. A command adds the default."""
 
 from __future__ import annotations
 
@@ -7,84 +7,207 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-MAX_PORT = 65535
+from vidflow.cli.completion import complete_model
+from vidflow.settings import OutputFormat
+
+_MAX_PORT = 65535
 
 
-def option(name: str, text: str, *variables: str, at_least: float | None = None, at_most: float | None = None) -> Any:  # noqa: ANN401 - what typer.Option returns
-    """Return an option that is also read from the environment variables VIDFLOW_<NAME> and `variables`."""
-    own = "VIDFLOW_" + name.strip("-").replace("-", "_").upper()
-    return typer.Option(f"--{name}", help=text, envvar=[own, *variables], show_default=True, min=at_least, max=at_most)
+def _option(
+    name: str,
+    text: str,
+    *more_variables: str,
+    variable: str | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    complete: Any = None,  # noqa: ANN401 - what typer.Option takes
+) -> Any:  # noqa: ANN401 - what typer.Option returns
+    """Return an option that is also read from the environment variables VIDFLOW_<NAME> (or `variable`) and `more_variables`."""
+    variables = [variable or _variable(name), *more_variables]
+    return typer.Option(
+        f"--{name}", help=text, envvar=variables, show_default=True, min=at_least, max=at_most, autocompletion=complete
+    )
 
 
-DatabaseUrl = Annotated[str, option("database-url", "PostgreSQL: postgresql://user:password@host:port/database.")]
-KafkaServers = Annotated[str, option("kafka", "Kafka bootstrap servers: host:port,host:port.")]
+def _switch(name: str, text: str) -> Any:  # noqa: ANN401 - what typer.Option returns
+    """Return an option --NAME and --no-NAME that is also read from the environment variable VIDFLOW_<NAME>."""
+    return typer.Option(f"--{name}/--no-{name}", help=text, envvar=[_variable(name)])
+
+
+def _variable(name: str) -> str:
+    return "VIDFLOW_" + name.replace("-", "_").upper()
+
+
+# Servers
+
+DatabaseUrl = Annotated[str, _option("database-url", "PostgreSQL, as postgresql://user:password@host/database.")]
+KafkaServers = Annotated[str, _option("kafka", "Kafka's bootstrap servers, as host:port,host:port.")]
 KafkaProperties = Annotated[
     Path | None,
-    option(
+    _option(
         "kafka-properties",
-        "File of librdkafka properties, one name=value per line; see also VIDFLOW_KAFKA_SASL_USERNAME etc.",
+        "File of librdkafka properties, one name=value per line. Variables such as VIDFLOW_KAFKA_SASL_USERNAME override it.",
     ),
 ]
-LogFormat = Annotated[Literal["text", "json"], option("log-format", "text for people, json for machines.")]
+DataDir = Annotated[Path | None, _option("data-dir", "Folder of the data of PostgreSQL and Kafka.")]
+
+# Roles
+
+LogFormat = Annotated[Literal["text", "json"], _option("log-format", "Log format: text for people, json for programs.")]
 MetricsPort = Annotated[
-    int | None, option("metrics-port", "Serve Prometheus metrics on this port.", at_least=1, at_most=MAX_PORT)
+    int | None, _option("metrics-port", "Port to serve Prometheus metrics on.", at_least=1, at_most=_MAX_PORT)
 ]
-MetricsHost = Annotated[str, option("metrics-host", "Address to serve the metrics on.")]
-MediaRoot = Annotated[Path | None, option("media-root", "Folder of the local files that scenarios may name.")]
-AnyFile = Annotated[
-    bool,
-    typer.Option(
-        "--any-file/--no-any-file",
-        help="Let scenarios name any video file that this user can read.",
-        envvar="VIDFLOW_ANY_FILE",
-    ),
-]
+MetricsHost = Annotated[str, _option("metrics-host", "Address to serve the metrics on.")]
+MediaRoot = Annotated[Path | None, _option("media-root", "Folder of the local videos that scenarios may name.")]
+AnyFile = Annotated[bool, _switch("any-file", "Let scenarios name any video file that this user can read.")]
+ModelsDir = Annotated[Path | None, _option("models-dir", "Folder of model specs. Each model has the name of its file.")]
 AnyOnnx = Annotated[
     bool,
-    typer.Option(
-        "--any-onnx/--no-any-onnx",
-        help="Without --models-dir: let scenarios name any ONNX model or spec that this user can read.",
-        envvar="VIDFLOW_ANY_ONNX",
-    ),
-]
-ModelsDir = Annotated[Path | None, option("models-dir", "Folder of model specs; each model is named after its file.")]
-PoolName = Annotated[str, option("pool", "Name of the runner pool.")]
-MaxWorkers = Annotated[
-    int,
-    option(
-        "max-workers",
-        "Maximum number of scenarios that a runner processes at once.",
-        "MAX_WORKERS",
-        at_least=1,
-        at_most=1000,
-    ),
+    _switch("any-onnx", "Without --models-dir, let scenarios name any ONNX model or spec that this user can read."),
 ]
 VideoFps = Annotated[
     str,
-    option(
-        "video-fps", "Frames per second to keep if a scenario specifies none: a number, a fraction or all.", "VIDEO_FPS"
+    _option(
+        "video-fps",
+        "Frames per second to keep if a scenario specifies none: a number, a fraction such as 30000/1001, or all.",
+        "VIDEO_FPS",
+    ),
+]
+MaxWorkers = Annotated[
+    int,
+    _option(
+        "max-workers", "Number of scenarios that a runner processes at once.", "MAX_WORKERS", at_least=1, at_most=1000
     ),
 ]
 
-KeepResultsDays = Annotated[
-    int | None, option("keep-results-days", "Remove the results of scenarios that ended longer ago.", at_least=1)
-]
-KeepScenariosDays = Annotated[
-    int | None, option("keep-scenarios-days", "Remove scenarios that ended longer ago, with their history.", at_least=1)
-]
-ResultsPartitionDays = Annotated[int, option("results-partition-days", "Days of results in a partition.", at_least=1)]
+# The api
 
-AllowedHostList = Annotated[
+Host = Annotated[str, _option("host", "Address to listen on.")]
+Port = Annotated[
+    int, _option("port", "Port of the HTTP API. With 0, a free one is chosen.", at_least=0, at_most=_MAX_PORT)
+]
+AllowedHosts = Annotated[
     str,
-    option(
+    _option(
         "allowed-hosts",
-        "Hosts that requests may name besides localhost: api.example.org,*.example.org,10.0.0.0/8; * for any.",
+        "Hosts that requests may name besides localhost, such as api.example.org,*.example.org,10.0.0.0/8. Any host: *",
     ),
 ]
 MaxConnections = Annotated[
     int,
-    option("max-connections", "Maximum number of client connections; more are reserved for health checks.", at_least=1),
+    _option("max-connections", "Maximum number of client connections. Health checks have their own.", at_least=1),
 ]
+RunInbox = Annotated[bool, _switch("inbox", "Run the inbox in this process.")]
+PoolSize = Annotated[int, _option("pool-size", "Maximum number of database connections.", at_least=1)]
+QueueLimit = Annotated[int, _option("queue-limit", "Maximum number of waiting scenarios.", at_least=1)]
 QueueLimitBytes = Annotated[
-    int, option("queue-limit-bytes", "Maximum total size of the waiting scenarios.", at_least=1)
+    int, _option("queue-limit-bytes", "Maximum total size of the waiting scenarios in bytes.", at_least=1)
 ]
+MinFreeBytes = Annotated[
+    int,
+    _option("min-free-bytes", "Refuse new scenarios while less than this is free in --data-dir.", at_least=0),
+]
+
+# The inbox
+
+GroupProtocol = Annotated[
+    Literal["consumer", "classic"],
+    _option("group-protocol", "Kafka's group protocol: classic for brokers without the newer one."),
+]
+
+# The orchestrator
+
+Attempts = Annotated[
+    int, _option("attempts", "Consecutive losses at one frame after which a scenario fails.", at_least=1)
+]
+KeepResultsDays = Annotated[
+    int | None,
+    _option("keep-results-days", "Days after the end of a scenario until its results are removed.", at_least=1),
+]
+KeepScenariosDays = Annotated[
+    int | None,
+    _option(
+        "keep-scenarios-days",
+        "Days after the end of a scenario until it is removed with its history.",
+        at_least=1,
+    ),
+]
+ResultsPartitionDays = Annotated[int, _option("results-partition-days", "Days of results in a partition.", at_least=1)]
+
+# The runner
+
+Pool = Annotated[str, _option("pool", "Name of a runner pool.")]
+GraceS = Annotated[float, _option("grace-s", "Seconds that a draining runner has to finish.", at_least=0)]
+StartDeadlineS = Annotated[float, _option("start-deadline-s", "Seconds that a worker may take to start.", at_least=1)]
+InferenceDeadlineS = Annotated[
+    float, _option("inference-deadline-s", "Seconds that a worker may take for a batch.", at_least=1)
+]
+WorkerMemoryBytes = Annotated[
+    int | None,
+    _option(
+        "worker-memory-bytes",
+        "Memory limit of a worker in bytes; 0 for none. By default its share of 80% of all memory, and at least 2 GiB.",
+        at_least=0,
+    ),
+]
+
+# dev
+
+Runners = Annotated[int, _option("runners", "Number of runners.", at_least=0)]
+Orchestrators = Annotated[int, _option("orchestrators", "Number of orchestrators.", at_least=0)]
+Relays = Annotated[int, _option("relays", "Number of relays.", at_least=0)]
+
+# run
+
+Video = Annotated[
+    str, typer.Argument(help="A file, a URL, or a sample: sample:bikes, sample:bigbuckbunny, sample:carphone.")
+]
+ModelName = Annotated[
+    str, _option("model", "Name of a model, or the path of a spec or an .onnx file.", complete=complete_model)
+]
+Fps = Annotated[str, _option("fps", "Frames per second to keep: a number, a fraction such as 30000/1001, or all.")]
+RunOutput = Annotated[OutputFormat, _option("output", "Output format: table for people, the others for programs.")]
+Url = Annotated[str | None, _option("url", "URL of a running vidflow to use instead of starting one.")]
+Score = Annotated[float | None, _option("score", "Leave out detections below this score, a number from 0 to 1.")]
+Labels = Annotated[str | None, _option("labels", "Labels to keep, separated by commas.")]
+
+# db
+
+Phase = Annotated[
+    Literal["pre", "post", "all"],
+    _option("phase", "Migrations to apply: pre before the roles are upgraded, post after it, or all."),
+]
+Replace = Annotated[bool, _switch("replace", "Replace the existing backup or database.")]
+Verify = Annotated[bool, _switch("verify", "Restore the backup into a temporary database and count its rows.")]
+BackupFolder = Annotated[Path, typer.Argument(help="Folder of the backup.")]
+
+# topics
+
+Pools = Annotated[list[str] | None, _option("pool", "Name of a runner pool.")]
+ReplicationFactor = Annotated[
+    int | None,
+    _option("replication-factor", "Replicas of each new topic. By default, the brokers decide.", at_least=1),
+]
+MinInsyncReplicas = Annotated[
+    int | None,
+    _option("min-insync-replicas", "Replicas that must have a message before it is acknowledged.", at_least=1),
+]
+
+# outbox
+
+Limit = Annotated[int, _option("limit", "Maximum number of messages to list.", at_least=1)]
+OutboxIds = Annotated[list[int], typer.Argument(help="Ids of the messages, as listed by vidflow outbox list.")]
+
+# dlq
+
+DlqOutput = Annotated[
+    Literal["table", "json"],
+    _option("output", "Output format: table for people, json for programs.", variable="VIDFLOW_DLQ_OUTPUT"),
+]
+DeadLetterPlace = Annotated[
+    str, typer.Argument(help="Place of the dead letter, topic/partition/offset, as listed by vidflow dlq list.")
+]
+DeadLetterPlaces = Annotated[
+    list[str] | None, typer.Argument(help="Places of the dead letters, as listed by vidflow dlq list.")
+]
+AllDeadLetters = Annotated[bool, typer.Option("--all", help="Select all dead letters.", envvar=[_variable("all")])]

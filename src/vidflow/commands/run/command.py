@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from vidflow.commands.run.output import Writer, find_writer
+from vidflow.commands.run.output import WRITERS, Writer
 from vidflow.commands.run.request import build_body, check_model
 from vidflow.domain.errors import InternalError, Unavailable, UserError, build_error_from_code
 from vidflow.infra.api_client import ApiClient, ScenarioState
@@ -35,7 +35,7 @@ T = TypeVar("T")
 def run(options: RunOptions) -> int:
     """Run the video to its end. Return the exit code: 0 if completed, 130 after Ctrl-C, 141 if the reader is gone, otherwise 1."""
     body = build_body(options)
-    write = find_writer(options.output)
+    write = WRITERS[options.output]
     if not options.url:
         check_model(options)
     stop = Stop()

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final, TextIO
 
 import msgspec
 
 from vidflow.domain.detections import FrameResult
-from vidflow.domain.errors import ParameterError
 from vidflow.domain.escaping import escape_json, escape_unprintable
+from vidflow.settings import OutputFormat
 
 Writer = Callable[[Iterator[msgspec.Raw], TextIO], None]
-
-
-def find_writer(output: str) -> Writer:
-    """Return the writer of a format. Raises ParameterError if the format is unknown."""
-    if output not in WRITERS:
-        raise ParameterError(f"Unknown --output {output!r}. Use one of {', '.join(WRITERS)}.")
-    return WRITERS[output]
 
 
 def write_ndjson(frames: Iterator[msgspec.Raw], out: TextIO) -> None:
@@ -82,4 +75,6 @@ def _decode_frames(frames: Iterator[msgspec.Raw]) -> Iterator[FrameResult]:
     return (decoder.decode(frame) for frame in frames)
 
 
-WRITERS: Final[dict[str, Writer]] = {"table": write_table, "ndjson": write_ndjson, "json": write_json, "csv": write_csv}
+WRITERS: Final[Mapping[OutputFormat, Writer]] = {
+    "table": write_table, "ndjson": write_ndjson, "json": write_json, "csv": write_csv,
+}  # fmt: skip
