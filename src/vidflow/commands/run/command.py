@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from vidflow.commands.run.display import Display, open_display
 from vidflow.commands.run.output import WRITERS, Writer
 from vidflow.commands.run.request import build_body, check_model
 from vidflow.domain.errors import InternalError, Unavailable, UserError, build_error_from_code
@@ -18,7 +19,6 @@ from vidflow.infra.api_client import ApiClient, ScenarioState
 from vidflow.infra.embedded.child_process import StartCancelled
 from vidflow.infra.process.pipes import discard_output
 from vidflow.infra.process.stopping import Stop
-from vidflow.infra.telemetry.logs import safe_line
 from vidflow.settings import DevOptions, RunOptions
 
 POLL_INTERVAL_S: Final = 0.1
@@ -40,30 +40,31 @@ def run(options: RunOptions) -> int:
         check_model(options)
     stop = Stop()
     stop.request_on_signals()
-    try:
-        with _api_url(options, stop) as url, ApiClient(url) as client:
-            return _run(client, body, write, stop)
-    except StartCancelled:
-        if stop.error is not None:
-            raise stop.error from None
-        _print_status("cancelled before the scenario was created")
-        return EXIT_INTERRUPTED
+    with open_display(sys.stderr) as display:
+        try:
+            with _api_url(options, stop, display) as url, ApiClient(url) as client:
+                return _run(client, body, write, display, stop)
+        except StartCancelled:
+            if stop.error is not None:
+                raise stop.error from None
+            display.print("cancelled before the scenario was created")
+            return EXIT_INTERRUPTED
 
 
-def _run(client: ApiClient, body: dict[str, Any], write: Writer, stop: Stop) -> int:
+def _run(client: ApiClient, body: dict[str, Any], write: Writer, display: Display, stop: Stop) -> int:
     scenario_uuid = _request_scenario(client, body)
-    _print_status(f"scenario {scenario_uuid}: {body['model']} on {body['source']}")
+    display.begin(f"scenario {scenario_uuid}: {body['model']} on {body['source']}")
     try:
-        write(_frames(client, scenario_uuid, stop), sys.stdout)
+        write(_frames(client, scenario_uuid, display, stop), sys.stdout)
         sys.stdout.flush()
     except BrokenPipeError:
         discard_output(sys.stdout)
-        return _request_shutdown(client, scenario_uuid, EXIT_BROKEN_PIPE)
+        return _request_shutdown(client, scenario_uuid, display, EXIT_BROKEN_PIPE)
     if stop.error is not None:
         raise stop.error
     if stop.requested:
-        return _request_shutdown(client, scenario_uuid, EXIT_INTERRUPTED)
-    return _report_outcome(client.get_scenario(scenario_uuid), client)
+        return _request_shutdown(client, scenario_uuid, display, EXIT_INTERRUPTED)
+    return _report_outcome(client.get_scenario(scenario_uuid), client, display)
 
 
 def _request_scenario(client: ApiClient, body: dict[str, Any]) -> str:
@@ -76,36 +77,42 @@ def _request_scenario(client: ApiClient, body: dict[str, Any]) -> str:
         raise UserError(f"{error.message} {hint}", code=error.code) from error
 
 
-def _api_url(options: RunOptions, stop: Stop) -> AbstractContextManager[str]:
+def _api_url(options: RunOptions, stop: Stop, display: Display) -> AbstractContextManager[str]:
     if options.url:
         return nullcontext(options.url)
     from vidflow.commands.dev import running_stack  # noqa: PLC0415 - needs an extra that `--url` does not need
 
     dev_options = DevOptions(port=0, max_workers=options.max_workers, any_file=True, models_dir=options.models_dir)
-    return running_stack(dev_options, stop, _print_status)
+    return running_stack(dev_options, stop, display.step)
 
 
-def _frames(client: ApiClient, scenario_uuid: str, stop: Stop) -> Iterator[msgspec.Raw]:
-    """Yield all frames in order, as they arrive, until the list is complete or a stop is requested."""
+def _frames(client: ApiClient, scenario_uuid: str, display: Display, stop: Stop) -> Iterator[msgspec.Raw]:
+    """Yield all frames in order, as they arrive, until the list is complete or a stop is requested.
+
+    The progress is shown only while this waits for frames, not while the caller prints them.
+    """
     cursor: str | None = None
-    progress = _ProgressLine()
-    while not stop.requested:
-        page = _retry_unavailable(partial(client.get_predictions, scenario_uuid, cursor), stop)
-        if page is None:
-            return
-        yield from page.items
-        if page.complete:
-            progress.end()
-            return
-        cursor = page.next
-        if not page.items:
-            scenario = _retry_unavailable(partial(client.get_scenario, scenario_uuid), stop)
+    try:
+        while not stop.requested:
+            page = _retry_unavailable(partial(client.get_predictions, scenario_uuid, cursor), display, stop)
+            if page is None:
+                return
+            if page.items:
+                display.hide()
+                yield from page.items
+            if page.complete:
+                return
+            cursor = page.next
+            scenario = _retry_unavailable(partial(client.get_scenario, scenario_uuid), display, stop)
             if scenario is not None:
-                progress.show(scenario)
-            stop.wait(POLL_INTERVAL_S)
+                display.update(scenario)
+            if not page.items:
+                stop.wait(POLL_INTERVAL_S)
+    finally:
+        display.hide()
 
 
-def _retry_unavailable(request: Callable[[], T], stop: Stop) -> T | None:
+def _retry_unavailable(request: Callable[[], T], display: Display, stop: Stop) -> T | None:
     """Return the api's response, or None at a stop. An outage is waited for and printed once.
 
     Raises Unavailable if the outage is longer than MAX_OUTAGE_S.
@@ -117,59 +124,30 @@ def _retry_unavailable(request: Callable[[], T], stop: Stop) -> T | None:
         except Unavailable as error:
             if since_s is None:
                 since_s = time.monotonic()
-                _print_status(f"trying again for up to {MAX_OUTAGE_S:.0f} s: {error.message}")
+                display.print(f"trying again for up to {MAX_OUTAGE_S:.0f} s: {error.message}")
             if time.monotonic() - since_s > MAX_OUTAGE_S:
                 raise
             stop.wait(POLL_INTERVAL_S)
     return None
 
 
-class _ProgressLine:
-    """The progress on standard error: one line rewritten on a terminal, otherwise a line per change."""
-
-    def __init__(self) -> None:
-        self._last = ""
-
-    def show(self, scenario: ScenarioState) -> None:
-        total = f" of {scenario.frames_expected}" if scenario.frames_expected else ""
-        waiting = f", waiting for {scenario.waiting_for}" if scenario.waiting_for else ""
-        line = safe_line(f"{scenario.state}: {scenario.frames_stored}{total} frames{waiting}")
-        if line == self._last:
-            return
-        self._last = line
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r\x1b[K{line}")
-            sys.stderr.flush()
-        else:
-            _print_status(line)
-
-    def end(self) -> None:
-        if self._last and sys.stderr.isatty():
-            sys.stderr.write("\n")
-
-
-def _request_shutdown(client: ApiClient, scenario_uuid: str, exit_code: int) -> int:
+def _request_shutdown(client: ApiClient, scenario_uuid: str, display: Display, exit_code: int) -> int:
     client.shut_down(scenario_uuid)
-    _print_status(f"scenario {scenario_uuid}: shutdown requested")
+    display.print(f"scenario {scenario_uuid}: shutdown requested")
     return exit_code
 
 
-def _report_outcome(scenario: ScenarioState, client: ApiClient) -> int:
+def _report_outcome(scenario: ScenarioState, client: ApiClient, display: Display) -> int:
     """Return the exit code of an ended scenario. Raises the error of a failed one."""
     if scenario.outcome == "completed":
-        _print_status(f"completed: {scenario.frames_stored} frames")
+        display.print(f"completed: {scenario.frames_stored} frames")
         return 0
     if scenario.error is not None:
         error = build_error_from_code(
             f"Scenario {scenario.scenario_uuid} failed: {scenario.error.message}", scenario.error.code
         )
         if isinstance(error, InternalError) and (detail := client.last_detail(scenario.scenario_uuid)):
-            _print_status(detail)  # its history is lost when the servers of `vidflow run` end
+            display.print(detail)  # its history is lost when the servers of `vidflow run` end
         raise error
-    _print_status(f"scenario {scenario.scenario_uuid} ended {scenario.outcome}")
+    display.print(f"scenario {scenario.scenario_uuid} ended {scenario.outcome}")
     return 1
-
-
-def _print_status(line: str) -> None:
-    sys.stderr.write(safe_line(line) + "\n")
-    sys.stderr.flush()

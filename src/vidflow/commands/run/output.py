@@ -24,12 +24,12 @@ def write_ndjson(frames: Iterator[msgspec.Raw], out: TextIO) -> None:
 
 
 def write_json(frames: Iterator[msgspec.Raw], out: TextIO) -> None:
-    """Write all frames as one JSON array."""
-    separator = "[\n"
+    """Write all frames as one JSON array, in whole lines: on a terminal, the progress appears between them."""
+    last: str | None = None
     for frame in frames:
-        out.write(separator + _json(frame))
-        separator = ",\n"
-    out.write("[]\n" if separator == "[\n" else "\n]\n")
+        out.write("[\n" if last is None else f"{last},\n")
+        last = _json(frame)
+    out.write("[]\n" if last is None else f"{last}\n]\n")
 
 
 def write_csv(frames: Iterator[msgspec.Raw], out: TextIO) -> None:
