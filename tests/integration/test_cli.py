@@ -129,7 +129,7 @@ REFUSALS = {
     "run, fps is negative": Refusal(["run", A_FILE, "--fps", "-1"], 2, "Invalid --fps '-1'. Use a number"),
     "run, unknown model": Refusal(["run", A_FILE, "--model", "none"], 2, "Unknown model 'none'. Available: motion, "),
     "run, unknown label": Refusal(["run", A_FILE, "--labels", "cat"], 2, "no label 'cat'. Available: motion"),
-    "run, score too large": Refusal(["run", A_FILE, "--score", "7"], 2, "--score is a number from 0 to 1"),
+    "run, a label without a name": Refusal(["run", A_FILE, "--labels", "motion,"], 2, "--labels are names separated by commas"),
     "run, no server at the URL": Refusal(["run", A_FILE, "--url", "http://127.0.0.1:1"], 4, "Start one with: vidflow dev"),
     "run, an invalid URL": Refusal(["run", A_FILE, "--url", "http://h:port"], 2, "Write http://host:port"),
     "run, a URL without a host": Refusal(["run", A_FILE, "--url", "vidflow"], 2, "Write http://host:port"),

@@ -19,6 +19,7 @@ ERRORS: dict[str, tuple[list[str], str]] = {
     "run without a video": (["run"], "Missing argument 'video'. See: vidflow run --help$"),
     "run, unknown output": (["run", "clip.mp4", "--output", "yaml"], "'yaml' is not one of 'table', 'ndjson', 'json', 'csv'."),
     "run, score is a word": (["run", "clip.mp4", "--score", "high"], "Invalid --score: .* valid number"),
+    "run, score too large": (["run", "clip.mp4", "--score", "7"], "Invalid --score: .* less than or equal to 1"),
     "outbox, an id is a word": (["outbox", "drop", "x"], "Invalid ids: .* valid integer.* See: vidflow outbox drop --help$"),
     "no workers": (["runner", "--max-workers", "0"], "Invalid --max-workers: .* 1"),
     "an invalid port": (["api", "--port", "99999"], "Invalid --port: .* 65535"),

@@ -168,7 +168,7 @@ ModelName = Annotated[
 Fps = Annotated[str, _option("fps", "Frames per second to keep: a number, a fraction such as 30000/1001, or all.")]
 RunOutput = Annotated[OutputFormat, _option("output", "Output format: table for people, the others for programs.")]
 Url = Annotated[str | None, _option("url", "URL of a running vidflow to use instead of starting one.")]
-Score = Annotated[float | None, _option("score", "Leave out detections below this score, a number from 0 to 1.")]
+Score = Annotated[float | None, _option("score", "Leave out detections below this score.", at_least=0, at_most=1)]
 Labels = Annotated[str | None, _option("labels", "Labels to keep, separated by commas.")]
 
 # db

@@ -56,5 +56,5 @@ def _parameters(options: RunOptions) -> Parameters:
         return msgspec.convert(values, Parameters)
     except msgspec.ValidationError as error:
         raise ParameterError(
-            f"Invalid --score or --labels: {error}. --score is a number from 0 to 1, --labels a list of names."
+            f"Invalid --score or --labels: {error}. --score is a number from 0 to 1, --labels are names separated by commas."
         ) from error
