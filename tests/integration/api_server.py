@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import msgspec
 import psycopg
 from psycopg.types.json import Jsonb
 
+from vidflow.contract import Problem, ScenarioResponse
 from vidflow.infra.process.stopping import Stop
 from vidflow.roles.api import run
 from vidflow.settings import ApiOptions
 
 UNKNOWN_UUID = "01999999-0000-7000-8000-000000000000"
+T = TypeVar("T")
+
 SOURCE_URL = "http://camera.example/video.mp4"
 
 
@@ -81,6 +85,7 @@ def free_port() -> int:
 def create_scenario(client: httpx.Client, **fields: Any) -> dict[str, Any]:
     response = client.post("/scenario/init", json={"source": SOURCE_URL, "model": "motion"} | fields)
     assert response.status_code == 201, response.text
+    decode_body(response, ScenarioResponse)
     scenario: dict[str, Any] = response.json()
     return scenario
 
@@ -114,12 +119,21 @@ def write_results(database_url: str, scenario_uuid: str, frames: range, detectio
         )
 
 
+def decode_body(response: httpx.Response, body_type: type[T]) -> T:
+    """Return the body as this type of the contract. Assert that it has no other fields."""
+    body = msgspec.json.decode(response.content, type=body_type)
+    assert json.loads(msgspec.json.encode(body)) == response.json()
+    return body
+
+
 def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
     """Assert that the response is a problem of this status and code, and return it."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     problem: dict[str, Any] = response.json()
-    assert (problem["status"], problem["code"]) == (status, code), problem
+    assert problem.keys() <= set(Problem.__struct_fields__), problem
+    decoded = msgspec.convert(problem, Problem)
+    assert (decoded.status, decoded.code) == (status, code), problem
     assert problem["title"]
     assert problem["detail"]
     return problem

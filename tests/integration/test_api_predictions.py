@@ -12,12 +12,14 @@ from tests.integration.api_server import (
     UNKNOWN_UUID,
     assert_problem,
     create_scenario,
+    decode_body,
     ready_api,
     write_completion,
     write_deployment,
     write_results,
 )
 
+from vidflow.contract import PredictionPage
 from vidflow.settings import ApiOptions
 
 DETECTIONS = [
@@ -42,6 +44,7 @@ def scenario(client: httpx.Client, database_url: str) -> str:
 def page(client: httpx.Client, scenario: str, **query: Any) -> dict[str, object]:
     response = client.get("/prediction", params={"scenario_uuid": scenario, **query})
     assert response.status_code == 200, response.text
+    decode_body(response, PredictionPage)
     content: dict[str, object] = response.json()
     return content
 

@@ -16,6 +16,7 @@ from tests.integration.api_server import (
     UNKNOWN_UUID,
     assert_problem,
     create_scenario,
+    decode_body,
     is_lock_awaited,
     ready_api,
     wait_until,
@@ -24,6 +25,7 @@ from tests.integration.api_server import (
     write_results,
 )
 
+from vidflow.contract import GapPage, HistoryPage, StoredGap
 from vidflow.domain.messages import Start, decode_init_scenario
 from vidflow.settings import ApiOptions
 
@@ -229,12 +231,12 @@ def test_a_shutdown_that_loses_a_race_is_decided_again(client: httpx.Client, dat
 def test_the_history_lists_every_transition(client: httpx.Client) -> None:
     uuid_ = create_scenario(client)["scenario_uuid"]
     client.post(f"/scenario/{uuid_}/shutdown")
-    transitions = client.get(f"/scenario/{uuid_}/history").json()["items"]
-    assert [(transition["number"], transition["from_state"], transition["to_state"]) for transition in transitions] == [
+    transitions = decode_body(client.get(f"/scenario/{uuid_}/history"), HistoryPage).items
+    assert [(transition.number, transition.from_state, transition.to_state) for transition in transitions] == [
         (0, None, "init_startup"), (1, "init_startup", "init_shutdown"),
     ]  # fmt: skip
-    assert transitions[1]["reason"] == "shutdown requested"
-    assert transitions[1]["at"] > transitions[0]["at"]
+    assert transitions[1].reason == "shutdown requested"
+    assert transitions[1].at > transitions[0].at
 
 
 def test_gaps_are_listed_in_the_order_of_the_video(client: httpx.Client, database_url: str) -> None:
@@ -245,9 +247,9 @@ def test_gaps_are_listed_in_the_order_of_the_video(client: httpx.Client, databas
             connection.execute(
                 "INSERT INTO scenario_gaps VALUES (%s, 1, %s, 0.5, 1.5, NULL, 'corrupt')", (uuid_, after_frame)
             )
-    gaps = client.get(f"/scenario/{uuid_}/gaps").json()["items"]
-    assert [gap["after_frame"] for gap in gaps] == [-1, 7]
-    assert gaps[0] == {"after_frame": -1, "from_s": 0.5, "to_s": 1.5, "frames": None, "reason": "corrupt", "epoch": 1}
+    gaps = decode_body(client.get(f"/scenario/{uuid_}/gaps"), GapPage).items
+    assert [gap.after_frame for gap in gaps] == [-1, 7]
+    assert gaps[0] == StoredGap(after_frame=-1, from_s=0.5, to_s=1.5, frames=None, reason="corrupt", epoch=1)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import pytest
 
 from vidflow.domain.detections import (
     Detection,
-    FrameResult,
     InferenceError,
     area,
     build_detection,
@@ -59,17 +58,6 @@ def test_selection_filters_by_label_and_score_and_sorts() -> None:
 def test_selection_keeps_the_best_up_to_its_limit() -> None:
     many = [Detection("person", score / 10, (0.0, 0.0, 1.0, 1.0)) for score in range(10)]
     assert [detection.score for detection in select_detections(many, limit=2)] == [0.9, 0.8]
-
-
-def test_a_frame_result_has_the_documented_json_form() -> None:
-    result = FrameResult(12, 2.4, 640, 480, (Detection("person", 0.88, (1.0, 2.0, 3.0, 4.5)),))
-    assert msgspec.json.decode(msgspec.json.encode(result)) == {
-        "frame_number": 12,
-        "time_s": 2.4,
-        "width": 640,
-        "height": 480,
-        "detections": [{"label": "person", "score": 0.88, "box": [1.0, 2.0, 3.0, 4.5]}],
-    }
 
 
 @pytest.mark.parametrize("score", ["1.5", "-0.1", "1e999", "null", "NaN"])

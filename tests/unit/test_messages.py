@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vidflow.contract import MAX_SOURCE_CHARACTERS
 from vidflow.domain.detections import Detection
 from vidflow.domain.errors import ErrorInfo, MessageError, SourceError, build_error_info
 from vidflow.domain.messages import (
@@ -46,7 +47,6 @@ from vidflow.domain.messages import (
 from vidflow.domain.runner import RunnerState, build_report, record_worker_end
 from vidflow.domain.scenario import MAX_SKIPS, Skip
 from vidflow.roles.api.requests import MAX_BODY_BYTES
-from vidflow.roles.api.schemas import MAX_SOURCE_CHARACTERS
 
 UUID = "01930000-0000-7000-8000-000000000001"
 DEPLOY = Deploy(

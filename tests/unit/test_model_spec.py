@@ -236,9 +236,9 @@ def test_weights_without_a_spec_are_refused_with_advice(folder: Path, name: str)
 
 def test_an_unknown_label_is_refused_before_the_model_is_loaded(folder: Path) -> None:
     ref = registry.resolve("net", folder)
-    registry.check_parameters(ref, Parameters(labels=("cat",)))
+    registry.check_labels(ref, ("cat",))
     with pytest.raises(ParameterError, match=r"'persn'.*person"):
-        registry.check_parameters(ref, Parameters(labels=("cat", "persn")))
+        registry.check_labels(ref, ("cat", "persn"))
 
 
 def test_a_digest_other_than_that_of_the_scenario_is_refused(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import os
 import pty
@@ -16,10 +17,13 @@ import pytest
 
 from vidflow.commands.run.display import Display, ProgressBar, StateLines, open_display
 from vidflow.commands.run.output import WRITERS
-from vidflow.infra.api_client import ScenarioState
+from vidflow.contract import Parameters, ScenarioResponse
+from vidflow.domain.scenario import State
+from vidflow.domain.waiting import WaitingFor
 from vidflow.settings import OutputFormat
 
 FRAME_COUNT = 12
+CREATED_AT = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 _CODE = re.compile(r"\x1b\[(\??[\d;]*)([A-Za-z])")
 
 
@@ -102,8 +106,13 @@ def shown(output: str) -> list[str]:
 
 def scenario(
     state: str, frames_stored: int = 0, waiting_for: str | None = None, frames_expected: int | None = FRAME_COUNT
-) -> ScenarioState:
-    return ScenarioState("uuid", state, None, None, 0, frames_stored, frames_expected, waiting_for)
+) -> ScenarioResponse:
+    return ScenarioResponse(
+        scenario_uuid="uuid", source="/clip.mp4", model="motion", fps="all", priority=0, parameters=Parameters(),
+        state=State(state), outcome=None, error=None, epoch=1, attempt=0, runner="runner-1", pool="default", resume_frame=0,
+        frames_stored=frames_stored, frames_expected=frames_expected, waiting_for=WaitingFor(waiting_for) if waiting_for else None,
+        created_at=CREATED_AT, state_changed_at=CREATED_AT, skips=(),
+    )  # fmt: skip
 
 
 def frames(display: Display, pages: Sequence[Sequence[int]]) -> Iterator[msgspec.Raw]:

@@ -1,4 +1,4 @@
-"""Detections and frame results in their canonical form.
+"""Detections in their canonical form.
 
 These rules make the result of a frame the same text in every run:
 
@@ -24,11 +24,11 @@ BOX_DECIMALS: Final = 2
 SCORE_DECIMALS: Final = 4
 MAX_DETECTIONS: Final = 300
 """Default limit for a frame. With the longest labels, the result stays far below the size limit of a Kafka message."""
+MAX_LABEL_CHARACTERS: Final = 200
 
-Label = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+Label = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_LABEL_CHARACTERS)]
 Score = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 Coordinate = Annotated[float, msgspec.Meta(ge=0.0, le=65535.0)]
-Dimension = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Box = tuple[float, float, float, float]
 
 
@@ -44,16 +44,6 @@ class Detection(msgspec.Struct, frozen=True, gc=False):
     label: Label
     score: Score
     box: tuple[Coordinate, Coordinate, Coordinate, Coordinate]
-
-
-class FrameResult(msgspec.Struct, frozen=True):
-    """The result of a frame as users get it, over HTTP and in ndjson. `width` and `height` are those of the displayed frame."""
-
-    frame_number: Annotated[int, msgspec.Meta(ge=0)]
-    time_s: float
-    width: Dimension
-    height: Dimension
-    detections: tuple[Detection, ...]
 
 
 def build_detection(label: str, score: float, box: Iterable[float], width: int, height: int) -> Detection | None:

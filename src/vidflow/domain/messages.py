@@ -12,9 +12,12 @@ from typing import Annotated, Final, TypeVar
 
 import msgspec
 
-from vidflow.domain.detections import Detection
+from vidflow.domain.detections import Detection, Label
 from vidflow.domain.errors import ErrorInfo, MessageError
 from vidflow.domain.scenario import Skip
+
+MAX_LABELS: Final = 1000
+"""The limit of `Parameters.labels`."""
 
 MAX_SAFE_INTEGER = 2**53 - 1
 NonNegativeInt = Annotated[int, msgspec.Meta(ge=0, le=MAX_SAFE_INTEGER)]
@@ -85,10 +88,7 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     """
 
     score_threshold: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] | None = None
-    labels: (
-        Annotated[tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=200)], ...], msgspec.Meta(max_length=1000)]
-        | None
-    ) = None
+    labels: Annotated[tuple[Label, ...], msgspec.Meta(max_length=MAX_LABELS)] | None = None
     on_poison: PoisonPolicy = PoisonPolicy.FAIL
 
 

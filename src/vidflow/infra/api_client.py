@@ -4,51 +4,17 @@ from __future__ import annotations
 
 from http import HTTPStatus
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import httpx
 import msgspec
 
-from vidflow.domain.errors import ErrorInfo, InternalError, Unavailable, UserError, VidflowError
+from vidflow.contract import HistoryPage, InitScenario, Problem, RawPredictionPage, ScenarioResponse
+from vidflow.domain.errors import InternalError, Unavailable, UserError, VidflowError
 
 T = TypeVar("T")
 
-
-class ScenarioState(msgspec.Struct, frozen=True):
-    """The part of a scenario that the command line uses."""
-
-    scenario_uuid: str
-    state: str
-    outcome: str | None
-    error: ErrorInfo | None
-    attempt: int
-    frames_stored: int
-    frames_expected: int | None
-    waiting_for: str | None
-
-
-class _Transition(msgspec.Struct, frozen=True):
-    detail: str | None
-
-
-class _History(msgspec.Struct, frozen=True):
-    items: list[_Transition]
-
-
-class RawPredictionPage(msgspec.Struct, frozen=True):
-    """A page of results. Each item is the JSON as the server sent it."""
-
-    items: list[msgspec.Raw]
-    next: str | None
-    complete: bool
-
-
-class _Problem(msgspec.Struct, frozen=True):
-    """A problem response (RFC 9457)."""
-
-    title: str = ""
-    detail: str = ""
-    code: str = "refused"
+_JSON: Final = {"Content-Type": "application/json"}
 
 
 class ApiClient:
@@ -80,22 +46,24 @@ class ApiClient:
         """Whether the server is on this machine, so that it probably has the same files."""
         return self._http.base_url.host in {"127.0.0.1", "localhost", "::1"}
 
-    def init_scenario(self, body: dict[str, Any]) -> ScenarioState:
+    def init_scenario(self, request: InitScenario) -> ScenarioResponse:
         """Create a scenario."""
-        return self._request(ScenarioState, "POST", "/scenario/init", json=body)
+        return self._request(
+            ScenarioResponse, "POST", "/scenario/init", content=msgspec.json.encode(request), headers=_JSON
+        )
 
-    def get_scenario(self, scenario_uuid: str) -> ScenarioState:
+    def get_scenario(self, scenario_uuid: str) -> ScenarioResponse:
         """Return a scenario's current state."""
-        return self._request(ScenarioState, "GET", f"/scenario/{scenario_uuid}")
+        return self._request(ScenarioResponse, "GET", f"/scenario/{scenario_uuid}")
 
     def last_detail(self, scenario_uuid: str) -> str | None:
         """Return the latest worker output (a traceback) in the scenario's history, or None."""
-        transitions = self._request(_History, "GET", f"/scenario/{scenario_uuid}/history").items
+        transitions = self._request(HistoryPage, "GET", f"/scenario/{scenario_uuid}/history").items
         return next((transition.detail for transition in reversed(transitions) if transition.detail), None)
 
-    def shut_down(self, scenario_uuid: str) -> ScenarioState:
+    def shut_down(self, scenario_uuid: str) -> ScenarioResponse:
         """Request a scenario's shutdown."""
-        return self._request(ScenarioState, "POST", f"/scenario/{scenario_uuid}/shutdown")
+        return self._request(ScenarioResponse, "POST", f"/scenario/{scenario_uuid}/shutdown")
 
     def get_predictions(self, scenario_uuid: str, after: str | None, limit: int = 1000) -> RawPredictionPage:
         """Return a page of results after the cursor `after`, or the first page."""
@@ -117,17 +85,11 @@ class ApiClient:
             raise Unavailable(f"No vidflow answers at {self._url}: {error}. Start one with: vidflow dev") from error
         if response.is_success:
             return response.content
-        problem = _decode_problem(response)
         kind: type[VidflowError] = UserError if response.is_client_error else Unavailable
         if response.status_code == HTTPStatus.INTERNAL_SERVER_ERROR:
             kind = InternalError
-        raise kind(
-            problem.detail or problem.title or f"{method} {path} answered {response.status_code}.", code=problem.code
-        )
-
-
-def _decode_problem(response: httpx.Response) -> _Problem:
-    try:
-        return msgspec.json.decode(response.content, type=_Problem)
-    except msgspec.DecodeError:
-        return _Problem(detail=f"The server answered {response.status_code} without a reason.")
+        try:
+            problem = msgspec.json.decode(response.content, type=Problem)
+        except msgspec.DecodeError as error:
+            raise kind(f"The server answered {response.status_code} without a reason.", code="refused") from error
+        raise kind(problem.detail, code=problem.code)

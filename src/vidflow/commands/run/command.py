@@ -7,15 +7,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
 from vidflow.commands.run.display import Display, open_display
 from vidflow.commands.run.output import WRITERS, Writer
-from vidflow.commands.run.request import build_body, check_model
+from vidflow.commands.run.request import build_request, check_model
+from vidflow.contract import InitScenario, ScenarioResponse
 from vidflow.domain.errors import InternalError, Unavailable, UserError, build_error_from_code
-from vidflow.infra.api_client import ApiClient, ScenarioState
+from vidflow.domain.scenario import Outcome
+from vidflow.infra.api_client import ApiClient
 from vidflow.infra.embedded.child_process import StartCancelled
 from vidflow.infra.process.pipes import discard_output
 from vidflow.infra.process.stopping import Stop
@@ -34,7 +36,7 @@ T = TypeVar("T")
 
 def run(options: RunOptions) -> int:
     """Run the video to its end. Return the exit code: 0 if completed, 130 after Ctrl-C, 141 if the reader is gone, otherwise 1."""
-    body = build_body(options)
+    request = build_request(options)
     write = WRITERS[options.output]
     if not options.url:
         check_model(options)
@@ -43,7 +45,7 @@ def run(options: RunOptions) -> int:
     with open_display(sys.stderr) as display:
         try:
             with _api_url(options, stop, display) as url, ApiClient(url) as client:
-                return _run(client, body, write, display, stop)
+                return _run(client, request, write, display, stop)
         except StartCancelled:
             if stop.error is not None:
                 raise stop.error from None
@@ -51,9 +53,9 @@ def run(options: RunOptions) -> int:
             return EXIT_INTERRUPTED
 
 
-def _run(client: ApiClient, body: dict[str, Any], write: Writer, display: Display, stop: Stop) -> int:
-    scenario_uuid = _request_scenario(client, body)
-    display.begin(f"scenario {scenario_uuid}: {body['model']} on {body['source']}")
+def _run(client: ApiClient, request: InitScenario, write: Writer, display: Display, stop: Stop) -> int:
+    scenario_uuid = _request_scenario(client, request)
+    display.begin(f"scenario {scenario_uuid}: {request.model} on {request.source}")
     try:
         write(_frames(client, scenario_uuid, display, stop), sys.stdout)
         sys.stdout.flush()
@@ -67,9 +69,9 @@ def _run(client: ApiClient, body: dict[str, Any], write: Writer, display: Displa
     return _report_outcome(client.get_scenario(scenario_uuid), client, display)
 
 
-def _request_scenario(client: ApiClient, body: dict[str, Any]) -> str:
+def _request_scenario(client: ApiClient, request: InitScenario) -> str:
     try:
-        return client.init_scenario(body).scenario_uuid
+        return client.init_scenario(request).scenario_uuid
     except UserError as error:
         if client.is_local or not error.code.startswith(_FILE_ERROR_PREFIXES):
             raise
@@ -137,9 +139,9 @@ def _request_shutdown(client: ApiClient, scenario_uuid: str, display: Display, e
     return exit_code
 
 
-def _report_outcome(scenario: ScenarioState, client: ApiClient, display: Display) -> int:
+def _report_outcome(scenario: ScenarioResponse, client: ApiClient, display: Display) -> int:
     """Return the exit code of an ended scenario. Raises the error of a failed one."""
-    if scenario.outcome == "completed":
+    if scenario.outcome is Outcome.COMPLETED:
         display.print(f"completed: {scenario.frames_stored} frames")
         return 0
     if scenario.error is not None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from vidflow.infra.api_client import ScenarioState
+from vidflow.contract import ScenarioResponse
 from vidflow.infra.telemetry.logs import safe_line
 
 _REFRESHES_PER_SECOND: Final = 5
@@ -41,7 +41,7 @@ class Display(ABC):
         self.print(line)
 
     @abstractmethod
-    def update(self, scenario: ScenarioState) -> None:
+    def update(self, scenario: ScenarioResponse) -> None:
         """Show the progress of the scenario."""
 
     @abstractmethod
@@ -93,7 +93,7 @@ class ProgressBar(Display):
         self._progress.update(self._task, description=safe_line(line))
         self._progress.start()
 
-    def update(self, scenario: ScenarioState) -> None:
+    def update(self, scenario: ScenarioResponse) -> None:
         """Draw the bar."""
         self._progress.update(
             self._task,
@@ -129,7 +129,7 @@ class StateLines(Display):
             self._steps.add(step)
             self.print(line)
 
-    def update(self, scenario: ScenarioState) -> None:
+    def update(self, scenario: ScenarioResponse) -> None:
         """Print a line if the state changed."""
         if scenario.state != self._state:
             self._state = scenario.state
@@ -139,7 +139,7 @@ class StateLines(Display):
             self.print(_describe(scenario))
 
 
-def _describe(scenario: ScenarioState) -> str:
+def _describe(scenario: ScenarioResponse) -> str:
     total = f" of {scenario.frames_expected}" if scenario.frames_expected else ""
     waiting = f", waiting for {scenario.waiting_for}" if scenario.waiting_for else ""
     return safe_line(f"{scenario.state}: {scenario.frames_stored}{total} frames{waiting}")

@@ -9,7 +9,7 @@ from typing import Final, TextIO
 
 import msgspec
 
-from vidflow.domain.detections import FrameResult
+from vidflow.contract import FrameResult
 from vidflow.domain.escaping import escape_json, escape_unprintable
 from vidflow.settings import OutputFormat
 

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from vidflow.commands.run.source import local_path, resolve_video
+from vidflow.contract import InitScenario, Parameters
 from vidflow.domain.errors import ParameterError
 from vidflow.domain.frame_rate import FRAME_RATE_FORMS, frame_rate_to_json, parse_frame_rate
-from vidflow.domain.messages import Parameters
 from vidflow.infra.models import registry
 from vidflow.settings import RunOptions
 
 
-def build_body(options: RunOptions) -> dict[str, Any]:
-    """Return the request's body.
+def build_request(options: RunOptions) -> InitScenario:
+    """Return the request.
 
     Raises UserError for an invalid file, frame rate or parameter, MissingExtra for a sample that is not installed.
     """
-    return {
-        "source": resolve_video(options.video),
-        "model": _model(options.model),
-        "fps": _fps(options.fps),
-        "parameters": msgspec.to_builtins(_parameters(options)),
-    }
+    return InitScenario(
+        source=resolve_video(options.video),
+        model=_model(options.model),
+        fps=_fps(options.fps),
+        parameters=_parameters(options),
+    )
 
 
 def check_model(options: RunOptions) -> None:
@@ -33,7 +31,7 @@ def check_model(options: RunOptions) -> None:
     Raises ModelError, ParameterError, or MissingExtra with the command that installs it.
     """
     model = registry.resolve(_model(options.model), options.models_dir, any_onnx=True)
-    registry.check_parameters(model, _parameters(options))
+    registry.check_labels(model, _parameters(options).labels or ())
     registry.require_extra(model)
 
 

@@ -15,7 +15,7 @@ name. Kinds other than `onnx` must be in the models folder, since loading them c
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -141,10 +141,10 @@ def load(bundle: Bundle, parameters: Parameters | None = None) -> Model:
     return load_plugin(bundle.kind, lambda: entry.load()(bundle if bundle.path is not None else None, parameters))
 
 
-def check_parameters(bundle: Bundle, parameters: Parameters) -> None:
-    """Raise ParameterError for a label that the model does not have, if its labels are known without loading it."""
+def check_labels(bundle: Bundle, labels: Iterable[str]) -> None:
+    """Raise ParameterError for a label that the model does not have, if the model's labels are known without loading it."""
     if bundle.labels:
-        check_known_labels(parameters.labels or (), bundle.labels)
+        check_known_labels(labels, bundle.labels)
 
 
 def require_extra(bundle: Bundle) -> None:

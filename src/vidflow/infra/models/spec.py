@@ -36,7 +36,7 @@ The format::
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -147,7 +147,7 @@ def validate_labels(labels: list[str], origin: str) -> tuple[str, ...]:
     return tuple(labels)
 
 
-def check_known_labels(requested: Sequence[str], known: Sequence[str]) -> None:
+def check_known_labels(requested: Iterable[str], known: Sequence[str]) -> None:
     """Raise ParameterError for a requested label that is not known."""
     unknown = sorted(set(requested) - set(known))
     if unknown:

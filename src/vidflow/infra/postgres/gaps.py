@@ -10,8 +10,8 @@ from psycopg.rows import class_row
 from vidflow.infra.postgres.connection import Connection
 
 
-class StoredGap(msgspec.Struct, frozen=True):
-    """Frames that are missing from the results.
+class GapRow(msgspec.Struct, frozen=True):
+    """A row of `scenario_gaps`: frames that are missing from the results.
 
     `after_frame` is the number of the last frame before the gap, or -1. `from_s` and `to_s` are times in the video. `frames` is None if
     the number of missing frames is unknown.
@@ -36,13 +36,13 @@ class GapKey(msgspec.Struct, frozen=True, array_like=True):
 BEFORE_FIRST_GAP: Final = GapKey(-2, 0.0, "")
 
 
-def read_gap_page(tx: Connection, scenario_uuid: str, after: GapKey, limit: int) -> tuple[list[StoredGap], bool]:
+def read_gap_page(tx: Connection, scenario_uuid: str, after: GapKey, limit: int) -> tuple[list[GapRow], bool]:
     """Return at most `limit` gaps after `after` in video order, and whether more follow.
 
     Rows are small, so the number of rows also bounds the size of the page.
     """
     gaps = (
-        tx.cursor(row_factory=class_row(StoredGap))
+        tx.cursor(row_factory=class_row(GapRow))
         .execute(
             """
             SELECT after_frame, from_s, to_s, frames, reason, epoch

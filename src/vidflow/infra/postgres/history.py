@@ -15,8 +15,8 @@ BEFORE_FIRST_TRANSITION: Final = -1
 """Number that precedes the first transition."""
 
 
-class Transition(msgspec.Struct, frozen=True):
-    """A state transition in a scenario's history."""
+class TransitionRow(msgspec.Struct, frozen=True):
+    """A row of `scenario_history`: a state transition."""
 
     number: int
     from_state: str | None
@@ -29,7 +29,7 @@ class Transition(msgspec.Struct, frozen=True):
     at: datetime.datetime
 
 
-def read_history_page(tx: Connection, scenario_uuid: str, after: int, limit: int) -> tuple[list[Transition], bool]:
+def read_history_page(tx: Connection, scenario_uuid: str, after: int, limit: int) -> tuple[list[TransitionRow], bool]:
     """Return at most `limit` transitions of a scenario after number `after`, in order, and whether more follow."""
     rows = (
         tx.cursor(row_factory=dict_row)
@@ -61,4 +61,4 @@ def read_history_page(tx: Connection, scenario_uuid: str, after: int, limit: int
         )
         .fetchall()
     )
-    return trim_page([(msgspec.convert(row, Transition), row["page_bytes"]) for row in rows], limit)
+    return trim_page([(msgspec.convert(row, TransitionRow), row["page_bytes"]) for row in rows], limit)

@@ -14,14 +14,24 @@ BEFORE_FIRST_FRAME: Final = -1
 """Frame number that precedes all results."""
 
 
+class FrameRow(msgspec.Struct, frozen=True):
+    """A row of `scenario_results`. `detections` is the JSON array as PostgreSQL returned it."""
+
+    frame_number: int
+    time_s: float
+    width: int
+    height: int
+    detections: str
+
+
 class ResultPage(msgspec.Struct, frozen=True):
-    """A page of results: each frame as JSON, in order of frame numbers, without omissions.
+    """A page of results in order of frame numbers, without omissions.
 
     `last_frame` is the number of the last frame of the page, or the requested `after` of an empty page. `complete` means that the scenario
     is inactive and no further results follow or will follow. `removed` means that retention has removed the results.
     """
 
-    frames: list[bytes]
+    frames: list[FrameRow]
     last_frame: int
     complete: bool
     removed: bool
@@ -59,17 +69,10 @@ def read_result_page(tx: Connection, scenario_uuid: str, after: int, limit: int)
     if not rows:
         return None
     (state, removed), results = rows[0][:2], rows[1:]  # the first row is the starting point of the recursion
-    page, more = trim_page([(row[4:], row[2]) for row in results], limit)
+    page, more = trim_page([(FrameRow(*row[4:]), row[2]) for row in results], limit)
     return ResultPage(
-        frames=[_frame(*row) for row in page],
-        last_frame=page[-1][0] if page else after,
+        frames=page,
+        last_frame=page[-1].frame_number if page else after,
         complete=state == State.INACTIVE and not more,
         removed=removed,
     )
-
-
-def _frame(frame_number: int, time_s: float, width: int, height: int, detections: str) -> bytes:
-    """Return a frame's result as JSON. The detections are copied as PostgreSQL returned them, without decoding."""
-    return (
-        f'{{"frame_number":{frame_number},"time_s":{time_s!r},"width":{width},"height":{height},"detections":{detections}}}'
-    ).encode()

@@ -10,10 +10,10 @@ from typing import Annotated, Final
 import msgspec
 from litestar.params import QueryParameter
 
+from vidflow.contract import FieldProblem
 from vidflow.infra.postgres import history
-from vidflow.infra.postgres.gaps import GapKey, StoredGap
+from vidflow.infra.postgres.gaps import GapKey, GapRow
 from vidflow.roles.api.problems import problem
-from vidflow.roles.api.schemas import FieldProblem
 
 MAX_CURSOR_CHARACTERS: Final = 200
 _INT4: Final = 2**31 - 1
@@ -33,7 +33,7 @@ AfterGap = Annotated[
 ]
 
 
-def encode_cursor(gap: StoredGap) -> str:
+def encode_cursor(gap: GapRow) -> str:
     """Return the cursor of a page that ends with this gap."""
     key = msgspec.json.encode(GapKey(gap.after_frame, gap.from_s, gap.reason))
     return base64.urlsafe_b64encode(key).decode().rstrip("=")

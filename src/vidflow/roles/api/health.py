@@ -7,16 +7,16 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
-import msgspec
 import psycopg
 from litestar import Router, get
 
+from vidflow.contract import Health, RelayLag, SystemHealth
 from vidflow.domain.errors import Unavailable
 from vidflow.infra.postgres import system_status
 from vidflow.infra.postgres.connection import Connection
+from vidflow.roles.api.bodies import build_pool_health
 from vidflow.roles.api.context import Api, Context
 from vidflow.roles.api.problems import problem, problem_responses
-from vidflow.roles.api.schemas import Health, PoolHealth, RelayLag, SystemHealth
 
 HEALTH_PATHS: Final = frozenset({"/health/live", "/health/ready", "/health/system"})
 """Served even when all regular connections are in use, and for any address in Host."""
@@ -64,7 +64,7 @@ async def system(api: Api) -> SystemHealth:
     return SystemHealth(
         status="degraded" if empty else "ok",
         relay_lag=lag,
-        pools=[PoolHealth(**msgspec.structs.asdict(pool)) for pool in pools],
+        pools=[build_pool_health(pool) for pool in pools],
         empty_pools=empty,
     )
 

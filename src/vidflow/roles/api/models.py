@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import ipaddress
 
-import msgspec
 from litestar import get
 
+from vidflow.contract import InitScenario, ModelList
 from vidflow.domain.errors import ModelError, SetupError
 from vidflow.infra.models import registry
 from vidflow.infra.models.bundle import Bundle
+from vidflow.roles.api.bodies import build_model_info
 from vidflow.roles.api.context import Api
 from vidflow.roles.api.problems import problem
-from vidflow.roles.api.schemas import InitScenario, ModelInfo, ModelList
 from vidflow.settings import ApiOptions
 
 
@@ -20,7 +20,7 @@ from vidflow.settings import ApiOptions
 def list_models(api: Api) -> ModelList:
     """List the registered models. A scenario's `model` may also be the path of a spec or weights file."""
     models = registry.list_models(api.options.models_dir)
-    return ModelList([ModelInfo(**msgspec.structs.asdict(model)) for model in models])
+    return ModelList([build_model_info(model) for model in models])
 
 
 def require_loopback(options: ApiOptions) -> None:
@@ -51,5 +51,5 @@ def resolve_model(request: InitScenario, options: ApiOptions) -> Bundle:
             raise
         names = registry.list_names(options.models_dir)
         raise problem(422, error.code, error.message, models=names) from error
-    registry.check_parameters(model, request.parameters)
+    registry.check_labels(model, request.parameters.labels or ())
     return model

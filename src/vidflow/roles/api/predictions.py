@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 from uuid import UUID
 
-import msgspec
 from litestar import Request, Response, get
 from litestar.params import FromQuery, QueryParameter
 
-from vidflow.domain.detections import FrameResult
+from vidflow.contract import PredictionPage
 from vidflow.domain.errors import ResultsRemoved, UnknownScenario
 from vidflow.domain.messages import MAX_SAFE_INTEGER
 from vidflow.infra.postgres import predictions
+from vidflow.roles.api.bodies import build_prediction_page
 from vidflow.roles.api.context import Api, Limit
 from vidflow.roles.api.etags import respond_with_etag
 from vidflow.roles.api.problems import problem_responses
-from vidflow.roles.api.schemas import PredictionPage
 
 AfterFrame = Annotated[
     int,
@@ -45,8 +44,4 @@ def get_predictions(
         raise ResultsRemoved(
             f"The results of scenario {scenario_uuid} were removed after their retention time. Run it again."
         )
-    # The frames are stored as JSON, which is copied into the response as it is.
-    items = cast("list[FrameResult]", msgspec.Raw(b"[" + b",".join(page.frames) + b"]"))
-    return respond_with_etag(
-        request, PredictionPage(items, None if page.complete else str(page.last_frame), page.complete)
-    )
+    return respond_with_etag(request, build_prediction_page(page))

@@ -14,11 +14,11 @@ from litestar.exceptions import HTTPException, ValidationException
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.plugins.problem_details import ProblemDetailsConfig, ProblemDetailsException, ProblemDetailsPlugin
 
+from vidflow.contract import FieldProblem, Problem
 from vidflow.domain.errors import ResultsRemoved, SetupError, Unavailable, UnknownScenario, UserError, VidflowError
 from vidflow.domain.redaction import redact
 from vidflow.infra.postgres.errors import is_away, is_conflict, is_disk_full, is_timed_out
 from vidflow.infra.telemetry.logs import log
-from vidflow.roles.api.schemas import FieldProblem, Problem
 
 RETRY_AFTER_S: Final = {429: 5, 503: 1}
 """The Retry-After header in seconds, by status. A queue shrinks slowly."""

@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-import datetime
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import Annotated, Any, Final
 from uuid import UUID
 
-import msgspec
 import psycopg
 from litestar import Request, Response, Router, get, post
 from litestar.openapi.spec import Example
 from litestar.params import Body, FromPath, QueryParameter
 
+from vidflow.contract import FieldProblem, GapPage, HistoryPage, InitScenario, ScenarioPage, ScenarioResponse
 from vidflow.domain.errors import ParameterError, SetupError, Unavailable, UnknownScenario
-from vidflow.domain.frame_rate import FRAME_RATE_FORMS, format_frame_rate, frame_rate_to_json, parse_frame_rate
+from vidflow.domain.frame_rate import FRAME_RATE_FORMS, format_frame_rate, parse_frame_rate
 from vidflow.domain.messages import Parameters
-from vidflow.domain.redaction import redact, redact_error
 from vidflow.domain.scenario import Decision, Event, Kind, State, decide
-from vidflow.domain.waiting import find_waiting_for
 from vidflow.infra.postgres import gaps, history, lifecycle, scenarios
 from vidflow.infra.postgres.connection import FENCED_TIMEOUT_SETTING, Connection
 from vidflow.infra.postgres.errors import is_conflict
 from vidflow.roles.api import models, sources
+from vidflow.roles.api.bodies import build_gap, build_scenario, build_transition
 from vidflow.roles.api.context import Api, Limit
 from vidflow.roles.api.cursors import AfterGap, AfterMove, decode_cursor, encode_cursor
 from vidflow.roles.api.etags import respond_with_etag
 from vidflow.roles.api.problems import problem, problem_responses
-from vidflow.roles.api.schemas import (
-    FieldProblem,
-    GapPage,
-    HistoryPage,
-    InitScenario,
-    ScenarioPage,
-    ScenarioResponse,
-)
 from vidflow.settings import ApiOptions
 
 _MAX_SHUTDOWN_ATTEMPTS: Final = 20
@@ -58,7 +49,7 @@ _EXAMPLES: Final = [
 @post("/init", sync_to_thread=True, responses=problem_responses(400, 413, 415, 422, 429, 503))
 def init_scenario(api: Api, data: Annotated[InitScenario, Body(examples=_EXAMPLES)]) -> Response[ScenarioResponse]:
     """Create a scenario: run a model over a source. After the 201, the scenario cannot be lost."""
-    _check_printable_labels(data.parameters)
+    _check_printable_labels(data.parameters.labels or ())
     new = scenarios.NewScenario(
         source=sources.validate_source(data.source, api.options),
         model=data.model,
@@ -66,10 +57,14 @@ def init_scenario(api: Api, data: Annotated[InitScenario, Body(examples=_EXAMPLE
         fps=format_frame_rate(parse_default_fps(api.options) if data.fps is None else _parse_fps(data.fps)),
         priority=data.priority,
         pool=data.pool,
-        parameters=data.parameters,
+        parameters=Parameters(
+            score_threshold=data.parameters.score_threshold,
+            labels=data.parameters.labels,
+            on_poison=data.parameters.on_poison,
+        ),
     )
     with api.database.connection() as connection, api.admission.admit(connection, scenarios.estimate_size_bytes(new)):
-        created = _to_response(scenarios.insert_scenario(connection, new))
+        created = build_scenario(scenarios.insert_scenario(connection, new))
     return Response(created, status_code=201, headers={"Location": f"/scenario/{created.scenario_uuid}"})
 
 
@@ -92,7 +87,7 @@ def list_scenarios(
     """List scenarios, the newest first."""
     with api.database.connection() as connection:
         page, has_more = scenarios.read_scenario_page(connection, in_state, str(after) if after else None, limit)
-    return ScenarioPage([_to_response(scenario) for scenario in page], page[-1].scenario_uuid if has_more else None)
+    return ScenarioPage([build_scenario(scenario) for scenario in page], page[-1].scenario_uuid if has_more else None)
 
 
 @post("/{scenario_uuid:str}/shutdown", sync_to_thread=True, status_code=200, responses=problem_responses(400, 404, 503))
@@ -112,13 +107,7 @@ def get_history(
         page, has_more = history.read_history_page(connection, str(scenario_uuid), after, limit)
         if not page:
             _require_scenario(connection, scenario_uuid)
-    items = [
-        msgspec.structs.replace(
-            transition, at=_utc(transition.at), detail=redact(transition.detail) if transition.detail else None
-        )
-        for transition in page
-    ]
-    return HistoryPage(items, str(items[-1].number) if has_more else None)
+    return HistoryPage([build_transition(row) for row in page], str(page[-1].number) if has_more else None)
 
 
 @get("/{scenario_uuid:str}/gaps", sync_to_thread=True, responses=problem_responses(400, 404, 503))
@@ -129,7 +118,7 @@ def get_gaps(api: Api, scenario_uuid: FromPath[UUID], after: AfterGap = None, li
         page, has_more = gaps.read_gap_page(connection, str(scenario_uuid), key, limit)
         if not page:
             _require_scenario(connection, scenario_uuid)
-    return GapPage(page, encode_cursor(page[-1]) if has_more else None)
+    return GapPage([build_gap(row) for row in page], encode_cursor(page[-1]) if has_more else None)
 
 
 def _require_scenario(connection: Connection, scenario_uuid: UUID) -> None:
@@ -165,16 +154,16 @@ def _read_scenario(connection: Connection, scenario_uuid: UUID) -> ScenarioRespo
     scenario = scenarios.find_scenario(connection, str(scenario_uuid))
     if scenario is None:
         raise _unknown_scenario(scenario_uuid)
-    return _to_response(scenario)
+    return build_scenario(scenario)
 
 
 def _unknown_scenario(scenario_uuid: UUID | str) -> UnknownScenario:
     return UnknownScenario(f"Scenario {scenario_uuid} not found.")
 
 
-def _check_printable_labels(parameters: Parameters) -> None:
+def _check_printable_labels(labels: Iterable[str]) -> None:
     """Raise ParameterError for unprintable labels: the type allows them, but no model has them and PostgreSQL stores no NUL."""
-    for label in parameters.labels or ():
+    for label in labels:
         if not label.isprintable():
             raise ParameterError(
                 f"Label {label!r} in parameters.labels has an unprintable character. Use labels that the model has."
@@ -198,24 +187,6 @@ def _parse_fps(fps: float | str) -> Fraction | None:
         raise problem(
             422, "request_invalid", f"fps: {error.message}", errors=[FieldProblem("fps", error.message)]
         ) from error
-
-
-def _utc(time: datetime.datetime) -> datetime.datetime:
-    return time.astimezone(datetime.UTC)
-
-
-def _to_response(details: scenarios.ScenarioDetails) -> ScenarioResponse:
-    """Return a scenario in the form for clients: without secrets, with times in UTC."""
-    values = {name: getattr(details, name) for name in ScenarioResponse.__struct_fields__ if name != "waiting_for"}
-    values |= {
-        "source": sources.redact_source(details.source),
-        "fps": frame_rate_to_json(parse_frame_rate(details.fps)),
-        "error": redact_error(details.error) if details.error else None,
-        "waiting_for": find_waiting_for(details.state, details.due, details.components),
-        "created_at": _utc(details.created_at),
-        "state_changed_at": _utc(details.state_changed_at),
-    }
-    return ScenarioResponse(**values)
 
 
 def router() -> Router:

@@ -1,6 +1,8 @@
-"""The bodies of HTTP requests and responses.
+"""The bodies of the HTTP API's requests and responses, shared by the server and its clients.
 
-The descriptions appear in the OpenAPI document. Those of request fields also appear in errors, as the allowed values.
+Rows, messages and domain Structs are not part of the contract, although some have the same name: roles/api/bodies.py builds each
+body field by field. Only enumerations and limits come from the domain. The descriptions appear in the OpenAPI document. Those of
+request fields also appear in errors, as the allowed values.
 """
 
 from __future__ import annotations
@@ -11,18 +13,18 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from vidflow.domain.detections import FrameResult
-from vidflow.domain.errors import ErrorInfo
+from vidflow.domain.detections import MAX_LABEL_CHARACTERS
 from vidflow.domain.frame_rate import MAX_FRAME_RATE_CHARACTERS
-from vidflow.domain.messages import Parameters
-from vidflow.domain.scenario import DEFAULT_POOL, Outcome, Skip, State
+from vidflow.domain.messages import MAX_LABELS, MAX_SAFE_INTEGER, PoisonPolicy
+from vidflow.domain.scenario import DEFAULT_POOL, Outcome, State
 from vidflow.domain.topics import MAX_POOL_CHARACTERS
 from vidflow.domain.waiting import WaitingFor
-from vidflow.infra.postgres.gaps import StoredGap
-from vidflow.infra.postgres.history import Transition
 
 MAX_SOURCE_CHARACTERS = 4096
 
+Coordinate = Annotated[float, Meta(ge=0.0, le=65535.0)]
+Dimension = Annotated[int, Meta(ge=1, le=65535)]
+StorableText = Annotated[str, Meta(pattern=r"\A[^\x00]*\Z")]
 SourceField = Annotated[
     str,
     Meta(
@@ -69,6 +71,22 @@ PoolField = Annotated[
 ]
 
 
+class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The optional parameters of a scenario.
+
+    `score_threshold`: drop detections below it (null: the model's default). `labels`: keep only these (null: all).
+    """
+
+    score_threshold: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
+    labels: (
+        Annotated[
+            tuple[Annotated[str, Meta(min_length=1, max_length=MAX_LABEL_CHARACTERS)], ...], Meta(max_length=MAX_LABELS)
+        ]
+        | None
+    ) = None
+    on_poison: PoisonPolicy = PoisonPolicy.FAIL
+
+
 class InitScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A request to create a scenario."""
 
@@ -83,6 +101,24 @@ class InitScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             description="score_threshold (0 to 1, or null), labels (names to keep, or null for all), on_poison (fail or skip)"
         ),
     ] = Parameters()
+
+
+class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why a scenario failed. `code` is for programs. `frame_number` is the frame at which it failed, if known."""
+
+    code: StorableText
+    message: StorableText
+    frame_number: Annotated[int, Meta(ge=0, le=MAX_SAFE_INTEGER)] | None = None
+
+
+class Skip(msgspec.Struct, frozen=True):
+    """Frames that are skipped because every attempt failed at them: `frames` kept frames after the stored `after_pts`.
+
+    `after_pts` is null if no frame was stored before them.
+    """
+
+    after_pts: int | None
+    frames: int
 
 
 class ScenarioResponse(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,11 +163,40 @@ class ScenarioPage(msgspec.Struct, frozen=True):
     next: str | None
 
 
+class Transition(msgspec.Struct, frozen=True, kw_only=True):
+    """A state transition in a scenario's history."""
+
+    number: int
+    from_state: str | None
+    to_state: str
+    reason: str
+    epoch: int
+    attempt: int
+    runner: str | None
+    detail: str | None
+    at: datetime.datetime
+
+
 class HistoryPage(msgspec.Struct, frozen=True):
     """Transitions of a scenario, the oldest first. `next` is the cursor to pass as `after`; null on the last page."""
 
     items: list[Transition]
     next: str | None
+
+
+class StoredGap(msgspec.Struct, frozen=True, kw_only=True):
+    """Frames that are missing from the results.
+
+    `after_frame` is the number of the last frame before the gap, or -1. `from_s` and `to_s` are times in the video. `frames`
+    is null if the number of missing frames is unknown.
+    """
+
+    after_frame: int
+    from_s: float
+    to_s: float
+    frames: int | None
+    reason: str
+    epoch: int
 
 
 class GapPage(msgspec.Struct, frozen=True):
@@ -141,6 +206,24 @@ class GapPage(msgspec.Struct, frozen=True):
     next: str | None
 
 
+class Detection(msgspec.Struct, frozen=True):
+    """One detected object. `box` is (x1, y1, x2, y2) in pixels of the displayed frame."""
+
+    label: Annotated[str, Meta(min_length=1, max_length=MAX_LABEL_CHARACTERS)]
+    score: Annotated[float, Meta(ge=0.0, le=1.0)]
+    box: tuple[Coordinate, Coordinate, Coordinate, Coordinate]
+
+
+class FrameResult(msgspec.Struct, frozen=True):
+    """The result of a frame, over HTTP and in ndjson. `width` and `height` are those of the displayed frame."""
+
+    frame_number: Annotated[int, Meta(ge=0)]
+    time_s: float
+    width: Dimension
+    height: Dimension
+    detections: tuple[Detection, ...]
+
+
 class PredictionPage(msgspec.Struct, frozen=True):
     """Results in the order of frame numbers.
 
@@ -148,6 +231,14 @@ class PredictionPage(msgspec.Struct, frozen=True):
     """
 
     items: list[FrameResult]
+    next: str | None
+    complete: bool
+
+
+class RawPredictionPage(msgspec.Struct, frozen=True):
+    """A PredictionPage whose items are JSON. The server copies stored frames into it, and a client may copy them further."""
+
+    items: list[msgspec.Raw]
     next: str | None
     complete: bool
 

@@ -1,0 +1,118 @@
+"""Build the bodies of responses from rows, field by field: without secrets, with times in UTC.
+
+A column that a SELECT adds, drops or renames changes no response.
+"""
+
+from __future__ import annotations
+
+import datetime
+
+import msgspec
+
+from vidflow import contract
+from vidflow.domain import messages
+from vidflow.domain.errors import ErrorInfo
+from vidflow.domain.frame_rate import frame_rate_to_json, parse_frame_rate
+from vidflow.domain.redaction import redact
+from vidflow.domain.waiting import find_waiting_for
+from vidflow.infra.models.registry import ModelListing
+from vidflow.infra.postgres.gaps import GapRow
+from vidflow.infra.postgres.history import TransitionRow
+from vidflow.infra.postgres.predictions import ResultPage
+from vidflow.infra.postgres.scenarios import ScenarioDetails
+from vidflow.infra.postgres.system_status import PoolStatus
+from vidflow.roles.api.sources import redact_source
+
+
+def build_scenario(details: ScenarioDetails) -> contract.ScenarioResponse:
+    """Return a scenario's current state."""
+    return contract.ScenarioResponse(
+        scenario_uuid=details.scenario_uuid,
+        source=redact_source(details.source),
+        model=details.model,
+        fps=frame_rate_to_json(parse_frame_rate(details.fps)),
+        priority=details.priority,
+        parameters=_build_parameters(details.parameters),
+        state=details.state,
+        outcome=details.outcome,
+        error=None if details.error is None else _build_error(details.error),
+        epoch=details.epoch,
+        attempt=details.attempt,
+        runner=details.runner,
+        pool=details.pool,
+        resume_frame=details.resume_frame,
+        frames_stored=details.frames_stored,
+        frames_expected=details.frames_expected,
+        waiting_for=find_waiting_for(details.state, details.due, details.components),
+        created_at=_utc(details.created_at),
+        state_changed_at=_utc(details.state_changed_at),
+        skips=tuple(contract.Skip(skip.after_pts, skip.frames) for skip in details.skips),
+    )
+
+
+def _build_parameters(parameters: messages.Parameters) -> contract.Parameters:
+    return contract.Parameters(
+        score_threshold=parameters.score_threshold, labels=parameters.labels, on_poison=parameters.on_poison
+    )
+
+
+def _build_error(error: ErrorInfo) -> contract.ErrorInfo:
+    return contract.ErrorInfo(code=error.code, message=redact(error.message), frame_number=error.frame_number)
+
+
+def build_transition(row: TransitionRow) -> contract.Transition:
+    """Return a transition of a scenario's history."""
+    return contract.Transition(
+        number=row.number,
+        from_state=row.from_state,
+        to_state=row.to_state,
+        reason=row.reason,
+        epoch=row.epoch,
+        attempt=row.attempt,
+        runner=row.runner,
+        detail=redact(row.detail) if row.detail else None,
+        at=_utc(row.at),
+    )
+
+
+def build_gap(row: GapRow) -> contract.StoredGap:
+    """Return a gap in a scenario's results."""
+    return contract.StoredGap(
+        after_frame=row.after_frame,
+        from_s=row.from_s,
+        to_s=row.to_s,
+        frames=row.frames,
+        reason=row.reason,
+        epoch=row.epoch,
+    )
+
+
+def build_prediction_page(page: ResultPage) -> contract.RawPredictionPage:
+    """Return a page of results. The detections of a frame are copied as they are stored, without decoding."""
+    return contract.RawPredictionPage(
+        items=[
+            msgspec.Raw(
+                f'{{"frame_number":{frame.frame_number},"time_s":{frame.time_s!r},"width":{frame.width},'
+                f'"height":{frame.height},"detections":{frame.detections}}}'.encode()
+            )
+            for frame in page.frames
+        ],
+        next=None if page.complete else str(page.last_frame),
+        complete=page.complete,
+    )
+
+
+def build_pool_health(status: PoolStatus) -> contract.PoolHealth:
+    """Return the state of a pool of runners."""
+    return contract.PoolHealth(
+        pool=status.pool, runners=status.runners, slots=status.slots, used=status.used, waiting=status.waiting
+    )
+
+
+def build_model_info(model: ModelListing) -> contract.ModelInfo:
+    """Return a registered model."""
+    return contract.ModelInfo(name=model.name, kind=model.kind, needs=model.needs, error=model.error)
+
+
+def _utc(time: datetime.datetime) -> datetime.datetime:
+    return time.astimezone(datetime.UTC)

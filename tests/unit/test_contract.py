@@ -1,0 +1,40 @@
+"""The bodies of the HTTP API: their JSON form, and the raw frames of a page of predictions."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+
+from vidflow import contract
+from vidflow.domain import detections
+from vidflow.infra.postgres.predictions import FrameRow, ResultPage
+from vidflow.roles.api.bodies import build_prediction_page
+
+
+def test_a_frame_result_has_the_documented_json_form() -> None:
+    detection = contract.Detection("person", 0.88, (1.0, 2.0, 3.0, 4.5))
+    result = contract.FrameResult(12, 2.4, 640, 480, (detection,))
+    assert json.loads(msgspec.json.encode(result)) == {
+        "frame_number": 12,
+        "time_s": 2.4,
+        "width": 640,
+        "height": 480,
+        "detections": [{"label": "person", "score": 0.88, "box": [1.0, 2.0, 3.0, 4.5]}],
+    }
+
+
+def test_stored_detections_have_exactly_the_fields_of_the_contract() -> None:
+    """They are copied into the page without decoding, so that only this test compares the two forms."""
+    stored = msgspec.json.encode([detections.Detection('per"son\\ü', 0.88, (1.0, 2.0, 3.0, 4.5))]).decode()
+    page = ResultPage([FrameRow(0, 0.0, 640, 480, "[]"), FrameRow(1, 1e-7, 640, 480, stored)], 1, False, False)
+    body = msgspec.json.encode(build_prediction_page(page))
+    decoded = msgspec.json.decode(body, type=contract.PredictionPage)
+    assert (decoded.items[1].time_s, decoded.items[1].detections[0].label) == (1e-7, 'per"son\\ü')
+    assert (decoded.next, decoded.complete) == ("1", False)
+    assert json.loads(msgspec.json.encode(decoded)) == json.loads(body)
+
+
+def test_a_complete_page_has_no_cursor() -> None:
+    page = build_prediction_page(ResultPage([FrameRow(0, 0.0, 640, 480, "[]")], 0, True, False))
+    assert (page.next, page.complete) == (None, True)
