@@ -116,8 +116,8 @@ def measure_deletes(connection: Connection, scenarios: int) -> None:
               FROM generate_series(1, %s)
          RETURNING scenario_uuid
         )
-        INSERT INTO scenario_history (scenario_uuid, epoch, number, attempt, to_state, reason)
-        SELECT scenario_uuid, 0, number, 0, 'active', 'assigned' FROM old, generate_series(0, 6) AS number
+        INSERT INTO scenario_history (scenario_uuid, epoch, number, attempt, to_state, reason_code, reason)
+        SELECT scenario_uuid, 0, number, 0, 'active', 'assigned', 'assigned' FROM old, generate_series(0, 6) AS number
         """,
         (scenarios,),
     )

@@ -120,7 +120,7 @@ CREATE TABLE scenario_history (
     from_state    text,
     to_state      text        NOT NULL,
     reason        text        NOT NULL,
-    reason_code   text,
+    reason_code   text        NOT NULL,
     runner        text,
     detail        text,
     PRIMARY KEY (scenario_uuid, number)

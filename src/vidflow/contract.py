@@ -169,7 +169,14 @@ class Transition(msgspec.Struct, frozen=True, kw_only=True):
     number: int
     from_state: str | None
     to_state: str
-    reason: str
+    reason_code: Annotated[
+        str,
+        Meta(
+            description="why the state changed, for programs (see docs/history.md); a later version may add codes",
+            examples=["first_frame", "worker_crashed"],
+        ),
+    ]
+    reason: Annotated[str, Meta(description="the same for people; its wording may change")]
     epoch: int
     attempt: int
     runner: str | None

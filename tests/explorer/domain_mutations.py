@@ -124,7 +124,7 @@ LOSSES: Final = (
     ),
     domain_mutation(
         "a deploy that is not taken costs no attempt", ASSESSMENT,
-        '        return _declare_requeue(scenario_view, tick, Cause.NOT_TAKEN)', '        return _declare_loss(scenario_view, tick, "not taken")',
+        '        return _declare_requeue(scenario_view, tick, ReasonCode.DEPLOY_NOT_TAKEN, Cause.NOT_TAKEN)', '        return _declare_loss(scenario_view, tick, ReasonCode.DEPLOY_NOT_TAKEN, "not taken")',
         "file, lost command", "file, lost command twice", "file, not receiving",
     ),
     *(

@@ -41,7 +41,7 @@ from tests.invariants.simulation_state import RunnerMode
 
 from vidflow.domain.messages import Report
 from vidflow.domain.runner import is_empty
-from vidflow.domain.scenario import Event, Kind, State
+from vidflow.domain.scenario import State, build_shutdown_request
 
 LEADER_TICKS: Final = "the leader ticks"
 LEADER_WRITES: Final = "the leader writes"
@@ -76,7 +76,7 @@ def generate_steps(state: WorldState, world: WorldConfig) -> Iterator[WorldStep]
 def _client(state: WorldState, world: WorldConfig) -> Iterator[WorldStep]:
     for index, row in enumerate(state.rows if world.shutdown or world.source.live else ()):
         if row.scenario.state in {State.INIT_STARTUP, State.IN_STARTUP_PROCESSING, State.ACTIVE}:
-            event = Event(kind=Kind.SHUTDOWN_REQUESTED, reason="shutdown requested")
+            event = build_shutdown_request()
             yield WorldStep(CLIENT_SHUTS_DOWN, world.source.live, partial(apply_event, state, world, index, event))
 
 

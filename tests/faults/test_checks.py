@@ -15,15 +15,15 @@ UUID = "01a20e0e-89d7-7249-83a0-0bbb819d329b"
 VALID_SCENARIO = """
 INSERT INTO scenarios (scenario_uuid, state, outcome, epoch, runner, source, model, fps)
 VALUES ('{uuid}', 'inactive', 'completed', 20, 'second', '/clip.mp4', 'motion', 'all');
-INSERT INTO scenario_history (scenario_uuid, number, from_state, to_state, epoch, attempt, reason) VALUES
-    ('{uuid}', 1, NULL, 'init_startup', 0, 0, 'requested'),
-    ('{uuid}', 2, 'init_startup', 'in_startup_processing', 10, 0, 'assigned'),
-    ('{uuid}', 3, 'in_startup_processing', 'init_startup', 10, 1, 'runner lost'),
-    ('{uuid}', 4, 'init_startup', 'in_startup_processing', 20, 1, 'assigned'),
-    ('{uuid}', 5, 'in_startup_processing', 'active', 20, 1, 'first frame'),
-    ('{uuid}', 6, 'active', 'init_shutdown', 20, 1, 'complete'),
-    ('{uuid}', 7, 'init_shutdown', 'in_shutdown_processing', 20, 1, 'taken'),
-    ('{uuid}', 8, 'in_shutdown_processing', 'inactive', 20, 1, 'end marker stored');
+INSERT INTO scenario_history (scenario_uuid, number, from_state, to_state, epoch, attempt, reason_code, reason) VALUES
+    ('{uuid}', 1, NULL, 'init_startup', 0, 0, 'created', 'requested'),
+    ('{uuid}', 2, 'init_startup', 'in_startup_processing', 10, 0, 'assigned', 'assigned'),
+    ('{uuid}', 3, 'in_startup_processing', 'init_startup', 10, 1, 'runner_lost', 'runner lost'),
+    ('{uuid}', 4, 'init_startup', 'in_startup_processing', 20, 1, 'assigned', 'assigned'),
+    ('{uuid}', 5, 'in_startup_processing', 'active', 20, 1, 'first_frame', 'first frame'),
+    ('{uuid}', 6, 'active', 'init_shutdown', 20, 1, 'all_frames_stored', 'complete'),
+    ('{uuid}', 7, 'init_shutdown', 'in_shutdown_processing', 20, 1, 'shutdown_started', 'taken'),
+    ('{uuid}', 8, 'in_shutdown_processing', 'inactive', 20, 1, 'end_marker_stored', 'end marker stored');
 INSERT INTO scenario_progress (scenario_uuid, epoch, next_frame, closed) VALUES ('{uuid}', 20, 3, true);
 INSERT INTO scenario_results (scenario_uuid, frame_number, epoch, pts, time_s, width, height, at, detections) VALUES
     ('{uuid}', 0, 10, 0, 0, 96, 64, '', '[]'), ('{uuid}', 1, 20, 40, 0.04, 96, 64, '', '[]'),

@@ -130,8 +130,8 @@ def test_the_history_is_paged(client: httpx.Client, connection: psycopg.Connecti
     scenario_uuid = create_scenario(client)["scenario_uuid"]
     connection.execute(
         """
-        INSERT INTO scenario_history (scenario_uuid, number, from_state, to_state, reason, epoch, attempt, detail)
-        SELECT %s, number, 'active', 'init_startup', 'lost', 1, 0, repeat(E'\\x1b', 3000)
+        INSERT INTO scenario_history (scenario_uuid, number, from_state, to_state, reason_code, reason, epoch, attempt, detail)
+        SELECT %s, number, 'active', 'init_startup', 'worker_crashed', 'crashed', 1, 0, repeat(E'\\x1b', 3000)
           FROM generate_series(1, 299) AS number
         """,
         (scenario_uuid,),

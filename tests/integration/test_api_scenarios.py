@@ -235,6 +235,7 @@ def test_the_history_lists_every_transition(client: httpx.Client) -> None:
     assert [(transition.number, transition.from_state, transition.to_state) for transition in transitions] == [
         (0, None, "init_startup"), (1, "init_startup", "init_shutdown"),
     ]  # fmt: skip
+    assert [transition.reason_code for transition in transitions] == ["created", "shutdown_requested"]
     assert transitions[1].reason == "shutdown requested"
     assert transitions[1].at > transitions[0].at
 

@@ -11,7 +11,18 @@ import pytest
 from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.leader import ScenarioView
 from vidflow.domain.messages import Deploy, Parameters, StopWork, decode_command
-from vidflow.domain.scenario import Event, Kind, Outcome, RetryPolicy, Scenario, State, decide, next_epoch
+from vidflow.domain.reason_codes import ReasonCode
+from vidflow.domain.scenario import (
+    Event,
+    Kind,
+    Outcome,
+    RetryPolicy,
+    Scenario,
+    State,
+    build_shutdown_request,
+    decide,
+    next_epoch,
+)
 from vidflow.infra.postgres import history, leader_tables, lifecycle, outbox, scenarios
 from vidflow.infra.postgres.connection import Connection
 
@@ -33,7 +44,7 @@ def create_scenario(connection: Connection) -> Scenario:
 
 def assigned_event(scenario: Scenario, database_ms: int = 1000) -> Event:
     return Event(
-        kind=Kind.ASSIGNED, reason="assigned", epoch=scenario.epoch, runner=RUNNER,
+        kind=Kind.ASSIGNED, reason_code=ReasonCode.ASSIGNED, reason="assigned", epoch=scenario.epoch, runner=RUNNER,
         new_epoch=next_epoch(scenario.epoch, database_ms), resume_frame=0,
     )  # fmt: skip
 
@@ -76,7 +87,9 @@ def test_a_deploy_rejected_by_kafka_is_read_with_its_scenario(connection: Connec
     write_event(
         connection,
         reread(connection, scenario),
-        Event(kind=Kind.RETURNED, reason="not_taken", epoch=1000, resume_frame=0),
+        Event(
+            kind=Kind.RETURNED, reason_code=ReasonCode.DEPLOY_NOT_TAKEN, reason="not_taken", epoch=1000, resume_frame=0
+        ),
     )
     write_event(connection, reread(connection, scenario), assigned_event(reread(connection, scenario), 2000))
     assert [view.deploy_refused for view in read_views(connection)] == [None], "the error is of an older epoch"
@@ -97,7 +110,7 @@ def test_a_deployment_resumes_after_the_rows_stored_when_it_is_written(
 def test_of_two_decisions_on_the_same_state_only_the_first_takes_effect(connection: Connection) -> None:
     scenario = create_scenario(connection)
     assert write_event(connection, scenario, assigned_event(scenario)) == 1
-    assert write_event(connection, scenario, Event(kind=Kind.SHUTDOWN_REQUESTED, reason="shutdown requested")) == 0
+    assert write_event(connection, scenario, build_shutdown_request()) == 0
     assert reread(connection, scenario).state is State.IN_STARTUP_PROCESSING
     assert len(outbox.read_pending_messages(connection, 10)) == 1
 
@@ -105,20 +118,18 @@ def test_of_two_decisions_on_the_same_state_only_the_first_takes_effect(connecti
 def test_each_transition_has_a_history_row_in_order(connection: Connection) -> None:
     scenario = create_scenario(connection)
     write_event(connection, scenario, assigned_event(scenario))
-    write_event(
-        connection, reread(connection, scenario), Event(kind=Kind.SHUTDOWN_REQUESTED, reason="shutdown requested")
-    )
-    write_event(connection, reread(connection, scenario), Event(kind=Kind.TAKEN, reason="taken", epoch=1000))
-    write_event(
-        connection, reread(connection, scenario), Event(kind=Kind.DRAINED, reason="end marker stored", epoch=1000)
-    )
+    write_event(connection, reread(connection, scenario), build_shutdown_request())
+    taken = Event(kind=Kind.TAKEN, reason_code=ReasonCode.SHUTDOWN_STARTED, reason="taken", epoch=1000)
+    write_event(connection, reread(connection, scenario), taken)
+    drained = Event(kind=Kind.DRAINED, reason_code=ReasonCode.END_MARKER_STORED, reason="end marker stored", epoch=1000)
+    write_event(connection, reread(connection, scenario), drained)
     transitions, _ = history.read_history_page(connection, scenario.scenario_uuid, history.BEFORE_FIRST_TRANSITION, 100)
-    assert [(transition.number, transition.to_state) for transition in transitions] == [
-        (0, "init_startup"),
-        (1, "in_startup_processing"),
-        (2, "init_shutdown"),
-        (3, "in_shutdown_processing"),
-        (4, "inactive"),
+    assert [(row.number, row.to_state, row.reason_code) for row in transitions] == [
+        (0, "init_startup", "created"),
+        (1, "in_startup_processing", "assigned"),
+        (2, "init_shutdown", "shutdown_requested"),
+        (3, "in_shutdown_processing", "shutdown_started"),
+        (4, "inactive", "end_marker_stored"),
     ]
     assert reread(connection, scenario).outcome is Outcome.STOPPED
     assert read_views(connection) == []
@@ -131,11 +142,13 @@ def test_a_shutdown_sends_a_stop_only_for_a_deployed_scenario(
     deployed, waiting = create_scenario(connection), create_scenario(connection)
     write_event(connection, deployed, assigned_event(deployed))
     for scenario in (deployed, waiting):
-        write_event(
-            connection, reread(connection, scenario), Event(kind=Kind.SHUTDOWN_REQUESTED, reason="shutdown requested")
-        )
+        write_event(connection, reread(connection, scenario), build_shutdown_request())
         stopping = reread(connection, scenario)
-        write_event(connection, stopping, Event(kind=Kind.TAKEN, reason="taken", epoch=stopping.epoch))
+        write_event(
+            connection,
+            stopping,
+            Event(kind=Kind.TAKEN, reason_code=ReasonCode.SHUTDOWN_STARTED, reason="taken", epoch=stopping.epoch),
+        )
     stops = [row for row in outbox.read_pending_messages(connection, 10) if row.kind == "stop"]
     assert [decode_command(row.payload) for row in stops] == [StopWork(deployed.scenario_uuid, 1000)]
 
@@ -156,7 +169,7 @@ def test_invariant_3_the_tables_reject_states_that_the_lifecycle_rules_out(conne
 
 def test_a_lost_race_does_not_affect_other_decisions_of_a_batch(connection: Connection) -> None:
     batch = [create_scenario(connection) for _ in range(50)]
-    write_event(connection, batch[7], Event(kind=Kind.SHUTDOWN_REQUESTED, reason="shutdown requested"))
+    write_event(connection, batch[7], build_shutdown_request())
     decisions = [decide(scenario, assigned_event(scenario)) for scenario in batch]
     with connection.transaction():
         effective = lifecycle.write_decisions(connection, decisions)
@@ -170,6 +183,12 @@ def test_an_error_is_read_as_it_was_written(connection: Connection) -> None:
     error = {"code": "no_frames", "message": "no frames", "frame_number": 3}
     write_event(connection, scenario, assigned_event(scenario))
     deployed = reread(connection, scenario)
-    failed = Event(kind=Kind.FAILED, reason="no_frames", epoch=1000, error=msgspec.convert(error, ErrorInfo))
+    failed = Event(
+        kind=Kind.FAILED,
+        reason_code=ReasonCode.NON_RETRYABLE_ERROR,
+        reason="no_frames",
+        epoch=1000,
+        error=msgspec.convert(error, ErrorInfo),
+    )
     write_event(connection, deployed, failed)
     assert msgspec.to_builtins(reread(connection, scenario).error) == error

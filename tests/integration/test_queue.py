@@ -143,7 +143,7 @@ def test_the_cost_of_a_read_does_not_grow_with_the_tables(connection: Connection
     insert(connection, OTHERS, state=common)
     [(scenario_uuid,)] = connection.execute("SELECT scenario_uuid::text FROM scenarios LIMIT 1").fetchall()
     connection.execute(
-        "INSERT INTO scenario_history SELECT %s, now(), 1, n, 0, 'a', 'b', 'c' FROM generate_series(0, 9999) AS n",
+        "INSERT INTO scenario_history SELECT %s, now(), 1, n, 0, 'a', 'b', 'c', 'd' FROM generate_series(0, 9999) AS n",
         (scenario_uuid,),
     )
     connection.execute(

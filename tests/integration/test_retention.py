@@ -74,7 +74,8 @@ def insert_aged_scenario(
         (scenario_uuid, frames, state == "inactive"),
     )
     connection.execute(
-        "INSERT INTO scenario_history (scenario_uuid, epoch, number, attempt, to_state, reason) VALUES (%s, 0, 0, 0, 'x', 'x')",
+        "INSERT INTO scenario_history (scenario_uuid, epoch, number, attempt, to_state, reason_code, reason)"
+        " VALUES (%s, 0, 0, 0, 'x', 'x', 'x')",
         (scenario_uuid,),
     )
     results.add_frames(connection, [frame(scenario_uuid, number) for number in range(frames)])

@@ -54,8 +54,9 @@ FILL = (
     SELECT scenario_uuid, epoch, 100 * epoch, state = 'inactive' FROM scenarios
     """,
     """
-    INSERT INTO scenario_history (scenario_uuid, epoch, number, attempt, to_state, reason)
-    SELECT scenario_uuid, 0, n, 0, 'active', 'x' FROM (SELECT scenario_uuid FROM scenarios LIMIT 200000) AS s, generate_series(0, 1) AS n
+    INSERT INTO scenario_history (scenario_uuid, epoch, number, attempt, to_state, reason_code, reason)
+    SELECT scenario_uuid, 0, n, 0, 'active', 'x', 'x'
+      FROM (SELECT scenario_uuid FROM scenarios LIMIT 200000) AS s, generate_series(0, 1) AS n
     """,
     """
     INSERT INTO scenario_results (scenario_uuid, frame_number, epoch, pts, time_s, width, height, at, detections)

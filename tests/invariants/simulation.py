@@ -70,7 +70,7 @@ from vidflow.domain.runner import (
     record_worker_end,
     record_worker_progress,
 )
-from vidflow.domain.scenario import Event, Kind, RetryPolicy, Scenario, Send, State, decide
+from vidflow.domain.scenario import Event, Kind, RetryPolicy, Scenario, Send, State, build_shutdown_request, decide
 
 RETRY_POLICY: Final = RetryPolicy(max_attempts=3)
 TIMING: Final = Timing()
@@ -129,7 +129,7 @@ class Simulation:
 
     def shutdown(self, uuid: str) -> None:
         if uuid in self.tables.scenarios:
-            event = Event(kind=Kind.SHUTDOWN_REQUESTED, reason="shutdown requested")
+            event = build_shutdown_request()
             self._apply_event(self.tables.scenarios[uuid], event)
 
     def state(self, uuid: str) -> State:

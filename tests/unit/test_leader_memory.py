@@ -18,6 +18,7 @@ from vidflow.domain.leader import (
 )
 from vidflow.domain.messages import EndReason, Entry, Report, StopWork, WorkerWait
 from vidflow.domain.progress import Progress
+from vidflow.domain.reason_codes import ReasonCode
 from vidflow.domain.scenario import Event, Kind, Scenario
 
 A, B = ("019a0000-0000-7000-8000-00000000000a", "019a0000-0000-7000-8000-00000000000b")
@@ -61,7 +62,9 @@ def test_a_tick_is_needed_only_after_a_relevant_change(previous: Report | None, 
 
 
 def lost(uuid: str) -> tuple[ScenarioView, Event]:
-    return ScenarioView(Scenario(uuid), Progress()), Event(kind=Kind.LOST, reason="runner lost")
+    return ScenarioView(Scenario(uuid), Progress()), Event(
+        kind=Kind.LOST, reason_code=ReasonCode.RUNNER_LOST, reason="runner lost"
+    )
 
 
 def stop(uuid: str) -> OutgoingCommand:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from vidflow.domain.leader import LeaderState, OutgoingCommand, Plan, ScenarioView
 from vidflow.domain.messages import Ping
 from vidflow.domain.progress import Progress
+from vidflow.domain.reason_codes import ReasonCode
 from vidflow.domain.scenario import Event, Kind, Scenario
 from vidflow.roles.orchestrator.leader import CHUNK_SIZE, FIRST_PAUSE_S, TICK_S, pause_after, split_plan
 
@@ -29,7 +30,7 @@ def test_a_pause_is_at_least_the_duration_of_the_last_tick_and_at_most_the_maxim
 
 def plan(events: int, commands: int) -> Plan:
     scenario_view = ScenarioView(Scenario("019a0000-0000-7000-8000-00000000000a"), Progress())
-    event = Event(kind=Kind.TAKEN, reason="taken")
+    event = Event(kind=Kind.TAKEN, reason_code=ReasonCode.SHUTDOWN_STARTED, reason="taken")
     return Plan(
         LeaderState(), [(scenario_view, event)] * events, [OutgoingCommand("r", Ping("r"), "ping", "r", 0)] * commands
     )

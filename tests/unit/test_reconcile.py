@@ -15,6 +15,7 @@ from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.leader import LeaderState, OutgoingCommand, Plan, ScenarioView, Snapshot, Timing, apply_reports
 from vidflow.domain.messages import EndReason, Entry, Forget, Ping, Report, StopWork, WorkerWait
 from vidflow.domain.progress import Progress
+from vidflow.domain.reason_codes import ReasonCode
 from vidflow.domain.reconcile import build_tick_context, count_free_slots, find_free_slots, reconcile
 from vidflow.domain.scenario import Event, Kind, Outcome, RetryPolicy, Scenario, State
 
@@ -26,6 +27,35 @@ DB_S = 1_700_000_000.0
 TICK_S = 0.2
 RETRY_POLICY, TIMING = RetryPolicy(), Timing()
 FATAL = ErrorInfo("source_changed", "it is another file now")
+END_CODES = {
+    EndReason.STOPPED: "worker_stopped",
+    EndReason.REFUSED: "runner_refused",
+    EndReason.HANDED_OVER: "handed_over",
+    EndReason.CUT_OFF: "cut_off",
+    EndReason.FINISHED: "finished_incomplete",
+    EndReason.ERROR: "worker_error",
+    EndReason.CRASHED: "worker_crashed",
+    EndReason.HUNG: "worker_hung",
+    EndReason.MEMORY: "worker_out_of_memory",
+}
+LOSS_CODES = {
+    "runner_lost", "worker_error", "worker_crashed", "worker_hung", "worker_out_of_memory", "results_missing", "finished_incomplete",
+}  # fmt: skip
+CODES = {
+    Kind.ASSIGNED: {"assigned"},
+    Kind.FIRST_FRAME: {"first_frame"},
+    Kind.RETURNED: {"deploy_not_taken", "runner_refused", "worker_stopped", "handed_over", "cut_off"},
+    Kind.LOST: LOSS_CODES,
+    Kind.SKIPPED: LOSS_CODES,
+    Kind.FAILED: LOSS_CODES | {"non_retryable_error", "deploy_refused"},
+    Kind.COMPLETED: {"all_frames_stored"},
+    Kind.SHUTDOWN_REQUESTED: {"shutdown_requested"},
+    Kind.TAKEN: {"shutdown_started"},
+    Kind.DRAINED: {
+        "never_deployed", "end_marker_stored", "worker_ended", "runner_lost", "handed_over", "deploy_not_taken", "stop_timed_out",
+    },
+}  # fmt: skip
+"""The reason codes that an event of each kind may have. The harness checks every event."""
 
 
 def scenario(state: State = State.ACTIVE, uuid: str = UUID, **changes: Any) -> Scenario:
@@ -80,6 +110,8 @@ class LeaderHarness:
         caught_up = None if self.inbox_lag_s is None else now_db_s - self.inbox_lag_s
         snapshot = Snapshot(self.scenarios, self.now_s, now_db_s, caught_up, self.probes_received_since_s)
         plan = reconcile(self.memory, snapshot, RETRY_POLICY, TIMING)
+        for _, event in plan.events:
+            assert event.reason_code in CODES[event.kind], event
         self.memory = plan.memory
         self.commands += plan.commands
         return plan
@@ -212,6 +244,7 @@ def test_a_finished_worker_without_complete_progress_is_a_loss() -> None:
     event = leader.event()
     assert event is not None
     assert (event.kind, event.attempt, event.reason) == (Kind.LOST, 1, "ended without being whole")
+    assert event.reason_code == "finished_incomplete"
 
 
 # --- non-retryable errors
@@ -223,6 +256,7 @@ def test_a_fatal_error_fails_at_the_first_attempt() -> None:
     event = leader.event()
     assert event is not None
     assert (event.kind, event.error, event.detail, event.epoch) == (Kind.FAILED, FATAL, "tail", EPOCH)
+    assert (event.reason_code, event.reason) == ("non_retryable_error", FATAL.code)
 
 
 def test_a_fatal_error_waits_for_the_inbox() -> None:
@@ -256,7 +290,7 @@ def test_a_hole_is_a_loss_at_once_even_if_the_inbox_lags() -> None:
     leader.receive(running())
     event = leader.event()
     assert event is not None
-    assert (event.kind, event.reason, event.attempt) == (Kind.LOST, "hole", 1)
+    assert (event.kind, event.reason_code, event.attempt) == (Kind.LOST, "results_missing", 1)
 
 
 def test_a_hole_in_an_older_epoch_is_ignored() -> None:
@@ -285,7 +319,7 @@ def test_a_crash_a_hang_the_memory_cap_and_an_error_are_losses(reason: EndReason
     leader.receive(ended(reason))
     event = leader.event()
     assert event is not None
-    assert (event.kind, event.attempt) == (Kind.LOST, 1)
+    assert (event.kind, event.attempt, event.reason_code) == (Kind.LOST, 1, END_CODES[reason])
 
 
 def test_a_loss_waits_until_the_inbox_has_caught_up_past_its_report() -> None:
@@ -324,7 +358,7 @@ def test_a_runner_that_is_silent_for_its_lease_is_lost() -> None:
     leader.receive(running())
     assert leader.events_without_reports(2.5) == []
     events = leader.events_without_reports(1.0)
-    assert [(event.kind, event.reason, event.attempt) for event in events] == [(Kind.LOST, "runner lost", 1)]
+    assert [(event.kind, event.reason_code, event.attempt) for event in events] == [(Kind.LOST, "runner_lost", 1)]
 
 
 def test_no_runner_is_lost_while_the_leader_receives_no_probes() -> None:
@@ -378,7 +412,8 @@ def test_an_end_without_a_failure_is_a_requeue_and_counts_no_attempt(reason: End
     leader.receive(ended(reason))
     event = leader.event()
     assert event is not None
-    assert (event.kind, event.reason, event.attempt) == (Kind.RETURNED, reason, None)
+    assert (event.kind, event.reason_code, event.attempt) == (Kind.RETURNED, END_CODES[reason], None)
+    assert event.reason == reason
 
 
 @pytest.mark.parametrize("reason", [EndReason.STOPPED, EndReason.REFUSED, EndReason.HANDED_OVER, EndReason.CUT_OFF])
@@ -394,7 +429,7 @@ def test_a_scenario_that_a_draining_runner_does_not_list_is_requeued() -> None:
     leader.receive(draining=True)
     event = leader.event()
     assert event is not None
-    assert (event.kind, event.reason) == (Kind.RETURNED, EndReason.HANDED_OVER)
+    assert (event.kind, event.reason_code) == (Kind.RETURNED, "handed_over")
 
 
 def test_the_silence_of_a_drained_runner_is_not_a_loss() -> None:
@@ -425,7 +460,9 @@ def test_a_scenario_unlisted_for_five_more_seconds_is_requeued_and_its_runner_ma
     leader = LeaderHarness(starting())
     assert leader.events_with_reports(seconds=6.0, taken=7) == []
     events = leader.events_with_reports(seconds=1.5, taken=7)
-    assert [(event.kind, event.reason, event.attempt) for event in events] == [(Kind.RETURNED, "not_taken", None)]
+    assert [(event.kind, event.reason_code, event.attempt) for event in events] == [
+        (Kind.RETURNED, "deploy_not_taken", None)
+    ]
     assert leader.mark == 7
 
 
@@ -469,7 +506,7 @@ def test_no_deploy_is_resent_while_a_copy_is_unpublished() -> None:
 def test_a_scenario_whose_deploy_kafka_refuses_fails_and_no_runner_is_marked() -> None:
     leader = LeaderHarness(starting(deploy_refused="Broker: Message size too large"))
     [event] = leader.events_with_reports(seconds=1.0)
-    assert (event.kind, event.reason) == (Kind.FAILED, "deploy_refused")
+    assert (event.kind, event.reason_code) == (Kind.FAILED, "deploy_refused")
     assert event.error is not None
     assert "(Broker: Message size too large). Request fewer labels" in event.error.message
     assert leader.mark is None
@@ -497,7 +534,7 @@ def test_a_resent_deploy_that_waits_briefly_does_not_restart_the_take_timeout() 
         events = leader.events_with_reports(seconds=0.5)
         is_resent = len(leader.commands_of("deploy")) > count  # the relay publishes it after the next tick
         leader.scenarios = [starting(deploy_waits=is_resent)]
-    assert [event.reason for event in events] == ["not_taken"]
+    assert [event.reason_code for event in events] == ["deploy_not_taken"]
     assert leader.now_s < 110.0
 
 
@@ -507,7 +544,7 @@ def test_a_scenario_is_not_requeued_while_a_copy_of_its_deploy_is_unpublished() 
     leader.scenarios = [starting(deploy_waits=True)]
     assert leader.events_with_reports(seconds=30.0) == []
     leader.scenarios = [starting()]
-    assert [event.reason for event in leader.events_with_reports(seconds=1.0)] == ["not_taken"]
+    assert [event.reason_code for event in leader.events_with_reports(seconds=1.0)] == ["deploy_not_taken"]
 
 
 def test_an_entry_of_an_older_epoch_counts_as_unlisted() -> None:
@@ -610,7 +647,7 @@ def test_an_ended_entry_is_kept_until_its_scenario_has_shut_down() -> None:
     leader.tick()
     leader.scenarios = [shutting_down()]
     [event] = leader.events_with_reports(ended(EndReason.ERROR), seconds=1.0)
-    assert (event.kind, event.reason) == (Kind.DRAINED, "ended, inbox caught up")
+    assert (event.kind, event.reason_code) == (Kind.DRAINED, "worker_ended")
     assert leader.commands_of("forget") == []
     leader.scenarios = []
     leader.receive(ended(EndReason.ERROR))
@@ -649,14 +686,14 @@ def test_a_shutdown_is_taken_at_once() -> None:
     assert (event.kind, event.epoch) == (Kind.TAKEN, EPOCH)
 
 
-def drain_reasons(events: Sequence[Event | None]) -> list[str]:
-    return [event.reason for event in events if event is not None and event.kind is Kind.DRAINED]
+def drain_codes(events: Sequence[Event | None]) -> list[ReasonCode]:
+    return [event.reason_code for event in events if event is not None and event.kind is Kind.DRAINED]
 
 
 def test_a_scenario_that_was_never_assigned_is_drained() -> None:
     leader = LeaderHarness(ScenarioView(scenario(State.IN_SHUTDOWN_PROCESSING, epoch=0, runner=None), Progress()))
     leader.inbox_lag_s = None
-    assert drain_reasons([leader.event()]) == ["never assigned"]
+    assert drain_codes([leader.event()]) == ["never_deployed"]
 
 
 @pytest.mark.parametrize("reason", [EndReason.FINISHED, EndReason.STOPPED, EndReason.HANDED_OVER])
@@ -664,7 +701,7 @@ def test_a_scenario_with_a_stored_end_marker_is_drained_whatever_the_reason(reas
     leader = LeaderHarness(shutting_down(end_epoch=EPOCH, end_last_frame=11, end_reason=reason))
     leader.inbox_lag_s = None
     leader.receive(running())
-    assert drain_reasons([leader.event()]) == ["end marker stored"]
+    assert drain_codes([leader.event()]) == ["end_marker_stored"]
 
 
 def test_an_end_marker_of_an_older_epoch_does_not_drain() -> None:
@@ -676,7 +713,7 @@ def test_a_scenario_with_an_ended_entry_is_drained_once_the_inbox_has_caught_up(
     leader = LeaderHarness(shutting_down(), inbox_lag_s=3.0)
     leader.receive(ended(EndReason.CRASHED))
     assert leader.events_without_reports(2.0) == []
-    assert drain_reasons(leader.events_without_reports(2.0)) == ["ended, inbox caught up"]
+    assert drain_codes(leader.events_without_reports(2.0)) == ["worker_ended"]
 
 
 def test_a_scenario_whose_ended_entry_was_forgotten_is_drained_just_as_soon() -> None:
@@ -684,26 +721,26 @@ def test_a_scenario_whose_ended_entry_was_forgotten_is_drained_just_as_soon() ->
     leader.receive(ended(EndReason.CRASHED))
     leader.tick()
     leader.receive()
-    assert drain_reasons(leader.events_with_reports(seconds=4.0)) == ["ended, inbox caught up"]
+    assert drain_codes(leader.events_with_reports(seconds=4.0)) == ["worker_ended"]
 
 
 def test_the_scenario_of_a_lost_runner_is_drained_once_the_inbox_has_caught_up() -> None:
     leader = LeaderHarness(shutting_down(), inbox_lag_s=3.0)
     leader.receive(running())
     assert leader.events_without_reports(5.5) == []
-    assert drain_reasons(leader.events_without_reports(2.0)) == ["lease_over, inbox caught up"]
+    assert drain_codes(leader.events_without_reports(2.0)) == ["runner_lost"]
 
 
 def test_an_unlisted_scenario_is_drained_after_the_take_timeout_once_the_inbox_has_caught_up() -> None:
     leader = LeaderHarness(shutting_down(), inbox_lag_s=3.0)
     assert leader.events_with_reports(seconds=8.0) == []
-    assert drain_reasons(leader.events_with_reports(seconds=4.0)) == ["not_taken, inbox caught up"]
+    assert drain_codes(leader.events_with_reports(seconds=4.0)) == ["deploy_not_taken"]
 
 
 def test_a_scenario_that_a_draining_runner_does_not_list_is_drained() -> None:
     leader = LeaderHarness(shutting_down())
     leader.receive(draining=True)
-    assert drain_reasons([leader.event()]) == ["left, inbox caught up"]
+    assert drain_codes([leader.event()]) == ["handed_over"]
 
 
 @pytest.mark.parametrize("entries", [[ended(EndReason.CRASHED)], []])
@@ -717,9 +754,7 @@ def test_a_scenario_still_running_after_thirty_seconds_of_stops_is_drained_and_i
     leader = LeaderHarness(shutting_down())
     assert leader.events_with_reports(running(), seconds=29.0, taken=3) == []
     assert len(leader.commands_of("stop")) == 15
-    assert drain_reasons(leader.events_with_reports(running(), seconds=2.0, taken=3)) == [
-        "still running after 30 s of stops"
-    ]
+    assert drain_codes(leader.events_with_reports(running(), seconds=2.0, taken=3)) == ["stop_timed_out"]
     assert leader.mark == 3
 
 

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from vidflow.domain.errors import ErrorInfo, IllegalTransition
+from vidflow.domain.reason_codes import ReasonCode
 from vidflow.domain.scenario import (
     MAX_SKIPS,
     TRANSITIONS,
@@ -65,7 +66,7 @@ def scenario(
 
 
 def event(kind: Kind, epoch: int | None = 5) -> Event:
-    return Event(kind=kind, reason="because", epoch=epoch)
+    return Event(kind=kind, reason_code=ReasonCode.ASSIGNED, reason="because", epoch=epoch)
 
 
 @pytest.mark.parametrize(("state", "kind"), PAIRS)
@@ -108,7 +109,7 @@ def test_a_shutdown_request_of_a_client_applies_to_any_epoch(state: State) -> No
 
 
 def test_an_assignment_sets_the_epoch_the_runner_and_the_resume_frame() -> None:
-    assigned = Event(kind=Kind.ASSIGNED, reason="assigned", epoch=5, runner="r2", new_epoch=6, resume_frame=12)
+    assigned = msgspec.structs.replace(event(Kind.ASSIGNED), runner="r2", new_epoch=6, resume_frame=12)
     after = decide(scenario(State.INIT_STARTUP, attempt=2), assigned).after
     assert after is not None
     assert (after.epoch, after.runner, after.resume_frame, after.attempt) == (6, "r2", 12, 2)
@@ -128,13 +129,15 @@ def test_no_stop_is_sent_for_a_scenario_that_was_never_deployed() -> None:
 
 
 def test_a_failure_sets_the_error() -> None:
-    after = decide(scenario(), build_failure_event(scenario(), ERROR, "last words")).after
+    after = decide(
+        scenario(), build_failure_event(scenario(), ReasonCode.NON_RETRYABLE_ERROR, ERROR, "last words")
+    ).after
     assert after is not None
     assert (after.outcome, after.error) == (Outcome.FAILED, ERROR)
 
 
 def test_a_skip_is_added_to_the_scenario() -> None:
-    skipped = Event(kind=Kind.SKIPPED, reason="crashed", epoch=5, skip=Skip(90, 1))
+    skipped = msgspec.structs.replace(event(Kind.SKIPPED), skip=Skip(90, 1))
     after = decide(scenario(), skipped).after
     assert after is not None
     assert after.skips == (Skip(90, 1),)
@@ -159,7 +162,8 @@ def test_an_epoch_increases_within_one_millisecond() -> None:
 
 
 def loss(next_frame: int = 10, *, at_frame: bool = False, error: ErrorInfo | None = None) -> Loss:
-    return Loss("crashed", next_frame, last_pts=90, at_frame=next_frame if at_frame else None, error=error)
+    at = next_frame if at_frame else None
+    return Loss(ReasonCode.WORKER_CRASHED, "crashed", next_frame, last_pts=90, at_frame=at, error=error)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +173,7 @@ def loss(next_frame: int = 10, *, at_frame: bool = False, error: ErrorInfo | Non
 def test_the_last_attempt_fails(attempt: int, kind: Kind, counted: int) -> None:
     result = build_loss_event(scenario(attempt=attempt), loss(), POLICY, 0.0)
     assert (result.kind, result.attempt, result.epoch) == (kind, counted, 5)
+    assert result.reason_code is ReasonCode.WORKER_CRASHED
 
 
 def test_a_frame_stored_since_the_resume_restarts_the_count_of_attempts() -> None:
@@ -178,7 +183,7 @@ def test_a_frame_stored_since_the_resume_restarts_the_count_of_attempts() -> Non
 
 def test_a_loss_and_a_requeue_set_the_resume_frame_to_the_end_of_the_rows() -> None:
     assert build_loss_event(scenario(), loss(next_frame=12), POLICY, 0.0).resume_frame == 12
-    assert build_requeue_event(scenario(), "refused", 12, POLICY).resume_frame == 12
+    assert build_requeue_event(scenario(), ReasonCode.RUNNER_REFUSED, "refused", 12, POLICY).resume_frame == 12
 
 
 def test_a_loss_resets_the_count_of_requeues() -> None:
@@ -195,6 +200,7 @@ def test_the_backoff_doubles_up_to_a_minute_and_jitter_at_most_halves_it(attempt
 def test_a_frame_that_used_up_all_attempts_is_skipped_on_request() -> None:
     result = build_loss_event(scenario(attempt=4, skips_poison=True), loss(at_frame=True), POLICY, 0.0)
     assert (result.kind, result.skip, result.attempt, result.returns) == (Kind.SKIPPED, Skip(90, 1), 0, 0)
+    assert result.reason_code is ReasonCode.WORKER_CRASHED
 
 
 def test_a_scenario_with_the_maximum_number_of_skips_fails() -> None:
@@ -228,7 +234,7 @@ def test_a_failure_keeps_the_code_of_the_last_error() -> None:
 
 
 def test_a_requeue_counts_no_attempt() -> None:
-    result = build_requeue_event(scenario(attempt=3), "refused", 10, POLICY)
+    result = build_requeue_event(scenario(attempt=3), ReasonCode.RUNNER_REFUSED, "refused", 10, POLICY)
     assert (result.kind, result.attempt, result.returns) == (Kind.RETURNED, None, 1)
     returned = decide(scenario(attempt=3), result).after
     assert returned is not None
@@ -236,7 +242,7 @@ def test_a_requeue_counts_no_attempt() -> None:
 
 
 def test_a_requeue_after_a_stored_frame_restarts_both_counts() -> None:
-    result = build_requeue_event(scenario(attempt=3, returns=6), "handed_over", 11, POLICY)
+    result = build_requeue_event(scenario(attempt=3, returns=6), ReasonCode.HANDED_OVER, "handed_over", 11, POLICY)
     assert (result.attempt, result.returns) == (0, 1)
 
 
@@ -244,7 +250,10 @@ def test_a_requeue_after_a_stored_frame_restarts_both_counts() -> None:
     ("returns", "delay_s"), [(0, 1.0), (1, 2.0), (2, 4.0), (3, 8.0), (4, 10.0), (50, 10.0), (100_000, 10.0)]
 )
 def test_consecutive_requeues_back_off_up_to_ten_seconds(returns: int, delay_s: float) -> None:
-    assert build_requeue_event(scenario(returns=returns), "refused", 10, POLICY).delay_s == delay_s
+    assert (
+        build_requeue_event(scenario(returns=returns), ReasonCode.RUNNER_REFUSED, "refused", 10, POLICY).delay_s
+        == delay_s
+    )
 
 
 # --- skips

@@ -7,6 +7,8 @@ into a failure. A hole is the exception, since nothing after it is stored anyway
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
@@ -15,6 +17,7 @@ from vidflow.domain.errors import ErrorInfo, sanitize_text
 from vidflow.domain.leader import Cause, Finding, RunnerView, ScenarioView, TickContext
 from vidflow.domain.messages import NON_FAILURE_REASONS, EndReason, Entry, WorkerWait
 from vidflow.domain.progress import Progress, has_end_marker, has_hole, is_complete
+from vidflow.domain.reason_codes import ReasonCode
 from vidflow.domain.scenario import (
     DEPLOYED,
     Event,
@@ -39,6 +42,30 @@ class Assessment(msgspec.Struct, frozen=True):
 
 NO_CHANGE: Final = Assessment()
 
+END_CODES: Final[Mapping[EndReason, ReasonCode]] = MappingProxyType(
+    {
+        EndReason.STOPPED: ReasonCode.WORKER_STOPPED,
+        EndReason.REFUSED: ReasonCode.RUNNER_REFUSED,
+        EndReason.HANDED_OVER: ReasonCode.HANDED_OVER,
+        EndReason.CUT_OFF: ReasonCode.CUT_OFF,
+        EndReason.FINISHED: ReasonCode.FINISHED_INCOMPLETE,
+        EndReason.ERROR: ReasonCode.WORKER_ERROR,
+        EndReason.CRASHED: ReasonCode.WORKER_CRASHED,
+        EndReason.HUNG: ReasonCode.WORKER_HUNG,
+        EndReason.MEMORY: ReasonCode.WORKER_OUT_OF_MEMORY,
+    }
+)
+"""The code of a deployed scenario whose worker ended before all frames were stored."""
+DRAIN_CODES: Final[Mapping[Cause, ReasonCode]] = MappingProxyType(
+    {
+        Cause.ENDED: ReasonCode.WORKER_ENDED,
+        Cause.LEASE_OVER: ReasonCode.RUNNER_LOST,
+        Cause.LEFT: ReasonCode.HANDED_OVER,
+        Cause.NOT_TAKEN: ReasonCode.DEPLOY_NOT_TAKEN,
+    }
+)
+"""The code of a shutdown that is complete because the runner is done with the scenario."""
+
 
 def assess_scenario(scenario_view: ScenarioView, previous: Finding | None, tick: TickContext) -> Assessment:
     """Assess one scenario. `previous` is its finding of the last tick.
@@ -49,7 +76,7 @@ def assess_scenario(scenario_view: ScenarioView, previous: Finding | None, tick:
     state = scenario_view.scenario.state
     previous = previous and previous.clamp_to(tick.snapshot.now_db_s)
     if state is State.INIT_SHUTDOWN:
-        return Assessment(Event(kind=Kind.TAKEN, reason="taken", epoch=scenario_view.scenario.epoch))
+        return Assessment(_build_event(Kind.TAKEN, ReasonCode.SHUTDOWN_STARTED, "taken", scenario_view.scenario))
     if state is State.IN_SHUTDOWN_PROCESSING:
         return _assess_shutdown(scenario_view, previous, tick)
     if state in DEPLOYED:
@@ -63,17 +90,20 @@ def assess_scenario(scenario_view: ScenarioView, previous: Finding | None, tick:
 def _assess_deployed(scenario_view: ScenarioView, previous: Finding | None, tick: TickContext) -> Assessment:
     scenario, progress = scenario_view.scenario, scenario_view.progress
     if is_complete(progress):
-        return Assessment(Event(kind=Kind.COMPLETED, reason="whole", epoch=scenario.epoch))
+        return Assessment(_build_event(Kind.COMPLETED, ReasonCode.ALL_FRAMES_STORED, "whole", scenario))
     runner_view = tick.runners[scenario.runner or ""]
     entry = _own_entry(tick, scenario)
     if scenario_view.deploy_refused is not None and entry is None:
-        return Assessment(build_failure_event(scenario, _build_refusal_error(scenario_view.deploy_refused), None))
+        error = _build_refusal_error(scenario_view.deploy_refused)
+        return Assessment(build_failure_event(scenario, ReasonCode.DEPLOY_REFUSED, error))
     finding = _update_finding(scenario_view, runner_view, entry, previous, tick)
     settled = finding is not None and tick.is_caught_up(finding)
     if settled and entry and entry.fatal and entry.error:
-        return Assessment(build_failure_event(scenario, entry.error, entry.detail))
+        return Assessment(build_failure_event(scenario, ReasonCode.NON_RETRYABLE_ERROR, entry.error, entry.detail))
     if has_hole(progress):
-        return Assessment(_declare_loss(scenario_view, tick, "hole", at_frame=progress.next_frame))
+        return Assessment(
+            _declare_loss(scenario_view, tick, ReasonCode.RESULTS_MISSING, "hole", at_frame=progress.next_frame)
+        )
     if finding is None:
         return Assessment(_build_first_frame_event(scenario, progress, entry))
     if not settled or finding.cause is Cause.UNLISTED:
@@ -94,21 +124,22 @@ def _choose_removal_event(
     scenario_view: ScenarioView, entry: Entry | None, finding: Finding, tick: TickContext
 ) -> Event:
     if finding.cause is Cause.LEASE_OVER:
-        return _declare_loss(scenario_view, tick, "runner lost")
+        return _declare_loss(scenario_view, tick, ReasonCode.RUNNER_LOST, "runner lost")
     if finding.cause is Cause.LEFT:
-        return _declare_requeue(scenario_view, tick, EndReason.HANDED_OVER)
+        return _declare_requeue(scenario_view, tick, ReasonCode.HANDED_OVER, EndReason.HANDED_OVER)
     if finding.cause is Cause.NOT_TAKEN or entry is None or entry.reason is None:
-        return _declare_requeue(scenario_view, tick, Cause.NOT_TAKEN)
+        return _declare_requeue(scenario_view, tick, ReasonCode.DEPLOY_NOT_TAKEN, Cause.NOT_TAKEN)
     if entry.reason in NON_FAILURE_REASONS:
-        return _declare_requeue(scenario_view, tick, entry.reason)
+        return _declare_requeue(scenario_view, tick, END_CODES[entry.reason], entry.reason)
     at_frame = scenario_view.progress.next_frame if entry.waits_for is WorkerWait.INFERENCE else None
     reason = "ended without being whole" if entry.reason is EndReason.FINISHED else str(entry.reason)
-    return _declare_loss(scenario_view, tick, reason, at_frame=at_frame, entry=entry)
+    return _declare_loss(scenario_view, tick, END_CODES[entry.reason], reason, at_frame=at_frame, entry=entry)
 
 
 def _declare_loss(
     scenario_view: ScenarioView,
     tick: TickContext,
+    reason_code: ReasonCode,
     reason: str,
     *,
     at_frame: int | None = None,
@@ -116,13 +147,13 @@ def _declare_loss(
 ) -> Event:
     progress = scenario_view.progress
     error, detail = (entry.error, entry.detail) if entry else (None, None)
-    loss = Loss(reason, progress.next_frame, progress.last_pts, at_frame, error, detail)
+    loss = Loss(reason_code, reason, progress.next_frame, progress.last_pts, at_frame, error, detail)
     return build_loss_event(scenario_view.scenario, loss, tick.retry_policy, _jitter(scenario_view.scenario))
 
 
-def _declare_requeue(scenario_view: ScenarioView, tick: TickContext, reason: str) -> Event:
+def _declare_requeue(scenario_view: ScenarioView, tick: TickContext, reason_code: ReasonCode, reason: str) -> Event:
     next_frame = scenario_view.progress.next_frame
-    return build_requeue_event(scenario_view.scenario, reason, next_frame, tick.retry_policy)
+    return build_requeue_event(scenario_view.scenario, reason_code, reason, next_frame, tick.retry_policy)
 
 
 def _build_first_frame_event(scenario: Scenario, progress: Progress, entry: Entry | None) -> Event | None:
@@ -130,7 +161,7 @@ def _build_first_frame_event(scenario: Scenario, progress: Progress, entry: Entr
         return None
     if max(progress.next_frame, entry.next_frame if entry else 0) <= scenario.resume_frame:
         return None
-    return Event(kind=Kind.FIRST_FRAME, reason="first frame", epoch=scenario.epoch)
+    return _build_event(Kind.FIRST_FRAME, ReasonCode.FIRST_FRAME, "first frame", scenario)
 
 
 def _is_resend_due(scenario_view: ScenarioView, finding: Finding, runner_view: RunnerView, tick: TickContext) -> bool:
@@ -151,9 +182,9 @@ def _assess_shutdown(scenario_view: ScenarioView, previous: Finding | None, tick
     """Return DRAINED once no more results of the scenario can arrive, so that it may become inactive."""
     scenario = scenario_view.scenario
     if scenario.epoch == 0:
-        return _build_drained(scenario, "never assigned")
+        return _build_drained(scenario, ReasonCode.NEVER_DEPLOYED, "never assigned")
     if has_end_marker(scenario_view.progress):
-        return _build_drained(scenario, "end marker stored")
+        return _build_drained(scenario, ReasonCode.END_MARKER_STORED, "end marker stored")
     runner_view = tick.runners[scenario.runner or ""]
     entry = _own_entry(tick, scenario)
     if entry is not None and entry.is_running and not tick.is_silent(runner_view):
@@ -161,7 +192,7 @@ def _assess_shutdown(scenario_view: ScenarioView, previous: Finding | None, tick
     finding = _update_finding(scenario_view, runner_view, entry, previous, tick)
     if finding is None or finding.cause is Cause.UNLISTED or not tick.is_caught_up(finding):
         return Assessment(finding=finding)
-    return _build_drained(scenario, f"{finding.cause}, inbox caught up")
+    return _build_drained(scenario, DRAIN_CODES[finding.cause], f"{finding.cause}, inbox caught up")
 
 
 def _assess_still_running(
@@ -172,12 +203,16 @@ def _assess_still_running(
     timeout_s = tick.timing.stop_timeout_s
     if tick.reported_for_s(finding, runner_view) < timeout_s:
         return Assessment(finding=finding)
-    drained = _build_drained(scenario, f"still running after {timeout_s:.0f} s of stops")
+    drained = _build_drained(scenario, ReasonCode.STOP_TIMED_OUT, f"still running after {timeout_s:.0f} s of stops")
     return msgspec.structs.replace(drained, marks_runner=True)
 
 
-def _build_drained(scenario: Scenario, reason: str) -> Assessment:
-    return Assessment(Event(kind=Kind.DRAINED, reason=reason, epoch=scenario.epoch))
+def _build_drained(scenario: Scenario, reason_code: ReasonCode, reason: str) -> Assessment:
+    return Assessment(_build_event(Kind.DRAINED, reason_code, reason, scenario))
+
+
+def _build_event(kind: Kind, reason_code: ReasonCode, reason: str, scenario: Scenario) -> Event:
+    return Event(kind=kind, reason_code=reason_code, reason=reason, epoch=scenario.epoch)
 
 
 # --- findings

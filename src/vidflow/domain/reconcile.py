@@ -26,6 +26,7 @@ from vidflow.domain.leader import (
 )
 from vidflow.domain.messages import Forget, Ping, StopWork
 from vidflow.domain.placement import QueuedScenario, RunnerSlots, place_scenarios
+from vidflow.domain.reason_codes import ReasonCode
 from vidflow.domain.scenario import (
     DEFAULT_POOL,
     DEPLOYED,
@@ -226,6 +227,7 @@ def _build_assignment_event(scenario_view: ScenarioView, runner: str, snapshot: 
     scenario, next_frame = scenario_view.scenario, scenario_view.progress.next_frame
     return Event(
         kind=Kind.ASSIGNED,
+        reason_code=ReasonCode.ASSIGNED,
         reason="assigned",
         epoch=scenario.epoch,
         runner=runner,

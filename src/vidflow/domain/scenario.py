@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from vidflow.domain.errors import ErrorInfo, IllegalTransition
+from vidflow.domain.reason_codes import ReasonCode
 
 DEFAULT_POOL: Final = "default"
 """The pool of a scenario whose client names none."""
@@ -147,12 +148,14 @@ class Scenario(msgspec.Struct, frozen=True):
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """Something that happened to a scenario.
 
-    `epoch` is the deployment that the event concerns; None (a client's request) concerns any. `reason` and `detail` go to the
-    history. The other fields depend on the kind: `runner` and `new_epoch` of an assignment, the new values of `resume_frame`,
-    `attempt` and `returns`, `delay_s` before the next deployment, `error` of a failure, `skip` of a skip.
+    `epoch` is the deployment that the event concerns; None (a client's request) concerns any. `reason_code`, `reason` (a
+    sentence) and `detail` go to the history. The other fields depend on the kind: `runner` and `new_epoch` of an assignment,
+    the new values of `resume_frame`, `attempt` and `returns`, `delay_s` before the next deployment, `error` of a failure,
+    `skip` of a skip.
     """
 
     kind: Kind
+    reason_code: ReasonCode
     reason: str
     epoch: int | None = None
     detail: str | None = None
@@ -257,6 +260,7 @@ class Loss(msgspec.Struct, frozen=True):
     worker failed in its start or together with its runner.
     """
 
+    reason_code: ReasonCode
     reason: str
     next_frame: int
     last_pts: int | None = None
@@ -276,6 +280,7 @@ def build_loss_event(scenario: Scenario, loss: Loss, policy: RetryPolicy, jitter
         delay_s = _compute_backoff_s(policy.backoff_s, attempt, policy.max_backoff_s) * (0.5 + jitter / 2)
         return Event(
             kind=Kind.LOST,
+            reason_code=loss.reason_code,
             reason=loss.reason,
             epoch=scenario.epoch,
             detail=loss.detail,
@@ -286,12 +291,12 @@ def build_loss_event(scenario: Scenario, loss: Loss, policy: RetryPolicy, jitter
         )
     if scenario.skips_poison and loss.at_frame is not None and len(scenario.skips) < MAX_SKIPS:
         return Event(
-            kind=Kind.SKIPPED, reason=loss.reason, epoch=scenario.epoch, detail=loss.detail, attempt=0, returns=0,
-            skip=Skip(loss.last_pts, 1),
+            kind=Kind.SKIPPED, reason_code=loss.reason_code, reason=loss.reason, epoch=scenario.epoch, detail=loss.detail,
+            attempt=0, returns=0, skip=Skip(loss.last_pts, 1),
         )  # fmt: skip
     return Event(
-        kind=Kind.FAILED, reason=loss.reason, epoch=scenario.epoch, detail=loss.detail, attempt=attempt,
-        error=_build_attempts_error(attempt, loss),
+        kind=Kind.FAILED, reason_code=loss.reason_code, reason=loss.reason, epoch=scenario.epoch, detail=loss.detail,
+        attempt=attempt, error=_build_attempts_error(attempt, loss),
     )  # fmt: skip
 
 
@@ -312,17 +317,28 @@ def _build_attempts_error(attempt: int, loss: Loss) -> ErrorInfo:
     )
 
 
-def build_requeue_event(scenario: Scenario, reason: str, next_frame: int, policy: RetryPolicy) -> Event:
+def build_requeue_event(
+    scenario: Scenario, reason_code: ReasonCode, reason: str, next_frame: int, policy: RetryPolicy
+) -> Event:
     """Return the event for a requeue, which is not a failure and counts no attempt. Consecutive requeues wait longer."""
     returns = 1 if next_frame > scenario.resume_frame else scenario.returns + 1
     attempt = 0 if next_frame > scenario.resume_frame else None
     delay_s = _compute_backoff_s(policy.requeue_backoff_s, returns, policy.max_requeue_backoff_s)
     return Event(
-        kind=Kind.RETURNED, reason=reason, epoch=scenario.epoch, resume_frame=next_frame, attempt=attempt, returns=returns,
-        delay_s=delay_s,
+        kind=Kind.RETURNED, reason_code=reason_code, reason=reason, epoch=scenario.epoch, resume_frame=next_frame,
+        attempt=attempt, returns=returns, delay_s=delay_s,
     )  # fmt: skip
 
 
-def build_failure_event(scenario: Scenario, error: ErrorInfo, detail: str | None) -> Event:
+def build_failure_event(
+    scenario: Scenario, reason_code: ReasonCode, error: ErrorInfo, detail: str | None = None
+) -> Event:
     """Return the event for a non-retryable error."""
-    return Event(kind=Kind.FAILED, reason=error.code, epoch=scenario.epoch, detail=detail, error=error)
+    return Event(
+        kind=Kind.FAILED, reason_code=reason_code, reason=error.code, epoch=scenario.epoch, detail=detail, error=error
+    )
+
+
+def build_shutdown_request() -> Event:
+    """Return the event for a client's shutdown request, which concerns any deployment."""
+    return Event(kind=Kind.SHUTDOWN_REQUESTED, reason_code=ReasonCode.SHUTDOWN_REQUESTED, reason="shutdown requested")

@@ -21,6 +21,7 @@ class TransitionRow(msgspec.Struct, frozen=True):
     number: int
     from_state: str | None
     to_state: str
+    reason_code: str
     reason: str
     epoch: int
     attempt: int
@@ -36,12 +37,13 @@ def read_history_page(tx: Connection, scenario_uuid: str, after: int, limit: int
         .execute(
             """
             WITH RECURSIVE page AS (
-                SELECT %(after)s::integer AS number, NULL::text AS from_state, NULL::text AS to_state, NULL::text AS reason,
-                       0::bigint AS epoch, 0::integer AS attempt, NULL::text AS runner, NULL::text AS detail, now() AS at,
+                SELECT %(after)s::integer AS number, NULL::text AS from_state, NULL::text AS to_state,
+                       NULL::text AS reason_code, NULL::text AS reason, 0::bigint AS epoch, 0::integer AS attempt,
+                       NULL::text AS runner, NULL::text AS detail, now() AS at,
                        0 AS row_number, 0::bigint AS page_bytes
                  UNION ALL
-                SELECT next.number, next.from_state, next.to_state, next.reason, next.epoch, next.attempt, next.runner,
-                       next.detail, next.at, page.row_number + 1,
+                SELECT next.number, next.from_state, next.to_state, next.reason_code, next.reason, next.epoch, next.attempt,
+                       next.runner, next.detail, next.at, page.row_number + 1,
                        page.page_bytes + 300 + octet_length(next.reason) + coalesce(octet_length(to_json(next.detail)::text), 0)
                   FROM page
                  CROSS JOIN LATERAL (
@@ -52,7 +54,7 @@ def read_history_page(tx: Connection, scenario_uuid: str, after: int, limit: int
                         LIMIT 1) AS next
                  WHERE page.row_number <= %(limit)s AND (page.row_number <= 1 OR page.page_bytes <= %(page_bytes)s)
             )
-            SELECT number, from_state, to_state, reason, epoch, attempt, runner, detail, at, page_bytes
+            SELECT number, from_state, to_state, reason_code, reason, epoch, attempt, runner, detail, at, page_bytes
               FROM page
              WHERE row_number > 0
              ORDER BY row_number

@@ -128,17 +128,20 @@ def _write_history(tx: Connection, decisions: Sequence[Decision]) -> None:
     """One row a move. Its number is safe, since the scenario's row is locked by the move itself."""
     tx.execute(
         """
-        INSERT INTO scenario_history (scenario_uuid, number, from_state, to_state, reason, epoch, attempt, runner, detail)
+        INSERT INTO scenario_history (scenario_uuid, number, from_state, to_state, reason_code, reason, epoch, attempt, runner,
+                                      detail)
         SELECT n.scenario_uuid,
                (SELECT coalesce(max(h.number) + 1, 0) FROM scenario_history h WHERE h.scenario_uuid = n.scenario_uuid),
-               n.from_state, n.to_state, n.reason, n.epoch, n.attempt, n.runner, n.detail
-          FROM unnest(%b::uuid[], %b::text[], %b::text[], %b::text[], %b::bigint[], %b::int[], %b::text[], %b::text[])
-               AS n (scenario_uuid, from_state, to_state, reason, epoch, attempt, runner, detail)
+               n.from_state, n.to_state, n.reason_code, n.reason, n.epoch, n.attempt, n.runner, n.detail
+          FROM unnest(%b::uuid[], %b::text[], %b::text[], %b::text[], %b::text[], %b::bigint[], %b::int[], %b::text[],
+                      %b::text[])
+               AS n (scenario_uuid, from_state, to_state, reason_code, reason, epoch, attempt, runner, detail)
         """,
         (
             [d.before.scenario_uuid for d in decisions],
             [d.before.state.value for d in decisions],
             [d.after.state.value for d in decisions if d.after],
+            [d.event.reason_code.value for d in decisions],
             [d.event.reason for d in decisions],
             [d.after.epoch for d in decisions if d.after],
             [d.after.attempt for d in decisions if d.after],

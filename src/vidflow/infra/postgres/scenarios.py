@@ -10,6 +10,7 @@ from psycopg.rows import dict_row
 
 from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.messages import Parameters, Start, encode
+from vidflow.domain.reason_codes import ReasonCode
 from vidflow.domain.scenario import DEFAULT_POOL, Outcome, Skip, State, is_due
 from vidflow.domain.topics import INIT_SCENARIO
 from vidflow.domain.waiting import ComponentStatus
@@ -93,8 +94,8 @@ def insert_scenario(tx: Connection, new: NewScenario) -> ScenarioDetails:
             INSERT INTO scenario_progress (scenario_uuid)
             SELECT scenario_uuid FROM generated
         ), history AS (
-            INSERT INTO scenario_history (scenario_uuid, number, from_state, to_state, reason, epoch, attempt)
-            SELECT scenario_uuid, 0, NULL, state, 'init requested', epoch, attempt FROM s
+            INSERT INTO scenario_history (scenario_uuid, number, from_state, to_state, reason_code, reason, epoch, attempt)
+            SELECT scenario_uuid, 0, NULL, state, %(reason_code)s, 'init requested', epoch, attempt FROM s
         ), message AS (
             INSERT INTO outbox (topic, key, kind, epoch, payload)
             SELECT %(topic)s, scenario_uuid::text, 'start', 0, convert_to(replace(%(start)s, %(placeholder)s, scenario_uuid::text), 'UTF8')
@@ -107,6 +108,7 @@ def insert_scenario(tx: Connection, new: NewScenario) -> ScenarioDetails:
         "parameters": msgspec.json.encode(new.parameters).decode(),
         "topic": INIT_SCENARIO,
         "start": _START,
+        "reason_code": ReasonCode.CREATED.value,
         "placeholder": _PLACEHOLDER_UUID,
     }
     row = tx.cursor(row_factory=dict_row).execute(query, values).fetchone()

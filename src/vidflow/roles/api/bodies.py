@@ -66,6 +66,7 @@ def build_transition(row: TransitionRow) -> contract.Transition:
         number=row.number,
         from_state=row.from_state,
         to_state=row.to_state,
+        reason_code=row.reason_code,
         reason=row.reason,
         epoch=row.epoch,
         attempt=row.attempt,

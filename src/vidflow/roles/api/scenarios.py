@@ -16,7 +16,7 @@ from vidflow.contract import FieldProblem, GapPage, HistoryPage, InitScenario, S
 from vidflow.domain.errors import ParameterError, SetupError, Unavailable, UnknownScenario
 from vidflow.domain.frame_rate import FRAME_RATE_FORMS, format_frame_rate, parse_frame_rate
 from vidflow.domain.messages import Parameters
-from vidflow.domain.scenario import Decision, Event, Kind, State, decide
+from vidflow.domain.scenario import Decision, State, build_shutdown_request, decide
 from vidflow.infra.postgres import gaps, history, lifecycle, scenarios
 from vidflow.infra.postgres.connection import FENCED_TIMEOUT_SETTING, Connection
 from vidflow.infra.postgres.errors import is_conflict
@@ -132,7 +132,7 @@ def _request_shutdown(connection: Connection, scenario_uuid: str) -> None:
         scenario = lifecycle.read_scenario(connection, scenario_uuid)
         if scenario is None:
             raise _unknown_scenario(scenario_uuid)
-        decision = decide(scenario, Event(kind=Kind.SHUTDOWN_REQUESTED, reason="shutdown requested"))
+        decision = decide(scenario, build_shutdown_request())
         if decision.after is None or _try_move(connection, decision):
             return
     raise Unavailable(f"Scenario {scenario_uuid} changes too often at the moment. Request its shutdown again.")

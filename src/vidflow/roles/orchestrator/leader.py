@@ -201,8 +201,8 @@ def _log_moves(decisions: Sequence[Decision], commands: Sequence[OutgoingCommand
         if after.state is State.INACTIVE:
             metrics.ENDED_SCENARIOS.labels(after.outcome).inc()
         _log.info(
-            "scenario_moved", scenario_uuid=after.scenario_uuid, to=after.state, reason=decision.event.reason, epoch=after.epoch,
-            attempt=after.attempt or None, runner=after.runner, outcome=after.outcome,
+            "scenario_moved", scenario_uuid=after.scenario_uuid, to=after.state, reason_code=decision.event.reason_code,
+            reason=decision.event.reason, epoch=after.epoch, attempt=after.attempt or None, runner=after.runner, outcome=after.outcome,
             error=after.error.message if after.error else None,
         )  # fmt: skip
     for command in commands:
