@@ -16,7 +16,7 @@ from servers import fdatasync_us
 from vidflow.domain.messages import Frame
 from vidflow.domain.retention import DAY_MS, TimeRange
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
-from vidflow.infra.postgres import backup, predictions, results, retention
+from vidflow.infra.postgres import backup, results, retention
 from vidflow.infra.postgres.connection import Connection, connect
 from vidflow.infra.postgres.migrations import migrate
 from vidflow.infra.process.stopping import Stop
@@ -98,7 +98,7 @@ def measure_probes(connection: Connection) -> tuple[float, float]:
         ).fetchall()
         frames = [Frame(uuid, 1, number, number, "1/10", 0, float(number), "", 64, 48, ()) for number in range(20)]
         store_s.append(measure_s(lambda frames=frames: results.add_frames(connection, frames)))
-        read_s.append(measure_s(lambda uuid=uuid: predictions.read_result_page(connection, uuid, -1, 10)))
+        read_s.append(measure_s(lambda uuid=uuid: results.read_result_page(connection, uuid, -1, 10)))
     return median(store_s) * 1e3, median(read_s) * 1e3
 
 

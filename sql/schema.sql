@@ -45,8 +45,8 @@ CREATE INDEX scenarios_queue ON scenarios (pool, priority DESC, created_at, scen
     WHERE state = 'init_startup' AND due_at <= state_changed_at;
 -- leader_tables.py, end_backoffs: a scenario whose due_at is later than its last state change is in backoff and not in the queue.
 CREATE INDEX scenarios_in_backoff ON scenarios (due_at) WHERE state = 'init_startup' AND due_at > state_changed_at;
--- scenarios.py, read_scenario_page: scenarios of one state, newest first. Without a state the primary key serves, since version 7 uuids
--- are ordered by time.
+-- scenarios.py, read_scenario_page and count_scenarios_by_state: scenarios of one state, newest first. Without a state the primary key
+-- serves, since version 7 uuids are ordered by time.
 CREATE INDEX scenarios_by_state ON scenarios (state, scenario_uuid DESC);
 
 -- The number of scenarios that wait for a runner (init_startup) and their size, as sums over all shards. Triggers update them in the
@@ -206,7 +206,7 @@ CREATE TABLE outbox (
 );
 -- outbox.py, read_pending_messages: pending rows in order of id, for any set of shards. Rows that were set aside are not in it.
 CREATE INDEX outbox_pending ON outbox (id, shard) WHERE error IS NULL;
--- outbox.py, read_lag and list_set_aside: rows that the broker rejected.
+-- outbox.py, read_lag, list_set_aside and count_set_aside: rows that the broker rejected.
 CREATE INDEX outbox_set_aside ON outbox (id) WHERE error IS NOT NULL;
 -- outbox.py, add_commands: whether a copy of a command is pending.
 CREATE INDEX outbox_waiting_commands ON outbox (key, kind, epoch) WHERE error IS NULL;

@@ -61,7 +61,7 @@ STATEMENT_MUTATIONS: Final = (
         f"{INTEGRATION}/test_lifecycle.py::test_of_two_decisions_on_the_same_state_only_the_first_takes_effect",
     ),
     statement_mutation(
-        "closed is set together with inactive", "infra/postgres/lifecycle.py",
+        "closed is set together with inactive", "infra/postgres/progress.py",
         "SET closed = true", "SET closed = false",
         f"{INTEGRATION}/test_lifecycle.py::test_each_transition_has_a_history_row_in_order",
     ),
@@ -169,7 +169,7 @@ STATEMENT_MUTATIONS: Final = (
         f"{INTEGRATION}/test_listener.py::test_probes_arrive_without_a_break_during_a_long_tick",
     ),
     statement_mutation(
-        "complete is reported only after the last row", "infra/postgres/predictions.py",
+        "complete is reported only after the last row", "infra/postgres/results.py",
         "complete=state == State.INACTIVE and not more", "complete=state == State.INACTIVE",
         f"{INTEGRATION}/test_api_predictions.py::test_consecutive_pages_have_no_gap",
     ),

@@ -32,7 +32,7 @@ from tests.integration.server_owner import wait_until
 from vidflow.domain.topics import RESULTS
 from vidflow.infra.kafka import admin, errors, offsets, topics
 from vidflow.infra.kafka.topics import PARTITIONS
-from vidflow.infra.postgres import inbox_partitions, results
+from vidflow.infra.postgres import inbox_partitions, progress
 from vidflow.infra.postgres.connection import Connection, connect
 from vidflow.roles import inbox
 from vidflow.settings import InboxOptions
@@ -197,7 +197,7 @@ def test_partitions_without_a_leader_are_skipped_and_nothing_is_read_again(broke
             "the inbox stores the rest",
             60,
         )
-        assert [results.read_progress(connection, [uuid])[uuid].repeats for uuid in uuids] == [0] * len(uuids)
+        assert [progress.read_progress(connection, [uuid])[uuid].repeats for uuid in uuids] == [0] * len(uuids)
     remove_topics(settings)
 
 

@@ -28,8 +28,8 @@ from vidflow.domain.topics import DEAD_LETTERS, RESULTS
 from vidflow.infra.kafka import admin, clients, offsets
 from vidflow.infra.kafka.dead_letters import PendingDeadLetter, read_pending_dead_letters, why_not_replayable
 from vidflow.infra.kafka.settings import KafkaSettings
-from vidflow.infra.postgres import results
 from vidflow.infra.postgres.connection import Connection
+from vidflow.infra.postgres.progress import read_progress
 from vidflow.roles import inbox, relay
 from vidflow.settings import InboxOptions, RelayOptions
 
@@ -229,11 +229,11 @@ class TestAfterAReplay:
         send_results(broker, *frames(uuid, range(1, 4), epoch=2))
         deliver_all(connection, database_url, broker)
         before = connection.execute("SELECT * FROM scenario_results ORDER BY frame_number").fetchall()
-        progress = results.read_progress(connection, [uuid])
+        progress = read_progress(connection, [uuid])
         dlq.replay(broker, [place], "table", all_letters=False)
         deliver_all(connection, database_url, broker)
         assert connection.execute("SELECT * FROM scenario_results ORDER BY frame_number").fetchall() == before
-        assert results.read_progress(connection, [uuid]) == progress
+        assert read_progress(connection, [uuid]) == progress
         assert [row[2] for row in before] == [1, 2, 2, 2]
 
     def test_invariant_6_a_frame_of_a_closed_scenario_changes_nothing(

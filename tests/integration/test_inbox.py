@@ -43,6 +43,7 @@ from vidflow.infra.kafka.topics import PARTITIONS
 from vidflow.infra.postgres import inbox_partitions, outbox, results
 from vidflow.infra.postgres.connection import Connection, connect
 from vidflow.infra.postgres.migrations import migrate
+from vidflow.infra.postgres.progress import lock_progress, read_progress
 from vidflow.infra.process.stopping import Stop
 from vidflow.roles.inbox import run, storing
 from vidflow.roles.inbox.reader import BATCH_BYTES, BATCH_MESSAGES, GROUP, Reader
@@ -58,7 +59,7 @@ def options(database_url: str, kafka_settings: KafkaSettings) -> InboxOptions:
 
 
 def progress(connection: Connection, scenario_uuid: str) -> Progress:
-    return results.read_progress(connection, [scenario_uuid])[scenario_uuid]
+    return read_progress(connection, [scenario_uuid])[scenario_uuid]
 
 
 def now_s(connection: Connection) -> float:
@@ -580,7 +581,7 @@ def test_invariant_8_an_inbox_frozen_in_a_transaction_does_not_block_another(
 
 def wait_until_stored(connection: Connection, uuids: list[str], count: int) -> None:
     wait_until(
-        lambda: min(each.next_frame for each in results.read_progress(connection, uuids).values()) == count,
+        lambda: min(each.next_frame for each in read_progress(connection, uuids).values()) == count,
         f"{count} frames of each scenario are stored",
         30,
     )
@@ -713,7 +714,7 @@ def test_a_leader_that_raises_epochs_meanwhile_causes_no_deadlock(
         with connect(options.database_url, name="leader under test") as leader:
             while not done.is_set():
                 with leader.transaction():
-                    results.lock_progress(leader, uuids[::-1])
+                    lock_progress(leader, uuids[::-1])
                     leader.execute("UPDATE scenario_progress SET repeats = repeats")
 
     leader = threading.Thread(target=raise_epochs, name="leader")

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from tests.conftest import _replace_database
 
-from vidflow.infra.postgres import system_status
+from vidflow.infra.postgres import outbox, scenarios
 from vidflow.roles.api.metrics import set_database_metrics
 
 pytestmark = pytest.mark.long
@@ -71,13 +71,13 @@ def fill(connection: psycopg.Connection[Any]) -> None:
 
 
 def test_a_scrape_counts_at_most_max_counted_rows_of_each_kind(large: psycopg.Connection[Any]) -> None:
-    counts = system_status.count_scenarios_by_state(large)
+    counts = scenarios.count_scenarios_by_state(large)
     assert counts == {
-        "init_startup": system_status.MAX_COUNTED, "in_startup_processing": 0, "active": 100, "init_shutdown": 0,
+        "init_startup": scenarios.MAX_COUNTED_SCENARIOS, "in_startup_processing": 0, "active": 100, "init_shutdown": 0,
         "in_shutdown_processing": 0,
     }  # fmt: skip
-    assert system_status.count_set_aside(large) == system_status.MAX_COUNTED
-    assert 3600 <= system_status.read_queue_oldest_s(large) < 7200
+    assert outbox.count_set_aside(large) == outbox.MAX_COUNTED_MESSAGES
+    assert 3600 <= scenarios.read_queue_oldest_s(large) < 7200
 
 
 def test_no_statement_of_a_scrape_reads_more_rows_than_it_counts(large: psycopg.Connection[Any]) -> None:
@@ -90,8 +90,8 @@ def test_no_statement_of_a_scrape_reads_more_rows_than_it_counts(large: psycopg.
     for explained in ExplainingCursor.plans:
         plan = explained["Plan"]
         # Twice the limit, since every second message of the outbox is filtered out.
-        assert max(rows_read(plan)) <= 2 * system_status.MAX_COUNTED, explained
-        assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] <= 2 * system_status.MAX_COUNTED, explained
+        assert max(rows_read(plan)) <= 2 * scenarios.MAX_COUNTED_SCENARIOS, explained
+        assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] <= 2 * scenarios.MAX_COUNTED_SCENARIOS, explained
 
 
 def rows_read(plan: dict[str, Any]) -> Iterator[float]:

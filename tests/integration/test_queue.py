@@ -12,7 +12,7 @@ from tests.integration.delivery import emptied_database
 
 from vidflow.domain.messages import Parameters
 from vidflow.domain.scenario import State
-from vidflow.infra.postgres import gaps, history, predictions, scenarios
+from vidflow.infra.postgres import gaps, history, results, scenarios
 from vidflow.infra.postgres.connection import Connection, connect
 from vidflow.infra.postgres.scenarios import NewScenario, QueueTotals, read_queue_totals
 
@@ -162,7 +162,7 @@ def test_the_cost_of_a_read_does_not_grow_with_the_tables(connection: Connection
         "list of a rare state": lambda: scenarios.read_scenario_page(connection, State.ACTIVE, None, 20),
         "history": lambda: history.read_history_page(connection, scenario_uuid, 5000, 20),
         "gaps": lambda: gaps.read_gap_page(connection, scenario_uuid, gaps.GapKey(1, 7000.0, "corrupt"), 20),
-        "predictions": lambda: predictions.read_result_page(connection, scenario_uuid, 5000, 20),
+        "predictions": lambda: results.read_result_page(connection, scenario_uuid, 5000, 20),
     }
     rows_by_read = {}
     for name, statement in reads.items():

@@ -16,7 +16,7 @@ from tests.integration.delivery import emptied_database, print_figure
 from vidflow.domain.messages import Frame
 from vidflow.domain.retention import DAY_MS, RetentionPolicy, TimeRange
 from vidflow.infra.postgres import lease as leases
-from vidflow.infra.postgres import predictions, results, retention
+from vidflow.infra.postgres import results, retention
 from vidflow.infra.postgres.connection import FENCED_TRANSACTION_S, Connection, connect
 from vidflow.infra.postgres.lease import Lease
 from vidflow.infra.process.stopping import Stop
@@ -106,7 +106,7 @@ def table_of(connection: Connection, scenario_uuid: str) -> set[str]:
 
 
 def is_removed(connection: Connection, scenario_uuid: str) -> bool:
-    page = predictions.read_result_page(connection, scenario_uuid, -1, 10)
+    page = results.read_result_page(connection, scenario_uuid, -1, 10)
     assert page is not None
     assert page.removed == (page.frames == [])
     return page.removed
@@ -173,7 +173,7 @@ def test_expired_rows_of_the_default_partition_are_deleted_in_batches(
     rounds = 0
     while run_round(database_url, lease, MONTH):
         rounds += 1
-        page = predictions.read_result_page(connection, old, -1, 10)
+        page = results.read_result_page(connection, old, -1, 10)
         assert page is not None
         assert page.removed
     assert rounds == 3
@@ -263,7 +263,7 @@ class ResultsLoad:
             while not self._stop.is_set():
                 for scenario_uuid in self._watched:
                     began_s = time.monotonic()
-                    page = predictions.read_result_page(connection, scenario_uuid, -1, 100)
+                    page = results.read_result_page(connection, scenario_uuid, -1, 100)
                     self._record(began_s)
                     assert page is not None
                     assert page.removed or len(page.frames) == 20

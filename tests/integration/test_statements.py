@@ -24,11 +24,10 @@ from vidflow.infra.postgres import (
     lease,
     lifecycle,
     outbox,
-    predictions,
+    progress,
     results,
     retention,
     scenarios,
-    shard_leases,
     system_status,
 )
 from vidflow.infra.postgres.connection import Connection, connect
@@ -190,13 +189,13 @@ STATEMENTS: list[Statement] = [
     ("lease.cap_expiry", 100, call(lease.cap_expiry)),
     ("lease.renew", 50, call(lambda tx: lease.renew(tx, {"leader": 1}, HOLDER))),
     ("lease.release", 50, call(lambda tx: lease.release(tx, {"leader": 1}, HOLDER))),
-    ("shard_leases", 50, call(shard_leases._read_live_leases, shard_leases._delete_dead_relays)),
+    ("lease.read_live_names", 50, call(lease.read_live_names, lease.delete_dead_relays)),
     # The inbox: once per batch.
-    ("results.lock_progress", 5000, with_scenarios("inactive", 500, results.lock_progress)),
+    ("progress.lock_progress", 5000, with_scenarios("inactive", 500, progress.lock_progress)),
     (
-        "results.write_progress",
+        "progress.write_progress",
         15_000,
-        with_scenarios("inactive", 500, lambda tx, uuids: results.write_progress(tx, {uuid_: Progress(epoch=1) for uuid_ in uuids})),
+        with_scenarios("inactive", 500, lambda tx, uuids: progress.write_progress(tx, {uuid_: Progress(epoch=1) for uuid_ in uuids})),
     ),
     (
         "results.add_frames, some stored already",
@@ -204,12 +203,12 @@ STATEMENTS: list[Statement] = [
         with_scenarios("inactive", 500, lambda tx, uuids: results._insert_new_frames(tx, [frame(uuid_, 1) for uuid_ in uuids])),
     ),
     (
-        "results.add_gaps",
+        "gaps.add_gaps",
         15_000,
         with_scenarios(
             "inactive",
             500,
-            lambda tx, uuids: results.add_gaps(tx, [Gap(uuid_, 1, 3, 0.0, 1.0, GapReason.CORRUPT, 1) for uuid_ in uuids]),
+            lambda tx, uuids: gaps.add_gaps(tx, [Gap(uuid_, 1, 3, 0.0, 1.0, GapReason.CORRUPT, 1) for uuid_ in uuids]),
         ),
     ),
     ("outbox.add_messages", 10_000, call(lambda tx: outbox.add_messages(tx, [outbox_row(f"key-{number}") for number in range(500)]))),
@@ -259,9 +258,9 @@ STATEMENTS: list[Statement] = [
     ("retention.note_removed", 50, call(lambda tx: retention.note_removed(tx, day(20)(tx)))),
     # The api: health and metrics, then requests.
     ("system_status", 400, call(system_status.check_tables, system_status.read_system_status, system_status.read_pool_status)),
-    ("system_status.count_scenarios_by_state", 4000, call(system_status.count_scenarios_by_state)),
-    ("system_status.read_queue_oldest_s", 100, call(system_status.read_queue_oldest_s)),
-    ("system_status.count_set_aside", 100, call(system_status.count_set_aside)),
+    ("scenarios.count_scenarios_by_state", 4000, call(scenarios.count_scenarios_by_state)),
+    ("scenarios.read_queue_oldest_s", 100, call(scenarios.read_queue_oldest_s)),
+    ("outbox.count_set_aside", 100, call(outbox.count_set_aside)),
     ("scenarios.read_queue_totals", 100, call(scenarios.read_queue_totals)),
     ("scenarios.insert_scenario", 400, call(new_scenario)),
     ("scenarios.find_scenario", 100, with_scenarios("inactive", 1, lambda tx, uuids: scenarios.find_scenario(tx, uuids[0]))),
@@ -279,8 +278,8 @@ STATEMENTS: list[Statement] = [
         lambda tx, uuids: gaps.read_gap_page(tx, uuids[0], gaps.BEFORE_FIRST_GAP, 100))),
     ("scenarios.exists", 50, with_scenarios("inactive", 1, lambda tx, uuids: scenarios.exists(tx, uuids[0]))),
     ("lifecycle.read_scenario", 50, with_scenarios("inactive", 1, lambda tx, uuids: lifecycle.read_scenario(tx, uuids[0]))),
-    ("predictions.read_result_page", 300, with_scenarios("inactive", 1,
-        lambda tx, uuids: predictions.read_result_page(tx, uuids[0], -1, 100))),
+    ("results.read_result_page", 300, with_scenarios("inactive", 1,
+        lambda tx, uuids: results.read_result_page(tx, uuids[0], -1, 100))),
 ]  # fmt: skip
 MAX_SORTED_ROWS = 5000
 """A batch or a page may be sorted, but not the whole queue."""

@@ -8,7 +8,7 @@ import msgspec
 
 from vidflow import contract
 from vidflow.domain import detections
-from vidflow.infra.postgres.predictions import FrameRow, ResultPage
+from vidflow.infra.postgres.results import FrameRow, ResultPage
 from vidflow.roles.api.bodies import build_prediction_page
 
 

@@ -1,13 +1,16 @@
-"""Read a scenario's gaps for clients. They are written in results.py."""
+"""Store the gaps of scenarios, and read them for clients."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 from psycopg.rows import class_row
 
+from vidflow.domain.messages import Gap
 from vidflow.infra.postgres.connection import Connection
+from vidflow.infra.postgres.parameters import columns
 
 
 class GapRow(msgspec.Struct, frozen=True):
@@ -34,6 +37,25 @@ class GapKey(msgspec.Struct, frozen=True, array_like=True):
 
 
 BEFORE_FIRST_GAP: Final = GapKey(-2, 0.0, "")
+
+
+def add_gaps(tx: Connection, gaps: Sequence[Gap]) -> int:
+    """Store gaps and return how many were new. A gap that was reported twice is stored once."""
+    if not gaps:
+        return 0
+    return tx.execute(
+        """
+        INSERT INTO scenario_gaps (scenario_uuid, epoch, after_frame, from_s, to_s, frames, reason)
+        SELECT n.scenario_uuid, n.epoch, n.after_frame, n.from_s, n.to_s, n.frames, n.reason
+          FROM unnest(%b::uuid[], %b::bigint[], %b::bigint[], %b::float8[], %b::float8[], %b::bigint[], %b::text[])
+               AS n (scenario_uuid, epoch, after_frame, from_s, to_s, frames, reason)
+            ON CONFLICT (scenario_uuid, after_frame, reason, from_s) DO NOTHING
+        """,
+        columns(
+            (gap.scenario_uuid, gap.epoch, gap.after_frame, gap.from_s, gap.to_s, gap.frames, gap.reason.value)
+            for gap in gaps
+        ),
+    ).rowcount
 
 
 def read_gap_page(tx: Connection, scenario_uuid: str, after: GapKey, limit: int) -> tuple[list[GapRow], bool]:

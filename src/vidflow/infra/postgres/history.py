@@ -1,15 +1,18 @@
-"""Read a scenario's history for clients. It is written in lifecycle.py."""
+"""Write the history of scenarios, and read it for clients."""
 
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 from psycopg.rows import dict_row
 
+from vidflow.domain.scenario import Decision
 from vidflow.infra.postgres.connection import Connection
 from vidflow.infra.postgres.pages import MAX_PAGE_BYTES, trim_page
+from vidflow.infra.postgres.parameters import columns
 
 BEFORE_FIRST_TRANSITION: Final = -1
 """Number that precedes the first transition."""
@@ -28,6 +31,30 @@ class TransitionRow(msgspec.Struct, frozen=True):
     runner: str | None
     detail: str | None
     at: datetime.datetime
+
+
+def add_transitions(tx: Connection, decisions: Sequence[Decision]) -> None:
+    """Add a row for each decision, whose transition the caller has written: the lock on the scenario's row makes the number unique."""
+    tx.execute(
+        """
+        INSERT INTO scenario_history (scenario_uuid, number, from_state, to_state, reason_code, reason, epoch, attempt, runner,
+                                      detail)
+        SELECT n.scenario_uuid,
+               (SELECT coalesce(max(h.number) + 1, 0) FROM scenario_history h WHERE h.scenario_uuid = n.scenario_uuid),
+               n.from_state, n.to_state, n.reason_code, n.reason, n.epoch, n.attempt, n.runner, n.detail
+          FROM unnest(%b::uuid[], %b::text[], %b::text[], %b::text[], %b::text[], %b::bigint[], %b::int[], %b::text[],
+                      %b::text[])
+               AS n (scenario_uuid, from_state, to_state, reason_code, reason, epoch, attempt, runner, detail)
+        """,
+        columns(
+            (
+                d.before.scenario_uuid, d.before.state.value, after.state.value, d.event.reason_code.value, d.event.reason, after.epoch,
+                after.attempt, after.runner, d.event.detail,
+            )
+            for d in decisions
+            if (after := d.after)
+        ),
+    )  # fmt: skip
 
 
 def read_history_page(tx: Connection, scenario_uuid: str, after: int, limit: int) -> tuple[list[TransitionRow], bool]:

@@ -16,10 +16,11 @@ from psycopg.rows import dict_row
 from vidflow.domain.leader import ScenarioView
 from vidflow.domain.progress import Progress
 from vidflow.domain.scenario import RetryPolicy, is_due
-from vidflow.infra.postgres import inbox_partitions, results
+from vidflow.infra.postgres import inbox_partitions
 from vidflow.infra.postgres.connection import Connection
 from vidflow.infra.postgres.lifecycle import decode_scenario
 from vidflow.infra.postgres.pipelining import pipelined_transaction
+from vidflow.infra.postgres.progress import decode_end_reason
 
 SHUTDOWNS: Final = 1000
 """Maximum number of scenarios in shutdown that a tick reads, oldest first. The others wait for the next tick."""
@@ -204,7 +205,7 @@ def _decode_row(row: dict[str, Any]) -> ScenarioView:
         last_pts=row["last_pts"],
         end_epoch=row["end_epoch"],
         end_last_frame=row["end_last_frame"],
-        end_reason=results.decode_end_reason(row["end_reason"]),
+        end_reason=decode_end_reason(row["end_reason"]),
         hole_epoch=row["hole_epoch"],
     )
     return ScenarioView(

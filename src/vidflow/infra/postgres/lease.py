@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Final
 
 import psycopg
 
@@ -32,6 +33,12 @@ from vidflow.infra.telemetry.outage import format_error, postgres_outage
 
 _log = log("lease")
 _RETRY_S = 0.1
+
+LEADER_LEASE: Final = "leader"
+SHARD_PREFIX: Final = "outbox/"
+"""Prefix of the leases of the outbox's shards. The shard's number follows."""
+RELAY_PREFIX: Final = "relay/"
+"""Prefix of the leases by which relays announce themselves. The holder follows."""
 
 Terms = Mapping[str, int]
 """Terms of held leases by name."""
@@ -140,6 +147,29 @@ def fence(tx: Connection, terms: Terms, holder: uuid.UUID) -> None:
     if lost:
         leases = ", ".join(f"{name} (term {terms[name]})" for name in sorted(lost))
         raise LeaseLost(f"Lease held by another process: {leases}", lost)
+
+
+def read_live_names(tx: Connection) -> list[str]:
+    """Return the names of all leases that are held."""
+    rows = tx.execute(
+        """
+        SELECT name
+          FROM lease
+         WHERE expires_at > clock_timestamp()
+        """
+    ).fetchall()
+    return [name for (name,) in rows]
+
+
+def delete_dead_relays(tx: Connection) -> None:
+    """Delete the announcements of relays that ended, since each start of a relay adds one."""
+    tx.execute(
+        """
+        DELETE FROM lease
+         WHERE starts_with(name, %(prefix)s) AND expires_at < clock_timestamp() - interval '1 minute'
+        """,
+        {"prefix": RELAY_PREFIX},
+    )
 
 
 class Lease:

@@ -16,8 +16,9 @@ from vidflow.domain.leader import OutgoingCommand
 from vidflow.domain.messages import Deploy, Message, Parameters, ResumePoint, Shutdown, StopWork, encode
 from vidflow.domain.scenario import Decision, Outcome, Scenario, Send, Skip, State
 from vidflow.domain.topics import INIT_SCENARIO, commands_topic
-from vidflow.infra.postgres import outbox, results
+from vidflow.infra.postgres import history, outbox, progress
 from vidflow.infra.postgres.connection import Connection
+from vidflow.infra.postgres.parameters import columns, to_json
 
 
 def decode_scenario(row: dict[str, Any]) -> Scenario:
@@ -62,7 +63,7 @@ def write_decisions(
     moved = _move(tx, changes) if changes else set()
     effective = [decision for decision in changes if decision.before.scenario_uuid in moved]
     if effective:
-        _write_history(tx, effective)
+        history.add_transitions(tx, effective)
         _write_progress(tx, effective)
     deployed = [decision.before.scenario_uuid for decision in effective if decision.send is Send.DEPLOY]
     resent = {command.scenario_uuid for command in commands if command.kind == "deploy"}
@@ -86,7 +87,6 @@ def write_decisions(
 
 
 def _move(tx: Connection, decisions: Sequence[Decision]) -> set[str]:
-    after = [decision.after for decision in decisions if decision.after]
     rows = tx.execute(
         """
         WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS at)
@@ -101,54 +101,17 @@ def _move(tx: Connection, decisions: Sequence[Decision]) -> set[str]:
          WHERE s.scenario_uuid = n.scenario_uuid AND s.state = n.state_read AND s.epoch = n.epoch_read
      RETURNING s.scenario_uuid::text
         """,
-        (
-            [d.before.scenario_uuid for d in decisions],
-            [d.before.state.value for d in decisions],
-            [d.before.epoch for d in decisions],
-            [a.state.value for a in after],
-            [a.outcome.value if a.outcome else None for a in after],
-            [_json(a.error) if a.error else None for a in after],
-            [a.epoch for a in after],
-            [a.attempt for a in after],
-            [a.returns for a in after],
-            [a.runner for a in after],
-            [a.resume_frame for a in after],
-            [_json(a.skips) for a in after],
-            [d.delay_s for d in decisions],
+        columns(
+            (
+                d.before.scenario_uuid, d.before.state.value, d.before.epoch, after.state.value,
+                after.outcome.value if after.outcome else None, to_json(after.error) if after.error else None, after.epoch, after.attempt,
+                after.returns, after.runner, after.resume_frame, to_json(after.skips), d.delay_s,
+            )
+            for d in decisions
+            if (after := d.after)
         ),
-    ).fetchall()
+    ).fetchall()  # fmt: skip
     return {uuid for (uuid,) in rows}
-
-
-def _json(value: object) -> str:
-    return msgspec.json.encode(value).decode()
-
-
-def _write_history(tx: Connection, decisions: Sequence[Decision]) -> None:
-    """One row a move. Its number is safe, since the scenario's row is locked by the move itself."""
-    tx.execute(
-        """
-        INSERT INTO scenario_history (scenario_uuid, number, from_state, to_state, reason_code, reason, epoch, attempt, runner,
-                                      detail)
-        SELECT n.scenario_uuid,
-               (SELECT coalesce(max(h.number) + 1, 0) FROM scenario_history h WHERE h.scenario_uuid = n.scenario_uuid),
-               n.from_state, n.to_state, n.reason_code, n.reason, n.epoch, n.attempt, n.runner, n.detail
-          FROM unnest(%b::uuid[], %b::text[], %b::text[], %b::text[], %b::text[], %b::bigint[], %b::int[], %b::text[],
-                      %b::text[])
-               AS n (scenario_uuid, from_state, to_state, reason_code, reason, epoch, attempt, runner, detail)
-        """,
-        (
-            [d.before.scenario_uuid for d in decisions],
-            [d.before.state.value for d in decisions],
-            [d.after.state.value for d in decisions if d.after],
-            [d.event.reason_code.value for d in decisions],
-            [d.event.reason for d in decisions],
-            [d.after.epoch for d in decisions if d.after],
-            [d.after.attempt for d in decisions if d.after],
-            [d.after.runner for d in decisions if d.after],
-            [d.event.detail for d in decisions],
-        ),
-    )
 
 
 def _write_progress(tx: Connection, decisions: Sequence[Decision]) -> None:
@@ -160,9 +123,9 @@ def _write_progress(tx: Connection, decisions: Sequence[Decision]) -> None:
     closed = [d.before.scenario_uuid for d in decisions if d.after and d.after.state is State.INACTIVE]
     raised = [d.after for d in decisions if d.send is Send.DEPLOY and d.after]
     if closed or raised:
-        results.lock_progress_rows(tx, [*closed, *(scenario.scenario_uuid for scenario in raised)])
+        progress.lock_progress_rows(tx, [*closed, *(scenario.scenario_uuid for scenario in raised)])
     if closed:
-        tx.execute("UPDATE scenario_progress SET closed = true WHERE scenario_uuid = ANY(%b::uuid[])", (closed,))
+        progress.close_progress(tx, closed)
     if raised:
         tx.execute(
             """
@@ -177,7 +140,7 @@ def _write_progress(tx: Connection, decisions: Sequence[Decision]) -> None:
               FROM raised
              WHERE s.scenario_uuid = raised.scenario_uuid
             """,
-            ([scenario.scenario_uuid for scenario in raised], [scenario.epoch for scenario in raised]),
+            columns((scenario.scenario_uuid, scenario.epoch) for scenario in raised),
         )
 
 

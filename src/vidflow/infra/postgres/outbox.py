@@ -15,6 +15,7 @@ from psycopg.rows import args_row, class_row
 
 from vidflow.domain.shards import SHARDS
 from vidflow.infra.postgres.connection import Connection
+from vidflow.infra.postgres.parameters import columns
 
 WINDOW: Final = 2000
 """Number of newest ids that a usual read of pending rows covers, so that it does not scan dead rows below them."""
@@ -73,9 +74,9 @@ class OutboxLag(msgspec.Struct, frozen=True):
     set_aside: int
 
 
-def add_messages(tx: Connection, rows: Sequence[OutboxMessage]) -> None:
+def add_messages(tx: Connection, messages: Sequence[OutboxMessage]) -> None:
     """Insert messages, which are published in this order."""
-    if not rows:
+    if not messages:
         return
     tx.execute(
         """
@@ -85,13 +86,13 @@ def add_messages(tx: Connection, rows: Sequence[OutboxMessage]) -> None:
                WITH ORDINALITY AS n (topic, key, kind, epoch, runner, payload, number)
          ORDER BY n.number
         """,
-        _columns(rows),
+        columns(_row(message) for message in messages),
     )
 
 
-def add_commands(tx: Connection, rows: Sequence[OutboxMessage]) -> int:
+def add_commands(tx: Connection, messages: Sequence[OutboxMessage]) -> int:
     """Insert commands except those of which a copy is pending. Return the number of inserted rows."""
-    if not rows:
+    if not messages:
         return 0
     return tx.execute(
         """
@@ -106,20 +107,12 @@ def add_commands(tx: Connection, rows: Sequence[OutboxMessage]) -> int:
                OFFSET 0)  -- an index lookup per row, whatever the table's statistics are
          ORDER BY n.number
         """,
-        _columns(rows),
+        columns(_row(message) for message in messages),
     ).rowcount
 
 
-def _columns(rows: Sequence[OutboxMessage]) -> tuple[list[object], ...]:
-    """Return the columns of the rows. Rows are sent to PostgreSQL as one binary array per column."""
-    return (
-        [row.topic for row in rows],
-        [row.key for row in rows],
-        [row.kind for row in rows],
-        [row.epoch for row in rows],
-        [row.runner for row in rows],
-        [row.payload for row in rows],
-    )
+def _row(message: OutboxMessage) -> tuple[object, ...]:
+    return message.topic, message.key, message.kind, message.epoch, message.runner, message.payload
 
 
 def read_pending_messages(
@@ -292,3 +285,12 @@ def read_lag(tx: Connection, shards: Collection[int] = range(SHARDS)) -> OutboxL
         {"shards": list(shards), "limit": MAX_COUNTED_MESSAGES},
     ).fetchall()
     return OutboxLag(*row)
+
+
+def count_set_aside(tx: Connection) -> int:
+    """Return how many messages in the outbox were set aside as undeliverable, counting at most MAX_COUNTED_MESSAGES."""
+    [(count,)] = tx.execute(
+        "SELECT count(*) FROM (SELECT FROM outbox WHERE error IS NOT NULL ORDER BY id LIMIT %(limit)s) AS set_aside",
+        {"limit": MAX_COUNTED_MESSAGES},
+    ).fetchall()
+    return int(count)

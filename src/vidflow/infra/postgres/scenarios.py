@@ -1,4 +1,4 @@
-"""Create and read scenarios for clients. State changes are written in lifecycle.py."""
+"""Create, read and count scenarios for clients. State changes are written in lifecycle.py."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from vidflow.domain.topics import INIT_SCENARIO
 from vidflow.domain.waiting import ComponentStatus
 from vidflow.infra.postgres.connection import Connection
 from vidflow.infra.postgres.pages import MAX_PAGE_BYTES, trim_page
+from vidflow.infra.postgres.parameters import to_json
 from vidflow.infra.postgres.system_status import COMPONENT_STATUS_COLUMNS
 
 _PLACEHOLDER_UUID: Final = "00000000-0000-0000-0000-000000000000"
@@ -36,9 +37,21 @@ _BYTES: Final = """
     + coalesce(octet_length(s.error::text), 0)"""
 _MAX_UUID: Final = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 """Greater than every uuid that the database creates."""
+MAX_COUNTED_SCENARIOS: Final = 10_000
+"""Maximum number of scenarios that are counted per state, so that counting does not become more expensive."""
+OLDEST: Final = 100
+"""Number of oldest waiting scenarios that are examined. The oldest one may have returned to the queue only a moment ago."""
 # LEFT JOIN, because after a restore a scenario may have no progress.
 _SELECT_SCENARIO: Final = (
     f"SELECT {_COLUMNS}, {_PROGRESS} FROM scenarios s LEFT JOIN scenario_progress p USING (scenario_uuid)"  # noqa: S608
+)
+
+# One index scan per state. Without ORDER BY the planner may read all rows of a state into a bitmap first.
+_STATES: Final = " UNION ALL ".join(
+    f"SELECT '{state}', count(*) "  # noqa: S608 - constant names
+    f"FROM (SELECT FROM scenarios WHERE state = '{state}' ORDER BY scenario_uuid DESC LIMIT {MAX_COUNTED_SCENARIOS}) AS {state}"
+    for state in State
+    if state is not State.INACTIVE
 )
 
 
@@ -105,7 +118,7 @@ def insert_scenario(tx: Connection, new: NewScenario) -> ScenarioDetails:
     """  # noqa: S608 - constant columns
     values = {
         **msgspec.structs.asdict(new),
-        "parameters": msgspec.json.encode(new.parameters).decode(),
+        "parameters": to_json(new.parameters),
         "topic": INIT_SCENARIO,
         "start": _START,
         "reason_code": ReasonCode.CREATED.value,
@@ -129,6 +142,27 @@ def read_queue_totals(tx: Connection) -> QueueTotals:
         "SELECT coalesce(sum(scenarios), 0)::bigint, coalesce(sum(bytes), 0)::bigint FROM queue_totals"
     ).fetchall()
     return QueueTotals(scenarios, size_bytes)
+
+
+def read_queue_oldest_s(tx: Connection) -> float:
+    """Return the longest time that one of the OLDEST oldest scenarios in the queue has waited for a runner, or 0 if none waits."""
+    [(oldest_s,)] = tx.execute(
+        """
+        SELECT coalesce(extract(epoch FROM clock_timestamp() - min(state_changed_at)), 0)::float8
+          FROM (SELECT state_changed_at
+                  FROM scenarios
+                 WHERE state = 'init_startup'
+                 ORDER BY scenario_uuid
+                 LIMIT %(oldest)s) AS waiting
+        """,
+        {"oldest": OLDEST},
+    ).fetchall()
+    return max(float(oldest_s), 0.0)
+
+
+def count_scenarios_by_state(tx: Connection) -> dict[str, int]:
+    """Return how many scenarios are in each state but `inactive`, counting at most MAX_COUNTED_SCENARIOS of each."""
+    return dict(tx.execute(_STATES).fetchall())
 
 
 def estimate_size_bytes(new: NewScenario) -> int:

@@ -23,12 +23,21 @@ from vidflow.infra.postgres.connection import (
     fenced_transaction,
     run_with_reconnect,
 )
-from vidflow.infra.postgres.lease import LeaseLost, acquire, cap_expiry, fence, release, renew
+from vidflow.infra.postgres.lease import (
+    RELAY_PREFIX,
+    SHARD_PREFIX,
+    LeaseLost,
+    acquire,
+    cap_expiry,
+    delete_dead_relays,
+    fence,
+    read_live_names,
+    release,
+    renew,
+)
 from vidflow.infra.process.stopping import Stop, start_thread
 from vidflow.infra.telemetry.logs import log
 
-RELAY_PREFIX: Final = "relay/"
-SHARD_PREFIX: Final = "outbox/"
 _ASYNC_COMMIT: Final = "synchronous_commit = off"
 """After a crash of the server removed rows may reappear. They are published again, as after a crash of the relay."""
 _log = log("relay")
@@ -123,11 +132,12 @@ class ShardLeases:
                 self._renew(connection)
             if self._me not in self._held:
                 self._claim(connection, self._me)
-                _delete_dead_relays(connection)
+                delete_dead_relays(connection)
             cap_expiry(connection)
-            relays, taken = _read_live_leases(connection)
+            live = read_live_names(connection)
+            relays = [name for name in live if name.startswith(RELAY_PREFIX)]
             step = plan_shard_change(
-                _shards(self._held), set(range(SHARDS)) - taken, compute_fair_shard_count(relays, self._me)
+                _shards(self._held), set(range(SHARDS)) - _shards(live), compute_fair_shard_count(relays, self._me)
             )
             for shard in step.claim:
                 self._claim(connection, _name(shard))
@@ -192,26 +202,3 @@ def _name(shard: int) -> str:
 def _shards(names: Iterable[str]) -> frozenset[int]:
     """Return the shards among names of leases of any kind."""
     return frozenset(int(name.removeprefix(SHARD_PREFIX)) for name in names if name.startswith(SHARD_PREFIX))
-
-
-def _read_live_leases(tx: Connection) -> tuple[list[str], frozenset[int]]:
-    """Return the names of the live relays' leases, and the shards that are owned."""
-    rows = tx.execute(
-        """
-        SELECT name
-          FROM lease
-         WHERE expires_at > clock_timestamp()
-        """
-    ).fetchall()
-    names = [name for (name,) in rows]
-    return [name for name in names if name.startswith(RELAY_PREFIX)], _shards(names)
-
-
-def _delete_dead_relays(tx: Connection) -> None:
-    """Delete the announcements of relays that ended, since each start of a relay adds one."""
-    tx.execute(
-        """
-        DELETE FROM lease
-         WHERE starts_with(name, 'relay/') AND expires_at < clock_timestamp() - interval '1 minute'
-        """
-    )

@@ -1,4 +1,4 @@
-"""Read from the tables whether the processes of vidflow are alive, and how many scenarios there are."""
+"""Read from the tables whether the processes of vidflow are alive, and whether each pool serves its queue."""
 
 from __future__ import annotations
 
@@ -7,28 +7,25 @@ from typing import Final
 import msgspec
 from psycopg.rows import class_row
 
-from vidflow.domain.scenario import DEFAULT_POOL, State
+from vidflow.domain.scenario import DEFAULT_POOL
 from vidflow.domain.shards import SHARDS
 from vidflow.domain.topics import RESULTS
 from vidflow.infra.postgres.connection import Connection
+from vidflow.infra.postgres.lease import LEADER_LEASE, SHARD_PREFIX
+from vidflow.infra.postgres.outbox import MAX_COUNTED_MESSAGES
 
 STALE_AFTER_S: Final = 5
 """Age from which a process counts as dead. Live processes write to the tables at least once a second."""
 OUTBOX_STUCK_S: Final = 30
 """Age of the oldest message in the outbox from which the relays count as stuck, even if their leases are held."""
-MAX_COUNTED: Final = 10_000
-"""Maximum number of rows that are counted, so that a check does not become more expensive while Kafka is away."""
 POOLS: Final = 100
 """Maximum number of pools that are listed."""
 MAX_COUNTED_IN_POOL: Final = 1000
 """Maximum number of waiting scenarios that are counted per pool."""
-OLDEST: Final = 100
-"""Number of oldest waiting scenarios that are examined. The oldest one may have returned to the queue only a moment ago."""
 
-_LEADS: Final = "EXISTS (SELECT FROM lease WHERE name = 'leader' AND expires_at > clock_timestamp())"
-_RELAYS: Final = (
-    f"(SELECT count(*) = {SHARDS} FROM lease WHERE starts_with(name, 'outbox/') AND expires_at > clock_timestamp())"  # noqa: S608
-)
+_HELD: Final = "expires_at > clock_timestamp()"
+_LEADS: Final = f"EXISTS (SELECT FROM lease WHERE name = '{LEADER_LEASE}' AND {_HELD})"
+_RELAYS: Final = f"(SELECT count(*) = {SHARDS} FROM lease WHERE starts_with(name, '{SHARD_PREFIX}') AND {_HELD})"  # noqa: S608 - constants
 # Times in the future were written before the database clock stepped back. They do not count.
 _SEEN: Final = f"last_seen_at > clock_timestamp() - interval '{STALE_AFTER_S} s' AND last_seen_at <= clock_timestamp()"
 _FREE_SLOT: Final = f"""
@@ -55,17 +52,9 @@ _INBOX_ALIVE: Final = f"""
 # The oldest by id, since there is no index by time. The two orders differ by the length of a transaction.
 _WAITS: Final = "FROM outbox WHERE error IS NULL"
 _OUTBOX: Final = f"""
-    (SELECT count(*) FROM (SELECT {_WAITS} ORDER BY id LIMIT {MAX_COUNTED}) AS waiting) AS outbox_waiting,
+    (SELECT count(*) FROM (SELECT {_WAITS} ORDER BY id LIMIT {MAX_COUNTED_MESSAGES}) AS waiting) AS outbox_waiting,
     coalesce((SELECT extract(epoch FROM clock_timestamp() - created_at) {_WAITS} ORDER BY id LIMIT 1), 0)::float8
         AS outbox_oldest_s"""  # noqa: S608 - constant fragments
-
-# One index scan per state. Without ORDER BY the planner may read all rows of a state into a bitmap first.
-_STATES: Final = " UNION ALL ".join(
-    f"SELECT '{state}', count(*) "  # noqa: S608 - constant names
-    f"FROM (SELECT FROM scenarios WHERE state = '{state}' ORDER BY scenario_uuid DESC LIMIT {MAX_COUNTED}) AS {state}"
-    for state in State
-    if state is not State.INACTIVE
-)
 
 COMPONENT_STATUS_COLUMNS: Final = f"""
     {_LEADS} AS leads, {_RELAYS} AS relays, {_FREE_SLOT} AS free_slot, coalesce({_INBOX_LAG} < {STALE_AFTER_S}, false) AS caught_up,
@@ -126,7 +115,7 @@ class SystemStatus(msgspec.Struct, frozen=True):
     """The processes that are alive, and their lag.
 
     `has_inbox` is True if each partition of the results topic is held by an inbox. `inbox_lag_s` is the age of the latest time up to which
-    all results are known to be stored, or None if there is no such time. `outbox_waiting` is counted up to MAX_COUNTED, and
+    all results are known to be stored, or None if there is no such time. `outbox_waiting` is counted up to MAX_COUNTED_MESSAGES, and
     `outbox_oldest_s` is the age of the oldest waiting message.
     """
 
@@ -173,33 +162,3 @@ def read_pool_status(tx: Connection) -> list[PoolStatus]:
     """Return the pools that have runners or a queue, by name, at most POOLS of them."""
     cursor = tx.cursor(row_factory=class_row(PoolStatus))
     return cursor.execute(_POOLS, {"pools": POOLS, "counted": MAX_COUNTED_IN_POOL}).fetchall()
-
-
-def count_scenarios_by_state(tx: Connection) -> dict[str, int]:
-    """Return how many scenarios are in each state but `inactive`, counting at most MAX_COUNTED of each."""
-    return dict(tx.execute(_STATES).fetchall())
-
-
-def read_queue_oldest_s(tx: Connection) -> float:
-    """Return the longest time that one of the OLDEST oldest scenarios in the queue has waited for a runner, or 0 if none waits."""
-    [(oldest_s,)] = tx.execute(
-        """
-        SELECT coalesce(extract(epoch FROM clock_timestamp() - min(state_changed_at)), 0)::float8
-          FROM (SELECT state_changed_at
-                  FROM scenarios
-                 WHERE state = 'init_startup'
-                 ORDER BY scenario_uuid
-                 LIMIT %(oldest)s) AS waiting
-        """,
-        {"oldest": OLDEST},
-    ).fetchall()
-    return max(float(oldest_s), 0.0)
-
-
-def count_set_aside(tx: Connection) -> int:
-    """Return how many messages in the outbox were set aside as undeliverable, counting at most MAX_COUNTED."""
-    [(count,)] = tx.execute(
-        "SELECT count(*) FROM (SELECT FROM outbox WHERE error IS NOT NULL ORDER BY id LIMIT %(limit)s) AS set_aside",
-        {"limit": MAX_COUNTED},
-    ).fetchall()
-    return int(count)

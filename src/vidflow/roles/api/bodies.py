@@ -18,7 +18,7 @@ from vidflow.domain.waiting import find_waiting_for
 from vidflow.infra.models.registry import ModelListing
 from vidflow.infra.postgres.gaps import GapRow
 from vidflow.infra.postgres.history import TransitionRow
-from vidflow.infra.postgres.predictions import ResultPage
+from vidflow.infra.postgres.results import ResultPage
 from vidflow.infra.postgres.scenarios import ScenarioDetails
 from vidflow.infra.postgres.system_status import PoolStatus
 from vidflow.roles.api.sources import redact_source

@@ -1,7 +1,7 @@
 """Prometheus metrics of an api: its requests, its connection pool, and the state of the whole system in its database.
 
-The cost of a scrape does not grow with the number of scenarios: what waits is counted up to system_status.MAX_COUNTED, and ended
-scenarios are counted by the orchestrator instead.
+The cost of a scrape does not grow with the number of scenarios: scenarios in each state are counted up to MAX_COUNTED_SCENARIOS, and
+ended ones are counted by the orchestrator instead.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from vidflow.domain.errors import Unavailable
-from vidflow.infra.postgres import system_status
+from vidflow.infra.postgres import outbox, scenarios, system_status
 from vidflow.infra.postgres.connection import Connection
 from vidflow.infra.telemetry.metrics import INBOX_REGISTRY, build_role_registry
 from vidflow.roles.api.admission import free_bytes
@@ -132,10 +132,10 @@ def metrics_route(metrics_registry: CollectorRegistry) -> HTTPRouteHandler:
 
 def set_database_metrics(tx: Connection) -> None:
     """Set the metrics that are read from the database."""
-    for scenario_state, count in system_status.count_scenarios_by_state(tx).items():
+    for scenario_state, count in scenarios.count_scenarios_by_state(tx).items():
         SCENARIOS.labels(scenario_state).set(count)
-    QUEUE_OLDEST_S.set(system_status.read_queue_oldest_s(tx))
-    OUTBOX_SET_ASIDE.set(system_status.count_set_aside(tx))
+    QUEUE_OLDEST_S.set(scenarios.read_queue_oldest_s(tx))
+    OUTBOX_SET_ASIDE.set(outbox.count_set_aside(tx))
     _set_pool_metrics(system_status.read_pool_status(tx))
     state = system_status.read_system_status(tx)
     OUTBOX_WAITING.set(state.outbox_waiting)

@@ -11,7 +11,7 @@ from litestar.params import FromQuery, QueryParameter
 from vidflow.contract import PredictionPage
 from vidflow.domain.errors import ResultsRemoved, UnknownScenario
 from vidflow.domain.messages import MAX_SAFE_INTEGER
-from vidflow.infra.postgres import predictions
+from vidflow.infra.postgres import results
 from vidflow.roles.api.bodies import build_prediction_page
 from vidflow.roles.api.context import Api, Limit
 from vidflow.roles.api.etags import respond_with_etag
@@ -20,7 +20,7 @@ from vidflow.roles.api.problems import problem_responses
 AfterFrame = Annotated[
     int,
     QueryParameter(
-        ge=predictions.BEFORE_FIRST_FRAME,
+        ge=results.BEFORE_FIRST_FRAME,
         le=MAX_SAFE_INTEGER,
         description="`next` of the previous page: the number of its last frame",
     ),
@@ -32,12 +32,12 @@ def get_predictions(
     request: Request[Any, Any, Any],
     api: Api,
     scenario_uuid: FromQuery[UUID],
-    after: AfterFrame = predictions.BEFORE_FIRST_FRAME,
+    after: AfterFrame = results.BEFORE_FIRST_FRAME,
     limit: Limit = 100,
 ) -> Response[PredictionPage]:
     """List the detections frame by frame. Until the first frame is stored, the page is empty."""
     with api.database.connection() as connection:
-        page = predictions.read_result_page(connection, str(scenario_uuid), after, limit)
+        page = results.read_result_page(connection, str(scenario_uuid), after, limit)
     if page is None:
         raise UnknownScenario(f"Scenario {scenario_uuid} not found.")
     if page.removed:

@@ -13,7 +13,7 @@ from vidflow.domain.messages import DeadLetter, Frame, Gap, encode
 from vidflow.domain.progress import Progress, Verdict, advance
 from vidflow.domain.report_size import keep_start
 from vidflow.domain.topics import DEAD_LETTERS, RESULTS
-from vidflow.infra.postgres import inbox_partitions, outbox, results
+from vidflow.infra.postgres import gaps, inbox_partitions, outbox, progress, results
 from vidflow.infra.postgres.connection import Connection
 from vidflow.infra.process.crashpoint import crashpoint
 from vidflow.infra.telemetry import metrics
@@ -102,10 +102,10 @@ def store(
 
 def _write(tx: Connection, messages: Sequence[ReceivedMessage], while_waiting: Callable[[], None]) -> StoredBatch:
     uuids = sorted({message.result.scenario_uuid for message in messages if message.result})
-    batch = advance_progress(results.lock_progress(tx, uuids), messages)
+    batch = advance_progress(progress.lock_progress(tx, uuids), messages)
     results.add_frames(tx, batch.frames, while_waiting)
-    results.add_gaps(tx, batch.gaps)
-    results.write_progress(tx, batch.progress)
+    gaps.add_gaps(tx, batch.gaps)
+    progress.write_progress(tx, batch.progress)
     outbox.add_messages(tx, [_build_dead_letter_row(message) for message in messages if message.error is not None])
     return batch
 

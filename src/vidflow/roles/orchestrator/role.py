@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from vidflow.infra.kafka.admin import retry_while_away, wait_for_broker
 from vidflow.infra.postgres.connection import RESPONSE_TIMEOUT_S, connect
-from vidflow.infra.postgres.lease import Lease, run_as_holder
+from vidflow.infra.postgres.lease import LEADER_LEASE, Lease, run_as_holder
 from vidflow.infra.postgres.migrations import wait_for_schema
 from vidflow.infra.process.stopping import Stop, start_thread
 from vidflow.infra.telemetry import metrics
@@ -15,8 +13,6 @@ from vidflow.roles.orchestrator.housekeeping import create_missing_partitions, r
 from vidflow.roles.orchestrator.leader import Leader
 from vidflow.roles.orchestrator.listener import LeaderListener
 from vidflow.settings import OrchestratorOptions
-
-LEASE: Final = "leader"
 
 
 def run(options: OrchestratorOptions, stop: Stop) -> None:
@@ -27,7 +23,7 @@ def run(options: OrchestratorOptions, stop: Stop) -> None:
     wait_for_schema(options.database_url, stop)
     exported = metrics.build_role_registry("orchestrator", metrics.ORCHESTRATOR_REGISTRY)
     with metrics.served(exported, options.metrics_port, options.metrics_host):
-        run_as_holder(options.database_url, LEASE, stop, lambda lease: lead(options, lease, stop))
+        run_as_holder(options.database_url, LEADER_LEASE, stop, lambda lease: lead(options, lease, stop))
 
 
 def lead(options: OrchestratorOptions, lease: Lease, stop: Stop) -> None:
