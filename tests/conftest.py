@@ -1,10 +1,14 @@
-"""Shared fixtures: a real PostgreSQL and a real Kafka per session, and the sample data next to the checkout."""
+"""Shared fixtures: a real PostgreSQL and a real Kafka per session, and the sample data next to the checkout.
+
+`--order-seed N` runs the tests in a random order, the same one for each N: files, classes and tests are shuffled, each within its parent.
+"""
 
 from __future__ import annotations
 
 import os
+import random
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,13 +22,36 @@ from vidflow.settings import read_environment_variable
 POSTGRES_URL_VARIABLE = "VIDFLOW_TEST_POSTGRES_URL"
 """The server to use, set by a test session that runs other sessions on mutated code."""
 SHARED = Path(__file__).parents[2] / "shared"
+NO_SHARED = f"no sample data at {SHARED}"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--order-seed", type=int, default=None, help="shuffle the tests, in the same way for each number")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Shuffle the tests if `--order-seed` is given. Pytest then groups those that share a parameter of a wider scope."""
+    seed = config.getoption("--order-seed")
+    if seed is not None:
+        chance = random.Random(seed)  # noqa: S311 - an order, not a secret
+        ranks: dict[pytest.Collector | pytest.Item, float] = {}
+        items.sort(key=lambda item: [ranks.setdefault(node, chance.random()) for node in item.listchain()])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Report in one line which tests were skipped for want of the sample data."""
+    skipped: Sequence[pytest.TestReport] = terminalreporter.stats.get("skipped", [])
+    names = [report.nodeid for report in skipped if NO_SHARED in str(report.longrepr)]
+    if names:
+        files = ", ".join(sorted({name.partition("::")[0] for name in names}))
+        terminalreporter.write_line(f"{len(names)} tests were skipped: {NO_SHARED}. They are in {files}")
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of sample clips and weights. Tests that use it are skipped if it does not exist."""
     if not SHARED.is_dir():
-        pytest.skip(f"no sample data at {SHARED}")
+        pytest.skip(NO_SHARED)
     return SHARED
 
 
