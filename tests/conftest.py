@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     seed = config.getoption("--order-seed")
     if seed is not None:
         chance = random.Random(seed)  # noqa: S311 - an order, not a secret
-        ranks: dict[pytest.Collector | pytest.Item, float] = {}
+        ranks: dict[object, float] = {}
         items.sort(key=lambda item: [ranks.setdefault(node, chance.random()) for node in item.listchain()])
 
 

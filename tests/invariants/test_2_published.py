@@ -277,7 +277,7 @@ def publishing(database_url: str) -> Iterator[None]:
 @pytest.mark.parametrize("machine", [Publishing, PublishingWithFaults])
 @pytest.mark.usefixtures("publishing")
 def test_rows_are_published_in_order_and_none_is_lost(machine: type[Publishing]) -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         machine,
         settings=settings(
             max_examples=25,
