@@ -24,7 +24,7 @@ from tests.invariants.simulation_state import (
     StoredFrame,
 )
 
-from vidflow.domain.errors import ErrorInfo
+from vidflow.domain.errors import ErrorInfo, MessageError
 from vidflow.domain.leader import (
     LeaderState,
     OutgoingCommand,
@@ -104,6 +104,7 @@ class Simulation:
         self.epochs: set[tuple[str, int]] = set()
         self.losses: dict[str, int] = {}
         self.faults = 0
+        self.unreadable = 0
         self.rows_when_closed: dict[str, tuple[StoredFrame, ...]] = {}
         self.last_epoch: dict[str, int] = {}
         self.last_rows: dict[str, tuple[StoredFrame, ...]] = {}
@@ -297,7 +298,11 @@ class Simulation:
             return
         key = runner.commands[index % len(runner.commands)][0]
         position = next(n for n, (other, _) in enumerate(runner.commands) if other == key)
-        command: Command = decode_command(runner.commands.pop(position)[1])
+        try:
+            command: Command = decode_command(runner.commands.pop(position)[1])
+        except MessageError:
+            self.unreadable += 1
+            return
         runner.state, action = apply_command(runner.state, command, self.now_s)
         self._apply_action(runner, action)
         self.report(runner)
@@ -384,7 +389,11 @@ class Simulation:
             self.runners.pop(runner.name, None)
 
     def receive_report(self, value: bytes) -> None:
-        report = decode_runner_event(value)
+        try:
+            report = decode_runner_event(value)
+        except MessageError:
+            self.unreadable += 1
+            return
         assert isinstance(report, Report)
         self.memory = apply_reports(self.memory, [(report, self.now_s)])
 
@@ -396,7 +405,7 @@ class Simulation:
         if topic_id != self.topic_id:
             position = 0
         for value in self.results[uuid][position : position + limit]:
-            self._store_one(decode_result(value))
+            self._try_store(value)
             position += 1
         self.tables.positions[uuid] = (self.topic_id, position)
         noted = self.noted_ends.get(uuid)
@@ -411,6 +420,15 @@ class Simulation:
     def note_end(self, uuid: str) -> None:
         """The inbox notes the time and then the partition's end. It does so again once it has reached that end."""
         self.noted_ends.setdefault(uuid, (self.topic_id, len(self.results[uuid]), self.now_db_s))
+
+    def _try_store(self, value: bytes) -> None:
+        """Store a message. One that cannot be decoded becomes a dead letter."""
+        try:
+            message = decode_result(value)
+        except MessageError:
+            self.unreadable += 1
+        else:
+            self._store_one(message)
 
     def _store_one(self, message: Result) -> None:
         uuid, tables = message.scenario_uuid, self.tables
