@@ -117,3 +117,21 @@ def test_an_invalid_url_is_refused(source: str) -> None:
 )
 def test_a_source_is_shown_without_its_secrets(source: str, expected: str) -> None:
     assert redact_source(source) == expected
+
+
+def test_a_sample_is_stored_as_the_path_of_its_file() -> None:
+    source = validate_source("sample:carphone", ApiOptions(any_file=True))
+    assert Path(source).is_absolute()
+    assert Path(source).name == "carphone_pristine.mp4"
+    assert validate_source(source, ApiOptions(any_file=True)) == source
+
+
+def test_an_unknown_sample_is_refused_with_the_available_ones() -> None:
+    with pytest.raises(SourceError, match="Available: sample:bikes, sample:bigbuckbunny, sample:carphone") as refusal:
+        validate_source("sample:none", ApiOptions(any_file=True))
+    assert refusal.value.code == "source_missing"
+
+
+def test_a_sample_is_refused_by_a_server_that_accepts_no_files_outside_its_media_root(root: Path) -> None:
+    assert code_of("sample:bikes", ApiOptions()) == "source_forbidden"
+    assert code_of("sample:bikes", ApiOptions(media_root=root)) == "source_missing"

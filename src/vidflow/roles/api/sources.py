@@ -1,6 +1,7 @@
 """Validation of the sources that clients name. The runner checks a source again before it opens it.
 
-Local files must lie under the media root; neither `..` nor a link leads out of it. Other local files need --any-file.
+Local files must lie under the media root; neither `..` nor a link leads out of it. Other local files, and the sample clips of
+the extra `demo`, need --any-file.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 
 from vidflow.domain.errors import SourceError
 from vidflow.domain.redaction import redact
+from vidflow.infra import samples
 from vidflow.infra.confinement import OutsideFolder, is_written_inside, resolve_inside
 from vidflow.settings import ApiOptions
 
@@ -23,14 +25,17 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def validate_source(source: str, options: ApiOptions) -> str:
-    """Return the source to store: a URL unchanged, a file under the media root relative to it, any other file absolute.
+    """Return the source to store: a URL unchanged, a file under the media root relative to it, any other file or a sample absolute.
 
-    Raises SourceError with the code source_invalid, source_forbidden, source_missing or source_not_video.
+    Raises SourceError with the code source_invalid, source_forbidden, source_missing or source_not_video, or MissingExtra for a
+    sample that is not installed.
     """
     if _CONTROL.search(source):
         raise SourceError("The source contains a control character. Give a file or a URL.")
     if _URL.match(source):
         return _validate_url(source)
+    if options.any_file and source.startswith(samples.PREFIX):
+        return str(samples.find_sample(source))
     is_absolute, root = Path(source).is_absolute(), options.media_root
     if root is not None and not (options.any_file and is_absolute and not is_written_inside(root, source)):
         return str(_resolve_file(root, source).relative_to(root.resolve()))
