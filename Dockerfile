@@ -1,5 +1,5 @@
 # One image for every role, with the runner's libraries; torch is in it with --build-arg EXTRA=torch.
-# Versions and hashes come from locks/. The root file system may be read-only: roles write to /tmp alone (docs/containers.md).
+# Versions and hashes come from locks/. The root file system may be read-only: roles write to /tmp alone (docs/how-to/containers.md).
 FROM python:3.13-slim AS build
 WORKDIR /build
 COPY locks/build.lock ./

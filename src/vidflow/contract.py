@@ -173,7 +173,7 @@ class Transition(msgspec.Struct, frozen=True, kw_only=True):
     reason_code: Annotated[
         str,
         Meta(
-            description="why the state changed, for programs (see docs/history.md); a later version may add codes",
+            description="why the state changed, for programs (see docs/reference/history.md); a later version may add codes",
             examples=["first_frame", "worker_crashed"],
         ),
     ]

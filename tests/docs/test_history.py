@@ -1,4 +1,4 @@
-"""docs/history.md explains every reason code, and no others."""
+"""docs/reference/history.md explains every reason code, and no others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from vidflow.domain.reason_codes import ReasonCode
 from vidflow.domain.scenario import State
 
-PAGE = Path(__file__).parents[2] / "docs" / "history.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "history.md"
 ROW = re.compile(r"^\| `(\w+)` \| (.*?) \| \S.* \|$", re.MULTILINE)
 
 

@@ -1,41 +1,31 @@
-"""README.md and docs/ name only commands, options, environment variables, files, API paths and extras that exist."""
+"""README.md, CONTRIBUTING.md and docs/ name only commands, options, environment variables, files, API paths and extras that exist."""
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 from litestar import Router
+from tests.docs.pages import PAGES, README, ROOT, code_snippets, page_name
 
 from vidflow.cli.app import app
 from vidflow.roles.api import health, models, predictions, scenarios
 
-ROOT = Path(__file__).parents[2]
-README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCK = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`]+)`")
 COMMAND = re.compile(r"(?:^|[\s/(])vidflow((?: +[\w:./=|*-]+)+)", re.MULTILINE)
 VARIABLE = re.compile(r"\b(?:VIDFLOW_[A-Z0-9_]+|MAX_WORKERS|VIDEO_FPS)\b")
 KAFKA_PROPERTY = "VIDFLOW_KAFKA_"
 """Prefix of the variables of librdkafka's properties."""
-LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
-API_PATH = re.compile(r"(?:localhost:\d+|(?:GET|POST) )(/[\w/-]+)")
-PLACEHOLDER = re.compile(r"/(?:UUID|[0-9a-f-]{36})(?=/|$)")
+API_PATH = re.compile(r"(?:localhost:\d+|(?:GET|POST) )(/[\w/$-]+)")
+PLACEHOLDER = re.compile(r"/(?:UUID|\$uuid|[0-9a-f-]{36})(?=/|$)")
 EXTRA = re.compile(r"^\| (`\w+`|\(none\)) \| .*? \| (.*?) \|$", re.MULTILINE)
 FOLDERS = ("bench", "docs", "locks", "sql", "src", "tests", "domain", "infra", "roles")
 """Folders that file names may start with, in the repository or in the package."""
-
-
-def code_snippets(text: str) -> Iterator[str]:
-    """Yield the code on a page: blocks unchanged, spans as one line."""
-    yield from BLOCK.findall(text)
-    yield from (" ".join(span.split()) for span in SPAN.findall(BLOCK.sub("", text)))
 
 
 def command_lines(text: str) -> list[list[str]]:
@@ -45,6 +35,7 @@ def command_lines(text: str) -> list[list[str]]:
     return [words for words in lines if "|" not in words] + alternatives
 
 
+@cache
 def commands() -> dict[str, Any]:
     """Return all commands by their names, such as `db migrate`."""
     group: Any = typer.main.get_command(app)
@@ -59,6 +50,7 @@ def options(command: Any) -> set[str]:
     return {"--help"} | {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
 
 
+@cache
 def variables() -> set[str]:
     """Return the variables of all options, and those read by `settings.read_environment_variable`."""
     parameters = [parameter for command in commands().values() for parameter in command.params]
@@ -68,6 +60,7 @@ def variables() -> set[str]:
     return names | set(re.findall(r'read_environment_variable\("(\w+)"\)', sources))
 
 
+@cache
 def api_paths() -> set[str]:
     handlers: list[Any] = [scenarios.router(), health.router(), predictions.get_predictions, models.list_models]
     paths = {route.path for route in Router("/", route_handlers=handlers).routes}
@@ -78,7 +71,7 @@ def exists(name: str) -> bool:
     return any((folder / name).exists() for folder in (ROOT, ROOT / "src" / "vidflow"))
 
 
-pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+pages = pytest.mark.parametrize("page", PAGES, ids=page_name)
 
 
 @pages
@@ -88,6 +81,7 @@ def test_each_command_on_a_page_exists_with_its_options(page: Path) -> None:
         if words[0] == "ROLE":
             continue
         names = [" ".join(words[:count]) for count in (1, 2) if " ".join(words[:count]) in known]
+        names = [""] if words[0].startswith("--") else names
         assert names, words
         used = {word.partition("=")[0] for word in words if word.startswith("--")}
         assert used <= options(known[names[-1]]), words
@@ -101,7 +95,7 @@ def test_the_readme_shows_each_role_and_the_first_commands() -> None:
 @pages
 def test_each_option_on_a_page_exists(page: Path) -> None:
     known = {option for command in commands().values() for option in options(command)}
-    alone = {code.split()[0].partition("=")[0] for code in code_snippets(page.read_text()) if code.startswith("--")}
+    alone = {code.split()[0].partition("=")[0] for code in code_snippets(page.read_text()) if re.match("--[a-z]", code)}
     assert alone <= known
 
 
@@ -113,10 +107,9 @@ def test_each_environment_variable_on_a_page_exists(page: Path) -> None:
 
 @pages
 def test_each_file_on_a_page_exists(page: Path) -> None:
-    text = page.read_text()
-    links = [link for link in LINK.findall(text) if "://" not in link]
-    assert [link for link in links if not (page.parent / link).exists()] == []
-    files = [code for code in code_snippets(text) if re.fullmatch(rf"(?:{'|'.join(FOLDERS)})/[\w./-]*", code)]
+    files = [
+        code for code in code_snippets(page.read_text()) if re.fullmatch(rf"(?:{'|'.join(FOLDERS)})/[\w./-]*", code)
+    ]
     assert [name for name in files if not exists(name)] == []
 
 

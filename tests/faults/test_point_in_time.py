@@ -1,4 +1,4 @@
-"""Point-in-time recovery with PostgreSQL's own programs, as described in docs/backup.md: base backup, archived log, time."""
+"""Point-in-time recovery with PostgreSQL's own programs, as described in docs/how-to/backup.md: base backup, archived log, time."""
 
 from __future__ import annotations
 

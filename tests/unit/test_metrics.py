@@ -1,81 +1,41 @@
-"""The metrics of each role: only its own, as listed in docs/metrics.md."""
+"""The metrics of each role: only its own. docs/reference/metrics.md lists them."""
 
 from __future__ import annotations
 
 import math
 import re
-from pathlib import Path
 
 import msgspec
 import pytest
+from docs.generator.metrics import REGISTRIES, Family, families
 from prometheus_client import CollectorRegistry, generate_latest
 
 from vidflow.domain.errors import SetupError
 from vidflow.infra.telemetry import metrics
 from vidflow.infra.telemetry.outage import Outage
-from vidflow.roles.api.metrics import API, TABLES
 from vidflow.roles.worker import link
-
-ROLES = {
-    "api": (API, TABLES), "inbox": (metrics.INBOX_REGISTRY,), "relay": (metrics.RELAY_REGISTRY,),
-    "orchestrator": (metrics.ORCHESTRATOR_REGISTRY,),
-    "runner": (metrics.RUNNER_REGISTRY,),
-}  # fmt: skip
-TABLE = Path(__file__).parents[2] / "docs/metrics.md"
-LABELS = {
-    "vidflow_build_info": ("version", "role", "python"),
-    "vidflow_outages_total": ("server",),
-    "vidflow_outage_seconds_total": ("server",),
-}
-
-
-def documented() -> set[tuple[str, str, tuple[str, ...], str]]:
-    rows = re.findall(r"^\| `(vidflow_\w+)` \| (\w+) \|([^|]*)\| (\w+) \| \S", TABLE.read_text(), re.MULTILINE)
-    return {(name, kind, tuple(re.findall(r"`(\w+)`", labels)), role) for name, kind, labels, role in rows}
-
-
-def exported() -> set[tuple[str, str, tuple[str, ...], str]]:
-    common = {(name, kind, labels, "every") for name, kind, labels in families(metrics.build_role_registry("every"))}
-    return common | {(*family, role) for role, parts in ROLES.items() for part in parts for family in families(part)}
-
-
-def families(registry: CollectorRegistry) -> set[tuple[str, str, tuple[str, ...]]]:
-    Outage("Kafka", "start it")
-    found = set()
-    for collector in set(registry._collector_to_names):
-        labels = tuple(getattr(collector, "_labelnames", ()))
-        for family in collector.collect():
-            name = f"{family.name}_total" if family.type == "counter" else family.name
-            if name.startswith("vidflow_"):
-                found.add((name, family.type, labels or LABELS.get(name, ())))
-    return found
-
-
-def test_the_documented_and_the_exported_metrics_are_the_same() -> None:
-    assert documented() == exported()
 
 
 def test_no_name_is_exported_by_two_roles() -> None:
-    names = [name for name, _, _, _ in exported()]
+    names = [family.name for family in families()]
     assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", REGISTRIES)
 def test_a_role_exports_only_its_own_metrics(role: str) -> None:
-    text = generate_latest(metrics.build_role_registry(role, *ROLES[role])).decode()
+    text = generate_latest(metrics.build_role_registry(role, *REGISTRIES[role])).decode()
     names = set(re.findall(r"^# TYPE (vidflow_\w+) ", text, re.MULTILINE))
-    common = {name for name, _, _, owner in exported() if owner == "every"}
-    assert names == {name for name, _, _, owner in exported() if owner == role} | common
+    assert names == {family.name for family in families() if family.role in {role, "every"}}
     assert 'vidflow_build_info{python="' in text
     assert f'role="{role}"' in text
     assert "process_cpu_seconds_total" in text
     assert "_created" not in text
 
 
-@pytest.mark.parametrize("family", sorted(exported()))
-def test_names_follow_the_conventions_of_prometheus(family: tuple[str, str, tuple[str, ...], str]) -> None:
+@pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
+def test_names_follow_the_conventions_of_prometheus(family: Family) -> None:
     """Base units, `_total` on counters only, no unit unknown to Prometheus."""
-    name, kind, labels, _ = family
+    _, name, kind, labels, _ = family
     assert name.endswith("_total") == (kind == "counter")
     assert not re.search(r"_(ms|millis|us|minutes|kb|mb|count|sum|bucket)(_|$)", name)
     assert kind != "histogram" or name.endswith("_seconds")

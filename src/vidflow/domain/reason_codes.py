@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class ReasonCode(StrEnum):
-    """Why a scenario changed its state. docs/history.md explains each code.
+    """Why a scenario changed its state. docs/reference/history.md explains each code.
 
     A code names the cause, the transition's states name the effect: `worker_crashed` leads to a retry while attempts are left, and
     to the shutdown after the last one. It is independent of the error of a failed scenario, whose ErrorInfo.code is an open set of

@@ -1,4 +1,4 @@
-"""The Prometheus metrics of each role, and the port that serves them. docs/metrics.md describes them, and a test compares the two.
+"""The Prometheus metrics of each role, and the port that serves them. docs/reference/metrics.md lists them.
 
 A role exports its own registry and PROCESS_REGISTRY. Labels have few values: no scenario, runner, model or source is one.
 The api's own metrics, which are read from the database, are in roles/api/metrics.py.
