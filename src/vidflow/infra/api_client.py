@@ -9,12 +9,20 @@ from typing import Any, Final, Self, TypeVar
 import httpx
 import msgspec
 
-from vidflow.contract import HistoryPage, InitScenario, Problem, RawPredictionPage, ScenarioResponse
+from vidflow.contract import HistoryPage, InitScenario, RawPredictionPage, ScenarioResponse
 from vidflow.domain.errors import InternalError, Unavailable, UserError, VidflowError
 
 T = TypeVar("T")
 
 _JSON: Final = {"Content-Type": "application/json"}
+
+
+class _Problem(msgspec.Struct, frozen=True):
+    """What is read of a problem response. RFC 9457 requires no field, and a proxy in front of vidflow answers with others."""
+
+    detail: str = ""
+    title: str = ""
+    code: str = "refused"
 
 
 class ApiClient:
@@ -88,8 +96,15 @@ class ApiClient:
         kind: type[VidflowError] = UserError if response.is_client_error else Unavailable
         if response.status_code == HTTPStatus.INTERNAL_SERVER_ERROR:
             kind = InternalError
-        try:
-            problem = msgspec.json.decode(response.content, type=Problem)
-        except msgspec.DecodeError as error:
-            raise kind(f"The server answered {response.status_code} without a reason.", code="refused") from error
-        raise kind(problem.detail, code=problem.code)
+        problem = _read_problem(response)
+        raise kind(
+            problem.detail or problem.title or f"The server answered {response.status_code} without a reason.",
+            code=problem.code,
+        )
+
+
+def _read_problem(response: httpx.Response) -> _Problem:
+    try:
+        return msgspec.json.decode(response.content, type=_Problem)
+    except msgspec.DecodeError:
+        return _Problem()
