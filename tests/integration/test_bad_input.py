@@ -291,7 +291,7 @@ strides = [8, 16, 32]
 
 
 TORCH_MODEL = "ssdlite320_mobilenet_v3_large"
-NEEDS_TORCH = f"the model '{TORCH_MODEL}' needs torch, torchvision; {format_install_hint('torch')}"
+NEEDS_TORCH = f"Model '{TORCH_MODEL}' needs torch, torchvision. {format_install_hint('torch')}."
 
 
 @pytest.fixture(scope="module")
