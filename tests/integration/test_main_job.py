@@ -11,7 +11,7 @@ import pytest
 from tests.integration.server_owner import wait_until
 from tests.integration.vidflow_process import DONE_LIMIT_S, VidflowClient, running_vidflow
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(700)]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from vidflow.infra.process.stopping import Stop
 from vidflow.settings import DevOptions
 
 READY_LIMIT_S = 110.0
-DONE_LIMIT_S = 150.0
+DONE_LIMIT_S = 300.0
 
 
 class VidflowClient:
