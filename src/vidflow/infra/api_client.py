@@ -22,7 +22,7 @@ class _Problem(msgspec.Struct, frozen=True):
 
     detail: str = ""
     title: str = ""
-    code: str = "refused"
+    code: str = ""
 
 
 class ApiClient:
@@ -97,10 +97,8 @@ class ApiClient:
         if response.status_code == HTTPStatus.INTERNAL_SERVER_ERROR:
             kind = InternalError
         problem = _read_problem(response)
-        raise kind(
-            problem.detail or problem.title or f"The server answered {response.status_code} without a reason.",
-            code=problem.code,
-        )
+        reason = problem.detail or problem.title or f"The server answered {response.status_code} without a reason."
+        raise kind(reason, code=problem.code) if problem.code else kind(reason, code="refused")
 
 
 def _read_problem(response: httpx.Response) -> _Problem:
