@@ -81,6 +81,7 @@ class TestQueue:
             write_deployment(database_url, create_scenario(client)["scenario_uuid"])
             wait_until(lambda: is_admitted(client), "the deployed scenario no longer counts")
 
+    @pytest.mark.long
     def test_concurrent_requests_do_not_exceed_the_limit(
         self, database_url: str, connection: psycopg.Connection
     ) -> None:
@@ -142,6 +143,7 @@ class TestConnections:
         """Keep the request that holds the connection from timing out."""
         monkeypatch.setattr(database, "STATEMENT_TIMEOUT_S", 60.0)
 
+    @pytest.mark.long
     def test_requests_without_a_connection_are_refused_quickly_and_served_once_one_is_free(
         self, database_url: str
     ) -> None:
@@ -163,6 +165,7 @@ class TestConnections:
             # Not with `client`: the server may be closing its connection, which has been idle for some seconds.
             wait_until(lambda: is_admitted(new_connections), "it serves again")
 
+    @pytest.mark.long
     def test_an_exhausted_pool_is_not_logged_as_an_outage(
         self, database_url: str, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -199,6 +199,7 @@ def test_metrics_on_a_separate_port_are_not_served_by_the_api(database_url: str)
     assert 'vidflow_scenarios{state="init_startup"}' in text
 
 
+@pytest.mark.long
 def test_an_exhausted_connection_pool_is_reported_quickly(database_url: str) -> None:
     with (
         ready_api(ApiOptions(database_url=database_url, pool_size=1)) as client,
@@ -314,6 +315,7 @@ def pending_request(client: httpx.Client, method: str, path: str) -> Iterator[li
         thread.join()
 
 
+@pytest.mark.long
 def test_a_process_stops_while_a_request_hangs(database_url: str) -> None:
     with api_process(database_url) as (process, client), psycopg.connect(database_url) as other:
         other.execute("LOCK TABLE scenarios IN ACCESS EXCLUSIVE MODE")

@@ -80,6 +80,7 @@ def test_an_api_on_a_full_disk_rejects_new_scenarios_and_still_reads(server: tup
             assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (accepted + 2,), table
 
 
+@pytest.mark.long
 def test_invariant_8_an_inbox_on_a_full_disk_waits_logs_once_and_loses_nothing(
     server: tuple[str, SmallDisk], kafka_settings: KafkaSettings, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -93,6 +93,7 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
         kafka.stop()
 
 
+@pytest.mark.long
 def test_the_broker_ends_when_its_owner_is_killed(tmp_path: Path) -> None:
     with running_owner("kafka", tmp_path) as (owner, port):
         assert is_listening(port)

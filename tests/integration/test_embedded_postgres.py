@@ -98,6 +98,7 @@ def test_a_port_in_use_is_reported_with_the_servers_message(tmp_path: Path) -> N
         first.stop()
 
 
+@pytest.mark.long
 def test_a_stop_request_cancels_the_start_and_leaves_no_process(tmp_path: Path) -> None:
     stop = Stop()
     postgres = EmbeddedPostgres(

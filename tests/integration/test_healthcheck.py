@@ -90,6 +90,7 @@ def test_roles_are_healthy_while_their_servers_are_away(tmp_path: Path) -> None:
             wait_until(lambda file=file: is_healthy(file), f"{name} is healthy", 20)
 
 
+@pytest.mark.long
 def test_a_role_is_unhealthy_while_its_main_loop_hangs_and_its_threads_run(
     tmp_path: Path, database_url: str, kafka_settings: KafkaSettings
 ) -> None:

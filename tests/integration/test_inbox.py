@@ -123,6 +123,7 @@ def test_results_are_stored_with_all_their_values(connection: Connection, option
     assert (after.last_pts, after.time_base, after.last_time_s) == (10, "1/90000", 0.2)
 
 
+@pytest.mark.long
 def test_many_scenarios_are_stored_completely_and_in_order(connection: Connection, options: InboxOptions) -> None:
     uuids = [insert_progress(connection) for _ in range(10)]
     with running_inbox(connection, options):
@@ -224,6 +225,7 @@ def test_a_message_that_cannot_be_decoded_becomes_a_dead_letter_and_blocks_no_ot
     assert stored_frame_numbers(connection, uuid) == [0, 1]
 
 
+@pytest.mark.long
 def test_only_the_row_that_postgresql_rejects_becomes_a_dead_letter(
     connection: Connection, options: InboxOptions
 ) -> None:
@@ -339,6 +341,7 @@ def test_an_inbox_continues_from_a_position_that_was_moved_back(connection: Conn
 
 
 @pytest.mark.parametrize("restored", ["UPDATE inbox_partitions SET position = 0", "DELETE FROM inbox_partitions"])
+@pytest.mark.long
 def test_invariant_7_a_restored_position_is_used_without_a_further_message(
     connection: Connection, options: InboxOptions, restored: str
 ) -> None:
@@ -364,6 +367,7 @@ def test_deleted_positions_are_created_again(connection: Connection, options: In
         wait_until(lambda: stored_frame_numbers(connection, uuid) == list(range(6)), "all messages are read again")
 
 
+@pytest.mark.long
 def test_a_position_beyond_the_end_of_the_log_is_repaired(connection: Connection, options: InboxOptions) -> None:
     """This happens when the log is truncated. Without the repair, the inbox would never read a message or catch up."""
     uuid = insert_progress(connection)
@@ -376,6 +380,7 @@ def test_a_position_beyond_the_end_of_the_log_is_repaired(connection: Connection
     assert connection.execute("SELECT max(position) FROM inbox_partitions").fetchone() == (5,)
 
 
+@pytest.mark.long
 def test_messages_that_kafka_has_deleted_do_not_stop_the_inbox(connection: Connection, options: InboxOptions) -> None:
     uuid = insert_progress(connection)
     send_results(options.kafka, *frames(uuid, range(5)))
@@ -389,6 +394,7 @@ def test_messages_that_kafka_has_deleted_do_not_stop_the_inbox(connection: Conne
     assert connection.execute("SELECT max(position) FROM inbox_partitions").fetchone() == (5,)
 
 
+@pytest.mark.long
 def test_everything_sent_before_the_caught_up_time_is_stored(connection: Connection, options: InboxOptions) -> None:
     uuid = insert_progress(connection)
     with running_inbox(connection, options):
@@ -422,6 +428,7 @@ def test_a_partition_that_was_never_read_has_no_caught_up_time(connection: Conne
     assert caught_up_s(connection, "another id", range(16)) is None
 
 
+@pytest.mark.long
 def test_two_inboxes_store_everything_once(connection: Connection, options: InboxOptions) -> None:
     uuids = [insert_progress(connection) for _ in range(12)]
     with running_inbox(connection, options), running_role(run, options):
@@ -471,6 +478,7 @@ def poll_and_check_loss(reader: Reader) -> bool:
     return len(reader.positions) < PARTITIONS[RESULTS]
 
 
+@pytest.mark.long
 def test_partitions_that_move_to_another_inbox_during_a_copy_lose_no_frames(
     connection: Connection, options: InboxOptions
 ) -> None:
@@ -543,6 +551,7 @@ def test_invariant_5_killed_frozen_and_stopped_inboxes_store_every_frame_once(
     ],
     ids=["between statements", "in a COPY"],
 )
+@pytest.mark.long
 def test_invariant_8_an_inbox_frozen_in_a_transaction_does_not_block_another(
     connection: Connection, options: InboxOptions, lock_statement: LiteralString, frozen_state: str
 ) -> None:
@@ -589,6 +598,7 @@ def wait_until_stored(connection: Connection, uuids: list[str], count: int) -> N
 
 @pytest.mark.fault
 @pytest.mark.parametrize("place", ["inbox.before_position", "inbox.before_commit", "inbox.after_commit"])
+@pytest.mark.long
 def test_an_inbox_killed_at_a_crash_point_is_followed_by_one_that_stores_every_frame_once(
     connection: Connection, options: InboxOptions, place: str
 ) -> None:
@@ -618,6 +628,7 @@ def test_lost_database_connections_lose_no_frames(connection: Connection, option
 
 
 @pytest.mark.fault
+@pytest.mark.long
 def test_invariant_8_an_inbox_waits_for_its_database_and_continues_where_it_was(
     tmp_path: Path, kafka_settings: KafkaSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -693,6 +704,7 @@ def group_members(settings: KafkaSettings) -> int:
     return len(client.describe_consumer_groups([GROUP])[GROUP].result(10).members)
 
 
+@pytest.mark.long
 def test_a_recreated_topic_is_read_from_its_beginning(connection: Connection, options: InboxOptions) -> None:
     uuid = insert_progress(connection)
     send_results(options.kafka, *frames(uuid, range(5)))
@@ -762,6 +774,7 @@ def test_an_unknown_offset_is_neither_a_position_nor_an_end(connection: Connecti
     assert inbox_partitions.read_positions(connection, RESULTS, "unknown", [0, 1]) == {0: 0, 1: 0}
 
 
+@pytest.mark.long
 def test_a_batch_exceeds_its_byte_limit_by_one_message_at_most(connection: Connection, options: InboxOptions) -> None:
     uuid = insert_progress(connection)
     label = "x" * (LONG_BYTES - 1000)

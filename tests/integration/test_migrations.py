@@ -157,6 +157,7 @@ def test_phases_cannot_be_applied_out_of_order() -> None:
         migrations.filter_by_phase(missing, "post")
 
 
+@pytest.mark.long
 def test_a_migration_without_a_lock_lets_others_pass_and_is_retried(
     empty_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -49,6 +49,7 @@ def test_boxes_in_a_street_have_the_size_of_people(shared: Path) -> None:
     assert max(x2 - x1 for x1, _, x2, _ in boxes) < 768 / 2
 
 
+@pytest.mark.long
 def test_a_resumed_run_with_a_warm_up_gives_the_same_detections(shared: Path) -> None:
     kept = street(shared, 5, 200)
     uninterrupted = motion().infer(kept)

@@ -194,6 +194,7 @@ def test_waiting_for_a_lost_answer_times_out(server: EmbeddedPostgres, proxy: Pr
 
 
 @pytest.mark.fault
+@pytest.mark.long
 def test_the_work_of_a_lease_holder_continues_after_every_loss(
     server: EmbeddedPostgres, proxy: Proxy, tmp_path: Path
 ) -> None:

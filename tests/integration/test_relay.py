@@ -134,6 +134,7 @@ def test_rows_inserted_while_a_relay_runs_are_published(connection: Connection, 
 
 
 @pytest.mark.fault
+@pytest.mark.long
 def test_a_full_disk_is_logged_once_and_causes_no_duplicates(
     connection: Connection, options: RelayOptions, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -151,6 +152,7 @@ def test_a_full_disk_is_logged_once_and_causes_no_duplicates(
 
 @pytest.mark.fault
 @pytest.mark.parametrize("place", ["relay.before_publish", "relay.after_publish", "relay.after_mark"])
+@pytest.mark.long
 def test_a_relay_killed_at_a_crash_point_loses_no_rows_and_keeps_their_order(
     connection: Connection, options: RelayOptions, place: str
 ) -> None:
@@ -216,6 +218,7 @@ def test_invariant_2_rows_keep_the_order_of_their_key_while_relays_start_and_sto
 
 
 @pytest.mark.fault
+@pytest.mark.long
 def test_invariant_2_another_relay_takes_over_the_shards_of_a_killed_relay(
     connection: Connection, options: RelayOptions
 ) -> None:
@@ -236,6 +239,7 @@ def test_invariant_2_another_relay_takes_over_the_shards_of_a_killed_relay(
 
 
 @pytest.mark.fault
+@pytest.mark.long
 def test_invariant_2_a_relay_that_was_frozen_removes_no_rows_of_its_successor(
     connection: Connection, options: RelayOptions
 ) -> None:

@@ -77,6 +77,7 @@ def test_a_clip_of_40_seconds_has_40_frames_at_one_per_second(shared: Path) -> N
 
 
 @pytest.mark.parametrize("rate", [None, Fraction(5), Fraction(1)], ids=["all", "5 per second", "1 per second"])
+@pytest.mark.long
 def test_resuming_in_a_long_gop_seeks_and_yields_the_same_frames(
     shared: Path, rate: Fraction | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

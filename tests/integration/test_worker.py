@@ -139,6 +139,7 @@ def test_yolox_finds_two_bottles(control_plane: ControlPlane, runner_id: str, sh
     assert all(detection.score > 0.9 for detection in tenth.detections)
 
 
+@pytest.mark.long
 def test_the_parameters_of_a_scenario_are_applied(control_plane: ControlPlane, runner_id: str, shared: Path) -> None:
     uuid = new_uuid()
     parameters = Parameters(score_threshold=0.99)
@@ -168,6 +169,7 @@ def test_a_resumed_run_of_a_stateful_model_gives_the_results_of_an_uninterrupted
     assert end.last_frame == uninterrupted[-1].frame_number
 
 
+@pytest.mark.long
 def test_a_resumed_run_on_a_real_clip_gives_the_results_of_an_uninterrupted_run(
     control_plane: ControlPlane, runner_id: str, shared: Path
 ) -> None:
