@@ -31,7 +31,7 @@ from vidflow.infra.kafka import clients
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.postgres import leader_tables
 from vidflow.infra.postgres.connection import Connection, connect
-from vidflow.infra.postgres.lease import Lease, acquire
+from vidflow.infra.postgres.lease import LEADER_LEASE, Lease, acquire
 from vidflow.roles.orchestrator.leader import Leader
 from vidflow.roles.orchestrator.listener import Topic
 
@@ -128,9 +128,9 @@ def measure_ticks(url: str, connection: Connection, runners: int, count: int) ->
     """Return the milliseconds of each tick, and those of this process's CPU time."""
     simulated = reports(connection, runners)
     holder = uuid4()
-    term = acquire(connection, "leader", holder)
+    term = acquire(connection, LEADER_LEASE, holder)
     assert term is not None
-    lease = Lease(url, "leader", holder, term, time.monotonic())
+    lease = Lease(url, LEADER_LEASE, holder, term, time.monotonic())
     renewing = threading.Thread(target=lambda: lease.renew_until_over(connection))
     renewing.start()
     tick_ms, cpu_ms = [], []

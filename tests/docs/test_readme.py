@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from litestar import Router
+from tests.cli_commands import all_commands
 from tests.docs.pages import PAGES, README, ROOT, code_snippets, page_name
 
-from vidflow.cli.app import app
 from vidflow.roles.api import health, models, predictions, scenarios
 
 SPAN = re.compile(r"`([^`]+)`")
@@ -35,17 +34,6 @@ def command_lines(text: str) -> list[list[str]]:
     return [words for words in lines if "|" not in words] + alternatives
 
 
-@cache
-def commands() -> dict[str, Any]:
-    """Return all commands by their names, such as `db migrate`."""
-    group: Any = typer.main.get_command(app)
-    by_name: dict[str, Any] = {"": group}
-    for name, command in group.commands.items():
-        by_name[name] = command
-        by_name |= {f"{name} {subname}": sub for subname, sub in getattr(command, "commands", {}).items()}
-    return by_name
-
-
 def options(command: Any) -> set[str]:
     return {"--help"} | {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
 
@@ -53,7 +41,7 @@ def options(command: Any) -> set[str]:
 @cache
 def variables() -> set[str]:
     """Return the variables of all options, and those read by `settings.read_environment_variable`."""
-    parameters = [parameter for command in commands().values() for parameter in command.params]
+    parameters = [parameter for command in all_commands().values() for parameter in command.params]
     envvars = [parameter.envvar for parameter in parameters if parameter.envvar]
     sources = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
     names = {name for envvar in envvars for name in ([envvar] if isinstance(envvar, str) else envvar)}
@@ -76,7 +64,7 @@ pages = pytest.mark.parametrize("page", PAGES, ids=page_name)
 
 @pages
 def test_each_command_on_a_page_exists_with_its_options(page: Path) -> None:
-    known = commands()
+    known = all_commands()
     for words in command_lines(page.read_text()):
         if words[0] == "ROLE":
             continue
@@ -94,7 +82,7 @@ def test_the_readme_shows_each_role_and_the_first_commands() -> None:
 
 @pages
 def test_each_option_on_a_page_exists(page: Path) -> None:
-    known = {option for command in commands().values() for option in options(command)}
+    known = {option for command in all_commands().values() for option in options(command)}
     alone = {code.split()[0].partition("=")[0] for code in code_snippets(page.read_text()) if re.match("--[a-z]", code)}
     assert alone <= known
 

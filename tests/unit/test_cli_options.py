@@ -6,22 +6,11 @@ from collections import defaultdict
 from typing import Any
 
 import pytest
-import typer
+from tests.cli_commands import all_commands
 from typer.testing import CliRunner
 
 from vidflow.cli import PROGRAM
 from vidflow.cli.app import app
-
-
-def all_commands() -> dict[str, Any]:
-    """Return all commands and groups by their names, such as `db migrate`."""
-    group: Any = typer.main.get_command(app)
-    by_name: dict[str, Any] = {"": group}
-    for name, command in group.commands.items():
-        by_name[name] = command
-        by_name |= {f"{name} {subname}": sub for subname, sub in getattr(command, "commands", {}).items()}
-    return by_name
-
 
 COMMANDS = all_commands()
 OPTIONS = [

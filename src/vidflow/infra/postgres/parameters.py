@@ -8,7 +8,10 @@ import msgspec
 
 
 def columns(rows: Iterable[tuple[object, ...]]) -> list[list[object]]:
-    """Return the columns of rows of equal length, for `unnest`. Rows are sent to PostgreSQL as one binary array per column."""
+    """Return the columns of rows of equal length, for `unnest`. There must be at least one row.
+
+    Rows are sent to PostgreSQL as one binary array per column.
+    """
     return [list(column) for column in zip(*rows, strict=True)]
 
 
