@@ -149,9 +149,7 @@ class TestConnections:
     ) -> None:
         with (
             ready_api(ApiOptions(database_url=database_url, pool_size=1)) as client,
-            httpx.Client(
-                base_url=client.base_url, timeout=30, limits=httpx.Limits(max_keepalive_connections=0)
-            ) as new_connections,
+            httpx.Client(base_url=client.base_url, timeout=30, headers={"connection": "close"}) as new_connections,
             ThreadPoolExecutor(100) as executor,
         ):
             with self.no_connection_free(client, database_url):
