@@ -10,7 +10,7 @@ CREATE TABLE scenarios (
     resume_frame     bigint      NOT NULL DEFAULT 0 CHECK (resume_frame >= 0),
     size_bytes       integer     NOT NULL DEFAULT 0,
     attempt          integer     NOT NULL DEFAULT 0 CHECK (attempt >= 0),
-    returns          integer     NOT NULL DEFAULT 0 CHECK (returns >= 0),
+    requeues         integer     NOT NULL DEFAULT 0 CHECK (requeues >= 0),
     priority         integer     NOT NULL DEFAULT 0 CHECK (priority BETWEEN -100 AND 100),
     state            text        NOT NULL DEFAULT 'init_startup' CHECK (state IN (
                                      'init_startup', 'in_startup_processing', 'active',

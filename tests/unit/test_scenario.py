@@ -56,11 +56,11 @@ DECIDED = {State.INIT_SHUTDOWN, State.IN_SHUTDOWN_PROCESSING, State.INACTIVE}
 
 
 def scenario(
-    state: State = State.ACTIVE, *, attempt: int = 0, returns: int = 0, skips_poison: bool = False
+    state: State = State.ACTIVE, *, attempt: int = 0, requeues: int = 0, skips_poison: bool = False
 ) -> Scenario:
     outcome = Outcome.STOPPED if state in DECIDED else None
     return Scenario(
-        UUID, state, outcome, None, epoch=5, attempt=attempt, returns=returns, runner="r1", resume_frame=10,
+        UUID, state, outcome, None, epoch=5, attempt=attempt, requeues=requeues, runner="r1", resume_frame=10,
         skips_poison=skips_poison,
     )  # fmt: skip
 
@@ -187,7 +187,7 @@ def test_a_loss_and_a_requeue_set_the_resume_frame_to_the_end_of_the_rows() -> N
 
 
 def test_a_loss_resets_the_count_of_requeues() -> None:
-    assert build_loss_event(scenario(returns=7), loss(), POLICY, 0.0).returns == 0
+    assert build_loss_event(scenario(requeues=7), loss(), POLICY, 0.0).requeues == 0
 
 
 @pytest.mark.parametrize(("attempt", "delay_s"), [(0, 1.0), (1, 2.0), (2, 4.0), (3, 8.0), (8, 60.0), (5000, 60.0)])
@@ -199,7 +199,7 @@ def test_the_backoff_doubles_up_to_a_minute_and_jitter_at_most_halves_it(attempt
 
 def test_a_frame_that_used_up_all_attempts_is_skipped_on_request() -> None:
     result = build_loss_event(scenario(attempt=4, skips_poison=True), loss(at_frame=True), POLICY, 0.0)
-    assert (result.kind, result.skip, result.attempt, result.returns) == (Kind.SKIPPED, Skip(90, 1), 0, 0)
+    assert (result.kind, result.skip, result.attempt, result.requeues) == (Kind.SKIPPED, Skip(90, 1), 0, 0)
     assert result.reason_code is ReasonCode.WORKER_CRASHED
 
 
@@ -235,23 +235,23 @@ def test_a_failure_keeps_the_code_of_the_last_error() -> None:
 
 def test_a_requeue_counts_no_attempt() -> None:
     result = build_requeue_event(scenario(attempt=3), ReasonCode.RUNNER_REFUSED, "refused", 10, POLICY)
-    assert (result.kind, result.attempt, result.returns) == (Kind.RETURNED, None, 1)
+    assert (result.kind, result.attempt, result.requeues) == (Kind.RETURNED, None, 1)
     returned = decide(scenario(attempt=3), result).after
     assert returned is not None
     assert returned.attempt == 3
 
 
 def test_a_requeue_after_a_stored_frame_restarts_both_counts() -> None:
-    result = build_requeue_event(scenario(attempt=3, returns=6), ReasonCode.HANDED_OVER, "handed_over", 11, POLICY)
-    assert (result.attempt, result.returns) == (0, 1)
+    result = build_requeue_event(scenario(attempt=3, requeues=6), ReasonCode.HANDED_OVER, "handed_over", 11, POLICY)
+    assert (result.attempt, result.requeues) == (0, 1)
 
 
 @pytest.mark.parametrize(
-    ("returns", "delay_s"), [(0, 1.0), (1, 2.0), (2, 4.0), (3, 8.0), (4, 10.0), (50, 10.0), (100_000, 10.0)]
+    ("requeues", "delay_s"), [(0, 1.0), (1, 2.0), (2, 4.0), (3, 8.0), (4, 10.0), (50, 10.0), (100_000, 10.0)]
 )
-def test_consecutive_requeues_back_off_up_to_ten_seconds(returns: int, delay_s: float) -> None:
+def test_consecutive_requeues_back_off_up_to_ten_seconds(requeues: int, delay_s: float) -> None:
     assert (
-        build_requeue_event(scenario(returns=returns), ReasonCode.RUNNER_REFUSED, "refused", 10, POLICY).delay_s
+        build_requeue_event(scenario(requeues=requeues), ReasonCode.RUNNER_REFUSED, "refused", 10, POLICY).delay_s
         == delay_s
     )
 

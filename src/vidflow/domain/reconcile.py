@@ -193,7 +193,7 @@ def assign_scenarios(tick: TickContext) -> list[tuple[ScenarioView, Event]]:
 
 
 def _previous_runner(scenario: Scenario) -> str | None:
-    return scenario.runner if scenario.attempt or scenario.returns else None
+    return scenario.runner if scenario.attempt or scenario.requeues else None
 
 
 def find_free_slots(tick: TickContext) -> list[RunnerSlots]:

@@ -126,7 +126,7 @@ class Skip(msgspec.Struct, frozen=True):
 class Scenario(msgspec.Struct, frozen=True):
     """The part of a scenario that the lifecycle depends on.
 
-    `attempt` counts the losses since a frame was last stored. `returns` counts consecutive requeues, which are not failures.
+    `attempt` counts the losses since a frame was last stored. `requeues` counts consecutive redeployments that were not failures.
     `resume_frame` is the frame at which the deployment resumed; after a loss or requeue, it is the next frame at that moment.
     `runner` and `epoch` are those of the last deployment; epoch 0 means never deployed. Only runners of `pool` may work on it.
     """
@@ -137,7 +137,7 @@ class Scenario(msgspec.Struct, frozen=True):
     error: ErrorInfo | None = None
     epoch: int = 0
     attempt: int = 0
-    returns: int = 0
+    requeues: int = 0
     runner: str | None = None
     resume_frame: int = 0
     skips: tuple[Skip, ...] = ()
@@ -150,7 +150,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
     `epoch` is the deployment that the event concerns; None (a client's request) concerns any. `reason_code`, `reason` (a
     sentence) and `detail` go to the history. The other fields depend on the kind: `runner` and `new_epoch` of an assignment,
-    the new values of `resume_frame`, `attempt` and `returns`, `delay_s` before the next deployment, `error` of a failure,
+    the new values of `resume_frame`, `attempt` and `requeues`, `delay_s` before the next deployment, `error` of a failure,
     `skip` of a skip.
     """
 
@@ -163,7 +163,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     new_epoch: int | None = None
     resume_frame: int | None = None
     attempt: int | None = None
-    returns: int | None = None
+    requeues: int | None = None
     delay_s: float = 0.0
     error: ErrorInfo | None = None
     skip: Skip | None = None
@@ -206,7 +206,7 @@ def _apply(scenario: Scenario, step: Step, event: Event) -> Scenario:
         "runner": event.runner,
         "resume_frame": event.resume_frame,
         "attempt": event.attempt,
-        "returns": event.returns,
+        "requeues": event.requeues,
         "outcome": step.outcome,
         "error": event.error,
         "skips": None if event.skip is None else add_skip(scenario.skips, event.skip),
@@ -286,13 +286,13 @@ def build_loss_event(scenario: Scenario, loss: Loss, policy: RetryPolicy, jitter
             detail=loss.detail,
             resume_frame=loss.next_frame,
             attempt=attempt,
-            returns=0,
+            requeues=0,
             delay_s=delay_s,
         )
     if scenario.skips_poison and loss.at_frame is not None and len(scenario.skips) < MAX_SKIPS:
         return Event(
             kind=Kind.SKIPPED, reason_code=loss.reason_code, reason=loss.reason, epoch=scenario.epoch, detail=loss.detail,
-            attempt=0, returns=0, skip=Skip(loss.last_pts, 1),
+            attempt=0, requeues=0, skip=Skip(loss.last_pts, 1),
         )  # fmt: skip
     return Event(
         kind=Kind.FAILED, reason_code=loss.reason_code, reason=loss.reason, epoch=scenario.epoch, detail=loss.detail,
@@ -321,12 +321,12 @@ def build_requeue_event(
     scenario: Scenario, reason_code: ReasonCode, reason: str, next_frame: int, policy: RetryPolicy
 ) -> Event:
     """Return the event for a requeue, which is not a failure and counts no attempt. Consecutive requeues wait longer."""
-    returns = 1 if next_frame > scenario.resume_frame else scenario.returns + 1
+    requeues = 1 if next_frame > scenario.resume_frame else scenario.requeues + 1
     attempt = 0 if next_frame > scenario.resume_frame else None
-    delay_s = _compute_backoff_s(policy.requeue_backoff_s, returns, policy.max_requeue_backoff_s)
+    delay_s = _compute_backoff_s(policy.requeue_backoff_s, requeues, policy.max_requeue_backoff_s)
     return Event(
         kind=Kind.RETURNED, reason_code=reason_code, reason=reason, epoch=scenario.epoch, resume_frame=next_frame,
-        attempt=attempt, returns=returns, delay_s=delay_s,
+        attempt=attempt, requeues=requeues, delay_s=delay_s,
     )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ class TablesSnapshot(msgspec.Struct, frozen=True):
 # `parameters` may hold 250 kB of labels, so they are read only where the next loss would be the last attempt.
 _ROWS: Final = """
      CROSS JOIN LATERAL (
-           SELECT s.scenario_uuid::text, s.state, s.outcome, s.error::text AS error, s.epoch, s.attempt, s.returns, s.runner,
+           SELECT s.scenario_uuid::text, s.state, s.outcome, s.error::text AS error, s.epoch, s.attempt, s.requeues, s.runner,
                   s.resume_frame, nullif(s.skips, '[]')::text AS skips, s.pool, s.priority,
                   CASE WHEN s.attempt >= %(last_attempt)s
                        THEN coalesce(s.parameters ->> 'on_poison' = 'skip', false)

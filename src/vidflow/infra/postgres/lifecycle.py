@@ -30,7 +30,7 @@ def decode_scenario(row: dict[str, Any]) -> Scenario:
         error=msgspec.json.decode(row["error"], type=ErrorInfo) if row["error"] else None,
         epoch=row["epoch"],
         attempt=row["attempt"],
-        returns=row["returns"],
+        requeues=row["requeues"],
         runner=row["runner"],
         resume_frame=row["resume_frame"],
         skips=msgspec.json.decode(row["skips"], type=tuple[Skip, ...]) if row["skips"] else (),
@@ -42,7 +42,7 @@ def decode_scenario(row: dict[str, Any]) -> Scenario:
 def read_scenario(tx: Connection, scenario_uuid: str) -> Scenario | None:
     """Return a scenario, or None if it does not exist."""
     query = """
-        SELECT scenario_uuid::text, state, outcome, error::text, epoch, attempt, returns, runner, resume_frame, skips::text, pool,
+        SELECT scenario_uuid::text, state, outcome, error::text, epoch, attempt, requeues, runner, resume_frame, skips::text, pool,
                coalesce(parameters ->> 'on_poison' = 'skip', false) AS skips_poison
           FROM scenarios
          WHERE scenario_uuid = %s
@@ -92,11 +92,11 @@ def _move(tx: Connection, decisions: Sequence[Decision]) -> set[str]:
         WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS at)
         UPDATE scenarios s
            SET state = n.state, outcome = n.outcome, error = n.error::jsonb, epoch = n.epoch, attempt = n.attempt,
-               returns = n.returns, runner = n.runner, resume_frame = n.resume_frame, skips = n.skips::jsonb,
+               requeues = n.requeues, runner = n.runner, resume_frame = n.resume_frame, skips = n.skips::jsonb,
                due_at = clock.at + make_interval(secs => n.delay_s), state_changed_at = clock.at
           FROM clock, unnest(%b::uuid[], %b::text[], %b::bigint[], %b::text[], %b::text[], %b::text[], %b::bigint[], %b::int[], %b::int[],
                       %b::text[], %b::bigint[], %b::text[], %b::float8[])
-               AS n (scenario_uuid, state_read, epoch_read, state, outcome, error, epoch, attempt, returns,
+               AS n (scenario_uuid, state_read, epoch_read, state, outcome, error, epoch, attempt, requeues,
                      runner, resume_frame, skips, delay_s)
          WHERE s.scenario_uuid = n.scenario_uuid AND s.state = n.state_read AND s.epoch = n.epoch_read
      RETURNING s.scenario_uuid::text
@@ -105,7 +105,7 @@ def _move(tx: Connection, decisions: Sequence[Decision]) -> set[str]:
             (
                 d.before.scenario_uuid, d.before.state.value, d.before.epoch, after.state.value,
                 after.outcome.value if after.outcome else None, to_json(after.error) if after.error else None, after.epoch, after.attempt,
-                after.returns, after.runner, after.resume_frame, to_json(after.skips), d.delay_s,
+                after.requeues, after.runner, after.resume_frame, to_json(after.skips), d.delay_s,
             )
             for d in decisions
             if (after := d.after)
