@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from queue import SimpleQueue
 from types import FrameType
 from typing import Final
 
@@ -58,10 +59,18 @@ class Stop:
 
     def request_on_signals(self) -> None:
         """Request a stop on SIGTERM and SIGINT. Call this on the main thread."""
+        # A handler runs on the main thread, which may hold the event's lock at that moment: `Event.set` would never return.
+        # `SimpleQueue.put` is reentrant.
+        signals: SimpleQueue[int] = SimpleQueue()
 
-        def handle(_number: int, _frame: FrameType | None) -> None:
+        def handle(number: int, _frame: FrameType | None) -> None:
+            signals.put(number)
+
+        def wait_for_signal() -> None:
+            signals.get()
             self.request()
 
+        threading.Thread(target=wait_for_signal, name="stop signals", daemon=True).start()
         signal.signal(signal.SIGTERM, handle)
         signal.signal(signal.SIGINT, handle)
 
