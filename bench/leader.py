@@ -22,6 +22,8 @@ import time
 from statistics import median, quantiles
 from uuid import uuid4
 
+from typing_extensions import override
+
 from servers import servers
 from stack import cpu_s
 from vidflow.domain.messages import Entry, Report, WorkerWait, encode
@@ -33,7 +35,7 @@ from vidflow.infra.postgres import leader_tables
 from vidflow.infra.postgres.connection import Connection, connect
 from vidflow.infra.postgres.lease import LEADER_LEASE, Lease, acquire
 from vidflow.roles.orchestrator.leader import Leader
-from vidflow.roles.orchestrator.listener import Topic
+from vidflow.roles.orchestrator.listener import LeaderListener, Topic
 
 AIM_MS = 20.0
 SHARE_S = 30.0
@@ -107,26 +109,29 @@ def report_of(runner: str, number: int, entries: tuple[Entry, ...]) -> Report:
     )
 
 
-class FakeHearing:
-    """Replaces the leader's listener: each runner has reported since the last tick, and nothing is new."""
+class SimulatedListener(LeaderListener):
+    """A listener without Kafka: each runner has reported since the last tick, and nothing is new."""
 
-    def __init__(self, reports: list[Report]) -> None:
-        self._reports = reports
-        self.results = Topic(RESULTS, "id", (0,))
+    def __init__(self, simulated: list[Report]) -> None:
+        self._simulated = simulated
 
-    def reports(self) -> list[tuple[Report, float]]:
-        return [(report, time.monotonic()) for report in self._reports]
+    @override
+    def take_reports(self) -> list[tuple[Report, float]]:
+        return [(report, time.monotonic()) for report in self._simulated]
 
-    def hearing_since(self, now_s: float) -> float:
+    @override
+    def probes_ok_since(self, now_s: float) -> float:
         return now_s - 100
 
-    def wait(self, _seconds: float) -> bool:
-        return False
+    @property
+    @override
+    def results_topic(self) -> Topic:
+        return Topic(RESULTS, "id", (0,))
 
 
 def measure_ticks(url: str, connection: Connection, runners: int, count: int) -> tuple[list[float], list[float]]:
     """Return the milliseconds of each tick, and those of this process's CPU time."""
-    simulated = reports(connection, runners)
+    listener = SimulatedListener(reports(connection, runners))
     holder = uuid4()
     term = acquire(connection, LEADER_LEASE, holder)
     assert term is not None
@@ -135,7 +140,7 @@ def measure_ticks(url: str, connection: Connection, runners: int, count: int) ->
     renewing.start()
     tick_ms, cpu_ms = [], []
     with connect(url, name="vidflow leader reads") as reads:
-        leader = Leader(lease, FakeHearing(simulated), reads, attempts=5)  # type: ignore[arg-type]
+        leader = Leader(lease, listener, reads, attempts=5)
         for number in range(count + 3):
             began_s, began_cpu_s = time.perf_counter(), time.process_time()
             leader.tick()
