@@ -33,7 +33,8 @@ from vidflow.infra.kafka import clients
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.postgres import leader_tables
 from vidflow.infra.postgres.connection import Connection, connect
-from vidflow.infra.postgres.lease import LEADER_LEASE, Lease, acquire
+from vidflow.infra.postgres.lease import LEADER_LEASE, acquire
+from vidflow.infra.postgres.lease_holder import Lease
 from vidflow.roles.orchestrator.leader import Leader
 from vidflow.roles.orchestrator.listener import LeaderListener, Topic
 

@@ -30,6 +30,7 @@ from tests.integration.api_server import (
 
 from vidflow.domain.errors import SetupError
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
+from vidflow.infra.postgres.lease import LEADER_LEASE, SHARD_PREFIX
 from vidflow.infra.postgres.migrations import migrate
 from vidflow.infra.process.stopping import Stop
 from vidflow.roles.api import run
@@ -51,7 +52,7 @@ def connection(database_url: str) -> Iterator[psycopg.Connection]:
 
 def write_live_rows(connection: psycopg.Connection) -> None:
     """Write the rows by which every role shows that it is alive."""
-    for name in ("leader", *(f"outbox/{shard}" for shard in range(16))):
+    for name in (LEADER_LEASE, *(f"{SHARD_PREFIX}{shard}" for shard in range(16))):
         connection.execute("INSERT INTO lease VALUES (%s, uuidv7(), 1, now() + interval '1 h')", (name,))
     connection.execute("INSERT INTO runners VALUES ('r', now(), 2, 2, 0, false, false, 'default', '1')")
     for partition in range(2):

@@ -16,7 +16,8 @@ from vidflow.domain.lease import LEASE_S
 from vidflow.infra.postgres import lease as leases
 from vidflow.infra.postgres import outbox
 from vidflow.infra.postgres.connection import FENCED_TRANSACTION_S, Connection, connect
-from vidflow.infra.postgres.lease import Lease, LeaseLost, run_as_holder
+from vidflow.infra.postgres.lease import LEADER_LEASE, LeaseLost
+from vidflow.infra.postgres.lease_holder import Lease, run_as_holder
 from vidflow.infra.process.stopping import Stop
 
 HOLDER, OTHER_HOLDER = uuid.uuid4(), uuid.uuid4()
@@ -28,54 +29,54 @@ def expire(connection: Connection) -> None:
 
 
 def test_the_first_holder_has_term_one(connection: Connection) -> None:
-    assert leases.acquire(connection, "leader", HOLDER) == 1
+    assert leases.acquire(connection, LEADER_LEASE, HOLDER) == 1
 
 
 def test_a_held_lease_cannot_be_acquired_by_another_holder(connection: Connection) -> None:
-    leases.acquire(connection, "leader", HOLDER)
-    assert leases.acquire(connection, "leader", OTHER_HOLDER) is None
+    leases.acquire(connection, LEADER_LEASE, HOLDER)
+    assert leases.acquire(connection, LEADER_LEASE, OTHER_HOLDER) is None
 
 
 def test_leases_with_different_names_are_independent(connection: Connection) -> None:
-    leases.acquire(connection, "leader", HOLDER)
+    leases.acquire(connection, LEADER_LEASE, HOLDER)
     assert leases.acquire(connection, "relay", OTHER_HOLDER) == 1
 
 
 def test_each_acquisition_has_a_new_term(connection: Connection) -> None:
-    leases.acquire(connection, "leader", HOLDER)
+    leases.acquire(connection, LEADER_LEASE, HOLDER)
     expire(connection)
-    assert leases.acquire(connection, "leader", OTHER_HOLDER) == 2
+    assert leases.acquire(connection, LEADER_LEASE, OTHER_HOLDER) == 2
 
 
 def test_an_expired_lease_cannot_be_renewed(connection: Connection) -> None:
-    leases.acquire(connection, "leader", HOLDER)
-    assert leases.renew(connection, {"leader": 1}, HOLDER)
+    leases.acquire(connection, LEADER_LEASE, HOLDER)
+    assert leases.renew(connection, {LEADER_LEASE: 1}, HOLDER)
     expire(connection)
-    assert not leases.renew(connection, {"leader": 1}, HOLDER)
+    assert not leases.renew(connection, {LEADER_LEASE: 1}, HOLDER)
 
 
 def test_a_released_lease_can_be_acquired_at_once(connection: Connection) -> None:
-    leases.acquire(connection, "leader", HOLDER)
-    leases.release(connection, {"leader": 1}, HOLDER)
-    assert leases.acquire(connection, "leader", OTHER_HOLDER) == 2
+    leases.acquire(connection, LEADER_LEASE, HOLDER)
+    leases.release(connection, {LEADER_LEASE: 1}, HOLDER)
+    assert leases.acquire(connection, LEADER_LEASE, OTHER_HOLDER) == 2
 
 
 def test_an_expiry_from_before_the_database_clock_stepped_back_is_capped(
     connection: Connection,
 ) -> None:
-    leases.acquire(connection, "leader", HOLDER)
+    leases.acquire(connection, LEADER_LEASE, HOLDER)
     connection.execute("UPDATE lease SET expires_at = clock_timestamp() + interval '1 hour'")
     leases.cap_expiry(connection)
     [(left_s,)] = connection.execute(
         "SELECT extract(epoch FROM expires_at - clock_timestamp())::float8 FROM lease"
     ).fetchall()
     assert LEASE_S - 0.5 < left_s <= LEASE_S
-    assert leases.acquire(connection, "leader", OTHER_HOLDER) is None
-    assert leases.renew(connection, {"leader": 1}, HOLDER)
+    assert leases.acquire(connection, LEADER_LEASE, OTHER_HOLDER) is None
+    assert leases.renew(connection, {LEADER_LEASE: 1}, HOLDER)
 
 
 def test_a_regular_expiry_is_not_capped(connection: Connection) -> None:
-    leases.acquire(connection, "leader", HOLDER)
+    leases.acquire(connection, LEADER_LEASE, HOLDER)
     before = connection.execute("SELECT expires_at FROM lease").fetchone()
     leases.cap_expiry(connection)
     assert connection.execute("SELECT expires_at FROM lease").fetchone() == before
@@ -84,7 +85,7 @@ def test_a_regular_expiry_is_not_capped(connection: Connection) -> None:
 def test_a_holder_that_died_before_the_database_clock_stepped_back_is_replaced(
     connection: Connection, database_url: str
 ) -> None:
-    leases.acquire(connection, "leader", OTHER_HOLDER)
+    leases.acquire(connection, LEADER_LEASE, OTHER_HOLDER)
     connection.execute("UPDATE lease SET expires_at = clock_timestamp() + interval '1 hour'")
     stop = Stop()
     acquired: list[Lease] = []
@@ -95,10 +96,10 @@ def test_a_holder_that_died_before_the_database_clock_stepped_back_is_replaced(
 
 
 def test_a_former_holder_cannot_write(connection: Connection, database_url: str) -> None:
-    leases.acquire(connection, "leader", HOLDER)
-    former = Lease(database_url, "leader", HOLDER, 1, time.monotonic())
+    leases.acquire(connection, LEADER_LEASE, HOLDER)
+    former = Lease(database_url, LEADER_LEASE, HOLDER, 1, time.monotonic())
     expire(connection)
-    leases.acquire(connection, "leader", OTHER_HOLDER)
+    leases.acquire(connection, LEADER_LEASE, OTHER_HOLDER)
     with pytest.raises(LeaseLost), former.fenced() as tx:
         outbox.add_messages(tx, [outbox_row("a")])
     assert outbox.read_pending_messages(connection, 10) == []
@@ -110,8 +111,8 @@ def test_a_former_holder_with_the_same_term_in_a_restored_database_cannot_write(
     connection: Connection, database_url: str
 ) -> None:
     """The restored database assigns term 1 again, so that only the holder's uuid differs."""
-    former = Lease(database_url, "leader", HOLDER, 1, time.monotonic())
-    leases.acquire(connection, "leader", OTHER_HOLDER)
+    former = Lease(database_url, LEADER_LEASE, HOLDER, 1, time.monotonic())
+    leases.acquire(connection, LEADER_LEASE, OTHER_HOLDER)
     with pytest.raises(LeaseLost), former.fenced():
         pass
     former.close()
@@ -120,16 +121,16 @@ def test_a_former_holder_with_the_same_term_in_a_restored_database_cannot_write(
 def test_a_takeover_waits_for_a_fenced_transaction_and_a_renewal_does_not(
     connection: Connection, database_url: str
 ) -> None:
-    leases.acquire(connection, "leader", HOLDER)
-    holder = Lease(database_url, "leader", HOLDER, 1, time.monotonic())
+    leases.acquire(connection, LEADER_LEASE, HOLDER)
+    holder = Lease(database_url, LEADER_LEASE, HOLDER, 1, time.monotonic())
     terms: list[int | None] = []
 
     def take_over() -> None:
         with connect(database_url, name="standby") as standby:
-            terms.append(leases.acquire(standby, "leader", OTHER_HOLDER))
+            terms.append(leases.acquire(standby, LEADER_LEASE, OTHER_HOLDER))
 
     with holder.fenced() as tx:
-        assert leases.renew(connection, {"leader": 1}, HOLDER)
+        assert leases.renew(connection, {LEADER_LEASE: 1}, HOLDER)
         expire(connection)
         standby = threading.Thread(target=take_over, name="standby")
         standby.start()
@@ -150,13 +151,13 @@ def waits_for_a_lock(connection: Connection) -> bool:
 def test_a_holder_frozen_in_a_transaction_does_not_block_a_takeover_forever(
     connection: Connection, database_url: str
 ) -> None:
-    leases.acquire(connection, "leader", HOLDER)
-    frozen = Lease(database_url, "leader", HOLDER, 1, time.monotonic())
+    leases.acquire(connection, LEADER_LEASE, HOLDER)
+    frozen = Lease(database_url, LEADER_LEASE, HOLDER, 1, time.monotonic())
     with pytest.raises(psycopg.Error, match=r"transaction timeout|closed the connection"), frozen.fenced() as tx:  # noqa: PT012
         expire(connection)
         connection.execute("SET lock_timeout = '10s'")  # longer than any bounded wait
         began_s = time.monotonic()
-        assert leases.acquire(connection, "leader", OTHER_HOLDER) == 2
+        assert leases.acquire(connection, LEADER_LEASE, OTHER_HOLDER) == 2
         print_figure(
             f"takeover from a holder frozen in a transaction: {time.monotonic() - began_s:.2f} s (limit: {FENCED_TRANSACTION_S} s)"
         )
@@ -168,8 +169,8 @@ def test_a_holder_frozen_in_a_transaction_does_not_block_a_takeover_forever(
 def test_a_connection_closed_between_two_writes_does_not_fail_the_second_write(
     connection: Connection, database_url: str
 ) -> None:
-    leases.acquire(connection, "leader", HOLDER)
-    holder = Lease(database_url, "leader", HOLDER, 1, time.monotonic())
+    leases.acquire(connection, LEADER_LEASE, HOLDER)
+    holder = Lease(database_url, LEADER_LEASE, HOLDER, 1, time.monotonic())
     with holder.fenced():
         pass
     assert terminate_connections(connection, "vidflow leader") == 1
@@ -180,7 +181,7 @@ def test_a_connection_closed_between_two_writes_does_not_fail_the_second_write(
     holder.close()
 
 
-def start_holder(database_url: str, stop: Stop, acquired: list[Lease], name: str = "leader") -> threading.Thread:
+def start_holder(database_url: str, stop: Stop, acquired: list[Lease], name: str = LEADER_LEASE) -> threading.Thread:
     """Run a holder on a thread that records each lease it acquires."""
 
     def work(lease: Lease) -> None:
@@ -279,5 +280,5 @@ def test_an_error_of_the_work_is_raised(connection: Connection, database_url: st
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        run_as_holder(database_url, "leader", Stop(), work)
-    assert leases.acquire(connection, "leader", OTHER_HOLDER) == 2
+        run_as_holder(database_url, LEADER_LEASE, Stop(), work)
+    assert leases.acquire(connection, LEADER_LEASE, OTHER_HOLDER) == 2

@@ -18,7 +18,7 @@ from vidflow.infra.embedded.postgres import EmbeddedPostgres
 from vidflow.infra.postgres import backup
 from vidflow.infra.postgres.connection import Connection, connect, run_with_reconnect
 from vidflow.infra.postgres.errors import is_away
-from vidflow.infra.postgres.lease import Lease, run_as_holder
+from vidflow.infra.postgres.lease_holder import Lease, run_as_holder
 from vidflow.infra.postgres.migrations import migrate
 from vidflow.infra.postgres.pool import UNCHECKED_IDLE_S, Pool, PoolBusy
 from vidflow.infra.process.stopping import Stop

@@ -18,7 +18,8 @@ from vidflow.domain.retention import DAY_MS, RetentionPolicy, TimeRange
 from vidflow.infra.postgres import lease as leases
 from vidflow.infra.postgres import results, retention
 from vidflow.infra.postgres.connection import FENCED_TRANSACTION_S, Connection, connect
-from vidflow.infra.postgres.lease import Lease
+from vidflow.infra.postgres.lease import LEADER_LEASE
+from vidflow.infra.postgres.lease_holder import Lease
 from vidflow.infra.process.stopping import Stop
 from vidflow.infra.telemetry import metrics
 from vidflow.roles.orchestrator import housekeeping
@@ -48,9 +49,9 @@ def connection(database_url: str) -> Iterator[Connection]:
 
 @pytest.fixture
 def lease(connection: Connection, database_url: str) -> Iterator[Lease]:
-    term = leases.acquire(connection, "leader", HOLDER)
+    term = leases.acquire(connection, LEADER_LEASE, HOLDER)
     assert term is not None
-    unrenewed = Lease(database_url, "leader", HOLDER, term, time.monotonic() + 60)  # trusted without renewals
+    unrenewed = Lease(database_url, LEADER_LEASE, HOLDER, term, time.monotonic() + 60)  # trusted without renewals
     with closing(unrenewed) as lease:
         yield lease
 
@@ -209,7 +210,7 @@ def test_a_former_leader_cannot_remove_results(connection: Connection, lease: Le
     make_partition(connection, 40)
     old = insert_aged_scenario(connection, 40, ended_days_ago=40)
     connection.execute("UPDATE lease SET expires_at = clock_timestamp()")
-    assert leases.acquire(connection, "leader", OTHER_HOLDER) is not None
+    assert leases.acquire(connection, LEADER_LEASE, OTHER_HOLDER) is not None
     partitions = retention.list_partitions(connection)
     assert not run_round(database_url, lease, MONTH)
     assert retention.list_partitions(connection) == partitions

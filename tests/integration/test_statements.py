@@ -185,10 +185,10 @@ STATEMENTS: list[Statement] = [
     ("outbox.read_lag", 300, call(outbox.read_lag)),
     ("outbox.read_lag, one shard", 300, call(lambda tx: outbox.read_lag(tx, SHARD))),
     # Leases.
-    ("lease.acquire", 50, call(lambda tx: lease.acquire(tx, "leader", HOLDER))),
+    ("lease.acquire", 50, call(lambda tx: lease.acquire(tx, lease.LEADER_LEASE, HOLDER))),
     ("lease.cap_expiry", 100, call(lease.cap_expiry)),
-    ("lease.renew", 50, call(lambda tx: lease.renew(tx, {"leader": 1}, HOLDER))),
-    ("lease.release", 50, call(lambda tx: lease.release(tx, {"leader": 1}, HOLDER))),
+    ("lease.renew", 50, call(lambda tx: lease.renew(tx, {lease.LEADER_LEASE: 1}, HOLDER))),
+    ("lease.release", 50, call(lambda tx: lease.release(tx, {lease.LEADER_LEASE: 1}, HOLDER))),
     ("lease.read_live_names", 50, call(lease.read_live_names, lease.delete_dead_relays)),
     # The inbox: once per batch.
     ("progress.lock_progress", 5000, with_scenarios("inactive", 500, progress.lock_progress)),

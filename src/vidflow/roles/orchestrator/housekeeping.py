@@ -24,7 +24,8 @@ from vidflow.domain.retention import (
 from vidflow.infra.postgres import lease as leases
 from vidflow.infra.postgres import retention
 from vidflow.infra.postgres.connection import Connection, connect, fenced_transaction
-from vidflow.infra.postgres.lease import Lease, LeaseLost
+from vidflow.infra.postgres.lease import LeaseLost
+from vidflow.infra.postgres.lease_holder import Lease
 from vidflow.infra.process.stopping import Stop
 from vidflow.infra.telemetry import metrics
 from vidflow.infra.telemetry.logs import log

@@ -27,7 +27,7 @@ from vidflow.domain.scenario import Decision, Event, RetryPolicy, State, decide
 from vidflow.infra.postgres import leader_tables, lifecycle, runners
 from vidflow.infra.postgres.connection import Connection
 from vidflow.infra.postgres.errors import is_conflict, is_disk_full
-from vidflow.infra.postgres.lease import Lease
+from vidflow.infra.postgres.lease_holder import Lease
 from vidflow.infra.process.crashpoint import crashpoint
 from vidflow.infra.telemetry import metrics
 from vidflow.infra.telemetry.logs import log

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from vidflow.infra.kafka.admin import retry_while_away, wait_for_broker
 from vidflow.infra.postgres.connection import RESPONSE_TIMEOUT_S, connect
-from vidflow.infra.postgres.lease import LEADER_LEASE, Lease, run_as_holder
+from vidflow.infra.postgres.lease import LEADER_LEASE
+from vidflow.infra.postgres.lease_holder import Lease, run_as_holder
 from vidflow.infra.postgres.migrations import wait_for_schema
 from vidflow.infra.process.stopping import Stop, start_thread
 from vidflow.infra.telemetry import metrics
