@@ -48,7 +48,7 @@ class ProxiedStack(Stack):
     def __init__(self, *arguments: Any, proxies: RoleProxies) -> None:
         super().__init__(*arguments)
         self._proxies = proxies
-        self._starting = threading.local()
+        self._starting = _Starting()
 
     def _create_kafka(self, folder: Path) -> EmbeddedKafka:
         cache = read_environment_variable("VIDFLOW_CACHE_DIR")
@@ -63,7 +63,16 @@ class ProxiedStack(Stack):
         super()._start_role(kind, name)
 
     def _variables(self, kind: str) -> Mapping[str, str]:
-        return {**super()._variables(kind), **self._proxies.variables(self._starting.name, self.database_url)}
+        variables = super()._variables(kind)
+        if self._starting.name is None:  # the variables are for a file, not for a role
+            return variables
+        return {**variables, **self._proxies.variables(self._starting.name, self.database_url)}
+
+
+class _Starting(threading.local):
+    """The role that the current thread starts, if any."""
+
+    name: str | None = None
 
 
 class RoleProxies:
