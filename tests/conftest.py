@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import hypothesis
 import psycopg
 import pytest
 
@@ -23,6 +24,9 @@ POSTGRES_URL_VARIABLE = "VIDFLOW_TEST_POSTGRES_URL"
 """The server to use, set by a test session that runs other sessions on mutated code."""
 SHARED = Path(__file__).parents[2] / "shared"
 NO_SHARED = f"no sample data at {SHARED}"
+
+hypothesis.settings.register_profile("vidflow", deadline=None)  # on a busy machine, a deadline fails tests that hold
+hypothesis.settings.load_profile("vidflow")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
