@@ -6,7 +6,7 @@ Each function writes a file and returns its path. The pictures of most clips ide
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -57,6 +57,7 @@ def write(
     options: dict[str, str] | None = None,
     pixel_format: str = "yuv420p",
     display_matrix: Sequence[int] | None = None,
+    pixel_aspect: Fraction | None = None,
     muxer: dict[str, str] | None = None,
     format_name: str | None = None,
 ) -> Path:
@@ -77,6 +78,8 @@ def write(
                 "preset": "ultrafast",
                 "crf": "10",
             }
+        if pixel_aspect is not None:
+            stream.codec_context.sample_aspect_ratio = pixel_aspect
         if display_matrix is not None:
             stream.set_display_matrix(display_matrix)
         for index, frame_pts in enumerate(pts):
@@ -151,6 +154,19 @@ def write_damaged(source: Path, path: Path, packets: Iterable[int]) -> Path:
             if index in set(packets) and packet.pos is not None:
                 data[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
     path.write_bytes(data)
+    return path
+
+
+def with_wild_times(source: Path, path: Path, times: Mapping[int, int]) -> Path:
+    """Copy a video without B-frames, giving the packets with these indexes a later pts."""
+    with av.open(source) as original, av.open(path, "w") as copy:
+        stream = copy.add_stream_from_template(original.streams.video[0])
+        for index, packet in enumerate(original.demux(video=0)):
+            if packet.dts is None:
+                continue
+            packet.stream = stream
+            packet.pts = times.get(index, packet.pts)
+            copy.mux_one(packet)
     return path
 
 

@@ -81,11 +81,16 @@ def test_frames_are_numbered_from_0_with_their_own_pts_and_pictures(tmp_path: Pa
         assert len(kept) == 30
 
 
-def test_a_rate_keeps_the_first_frame_of_each_cell_of_a_video_with_a_variable_rate(tmp_path: Path) -> None:
+def test_a_rate_keeps_the_first_frame_that_reaches_each_grid_time_of_a_video_with_a_variable_rate(
+    tmp_path: Path,
+) -> None:
     clip = clips.variable_rate(tmp_path / "vfr.mkv")
+    with open_video(str(clip)) as video:
+        assert video.source.average_rate is not None
+        half_frame_ms = 500 / video.source.average_rate
     milliseconds = [round(item[2] * 1_000) for item in frames(read_all(clip))]
-    by_cell = {time_ms // 500: time_ms for time_ms in reversed(milliseconds)}
-    assert [round(item[2] * 1_000) for item in frames(read_all(clip, Fraction(2)))] == sorted(by_cell.values())
+    by_grid_time = {(time_ms + half_frame_ms) // 500: time_ms for time_ms in reversed(milliseconds)}
+    assert [round(item[2] * 1_000) for item in frames(read_all(clip, Fraction(2)))] == sorted(by_grid_time.values())
 
 
 def test_time_is_counted_from_the_first_frame_whatever_its_pts(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from vidflow.domain.messages import ResumePoint
 from vidflow.domain.sampling import (
+    LONGEST_BROADCAST_PAUSE_S,
+    LONGEST_PAUSE_S,
     DecodeFromStart,
     Sampler,
     SeekStatus,
@@ -73,16 +75,19 @@ def test_without_a_rate_every_decoded_frame_is_kept() -> None:
     assert numbers(start(), [0, 40, 80, 80, 75, 200]) == [0, 1, 2, 3, 4, 5]
 
 
-def test_the_first_frame_of_each_cell_is_kept() -> None:
-    assert numbers(start(rate=Fraction(1)), [0, 400, 999, 1000, 1001, 2500, 2999, 3000]) == [0, 3, 5, 7]
+def test_the_frame_nearest_to_each_grid_time_is_kept() -> None:
+    assert numbers(start(rate=Fraction(5)), range(0, 1000, 40)) == [0, 5, 10, 15, 20]
+    assert numbers(start(rate=Fraction(10)), range(0, 400, 40)) == [0, 2, 5, 7]  # at 0, 80, 200 and 280 ms
 
 
-def test_the_grid_starts_at_the_first_frame_and_not_at_zero() -> None:
-    assert numbers(start(rate=Fraction(1)), [5_700, 6_000, 6_699, 6_700, 7_699, 7_700]) == [0, 3, 5]
+def test_the_first_frame_within_half_a_frame_of_a_grid_time_is_kept() -> None:
+    assert numbers(start(rate=Fraction(1)), [0, 400, 979, 980, 1001, 2500, 2979, 2981]) == [0, 3, 5, 7]
 
 
-def test_the_grid_starts_at_a_first_frame_before_zero() -> None:
-    assert numbers(start(rate=Fraction(1)), [-1_500, -501, -500, 0, 499, 500]) == [0, 2, 5]
+@pytest.mark.parametrize("origin", [5_700, -1_500])
+def test_the_grid_starts_at_the_first_frame_and_not_at_zero(origin: int) -> None:
+    pts = [origin + after for after in (0, 300, 979, 981, 1_979, 1_980)]
+    assert numbers(start(rate=Fraction(1)), pts) == [0, 3, 5]
 
 
 def test_an_empty_cell_takes_no_number() -> None:
@@ -93,14 +98,102 @@ def test_an_empty_cell_takes_no_number() -> None:
 @pytest.mark.parametrize("hours", [0, 1, 1_000])
 def test_a_video_sampled_at_its_own_ntsc_rate_keeps_every_frame_even_after_hours(hours: int) -> None:
     # A frame lasts 3003 ticks of 1/90000 s, exactly one cell. With floats, some of these would be lost or duplicated.
-    begun = start(MPEG, NTSC).sample_frame(90_000)[0]
-    edges = [90_000 + 3_003 * (hours * 107_892 + i) for i in range(1, 1_000)]
-    first_and_last_ticks_of_cells = [tick for edge in edges for tick in (edge, edge + 3_002)]
-    assert [frame.pts for frame in run(begun, first_and_last_ticks_of_cells)] == edges
+    begun = start(MPEG, NTSC, NTSC).sample_frame(90_000)[0]
+    centres = [90_000 + 3_003 * (hours * 107_892 + i) for i in range(1, 1_000)]
+    begun = replace(begun, timeline=replace(begun.timeline, tick=centres[0] - 3_003))
+    firsts = [centre - 1_501 for centre in centres]
+    first_and_last_ticks_of_cells = [tick for centre in centres for tick in (centre - 1_501, centre + 1_501)]
+    assert [frame.pts for frame in run(begun, first_and_last_ticks_of_cells)] == firsts
 
 
-def test_a_frame_one_tick_before_an_edge_is_in_the_previous_cell() -> None:
-    assert numbers(start(MPEG, NTSC), [0, 3_002, 3_003, 6_005, 6_006]) == [0, 2, 4]
+SOURCE_RATES = [
+    Fraction(1),
+    Fraction(10),
+    Fraction(15),
+    NTSC / 2,
+    Fraction(24),
+    Fraction(25),
+    NTSC,
+    Fraction(30),
+    Fraction(50),
+]
+
+
+def jittered_pts(source_rate: Fraction, time_base: Fraction, jitter: Sequence[float], origin: int) -> list[int]:
+    """Return the pts of a constant rate, each moved by a part of a frame duration and rounded to whole ticks."""
+    return [
+        origin + round((index + Fraction(part)) / source_rate / time_base) if index else origin
+        for index, part in enumerate(jitter)
+    ]
+
+
+def jitters() -> st.SearchStrategy[list[float]]:
+    return st.lists(st.floats(-0.4, 0.4), min_size=2, max_size=80)
+
+
+@given(
+    st.sampled_from(SOURCE_RATES),
+    st.sampled_from([MILLISECONDS, MPEG]),
+    jitters(),
+    st.integers(-(10**6), 10**6),
+    st.fractions(1, 4, max_denominator=50),
+)
+def test_a_source_sampled_at_its_own_rate_or_a_higher_one_keeps_every_frame(
+    source_rate: Fraction, time_base: Fraction, jitter: list[float], origin: int, factor: Fraction
+) -> None:
+    pts = jittered_pts(source_rate, time_base, jitter, origin)
+    assert numbers(start(time_base, source_rate * factor, source_rate), pts) == list(range(len(pts)))
+
+
+@given(
+    st.sampled_from(SOURCE_RATES),
+    st.sampled_from([MILLISECONDS, MPEG]),
+    jitters(),
+    st.integers(-(10**6), 10**6),
+    st.integers(1, 12),
+)
+def test_a_source_sampled_at_an_integer_part_of_its_rate_keeps_every_nth_frame(
+    source_rate: Fraction, time_base: Fraction, jitter: list[float], origin: int, divisor: int
+) -> None:
+    pts = jittered_pts(source_rate, time_base, jitter, origin)
+    assert numbers(start(time_base, source_rate / divisor, source_rate), pts) == list(range(0, len(pts), divisor))
+
+
+def nearest_index(times_s: Sequence[Fraction], grid_s: Fraction, about: int) -> int:
+    """Return the index, near `about`, of the time nearest to `grid_s`."""
+    candidates = range(max(0, about - 2), min(len(times_s), about + 3))
+    return min(candidates, key=lambda index: abs(times_s[index] - grid_s))
+
+
+@given(st.sampled_from(SOURCE_RATES), st.fractions(Fraction(1, 20), 1, max_denominator=100), st.integers(2, 80))
+def test_at_a_lower_rate_the_kept_frames_are_those_nearest_to_the_grid_times(
+    source_rate: Fraction, factor: Fraction, count: int
+) -> None:
+    rate = source_rate * factor
+    pts = [round(index / source_rate / MPEG) for index in range(count)]
+    times_s = [p * MPEG for p in pts]
+    grid = range(int(times_s[-1] * rate) + 1)
+    nearest = [nearest_index(times_s, k / rate, round(k / factor)) for k in grid]
+    kept = numbers(start(MPEG, rate, source_rate), pts)
+    distances = [
+        abs(times_s[i] - k / rate) - abs(times_s[j] - k / rate) for k, i, j in zip(grid, kept, nearest, strict=False)
+    ]
+    assert len(kept) - len(nearest) in (0, 1)  # the last frame may be nearest to a grid time after it
+    assert all(distance <= MPEG for distance in distances)  # rounding to ticks
+
+
+def test_the_rate_30_of_a_video_with_times_in_milliseconds_keeps_every_frame() -> None:
+    pts = [round(Fraction(1000 * index, 30)) for index in range(120)]
+    assert len(run(start(rate=Fraction(30), nominal=Fraction(30)), pts)) == 120
+
+
+def test_the_rate_29_97_of_an_ntsc_video_keeps_every_frame() -> None:
+    assert len(run(start(Fraction(1, 30_000), Fraction(2997, 100), NTSC), range(0, 120 * 1001, 1001))) == 120
+
+
+def test_a_pause_that_lowers_the_average_rate_costs_no_frame() -> None:
+    pts = [*range(0, 4_000, 40), *range(14_000, 18_000, 40)]
+    assert len(run(start(rate=Fraction(25), nominal=Fraction(200, 18)), pts)) == 200
 
 
 # --- pts that do not increase
@@ -118,6 +211,49 @@ def test_after_a_jump_back_the_clock_continues() -> None:
     kept = run(start(rate=Fraction(1)), [0, 1_000, 2_000, 0, 1_000, 2_000])
     assert [frame.pts for frame in kept] == [0, 1_000, 2_000, 1_000, 2_000]
     assert [frame.time_s for frame in kept] == [0.0, 1.0, 2.0, 3.04, 4.04]
+
+
+def times_s(pts: Sequence[int | None], longest_pause_s: Fraction = LONGEST_PAUSE_S) -> list[float]:
+    sampler = Sampler(build_timeline(MILLISECONDS, Fraction(25), longest_pause_s), None)
+    return [round(frame.time_s, 3) for frame in run(sampler, pts)]
+
+
+EVEN_S = [0.0, 0.04, 0.08, 0.12, 0.16, 0.2]
+
+
+@pytest.mark.parametrize(
+    "pts",
+    [
+        [0, 40, 80, 37_600_120, 160, 200],  # one wild pts in the future
+        [0, 40, 80, -37_600_120, 160, 200],  # one in the past
+        [0, 40, 80, -500, 160, 200],
+        [37_600_000, 0, 40, 80, 120, 160],  # the first one
+        [0, 37_600_000, 37_600_040, 37_600_080, 37_600_120, 37_600_160],
+        [0, 40, 80, 95_443_718, 95_443_758, 95_443_798],  # 2^33 wraps
+        [0, 40, 80, -300, -260, -220],  # the clock was set back by less than a second
+        [0, 40, 80, -99_000, -98_960, -98_920],
+        [0, 40, None, 120, None, None],
+    ],
+)
+def test_when_the_clock_jumps_time_continues_by_a_frame_duration(pts: list[int | None]) -> None:
+    assert times_s(pts) == EVEN_S
+
+
+def test_a_pause_is_not_a_jump_of_the_clock_unless_the_format_may_restart_it() -> None:
+    assert times_s([0, 40, 60_040, 60_080]) == [0.0, 0.04, 60.04, 60.08]
+    assert times_s([0, 40, 60_040, 60_080], LONGEST_BROADCAST_PAUSE_S) == [0.0, 0.04, 0.08, 0.12]
+
+
+def test_a_pause_after_a_jump_is_kept() -> None:
+    assert times_s([100_000, 100_040, 0, 40, 5_040, 5_080]) == [0.0, 0.04, 0.08, 0.12, 5.12, 5.16]
+
+
+def test_a_timeline_knows_whether_its_clock_jumped() -> None:
+    timeline = build_timeline(MILLISECONDS, Fraction(25))
+    for pts in (0, 40, 30, 5_000):
+        timeline = timeline.place(pts)
+    assert not timeline.adjusted
+    assert timeline.place(2**40).place(5_080).adjusted
 
 
 def test_time_always_increases_whatever_the_pts_do() -> None:

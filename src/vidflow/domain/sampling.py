@@ -1,12 +1,14 @@
 """Sampling: which decoded frames are kept at a frame rate, and where a resumed run begins.
 
-The time from the first frame on is divided into cells of 1 / rate seconds. A frame is kept if it is the first decoded one in its
-cell. The arithmetic is exact (integer ticks and Fractions), so a frame number means the same frame in every attempt.
+A rate of r frames per second asks for the frames nearest to the times k / r after the first frame. Each frame is decided when it
+is decoded, without a look at the next one: it represents the time from half a frame duration before it to half a frame duration
+after it, and is kept if it is the first that represents a new grid time. Rounded or jittering times therefore neither drop nor
+double a frame. The arithmetic is exact (integer ticks and Fractions), so a frame number means the same frame in every attempt.
 
 There are two layers. A Timeline assigns each decoded frame a *tick*, its strictly increasing position in time. A Sampler maps
 ticks to cells and counts the kept frames. The tick of a frame is its pts, as long as pts increase, which is the normal case. If
-pts repeat or step back a little, the frame follows one tick after the previous one. If they jump back (two recordings in one
-file), the clock continues from the previous frame. Frames without pts are counted at the stream's nominal rate.
+the clock jumps (joined recordings, a counter that wraps, one wild pts), time continues by one frame duration, and returns to the
+earlier clock if the pts do. Frames without pts are counted at the stream's nominal rate.
 """
 
 from __future__ import annotations
@@ -24,8 +26,15 @@ SLOWEST_RATE: Final = Fraction(1, 86_400)
 """A frame a day. A lower nominal rate of a stream is not credible."""
 USUAL_RATE: Final = Fraction(25)
 """Frames per second of a stream without a credible nominal rate. Only frames without usable pts depend on it."""
-DISORDER_S: Final = 1
-"""A step back of pts up to this length is disorder among frames; a longer one is a restarted clock."""
+DISORDER_FRAMES: Final = 2
+"""A step back of pts by at most this many frame durations is disorder among frames; a longer one is a restarted clock."""
+LONGEST_PAUSE_S: Final = Fraction(3_600)
+"""A longer step forward is a jump of the clock. A recorder that pauses, or a picture that is held, leaves shorter ones."""
+LONGEST_BROADCAST_PAUSE_S: Final = Fraction(10)
+"""The same for formats whose clock may restart anywhere (MPEG transport and program streams): FFmpeg's own limit for them."""
+_HALF: Final = Fraction(1, 2)
+NEAR_S: Final = Fraction(1)
+"""A frame this soon after the previous one (or within ten frame durations) continues a clock."""
 
 
 def format_time_base(time_base: Fraction) -> str:
@@ -37,17 +46,27 @@ def format_time_base(time_base: Fraction) -> str:
 class Timeline:
     """The position in time of a stream's decoded frames. Immutable: `place` returns a new one for each frame.
 
-    `time_base`: seconds per tick. `step`: ticks between frames where pts cannot be used. `origin`: the tick of the first frame,
-    at which time is 0 (None: no frame yet). `tick`: the tick of the last frame (None: no frame yet, or none since a seek).
-    `shift`: the correction added to pts since the clock jumped back. `counted`: the source has no pts, and ticks count frames.
+    `time_base`: seconds per tick. `interval_s`: nominal duration of a frame. `longest_pause_s`: a longer step forward is a jump
+    of the clock. `origin`: the tick of the first frame, at which time is 0 (None: no frame yet). `tick`: the tick of the last
+    frame (None: no frame yet, or none since a seek). `shift`: the correction added to pts since the clock jumped.
+    `earlier_shift`: the one before the jump, None once the clock has returned to it. `adjusted`: the clock has jumped.
+    `counted`: the source has no pts, and ticks count frames.
     """
 
     time_base: Fraction
-    step: int
+    interval_s: Fraction
+    longest_pause_s: Fraction = LONGEST_PAUSE_S
     origin: int | None = None
     tick: int | None = None
     shift: int = 0
+    earlier_shift: int | None = None
+    adjusted: bool = False
     counted: bool = False
+
+    @property
+    def step(self) -> int:
+        """Ticks per nominal frame duration, at least 1."""
+        return max(1, round(self.interval_s / self.time_base))
 
     def place(self, pts: int | None) -> Timeline:
         """Return the timeline after the next decoded frame. Its `tick` is that of the frame."""
@@ -58,59 +77,95 @@ class Timeline:
         if self.counted or pts is None:
             return replace(self, tick=self.tick + self.step)
         tick = pts + self.shift
-        if tick > self.tick:
-            return replace(self, tick=tick)
-        if (self.tick - tick) * self.time_base <= DISORDER_S:
-            return replace(self, tick=self.tick + 1)
-        onward = self.tick + self.step
-        return replace(self, tick=onward, shift=onward - pts)
+        if self.earlier_shift is None and self.tick < tick <= self.tick + self.step:
+            return replace(self, tick=tick)  # nearly all frames
+        return self._continue_clock(pts, self.tick) or self._place_elsewhere(pts, self.tick)
 
     def _begin(self, pts: int | None) -> Timeline:
         if pts is not None:
             return replace(self, origin=pts, tick=pts)
-        return Timeline(self.time_base * self.step, 1, origin=0, tick=0, counted=True)
+        return replace(self, time_base=self.interval_s, origin=0, tick=0, counted=True)
+
+    def _continue_clock(self, pts: int, last: int) -> Timeline | None:
+        """Return the timeline if the frame soon follows the last one by the current clock or by the one before the jump."""
+        near = last + math.floor(max(NEAR_S, 10 * self.interval_s) / self.time_base)
+        shifts = [self.shift] if self.earlier_shift is None else [self.shift, self.earlier_shift]
+        continued = [shift for shift in shifts if last < pts + shift <= near]
+        if not continued:
+            return None
+        shift = min(continued)
+        returned = shift != self.shift
+        return replace(self, tick=pts + shift, shift=shift, earlier_shift=None if returned else self.earlier_shift)
+
+    def _place_elsewhere(self, pts: int, last: int) -> Timeline:
+        tick = pts + self.shift
+        if last < tick and (tick - last) * self.time_base <= self.longest_pause_s:
+            return replace(self, tick=tick)
+        if 0 <= last - tick <= DISORDER_FRAMES * self.step:
+            return replace(self, tick=last + 1)
+        onward = last + self.step
+        shift = onward - pts
+        # With shift 0 a resumed run could not know of an earlier jump.
+        return replace(self, tick=onward, shift=shift, earlier_shift=self.shift if shift else None, adjusted=True)
 
     def seconds_since_start(self, tick: int) -> Fraction:
         """Return the exact time from the first frame to `tick`."""
         return (tick - (self.origin or 0)) * self.time_base
 
 
-def build_timeline(time_base: Fraction, nominal_rate: Fraction | None) -> Timeline:
+def build_timeline(
+    time_base: Fraction, nominal_rate: Fraction | None, longest_pause_s: Fraction = LONGEST_PAUSE_S
+) -> Timeline:
     """Return the timeline of a stream before its first frame. Without a credible nominal rate, USUAL_RATE is assumed."""
     credible = nominal_rate is not None and SLOWEST_RATE <= nominal_rate <= FASTEST_RATE
-    rate = nominal_rate if nominal_rate is not None and credible else USUAL_RATE
-    return Timeline(time_base, step=max(1, round(1 / (rate * time_base))))
+    interval_s = 1 / (nominal_rate if nominal_rate is not None and credible else USUAL_RATE)
+    return Timeline(time_base, interval_s, max(longest_pause_s, 10 * interval_s))
+
+
+Cells = tuple[int, int]
+"""The number of the grid time that a frame represents, and of the frame at a constant rate. A frame is kept if one is new."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
     """Decides which frames are kept. Immutable: `sample_frame` returns a new one for each decoded frame.
 
-    `rate`: kept frames per second (None: all). `next_frame`: the number of the next kept frame. `cell`: the cell of the last
-    kept frame (None: none yet). Only a frame in a later cell is kept.
+    `rate`: kept frames per second (None: all). `next_frame`: the number of the next kept frame. `cells`: the cells of the last
+    kept frame (None: none yet).
     """
 
     timeline: Timeline
     rate: Fraction | None
     next_frame: int = 0
-    cell: int | None = None
+    cells: Cells | None = None
 
     def sample_frame(self, pts: int | None) -> tuple[Sampler, bool]:
         """Return the sampler after the next decoded frame, and whether the frame is kept as number `next_frame - 1`."""
         placed = self.timeline.place(pts)
-        cell = compute_cell(placed.tick or 0, placed, self.rate)
-        if self.cell is not None and cell <= self.cell:
+        cells = compute_cells(placed.tick or 0, placed, self.rate)
+        if not self._is_new(cells):
             return replace(self, timeline=placed), False
-        return Sampler(placed, self.rate, self.next_frame + 1, cell), True
+        return Sampler(placed, self.rate, self.next_frame + 1, cells), True
 
     def would_keep(self, tick: int) -> bool:
         """Return whether a frame at `tick` would be kept."""
-        return self.cell is None or compute_cell(tick, self.timeline, self.rate) > self.cell
+        return self._is_new(compute_cells(tick, self.timeline, self.rate))
+
+    def _is_new(self, cells: Cells) -> bool:
+        return self.cells is None or cells[0] > self.cells[0] or cells[1] > self.cells[1]
 
 
-def compute_cell(tick: int, placed: Timeline, rate: Fraction | None) -> int:
-    """Return the cell of a tick. Without a rate, each tick is a cell."""
-    return tick if rate is None else math.floor(placed.seconds_since_start(tick) * rate)
+def compute_cells(tick: int, placed: Timeline, rate: Fraction | None) -> Cells:
+    """Return the cells of a tick. Without a rate, each tick is a cell.
+
+    The second one counts only at a rate of at least the source's own, where every frame is wanted: a jittering frame may then
+    come so late that it shares a grid time with the next one.
+    """
+    if rate is None:
+        return tick, 0
+    time_s = placed.seconds_since_start(tick)
+    grid = math.floor((time_s + placed.interval_s / 2) * rate)
+    return grid, math.floor(time_s / placed.interval_s + _HALF) if rate * placed.interval_s >= 1 else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +227,7 @@ def plan_resume(resume: ResumePoint, start: Sampler, *, seekable: bool) -> Decod
         if not deviation_s * 2 < time_base:  # also true for NaN
             return DecodeFromStart(resume.next_frame)
     return SeekToPts(
-        last_pts, Sampler(placed, start.rate, resume.next_frame, compute_cell(last_pts, placed, start.rate))
+        last_pts, Sampler(placed, start.rate, resume.next_frame, compute_cells(last_pts, placed, start.rate))
     )
 
 
@@ -184,5 +239,7 @@ def estimate_frame_count(duration_s: float | None, decoded: int | None, rate: Fr
         return None
     if not decoded:
         return max(1, math.ceil(Fraction(duration_s) * rate))
-    last_begins_s = Fraction(duration_s) * (decoded - 1) / decoded  # the duration includes the last frame
-    return min(math.floor(last_begins_s * rate) + 1, decoded)
+    interval_s = Fraction(duration_s) / decoded
+    if rate * interval_s >= 1:
+        return decoded
+    return min(math.floor((Fraction(duration_s) - interval_s / 2) * rate) + 1, decoded)

@@ -18,7 +18,7 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from vidflow.domain.messages import GapReason, ResumePoint
-from vidflow.domain.sampling import Sampler, SeekStatus, SeekToPts, build_timeline, plan_resume, track_seek
+from vidflow.domain.sampling import Sampler, SeekStatus, SeekToPts, plan_resume, track_seek
 from vidflow.infra.video.open import Video
 from vidflow.infra.video.packets import LostPacket
 from vidflow.infra.video.pixels import ChannelOrder, Orientation, displayed_size, read_orientation, to_array
@@ -87,7 +87,7 @@ def read_kept_frames(
     The file must be that of `resume`, which `open_video` checks. Raises Unavailable if reading fails.
     """
     resume = resume or ResumePoint()
-    start = Sampler(build_timeline(video.source.time_base, video.source.average_rate), rate)
+    start = Sampler(video.source.build_timeline(), rate)
     if video.source.live:
         return _FrameReader(
             video.source, Sampler(start.timeline, rate, resume.next_frame), resume.next_frame
@@ -123,6 +123,7 @@ class _FrameReader:
     def __init__(self, source: SourceInfo, sampler: Sampler, first_number: int) -> None:
         self._source, self._sampler, self._first_number = source, sampler, first_number
         self._lost: list[int] = []  # a heap of ticks, not yet reported
+        self._displayed_until = 0
         self._orientations: dict[int, Orientation] = {}
         self._scaler = VideoReformatter()
 
@@ -139,6 +140,7 @@ class _FrameReader:
             timeline, status = track_seek(point, timeline, event.pts)
             if status is not SeekStatus.SEEKING:
                 self._sampler = replace(self._sampler, timeline=timeline)
+                self._note_displayed(event)
                 return status is SeekStatus.ARRIVED
         return False
 
@@ -152,7 +154,12 @@ class _FrameReader:
                 continue
             previous = self._sampler
             self._sampler, kept = previous.sample_frame(event.pts)
-            tick = self._sampler.timeline.tick or 0
+            timeline = self._sampler.timeline
+            tick = timeline.tick or 0
+            # The last picture may be displayed for long, as the duration of its packet says.
+            self._displayed_until = tick + (
+                timeline.step if timeline.counted else max(timeline.step, event.duration or 0)
+            )
             yield from self._drop_known_gaps(self._take_gap_before(tick, previous))
             if kept and previous.next_frame >= self._first_number:
                 yield self._build_kept_frame(event, previous.next_frame, tick)
@@ -164,7 +171,7 @@ class _FrameReader:
     def _build_kept_frame(self, frame: VideoFrame, number: int, tick: int) -> KeptFrame:
         timeline = self._sampler.timeline
         orientation = self._orientation(frame)
-        width, height = displayed_size(frame, orientation)
+        width, height = displayed_size(frame, orientation, self._source.pixel_aspect)
         return KeptFrame(
             frame_number=number,
             pts=tick if timeline.counted or frame.pts is None else frame.pts,
@@ -187,6 +194,12 @@ class _FrameReader:
         if orientation is None:
             orientation = self._orientations[frame.rotation] = read_orientation(frame)
         return orientation
+
+    def _note_displayed(self, frame: VideoFrame) -> None:
+        """Record until when the last frame is displayed. By the duration of its packet, that may be long."""
+        timeline = self._sampler.timeline
+        length = timeline.step if timeline.counted else max(timeline.step, frame.duration or 0)
+        self._displayed_until = (timeline.tick or 0) + length
 
     def _note_lost(self, packet: LostPacket) -> None:
         """Record a lost packet at its place in time: its own pts, or directly after the previous frame."""
@@ -211,10 +224,12 @@ class _FrameReader:
     def _take_final_gaps(self) -> list[FrameGap]:
         """Return the gap after the last frame, and the gap of the missing end if the file is truncated."""
         timeline = self._sampler.timeline
+        lost_until = max(self._lost, default=-timeline.step) + timeline.step
         last = max([timeline.tick or 0, *self._lost])
         gaps = self._take_gap_before(last + 1)
-        end_s = timeline.seconds_since_start(last + timeline.step)
-        promised_s = Fraction(self._source.duration_s or 0)
+        end_s = timeline.seconds_since_start(max(lost_until, self._displayed_until))
+        # After a jump of the clock, the header's end is not the time of the last frame.
+        promised_s = Fraction(0 if timeline.adjusted else self._source.duration_s or 0)
         if promised_s - end_s > max(Fraction(SHORTFALL_S), promised_s * SHORTFALL_SHARE):
             gaps.append(
                 FrameGap(self._sampler.next_frame - 1, float(end_s), float(promised_s), None, GapReason.TRUNCATED)

@@ -26,12 +26,8 @@ from vidflow.domain.errors import SourceError, Unavailable
 from vidflow.domain.messages import FileIdentity
 from vidflow.domain.redaction import redact
 from vidflow.infra.video.packets import LostPacket, decode_packets
-from vidflow.infra.video.source import describe_source
+from vidflow.infra.video.source import MAX_PIXELS, MAX_SIDE, describe_source, lacks_pts
 
-MAX_PIXELS: Final = 8192 * 8192
-"""Largest frame that is decoded: about 100 MB as yuv420p, twice that as RGB."""
-MAX_SIDE: Final = 65535
-"""Largest width and height: the limit of the fields in messages and tables."""
 ALIGNMENT_FACTOR: Final = Fraction(5, 4)
 """Decoders check the aligned width, which is somewhat larger than the displayed one."""
 OPEN_TIMEOUT_S: Final = 10.0
@@ -90,14 +86,14 @@ class Video:
     def seek(self, pts: int) -> Iterator[VideoFrame | LostPacket]:
         """Return the events from the container's last keyframe before `pts`. Raises av's errors if seeking fails."""
         self._container_or_raise.seek(pts, stream=self._stream, backward=True)
-        self._events = decode_packets(self._container_or_raise, self._stream)
+        self._events = self._decode()
         return self._events
 
     def restart(self) -> None:
         """Reopen the source, so that `events` starts with its first frame again."""
         self.close()
         self._open()
-        self._events = decode_packets(self._container_or_raise, self._stream)
+        self._events = self._decode()
 
     def close(self) -> None:
         """Close the file or connection."""
@@ -113,6 +109,10 @@ class Video:
     ) -> None:
         self.close()
 
+    def _decode(self) -> Iterator[VideoFrame | LostPacket]:
+        container = self._container_or_raise
+        return decode_packets(container, self._stream, lacks_pts=lacks_pts(container, self._stream))
+
     @property
     def _container_or_raise(self) -> InputContainer:
         if self._container is None:
@@ -127,7 +127,7 @@ class Video:
     def _first_frame(self) -> tuple[Iterator[VideoFrame | LostPacket], VideoFrame]:
         """Decode up to the first frame. Return all events, including those already read, and that frame."""
         read: list[VideoFrame | LostPacket] = []
-        events = decode_packets(self._container_or_raise, self._stream)
+        events = self._decode()
         for event in events:
             read.append(event)
             if isinstance(event, VideoFrame):

@@ -29,14 +29,22 @@ class LostPacket:
     pts: int | None
 
 
-def decode_packets(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame | LostPacket]:
+def decode_packets(
+    container: InputContainer, stream: VideoStream, *, lacks_pts: bool = False
+) -> Iterator[VideoFrame | LostPacket]:
     """Yield the frames from the container's position on, in display order, and the lost packets between them.
+
+    `lacks_pts`: the packets have only times of decoding. Frames are displayed at the same times, in another order.
 
     With frame threads the decoder reports damage late or not at all, so each packet is then tracked until its frame appears.
     Raises Unavailable if the file or the network fails. A retry may succeed.
     """
     losses = _LossTracker(watches_all=_has_frame_threads(stream))
-    for packet in _packets(container, stream):
+    packets = _packets(container, stream)
+    if lacks_pts:
+        yield from _decode_by_order(packets)
+        return
+    for packet in packets:
         for event in [packet] if isinstance(packet, LostPacket) else _decode(packet, losses):
             if isinstance(event, LostPacket):
                 losses.note_loss(event)
@@ -46,6 +54,30 @@ def decode_packets(container: InputContainer, stream: VideoStream) -> Iterator[V
                 yield event
         yield from losses.take_overdue(MAX_PENDING_PACKETS)
     yield from losses.take_overdue()
+
+
+def _decode_by_order(packets: Iterator[Packet[VideoStream] | LostPacket]) -> Iterator[VideoFrame | LostPacket]:
+    """Decode packets without pts. Each frame gets the lowest time of decoding that no earlier frame got."""
+    losses = _LossTracker(watches_all=False)
+    free_dts: list[int] = []  # a heap
+    for packet in packets:
+        if isinstance(packet, LostPacket):
+            yield packet
+            continue
+        if packet.dts is not None and packet.size:
+            heapq.heappush(free_dts, packet.dts)
+        for event in _decode(packet, losses):
+            if isinstance(event, VideoFrame):
+                event.pts = heapq.heappop(free_dts) if free_dts else None
+                yield event
+            else:
+                if packet.dts in free_dts:
+                    free_dts.remove(packet.dts)
+                    heapq.heapify(free_dts)
+                yield LostPacket(packet.dts)
+        while len(free_dts) > MAX_PENDING_PACKETS:
+            heapq.heappop(free_dts)
+    yield from (LostPacket(dts) for dts in sorted(free_dts))
 
 
 class _LossTracker:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from fractions import Fraction
 from typing import Final, Literal, NamedTuple
 
 import av
@@ -28,6 +29,7 @@ class Orientation(NamedTuple):
 
 
 UPRIGHT: Final = Orientation()
+SQUARE: Final = Fraction(1)
 
 
 def read_orientation(frame: VideoFrame) -> Orientation:
@@ -44,9 +46,13 @@ def read_orientation(frame: VideoFrame) -> Orientation:
     return UPRIGHT
 
 
-def displayed_size(frame: VideoFrame, orientation: Orientation) -> tuple[int, int]:
-    """Return the width and height of the frame as displayed."""
-    return (frame.height, frame.width) if orientation.transposed else (frame.width, frame.height)
+def displayed_size(frame: VideoFrame, orientation: Orientation, pixel_aspect: Fraction = SQUARE) -> tuple[int, int]:
+    """Return the width and height of the frame as displayed, in square pixels. `pixel_aspect`: width / height of a stored pixel.
+
+    Like players, it keeps the number of rows and scales their length.
+    """
+    width = max(1, round(frame.width * pixel_aspect))
+    return (frame.height, width) if orientation.transposed else (width, frame.height)
 
 
 def to_array(

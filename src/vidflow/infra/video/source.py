@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Final
@@ -12,12 +13,35 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from vidflow.domain.messages import FileIdentity
-from vidflow.infra.video.pixels import displayed_size, read_orientation
+from vidflow.domain.sampling import (
+    LONGEST_BROADCAST_PAUSE_S,
+    LONGEST_PAUSE_S,
+    Timeline,
+    build_timeline,
+    estimate_frame_count,
+)
+from vidflow.infra.video.pixels import SQUARE, displayed_size, read_orientation
 
 _ZERO_BASED_DURATIONS: Final = frozenset({"matroska", "avi"})
 """Containers whose duration is the end time of the last frame: a video that starts at 5 s lasts 5 s less than that."""
 _SEEKABLE_CONTAINERS: Final = frozenset({"mov", "matroska", "avi"})
 """Containers with an index, in which a seek by pts is reliable. In others a resumed run decodes from the start."""
+_TAGGED_TIME: Final = re.compile(r"(\d{1,6}):(\d{1,2}):(\d{1,2}(?:\.\d{1,9})?)", re.ASCII)
+_MAX_PIXEL_ASPECT: Final = Fraction(16)
+MAX_PIXELS: Final = 8192 * 8192
+"""Largest frame that is decoded: about 100 MB as yuv420p, twice that as RGB."""
+MAX_SIDE: Final = 65535
+"""Largest width and height: the limit of the fields in messages and tables."""
+_BROADCAST_CONTAINERS: Final = frozenset({"mpegts", "mpeg"})
+_MAX_BROADCAST_DURATION_S: Final = 86_400
+"""A broadcast format states no duration. FFmpeg takes the difference of the last pts and the first, which is more than a day if the
+clock restarted at a lower value."""
+MIN_FRAME_BYTES: Final = 8
+"""The smallest frame of a codec, with its header in the container."""
+TRANSPORT_PACKET_BYTES: Final = 188
+"""A frame in a transport stream takes at least one packet."""
+_FRAGMENT_START_S: Final = 1
+"""A fragmented file that starts later than this is a part of a longer presentation, and its duration may be that one's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +49,16 @@ class SourceInfo:
     """Properties of a source. A value is None if it is unknown.
 
     `width`, `height`: pixels of the first frame as displayed; the size may change midway. `rotation`: degrees clockwise by
-    which the decoded picture is turned for display. `average_rate`: frames per second. `time_base`: seconds per tick.
-    `duration_s`: from the first frame to the end. `frames_expected`: number of frames according to the header. `seekable`:
-    whether seeks by pts are reliable. `live`: whether the source has no beginning to return to. `identity`: None if it is not
-    a file.
+    which the decoded picture is turned for display. `pixel_aspect`: width / height of a decoded pixel. `average_rate`: frames
+    per second. `time_base`: seconds per tick. `duration_s`: from the first frame to the end. `frames_expected`: number of frames
+    according to the header. `seekable`: whether seeks by pts are reliable. `live`: whether the source has no beginning to
+    return to. `identity`: None if it is not a file.
     """
 
     width: int
     height: int
     rotation: int
+    pixel_aspect: Fraction
     average_rate: Fraction | None
     time_base: Fraction
     duration_s: float | None
@@ -44,25 +69,56 @@ class SourceInfo:
     live: bool
     identity: FileIdentity | None
 
+    def estimate_kept_frames(self, rate: Fraction | None) -> int | None:
+        """Return how many frames will be kept at `rate` per second (None: all); None if the header does not tell."""
+        if self.duration_s is None or not self._can_last(Fraction(self.duration_s)):
+            return self.frames_expected if rate is None else None
+        decoded = self.frames_expected
+        if decoded is None and rate is not None and self.average_rate is not None:
+            decoded = max(1, round(Fraction(self.duration_s) * self.average_rate))
+        return estimate_frame_count(self.duration_s, decoded, rate)
+
+    def _can_last(self, duration_s: Fraction) -> bool:
+        """Return whether a file of this size can contain so many frames. One wild pts makes the stated duration far too long."""
+        if self.identity is None or self.identity.size_bytes is None:
+            return True
+        frames = duration_s * (self.average_rate or 0)
+        return (
+            frames * (TRANSPORT_PACKET_BYTES if self.container == "mpegts" else MIN_FRAME_BYTES)
+            <= self.identity.size_bytes
+        )
+
+    def build_timeline(self) -> Timeline:
+        """Return the timeline before the source's first frame."""
+        broadcast = not self.live and self.container in _BROADCAST_CONTAINERS
+        longest_pause_s = LONGEST_BROADCAST_PAUSE_S if broadcast else LONGEST_PAUSE_S
+        return build_timeline(self.time_base, self.average_rate, longest_pause_s)
+
 
 def describe_source(
     container: InputContainer, stream: VideoStream, first: VideoFrame, *, live: bool, identity: FileIdentity | None
 ) -> SourceInfo:
     """Return the properties of an open stream, given its first frame."""
     orientation = read_orientation(first)
-    width, height = displayed_size(first, orientation)
+    pixel_aspect = _pixel_aspect(stream, first)
+    width, height = displayed_size(first, orientation, pixel_aspect)
+    duration_s = None if live else _duration_s(container, stream, first)
+    average_rate = _average_rate(container, stream)
     return SourceInfo(
         width=width,
         height=height,
         rotation=-first.rotation % 360,
-        average_rate=_rational_to_fraction(stream.average_rate) or _rational_to_fraction(stream.guessed_rate),
+        pixel_aspect=pixel_aspect,
+        average_rate=average_rate,
         # Raw streams and broken headers may have no time base. FFmpeg then counts in microseconds.
         time_base=_rational_to_fraction(stream.time_base) or Fraction(1, 1_000_000),
-        duration_s=None if live else _duration_s(container, stream, first),
-        frames_expected=None if live else stream.frames or None,
+        duration_s=duration_s,
+        frames_expected=None if live else _frames_expected(stream, duration_s, average_rate),
         codec=stream.codec_context.name,
         container=container.format.name,
-        seekable=identity is not None and _family(container) in _SEEKABLE_CONTAINERS,
+        seekable=identity is not None
+        and _family(container) in _SEEKABLE_CONTAINERS
+        and not lacks_pts(container, stream),
         live=live,
         identity=identity,
     )
@@ -72,19 +128,64 @@ def _rational_to_fraction(rational: Any) -> Fraction | None:  # noqa: ANN401  (a
     return Fraction(rational.numerator, rational.denominator) if rational else None
 
 
+def lacks_pts(container: InputContainer, stream: VideoStream) -> bool:
+    """Return whether the container stores only the order of decoding, which differs from the order of display (AVI with B-frames)."""
+    return _family(container) == "avi" and bool(stream.codec_context.has_b_frames)
+
+
+def _pixel_aspect(stream: VideoStream, first: VideoFrame) -> Fraction:
+    """Return the width / height of a pixel by the container or the codec; 1 if it is unknown or leads to an absurd size."""
+    aspect = _rational_to_fraction(stream.sample_aspect_ratio)
+    if not aspect or not 1 / _MAX_PIXEL_ASPECT <= aspect <= _MAX_PIXEL_ASPECT:
+        return SQUARE
+    width = first.width * aspect
+    return aspect if width <= MAX_SIDE and width * first.height <= MAX_PIXELS else SQUARE
+
+
+def _average_rate(container: InputContainer, stream: VideoStream) -> Fraction | None:
+    """Return the frames per second by the header. In AVI the average counts fields or empty packets as frames."""
+    average, guessed = _rational_to_fraction(stream.average_rate), _rational_to_fraction(stream.guessed_rate)
+    return guessed or average if _family(container) == "avi" else average or guessed
+
+
+def _frames_expected(stream: VideoStream, duration_s: float | None, average_rate: Fraction | None) -> int | None:
+    """Return the number of frames by the header. It may count those that an edit list hides, or empty packets."""
+    if not stream.frames:
+        return None
+    if duration_s is None or average_rate is None:
+        return stream.frames
+    return min(stream.frames, max(1, round(Fraction(duration_s) * average_rate)))
+
+
 def _duration_s(container: InputContainer, stream: VideoStream, first: VideoFrame) -> float | None:
     """Return the seconds from the first frame to the stream's end by the header; None if it states only other streams' ends."""
     time_base = _rational_to_fraction(stream.time_base)
-    has_other_streams = any(s.index != stream.index and s.type in {"audio", "video"} for s in container.streams)
+    family = _family(container)
+    first_s = Fraction(first.pts or 0) * (time_base or 0)
     if stream.duration and time_base:
         length_s = stream.duration * time_base
-    elif container.duration and not has_other_streams:
+    elif family == "matroska" and (end_s := _tagged_end_s(stream)) is not None:
+        length_s = end_s
+    elif container.duration and len(container.streams) == 1:
         length_s = Fraction(container.duration, av.time_base)
     else:
         return None
-    if time_base and _family(container) in _ZERO_BASED_DURATIONS:
-        length_s -= (first.pts or 0) * time_base
+    if family == "mov" and not stream.frames and abs(first_s) > _FRAGMENT_START_S:
+        return None
+    if family in _BROADCAST_CONTAINERS and length_s > _MAX_BROADCAST_DURATION_S:
+        return None
+    if family in _ZERO_BASED_DURATIONS:
+        length_s -= first_s
     return max(0.0, float(length_s)) or None
+
+
+def _tagged_end_s(stream: VideoStream) -> Fraction | None:
+    """Return the end of a Matroska stream by its tag DURATION, such as 00:00:02.000000000. None without a valid one."""
+    match = _TAGGED_TIME.fullmatch(stream.metadata.get("DURATION", ""))
+    if match is None:
+        return None
+    hours, minutes, seconds = match.groups()
+    return int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)
 
 
 def _family(container: InputContainer) -> str:

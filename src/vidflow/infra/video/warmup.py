@@ -18,7 +18,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from vidflow.domain.messages import ResumePoint
-from vidflow.domain.sampling import USUAL_RATE, Sampler, SeekToPts, build_timeline, plan_resume
+from vidflow.domain.sampling import USUAL_RATE, Sampler, SeekToPts, plan_resume
 from vidflow.infra.video.frames import KeptFrame, is_independent
 from vidflow.infra.video.open import Video
 from vidflow.infra.video.packets import LostPacket
@@ -36,7 +36,7 @@ def read_warmup_frames(video: Video, rate: Fraction | None, resume: ResumePoint,
     The video's position is undefined afterwards: restart it before reading from it.
     """
     source = video.source
-    start = Sampler(build_timeline(source.time_base, source.average_rate), rate)
+    start = Sampler(source.build_timeline(), rate)
     point = plan_resume(resume, start, seekable=source.seekable)
     if not isinstance(point, SeekToPts):
         return None
@@ -88,7 +88,7 @@ def _build_kept_frame(
 ) -> KeptFrame:
     timeline = sampler.timeline
     orientation = read_orientation(frame)
-    width, height = displayed_size(frame, orientation)
+    width, height = displayed_size(frame, orientation, source.pixel_aspect)
     return KeptFrame(
         0, tick, source.time_base, timeline.origin or 0, float(timeline.seconds_since_start(tick)),
         width, height, frame, orientation, scaler,

@@ -12,7 +12,6 @@ from vidflow.domain.detections import InferenceError
 from vidflow.domain.errors import SourceError
 from vidflow.domain.frame_rate import parse_frame_rate
 from vidflow.domain.messages import Deploy, End, EndReason, Frame, Gap, PoisonPolicy, SourceOpened, WorkerWait
-from vidflow.domain.sampling import estimate_frame_count
 from vidflow.infra.models.model import Model
 from vidflow.infra.process.crashpoint import crashpoint
 from vidflow.infra.video import Video
@@ -125,6 +124,6 @@ def _build_source_opened(deploy: Deploy, video: Video) -> SourceOpened:
     source = video.source
     return SourceOpened(
         deploy.scenario_uuid, deploy.epoch, source.width, source.height, source.duration_s,
-        estimate_frame_count(source.duration_s, source.frames_expected, parse_frame_rate(deploy.fps)),
+        source.estimate_kept_frames(parse_frame_rate(deploy.fps)),
         source.codec, source.container, source.live, source.identity,
     )  # fmt: skip
