@@ -13,6 +13,7 @@ import pytest
 from tests import clips
 from tests.conftest import NO_SHARED, SHARED
 
+from vidflow.domain.errors import SourceError
 from vidflow.infra.video.frames import FrameGap, KeptFrame, read_kept_frames
 from vidflow.infra.video.open import open_video
 from vidflow.infra.video.source import SourceInfo
@@ -193,3 +194,14 @@ def test_pixels_that_are_not_square_are_displayed_at_their_shape(
 def test_an_absurd_pixel_shape_is_ignored(tmp_path: Path) -> None:
     path = clips.write(tmp_path / "clip.mp4", [clips.plain(0)], [0], pixel_aspect=Fraction(1000))
     assert (read(path).source.width, read(path).source.height) == (96, 64)
+
+
+# --- encryption
+
+
+def test_an_encrypted_file_is_refused_with_that_word(tmp_path: Path) -> None:
+    cenc = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": "01" * 16, "encryption_kid": "02" * 16}
+    path = clips.constant_rate(tmp_path / "clip.mp4", muxer=cenc)
+    with pytest.raises(SourceError, match="encrypted") as raised:
+        read(path)
+    assert raised.value.code == "source_encrypted"

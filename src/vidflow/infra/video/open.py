@@ -149,7 +149,7 @@ def open_video(source: str, *, threads: int = 1, expected_identity: FileIdentity
     `threads`: decoding threads, 0 to let FFmpeg choose. One is best for workers that share cores. `expected_identity`: the
     identity that an earlier attempt recorded; a file with another one is refused.
     Raises SourceError with code source_missing, source_forbidden, source_not_video, source_no_video_stream, source_too_large,
-    source_changed or no_frames, and Unavailable if a retry may succeed.
+    source_changed, source_encrypted or no_frames, and Unavailable if a retry may succeed.
     """
     scheme = urlsplit(source).scheme.lower() if "://" in source else "file"
     if scheme not in _PROTOCOLS:

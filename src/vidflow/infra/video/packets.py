@@ -14,7 +14,7 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from vidflow.domain.errors import Unavailable
+from vidflow.domain.errors import SourceError, Unavailable
 
 DEMUX_ATTEMPTS: Final = 64
 """Consecutive failures to read on after damaged data, after which the file counts as ended."""
@@ -37,7 +37,7 @@ def decode_packets(
     `lacks_pts`: the packets have only times of decoding. Frames are displayed at the same times, in another order.
 
     With frame threads the decoder reports damage late or not at all, so each packet is then tracked until its frame appears.
-    Raises Unavailable if the file or the network fails. A retry may succeed.
+    Raises Unavailable if the file or the network fails; a retry may succeed. Raises SourceError at the first encrypted packet.
     """
     losses = _LossTracker(watches_all=_has_frame_threads(stream))
     packets = _packets(container, stream)
@@ -145,6 +145,11 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[
         else:
             if packet is None:
                 return
+            if packet.has_sidedata("encryption_info"):
+                raise SourceError(
+                    "The video is encrypted (DRM), so its frames cannot be decoded. Give a file without encryption.",
+                    code="source_encrypted",
+                )
             failures = 0
             yield packet
 
