@@ -155,8 +155,26 @@ class SystemUnderTest:
         wait_until(self._is_ready, "the system is ready again", RECOVERY_LIMIT_S)
 
     def wait_until_all_inactive(self, limit_s: float = SETTLE_LIMIT_S) -> None:
-        """Wait until every scenario is inactive."""
-        wait_until(lambda: self.count_unfinished() == 0, "all scenarios are inactive", limit_s)
+        """Wait until every scenario is inactive. The error says in which state the system is."""
+        try:
+            wait_until(lambda: self.count_unfinished() == 0, "all scenarios are inactive", limit_s)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self._describe_unfinished()}") from error
+
+    def _describe_unfinished(self) -> str:
+        """Return the unfinished scenarios with their progress, the inbox's positions and the health of the system, as text."""
+        with self.connect() as connection:
+            scenarios = connection.execute(
+                """
+                SELECT to_json(s) AS scenario, to_json(p) AS progress
+                  FROM scenarios s
+                  JOIN scenario_progress p USING (scenario_uuid)
+                 WHERE s.state <> 'inactive'
+                """
+            ).fetchall()
+            positions = connection.execute("SELECT to_json(i) FROM inbox_partitions i").fetchall()
+        health = self.vidflow.http.get("/health/system", timeout=REQUEST_TIMEOUT_S)
+        return "\n".join([*map(str, scenarios), *map(str, positions), health.text])
 
     def count_unfinished(self) -> int | None:
         """Return how many scenarios are not inactive, or None if the database is unreachable."""
