@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -338,6 +339,7 @@ def test_invariant_8_an_api_that_freezes_in_a_shutdown_blocks_nobody(
             with pending_request(client, "POST", f"/scenario/{uuid_}/shutdown") as responses:
                 wait_until(lambda: is_lock_awaited(database_url), "the request is in its transaction")
                 process.send_signal(signal.SIGSTOP)
+                os.waitid(os.P_PID, process.pid, os.WSTOPPED)  # a thread on another core runs on for a moment
                 other.rollback()
                 connection.execute("SET lock_timeout = '4 s'")
                 connection.execute("UPDATE scenarios SET skips = '[]' WHERE scenario_uuid = %s", (uuid_,))
