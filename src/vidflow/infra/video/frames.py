@@ -154,12 +154,8 @@ class _FrameReader:
                 continue
             previous = self._sampler
             self._sampler, kept = previous.sample_frame(event.pts)
-            timeline = self._sampler.timeline
-            tick = timeline.tick or 0
-            # The last picture may be displayed for long, as the duration of its packet says.
-            self._displayed_until = tick + (
-                timeline.step if timeline.counted else max(timeline.step, event.duration or 0)
-            )
+            tick = self._sampler.timeline.tick or 0
+            self._note_displayed(event)
             yield from self._drop_known_gaps(self._take_gap_before(tick, previous))
             if kept and previous.next_frame >= self._first_number:
                 yield self._build_kept_frame(event, previous.next_frame, tick)
