@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -317,6 +316,11 @@ def pending_request(client: httpx.Client, method: str, path: str) -> Iterator[li
         thread.join()
 
 
+def is_in_open_transaction(connection: psycopg.Connection) -> bool:
+    query = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'"
+    return connection.execute(query).fetchone() is not None
+
+
 @pytest.mark.long
 def test_a_process_stops_while_a_request_hangs(database_url: str) -> None:
     with api_process(database_url) as (process, client), psycopg.connect(database_url) as other:
@@ -339,8 +343,9 @@ def test_invariant_8_an_api_that_freezes_in_a_shutdown_blocks_nobody(
             with pending_request(client, "POST", f"/scenario/{uuid_}/shutdown") as responses:
                 wait_until(lambda: is_lock_awaited(database_url), "the request is in its transaction")
                 process.send_signal(signal.SIGSTOP)
-                os.waitid(os.P_PID, process.pid, os.WSTOPPED)  # a thread on another core runs on for a moment
                 other.rollback()
+                # Without this the update below could get the row before the frozen api's transaction.
+                wait_until(lambda: is_in_open_transaction(connection), "the frozen api's transaction has the row")
                 connection.execute("SET lock_timeout = '4 s'")
                 connection.execute("UPDATE scenarios SET skips = '[]' WHERE scenario_uuid = %s", (uuid_,))
                 process.send_signal(signal.SIGCONT)
