@@ -7,10 +7,10 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import LiteralString
+from typing import Any, LiteralString
 
 import msgspec
 import pytest
@@ -45,7 +45,7 @@ from vidflow.infra.postgres.connection import Connection, connect
 from vidflow.infra.postgres.migrations import migrate
 from vidflow.infra.postgres.progress import lock_progress, read_progress
 from vidflow.infra.process.stopping import Stop
-from vidflow.roles.inbox import run, storing
+from vidflow.roles.inbox import role, run, storing
 from vidflow.roles.inbox.reader import BATCH_BYTES, BATCH_MESSAGES, GROUP, Reader
 from vidflow.settings import InboxOptions
 
@@ -772,6 +772,53 @@ def test_an_unknown_offset_is_neither_a_position_nor_an_end(connection: Connecti
     assert caught_up_s(connection, "unknown", [0]) is None
     assert caught_up_s(connection, "unknown", [1]) is None
     assert inbox_partitions.read_positions(connection, RESULTS, "unknown", [0, 1]) == {0: 0, 1: 0}
+
+
+def stall(reader: Reader) -> None:
+    """Let the client deliver nothing more, as if it had lost the partitions' leaders."""
+    reader._consumer.pause([TopicPartition(RESULTS, partition) for partition in range(PARTITIONS[RESULTS])])
+
+
+def leave_group(reader: Reader) -> None:
+    """Let the client lose its partitions for good, as if its group had forgotten it."""
+    reader._consumer.unsubscribe()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("lose", [stall, leave_group])
+def test_invariant_9_an_inbox_whose_client_delivers_nothing_opens_a_new_one(
+    connection: Connection, options: InboxOptions, monkeypatch: pytest.MonkeyPatch, lose: Callable[[Reader], None]
+) -> None:
+    readers: list[Reader] = []
+
+    def create_reader(*arguments: Any) -> Reader:
+        readers.append(Reader(*arguments))
+        return readers[-1]
+
+    monkeypatch.setattr(role, "Reader", create_reader)
+    monkeypatch.setattr(role, "STALL_TIMEOUT_S", 3.0)  # longer than joining the group takes
+    uuid = insert_progress(connection)
+    with running_inbox(connection, options):
+        send_results(options.kafka, frame(uuid, 0))
+        wait_until_stored(connection, [uuid], 1)
+        lose(readers[-1])
+        opened = len(readers)
+        send_results(options.kafka, frame(uuid, 1), frame(uuid, 2))
+        wait_until_stored(connection, [uuid], 3)
+        wait_until_caught_up(connection, options.kafka)
+    assert stored_frame_numbers(connection, uuid) == [0, 1, 2]
+    assert len(readers) > opened
+
+
+def test_an_inbox_without_partitions_waits_while_another_one_holds_them(
+    connection: Connection, options: InboxOptions
+) -> None:
+    topic_id = offsets.read_topic_id(admin.create_admin(options.kafka), RESULTS)
+    assert not inbox_partitions.are_all_held(connection, RESULTS, topic_id, within_s=60)
+    with running_inbox(connection, options):
+        assert inbox_partitions.are_all_held(connection, RESULTS, topic_id, within_s=60)
+    connection.execute("UPDATE inbox_partitions SET seen_at = NULL, caught_up_at = NULL WHERE partition = 3")
+    assert not inbox_partitions.are_all_held(connection, RESULTS, topic_id, within_s=60)
 
 
 @pytest.mark.long

@@ -83,6 +83,19 @@ def note_seen(tx: Connection, topic: str, topic_id: str, partitions: Iterable[in
     )
 
 
+def are_all_held(tx: Connection, topic: str, topic_id: str, within_s: float) -> bool:
+    """Return whether an inbox held each partition in the last `within_s` seconds. False if none was ever held."""
+    [(held,)] = tx.execute(
+        """
+        SELECT coalesce(bool_and(coalesce(greatest(seen_at, caught_up_at) > clock_timestamp() - make_interval(secs => %s), false)), false)
+          FROM inbox_partitions
+         WHERE topic = %s AND topic_id = %s
+        """,
+        (within_s, topic, topic_id),
+    ).fetchall()
+    return bool(held)
+
+
 def read_database_time(tx: Connection) -> datetime.datetime:
     """Return the database's time. Read it before the end offsets that are passed to `note_caught_up`."""
     [(now,)] = tx.execute("SELECT clock_timestamp()").fetchall()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
@@ -22,6 +23,7 @@ POLL_MESSAGES: Final = 200
 BATCH_BYTES: Final = 8 * 1024 * 1024
 USUAL_BYTES: Final = 40_000
 """Messages up to this size do not reduce the number taken at once: POLL_MESSAGES of them fill a batch."""
+CLOSE_S: Final = 10.0
 _log = log("inbox")
 PositionLookup = Callable[[Sequence[int]], Mapping[int, int]]
 
@@ -193,8 +195,13 @@ class Reader:
             self._committed.update(moved)
 
     def close(self) -> None:
-        """Leave the group, so that another inbox gets the partitions at once."""
-        self._consumer.close()
+        """Leave the group, so that another inbox gets the partitions at once.
+
+        A client that does not manage this within CLOSE_S is left to itself. The group removes it when it polls no more.
+        """
+        closing = threading.Thread(target=self._consumer.close, name="inbox consumer close", daemon=True)
+        closing.start()
+        closing.join(CLOSE_S)
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Start the assigned partitions at their positions. `poll` raises an error from here, which the client would ignore."""

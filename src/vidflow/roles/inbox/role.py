@@ -14,6 +14,7 @@ from typing import Final
 import psycopg
 
 from vidflow.domain.errors import Unavailable
+from vidflow.domain.stalls import STALL_TIMEOUT_S, StallWatch
 from vidflow.domain.topics import RESULTS
 from vidflow.infra.kafka import admin, errors, offsets
 from vidflow.infra.postgres import inbox_partitions
@@ -37,7 +38,7 @@ DRAINED_CHECK_INTERVAL_S: Final = 0.1
 RETRY_S: Final = 0.2
 ANSWER_WAIT_S: Final = 0.02
 """How long to wait for Kafka's answer at once. A later answer is processed by a later check."""
-STUCK_S: Final = 3.0
+OUTSIDE_LOG_S: Final = 3.0
 """How long a position may be short of the log's end, with nothing to read, before the log's first offset is checked."""
 _log = log("inbox")
 
@@ -46,6 +47,12 @@ class TopicRecreated(Unavailable):
     """The topic's id has changed since the start: its offsets now refer to other messages."""
 
     default_code = "topic_recreated"
+
+
+class ResultsStalled(Unavailable):
+    """Messages are available but none arrives, or no inbox has the partitions. A new consumer is needed."""
+
+    default_code = "results_stalled"
 
 
 def run(options: InboxOptions, stop: Stop) -> None:
@@ -68,6 +75,8 @@ def run(options: InboxOptions, stop: Stop) -> None:
                 _serve(Inbox(options, inspector, topic_id, stop), stop)
             except TopicRecreated as error:
                 _log.warning("topic_recreated", topic=RESULTS, reason=error.message)
+            except ResultsStalled as error:
+                _log.error("results_stalled", topic=RESULTS, reason=error.message)
 
 
 def _serve(inbox: Inbox, stop: Stop) -> None:
@@ -96,7 +105,8 @@ class Inbox:
         self._checked_s = float("-inf")
         self._stored_since_check = False
         self._database_ahead_s = 0.0
-        self._stuck: dict[int, tuple[int, float]] = {}
+        self._stall_watch = StallWatch()
+        self._unassigned_since_s: float | None = None
         self._reader = Reader(options.kafka, options.group_protocol, self._read_positions)
 
     def read(self) -> bool:
@@ -179,6 +189,7 @@ class Inbox:
                 self._drop_connection(database_error)
         self._poison_run = 0
         self._seek_to_stored(self._reader.positions)
+        self._restart_stall_watch()
         self._reader.resume()
 
     def _read_positions(self, partitions: Sequence[int]) -> Mapping[int, int]:
@@ -244,13 +255,15 @@ class Inbox:
                 self._drop_connection(retry_error)
             else:
                 # The outage ends when a batch is stored: with a full disk, PostgreSQL answers but stores nothing.
+                self._restart_stall_watch()
                 self._reader.resume()
                 return
 
     def check(self, *, drained: bool) -> None:
         """Check positions and topic each second, and soon after a batch if no more messages are available (`drained`).
 
-        Records for each partition up to which time it is stored. Raises TopicRecreated.
+        Records for each partition up to which time it is stored. Raises TopicRecreated
+        and ResultsStalled.
         """
         since_s = time.monotonic() - self._checked_s
         due = since_s >= CHECK_INTERVAL_S or (
@@ -275,12 +288,13 @@ class Inbox:
             # Read before the end offsets, so that all messages sent before this time are below them.
             now = inbox_partitions.read_database_time(connection)
             self._database_ahead_s = now.timestamp() - time.time()
-            self._inspector.ask(TopicQuery(now, dict(self._reader.positions), self._list_stuck()))
+            self._inspector.ask(TopicQuery(now, dict(self._reader.positions), self._list_stalled(OUTSIDE_LOG_S)))
 
     def _apply_topic_snapshot(self, answer: TopicSnapshot | errors.KafkaAway | None) -> None:
         self._require_same_topic(answer)
         if isinstance(answer, errors.KafkaAway):
             self._kafka.begin(answer)
+            self._restart_stall_watch()
         if not isinstance(answer, TopicSnapshot):
             return
         self._kafka.end()
@@ -291,7 +305,9 @@ class Inbox:
         self._postgres.end()
         metrics.export_lag(answer.end_offsets, lagging)
         self._reader.commit_positions()
+        self._stall_watch.observe(lagging, self._checked_s)
         self._repair_positions(connection, lagging, answer)
+        self._require_messages(connection)
 
     def _sync_positions(self, connection: Connection) -> None:
         """Continue from the positions in the database where they differ from this inbox's.
@@ -317,8 +333,7 @@ class Inbox:
 
         No message would ever arrive at such a position, and the partition would never catch up.
         """
-        self._stuck = {number: (offset, self._stuck_since_s(number, offset)) for number, offset in lagging.items()}
-        for partition in self._list_stuck():
+        for partition in self._list_stalled(OUTSIDE_LOG_S):
             first, end = snapshot.first_offsets.get(partition), snapshot.end_offsets[partition]
             position = lagging[partition]
             if first is None or first <= position <= end or self._reader.positions.get(partition) != position:
@@ -329,16 +344,33 @@ class Inbox:
                 )
                 self._reader.seek(partition, first)
 
-    def _list_stuck(self) -> list[int]:
-        """Return the partitions whose position has been short of the end for STUCK_S, with nothing to read."""
-        if self._reader.batch:
-            return []
-        return [partition for partition, (_, since_s) in self._stuck.items() if self._checked_s - since_s >= STUCK_S]
+    def _require_messages(self, connection: Connection) -> None:
+        """Raise ResultsStalled if the client no longer delivers messages or has lost its place in the consumer group."""
+        if stalled := self._list_stalled(STALL_TIMEOUT_S):
+            raise ResultsStalled(
+                f"No message arrived from partition {', '.join(map(str, stalled))} for {STALL_TIMEOUT_S:.0f} s although some are "
+                "available. Opening a new consumer."
+            )
+        if self._reader.positions:
+            self._unassigned_since_s = None
+        elif self._unassigned_since_s is None:
+            self._unassigned_since_s = self._checked_s
+        elif self._checked_s - self._unassigned_since_s >= STALL_TIMEOUT_S:
+            self._unassigned_since_s = None
+            if not inbox_partitions.are_all_held(connection, RESULTS, self._topic_id, STALL_TIMEOUT_S):
+                raise ResultsStalled(
+                    f"This inbox was assigned no partition for {STALL_TIMEOUT_S:.0f} s, and some are held by no other inbox. "
+                    "Opening a new consumer."
+                )
 
-    def _stuck_since_s(self, partition: int, position: int) -> float:
-        """Return the time of the first check that found the partition lagging at this position."""
-        last_position, since_s = self._stuck.get(partition, (position, self._checked_s))
-        return since_s if last_position == position else self._checked_s
+    def _restart_stall_watch(self) -> None:
+        """Start to measure again, because until now nothing could arrive."""
+        self._stall_watch = StallWatch()
+        self._unassigned_since_s = None
+
+    def _list_stalled(self, for_s: float) -> list[int]:
+        """Return the partitions whose position has been short of the end for `for_s` seconds, with nothing to read."""
+        return [] if self._reader.batch else self._stall_watch.list_stalled(self._checked_s, for_s)
 
     def close(self) -> None:
         """Leave the group. Messages that were read but not stored will be read again."""

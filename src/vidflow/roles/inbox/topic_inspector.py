@@ -21,12 +21,12 @@ _CLOSE_S: Final = 1.0
 class TopicQuery(msgspec.Struct, frozen=True):
     """`asked_at` is the database's time and `positions` are the inbox's, both before Kafka is asked.
 
-    For the partitions `stuck`, the first offsets are needed, too.
+    For the partitions `stalled`, the first offsets are needed, too.
     """
 
     asked_at: datetime.datetime
     positions: Mapping[int, int]
-    stuck: Sequence[int] = ()
+    stalled: Sequence[int] = ()
 
 
 class TopicSnapshot(msgspec.Struct, frozen=True):
@@ -79,5 +79,5 @@ class TopicInspector:
         """Return a snapshot. The id is read last: if the topic was recreated meanwhile, it is not the inbox's id."""
         ask = self._client.call
         ends = ask(offsets.read_available_end_offsets, RESULTS, query.positions)
-        firsts = ask(offsets.read_available_first_offsets, RESULTS, query.stuck)
+        firsts = ask(offsets.read_available_first_offsets, RESULTS, query.stalled)
         return TopicSnapshot(query, ask(offsets.read_topic_id, RESULTS), ends, firsts)

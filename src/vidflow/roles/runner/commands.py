@@ -7,6 +7,7 @@ before it listened cannot be meant for it, since the runner's id is new.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
 from typing import Final
@@ -16,6 +17,7 @@ from confluent_kafka import Message
 from vidflow.domain.errors import MessageError, Unavailable
 from vidflow.domain.messages import Command, decode_command
 from vidflow.domain.scenario import DEFAULT_POOL
+from vidflow.domain.stalls import STALL_TIMEOUT_S, StallWatch
 from vidflow.domain.topics import commands_topic
 from vidflow.infra.kafka import admin, clients, errors, offsets
 from vidflow.infra.kafka.settings import KafkaSettings
@@ -23,8 +25,6 @@ from vidflow.infra.process.stopping import Stop, start_thread
 from vidflow.infra.telemetry.logs import log
 from vidflow.infra.telemetry.outage import kafka_outage
 
-STALL_TIMEOUT_S: Final = 30.0
-"""A consumer that lags and has not advanced for this long will never recover."""
 CHECK_INTERVAL_S: Final = 1.0
 _POLL_S: Final = 0.5
 _log = log("runner")
@@ -66,7 +66,8 @@ class CommandListener:
         self._admin = admin.ReplacingAdmin(settings)
         self._consumer = clients.create_consumer(settings, client_id=f"vidflow-{runner}")
         self._received: SimpleQueue[ReceivedCommand] = SimpleQueue()
-        self._stall_watch = _StallWatch()
+        self._positions: dict[int, int] = {}
+        self._stall_watch = StallWatch()
         self._topic_id = ""
         self._outage = kafka_outage()
 
@@ -74,9 +75,7 @@ class CommandListener:
         """Start to listen. No command sent after this call is missed. Raises KafkaAway."""
         self._topic_id = commands_topic_id(self._admin, self._pool)
         self._admin.call(offsets.assign_at_end, self._consumer, [self._topic])
-        self._stall_watch = _StallWatch(
-            {partition.partition: partition.offset for partition in self._consumer.assignment()}
-        )
+        self._positions = {place.partition: place.offset for place in self._consumer.assignment()}
 
     def listen(self, stop: Stop) -> None:
         """Poll the topic until a stop is requested. This is the body of the listener's thread.
@@ -111,7 +110,7 @@ class CommandListener:
                 )
             _log.debug("consumer_error", error=error.str())
             return
-        self._stall_watch.record_position(message.partition() or 0, message.offset() or 0)
+        self._positions[message.partition()] = message.offset() + 1
         if dict(clients.read_headers(message)).get(clients.RUNNER_HEADER) != self._runner:
             return
         self._received.put(self._decode(message))
@@ -135,10 +134,8 @@ class CommandListener:
         try:
             if commands_topic_id(self._admin, self._pool) != self._topic_id:
                 raise CommandConsumerFailed(f"Topic {self._topic} was deleted and created again. Restart this runner.")
-            self._stall_watch.check(
-                self._admin.call(offsets.read_available_end_offsets, self._topic, self._stall_watch.partitions),
-                time.monotonic(),
-                self._topic,
+            self._require_messages(
+                self._admin.call(offsets.read_available_end_offsets, self._topic, list(self._positions))
             )
             self._outage.end()
         except errors.TopicMissing as error:
@@ -146,32 +143,13 @@ class CommandListener:
         except errors.KafkaAway as error:
             _log.debug("not_checked", error=error.message)  # ReportSender measures how long the outage lasts
 
-
-class _StallWatch:
-    """The position in each partition, and since when a lagging partition has not advanced."""
-
-    def __init__(self, positions: dict[int, int] | None = None) -> None:
-        self._positions = positions or {}
-        self._lagging: dict[int, tuple[int, float]] = {}
-
-    @property
-    def partitions(self) -> list[int]:
-        return list(self._positions)
-
-    def record_position(self, partition: int, offset: int) -> None:
-        self._positions[partition] = offset + 1
-
-    def check(self, ends: dict[int, int], now_s: float, topic: str) -> None:
-        """Raise CommandConsumerFailed if a partition lags behind its end and has not advanced for `STALL_TIMEOUT_S`."""
-        for partition, end in ends.items():
-            position = self._positions.get(partition, 0)
-            last_position, since_s = self._lagging.get(partition, (-1, now_s))
-            if position >= end:
-                self._lagging.pop(partition, None)
-            elif last_position != position:
-                self._lagging[partition] = (position, now_s)
-            elif now_s - since_s > STALL_TIMEOUT_S:
-                raise CommandConsumerFailed(
-                    f"No message arrived from {topic}/{partition} for {STALL_TIMEOUT_S:.0f} s although some are available. "
-                    "Restart this runner."
-                )
+    def _require_messages(self, ends: Mapping[int, int]) -> None:
+        """Raise CommandConsumerFailed if a partition has available messages and none of them has arrived for too long."""
+        now_s = time.monotonic()
+        lagging = {number: position for number, end in ends.items() if (position := self._positions[number]) < end}
+        self._stall_watch.observe(lagging, now_s)
+        for partition in self._stall_watch.list_stalled(now_s, STALL_TIMEOUT_S):
+            raise CommandConsumerFailed(
+                f"No message arrived from {self._topic}/{partition} for {STALL_TIMEOUT_S:.0f} s although some are available. "
+                "Restart this runner."
+            )
