@@ -22,6 +22,7 @@ from tests.integration.delivery import (
     frames,
     insert_progress,
     print_figure,
+    read_progress,
     remove_topics,
     running_role,
     send_results,
@@ -32,7 +33,7 @@ from tests.integration.server_owner import wait_until
 from vidflow.domain.topics import RESULTS
 from vidflow.infra.kafka import admin, errors, offsets, topics
 from vidflow.infra.kafka.topics import PARTITIONS
-from vidflow.infra.postgres import inbox_partitions, progress
+from vidflow.infra.postgres import inbox_partitions
 from vidflow.infra.postgres.connection import Connection, connect
 from vidflow.roles import inbox
 from vidflow.settings import InboxOptions
@@ -197,7 +198,7 @@ def test_partitions_without_a_leader_are_skipped_and_nothing_is_read_again(broke
             "the inbox stores the rest",
             60,
         )
-        assert [progress.read_progress(connection, [uuid])[uuid].repeats for uuid in uuids] == [0] * len(uuids)
+        assert [read_progress(connection, [uuid])[uuid].repeats for uuid in uuids] == [0] * len(uuids)
     remove_topics(settings)
 
 

@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import confluent_kafka
+import msgspec
 from confluent_kafka import Message, TopicPartition
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
+from psycopg.rows import dict_row
 from tests.integration.server_owner import wait_until
 
 from vidflow.domain.messages import Frame, encode
 from vidflow.domain.messages import Message as Sent
+from vidflow.domain.progress import Progress
 from vidflow.domain.topics import RESULTS
 from vidflow.infra.kafka import admin, clients, offsets, topics
 from vidflow.infra.kafka.clients import Headers
@@ -232,3 +235,12 @@ def limited_message_size(settings: KafkaSettings, topic: str, max_bytes: int) ->
         yield
     finally:
         alter(AlterConfigOpType.DELETE)
+
+
+def read_progress(connection: Connection, scenario_uuids: Sequence[str]) -> dict[str, Progress]:
+    """Return the progress of scenarios without waiting for the locks of an inbox."""
+    rows = connection.cursor(row_factory=dict_row).execute(
+        "SELECT *, scenario_uuid::text AS uuid FROM scenario_progress WHERE scenario_uuid = ANY (%s::uuid[])",
+        (list(scenario_uuids),),
+    )
+    return {row["uuid"]: msgspec.convert(row, Progress) for row in rows}

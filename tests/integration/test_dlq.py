@@ -14,6 +14,7 @@ from tests.integration.delivery import (
     frame,
     frames,
     insert_progress,
+    read_progress,
     read_topic,
     recreate_topics,
     running_role,
@@ -29,7 +30,6 @@ from vidflow.infra.kafka import admin, clients, offsets
 from vidflow.infra.kafka.dead_letters import PendingDeadLetter, read_pending_dead_letters, why_not_replayable
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.postgres.connection import Connection
-from vidflow.infra.postgres.progress import read_progress
 from vidflow.roles import inbox, relay
 from vidflow.settings import InboxOptions, RelayOptions
 

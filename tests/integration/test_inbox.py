@@ -21,6 +21,7 @@ from tests.integration.delivery import (
     frames,
     insert_progress,
     print_figure,
+    read_progress,
     read_topic,
     recreate_topics,
     role_process,
@@ -43,7 +44,7 @@ from vidflow.infra.kafka.topics import PARTITIONS
 from vidflow.infra.postgres import inbox_partitions, outbox, results
 from vidflow.infra.postgres.connection import Connection, connect
 from vidflow.infra.postgres.migrations import migrate
-from vidflow.infra.postgres.progress import lock_progress, read_progress
+from vidflow.infra.postgres.progress import lock_progress
 from vidflow.infra.process.stopping import Stop
 from vidflow.roles.inbox import role, run, storing
 from vidflow.roles.inbox.reader import BATCH_BYTES, BATCH_MESSAGES, GROUP, Reader

@@ -75,6 +75,7 @@ def test_only_options_of_one_call_have_no_environment_variable() -> None:
         name for command in COMMANDS.values() for option in command.params for name in option.opts if not option.envvar
     }
     assert {name for name in without if name.startswith("--")} == {
+        "--all",
         "--version",
         "--install-completion",
         "--show-completion",

@@ -210,4 +210,5 @@ DeadLetterPlace = Annotated[
 DeadLetterPlaces = Annotated[
     list[str] | None, typer.Argument(help="Places of the dead letters, as listed by vidflow dlq list.")
 ]
-AllDeadLetters = Annotated[bool, typer.Option("--all", help="Select all dead letters.", envvar=[_variable("all")])]
+AllDeadLetters = Annotated[bool, typer.Option("--all", help="Select all dead letters.")]
+"""Without a variable: one that is left in the environment would delete all dead letters."""

@@ -27,17 +27,17 @@ def lock_progress(tx: Connection, scenario_uuids: Sequence[str]) -> dict[str, Pr
 
     Rows are locked in order of uuid, so that two transactions cannot deadlock.
     """
-    return _progress(
-        tx,
-        """
+    if not scenario_uuids:
+        return {}
+    query = """
         SELECT *, scenario_uuid::text AS uuid
           FROM scenario_progress
          WHERE scenario_uuid = ANY (%b::uuid[])
          ORDER BY scenario_uuid
            FOR NO KEY UPDATE
-        """,
-        scenario_uuids,
-    )
+        """
+    rows = tx.cursor(row_factory=dict_row).execute(query, (list(scenario_uuids),)).fetchall()
+    return {row["uuid"]: _decode_progress(row) for row in rows}
 
 
 def lock_progress_rows(tx: Connection, scenario_uuids: Sequence[str]) -> None:
@@ -52,26 +52,6 @@ def lock_progress_rows(tx: Connection, scenario_uuids: Sequence[str]) -> None:
         """,
         (list(scenario_uuids),),
     )
-
-
-def read_progress(tx: Connection, scenario_uuids: Sequence[str]) -> dict[str, Progress]:
-    """Return the progress of scenarios without locking it. Scenarios without progress are left out."""
-    return _progress(
-        tx,
-        """
-        SELECT *, scenario_uuid::text AS uuid
-          FROM scenario_progress
-         WHERE scenario_uuid = ANY (%b::uuid[])
-        """,
-        scenario_uuids,
-    )
-
-
-def _progress(tx: Connection, query: str, scenario_uuids: Sequence[str]) -> dict[str, Progress]:
-    if not scenario_uuids:
-        return {}
-    rows = tx.cursor(row_factory=dict_row).execute(query, (list(scenario_uuids),)).fetchall()
-    return {row["uuid"]: _decode_progress(row) for row in rows}
 
 
 def _decode_progress(row: dict[str, Any]) -> Progress:
