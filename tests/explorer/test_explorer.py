@@ -10,7 +10,7 @@ from tests.explorer.search import explore
 from tests.explorer.state import WorldConfig
 from tests.explorer.statement_mutations import QUICK_STATEMENT_MUTATIONS, STATEMENT_MUTATIONS
 from tests.explorer.traces import format_trace
-from tests.explorer.worlds import MIDDLE, QUICK
+from tests.explorer.worlds import MIDDLE, QUICK, SLOWEST_QUICK
 
 
 def name(parameter: WorldConfig | Mutation) -> str:
@@ -24,7 +24,11 @@ def check_world(world: WorldConfig) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("world", QUICK, ids=name)
+@pytest.mark.parametrize(
+    "world",
+    [pytest.param(world, marks=[pytest.mark.long] if name(world) in SLOWEST_QUICK else []) for world in QUICK],
+    ids=name,
+)
 def test_all_invariants_hold_in_every_state_of_a_small_world(world: WorldConfig) -> None:
     check_world(world)
 

@@ -51,6 +51,9 @@ QUICK: Final = (
 )
 """Each fault alone in its smallest world: less than a minute on one core."""
 
+SLOWEST_QUICK: Final = frozenset({"file, frozen", "file, restore"})
+"""Those of QUICK that take a quarter of its time. They run with the longer suites."""
+
 MIDDLE: Final = (
     WorldConfig("file, cut off", ONE, faults=("cut off",)),
     WorldConfig("live, Kafka unreachable", LIVE, faults=("Kafka unreachable",)),

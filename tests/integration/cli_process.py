@@ -9,13 +9,16 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
+import msgspec
+from tests.integration.many_commands import Command
 from tests.integration.server_owner import wait_until
 
+ROOT = Path(__file__).parents[2]
 LIMIT_S = 60.0
 STOP_LIMIT_S = 15.0
 
@@ -32,6 +35,27 @@ def run_command(*arguments: str, variables: Mapping[str, str] | None = None) -> 
     return subprocess.run(
         command, env=build_environment(variables), capture_output=True, text=True, timeout=LIMIT_S, check=False
     )
+
+
+def run_commands(folder: Path, commands: Sequence[Command]) -> list[subprocess.CompletedProcess[str]]:
+    """Run several commands to their ends, faster than one by one. `folder` is empty and gets their output."""
+    codes = subprocess.run(
+        [sys.executable, "-m", "tests.integration.many_commands", str(folder)],
+        input=msgspec.json.encode(dict(enumerate(commands))),
+        stdout=subprocess.PIPE,
+        timeout=LIMIT_S,
+        check=True,
+        cwd=ROOT,
+    ).stdout
+    return [
+        subprocess.CompletedProcess(
+            commands[number].arguments,
+            code,
+            (folder / f"{number}.out").read_text(),
+            (folder / f"{number}.err").read_text(),
+        )
+        for number, code in sorted(msgspec.json.decode(codes, type=dict[int, int]).items())
+    ]
 
 
 class RunningCommand:

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
@@ -34,9 +33,11 @@ from tests.integration.cli_process import (
     build_environment,
     hides_internals,
     run_command,
+    run_commands,
     running_command,
 )
 from tests.integration.delivery import remove_topics
+from tests.integration.many_commands import Command
 from tests.integration.processes import descendants, is_alive
 from tests.integration.server_owner import wait_until
 
@@ -141,13 +142,10 @@ REFUSALS = {
 
 
 @pytest.fixture(scope="module")
-def command_results() -> dict[str, CompletedProcess[str]]:
-    """Run all these command lines, in parallel since each takes a while."""
-    with ThreadPoolExecutor(4) as pool:
-        runs = {
-            name: pool.submit(run_command, *case.arguments, variables=case.variables) for name, case in REFUSALS.items()
-        }
-        return {name: run.result() for name, run in runs.items()}
+def command_results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CompletedProcess[str]]:
+    """Run all these command lines."""
+    commands = [Command(case.arguments, build_environment(case.variables)) for case in REFUSALS.values()]
+    return dict(zip(REFUSALS, run_commands(tmp_path_factory.mktemp("commands"), commands), strict=True))
 
 
 def assert_says(text: str, pattern: str) -> None:
