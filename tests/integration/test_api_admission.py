@@ -177,6 +177,7 @@ class TestConnections:
 class TestDisk:
     """A full disk: seen by the api itself, or reported by PostgreSQL."""
 
+    @pytest.mark.long
     def test_a_full_disk_refuses_new_scenarios_until_there_is_room_and_nothing_else(
         self, database_url: str, tmp_path: Path
     ) -> None:

@@ -119,6 +119,7 @@ def test_a_head_that_arrives_too_slowly_is_refused(impatient: httpx.Client, capl
     wait_until(lambda: any(line.get("head_late") for line in refusals(caplog)), "it is logged")
 
 
+@pytest.mark.long
 def test_an_idle_connection_is_closed(impatient: httpx.Client, quiet_logs: pytest.LogCaptureFixture) -> None:
     for sent in (b"", b"\r\n", LIVE):
         with raw_connection(impatient) as connection:
@@ -361,6 +362,7 @@ def test_many_clients_that_disconnect_at_once_leave_nothing_open(
     assert "Traceback" not in quiet_logs.text
 
 
+@pytest.mark.long
 def test_a_hanging_body_does_not_delay_a_stop(database_url: str, quiet_logs: pytest.LogCaptureFixture) -> None:
     with ExitStack() as hanging:
         with limited(database_url, PATIENT) as client:

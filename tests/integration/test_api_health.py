@@ -219,6 +219,7 @@ def test_an_exhausted_connection_pool_is_reported_quickly(database_url: str) -> 
         wait_until(lambda: client.get("/health/ready").status_code == 200, "it is ready again")
 
 
+@pytest.mark.long
 def test_an_api_survives_an_outage_of_its_database_and_serves_again(tmp_path: Path) -> None:
     server = EmbeddedPostgres(tmp_path, notify=print, stop=Stop())
     url = server.start().url
@@ -332,6 +333,7 @@ def test_a_process_stops_while_a_request_hangs(database_url: str) -> None:
         assert responses[0].status_code == 503  # cancelled, or ended by its time limit
 
 
+@pytest.mark.long
 @pytest.mark.fault
 def test_invariant_8_an_api_that_freezes_in_a_shutdown_blocks_nobody(
     database_url: str, connection: psycopg.Connection

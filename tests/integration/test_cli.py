@@ -196,6 +196,7 @@ def test_status_lists_the_applied_migrations_and_ends_with_0(database_url: str) 
     assert re.fullmatch(r"(applied  \d{4}_\S+\n)+", end.stdout)
 
 
+@pytest.mark.long
 def test_rejected_outbox_messages_are_listed_retried_and_dropped(database_url: str) -> None:
     with connect(database_url, name="test") as connection:
         connection.execute("TRUNCATE outbox RESTART IDENTITY")
@@ -275,6 +276,7 @@ def test_the_settings_of_an_existing_topic_are_corrected(kafka_settings: KafkaSe
     assert run_command("topics", "create", "--kafka", kafka_settings.bootstrap).stdout == "all topics exist\n"
 
 
+@pytest.mark.long
 def test_topics_of_pools_are_created_like_the_default_and_weak_topics_are_reported(
     kafka_settings: KafkaSettings,
 ) -> None:

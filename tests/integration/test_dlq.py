@@ -245,6 +245,7 @@ class TestAfterAReplay:
         deliver_all(connection, database_url, broker)
         assert stored_frame_numbers(connection, uuid) == [0]
 
+    @pytest.mark.long
     def test_a_message_that_still_cannot_be_stored_becomes_a_letter_of_its_new_place(
         self, connection: Connection, database_url: str, broker: KafkaSettings
     ) -> None:

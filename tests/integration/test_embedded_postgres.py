@@ -49,6 +49,7 @@ def test_the_password_is_required_and_only_its_owner_can_read_it(tmp_path: Path)
         postgres.stop()
 
 
+@pytest.mark.long
 def test_data_and_url_survive_a_restart(tmp_path: Path) -> None:
     postgres = server(tmp_path).start()
     url = postgres.url
@@ -64,6 +65,7 @@ def test_data_and_url_survive_a_restart(tmp_path: Path) -> None:
         again.stop()
 
 
+@pytest.mark.long
 def test_a_killed_server_starts_again_on_the_same_port_with_its_data(tmp_path: Path) -> None:
     postgres = server(tmp_path).start()
     try:
@@ -87,6 +89,7 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
         postgres.stop()
 
 
+@pytest.mark.long
 def test_a_port_in_use_is_reported_with_the_servers_message(tmp_path: Path) -> None:
     first = server(tmp_path / "first").start()
     second = server(tmp_path / "second", port=first.port)
@@ -112,6 +115,7 @@ def test_a_stop_request_cancels_the_start_and_leaves_no_process(tmp_path: Path) 
     assert not is_listening(postgres.port)
 
 
+@pytest.mark.long
 def test_the_server_runs_in_a_folder_that_only_its_owner_may_enter(tmp_path: Path) -> None:
     private = tmp_path / "private"
     private.mkdir(mode=0o700)
@@ -122,6 +126,7 @@ def test_the_server_runs_in_a_folder_that_only_its_owner_may_enter(tmp_path: Pat
         postgres.stop()
 
 
+@pytest.mark.long
 def test_the_server_ends_when_its_owner_is_killed_and_a_new_owner_finds_its_data(tmp_path: Path) -> None:
     with running_owner("postgres", tmp_path) as (owner, port):
         owner.send_signal(signal.SIGKILL)

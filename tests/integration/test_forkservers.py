@@ -52,6 +52,7 @@ def test_workers_start_without_torch_at_first_and_with_it_once_it_is_imported(fo
     assert imported_in_a_child(forkservers) == ["confluent_kafka", "torch"]
 
 
+@pytest.mark.long
 def test_a_temporary_folder_with_too_long_a_path_for_a_socket_is_replaced(tmp_path: Path) -> None:
     folder = tmp_path / ("x" * 100)
     folder.mkdir()

@@ -285,6 +285,7 @@ def test_invariant_9_a_header_name_that_is_not_utf8_does_not_block_later_message
     assert stored_frame_numbers(connection, uuid) == [0]
 
 
+@pytest.mark.long
 def test_an_inbox_that_cannot_decode_most_worker_messages_pauses_and_logs_it(
     connection: Connection, options: InboxOptions, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -325,6 +326,7 @@ def test_the_position_is_stored_with_the_rows(connection: Connection, options: I
     assert connection.execute("SELECT sum(position)::int FROM inbox_partitions").fetchone() == (7,)
 
 
+@pytest.mark.long
 def test_an_inbox_continues_from_a_position_that_was_moved_back(connection: Connection, options: InboxOptions) -> None:
     """This happens when the database is restored. Messages that Kafka still has are read again."""
     uuid = insert_progress(connection)
@@ -358,6 +360,7 @@ def test_invariant_7_a_restored_position_is_used_without_a_further_message(
         wait_until_caught_up(connection, options.kafka)
 
 
+@pytest.mark.long
 def test_deleted_positions_are_created_again(connection: Connection, options: InboxOptions) -> None:
     uuid = insert_progress(connection)
     send_results(options.kafka, *frames(uuid, range(5)))
@@ -414,6 +417,7 @@ def test_a_stopped_inbox_does_not_catch_up(connection: Connection, options: Inbo
     assert not is_caught_up(connection, options.kafka, now_s(connection))
 
 
+@pytest.mark.long
 def test_an_inbox_without_messages_catches_up_each_second(connection: Connection, options: InboxOptions) -> None:
     with running_inbox(connection, options):
         for _ in range(2):
@@ -440,6 +444,7 @@ def test_two_inboxes_store_everything_once(connection: Connection, options: Inbo
     assert [stored_frame_numbers(connection, uuid) for uuid in uuids] == [list(range(200))] * 12
 
 
+@pytest.mark.long
 def test_partitions_lost_while_the_reader_was_paused_are_read_when_they_come_back(
     connection: Connection, options: InboxOptions
 ) -> None:
@@ -618,6 +623,7 @@ def test_an_inbox_killed_at_a_crash_point_is_followed_by_one_that_stores_every_f
     assert [progress(connection, uuid).repeats for uuid in uuids] == [0] * 4
 
 
+@pytest.mark.long
 def test_lost_database_connections_lose_no_frames(connection: Connection, options: InboxOptions) -> None:
     uuid = insert_progress(connection)
     with running_inbox(connection, options):

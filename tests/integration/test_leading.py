@@ -31,6 +31,7 @@ def is_leading(connection: Connection, term: int) -> bool:
     return bool(connection.execute(query, (term,)).fetchall())
 
 
+@pytest.mark.long
 @pytest.mark.fault
 def test_invariant_7_a_leader_that_lost_its_connection_leads_again_while_its_lease_is_renewed(
     connection: Connection, database_url: str, kafka_settings: KafkaSettings
@@ -42,6 +43,7 @@ def test_invariant_7_a_leader_that_lost_its_connection_leads_again_while_its_lea
         wait_until(lambda: is_leading(connection, 2), "it leads again")
 
 
+@pytest.mark.long
 @pytest.mark.fault
 def test_a_leader_with_a_full_disk_keeps_leading_and_logs_the_outage_once(
     connection: Connection, database_url: str, kafka_settings: KafkaSettings, caplog: pytest.LogCaptureFixture

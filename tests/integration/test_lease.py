@@ -82,6 +82,7 @@ def test_a_regular_expiry_is_not_capped(connection: Connection) -> None:
     assert connection.execute("SELECT expires_at FROM lease").fetchone() == before
 
 
+@pytest.mark.long
 def test_a_holder_that_died_before_the_database_clock_stepped_back_is_replaced(
     connection: Connection, database_url: str
 ) -> None:
@@ -212,6 +213,7 @@ def test_a_holder_that_stops_releases_its_lease_at_once(database_url: str) -> No
     assert (first[0].term, second[0].term) == (1, 2)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("connection")
 def test_a_renewed_lease_outlasts_its_duration(database_url: str) -> None:
     stop = Stop()

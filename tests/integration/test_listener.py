@@ -47,6 +47,7 @@ def encoded_report(number: int) -> bytes:
     )
 
 
+@pytest.mark.long
 def test_probes_arrive_without_a_break_during_a_long_tick(listener: LeaderListener) -> None:
     since_s = listener.probes_ok_since(time.monotonic())
     assert not Stop().wait(3 * PROBE_MAX_AGE_S)  # stands for a long tick

@@ -178,6 +178,7 @@ def test_a_migration_without_a_lock_lets_others_pass_and_is_retried(
     assert all(applied for _, applied in migrations.list_migrations(empty_url))
 
 
+@pytest.mark.long
 def test_db_status_reports_pending_migrations_by_its_exit_code(empty_url: str) -> None:
     def db(command: str) -> subprocess.CompletedProcess[str]:
         arguments = [sys.executable, "-m", "vidflow", "db", command, "--database-url", empty_url]

@@ -30,6 +30,7 @@ def square(left: int, *, size: tuple[int, int] = (160, 120), ground: int = 60) -
     return picture_of(pixels)
 
 
+@pytest.mark.long
 def test_most_boxes_are_walkers_and_many_walkers_have_a_box(shared: Path) -> None:
     people = registry.load(
         registry.resolve("yolox_nano", shared / "models", keep_weights=True), Parameters(labels=("person",))
@@ -42,6 +43,7 @@ def test_most_boxes_are_walkers_and_many_walkers_have_a_box(shared: Path) -> Non
     assert 2 < sum(map(len, moving)) / len(moving) < 10
 
 
+@pytest.mark.long
 def test_boxes_in_a_street_have_the_size_of_people(shared: Path) -> None:
     boxes = [detection.box for frame in motion().infer(street(shared, 2, 200))[20:] for detection in frame]
     heights = sorted(y2 - y1 for _, y1, _, y2 in boxes)

@@ -105,6 +105,7 @@ def hang_up(_server: EmbeddedPostgres, proxy: Proxy, _folder: Path) -> None:
     proxy.hang_up()
 
 
+@pytest.mark.long
 @pytest.mark.fault
 @pytest.mark.parametrize("loss", [restart, terminate, restore, drop, hang_up])
 def test_no_request_fails_after_the_server_is_back(
@@ -121,6 +122,7 @@ def test_no_request_fails_after_the_server_is_back(
     assert statuses(client, uuid) == {200}
 
 
+@pytest.mark.long
 @pytest.mark.fault
 def test_requests_during_an_outage_do_not_make_later_requests_fail(
     client: httpx.Client, server: EmbeddedPostgres

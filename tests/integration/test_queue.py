@@ -137,6 +137,7 @@ def rows_read(tx: Connection) -> int:
     return int(count)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("common", ["init_startup", "inactive"])
 def test_the_cost_of_a_read_does_not_grow_with_the_tables(connection: Connection, common: str) -> None:
     """Each statement reads a few rows per item of its page and no others."""

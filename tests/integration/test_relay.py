@@ -167,6 +167,7 @@ def test_a_relay_killed_at_a_crash_point_loses_no_rows_and_keeps_their_order(
         assert order_by_last_appearance(numbers) == list(range(1500)), f"order of {key} after a crash at {place}"
 
 
+@pytest.mark.long
 @pytest.mark.fault
 def test_rows_that_a_relay_published_but_did_not_remove_are_published_again(
     connection: Connection, options: RelayOptions
@@ -201,6 +202,7 @@ def test_relays_share_the_shards_evenly_and_take_over_those_of_stopped_relays(
     assert shard_counts(connection) == []
 
 
+@pytest.mark.long
 def test_invariant_2_rows_keep_the_order_of_their_key_while_relays_start_and_stop(
     connection: Connection, options: RelayOptions
 ) -> None:
@@ -258,6 +260,7 @@ def test_invariant_2_a_relay_that_was_frozen_removes_no_rows_of_its_successor(
         assert order_by_last_appearance(numbers) == list(range(51))
 
 
+@pytest.mark.long
 def test_a_stopping_relay_completes_its_batch_and_releases_its_shards(
     connection: Connection, options: RelayOptions
 ) -> None:

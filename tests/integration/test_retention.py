@@ -277,6 +277,7 @@ class ResultsLoad:
         self._stop.set()
 
 
+@pytest.mark.long
 def test_partitions_are_removed_during_reads_and_writes(
     connection: Connection, lease: Lease, database_url: str
 ) -> None:

@@ -88,6 +88,7 @@ def test_a_certificate_problem_is_reported_in_one_line(tls_servers: TlsServers, 
     assert "does not answer" not in caught.value.message
 
 
+@pytest.mark.long
 def test_roles_and_commands_exit_with_the_setup_code(tls_servers: TlsServers) -> None:
     url = tls_servers.url_of("good", tls_servers.other)
     for command in (["db", "status"], ["relay", "--kafka", "127.0.0.1:1"]):

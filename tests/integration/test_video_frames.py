@@ -139,6 +139,7 @@ def test_frames_that_exceed_the_size_limit_midway_are_not_decoded(
     assert sum(gap.frames or 0 for gap in gaps(whole)) == 10
 
 
+@pytest.mark.long
 def test_reading_many_frames_does_not_accumulate_memory(tmp_path: Path) -> None:
     clip = clips.write(
         tmp_path / "long.mp4", (clips.plain(i, 640, 480) for i in range(300)), [40 * i for i in range(300)]
