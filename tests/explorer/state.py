@@ -26,6 +26,8 @@ TIMING: Final = Timing(
     take_timeout_s=1,
     stop_timeout_s=3,
     runner_lease_s=2,
+    missed_report_s=1,
+    keep_slot_s=1,
     forget_runner_s=2,
     max_assignments=9,
 )

@@ -98,3 +98,11 @@ def test_no_scenario_is_placed_before_one_of_a_higher_priority(
     unplaced = [scenario.priority for scenario in scenarios if scenario.scenario_uuid not in placed]
     highest_unplaced = max(unplaced, default=-9)
     assert all(scenario.priority >= highest_unplaced for scenario in scenarios if scenario.scenario_uuid in placed)
+
+
+def test_a_slot_is_kept_free_for_an_expected_scenario_but_not_from_a_higher_priority() -> None:
+    expected = QueuedScenario("expected", 5, 0.0, expected=True)
+    slots = [RunnerSlots("r1", 1), RunnerSlots("r2", 1)]
+    assert place_scenarios([expected, waiting("low"), waiting("lower", -1)], slots, 100) == [("low", "r2")]
+    both_higher = [waiting("high", 6), waiting("higher", 7)]
+    assert {uuid for uuid, _ in place_scenarios([expected, *both_higher], slots, 100)} == {"high", "higher"}

@@ -826,6 +826,33 @@ def test_a_scenario_returns_to_its_previous_runner_if_there_is_no_other() -> Non
     assert event.runner == "r1"
 
 
+def interrupted_and_waiting(priority: int, inbox_lag_s: float = 0.0) -> LeaderHarness:
+    """Return a leader with a scenario on r1, which then falls silent, and a scenario of this priority that waits."""
+    queued = ScenarioView(waiting_scenario().scenario, Progress(), priority=priority)
+    queued = msgspec.structs.replace(queued, scenario=msgspec.structs.replace(queued.scenario, scenario_uuid=OTHER))
+    leader = LeaderHarness(active(), queued, inbox_lag_s=inbox_lag_s)
+    leader.receive(running(), runner="r1", capacity=1)
+    return leader
+
+
+def assigned(leader: LeaderHarness, silent_s: float) -> list[str]:
+    """Return what is assigned to a runner that starts after r1 has been silent for this time."""
+    leader.now_s += silent_s
+    leader.receive(runner="successor", capacity=1)
+    return [item.scenario.scenario_uuid for item, event in leader.tick(0.0).events if event.kind is Kind.ASSIGNED]
+
+
+@pytest.mark.parametrize("silent_s", [1.5, 2.9, 3.1])
+def test_a_free_slot_is_kept_for_the_scenario_of_a_runner_that_has_fallen_silent(silent_s: float) -> None:
+    assert assigned(interrupted_and_waiting(-1), silent_s) == []
+    assert assigned(interrupted_and_waiting(1), silent_s) == [OTHER]
+
+
+def test_no_slot_is_kept_for_a_runner_that_reports_or_has_been_lost_for_long() -> None:
+    assert assigned(interrupted_and_waiting(-1), 1.0) == [OTHER]
+    assert assigned(interrupted_and_waiting(-1, inbox_lag_s=60.0), 6.1) == [OTHER]
+
+
 def slots(leader: LeaderHarness) -> dict[str, int]:
     snapshot = Snapshot(leader.scenarios, leader.now_s, DB_S, None, leader.probes_received_since_s)
     tick = build_tick_context(leader.memory, snapshot, RETRY_POLICY, TIMING)

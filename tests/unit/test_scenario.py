@@ -197,6 +197,12 @@ def test_the_backoff_doubles_up_to_a_minute_and_jitter_at_most_halves_it(attempt
     assert build_loss_event(scenario(attempt=attempt), loss(), many, 0.0).delay_s == delay_s / 2
 
 
+def test_the_first_loss_of_a_runner_has_no_backoff() -> None:
+    runner_lost = Loss(ReasonCode.RUNNER_LOST, "runner lost", 10)
+    assert build_loss_event(scenario(attempt=0), runner_lost, POLICY, 1.0).delay_s == 0.0
+    assert build_loss_event(scenario(attempt=1), runner_lost, POLICY, 1.0).delay_s == 2.0
+
+
 def test_a_frame_that_used_up_all_attempts_is_skipped_on_request() -> None:
     result = build_loss_event(scenario(attempt=4, skips_poison=True), loss(at_frame=True), POLICY, 0.0)
     assert (result.kind, result.skip, result.attempt, result.requeues) == (Kind.SKIPPED, Skip(90, 1), 0, 0)

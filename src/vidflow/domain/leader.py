@@ -18,13 +18,19 @@ from vidflow.domain.scenario import DEFAULT_POOL, Event, RetryPolicy, Scenario
 
 
 class Timing(msgspec.Struct, frozen=True):
-    """The leader's intervals and timeouts in seconds. `max_assignments` limits the assignments of one tick in one pool."""
+    """The leader's intervals and timeouts in seconds. `max_assignments` limits the assignments of one tick in one pool.
+
+    A runner reports each second, so one that has been silent for `missed_report_s` may be dead. Slots are kept free for its
+    scenarios until `keep_slot_s` after the end of its lease, not longer, since an inbox that is away may delay their loss.
+    """
 
     resend_deploy_s: float = 1.0
     resend_s: float = 2.0
     take_timeout_s: float = 5.0
     stop_timeout_s: float = 30.0
     runner_lease_s: float = 3.0
+    missed_report_s: float = 1.25
+    keep_slot_s: float = 3.0
     forget_runner_s: float = 60.0
     max_assignments: int = 100
 

@@ -11,12 +11,16 @@ from vidflow.domain.scenario import DEFAULT_POOL
 
 
 class QueuedScenario(msgspec.Struct, frozen=True):
-    """A scenario that is due. Higher priorities go first, then older scenarios. `avoid` is the runner that it was requeued from."""
+    """A scenario that is due. Higher priorities go first, then older scenarios. `avoid` is the runner that it was requeued from.
+
+    `expected`: it is not due yet, but probably will be in a moment. A slot is kept free for it.
+    """
 
     scenario_uuid: str
     priority: int
     since_s: float
     avoid: str | None = None
+    expected: bool = False
 
 
 class RunnerSlots(msgspec.Struct, frozen=True):
@@ -42,7 +46,8 @@ def place_scenarios(
         if not free or len(pairs) >= limit:
             break
         count, runner = _pop(free, scenario.avoid)
-        pairs.append((scenario.scenario_uuid, runner))
+        if not scenario.expected:
+            pairs.append((scenario.scenario_uuid, runner))
         if count < -1:
             heappush(free, (count + 1, runner))
     return pairs

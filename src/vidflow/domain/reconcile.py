@@ -24,6 +24,7 @@ from vidflow.domain.leader import (
     TickContext,
     Timing,
 )
+from vidflow.domain.lease import is_runner_lease_expired
 from vidflow.domain.messages import Forget, Ping, StopWork
 from vidflow.domain.placement import QueuedScenario, RunnerSlots, place_scenarios
 from vidflow.domain.reason_codes import ReasonCode
@@ -183,6 +184,11 @@ def assign_scenarios(tick: TickContext) -> list[tuple[ScenarioView, Event]]:
     for uuid, item in due.items():
         queued = QueuedScenario(uuid, item.priority, item.since_s, _previous_runner(item.scenario))
         waiting[item.scenario.pool].append(queued)
+    for item in find_endangered(tick):
+        queued = QueuedScenario(
+            item.scenario.scenario_uuid, item.priority, item.since_s, item.scenario.runner, expected=True
+        )
+        waiting[item.scenario.pool].append(queued)
     slots: defaultdict[str, list[RunnerSlots]] = defaultdict(list)
     for runner_slots in find_free_slots(tick):
         slots[runner_slots.pool].append(runner_slots)
@@ -190,6 +196,24 @@ def assign_scenarios(tick: TickContext) -> list[tuple[ScenarioView, Event]]:
         pair for pool in waiting for pair in place_scenarios(waiting[pool], slots[pool], tick.timing.max_assignments)
     ]
     return [(due[uuid], _build_assignment_event(due[uuid], runner, tick.snapshot)) for uuid, runner in placed]
+
+
+def find_endangered(tick: TickContext) -> Iterable[ScenarioView]:
+    """Return the scenarios of runners that have missed a report, until their leases have expired and a little longer.
+
+    A killed runner is often restarted, and its successor has free slots, before its lease expires. Without this, scenarios of
+    lower priority would get these slots, and the interrupted ones would wait for those to end.
+    """
+    snapshot, timing = tick.snapshot, tick.timing
+    for item in snapshot.scenarios:
+        view = tick.runners.get(item.scenario.runner or "")
+        if view is None or view.report is None or item.scenario.state not in DEPLOYED:
+            continue
+        is_late = is_runner_lease_expired(
+            view.last_seen_s, snapshot.probes_received_since_s, snapshot.now_s, timing.missed_report_s
+        )
+        if is_late and snapshot.now_s - view.last_seen_s < timing.runner_lease_s + timing.keep_slot_s:
+            yield item
 
 
 def _previous_runner(scenario: Scenario) -> str | None:

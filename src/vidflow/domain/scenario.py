@@ -273,11 +273,14 @@ def build_loss_event(scenario: Scenario, loss: Loss, policy: RetryPolicy, jitter
     """Return the event for a loss: LOST while attempts are left, then SKIPPED or FAILED.
 
     The count restarts only if this deployment stored a frame (next_frame is above resume_frame). A long stream may thus be
-    redeployed without limit, a poisonous frame may not. `jitter` in [0, 1) spreads the backoff over its upper half.
+    redeployed without limit, a poisonous frame may not. `jitter` in [0, 1) spreads the backoff over its upper half. The first
+    loss of a runner has no backoff: it took the runner's lease to notice, and the scenario is probably not the cause.
     """
     attempt = 1 if loss.next_frame > scenario.resume_frame else scenario.attempt + 1
     if attempt < policy.max_attempts:
         delay_s = _compute_backoff_s(policy.backoff_s, attempt, policy.max_backoff_s) * (0.5 + jitter / 2)
+        if attempt == 1 and loss.reason_code is ReasonCode.RUNNER_LOST:
+            delay_s = 0.0
         return Event(
             kind=Kind.LOST,
             reason_code=loss.reason_code,
