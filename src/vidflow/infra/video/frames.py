@@ -21,7 +21,7 @@ from vidflow.domain.messages import GapReason, ResumePoint
 from vidflow.domain.sampling import Sampler, SeekStatus, SeekToPts, plan_resume, track_seek
 from vidflow.infra.video.open import Video
 from vidflow.infra.video.packets import LostPacket
-from vidflow.infra.video.pixels import ChannelOrder, Orientation, displayed_size, read_orientation, to_array
+from vidflow.infra.video.pixels import ChannelOrder, Crop, Orientation, displayed_size, read_orientation, to_array
 from vidflow.infra.video.source import SourceInfo
 
 SEEK_MARGINS_S: Final = (0, 15)
@@ -52,6 +52,7 @@ class KeptFrame:
     height: int
     decoded: VideoFrame
     orientation: Orientation
+    crop: Crop
     scaler: VideoReformatter
 
     def image(
@@ -59,7 +60,7 @@ class KeptFrame:
     ) -> NDArray[np.uint8]:
         """Return the picture as displayed: uint8, contiguous, shape (height, width, 3). `width` and `height` scale it."""
         size = (width or self.width, height or self.height)
-        return to_array(self.decoded, self.orientation, size, order, self.scaler)
+        return to_array(self.decoded, self.orientation, size, order, self.scaler, self.crop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +168,7 @@ class _FrameReader:
     def _build_kept_frame(self, frame: VideoFrame, number: int, tick: int) -> KeptFrame:
         timeline = self._sampler.timeline
         orientation = self._orientation(frame)
-        width, height = displayed_size(frame, orientation, self._source.pixel_aspect)
+        width, height = displayed_size(frame, orientation, self._source.pixel_aspect, self._source.crop)
         return KeptFrame(
             frame_number=number,
             pts=tick if timeline.counted or frame.pts is None else frame.pts,
@@ -178,6 +179,7 @@ class _FrameReader:
             height=height,
             decoded=frame,
             orientation=orientation,
+            crop=self._source.crop,
             scaler=self._scaler,
         )
 

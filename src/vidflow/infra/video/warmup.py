@@ -88,10 +88,10 @@ def _build_kept_frame(
 ) -> KeptFrame:
     timeline = sampler.timeline
     orientation = read_orientation(frame)
-    width, height = displayed_size(frame, orientation, source.pixel_aspect)
+    width, height = displayed_size(frame, orientation, source.pixel_aspect, source.crop)
     return KeptFrame(
         0, tick, source.time_base, timeline.origin or 0, float(timeline.seconds_since_start(tick)),
-        width, height, frame, orientation, scaler,
+        width, height, frame, orientation, source.crop, scaler,
     )  # fmt: skip
 
 
@@ -100,7 +100,7 @@ def _number_frames(frames: deque[KeptFrame], next_frame: int) -> list[KeptFrame]
     return [
         KeptFrame(
             first + index, frame.pts, frame.time_base, frame.origin_pts, frame.time_s, frame.width, frame.height,
-            frame.decoded, frame.orientation, frame.scaler,
+            frame.decoded, frame.orientation, frame.crop, frame.scaler,
         )
         for index, frame in enumerate(frames)
     ]  # fmt: skip
