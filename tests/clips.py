@@ -158,6 +158,23 @@ def write_damaged(source: Path, path: Path, packets: Iterable[int]) -> Path:
     return path
 
 
+def noise(index: int, width: int = WIDTH, height: int = HEIGHT) -> NDArray[np.uint8]:
+    """Return a picture of noise, whose packets are long enough to be damaged in part."""
+    return np.random.default_rng(index).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def with_concealed_damage(source: Path, path: Path, packets: Iterable[int]) -> Path:
+    """Copy an mp4 of `noise` with the second half of these video packets zeroed. The decoder guesses the damaged parts."""
+    data = bytearray(source.read_bytes())
+    with av.open(source) as container:
+        for index, packet in enumerate(container.demux(video=0)):
+            if index in set(packets) and packet.pos is not None:
+                half = packet.size // 2
+                data[packet.pos + half : packet.pos + packet.size] = bytes(packet.size - half)
+    path.write_bytes(data)
+    return path
+
+
 def with_clean_aperture(source: Path, path: Path, size: tuple[int, int], offset: tuple[int, int] = (0, 0)) -> Path:
     """Copy an mp4, adding a `clap` box: players display `size` around the centre moved by `offset`."""
     data = bytearray(source.read_bytes())
