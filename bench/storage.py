@@ -53,7 +53,7 @@ def partitions(connection: Connection, rows: int) -> None:
     connection.execute(
         """
         INSERT INTO scenario_results
-        SELECT uuidv7(make_interval(secs => -60 * (n / 1000))), n, 1, n, n, 640, 480, '',
+        SELECT uuidv7(make_interval(secs => -60 * (n / 1000))), n, 1, n, n, 640, 480, false, '',
                '[{"label": "person", "score": 0.88, "box": [1, 2, 3, 4]}, {"label": "dog", "score": 0.8, "box": [5, 6, 7, 8]}]'
           FROM generate_series(1, %s) AS n
         """,

@@ -154,6 +154,7 @@ CREATE TABLE scenario_results (
     time_s        double precision NOT NULL,
     width         integer          NOT NULL,
     height        integer          NOT NULL,
+    corrupt       boolean          NOT NULL DEFAULT false,
     at            text             NOT NULL,
     detections    jsonb            NOT NULL,
     UNIQUE (scenario_uuid, frame_number)

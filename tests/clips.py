@@ -6,6 +6,7 @@ Each function writes a file and returns its path. The pictures of most clips ide
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -154,6 +155,62 @@ def write_damaged(source: Path, path: Path, packets: Iterable[int]) -> Path:
             if index in set(packets) and packet.pos is not None:
                 data[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
     path.write_bytes(data)
+    return path
+
+
+def noise(index: int, width: int = WIDTH, height: int = HEIGHT) -> NDArray[np.uint8]:
+    """Return a picture of noise, whose packets are long enough to be damaged in part."""
+    return np.random.default_rng(index).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def with_concealed_damage(source: Path, path: Path, packets: Iterable[int]) -> Path:
+    """Copy an mp4 of `noise` with the second half of these video packets zeroed. The decoder guesses the damaged parts."""
+    data = bytearray(source.read_bytes())
+    with av.open(source) as container:
+        for index, packet in enumerate(container.demux(video=0)):
+            if index in set(packets) and packet.pos is not None:
+                half = packet.size // 2
+                data[packet.pos + half : packet.pos + packet.size] = bytes(packet.size - half)
+    path.write_bytes(data)
+    return path
+
+
+def with_clean_aperture(source: Path, path: Path, size: tuple[int, int], offset: tuple[int, int] = (0, 0)) -> Path:
+    """Copy an mp4, adding a `clap` box: players display `size` around the centre moved by `offset`."""
+    data = bytearray(source.read_bytes())
+    fractions = [value for number in (*size, *offset) for value in (number, 1)]
+    box = struct.pack(">I4s4I4i", 40, b"clap", *fractions)
+    position = box_bytes = 0
+    for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", None):
+        position = (
+            position + 16 if name is None else data.index(name, position)
+        )  # the last is the codec's, the first in stsd
+        box_bytes = int.from_bytes(data[position - 4 : position])
+        data[position - 4 : position] = (box_bytes + len(box)).to_bytes(4)
+    data[position - 4 + box_bytes : position - 4 + box_bytes] = box
+    path.write_bytes(data)
+    return path
+
+
+def remux(source: Path, path: Path) -> Path:
+    """Copy the video packets and the stream's properties to another container."""
+    with av.open(source) as original, av.open(path, "w") as copy:
+        stream = copy.add_stream_from_template(original.streams.video[0], opaque=True)
+        for packet in original.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                copy.mux_one(packet)
+    return path
+
+
+def with_display_size(source: Path, path: Path, size: tuple[int, int]) -> Path:
+    """Copy a Matroska file of `write` with a codec that states no shape of the pixels, adding a display size below 256."""
+    data = source.read_bytes()
+    unknown_unit, colour = b"\x54\xb2\x81\x04", b"\x55\xb0\x88\x55\xb7\x81\x01\x55\xb8\x81\x02"
+    assert data.count(unknown_unit + colour) == 1
+    display = b"\x54\xb0\x81" + bytes([size[0]]) + b"\x54\xba\x81" + bytes([size[1]])
+    filler = b"\xec" + bytes([0x80 + len(unknown_unit + colour) - len(display) - 2])
+    path.write_bytes(data.replace(unknown_unit + colour, display + filler + bytes(filler[1] - 0x80)))
     return path
 
 

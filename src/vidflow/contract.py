@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from vidflow.domain.detections import MAX_LABEL_CHARACTERS
 from vidflow.domain.frame_rate import MAX_FRAME_RATE_CHARACTERS
-from vidflow.domain.messages import MAX_LABELS, MAX_SAFE_INTEGER, PoisonPolicy
+from vidflow.domain.messages import MAX_LABELS, MAX_SAFE_INTEGER, CorruptPolicy, PoisonPolicy
 from vidflow.domain.scenario import DEFAULT_POOL, Outcome, State
 from vidflow.domain.topics import MAX_POOL_CHARACTERS
 from vidflow.domain.waiting import WaitingFor
@@ -76,6 +76,8 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     """The optional parameters of a scenario.
 
     `score_threshold`: drop detections below it (null: the model's default). `labels`: keep only these (null: all).
+    `on_poison`: whether a frame at which every attempt fails ends the scenario, or is a gap. `on_corrupt`: whether frames that
+    are damaged in the source are kept with a mark, or are a gap.
     """
 
     score_threshold: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
@@ -86,6 +88,7 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
         | None
     ) = None
     on_poison: PoisonPolicy = PoisonPolicy.FAIL
+    on_corrupt: CorruptPolicy = CorruptPolicy.KEEP
 
 
 class InitScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -99,7 +102,8 @@ class InitScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parameters: Annotated[
         Parameters,
         Meta(
-            description="score_threshold (0 to 1, or null), labels (names to keep, or null for all), on_poison (fail or skip)"
+            description="score_threshold (0 to 1, or null), labels (names to keep, or null for all), on_poison (fail or skip), "
+            "on_corrupt (keep or skip)"
         ),
     ] = Parameters()
 
@@ -222,14 +226,18 @@ class Detection(msgspec.Struct, frozen=True):
     box: tuple[Coordinate, Coordinate, Coordinate, Coordinate]
 
 
-class FrameResult(msgspec.Struct, frozen=True):
-    """The result of a frame, over HTTP and in ndjson. `width` and `height` are those of the displayed frame."""
+class FrameResult(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The result of a frame, over HTTP and in ndjson. `width` and `height` are those of the displayed frame.
+
+    `corrupt` is there only if it is true: the source is damaged at this frame, so the picture is partly wrong.
+    """
 
     frame_number: Annotated[int, Meta(ge=0)]
     time_s: float
     width: Dimension
     height: Dimension
     detections: tuple[Detection, ...]
+    corrupt: bool = False
 
 
 class PredictionPage(msgspec.Struct, frozen=True):

@@ -111,7 +111,10 @@ def write_results(database_url: str, scenario_uuid: str, frames: range, detectio
     """Write what the inbox writes for these frames."""
     with psycopg.connect(database_url) as tx:
         tx.cursor().executemany(
-            "INSERT INTO scenario_results VALUES (%s, %s, 5, %s, %s, 640, 360, '2026-01-01T00:00:00Z', %s)",
+            """
+            INSERT INTO scenario_results (scenario_uuid, frame_number, epoch, pts, time_s, width, height, at, detections)
+            VALUES (%s, %s, 5, %s, %s, 640, 360, '2026-01-01T00:00:00Z', %s)
+            """,
             [(scenario_uuid, number, number * 3000, number / 2, Jsonb(list(detections))) for number in frames],
         )
         tx.execute(

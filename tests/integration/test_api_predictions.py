@@ -70,6 +70,17 @@ def test_frames_are_returned_as_stored(client: httpx.Client, scenario: str, data
     ]
 
 
+def test_only_a_damaged_frame_has_a_mark(client: httpx.Client, scenario: str, database_url: str) -> None:
+    write_results(database_url, scenario, range(3))
+    with psycopg.connect(database_url) as connection:
+        connection.execute(
+            "UPDATE scenario_results SET corrupt = true WHERE scenario_uuid = %s AND frame_number = 1", (scenario,)
+        )
+    items = page(client, scenario)["items"]
+    assert isinstance(items, list)
+    assert [item.get("corrupt") for item in items] == [None, True, None]
+
+
 def test_consecutive_pages_have_no_gap(client: httpx.Client, scenario: str, database_url: str) -> None:
     write_results(database_url, scenario, range(7))
     write_completion(database_url, scenario)

@@ -50,6 +50,7 @@ def _assert_nothing_stored(database_url: str) -> Iterator[None]:
         ({"parameters": {"labels": "person"}}, "parameters.labels"), ({"parameters": {"labels": [""]}}, "parameters.labels[0]"),
         ({"parameters": {"labels": ["x"] * 1001}}, "parameters.labels"),
         ({"parameters": {"on_poison": "die"}}, "parameters.on_poison"),
+        ({"parameters": {"on_corrupt": "fail"}}, "parameters.on_corrupt"),
         ({"extra": 1}, "extra"), ({"scenario_uuid": UNKNOWN_UUID}, "scenario_uuid"),
     ],
 )  # fmt: skip

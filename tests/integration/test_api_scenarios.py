@@ -44,7 +44,7 @@ def test_a_scenario_is_created_with_its_progress_history_and_message(client: htt
         "/scenario/init",
         json={
             "source": SOURCE_URL, "model": LABELLED, "fps": 2.5, "priority": 7,
-            "parameters": {"score_threshold": 0.25, "labels": ["person", "größe"], "on_poison": "skip"},
+            "parameters": {"score_threshold": 0.25, "labels": ["person", "größe"], "on_poison": "skip", "on_corrupt": "skip"},
         },
     )  # fmt: skip
     assert response.status_code == 201
@@ -55,7 +55,7 @@ def test_a_scenario_is_created_with_its_progress_history_and_message(client: htt
     expected = {
         "source": SOURCE_URL, "model": LABELLED, "fps": 2.5, "priority": 7, "state": "init_startup", "outcome": None, "error": None,
         "epoch": 0, "attempt": 0, "runner": None, "resume_frame": 0, "frames_stored": 0, "frames_expected": None, "skips": [],
-        "parameters": {"score_threshold": 0.25, "labels": ["person", "größe"], "on_poison": "skip"},
+        "parameters": {"score_threshold": 0.25, "labels": ["person", "größe"], "on_poison": "skip", "on_corrupt": "skip"},
     }  # fmt: skip
     assert {name: scenario[name] for name in expected} == expected
     key = (scenario["scenario_uuid"],)

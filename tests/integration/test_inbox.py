@@ -107,16 +107,17 @@ def test_results_are_stored_with_all_their_values(connection: Connection, option
     uuid = insert_progress(connection)
     opened = SourceOpened(uuid, 1, width=64, height=48, duration_s=1.0, frames_expected=2)
     gap = Gap(uuid, 1, after_frame=0, from_s=0.2, to_s=0.4, reason=GapReason.CORRUPT, frames=1)
+    damaged = msgspec.structs.replace(frame(uuid, 1), corrupt=True)
     end = End(uuid, 1, last_frame=1, reason=EndReason.FINISHED)
-    send_results(options.kafka, opened, frame(uuid, 0, label="person"), gap, frame(uuid, 1), end)
+    send_results(options.kafka, opened, frame(uuid, 0, label="person"), gap, damaged, end)
     with running_inbox(connection, options):
         wait_until_caught_up(connection, options.kafka)
     rows = connection.execute(
-        "SELECT frame_number, epoch, pts, time_s, width, height, at, detections FROM scenario_results ORDER BY 1"
+        "SELECT frame_number, epoch, pts, time_s, width, height, at, detections, corrupt FROM scenario_results ORDER BY 1"
     ).fetchall()
     person = {"label": "person", "score": 0.5, "box": [0.0, 0.0, 1.0, 1.0]}
-    assert rows[0] == (0, 1, 0, 0.0, 64, 48, "2026-01-01T00:00:00Z", [person])
-    assert [row[0] for row in rows] == [0, 1]
+    assert rows[0] == (0, 1, 0, 0.0, 64, 48, "2026-01-01T00:00:00Z", [person], False)
+    assert [(row[0], row[-1]) for row in rows] == [(0, False), (1, True)]
     assert connection.execute("SELECT after_frame, reason, frames FROM scenario_gaps").fetchall() == [(0, "corrupt", 1)]
     after = progress(connection, uuid)
     assert is_complete(after)
@@ -551,7 +552,7 @@ def test_invariant_5_killed_frozen_and_stopped_inboxes_store_every_frame_once(
     [
         ("SELECT FROM scenario_progress WHERE scenario_uuid = %(uuid)s FOR UPDATE", "idle in transaction"),
         (
-            "INSERT INTO scenario_results SELECT %(uuid)s, 0, 1, 0, 0, 1, 1, '2026-01-01T00:00:00Z', '[]'",
+            "INSERT INTO scenario_results SELECT %(uuid)s, 0, 1, 0, 0, 1, 1, false, '2026-01-01T00:00:00Z', '[]'",
             "active",  # in a COPY, during which the server checks no timeout
         ),
     ],

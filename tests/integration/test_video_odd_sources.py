@@ -63,6 +63,7 @@ class Case(NamedTuple):
         Case("outlier_future.mkv", None, 50, 1.96),
         Case("bframes_h264.avi", None, 200, 7.96),
         Case("bframes_h264.avi", Fraction(25), 200, 7.96),
+        Case("crop.mkv", None, 120, 3.967, (64, 48)),
         Case("sar.mp4", None, 5, 0.8, (853, 480)),
         Case("trim.mp4", None, 102, 4.12),
     ],
@@ -189,6 +190,93 @@ def test_pixels_that_are_not_square_are_displayed_at_their_shape(
     assert (result.source.width, result.source.height) == size
     [frame] = result.frames
     assert (frame.width, frame.height, frame.image().shape) == (*size, (size[1], size[0], 3))
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm"])
+@pytest.mark.parametrize(
+    ("size", "offset", "left_top"),
+    [
+        ((64, 48), (0, 0), (16, 8)),
+        ((63, 47), (0, 0), (16, 8)),
+        ((41, 33), (7, -5), (34, 10)),
+        ((1, 1), (0, 0), (47, 31)),
+    ],
+    ids=["even", "odd", "off centre", "one pixel"],
+)
+def test_the_margins_that_a_container_hides_are_not_displayed(
+    tmp_path: Path, suffix: str, size: tuple[int, int], offset: tuple[int, int], left_top: tuple[int, int]
+) -> None:
+    codec = "libvpx-vp9" if suffix == ".webm" else "libx264"
+    whole = clips.write(tmp_path / "whole.mp4", [clips.quarters()], [0], codec=codec, pixel_format="yuv444p")
+    cropped = clips.with_clean_aperture(whole, tmp_path / "cropped.mp4", size, offset)
+    path = cropped if suffix == ".mp4" else clips.remux(cropped, tmp_path / f"cropped{suffix}")
+    [all_pixels], [frame] = read(whole).frames, (result := read(path)).frames
+    left, top = left_top
+    assert (result.source.width, result.source.height) == (frame.width, frame.height) == size
+    expected = all_pixels.image()[top : top + size[1], left : left + size[0]]
+    np.testing.assert_array_equal(frame.image(), expected)
+    assert frame.image(32, 24).shape == (24, 32, 3)
+
+
+@pytest.mark.parametrize(("size", "offset"), [((97, 48), (0, 0)), ((64, 48), (80, 0)), ((0, 48), (0, 0))])
+def test_a_displayed_part_outside_the_picture_is_ignored(
+    tmp_path: Path, size: tuple[int, int], offset: tuple[int, int]
+) -> None:
+    whole = clips.write(tmp_path / "whole.mp4", [clips.quarters()], [0])
+    path = clips.with_clean_aperture(whole, tmp_path / "cropped.mp4", size, offset)
+    assert (read(path).source.width, read(path).source.height) == (96, 64)
+
+
+def test_matroska_margins_that_cover_the_picture_are_refused(tmp_path: Path) -> None:
+    cropped = clips.with_clean_aperture(
+        clips.write(tmp_path / "whole.mp4", [clips.quarters()], [0]), tmp_path / "cropped.mp4", (64, 48)
+    )
+    path = clips.remux(cropped, tmp_path / "cropped.mkv")
+    top, wide = b"\x54\xbb\x81\x08", b"\x54\xbb\x81\x3f"
+    assert path.read_bytes().count(top) == 1
+    path.write_bytes(path.read_bytes().replace(top, wide))
+    with pytest.raises(SourceError) as raised:
+        read(path)
+    assert raised.value.code == "source_not_video"
+
+
+@pytest.mark.parametrize(
+    ("display_size", "displayed"),
+    [((64, 48), (64, 48)), ((128, 48), (128, 48)), ((96, 64), (64, 48)), ((64, 64), (48, 48))],
+    ids=["of the part", "of the stretched part", "of the whole picture", "of the narrowed part"],
+)
+def test_the_display_size_of_a_cropped_matroska_file_gives_the_shape_of_its_pixels(
+    tmp_path: Path, display_size: tuple[int, int], displayed: tuple[int, int]
+) -> None:
+    whole = clips.write(tmp_path / "whole.mp4", [clips.quarters()], [0])
+    cropped = clips.remux(clips.with_clean_aperture(whole, tmp_path / "c.mp4", (64, 48)), tmp_path / "cropped.mkv")
+    path = clips.with_display_size(cropped, tmp_path / "display.mkv", display_size)
+    [frame] = (result := read(path)).frames
+    assert (result.source.width, result.source.height) == (frame.width, frame.height) == displayed
+    assert frame.image().shape == (displayed[1], displayed[0], 3)
+
+
+def test_a_picture_is_cropped_before_it_is_stretched_and_turned(tmp_path: Path) -> None:
+    whole = clips.write(
+        tmp_path / "whole.mp4", [clips.quarters()], [0], pixel_aspect=Fraction(2), display_matrix=ROTATE_90
+    )
+    path = clips.with_clean_aperture(whole, tmp_path / "cropped.mp4", (48, 20), (0, 22))  # the lower third
+    [frame] = read(path).frames
+    assert (frame.width, frame.height) == (20, 96)
+    picture = frame.image()
+    blue, white = picture[24, 10], picture[72, 10]
+    assert (blue > 128).tolist() == [False, False, True]
+    assert (white > 128).tolist() == [True, True, True]
+
+
+def test_margins_wider_than_later_frames_hide_nothing_of_them(tmp_path: Path) -> None:
+    large = clips.constant_rate(tmp_path / "large.ts", 100)  # longer than what FFmpeg probes
+    small = clips.write(tmp_path / "small.ts", [clips.plain(0, 16, 16)], [4_000])
+    both = tmp_path / "both.ts"
+    both.write_bytes(large.read_bytes() + small.read_bytes())
+    mp4 = clips.remux(both, tmp_path / "both.mp4")
+    result = read(clips.with_clean_aperture(mp4, tmp_path / "cropped.mp4", (64, 48)))
+    assert [frame.image().shape for frame in result.frames] == [(48, 64, 3)] * 100 + [(16, 16, 3)]
 
 
 def test_an_absurd_pixel_shape_is_ignored(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from tests.integration.runner_harness import (
 )
 
 from vidflow.domain.messages import (
+    CorruptPolicy,
     EndReason,
     Entry,
     Frame,
@@ -245,6 +246,42 @@ def test_a_skip_is_reported_as_a_gap_and_uses_no_frame_number(
         )
         control_plane.wait_for_end_marker(resumed_uuid)
         assert comparable(control_plane.frames(resumed_uuid)) == comparable(frames[last + 1 :])
+
+
+@pytest.fixture(scope="module")
+def damaged_clip(folder: Path) -> Path:
+    whole = clips.write(folder / "noise.mp4", (clips.noise(i) for i in range(20)), [40 * i for i in range(20)])
+    return clips.with_concealed_damage(whole, folder / "damaged.mp4", [5, 6, 12])
+
+
+def test_a_frame_with_concealed_damage_is_sent_with_a_mark(
+    control_plane: ControlPlane, runner_id: str, damaged_clip: Path
+) -> None:
+    control_plane.send_command(runner_id, make_deploy(uuid := new_uuid(), damaged_clip))
+    assert control_plane.wait_for_end_marker(uuid).last_frame == 19
+    assert [frame.frame_number for frame in control_plane.frames(uuid) if frame.corrupt] == [5, 6, 12]
+    assert control_plane.gaps(uuid) == []
+
+
+def test_a_scenario_that_skips_damaged_frames_has_gaps_instead_and_resumes_exactly(
+    control_plane: ControlPlane, runner_id: str, damaged_clip: Path
+) -> None:
+    skip = Parameters(on_corrupt=CorruptPolicy.SKIP)
+    control_plane.send_command(runner_id, make_deploy(uuid := new_uuid(), damaged_clip, parameters=skip))
+    assert control_plane.wait_for_end_marker(uuid).last_frame == 16
+    frames = control_plane.frames(uuid)
+    assert numbers(frames) == list(range(17))
+    gaps = [(gap.after_frame, gap.frames, gap.reason) for gap in control_plane.gaps(uuid)]
+    assert gaps == [(4, 2, GapReason.CORRUPT), (9, 1, GapReason.CORRUPT)]
+    for last in (4, 5, 9, 12):
+        resume = resume_after(frames[last], control_plane.opened(uuid)[0])
+        control_plane.send_command(
+            runner_id, make_deploy(resumed := new_uuid(), damaged_clip, resume=resume, parameters=skip)
+        )
+        control_plane.wait_for_end_marker(resumed)
+        assert comparable(control_plane.frames(resumed)) == comparable(frames[last + 1 :])
+        again = [(gap.after_frame, gap.frames, gap.reason) for gap in control_plane.gaps(resumed)]
+        assert again == [gap for gap in gaps if gap[0] >= last]
 
 
 def wait_until_failed(control_plane: ControlPlane, name: str, uuid: str, epoch: int = 1) -> tuple[Entry, str]:

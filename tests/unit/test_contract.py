@@ -27,14 +27,17 @@ def test_a_frame_result_has_the_documented_json_form() -> None:
 def test_stored_detections_have_exactly_the_fields_of_the_contract() -> None:
     """They are copied into the page without decoding, so that only this test compares the two forms."""
     stored = msgspec.json.encode([detections.Detection('per"son\\ü', 0.88, (1.0, 2.0, 3.0, 4.5))]).decode()
-    page = ResultPage([FrameRow(0, 0.0, 640, 480, "[]"), FrameRow(1, 1e-7, 640, 480, stored)], 1, False, False)
+    page = ResultPage(
+        [FrameRow(0, 0.0, 640, 480, False, "[]"), FrameRow(1, 1e-7, 640, 480, True, stored)], 1, False, False
+    )
     body = msgspec.json.encode(build_prediction_page(page))
     decoded = msgspec.json.decode(body, type=contract.PredictionPage)
     assert (decoded.items[1].time_s, decoded.items[1].detections[0].label) == (1e-7, 'per"son\\ü')
+    assert [frame.corrupt for frame in decoded.items] == [False, True]
     assert (decoded.next, decoded.complete) == ("1", False)
     assert json.loads(msgspec.json.encode(decoded)) == json.loads(body)
 
 
 def test_a_complete_page_has_no_cursor() -> None:
-    page = build_prediction_page(ResultPage([FrameRow(0, 0.0, 640, 480, "[]")], 0, True, False))
+    page = build_prediction_page(ResultPage([FrameRow(0, 0.0, 640, 480, False, "[]")], 0, True, False))
     assert (page.next, page.complete) == (None, True)

@@ -16,6 +16,7 @@ from vidflow.domain.detections import Detection
 from vidflow.domain.errors import ErrorInfo, MessageError, SourceError, build_error_info
 from vidflow.domain.messages import (
     MAX_SAFE_INTEGER,
+    CorruptPolicy,
     DeadLetter,
     Deploy,
     End,
@@ -50,7 +51,7 @@ from vidflow.roles.api.requests import MAX_BODY_BYTES
 
 UUID = "01930000-0000-7000-8000-000000000001"
 DEPLOY = Deploy(
-    UUID, 7, "clip.mp4", "yolox_nano", "ab" * 32, "2.5", Parameters(0.5, ("person", "été"), PoisonPolicy.SKIP),
+    UUID, 7, "clip.mp4", "yolox_nano", "ab" * 32, "2.5", Parameters(0.5, ("person", "été"), PoisonPolicy.SKIP, CorruptPolicy.SKIP),
     ResumePoint(12, -3, "1/90000", 2**63 - 1, 4.25, FileIdentity(1000, 2)), 3, (Skip(None, 1), Skip(90, 2)),
 )  # fmt: skip
 REPORT = Report(
@@ -63,7 +64,7 @@ REPORT = Report(
 )  # fmt: skip
 FRAME = Frame(
     UUID, 7, 12, -5, "1/90000", -(2**63), 0.125, "2026-01-01T00:00:00Z", 640, 480,
-    (Detection("person", 0.875, (1.0, 2.0, 3.5, 4.25)),),
+    (Detection("person", 0.875, (1.0, 2.0, 3.5, 4.25)),), True,
 )  # fmt: skip
 OPENED = SourceOpened(UUID, 7, 65535, 1, 12.5, 300, "h264", "mp4", True, FileIdentity(1, 2))
 RESULTS = [OPENED, FRAME, Gap(UUID, 7, -1, 0.0, 1.5, GapReason.DROPPED, 3), End(UUID, 7, -1, EndReason.FINISHED)]

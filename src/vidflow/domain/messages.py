@@ -81,6 +81,13 @@ class PoisonPolicy(StrEnum):
     SKIP = "skip"
 
 
+class CorruptPolicy(StrEnum):
+    """What happens to a frame that is damaged in the source, if the decoder conceals the damage."""
+
+    KEEP = "keep"
+    SKIP = "skip"
+
+
 class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The optional parameters of a scenario.
 
@@ -90,6 +97,7 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     score_threshold: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] | None = None
     labels: Annotated[tuple[Label, ...], msgspec.Meta(max_length=MAX_LABELS)] | None = None
     on_poison: PoisonPolicy = PoisonPolicy.FAIL
+    on_corrupt: CorruptPolicy = CorruptPolicy.KEEP
 
 
 class Deploy(Message, frozen=True, tag="deploy"):
@@ -232,7 +240,10 @@ class SourceOpened(Message, frozen=True, tag="opened"):
 
 
 class Frame(Message, frozen=True, tag="frame"):
-    """The detections of a kept frame. `at` is the time of inference (RFC 3339, UTC), `origin_pts` the start of the sampling grid."""
+    """The detections of a kept frame. `at` is the time of inference (RFC 3339, UTC), `origin_pts` the start of the sampling grid.
+
+    `corrupt`: the source is damaged at this frame, and the decoder concealed it.
+    """
 
     scenario_uuid: Uuid
     epoch: Epoch
@@ -245,6 +256,7 @@ class Frame(Message, frozen=True, tag="frame"):
     width: Dimension
     height: Dimension
     detections: tuple[Detection, ...] = ()
+    corrupt: bool = False
 
 
 class GapReason(StrEnum):

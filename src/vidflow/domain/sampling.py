@@ -131,7 +131,7 @@ class Sampler:
     """Decides which frames are kept. Immutable: `sample_frame` returns a new one for each decoded frame.
 
     `rate`: kept frames per second (None: all). `next_frame`: the number of the next kept frame. `cells`: the cells of the last
-    kept frame (None: none yet).
+    frame that was kept or missing (None: none yet).
     """
 
     timeline: Timeline
@@ -141,18 +141,28 @@ class Sampler:
 
     def sample_frame(self, pts: int | None) -> tuple[Sampler, bool]:
         """Return the sampler after the next decoded frame, and whether the frame is kept as number `next_frame - 1`."""
-        placed = self.timeline.place(pts)
-        cells = compute_cells(placed.tick or 0, placed, self.rate)
-        if not self._is_new(cells):
-            return replace(self, timeline=placed), False
-        return Sampler(placed, self.rate, self.next_frame + 1, cells), True
+        sampler, is_new = self.place_frame(pts).represent_tick()
+        return (sampler.number_frame() if is_new else sampler), is_new
 
-    def would_keep(self, tick: int) -> bool:
-        """Return whether a frame at `tick` would be kept."""
-        return self._is_new(compute_cells(tick, self.timeline, self.rate))
+    def place_frame(self, pts: int | None) -> Sampler:
+        """Return the sampler with the next decoded frame on its timeline. `represent_tick` decides whether the frame is kept."""
+        return Sampler(self.timeline.place(pts), self.rate, self.next_frame, self.cells)
 
-    def _is_new(self, cells: Cells) -> bool:
-        return self.cells is None or cells[0] > self.cells[0] or cells[1] > self.cells[1]
+    def represent_tick(self, tick: int | None = None) -> tuple[Sampler, bool]:
+        """Return the sampler after a frame at `tick` (None: the last one placed), and whether that frame is to be kept.
+
+        Such a frame may be missing. No later frame of its cell takes its place, so kept and missing frames together are those
+        that an undamaged source would give. `number_frame` counts it if it is not missing.
+        """
+        placed = self.timeline
+        cells = compute_cells(placed.tick or 0 if tick is None else tick, placed, self.rate)
+        if self.cells is not None and cells[0] <= self.cells[0] and cells[1] <= self.cells[1]:
+            return self, False
+        return Sampler(placed, self.rate, self.next_frame, cells), True
+
+    def number_frame(self) -> Sampler:
+        """Return the sampler after it has assigned its `next_frame` to a frame."""
+        return Sampler(self.timeline, self.rate, self.next_frame + 1, self.cells)
 
 
 def compute_cells(tick: int, placed: Timeline, rate: Fraction | None) -> Cells:

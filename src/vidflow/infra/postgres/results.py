@@ -27,6 +27,7 @@ class FrameRow(msgspec.Struct, frozen=True):
     time_s: float
     width: int
     height: int
+    corrupt: bool
     detections: str
 
 
@@ -61,7 +62,7 @@ def add_frames(tx: Connection, frames: Sequence[Frame], while_waiting: Callable[
 
 def _copy_frames(tx: Connection, frames: Sequence[Frame], while_waiting: Callable[[], None]) -> None:
     query = """
-        COPY scenario_results (scenario_uuid, frame_number, epoch, pts, time_s, width, height, at, detections)
+        COPY scenario_results (scenario_uuid, frame_number, epoch, pts, time_s, width, height, corrupt, at, detections)
         FROM STDIN
     """
     with tx.cursor().copy(query) as copy:
@@ -74,11 +75,12 @@ def _copy_frames(tx: Connection, frames: Sequence[Frame], while_waiting: Callabl
 def _insert_new_frames(tx: Connection, frames: Sequence[Frame]) -> int:
     return tx.execute(
         """
-        INSERT INTO scenario_results (scenario_uuid, frame_number, epoch, pts, time_s, width, height, at, detections)
-        SELECT n.scenario_uuid, n.frame_number, n.epoch, n.pts, n.time_s, n.width, n.height, n.at, n.detections::jsonb
+        INSERT INTO scenario_results (scenario_uuid, frame_number, epoch, pts, time_s, width, height, corrupt, at, detections)
+        SELECT n.scenario_uuid, n.frame_number, n.epoch, n.pts, n.time_s, n.width, n.height, n.corrupt, n.at,
+               n.detections::jsonb
           FROM unnest(%b::uuid[], %b::bigint[], %b::bigint[], %b::bigint[], %b::float8[], %b::int[], %b::int[],
-                      %b::text[], %b::text[])
-               AS n (scenario_uuid, frame_number, epoch, pts, time_s, width, height, at, detections)
+                      %b::bool[], %b::text[], %b::text[])
+               AS n (scenario_uuid, frame_number, epoch, pts, time_s, width, height, corrupt, at, detections)
             ON CONFLICT (scenario_uuid, frame_number) DO NOTHING
         """,
         columns(_row(frame) for frame in frames),
@@ -87,8 +89,8 @@ def _insert_new_frames(tx: Connection, frames: Sequence[Frame]) -> int:
 
 def _row(frame: Frame) -> tuple[object, ...]:
     return (
-        frame.scenario_uuid, frame.frame_number, frame.epoch, frame.pts, frame.time_s, frame.width, frame.height, frame.at,
-        to_json(frame.detections),
+        frame.scenario_uuid, frame.frame_number, frame.epoch, frame.pts, frame.time_s, frame.width, frame.height,
+        frame.corrupt, frame.at, to_json(frame.detections),
     )  # fmt: skip
 
 
@@ -100,14 +102,14 @@ def read_result_page(tx: Connection, scenario_uuid: str, after: int, limit: int)
     rows = tx.execute(
         """
         WITH RECURSIVE page AS (
-            SELECT %(after)s::bigint AS frame_number, 0::float8 AS time_s, 0 AS width, 0 AS height, NULL::text AS detections,
-                   0 AS row_number, 0::bigint AS page_bytes
+            SELECT %(after)s::bigint AS frame_number, 0::float8 AS time_s, 0 AS width, 0 AS height, false AS corrupt,
+                   NULL::text AS detections, 0 AS row_number, 0::bigint AS page_bytes
              UNION ALL
-            SELECT next.frame_number, next.time_s, next.width, next.height, next.detections,
+            SELECT next.frame_number, next.time_s, next.width, next.height, next.corrupt, next.detections,
                    page.row_number + 1, page.page_bytes + 100 + octet_length(next.detections)
               FROM page
              CROSS JOIN LATERAL (
-                   SELECT r.frame_number, r.time_s, r.width, r.height, r.detections::text AS detections
+                   SELECT r.frame_number, r.time_s, r.width, r.height, r.corrupt, r.detections::text AS detections
                      FROM scenario_results r
                     WHERE r.scenario_uuid = %(scenario_uuid)s AND r.frame_number > page.frame_number
                     ORDER BY r.frame_number
@@ -116,7 +118,8 @@ def read_result_page(tx: Connection, scenario_uuid: str, after: int, limit: int)
         )
         SELECT s.state,
                EXISTS (SELECT FROM results_removed x WHERE x.from_uuid <= s.scenario_uuid AND x.to_uuid > s.scenario_uuid) AS removed,
-               page.page_bytes, page.row_number, page.frame_number, page.time_s, page.width, page.height, page.detections
+               page.page_bytes, page.row_number, page.frame_number, page.time_s, page.width, page.height, page.corrupt,
+               page.detections
           FROM scenarios s
          CROSS JOIN page
          WHERE s.scenario_uuid = %(scenario_uuid)s

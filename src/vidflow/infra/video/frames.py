@@ -17,18 +17,19 @@ from av.video.frame import PictureType, VideoFrame
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from vidflow.domain.messages import GapReason, ResumePoint
+from vidflow.domain.messages import CorruptPolicy, GapReason, ResumePoint
 from vidflow.domain.sampling import Sampler, SeekStatus, SeekToPts, plan_resume, track_seek
 from vidflow.infra.video.open import Video
 from vidflow.infra.video.packets import LostPacket
-from vidflow.infra.video.pixels import ChannelOrder, Orientation, displayed_size, read_orientation, to_array
+from vidflow.infra.video.pixels import ChannelOrder, Crop, Orientation, displayed_size, read_orientation, to_array
 from vidflow.infra.video.source import SourceInfo
 
 SEEK_MARGINS_S: Final = (0, 15)
 """How far before the stored frame to seek, in order of attempts. Containers find keyframes by times other than pts, so the first
 seek may land too late."""
 MAX_LOST_PACKETS: Final = 4096
-"""Lost packets buffered until the next frame. At this many a gap is emitted, so that endless damage does not fill the memory."""
+"""Lost packets, and missing frames, buffered until the next frame. At this many a gap is emitted, so that endless damage does not
+fill the memory."""
 SHORTFALL_S: Final = 1
 SHORTFALL_SHARE: Final = Fraction(1, 50)
 """A file counts as truncated if it ends early by more than a second and more than a fiftieth of its length. Smaller differences
@@ -40,7 +41,8 @@ class KeptFrame:
     """A kept frame. It holds the decoded picture: release it before reading many more.
 
     `pts` and `origin_pts` (the pts of the first frame) count ticks of `time_base` seconds. If the source has no usable pts,
-    they count frames. `time_s` is in seconds since the first frame. `width` and `height` are in pixels as displayed.
+    they count frames. `time_s` is in seconds since the first frame. `width` and `height` are in pixels as displayed. `corrupt`:
+    a part of the picture is damaged, and the decoder concealed it.
     """
 
     frame_number: int
@@ -50,8 +52,10 @@ class KeptFrame:
     time_s: float
     width: int
     height: int
+    corrupt: bool
     decoded: VideoFrame
     orientation: Orientation
+    crop: Crop
     scaler: VideoReformatter
 
     def image(
@@ -59,7 +63,7 @@ class KeptFrame:
     ) -> NDArray[np.uint8]:
         """Return the picture as displayed: uint8, contiguous, shape (height, width, 3). `width` and `height` scale it."""
         size = (width or self.width, height or self.height)
-        return to_array(self.decoded, self.orientation, size, order, self.scaler)
+        return to_array(self.decoded, self.orientation, size, order, self.scaler, self.crop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,7 @@ class FrameGap:
     """Frames that should have been kept but are missing. Every run that passes a gap reports it identically.
 
     `after_frame`: number of the kept frame before the gap, -1 before the first one. `from_s` and `to_s`: seconds since the
-    first frame. `frames`: number of decoded frames missing, None if unknown.
+    first frame. `frames`: number of missing frames, None if unknown.
     """
 
     after_frame: int
@@ -78,10 +82,14 @@ class FrameGap:
 
 
 def read_kept_frames(
-    video: Video, rate: Fraction | None = None, resume: ResumePoint | None = None
+    video: Video,
+    rate: Fraction | None = None,
+    resume: ResumePoint | None = None,
+    on_corrupt: CorruptPolicy = CorruptPolicy.KEEP,
 ) -> Iterator[KeptFrame | FrameGap]:
     """Iterate over the video's kept frames, `rate` per second (None: all), and its gaps, in order. Call it once per opened video.
 
+    `on_corrupt`: whether frames whose damage the decoder concealed are kept with a mark, or are a gap.
     With `resume`, continue after the last stored frame with exactly the frames of an uninterrupted run. A gap directly after
     the stored frame is reported again. A live source continues from now, with numbers from `resume.next_frame`.
     The file must be that of `resume`, which `open_video` checks. Raises Unavailable if reading fails.
@@ -89,25 +97,24 @@ def read_kept_frames(
     resume = resume or ResumePoint()
     start = Sampler(video.source.build_timeline(), rate)
     if video.source.live:
-        return _FrameReader(
-            video.source, Sampler(start.timeline, rate, resume.next_frame), resume.next_frame
-        ).read_events(video.events())
+        numbered = Sampler(start.timeline, rate, resume.next_frame)
+        return _FrameReader(video.source, numbered, resume.next_frame, on_corrupt).read_events(video.events())
     point = plan_resume(resume, start, seekable=video.source.seekable)
     if isinstance(point, SeekToPts):
-        resumed = _seek_to(video, point)
+        resumed = _seek_to(video, point, on_corrupt)
         if resumed is not None:
             return resumed
         video.restart()
-    return _FrameReader(video.source, start, resume.next_frame).read_events(video.events())
+    return _FrameReader(video.source, start, resume.next_frame, on_corrupt).read_events(video.events())
 
 
-def _seek_to(video: Video, point: SeekToPts) -> Iterator[KeptFrame | FrameGap] | None:
+def _seek_to(video: Video, point: SeekToPts, on_corrupt: CorruptPolicy) -> Iterator[KeptFrame | FrameGap] | None:
     """Return an iterator over what follows the stored frame, reached by seeking; None if no seek finds that frame.
 
     Finding the frame is the only proof that the position is right.
     """
     for margin_s in SEEK_MARGINS_S:
-        reader = _FrameReader(video.source, point.sampler, point.sampler.next_frame)
+        reader = _FrameReader(video.source, point.sampler, point.sampler.next_frame, on_corrupt)
         try:
             events = video.seek(point.last_pts - 1 - int(margin_s / video.source.time_base))
         except (av.error.FFmpegError, OverflowError):
@@ -120,9 +127,11 @@ def _seek_to(video: Video, point: SeekToPts) -> Iterator[KeptFrame | FrameGap] |
 class _FrameReader:
     """One pass over decoded frames. Frames with numbers below `first_number` are not emitted."""
 
-    def __init__(self, source: SourceInfo, sampler: Sampler, first_number: int) -> None:
-        self._source, self._sampler, self._first_number = source, sampler, first_number
-        self._lost: list[int] = []  # a heap of ticks, not yet reported
+    def __init__(self, source: SourceInfo, sampler: Sampler, first_number: int, on_corrupt: CorruptPolicy) -> None:
+        self._source, self._sampler, self._first_number, self._on_corrupt = source, sampler, first_number, on_corrupt
+        self._lost: list[int] = []  # a heap of the ticks of lost packets
+        self._lost_without_pts = 0  # packets since the last frame
+        self._missing: list[int] = []  # the ticks of frames that should have been kept, not yet reported
         self._displayed_until = 0
         self._orientations: dict[int, Orientation] = {}
         self._scaler = VideoReformatter()
@@ -149,25 +158,31 @@ class _FrameReader:
         for event in events:
             if isinstance(event, LostPacket):
                 self._note_lost(event)
-                if len(self._lost) >= MAX_LOST_PACKETS and self._sampler.timeline.tick is not None:
-                    yield from self._drop_known_gaps(self._take_gap_before(max(self._lost) + 1))
+                yield from self._take_full_gap()
                 continue
-            previous = self._sampler
-            self._sampler, kept = previous.sample_frame(event.pts)
+            previous = self._sampler.timeline.tick
+            self._sampler = self._sampler.place_frame(event.pts)
             tick = self._sampler.timeline.tick or 0
             self._note_displayed(event)
-            yield from self._drop_known_gaps(self._take_gap_before(tick, previous))
-            if kept and previous.next_frame >= self._first_number:
-                yield self._build_kept_frame(event, previous.next_frame, tick)
-        yield from self._drop_known_gaps(self._take_final_gaps())
-
-    def _drop_known_gaps(self, gaps: list[FrameGap]) -> Iterator[FrameGap]:
-        return (gap for gap in gaps if gap.after_frame + 1 >= self._first_number)
+            self._place_lost(previous, tick)
+            self._pass_lost(tick)
+            self._sampler, is_new = self._sampler.represent_tick()
+            if is_new and event.is_corrupt and self._on_corrupt is CorruptPolicy.SKIP:
+                self._missing.append(tick)
+                yield from self._take_full_gap()
+                continue
+            yield from self._take_gap(tick)
+            if is_new:
+                number = self._sampler.next_frame
+                self._sampler = self._sampler.number_frame()
+                if number >= self._first_number:
+                    yield self._build_kept_frame(event, number, tick)
+        yield from self._take_final_gaps()
 
     def _build_kept_frame(self, frame: VideoFrame, number: int, tick: int) -> KeptFrame:
         timeline = self._sampler.timeline
         orientation = self._orientation(frame)
-        width, height = displayed_size(frame, orientation, self._source.pixel_aspect)
+        width, height = displayed_size(frame, orientation, self._source.pixel_aspect, self._source.crop)
         return KeptFrame(
             frame_number=number,
             pts=tick if timeline.counted or frame.pts is None else frame.pts,
@@ -176,8 +191,10 @@ class _FrameReader:
             time_s=float(timeline.seconds_since_start(tick)),
             width=width,
             height=height,
+            corrupt=frame.is_corrupt,
             decoded=frame,
             orientation=orientation,
+            crop=self._source.crop,
             scaler=self._scaler,
         )
 
@@ -198,39 +215,71 @@ class _FrameReader:
         self._displayed_until = (timeline.tick or 0) + length
 
     def _note_lost(self, packet: LostPacket) -> None:
-        """Record a lost packet at its place in time: its own pts, or directly after the previous frame."""
+        """Record a lost packet at its place in time: its own pts, or between the previous frame and the next one."""
         timeline = self._sampler.timeline
-        next_tick = 0 if timeline.tick is None else timeline.tick + 1
-        tick = next_tick if packet.pts is None or timeline.counted else packet.pts + timeline.shift
-        heapq.heappush(self._lost, tick)
+        if timeline.counted:
+            self._sampler = self._sampler.place_frame(None)
+            self._pass(self._sampler.timeline.tick or 0)
+        elif packet.pts is None:
+            self._lost_without_pts += 1
+        else:
+            heapq.heappush(self._lost, packet.pts + timeline.shift)
 
-    def _take_gap_before(self, tick: int, sampler: Sampler | None = None) -> list[FrameGap]:
-        """Return the gap that packets lost before `tick` leave, if any. Frames that would not have been kept leave none."""
-        sampler = sampler or self._sampler
-        timeline = self._sampler.timeline
-        missing = []
-        while self._lost and self._lost[0] < tick:
-            missing.append(heapq.heappop(self._lost))
-        missing = [lost for lost in missing if sampler.would_keep(lost)]
-        if not missing:
-            return []
-        from_s, to_s = (max(0.0, float(timeline.seconds_since_start(t))) for t in (missing[0], tick))
-        return [FrameGap(sampler.next_frame - 1, from_s, to_s, len(missing), GapReason.CORRUPT)]
+    def _place_lost(self, previous: int | None, following: int | None) -> None:
+        """Place the lost packets without pts between the ticks of two frames (None: there is no such frame)."""
+        count, self._lost_without_pts = self._lost_without_pts, 0
+        if not count:
+            return
+        if following is None:
+            following = (previous or 0) + count + 1
+        if previous is None:
+            previous = following - count - 1
+        for index in range(1, count + 1):
+            heapq.heappush(self._lost, previous + index * (following - previous) // (count + 1))
 
-    def _take_final_gaps(self) -> list[FrameGap]:
-        """Return the gap after the last frame, and the gap of the missing end if the file is truncated."""
+    def _pass_lost(self, before: int) -> None:
+        """Record which of the packets lost before this tick are missing. Those that would not have been kept are not."""
+        while self._lost and self._lost[0] < before:
+            self._pass(heapq.heappop(self._lost))
+
+    def _pass(self, tick: int) -> None:
+        self._sampler, is_missing = self._sampler.represent_tick(tick)
+        if is_missing:
+            self._missing.append(tick)
+
+    def _take_gap(self, until: int) -> Iterator[FrameGap]:
+        """Yield the gap of the missing frames up to a tick, if any. Gaps before the resume point are known."""
+        if self._missing and self._sampler.next_frame >= self._first_number:
+            timeline = self._sampler.timeline
+            from_s, to_s = (max(0.0, float(timeline.seconds_since_start(t))) for t in (self._missing[0], until))
+            yield FrameGap(self._sampler.next_frame - 1, from_s, to_s, len(self._missing), GapReason.CORRUPT)
+        self._missing = []
+
+    def _take_full_gap(self) -> Iterator[FrameGap]:
+        """Yield a gap if so much is missing that nothing more is buffered."""
+        tick = self._sampler.timeline.tick
+        if tick is None:
+            return
+        if len(self._lost) + self._lost_without_pts >= MAX_LOST_PACKETS:
+            self._place_lost(tick, None)
+            self._pass_lost(max(self._lost) + 1)
+        if len(self._missing) >= MAX_LOST_PACKETS:
+            yield from self._take_gap(max(tick, self._missing[-1]) + 1)
+
+    def _take_final_gaps(self) -> Iterator[FrameGap]:
+        """Yield the gap after the last frame, and the gap of the missing end if the file is truncated."""
         timeline = self._sampler.timeline
+        self._place_lost(timeline.tick, None)
         lost_until = max(self._lost, default=-timeline.step) + timeline.step
-        last = max([timeline.tick or 0, *self._lost])
-        gaps = self._take_gap_before(last + 1)
+        end = max([timeline.tick or 0, *self._lost]) + 1
+        self._pass_lost(end)
+        yield from self._take_gap(end)
         end_s = timeline.seconds_since_start(max(lost_until, self._displayed_until))
         # After a jump of the clock, the header's end is not the time of the last frame.
         promised_s = Fraction(0 if timeline.adjusted else self._source.duration_s or 0)
-        if promised_s - end_s > max(Fraction(SHORTFALL_S), promised_s * SHORTFALL_SHARE):
-            gaps.append(
-                FrameGap(self._sampler.next_frame - 1, float(end_s), float(promised_s), None, GapReason.TRUNCATED)
-            )
-        return gaps
+        is_known = self._sampler.next_frame < self._first_number
+        if promised_s - end_s > max(Fraction(SHORTFALL_S), promised_s * SHORTFALL_SHARE) and not is_known:
+            yield FrameGap(self._sampler.next_frame - 1, float(end_s), float(promised_s), None, GapReason.TRUNCATED)
 
 
 def is_independent(frame: VideoFrame) -> bool:

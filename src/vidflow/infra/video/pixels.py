@@ -28,7 +28,22 @@ class Orientation(NamedTuple):
     flip_y: bool = False
 
 
+class Crop(NamedTuple):
+    """Margins of the decoded picture that are not displayed, in decoded pixels, before the picture is turned."""
+
+    top: int = 0
+    bottom: int = 0
+    left: int = 0
+    right: int = 0
+
+    def crop_size(self, width: int, height: int) -> tuple[int, int]:
+        """Return the width and height that remain of a picture; all of it if the margins cover it (its size may change midway)."""
+        cropped = width - self.left - self.right, height - self.top - self.bottom
+        return cropped if min(cropped) > 0 else (width, height)
+
+
 UPRIGHT: Final = Orientation()
+NO_CROP: Final = Crop()
 SQUARE: Final = Fraction(1)
 
 
@@ -46,13 +61,16 @@ def read_orientation(frame: VideoFrame) -> Orientation:
     return UPRIGHT
 
 
-def displayed_size(frame: VideoFrame, orientation: Orientation, pixel_aspect: Fraction = SQUARE) -> tuple[int, int]:
+def displayed_size(
+    frame: VideoFrame, orientation: Orientation, pixel_aspect: Fraction = SQUARE, crop: Crop = NO_CROP
+) -> tuple[int, int]:
     """Return the width and height of the frame as displayed, in square pixels. `pixel_aspect`: width / height of a stored pixel.
 
     Like players, it keeps the number of rows and scales their length.
     """
-    width = max(1, round(frame.width * pixel_aspect))
-    return (frame.height, width) if orientation.transposed else (width, frame.height)
+    columns, height = crop.crop_size(frame.width, frame.height)
+    width = max(1, round(columns * pixel_aspect))
+    return (height, width) if orientation.transposed else (width, height)
 
 
 def to_array(
@@ -61,6 +79,7 @@ def to_array(
     size: tuple[int, int],
     order: ChannelOrder,
     scaler: VideoReformatter,
+    crop: Crop = NO_CROP,
 ) -> NDArray[np.uint8]:
     """Return the frame as displayed, scaled to `size` (width, height): uint8, contiguous, shape (height, width, 3).
 
@@ -71,6 +90,7 @@ def to_array(
     if orientation.transposed:
         width, height = height, width
     try:
+        frame = _crop(frame, crop, order, scaler)
         scaled = scaler.reformat(frame, width, height, _FORMATS[order], interpolation=Interpolation.BILINEAR, threads=1)
     except (av.error.FFmpegError, ValueError) as error:
         raise SourceError(
@@ -79,6 +99,18 @@ def to_array(
             code="source_not_video",
         ) from error
     return np.ascontiguousarray(_orient(np.asarray(scaled.to_ndarray(), dtype=np.uint8), orientation))
+
+
+def _crop(frame: VideoFrame, crop: Crop, order: ChannelOrder, scaler: VideoReformatter) -> VideoFrame:
+    """Return the displayed part of the frame, as RGB or BGR if there are margins: cropping YUV pictures would round odd margins."""
+    width, height = crop.crop_size(frame.width, frame.height)
+    if (width, height) == (frame.width, frame.height):
+        return frame
+    pixels = np.asarray(scaler.reformat(frame, format=_FORMATS[order], threads=1).to_ndarray(), dtype=np.uint8)
+    return VideoFrame.from_ndarray(
+        np.ascontiguousarray(pixels[crop.top : crop.top + height, crop.left : crop.left + width]),
+        format=_FORMATS[order],
+    )
 
 
 def _orient(pixels: NDArray[np.uint8], orientation: Orientation) -> NDArray[np.uint8]:

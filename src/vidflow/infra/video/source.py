@@ -20,12 +20,15 @@ from vidflow.domain.sampling import (
     build_timeline,
     estimate_frame_count,
 )
-from vidflow.infra.video.pixels import SQUARE, displayed_size, read_orientation
+from vidflow.infra.video.cropping import read_crop
+from vidflow.infra.video.pixels import NO_CROP, SQUARE, Crop, displayed_size, read_orientation
 
 _ZERO_BASED_DURATIONS: Final = frozenset({"matroska", "avi"})
 """Containers whose duration is the end time of the last frame: a video that starts at 5 s lasts 5 s less than that."""
 _SEEKABLE_CONTAINERS: Final = frozenset({"mov", "matroska", "avi"})
 """Containers with an index, in which a seek by pts is reliable. In others a resumed run decodes from the start."""
+_CROPPING_CONTAINERS: Final = frozenset({"mov", "matroska"})
+"""Containers that may hide margins of the pictures."""
 _TAGGED_TIME: Final = re.compile(r"(\d{1,6}):(\d{1,2}):(\d{1,2}(?:\.\d{1,9})?)", re.ASCII)
 _MAX_PIXEL_ASPECT: Final = Fraction(16)
 MAX_PIXELS: Final = 8192 * 8192
@@ -49,16 +52,17 @@ class SourceInfo:
     """Properties of a source. A value is None if it is unknown.
 
     `width`, `height`: pixels of the first frame as displayed; the size may change midway. `rotation`: degrees clockwise by
-    which the decoded picture is turned for display. `pixel_aspect`: width / height of a decoded pixel. `average_rate`: frames
-    per second. `time_base`: seconds per tick. `duration_s`: from the first frame to the end. `frames_expected`: number of frames
-    according to the header. `seekable`: whether seeks by pts are reliable. `live`: whether the source has no beginning to
-    return to. `identity`: None if it is not a file.
+    which the decoded picture is turned for display. `pixel_aspect`: width / height of a decoded pixel. `crop`: margins of the
+    decoded picture that are not displayed. `average_rate`: frames per second. `time_base`: seconds per tick. `duration_s`:
+    from the first frame to the end. `frames_expected`: number of frames according to the header. `seekable`: whether seeks by
+    pts are reliable. `live`: whether the source has no beginning to return to. `identity`: None if it is not a file.
     """
 
     width: int
     height: int
     rotation: int
     pixel_aspect: Fraction
+    crop: Crop
     average_rate: Fraction | None
     time_base: Fraction
     duration_s: float | None
@@ -100,8 +104,9 @@ def describe_source(
 ) -> SourceInfo:
     """Return the properties of an open stream, given its first frame."""
     orientation = read_orientation(first)
-    pixel_aspect = _pixel_aspect(stream, first)
-    width, height = displayed_size(first, orientation, pixel_aspect)
+    crop = read_crop(stream) if _family(container) in _CROPPING_CONTAINERS else NO_CROP
+    pixel_aspect = _pixel_aspect(container, stream, first, crop)
+    width, height = displayed_size(first, orientation, pixel_aspect, crop)
     duration_s = None if live else _duration_s(container, stream, first)
     average_rate = _average_rate(container, stream)
     return SourceInfo(
@@ -109,6 +114,7 @@ def describe_source(
         height=height,
         rotation=-first.rotation % 360,
         pixel_aspect=pixel_aspect,
+        crop=crop,
         average_rate=average_rate,
         # Raw streams and broken headers may have no time base. FFmpeg then counts in microseconds.
         time_base=_rational_to_fraction(stream.time_base) or Fraction(1, 1_000_000),
@@ -133,13 +139,29 @@ def lacks_pts(container: InputContainer, stream: VideoStream) -> bool:
     return _family(container) == "avi" and bool(stream.codec_context.has_b_frames)
 
 
-def _pixel_aspect(stream: VideoStream, first: VideoFrame) -> Fraction:
+def _pixel_aspect(container: InputContainer, stream: VideoStream, first: VideoFrame, crop: Crop) -> Fraction:
     """Return the width / height of a pixel by the container or the codec; 1 if it is unknown or leads to an absurd size."""
     aspect = _rational_to_fraction(stream.sample_aspect_ratio)
-    if not aspect or not 1 / _MAX_PIXEL_ASPECT <= aspect <= _MAX_PIXEL_ASPECT:
+    if not aspect:
         return SQUARE
-    width = first.width * aspect
-    return aspect if width <= MAX_SIDE and width * first.height <= MAX_PIXELS else SQUARE
+    if _family(container) == "matroska":
+        aspect = _correct_for_crop(aspect, stream, first, crop)
+    width, height = crop.crop_size(first.width, first.height)
+    if not 1 / _MAX_PIXEL_ASPECT <= aspect <= _MAX_PIXEL_ASPECT:
+        return SQUARE
+    return aspect if width * aspect <= MAX_SIDE and width * aspect * height <= MAX_PIXELS else SQUARE
+
+
+def _correct_for_crop(aspect: Fraction, stream: VideoStream, first: VideoFrame, crop: Crop) -> Fraction:
+    """Return the pixels' shape if the display size of a Matroska file is that of the whole picture instead of the cropped one.
+
+    mkvmerge writes such files. They are recognized by the codec, which then states the same shape (or none, for square pixels).
+    """
+    width, height = crop.crop_size(first.width, first.height)
+    of_whole = aspect * Fraction(width * first.height, height * first.width)
+    of_codec = _rational_to_fraction(stream.codec_context.sample_aspect_ratio) or SQUARE
+    # A display size is in whole pixels.
+    return of_codec if abs(of_whole - of_codec) * first.width < 1 else aspect
 
 
 def _average_rate(container: InputContainer, stream: VideoStream) -> Fraction | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from typing import Final
 
@@ -17,7 +18,7 @@ import av
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-from vidflow.domain.messages import ResumePoint
+from vidflow.domain.messages import CorruptPolicy, ResumePoint
 from vidflow.domain.sampling import USUAL_RATE, Sampler, SeekToPts, plan_resume
 from vidflow.infra.video.frames import KeptFrame, is_independent
 from vidflow.infra.video.open import Video
@@ -30,7 +31,9 @@ MAX_SEEK_BACK_S: Final = 3600
 MIN_SEEK_BACK_S: Final = 2
 
 
-def read_warmup_frames(video: Video, rate: Fraction | None, resume: ResumePoint, count: int) -> list[KeptFrame] | None:
+def read_warmup_frames(
+    video: Video, rate: Fraction | None, resume: ResumePoint, count: int, on_corrupt: CorruptPolicy = CorruptPolicy.KEEP
+) -> list[KeptFrame] | None:
     """Return the last `count` kept frames up to the stored one in `resume`, in order; None if seeking cannot determine them.
 
     The video's position is undefined afterwards: restart it before reading from it.
@@ -49,7 +52,7 @@ def read_warmup_frames(video: Video, rate: Fraction | None, resume: ResumePoint,
             return None
         try:
             events = video.seek(point.last_pts - math.ceil(distance_s / source.time_base))
-            frames = _read_up_to(point, events, source, rate, count)
+            frames = _read_up_to(point, events, source, rate, count, on_corrupt)
         except (av.error.FFmpegError, OverflowError):
             return None
         if frames is not None and len(frames) == count:
@@ -58,7 +61,12 @@ def read_warmup_frames(video: Video, rate: Fraction | None, resume: ResumePoint,
 
 
 def _read_up_to(
-    point: SeekToPts, events: Iterator[VideoFrame | LostPacket], source: SourceInfo, rate: Fraction | None, count: int
+    point: SeekToPts,
+    events: Iterator[VideoFrame | LostPacket],
+    source: SourceInfo,
+    rate: Fraction | None,
+    count: int,
+    on_corrupt: CorruptPolicy,
 ) -> list[KeptFrame] | None:
     """Return the last kept frames of `events` up to the stored one, at most `count`; None if that one does not occur."""
     sampler = Sampler(point.sampler.timeline, rate)
@@ -70,8 +78,9 @@ def _read_up_to(
             return None
         sampler, kept = sampler.sample_frame(event.pts)
         tick = sampler.timeline.tick or 0
+        is_missing = event.is_corrupt and on_corrupt is CorruptPolicy.SKIP
         # The cell in which the seek landed may have started before that place, unless the video starts there.
-        if kept and (started or rate is None or tick == sampler.timeline.origin):
+        if kept and not is_missing and (started or rate is None or tick == sampler.timeline.origin):
             frames.append(_build_kept_frame(event, sampler, source, tick, scaler))
         started = started or kept
         if tick >= point.last_pts:
@@ -88,19 +97,13 @@ def _build_kept_frame(
 ) -> KeptFrame:
     timeline = sampler.timeline
     orientation = read_orientation(frame)
-    width, height = displayed_size(frame, orientation, source.pixel_aspect)
+    width, height = displayed_size(frame, orientation, source.pixel_aspect, source.crop)
     return KeptFrame(
         0, tick, source.time_base, timeline.origin or 0, float(timeline.seconds_since_start(tick)),
-        width, height, frame, orientation, scaler,
+        width, height, frame.is_corrupt, frame, orientation, source.crop, scaler,
     )  # fmt: skip
 
 
 def _number_frames(frames: deque[KeptFrame], next_frame: int) -> list[KeptFrame]:
     first = next_frame - len(frames)
-    return [
-        KeptFrame(
-            first + index, frame.pts, frame.time_base, frame.origin_pts, frame.time_s, frame.width, frame.height,
-            frame.decoded, frame.orientation, frame.scaler,
-        )
-        for index, frame in enumerate(frames)
-    ]  # fmt: skip
+    return [replace(frame, frame_number=first + index) for index, frame in enumerate(frames)]

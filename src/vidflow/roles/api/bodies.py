@@ -6,6 +6,7 @@ A column that a SELECT adds, drops or renames changes no response.
 from __future__ import annotations
 
 import datetime
+from typing import Final
 
 import msgspec
 
@@ -22,6 +23,9 @@ from vidflow.infra.postgres.results import ResultPage
 from vidflow.infra.postgres.scenarios import ScenarioDetails
 from vidflow.infra.postgres.system_status import PoolStatus
 from vidflow.roles.api.sources import redact_source
+
+_CORRUPT: Final = ',"corrupt":true'
+"""A member of a frame's JSON, left out if it is false."""
 
 
 def build_scenario(details: ScenarioDetails) -> contract.ScenarioResponse:
@@ -52,7 +56,10 @@ def build_scenario(details: ScenarioDetails) -> contract.ScenarioResponse:
 
 def _build_parameters(parameters: messages.Parameters) -> contract.Parameters:
     return contract.Parameters(
-        score_threshold=parameters.score_threshold, labels=parameters.labels, on_poison=parameters.on_poison
+        score_threshold=parameters.score_threshold,
+        labels=parameters.labels,
+        on_poison=parameters.on_poison,
+        on_corrupt=parameters.on_corrupt,
     )
 
 
@@ -94,7 +101,7 @@ def build_prediction_page(page: ResultPage) -> contract.RawPredictionPage:
         items=[
             msgspec.Raw(
                 f'{{"frame_number":{frame.frame_number},"time_s":{frame.time_s!r},"width":{frame.width},'
-                f'"height":{frame.height},"detections":{frame.detections}}}'.encode()
+                f'"height":{frame.height},"detections":{frame.detections}{_CORRUPT if frame.corrupt else ""}}}'.encode()
             )
             for frame in page.frames
         ],

@@ -61,6 +61,7 @@ def init_scenario(api: Api, data: Annotated[InitScenario, Body(examples=_EXAMPLE
             score_threshold=data.parameters.score_threshold,
             labels=data.parameters.labels,
             on_poison=data.parameters.on_poison,
+            on_corrupt=data.parameters.on_corrupt,
         ),
     )
     with api.database.connection() as connection, api.admission.admit(connection, scenarios.estimate_size_bytes(new)):

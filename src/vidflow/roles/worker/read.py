@@ -92,13 +92,14 @@ def read_numbered_frames(
     to see, so that its results equal those of an uninterrupted run.
     """
     resume, warmup_count = deploy.resume, min(warmup_frames, deploy.resume.next_frame)
+    on_corrupt = deploy.parameters.on_corrupt
     skipped_before = (
         sum(skip.frames for skip in deploy.skips if skip.after_pts != resume.last_pts) if resume.next_frame else 0
     )
     if not warmup_count or video.source.live:
         yield from _read_from_resume(video, rate, deploy, skipped_before)
         return
-    warmup = None if skipped_before else read_warmup_frames(video, rate, resume, warmup_count)
+    warmup = None if skipped_before else read_warmup_frames(video, rate, resume, warmup_count, on_corrupt)
     video.restart()
     if warmup is None:
         yield from _read_from_start(video, rate, deploy, warmup_count)
@@ -112,7 +113,8 @@ def _read_from_resume(
 ) -> Iterator[NumberedFrame | Gap]:
     """`skipped_before`: kept frames before the resume point that were skipped and have no number."""
     resume = msgspec.structs.replace(deploy.resume, next_frame=deploy.resume.next_frame + skipped_before)
-    return _assign_numbers(videos.read_kept_frames(video, rate, resume), deploy, skipped_before)
+    kept = videos.read_kept_frames(video, rate, resume, deploy.parameters.on_corrupt)
+    return _assign_numbers(kept, deploy, skipped_before)
 
 
 def _read_from_start(
@@ -122,7 +124,8 @@ def _read_from_start(
     from_start = msgspec.structs.replace(deploy, resume=ResumePoint(identity=deploy.resume.identity))
     first, warmup = deploy.resume.next_frame, deque[NumberedFrame](maxlen=warmup_frames)
     gaps: list[Gap] = []
-    for step in _assign_numbers(videos.read_kept_frames(video, rate, from_start.resume), from_start, 0):
+    kept = videos.read_kept_frames(video, rate, from_start.resume, deploy.parameters.on_corrupt)
+    for step in _assign_numbers(kept, from_start, 0):
         number = step.after_frame + 1 if isinstance(step, Gap) else step.number
         if warmup and number >= first:
             if isinstance(step, Gap):
