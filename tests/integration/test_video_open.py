@@ -231,7 +231,8 @@ def server(tmp_path: Path) -> Iterator[str]:
 def test_a_video_is_read_over_http(tmp_path: Path, server: str) -> None:
     clips.constant_rate(tmp_path / "clip.mp4", 10)
     with open_video(f"{server}/clip.mp4") as video:
-        assert video.source.identity is None
+        assert video.source.identity is not None
+        assert video.source.identity.size_bytes == (tmp_path / "clip.mp4").stat().st_size
         assert len(list(read_kept_frames(video))) == 10
 
 
@@ -245,7 +246,7 @@ def test_a_playlist_at_a_url_is_refused(tmp_path: Path, server: str) -> None:
 
 def test_the_error_for_a_url_not_found_hides_the_secrets(server: str) -> None:
     error = refusal(server.replace("//", "//user:hunter2@") + "/absent.mp4?token=hunter3")
-    assert error.code == "source_missing"
+    assert error.code == "source_not_found"
     assert "/absent.mp4" in error.message
     assert "hunter" not in error.message
 

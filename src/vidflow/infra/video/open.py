@@ -2,15 +2,18 @@
 
 Sources are untrusted. A "video" may be a playlist that refers to other files or hosts, so only self-contained containers are
 opened, using only the protocols of the source's own kind. Playlists, image lists and devices are refused. The frame size is
-limited. Error messages contain FFmpeg's reason, but not the secrets in a URL.
+limited. Error messages contain FFmpeg's reason, but not the secrets in a URL. FFmpeg opens local files and cameras itself; files
+over HTTP are read by http_file.py.
 """
 
 from __future__ import annotations
 
 import errno
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +28,8 @@ from av.video.stream import VideoStream
 from vidflow.domain.errors import SourceError, Unavailable
 from vidflow.domain.messages import FileIdentity
 from vidflow.domain.redaction import redact
+from vidflow.infra.video.http_connection import Interruption
+from vidflow.infra.video.http_file import HttpFile
 from vidflow.infra.video.packets import LostPacket, decode_packets
 from vidflow.infra.video.source import MAX_PIXELS, MAX_SIDE, describe_source, lacks_pts
 
@@ -45,31 +50,49 @@ that the error can say that such a file has no video stream."""
 
 _PROTOCOLS: Final = {
     "file": "file",
-    "http": "http,https,tcp,tls,httpproxy",
-    "https": "http,https,tcp,tls,httpproxy",
+    "http": "none",
+    "https": "none",
     "rtsp": "rtsp,rtp,udp,tcp",
     "rtsps": "rtsp,rtsps,rtp,udp,tcp,tls",
 }
+"""FFmpeg's protocols for a source. Files over HTTP reach it as file objects, so it needs none."""
 _METADATA_ERRORS: Final[dict[str, Any]] = (
     {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 )
 """PyAV 18 raises for tags that are not UTF-8 unless it gets this option. PyAV 19 never raises and has no such option."""
+_NO_RANGES: Final = (
+    " Its server does not answer range requests, without which a file whose index is at its end cannot be read."
+)
 _FRAME_THREADED: Final = frozenset({"h264", "hevc"})
 """Codecs whose packets contain exactly one frame each."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A source to open. `open_file` opens one over HTTP. `identity` is that of a local file."""
+
+    url: str
+    display_name: str
+    identity: FileIdentity | None = None
+    expected_identity: FileIdentity | None = None
+    open_file: Callable[[], HttpFile] | None = None
 
 
 class Video:
     """An open source, for use by one thread. It is a context manager. `source` describes it."""
 
-    def __init__(self, url: str, display_name: str, threads: int, identity: FileIdentity | None) -> None:
-        self._url, self._display_name, self._threads = url, display_name, threads
+    def __init__(self, source: _Source, threads: int) -> None:
+        self._source, self._threads = source, threads
+        self._identity = source.identity
+        self._file: HttpFile | None = None
         self._container: InputContainer | None = None
         try:
             self._open()
             self._events, first = self._first_frame()
             self.source = describe_source(
-                self._container_or_raise, self._stream, first, live=is_live(url), identity=identity
-            )
+                self._container_or_raise, self._stream, first,
+                live=is_live(source.url), identity=self._identity, seekable=self._file is None or self._file.can_seek,
+            )  # fmt: skip
         except BaseException:
             self.close()
             raise
@@ -77,7 +100,7 @@ class Video:
     @property
     def display_name(self) -> str:
         """The source's path, or its URL without secrets."""
-        return self._display_name
+        return self._source.display_name
 
     def events(self) -> Iterator[VideoFrame | LostPacket]:
         """Return all frames from the first, and the lost packets between them. Iterate once; call `restart` to read again."""
@@ -100,6 +123,9 @@ class Video:
         if self._container is not None:
             self._container.close()
             self._container = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def __enter__(self) -> Self:
         return self
@@ -111,18 +137,26 @@ class Video:
 
     def _decode(self) -> Iterator[VideoFrame | LostPacket]:
         container = self._container_or_raise
-        return decode_packets(container, self._stream, lacks_pts=lacks_pts(container, self._stream))
+        by_order = lacks_pts(container, self._stream)
+        if self._file is None:
+            return decode_packets(container, self._stream, lacks_pts=by_order)
+        return decode_packets(container, self._stream, lacks_pts=by_order, check=self._file.raise_failure)
 
     @property
     def _container_or_raise(self) -> InputContainer:
         if self._container is None:
-            raise ValueError(f"the video {self._display_name} is closed")
+            raise ValueError(f"the video {self.display_name} is closed")
         return self._container
 
     def _open(self) -> None:
-        self._container = _container(self._url, self._display_name)
-        self._stream = _video_stream(self._container, self._display_name)
-        _prepare(self._container, self._stream, self._threads, self._display_name)
+        if self._source.open_file is not None:
+            self._file = self._source.open_file()
+            expected = self._identity or self._source.expected_identity
+            self._identity = self._file.identity
+            _require_unchanged(self.display_name, self._identity, expected)
+        self._container = _container(self._source.url, self._file, self.display_name)
+        self._stream = _video_stream(self._container, self.display_name)
+        _prepare(self._container, self._stream, self._threads, self.display_name)
 
     def _first_frame(self) -> tuple[Iterator[VideoFrame | LostPacket], VideoFrame]:
         """Decode up to the first frame. Return all events, including those already read, and that frame."""
@@ -135,21 +169,30 @@ class Video:
             if len(read) > MAX_PACKETS_BEFORE_FIRST_FRAME:
                 break
         lost = f" ({len(read)} packets could not be decoded)" if read else ""
+        if self._file is not None and not self._file.can_seek:
+            lost += f".{_NO_RANGES.removesuffix('.')}"
         limit = f" Its frames may be larger than the limit of {MAX_PIXELS} pixels." if not _pixels(self._stream) else ""
         raise SourceError(
-            f"{self._display_name} has no frames that can be decoded{lost}.{limit} Check whether it plays elsewhere, then record,"
+            f"{self.display_name} has no frames that can be decoded{lost}.{limit} Check whether it plays elsewhere, then record,"
             " convert or copy it again.",
             code="no_frames",
         )
 
 
-def open_video(source: str, *, threads: int = 1, expected_identity: FileIdentity | None = None) -> Video:
+def open_video(
+    source: str,
+    *,
+    threads: int = 1,
+    expected_identity: FileIdentity | None = None,
+    was_read: bool = False,
+    interruption: Interruption | None = None,
+) -> Video:
     """Open a path, a file:// URL, or an http(s) or rtsp(s) URL, and decode its first frame.
 
     `threads`: decoding threads, 0 to let FFmpeg choose. One is best for workers that share cores. `expected_identity`: the
-    identity that an earlier attempt recorded; a file with another one is refused.
-    Raises SourceError with code source_missing, source_forbidden, source_not_video, source_no_video_stream, source_too_large,
-    source_changed, source_encrypted or no_frames, and Unavailable if a retry may succeed.
+    identity that an earlier attempt recorded; a file with another one is refused. `was_read`: an earlier attempt could read the
+    source. `interruption`: stops reading over HTTP at once.
+    Raises SourceError with a code source_... or no_frames, Unavailable if a retry may succeed, and ReadingStopped.
     """
     scheme = urlsplit(source).scheme.lower() if "://" in source else "file"
     if scheme not in _PROTOCOLS:
@@ -159,12 +202,11 @@ def open_video(source: str, *, threads: int = 1, expected_identity: FileIdentity
         )
     if scheme == "file":
         path = Path(unquote(urlsplit(source).path) if "://" in source else source).absolute()
-        url = display_name = str(path)
         identity = _identity(path)
-    else:
-        url, display_name, identity = source, redact(source), None
-    _require_unchanged(display_name, identity, expected_identity)
-    return Video(url, display_name, threads, identity)
+        _require_unchanged(str(path), identity, expected_identity)
+        return Video(_Source(str(path), str(path), identity), threads)
+    open_file = None if is_live(source) else partial(HttpFile, source, interruption, was_read=was_read)
+    return Video(_Source(source, redact(source), None, expected_identity, open_file), threads)
 
 
 def is_live(url: str) -> bool:
@@ -173,9 +215,9 @@ def is_live(url: str) -> bool:
 
 
 def _require_unchanged(display_name: str, identity: FileIdentity | None, expected: FileIdentity | None) -> None:
-    if expected is not None and expected.size_bytes is not None and identity != expected:
+    if expected is not None and identity is not None and not expected.matches(identity):
         raise SourceError(
-            f"{display_name} has changed since the scenario started (its size or modification time differs), so frame numbers would"
+            f"{display_name} has changed since the scenario started (its size, modification time or ETag differs), so frame numbers would"
             " refer to other frames. Start a new scenario for the new file.",
             code="source_changed",
         )
@@ -202,28 +244,39 @@ def _identity(path: Path) -> FileIdentity:
     raise SourceError(f"{path} is a directory or a device. Give the path of a video file.", code="source_missing")
 
 
-def _container(url: str, display_name: str) -> InputContainer:
-    remote = not url.startswith("/")
-    scheme = urlsplit(url).scheme.lower() if remote else "file"
+def _container(url: str, file: HttpFile | None, display_name: str) -> InputContainer:
+    scheme = urlsplit(url).scheme.lower() if "://" in url else "file"
     options = {"protocol_whitelist": _PROTOCOLS[scheme], "format_whitelist": CONTAINERS}
     if is_live(url):
         options |= {"format_whitelist": "rtsp", "rtsp_transport": "tcp"}
     try:
         container: InputContainer = av.open(
-            url,
+            file or url,
             "r",
             # Opening decodes frames for probing. These options reach the probing decoders; the container ignores them.
             options={"max_pixels": _max_pixels_option()},
             container_options=options,
             **_METADATA_ERRORS,
-            timeout=(OPEN_TIMEOUT_S, READ_TIMEOUT_S) if remote else None,
+            timeout=(OPEN_TIMEOUT_S, READ_TIMEOUT_S) if is_live(url) else None,
         )
     except av.error.FFmpegError as error:
-        raise _open_error(error, display_name, remote=remote) from error
+        if file is not None:
+            file.raise_failure()
+        raise _open_error(
+            error, display_name, is_camera=is_live(url), is_stream=file is not None and not file.can_seek
+        ) from error
+    if file is not None:
+        try:
+            file.raise_failure()
+        except BaseException:
+            container.close()
+            raise
     return container
 
 
-def _open_error(error: av.error.FFmpegError, display_name: str, *, remote: bool) -> SourceError | Unavailable:
+def _open_error(
+    error: av.error.FFmpegError, display_name: str, *, is_camera: bool, is_stream: bool
+) -> SourceError | Unavailable:
     """Return the error to raise for a source that FFmpeg could not open."""
     if isinstance(error, av.error.ArgumentError):
         return SourceError(
@@ -231,20 +284,16 @@ def _open_error(error: av.error.FFmpegError, display_name: str, *, remote: bool)
             " file itself.",
             code="source_not_video",
         )
-    if isinstance(error, av.error.HTTPClientError):
-        return SourceError(
-            f"The server refused {display_name} ({error.strerror}). Check the URL and its permissions.",
-            code="source_missing",
-        )
-    if remote and not isinstance(error, av.error.InvalidDataError):
+    if is_camera and not isinstance(error, av.error.InvalidDataError):
         return Unavailable(
             f"{display_name} does not answer ({error.strerror}). Check that its server or camera is running and that the runner can"
             " reach it.",
             code="source_unreachable",
         )
+    hint = _NO_RANGES if is_stream else ""
     return SourceError(
-        f"{display_name} is not a video ({error.strerror}). Check whether it plays elsewhere. A file that is still being written must"
-        " be closed first.",
+        f"{display_name} is not a video ({error.strerror}).{hint} Check whether it plays elsewhere. A file that is still being written"
+        " must be closed first.",
         code="source_not_video",
     )
 
