@@ -36,7 +36,7 @@ class Pauses(threading.Event):
 
 def read_all(url: str, pauses: Pauses | None = None, after: Callable[[], object] | None = None) -> bytes:
     """Read the whole body. `after` is called after the first part."""
-    file = HttpFile(url, pauses or Pauses())
+    file = HttpFile(url, None, pauses or Pauses())
     parts = []
     while data := file.read(32_768):
         parts.append(data)
@@ -123,7 +123,7 @@ def test_a_pause_and_a_silent_server_are_stopped_at_once() -> None:
             threading.Timer(0.2, stop.set).start()
             began_s = time.monotonic()
             with pytest.raises(ReadingStopped):
-                HttpFile(url if answers else f"http://127.0.0.1:{port}/x.mp4", stop)
+                HttpFile(url if answers else f"http://127.0.0.1:{port}/x.mp4", None, stop)
             assert time.monotonic() - began_s < 2
 
 

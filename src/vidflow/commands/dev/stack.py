@@ -40,7 +40,7 @@ from vidflow.infra.kafka.topics import create_topics
 from vidflow.infra.postgres.migrations import migrate
 from vidflow.infra.process.memory import available_bytes
 from vidflow.infra.process.stopping import Stop, start_thread
-from vidflow.settings import DevOptions, build_kafka_variables, read_environment_variable
+from vidflow.settings import DevOptions, build_kafka_variables, build_source_variables, read_environment_variable
 
 POSTGRES: Final = "postgres"
 KAFKA: Final = "kafka"
@@ -293,6 +293,7 @@ class Stack:
         options = self._options
         variables = {
             **build_kafka_variables(self.kafka),
+            **build_source_variables(options.sources),
             # A runner needs no database, and the models in it must not see the password.
             "VIDFLOW_DATABASE_URL": "" if kind == "runner" else self.database_url,
             "VIDFLOW_MAX_WORKERS": str(options.max_workers),

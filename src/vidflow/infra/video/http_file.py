@@ -22,6 +22,8 @@ from urllib.parse import unquote, urljoin, urlsplit
 from vidflow.domain.errors import SourceError, Unavailable, VidflowError
 from vidflow.domain.messages import MAX_SAFE_INTEGER, FileIdentity
 from vidflow.domain.redaction import redact
+from vidflow.domain.source_access import SourceAccess
+from vidflow.infra.source_tls import build_certificate_error, build_tls_context
 from vidflow.infra.video.http_connection import Interruption, ReadingStopped, Response, get
 
 MAX_REDIRECTS: Final = 10
@@ -80,7 +82,14 @@ class HttpFile:
     `raise_failure`.
     """
 
-    def __init__(self, url: str, interruption: Interruption | None = None, *, was_read: bool = False) -> None:
+    def __init__(
+        self,
+        url: str,
+        access: SourceAccess | None = None,
+        interruption: Interruption | None = None,
+        *,
+        was_read: bool = False,
+    ) -> None:
         """Request the body. `was_read`: an earlier attempt could read it, so a refusal means that the permission has expired.
 
         Raises SourceError, Unavailable or ReadingStopped.
@@ -88,7 +97,8 @@ class HttpFile:
         self._url, self._target = url, url
         self._interruption = interruption or threading.Event()
         self._was_read = was_read
-        self._tls = ssl.create_default_context()
+        self._access = access or SourceAccess()
+        self._tls = build_tls_context(self._access)
         self._authorization: str | None = None
         self._body: _Body | None = None
         self._failure: VidflowError | ReadingStopped | None = None
@@ -243,10 +253,7 @@ class HttpFile:
 
     def _handle_no_response(self, error: Exception) -> None:
         if isinstance(error, ssl.SSLCertVerificationError):
-            raise SourceError(
-                f"The certificate of {self.display_name} is not valid ({error.verify_message}). Have the server's certificate fixed.",
-                code="source_tls",
-            ) from error
+            raise build_certificate_error(self.display_name, error) from error
         if isinstance(error, UnicodeError):
             raise SourceError(
                 f"{self.display_name} has no valid host. Correct the URL.", code="source_invalid"
@@ -292,7 +299,7 @@ class HttpFile:
                 f"{self.display_name} redirects to something that is not an HTTP URL. Give the final URL.",
                 code="source_denied",
             )
-        if urlsplit(url).scheme.lower() == "https" and scheme == "http":
+        if urlsplit(url).scheme.lower() == "https" and scheme == "http" and self._access.verify:
             raise SourceError(
                 f"{self.display_name} redirects from https to http, where anyone on the way could change it. Give the final URL.",
                 code="source_denied",

@@ -9,9 +9,12 @@ over HTTP are read by http_file.py.
 from __future__ import annotations
 
 import errno
+import socket
+import ssl
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
 from itertools import chain
@@ -28,6 +31,8 @@ from av.video.stream import VideoStream
 from vidflow.domain.errors import SourceError, Unavailable
 from vidflow.domain.messages import FileIdentity
 from vidflow.domain.redaction import redact
+from vidflow.domain.source_access import SourceAccess
+from vidflow.infra.source_tls import build_certificate_error, build_tls_context, ca_bundle
 from vidflow.infra.video.http_connection import Interruption
 from vidflow.infra.video.http_file import HttpFile
 from vidflow.infra.video.packets import LostPacket, decode_packets
@@ -60,6 +65,7 @@ _METADATA_ERRORS: Final[dict[str, Any]] = (
     {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 )
 """PyAV 18 raises for tags that are not UTF-8 unless it gets this option. PyAV 19 never raises and has no such option."""
+_RTSPS_PORT: Final = 322
 _NO_RANGES: Final = (
     " Its server does not answer range requests, without which a file whose index is at its end cannot be read."
 )
@@ -76,6 +82,7 @@ class _Source:
     identity: FileIdentity | None = None
     expected_identity: FileIdentity | None = None
     open_file: Callable[[], HttpFile] | None = None
+    access: SourceAccess = field(default_factory=SourceAccess)
 
 
 class Video:
@@ -154,7 +161,7 @@ class Video:
             expected = self._identity or self._source.expected_identity
             self._identity = self._file.identity
             _require_unchanged(self.display_name, self._identity, expected)
-        self._container = _container(self._source.url, self._file, self.display_name)
+        self._container = _container(self._source, self._file)
         self._stream = _video_stream(self._container, self.display_name)
         _prepare(self._container, self._stream, self._threads, self.display_name)
 
@@ -185,13 +192,14 @@ def open_video(
     threads: int = 1,
     expected_identity: FileIdentity | None = None,
     was_read: bool = False,
+    access: SourceAccess | None = None,
     interruption: Interruption | None = None,
 ) -> Video:
     """Open a path, a file:// URL, or an http(s) or rtsp(s) URL, and decode its first frame.
 
     `threads`: decoding threads, 0 to let FFmpeg choose. One is best for workers that share cores. `expected_identity`: the
     identity that an earlier attempt recorded; a file with another one is refused. `was_read`: an earlier attempt could read the
-    source. `interruption`: stops reading over HTTP at once.
+    source. `access`: what the operator allows. `interruption`: stops reading over HTTP at once.
     Raises SourceError with a code source_... or no_frames, Unavailable if a retry may succeed, and ReadingStopped.
     """
     scheme = urlsplit(source).scheme.lower() if "://" in source else "file"
@@ -205,8 +213,9 @@ def open_video(
         identity = _identity(path)
         _require_unchanged(str(path), identity, expected_identity)
         return Video(_Source(str(path), str(path), identity), threads)
-    open_file = None if is_live(source) else partial(HttpFile, source, interruption, was_read=was_read)
-    return Video(_Source(source, redact(source), None, expected_identity, open_file), threads)
+    access = access or SourceAccess()
+    open_file = None if is_live(source) else partial(HttpFile, source, access, interruption, was_read=was_read)
+    return Video(_Source(source, redact(source), None, expected_identity, open_file, access), threads)
 
 
 def is_live(url: str) -> bool:
@@ -244,27 +253,31 @@ def _identity(path: Path) -> FileIdentity:
     raise SourceError(f"{path} is a directory or a device. Give the path of a video file.", code="source_missing")
 
 
-def _container(url: str, file: HttpFile | None, display_name: str) -> InputContainer:
-    scheme = urlsplit(url).scheme.lower() if "://" in url else "file"
+def _container(source: _Source, file: HttpFile | None) -> InputContainer:
+    scheme = urlsplit(source.url).scheme.lower() if "://" in source.url else "file"
     options = {"protocol_whitelist": _PROTOCOLS[scheme], "format_whitelist": CONTAINERS}
-    if is_live(url):
+    if is_live(source.url):
         options |= {"format_whitelist": "rtsp", "rtsp_transport": "tcp"}
-    try:
-        container: InputContainer = av.open(
-            file or url,
-            "r",
-            # Opening decodes frames for probing. These options reach the probing decoders; the container ignores them.
-            options={"max_pixels": _max_pixels_option()},
-            container_options=options,
-            **_METADATA_ERRORS,
-            timeout=(OPEN_TIMEOUT_S, READ_TIMEOUT_S) if is_live(url) else None,
-        )
-    except av.error.FFmpegError as error:
-        if file is not None:
-            file.raise_failure()
-        raise _open_error(
-            error, display_name, is_camera=is_live(url), is_stream=file is not None and not file.can_seek
-        ) from error
+    with ExitStack() as stack:
+        if scheme == "rtsps" and source.access.verify:
+            options |= {"tls_verify": "1", "ca_file": stack.enter_context(ca_bundle(source.access))}
+        try:
+            container: InputContainer = av.open(
+                file or source.url,
+                "r",
+                # Opening decodes frames for probing. These options reach the probing decoders; the container ignores them.
+                options={"max_pixels": _max_pixels_option()},
+                container_options=options,
+                **_METADATA_ERRORS,
+                timeout=(OPEN_TIMEOUT_S, READ_TIMEOUT_S) if is_live(source.url) else None,
+            )
+        except av.error.FFmpegError as error:
+            if file is not None:
+                file.raise_failure()
+            if scheme == "rtsps":
+                _require_valid_certificate(source)
+            is_stream = file is not None and not file.can_seek
+            raise _open_error(error, source.display_name, is_camera=is_live(source.url), is_stream=is_stream) from error
     if file is not None:
         try:
             file.raise_failure()
@@ -272,6 +285,22 @@ def _container(url: str, file: HttpFile | None, display_name: str) -> InputConta
             container.close()
             raise
     return container
+
+
+def _require_valid_certificate(source: _Source) -> None:
+    """Raise SourceError if the camera's certificate is the reason why FFmpeg could not open it, which it does not say."""
+    parts = urlsplit(source.url)
+    host = parts.hostname or ""
+    try:
+        with (
+            socket.create_connection((host, parts.port or _RTSPS_PORT), OPEN_TIMEOUT_S) as connected,
+            build_tls_context(source.access).wrap_socket(connected, server_hostname=host),
+        ):
+            return
+    except ssl.SSLCertVerificationError as error:
+        raise build_certificate_error(source.display_name, error) from error
+    except (OSError, UnicodeError):
+        return
 
 
 def _open_error(

@@ -18,6 +18,7 @@ import msgspec
 from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.messages import Deploy, EndReason, NonNegativeInt, WorkerWait
 from vidflow.domain.redaction import redact
+from vidflow.domain.source_access import SourceAccess
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.telemetry.metrics import WORKER_BOUNDS_S
 
@@ -42,6 +43,7 @@ class Task(msgspec.Struct, frozen=True):
     any_file: bool = False
     models_dir: Path | None = None
     any_onnx: bool = False
+    sources: SourceAccess = SourceAccess()
     crashpoints: str = ""
 
 

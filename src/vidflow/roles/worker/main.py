@@ -31,7 +31,9 @@ def process(task: Task, link: Link) -> EndReason:
     deploy = task.deploy
     results = ResultSender(task.kafka, deploy.scenario_uuid, link)
     try:
-        opened = read.open_source(deploy, task.media_root, any_file=task.any_file, interruption=link.finish_order)
+        opened = read.open_source(
+            deploy, task.media_root, any_file=task.any_file, access=task.sources, interruption=link.finish_order
+        )
     except ReadingStopped:
         return _finish(deploy, deploy.resume.next_frame - 1, link, results)
     with opened as video:

@@ -19,6 +19,7 @@ import msgspec
 from vidflow.domain.errors import SourceError
 from vidflow.domain.messages import Deploy, Gap, GapReason, ResumePoint
 from vidflow.domain.redaction import redact
+from vidflow.domain.source_access import SourceAccess
 from vidflow.infra import video as videos
 from vidflow.infra.confinement import OutsideFolder, resolve_inside
 from vidflow.infra.video import Interruption, KeptFrame, Video, open_video
@@ -44,7 +45,9 @@ class FrameBatch(msgspec.Struct, frozen=True):
     is_warmup: bool = False
 
 
-def open_source(deploy: Deploy, media_root: Path | None, *, any_file: bool, interruption: Interruption) -> Video:
+def open_source(
+    deploy: Deploy, media_root: Path | None, *, any_file: bool, access: SourceAccess, interruption: Interruption
+) -> Video:
     """Open the source if this runner may read it (see `resolve_source`).
 
     Raises SourceError, Unavailable if a retry may help, or ReadingStopped.
@@ -53,6 +56,7 @@ def open_source(deploy: Deploy, media_root: Path | None, *, any_file: bool, inte
         resolve_source(deploy.source, media_root, any_file=any_file),
         expected_identity=deploy.resume.identity,
         was_read=deploy.resume.next_frame > 0 or deploy.resume.identity is not None,
+        access=access,
         interruption=interruption,
     )
 
