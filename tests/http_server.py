@@ -13,6 +13,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
+from vidflow.domain.source_access import SourceAccess
+
+LOOPBACK: Final = SourceAccess(networks=("127.0.0.0/8", "::1/128"))
+"""Lets sources be at this server."""
 CHUNK_BYTES: Final = 10_000
 
 

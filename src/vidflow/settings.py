@@ -7,6 +7,7 @@ and VIDEO_FPS.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,7 @@ import msgspec
 
 from vidflow.domain.errors import SetupError
 from vidflow.domain.retention import RetentionPolicy
-from vidflow.domain.source_access import SourceAccess
+from vidflow.domain.source_access import SourceAccess, parse_networks
 from vidflow.infra.kafka.settings import (
     SERVERS,
     VARIABLE_PREFIX,
@@ -137,9 +138,9 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     sources: SourceAccess = SourceAccess()
 
 
-def build_source_access(ca_file: Path | None, *, insecure: bool) -> SourceAccess:
-    """Return how sources over the network may be reached. Raises SetupError if `ca_file` cannot be used."""
-    access = SourceAccess(str(ca_file.absolute()) if ca_file else None, not insecure)
+def build_source_access(ca_file: Path | None, networks: Sequence[str] | None, *, insecure: bool) -> SourceAccess:
+    """Return how sources over the network may be reached. Raises SetupError for a bad `ca_file`, ParameterError for a bad network."""
+    access = SourceAccess(str(ca_file.absolute()) if ca_file else None, not insecure, parse_networks(networks or ()))
     if ca_file is not None:
         build_tls_context(access)
     return access
@@ -150,6 +151,7 @@ def build_source_variables(access: SourceAccess) -> dict[str, str]:
     return {
         "VIDFLOW_SOURCE_CA_FILE": access.ca_file or "",
         "VIDFLOW_INSECURE_SOURCES": str(not access.verify).lower(),
+        "VIDFLOW_ALLOW_SOURCE_NETWORK": " ".join(access.networks),
     }
 
 

@@ -418,7 +418,7 @@ def running_roles(tmp_path_factory: pytest.TempPathFactory, servers: Restartable
         "relay": ["relay"],
         "inbox": ["inbox"],
         "orchestrator": ["orchestrator"],
-        "runner": ["runner", "--any-file"],
+        "runner": ["runner", "--any-file", "--allow-source-network", "127.0.0.0/8"],
     }
     metrics_ports = {role: free_port() for role in commands if role != "api"}
     for role, metrics_port in metrics_ports.items():

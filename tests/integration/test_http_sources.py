@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -12,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests import clips
-from tests.http_server import Habits, listening, serving
+from tests.http_server import LOOPBACK, Habits, listening, serving
 
 from vidflow.domain.errors import SourceError, Unavailable
 from vidflow.domain.messages import ResumePoint
+from vidflow.domain.source_access import SourceAccess
 from vidflow.infra.video import KeptFrame, ReadingStopped, http_connection, http_file, open_video, read_kept_frames
 from vidflow.infra.video.http_file import HttpFile
 
@@ -36,7 +38,7 @@ class Pauses(threading.Event):
 
 def read_all(url: str, pauses: Pauses | None = None, after: Callable[[], object] | None = None) -> bytes:
     """Read the whole body. `after` is called after the first part."""
-    file = HttpFile(url, None, pauses or Pauses())
+    file = HttpFile(url, LOOPBACK, pauses or Pauses())
     parts = []
     while data := file.read(32_768):
         parts.append(data)
@@ -123,7 +125,7 @@ def test_a_pause_and_a_silent_server_are_stopped_at_once() -> None:
             threading.Timer(0.2, stop.set).start()
             began_s = time.monotonic()
             with pytest.raises(ReadingStopped):
-                HttpFile(url if answers else f"http://127.0.0.1:{port}/x.mp4", None, stop)
+                HttpFile(url if answers else f"http://127.0.0.1:{port}/x.mp4", LOOPBACK, stop)
             assert time.monotonic() - began_s < 2
 
 
@@ -143,7 +145,7 @@ def test_a_permanent_refusal_has_its_own_code(status: int, code: str, later: str
         assert failure_code(url, after=lambda: habits.answers.append((status, {}))) == later
         habits.answers = [(status, {})]
         with pytest.raises(SourceError) as raised:
-            HttpFile(url, was_read=True)
+            HttpFile(url, LOOPBACK, was_read=True)
         assert raised.value.code == later
 
 
@@ -280,6 +282,43 @@ def test_a_login_is_not_sent_to_another_host() -> None:
     assert all("authorization" not in request for request in other.requests)
 
 
+@pytest.mark.parametrize(
+    "location",
+    ["http://127.0.0.2:1/x", "http://169.254.169.254/latest", "http://[::ffff:127.0.0.2]/", "http://0.0.0.0/"],
+)
+def test_a_redirect_to_an_address_that_is_not_allowed_is_refused(location: str) -> None:
+    habits = Habits(BODY, answers=[(302, {"Location": location})])
+    with serving(habits) as url, pytest.raises(SourceError, match="--allow-source-network") as raised:
+        HttpFile(url, SourceAccess(networks=("127.0.0.1",)))
+    assert raised.value.code == "source_refused"
+
+
+def test_a_source_is_not_even_connected_to_at_an_address_that_is_not_allowed() -> None:
+    habits = Habits(BODY)
+    with serving(habits) as url:
+        for address in ("127.0.0.1", "localhost", "127.1", "2130706433", "[::ffff:7f00:1]"):
+            with pytest.raises(SourceError) as raised:
+                open_video(url.replace("127.0.0.1", address))
+            assert raised.value.code == "source_refused"
+    assert habits.requests == []
+
+
+def test_of_a_hosts_addresses_only_those_that_are_allowed_are_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The addresses are those of one look-up: a host whose next answer differs gains nothing."""
+    answers = iter([[("127.0.0.2", 0), ("127.0.0.1", 0)], [("127.0.0.2", 0)]])
+
+    def look_up(_host: str, port: int, **_: object) -> list[object]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (address, port)) for address, _ in next(answers)]
+
+    habits = Habits(BODY)
+    with serving(habits) as url:
+        monkeypatch.setattr(socket, "getaddrinfo", look_up)
+        file = HttpFile(url.replace("127.0.0.1", "host.example"), SourceAccess(networks=("127.0.0.1",)))
+        assert file.read(10) == BODY[:10]
+        file.close()
+    assert habits.requests[0]["host"].startswith("host.example:")
+
+
 # --- videos
 
 
@@ -289,7 +328,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read_frames(url: str, resume: ResumePoint | None = None, interruption: Pauses | None = None) -> list[KeptFrame]:
-    with open_video(url, interruption=interruption or Pauses()) as video:
+    with open_video(url, access=LOOPBACK, interruption=interruption or Pauses()) as video:
         steps = list(read_kept_frames(video, None, resume))
     assert all(isinstance(step, KeptFrame) for step in steps), "there is a gap"
     return [step for step in steps if isinstance(step, KeptFrame)]
@@ -315,7 +354,7 @@ def test_a_video_is_resumed_by_a_seek(clip: Path) -> None:
     habits = Habits(clip.read_bytes(), headers={"ETag": '"1"', "Last-Modified": "Thu, 26 Nov 2026 00:00:00 GMT"})
     with serving(habits) as url:
         frames = read_frames(url)
-        with open_video(url) as video:
+        with open_video(url, access=LOOPBACK) as video:
             identity, time_base = video.source.identity, f"{frames[0].time_base}"
             assert video.source.seekable
         last = frames[80]
@@ -326,7 +365,7 @@ def test_a_video_is_resumed_by_a_seek(clip: Path) -> None:
         ]
         habits.headers["ETag"] = '"2"'
         with pytest.raises(SourceError) as raised:
-            open_video(url, expected_identity=identity)
+            open_video(url, access=LOOPBACK, expected_identity=identity)
     assert raised.value.code == "source_changed"
 
 
@@ -337,7 +376,7 @@ def test_a_video_that_breaks_off_never_ends_normally(tmp_path: Path, suffix: str
     path = clips.write(tmp_path / f"clip.{suffix}", pictures, range(0, 4000, 40), options={"g": "10", "qp": "5"})
     body = path.read_bytes()
     habits = Habits(body, ranges=False, chunked=chunked, break_after=len(body) * 6 // 10)
-    with serving(habits, name=path.name) as url, open_video(url) as video:
+    with serving(habits, name=path.name) as url, open_video(url, access=LOOPBACK) as video:
         steps = read_kept_frames(video)
         frames = [next(steps) for _ in range(30)]
         with pytest.raises(Unavailable) as raised:
@@ -348,7 +387,7 @@ def test_a_video_that_breaks_off_never_ends_normally(tmp_path: Path, suffix: str
 
 def test_a_stop_ends_reading_at_once(clip: Path) -> None:
     stop, habits = threading.Event(), Habits(clip.read_bytes())
-    with serving(habits) as url, open_video(url, interruption=stop) as video:
+    with serving(habits) as url, open_video(url, access=LOOPBACK, interruption=stop) as video:
         steps = read_kept_frames(video)
         next(steps)
         stop.set()
@@ -361,7 +400,7 @@ def test_an_mp4_whose_index_cannot_be_reached_says_why(tmp_path: Path) -> None:
     pictures = [noise.integers(0, 255, (240, 320, 3), np.uint8) for _ in range(10)]
     path = clips.write(tmp_path / "clip.mp4", pictures, range(0, 400, 40))
     with serving(Habits(path.read_bytes(), ranges=False)) as url, pytest.raises(SourceError, match="range requests"):
-        open_video(url)
+        open_video(url, access=LOOPBACK)
     with serving(Habits(path.read_bytes())) as url:
         assert len(read_frames(url)) == 10
 
@@ -370,5 +409,5 @@ def test_an_mp4_whose_index_cannot_be_reached_says_why(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ranges", [False, True])
 def test_a_body_that_is_not_a_video_is_refused(body: bytes, ranges: bool) -> None:
     with serving(Habits(body, ranges=ranges)) as url, pytest.raises(SourceError) as raised:
-        open_video(url)
+        open_video(url, access=LOOPBACK)
     assert raised.value.code == "source_not_video"

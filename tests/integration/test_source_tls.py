@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from socket import create_server
 
+import msgspec
 import pytest
 from tests import clips
-from tests.http_server import Habits, serving
+from tests.http_server import LOOPBACK, Habits, serving
 from tests.integration.certificates import CertificateAuthority
 
 from vidflow.domain.errors import SetupError, SourceError, Unavailable
@@ -24,6 +25,10 @@ from vidflow.infra.video.http_file import HttpFile
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> CertificateAuthority:
     return CertificateAuthority(tmp_path_factory.mktemp("tls"))
+
+
+def trusting(authority: CertificateAuthority) -> SourceAccess:
+    return msgspec.structs.replace(LOOPBACK, ca_file=str(authority.ca))
 
 
 def server_context(authority: CertificateAuthority, alt_name: str, days: int = 2) -> ssl.SSLContext:
@@ -40,12 +45,12 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def test_a_file_is_read_over_https_with_an_authority_of_the_operator(
     authority: CertificateAuthority, clip: bytes
 ) -> None:
-    trusted = SourceAccess(str(authority.ca))
+    trusted = trusting(authority)
     with serving(Habits(clip), server_context(authority, "IP:127.0.0.1")) as url:
         with open_video(url, access=trusted) as video:
             assert len(list(read_kept_frames(video))) == 10
         with pytest.raises(SourceError, match="--source-ca-file") as raised:
-            open_video(url)
+            open_video(url, access=LOOPBACK)
     assert raised.value.code == "source_tls"
 
 
@@ -55,9 +60,9 @@ def test_a_certificate_for_another_name_or_past_its_time_is_accepted_only_if_the
 ) -> None:
     with serving(Habits(clip), server_context(authority, alt_name, days)) as url:
         with pytest.raises(SourceError) as raised:
-            open_video(url, access=SourceAccess(str(authority.ca)))
+            open_video(url, access=trusting(authority))
         assert raised.value.code == "source_tls"
-        with open_video(url, access=SourceAccess(verify=False)) as video:
+        with open_video(url, access=msgspec.structs.replace(LOOPBACK, verify=False)) as video:
             assert len(list(read_kept_frames(video))) == 10
 
 
@@ -68,9 +73,9 @@ def test_a_redirect_from_https_to_http_is_refused_unless_the_operator_accepts_in
     with serving(Habits(clip)) as plain, serving(habits, server_context(authority, "IP:127.0.0.1")) as url:
         habits.answers = [(302, {"Location": plain})] * 2
         with pytest.raises(SourceError, match="from https to http") as raised:
-            HttpFile(url, SourceAccess(str(authority.ca)))
+            HttpFile(url, trusting(authority))
         assert raised.value.code == "source_denied"
-        HttpFile(url, SourceAccess(verify=False)).close()
+        HttpFile(url, msgspec.structs.replace(LOOPBACK, verify=False)).close()
 
 
 def test_a_body_without_length_that_ends_without_a_close_notification_is_cut_off(
@@ -78,7 +83,7 @@ def test_a_body_without_length_that_ends_without_a_close_notification_is_cut_off
 ) -> None:
     """TLS marks an orderly end. Otherwise anyone on the way could cut a body off."""
     with serving(Habits(clip, ranges=False, length=False), server_context(authority, "IP:127.0.0.1")) as url:
-        file = HttpFile(url, SourceAccess(str(authority.ca)))
+        file = HttpFile(url, trusting(authority))
         while file.read(1000):
             pass
         with pytest.raises(Unavailable, match="broke after"):
@@ -120,7 +125,7 @@ def camera(context: ssl.SSLContext) -> Iterator[tuple[str, list[bytes]]]:
 def test_a_cameras_certificate_is_verified(
     authority: CertificateAuthority, alt_name: str, verify: bool, trusts: bool, accepted: bool
 ) -> None:
-    access = SourceAccess(str(authority.ca) if trusts else None, verify)
+    access = SourceAccess(str(authority.ca) if trusts else None, verify, LOOPBACK.networks)
     with (
         camera(server_context(authority, alt_name)) as (url, lines),
         pytest.raises((SourceError, Unavailable)) as raised,
@@ -133,7 +138,7 @@ def test_a_cameras_certificate_is_verified(
 def test_the_bundle_for_other_libraries_has_the_systems_authorities_and_the_operators(
     authority: CertificateAuthority,
 ) -> None:
-    access = SourceAccess(str(authority.ca))
+    access = trusting(authority)
     with ca_bundle(access) as path:
         bundle = Path(path).read_text()
     assert authority.ca.read_text().splitlines()[1] in bundle

@@ -68,7 +68,15 @@ def runner_process(kafka_settings: KafkaSettings, folder: Path) -> Iterator[Runn
     ControlPlane(kafka_settings).close()
     environment = faulty_models.install(folder)
     with running_runner(
-        kafka_settings, folder, "--any-file", "--max-workers", "4", *models, environment=environment
+        kafka_settings,
+        folder,
+        "--any-file",
+        "--allow-source-network",
+        "127.0.0.1",
+        "--max-workers",
+        "4",
+        *models,
+        environment=environment,
     ) as process:
         yield process
 

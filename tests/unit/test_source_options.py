@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from vidflow.cli.app import app
 from vidflow.commands.dev.stack import Stack
-from vidflow.domain.source_access import SourceAccess
+from vidflow.domain.source_access import SourceAccess, allow_local_networks
 from vidflow.infra.process.stopping import Stop
 from vidflow.settings import DevOptions, RunnerOptions
 
@@ -41,8 +41,16 @@ def test_certificates_are_verified_unless_an_option_says_otherwise(
     assert options == SourceAccess(authorities, verify=False)
 
 
+def test_networks_are_given_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    networks = ("10.0.0.0/8", "192.168.1.20/32")
+    arguments = ("--allow-source-network", "10.0.0.0/8", "--allow-source-network", "192.168.1.20")
+    assert parse_runner_options(monkeypatch, *arguments).networks == networks
+    variables = {"VIDFLOW_ALLOW_SOURCE_NETWORK": "10.0.0.0/8 192.168.1.20"}
+    assert parse_runner_options(monkeypatch, variables=variables).networks == networks
+
+
 def test_dev_passes_its_options_to_its_runners(monkeypatch: pytest.MonkeyPatch, authorities: str) -> None:
-    for access in (SourceAccess(), SourceAccess(authorities, verify=False)):
+    for access in (SourceAccess(), SourceAccess(authorities, verify=False, networks=("203.0.113.0/24",))):
         stack = Stack(DevOptions(sources=access), print, print, Stop())
         variables = {name: value for name, value in stack._variables("runner").items() if "SOURCE" in name}
-        assert parse_runner_options(monkeypatch, variables=variables) == access
+        assert parse_runner_options(monkeypatch, variables=variables) == allow_local_networks(access)

@@ -7,40 +7,28 @@ from __future__ import annotations
 
 import http.client
 import io
-import os
-import select
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
 from vidflow import __version__
+from vidflow.domain.source_access import SourceAccess
+from vidflow.infra.video.source_connection import (
+    CONNECT_TIMEOUT_S,
+    STOP_POLL_S,
+    Interruption,
+    connect,
+    require_running,
+    start_tls,
+)
 
-CONNECT_TIMEOUT_S: Final = 10.0
 READ_TIMEOUT_S: Final = 10.0
 """How long a server may take for its head, and for each part of its body."""
-STOP_POLL_S: Final = 0.25
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _PATH_CHARACTERS: Final = "%/:=&?~#+!$,;'@()*[]|"
-
-
-class Interruption(Protocol):
-    """A request to stop reading, such as a threading.Event."""
-
-    def is_set(self) -> bool:
-        """Return whether to stop."""
-        ...
-
-    def wait(self, timeout: float) -> bool:
-        """Wait up to `timeout` seconds. Return whether to stop."""
-        ...
-
-
-class ReadingStopped(Exception):
-    """The interruption of a read asked to stop it."""
 
 
 class Response:
@@ -86,17 +74,25 @@ class Response:
         self._stream.disconnect()
 
 
-def get(url: str, headers: Mapping[str, str], tls: ssl.SSLContext, interruption: Interruption) -> Response:
+def get(
+    url: str,
+    headers: Mapping[str, str],
+    access: SourceAccess,
+    tls: ssl.SSLContext,
+    interruption: Interruption,
+    display_name: str,
+) -> Response:
     """Send a GET request. Return the response once its head has arrived.
 
-    Raises OSError, http.client.HTTPException, UnicodeError for an invalid host, or ReadingStopped.
+    Raises OSError, http.client.HTTPException, UnicodeError for an invalid host, SourceError for an address that is not allowed, or
+    ReadingStopped.
     """
     parts = urlsplit(url)
     host, scheme = (parts.hostname or "").encode("idna").decode(), parts.scheme.lower()
     port = parts.port or _DEFAULT_PORTS[scheme]
-    connected = _connect(host, port, interruption)
+    connected = connect(host, port, access, interruption, display_name)
     if scheme == "https":
-        connected = _start_tls(connected, tls, host, interruption)
+        connected = start_tls(connected, tls, host, interruption)
     stream = _Stream(connected, interruption)
     target = quote(parts.path or "/", _PATH_CHARACTERS) + (
         f"?{quote(parts.query, _PATH_CHARACTERS)}" if parts.query else ""
@@ -141,7 +137,7 @@ class _Stream(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - a writable buffer
         while True:
-            _require_running(self._interruption)
+            require_running(self._interruption)
             if time.monotonic() > self._deadline_s:
                 raise TimeoutError(f"no data for {self._seconds:.0f} s")
             try:
@@ -158,86 +154,3 @@ class _Stream(io.RawIOBase):
     def disconnect(self) -> None:
         """Close the socket."""
         self._socket.close()
-
-
-def _connect(host: str, port: int, interruption: Interruption) -> socket.socket:
-    """Connect to the first address of the host that answers."""
-    failure = OSError("the host has no address")
-    for family, address in _resolve(host, port, interruption):
-        try:
-            return _connect_to(family, address, interruption)
-        except OSError as error:
-            failure = error
-    raise failure
-
-
-def _resolve(host: str, port: int, interruption: Interruption) -> list[tuple[int, Any]]:
-    """Return the families and addresses of the host. The thread that asks for them outlives a stop."""
-    found: list[tuple[int, Any]] = []
-    failures: list[OSError] = []
-
-    def resolve() -> None:
-        try:
-            found.extend((entry[0], entry[4]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        except OSError as error:
-            failures.append(error)
-
-    resolver = threading.Thread(target=resolve, name=f"resolves {host}", daemon=True)
-    resolver.start()
-    while resolver.is_alive():
-        resolver.join(STOP_POLL_S)
-        _require_running(interruption)
-    if failures:
-        raise failures[0]
-    return found
-
-
-def _connect_to(family: int, address: Any, interruption: Interruption) -> socket.socket:  # noqa: ANN401 - by family
-    connecting = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        connecting.settimeout(0)
-        connecting.connect_ex(address)
-        _wait_until_connected(connecting, interruption)
-    except BaseException:
-        connecting.close()
-        raise
-    connecting.settimeout(STOP_POLL_S)
-    return connecting
-
-
-def _wait_until_connected(connecting: socket.socket, interruption: Interruption) -> None:
-    poll = select.poll()
-    poll.register(connecting, select.POLLOUT)
-    deadline_s = time.monotonic() + CONNECT_TIMEOUT_S
-    while not poll.poll(STOP_POLL_S * 1000):
-        _require_running(interruption)
-        if time.monotonic() > deadline_s:
-            raise TimeoutError(f"no connection within {CONNECT_TIMEOUT_S:.0f} s")
-    if code := connecting.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-        raise OSError(code, os.strerror(code))
-
-
-def _start_tls(connected: socket.socket, tls: ssl.SSLContext, host: str, interruption: Interruption) -> ssl.SSLSocket:
-    """Return the socket after a handshake. It takes a body as cut off if the connection ends without a close notification."""
-    deadline_s = time.monotonic() + CONNECT_TIMEOUT_S
-    secured = tls.wrap_socket(
-        connected, server_hostname=host, do_handshake_on_connect=False, suppress_ragged_eofs=False
-    )
-    try:
-        while True:
-            _require_running(interruption)
-            try:
-                secured.do_handshake()
-            except TimeoutError:
-                if time.monotonic() > deadline_s:
-                    raise
-            else:
-                return secured
-    except BaseException:
-        secured.close()
-        raise
-
-
-def _require_running(interruption: Interruption) -> None:
-    if interruption.is_set():
-        raise ReadingStopped

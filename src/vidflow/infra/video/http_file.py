@@ -24,7 +24,8 @@ from vidflow.domain.messages import MAX_SAFE_INTEGER, FileIdentity
 from vidflow.domain.redaction import redact
 from vidflow.domain.source_access import SourceAccess
 from vidflow.infra.source_tls import build_certificate_error, build_tls_context
-from vidflow.infra.video.http_connection import Interruption, ReadingStopped, Response, get
+from vidflow.infra.video.http_connection import Response, get
+from vidflow.infra.video.source_connection import Interruption, ReadingStopped
 
 MAX_REDIRECTS: Final = 10
 MAX_FAILURES: Final = 8
@@ -270,10 +271,10 @@ class HttpFile:
         """Return the final response to a request of the body from the position on."""
         target = self._target
         for _ in range(MAX_REDIRECTS):
-            response = get(target, self._headers(target), self._tls, self._interruption)
+            response = self._get(target)
             if response.status == HTTPStatus.UNAUTHORIZED and self._authorize(response, target):
                 response.close()
-                response = get(target, self._headers(target), self._tls, self._interruption)
+                response = self._get(target)
             location = response.headers.get("Location")
             if response.status not in _REDIRECTS or not location:
                 if not response.status < HTTPStatus.BAD_REQUEST and self._target != self._url:
@@ -287,6 +288,9 @@ class HttpFile:
         raise SourceError(
             f"{self.display_name} redirects more than {MAX_REDIRECTS} times. Give the final URL.", code="source_denied"
         )
+
+    def _get(self, url: str) -> Response:
+        return get(url, self._headers(url), self._access, self._tls, self._interruption, self.display_name)
 
     def _redirect(self, url: str, location: str) -> str:
         try:

@@ -9,9 +9,9 @@ over HTTP are read by http_file.py.
 from __future__ import annotations
 
 import errno
-import socket
 import ssl
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import av
 from av.container import InputContainer
@@ -33,10 +33,10 @@ from vidflow.domain.messages import FileIdentity
 from vidflow.domain.redaction import redact
 from vidflow.domain.source_access import SourceAccess
 from vidflow.infra.source_tls import build_certificate_error, build_tls_context, ca_bundle
-from vidflow.infra.video.http_connection import Interruption
 from vidflow.infra.video.http_file import HttpFile
 from vidflow.infra.video.packets import LostPacket, decode_packets
 from vidflow.infra.video.source import MAX_PIXELS, MAX_SIDE, describe_source, lacks_pts
+from vidflow.infra.video.source_connection import Interruption, connect, resolve, start_tls
 
 ALIGNMENT_FACTOR: Final = Fraction(5, 4)
 """Decoders check the aligned width, which is somewhat larger than the displayed one."""
@@ -53,19 +53,15 @@ CONTAINERS: Final = (
 """FFmpeg's names of the containers that may be opened. They refer to no other files. The audio formats at the end are there so
 that the error can say that such a file has no video stream."""
 
-_PROTOCOLS: Final = {
-    "file": "file",
-    "http": "none",
-    "https": "none",
-    "rtsp": "rtsp,rtp,udp,tcp",
-    "rtsps": "rtsp,rtsps,rtp,udp,tcp,tls",
-}
-"""FFmpeg's protocols for a source. Files over HTTP reach it as file objects, so it needs none."""
+_SCHEMES: Final = frozenset({"file", "http", "https", "rtsp", "rtsps"})
+_CAMERA_PROTOCOLS: Final = "rtsp,rtsps,rtp,udp,tcp,tls"
+_CAMERA_PORTS: Final = {"rtsp": 554, "rtsps": 322}
+_NO_CONNECTION: Final = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT})
+"""Errors after which another address of the same host may answer."""
 _METADATA_ERRORS: Final[dict[str, Any]] = (
     {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 )
 """PyAV 18 raises for tags that are not UTF-8 unless it gets this option. PyAV 19 never raises and has no such option."""
-_RTSPS_PORT: Final = 322
 _NO_RANGES: Final = (
     " Its server does not answer range requests, without which a file whose index is at its end cannot be read."
 )
@@ -83,6 +79,7 @@ class _Source:
     expected_identity: FileIdentity | None = None
     open_file: Callable[[], HttpFile] | None = None
     access: SourceAccess = field(default_factory=SourceAccess)
+    interruption: Interruption = field(default_factory=threading.Event)
 
 
 class Video:
@@ -161,7 +158,11 @@ class Video:
             expected = self._identity or self._source.expected_identity
             self._identity = self._file.identity
             _require_unchanged(self.display_name, self._identity, expected)
-        self._container = _container(self._source, self._file)
+            self._container = _open_file(self._file, self.display_name)
+        elif is_live(self._source.url):
+            self._container = _open_camera(self._source)
+        else:
+            self._container = _open_path(self._source)
         self._stream = _video_stream(self._container, self.display_name)
         _prepare(self._container, self._stream, self._threads, self.display_name)
 
@@ -203,7 +204,7 @@ def open_video(
     Raises SourceError with a code source_... or no_frames, Unavailable if a retry may succeed, and ReadingStopped.
     """
     scheme = urlsplit(source).scheme.lower() if "://" in source else "file"
-    if scheme not in _PROTOCOLS:
+    if scheme not in _SCHEMES:
         raise SourceError(
             f"Unsupported URL scheme {scheme!r}. Use a file path, or a URL that starts with http, https, rtsp or rtsps.",
             code="source_forbidden",
@@ -213,9 +214,9 @@ def open_video(
         identity = _identity(path)
         _require_unchanged(str(path), identity, expected_identity)
         return Video(_Source(str(path), str(path), identity), threads)
-    access = access or SourceAccess()
+    access, interruption = access or SourceAccess(), interruption or threading.Event()
     open_file = None if is_live(source) else partial(HttpFile, source, access, interruption, was_read=was_read)
-    return Video(_Source(source, redact(source), None, expected_identity, open_file, access), threads)
+    return Video(_Source(source, redact(source), None, expected_identity, open_file, access, interruption), threads)
 
 
 def is_live(url: str) -> bool:
@@ -253,73 +254,116 @@ def _identity(path: Path) -> FileIdentity:
     raise SourceError(f"{path} is a directory or a device. Give the path of a video file.", code="source_missing")
 
 
-def _container(source: _Source, file: HttpFile | None) -> InputContainer:
-    scheme = urlsplit(source.url).scheme.lower() if "://" in source.url else "file"
-    options = {"protocol_whitelist": _PROTOCOLS[scheme], "format_whitelist": CONTAINERS}
-    if is_live(source.url):
-        options |= {"format_whitelist": "rtsp", "rtsp_transport": "tcp"}
-    with ExitStack() as stack:
-        if scheme == "rtsps" and source.access.verify:
-            options |= {"tls_verify": "1", "ca_file": stack.enter_context(ca_bundle(source.access))}
-        try:
-            container: InputContainer = av.open(
-                file or source.url,
-                "r",
-                # Opening decodes frames for probing. These options reach the probing decoders; the container ignores them.
-                options={"max_pixels": _max_pixels_option()},
-                container_options=options,
-                **_METADATA_ERRORS,
-                timeout=(OPEN_TIMEOUT_S, READ_TIMEOUT_S) if is_live(source.url) else None,
-            )
-        except av.error.FFmpegError as error:
-            if file is not None:
-                file.raise_failure()
-            if scheme == "rtsps":
-                _require_valid_certificate(source)
-            is_stream = file is not None and not file.can_seek
-            raise _open_error(error, source.display_name, is_camera=is_live(source.url), is_stream=is_stream) from error
-    if file is not None:
-        try:
-            file.raise_failure()
-        except BaseException:
-            container.close()
-            raise
+def _open_path(source: _Source) -> InputContainer:
+    """Open a local file."""
+    try:
+        return _open_with_ffmpeg(source.url, {"protocol_whitelist": "file", "format_whitelist": CONTAINERS})
+    except av.error.FFmpegError as error:
+        raise _build_file_error(error, source.display_name) from error
+
+
+def _open_file(file: HttpFile, display_name: str) -> InputContainer:
+    """Open a file over HTTP."""
+    options = {"protocol_whitelist": "none", "format_whitelist": CONTAINERS}
+    try:
+        container = _open_with_ffmpeg(file, options)
+    except av.error.FFmpegError as error:
+        file.raise_failure()
+        raise _build_file_error(error, display_name, "" if file.can_seek else _NO_RANGES) from error
+    try:
+        file.raise_failure()
+    except BaseException:
+        container.close()
+        raise
     return container
+
+
+def _open_camera(source: _Source) -> InputContainer:
+    """Open a camera at an address that the operator allows."""
+    try:
+        urls = _checked_urls(source)
+    except (OSError, UnicodeError) as error:
+        raise _build_camera_error(getattr(error, "strerror", None) or str(error), source.display_name) from error
+    is_secure = source.url.lower().startswith("rtsps:")
+    options = {"protocol_whitelist": _CAMERA_PROTOCOLS, "format_whitelist": "rtsp", "rtsp_transport": "tcp"}
+    with ExitStack() as stack:
+        if is_secure and source.access.verify:
+            options |= {"tls_verify": "1", "ca_file": stack.enter_context(ca_bundle(source.access))}
+        for url in urls:
+            try:
+                return _open_with_ffmpeg(url, options, timeout=(OPEN_TIMEOUT_S, READ_TIMEOUT_S))
+            except av.error.FFmpegError as error:
+                if error.errno in _NO_CONNECTION and url != urls[-1]:
+                    continue
+                if is_secure:
+                    _require_valid_certificate(source)
+                if isinstance(error, av.error.ArgumentError | av.error.InvalidDataError):
+                    raise _build_file_error(error, source.display_name) from error
+                raise _build_camera_error(error.strerror, source.display_name) from error
+    raise _build_camera_error("its name has no address", source.display_name)
+
+
+def _checked_urls(source: _Source) -> list[str]:
+    """Return the URLs to give to FFmpeg, with addresses that were checked in place of the host.
+
+    A URL with TLS keeps its host, which the certificate must name. FFmpeg then resolves it again. Raises like `resolve`.
+    """
+    parts = urlsplit(source.url)
+    port = parts.port or _CAMERA_PORTS[parts.scheme.lower()]
+    addresses = resolve(parts.hostname or "", port, source.access, source.interruption, source.display_name)
+    if parts.scheme.lower() == "rtsps":
+        return [source.url]
+    user, at, _ = parts.netloc.rpartition("@")
+    hosts = dict.fromkeys(f"[{address[0]}]" if ":" in address[0] else address[0] for address in addresses)
+    return [urlunsplit(parts._replace(netloc=f"{user}{at}{host}:{port}")) for host in hosts]
 
 
 def _require_valid_certificate(source: _Source) -> None:
     """Raise SourceError if the camera's certificate is the reason why FFmpeg could not open it, which it does not say."""
     parts = urlsplit(source.url)
     host = parts.hostname or ""
+    tls = build_tls_context(source.access)
     try:
-        with (
-            socket.create_connection((host, parts.port or _RTSPS_PORT), OPEN_TIMEOUT_S) as connected,
-            build_tls_context(source.access).wrap_socket(connected, server_hostname=host),
-        ):
-            return
+        connected = connect(
+            host, parts.port or _CAMERA_PORTS["rtsps"], source.access, source.interruption, source.display_name
+        )
+        start_tls(connected, tls, host, source.interruption).close()
     except ssl.SSLCertVerificationError as error:
         raise build_certificate_error(source.display_name, error) from error
     except (OSError, UnicodeError):
         return
 
 
-def _open_error(
-    error: av.error.FFmpegError, display_name: str, *, is_camera: bool, is_stream: bool
-) -> SourceError | Unavailable:
-    """Return the error to raise for a source that FFmpeg could not open."""
+def _open_with_ffmpeg(
+    source: str | HttpFile, options: dict[str, str], timeout: tuple[float, float] | None = None
+) -> InputContainer:
+    container: InputContainer = av.open(
+        source,
+        "r",
+        # Opening decodes frames for probing. These options reach the probing decoders; the container ignores them.
+        options={"max_pixels": _max_pixels_option()},
+        container_options=options,
+        **_METADATA_ERRORS,
+        timeout=timeout,
+    )
+    return container
+
+
+def _build_camera_error(reason: str, display_name: str) -> Unavailable:
+    return Unavailable(
+        f"{display_name} does not answer ({reason}). Check that its server or camera is running and that the runner can reach it.",
+        code="source_unreachable",
+    )
+
+
+def _build_file_error(error: av.error.FFmpegError, display_name: str, hint: str = "") -> SourceError:
+    """Return the error to raise for a file that FFmpeg could not open. `hint` begins with a space."""
     if isinstance(error, av.error.ArgumentError):
         return SourceError(
             f"{display_name} is not in a supported video format. Playlists, pictures and file lists are refused; give the video"
             " file itself.",
             code="source_not_video",
         )
-    if is_camera and not isinstance(error, av.error.InvalidDataError):
-        return Unavailable(
-            f"{display_name} does not answer ({error.strerror}). Check that its server or camera is running and that the runner can"
-            " reach it.",
-            code="source_unreachable",
-        )
-    hint = _NO_RANGES if is_stream else ""
     return SourceError(
         f"{display_name} is not a video ({error.strerror}).{hint} Check whether it plays elsewhere. A file that is still being written"
         " must be closed first.",
