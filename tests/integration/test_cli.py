@@ -479,6 +479,7 @@ VIDEOS = (
     "http://admin:{secret}@{host}/v.mp4", "http://{host}/videostream.cgi?user=admin&loginpas={secret}", "http://{host}/v.mp4?jwt={secret}",
     "http://{host}/v.mp4?md5={secret}", "http://{host}/v.mp4#access_token={secret}", "http://{host}/file/bot123:{secret}/v.mp4",
     "http://{host}/v.mp4?unheard_of={secret}", "http://{host}/user=admin_password={secret}_channel=1",
+    "http://{host}/live?stream={secret}", "http://{host}/v.mp4?channel=1#t={secret}",
 )  # fmt: skip
 REFUSED = (
     "ftp://admin:{secret}@{host}/v.mp4",
