@@ -7,6 +7,7 @@ and VIDEO_FPS.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,7 @@ import msgspec
 
 from vidflow.domain.errors import SetupError
 from vidflow.domain.retention import RetentionPolicy
+from vidflow.domain.source_access import SourceAccess, parse_networks
 from vidflow.infra.kafka.settings import (
     SERVERS,
     VARIABLE_PREFIX,
@@ -21,6 +23,7 @@ from vidflow.infra.kafka.settings import (
     parse_properties,
     parse_variables,
 )
+from vidflow.infra.source_tls import build_tls_context
 
 OutputFormat = Literal["table", "ndjson", "json", "csv"]
 """How `vidflow run` prints the detections."""
@@ -86,7 +89,7 @@ class RunnerOptions(CommonOptions, frozen=True, kw_only=True):
     `max_workers`: number of slots. `any_file`: videos outside `media_root` are allowed. `any_onnx`: ONNX models and specs by
     path are allowed if there is no `models_dir`. `start_deadline_s` and `inference_deadline_s`: time limits for the start of a
     worker and for one batch. `worker_memory_bytes`: memory cap of a worker (None: derived from the machine's memory and the
-    slots, 0: no cap).
+    slots, 0: no cap). `sources`: how sources over the network may be reached.
     """
 
     max_workers: int = 2
@@ -99,6 +102,7 @@ class RunnerOptions(CommonOptions, frozen=True, kw_only=True):
     start_deadline_s: float = 60.0
     inference_deadline_s: float = 60.0
     worker_memory_bytes: int | None = None
+    sources: SourceAccess = SourceAccess()
 
 
 class DevOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,6 +120,7 @@ class DevOptions(msgspec.Struct, frozen=True, kw_only=True):
     runners: int = 1
     orchestrators: int = 1
     relays: int = 1
+    sources: SourceAccess = SourceAccess()
 
 
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,6 +135,24 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     labels: tuple[str, ...] | None = None
     max_workers: int = 2
     models_dir: Path | None = None
+    sources: SourceAccess = SourceAccess()
+
+
+def build_source_access(ca_file: Path | None, networks: Sequence[str] | None, *, insecure: bool) -> SourceAccess:
+    """Return how sources over the network may be reached. Raises SetupError for a bad `ca_file`, ParameterError for a bad network."""
+    access = SourceAccess(str(ca_file.absolute()) if ca_file else None, not insecure, parse_networks(networks or ()))
+    if ca_file is not None:
+        build_tls_context(access)
+    return access
+
+
+def build_source_variables(access: SourceAccess) -> dict[str, str]:
+    """Return the variables that pass these settings to a runner."""
+    return {
+        "VIDFLOW_SOURCE_CA_FILE": access.ca_file or "",
+        "VIDFLOW_INSECURE_SOURCES": str(not access.verify).lower(),
+        "VIDFLOW_ALLOW_SOURCE_NETWORK": " ".join(access.networks),
+    }
 
 
 def build_live_url(options: object) -> str:

@@ -418,7 +418,7 @@ def running_roles(tmp_path_factory: pytest.TempPathFactory, servers: Restartable
         "relay": ["relay"],
         "inbox": ["inbox"],
         "orchestrator": ["orchestrator"],
-        "runner": ["runner", "--any-file"],
+        "runner": ["runner", "--any-file", "--allow-source-network", "127.0.0.0/8"],
     }
     metrics_ports = {role: free_port() for role in commands if role != "api"}
     for role, metrics_port in metrics_ports.items():
@@ -479,6 +479,7 @@ VIDEOS = (
     "http://admin:{secret}@{host}/v.mp4", "http://{host}/videostream.cgi?user=admin&loginpas={secret}", "http://{host}/v.mp4?jwt={secret}",
     "http://{host}/v.mp4?md5={secret}", "http://{host}/v.mp4#access_token={secret}", "http://{host}/file/bot123:{secret}/v.mp4",
     "http://{host}/v.mp4?unheard_of={secret}", "http://{host}/user=admin_password={secret}_channel=1",
+    "http://{host}/live?stream={secret}", "http://{host}/v.mp4?channel=1#t={secret}",
 )  # fmt: skip
 REFUSED = (
     "ftp://admin:{secret}@{host}/v.mp4",

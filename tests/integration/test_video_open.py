@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from tests import clips
+from tests.http_server import LOOPBACK
 
 from vidflow.domain.errors import SourceError, Unavailable
 from vidflow.domain.messages import FileIdentity
@@ -29,7 +30,7 @@ DASH = """<?xml version="1.0"?>
 
 def refusal(source: str | Path, expected_identity: FileIdentity | None = None) -> SourceError:
     with pytest.raises(SourceError) as caught:
-        open_video(str(source), expected_identity=expected_identity)
+        open_video(str(source), expected_identity=expected_identity, access=LOOPBACK)
     return caught.value
 
 
@@ -230,8 +231,9 @@ def server(tmp_path: Path) -> Iterator[str]:
 
 def test_a_video_is_read_over_http(tmp_path: Path, server: str) -> None:
     clips.constant_rate(tmp_path / "clip.mp4", 10)
-    with open_video(f"{server}/clip.mp4") as video:
-        assert video.source.identity is None
+    with open_video(f"{server}/clip.mp4", access=LOOPBACK) as video:
+        assert video.source.identity is not None
+        assert video.source.identity.size_bytes == (tmp_path / "clip.mp4").stat().st_size
         assert len(list(read_kept_frames(video))) == 10
 
 
@@ -245,7 +247,7 @@ def test_a_playlist_at_a_url_is_refused(tmp_path: Path, server: str) -> None:
 
 def test_the_error_for_a_url_not_found_hides_the_secrets(server: str) -> None:
     error = refusal(server.replace("//", "//user:hunter2@") + "/absent.mp4?token=hunter3")
-    assert error.code == "source_missing"
+    assert error.code == "source_not_found"
     assert "/absent.mp4" in error.message
     assert "hunter" not in error.message
 
@@ -255,7 +257,7 @@ def test_an_unreachable_server_is_a_temporary_error() -> None:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
     with pytest.raises(Unavailable, match="does not answer") as caught:
-        open_video(f"http://user:hunter2@127.0.0.1:{port}/clip.mp4")
+        open_video(f"http://user:hunter2@127.0.0.1:{port}/clip.mp4", access=LOOPBACK)
     assert (caught.value.code, "hunter2" in str(caught.value)) == ("source_unreachable", False)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests import clips
+from tests.http_server import Habits, serving
 from tests.integration import faulty_models
 from tests.integration.faulty_models import BAD_FRAME, SECRET_IN_ERRORS
 from tests.integration.runner_harness import (
@@ -68,7 +69,15 @@ def runner_process(kafka_settings: KafkaSettings, folder: Path) -> Iterator[Runn
     ControlPlane(kafka_settings).close()
     environment = faulty_models.install(folder)
     with running_runner(
-        kafka_settings, folder, "--any-file", "--max-workers", "4", *models, environment=environment
+        kafka_settings,
+        folder,
+        "--any-file",
+        "--allow-source-network",
+        "127.0.0.1",
+        "--max-workers",
+        "4",
+        *models,
+        environment=environment,
     ) as process:
         yield process
 
@@ -218,6 +227,33 @@ def test_a_stopped_worker_sends_an_end_marker_with_its_last_frame(
     assert (end.last_frame, end.reason) == (control_plane.frames(uuid)[-1].frame_number, EndReason.STOPPED)
     assert numbers(control_plane.frames(uuid)) == list(range(end.last_frame + 1))
     assert control_plane.wait_until_ended(runner_id, uuid).reason is EndReason.STOPPED
+
+
+def test_a_worker_is_stopped_while_it_waits_for_a_server(
+    control_plane: ControlPlane, runner_id: str, clip: Path
+) -> None:
+    uuid, habits = new_uuid(), Habits(clip.read_bytes(), answers=[(503, {"Retry-After": "60"})])
+    with serving(habits) as url:
+        control_plane.send_command(runner_id, make_deploy(uuid, url))
+        control_plane.wait_until(
+            lambda: (uuid, WorkerWait.SOURCE) in waits(control_plane.reports[-1].entries), "it waits for the server"
+        )
+        control_plane.send_command(runner_id, StopWork(uuid, 1))
+        end = control_plane.wait_for_end_marker(uuid)
+    assert (end.last_frame, end.reason) == (-1, EndReason.STOPPED)
+    assert control_plane.wait_until_ended(runner_id, uuid).reason is EndReason.STOPPED
+
+
+def waits(entries: tuple[Entry, ...]) -> list[tuple[str, WorkerWait | None]]:
+    return [(entry.scenario_uuid, entry.waits_for) for entry in entries]
+
+
+def test_a_busy_server_is_waited_for(control_plane: ControlPlane, runner_id: str, clip: Path) -> None:
+    uuid, habits = new_uuid(), Habits(clip.read_bytes(), answers=[(429, {"Retry-After": "1"})] * 2)
+    with serving(habits) as url:
+        control_plane.send_command(runner_id, make_deploy(uuid, url))
+        end = control_plane.wait_for_end_marker(uuid)
+    assert (end.last_frame, end.reason) == (19, EndReason.FINISHED)
 
 
 def test_a_skip_is_reported_as_a_gap_and_uses_no_frame_number(

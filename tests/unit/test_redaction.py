@@ -122,6 +122,35 @@ def test_harmless_text_is_kept(text: str) -> None:
     assert redact(text) == text
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "rtsp://host/live?stream={}", "http://host/v.mp4?v={}", "http://host/v.mp4?channel=1&t={}", "http://host/v.mp4#t={}",
+        "http://host/v.mp4?camera={}&x=1#channel={}", "rtsp://host/channel={}_stream=1",
+    ],
+)  # fmt: skip
+def test_a_value_is_masked_whatever_its_name_unless_it_is_a_number_or_a_known_word(url: str) -> None:
+    for secret in (SECRET, "hunter", "pa55", "12345", "1234567890", "admin", "a.b"):
+        assert secret not in redact(url.format(secret, secret))
+
+
+@pytest.mark.parametrize("value", ["0", "25", "1920", "29.97", "640x480", "tcp", "true", "main", "h264"])
+def test_a_value_that_selects_a_picture_is_shown(value: str) -> None:
+    url = f"rtsp://host/live?channel=1&stream={value}"
+    assert redact(url) == url
+
+
+@pytest.mark.parametrize(
+    "token", ["AKIAIOSFODNN7EXAMPLE", "sk_live_abc", "0123456789abcdef0123456789abcdef", "a1b2C3d4e5F6g7h8"]
+)
+def test_a_segment_of_a_path_that_looks_like_a_token_is_masked(token: str) -> None:
+    assert redact(f"http://host/{token}/v.mp4") == "http://host/***/v.mp4"
+
+
+def test_a_numeric_token_of_a_bot_is_masked() -> None:
+    assert redact("https://host/file/bot123:98765432/v.mp4") == "https://host/file/bot123:***/v.mp4"
+
+
 @given(secret=secrets, template=st.sampled_from(URLS + OTHER), before=st.text(max_size=20), after=st.text(max_size=20))
 def test_a_secret_is_masked_whatever_surrounds_it(secret: str, template: str, before: str, after: str) -> None:
     if secret in template or secret in before + after:

@@ -12,6 +12,7 @@ from vidflow import __version__
 from vidflow.cli.operations import db, dlq, outbox, topics
 from vidflow.cli.options import (
     AllowedHosts,
+    AllowSourceNetwork,
     AnyFile,
     AnyOnnx,
     Attempts,
@@ -22,6 +23,7 @@ from vidflow.cli.options import (
     GroupProtocol,
     Host,
     InferenceDeadlineS,
+    InsecureSources,
     KafkaProperties,
     KafkaServers,
     KeepResultsDays,
@@ -48,6 +50,7 @@ from vidflow.cli.options import (
     Runners,
     RunOutput,
     Score,
+    SourceCaFile,
     StartDeadlineS,
     Url,
     Video,
@@ -68,6 +71,7 @@ from vidflow.settings import (
     RunnerOptions,
     RunOptions,
     build_live_url,
+    build_source_access,
     read_environment_variable,
     read_kafka_settings,
 )  # fmt: skip
@@ -186,7 +190,8 @@ def runner(
     metrics_port: MetricsPort = None, metrics_host: MetricsHost = "127.0.0.1", max_workers: MaxWorkers = 2, pool: Pool = "default",
     media_root: MediaRoot = None, any_file: AnyFile = False, models_dir: ModelsDir = None, any_onnx: AnyOnnx = False,
     grace_s: GraceS = 25.0, start_deadline_s: StartDeadlineS = 60.0, inference_deadline_s: InferenceDeadlineS = 60.0,
-    worker_memory_bytes: WorkerMemoryBytes = None,
+    worker_memory_bytes: WorkerMemoryBytes = None, source_ca_file: SourceCaFile = None, insecure_sources: InsecureSources = False,
+    allow_source_network: AllowSourceNetwork = None,
 ) -> None:  # fmt: skip
     """Run workers, which read videos and run models on them."""
     from vidflow.roles.runner import run  # noqa: PLC0415
@@ -196,6 +201,7 @@ def runner(
         metrics_port=metrics_port, metrics_host=metrics_host, max_workers=max_workers, pool=pool,
         media_root=media_root, any_file=any_file, models_dir=models_dir, any_onnx=any_onnx, grace_s=grace_s,
         start_deadline_s=start_deadline_s, inference_deadline_s=inference_deadline_s, worker_memory_bytes=worker_memory_bytes,
+        sources=build_source_access(source_ca_file, allow_source_network, insecure=insecure_sources),
     ), log_format)  # fmt: skip
 
 
@@ -205,6 +211,8 @@ def dev(
     kafka_properties: KafkaProperties = None, media_root: MediaRoot = None, models_dir: ModelsDir = None,
     max_workers: MaxWorkers = 2, video_fps: VideoFps = "all",
     runners: Runners = 1, orchestrators: Orchestrators = 1, relays: Relays = 1,
+    source_ca_file: SourceCaFile = None, insecure_sources: InsecureSources = False,
+    allow_source_network: AllowSourceNetwork = None,
 ) -> None:  # fmt: skip
     """Run all of vidflow on this machine.
 
@@ -217,6 +225,7 @@ def dev(
         port=port, data_dir=data_dir, database_url=database_url or None, kafka=read_kafka_settings(kafka, kafka_properties),
         media_root=media_root, any_file=media_root is None, models_dir=models_dir,
         max_workers=max_workers, video_fps=video_fps, runners=runners, orchestrators=orchestrators, relays=relays,
+        sources=build_source_access(source_ca_file, allow_source_network, insecure=insecure_sources),
     ), "text")  # fmt: skip
 
 
@@ -224,6 +233,8 @@ def dev(
 def run(
     video: Video, model: ModelName = "motion", fps: Fps = "all", output: RunOutput = "table", url: Url = None,
     score: Score = None, labels: Labels = None, max_workers: MaxWorkers = 2, models_dir: ModelsDir = None,
+    source_ca_file: SourceCaFile = None, insecure_sources: InsecureSources = False,
+    allow_source_network: AllowSourceNetwork = None,
 ) -> None:  # fmt: skip
     """Run a model on one video and print the detections.
 
@@ -234,4 +245,5 @@ def run(
     raise typer.Exit(run_video(RunOptions(
         video=video, model=model, fps=fps, output=output, url=url, score_threshold=score,
         labels=tuple(labels.split(",")) if labels else None, max_workers=max_workers, models_dir=models_dir,
+        sources=build_source_access(source_ca_file, allow_source_network, insecure=insecure_sources),
     )))  # fmt: skip

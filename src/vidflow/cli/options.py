@@ -79,6 +79,17 @@ MaxWorkers = Annotated[
         "max-workers", "Number of scenarios that a runner processes at once.", "MAX_WORKERS", at_least=1, at_most=1000
     ),
 ]
+SourceCaFile = Annotated[
+    Path | None,
+    _option("source-ca-file", "File of certificate authorities (PEM) that sources may have, besides the system's."),
+]
+InsecureSources = Annotated[bool, _switch("insecure-sources", "Accept any certificate of a source, valid or not.")]
+AllowSourceNetwork = Annotated[
+    list[str] | None,
+    _option(
+        "allow-source-network", "Network whose addresses sources may have besides public ones, such as 10.0.0.0/8."
+    ),
+]
 
 # The api
 

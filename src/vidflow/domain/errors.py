@@ -5,7 +5,9 @@
     VidflowError
     ├── UserError               the request or its data is at fault; not retryable
     │   ├── SourceError         source_missing, source_not_video, source_no_video_stream, source_forbidden,
-    │   │                       source_too_large, source_changed, source_encrypted, no_frames
+    │   │                       source_too_large, source_changed, source_encrypted, source_unauthorized,
+    │   │                       source_denied, source_not_found, source_gone, source_expired, source_tls, source_refused,
+    │   │                       no_frames
     │   ├── ModelError          model_unknown, model_spec_invalid, model_file_missing, model_changed, model_refused,
     │   │                       result_too_large
     │   ├── ParameterError      parameter_invalid

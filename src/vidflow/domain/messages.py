@@ -53,10 +53,21 @@ class Shutdown(Message, frozen=True, tag="shutdown"):
 
 
 class FileIdentity(msgspec.Struct, frozen=True):
-    """Size and modification time, by which a later attempt notices that the file has changed."""
+    """What identifies the contents of a file, so that a later attempt notices a change. `etag` is that of an HTTP server.
+
+    Each value is None if it is unknown.
+    """
 
     size_bytes: NonNegativeInt | None = None
     mtime_ns: Nanoseconds | None = None
+    etag: ShortText | None = None
+
+    def matches(self, other: FileIdentity) -> bool:
+        """Return whether no value that both know differs."""
+        pairs = (
+            (self.size_bytes, other.size_bytes), (self.mtime_ns, other.mtime_ns), (self.etag, other.etag),
+        )  # fmt: skip
+        return all(one is None or two is None or one == two for one, two in pairs)
 
 
 class ResumePoint(msgspec.Struct, frozen=True):

@@ -1,8 +1,9 @@
 """Removal of secrets from text such as URLs, connection strings, headers and properties.
 
 Everything a client or an operator reads passes through here: responses, stored errors, logs, command output. In URLs an
-allow-list applies: a query parameter is masked unless its name is known to be harmless. In other text a deny-list of names
-applies. Possessive quantifiers keep each pattern linear in its input, so that hostile text cannot slow it down.
+allow-list applies: scheme, host, port and path are shown, without what looks like a secret in the path. The values in the query
+and the fragment are masked, except numbers and a few words in parameters that select a camera's picture. In other text a
+deny-list of names applies. Possessive quantifiers keep each pattern linear in its input, so that hostile text cannot slow it down.
 """
 
 from __future__ import annotations
@@ -19,18 +20,19 @@ from vidflow.domain.errors import ErrorInfo
 MASK: Final = "***"
 
 _HARMLESS: Final = frozenset({
-    "angle", "applicationname", "audio", "bitrate", "camera", "cameraid", "cam", "ch", "chan", "channel", "channelid", "channels",
-    "chid", "clock", "codec", "compression", "connecttimeout", "count", "day", "delay", "duration", "enablesrtp", "end", "endtime",
-    "ext", "fps", "format", "fmt", "framerate", "from", "hd", "height", "hour", "index", "interval", "lang", "language", "length",
-    "limit", "live", "minute", "mode", "month", "n", "ntp", "num", "number", "offset", "optimized", "overlays", "page", "part",
-    "port", "profile", "proto", "protocol", "quality", "rate", "realstream", "realtime", "res", "resolution", "rotation", "sample",
-    "second", "segment", "seq", "size", "speed", "sslmode", "start", "startoffset", "starttime", "stream", "streamid", "streamnumber",
-    "streamprofile", "streamtype", "sub", "subtype", "t", "targetsessionattrs", "tcp", "time", "to", "track", "transport",
-    "transportmode", "type", "udp", "unicast", "v", "vcodec", "ver", "version", "video", "videocodec", "vid", "view", "w", "width",
-    "x", "y", "year", "zoom",
+    "angle", "audio", "bitrate", "camera", "cameraid", "cam", "ch", "chan", "channel", "channelid", "channels", "chid", "clock",
+    "codec", "compression", "count", "day", "delay", "duration", "enablesrtp", "end", "fps", "framerate", "from", "hd", "height",
+    "hour", "index", "interval", "length", "limit", "live", "minute", "mode", "month", "n", "num", "number", "offset", "overlays",
+    "page", "part", "port", "profile", "proto", "protocol", "quality", "rate", "realstream", "realtime", "res", "resolution",
+    "rotation", "sample", "second", "segment", "seq", "size", "speed", "start", "stream", "streamid", "streamnumber", "streamtype",
+    "sub", "subtype", "t", "tcp", "time", "to", "track", "transport", "transportmode", "udp", "unicast", "v", "vcodec", "version",
+    "video", "videocodec", "vid", "view", "w", "width", "x", "y", "year", "zoom",
 })  # fmt: skip
-"""Normalized names (`_normalize_name`) of URL parameters whose values are shown."""
-_HARMLESS_VALUE: Final = re.compile(r"[A-Za-z0-9._:+x*-]{0,40}")
+"""Normalized names (`_normalize_name`) of URL parameters whose values may be shown."""
+_HARMLESS_VALUE: Final = re.compile(
+    r"[0-9]{1,4}(?:[.x][0-9]{1,4}|\.(?:sdp|cgi|mp4|ts))?|true|false|on|off|yes|no|all|tcp|udp|unicast|multicast|main|sub|h26[45]|mjpeg"
+)
+"""Values that may be shown: what says which picture of a camera is meant. A short word may be a password."""
 
 _SECRET_PARTS: Final = (
     "token", "secret", "passw", "passphrase", "passwd", "pwd", "apikey", "accesskey", "accesskeyid", "privatekey", "secretkey",
@@ -71,6 +73,10 @@ _BOT: Final = re.compile(r"[^:]*:(?=.)")
 _CLOCK: Final = re.compile(r"[\dTZtz.:+-]*")
 _HEX: Final = re.compile(r"[0-9a-fA-F]{32,}")
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_KNOWN_TOKEN: Final = re.compile(
+    r"(?:[spr]k[-_](?:live|test)[-_]|A[KS]IA[A-Z0-9]{8}|gh[opsu]_|glpat-|xox[abp]-|AUTH_tk)"
+)
+"""The beginnings of some services' tokens."""
 _WORD: Final = re.compile(r"[A-Za-z0-9_-]{16,}")
 _RUN: Final = re.compile(r"[0-9]++|[a-z]++|[A-Z]++")
 _IPTV: Final = frozenset({"live", "movie", "movies", "series", "timeshift"})
@@ -195,7 +201,8 @@ def _mask_segment(segment: str, found: list[str]) -> str:
         return _record_secret(found, segment, _SHORTEST_VALUE)
     if ":" in segment and not _CLOCK.fullmatch(segment) and (bot := _BOT.match(segment)):
         value = segment[bot.end() :]
-        if value.strip(_PUNCTUATION) and not value.strip(_PUNCTUATION).isdecimal():
+        is_number = value.strip(_PUNCTUATION).isdecimal() and not segment.lower().startswith("bot")
+        if value.strip(_PUNCTUATION) and not is_number:
             _record_secret(found, value, _SHORTEST_VALUE)
             return bot.group() + MASK
     return _record_secret(found, segment, _SHORTEST_VALUE) if _looks_like_a_token(segment) else segment
@@ -204,7 +211,7 @@ def _mask_segment(segment: str, found: list[str]) -> str:
 def _looks_like_a_token(segment: str) -> bool:
     """Return whether this is a JWT, a long hexadecimal number, or a mix of digits and letters unlike a name that a person gave."""
     stem = segment.partition(".")[0]
-    if segment.startswith("eyJ") or _HEX.fullmatch(stem):
+    if segment.startswith("eyJ") or _HEX.fullmatch(stem) or _KNOWN_TOKEN.match(segment):
         return True
     if not _WORD.fullmatch(stem) or _UUID.fullmatch(stem):
         return False
@@ -234,17 +241,13 @@ def _mask_query_item(item: str, found: list[str]) -> str:
 
 
 def _mask_parameter(name: str, value: str, found: list[str]) -> str:
-    """Mask the value unless its name is harmless and it is short and simple. Also mask a name that is too long to be one."""
+    """Mask the value unless it and its name are harmless. Also mask a name that is too long to be one."""
     if not value:
         return f"{name}="
-    if _is_harmless(name) and _is_simple(value) and (len(name) > 1 or value.isdecimal()):
+    if _is_harmless(name) and _HARMLESS_VALUE.fullmatch(value):
         return f"{name}={value}"
     _record_secret(found, value, _SHORTEST_VALUE)
     return f"{name if len(name) <= _TOO_LONG_NAME else MASK}={MASK}"
-
-
-def _is_simple(value: str) -> bool:
-    return bool(_HARMLESS_VALUE.fullmatch(value)) and not _looks_like_a_token(value)
 
 
 def _mask_relative_query(query: str, found: list[str]) -> str:

@@ -23,6 +23,7 @@ from vidflow.commands.dev.readiness import describe_missing
 from vidflow.commands.dev.supervisor import ChildSupervisor
 from vidflow.domain.errors import SetupError, Unavailable, VidflowError
 from vidflow.domain.runner import default_memory_cap
+from vidflow.domain.source_access import allow_local_networks
 from vidflow.infra.embedded.child_process import (
     Notify,
     StartCancelled,
@@ -40,7 +41,7 @@ from vidflow.infra.kafka.topics import create_topics
 from vidflow.infra.postgres.migrations import migrate
 from vidflow.infra.process.memory import available_bytes
 from vidflow.infra.process.stopping import Stop, start_thread
-from vidflow.settings import DevOptions, build_kafka_variables, read_environment_variable
+from vidflow.settings import DevOptions, build_kafka_variables, build_source_variables, read_environment_variable
 
 POSTGRES: Final = "postgres"
 KAFKA: Final = "kafka"
@@ -293,6 +294,7 @@ class Stack:
         options = self._options
         variables = {
             **build_kafka_variables(self.kafka),
+            **build_source_variables(allow_local_networks(options.sources)),
             # A runner needs no database, and the models in it must not see the password.
             "VIDFLOW_DATABASE_URL": "" if kind == "runner" else self.database_url,
             "VIDFLOW_MAX_WORKERS": str(options.max_workers),

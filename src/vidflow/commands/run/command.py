@@ -84,7 +84,9 @@ def _api_url(options: RunOptions, stop: Stop, display: Display) -> AbstractConte
         return nullcontext(options.url)
     from vidflow.commands.dev import running_stack  # noqa: PLC0415 - needs an extra that `--url` does not need
 
-    dev_options = DevOptions(port=0, max_workers=options.max_workers, any_file=True, models_dir=options.models_dir)
+    dev_options = DevOptions(
+        port=0, max_workers=options.max_workers, any_file=True, models_dir=options.models_dir, sources=options.sources
+    )
     return running_stack(dev_options, stop, display.step)
 
 

@@ -2,20 +2,26 @@
 
 Sources are untrusted. A "video" may be a playlist that refers to other files or hosts, so only self-contained containers are
 opened, using only the protocols of the source's own kind. Playlists, image lists and devices are refused. The frame size is
-limited. Error messages contain FFmpeg's reason, but not the secrets in a URL.
+limited. Error messages contain FFmpeg's reason, but not the secrets in a URL. FFmpeg opens local files and cameras itself; files
+over HTTP are read by http_file.py.
 """
 
 from __future__ import annotations
 
 import errno
+import ssl
 import stat
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import av
 from av.container import InputContainer
@@ -25,8 +31,12 @@ from av.video.stream import VideoStream
 from vidflow.domain.errors import SourceError, Unavailable
 from vidflow.domain.messages import FileIdentity
 from vidflow.domain.redaction import redact
+from vidflow.domain.source_access import SourceAccess
+from vidflow.infra.source_tls import build_certificate_error, build_tls_context, ca_bundle
+from vidflow.infra.video.http_file import HttpFile
 from vidflow.infra.video.packets import LostPacket, decode_packets
 from vidflow.infra.video.source import MAX_PIXELS, MAX_SIDE, describe_source, lacks_pts
+from vidflow.infra.video.source_connection import Interruption, connect, resolve, start_tls
 
 ALIGNMENT_FACTOR: Final = Fraction(5, 4)
 """Decoders check the aligned width, which is somewhat larger than the displayed one."""
@@ -43,33 +53,50 @@ CONTAINERS: Final = (
 """FFmpeg's names of the containers that may be opened. They refer to no other files. The audio formats at the end are there so
 that the error can say that such a file has no video stream."""
 
-_PROTOCOLS: Final = {
-    "file": "file",
-    "http": "http,https,tcp,tls,httpproxy",
-    "https": "http,https,tcp,tls,httpproxy",
-    "rtsp": "rtsp,rtp,udp,tcp",
-    "rtsps": "rtsp,rtsps,rtp,udp,tcp,tls",
-}
+_SCHEMES: Final = frozenset({"file", "http", "https", "rtsp", "rtsps"})
+_CAMERA_PROTOCOLS: Final = "rtsp,rtsps,rtp,udp,tcp,tls"
+_CAMERA_PORTS: Final = {"rtsp": 554, "rtsps": 322}
+_NO_CONNECTION: Final = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT})
+"""Errors after which another address of the same host may answer."""
 _METADATA_ERRORS: Final[dict[str, Any]] = (
     {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 )
 """PyAV 18 raises for tags that are not UTF-8 unless it gets this option. PyAV 19 never raises and has no such option."""
+_NO_RANGES: Final = (
+    " Its server does not answer range requests, without which a file whose index is at its end cannot be read."
+)
 _FRAME_THREADED: Final = frozenset({"h264", "hevc"})
 """Codecs whose packets contain exactly one frame each."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A source to open. `open_file` opens one over HTTP. `identity` is that of a local file."""
+
+    url: str
+    display_name: str
+    identity: FileIdentity | None = None
+    expected_identity: FileIdentity | None = None
+    open_file: Callable[[], HttpFile] | None = None
+    access: SourceAccess = field(default_factory=SourceAccess)
+    interruption: Interruption = field(default_factory=threading.Event)
 
 
 class Video:
     """An open source, for use by one thread. It is a context manager. `source` describes it."""
 
-    def __init__(self, url: str, display_name: str, threads: int, identity: FileIdentity | None) -> None:
-        self._url, self._display_name, self._threads = url, display_name, threads
+    def __init__(self, source: _Source, threads: int) -> None:
+        self._source, self._threads = source, threads
+        self._identity = source.identity
+        self._file: HttpFile | None = None
         self._container: InputContainer | None = None
         try:
             self._open()
             self._events, first = self._first_frame()
             self.source = describe_source(
-                self._container_or_raise, self._stream, first, live=is_live(url), identity=identity
-            )
+                self._container_or_raise, self._stream, first,
+                live=is_live(source.url), identity=self._identity, seekable=self._file is None or self._file.can_seek,
+            )  # fmt: skip
         except BaseException:
             self.close()
             raise
@@ -77,7 +104,7 @@ class Video:
     @property
     def display_name(self) -> str:
         """The source's path, or its URL without secrets."""
-        return self._display_name
+        return self._source.display_name
 
     def events(self) -> Iterator[VideoFrame | LostPacket]:
         """Return all frames from the first, and the lost packets between them. Iterate once; call `restart` to read again."""
@@ -100,6 +127,9 @@ class Video:
         if self._container is not None:
             self._container.close()
             self._container = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def __enter__(self) -> Self:
         return self
@@ -111,18 +141,30 @@ class Video:
 
     def _decode(self) -> Iterator[VideoFrame | LostPacket]:
         container = self._container_or_raise
-        return decode_packets(container, self._stream, lacks_pts=lacks_pts(container, self._stream))
+        by_order = lacks_pts(container, self._stream)
+        if self._file is None:
+            return decode_packets(container, self._stream, lacks_pts=by_order)
+        return decode_packets(container, self._stream, lacks_pts=by_order, check=self._file.raise_failure)
 
     @property
     def _container_or_raise(self) -> InputContainer:
         if self._container is None:
-            raise ValueError(f"the video {self._display_name} is closed")
+            raise ValueError(f"the video {self.display_name} is closed")
         return self._container
 
     def _open(self) -> None:
-        self._container = _container(self._url, self._display_name)
-        self._stream = _video_stream(self._container, self._display_name)
-        _prepare(self._container, self._stream, self._threads, self._display_name)
+        if self._source.open_file is not None:
+            self._file = self._source.open_file()
+            expected = self._identity or self._source.expected_identity
+            self._identity = self._file.identity
+            _require_unchanged(self.display_name, self._identity, expected)
+            self._container = _open_file(self._file, self.display_name)
+        elif is_live(self._source.url):
+            self._container = _open_camera(self._source)
+        else:
+            self._container = _open_path(self._source)
+        self._stream = _video_stream(self._container, self.display_name)
+        _prepare(self._container, self._stream, self._threads, self.display_name)
 
     def _first_frame(self) -> tuple[Iterator[VideoFrame | LostPacket], VideoFrame]:
         """Decode up to the first frame. Return all events, including those already read, and that frame."""
@@ -135,36 +177,46 @@ class Video:
             if len(read) > MAX_PACKETS_BEFORE_FIRST_FRAME:
                 break
         lost = f" ({len(read)} packets could not be decoded)" if read else ""
+        if self._file is not None and not self._file.can_seek:
+            lost += f".{_NO_RANGES.removesuffix('.')}"
         limit = f" Its frames may be larger than the limit of {MAX_PIXELS} pixels." if not _pixels(self._stream) else ""
         raise SourceError(
-            f"{self._display_name} has no frames that can be decoded{lost}.{limit} Check whether it plays elsewhere, then record,"
+            f"{self.display_name} has no frames that can be decoded{lost}.{limit} Check whether it plays elsewhere, then record,"
             " convert or copy it again.",
             code="no_frames",
         )
 
 
-def open_video(source: str, *, threads: int = 1, expected_identity: FileIdentity | None = None) -> Video:
+def open_video(
+    source: str,
+    *,
+    threads: int = 1,
+    expected_identity: FileIdentity | None = None,
+    was_read: bool = False,
+    access: SourceAccess | None = None,
+    interruption: Interruption | None = None,
+) -> Video:
     """Open a path, a file:// URL, or an http(s) or rtsp(s) URL, and decode its first frame.
 
     `threads`: decoding threads, 0 to let FFmpeg choose. One is best for workers that share cores. `expected_identity`: the
-    identity that an earlier attempt recorded; a file with another one is refused.
-    Raises SourceError with code source_missing, source_forbidden, source_not_video, source_no_video_stream, source_too_large,
-    source_changed, source_encrypted or no_frames, and Unavailable if a retry may succeed.
+    identity that an earlier attempt recorded; a file with another one is refused. `was_read`: an earlier attempt could read the
+    source. `access`: what the operator allows. `interruption`: stops reading over HTTP at once.
+    Raises SourceError with a code source_... or no_frames, Unavailable if a retry may succeed, and ReadingStopped.
     """
     scheme = urlsplit(source).scheme.lower() if "://" in source else "file"
-    if scheme not in _PROTOCOLS:
+    if scheme not in _SCHEMES:
         raise SourceError(
             f"Unsupported URL scheme {scheme!r}. Use a file path, or a URL that starts with http, https, rtsp or rtsps.",
             code="source_forbidden",
         )
     if scheme == "file":
         path = Path(unquote(urlsplit(source).path) if "://" in source else source).absolute()
-        url = display_name = str(path)
         identity = _identity(path)
-    else:
-        url, display_name, identity = source, redact(source), None
-    _require_unchanged(display_name, identity, expected_identity)
-    return Video(url, display_name, threads, identity)
+        _require_unchanged(str(path), identity, expected_identity)
+        return Video(_Source(str(path), str(path), identity), threads)
+    access, interruption = access or SourceAccess(), interruption or threading.Event()
+    open_file = None if is_live(source) else partial(HttpFile, source, access, interruption, was_read=was_read)
+    return Video(_Source(source, redact(source), None, expected_identity, open_file, access, interruption), threads)
 
 
 def is_live(url: str) -> bool:
@@ -173,9 +225,9 @@ def is_live(url: str) -> bool:
 
 
 def _require_unchanged(display_name: str, identity: FileIdentity | None, expected: FileIdentity | None) -> None:
-    if expected is not None and expected.size_bytes is not None and identity != expected:
+    if expected is not None and identity is not None and not expected.matches(identity):
         raise SourceError(
-            f"{display_name} has changed since the scenario started (its size or modification time differs), so frame numbers would"
+            f"{display_name} has changed since the scenario started (its size, modification time or ETag differs), so frame numbers would"
             " refer to other frames. Start a new scenario for the new file.",
             code="source_changed",
         )
@@ -202,49 +254,119 @@ def _identity(path: Path) -> FileIdentity:
     raise SourceError(f"{path} is a directory or a device. Give the path of a video file.", code="source_missing")
 
 
-def _container(url: str, display_name: str) -> InputContainer:
-    remote = not url.startswith("/")
-    scheme = urlsplit(url).scheme.lower() if remote else "file"
-    options = {"protocol_whitelist": _PROTOCOLS[scheme], "format_whitelist": CONTAINERS}
-    if is_live(url):
-        options |= {"format_whitelist": "rtsp", "rtsp_transport": "tcp"}
+def _open_path(source: _Source) -> InputContainer:
+    """Open a local file."""
     try:
-        container: InputContainer = av.open(
-            url,
-            "r",
-            # Opening decodes frames for probing. These options reach the probing decoders; the container ignores them.
-            options={"max_pixels": _max_pixels_option()},
-            container_options=options,
-            **_METADATA_ERRORS,
-            timeout=(OPEN_TIMEOUT_S, READ_TIMEOUT_S) if remote else None,
-        )
+        return _open_with_ffmpeg(source.url, {"protocol_whitelist": "file", "format_whitelist": CONTAINERS})
     except av.error.FFmpegError as error:
-        raise _open_error(error, display_name, remote=remote) from error
+        raise _build_file_error(error, source.display_name) from error
+
+
+def _open_file(file: HttpFile, display_name: str) -> InputContainer:
+    """Open a file over HTTP."""
+    options = {"protocol_whitelist": "none", "format_whitelist": CONTAINERS}
+    try:
+        container = _open_with_ffmpeg(file, options)
+    except av.error.FFmpegError as error:
+        file.raise_failure()
+        raise _build_file_error(error, display_name, "" if file.can_seek else _NO_RANGES) from error
+    try:
+        file.raise_failure()
+    except BaseException:
+        container.close()
+        raise
     return container
 
 
-def _open_error(error: av.error.FFmpegError, display_name: str, *, remote: bool) -> SourceError | Unavailable:
-    """Return the error to raise for a source that FFmpeg could not open."""
+def _open_camera(source: _Source) -> InputContainer:
+    """Open a camera at an address that the operator allows."""
+    try:
+        urls = _checked_urls(source)
+    except (OSError, UnicodeError) as error:
+        raise _build_camera_error(getattr(error, "strerror", None) or str(error), source.display_name) from error
+    is_secure = source.url.lower().startswith("rtsps:")
+    options = {"protocol_whitelist": _CAMERA_PROTOCOLS, "format_whitelist": "rtsp", "rtsp_transport": "tcp"}
+    with ExitStack() as stack:
+        if is_secure and source.access.verify:
+            options |= {"tls_verify": "1", "ca_file": stack.enter_context(ca_bundle(source.access))}
+        for url in urls:
+            try:
+                return _open_with_ffmpeg(url, options, timeout=(OPEN_TIMEOUT_S, READ_TIMEOUT_S))
+            except av.error.FFmpegError as error:
+                if error.errno in _NO_CONNECTION and url != urls[-1]:
+                    continue
+                if is_secure:
+                    _require_valid_certificate(source)
+                if isinstance(error, av.error.ArgumentError | av.error.InvalidDataError):
+                    raise _build_file_error(error, source.display_name) from error
+                raise _build_camera_error(error.strerror, source.display_name) from error
+    raise _build_camera_error("its name has no address", source.display_name)
+
+
+def _checked_urls(source: _Source) -> list[str]:
+    """Return the URLs to give to FFmpeg, with addresses that were checked in place of the host.
+
+    A URL with TLS keeps its host, which the certificate must name. FFmpeg then resolves it again. Raises like `resolve`.
+    """
+    parts = urlsplit(source.url)
+    port = parts.port or _CAMERA_PORTS[parts.scheme.lower()]
+    addresses = resolve(parts.hostname or "", port, source.access, source.interruption, source.display_name)
+    if parts.scheme.lower() == "rtsps":
+        return [source.url]
+    user, at, _ = parts.netloc.rpartition("@")
+    hosts = dict.fromkeys(f"[{address[0]}]" if ":" in address[0] else address[0] for address in addresses)
+    return [urlunsplit(parts._replace(netloc=f"{user}{at}{host}:{port}")) for host in hosts]
+
+
+def _require_valid_certificate(source: _Source) -> None:
+    """Raise SourceError if the camera's certificate is the reason why FFmpeg could not open it, which it does not say."""
+    parts = urlsplit(source.url)
+    host = parts.hostname or ""
+    tls = build_tls_context(source.access)
+    try:
+        connected = connect(
+            host, parts.port or _CAMERA_PORTS["rtsps"], source.access, source.interruption, source.display_name
+        )
+        start_tls(connected, tls, host, source.interruption).close()
+    except ssl.SSLCertVerificationError as error:
+        raise build_certificate_error(source.display_name, error) from error
+    except (OSError, UnicodeError):
+        return
+
+
+def _open_with_ffmpeg(
+    source: str | HttpFile, options: dict[str, str], timeout: tuple[float, float] | None = None
+) -> InputContainer:
+    container: InputContainer = av.open(
+        source,
+        "r",
+        # Opening decodes frames for probing. These options reach the probing decoders; the container ignores them.
+        options={"max_pixels": _max_pixels_option()},
+        container_options=options,
+        **_METADATA_ERRORS,
+        timeout=timeout,
+    )
+    return container
+
+
+def _build_camera_error(reason: str, display_name: str) -> Unavailable:
+    return Unavailable(
+        f"{display_name} does not answer ({reason}). Check that its server or camera is running and that the runner can reach it.",
+        code="source_unreachable",
+    )
+
+
+def _build_file_error(error: av.error.FFmpegError, display_name: str, hint: str = "") -> SourceError:
+    """Return the error to raise for a file that FFmpeg could not open. `hint` begins with a space."""
     if isinstance(error, av.error.ArgumentError):
         return SourceError(
             f"{display_name} is not in a supported video format. Playlists, pictures and file lists are refused; give the video"
             " file itself.",
             code="source_not_video",
         )
-    if isinstance(error, av.error.HTTPClientError):
-        return SourceError(
-            f"The server refused {display_name} ({error.strerror}). Check the URL and its permissions.",
-            code="source_missing",
-        )
-    if remote and not isinstance(error, av.error.InvalidDataError):
-        return Unavailable(
-            f"{display_name} does not answer ({error.strerror}). Check that its server or camera is running and that the runner can"
-            " reach it.",
-            code="source_unreachable",
-        )
     return SourceError(
-        f"{display_name} is not a video ({error.strerror}). Check whether it plays elsewhere. A file that is still being written must"
-        " be closed first.",
+        f"{display_name} is not a video ({error.strerror}).{hint} Check whether it plays elsewhere. A file that is still being written"
+        " must be closed first.",
         code="source_not_video",
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,17 +30,22 @@ class LostPacket:
 
 
 def decode_packets(
-    container: InputContainer, stream: VideoStream, *, lacks_pts: bool = False
+    container: InputContainer,
+    stream: VideoStream,
+    *,
+    lacks_pts: bool = False,
+    check: Callable[[], None] = lambda: None,
 ) -> Iterator[VideoFrame | LostPacket]:
     """Yield the frames from the container's position on, in display order, and the lost packets between them.
 
-    `lacks_pts`: the packets have only times of decoding. Frames are displayed at the same times, in another order.
+    `lacks_pts`: the packets have only times of decoding. Frames are displayed at the same times, in another order. `check`:
+    raises the error of the container's file, after which no packet is taken: it may be cut off.
 
     With frame threads the decoder reports damage late or not at all, so each packet is then tracked until its frame appears.
     Raises Unavailable if the file or the network fails; a retry may succeed. Raises SourceError at the first encrypted packet.
     """
     losses = _LossTracker(watches_all=_has_frame_threads(stream))
-    packets = _packets(container, stream)
+    packets = _packets(container, stream, check)
     if lacks_pts:
         yield from _decode_by_order(packets)
         return
@@ -123,7 +128,9 @@ class _LossTracker:
             yield LostPacket(heapq.heappop(self._pending_pts))
 
 
-def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream] | LostPacket]:
+def _packets(
+    container: InputContainer, stream: VideoStream, check: Callable[[], None]
+) -> Iterator[Packet[VideoStream] | LostPacket]:
     """Yield the stream's packets, skipping damaged data. The last packet is empty and flushes the decoder."""
     failures = 0
     packets = container.demux(stream)
@@ -132,17 +139,20 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[
             packet = next(packets, None)
         except av.error.InvalidDataError:
             # The generator ended with the error. A new one continues after the data that could not be parsed.
+            check()
             failures += 1
             if failures > DEMUX_ATTEMPTS:
                 return
             yield LostPacket(None)
             packets = container.demux(stream)
         except av.error.FFmpegError as error:
+            check()
             raise Unavailable(
                 f"Reading the source failed midway ({error.strerror}). Check its disk or server; a retry continues from here.",
                 code="source_unreadable",
             ) from error
         else:
+            check()
             if packet is None:
                 return
             if packet.has_sidedata("encryption_info"):

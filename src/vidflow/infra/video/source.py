@@ -55,7 +55,7 @@ class SourceInfo:
     which the decoded picture is turned for display. `pixel_aspect`: width / height of a decoded pixel. `crop`: margins of the
     decoded picture that are not displayed. `average_rate`: frames per second. `time_base`: seconds per tick. `duration_s`:
     from the first frame to the end. `frames_expected`: number of frames according to the header. `seekable`: whether seeks by
-    pts are reliable. `live`: whether the source has no beginning to return to. `identity`: None if it is not a file.
+    pts are reliable. `live`: whether the source has no beginning to return to. `identity`: None if it is a camera.
     """
 
     width: int
@@ -100,9 +100,15 @@ class SourceInfo:
 
 
 def describe_source(
-    container: InputContainer, stream: VideoStream, first: VideoFrame, *, live: bool, identity: FileIdentity | None
+    container: InputContainer,
+    stream: VideoStream,
+    first: VideoFrame,
+    *,
+    live: bool,
+    identity: FileIdentity | None,
+    seekable: bool,
 ) -> SourceInfo:
-    """Return the properties of an open stream, given its first frame."""
+    """Return the properties of an open stream, given its first frame. `seekable`: any byte of the source can be read."""
     orientation = read_orientation(first)
     crop = read_crop(stream) if _family(container) in _CROPPING_CONTAINERS else NO_CROP
     pixel_aspect = _pixel_aspect(container, stream, first, crop)
@@ -122,7 +128,8 @@ def describe_source(
         frames_expected=None if live else _frames_expected(stream, duration_s, average_rate),
         codec=stream.codec_context.name,
         container=container.format.name,
-        seekable=identity is not None
+        seekable=seekable
+        and identity is not None
         and _family(container) in _SEEKABLE_CONTAINERS
         and not lacks_pts(container, stream),
         live=live,

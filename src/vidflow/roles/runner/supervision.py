@@ -77,7 +77,7 @@ class Workers:
         """Start a worker for this deployment. Raises OSError or EOFError."""
         options = self._options
         task = link.Task(
-            deploy, options.kafka, options.media_root, options.any_file, options.models_dir, options.any_onnx,
+            deploy, options.kafka, options.media_root, options.any_file, options.models_dir, options.any_onnx, options.sources,
             crashpoints=disarm("worker."),
         )  # fmt: skip
         self._running[deploy.scenario_uuid, deploy.epoch] = _Worker(self._forkservers.context, task)

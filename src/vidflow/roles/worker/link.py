@@ -18,6 +18,7 @@ import msgspec
 from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.messages import Deploy, EndReason, NonNegativeInt, WorkerWait
 from vidflow.domain.redaction import redact
+from vidflow.domain.source_access import SourceAccess
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.telemetry.metrics import WORKER_BOUNDS_S
 
@@ -42,6 +43,7 @@ class Task(msgspec.Struct, frozen=True):
     any_file: bool = False
     models_dir: Path | None = None
     any_onnx: bool = False
+    sources: SourceAccess = SourceAccess()
     crashpoints: str = ""
 
 
@@ -92,6 +94,31 @@ def order_finish(orders: Connection, reason: EndReason) -> None:
         return
 
 
+class FinishOrder:
+    """The runner's order to finish, as an interruption of reading. A wait is reported, so that no deadline ends it."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._given = threading.Event()
+
+    def give(self) -> None:
+        """Record the order."""
+        self._given.set()
+
+    def is_set(self) -> bool:
+        """Return whether the order was given."""
+        return self._given.is_set()
+
+    def wait(self, timeout: float) -> bool:
+        """Wait up to `timeout` seconds for the source. Return at once if the order is given, and whether it is."""
+        before = self._link.current_wait
+        self._link.report_wait(WorkerWait.SOURCE)
+        try:
+            return self._given.wait(timeout)
+        finally:
+            self._link.report_wait(before)
+
+
 class Link:
     """The worker's ends of the pipes. A second thread receives orders and notices the death of the runner."""
 
@@ -105,6 +132,7 @@ class Link:
         self._secrets = secrets
         self._waits_for = WorkerWait.START
         self._finish_reason: EndReason | None = None
+        self.finish_order = FinishOrder(self)
         self.current_frame: int | None = None
         """The number of the frame in inference, or None if there is no frame or more than one."""
         threading.Thread(target=self._listen, name="orders", daemon=True).start()
@@ -148,5 +176,6 @@ class Link:
         while True:
             try:
                 self._finish_reason = _order_decoder.decode(self._orders.recv_bytes(PIECE_BYTES))
+                self.finish_order.give()
             except (EOFError, OSError):
                 os.kill(os.getpid(), signal.SIGKILL)  # the runner is gone; its workers must not outlive it

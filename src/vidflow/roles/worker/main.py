@@ -14,7 +14,7 @@ from vidflow.domain.frame_rate import parse_frame_rate
 from vidflow.domain.messages import Deploy, End, EndReason, Frame, Gap, PoisonPolicy, SourceOpened, WorkerWait
 from vidflow.infra.models.model import Model
 from vidflow.infra.process.crashpoint import crashpoint
-from vidflow.infra.video import Video
+from vidflow.infra.video import ReadingStopped, Video
 from vidflow.roles.worker import infer, read
 from vidflow.roles.worker.link import Link, Task
 from vidflow.roles.worker.send import DeliveryFailed, ResultSender, ResultTooLarge
@@ -30,7 +30,13 @@ def process(task: Task, link: Link) -> EndReason:
     """
     deploy = task.deploy
     results = ResultSender(task.kafka, deploy.scenario_uuid, link)
-    with read.open_source(deploy, task.media_root, any_file=task.any_file) as video:
+    try:
+        opened = read.open_source(
+            deploy, task.media_root, any_file=task.any_file, access=task.sources, interruption=link.finish_order
+        )
+    except ReadingStopped:
+        return _finish(deploy, deploy.resume.next_frame - 1, link, results)
+    with opened as video:
         try:
             try:
                 model = infer.load(deploy, task.models_dir, any_onnx=task.any_onnx)
@@ -76,6 +82,11 @@ def _process_frames(deploy: Deploy, video: Video, model: Model, link: Link, resu
             code="no_frames",
         )
     timer.report()
+    return _finish(deploy, last_frame, link, results)
+
+
+def _finish(deploy: Deploy, last_frame: int, link: Link, results: ResultSender) -> EndReason:
+    """Send the end marker. Return why the worker ends."""
     reason = link.finish_reason or EndReason.FINISHED
     crashpoint("worker.before_end")
     results.send(End(deploy.scenario_uuid, deploy.epoch, last_frame, reason))
@@ -114,7 +125,10 @@ def _send(results: ResultSender, frame: Frame, deploy: Deploy, link: Link) -> No
 def _take_until_finish(steps: Iterator[T], link: Link) -> Iterator[T]:
     """Yield the steps until the runner orders the worker to finish. Steps already yielded are still processed."""
     while link.finish_reason is None:
-        step = next(steps, None)
+        try:
+            step = next(steps, None)
+        except ReadingStopped:
+            return
         if step is None:
             return
         yield step

@@ -19,9 +19,10 @@ import msgspec
 from vidflow.domain.errors import SourceError
 from vidflow.domain.messages import Deploy, Gap, GapReason, ResumePoint
 from vidflow.domain.redaction import redact
+from vidflow.domain.source_access import SourceAccess
 from vidflow.infra import video as videos
 from vidflow.infra.confinement import OutsideFolder, resolve_inside
-from vidflow.infra.video import KeptFrame, Video, open_video
+from vidflow.infra.video import Interruption, KeptFrame, Video, open_video
 from vidflow.infra.video.warmup import read_warmup_frames
 
 MAX_BATCH_WAIT_S: Final = 0.25
@@ -44,10 +45,19 @@ class FrameBatch(msgspec.Struct, frozen=True):
     is_warmup: bool = False
 
 
-def open_source(deploy: Deploy, media_root: Path | None, *, any_file: bool) -> Video:
-    """Open the source if this runner may read it (see `resolve_source`). Raises SourceError, or Unavailable if a retry may help."""
+def open_source(
+    deploy: Deploy, media_root: Path | None, *, any_file: bool, access: SourceAccess, interruption: Interruption
+) -> Video:
+    """Open the source if this runner may read it (see `resolve_source`).
+
+    Raises SourceError, Unavailable if a retry may help, or ReadingStopped.
+    """
     return open_video(
-        resolve_source(deploy.source, media_root, any_file=any_file), expected_identity=deploy.resume.identity
+        resolve_source(deploy.source, media_root, any_file=any_file),
+        expected_identity=deploy.resume.identity,
+        was_read=deploy.resume.next_frame > 0 or deploy.resume.identity is not None,
+        access=access,
+        interruption=interruption,
     )
 
 

@@ -1,0 +1,483 @@
+"""The body of an HTTP(S) URL as a file: continues where a connection broke, and ends only where the body's end is proven.
+
+A change of the body between two requests is an error, since its bytes would be mixed.
+"""
+
+from __future__ import annotations
+
+import http.client
+import re
+import ssl
+import threading
+import time
+import urllib.request
+from base64 import b64encode
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from io import SEEK_CUR, SEEK_END, SEEK_SET
+from typing import Final
+from urllib.parse import unquote, urljoin, urlsplit
+
+from vidflow.domain.errors import SourceError, Unavailable, VidflowError
+from vidflow.domain.messages import MAX_SAFE_INTEGER, FileIdentity
+from vidflow.domain.redaction import redact
+from vidflow.domain.source_access import SourceAccess
+from vidflow.infra.source_tls import build_certificate_error, build_tls_context
+from vidflow.infra.video.http_connection import Response, get
+from vidflow.infra.video.source_connection import Interruption, ReadingStopped
+
+MAX_REDIRECTS: Final = 10
+MAX_FAILURES: Final = 8
+"""Failures in a row after which a reader gives up. It pauses after each one, from FIRST_PAUSE_S, doubling up to MAX_PAUSE_S."""
+FIRST_PAUSE_S: Final = 0.1
+FIRST_STATUS_PAUSE_S: Final = 1.0
+MAX_PAUSE_S: Final = 10.0
+MAX_PAUSES_S: Final = 120.0
+"""Longest time to wait in a row. A server that asks for more (Retry-After) leaves it to a later attempt of the scenario."""
+MIN_PROGRESS_BYTES: Final = 64 * 1024
+"""A connection that delivers less before it breaks counts as a failure in a row."""
+SLOW_S: Final = 60.0
+SLOW_BYTES: Final = 16 * 1024
+"""A server is too slow if it sends less than this in this time. The time between two reads does not count."""
+SKIP_BYTES: Final = 256 * 1024
+"""A seek forward by at most this much reads on, which is faster than a new request."""
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_RETRYABLE_CLIENT_ERRORS: Final = frozenset({408, 425, 429})
+_CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,16})-(\d{1,16})/(\d{1,16}|\*)", re.ASCII)
+_STRONG_ETAG: Final = re.compile(r'"[\x21\x23-\x7e]{0,160}"')
+_MAX_ETAG_CHARACTERS: Final = 200
+
+
+class _RetryableStatus(http.client.HTTPException):
+    """The server answered, but only a later request may succeed."""
+
+
+@dataclass(slots=True)
+class _Body:
+    """The body of a response. `next` is the place of its next byte in the whole file, `end` that of its end if that is stated."""
+
+    response: Response
+    next: int
+    end: int | None
+    start: int
+
+    def read(self, size: int) -> bytes:
+        """Return the next bytes, empty at the body's proven end."""
+        if self.end is not None:
+            size = min(size, self.end - self.next)
+        data = self.response.read(size) if size else b""
+        if not data and self.end is not None and self.next < self.end:
+            raise http.client.IncompleteRead(b"", self.end - self.next)
+        self.next += len(data)
+        return data
+
+
+class HttpFile:
+    """The body of a URL as a file to read, for one thread and for PyAV.
+
+    `size_bytes` is None if the server does not state it. `can_seek`: the server answers range requests. `identity` is what the
+    server says about the body: its size, modification time and ETag.
+
+    PyAV may hide what a file raises. So a read that fails returns no data, as does every later one, and the error is kept for
+    `raise_failure`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        access: SourceAccess | None = None,
+        interruption: Interruption | None = None,
+        *,
+        was_read: bool = False,
+    ) -> None:
+        """Request the body. `was_read`: an earlier attempt could read it, so a refusal means that the permission has expired.
+
+        Raises SourceError, Unavailable or ReadingStopped.
+        """
+        self._url, self._target = url, url
+        self._interruption = interruption or threading.Event()
+        self._was_read = was_read
+        self._access = access or SourceAccess()
+        self._tls = build_tls_context(self._access)
+        self._authorization: str | None = None
+        self._body: _Body | None = None
+        self._failure: VidflowError | ReadingStopped | None = None
+        self._failures, self._paused_s = 0, 0.0
+        self._waited_s, self._waited_bytes = 0.0, 0
+        self._position = 0
+        self.name = unquote(urlsplit(url).path.rpartition("/")[2]) or "video"
+        self.display_name = redact(url)
+        self.identity: FileIdentity | None = None
+        self.size_bytes: int | None = None
+        self.can_seek = False
+        self._request_until_answered()
+        self._was_read = True
+
+    def _request_until_answered(self) -> None:
+        while self._body is None and self.size_bytes is None:
+            self._try_request()
+
+    def read(self, size: int) -> bytes:
+        """Return the next bytes as soon as there are some, at most `size`; empty at the end and after a failure."""
+        if self._failure is not None:
+            return b""
+        try:
+            return self._read(size)
+        except (VidflowError, ReadingStopped) as error:
+            self._failure = error
+            self.close()
+            return b""
+
+    def raise_failure(self) -> None:
+        """Raise the error that ended the reading: SourceError, Unavailable or ReadingStopped. Return if there was none."""
+        if self._failure is not None:
+            raise self._failure
+
+    def seek(self, offset: int, whence: int = SEEK_SET) -> int:
+        """Move to another position. Only a read makes a request. Return -1 for a place that is unknown."""
+        origin = {SEEK_SET: 0, SEEK_CUR: self._position, SEEK_END: self.size_bytes}.get(whence)
+        if origin is None or origin + offset < 0:
+            return -1
+        self._position = origin + offset
+        return self._position
+
+    def tell(self) -> int:
+        """Return the position of the next byte."""
+        return self._position
+
+    def seekable(self) -> bool:
+        """Return whether any byte can be read at any time."""
+        return self.can_seek
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._body is not None:
+            self._body.response.close()
+            self._body = None
+
+    def _read(self, size: int) -> bytes:
+        while self.size_bytes is None or self._position < self.size_bytes:
+            body = self._body
+            if body is None or not 0 <= self._position - body.next <= SKIP_BYTES:
+                self.close()
+                self._try_request()
+                continue
+            try:
+                data = self._measure_read(body, (self._position - body.next) or size)
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                self.close()
+                self._handle_break(error)
+                continue
+            if not data:
+                self.close()
+                self._handle_end(body)
+            elif body.next > self._position:
+                self._position = body.next
+                return data
+        return b""
+
+    def _measure_read(self, body: _Body, size: int) -> bytes:
+        """Read from the body. Raises TimeoutError if the server is too slow over a longer time."""
+        began_s = time.monotonic()
+        data = body.read(size)
+        self._waited_s += time.monotonic() - began_s
+        self._waited_bytes += len(data)
+        if self._waited_bytes >= SLOW_BYTES:
+            self._waited_s, self._waited_bytes = 0.0, 0
+        elif self._waited_s > SLOW_S:
+            raise TimeoutError(f"less than {SLOW_BYTES} bytes in {SLOW_S:.0f} s")
+        if body.next - body.start >= MIN_PROGRESS_BYTES:
+            self._failures, self._paused_s = 0, 0.0
+        return data
+
+    def _handle_break(self, error: Exception) -> None:
+        """Wait before the next request if there can be one. Raises Unavailable otherwise."""
+        place = f"after {self._position} bytes" + ("" if self.size_bytes is None else f" of {self.size_bytes}")
+        if self.can_seek:
+            self._pause(error, FIRST_PAUSE_S, f"The connection to {self.display_name} broke {place}")
+            return
+        raise Unavailable(
+            f"The connection to {self.display_name} broke {place} ({_reason(error)}), and its server does not answer range requests,"
+            " with which the rest could be read. Check the server, or download the file first.",
+            code="source_unreadable",
+        ) from error
+
+    def _handle_end(self, body: _Body) -> None:
+        """Note the end of the file, unless the body was only a part of it."""
+        if body.end is None:
+            self.size_bytes = body.next
+        elif body.next != self.size_bytes and body.next - body.start < MIN_PROGRESS_BYTES:
+            self._pause(http.client.IncompleteRead(b""), FIRST_PAUSE_S, f"{self.display_name} is sent in tiny parts")
+
+    def _pause(self, error: Exception, first_s: float, problem: str, seconds: float | None = None) -> None:
+        """Count a failure and wait before the next try. Raises Unavailable after too many, or at too long a wait."""
+        self._failures += 1
+        if seconds is None:
+            seconds = min(first_s * 2.0 ** (self._failures - 1), MAX_PAUSE_S)
+        self._paused_s += seconds
+        if self._failures >= MAX_FAILURES or self._paused_s > MAX_PAUSES_S:
+            code = "source_unreadable" if self.identity is not None else "source_unreachable"
+            raise Unavailable(
+                f"{problem} ({_reason(error)}). Check that its server is running and that the runner can reach it. A later attempt"
+                " continues after the last stored frame.",
+                code=code,
+            ) from error
+        if self._interruption.wait(seconds):
+            raise ReadingStopped
+
+    def _try_request(self) -> None:
+        """Request the body from the position on, and keep it. After a failure that may pass, wait and keep none."""
+        try:
+            response = self._follow_redirects()
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            if self._target != self._url:
+                self._target = self._url  # the place of a redirect may have expired
+                return
+            self._handle_no_response(error)
+            return
+        if response.status in _RETRYABLE_CLIENT_ERRORS or response.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            pause_s = _read_retry_after(response.headers.get("Retry-After"))
+            response.close()
+            self._pause(
+                _RetryableStatus(f"it answers {response.status} {_phrase(response.status)}"), FIRST_STATUS_PAUSE_S,
+                f"{self.display_name} is not available now", pause_s,
+            )  # fmt: skip
+            return
+        try:
+            self._body = self._accept(response)
+        except BaseException:
+            response.close()
+            raise
+        if self._body is None:
+            response.close()
+
+    def _handle_no_response(self, error: Exception) -> None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            raise build_certificate_error(self.display_name, error) from error
+        if isinstance(error, UnicodeError):
+            raise SourceError(
+                f"{self.display_name} has no valid host. Correct the URL.", code="source_invalid"
+            ) from error
+        if self.identity is None:  # not read before: the scenario's own attempts are enough
+            raise Unavailable(
+                f"{self.display_name} does not answer ({_reason(error)}). Check that its server is running and that the runner can"
+                " reach it.",
+                code="source_unreachable",
+            ) from error
+        self._pause(error, FIRST_PAUSE_S, f"{self.display_name} does not answer")
+
+    def _follow_redirects(self) -> Response:
+        """Return the final response to a request of the body from the position on."""
+        target = self._target
+        for _ in range(MAX_REDIRECTS):
+            response = self._get(target)
+            if response.status == HTTPStatus.UNAUTHORIZED and self._authorize(response, target):
+                response.close()
+                response = self._get(target)
+            location = response.headers.get("Location")
+            if response.status not in _REDIRECTS or not location:
+                if not response.status < HTTPStatus.BAD_REQUEST and self._target != self._url:
+                    response.close()
+                    target = self._target = self._url
+                    continue
+                self._target = target
+                return response
+            response.close()
+            target = self._redirect(target, location)
+        raise SourceError(
+            f"{self.display_name} redirects more than {MAX_REDIRECTS} times. Give the final URL.", code="source_denied"
+        )
+
+    def _get(self, url: str) -> Response:
+        return get(url, self._headers(url), self._access, self._tls, self._interruption, self.display_name)
+
+    def _redirect(self, url: str, location: str) -> str:
+        try:
+            target = urljoin(url, location)
+            scheme, host = urlsplit(target).scheme.lower(), urlsplit(target).hostname
+        except ValueError:
+            scheme, host = "", None
+        if scheme not in {"http", "https"} or not host:
+            raise SourceError(
+                f"{self.display_name} redirects to something that is not an HTTP URL. Give the final URL.",
+                code="source_denied",
+            )
+        if urlsplit(url).scheme.lower() == "https" and scheme == "http" and self._access.verify:
+            raise SourceError(
+                f"{self.display_name} redirects from https to http, where anyone on the way could change it. Give the final URL.",
+                code="source_denied",
+            )
+        return target
+
+    def _headers(self, url: str) -> dict[str, str]:
+        headers = {"Range": f"bytes={self._position}-"}
+        etag = self.identity.etag if self.identity else None
+        if self._position and etag and _STRONG_ETAG.fullmatch(etag):
+            headers["If-Range"] = etag
+        if self._authorization and _origin(url) == _origin(self._url):
+            headers["Authorization"] = self._authorization
+        return headers
+
+    def _authorize(self, response: Response, url: str) -> bool:
+        """Prepare the URL's login for the server's challenge. Return whether there is something new to try."""
+        parts = urlsplit(self._url)
+        if parts.username is None or _origin(url) != _origin(self._url):
+            return False
+        challenges = response.headers.get_all("WWW-Authenticate", [])
+        authorization = _build_authorization(unquote(parts.username), unquote(parts.password or ""), url, challenges)
+        is_new = authorization is not None and authorization != self._authorization
+        self._authorization = authorization
+        return is_new
+
+    def _accept(self, response: Response) -> _Body | None:
+        """Return the response's body; None at the end of the file, or if another request is needed."""
+        if response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            self._end_at(response)
+            return None
+        if response.status not in {HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT}:
+            raise self._build_status_error(response.status)
+        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        if encoding not in {"", "identity"}:
+            raise SourceError(
+                f"The server sends {self.display_name} compressed, although it was asked not to. Give the URL of the file itself.",
+                code="source_denied",
+            )
+        is_part = response.status == HTTPStatus.PARTIAL_CONTENT
+        first, end, size_bytes = (
+            self._read_range(response) if is_part else (0, *_read_length(response, self.display_name))
+        )
+        self._note_identity(response, size_bytes)
+        if first != self._position:
+            raise Unavailable(
+                f"The server of {self.display_name} sent another part than requested. Check whether it supports range requests.",
+                code="source_unreadable",
+            )
+        if self._position == 0:
+            accepts = response.headers.get("Accept-Ranges", "").strip().lower()
+            self.can_seek = is_part or accepts == "bytes"
+        self.size_bytes = size_bytes if size_bytes is not None else self.size_bytes
+        return _Body(response, first, end, first)
+
+    def _end_at(self, response: Response) -> None:
+        """Note that the file ends at or before the position."""
+        match = re.fullmatch(r"bytes \*/(\d{1,16})", response.headers.get("Content-Range", ""), re.ASCII)
+        stated = int(match.group(1)) if match else self._position
+        if self.size_bytes not in {None, stated} or stated > self._position:
+            raise Unavailable(
+                f"The server of {self.display_name} refuses a part of the file that should exist. Check the server.",
+                code="source_unreadable",
+            )
+        self.size_bytes = stated
+
+    def _read_range(self, response: Response) -> tuple[int, int, int | None]:
+        """Return the first byte of a part, its end and the size of the whole file."""
+        match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
+        if match is not None:
+            first, last = int(match.group(1)), int(match.group(2))
+            size_bytes = None if match.group(3) == "*" else int(match.group(3))
+            if first <= last and (size_bytes is None or last < size_bytes) and last < MAX_SAFE_INTEGER:
+                return first, last + 1, size_bytes
+        raise Unavailable(
+            f"The server of {self.display_name} sent a part without a valid Content-Range. Check whether it supports range requests.",
+            code="source_unreadable",
+        )
+
+    def _note_identity(self, response: Response, size_bytes: int | None) -> None:
+        """Record what the server says about the body. Raises SourceError if it says something else than before."""
+        etag = response.headers.get("ETag", "").strip()[:_MAX_ETAG_CHARACTERS] or None
+        identity = FileIdentity(size_bytes, _read_time_ns(response.headers.get("Last-Modified")), etag)
+        if self.identity is None:
+            self.identity = identity
+        elif not self.identity.matches(identity):
+            raise SourceError(
+                f"{self.display_name} was changed while it was read (its size, modification time or ETag differs). Start a new scenario"
+                " for the new content.",
+                code="source_changed",
+            )
+
+    def _build_status_error(self, status: int) -> SourceError:
+        answer = f"The server refused {self.display_name} ({status} {_phrase(status)})."
+        if self._was_read and status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.GONE}:
+            return SourceError(
+                f"{answer} It allowed reading before, so a signed URL or a login has probably expired. Start a new scenario with a fresh"
+                " URL. The stored frames remain.",
+                code="source_expired",
+            )
+        if status == HTTPStatus.UNAUTHORIZED:
+            return SourceError(
+                f"{answer} Give a valid login (http://user:password@host/...) or a signed URL.",
+                code="source_unauthorized",
+            )
+        if status == HTTPStatus.NOT_FOUND:
+            return SourceError(f"{answer} Check the URL.", code="source_not_found")
+        if status == HTTPStatus.GONE:
+            return SourceError(f"{answer} It was removed for good; give another URL.", code="source_gone")
+        return SourceError(f"{answer} Check the URL and its permissions, or sign it again.", code="source_denied")
+
+
+def _build_authorization(user: str, password: str, url: str, challenges: list[str]) -> str | None:
+    """Return the Authorization header that answers the challenges, with Digest if it is offered; None for other schemes."""
+    for challenge in challenges:
+        scheme, _, rest = challenge.partition(" ")
+        if scheme.lower() == "digest":
+            passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
+            passwords.add_password(None, url, user, password)
+            fields = urllib.request.parse_keqv_list(urllib.request.parse_http_list(rest))
+            handler = urllib.request.AbstractDigestAuthHandler(passwords)
+            if digest := handler.get_authorization(urllib.request.Request(url), fields):  # noqa: S310 - only described
+                return f"Digest {digest}"
+    if any(challenge.lower().startswith("basic") for challenge in challenges):
+        return "Basic " + b64encode(f"{user}:{password}".encode()).decode()
+    return None
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme.lower(), parts.hostname, parts.port
+
+
+def _read_length(response: Response, display_name: str) -> tuple[int | None, int | None]:
+    """Return the stated size of a whole body twice: where the body ends, and the size of the file."""
+    length = response.headers.get("Content-Length", "").strip()
+    if response.is_chunked or not length.isdecimal():
+        return None, None
+    size_bytes = int(length) if len(length) <= len(str(MAX_SAFE_INTEGER)) else MAX_SAFE_INTEGER + 1
+    if size_bytes > MAX_SAFE_INTEGER:
+        raise SourceError(
+            f"The server states an impossible size for {display_name}. Check the server.", code="source_denied"
+        )
+    return size_bytes, size_bytes
+
+
+def _read_retry_after(value: str | None) -> float | None:
+    """Return the seconds that a Retry-After header asks for, as a number or a date; None without a valid one."""
+    if not value:
+        return None
+    if value.strip().isdecimal():
+        return float(value.strip()[:9])
+    time_ns = _read_time_ns(value)
+    return None if time_ns is None else max(0.0, time_ns / 1e9 - time.time())
+
+
+def _read_time_ns(value: str | None) -> int | None:
+    try:
+        return int(parsedate_to_datetime(value).timestamp()) * 1_000_000_000 if value else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def _phrase(status: int) -> str:
+    """Return the standard's words for a status. The server's own are not to be trusted."""
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "unknown status"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, http.client.IncompleteRead):
+        return "it ended too early"
+    if isinstance(error, http.client.HTTPException) and not isinstance(error, _RetryableStatus):
+        return "it sent no valid HTTP response"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
