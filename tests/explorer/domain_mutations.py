@@ -311,7 +311,12 @@ SILENCE: Final = (
     ),
     domain_mutation(
         "a shutdown does not end while its entry is not listed yet", ASSESSMENT,
-        "if finding is None or finding.cause is Cause.UNLISTED or not", "if finding is None or not",
+        "if finding is None or finding.cause is Cause.UNLISTED or not tick.is_caught_up(finding):\n"
+        "        return Assessment(finding=finding)\n"
+        "    return _build_drained(scenario, DRAIN_CODES[finding.cause],",
+        "if finding is None or not tick.is_caught_up(finding):\n"
+        "        return Assessment(finding=finding)\n"
+        "    return _build_drained(scenario, DRAIN_CODES.get(finding.cause, ReasonCode.WORKER_ENDED),",
         "live, no fault", "file, shutdown at any moment", tests=("tests/unit/test_reconcile.py",),
     ),
 )  # fmt: skip

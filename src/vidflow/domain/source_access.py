@@ -26,10 +26,18 @@ _METADATA_NETWORKS: Final = tuple(
     for text in ("169.254.0.0/16", "100.100.100.200/32", "168.63.129.16/32", "192.0.0.192/32", "fd00:ec2::/32", "fe80::/10")
 )  # fmt: skip
 """Where clouds serve credentials to their machines. Only a network within one of these allows an address in it."""
-_OTHER_SPECIAL_NETWORKS: Final = tuple(
-    ip_network(text) for text in ("100.64.0.0/10", "192.0.0.0/24", "192.88.99.0/24", "64:ff9b:1::/48", "fec0::/10", "2001::/23")
+_SPECIAL_NETWORKS: Final = tuple(
+    ip_network(text)
+    for text in (
+        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24",
+        "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4",
+        "2001::/23", "2001:db8::/32", "3fff::/20",
+    )
 )  # fmt: skip
-"""Networks that are not public, but that some versions of `ipaddress` take for global."""
+"""Networks that are not public, from IANA's registries of special-purpose and multicast addresses. What `ipaddress` takes for global
+differs between versions of Python."""
+_PUBLIC_IPV6: Final = ip_network("2000::/3")
+"""All IPv6 addresses that IANA has assigned for public use."""
 _NAT64: Final = ip_network("64:ff9b::/96")
 _IPV4_COMPATIBLE: Final = ip_network("::/96")
 
@@ -48,7 +56,7 @@ class SourceAccess(msgspec.Struct, frozen=True):
     def allows(self, address: str) -> bool:
         """Return whether a source may be at this IP address.
 
-        An IPv6 address that stands for an IPv4 address (mapped, compatible, NAT64, 6to4) is judged by that one too.
+        An IPv6 address that stands for an IPv4 address (mapped, compatible, NAT64, 6to4) is judged by that one.
         """
         networks = [ip_network(text) for text in self.networks]
         return all(
@@ -77,12 +85,12 @@ def _meant_by(address: Address) -> list[Address]:
         return [address.ipv4_mapped]
     if address in _NAT64 or (address in _IPV4_COMPATIBLE and int(address) > 1):
         return [IPv4Address(int(address) & 0xFFFF_FFFF)]
-    return [address] if address.sixtofour is None else [address, address.sixtofour]
+    return [address if address.sixtofour is None else address.sixtofour]
 
 
 def _is_public(address: Address) -> bool:
-    special = (*_METADATA_NETWORKS, *_OTHER_SPECIAL_NETWORKS)
-    return address.is_global and not address.is_multicast and not any(address in network for network in special)
+    special = (*_METADATA_NETWORKS, *_SPECIAL_NETWORKS)
+    return (address.version == 4 or address in _PUBLIC_IPV6) and not any(address in network for network in special)
 
 
 def _is_in(address: Address, networks: Sequence[Network]) -> bool:
