@@ -175,3 +175,31 @@ def listening(*, backlog: Sequence[bytes] = ()) -> Iterator[int]:
         thread.join()
         for connection in connections:
             connection.close()
+
+
+@contextmanager
+def recording_first_lines(tls: ssl.SSLContext | None = None) -> Iterator[tuple[int, list[bytes]]]:
+    """Accept connections on loopback, with `tls` if it is given, and close each after its first line. Yield the port and these lines."""
+    lines: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    try:
+                        stream = connection if tls is None else tls.wrap_socket(connection, server_side=True)
+                        with stream:
+                            lines.append(stream.recv(4096).partition(b"\r\n")[0])
+                    except OSError:
+                        if tls is None:
+                            raise  # with TLS, a client that refuses the certificate ends the handshake
+
+        thread = threading.Thread(target=serve, name="camera", daemon=True)
+        thread.start()
+        yield server.getsockname()[1], lines
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()

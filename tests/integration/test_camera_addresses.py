@@ -2,51 +2,24 @@
 
 from __future__ import annotations
 
-import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
-from tests.http_server import LOOPBACK
+from tests.http_server import LOOPBACK, recording_first_lines
 
 from vidflow.domain.errors import SourceError, Unavailable
 from vidflow.infra.video import open_video
 
 
-@contextmanager
-def camera() -> Iterator[tuple[int, list[bytes]]]:
-    """Accept connections and close each after its first line. Yield the port and these lines."""
-    lines: list[bytes] = []
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def serve() -> None:
-            while True:
-                try:
-                    connection, _ = server.accept()
-                except OSError:
-                    return
-                with connection:
-                    lines.append(connection.recv(4096).partition(b"\r\n")[0])
-
-        thread = threading.Thread(target=serve, name="camera", daemon=True)
-        thread.start()
-        yield server.getsockname()[1], lines
-        server.shutdown(socket.SHUT_RDWR)
-        thread.join()
-
-
 @pytest.mark.parametrize("scheme", ["rtsp", "RTSP", "rtsps"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "127.1"])
 def test_a_camera_at_a_local_address_is_not_connected_to(scheme: str, host: str) -> None:
-    with camera() as (port, lines), pytest.raises(SourceError, match="--allow-source-network") as raised:
+    with recording_first_lines() as (port, lines), pytest.raises(SourceError, match="--allow-source-network") as raised:
         open_video(f"{scheme}://admin:secret@{host}:{port}/live")
     assert (raised.value.code, lines) == ("source_refused", [])
     assert "secret" not in raised.value.message
 
 
 def test_a_camera_is_connected_to_at_the_address_that_was_checked() -> None:
-    with camera() as (port, lines), pytest.raises((SourceError, Unavailable)):
+    with recording_first_lines() as (port, lines), pytest.raises((SourceError, Unavailable)):
         open_video(f"rtsp://admin:secret@localhost:{port}/live?channel=1", access=LOOPBACK)
     assert lines == [f"OPTIONS rtsp://127.0.0.1:{port}/live?channel=1 RTSP/1.0".encode()]
 

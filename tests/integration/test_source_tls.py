@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import ssl
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from socket import create_server
 
 import msgspec
 import pytest
 from tests import clips
-from tests.http_server import LOOPBACK, Habits, serving
+from tests.http_server import LOOPBACK, Habits, recording_first_lines, serving
 from tests.integration.certificates import CertificateAuthority
 
 from vidflow.domain.errors import SetupError, SourceError, Unavailable
@@ -90,31 +86,6 @@ def test_a_body_without_length_that_ends_without_a_close_notification_is_cut_off
             file.raise_failure()
 
 
-@contextmanager
-def camera(context: ssl.SSLContext) -> Iterator[tuple[str, list[bytes]]]:
-    """Accept TLS connections. Yield the URL and the first line that each client sent, and answer nothing."""
-    lines: list[bytes] = []
-    with create_server(("127.0.0.1", 0)) as server:
-
-        def serve() -> None:
-            while True:
-                try:
-                    connection, _ = server.accept()
-                except OSError:
-                    return
-                try:
-                    with context.wrap_socket(connection, server_side=True) as secured:
-                        lines.append(secured.recv(4096).partition(b"\r\n")[0])
-                except OSError:
-                    connection.close()
-
-        thread = threading.Thread(target=serve, name="camera with TLS", daemon=True)
-        thread.start()
-        yield f"rtsps://127.0.0.1:{server.getsockname()[1]}/live", lines
-        server.shutdown(2)
-        thread.join()
-
-
 @pytest.mark.parametrize(
     ("alt_name", "verify", "trusts", "accepted"),
     [
@@ -126,11 +97,10 @@ def test_a_cameras_certificate_is_verified(
     authority: CertificateAuthority, alt_name: str, verify: bool, trusts: bool, accepted: bool
 ) -> None:
     access = SourceAccess(str(authority.ca) if trusts else None, verify, LOOPBACK.networks)
-    with (
-        camera(server_context(authority, alt_name)) as (url, lines),
-        pytest.raises((SourceError, Unavailable)) as raised,
-    ):
-        open_video(url, access=access)
+    with recording_first_lines(server_context(authority, alt_name)) as (port, lines):
+        url = f"rtsps://127.0.0.1:{port}/live"
+        with pytest.raises((SourceError, Unavailable)) as raised:
+            open_video(url, access=access)
     assert (raised.value.code == "source_tls") is not accepted
     assert [line for line in lines if line] == ([f"OPTIONS {url} RTSP/1.0".encode()] if accepted else [])
 

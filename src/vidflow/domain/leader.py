@@ -155,8 +155,12 @@ class TickContext(msgspec.Struct, frozen=True):
 
     def is_silent(self, view: RunnerView) -> bool:
         """Return whether the runner's lease has expired."""
+        return self.is_silent_for(view, self.timing.runner_lease_s)
+
+    def is_silent_for(self, view: RunnerView, seconds: float) -> bool:
+        """Return whether the runner has been silent for so long, not counting times when the leader heard nothing at all."""
         return is_runner_lease_expired(
-            view.last_seen_s, self.snapshot.probes_received_since_s, self.snapshot.now_s, self.timing.runner_lease_s
+            view.last_seen_s, self.snapshot.probes_received_since_s, self.snapshot.now_s, seconds
         )
 
     def is_caught_up(self, finding: Finding) -> bool:

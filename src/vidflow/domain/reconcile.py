@@ -24,7 +24,6 @@ from vidflow.domain.leader import (
     TickContext,
     Timing,
 )
-from vidflow.domain.lease import is_runner_lease_expired
 from vidflow.domain.messages import Forget, Ping, StopWork
 from vidflow.domain.placement import QueuedScenario, RunnerSlots, place_scenarios
 from vidflow.domain.reason_codes import ReasonCode
@@ -209,10 +208,8 @@ def find_endangered(tick: TickContext) -> Iterable[ScenarioView]:
         view = tick.runners.get(item.scenario.runner or "")
         if view is None or view.report is None or item.scenario.state not in DEPLOYED:
             continue
-        is_late = is_runner_lease_expired(
-            view.last_seen_s, snapshot.probes_received_since_s, snapshot.now_s, timing.missed_report_s
-        )
-        if is_late and snapshot.now_s - view.last_seen_s < timing.runner_lease_s + timing.keep_slot_s:
+        silence_s = snapshot.now_s - view.last_seen_s
+        if tick.is_silent_for(view, timing.missed_report_s) and silence_s < timing.runner_lease_s + timing.keep_slot_s:
             yield item
 
 

@@ -262,8 +262,7 @@ class Inbox:
     def check(self, *, drained: bool) -> None:
         """Check positions and topic each second, and soon after a batch if no more messages are available (`drained`).
 
-        Records for each partition up to which time it is stored. Raises TopicRecreated
-        and ResultsStalled.
+        Records for each partition up to which time it is stored. Raises TopicRecreated and ResultsStalled.
         """
         since_s = time.monotonic() - self._checked_s
         due = since_s >= CHECK_INTERVAL_S or (
