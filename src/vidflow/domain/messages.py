@@ -253,7 +253,8 @@ class SourceOpened(Message, frozen=True, tag="opened"):
 class Frame(Message, frozen=True, tag="frame"):
     """The detections of a kept frame. `at` is the time of inference (RFC 3339, UTC), `origin_pts` the start of the sampling grid.
 
-    `corrupt`: the source is damaged at this frame, and the decoder concealed it.
+    `corrupt`: the source is damaged at this frame, and the decoder concealed it. `clock_jumps`: how often the source's clock
+    jumped after the previous frame, and time went on by one frame duration instead.
     """
 
     scenario_uuid: Uuid
@@ -268,6 +269,7 @@ class Frame(Message, frozen=True, tag="frame"):
     height: Dimension
     detections: tuple[Detection, ...] = ()
     corrupt: bool = False
+    clock_jumps: NonNegativeInt = 0
 
 
 class GapReason(StrEnum):
