@@ -164,10 +164,11 @@ def test_a_jump_of_the_clock_is_reported_once_with_the_next_kept_frame(tmp_path:
         assert [frame.clock_jumps for frame in resumed] == [frame.clock_jumps for frame in following]
 
 
-def resume_after(frame: KeptFrame) -> ResumePoint:
+def resume_after(frame: KeptFrame, *, clock_jumped: bool = False) -> ResumePoint:
     return ResumePoint(
-        frame.frame_number + 1, frame.origin_pts, format_time_base(frame.time_base), frame.pts, frame.time_s
-    )
+        frame.frame_number + 1, frame.origin_pts, format_time_base(frame.time_base), frame.pts, frame.time_s,
+        clock_jumped=clock_jumped,
+    )  # fmt: skip
 
 
 def test_a_wild_time_is_one_jump_and_an_even_clock_has_none(tmp_path: Path) -> None:
@@ -175,6 +176,33 @@ def test_a_wild_time_is_one_jump_and_an_even_clock_has_none(tmp_path: Path) -> N
     assert not any(frame.clock_jumps for frame in read(whole).frames)
     frames = read(clips.with_wild_times(whole, tmp_path / "wild.mp4", {20: 36_000 * 16_000})).frames
     assert [(frame.frame_number, frame.clock_jumps) for frame in frames if frame.clock_jumps] == [(20, 1)]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_a_run_resumed_after_a_wild_time_expects_no_later_end(tmp_path: Path, suffix: str) -> None:
+    whole = clips.constant_rate(tmp_path / f"whole{suffix}")
+    ticks_per_s = 16_000 if suffix == ".mp4" else 1_000
+    path = clips.with_wild_times(whole, tmp_path / f"wild{suffix}", {25: 36_000 * ticks_per_s})
+    assert_resumes_without_a_gap(path)
+
+
+@pytest.mark.skipif(not CASES.exists(), reason=NO_SHARED)
+def test_a_recording_with_a_wild_time_resumes_without_a_gap() -> None:
+    assert_resumes_without_a_gap(CASES / "outlier_future.mkv")
+
+
+def assert_resumes_without_a_gap(path: Path) -> None:
+    _, frames, gaps = read(path)
+    assert gaps == []
+    seen = False
+    for last in frames:
+        seen = seen or last.clock_jumps > 0
+        with open_video(str(path)) as video:
+            resumed = list(read_kept_frames(video, None, resume_after(last, clock_jumped=seen)))
+        assert [item.frame_number for item in resumed if isinstance(item, KeptFrame)] == list(
+            range(last.frame_number + 1, 50)
+        )
+        assert [item for item in resumed if isinstance(item, FrameGap)] == []
 
 
 # --- ends

@@ -74,7 +74,8 @@ class ResumePoint(msgspec.Struct, frozen=True):
     """Where a deployment resumes: after the last stored frame, on the sampling grid of the first run.
 
     `next_frame` is the lowest frame number not stored. `origin_pts` is the pts of the video's first frame, `last_pts` and
-    `last_time_s` are those of the last stored frame. Pts are in units of `time_base` ("1/90000").
+    `last_time_s` are those of the last stored frame. Pts are in units of `time_base` ("1/90000"). `clock_jumped`: the source's clock
+    jumped before one of the stored frames, so its header does not say at which time the video ends.
     """
 
     next_frame: NonNegativeInt = 0
@@ -83,6 +84,7 @@ class ResumePoint(msgspec.Struct, frozen=True):
     last_pts: Pts | None = None
     last_time_s: Seconds | None = None
     identity: FileIdentity | None = None
+    clock_jumped: bool = False
 
 
 class PoisonPolicy(StrEnum):

@@ -233,7 +233,7 @@ def plan_resume(resume: ResumePoint, start: Sampler, *, seekable: bool) -> Decod
         return DecodeFromStart(resume.next_frame)
     if resume.time_base not in {None, format_time_base(time_base)}:
         return DecodeFromStart(resume.next_frame)
-    placed = replace(start.timeline, origin=origin)
+    placed = replace(start.timeline, origin=origin, jumps=int(resume.clock_jumped))
     if resume.last_time_s is not None:
         deviation_s = abs(resume.last_time_s - placed.seconds_since_start(last_pts))
         if not deviation_s * 2 < time_base:  # also true for NaN
