@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 WIDTH, HEIGHT = 96, 64
 MILLISECONDS = Fraction(1, 1000)
+X264_OPTIONS = {"g": "10", "keyint_min": "10", "bf": "0", "preset": "ultrafast", "crf": "10"}
 
 
 def grey(index: int) -> int:
@@ -71,14 +72,10 @@ def write(
         stream.pix_fmt = pixel_format
         stream.codec_context.time_base = time_base
         stream.codec_context.thread_count = 1
-        if codec == "libx264":
-            stream.codec_context.options = options or {
-                "g": "10",
-                "keyint_min": "10",
-                "bf": "0",
-                "preset": "ultrafast",
-                "crf": "10",
-            }
+        if options is not None:
+            stream.codec_context.options = options
+        elif codec == "libx264":
+            stream.codec_context.options = X264_OPTIONS
         if pixel_aspect is not None:
             stream.codec_context.sample_aspect_ratio = pixel_aspect
         if display_matrix is not None:
@@ -116,6 +113,13 @@ def long_gop_with_b_frames(path: Path, frames: int = 120) -> Path:
     }
     pictures = (moving_square(i) for i in range(frames))
     return write(path, pictures, [40 * i for i in range(frames)], options=options)
+
+
+def hevc(path: Path, frames: int = 60) -> Path:
+    """Write HEVC with B-frames and open GOPs of 20 frames, so that frames before a keyframe refer to earlier ones."""
+    options = {"x265-params": "log-level=none:open-gop=1:keyint=20:min-keyint=20"}
+    pictures = (moving_square(i) for i in range(frames))
+    return write(path, pictures, [40 * i for i in range(frames)], codec="libx265", options=options)
 
 
 def intra_refresh(path: Path, frames: int = 120) -> Path:

@@ -171,6 +171,22 @@ def test_a_damaged_packet_leaves_a_gap_of_one_frame_at_its_place(tmp_path: Path)
     assert previous[2] < gap.from_s < gap.to_s == following[2]
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_hevc_packets_that_the_decoder_skips_silently_leave_a_gap(tmp_path: Path, suffix: str) -> None:
+    whole = clips.hevc(tmp_path / "whole.mp4")
+    data = bytearray(whole.read_bytes())
+    with av.open(whole) as container:
+        positions = [packet.pos for packet in container.demux(video=0) if packet.pos is not None]
+    for index in (25, 33):
+        data[positions[index] + 4] = 40 << 1  # the type of its unit: reserved, so the decoder ignores it
+    (tmp_path / "damaged.mp4").write_bytes(data)
+    clip = clips.remux(tmp_path / "damaged.mp4", tmp_path / f"skipped{suffix}")
+    items = read_all(clip)
+    assert len(frames(items)) < 60
+    assert len(frames(items)) + sum(gap.frames or 0 for gap in gaps(items)) == 60
+    assert_resumes_everywhere(clip, None, every=7)
+
+
 def test_adjacent_losses_form_one_gap(tmp_path: Path) -> None:
     clip = clips.write_damaged(clips.constant_rate(tmp_path / "whole.mp4"), tmp_path / "damaged.mp4", [13, 14, 15])
     assert gaps(read_all(clip)) == [FrameGap(12, 0.52, 0.64, 3, GapReason.CORRUPT)]
@@ -223,6 +239,21 @@ def test_an_undamaged_file_has_no_gaps(tmp_path: Path, name: str) -> None:
     assert gaps(read_all(clips.constant_rate(tmp_path / name, 75, first_ms=2_000))) == []
 
 
+def test_a_recording_that_begins_in_the_midst_of_a_stream_has_no_gap(tmp_path: Path) -> None:
+    """The first frames refer to earlier ones, so no player shows them."""
+    clip = tmp_path / "cut.mkv"
+    with av.open(clips.hevc(tmp_path / "whole.mkv")) as original, av.open(clip, "w") as copy:
+        stream = copy.add_stream_from_template(original.streams.video[0], opaque=True)
+        packets = [packet for packet in original.demux(video=0) if packet.dts is not None]
+        second_keyframe = [index for index, packet in enumerate(packets) if packet.is_keyframe][1]
+        for packet in packets[second_keyframe:]:
+            packet.stream = stream
+            copy.mux_one(packet)
+    items = read_all(clip)
+    assert gaps(items) == []
+    assert 0 < len(frames(items)) < len(packets) - second_keyframe
+
+
 # --- resuming
 
 MAKERS: dict[str, Callable[[Path], Path]] = {
@@ -241,6 +272,8 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "sizes.h264": clips.changing_size,
     "two.ts": clips.timestamps_restart,
     "one.mp4": lambda path: clips.constant_rate(path, 1),
+    "hevc.mp4": clips.hevc,
+    "hevc.mkv": clips.hevc,
 }
 
 
@@ -261,7 +294,7 @@ def test_a_resumed_run_of_a_damaged_file_continues_exactly_as_an_uninterrupted_o
     assert_resumes_everywhere(clip, rate)
 
 
-@pytest.mark.parametrize("name", ["b.mp4", "b.mkv", "vfr.mp4", "cfr.avi"])
+@pytest.mark.parametrize("name", ["b.mp4", "b.mkv", "vfr.mp4", "cfr.avi", "hevc.mp4", "hevc.mkv"])
 def test_resuming_seeks_if_the_container_has_an_index(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,8 @@ from vidflow.domain.errors import SourceError, Unavailable
 
 DEMUX_ATTEMPTS: Final = 64
 """Consecutive failures to read on after damaged data, after which the file counts as ended."""
+_SILENT_DECODERS: Final = frozenset({"hevc"})
+"""Decoders that may skip a damaged packet without an error. Each of their packets contains exactly one frame."""
 MAX_PENDING_PACKETS: Final = 4096
 """Packets whose frames are awaited. No decoder holds back this many."""
 
@@ -41,10 +43,13 @@ def decode_packets(
     `lacks_pts`: the packets have only times of decoding. Frames are displayed at the same times, in another order. `check`:
     raises the error of the container's file, after which no packet is taken: it may be cut off.
 
-    With frame threads the decoder reports damage late or not at all, so each packet is then tracked until its frame appears.
+    With frame threads a decoder reports damage late or not at all, and some decoders always skip some damage silently. Each packet
+    is then tracked until its frame appears.
     Raises Unavailable if the file or the network fails; a retry may succeed. Raises SourceError at the first encrypted packet.
     """
-    losses = _LossTracker(watches_all=_has_frame_threads(stream))
+    losses = _LossTracker(
+        errors_come_late=_has_frame_threads(stream), skips_silently=stream.codec_context.name in _SILENT_DECODERS
+    )
     packets = _packets(container, stream, check)
     if lacks_pts:
         yield from _decode_by_order(packets)
@@ -63,7 +68,7 @@ def decode_packets(
 
 def _decode_by_order(packets: Iterator[Packet[VideoStream] | LostPacket]) -> Iterator[VideoFrame | LostPacket]:
     """Decode packets without pts. Each frame gets the lowest time of decoding that no earlier frame got."""
-    losses = _LossTracker(watches_all=False)
+    losses = _LossTracker(errors_come_late=False, skips_silently=False)
     free_dts: list[int] = []  # a heap
     for packet in packets:
         if isinstance(packet, LostPacket):
@@ -88,28 +93,39 @@ def _decode_by_order(packets: Iterator[Packet[VideoStream] | LostPacket]) -> Ite
 class _LossTracker:
     """Finds the packets lost along with a damaged one: decoders silently drop dependent frames up to the next keyframe.
 
-    After a loss it records the packets that the decoder accepts. A packet is also lost if a later frame appears before its own.
+    After a loss it records the packets that the decoder accepts, and from the start if `errors_come_late` or `skips_silently`. A
+    packet is also lost if a later frame appears before its own.
     """
 
-    def __init__(self, *, watches_all: bool) -> None:
+    def __init__(self, *, errors_come_late: bool, skips_silently: bool) -> None:
         self._pending_pts: list[int] = []  # a heap of pts
         self._last_lost_pts: int | None = None
-        self.watches_all = watches_all
+        self._first_pts: int | None = None  # of the first frame
+        self._skips_silently = skips_silently
+        self.errors_come_late = errors_come_late
 
     def note_loss(self, lost: LostPacket) -> None:
         """Record a lost packet."""
-        if lost.pts is not None and not self.watches_all:
+        if lost.pts is not None and not self.errors_come_late:
             self._last_lost_pts = lost.pts if self._last_lost_pts is None else max(self._last_lost_pts, lost.pts)
 
     def note_input(self, packet: Packet[VideoStream]) -> None:
         """Record a packet that the decoder accepted."""
-        if (self.watches_all or self._last_lost_pts is not None) and packet.pts is not None and packet.size:
+        if packet.pts is None or not packet.size or packet.is_discard:
+            return
+        # Frames before a keyframe at which decoding begins are skipped, because they refer to earlier ones.
+        is_leading = self._first_pts is not None and packet.pts < self._first_pts
+        if self.errors_come_late or self._last_lost_pts is not None or (self._skips_silently and not is_leading):
             heapq.heappush(self._pending_pts, packet.pts)
 
     def take_missing_before(self, frame: VideoFrame) -> Iterator[LostPacket]:
         """Yield the packets whose frames should have appeared before this one. A keyframe after the loss ends the tracking."""
         if frame.pts is None:
             return
+        if self._first_pts is None:
+            self._first_pts = frame.pts
+            if not self.errors_come_late and self._last_lost_pts is None:
+                self._drop_leading(frame.pts)
         while self._pending_pts and self._pending_pts[0] <= frame.pts:
             pts = heapq.heappop(self._pending_pts)
             if pts < frame.pts:
@@ -121,6 +137,10 @@ class _LossTracker:
             and frame.pts > self._last_lost_pts
         ):
             self._last_lost_pts = None
+
+    def _drop_leading(self, first_pts: int) -> None:
+        while self._pending_pts and self._pending_pts[0] < first_pts:
+            heapq.heappop(self._pending_pts)
 
     def take_overdue(self, kept: int = 0) -> Iterator[LostPacket]:
         """Yield the recorded packets whose frames have not appeared, except the newest `kept`."""
@@ -165,7 +185,7 @@ def _packets(
 
 
 def _decode(packet: Packet[VideoStream], losses: _LossTracker) -> Iterator[VideoFrame | LostPacket]:
-    if losses.watches_all:
+    if losses.errors_come_late:
         losses.note_input(packet)
     try:
         frames = packet.decode()
@@ -174,10 +194,10 @@ def _decode(packet: Packet[VideoStream], losses: _LossTracker) -> Iterator[Video
     except av.error.MemoryError:
         raise
     except av.error.FFmpegError:
-        if not losses.watches_all or packet.pts is None:
+        if not losses.errors_come_late or packet.pts is None:
             yield LostPacket(packet.pts)
         return
-    if not losses.watches_all:
+    if not losses.errors_come_late:
         losses.note_input(packet)
     # Popping releases each frame once the consumer is done with it, even if a packet yields two.
     frames.reverse()
