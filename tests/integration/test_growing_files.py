@@ -180,6 +180,7 @@ def recorder(recording: Path, path: Path, seconds: float = 2.0, steps: int = 25)
         thread.join()
 
 
+@pytest.mark.long
 def test_a_growing_file_is_followed_until_it_has_been_still(tmp_path: Path, recording: Path) -> None:
     whole, path = read_whole(recording), tmp_path / f"live{recording.suffix}"
     with recorder(recording, path), open_video(str(path), follow_s=1.0) as video:
@@ -189,6 +190,7 @@ def test_a_growing_file_is_followed_until_it_has_been_still(tmp_path: Path, reco
     assert list_frames(steps) == whole
 
 
+@pytest.mark.long
 def test_a_followed_file_is_resumed_after_a_stored_frame(tmp_path: Path, recording: Path) -> None:
     whole, path = read_whole(recording), tmp_path / f"live{recording.suffix}"
     with recorder(recording, path):
