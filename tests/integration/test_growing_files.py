@@ -183,7 +183,7 @@ def recorder(recording: Path, path: Path, seconds: float = 2.0, steps: int = 25)
 @pytest.mark.long
 def test_a_growing_file_is_followed_until_it_has_been_still(tmp_path: Path, recording: Path) -> None:
     whole, path = read_whole(recording), tmp_path / f"live{recording.suffix}"
-    with recorder(recording, path), open_video(str(path), follow_s=1.0) as video:
+    with recorder(recording, path), open_video(str(path), follow_s=3.0) as video:
         assert (video.source.duration_s, video.source.frames_expected) == (None, None)
         steps = list(read_kept_frames(video))
     assert len(steps) == FRAMES, "there must be no gap"
@@ -194,12 +194,12 @@ def test_a_growing_file_is_followed_until_it_has_been_still(tmp_path: Path, reco
 def test_a_followed_file_is_resumed_after_a_stored_frame(tmp_path: Path, recording: Path) -> None:
     whole, path = read_whole(recording), tmp_path / f"live{recording.suffix}"
     with recorder(recording, path):
-        with open_video(str(path), follow_s=1.0) as video:
+        with open_video(str(path), follow_s=3.0) as video:
             identity, steps = video.source.identity, read_kept_frames(video)
             last = [next(steps) for _ in range(30)][-1]
         assert isinstance(last, KeptFrame)
         resume = ResumePoint(30, last.origin_pts, str(last.time_base), last.pts, last.time_s, identity)
-        with open_video(str(path), expected_identity=identity, follow_s=1.0) as video:
+        with open_video(str(path), expected_identity=identity, follow_s=3.0) as video:
             assert list_frames(list(read_kept_frames(video, None, resume))) == whole[30:]
 
 
