@@ -20,6 +20,18 @@ LOOPBACK: Final = SourceAccess(networks=("127.0.0.0/8", "::1/128"))
 CHUNK_BYTES: Final = 10_000
 
 
+class Pauses(threading.Event):
+    """An interruption that records pauses instead of waiting."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.seconds.append(timeout or 0.0)
+        return self.is_set()
+
+
 @dataclass
 class Habits:
     """What the server serves, and how it misbehaves. A test may change it while the server runs.

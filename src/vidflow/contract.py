@@ -15,7 +15,14 @@ from msgspec import Meta
 
 from vidflow.domain.detections import MAX_LABEL_CHARACTERS
 from vidflow.domain.frame_rate import MAX_FRAME_RATE_CHARACTERS
-from vidflow.domain.messages import MAX_LABELS, MAX_SAFE_INTEGER, CorruptPolicy, PoisonPolicy
+from vidflow.domain.messages import (
+    DEFAULT_FOLLOW_S,
+    MAX_LABELS,
+    MAX_SAFE_INTEGER,
+    CorruptPolicy,
+    FollowSeconds,
+    PoisonPolicy,
+)
 from vidflow.domain.scenario import DEFAULT_POOL, Outcome, State
 from vidflow.domain.topics import MAX_POOL_CHARACTERS
 from vidflow.domain.waiting import WaitingFor
@@ -78,7 +85,8 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 
     `score_threshold`: drop detections below it (null: the model's default). `labels`: keep only these (null: all).
     `on_poison`: whether a frame at which every attempt fails ends the scenario, or is a gap. `on_corrupt`: whether frames that
-    are damaged in the source are kept with a mark, or are a gap.
+    are damaged in the source are kept with a mark, or are a gap. `follow`: read a growing local file until it has been still for
+    `follow_s` seconds.
     """
 
     score_threshold: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
@@ -90,6 +98,8 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     ) = None
     on_poison: PoisonPolicy = PoisonPolicy.FAIL
     on_corrupt: CorruptPolicy = CorruptPolicy.KEEP
+    follow: bool = False
+    follow_s: FollowSeconds = DEFAULT_FOLLOW_S
 
 
 class InitScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -104,7 +114,7 @@ class InitScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Parameters,
         Meta(
             description="score_threshold (0 to 1, or null), labels (names to keep, or null for all), on_poison (fail or skip), "
-            "on_corrupt (keep or skip)"
+            "on_corrupt (keep or skip), follow (read a growing file on) and follow_s (until it has been still for so many seconds)"
         ),
     ] = Parameters()
 

@@ -51,6 +51,7 @@ def _assert_nothing_stored(database_url: str) -> Iterator[None]:
         ({"parameters": {"labels": ["x"] * 1001}}, "parameters.labels"),
         ({"parameters": {"on_poison": "die"}}, "parameters.on_poison"),
         ({"parameters": {"on_corrupt": "fail"}}, "parameters.on_corrupt"),
+        ({"parameters": {"follow": 1}}, "parameters.follow"), ({"parameters": {"follow_s": 0}}, "parameters.follow_s"),
         ({"extra": 1}, "extra"), ({"scenario_uuid": UNKNOWN_UUID}, "scenario_uuid"),
     ],
 )  # fmt: skip
@@ -128,6 +129,11 @@ def test_a_label_unknown_to_the_model_is_refused(client: httpx.Client) -> None:
         client.post("/scenario/init", json=GOOD | {"parameters": {"labels": ["unicorn"]}}), 422, "parameter_invalid"
     )
     assert "unicorn" in problem["detail"]
+
+
+def test_only_a_local_file_can_be_followed(client: httpx.Client) -> None:
+    response = client.post("/scenario/init", json=GOOD | {"parameters": {"follow": True}})
+    assert "local files" in assert_problem(response, 422, "parameter_invalid")["detail"]
 
 
 def test_an_unknown_model_is_refused_with_the_registered_names(client: httpx.Client) -> None:

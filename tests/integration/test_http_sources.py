@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests import clips
-from tests.http_server import LOOPBACK, Habits, listening, serving
+from tests.http_server import LOOPBACK, Habits, Pauses, listening, serving
 
 from vidflow.domain.errors import SourceError, Unavailable
 from vidflow.domain.messages import ResumePoint
@@ -22,18 +22,6 @@ from vidflow.infra.video import KeptFrame, ReadingStopped, http_connection, http
 from vidflow.infra.video.http_file import HttpFile
 
 BODY = bytes(range(256)) * 4_000
-
-
-class Pauses(threading.Event):
-    """An interruption that records pauses instead of waiting."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seconds: list[float] = []
-
-    def wait(self, timeout: float | None = None) -> bool:
-        self.seconds.append(timeout or 0.0)
-        return self.is_set()
 
 
 def read_all(url: str, pauses: Pauses | None = None, after: Callable[[], object] | None = None) -> bytes:

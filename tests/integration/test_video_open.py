@@ -42,7 +42,8 @@ def test_the_properties_of_a_file_are_read(tmp_path: Path) -> None:
     assert (source.average_rate, source.time_base) == (Fraction(25), Fraction(1, 16_000))
     assert (source.duration_s, source.frames_expected, source.codec) == (2.0, 50, "h264")
     status = clip.stat()
-    assert source.identity == FileIdentity(status.st_size, status.st_mtime_ns)
+    assert source.identity is not None
+    assert (source.identity.size_bytes, source.identity.mtime_ns) == (status.st_size, status.st_mtime_ns)
     assert not source.live
 
 

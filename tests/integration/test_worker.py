@@ -363,6 +363,22 @@ def test_a_changed_file_is_a_permanent_error(control_plane: ControlPlane, runner
     assert (code, entry.fatal) == ("source_changed", True)
 
 
+def test_a_growing_file_is_followed(control_plane: ControlPlane, runner_id: str, tmp_path: Path) -> None:
+    content = clips.constant_rate(tmp_path / "whole.ts", frames=100).read_bytes()
+    path = tmp_path / "growing.ts"
+    path.write_bytes(content[: len(content) // 3])
+    parameters = Parameters(follow=True, follow_s=2.0)
+    uuid = new_uuid()
+    control_plane.send_command(runner_id, make_deploy(uuid, path, parameters=parameters))
+    control_plane.wait_until(
+        lambda: (uuid, WorkerWait.SOURCE) in waits(control_plane.reports[-1].entries), "it waits for the file"
+    )
+    with path.open("ab") as file:
+        file.write(content[len(content) // 3 :])
+    end = control_plane.wait_for_end_marker(uuid)
+    assert (end.last_frame, end.reason, control_plane.gaps(uuid)) == (99, EndReason.FINISHED, [])
+
+
 @pytest.mark.parametrize(
     ("model", "parameters", "code"),
     [

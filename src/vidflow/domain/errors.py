@@ -142,7 +142,9 @@ def build_error_from_code(message: str, code: str) -> VidflowError:
     return _find_error_class(code)(message, code=code)
 
 
-_UNAVAILABLE: Final = frozenset({"unavailable", "source_unreachable", "source_unreadable", "delivery_failed"})
+_UNAVAILABLE: Final = frozenset(
+    {"unavailable", "source_unreachable", "source_unreadable", "source_growing", "delivery_failed"}
+)
 _SETUP: Final = frozenset({"setup", "extra_missing"})
 _USER_ERROR_CODES: Final = frozenset({"no_frames", "inference_failed", "message_invalid"})
 """Codes of user errors that lack the usual prefixes."""

@@ -28,6 +28,8 @@ Uuid = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{
 Dimension = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 ShortText = Annotated[str, msgspec.Meta(max_length=200)]
 Seconds = float
+FollowSeconds = Annotated[float, msgspec.Meta(ge=0.5, le=3600)]
+DEFAULT_FOLLOW_S: Final = 10.0
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True, gc=False):
@@ -53,7 +55,8 @@ class Shutdown(Message, frozen=True, tag="shutdown"):
 
 
 class FileIdentity(msgspec.Struct, frozen=True):
-    """What identifies the contents of a file, so that a later attempt notices a change. `etag` is that of an HTTP server.
+    """What identifies the contents of a file, so that a later attempt notices a change. `etag` is that of an HTTP server,
+    `sample` a digest of parts of a local file.
 
     Each value is None if it is unknown.
     """
@@ -61,11 +64,13 @@ class FileIdentity(msgspec.Struct, frozen=True):
     size_bytes: NonNegativeInt | None = None
     mtime_ns: Nanoseconds | None = None
     etag: ShortText | None = None
+    sample: ShortText | None = None
 
     def matches(self, other: FileIdentity) -> bool:
         """Return whether no value that both know differs."""
         pairs = (
             (self.size_bytes, other.size_bytes), (self.mtime_ns, other.mtime_ns), (self.etag, other.etag),
+            (self.sample, other.sample),
         )  # fmt: skip
         return all(one is None or two is None or one == two for one, two in pairs)
 
@@ -104,13 +109,16 @@ class CorruptPolicy(StrEnum):
 class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The optional parameters of a scenario.
 
-    `score_threshold`: drop detections below it (None: the model's default). `labels`: keep only these (None: all).
+    `score_threshold`: drop detections below it (None: the model's default). `labels`: keep only these (None: all). `follow`: read
+    a growing local file until it has been still for `follow_s` seconds.
     """
 
     score_threshold: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] | None = None
     labels: Annotated[tuple[Label, ...], msgspec.Meta(max_length=MAX_LABELS)] | None = None
     on_poison: PoisonPolicy = PoisonPolicy.FAIL
     on_corrupt: CorruptPolicy = CorruptPolicy.KEEP
+    follow: bool = False
+    follow_s: FollowSeconds = DEFAULT_FOLLOW_S
 
 
 class Deploy(Message, frozen=True, tag="deploy"):

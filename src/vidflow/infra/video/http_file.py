@@ -15,17 +15,17 @@ from base64 import b64encode
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from io import SEEK_CUR, SEEK_END, SEEK_SET
 from typing import Final
 from urllib.parse import unquote, urljoin, urlsplit
 
-from vidflow.domain.errors import SourceError, Unavailable, VidflowError
+from vidflow.domain.errors import SourceError, Unavailable
 from vidflow.domain.messages import MAX_SAFE_INTEGER, FileIdentity
 from vidflow.domain.redaction import redact
 from vidflow.domain.source_access import SourceAccess
 from vidflow.infra.source_tls import build_certificate_error, build_tls_context
 from vidflow.infra.video.http_connection import Response, get
 from vidflow.infra.video.source_connection import Interruption, ReadingStopped
+from vidflow.infra.video.source_file import SourceFile
 
 MAX_REDIRECTS: Final = 10
 MAX_FAILURES: Final = 8
@@ -42,6 +42,9 @@ SLOW_BYTES: Final = 16 * 1024
 """A server is too slow if it sends less than this in this time. The time between two reads does not count."""
 SKIP_BYTES: Final = 256 * 1024
 """A seek forward by at most this much reads on, which is faster than a new request."""
+_NO_RANGES: Final = (
+    " Its server does not answer range requests, without which a file whose index is at its end cannot be read."
+)
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _RETRYABLE_CLIENT_ERRORS: Final = frozenset({408, 425, 429})
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,16})-(\d{1,16})/(\d{1,16}|\*)", re.ASCII)
@@ -73,14 +76,11 @@ class _Body:
         return data
 
 
-class HttpFile:
-    """The body of a URL as a file to read, for one thread and for PyAV.
+class HttpFile(SourceFile):
+    """The body of a URL. It can be sought in if the server answers range requests.
 
-    `size_bytes` is None if the server does not state it. `can_seek`: the server answers range requests. `identity` is what the
-    server says about the body: its size, modification time and ETag.
-
-    PyAV may hide what a file raises. So a read that fails returns no data, as does every later one, and the error is kept for
-    `raise_failure`.
+    `size_bytes` is None if the server does not state it. `identity` is what the server says about the body: its size, modification
+    time and ETag. A seek makes no request, only a read does.
     """
 
     def __init__(
@@ -95,6 +95,7 @@ class HttpFile:
 
         Raises SourceError, Unavailable or ReadingStopped.
         """
+        super().__init__(unquote(urlsplit(url).path.rpartition("/")[2]) or "video", can_seek=False)
         self._url, self._target = url, url
         self._interruption = interruption or threading.Event()
         self._was_read = was_read
@@ -102,15 +103,11 @@ class HttpFile:
         self._tls = build_tls_context(self._access)
         self._authorization: str | None = None
         self._body: _Body | None = None
-        self._failure: VidflowError | ReadingStopped | None = None
         self._failures, self._paused_s = 0, 0.0
         self._waited_s, self._waited_bytes = 0.0, 0
-        self._position = 0
-        self.name = unquote(urlsplit(url).path.rpartition("/")[2]) or "video"
         self.display_name = redact(url)
         self.identity: FileIdentity | None = None
         self.size_bytes: int | None = None
-        self.can_seek = False
         self._request_until_answered()
         self._was_read = True
 
@@ -118,43 +115,19 @@ class HttpFile:
         while self._body is None and self.size_bytes is None:
             self._try_request()
 
-    def read(self, size: int) -> bytes:
-        """Return the next bytes as soon as there are some, at most `size`; empty at the end and after a failure."""
-        if self._failure is not None:
-            return b""
-        try:
-            return self._read(size)
-        except (VidflowError, ReadingStopped) as error:
-            self._failure = error
-            self.close()
-            return b""
-
-    def raise_failure(self) -> None:
-        """Raise the error that ended the reading: SourceError, Unavailable or ReadingStopped. Return if there was none."""
-        if self._failure is not None:
-            raise self._failure
-
-    def seek(self, offset: int, whence: int = SEEK_SET) -> int:
-        """Move to another position. Only a read makes a request. Return -1 for a place that is unknown."""
-        origin = {SEEK_SET: 0, SEEK_CUR: self._position, SEEK_END: self.size_bytes}.get(whence)
-        if origin is None or origin + offset < 0:
-            return -1
-        self._position = origin + offset
-        return self._position
-
-    def tell(self) -> int:
-        """Return the position of the next byte."""
-        return self._position
-
-    def seekable(self) -> bool:
-        """Return whether any byte can be read at any time."""
-        return self.can_seek
-
     def close(self) -> None:
         """Close the connection."""
         if self._body is not None:
             self._body.response.close()
             self._body = None
+
+    @property
+    def hint(self) -> str:  # type: ignore[override]
+        """What a server without range requests cannot give."""
+        return "" if self.can_seek else _NO_RANGES
+
+    def _find_size(self) -> int | None:
+        return self.size_bytes
 
     def _read(self, size: int) -> bytes:
         while self.size_bytes is None or self._position < self.size_bytes:

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import errno
 import ssl
-import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -34,9 +32,11 @@ from vidflow.domain.redaction import redact
 from vidflow.domain.source_access import SourceAccess
 from vidflow.infra.source_tls import build_certificate_error, build_tls_context, ca_bundle
 from vidflow.infra.video.http_file import HttpFile
+from vidflow.infra.video.local_file import FollowedFile, LocalFile
 from vidflow.infra.video.packets import LostPacket, decode_packets
-from vidflow.infra.video.source import MAX_PIXELS, MAX_SIDE, describe_source, lacks_pts
+from vidflow.infra.video.source import MAX_PIXELS, MAX_SIDE, can_be_appended_to, describe_source, lacks_pts
 from vidflow.infra.video.source_connection import Interruption, connect, resolve, start_tls
+from vidflow.infra.video.source_file import SourceFile
 
 ALIGNMENT_FACTOR: Final = Fraction(5, 4)
 """Decoders check the aligned width, which is somewhat larger than the displayed one."""
@@ -62,24 +62,21 @@ _METADATA_ERRORS: Final[dict[str, Any]] = (
     {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 )
 """PyAV 18 raises for tags that are not UTF-8 unless it gets this option. PyAV 19 never raises and has no such option."""
-_NO_RANGES: Final = (
-    " Its server does not answer range requests, without which a file whose index is at its end cannot be read."
-)
 _FRAME_THREADED: Final = frozenset({"h264", "hevc"})
 """Codecs whose packets contain exactly one frame each."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """A source to open. `open_file` opens one over HTTP. `identity` is that of a local file."""
+    """A source to open. `url` is the path of a local file, which is followed while it grows if `follow_s` is set."""
 
     url: str
     display_name: str
-    identity: FileIdentity | None = None
-    expected_identity: FileIdentity | None = None
-    open_file: Callable[[], HttpFile] | None = None
-    access: SourceAccess = field(default_factory=SourceAccess)
-    interruption: Interruption = field(default_factory=threading.Event)
+    expected_identity: FileIdentity | None
+    was_read: bool
+    follow_s: float | None
+    access: SourceAccess
+    interruption: Interruption
 
 
 class Video:
@@ -87,8 +84,9 @@ class Video:
 
     def __init__(self, source: _Source, threads: int) -> None:
         self._source, self._threads = source, threads
-        self._identity = source.identity
-        self._file: HttpFile | None = None
+        self._identity: FileIdentity | None = None
+        self._local: LocalFile | None = None
+        self._file: SourceFile | None = None
         self._container: InputContainer | None = None
         try:
             self._open()
@@ -96,6 +94,7 @@ class Video:
             self.source = describe_source(
                 self._container_or_raise, self._stream, first,
                 live=is_live(source.url), identity=self._identity, seekable=self._file is None or self._file.can_seek,
+                is_growing=source.follow_s is not None,
             )  # fmt: skip
         except BaseException:
             self.close()
@@ -118,12 +117,18 @@ class Video:
 
     def restart(self) -> None:
         """Reopen the source, so that `events` starts with its first frame again."""
-        self.close()
+        self._close_container()
         self._open()
         self._events = self._decode()
 
     def close(self) -> None:
         """Close the file or connection."""
+        self._close_container()
+        if self._local is not None:
+            self._local.close()
+            self._local = None
+
+    def _close_container(self) -> None:
         if self._container is not None:
             self._container.close()
             self._container = None
@@ -141,10 +146,24 @@ class Video:
 
     def _decode(self) -> Iterator[VideoFrame | LostPacket]:
         container = self._container_or_raise
-        by_order = lacks_pts(container, self._stream)
-        if self._file is None:
-            return decode_packets(container, self._stream, lacks_pts=by_order)
-        return decode_packets(container, self._stream, lacks_pts=by_order, check=self._file.raise_failure)
+        return decode_packets(
+            container, self._stream, lacks_pts=lacks_pts(container, self._stream),
+            check=self._check, check_end=None if self._local is None else self._check_end,
+        )  # fmt: skip
+
+    def _check(self) -> None:
+        """Raise the error of the file, or that of its change."""
+        if self._file is not None:
+            self._file.raise_failure()
+        if self._local is not None:
+            self._local.require_not_rewritten()
+
+    def _check_end(self) -> None:
+        """Raise an error unless a local file is complete."""
+        self._check()
+        if self._local is not None and self._container is not None:
+            is_open_ended = self._source.follow_s is None and can_be_appended_to(self._container, self._stream)
+            self._local.require_complete(self._source.interruption, can_be_appended_to=is_open_ended)
 
     @property
     def _container_or_raise(self) -> InputContainer:
@@ -153,18 +172,30 @@ class Video:
         return self._container
 
     def _open(self) -> None:
-        if self._source.open_file is not None:
-            self._file = self._source.open_file()
-            expected = self._identity or self._source.expected_identity
-            self._identity = self._file.identity
-            _require_unchanged(self.display_name, self._identity, expected)
-            self._container = _open_file(self._file, self.display_name)
-        elif is_live(self._source.url):
-            self._container = _open_camera(self._source)
+        source = self._source
+        if is_live(source.url):
+            self._container = _open_camera(source)
+        elif "://" in source.url:
+            self._file = file = HttpFile(source.url, source.access, source.interruption, was_read=source.was_read)
+            _require_unchanged(self.display_name, file.identity, self._identity or source.expected_identity)
+            self._identity = file.identity
+            self._container = _open_file(file, self.display_name)
         else:
-            self._container = _open_path(self._source)
+            self._container = self._open_local()
         self._stream = _video_stream(self._container, self.display_name)
         _prepare(self._container, self._stream, self._threads, self.display_name)
+
+    def _open_local(self) -> InputContainer:
+        source = self._source
+        if self._local is None:
+            self._local = LocalFile(Path(source.url), source.expected_identity)
+            self._identity = self._local.identity
+        if source.follow_s is None:
+            container = _open_path(source)
+            self._local.require_same_path()
+            return container
+        self._file = FollowedFile(self._local, source.follow_s, source.interruption)
+        return _open_file(self._file, self.display_name)
 
     def _first_frame(self) -> tuple[Iterator[VideoFrame | LostPacket], VideoFrame]:
         """Decode up to the first frame. Return all events, including those already read, and that frame."""
@@ -177,11 +208,10 @@ class Video:
             if len(read) > MAX_PACKETS_BEFORE_FIRST_FRAME:
                 break
         lost = f" ({len(read)} packets could not be decoded)" if read else ""
-        if self._file is not None and not self._file.can_seek:
-            lost += f".{_NO_RANGES.removesuffix('.')}"
+        hint = "" if self._file is None else self._file.hint
         limit = f" Its frames may be larger than the limit of {MAX_PIXELS} pixels." if not _pixels(self._stream) else ""
         raise SourceError(
-            f"{self.display_name} has no frames that can be decoded{lost}.{limit} Check whether it plays elsewhere, then record,"
+            f"{self.display_name} has no frames that can be decoded{lost}.{limit}{hint} Check whether it plays elsewhere, then record,"
             " convert or copy it again.",
             code="no_frames",
         )
@@ -193,6 +223,7 @@ def open_video(
     threads: int = 1,
     expected_identity: FileIdentity | None = None,
     was_read: bool = False,
+    follow_s: float | None = None,
     access: SourceAccess | None = None,
     interruption: Interruption | None = None,
 ) -> Video:
@@ -200,7 +231,8 @@ def open_video(
 
     `threads`: decoding threads, 0 to let FFmpeg choose. One is best for workers that share cores. `expected_identity`: the
     identity that an earlier attempt recorded; a file with another one is refused. `was_read`: an earlier attempt could read the
-    source. `access`: what the operator allows. `interruption`: stops reading over HTTP at once.
+    source. `follow_s`: read a growing local file until it has been still for so long. `access`: what the operator allows.
+    `interruption`: stops reading files at once.
     Raises SourceError with a code source_... or no_frames, Unavailable if a retry may succeed, and ReadingStopped.
     """
     scheme = urlsplit(source).scheme.lower() if "://" in source else "file"
@@ -210,13 +242,11 @@ def open_video(
             code="source_forbidden",
         )
     if scheme == "file":
-        path = Path(unquote(urlsplit(source).path) if "://" in source else source).absolute()
-        identity = _identity(path)
-        _require_unchanged(str(path), identity, expected_identity)
-        return Video(_Source(str(path), str(path), identity), threads)
+        source = display_name = str(Path(unquote(urlsplit(source).path) if "://" in source else source).absolute())
+    else:
+        display_name = redact(source)
     access, interruption = access or SourceAccess(), interruption or threading.Event()
-    open_file = None if is_live(source) else partial(HttpFile, source, access, interruption, was_read=was_read)
-    return Video(_Source(source, redact(source), None, expected_identity, open_file, access, interruption), threads)
+    return Video(_Source(source, display_name, expected_identity, was_read, follow_s, access, interruption), threads)
 
 
 def is_live(url: str) -> bool:
@@ -233,27 +263,6 @@ def _require_unchanged(display_name: str, identity: FileIdentity | None, expecte
         )
 
 
-def _identity(path: Path) -> FileIdentity:
-    try:
-        status = path.stat()
-        if stat.S_ISREG(status.st_mode):
-            # FFmpeg's errors do not distinguish a missing permission from invalid contents.
-            with path.open("rb"):
-                return FileIdentity(status.st_size, status.st_mtime_ns)
-    except (OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno in {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE}:
-            raise Unavailable(
-                f"Cannot read {path} at the moment ({error.strerror}). A later attempt may succeed.",
-                code="source_unreadable",
-            ) from error
-        reason = error.strerror if isinstance(error, OSError) else "invalid characters in the path"
-        raise SourceError(
-            f"Cannot read {path} ({reason}). Check that the file exists on the runner's machine and that its user may read it.",
-            code="source_missing",
-        ) from error
-    raise SourceError(f"{path} is a directory or a device. Give the path of a video file.", code="source_missing")
-
-
 def _open_path(source: _Source) -> InputContainer:
     """Open a local file."""
     try:
@@ -262,14 +271,14 @@ def _open_path(source: _Source) -> InputContainer:
         raise _build_file_error(error, source.display_name) from error
 
 
-def _open_file(file: HttpFile, display_name: str) -> InputContainer:
-    """Open a file over HTTP."""
+def _open_file(file: SourceFile, display_name: str) -> InputContainer:
+    """Open a file whose bytes are not read by FFmpeg itself."""
     options = {"protocol_whitelist": "none", "format_whitelist": CONTAINERS}
     try:
         container = _open_with_ffmpeg(file, options)
     except av.error.FFmpegError as error:
         file.raise_failure()
-        raise _build_file_error(error, display_name, "" if file.can_seek else _NO_RANGES) from error
+        raise _build_file_error(error, display_name, file.hint) from error
     try:
         file.raise_failure()
     except BaseException:
@@ -335,7 +344,7 @@ def _require_valid_certificate(source: _Source) -> None:
 
 
 def _open_with_ffmpeg(
-    source: str | HttpFile, options: dict[str, str], timeout: tuple[float, float] | None = None
+    source: str | SourceFile, options: dict[str, str], timeout: tuple[float, float] | None = None
 ) -> InputContainer:
     container: InputContainer = av.open(
         source,

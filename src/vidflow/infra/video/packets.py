@@ -37,11 +37,13 @@ def decode_packets(
     *,
     lacks_pts: bool = False,
     check: Callable[[], None] = lambda: None,
+    check_end: Callable[[], None] | None = None,
 ) -> Iterator[VideoFrame | LostPacket]:
     """Yield the frames from the container's position on, in display order, and the lost packets between them.
 
     `lacks_pts`: the packets have only times of decoding. Frames are displayed at the same times, in another order. `check`:
-    raises the error of the container's file, after which no packet is taken: it may be cut off.
+    raises the error of the container's file, after which no packet is taken: it may be cut off. `check_end`: raises an error if the
+    file does not end where the packets do; the last packet, which may be cut off, is taken only after it.
 
     With frame threads a decoder reports damage late or not at all, and some decoders always skip some damage silently. Each packet
     is then tracked until its frame appears.
@@ -51,6 +53,8 @@ def decode_packets(
         errors_come_late=_has_frame_threads(stream), skips_silently=stream.codec_context.name in _SILENT_DECODERS
     )
     packets = _packets(container, stream, check)
+    if check_end is not None:
+        packets = _hold_last(packets, check_end)
     if lacks_pts:
         yield from _decode_by_order(packets)
         return
@@ -182,6 +186,23 @@ def _packets(
                 )
             failures = 0
             yield packet
+
+
+def _hold_last(
+    packets: Iterator[Packet[VideoStream] | LostPacket], check_end: Callable[[], None]
+) -> Iterator[Packet[VideoStream] | LostPacket]:
+    """Yield the packets, each only after the next one has been read, or the end has been checked."""
+    held: list[Packet[VideoStream] | LostPacket] = []
+    is_checked = False
+    for packet in packets:
+        if not isinstance(packet, LostPacket) and not packet.size and packet.dts is None:
+            check_end()  # the packet flushes the decoder
+            is_checked = True
+        yield from held
+        held = [packet]
+    if not is_checked:
+        check_end()
+    yield from held
 
 
 def _decode(packet: Packet[VideoStream], losses: _LossTracker) -> Iterator[VideoFrame | LostPacket]:

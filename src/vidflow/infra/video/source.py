@@ -107,13 +107,17 @@ def describe_source(
     live: bool,
     identity: FileIdentity | None,
     seekable: bool,
+    is_growing: bool = False,
 ) -> SourceInfo:
-    """Return the properties of an open stream, given its first frame. `seekable`: any byte of the source can be read."""
+    """Return the properties of an open stream, given its first frame. `seekable`: any byte of the source can be read.
+
+    `is_growing`: the file is read on while it grows, so its present length says nothing.
+    """
     orientation = read_orientation(first)
     crop = read_crop(stream) if _family(container) in _CROPPING_CONTAINERS else NO_CROP
     pixel_aspect = _pixel_aspect(container, stream, first, crop)
     width, height = displayed_size(first, orientation, pixel_aspect, crop)
-    duration_s = None if live else _duration_s(container, stream, first)
+    duration_s = None if live or is_growing else _duration_s(container, stream, first)
     average_rate = _average_rate(container, stream)
     return SourceInfo(
         width=width,
@@ -125,7 +129,7 @@ def describe_source(
         # Raw streams and broken headers may have no time base. FFmpeg then counts in microseconds.
         time_base=_rational_to_fraction(stream.time_base) or Fraction(1, 1_000_000),
         duration_s=duration_s,
-        frames_expected=None if live else _frames_expected(stream, duration_s, average_rate),
+        frames_expected=None if live or is_growing else _frames_expected(stream, duration_s, average_rate),
         codec=stream.codec_context.name,
         container=container.format.name,
         seekable=seekable
@@ -139,6 +143,13 @@ def describe_source(
 
 def _rational_to_fraction(rational: Any) -> Fraction | None:  # noqa: ANN401  (a Fraction or None in PyAV 18, an AVRational in 19)
     return Fraction(rational.numerator, rational.denominator) if rational else None
+
+
+def can_be_appended_to(container: InputContainer, stream: VideoStream) -> bool:
+    """Return whether a longer file of this kind may have the same header, so that only time shows whether it has ended."""
+    if _family(container) == "matroska":
+        return _tagged_end_s(stream) is None and not container.duration
+    return _family(container) not in {"mov", "avi"} or not stream.frames
 
 
 def lacks_pts(container: InputContainer, stream: VideoStream) -> bool:

@@ -74,6 +74,8 @@ def _build_parameters(parameters: messages.Parameters) -> contract.Parameters:
         labels=parameters.labels,
         on_poison=parameters.on_poison,
         on_corrupt=parameters.on_corrupt,
+        follow=parameters.follow,
+        follow_s=parameters.follow_s,
     )
 
 

@@ -50,6 +50,8 @@ _EXAMPLES: Final = [
 def init_scenario(api: Api, data: Annotated[InitScenario, Body(examples=_EXAMPLES)]) -> Response[ScenarioResponse]:
     """Create a scenario: run a model over a source. After the 201, the scenario cannot be lost."""
     _check_printable_labels(data.parameters.labels or ())
+    if data.parameters.follow:
+        sources.require_followable(data.source)
     new = scenarios.NewScenario(
         source=sources.validate_source(data.source, api.options),
         model=data.model,
@@ -62,6 +64,8 @@ def init_scenario(api: Api, data: Annotated[InitScenario, Body(examples=_EXAMPLE
             labels=data.parameters.labels,
             on_poison=data.parameters.on_poison,
             on_corrupt=data.parameters.on_corrupt,
+            follow=data.parameters.follow,
+            follow_s=data.parameters.follow_s,
         ),
     )
     with api.database.connection() as connection, api.admission.admit(connection, scenarios.estimate_size_bytes(new)):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from vidflow.domain.errors import SourceError
+from vidflow.domain.errors import ParameterError, SourceError
 from vidflow.domain.redaction import redact
 from vidflow.infra import samples
 from vidflow.infra.confinement import OutsideFolder, is_written_inside, resolve_inside
@@ -47,6 +47,12 @@ def validate_source(source: str, options: ApiOptions) -> str:
     if not is_absolute:
         raise SourceError(f"Source {source} is not an absolute path. Begin it with /.", code="source_forbidden")
     return str(_resolve_file(Path("/"), source))
+
+
+def require_followable(source: str) -> None:
+    """Raise ParameterError if the source is no local file, since only such a file can be followed while it grows."""
+    if _URL.match(source):
+        raise ParameterError('Only local files can be followed. Leave out "follow" for a URL.')
 
 
 def redact_source(source: str) -> str:

@@ -56,6 +56,7 @@ def open_source(
     return open_video(
         resolve_source(deploy.source, media_root, any_file=any_file),
         expected_identity=deploy.resume.identity,
+        follow_s=deploy.parameters.follow_s if deploy.parameters.follow else None,
         was_read=deploy.resume.next_frame > 0 or deploy.resume.identity is not None,
         access=access,
         interruption=interruption,
