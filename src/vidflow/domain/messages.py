@@ -277,6 +277,8 @@ class GapReason(StrEnum):
     TRUNCATED = "truncated"
     STALLED = "stalled"
     DROPPED = "dropped"
+    RECONNECTING = "reconnecting"
+    REDEPLOYED = "redeployed"
     SKIPPED = "skipped"
 
 
