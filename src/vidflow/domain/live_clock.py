@@ -7,6 +7,7 @@ may differ by MAX_OFFSET_US, for example because a server first sends what it ha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Final
@@ -52,9 +53,18 @@ class LiveClock:
     _untimed: int = 0
     _is_corrected: bool = False
 
-    def connect(self, time_base: Fraction | None) -> LiveClock:
-        """Return the clock at the beginning of a connection. The pts of two connections have nothing in common."""
-        return LiveClock(self.captured_us, time_base, self.jumps, self.drifts)
+    def connect(self, time_base: Fraction | None, first: Sequence[tuple[int | None, int]] = ()) -> LiveClock:
+        """Return the clock at the beginning of a connection. The pts of two connections have nothing in common.
+
+        `first`: pts and arrivals of the first frames, which are still to be placed. The one that was delayed least shows when all
+        were captured: FFmpeg and servers first send what they have stored.
+        """
+        clock = LiveClock(self.captured_us, time_base, self.jumps, self.drifts)
+        timed = [(pts, arrived_us) for pts, arrived_us in first if pts is not None]
+        if time_base is None or not timed:
+            return clock
+        pts, arrived_us = min(timed, key=lambda frame: frame[1] - clock._to_us(frame[0]))
+        return replace(clock, _anchor=_Placed(pts, arrived_us, arrived_us))
 
     def place(self, pts: int | None, arrived_us: int) -> tuple[LiveClock, bool]:
         """Return the clock after the next frame, and whether it has a capture time. A frame without one is dropped."""
@@ -63,10 +73,12 @@ class LiveClock:
             if waits:
                 return replace(self, _untimed=self._untimed + 1), False
             return replace(self, captured_us=self._after_last(arrived_us)), True
-        if self._anchor is None or self._previous is None:
+        if self._anchor is None:
             return self._anchor_at(pts, arrived_us, arrived_us), True
         captured_us = self._anchor.captured_us + self._to_us(pts - self._anchor.pts)
         offset_us = captured_us - arrived_us
+        if self._previous is None:
+            return self._anchor_at(pts, captured_us, arrived_us), True
         if abs(offset_us) > MAX_OFFSET_US:
             elapsed_us = arrived_us - self._previous.arrived_us
             if abs(self._to_us(pts - self._previous.pts) - elapsed_us) > JUMP_US:
