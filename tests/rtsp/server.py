@@ -5,11 +5,11 @@ Usage: python3 server.py PORT FPS. It serves a generated picture at rtsp://127.0
 
 import sys
 
-import gi
+import gi  # type: ignore[import-not-found]
 
 gi.require_version("Gst", "1.0")
 gi.require_version("GstRtspServer", "1.0")
-from gi.repository import GLib, Gst, GstRtspServer  # noqa: E402
+from gi.repository import GLib, Gst, GstRtspServer  # type: ignore[import-not-found]  # noqa: E402
 
 port, fps = sys.argv[1], sys.argv[2]
 Gst.init(None)
