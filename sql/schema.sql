@@ -141,7 +141,8 @@ CREATE TABLE scenario_progress (
     closed         boolean     NOT NULL DEFAULT false,
     time_base      text,
     end_reason     text,
-    opened         jsonb
+    opened         jsonb,
+    warnings       jsonb       NOT NULL DEFAULT '[]'
 ) WITH (fillfactor = 50);
 
 -- A version 7 uuid begins with its time, so that a range of uuids is a range of time and old results are dropped by partition. The

@@ -19,6 +19,7 @@ from vidflow.domain.messages import MAX_LABELS, MAX_SAFE_INTEGER, CorruptPolicy,
 from vidflow.domain.scenario import DEFAULT_POOL, Outcome, State
 from vidflow.domain.topics import MAX_POOL_CHARACTERS
 from vidflow.domain.waiting import WaitingFor
+from vidflow.domain.warnings import WarningCode
 
 MAX_SOURCE_CHARACTERS = 4096
 
@@ -126,6 +127,22 @@ class Skip(msgspec.Struct, frozen=True):
     frames: int
 
 
+class ScenarioWarning(msgspec.Struct, frozen=True, kw_only=True):
+    """What was assumed about the source or is wrong with it. There is one entry per `code`, for `count` occurrences so far.
+
+    `first_frame` and `last_frame` are frame numbers, `first_s` and `last_s` times in the video. For a missing frame, the number is that
+    of the next kept frame.
+    """
+
+    code: WarningCode
+    message: str
+    count: int
+    first_frame: int
+    first_s: float
+    last_frame: int
+    last_s: float
+
+
 class ScenarioResponse(msgspec.Struct, frozen=True, kw_only=True):
     """The current state of a scenario. `frames_stored` frames can be read already; `waiting_for` is why it does not progress."""
 
@@ -159,6 +176,7 @@ class ScenarioResponse(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime.datetime
     state_changed_at: datetime.datetime
     skips: tuple[Skip, ...]
+    warnings: tuple[ScenarioWarning, ...] = ()
 
 
 class ScenarioPage(msgspec.Struct, frozen=True):

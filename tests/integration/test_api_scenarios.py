@@ -25,7 +25,7 @@ from tests.integration.api_server import (
     write_results,
 )
 
-from vidflow.contract import GapPage, HistoryPage, StoredGap
+from vidflow.contract import GapPage, HistoryPage, ScenarioResponse, StoredGap
 from vidflow.domain.messages import Start, decode_init_scenario
 from vidflow.settings import ApiOptions
 
@@ -55,6 +55,7 @@ def test_a_scenario_is_created_with_its_progress_history_and_message(client: htt
     expected = {
         "source": SOURCE_URL, "model": LABELLED, "fps": 2.5, "priority": 7, "state": "init_startup", "outcome": None, "error": None,
         "epoch": 0, "attempt": 0, "runner": None, "resume_frame": 0, "frames_stored": 0, "frames_expected": None, "skips": [],
+        "warnings": [],
         "parameters": {"score_threshold": 0.25, "labels": ["person", "größe"], "on_poison": "skip", "on_corrupt": "skip"},
     }  # fmt: skip
     assert {name: scenario[name] for name in expected} == expected
@@ -118,6 +119,24 @@ def test_the_progress_of_a_running_scenario_is_returned(client: httpx.Client, da
     scenario = client.get(f"/scenario/{uuid_}").json()
     names = ("state", "epoch", "runner", "frames_stored", "frames_expected")
     assert [scenario[name] for name in names] == ["active", 5, "runner-1", 3, 80]
+
+
+def test_warnings_say_what_is_assumed_or_wrong_where_and_how_often(client: httpx.Client, database_url: str) -> None:
+    uuid_ = create_scenario(client)["scenario_uuid"]
+    places = {"first_frame": 20, "first_s": 0.8, "last_frame": 60, "last_s": 2.4}
+    stored = [{"code": "time_adjusted", "count": 1} | places, {"code": "frames_damaged", "count": 2} | places]
+    with psycopg.connect(database_url) as connection:
+        connection.execute(
+            "UPDATE scenario_progress SET warnings = %s WHERE scenario_uuid = %s", (Jsonb(stored), uuid_)
+        )
+    response = client.get(f"/scenario/{uuid_}")
+    decode_body(response, ScenarioResponse)
+    warnings = response.json()["warnings"]
+    messages = [warning.pop("message") for warning in warnings]
+    assert warnings == stored
+    assert "clock of the source jumped once, first at 0.800 s (frame 20)" in messages[0]
+    assert "2 frames are damaged in the source, first at 0.800 s (frame 20)" in messages[1]
+    assert client.get("/scenario").json()["items"][0]["warnings"] == response.json()["warnings"]
 
 
 def test_a_waiting_scenario_names_what_it_waits_for(client: httpx.Client, database_url: str) -> None:

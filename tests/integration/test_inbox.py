@@ -37,6 +37,7 @@ from vidflow.domain.detections import Detection
 from vidflow.domain.messages import DeadLetter, End, EndReason, Gap, GapReason, SourceOpened, encode
 from vidflow.domain.progress import Progress, is_complete
 from vidflow.domain.topics import DEAD_LETTERS, RESULTS
+from vidflow.domain.warnings import ScenarioWarning, WarningCode
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
 from vidflow.infra.kafka import admin, clients, errors, offsets
 from vidflow.infra.kafka.settings import KafkaSettings
@@ -107,7 +108,7 @@ def test_results_are_stored_with_all_their_values(connection: Connection, option
     uuid = insert_progress(connection)
     opened = SourceOpened(uuid, 1, width=64, height=48, duration_s=1.0, frames_expected=2)
     gap = Gap(uuid, 1, after_frame=0, from_s=0.2, to_s=0.4, reason=GapReason.CORRUPT, frames=1)
-    damaged = msgspec.structs.replace(frame(uuid, 1), corrupt=True)
+    damaged = msgspec.structs.replace(frame(uuid, 1), corrupt=True, clock_jumps=3, time_s=0.25)
     end = End(uuid, 1, last_frame=1, reason=EndReason.FINISHED)
     send_results(options.kafka, opened, frame(uuid, 0, label="person"), gap, damaged, end)
     with running_inbox(connection, options):
@@ -122,7 +123,11 @@ def test_results_are_stored_with_all_their_values(connection: Connection, option
     after = progress(connection, uuid)
     assert is_complete(after)
     assert after.opened == opened
-    assert (after.last_pts, after.time_base, after.last_time_s) == (10, "1/90000", 0.2)
+    assert after.warnings == (
+        ScenarioWarning(WarningCode.FRAMES_DAMAGED, 2, 1, 0.2, 1, 0.25),
+        ScenarioWarning(WarningCode.TIME_ADJUSTED, 3, 1, 0.25, 1, 0.25),
+    )
+    assert (after.last_pts, after.time_base, after.last_time_s) == (10, "1/90000", 0.25)
 
 
 @pytest.mark.long

@@ -11,6 +11,7 @@ import pytest
 from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.leader import ScenarioView
 from vidflow.domain.messages import Deploy, Parameters, StopWork, decode_command
+from vidflow.domain.progress import Progress
 from vidflow.domain.reason_codes import ReasonCode
 from vidflow.domain.scenario import (
     Event,
@@ -23,8 +24,10 @@ from vidflow.domain.scenario import (
     decide,
     next_epoch,
 )
+from vidflow.domain.warnings import ScenarioWarning, WarningCode
 from vidflow.infra.postgres import history, leader_tables, lifecycle, outbox, scenarios
 from vidflow.infra.postgres.connection import Connection
+from vidflow.infra.postgres.progress import write_progress
 
 RUNNER = "runner-1"
 
@@ -104,7 +107,18 @@ def test_a_deployment_resumes_after_the_rows_stored_when_it_is_written(
     assert reread(connection, scenario).resume_frame == 7
     deploy = decode_command(outbox.read_pending_messages(connection, 10)[0].payload)
     assert isinstance(deploy, Deploy)
-    assert (deploy.resume.next_frame, deploy.resume.last_pts) == (7, 70)
+    assert (deploy.resume.next_frame, deploy.resume.last_pts, deploy.resume.clock_jumped) == (7, 70, False)
+
+
+@pytest.mark.parametrize("code", WarningCode)
+def test_a_deployment_carries_whether_the_clock_has_jumped(connection: Connection, code: WarningCode) -> None:
+    scenario = create_scenario(connection)
+    jumped = Progress(next_frame=8, warnings=(ScenarioWarning(code, 1, 7, 2.0, 7, 2.0),))
+    write_progress(connection, {scenario.scenario_uuid: jumped})
+    write_event(connection, scenario, assigned_event(scenario))
+    deploy = decode_command(outbox.read_pending_messages(connection, 10)[0].payload)
+    assert isinstance(deploy, Deploy)
+    assert deploy.resume.clock_jumped is (code is WarningCode.TIME_ADJUSTED)
 
 
 def test_of_two_decisions_on_the_same_state_only_the_first_takes_effect(connection: Connection) -> None:

@@ -14,6 +14,8 @@ from tests import clips
 from tests.conftest import NO_SHARED, SHARED
 
 from vidflow.domain.errors import SourceError
+from vidflow.domain.messages import ResumePoint
+from vidflow.domain.sampling import format_time_base
 from vidflow.infra.video.frames import FrameGap, KeptFrame, read_kept_frames
 from vidflow.infra.video.open import open_video
 from vidflow.infra.video.source import SourceInfo
@@ -142,6 +144,65 @@ def test_an_avi_with_b_frames_has_even_times_and_resumes_exactly(tmp_path: Path,
     assert (result.times_s, result.gaps) == ([round(0.04 * index, 3) for index in range(75)], [])
     assert all(abs(int(frame.image().mean()) - clips.grey(index)) <= 6 for index, frame in enumerate(result.frames))
     assert not result.source.seekable  # a seek could not tell which frame is which
+
+
+@pytest.mark.parametrize("rate", [None, Fraction(5)])
+def test_a_jump_of_the_clock_is_reported_once_with_the_next_kept_frame(tmp_path: Path, rate: Fraction | None) -> None:
+    joined = tmp_path / "joined.ts"
+    parts = [write_even_from(tmp_path / f"{start_s}.ts", start_s) for start_s in (100, 500, 20)]
+    joined.write_bytes(b"".join(part.read_bytes() for part in parts))
+    frames = read(joined, rate).frames
+    per_part = 50 if rate is None else 10
+    assert [frame.frame_number for frame in frames if frame.clock_jumps] == [per_part, 2 * per_part]
+    assert sum(frame.clock_jumps for frame in frames) == 2
+    for last in (frames[per_part - 1], frames[per_part], frames[-2]):
+        with open_video(str(joined)) as video:
+            resumed = [
+                item for item in read_kept_frames(video, rate, resume_after(last)) if isinstance(item, KeptFrame)
+            ]
+        following = frames[last.frame_number + 1 :]
+        assert [frame.clock_jumps for frame in resumed] == [frame.clock_jumps for frame in following]
+
+
+def resume_after(frame: KeptFrame, *, clock_jumped: bool = False) -> ResumePoint:
+    return ResumePoint(
+        frame.frame_number + 1, frame.origin_pts, format_time_base(frame.time_base), frame.pts, frame.time_s,
+        clock_jumped=clock_jumped,
+    )  # fmt: skip
+
+
+def test_a_wild_time_is_one_jump_and_an_even_clock_has_none(tmp_path: Path) -> None:
+    whole = clips.constant_rate(tmp_path / "whole.mp4")
+    assert not any(frame.clock_jumps for frame in read(whole).frames)
+    frames = read(clips.with_wild_times(whole, tmp_path / "wild.mp4", {20: 36_000 * 16_000})).frames
+    assert [(frame.frame_number, frame.clock_jumps) for frame in frames if frame.clock_jumps] == [(20, 1)]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_a_run_resumed_after_a_wild_time_expects_no_later_end(tmp_path: Path, suffix: str) -> None:
+    whole = clips.constant_rate(tmp_path / f"whole{suffix}")
+    ticks_per_s = 16_000 if suffix == ".mp4" else 1_000
+    path = clips.with_wild_times(whole, tmp_path / f"wild{suffix}", {25: 36_000 * ticks_per_s})
+    assert_resumes_without_a_gap(path)
+
+
+@pytest.mark.skipif(not CASES.exists(), reason=NO_SHARED)
+def test_a_recording_with_a_wild_time_resumes_without_a_gap() -> None:
+    assert_resumes_without_a_gap(CASES / "outlier_future.mkv")
+
+
+def assert_resumes_without_a_gap(path: Path) -> None:
+    _, frames, gaps = read(path)
+    assert gaps == []
+    seen = False
+    for last in frames:
+        seen = seen or last.clock_jumps > 0
+        with open_video(str(path)) as video:
+            resumed = list(read_kept_frames(video, None, resume_after(last, clock_jumped=seen)))
+        assert [item.frame_number for item in resumed if isinstance(item, KeptFrame)] == list(
+            range(last.frame_number + 1, 50)
+        )
+        assert [item for item in resumed if isinstance(item, FrameGap)] == []
 
 
 # --- ends

@@ -7,6 +7,7 @@ import pytest
 
 from vidflow.domain.messages import End, EndReason, Frame, Gap, GapReason, Result, SourceOpened
 from vidflow.domain.progress import Progress, Verdict, advance, has_end_marker, has_hole, is_complete
+from vidflow.domain.warnings import MAX_COUNT
 
 UUID = "01930000-0000-7000-8000-000000000001"
 OLDER, CURRENT, NEWER = 4, 5, 6
@@ -65,6 +66,44 @@ def test_the_next_frame_advances_the_progress(epoch: int) -> None:
     assert (after.origin_pts, after.time_base, after.epoch, after.repeats) == (0, "1/10", CURRENT, 2)
 
 
+def warnings_after(*messages: Result) -> list[tuple[str, int, int, float, int, float]]:
+    progress = BEFORE
+    for message in messages:
+        progress, _ = advance(progress, message)
+    return [msgspec.structs.astuple(warning) for warning in progress.warnings]
+
+
+def test_damaged_and_missing_frames_are_counted_in_one_warning() -> None:
+    damaged = msgspec.structs.replace(frame(NEXT + 1), corrupt=True)
+    expected = ("frames_damaged", 4, NEXT, 1.0, NEXT + 1, 11.0)
+    assert warnings_after(gap(NEXT - 1), frame(NEXT), damaged, frame(NEXT + 2)) == [expected]
+
+
+def test_a_gap_that_is_reported_again_is_counted_once() -> None:
+    later = msgspec.structs.replace(gap(NEXT - 1), from_s=3.0, to_s=4.0)
+    again = [msgspec.structs.replace(message, epoch=NEWER) for message in (gap(NEXT - 1), later)]
+    assert warnings_after(gap(NEXT - 1), later, *again, frame(NEXT, NEWER)) == [
+        ("frames_damaged", 6, NEXT, 1.0, NEXT, 3.0)
+    ]
+
+
+def test_a_gap_for_another_reason_is_no_warning() -> None:
+    assert warnings_after(msgspec.structs.replace(gap(NEXT - 1), reason=GapReason.SKIPPED)) == []
+
+
+def test_jumps_of_the_clock_are_counted_from_stored_frames_only() -> None:
+    jumping = [msgspec.structs.replace(frame(number), clock_jumps=2) for number in (NEXT, NEXT + 3)]
+    older, repeated = msgspec.structs.replace(jumping[0], epoch=OLDER), jumping[0]
+    messages = [older, jumping[0], repeated, jumping[1], frame(NEXT + 1), frame(NEXT + 2), jumping[1]]
+    assert warnings_after(*messages) == [("time_adjusted", 4, NEXT, 10.0, NEXT + 3, 13.0)]
+
+
+def test_a_count_has_a_limit() -> None:
+    many = msgspec.structs.replace(gap(NEXT - 1), frames=MAX_COUNT)
+    more = msgspec.structs.replace(many, from_s=1.5)
+    assert warnings_after(many, more)[0][1] == MAX_COUNT
+
+
 @pytest.mark.parametrize("message", [frame(NEXT - 1), frame(0), frame(NEXT - 1, NEWER), gap(NEXT - 2), gap(-1, NEWER)])
 def test_a_lower_number_is_a_repeat_and_only_counted(message: Result) -> None:
     assert advance(BEFORE, message) == (msgspec.structs.replace(BEFORE, repeats=3), Verdict.REPEAT)
@@ -81,7 +120,8 @@ def test_the_newest_epoch_with_a_hole_is_kept() -> None:
 
 
 def test_a_gap_does_not_advance_the_progress() -> None:
-    assert advance(BEFORE, gap(NEXT - 1)) == (BEFORE, Verdict.STORED)
+    after, verdict = advance(BEFORE, gap(NEXT - 1))
+    assert (msgspec.structs.replace(after, warnings=()), verdict) == (BEFORE, Verdict.STORED)
 
 
 def test_a_gap_before_the_first_frame_is_stored_at_the_start() -> None:

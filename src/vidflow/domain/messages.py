@@ -74,7 +74,8 @@ class ResumePoint(msgspec.Struct, frozen=True):
     """Where a deployment resumes: after the last stored frame, on the sampling grid of the first run.
 
     `next_frame` is the lowest frame number not stored. `origin_pts` is the pts of the video's first frame, `last_pts` and
-    `last_time_s` are those of the last stored frame. Pts are in units of `time_base` ("1/90000").
+    `last_time_s` are those of the last stored frame. Pts are in units of `time_base` ("1/90000"). `clock_jumped`: the source's clock
+    jumped before one of the stored frames, so its header does not say at which time the video ends.
     """
 
     next_frame: NonNegativeInt = 0
@@ -83,6 +84,7 @@ class ResumePoint(msgspec.Struct, frozen=True):
     last_pts: Pts | None = None
     last_time_s: Seconds | None = None
     identity: FileIdentity | None = None
+    clock_jumped: bool = False
 
 
 class PoisonPolicy(StrEnum):
@@ -253,7 +255,8 @@ class SourceOpened(Message, frozen=True, tag="opened"):
 class Frame(Message, frozen=True, tag="frame"):
     """The detections of a kept frame. `at` is the time of inference (RFC 3339, UTC), `origin_pts` the start of the sampling grid.
 
-    `corrupt`: the source is damaged at this frame, and the decoder concealed it.
+    `corrupt`: the source is damaged at this frame, and the decoder concealed it. `clock_jumps`: how often the source's clock
+    jumped after the previous frame, and time went on by one frame duration instead.
     """
 
     scenario_uuid: Uuid
@@ -268,6 +271,7 @@ class Frame(Message, frozen=True, tag="frame"):
     height: Dimension
     detections: tuple[Detection, ...] = ()
     corrupt: bool = False
+    clock_jumps: NonNegativeInt = 0
 
 
 class GapReason(StrEnum):

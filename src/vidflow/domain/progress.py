@@ -10,7 +10,8 @@ from enum import StrEnum
 
 import msgspec
 
-from vidflow.domain.messages import End, EndReason, Frame, Gap, Result, SourceOpened
+from vidflow.domain.messages import End, EndReason, Frame, Gap, GapReason, Result, SourceOpened
+from vidflow.domain.warnings import WarningCode, Warnings, add_occurrences
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -34,6 +35,7 @@ class Progress(msgspec.Struct, frozen=True):
     hole_epoch: int | None = None
     repeats: int = 0
     opened: SourceOpened | None = None
+    warnings: Warnings = ()
 
 
 class Verdict(StrEnum):
@@ -64,7 +66,7 @@ def advance(progress: Progress, message: Result) -> tuple[Progress, Verdict]:
     if number < progress.next_frame:
         return msgspec.structs.replace(progress, repeats=progress.repeats + 1), Verdict.REPEAT
     if isinstance(message, Gap):
-        return progress, Verdict.STORED
+        return _apply_gap(progress, message), Verdict.STORED
     return _apply_frame(progress, message), Verdict.STORED
 
 
@@ -90,7 +92,23 @@ def _apply_end(progress: Progress, message: End) -> tuple[Progress, Verdict]:
     return after, Verdict.STORED
 
 
+def _apply_gap(progress: Progress, gap: Gap) -> Progress:
+    if gap.reason is not GapReason.CORRUPT:
+        return progress
+    warnings = add_occurrences(
+        progress.warnings, WarningCode.FRAMES_DAMAGED, gap.frames or 1, gap.after_frame + 1, gap.from_s
+    )
+    return progress if warnings is progress.warnings else msgspec.structs.replace(progress, warnings=warnings)
+
+
 def _apply_frame(progress: Progress, frame: Frame) -> Progress:
+    warnings = progress.warnings
+    if frame.clock_jumps:
+        warnings = add_occurrences(
+            warnings, WarningCode.TIME_ADJUSTED, frame.clock_jumps, frame.frame_number, frame.time_s
+        )
+    if frame.corrupt:
+        warnings = add_occurrences(warnings, WarningCode.FRAMES_DAMAGED, 1, frame.frame_number, frame.time_s)
     return msgspec.structs.replace(
         progress,
         next_frame=frame.frame_number + 1,
@@ -98,6 +116,7 @@ def _apply_frame(progress: Progress, frame: Frame) -> Progress:
         time_base=frame.time_base,
         last_pts=frame.pts,
         last_time_s=frame.time_s,
+        warnings=warnings,
     )
 
 

@@ -49,7 +49,7 @@ class Timeline:
     `time_base`: seconds per tick. `interval_s`: nominal duration of a frame. `longest_pause_s`: a longer step forward is a jump
     of the clock. `origin`: the tick of the first frame, at which time is 0 (None: no frame yet). `tick`: the tick of the last
     frame (None: no frame yet, or none since a seek). `shift`: the correction added to pts since the clock jumped.
-    `earlier_shift`: the one before the jump, None once the clock has returned to it. `adjusted`: the clock has jumped.
+    `earlier_shift`: the one before the jump, None once the clock has returned to it. `jumps`: how often the clock has jumped.
     `counted`: the source has no pts, and ticks count frames.
     """
 
@@ -60,7 +60,7 @@ class Timeline:
     tick: int | None = None
     shift: int = 0
     earlier_shift: int | None = None
-    adjusted: bool = False
+    jumps: int = 0
     counted: bool = False
 
     @property
@@ -106,7 +106,9 @@ class Timeline:
         onward = last + self.step
         shift = onward - pts
         # With shift 0 a resumed run could not know of an earlier jump.
-        return replace(self, tick=onward, shift=shift, earlier_shift=self.shift if shift else None, adjusted=True)
+        return replace(
+            self, tick=onward, shift=shift, earlier_shift=self.shift if shift else None, jumps=self.jumps + 1
+        )
 
     def seconds_since_start(self, tick: int) -> Fraction:
         """Return the exact time from the first frame to `tick`."""
@@ -231,7 +233,7 @@ def plan_resume(resume: ResumePoint, start: Sampler, *, seekable: bool) -> Decod
         return DecodeFromStart(resume.next_frame)
     if resume.time_base not in {None, format_time_base(time_base)}:
         return DecodeFromStart(resume.next_frame)
-    placed = replace(start.timeline, origin=origin)
+    placed = replace(start.timeline, origin=origin, jumps=int(resume.clock_jumped))
     if resume.last_time_s is not None:
         deviation_s = abs(resume.last_time_s - placed.seconds_since_start(last_pts))
         if not deviation_s * 2 < time_base:  # also true for NaN

@@ -143,6 +143,8 @@ def _request_shutdown(client: ApiClient, scenario_uuid: str, display: Display, e
 
 def _report_outcome(scenario: ScenarioResponse, client: ApiClient, display: Display) -> int:
     """Return the exit code of an ended scenario. Raises the error of a failed one."""
+    for warning in scenario.warnings:
+        display.print(f"warning: {warning.message}")
     if scenario.outcome is Outcome.COMPLETED:
         display.print(f"completed: {scenario.frames_stored} frames")
         return 0

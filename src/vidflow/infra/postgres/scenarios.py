@@ -14,6 +14,7 @@ from vidflow.domain.reason_codes import ReasonCode
 from vidflow.domain.scenario import DEFAULT_POOL, Outcome, Skip, State, is_due
 from vidflow.domain.topics import INIT_SCENARIO
 from vidflow.domain.waiting import ComponentStatus
+from vidflow.domain.warnings import Warnings
 from vidflow.infra.postgres.connection import Connection
 from vidflow.infra.postgres.pages import MAX_PAGE_BYTES, trim_page
 from vidflow.infra.postgres.parameters import to_json
@@ -28,12 +29,12 @@ _COLUMNS: Final = f"""
     s.attempt, s.runner, s.pool, s.resume_frame, s.skips::text, s.created_at, s.state_changed_at,
     extract(epoch FROM s.due_at - clock_timestamp())::float8 AS due_in_s,
     {COMPONENT_STATUS_COLUMNS}"""
-_PROGRESS: Final = (
-    "coalesce(p.next_frame, 0) AS frames_stored, (p.opened ->> 'frames_expected')::bigint AS frames_expected"
-)
+_PROGRESS: Final = """
+    coalesce(p.next_frame, 0) AS frames_stored, (p.opened ->> 'frames_expected')::bigint AS frames_expected,
+    coalesce(p.warnings, '[]')::text AS warnings"""
 # Size of a scenario in a response: a fixed part and the columns of variable length.
 _BYTES: Final = """
-    1000 + octet_length(s.source) + octet_length(s.model) + octet_length(s.parameters::text) + octet_length(s.skips::text)
+    2000 + octet_length(s.source) + octet_length(s.model) + octet_length(s.parameters::text) + octet_length(s.skips::text)
     + coalesce(octet_length(s.error::text), 0)"""
 _MAX_UUID: Final = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 """Greater than every uuid that the database creates."""
@@ -90,6 +91,7 @@ class ScenarioDetails(msgspec.Struct, frozen=True, kw_only=True):
     due: bool
     frames_stored: int
     frames_expected: int | None
+    warnings: Warnings
     components: ComponentStatus
 
 
@@ -114,7 +116,7 @@ def insert_scenario(tx: Connection, new: NewScenario) -> ScenarioDetails:
             SELECT %(topic)s, scenario_uuid::text, 'start', 0, convert_to(replace(%(start)s, %(placeholder)s, scenario_uuid::text), 'UTF8')
               FROM generated
         )
-        SELECT {_COLUMNS}, 0::bigint AS frames_stored, NULL::bigint AS frames_expected FROM s
+        SELECT {_COLUMNS}, 0::bigint AS frames_stored, NULL::bigint AS frames_expected, '[]' AS warnings FROM s
     """  # noqa: S608 - constant columns
     values = {
         **msgspec.structs.asdict(new),
@@ -226,6 +228,7 @@ def _decode_details(row: dict[str, Any]) -> ScenarioDetails:
             "outcome": Outcome(row["outcome"]) if row["outcome"] else None,
             "error": msgspec.json.decode(row["error"], type=ErrorInfo) if row["error"] else None,
             "parameters": msgspec.json.decode(row["parameters"], type=Parameters),
+            "warnings": msgspec.json.decode(row["warnings"], type=Warnings),
             "skips": msgspec.json.decode(row["skips"], type=tuple[Skip, ...]),
             "due": is_due(row.pop("due_in_s")),
             "components": components,

@@ -42,7 +42,8 @@ class KeptFrame:
 
     `pts` and `origin_pts` (the pts of the first frame) count ticks of `time_base` seconds. If the source has no usable pts,
     they count frames. `time_s` is in seconds since the first frame. `width` and `height` are in pixels as displayed. `corrupt`:
-    a part of the picture is damaged, and the decoder concealed it.
+    a part of the picture is damaged, and the decoder concealed it. `clock_jumps`: how often the clock jumped after the previous
+    kept frame.
     """
 
     frame_number: int
@@ -53,6 +54,7 @@ class KeptFrame:
     width: int
     height: int
     corrupt: bool
+    clock_jumps: int
     decoded: VideoFrame
     orientation: Orientation
     crop: Crop
@@ -131,6 +133,7 @@ class _FrameReader:
         self._source, self._sampler, self._first_number, self._on_corrupt = source, sampler, first_number, on_corrupt
         self._lost: list[int] = []  # a heap of the ticks of lost packets
         self._lost_without_pts = 0  # packets since the last frame
+        self._jumps = 0  # of the clock, up to the last kept frame
         self._missing: list[int] = []  # the ticks of frames that should have been kept, not yet reported
         self._displayed_until = 0
         self._orientations: dict[int, Orientation] = {}
@@ -148,7 +151,7 @@ class _FrameReader:
                 return False
             timeline, status = track_seek(point, timeline, event.pts)
             if status is not SeekStatus.SEEKING:
-                self._sampler = replace(self._sampler, timeline=timeline)
+                self._sampler, self._jumps = replace(self._sampler, timeline=timeline), timeline.jumps
                 self._note_displayed(event)
                 return status is SeekStatus.ARRIVED
         return False
@@ -175,11 +178,12 @@ class _FrameReader:
             if is_new:
                 number = self._sampler.next_frame
                 self._sampler = self._sampler.number_frame()
+                jumps, self._jumps = self._sampler.timeline.jumps - self._jumps, self._sampler.timeline.jumps
                 if number >= self._first_number:
-                    yield self._build_kept_frame(event, number, tick)
+                    yield self._build_kept_frame(event, number, tick, jumps)
         yield from self._take_final_gaps()
 
-    def _build_kept_frame(self, frame: VideoFrame, number: int, tick: int) -> KeptFrame:
+    def _build_kept_frame(self, frame: VideoFrame, number: int, tick: int, clock_jumps: int) -> KeptFrame:
         timeline = self._sampler.timeline
         orientation = self._orientation(frame)
         width, height = displayed_size(frame, orientation, self._source.pixel_aspect, self._source.crop)
@@ -192,6 +196,7 @@ class _FrameReader:
             width=width,
             height=height,
             corrupt=frame.is_corrupt,
+            clock_jumps=clock_jumps,
             decoded=frame,
             orientation=orientation,
             crop=self._source.crop,
@@ -276,7 +281,7 @@ class _FrameReader:
         yield from self._take_gap(end)
         end_s = timeline.seconds_since_start(max(lost_until, self._displayed_until))
         # After a jump of the clock, the header's end is not the time of the last frame.
-        promised_s = Fraction(0 if timeline.adjusted else self._source.duration_s or 0)
+        promised_s = Fraction(0 if timeline.jumps else self._source.duration_s or 0)
         is_known = self._sampler.next_frame < self._first_number
         if promised_s - end_s > max(Fraction(SHORTFALL_S), promised_s * SHORTFALL_SHARE) and not is_known:
             yield FrameGap(self._sampler.next_frame - 1, float(end_s), float(promised_s), None, GapReason.TRUNCATED)

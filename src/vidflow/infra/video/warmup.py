@@ -100,7 +100,7 @@ def _build_kept_frame(
     width, height = displayed_size(frame, orientation, source.pixel_aspect, source.crop)
     return KeptFrame(
         0, tick, source.time_base, timeline.origin or 0, float(timeline.seconds_since_start(tick)),
-        width, height, frame.is_corrupt, frame, orientation, source.crop, scaler,
+        width, height, frame.is_corrupt, 0, frame, orientation, source.crop, scaler,
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.frame_rate import frame_rate_to_json, parse_frame_rate
 from vidflow.domain.redaction import redact
 from vidflow.domain.waiting import find_waiting_for
+from vidflow.domain.warnings import ScenarioWarning, describe_warning
 from vidflow.infra.models.registry import ModelListing
 from vidflow.infra.postgres.gaps import GapRow
 from vidflow.infra.postgres.history import TransitionRow
@@ -51,6 +52,19 @@ def build_scenario(details: ScenarioDetails) -> contract.ScenarioResponse:
         created_at=_utc(details.created_at),
         state_changed_at=_utc(details.state_changed_at),
         skips=tuple(contract.Skip(skip.after_pts, skip.frames) for skip in details.skips),
+        warnings=tuple(_build_warning(warning) for warning in details.warnings),
+    )
+
+
+def _build_warning(warning: ScenarioWarning) -> contract.ScenarioWarning:
+    return contract.ScenarioWarning(
+        code=warning.code,
+        message=describe_warning(warning),
+        count=warning.count,
+        first_frame=warning.first_frame,
+        first_s=warning.first_s,
+        last_frame=warning.last_frame,
+        last_s=warning.last_s,
     )
 
 

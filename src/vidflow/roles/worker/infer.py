@@ -37,5 +37,5 @@ def detect(model: Model, batch: FrameBatch, deploy: Deploy) -> Iterator[Frame]:
         frame = numbered.frame
         yield Frame(
             deploy.scenario_uuid, deploy.epoch, numbered.number, frame.pts, format_time_base(frame.time_base), frame.origin_pts,
-            frame.time_s, inferred_at, frame.width, frame.height, detections, frame.corrupt,
+            frame.time_s, inferred_at, frame.width, frame.height, detections, frame.corrupt, frame.clock_jumps,
         )  # fmt: skip

@@ -10,6 +10,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -199,19 +200,22 @@ def _assign_numbers(
     last_pts, last_number = deploy.resume.last_pts, deploy.resume.next_frame - 1
     to_skip = skips.pop(last_pts, 0)
     skipped: list[KeptFrame] = []
+    jumps = 0  # of the clock, at skipped frames
     for step in kept:
         if isinstance(step, videos.FrameGap):
             yield Gap(deploy.scenario_uuid, deploy.epoch, last_number, step.from_s, step.to_s, step.reason, step.frames)
             continue
         if to_skip:
             skipped.append(step)
+            jumps += step.clock_jumps
             to_skip, skipped_before = to_skip - 1, skipped_before + 1
             if not to_skip:
                 yield _build_skip_gap(deploy, last_number, skipped)
                 skipped = []
             continue
         last_pts, last_number = step.pts, step.frame_number - skipped_before
-        yield NumberedFrame(last_number, step)
+        yield NumberedFrame(last_number, replace(step, clock_jumps=step.clock_jumps + jumps) if jumps else step)
+        jumps = 0
         to_skip = skips.pop(last_pts, 0)
     if skipped:
         yield _build_skip_gap(deploy, last_number, skipped)
