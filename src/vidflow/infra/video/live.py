@@ -18,7 +18,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from vidflow import VERSIONS
-from vidflow.domain.errors import VidflowError, build_internal_error
+from vidflow.domain.errors import Unavailable, VidflowError, build_internal_error
 from vidflow.domain.live_clock import CAPTURE_TIME_BASE, LiveClock
 from vidflow.domain.messages import GapReason, ResumePoint
 from vidflow.domain.newest_frames import LiveGap, NewestFrames
@@ -59,6 +59,7 @@ class _Picture:
     captured_us: int
     time_s: float
     info: SourceInfo
+    clock_jumps: int
 
 
 @dataclass(slots=True)
@@ -84,12 +85,14 @@ class LiveReader:
     def __init__(
         self,
         open_connection: Callable[[], Video],
+        display_name: str,
         is_fatal: Callable[[VidflowError], bool],
         rate: Fraction | None,
         resume: ResumePoint,
         capacity: int,
     ) -> None:
-        self._open_connection, self._is_fatal, self._rate, self._resume = open_connection, is_fatal, rate, resume
+        self._open_connection, self._display_name, self._is_fatal = open_connection, display_name, is_fatal
+        self._rate, self._resume = rate, resume
         self._lock = threading.Condition()
         self._frames: NewestFrames[_Picture] = NewestFrames(capacity)
         self._clock = LiveClock(resume.last_pts)
@@ -97,11 +100,12 @@ class LiveReader:
         self._number = resume.next_frame
         self._hole: GapReason | None = None if resume.last_pts is None else GapReason.REDEPLOYED
         self._lost_packets = 0
+        self._reported_jumps = 0
         self._kept_us = resume.last_pts  # the capture time of the last frame that was kept
         self._connection: _Connection | None = None
         self._info: SourceInfo | None = None
         self._failure: VidflowError | None = None
-        self._last_error: VidflowError | None = None
+        self._outage: VidflowError | None = None
         self._stopped = False
         self._orientations: dict[int, Orientation] = {}
         self._scaler = VideoReformatter()
@@ -122,7 +126,7 @@ class LiveReader:
     def outage(self) -> VidflowError | None:
         """Why the source sends no frames, None if it does or was not tried yet."""
         with self._lock:
-            return self._last_error
+            return self._outage
 
     def wait_for_source(self, timeout_s: float) -> SourceInfo | None:
         """Return the source's properties once it has sent a frame; None if it has not in this time. Raises its fatal error."""
@@ -154,7 +158,7 @@ class LiveReader:
         return KeptFrame(
             frame_number=number, pts=step.captured_us, time_base=CAPTURE_TIME_BASE, origin_pts=origin or 0, time_s=step.time_s,
             width=width, height=height, corrupt=step.decoded.is_corrupt, decoded=step.decoded, orientation=orientation,
-            crop=step.info.crop, scaler=self._scaler,
+            crop=step.info.crop, scaler=self._scaler, clock_jumps=step.clock_jumps,
         )  # fmt: skip
 
     def _orientation(self, frame: VideoFrame) -> Orientation:
@@ -201,11 +205,18 @@ class LiveReader:
 
     def _note_lost(self, connection: _Connection) -> bool:
         """Record why there is no connection. Return whether the lost one had sent frames."""
-        self._last_error = connection.error or self._last_error
+        self._outage = connection.error or self._build_silence_error(connection)
         if connection.heard_s is None:
             return False
         self._hole = GapReason.RECONNECTING if connection.has_ended else GapReason.STALLED
         return True
+
+    def _build_silence_error(self, connection: _Connection) -> Unavailable:
+        if connection.has_ended:
+            return Unavailable(
+                f"{self._display_name} ended its stream. Waiting until it sends again.", code="source_unreachable"
+            )
+        return Unavailable(f"{self._display_name} sends nothing. Waiting until it sends again.", code="source_timeout")
 
     def _silence_s(self) -> float:
         interval_s = float(self._sampler.timeline.interval_s) if self._sampler else 0.0
@@ -276,7 +287,7 @@ class LiveReader:
         return round(self._sampler.timeline.interval_s / CAPTURE_TIME_BASE)
 
     def _begin_connection(self, info: SourceInfo) -> None:
-        self._last_error = None
+        self._outage = None
         if self._sampler is None:
             self._sampler = self._build_sampler(info)
         self._info = info
@@ -308,7 +319,8 @@ class LiveReader:
             if missing:
                 self._frames.add_gap(min(from_s, time_s), missing, reason)
         self._hole, self._lost_packets, self._kept_us = None, 0, captured_us
-        self._frames.add(_Picture(frame, captured_us, time_s, info), time_s)
+        jumps, self._reported_jumps = self._clock.jumps - self._reported_jumps, self._clock.jumps
+        self._frames.add(_Picture(frame, captured_us, time_s, info, jumps), time_s)
         self._lock.notify_all()
 
     def _kept_interval_s(self) -> Fraction:

@@ -9,9 +9,19 @@ from collections.abc import Iterator
 from typing import Final, TypeVar
 
 from vidflow.domain.detections import InferenceError
-from vidflow.domain.errors import SourceError
+from vidflow.domain.errors import SourceError, build_error_info
 from vidflow.domain.frame_rate import parse_frame_rate
-from vidflow.domain.messages import Deploy, End, EndReason, Frame, Gap, PoisonPolicy, SourceOpened, WorkerWait
+from vidflow.domain.messages import (
+    Deploy,
+    End,
+    EndReason,
+    Frame,
+    Gap,
+    PoisonPolicy,
+    SourceLost,
+    SourceOpened,
+    WorkerWait,
+)
 from vidflow.infra.models.model import Model
 from vidflow.infra.process.crashpoint import crashpoint
 from vidflow.infra.video import ReadingStopped, Video
@@ -68,16 +78,19 @@ def _process_live(task: Task, link: Link, results: ResultSender) -> EndReason:
     model = infer.load(deploy, task.models_dir, any_onnx=task.any_onnx)
     link.report_wait(WorkerWait.SOURCE)
     timer = StepTimer(link)
-    last_frame, is_opened = deploy.resume.next_frame - 1, False
+    last_frame, is_opened, reported = deploy.resume.next_frame - 1, False, ""
     with read.open_live(deploy, model.batch, access=task.sources, interruption=link.finish_order) as reader:
         while link.finish_reason is None:
-            source = reader.wait_for_source(STOP_CHECK_S)
-            if source is None:
-                continue
-            if not is_opened:
+            source, steps = reader.wait_for_source(STOP_CHECK_S), reader.take(STOP_CHECK_S)
+            if source is not None and not is_opened:
                 results.send(_build_source_opened(deploy, source))
                 is_opened = True
-            for step in read.group_newest(reader.take(STOP_CHECK_S), deploy):
+            if steps:
+                reported = ""
+            elif (outage := reader.outage) is not None and outage.code != reported:
+                reported = outage.code
+                results.send(SourceLost(deploy.scenario_uuid, deploy.epoch, link.redact(build_error_info(outage))))
+            for step in read.group_newest(steps, deploy):
                 if isinstance(step, Gap):
                     results.send(step)
                     continue

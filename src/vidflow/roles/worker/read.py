@@ -73,6 +73,7 @@ def open_live(deploy: Deploy, capacity: int, *, access: SourceAccess, interrupti
     """Return a reader of a live source, which waits for the source as long as it takes. `capacity`: frames that may wait at most."""
     return LiveReader(
         partial(open_video, deploy.source, access=access, interruption=interruption),
+        display_name=redact(deploy.source),
         is_fatal=lambda error: error.code in FATAL_LIVE_CODES or not isinstance(error, SourceError | Unavailable),
         rate=parse_frame_rate(deploy.fps),
         resume=deploy.resume,
