@@ -142,7 +142,8 @@ CREATE TABLE scenario_progress (
     time_base      text,
     end_reason     text,
     opened         jsonb,
-    warnings       jsonb       NOT NULL DEFAULT '[]'
+    warnings       jsonb       NOT NULL DEFAULT '[]',
+    lost           jsonb
 ) WITH (fillfactor = 50);
 
 -- A version 7 uuid begins with its time, so that a range of uuids is a range of time and old results are dropped by partition. The

@@ -183,6 +183,9 @@ class ScenarioResponse(msgspec.Struct, frozen=True, kw_only=True):
         int | None, Meta(description="null until the source is open, or if the number is unknown")
     ]
     waiting_for: WaitingFor | None
+    source_error: Annotated[
+        ErrorInfo | None, Meta(description="why its live source sends nothing; null unless it waits for its source")
+    ] = None
     created_at: datetime.datetime
     state_changed_at: datetime.datetime
     skips: tuple[Skip, ...]

@@ -53,9 +53,9 @@ NONE_AVAILABLE = ComponentStatus(leads=False, relays=False, free_slot=False, cau
 def test_what_a_scenario_waits_for(
     state: State, due: bool, components: ComponentStatus, expected: WaitingFor | None
 ) -> None:
-    assert find_waiting_for(state, due, components) is expected
+    assert find_waiting_for(state, due=due, components=components) is expected
 
 
 def test_an_inactive_scenario_waits_for_nothing() -> None:
     for due, *components in itertools.product((False, True), repeat=6):
-        assert find_waiting_for(State.INACTIVE, due, ComponentStatus(*components)) is None
+        assert find_waiting_for(State.INACTIVE, due=due, components=ComponentStatus(*components)) is None

@@ -260,6 +260,14 @@ class SourceOpened(Message, frozen=True, tag="opened"):
     identity: FileIdentity | None = None
 
 
+class SourceLost(Message, frozen=True, tag="lost"):
+    """A live source sends nothing at the moment, and why. The next frame ends this."""
+
+    scenario_uuid: Uuid
+    epoch: Epoch
+    error: ErrorInfo
+
+
 class Frame(Message, frozen=True, tag="frame"):
     """The detections of a kept frame. `at` is the time of inference (RFC 3339, UTC), `origin_pts` the start of the sampling grid.
 
@@ -289,6 +297,8 @@ class GapReason(StrEnum):
     TRUNCATED = "truncated"
     STALLED = "stalled"
     DROPPED = "dropped"
+    RECONNECTING = "reconnecting"
+    REDEPLOYED = "redeployed"
     SKIPPED = "skipped"
 
 
@@ -313,7 +323,7 @@ class End(Message, frozen=True, tag="end"):
     reason: EndReason
 
 
-Result = SourceOpened | Frame | Gap | End
+Result = SourceOpened | SourceLost | Frame | Gap | End
 
 
 # --- inbox → operators (dead_letters, key: `DeadLetter.place`)

@@ -10,7 +10,7 @@ from enum import StrEnum
 
 import msgspec
 
-from vidflow.domain.messages import End, EndReason, Frame, Gap, GapReason, Result, SourceOpened
+from vidflow.domain.messages import End, EndReason, Frame, Gap, GapReason, Result, SourceLost, SourceOpened
 from vidflow.domain.warnings import WarningCode, Warnings, add_occurrences
 
 
@@ -18,8 +18,8 @@ class Progress(msgspec.Struct, frozen=True):
     """How far the results of a scenario are stored, and its current epoch.
 
     `next_frame` is the lowest frame number not stored. The `last_*` fields are those of the frame before it. The `end_*` fields
-    are those of the newest end marker, `hole_epoch` is the newest epoch with a hole, `repeats` counts repeated messages. A
-    `closed` scenario stores nothing more.
+    are those of the newest end marker, `hole_epoch` is the newest epoch with a hole, `repeats` counts repeated messages. `lost`
+    says why the live source has sent nothing since the last frame. A `closed` scenario stores nothing more.
     """
 
     epoch: int = 0
@@ -36,6 +36,7 @@ class Progress(msgspec.Struct, frozen=True):
     repeats: int = 0
     opened: SourceOpened | None = None
     warnings: Warnings = ()
+    lost: SourceLost | None = None
 
 
 class Verdict(StrEnum):
@@ -56,6 +57,8 @@ def advance(progress: Progress, message: Result) -> tuple[Progress, Verdict]:
         return progress, Verdict.IGNORED
     if isinstance(message, SourceOpened):
         return _apply_opened(progress, message)
+    if isinstance(message, SourceLost):
+        return msgspec.structs.replace(progress, lost=message), Verdict.STORED
     number = _number(message)
     if number > progress.next_frame:
         return msgspec.structs.replace(
@@ -117,6 +120,7 @@ def _apply_frame(progress: Progress, frame: Frame) -> Progress:
         last_pts=frame.pts,
         last_time_s=frame.time_s,
         warnings=warnings,
+        lost=None,
     )
 
 

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 import msgspec
 
-from vidflow.domain.scenario import State
+from vidflow.domain.scenario import DEPLOYED, State
 
 
 class WaitingFor(StrEnum):
@@ -14,6 +14,7 @@ class WaitingFor(StrEnum):
 
     BACKOFF: its backoff to end. ORCHESTRATOR: a leader. RELAY: a relay. POOL: any runner in its pool. RUNNER: a free slot in
     its pool. START: its worker to start. DRAIN: its worker to end. INBOX: the inbox to catch up.
+    SOURCE: its live source, which sends nothing.
     """
 
     BACKOFF = "backoff"
@@ -24,6 +25,7 @@ class WaitingFor(StrEnum):
     START = "start"
     DRAIN = "drain"
     INBOX = "inbox"
+    SOURCE = "source"
 
 
 class ComponentStatus(msgspec.Struct, frozen=True):
@@ -39,8 +41,13 @@ class ComponentStatus(msgspec.Struct, frozen=True):
     empty_pool: bool = False
 
 
-def find_waiting_for(state: State, due: bool, components: ComponentStatus) -> WaitingFor | None:  # noqa: FBT001 - a fact, not a switch
-    """Return what a scenario in `state` waits for, None if it is being processed or has ended. `due`: its backoff is over."""
+def find_waiting_for(
+    state: State, *, due: bool, components: ComponentStatus, source_lost: bool = False
+) -> WaitingFor | None:
+    """Return what a scenario in `state` waits for, None if it is being processed or has ended.
+
+    `due`: its backoff is over. `source_lost`: its worker has reported that its live source sends nothing.
+    """
     if state is State.INACTIVE:
         return None
     if state is State.INIT_STARTUP and not due:
@@ -51,8 +58,8 @@ def find_waiting_for(state: State, due: bool, components: ComponentStatus) -> Wa
         return WaitingFor.ORCHESTRATOR
     if not components.caught_up:
         return WaitingFor.INBOX
-    if state is State.ACTIVE:
-        return None
+    if state is State.ACTIVE or (source_lost and state in DEPLOYED):
+        return WaitingFor.SOURCE if source_lost else None
     if not components.relays:
         return WaitingFor.RELAY
     return WaitingFor.START if state is State.IN_STARTUP_PROCESSING else WaitingFor.DRAIN

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from psycopg.rows import dict_row
 
-from vidflow.domain.messages import EndReason, SourceOpened
+from vidflow.domain.messages import EndReason, SourceLost, SourceOpened
 from vidflow.domain.progress import Progress
 from vidflow.domain.warnings import Warnings
 from vidflow.infra.postgres.connection import Connection
@@ -59,6 +59,7 @@ def _decode_progress(row: dict[str, Any]) -> Progress:
     values = {name: row[name] for name in Progress.__struct_fields__}
     values["end_reason"] = decode_end_reason(values["end_reason"])
     values["opened"] = msgspec.convert(values["opened"], SourceOpened | None)
+    values["lost"] = msgspec.convert(values["lost"], SourceLost | None)
     values["warnings"] = msgspec.convert(values["warnings"], Warnings)
     return Progress(**values)
 
@@ -73,18 +74,18 @@ def write_progress(tx: Connection, progress: Mapping[str, Progress]) -> None:
            SET next_frame = n.next_frame, origin_pts = n.origin_pts, time_base = n.time_base, last_pts = n.last_pts,
                last_time_s = n.last_time_s, end_epoch = n.end_epoch, end_last_frame = n.end_last_frame,
                end_reason = n.end_reason, hole_epoch = n.hole_epoch, repeats = n.repeats, opened = n.opened::jsonb,
-               warnings = n.warnings::jsonb
+               warnings = n.warnings::jsonb, lost = n.lost::jsonb
           FROM unnest(%b::uuid[], %b::bigint[], %b::bigint[], %b::text[], %b::bigint[], %b::float8[],
-                      %b::bigint[], %b::bigint[], %b::text[], %b::bigint[], %b::bigint[], %b::text[], %b::text[])
+                      %b::bigint[], %b::bigint[], %b::text[], %b::bigint[], %b::bigint[], %b::text[], %b::text[], %b::text[])
                AS n (scenario_uuid, next_frame, origin_pts, time_base, last_pts, last_time_s,
-                     end_epoch, end_last_frame, end_reason, hole_epoch, repeats, opened, warnings)
+                     end_epoch, end_last_frame, end_reason, hole_epoch, repeats, opened, warnings, lost)
          WHERE p.scenario_uuid = n.scenario_uuid
         """,
         columns(
             (
                 scenario_uuid, p.next_frame, p.origin_pts, p.time_base, p.last_pts, p.last_time_s, p.end_epoch, p.end_last_frame,
                 p.end_reason.value if p.end_reason else None, p.hole_epoch, p.repeats, to_json(p.opened) if p.opened else None,
-                to_json(p.warnings),
+                to_json(p.warnings), to_json(p.lost) if p.lost else None,
             )
             for scenario_uuid, p in progress.items()
         ),

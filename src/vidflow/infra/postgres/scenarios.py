@@ -31,7 +31,8 @@ _COLUMNS: Final = f"""
     {COMPONENT_STATUS_COLUMNS}"""
 _PROGRESS: Final = """
     coalesce(p.next_frame, 0) AS frames_stored, (p.opened ->> 'frames_expected')::bigint AS frames_expected,
-    coalesce(p.warnings, '[]')::text AS warnings"""
+    coalesce(p.warnings, '[]')::text AS warnings,
+    CASE WHEN (p.lost ->> 'epoch')::bigint = s.epoch THEN p.lost ->> 'error' END AS source_error"""
 # Size of a scenario in a response: a fixed part and the columns of variable length.
 _BYTES: Final = """
     2000 + octet_length(s.source) + octet_length(s.model) + octet_length(s.parameters::text) + octet_length(s.skips::text)
@@ -92,6 +93,7 @@ class ScenarioDetails(msgspec.Struct, frozen=True, kw_only=True):
     frames_stored: int
     frames_expected: int | None
     warnings: Warnings
+    source_error: ErrorInfo | None
     components: ComponentStatus
 
 
@@ -116,7 +118,7 @@ def insert_scenario(tx: Connection, new: NewScenario) -> ScenarioDetails:
             SELECT %(topic)s, scenario_uuid::text, 'start', 0, convert_to(replace(%(start)s, %(placeholder)s, scenario_uuid::text), 'UTF8')
               FROM generated
         )
-        SELECT {_COLUMNS}, 0::bigint AS frames_stored, NULL::bigint AS frames_expected, '[]' AS warnings FROM s
+        SELECT {_COLUMNS}, 0::bigint AS frames_stored, NULL::bigint AS frames_expected, '[]' AS warnings, NULL AS source_error FROM s
     """  # noqa: S608 - constant columns
     values = {
         **msgspec.structs.asdict(new),
@@ -228,6 +230,7 @@ def _decode_details(row: dict[str, Any]) -> ScenarioDetails:
             "outcome": Outcome(row["outcome"]) if row["outcome"] else None,
             "error": msgspec.json.decode(row["error"], type=ErrorInfo) if row["error"] else None,
             "parameters": msgspec.json.decode(row["parameters"], type=Parameters),
+            "source_error": msgspec.json.decode(row["source_error"], type=ErrorInfo) if row["source_error"] else None,
             "warnings": msgspec.json.decode(row["warnings"], type=Warnings),
             "skips": msgspec.json.decode(row["skips"], type=tuple[Skip, ...]),
             "due": is_due(row.pop("due_in_s")),

@@ -306,9 +306,7 @@ def _open_camera(source: _Source) -> InputContainer:
                     continue
                 if is_secure:
                     _require_valid_certificate(source)
-                if isinstance(error, av.error.ArgumentError | av.error.InvalidDataError):
-                    raise _build_file_error(error, source.display_name) from error
-                raise _build_camera_error(error.strerror, source.display_name) from error
+                raise _build_refusal(error, source.display_name) from error
     raise _build_camera_error("its name has no address", source.display_name)
 
 
@@ -363,6 +361,25 @@ def _build_camera_error(reason: str, display_name: str) -> Unavailable:
         f"{display_name} does not answer ({reason}). Check that its server or camera is running and that the runner can reach it.",
         code="source_unreachable",
     )
+
+
+def _build_refusal(error: av.error.FFmpegError, display_name: str) -> SourceError | Unavailable:
+    """Return the error to raise for a camera that FFmpeg could not open."""
+    if isinstance(error, av.error.HTTPUnauthorizedError):
+        return SourceError(
+            f"{display_name} wants another login (401 Unauthorized). Give the camera's user and password: rtsp://user:password@host/...",
+            code="source_unauthorized",
+        )
+    if isinstance(error, av.error.HTTPForbiddenError):
+        return SourceError(
+            f"{display_name} refuses this login (403 Forbidden). Check its permissions.", code="source_denied"
+        )
+    if isinstance(error, av.error.HTTPNotFoundError):
+        return SourceError(
+            f"{display_name} does not exist on its server (404 Not Found). Check the path, or whether the camera is connected to it.",
+            code="source_not_found",
+        )
+    return _build_camera_error(error.strerror, display_name)
 
 
 def _build_file_error(error: av.error.FFmpegError, display_name: str, hint: str = "") -> SourceError:

@@ -15,7 +15,7 @@ from vidflow.domain import messages
 from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.frame_rate import frame_rate_to_json, parse_frame_rate
 from vidflow.domain.redaction import redact
-from vidflow.domain.waiting import find_waiting_for
+from vidflow.domain.waiting import WaitingFor, find_waiting_for
 from vidflow.domain.warnings import ScenarioWarning, describe_warning
 from vidflow.infra.models.registry import ModelListing
 from vidflow.infra.postgres.gaps import GapRow
@@ -31,6 +31,9 @@ _CORRUPT: Final = ',"corrupt":true'
 
 def build_scenario(details: ScenarioDetails) -> contract.ScenarioResponse:
     """Return a scenario's current state."""
+    waiting_for = find_waiting_for(
+        details.state, due=details.due, components=details.components, source_lost=details.source_error is not None
+    )
     return contract.ScenarioResponse(
         scenario_uuid=details.scenario_uuid,
         source=redact_source(details.source),
@@ -48,7 +51,10 @@ def build_scenario(details: ScenarioDetails) -> contract.ScenarioResponse:
         resume_frame=details.resume_frame,
         frames_stored=details.frames_stored,
         frames_expected=details.frames_expected,
-        waiting_for=find_waiting_for(details.state, details.due, details.components),
+        waiting_for=waiting_for,
+        source_error=_build_error(details.source_error)
+        if details.source_error is not None and waiting_for is WaitingFor.SOURCE
+        else None,
         created_at=_utc(details.created_at),
         state_changed_at=_utc(details.state_changed_at),
         skips=tuple(contract.Skip(skip.after_pts, skip.frames) for skip in details.skips),

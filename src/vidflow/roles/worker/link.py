@@ -162,12 +162,14 @@ class Link:
 
     def report_end(self, reason: EndReason, error: ErrorInfo | None = None, *, fatal: bool = False) -> None:
         """Report the end of the worker."""
-        if error is not None:
-            # Mask before cutting: a secret that is cut in half would not be recognised.
-            message = redact(error.message, self._secrets)[:_MESSAGE_CHARACTERS]
-            error = msgspec.structs.replace(error, code=error.code[:100], message=message)
         self._send(WorkerProgress(self._next_frame, self._waits_for))
-        self._send(WorkerEnd(reason, error, fatal))
+        self._send(WorkerEnd(reason, error and self.redact(error), fatal))
+
+    def redact(self, error: ErrorInfo) -> ErrorInfo:
+        """Return the error without secrets, and not longer than a message may be."""
+        # Mask before cutting: a secret that is cut in half would not be recognised.
+        message = redact(error.message, self._secrets)[:_MESSAGE_CHARACTERS]
+        return msgspec.structs.replace(error, code=error.code[:100], message=message)
 
     def _send(self, message: WorkerMessage) -> None:
         self._messages.send_bytes(msgspec.json.encode(message))

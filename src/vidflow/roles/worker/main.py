@@ -6,15 +6,27 @@ It ends at the end of the video, when its runner orders it to finish, or with an
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from vidflow.domain.detections import InferenceError
-from vidflow.domain.errors import SourceError
+from vidflow.domain.errors import SourceError, build_error_info
 from vidflow.domain.frame_rate import parse_frame_rate
-from vidflow.domain.messages import Deploy, End, EndReason, Frame, Gap, PoisonPolicy, SourceOpened, WorkerWait
+from vidflow.domain.messages import (
+    Deploy,
+    End,
+    EndReason,
+    Frame,
+    Gap,
+    PoisonPolicy,
+    SourceLost,
+    SourceOpened,
+    WorkerWait,
+)
 from vidflow.infra.models.model import Model
 from vidflow.infra.process.crashpoint import crashpoint
 from vidflow.infra.video import ReadingStopped, Video
+from vidflow.infra.video.open import is_live
+from vidflow.infra.video.source import SourceInfo
 from vidflow.roles.worker import infer, read
 from vidflow.roles.worker.link import Link, Task
 from vidflow.roles.worker.send import DeliveryFailed, ResultSender, ResultTooLarge
@@ -22,14 +34,30 @@ from vidflow.roles.worker.step_timer import StepTimer
 
 T = TypeVar("T")
 
+STOP_CHECK_S: Final = 0.25
+"""How often a worker on a live source looks whether it is to finish."""
+
 
 def process(task: Task, link: Link) -> EndReason:
     """Do the task and return why it ended.
 
     Everything sent is acknowledged when this returns, or raises an error other than DeliveryFailed.
     """
+    results = ResultSender(task.kafka, task.deploy.scenario_uuid, link)
+    try:
+        return _process_live(task, link, results) if is_live(task.deploy.source) else _process_file(task, link, results)
+    except DeliveryFailed:
+        raise
+    except Exception:
+        failed_wait = link.current_wait  # report the step that failed, not the flush
+        results.flush()
+        link.report_wait(failed_wait)
+        raise
+
+
+def _process_file(task: Task, link: Link, results: ResultSender) -> EndReason:
+    """Process a source that has a beginning, to its end."""
     deploy = task.deploy
-    results = ResultSender(task.kafka, deploy.scenario_uuid, link)
     try:
         opened = read.open_source(
             deploy, task.media_root, any_file=task.any_file, access=task.sources, interruption=link.finish_order
@@ -38,18 +66,39 @@ def process(task: Task, link: Link) -> EndReason:
         return _finish(deploy, deploy.resume.next_frame - 1, link, results)
     with opened as video:
         try:
-            try:
-                model = infer.load(deploy, task.models_dir, any_onnx=task.any_onnx)
-            finally:
-                results.send(_build_source_opened(deploy, video))
-            return _process_frames(deploy, video, model, link, results)
-        except DeliveryFailed:
-            raise
-        except Exception:
-            failed_wait = link.current_wait  # report the step that failed, not the flush
-            results.flush()
-            link.report_wait(failed_wait)
-            raise
+            model = infer.load(deploy, task.models_dir, any_onnx=task.any_onnx)
+        finally:
+            results.send(_build_source_opened(deploy, video.source))
+        return _process_frames(deploy, video, model, link, results)
+
+
+def _process_live(task: Task, link: Link, results: ResultSender) -> EndReason:
+    """Process the newest frames of a live source until the runner orders the worker to finish."""
+    deploy = task.deploy
+    model = infer.load(deploy, task.models_dir, any_onnx=task.any_onnx)
+    link.report_wait(WorkerWait.SOURCE)
+    timer = StepTimer(link)
+    last_frame, is_opened, reported = deploy.resume.next_frame - 1, False, ""
+    with read.open_live(deploy, model.batch, access=task.sources, interruption=link.finish_order) as reader:
+        while link.finish_reason is None:
+            source, steps = reader.wait_for_source(STOP_CHECK_S), reader.take(STOP_CHECK_S)
+            if source is not None and not is_opened:
+                results.send(_build_source_opened(deploy, source))
+                is_opened = True
+            if steps:
+                reported = ""
+            elif (outage := reader.outage) is not None and outage.code != reported:
+                reported = outage.code
+                results.send(SourceLost(deploy.scenario_uuid, deploy.epoch, link.redact(build_error_info(outage))))
+            for step in read.group_newest(steps, deploy):
+                if isinstance(step, Gap):
+                    results.send(step)
+                    continue
+                link.report_wait(WorkerWait.INFERENCE)
+                last_frame = _infer_and_send(deploy, step, model, link, results, timer)
+                link.report_wait(WorkerWait.SOURCE)
+    timer.report()
+    return _finish(deploy, last_frame, link, results)
 
 
 def _process_frames(deploy: Deploy, video: Video, model: Model, link: Link, results: ResultSender) -> EndReason:
@@ -134,8 +183,7 @@ def _take_until_finish(steps: Iterator[T], link: Link) -> Iterator[T]:
         yield step
 
 
-def _build_source_opened(deploy: Deploy, video: Video) -> SourceOpened:
-    source = video.source
+def _build_source_opened(deploy: Deploy, source: SourceInfo) -> SourceOpened:
     return SourceOpened(
         deploy.scenario_uuid, deploy.epoch, source.width, source.height, source.duration_s,
         source.estimate_kept_frames(parse_frame_rate(deploy.fps)),

@@ -12,22 +12,29 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from vidflow.domain.errors import SourceError
+from vidflow.domain.errors import SourceError, Unavailable
+from vidflow.domain.frame_rate import parse_frame_rate
 from vidflow.domain.messages import Deploy, Gap, GapReason, ResumePoint
 from vidflow.domain.redaction import redact
 from vidflow.domain.source_access import SourceAccess
 from vidflow.infra import video as videos
 from vidflow.infra.confinement import OutsideFolder, resolve_inside
 from vidflow.infra.video import Interruption, KeptFrame, Video, open_video
+from vidflow.infra.video.live import LiveReader
 from vidflow.infra.video.warmup import read_warmup_frames
 
 MAX_BATCH_WAIT_S: Final = 0.25
 """Longest time a partial batch waits before it is inferred, so that results come soon even if frames are rare."""
+FATAL_LIVE_CODES: Final = frozenset(
+    {"source_unauthorized", "source_denied", "source_refused", "source_tls", "source_forbidden"}
+)
+"""Errors of a live source that no later attempt mends. It is waited for after any other one."""
 _URL: Final = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 _NETWORK: Final = re.compile(r"^(https?|rtsps?)://", re.IGNORECASE)
 
@@ -61,6 +68,35 @@ def open_source(
         access=access,
         interruption=interruption,
     )
+
+
+def open_live(deploy: Deploy, capacity: int, *, access: SourceAccess, interruption: Interruption) -> LiveReader:
+    """Return a reader of a live source, which waits for the source as long as it takes. `capacity`: frames that may wait at most."""
+    return LiveReader(
+        partial(open_video, deploy.source, access=access, interruption=interruption),
+        display_name=redact(deploy.source),
+        is_fatal=lambda error: error.code in FATAL_LIVE_CODES or not isinstance(error, SourceError | Unavailable),
+        rate=parse_frame_rate(deploy.fps),
+        resume=deploy.resume,
+        capacity=capacity,
+    )
+
+
+def group_newest(steps: Iterable[KeptFrame | videos.FrameGap], deploy: Deploy) -> Iterator[FrameBatch | Gap]:
+    """Yield gaps, and the frames between two of them as one batch."""
+    batch: list[NumberedFrame] = []
+    for step in steps:
+        if isinstance(step, KeptFrame):
+            batch.append(NumberedFrame(step.frame_number, step))
+            continue
+        if batch:
+            yield FrameBatch(tuple(batch))
+            batch = []
+        yield Gap(
+            deploy.scenario_uuid, deploy.epoch, step.after_frame, step.from_s, step.to_s, step.reason, step.frames
+        )
+    if batch:
+        yield FrameBatch(tuple(batch))
 
 
 def resolve_source(source: str, media_root: Path | None, *, any_file: bool) -> str:

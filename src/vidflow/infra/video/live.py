@@ -1,0 +1,339 @@
+"""Read a live source: connect, keep its socket drained, reconnect for ever, and hand on the newest frames that sampling keeps.
+
+Each connection has a thread, which decodes and samples. A second thread watches it and opens the next one. The caller takes what has
+become of this, in its own time.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fractions import Fraction
+from types import TracebackType
+from typing import Final, Self
+
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+
+from vidflow import VERSIONS
+from vidflow.domain.errors import Unavailable, VidflowError, build_internal_error
+from vidflow.domain.live_clock import CAPTURE_TIME_BASE, LiveClock
+from vidflow.domain.messages import GapReason, ResumePoint
+from vidflow.domain.newest_frames import LiveGap, NewestFrames
+from vidflow.domain.sampling import Sampler, Timeline, compute_cells
+from vidflow.infra.video.frames import FrameGap, KeptFrame
+from vidflow.infra.video.open import Video
+from vidflow.infra.video.packets import LostPacket
+from vidflow.infra.video.pixels import Orientation, displayed_size, read_orientation
+from vidflow.infra.video.source import SourceInfo
+
+SILENCE_S: Final = 2.0
+SILENT_FRAMES: Final = 3
+"""A source that has sent nothing for this many frame durations, and SILENCE_S, is lost."""
+OPENING_S: Final = 15.0
+"""Longer than FFmpeg's own limit. A connection that takes longer is left to itself."""
+FIRST_PAUSE_S: Final = 0.1
+USUAL_PAUSE_S: Final = 0.5
+LONGEST_PAUSE_S: Final = 10.0
+LONG_OUTAGE_S: Final = 150.0
+"""After an outage of this length, a source is tried each LONGEST_PAUSE_S; before, each USUAL_PAUSE_S."""
+MAX_BURST_FRAMES: Final = 64
+"""Frames that may arrive at once when a connection begins. More are placed by the first of them."""
+_FOREVER_S: Final = Fraction(10**9)
+
+
+def compute_pause_s(failures: int, outage_s: float) -> float:
+    """Return the pause before the next attempt, after so many in a row that failed."""
+    if outage_s > LONG_OUTAGE_S:
+        return LONGEST_PAUSE_S
+    return min(FIRST_PAUSE_S * 2.0 ** min(failures, 10), USUAL_PAUSE_S)
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """A sampled frame that has no number yet."""
+
+    decoded: VideoFrame
+    captured_us: int
+    time_s: float
+    info: SourceInfo
+    clock_jumps: int
+
+
+@dataclass(slots=True)
+class _Connection:
+    """A connection: when it was last heard (None: no frame yet), and whether and why it ended. Guarded by the reader's lock."""
+
+    began_s: float
+    heard_s: float | None = None
+    has_ended: bool = False
+    error: VidflowError | None = None
+    first: list[tuple[VideoFrame, int]] | None = field(default_factory=list)
+    """The first frames and when they arrived. None once they are placed."""
+
+
+class LiveReader:
+    """The newest frames of a live source. Use it on one thread, as a context manager.
+
+    `open_connection` opens the source and decodes its first frame; it is called on other threads. `is_fatal`: whether its error ends
+    the reading. `rate`: kept frames a second (None: all). `capacity`: how many frames wait at most; older ones are dropped and
+    reported as a gap.
+    """
+
+    def __init__(
+        self,
+        open_connection: Callable[[], Video],
+        display_name: str,
+        is_fatal: Callable[[VidflowError], bool],
+        rate: Fraction | None,
+        resume: ResumePoint,
+        capacity: int,
+    ) -> None:
+        self._open_connection, self._display_name, self._is_fatal = open_connection, display_name, is_fatal
+        self._rate, self._resume = rate, resume
+        self._lock = threading.Condition()
+        self._frames: NewestFrames[_Picture] = NewestFrames(capacity)
+        self._clock = LiveClock(resume.last_pts)
+        self._sampler: Sampler | None = None
+        self._number = resume.next_frame
+        self._hole: GapReason | None = None if resume.last_pts is None else GapReason.REDEPLOYED
+        self._lost_packets = 0
+        self._reported_jumps = 0
+        self._kept_us = resume.last_pts  # the capture time of the last frame that was kept
+        self._connection: _Connection | None = None
+        self._info: SourceInfo | None = None
+        self._failure: VidflowError | None = None
+        self._outage: VidflowError | None = None
+        self._stopped = False
+        self._orientations: dict[int, Orientation] = {}
+        self._scaler = VideoReformatter()
+        self._watcher = threading.Thread(target=self._keep_connected, name="live source", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._watcher.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._stopped, self._connection = True, None
+            self._lock.notify_all()
+
+    @property
+    def outage(self) -> VidflowError | None:
+        """Why the source sends no frames, None if it does or was not tried yet."""
+        with self._lock:
+            return self._outage
+
+    def wait_for_source(self, timeout_s: float) -> SourceInfo | None:
+        """Return the source's properties once it has sent a frame; None if it has not in this time. Raises its fatal error."""
+        with self._lock:
+            self._lock.wait_for(lambda: self._info is not None or self._failure is not None, timeout_s)
+            if self._failure is not None:
+                raise self._failure
+            return self._info
+
+    def take(self, timeout_s: float) -> list[KeptFrame | FrameGap]:
+        """Return the newest frames and the gaps before them, in order. Wait up to `timeout_s` if there are none.
+
+        Raises the source's fatal error once all frames before it are taken.
+        """
+        with self._lock:
+            self._lock.wait_for(lambda: len(self._frames) or self._failure is not None, timeout_s)
+            taken = self._frames.take()
+            if not taken and self._failure is not None:
+                raise self._failure
+        return [self._number_step(step) for step in taken]
+
+    def _number_step(self, step: _Picture | LiveGap) -> KeptFrame | FrameGap:
+        if isinstance(step, LiveGap):
+            return FrameGap(self._number - 1, step.from_s, step.to_s, step.frames, step.reason)
+        number, self._number = self._number, self._number + 1
+        orientation = self._orientation(step.decoded)
+        width, height = displayed_size(step.decoded, orientation, step.info.pixel_aspect, step.info.crop)
+        origin = self._sampler.timeline.origin if self._sampler else None
+        return KeptFrame(
+            frame_number=number, pts=step.captured_us, time_base=CAPTURE_TIME_BASE, origin_pts=origin or 0, time_s=step.time_s,
+            width=width, height=height, corrupt=step.decoded.is_corrupt, decoded=step.decoded, orientation=orientation,
+            crop=step.info.crop, scaler=self._scaler, clock_jumps=step.clock_jumps,
+        )  # fmt: skip
+
+    def _orientation(self, frame: VideoFrame) -> Orientation:
+        orientation = self._orientations.get(frame.rotation)
+        if orientation is None:
+            orientation = self._orientations[frame.rotation] = read_orientation(frame)
+        return orientation
+
+    # --- the watching thread
+
+    def _keep_connected(self) -> None:
+        """Open a connection whenever there is none, until the reader is closed or the source fails for good."""
+        failures, lost_s = 0, time.monotonic()
+        while True:
+            connection = _Connection(time.monotonic())
+            with self._lock:
+                if self._stopped:
+                    return
+                self._connection = connection
+            threading.Thread(target=self._read, args=(connection,), name="live connection", daemon=True).start()
+            with self._lock:
+                self._wait_until_lost(connection)
+                self._connection = None  # what a connection that was left to itself reads has no effect any more
+                if self._is_over():
+                    return
+                if self._note_lost(connection):
+                    failures, lost_s = 0, time.monotonic()
+                self._lock.wait_for(lambda: self._stopped, compute_pause_s(failures, time.monotonic() - lost_s))
+            failures += 1
+
+    def _wait_until_lost(self, connection: _Connection) -> None:
+        """Wait until the connection has ended or is silent for too long, or the reader is closed."""
+        while not self._stopped and not connection.has_ended:
+            since_s, limit_s = connection.began_s, OPENING_S
+            if connection.heard_s is not None:
+                since_s, limit_s = connection.heard_s, self._silence_s()
+            remaining_s = since_s + limit_s - time.monotonic()
+            if remaining_s <= 0:
+                return
+            self._lock.wait(remaining_s)
+
+    def _is_over(self) -> bool:
+        return self._stopped or self._failure is not None
+
+    def _note_lost(self, connection: _Connection) -> bool:
+        """Record why there is no connection. Return whether the lost one had sent frames."""
+        self._outage = connection.error or self._build_silence_error(connection)
+        if connection.heard_s is None:
+            return False
+        self._hole = GapReason.RECONNECTING if connection.has_ended else GapReason.STALLED
+        return True
+
+    def _build_silence_error(self, connection: _Connection) -> Unavailable:
+        if connection.has_ended:
+            return Unavailable(
+                f"{self._display_name} ended its stream. Waiting until it sends again.", code="source_unreachable"
+            )
+        return Unavailable(f"{self._display_name} sends nothing. Waiting until it sends again.", code="source_timeout")
+
+    def _silence_s(self) -> float:
+        interval_s = float(self._sampler.timeline.interval_s) if self._sampler else 0.0
+        return max(SILENCE_S, SILENT_FRAMES * interval_s)
+
+    # --- the thread of a connection
+
+    def _read(self, connection: _Connection) -> None:
+        """Decode and sample until the connection ends, or is no longer the current one."""
+        error: VidflowError | None = None
+        try:
+            with self._open_connection() as video:
+                for event in video.events():
+                    if not self._note_event(connection, video.source, event):
+                        return
+        except VidflowError as failure:
+            error = failure
+        except BaseException as failure:  # noqa: BLE001 - raised by `take`
+            error = build_internal_error(failure, VERSIONS, "the runner's log")
+        with self._lock:
+            connection.has_ended, connection.error = True, error
+            if error is not None and connection is self._connection and self._is_fatal(error):
+                self._failure = error
+            self._lock.notify_all()
+
+    def _note_event(self, connection: _Connection, info: SourceInfo, event: VideoFrame | LostPacket) -> bool:
+        """Place and sample a frame. Return False if the connection is no longer the current one."""
+        arrived_us = time.time_ns() // 1000
+        with self._lock:
+            if connection is not self._connection:
+                return False
+            if connection.heard_s is None:
+                self._begin_connection(info)
+            connection.heard_s = time.monotonic()
+            if isinstance(event, LostPacket):
+                self._lost_packets += 1
+            elif connection.first is None:
+                self._place(event, arrived_us, info)
+            else:
+                self._note_first_frame(connection, connection.first, event, arrived_us, info)
+            return True
+
+    def _note_first_frame(
+        self,
+        connection: _Connection,
+        first: list[tuple[VideoFrame, int]],
+        frame: VideoFrame,
+        arrived_us: int,
+        info: SourceInfo,
+    ) -> None:
+        """Keep the frames that FFmpeg or the server had stored, and that arrive at once, until it is known when they were captured."""
+        is_burst = not first or arrived_us - first[-1][1] < self._interval_us() // 2
+        first.append((frame, arrived_us))
+        if is_burst and len(first) < MAX_BURST_FRAMES:
+            return
+        connection.first = None
+        self._clock = self._clock.connect(info.time_base, [(frame.pts, arrived) for frame, arrived in first])
+        for early, early_us in first:
+            self._place(early, early_us, info)
+
+    def _place(self, frame: VideoFrame, arrived_us: int, info: SourceInfo) -> None:
+        self._clock, is_placed = self._clock.place(frame.pts, arrived_us)
+        if is_placed:
+            self._sample(frame, info)
+
+    def _interval_us(self) -> int:
+        assert self._sampler is not None
+        return round(self._sampler.timeline.interval_s / CAPTURE_TIME_BASE)
+
+    def _begin_connection(self, info: SourceInfo) -> None:
+        self._outage = None
+        if self._sampler is None:
+            self._sampler = self._build_sampler(info)
+        self._info = info
+        self._lock.notify_all()
+
+    def _build_sampler(self, info: SourceInfo) -> Sampler:
+        """Return the sampler that continues after the stored frames."""
+        nominal = info.build_timeline()
+        timeline = Timeline(
+            CAPTURE_TIME_BASE, nominal.interval_s, _FOREVER_S, self._resume.origin_pts, self._resume.last_pts
+        )
+        last = self._resume.last_pts
+        cells = None if last is None else compute_cells(last, timeline, self._rate)
+        return Sampler(timeline, self._rate, self._resume.next_frame, cells)
+
+    def _sample(self, frame: VideoFrame, info: SourceInfo) -> None:
+        earlier, captured_us = self._sampler, self._clock.captured_us
+        assert earlier is not None
+        assert captured_us is not None
+        self._sampler, is_kept = earlier.place_frame(captured_us).represent_tick()
+        if not is_kept:
+            return
+        timeline = self._sampler.timeline
+        time_s = float(timeline.seconds_since_start(captured_us))
+        reason = self._hole or (GapReason.CORRUPT if self._lost_packets else None)
+        if reason is not None and self._kept_us is not None:
+            missing = count_missing(earlier, self._sampler)
+            from_s = float(timeline.seconds_since_start(self._kept_us) + self._kept_interval_s())
+            if missing:
+                self._frames.add_gap(min(from_s, time_s), missing, reason)
+        self._hole, self._lost_packets, self._kept_us = None, 0, captured_us
+        jumps, self._reported_jumps = self._clock.jumps - self._reported_jumps, self._clock.jumps
+        self._frames.add(_Picture(frame, captured_us, time_s, info, jumps), time_s)
+        self._lock.notify_all()
+
+    def _kept_interval_s(self) -> Fraction:
+        assert self._sampler is not None
+        interval_s = self._sampler.timeline.interval_s
+        return interval_s if self._rate is None else max(interval_s, 1 / self._rate)
+
+
+def count_missing(earlier: Sampler, later: Sampler) -> int:
+    """Return how many frames sampling would have kept between the last frame of each."""
+    if earlier.rate is not None and earlier.cells is not None and later.cells is not None:
+        return max(0, later.cells[0] - earlier.cells[0] - 1)
+    before, after = earlier.timeline.tick, later.timeline.tick
+    if before is None or after is None:
+        return 0
+    return max(0, round((after - before) * later.timeline.time_base / later.timeline.interval_s) - 1)

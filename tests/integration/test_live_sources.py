@@ -1,0 +1,162 @@
+"""Live sources: what becomes of a camera that is absent, lost, frozen or faster than the model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from functools import partial
+from itertools import pairwise
+
+import pytest
+from tests.integration.api_server import free_port
+from tests.rtsp.camera import Camera, is_installed
+
+from vidflow.domain.errors import Unavailable
+from vidflow.domain.messages import GapReason, ResumePoint
+from vidflow.domain.sampling import format_time_base
+from vidflow.domain.source_access import SourceAccess, allow_local_networks
+from vidflow.infra.video import FrameGap, KeptFrame, open_video
+from vidflow.infra.video.live import LiveReader
+
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(
+        not is_installed(), reason="no RTSP server: install gir1.2-gst-rtsp-server-1.0 and python3-gst-1.0"
+    ),
+]
+FPS = 25
+LIMIT_S = 30.0
+
+
+@pytest.fixture
+def camera() -> Iterator[Camera]:
+    with Camera(free_port(), FPS) as camera:
+        yield camera
+
+
+def reader(
+    camera: Camera, rate: Fraction | None = None, resume: ResumePoint | None = None, capacity: int = 1
+) -> LiveReader:
+    opened = partial(open_video, camera.url, access=allow_local_networks(SourceAccess()))
+    return LiveReader(
+        opened, camera.url, lambda error: not isinstance(error, Unavailable), rate, resume or ResumePoint(), capacity
+    )
+
+
+def take_until(live: LiveReader, is_enough: Callable[[list[KeptFrame | FrameGap]], bool]) -> list[KeptFrame | FrameGap]:
+    """Take frames and gaps until they are enough."""
+    taken: list[KeptFrame | FrameGap] = []
+    deadline_s = time.monotonic() + LIMIT_S
+    while not is_enough(taken):
+        assert time.monotonic() < deadline_s, taken[-3:]
+        taken += live.take(0.25)
+    return taken
+
+
+def frames(taken: list[KeptFrame | FrameGap]) -> list[KeptFrame]:
+    return [step for step in taken if isinstance(step, KeptFrame)]
+
+
+def gaps(taken: list[KeptFrame | FrameGap], reason: GapReason) -> list[FrameGap]:
+    return [step for step in taken if isinstance(step, FrameGap) and step.reason is reason]
+
+
+def has_frames(count: int) -> Callable[[list[KeptFrame | FrameGap]], bool]:
+    return lambda taken: len(frames(taken)) >= count
+
+
+def has_gap(reason: GapReason) -> Callable[[list[KeptFrame | FrameGap]], bool]:
+    return lambda taken: bool(gaps(taken, reason)) and isinstance(taken[-1], KeptFrame)
+
+
+def assert_accounted_for(taken: list[KeptFrame | FrameGap]) -> None:
+    """Assert that time goes on, and that frames and gaps together are all frames of the camera's rate."""
+    times = [step.time_s if isinstance(step, KeptFrame) else step.from_s for step in taken]
+    assert times == sorted(times)
+    kept = frames(taken)
+    assert [frame.frame_number for frame in kept] == list(range(kept[0].frame_number, kept[-1].frame_number + 1))
+    missing = sum(step.frames or 0 for step in taken[taken.index(kept[0]) :] if isinstance(step, FrameGap))
+    assert len(kept) + missing == pytest.approx((kept[-1].time_s - kept[0].time_s) * FPS + 1, abs=2)
+
+
+def test_frames_have_the_times_at_which_they_were_captured(camera: Camera) -> None:
+    with reader(camera, capacity=10) as live:
+        taken = take_until(live, has_frames(50))
+    assert all(frame.pts - frame.origin_pts == round(frame.time_s * 1e6) for frame in frames(taken))
+    steps = [(later.time_s - frame.time_s) * FPS for frame, later in pairwise(frames(taken))]
+    assert steps == pytest.approx([round(step) for step in steps], abs=0.05)
+    assert_accounted_for(taken)
+
+
+def test_a_rate_keeps_every_fifth_frame(camera: Camera) -> None:
+    with reader(camera, Fraction(5)) as live:
+        kept = frames(take_until(live, has_frames(12)))[2:]
+    assert all(later.time_s - frame.time_s == pytest.approx(0.2, abs=0.001) for frame, later in pairwise(kept))
+
+
+def test_a_camera_that_is_killed_and_comes_back_leaves_a_gap_and_time_goes_on(camera: Camera) -> None:
+    with reader(camera) as live:
+        taken = take_until(live, has_frames(30))
+        camera.kill()
+        lost_s = time.time()
+        taken += take_until(live, lambda _: live.outage is not None)
+        camera.start()
+        taken += take_until(live, has_gap(GapReason.RECONNECTING))
+    (gap,) = gaps(taken, GapReason.RECONNECTING)
+    after = next(frame for frame in frames(taken) if frame.time_s >= gap.to_s)
+    assert after.pts / 1e6 >= lost_s
+    assert_accounted_for(taken)
+
+
+def test_a_frozen_camera_is_noticed_and_its_silence_is_a_gap(camera: Camera) -> None:
+    with reader(camera) as live:
+        taken = take_until(live, has_frames(30))
+        camera.freeze()
+        taken += take_until(live, lambda _: live.outage is not None)
+        assert live.outage is not None
+        assert live.outage.code == "source_timeout"
+        camera.thaw()
+        taken += take_until(live, has_gap(GapReason.STALLED))
+    assert_accounted_for(taken)
+
+
+def test_a_camera_that_is_absent_at_first_is_waited_for() -> None:
+    camera = Camera(free_port(), FPS)
+    with reader(camera) as live:
+        assert take_until(live, lambda _: live.outage is not None) == []
+        assert live.wait_for_source(0.0) is None
+        camera.start()
+        try:
+            taken = take_until(live, has_frames(1))
+        finally:
+            camera.kill()
+        assert live.wait_for_source(0.0) is not None
+    assert frames(taken)[0].frame_number == 0
+
+
+def test_a_slow_model_gets_the_newest_frame_and_the_others_are_counted(camera: Camera) -> None:
+    with reader(camera) as live:
+        taken = take_until(live, has_frames(1))
+        for _ in range(6):
+            time.sleep(0.4)  # stands for the model
+            taken += take_until(live, has_frames(1))
+    kept = frames(taken)
+    assert kept[-1].time_s - kept[0].time_s > 6 * 0.4 - 1  # it does not fall behind
+    assert len(gaps(taken, GapReason.DROPPED)) >= 5
+    assert_accounted_for(taken)
+
+
+def test_a_redeployed_run_continues_in_time_and_number_and_reports_the_hole(camera: Camera) -> None:
+    with reader(camera) as live:
+        first = frames(take_until(live, has_frames(10)))[-1]
+    resume = ResumePoint(
+        first.frame_number + 1, first.origin_pts, format_time_base(first.time_base), first.pts, first.time_s
+    )
+    with reader(camera, resume=resume) as live:
+        taken = take_until(live, has_frames(10))
+    assert frames(taken)[0].frame_number == first.frame_number + 1
+    assert frames(taken)[0].origin_pts == first.origin_pts
+    assert isinstance(taken[0], FrameGap)
+    assert taken[0].reason is GapReason.REDEPLOYED
+    assert_accounted_for([first, *taken])

@@ -1,0 +1,115 @@
+"""Capture times of live frames: exact within a connection, going on across connections."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fractions import Fraction
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vidflow.domain.live_clock import MAX_UNTIMED_FRAMES, LiveClock
+
+NOW_US = 1_800_000_000_000_000
+RTP = Fraction(1, 90_000)
+SECOND_US = 1_000_000
+
+
+def place_all(clock: LiveClock, frames: Iterable[tuple[int | None, int]]) -> tuple[LiveClock, list[int]]:
+    """Return the clock after the frames (pts and arrival), and the capture times since NOW_US of those that have one."""
+    times = []
+    for pts, arrived_us in frames:
+        clock, is_placed = clock.place(pts, NOW_US + arrived_us)
+        if is_placed:
+            assert clock.captured_us is not None
+            times.append(clock.captured_us - NOW_US)
+    return clock, times
+
+
+@given(st.lists(st.integers(0, 400_000), min_size=1, max_size=50))
+def test_times_within_a_connection_are_those_of_the_camera_whatever_the_network_delays(delays_us: list[int]) -> None:
+    frames = [(500 + 3600 * index, 40_000 * index + delay) for index, delay in enumerate(delays_us)]
+    _, times = place_all(LiveClock().connect(RTP), frames)
+    assert times == [delays_us[0] + 40_000 * index for index in range(len(delays_us))]
+
+
+def test_frames_that_were_stored_before_the_connection_have_the_times_at_which_they_were_captured() -> None:
+    frames = [(None, 0), (3600, 900_000), (7200, 901_000), (10_800, 902_000), (14_400, 942_000)]
+    clock = LiveClock().connect(RTP, [(pts, NOW_US + arrived_us) for pts, arrived_us in frames])
+    _, times = place_all(clock, frames[1:])
+    assert times == [822_000, 862_000, 902_000, 942_000]
+
+
+def test_time_goes_on_across_a_reconnect() -> None:
+    clock, _ = place_all(LiveClock().connect(RTP), [(0, 0), (3600, 40_000)])
+    clock, times = place_all(clock.connect(RTP), [(7_777, 8 * SECOND_US), (11_377, 8 * SECOND_US + 90_000)])
+    assert times == [8_000_000, 8_040_000]
+    assert (clock.jumps, clock.drifts) == (0, 0)
+
+
+def test_time_goes_on_after_the_last_stored_frame_of_an_earlier_runner_whose_clock_was_ahead() -> None:
+    _, times = place_all(LiveClock(NOW_US + 5).connect(RTP), [(0, 0), (3600, 40_000)])
+    assert times == [6, 40_006]
+
+
+def test_first_frames_without_pts_are_waited_out() -> None:
+    _, times = place_all(LiveClock().connect(RTP), [(None, 0), (3600, 40_000), (7200, 80_000)])
+    assert times == [40_000, 80_000]
+
+
+def test_a_source_without_any_pts_has_the_times_of_arrival() -> None:
+    frames = [(None, 40_000 * index) for index in range(MAX_UNTIMED_FRAMES + 2)]
+    _, times = place_all(LiveClock().connect(RTP), frames)
+    assert times == [40_000 * MAX_UNTIMED_FRAMES, 40_000 * (MAX_UNTIMED_FRAMES + 1)]
+
+
+def test_pts_that_are_not_to_be_trusted_are_ignored() -> None:
+    _, times = place_all(LiveClock().connect(None), [(0, 0), (3600, 200_000)])
+    assert times == [0, 200_000]
+
+
+def test_a_frame_without_pts_among_others_has_its_time_of_arrival() -> None:
+    _, times = place_all(LiveClock().connect(RTP), [(0, 0), (None, 45_000), (7200, 80_000)])
+    assert times == [0, 45_000, 80_000]
+
+
+def test_a_jump_of_pts_leaves_time_as_it_is() -> None:
+    frames = [(2**33 - 3600, 0), (0, 40_000), (3600, 80_000), (900_000_000, 120_000), (900_003_600, 160_000)]
+    clock, times = place_all(LiveClock().connect(RTP), frames)
+    assert times == [0, 40_000, 80_000, 120_000, 160_000]
+    assert (clock.jumps, clock.drifts) == (2, 0)
+
+
+@pytest.mark.parametrize("ticks_per_s", [91_000, 89_000])
+def test_a_camera_clock_that_drifts_is_corrected_without_a_step(ticks_per_s: int) -> None:
+    # 1.1 % fast or slow: 2 s after 180 s, then 1.5 s corrected in 38 s, and again 2 s after another 135 s.
+    frames = [(ticks_per_s * index // 25, 40_000 * index) for index in range(25 * 400)]
+    clock, times = place_all(LiveClock().connect(RTP), frames)
+    assert (clock.jumps, clock.drifts) == (0, 2)
+    assert all(abs(time - 40_000 * index) <= 2_010_000 for index, time in enumerate(times))
+    assert all(37_000 <= later - time <= 43_000 for time, later in pairwise(times))
+
+
+def test_a_pause_of_the_camera_is_a_pause_in_time() -> None:
+    frames = [(0, 0), (3600, 40_000), (90_000 * 60, 60 * SECOND_US), (90_000 * 60 + 3600, 60 * SECOND_US + 40_000)]
+    clock, times = place_all(LiveClock().connect(RTP), frames)
+    assert times == [0, 40_000, 60_000_000, 60_040_000]
+    assert clock.jumps == 0
+
+
+@given(
+    st.lists(
+        st.tuples(st.one_of(st.none(), st.integers(-(2**40), 2**40)), st.integers(0, 10**7), st.booleans()), max_size=60
+    )
+)
+def test_times_strictly_increase_whatever_the_source_sends(steps: list[tuple[int | None, int, bool]]) -> None:
+    clock, arrived_us, times = LiveClock().connect(RTP), 0, list[int]()
+    for pts, later_us, reconnects in steps:
+        arrived_us += later_us
+        if reconnects:
+            clock = clock.connect(RTP)
+        clock, placed = place_all(clock, [(pts, arrived_us)])
+        times += placed
+    assert times == sorted(set(times))
