@@ -52,7 +52,7 @@ TOPICS: Final = (
         "scenario_uuid",
         "worker",
         "inbox",
-        (messages.SourceOpened, messages.Frame, messages.Gap, messages.End),
+        (messages.SourceOpened, messages.SourceLost, messages.Frame, messages.Gap, messages.End),
         (clients.KIND_HEADER, clients.EPOCH_HEADER),
     ),
     Topic(topics.DEAD_LETTERS, "topic/partition/offset of the message", "inbox", "operator", (messages.DeadLetter,), _FROM_OUTBOX),
