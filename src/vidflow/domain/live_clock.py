@@ -15,7 +15,7 @@ from typing import Final
 CAPTURE_TIME_BASE: Final = Fraction(1, 1_000_000)
 """Seconds per tick of a capture time."""
 MAX_OFFSET_US: Final = 2_000_000
-"""How far capture times may be ahead of the arrivals or behind them before they are corrected."""
+"""How far capture times may differ from the arrivals before they are corrected."""
 SETTLED_OFFSET_US: Final = 500_000
 """The correction ends at this offset."""
 CORRECTION: Final = Fraction(1, 20)
