@@ -35,6 +35,7 @@ from vidflow.domain.messages import (
     Report,
     ResumePoint,
     Shutdown,
+    SourceLost,
     SourceOpened,
     Start,
     StopWork,
@@ -67,7 +68,8 @@ FRAME = Frame(
     (Detection("person", 0.875, (1.0, 2.0, 3.5, 4.25)),), True,
 )  # fmt: skip
 OPENED = SourceOpened(UUID, 7, 65535, 1, 12.5, 300, "h264", "mp4", True, FileIdentity(1, 2))
-RESULTS = [OPENED, FRAME, Gap(UUID, 7, -1, 0.0, 1.5, GapReason.DROPPED, 3), End(UUID, 7, -1, EndReason.FINISHED)]
+LOST = SourceLost(UUID, 7, ErrorInfo("source_timeout", "it sends nothing"))
+RESULTS = [OPENED, LOST, FRAME, Gap(UUID, 7, -1, 0.0, 1.5, GapReason.DROPPED, 3), End(UUID, 7, -1, EndReason.FINISHED)]
 COMMANDS = [DEPLOY, Deploy(UUID, 7, "clip.mp4", "motion"), StopWork(UUID, 7), Forget(UUID, 0), Ping("r1")]
 EVENTS = [REPORT, Report("r1", "default", 0, 0, 0, False), Probe("leader", 1.5)]
 WAKE_UPS = [Start(UUID), Shutdown(UUID)]
