@@ -198,6 +198,24 @@ def test_a_frame_with_an_invalid_value_is_refused(fields: dict[str, object]) -> 
         decode_result(changed(FRAME, **fields))
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"scenario_uuid": UUID + "\n"},
+        {"epoch": -1},
+        {"epoch": 2**53},
+        {"error": None},
+        {"error": "source_timeout"},
+        {"error": {"code": "source_timeout"}},
+        {"error": {"code": "nul\0", "message": ""}},
+        {"error": {"code": "", "message": "nul\0"}},
+    ],
+)
+def test_a_lost_source_with_an_invalid_value_is_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(MessageError):
+        decode_result(changed(LOST, **fields))
+
+
 @pytest.mark.parametrize("at", ["\\u0000", "\\\\u0000", "\\", '\n"', "u0000"])
 def test_a_text_that_only_looks_like_a_nul_is_accepted(at: str) -> None:
     frame = decode_result(changed(FRAME, at=at))

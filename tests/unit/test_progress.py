@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from vidflow.domain.messages import End, EndReason, Frame, Gap, GapReason, Result, SourceOpened
+from vidflow.domain.errors import ErrorInfo
+from vidflow.domain.messages import End, EndReason, Frame, Gap, GapReason, Result, SourceLost, SourceOpened
 from vidflow.domain.progress import Progress, Verdict, advance, has_end_marker, has_hole, is_complete
 from vidflow.domain.warnings import MAX_COUNT
 
@@ -33,9 +34,13 @@ def opened(epoch: int = CURRENT) -> SourceOpened:
     return SourceOpened(UUID, epoch, 640, 480)
 
 
+def lost(epoch: int = CURRENT, code: str = "source_timeout") -> SourceLost:
+    return SourceLost(UUID, epoch, ErrorInfo(code, "The camera sends nothing."))
+
+
 def one_of_each_kind(epoch: int = CURRENT) -> list[Result]:
     """Return a message of each kind that would be stored if its epoch were the current one."""
-    return [frame(NEXT, epoch), gap(NEXT - 1, epoch), end(NEXT - 1, epoch), opened(epoch)]
+    return [frame(NEXT, epoch), gap(NEXT - 1, epoch), end(NEXT - 1, epoch), opened(epoch), lost(epoch)]
 
 
 @pytest.mark.parametrize("message", [*one_of_each_kind(OLDER), *one_of_each_kind(CURRENT), *one_of_each_kind(NEWER)])
@@ -154,6 +159,30 @@ def test_a_newer_opening_replaces_the_older_and_the_same_is_a_repeat() -> None:
     assert (first.opened, verdict) == (opened(), Verdict.STORED)
     assert advance(first, opened()) == (first, Verdict.REPEAT)
     assert advance(first, opened(NEWER))[0].opened == opened(NEWER)
+
+
+@pytest.mark.parametrize("epoch", [CURRENT, NEWER])
+def test_a_lost_source_changes_nothing_but_is_remembered(epoch: int) -> None:
+    after, _ = advance(BEFORE, lost(epoch))
+    assert after == msgspec.structs.replace(BEFORE, lost=lost(epoch))
+
+
+def test_the_newest_reason_of_a_lost_source_is_kept() -> None:
+    after, verdict = advance(advance(BEFORE, lost())[0], lost(code="source_unreachable"))
+    assert (after.lost, verdict) == (lost(code="source_unreachable"), Verdict.STORED)
+
+
+@pytest.mark.parametrize("epoch", [CURRENT, NEWER])
+def test_the_next_frame_shows_that_the_source_is_back(epoch: int) -> None:
+    assert advance(advance(BEFORE, lost())[0], frame(NEXT, epoch))[0].lost is None
+
+
+@pytest.mark.parametrize(
+    "message",
+    [frame(NEXT - 1), frame(NEXT + 1), frame(NEXT, OLDER), gap(NEXT - 1), end(NEXT - 1), opened(), lost(OLDER)],
+)
+def test_a_source_stays_lost_until_a_frame_is_stored(message: Result) -> None:
+    assert advance(advance(BEFORE, lost())[0], message)[0].lost == lost()
 
 
 def test_repeated_and_late_frames_leave_no_hole() -> None:

@@ -356,9 +356,7 @@ _encoder = msgspec.json.Encoder()
 _init_scenario: msgspec.json.Decoder[Start | Shutdown] = msgspec.json.Decoder(Start | Shutdown)
 _command: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Deploy | StopWork | Forget | Ping)
 _runner_event: msgspec.json.Decoder[RunnerEvent] = msgspec.json.Decoder(Report | Probe)
-_result: msgspec.json.Decoder[Result] = msgspec.json.Decoder(
-    SourceOpened | SourceLost | Frame | Gap | End
-)
+_result: msgspec.json.Decoder[Result] = msgspec.json.Decoder(SourceOpened | SourceLost | Frame | Gap | End)
 _dead_letter: msgspec.json.Decoder[DeadLetter] = msgspec.json.Decoder(DeadLetter)
 
 
