@@ -16,8 +16,7 @@ from tests.integration.vidflow_process import READY_LIMIT_S, VidflowClient
 
 from vidflow.commands.dev import Stack
 from vidflow.domain.errors import SetupError
-from vidflow.domain.messages import Gap, GapReason
-from vidflow.infra.postgres import backup, db_roles, gaps, migrations
+from vidflow.infra.postgres import backup, db_roles, migrations
 from vidflow.infra.postgres.connection import connect
 from vidflow.infra.process.stopping import Stop
 from vidflow.settings import DevOptions
@@ -62,7 +61,7 @@ FORBIDDEN: Mapping[str, tuple[str, ...]] = {
         "SELECT * FROM scenarios",
         "UPDATE scenario_results SET detections = '[]'",
         "DELETE FROM scenario_results",
-        "UPDATE scenario_gaps SET frames = 0",
+        "DELETE FROM scenario_gaps",
         "INSERT INTO scenario_progress (scenario_uuid) VALUES (uuidv7())",
         "DELETE FROM inbox_partitions",
         "SELECT * FROM outbox",
@@ -112,11 +111,6 @@ def urls(database_url: str) -> Iterator[dict[str, str]]:
 def test_a_process_has_only_the_privileges_that_it_needs(urls: dict[str, str], kind: str, statement: str) -> None:
     with connect(urls[kind], name="test") as connection, pytest.raises(errors.InsufficientPrivilege):
         connection.execute(statement)
-
-
-def test_the_inbox_may_replace_gaps(urls: dict[str, str]) -> None:
-    with connect(urls["inbox"], name="test") as connection:
-        assert gaps.add_gaps(connection, [Gap(UUID, 1, 0, 0.0, 1.0, GapReason.REDEPLOYED, 1)]) == 1
 
 
 @pytest.mark.usefixtures("urls")

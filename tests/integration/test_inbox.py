@@ -104,33 +104,6 @@ def dead_letters(connection: Connection) -> list[DeadLetter]:
     return [msgspec.json.decode(message.payload, type=DeadLetter) for message in pending]
 
 
-def test_the_hole_of_a_redeployment_replaces_the_gaps_that_earlier_deployments_reported_there(
-    connection: Connection, options: InboxOptions
-) -> None:
-    uuid = insert_progress(connection)
-    send_results(
-        options.kafka,
-        frame(uuid, 0),
-        Gap(uuid, 1, after_frame=-1, from_s=0.0, to_s=0.1, reason=GapReason.DROPPED, frames=1),  # a repeat: not stored
-        Gap(uuid, 1, after_frame=0, from_s=0.2, to_s=0.4, reason=GapReason.DROPPED, frames=1),
-        Gap(uuid, 1, after_frame=0, from_s=0.4, to_s=1.0, reason=GapReason.RECONNECTING, frames=3),
-    )
-    with running_inbox(connection, options):
-        wait_until_caught_up(connection, options.kafka)
-        connection.execute("UPDATE scenario_progress SET epoch = 2")
-        send_results(options.kafka, Gap(uuid, 2, 0, from_s=0.2, to_s=1.4, reason=GapReason.REDEPLOYED, frames=6))
-        wait_until_caught_up(connection, options.kafka)
-        connection.execute("UPDATE scenario_progress SET epoch = 3")
-        send_results(
-            options.kafka,
-            Gap(uuid, 3, 0, from_s=0.2, to_s=2.0, reason=GapReason.REDEPLOYED, frames=9),
-            frame(uuid, 1, epoch=3),
-        )
-        wait_until_caught_up(connection, options.kafka)
-    stored = connection.execute("SELECT epoch, after_frame, to_s, frames, reason FROM scenario_gaps").fetchall()
-    assert stored == [(3, 0, 2.0, 9, "redeployed")]
-
-
 def test_results_are_stored_with_all_their_values(connection: Connection, options: InboxOptions) -> None:
     uuid = insert_progress(connection)
     opened = SourceOpened(uuid, 1, width=64, height=48, duration_s=1.0, frames_expected=2)

@@ -208,7 +208,7 @@ STATEMENTS: list[Statement] = [
         with_scenarios(
             "inactive",
             500,
-            lambda tx, uuids: gaps.add_gaps(tx, [Gap(uuid_, 1, 3, 0.0, 1.0, GapReason.REDEPLOYED, 1) for uuid_ in uuids]),
+            lambda tx, uuids: gaps.add_gaps(tx, [Gap(uuid_, 1, 3, 0.0, 1.0, GapReason.CORRUPT, 1) for uuid_ in uuids]),
         ),
     ),
     ("outbox.add_messages", 10_000, call(lambda tx: outbox.add_messages(tx, [outbox_row(f"key-{number}") for number in range(500)]))),

@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 from psycopg.rows import class_row
 
-from vidflow.domain.messages import Gap, GapReason
+from vidflow.domain.messages import Gap
 from vidflow.infra.postgres.connection import Connection
 from vidflow.infra.postgres.parameters import columns
 
@@ -40,15 +40,9 @@ BEFORE_FIRST_GAP: Final = GapKey(-2, 0.0, "")
 
 
 def add_gaps(tx: Connection, gaps: Sequence[Gap]) -> int:
-    """Store gaps and return how many were new. A gap that was reported twice is stored once.
-
-    The hole of a redeployment begins at the last stored frame, so it takes the place of gaps that earlier deployments reported there.
-    """
+    """Store gaps and return how many were new. A gap that was reported twice is stored once."""
     if not gaps:
         return 0
-    redeployed = [gap for gap in gaps if gap.reason is GapReason.REDEPLOYED]
-    if redeployed:
-        _delete_earlier(tx, redeployed)
     return tx.execute(
         """
         INSERT INTO scenario_gaps (scenario_uuid, epoch, after_frame, from_s, to_s, frames, reason)
@@ -62,18 +56,6 @@ def add_gaps(tx: Connection, gaps: Sequence[Gap]) -> int:
             for gap in gaps
         ),
     ).rowcount
-
-
-def _delete_earlier(tx: Connection, gaps: Sequence[Gap]) -> None:
-    """Delete the gaps of earlier epochs after the same frames."""
-    tx.execute(
-        """
-        DELETE FROM scenario_gaps g
-         USING unnest(%b::uuid[], %b::bigint[], %b::bigint[]) AS n (scenario_uuid, after_frame, epoch)
-         WHERE g.scenario_uuid = n.scenario_uuid AND g.after_frame = n.after_frame AND g.epoch < n.epoch
-        """,
-        columns((gap.scenario_uuid, gap.after_frame, gap.epoch) for gap in gaps),
-    )
 
 
 def read_gap_page(tx: Connection, scenario_uuid: str, after: GapKey, limit: int) -> tuple[list[GapRow], bool]:
