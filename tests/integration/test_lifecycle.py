@@ -10,7 +10,7 @@ import pytest
 
 from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.leader import ScenarioView
-from vidflow.domain.messages import Deploy, Parameters, StopWork, decode_command
+from vidflow.domain.messages import Deploy, Gap, GapReason, Parameters, StopWork, decode_command
 from vidflow.domain.progress import Progress
 from vidflow.domain.reason_codes import ReasonCode
 from vidflow.domain.scenario import (
@@ -27,6 +27,7 @@ from vidflow.domain.scenario import (
 from vidflow.domain.warnings import ScenarioWarning, WarningCode
 from vidflow.infra.postgres import history, leader_tables, lifecycle, outbox, scenarios
 from vidflow.infra.postgres.connection import Connection
+from vidflow.infra.postgres.gaps import add_gaps
 from vidflow.infra.postgres.progress import write_progress
 
 RUNNER = "runner-1"
@@ -108,6 +109,23 @@ def test_a_deployment_resumes_after_the_rows_stored_when_it_is_written(
     deploy = decode_command(outbox.read_pending_messages(connection, 10)[0].payload)
     assert isinstance(deploy, Deploy)
     assert (deploy.resume.next_frame, deploy.resume.last_pts, deploy.resume.clock_jumped) == (7, 70, False)
+    assert deploy.resume.gap_until_s is None
+
+
+def test_a_deployment_carries_the_end_of_the_gaps_after_the_last_frame(connection: Connection) -> None:
+    scenario = create_scenario(connection)
+    write_progress(connection, {scenario.scenario_uuid: Progress(next_frame=8)})
+    ends = [(6, 20.0), (7, 3.5), (7, 9.5), (8, 30.0)]
+    add_gaps(
+        connection, [Gap(scenario.scenario_uuid, 1, after, 1.0, to_s, GapReason.DROPPED) for after, to_s in ends[:2]]
+    )
+    add_gaps(
+        connection, [Gap(scenario.scenario_uuid, 1, after, 3.5, to_s, GapReason.STALLED) for after, to_s in ends[2:]]
+    )
+    write_event(connection, scenario, assigned_event(scenario))
+    deploy = decode_command(outbox.read_pending_messages(connection, 10)[0].payload)
+    assert isinstance(deploy, Deploy)
+    assert deploy.resume.gap_until_s == 9.5
 
 
 @pytest.mark.parametrize("code", WarningCode)

@@ -69,7 +69,7 @@ class LiveClock:
     def place(self, pts: int | None, arrived_us: int) -> tuple[LiveClock, bool]:
         """Return the clock after the next frame, and whether it has a capture time. A frame without one is dropped."""
         if pts is None or self.time_base is None:
-            waits = self.time_base is not None and self._anchor is None and self._untimed < MAX_UNTIMED_FRAMES
+            waits = self.time_base is not None and self._previous is None and self._untimed < MAX_UNTIMED_FRAMES
             if waits:
                 return replace(self, _untimed=self._untimed + 1), False
             return replace(self, captured_us=self._after_last(arrived_us)), True

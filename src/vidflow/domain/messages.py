@@ -80,7 +80,8 @@ class ResumePoint(msgspec.Struct, frozen=True):
 
     `next_frame` is the lowest frame number not stored. `origin_pts` is the pts of the video's first frame, `last_pts` and
     `last_time_s` are those of the last stored frame. Pts are in units of `time_base` ("1/90000"). `clock_jumped`: the source's clock
-    jumped before one of the stored frames, so its header does not say at which time the video ends.
+    jumped before one of the stored frames, so its header does not say at which time the video ends. `gap_until_s`: the end of the
+    gaps that are stored after the last frame, None if there are none.
     """
 
     next_frame: NonNegativeInt = 0
@@ -90,6 +91,7 @@ class ResumePoint(msgspec.Struct, frozen=True):
     last_time_s: Seconds | None = None
     identity: FileIdentity | None = None
     clock_jumped: bool = False
+    gap_until_s: Seconds | None = None
 
 
 class PoisonPolicy(StrEnum):

@@ -170,7 +170,10 @@ def _deploy_rows(tx: Connection, uuids: Sequence[str]) -> list[outbox.OutboxMess
             """
         SELECT s.scenario_uuid::text, s.epoch, s.runner, s.pool, s.source, s.model, s.model_sha256, s.fps, s.parameters, s.attempt, s.skips,
                p.next_frame, p.origin_pts, p.time_base, p.last_pts, p.last_time_s, p.opened -> 'identity' AS identity,
-               p.warnings @> '[{"code": "time_adjusted"}]' AS clock_jumped
+               p.warnings @> '[{"code": "time_adjusted"}]' AS clock_jumped,
+               (SELECT max(g.to_s)
+                  FROM scenario_gaps g
+                 WHERE g.scenario_uuid = p.scenario_uuid AND g.after_frame = p.next_frame - 1) AS gap_until_s
           FROM scenarios s
           JOIN scenario_progress p USING (scenario_uuid)
          WHERE s.scenario_uuid = ANY(%b::uuid[]) AND s.state IN ('in_startup_processing', 'active')

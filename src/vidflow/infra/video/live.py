@@ -92,16 +92,16 @@ class LiveReader:
         capacity: int,
     ) -> None:
         self._open_connection, self._display_name, self._is_fatal = open_connection, display_name, is_fatal
-        self._rate, self._resume = rate, resume
+        self._rate, self._resume, self._capacity = rate, resume, capacity
         self._lock = threading.Condition()
         self._frames: NewestFrames[_Picture] = NewestFrames(capacity)
-        self._clock = LiveClock(resume.last_pts)
+        self._clock = LiveClock()
         self._sampler: Sampler | None = None
         self._number = resume.next_frame
         self._hole: GapReason | None = None if resume.last_pts is None else GapReason.REDEPLOYED
         self._lost_packets = 0
         self._reported_jumps = 0
-        self._kept_us = resume.last_pts  # the capture time of the last frame that was kept
+        self._kept_us: int | None = None  # the capture time of the last frame that was kept or is in a stored gap
         self._connection: _Connection | None = None
         self._info: SourceInfo | None = None
         self._failure: VidflowError | None = None
@@ -146,6 +146,8 @@ class LiveReader:
             taken = self._frames.take()
             if not taken and self._failure is not None:
                 raise self._failure
+        while taken and self._number == 0 and isinstance(taken[0], LiveGap):
+            del taken[0]  # before the scenario's first frame
         return [self._number_step(step) for step in taken]
 
     def _number_step(self, step: _Picture | LiveGap) -> KeptFrame | FrameGap:
@@ -274,7 +276,8 @@ class LiveReader:
             return
         connection.first = None
         self._clock = self._clock.connect(info.time_base, [(frame.pts, arrived) for frame, arrived in first])
-        for early, early_us in first:
+        # A scenario begins with its first frame that is handed on, not with those that had to be dropped before.
+        for early, early_us in first if self._kept_us is not None else first[-self._capacity :]:
             self._place(early, early_us, info)
 
     def _place(self, frame: VideoFrame, arrived_us: int, info: SourceInfo) -> None:
@@ -294,14 +297,13 @@ class LiveReader:
         self._lock.notify_all()
 
     def _build_sampler(self, info: SourceInfo) -> Sampler:
-        """Return the sampler that continues after the stored frames."""
-        nominal = info.build_timeline()
-        timeline = Timeline(
-            CAPTURE_TIME_BASE, nominal.interval_s, _FOREVER_S, self._resume.origin_pts, self._resume.last_pts
-        )
-        last = self._resume.last_pts
+        """Return the sampler that continues after the stored frames and gaps."""
+        resume, interval_s = self._resume, info.build_timeline().interval_s
+        self._kept_us = last = compute_covered_us(resume, self._kept_interval_s(interval_s))
+        self._clock = LiveClock(last)
+        timeline = Timeline(CAPTURE_TIME_BASE, interval_s, _FOREVER_S, resume.origin_pts, last)
         cells = None if last is None else compute_cells(last, timeline, self._rate)
-        return Sampler(timeline, self._rate, self._resume.next_frame, cells)
+        return Sampler(timeline, self._rate, resume.next_frame, cells)
 
     def _sample(self, frame: VideoFrame, info: SourceInfo) -> None:
         earlier, captured_us = self._sampler, self._clock.captured_us
@@ -315,7 +317,7 @@ class LiveReader:
         reason = self._hole or (GapReason.CORRUPT if self._lost_packets else None)
         if reason is not None and self._kept_us is not None:
             missing = count_missing(earlier, self._sampler)
-            from_s = float(timeline.seconds_since_start(self._kept_us) + self._kept_interval_s())
+            from_s = float(timeline.seconds_since_start(self._kept_us) + self._kept_interval_s(timeline.interval_s))
             if missing:
                 self._frames.add_gap(min(from_s, time_s), missing, reason)
         self._hole, self._lost_packets, self._kept_us = None, 0, captured_us
@@ -323,10 +325,16 @@ class LiveReader:
         self._frames.add(_Picture(frame, captured_us, time_s, info, jumps), time_s)
         self._lock.notify_all()
 
-    def _kept_interval_s(self) -> Fraction:
-        assert self._sampler is not None
-        interval_s = self._sampler.timeline.interval_s
+    def _kept_interval_s(self, interval_s: Fraction) -> Fraction:
         return interval_s if self._rate is None else max(interval_s, 1 / self._rate)
+
+
+def compute_covered_us(resume: ResumePoint, kept_interval_s: Fraction) -> int | None:
+    """Return the capture time of the last frame that is stored or in a stored gap. None: nothing is stored."""
+    if resume.last_pts is None or resume.origin_pts is None or resume.gap_until_s is None:
+        return resume.last_pts
+    covered_s = Fraction(resume.gap_until_s) - kept_interval_s
+    return max(resume.last_pts, resume.origin_pts + round(covered_s / CAPTURE_TIME_BASE))
 
 
 def count_missing(earlier: Sampler, later: Sampler) -> int:
