@@ -22,6 +22,8 @@ from typing import Final
 from tests.conftest import SHARED
 from tests.faults import chaos, matrix, mutation_testing, workloads
 from tests.faults.system_under_test import run_system
+from tests.integration.api_server import free_port
+from tests.rtsp.camera import Camera
 
 HIGHEST_SEED: Final = 10**6
 
@@ -54,10 +56,14 @@ def main() -> None:
 
 
 def run_matrix(options: argparse.Namespace, folder: Path) -> None:
+    cases = matrix.cases(options.only)
     works = [workloads.slow(folder, 240), workloads.sampled(folder, 60)]
-    with run_system(folder / "data", works, log=options.keep_log) as system:
+    with ExitStack() as exit_stack:
+        if any(case.source is matrix.Source.CAMERA for case in cases):
+            works.append(workloads.watched(exit_stack.enter_context(Camera(free_port(), workloads.CAMERA_RATE))))
+        system = exit_stack.enter_context(run_system(folder / "data", works, log=options.keep_log))
         print_line(matrix.HEADER)
-        for row in matrix.run_cases(system, matrix.cases(options.only), works, options.seed, options.freeze_s):
+        for row in matrix.run_cases(system, cases, works, options.seed, options.freeze_s):
             print_line(matrix.line(row))
 
 

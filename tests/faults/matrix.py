@@ -20,6 +20,8 @@ from vidflow.domain.scenario import State
 
 FREEZE_S: Final = 30.0
 MAX_MISSES: Final = 5
+CAMERA_VICTIMS: Final = frozenset({Victim.RUNNER, Victim.MACHINE, Victim.WORKER, Victim.KAFKA})
+"""Victims on which a camera's scenario depends in another way than that of a file."""
 WORKING_VICTIMS: Final = frozenset({Victim.RUNNER, Victim.MACHINE, Victim.WORKER})
 
 
@@ -31,16 +33,24 @@ class ScenarioPhase(StrEnum):
     SHUTTING_DOWN = "shutting_down"
 
 
+class Source(StrEnum):
+    """The kind of the source that is read when the fault is injected."""
+
+    FILE = "file"
+    CAMERA = "camera"
+
+
 @dataclass(frozen=True)
 class MatrixCase:
-    """One cell of the matrix."""
+    """One cell of the matrix: what is injected, where and when, and whether the scenario's source is a camera or a file."""
 
     fault: Fault
     victim: Victim
     phase: ScenarioPhase
+    source: Source = Source.FILE
 
     def __str__(self) -> str:
-        return f"{self.fault}-{self.victim}-{self.phase}"
+        return f"{self.fault}-{self.victim}-{self.phase}-{self.source}"
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,7 @@ class MatrixRow:
 
 
 HEADER: Final = (
-    f"{'fault':10}{'victim':10}{'phase':15}{'outcome':10}{'pause s':>8}{'frames':>8}"
+    f"{'fault':10}{'victim':10}{'phase':15}{'source':8}{'outcome':10}{'pause s':>8}{'frames':>8}"
     f"{'duplicates':>11}{'losses':>8}{'requeues':>9}"
 )
 
@@ -65,14 +75,18 @@ HEADER: Final = (
 def line(row: MatrixRow) -> str:
     case = row.case
     return (
-        f"{case.fault:10}{case.victim:10}{case.phase:15}{row.outcome:10}{row.pause_s:8.2f}{row.frames:8}"
+        f"{case.fault:10}{case.victim:10}{case.phase:15}{case.source:8}{row.outcome:10}{row.pause_s:8.2f}{row.frames:8}"
         f"{row.duplicate_frames:11}{row.losses:8}{row.requeues:9}"
     )
 
 
 def cases(only: str = "") -> list[MatrixCase]:
     """Return all cases, or those that match a comma-separated part of `only` in all its words: "kill runner, kafka"."""
-    every = [MatrixCase(fault, victim, phase) for victim, fault, phase in product(Victim, Fault, ScenarioPhase)]
+    every = [
+        MatrixCase(fault, victim, phase, source)
+        for source, victim, fault, phase in product(Source, Victim, Fault, ScenarioPhase)
+        if source is Source.FILE or victim in CAMERA_VICTIMS
+    ]
     # A SIGTERM to a machine is the same as one to its runner.
     every = [case for case in every if (case.fault, case.victim) != (Fault.TERM, Victim.MACHINE)]
     parts = [set(part.replace("-", " ").split()) for part in only.split(",")]
@@ -112,16 +126,22 @@ def inject_with_retries(
 def run_cases(
     system: SystemUnderTest, chosen: Iterable[MatrixCase], works: Sequence[Workload], seed: int, freeze_s: float
 ) -> Iterator[MatrixRow]:
-    """Run each case beside other scenarios and make all checks after it. Yield the results."""
+    """Run each case beside other scenarios and make all checks after it. Yield the results.
+
+    The first of `works` whose source is the case's is disturbed. The file ones among the others run beside it.
+    """
     checks.check_all(system)  # of the reference runs
     for case in chosen:
         system.wait_until_recovered()
         chance = random.Random(f"{seed} {case}")  # noqa: S311 - repeatable, also for a single case
         with watched_progress(system.processes.database_url) as watch:
-            for work in works[1:]:
-                system.create_scenario(work)
-            injected_s = inject_with_retries(system, case, works[0], chance, freeze_s)
+            disturbed = next(work for work in works if (work.live_rate is not None) == (case.source is Source.CAMERA))
+            for work in works:
+                if work.frames is not None and work is not disturbed:
+                    system.create_scenario(work)
+            injected_s = inject_with_retries(system, case, disturbed, chance, freeze_s)
             try:
+                system.shut_down_live()
                 system.wait_until_all_inactive()
                 pause_s = watch.longest_pause_s(injected_s)
                 totals = checks.check_all(system)

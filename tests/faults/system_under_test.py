@@ -82,19 +82,21 @@ class SystemUnderTest:
         """The scenarios whose creation was confirmed to a client."""
         self.reported_outcomes: dict[str, str] = {}
         """The outcomes returned by shutdown requests."""
+        self.cameras: list[Workload] = []
         self.reference_frames: dict[Workload, Frames] = {}
         self.checked: set[str] = set()
         self.history_lost = False
         """Whether Kafka or the database lost data. Checks that need this history are then left out."""
 
     def run_references(self, works: Sequence[Workload]) -> None:
-        """Run each workload once without faults and keep its frames for comparison."""
-        uuids = {work: self.create_scenario(work) for work in works}
+        """Run each workload once without faults and keep its frames for comparison. Cameras never send the same frames again."""
+        self.cameras = [work for work in works if work.live_rate is not None]
+        uuids = {work: self.create_scenario(work) for work in works if work.frames is not None}
         for work, uuid in uuids.items():
             end = self.vidflow.wait_until_inactive(uuid)
             assert (end["outcome"], end["error"]) == ("completed", None)
             self.reference_frames[work] = self.vidflow.frames(uuid)
-            assert [frame["frame_number"] for frame in self.reference_frames[work]] == list(range(work.frames))
+            assert [frame["frame_number"] for frame in self.reference_frames[work]] == list(range(work.frames or 0))
 
     def try_create_scenario(self, work: Workload) -> str | None:
         """Request a scenario once. Return None if there was no answer or a temporary refusal (429, 503)."""
@@ -139,6 +141,33 @@ class SystemUnderTest:
             return uuid in self.reported_outcomes
 
         wait_until(is_answered, f"the shutdown of {uuid} is answered", RECOVERY_LIMIT_S)
+
+    def shut_down_live(self) -> None:
+        """Shut down all scenarios of cameras, each once it has stored some more frames. Nothing else ends them."""
+        uuids = self._unfinished_live()
+        self.wait_until_advanced(uuids)
+        for uuid in uuids:
+            self.ensure_shut_down(uuid)
+
+    def wait_until_advanced(self, uuids: Sequence[str], frames: int = 5) -> None:
+        """Wait until each scenario has stored more than `frames` frames from now on, or has ended."""
+        stored = {uuid: self.vidflow.scenario(uuid)["frames_stored"] for uuid in uuids}
+        for uuid, count in stored.items():
+            self.wait_until_running(uuid, count + frames)
+
+    def _unfinished_live(self) -> list[str]:
+        """Return all scenarios of cameras that have not ended. Some may be unknown to clients, whose answer was lost."""
+        with self.connect() as connection:
+            return [
+                str(uuid)
+                for (uuid,) in connection.execute(
+                    """
+                    SELECT scenario_uuid
+                      FROM scenarios
+                     WHERE source LIKE 'rtsp:%' AND state NOT IN ('init_shutdown', 'in_shutdown_processing', 'inactive')
+                    """
+                )
+            ]
 
     def wait_until_running(self, uuid: str, frames: int = 5) -> None:
         """Wait until more than `frames` frames are stored, or the scenario has already ended."""

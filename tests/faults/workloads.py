@@ -1,4 +1,4 @@
-"""The work of scenarios in the fault suite: a clip, a model, a frame rate, and the number of frames to expect."""
+"""The work of scenarios in the fault suite: a clip or a camera, a model, a frame rate, and the number of frames to expect."""
 
 from __future__ import annotations
 
@@ -9,19 +9,25 @@ from typing import Final
 
 from tests import clips
 from tests.faults import slow_motion
+from tests.rtsp.camera import Camera
 
 RATE: Final = 25
+CAMERA_RATE: Final = 50
 BOTTLES_AT_1_FPS: Final = 40
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What a scenario processes. `frames` is the number of frames to be kept, computed and not taken from a run."""
+    """What a scenario processes. `frames` is the number of frames to be kept, computed and not taken from a run.
 
-    source: Path
+    A camera has no end, so `frames` is None, and `live_rate` is the number of frames to be kept in each second.
+    """
+
+    source: Path | str
     model: str
     fps: int | str
-    frames: int
+    frames: int | None
+    live_rate: int | None = None
 
 
 def slow(folder: Path, frames: int) -> Workload:
@@ -34,6 +40,16 @@ def sampled(folder: Path, frames: int, fps: int = 5) -> Workload:
     path = folder / f"sampled-{frames}.mp4"
     clips.long_gop_with_b_frames(path, frames * RATE // fps)
     return Workload(path, "motion", fps, frames)
+
+
+def watched(camera: Camera) -> Workload:
+    """Each frame of a camera, which sends them faster than `slow_motion` takes them: the others are dropped."""
+    return Workload(camera.url, slow_motion.NAME, "all", None, camera.fps)
+
+
+def watched_now_and_then(camera: Camera, fps: int = 5) -> Workload:
+    """Some frames of a camera, as many as `motion` can process."""
+    return Workload(camera.url, "motion", fps, None, fps)
 
 
 def bottles(shared: Path) -> Workload:

@@ -23,6 +23,7 @@ class Camera:
     """A camera at `url`. It is a context manager; `start` and `kill` may be called again."""
 
     def __init__(self, port: int, fps: int = 25) -> None:
+        self.fps = fps
         self.url = f"rtsp://127.0.0.1:{port}/cam"
         self._arguments = [PYTHON, str(SERVER), str(port), str(fps)]
         self._process: subprocess.Popen[bytes] | None = None
