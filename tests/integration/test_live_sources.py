@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import pytest
 from tests.integration.api_server import free_port
-from tests.rtsp.camera import Camera, is_installed
+from tests.rtsp.camera import Camera
 
 from vidflow.domain.errors import Unavailable
 from vidflow.domain.messages import GapReason, ResumePoint
@@ -19,12 +19,7 @@ from vidflow.domain.source_access import SourceAccess, allow_local_networks
 from vidflow.infra.video import FrameGap, KeptFrame, open_video
 from vidflow.infra.video.live import LiveReader
 
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.skipif(
-        not is_installed(), reason="no RTSP server: install gir1.2-gst-rtsp-server-1.0 and python3-gst-1.0"
-    ),
-]
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("rtsp_server")]
 FPS = 25
 LIMIT_S = 30.0
 

@@ -1,6 +1,7 @@
 """A real RTSP server, run by the system's Python, which has GStreamer's bindings.
 
-Usage: python3 server.py PORT FPS. It serves a generated picture at rtsp://127.0.0.1:PORT/cam and prints `ready` when it listens.
+Usage: python3 server.py PORT LAUNCH, where LAUNCH describes a GStreamer pipeline that ends in a payloader `pay0`. It serves the stream at
+rtsp://127.0.0.1:PORT/cam and prints `ready` when it listens. `python3 server.py check` exits with 0 if that works here.
 """
 
 import sys
@@ -11,16 +12,16 @@ gi.require_version("Gst", "1.0")
 gi.require_version("GstRtspServer", "1.0")
 from gi.repository import GLib, Gst, GstRtspServer  # type: ignore[import-not-found]  # noqa: E402
 
-port, fps = sys.argv[1], sys.argv[2]
+ELEMENTS = ("videotestsrc", "openh264enc", "h264parse", "rtph264pay", "x265enc", "rtph265pay", "jpegenc", "rtpjpegpay")
 Gst.init(None)
+if sys.argv[1:] == ["check"]:
+    sys.exit(0 if all(map(Gst.ElementFactory.find, ELEMENTS)) else 1)
+port, launch = sys.argv[1:]
 server = GstRtspServer.RTSPServer.new()
 server.set_address("127.0.0.1")
 server.set_service(port)
 factory = GstRtspServer.RTSPMediaFactory.new()
-factory.set_launch(
-    f"( videotestsrc is-live=true pattern=ball ! video/x-raw,width=160,height=120,framerate={fps}/1 ! openh264enc gop-size={fps} "
-    "! h264parse ! rtph264pay name=pay0 pt=96 config-interval=1 )"
-)
+factory.set_launch(f"( {launch} )")
 factory.set_shared(True)
 server.get_mount_points().add_factory("/cam", factory)
 server.attach(None)
