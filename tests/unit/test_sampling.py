@@ -398,6 +398,22 @@ def test_an_impossible_stored_time_is_not_trusted(time_s: float) -> None:
     assert plan_resume(resume, start(MILLISECONDS), seekable=True) == DecodeFromStart(7)
 
 
+# --- frames of another duration
+
+
+@pytest.mark.parametrize("rate", [Fraction(5), Fraction(60)])
+def test_frames_of_another_duration_are_kept_at_the_same_rate(rate: Fraction) -> None:
+    sampler = Sampler(Timeline(MILLISECONDS, Fraction(1, 25)), rate)
+    kept = []
+    for tick in [*range(0, 2000, 40), *range(2000, 4000, 100), *range(4000, 6000, 20)]:
+        if tick in {2000, 4000}:
+            sampler = sampler.change_interval(Fraction(1, 10) if tick == 2000 else Fraction(1, 50))
+        sampler, is_kept = sampler.sample_frame(tick)
+        kept += [tick] if is_kept else []
+    every = [*range(0, 2000, 40), *range(2000, 4000, 100), *range(4000, 6000, 20)]
+    assert kept == (every if rate == 60 else list(range(0, 6000, 200)))
+
+
 # --- expected frames
 
 

@@ -162,6 +162,14 @@ class Sampler:
             return self, False
         return Sampler(placed, self.rate, self.next_frame, cells), True
 
+    def change_interval(self, interval_s: Fraction) -> Sampler:
+        """Return the sampler after the frames of a live source have got another duration. What was kept stays represented."""
+        timeline = replace(self.timeline, interval_s=interval_s)
+        if self.cells is None or timeline.tick is None:
+            return Sampler(timeline, self.rate, self.next_frame, self.cells)
+        grid, frame = compute_cells(timeline.tick, timeline, self.rate)
+        return Sampler(timeline, self.rate, self.next_frame, (max(grid, self.cells[0]), frame))
+
     def number_frame(self) -> Sampler:
         """Return the sampler after it has assigned its `next_frame` to a frame."""
         return Sampler(self.timeline, self.rate, self.next_frame + 1, self.cells)

@@ -19,6 +19,7 @@ from av.video.reformatter import VideoReformatter
 
 from vidflow import VERSIONS
 from vidflow.domain.errors import Unavailable, VidflowError, build_internal_error
+from vidflow.domain.frame_interval import FrameInterval
 from vidflow.domain.live_clock import CAPTURE_TIME_BASE, LiveClock
 from vidflow.domain.messages import GapReason, ResumePoint
 from vidflow.domain.newest_frames import LiveGap, NewestFrames
@@ -72,6 +73,8 @@ class _Connection:
     error: VidflowError | None = None
     first: list[tuple[VideoFrame, int]] | None = field(default_factory=list)
     """The first frames and when they arrived. None once they are placed."""
+    interval: FrameInterval = field(default_factory=lambda: FrameInterval(None))
+    last_pts: int | None = None
 
 
 class LiveReader:
@@ -251,11 +254,13 @@ class LiveReader:
             if connection is not self._connection:
                 return False
             if connection.heard_s is None:
-                self._begin_connection(info)
+                self._begin_connection(connection, info)
             connection.heard_s = time.monotonic()
             if isinstance(event, LostPacket):
                 self._lost_packets += 1
-            elif connection.first is None:
+                return True
+            self._measure_interval(connection, event.pts, info)
+            if connection.first is None:
                 self._place(event, arrived_us, info)
             else:
                 self._note_first_frame(connection, connection.first, event, arrived_us, info)
@@ -269,8 +274,8 @@ class LiveReader:
         arrived_us: int,
         info: SourceInfo,
     ) -> None:
-        """Keep the frames that FFmpeg or the server had stored, and that arrive at once, until it is known when they were captured."""
-        is_burst = not first or arrived_us - first[-1][1] < self._interval_us() // 2
+        """Keep the frames that the server had stored, and that arrive at once, until it is known when they were captured."""
+        is_burst = not first or arrived_us - first[-1][1] < connection.interval.interval_s / CAPTURE_TIME_BASE / 2
         first.append((frame, arrived_us))
         if is_burst and len(first) < MAX_BURST_FRAMES:
             return
@@ -285,20 +290,26 @@ class LiveReader:
         if is_placed:
             self._sample(frame, info)
 
-    def _interval_us(self) -> int:
+    def _measure_interval(self, connection: _Connection, pts: int | None, info: SourceInfo) -> None:
+        """Correct the frames' duration, which counts those that are missing."""
         assert self._sampler is not None
-        return round(self._sampler.timeline.interval_s / CAPTURE_TIME_BASE)
+        if pts is not None and connection.last_pts is not None and pts > connection.last_pts:
+            connection.interval.note_step(round((pts - connection.last_pts) * info.time_base / CAPTURE_TIME_BASE))
+            if connection.interval.interval_s != self._sampler.timeline.interval_s:
+                self._sampler = self._sampler.change_interval(connection.interval.interval_s)
+        connection.last_pts = pts
 
-    def _begin_connection(self, info: SourceInfo) -> None:
+    def _begin_connection(self, connection: _Connection, info: SourceInfo) -> None:
+        connection.interval = FrameInterval(info.average_rate)
         self._outage = None
         if self._sampler is None:
-            self._sampler = self._build_sampler(info)
+            self._sampler = self._build_sampler(connection.interval.interval_s)
         self._info = info
         self._lock.notify_all()
 
-    def _build_sampler(self, info: SourceInfo) -> Sampler:
+    def _build_sampler(self, interval_s: Fraction) -> Sampler:
         """Return the sampler that continues after the stored frames and gaps."""
-        resume, interval_s = self._resume, info.build_timeline().interval_s
+        resume = self._resume
         self._kept_us = last = compute_covered_us(resume, self._kept_interval_s(interval_s))
         self._clock = LiveClock(last)
         timeline = Timeline(CAPTURE_TIME_BASE, interval_s, _FOREVER_S, resume.origin_pts, last)

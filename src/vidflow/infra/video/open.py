@@ -55,6 +55,9 @@ that the error can say that such a file has no video stream."""
 
 _SCHEMES: Final = frozenset({"file", "http", "https", "rtsp", "rtsps"})
 _CAMERA_PROTOCOLS: Final = "rtsp,rtsps,rtp,udp,tcp,tls"
+_CAMERA_OPTIONS: Final = {"probesize": "32", "fpsprobesize": "0"}
+"""FFmpeg opens a camera once it has read a packet. By default it watches the frames for seconds, to find their size and rate. Decoding
+the first frame shows the size, and LiveReader measures the rate."""
 _CAMERA_PORTS: Final = {"rtsp": 554, "rtsps": 322}
 _NO_CONNECTION: Final = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT})
 """Errors after which another address of the same host may answer."""
@@ -294,7 +297,11 @@ def _open_camera(source: _Source) -> InputContainer:
     except (OSError, UnicodeError) as error:
         raise _build_camera_error(getattr(error, "strerror", None) or str(error), source.display_name) from error
     is_secure = source.url.lower().startswith("rtsps:")
-    options = {"protocol_whitelist": _CAMERA_PROTOCOLS, "format_whitelist": "rtsp", "rtsp_transport": "tcp"}
+    options = _CAMERA_OPTIONS | {
+        "protocol_whitelist": _CAMERA_PROTOCOLS,
+        "format_whitelist": "rtsp",
+        "rtsp_transport": "tcp",
+    }
     with ExitStack() as stack:
         if is_secure and source.access.verify:
             options |= {"tls_verify": "1", "ca_file": stack.enter_context(ca_bundle(source.access))}

@@ -1,0 +1,52 @@
+"""The frame duration of a live source, measured: cameras often state none, or one that was true before it got dark."""
+
+from __future__ import annotations
+
+from collections import deque
+from fractions import Fraction
+from statistics import median
+from typing import Final
+
+from vidflow.domain.frame_rate import FASTEST_RATE
+from vidflow.domain.sampling import SLOWEST_RATE, USUAL_RATE
+
+MEASURED_STEPS: Final = 16
+"""The duration is the median of the last so many steps from frame to frame. A stated one is believed until then."""
+TOLERANCE: Final = Fraction(1, 50)
+"""A measured duration that differs by no more than this share confirms the stated one."""
+_SNAP: Final = Fraction(1, 500)
+_NTSC: Final = Fraction(1000, 1001)
+_US: Final = 1_000_000
+
+
+class FrameInterval:
+    """Measures the duration of a frame, `interval_s`. `stated_rate`: frames per second according to the source (None: unknown)."""
+
+    def __init__(self, stated_rate: Fraction | None) -> None:
+        is_credible = stated_rate is not None and SLOWEST_RATE <= stated_rate <= FASTEST_RATE
+        self._stated_s = 1 / stated_rate if stated_rate is not None and is_credible else None
+        self._steps_us: deque[int] = deque(maxlen=MEASURED_STEPS)
+        self._new_steps = 0
+        self.interval_s = self._stated_s or 1 / USUAL_RATE
+
+    def note_step(self, step_us: int) -> None:
+        """Record the time from a frame to the next one, in microseconds."""
+        self._steps_us.append(step_us)
+        self._new_steps += 1
+        is_guess = self._stated_s is None and len(self._steps_us) < MEASURED_STEPS
+        if self._new_steps >= MEASURED_STEPS or is_guess:
+            self._new_steps = 0
+            self.interval_s = self._choose_interval_s(round(median(self._steps_us)))
+
+    def _choose_interval_s(self, measured_us: int) -> Fraction:
+        measured_s = min(max(Fraction(measured_us, _US), 1 / FASTEST_RATE), 1 / SLOWEST_RATE)
+        if self._stated_s is not None and abs(measured_s - self._stated_s) <= self._stated_s * TOLERANCE:
+            return self._stated_s
+        return _snap(measured_s)
+
+
+def _snap(interval_s: Fraction) -> Fraction:
+    """Return the duration at the usual rate that this one is meant to be: whole frames per second, or NTSC's."""
+    whole = Fraction(max(1, round(1 / interval_s)))
+    nearest = min((1 / whole, 1 / (whole * _NTSC)), key=lambda usual_s: abs(usual_s - interval_s))
+    return nearest if abs(nearest - interval_s) <= interval_s * _SNAP else interval_s
