@@ -18,6 +18,7 @@ from vidflow.domain.sampling import (
     Sampler,
     SeekStatus,
     SeekToPts,
+    Timeline,
     build_timeline,
     estimate_frame_count,
     format_time_base,

@@ -165,10 +165,10 @@ class Sampler:
     def change_interval(self, interval_s: Fraction) -> Sampler:
         """Return the sampler after the frames of a live source have got another duration. What was kept stays represented."""
         timeline = replace(self.timeline, interval_s=interval_s)
-        if self.cells is None or timeline.tick is None:
-            return Sampler(timeline, self.rate, self.next_frame, self.cells)
-        grid, frame = compute_cells(timeline.tick, timeline, self.rate)
-        return Sampler(timeline, self.rate, self.next_frame, (max(grid, self.cells[0]), frame))
+        cells = self.cells
+        if cells is not None and timeline.tick is not None:
+            cells = cells[0], compute_cells(timeline.tick, timeline, self.rate)[1]
+        return Sampler(timeline, self.rate, self.next_frame, cells)
 
     def number_frame(self) -> Sampler:
         """Return the sampler after it has assigned its `next_frame` to a frame."""
