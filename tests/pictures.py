@@ -7,7 +7,10 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
+
+from vidflow.infra.video.pixels import UPRIGHT, ChannelOrder, ResamplingFilter, to_array
 
 
 class FramePicture:
@@ -17,9 +20,15 @@ class FramePicture:
         self.width, self.height = frame.width, frame.height
         self._frame = frame
 
-    def image(self, width: int | None = None, height: int | None = None, order: str = "rgb") -> NDArray[np.uint8]:
-        scaled = self._frame.reformat(width or self.width, height or self.height, format=f"{order}24")
-        return np.asarray(scaled.to_ndarray(), dtype=np.uint8)
+    def image(
+        self,
+        width: int | None = None,
+        height: int | None = None,
+        order: ChannelOrder = "rgb",
+        resample: ResamplingFilter = "bilinear",
+    ) -> NDArray[np.uint8]:
+        size = (width or self.width, height or self.height)
+        return to_array(self._frame, UPRIGHT, size, order, VideoReformatter(), resample=resample)
 
 
 def picture_of(pixels: NDArray[np.uint8]) -> FramePicture:

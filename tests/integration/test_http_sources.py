@@ -15,7 +15,7 @@ import pytest
 from tests import clips
 from tests.http_server import LOOPBACK, Habits, Pauses, listening, serving
 
-from vidflow.domain.errors import SourceError, Unavailable
+from vidflow.domain.errors import SetupError, SourceError, Unavailable
 from vidflow.domain.messages import ResumePoint
 from vidflow.domain.source_access import SourceAccess
 from vidflow.infra.video import KeptFrame, ReadingStopped, http_connection, http_file, open_video, read_kept_frames
@@ -289,6 +289,24 @@ def test_a_source_is_not_even_connected_to_at_an_address_that_is_not_allowed() -
                 open_video(url.replace("127.0.0.1", address))
             assert raised.value.code == "source_refused"
     assert habits.requests == []
+
+
+def test_a_refusal_names_the_host_and_only_the_runners_log_names_its_address(caplog: pytest.LogCaptureFixture) -> None:
+    """Otherwise a client could find out the addresses of the runner's network."""
+    with pytest.raises(SourceError, match="leads to the host localhost,") as raised:
+        open_video("http://localhost:1/video.mp4?token=secret")
+    assert not any(address in raised.value.message for address in ("127.0.0.1", "::1"))
+    refused = next(record for record in caplog.records if record.getMessage() == "source_address_refused")
+    assert refused.vidflow_fields["address"] in {"127.0.0.1", "::1"}  # type: ignore[attr-defined]
+    assert "secret" not in str(refused.__dict__)
+
+
+def test_authorities_are_read_only_for_https() -> None:
+    access = SourceAccess(ca_file="/no/such/authorities.pem", networks=LOOPBACK.networks)
+    with serving(Habits(BODY)) as url:
+        HttpFile(url, access).close()
+        with pytest.raises(SetupError, match="--source-ca-file"):
+            HttpFile(url.replace("http:", "https:"), access)
 
 
 def test_of_a_hosts_addresses_only_those_that_are_allowed_are_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,24 @@ def test_yolox_detects_the_known_number_of_people_in_a_street(yolox: Model, shar
     frames = detect_on(yolox, shared / "videos/vtest.avi", *range(0, 795, 40))
     people = [sum(d.label == "person" for d in detections) for detections in frames]
     assert 5.7 < sum(people) / len(people) < 7.7
+
+
+def test_the_filter_in_the_spec_changes_the_scores_and_the_digest(shared: Path, tmp_path: Path) -> None:
+    for name in ("yolox_nano.onnx", "coco80.names"):
+        shutil.copy(shared / "models" / name, tmp_path)
+    text = (shared / "models/yolox_nano.toml").read_text()
+    found: dict[str, tuple[Detection, ...]] = {}
+    digests = {registry.resolve("yolox_nano", shared / "models").sha256}
+    for resample in ("bilinear", "area", "bicubic"):
+        (tmp_path / f"{resample}.toml").write_text(text.replace("[input]", f'[input]\nresample = "{resample}"'))
+        bundle = registry.resolve(resample, tmp_path, keep_weights=True)
+        digests.add(bundle.sha256)
+        (found[resample],) = detect_on(registry.load(bundle), shared / "videos/bottle-detection.mp4", 300)
+    assert len(digests) == 4
+    assert len({tuple(d.score for d in detections) for detections in found.values()}) == 3
+    for detections in found.values():
+        assert [d.label for d in detections] == ["bottle", "bottle"]
+        assert [d.score for d in detections] == pytest.approx([0.93, 0.93], abs=0.03)
 
 
 def test_a_model_loaded_again_gives_the_same_detections(yolox: Model, shared: Path) -> None:

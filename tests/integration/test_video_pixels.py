@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
+import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from tests import clips
 
 from vidflow.infra.video import KeptFrame, open_video, read_kept_frames
+from vidflow.infra.video.pixels import ResamplingFilter
 
 FIXED_POINT_ONE = 65_536
 TURNS: dict[str, tuple[int, int, int, int]] = {
@@ -121,6 +124,95 @@ def test_every_pixel_format_is_converted_to_8_bit_rgb(tmp_path: Path, pixel_form
     picture = read_first(clip).image(48, 32)
     assert picture.shape == (32, 48, 3)
     assert np.abs(picture.astype(int) - clips.grey(3)).max() <= 3
+
+
+# --- scaling
+
+
+def linear_kernel(distance: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.maximum(0.0, 1.0 - np.abs(distance))
+
+
+def cubic_kernel(distance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the cubic of Mitchell and Netravali for B = 0, C = 0.6."""
+    x = np.abs(distance)
+    inner, outer = 1.4 * x**3 - 2.4 * x**2 + 1, -0.6 * x**3 + 3 * x**2 - 4.8 * x + 2.4
+    return np.where(x < 1, inner, np.where(x < 2, outer, 0.0))
+
+
+def weigh(pixels: int, results: int, resample: ResamplingFilter) -> NDArray[np.float64]:
+    """Return the weight of each pixel of a line in each pixel of its scaled result, by the definition of the filter."""
+    ratio = pixels / results
+    margin = 4 * max(1, round(ratio))
+    lines = np.arange(-margin, pixels + margin)
+    if resample == "area" and ratio > 1:  # the share of each pixel that lies below the result's
+        ends = np.arange(1, results + 1)[:, None] * ratio
+        weights = np.clip(np.minimum(ends, lines + 1) - np.maximum(ends - ratio, lines), 0, None)
+    else:
+        centres = (np.arange(results)[:, None] + 0.5) * ratio - 0.5
+        kernel = cubic_kernel if resample == "bicubic" else linear_kernel
+        weights = kernel((lines - centres) / max(ratio, 1.0))
+    folded = np.zeros((results, pixels))
+    for index, line in enumerate(np.clip(lines, 0, pixels - 1)):  # the picture's edge goes on beyond it
+        folded[:, line] += weights[:, index]
+    weights = folded / folded.sum(axis=1, keepdims=True)
+    return np.asarray(weights, dtype=np.float64)
+
+
+def scale_exactly(grey: NDArray[np.uint8], size: tuple[int, int], resample: ResamplingFilter) -> NDArray[np.float64]:
+    width, height = size
+    return np.asarray(
+        weigh(grey.shape[0], height, resample) @ grey.astype(float) @ weigh(grey.shape[1], width, resample).T
+    )
+
+
+def write_noise(path: Path, width: int, height: int, **options: object) -> NDArray[np.uint8]:
+    """Write a clip of one picture without loss. Return the picture, whose values leave room for overshoots."""
+    noise = np.random.default_rng(7).integers(64, 192, (height, width), dtype=np.uint8)
+    picture = np.repeat(noise[:, :, None], 3, axis=2)
+    clips.write(path, [picture], [0], codec="png", pixel_format="gray", **options)  # type: ignore[arg-type]
+    with av.open(str(path)) as container:
+        return np.asarray(next(container.decode(video=0)).to_ndarray(format="gray"), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("resample", get_args(ResamplingFilter))
+@pytest.mark.parametrize(
+    ("width", "height", "size"),
+    [(128, 96, (32, 24)), (128, 96, (50, 41)), (131, 97, (96, 72)), (48, 32, (144, 96)), (640, 480, (320, 320))],
+)
+def test_a_picture_is_scaled_with_the_requested_filter(
+    tmp_path: Path, resample: ResamplingFilter, width: int, height: int, size: tuple[int, int]
+) -> None:
+    """The expectation is computed from the filter's definition. That of any other filter is far from the result."""
+    grey = write_noise(tmp_path / "noise.mov", width, height)
+    scaled = read_first(tmp_path / "noise.mov").image(*size, resample=resample)
+    errors = {name: np.abs(scaled[..., 1] - scale_exactly(grey, size, name)) for name in get_args(ResamplingFilter)}
+    assert errors[resample].max() < 4, "swscale leaves out tiny weights, and treats edges in its own way"
+    assert errors[resample].mean() < 0.3, "rounding alone gives 0.25"
+    is_like = {"bilinear", "area"} if size > (width, height) else {resample}  # `area` enlarges like `bilinear`
+    others = [errors[name].mean() for name in errors if name != resample and not {name, resample} <= is_like]
+    assert min(others) > 1.2
+
+
+def test_bilinear_is_the_default_filter(tmp_path: Path) -> None:
+    write_noise(tmp_path / "noise.mov", 128, 96)
+    frame = read_first(tmp_path / "noise.mov")
+    assert np.array_equal(frame.image(50, 41), frame.image(50, 41, resample="bilinear"))
+
+
+@pytest.mark.parametrize("resample", get_args(ResamplingFilter))
+def test_a_turned_picture_is_scaled_with_the_requested_filter(tmp_path: Path, resample: ResamplingFilter) -> None:
+    a, b, c, d = TURNS["clockwise"]
+    grey = write_noise(tmp_path / "turned.mov", 128, 96, display_matrix=(a, b, 0, c, d, 0, 0, 0, 1 << 30))
+    scaled = read_first(tmp_path / "turned.mov").image(41, 50, resample=resample)
+    assert np.abs(scaled[..., 1] - np.rot90(scale_exactly(grey, (50, 41), resample), -1)).mean() < 0.3
+
+
+def test_a_picture_of_its_own_size_is_the_same_with_every_filter(tmp_path: Path) -> None:
+    grey = write_noise(tmp_path / "noise.mov", 128, 96)
+    frame = read_first(tmp_path / "noise.mov")
+    for resample in get_args(ResamplingFilter):
+        assert np.array_equal(frame.image(resample=resample)[..., 1], grey)
 
 
 def test_the_same_frame_gives_the_same_bytes_each_time(tmp_path: Path) -> None:

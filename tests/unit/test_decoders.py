@@ -149,6 +149,18 @@ def test_a_letterboxed_picture_is_placed_in_the_corner_and_padded() -> None:
     assert (tensor[:, 16:] == 114).all()
 
 
+@pytest.mark.parametrize(("resample", "value"), [("area", 200), ("bilinear", 150), ("bicubic", 162.5)])
+def test_a_picture_is_scaled_with_the_filter_of_the_spec(resample: str, value: float) -> None:
+    """Stripes of nine columns become one column each. `value` is what the filter's integral over a bright stripe, and for the
+    cubic also over the next bright ones, lets through.
+    """
+    pixels = np.zeros((288, 288, 3), dtype=np.uint8)
+    pixels[:, np.arange(288) // 9 % 2 == 0] = 200
+    tensor = np.zeros((3, 32, 32), dtype=np.float32)
+    fill_tensor(tensor, picture_of(pixels), InputSpec((32, 32), resample=resample))  # type: ignore[arg-type]
+    assert tensor[:, 8:-8, 8:-8:2] == pytest.approx(value, abs=1.5)
+
+
 def test_pixels_are_scaled_then_reduced_by_the_mean_then_divided_by_std() -> None:
     spec = InputSpec((32, 32), scale=0.5, mean=(10.0, 0.0, 20.0), std=(1.0, 2.0, 4.0))
     tensor = np.zeros((3, 32, 32), dtype=np.float32)

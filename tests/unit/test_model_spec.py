@@ -82,7 +82,9 @@ def test_a_spec_is_read_with_its_labels_and_weights(folder: Path) -> None:
         ("[416, 320]", "[416]", "size"),
         ("[416, 320]", "[416, 100000]", "size"),
         ("[1.0, 2.0, 3.0]", "[1.0, 2.0]", "mean"),
-        ('"yolox"', '"yolo99"', "decoder"),
+        ('"yolox"', '"yolo99"', "decoder`; use fastestdet, torchvision, yolox"),
+        ('channels = "bgr"', 'resample = "nearest"', "resample`; use area, bicubic, bilinear"),
+        ('channels = "bgr"', "resample = 1", "resample"),
         ('labels = "things.names"', "", "labels"),
         ('file = "net.onnx"', "", "file"),
         ("[8, 16]", "[0]", "strides"),
@@ -187,12 +189,14 @@ def test_the_digest_covers_the_spec_the_labels_and_the_weights(folder: Path) -> 
     seen = {digest_of(folder)}
     replace_in_spec(folder, "score = 0.3", "score = 0.2")
     seen.add(digest_of(folder))
+    replace_in_spec(folder, "[input]", '[input]\nresample = "area"')
+    seen.add(digest_of(folder))
     (folder / "things.names").write_text("cat\nperson\n")
     seen.add(digest_of(folder))
     (folder / "net.onnx").write_bytes(b"other weights!!!")
     (folder / "net.toml").write_text("\n".join(line for line in SPEC.splitlines() if "sha256" not in line))
     seen.add(digest_of(folder))
-    assert len(seen) == 4
+    assert len(seen) == 5
     assert digest_of(folder) in seen
 
 

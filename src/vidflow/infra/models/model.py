@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ChannelOrder = Literal["rgb", "bgr"]
+ResamplingFilter = Literal["bilinear", "area", "bicubic"]
 Size = tuple[int, int]
 """(width, height) in pixels."""
 
@@ -28,9 +29,13 @@ class Picture(Protocol):
         """Height of the displayed frame in pixels."""
 
     def image(
-        self, width: int | None = None, height: int | None = None, order: ChannelOrder = "rgb"
+        self,
+        width: int | None = None,
+        height: int | None = None,
+        order: ChannelOrder = "rgb",
+        resample: ResamplingFilter = "bilinear",
     ) -> NDArray[np.uint8]:
-        """Return an array of shape (height, width, 3), stretched to `width` x `height` if given."""
+        """Return an array of shape (height, width, 3), stretched to `width` x `height` if given, with the filter `resample`."""
 
 
 class Model(Protocol):

@@ -15,6 +15,7 @@ The format::
     resize = "letterbox"         # letterbox (keeps the aspect ratio) | stretch
     place = "corner"             # letterbox: position of the picture, corner (top left) | centre
     pad = 114                    # letterbox: pixel value of the padding
+    resample = "bilinear"        # bilinear | area | bicubic: how pixels are averaged or interpolated; see pixels.py
     channels = "rgb"             # rgb | bgr
     scale = 1.0                  # the tensor is (pixel * scale - mean) / std
     mean = 0.0                   # a number, or one per channel in the order of `channels`; likewise std
@@ -35,11 +36,13 @@ The format::
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Final, Literal
 
 import msgspec
+import msgspec.inspect
 
 from vidflow.domain.detections import MAX_DETECTIONS
 from vidflow.domain.errors import ModelError, ParameterError
@@ -77,6 +80,7 @@ class InputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     resize: Literal["letterbox", "stretch"] = "stretch"
     place: Literal["corner", "centre"] = "corner"
     pad: Annotated[int, msgspec.Meta(ge=0, le=255)] = 114
+    resample: Literal["bilinear", "area", "bicubic"] = "bilinear"
     channels: Literal["rgb", "bgr"] = "rgb"
     scale: Positive = 1.0
     mean: Finite | Annotated[tuple[Finite, ...], ONE_PER_CHANNEL] = 0.0
@@ -132,7 +136,7 @@ def parse_spec(text: bytes, origin: str) -> ModelSpec:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise spec_error(origin, f"not valid TOML ({error})") from error
     except msgspec.ValidationError as error:
-        raise spec_error(origin, str(error)) from error
+        raise spec_error(origin, str(error) + _list_choices(error)) from error
     _check_kind(spec, origin)
     return spec
 
@@ -167,6 +171,22 @@ def models_folder_error(kind: str, origin: str) -> ModelError:
 def spec_error(origin: str, fault: str) -> ModelError:
     """Return the error for an invalid spec."""
     return ModelError(f"Invalid model spec {origin}: {fault}.", code="model_spec_invalid")
+
+
+def _list_choices(error: msgspec.ValidationError) -> str:
+    """Return the values that an entry may have, to add to the error for another one; empty for other errors."""
+    match = re.fullmatch(r"Invalid enum value .* - at `\$\.([a-z_.]+)`", str(error), re.DOTALL)
+    if match is None:
+        return ""
+    types: list[msgspec.inspect.Type] = [msgspec.inspect.type_info(ModelSpec)]
+    for name in match.group(1).split("."):
+        fields = [f for kind in types if isinstance(kind, msgspec.inspect.StructType) for f in kind.fields]
+        found = [f.type for f in fields if f.encode_name == name]
+        types = [
+            part for kind in found for part in (kind.types if isinstance(kind, msgspec.inspect.UnionType) else (kind,))
+        ]
+    choices = [str(value) for kind in types if isinstance(kind, msgspec.inspect.LiteralType) for value in kind.values]
+    return f"; use {', '.join(choices)}"
 
 
 def _check_kind(spec: ModelSpec, origin: str) -> None:

@@ -46,7 +46,7 @@ def fill_tensor(tensor: FloatArray, picture: Picture, spec: InputSpec) -> Pictur
     """Write the picture into `tensor`, an array (3, height, width) of the spec's size. Return where it lies."""
     fit = fit_picture((picture.width, picture.height), spec)
     width, height = fit.size
-    pixels = picture.image(width, height, spec.channels)
+    pixels = picture.image(width, height, spec.channels, spec.resample)
     if (height, width) != spec.size:
         tensor[:] = spec.pad
     tensor[:, fit.top : fit.top + height, fit.left : fit.left + width] = pixels.transpose(2, 0, 1)

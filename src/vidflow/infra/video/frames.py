@@ -21,7 +21,15 @@ from vidflow.domain.messages import CorruptPolicy, GapReason, ResumePoint
 from vidflow.domain.sampling import Sampler, SeekStatus, SeekToPts, plan_resume, track_seek
 from vidflow.infra.video.open import Video
 from vidflow.infra.video.packets import LostPacket
-from vidflow.infra.video.pixels import ChannelOrder, Crop, Orientation, displayed_size, read_orientation, to_array
+from vidflow.infra.video.pixels import (
+    ChannelOrder,
+    Crop,
+    Orientation,
+    ResamplingFilter,
+    displayed_size,
+    read_orientation,
+    to_array,
+)
 from vidflow.infra.video.source import SourceInfo
 
 SEEK_MARGINS_S: Final = (0, 15)
@@ -61,11 +69,15 @@ class KeptFrame:
     scaler: VideoReformatter
 
     def image(
-        self, width: int | None = None, height: int | None = None, order: ChannelOrder = "rgb"
+        self,
+        width: int | None = None,
+        height: int | None = None,
+        order: ChannelOrder = "rgb",
+        resample: ResamplingFilter = "bilinear",
     ) -> NDArray[np.uint8]:
         """Return the picture as displayed: uint8, contiguous, shape (height, width, 3). `width` and `height` scale it."""
         size = (width or self.width, height or self.height)
-        return to_array(self.decoded, self.orientation, size, order, self.scaler, self.crop)
+        return to_array(self.decoded, self.orientation, size, order, self.scaler, self.crop, resample)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from urllib.parse import quote, urlsplit
 
 from vidflow import __version__
 from vidflow.domain.source_access import SourceAccess
+from vidflow.infra.source_tls import build_tls_context
 from vidflow.infra.video.source_connection import (
     CONNECT_TIMEOUT_S,
     STOP_POLL_S,
@@ -78,11 +79,11 @@ def get(
     url: str,
     headers: Mapping[str, str],
     access: SourceAccess,
-    tls: ssl.SSLContext,
+    tls: ssl.SSLContext | None,
     interruption: Interruption,
     display_name: str,
 ) -> Response:
-    """Send a GET request. Return the response once its head has arrived.
+    """Send a GET request. Return the response once its head has arrived. `tls` may be None for http.
 
     Raises OSError, http.client.HTTPException, UnicodeError for an invalid host, SourceError for an address that is not allowed, or
     ReadingStopped.
@@ -92,7 +93,7 @@ def get(
     port = parts.port or _DEFAULT_PORTS[scheme]
     connected = connect(host, port, access, interruption, display_name)
     if scheme == "https":
-        connected = start_tls(connected, tls, host, interruption)
+        connected = start_tls(connected, tls or build_tls_context(access), host, interruption)
     stream = _Stream(connected, interruption)
     target = quote(parts.path or "/", _PATH_CHARACTERS) + (
         f"?{quote(parts.query, _PATH_CHARACTERS)}" if parts.query else ""

@@ -10,19 +10,17 @@ import re
 import ssl
 import threading
 import time
-import urllib.request
-from base64 import b64encode
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Final
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from vidflow.domain.errors import SourceError, Unavailable
-from vidflow.domain.messages import MAX_SAFE_INTEGER, FileIdentity
+from vidflow.domain.messages import FileIdentity
 from vidflow.domain.redaction import redact
 from vidflow.domain.source_access import SourceAccess
 from vidflow.infra.source_tls import build_certificate_error, build_tls_context
+from vidflow.infra.video import http_answers
 from vidflow.infra.video.http_connection import Response, get
 from vidflow.infra.video.source_connection import Interruption, ReadingStopped
 from vidflow.infra.video.source_file import SourceFile
@@ -45,11 +43,7 @@ SKIP_BYTES: Final = 256 * 1024
 _NO_RANGES: Final = (
     " Its server does not answer range requests, without which a file whose index is at its end cannot be read."
 )
-_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-_RETRYABLE_CLIENT_ERRORS: Final = frozenset({408, 425, 429})
-_CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,16})-(\d{1,16})/(\d{1,16}|\*)", re.ASCII)
 _STRONG_ETAG: Final = re.compile(r'"[\x21\x23-\x7e]{0,160}"')
-_MAX_ETAG_CHARACTERS: Final = 200
 
 
 class _RetryableStatus(http.client.HTTPException):
@@ -100,7 +94,7 @@ class HttpFile(SourceFile):
         self._interruption = interruption or threading.Event()
         self._was_read = was_read
         self._access = access or SourceAccess()
-        self._tls = build_tls_context(self._access)
+        self._tls: ssl.SSLContext | None = None
         self._authorization: str | None = None
         self._body: _Body | None = None
         self._failures, self._paused_s = 0, 0.0
@@ -209,11 +203,11 @@ class HttpFile(SourceFile):
                 return
             self._handle_no_response(error)
             return
-        if response.status in _RETRYABLE_CLIENT_ERRORS or response.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            pause_s = _read_retry_after(response.headers.get("Retry-After"))
+        if http_answers.is_temporary(response.status):
+            pause_s = http_answers.read_retry_after(response)
             response.close()
             self._pause(
-                _RetryableStatus(f"it answers {response.status} {_phrase(response.status)}"), FIRST_STATUS_PAUSE_S,
+                _RetryableStatus(f"it answers {http_answers.describe_status(response.status)}"), FIRST_STATUS_PAUSE_S,
                 f"{self.display_name} is not available now", pause_s,
             )  # fmt: skip
             return
@@ -248,8 +242,8 @@ class HttpFile(SourceFile):
             if response.status == HTTPStatus.UNAUTHORIZED and self._authorize(response, target):
                 response.close()
                 response = self._get(target)
-            location = response.headers.get("Location")
-            if response.status not in _REDIRECTS or not location:
+            location = http_answers.read_location(response)
+            if location is None:
                 if not response.status < HTTPStatus.BAD_REQUEST and self._target != self._url:
                     response.close()
                     target = self._target = self._url
@@ -257,31 +251,15 @@ class HttpFile(SourceFile):
                 self._target = target
                 return response
             response.close()
-            target = self._redirect(target, location)
+            target = http_answers.resolve_redirect(target, location, self._access, self.display_name)
         raise SourceError(
             f"{self.display_name} redirects more than {MAX_REDIRECTS} times. Give the final URL.", code="source_denied"
         )
 
     def _get(self, url: str) -> Response:
+        if self._tls is None and urlsplit(url).scheme.lower() == "https":
+            self._tls = build_tls_context(self._access)
         return get(url, self._headers(url), self._access, self._tls, self._interruption, self.display_name)
-
-    def _redirect(self, url: str, location: str) -> str:
-        try:
-            target = urljoin(url, location)
-            scheme, host = urlsplit(target).scheme.lower(), urlsplit(target).hostname
-        except ValueError:
-            scheme, host = "", None
-        if scheme not in {"http", "https"} or not host:
-            raise SourceError(
-                f"{self.display_name} redirects to something that is not an HTTP URL. Give the final URL.",
-                code="source_denied",
-            )
-        if urlsplit(url).scheme.lower() == "https" and scheme == "http" and self._access.verify:
-            raise SourceError(
-                f"{self.display_name} redirects from https to http, where anyone on the way could change it. Give the final URL.",
-                code="source_denied",
-            )
-        return target
 
     def _headers(self, url: str) -> dict[str, str]:
         headers = {"Range": f"bytes={self._position}-"}
@@ -297,8 +275,9 @@ class HttpFile(SourceFile):
         parts = urlsplit(self._url)
         if parts.username is None or _origin(url) != _origin(self._url):
             return False
-        challenges = response.headers.get_all("WWW-Authenticate", [])
-        authorization = _build_authorization(unquote(parts.username), unquote(parts.password or ""), url, challenges)
+        authorization = http_answers.build_authorization(
+            unquote(parts.username), unquote(parts.password or ""), url, response
+        )
         is_new = authorization is not None and authorization != self._authorization
         self._authorization = authorization
         return is_new
@@ -309,57 +288,32 @@ class HttpFile(SourceFile):
             self._end_at(response)
             return None
         if response.status not in {HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT}:
-            raise self._build_status_error(response.status)
-        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
-        if encoding not in {"", "identity"}:
-            raise SourceError(
-                f"The server sends {self.display_name} compressed, although it was asked not to. Give the URL of the file itself.",
-                code="source_denied",
-            )
-        is_part = response.status == HTTPStatus.PARTIAL_CONTENT
-        first, end, size_bytes = (
-            self._read_range(response) if is_part else (0, *_read_length(response, self.display_name))
-        )
-        self._note_identity(response, size_bytes)
-        if first != self._position:
+            raise http_answers.build_status_error(response.status, self.display_name, was_read=self._was_read)
+        part = http_answers.read_part(response, self.display_name)
+        self._note_identity(http_answers.read_identity(response, part.size_bytes))
+        if part.first != self._position:
             raise Unavailable(
                 f"The server of {self.display_name} sent another part than requested. Check whether it supports range requests.",
                 code="source_unreadable",
             )
         if self._position == 0:
-            accepts = response.headers.get("Accept-Ranges", "").strip().lower()
-            self.can_seek = is_part or accepts == "bytes"
-        self.size_bytes = size_bytes if size_bytes is not None else self.size_bytes
-        return _Body(response, first, end, first)
+            self.can_seek = part.offers_ranges
+        self.size_bytes = part.size_bytes if part.size_bytes is not None else self.size_bytes
+        return _Body(response, part.first, part.end, part.first)
 
     def _end_at(self, response: Response) -> None:
         """Note that the file ends at or before the position."""
-        match = re.fullmatch(r"bytes \*/(\d{1,16})", response.headers.get("Content-Range", ""), re.ASCII)
-        stated = int(match.group(1)) if match else self._position
-        if self.size_bytes not in {None, stated} or stated > self._position:
+        stated = http_answers.read_size_of_unsatisfied_range(response)
+        size_bytes = self._position if stated is None else stated
+        if self.size_bytes not in {None, size_bytes} or size_bytes > self._position:
             raise Unavailable(
                 f"The server of {self.display_name} refuses a part of the file that should exist. Check the server.",
                 code="source_unreadable",
             )
-        self.size_bytes = stated
+        self.size_bytes = size_bytes
 
-    def _read_range(self, response: Response) -> tuple[int, int, int | None]:
-        """Return the first byte of a part, its end and the size of the whole file."""
-        match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
-        if match is not None:
-            first, last = int(match.group(1)), int(match.group(2))
-            size_bytes = None if match.group(3) == "*" else int(match.group(3))
-            if first <= last and (size_bytes is None or last < size_bytes) and last < MAX_SAFE_INTEGER:
-                return first, last + 1, size_bytes
-        raise Unavailable(
-            f"The server of {self.display_name} sent a part without a valid Content-Range. Check whether it supports range requests.",
-            code="source_unreadable",
-        )
-
-    def _note_identity(self, response: Response, size_bytes: int | None) -> None:
+    def _note_identity(self, identity: FileIdentity) -> None:
         """Record what the server says about the body. Raises SourceError if it says something else than before."""
-        etag = response.headers.get("ETag", "").strip()[:_MAX_ETAG_CHARACTERS] or None
-        identity = FileIdentity(size_bytes, _read_time_ns(response.headers.get("Last-Modified")), etag)
         if self.identity is None:
             self.identity = identity
         elif not self.identity.matches(identity):
@@ -369,83 +323,10 @@ class HttpFile(SourceFile):
                 code="source_changed",
             )
 
-    def _build_status_error(self, status: int) -> SourceError:
-        answer = f"The server refused {self.display_name} ({status} {_phrase(status)})."
-        if self._was_read and status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.GONE}:
-            return SourceError(
-                f"{answer} It allowed reading before, so a signed URL or a login has probably expired. Start a new scenario with a fresh"
-                " URL. The stored frames remain.",
-                code="source_expired",
-            )
-        if status == HTTPStatus.UNAUTHORIZED:
-            return SourceError(
-                f"{answer} Give a valid login (http://user:password@host/...) or a signed URL.",
-                code="source_unauthorized",
-            )
-        if status == HTTPStatus.NOT_FOUND:
-            return SourceError(f"{answer} Check the URL.", code="source_not_found")
-        if status == HTTPStatus.GONE:
-            return SourceError(f"{answer} It was removed for good; give another URL.", code="source_gone")
-        return SourceError(f"{answer} Check the URL and its permissions, or sign it again.", code="source_denied")
-
-
-def _build_authorization(user: str, password: str, url: str, challenges: list[str]) -> str | None:
-    """Return the Authorization header that answers the challenges, with Digest if it is offered; None for other schemes."""
-    for challenge in challenges:
-        scheme, _, rest = challenge.partition(" ")
-        if scheme.lower() == "digest":
-            passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
-            passwords.add_password(None, url, user, password)
-            fields = urllib.request.parse_keqv_list(urllib.request.parse_http_list(rest))
-            handler = urllib.request.AbstractDigestAuthHandler(passwords)
-            if digest := handler.get_authorization(urllib.request.Request(url), fields):  # noqa: S310 - only described
-                return f"Digest {digest}"
-    if any(challenge.lower().startswith("basic") for challenge in challenges):
-        return "Basic " + b64encode(f"{user}:{password}".encode()).decode()
-    return None
-
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:
     parts = urlsplit(url)
     return parts.scheme.lower(), parts.hostname, parts.port
-
-
-def _read_length(response: Response, display_name: str) -> tuple[int | None, int | None]:
-    """Return the stated size of a whole body twice: where the body ends, and the size of the file."""
-    length = response.headers.get("Content-Length", "").strip()
-    if response.is_chunked or not length.isdecimal():
-        return None, None
-    size_bytes = int(length) if len(length) <= len(str(MAX_SAFE_INTEGER)) else MAX_SAFE_INTEGER + 1
-    if size_bytes > MAX_SAFE_INTEGER:
-        raise SourceError(
-            f"The server states an impossible size for {display_name}. Check the server.", code="source_denied"
-        )
-    return size_bytes, size_bytes
-
-
-def _read_retry_after(value: str | None) -> float | None:
-    """Return the seconds that a Retry-After header asks for, as a number or a date; None without a valid one."""
-    if not value:
-        return None
-    if value.strip().isdecimal():
-        return float(value.strip()[:9])
-    time_ns = _read_time_ns(value)
-    return None if time_ns is None else max(0.0, time_ns / 1e9 - time.time())
-
-
-def _read_time_ns(value: str | None) -> int | None:
-    try:
-        return int(parsedate_to_datetime(value).timestamp()) * 1_000_000_000 if value else None
-    except (ValueError, OverflowError):
-        return None
-
-
-def _phrase(status: int) -> str:
-    """Return the standard's words for a status. The server's own are not to be trusted."""
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return "unknown status"
 
 
 def _reason(error: Exception) -> str:

@@ -12,6 +12,9 @@ from typing import Any, Final, Protocol
 
 from vidflow.domain.errors import SourceError
 from vidflow.domain.source_access import SourceAccess
+from vidflow.infra.telemetry.logs import log
+
+_log = log("sources")
 
 CONNECT_TIMEOUT_S: Final = 10.0
 STOP_POLL_S: Final = 0.25
@@ -42,7 +45,8 @@ def require_running(interruption: Interruption) -> None:
 def resolve(host: str, port: int, access: SourceAccess, interruption: Interruption, display_name: str) -> list[Any]:
     """Return the socket addresses of the host that a source may have. Connect to these, since the host may get others.
 
-    Raises OSError if it has none, SourceError if none is allowed, or ReadingStopped. The thread that asks for them outlives a stop.
+    Raises OSError if it has none, SourceError if none is allowed, or ReadingStopped. The error, which a client may see, does not
+    name the addresses. The thread that asks for them outlives a stop.
     """
     found: list[Any] = []
     failures: list[OSError] = []
@@ -62,9 +66,10 @@ def resolve(host: str, port: int, access: SourceAccess, interruption: Interrupti
         raise failures[0]
     allowed = [address for address in found if access.allows(address[0])]
     if found and not allowed:
+        _log.warning("source_address_refused", source=display_name, host=host, address=found[0][0])
         raise SourceError(
-            f"{display_name} leads to {found[0][0]}, which is not a public address. If it is meant, the operator can allow it:"
-            f" --allow-source-network {found[0][0]}.",
+            f"{display_name} leads to the host {host}, which has no public address. If it is meant, the operator can allow its network"
+            " (--allow-source-network). The runner's log names the address.",
             code="source_refused",
         )
     return allowed
