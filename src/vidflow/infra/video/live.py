@@ -45,6 +45,7 @@ MAX_BURST_FRAMES: Final = 64
 """Frames that may arrive at once when a connection begins. More are placed by the first of them."""
 BURST_END_S: Final = 0.25
 """After so long without a frame, the burst is over, even if frames are rare."""
+_WAITING: Final = " Waiting until it sends again."
 _FOREVER_S: Final = Fraction(10**9)
 
 
@@ -237,10 +238,8 @@ class LiveReader:
             return None
         connection = self._connection or _Connection(self._missed_since_s)
         reason = self._outage or self._build_silence_error(connection)
-        text = (
-            f"No frame has come for {limit_s:g} s (parameters.give_up_after_s), so the scenario ends. {reason.message}"
-        )
-        return SourceError(text, code=reason.code)
+        text = f"No frame has come for {limit_s:g} s, so the scenario ends (parameters.give_up_after_s)."
+        return SourceError(f"{text} {reason.message.removesuffix(_WAITING)}", code=reason.code)
 
     def _number_step(self, step: _Picture | LiveGap) -> KeptFrame | FrameGap:
         if isinstance(step, LiveGap):
@@ -319,10 +318,8 @@ class LiveReader:
 
     def _build_silence_error(self, connection: _Connection) -> Unavailable:
         if connection.has_ended:
-            return Unavailable(
-                f"{self._display_name} ended its stream. Waiting until it sends again.", code="source_unreachable"
-            )
-        return Unavailable(f"{self._display_name} sends nothing. Waiting until it sends again.", code="source_timeout")
+            return Unavailable(f"{self._display_name} ended its stream.{_WAITING}", code="source_unreachable")
+        return Unavailable(f"{self._display_name} sends nothing.{_WAITING}", code="source_timeout")
 
     def _silence_s(self) -> float:
         interval_s = float(self._sampler.timeline.interval_s) if self._sampler else 0.0
