@@ -20,8 +20,12 @@ from vidflow.domain.messages import (
     MAX_LABELS,
     MAX_SAFE_INTEGER,
     CorruptPolicy,
+    DurationSeconds,
+    EndTime,
     FollowSeconds,
+    GiveUpSeconds,
     PoisonPolicy,
+    StreamIndex,
 )
 from vidflow.domain.scenario import DEFAULT_POOL, Outcome, State
 from vidflow.domain.topics import MAX_POOL_CHARACTERS
@@ -86,7 +90,10 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     `score_threshold`: drop detections below it (null: the model's default). `labels`: keep only these (null: all).
     `on_poison`: whether a frame at which every attempt fails ends the scenario, or is a gap. `on_corrupt`: whether frames that
     are damaged in the source are kept with a mark, or are a gap. `follow`: read a growing local file until it has been still for
-    `follow_s` seconds.
+    `follow_s` seconds. `duration_s`: complete the scenario so many seconds after its first frame, by `time_s`; null: no limit.
+    `end_at`: complete a live scenario at this time (RFC 3339, such as 2026-12-24T18:00:00Z); null: never. `give_up_after_s`: fail a
+    live scenario with the source's error after so many seconds without a frame; null: never. `stream`: which of the source's video
+    streams to read, the first is 0; null: the default one or the largest.
     """
 
     score_threshold: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
@@ -100,6 +107,10 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     on_corrupt: CorruptPolicy = CorruptPolicy.KEEP
     follow: bool = False
     follow_s: FollowSeconds = DEFAULT_FOLLOW_S
+    duration_s: DurationSeconds | None = None
+    end_at: EndTime | None = None
+    give_up_after_s: GiveUpSeconds | None = None
+    stream: StreamIndex | None = None
 
 
 class InitScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -114,7 +125,9 @@ class InitScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Parameters,
         Meta(
             description="score_threshold (0 to 1, or null), labels (names to keep, or null for all), on_poison (fail or skip), "
-            "on_corrupt (keep or skip), follow (read a growing file on) and follow_s (until it has been still for so many seconds)"
+            "on_corrupt (keep or skip), follow (read a growing file on), follow_s (until it has been still for so many seconds), "
+            "duration_s (end so long after the first frame), for live sources end_at (end at this time) and give_up_after_s (fail "
+            "after so long without a frame), and stream (which video stream to read)"
         ),
     ] = Parameters()
 

@@ -88,3 +88,17 @@ def test_frames_and_gaps_together_are_what_was_added(capacity: int, steps: list[
         added += count
         time_s += count
     assert taken == added
+
+
+def test_what_waits_at_the_end_is_dropped_and_counted() -> None:
+    frames = filled(capacity=3, count=5)
+    assert frames.drop_all(5.0) == (dropped(0.0, 5.0, 5),)
+    assert frames.drop_all(5.0) == ()
+    frames.add(5, 5.0)
+    frames.add_gap(6.0, 2, GapReason.RECONNECTING)
+    frames.add(8, 8.0)
+    assert frames.drop_all(9.0) == (
+        dropped(5.0, 6.0, 1),
+        LiveGap(6.0, 8.0, 2, GapReason.RECONNECTING),
+        dropped(8.0, 9.0, 1),
+    )

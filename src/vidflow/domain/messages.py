@@ -7,6 +7,7 @@ PostgreSQL cannot store.
 
 from __future__ import annotations
 
+import datetime
 from enum import StrEnum
 from typing import Annotated, Final, TypeVar
 
@@ -30,6 +31,10 @@ ShortText = Annotated[str, msgspec.Meta(max_length=200)]
 Seconds = float
 FollowSeconds = Annotated[float, msgspec.Meta(ge=0.5, le=3600)]
 DEFAULT_FOLLOW_S: Final = 10.0
+DurationSeconds = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
+GiveUpSeconds = Annotated[float, msgspec.Meta(ge=1, le=1e9)]
+EndTime = Annotated[datetime.datetime, msgspec.Meta(tz=True)]
+StreamIndex = Annotated[int, msgspec.Meta(ge=0, le=999)]
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True, gc=False):
@@ -112,7 +117,9 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     """The optional parameters of a scenario.
 
     `score_threshold`: drop detections below it (None: the model's default). `labels`: keep only these (None: all). `follow`: read
-    a growing local file until it has been still for `follow_s` seconds.
+    a growing local file until it has been still for `follow_s` seconds. `duration_s`: end so long after the first frame. `end_at`:
+    end a live scenario at this time. `give_up_after_s`: end a live scenario with an error after so long without a frame. `stream`: the
+    index of the source's video stream to read (None: the best).
     """
 
     score_threshold: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] | None = None
@@ -121,6 +128,10 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     on_corrupt: CorruptPolicy = CorruptPolicy.KEEP
     follow: bool = False
     follow_s: FollowSeconds = DEFAULT_FOLLOW_S
+    duration_s: DurationSeconds | None = None
+    end_at: EndTime | None = None
+    give_up_after_s: GiveUpSeconds | None = None
+    stream: StreamIndex | None = None
 
 
 class Deploy(Message, frozen=True, tag="deploy"):

@@ -75,6 +75,16 @@ class NewestFrames(Generic[T]):
             taken += [*waiting.gaps, waiting.item]
         return taken
 
+    def drop_all(self, until_s: float) -> tuple[LiveGap, ...]:
+        """Remove all frames and return what is missing then, up to `until_s`: the frames, as dropped, and the gaps before them."""
+        gaps: tuple[LiveGap, ...] = ()
+        while self._waiting:
+            waiting = self._waiting.popleft()
+            dropped = LiveGap(waiting.time_s, waiting.time_s, 1, GapReason.DROPPED)
+            gaps = (*_end_at(gaps, waiting.gaps[0].from_s if waiting.gaps else waiting.time_s), *waiting.gaps, dropped)
+        gaps, self._gaps = _end_at((*gaps, *self._gaps), until_s), []
+        return _merge(gaps)
+
 
 def _end_at(gaps: tuple[LiveGap, ...], time_s: float) -> tuple[LiveGap, ...]:
     """Return the gaps with the last one lasting until this time."""

@@ -18,9 +18,10 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from vidflow import VERSIONS
-from vidflow.domain.errors import Unavailable, VidflowError, build_internal_error
+from vidflow.domain.errors import SourceError, Unavailable, VidflowError, build_internal_error
 from vidflow.domain.frame_interval import FrameInterval
 from vidflow.domain.live_clock import CAPTURE_TIME_BASE, LiveClock
+from vidflow.domain.live_end import MAX_LATENESS_S, LastKeptFrame, LiveLimits
 from vidflow.domain.messages import GapReason, ResumePoint
 from vidflow.domain.newest_frames import LiveGap, NewestFrames
 from vidflow.domain.sampling import Sampler, Timeline, compute_cells
@@ -29,6 +30,7 @@ from vidflow.infra.video.open import Video
 from vidflow.infra.video.packets import LostPacket
 from vidflow.infra.video.pixels import Orientation, displayed_size, read_orientation
 from vidflow.infra.video.source import SourceInfo
+from vidflow.infra.video.source_connection import ReadingStopped
 
 SILENCE_S: Final = 2.0
 SILENT_FRAMES: Final = 3
@@ -42,6 +44,9 @@ LONG_OUTAGE_S: Final = 150.0
 """After an outage of this length, a source is tried each LONGEST_PAUSE_S; before, each USUAL_PAUSE_S."""
 MAX_BURST_FRAMES: Final = 64
 """Frames that may arrive at once when a connection begins. More are placed by the first of them."""
+BURST_END_S: Final = 0.25
+"""After so long without a frame, the burst is over, even if frames are rare."""
+_WAITING: Final = " Waiting until it sends again."
 _FOREVER_S: Final = Fraction(10**9)
 
 
@@ -75,6 +80,8 @@ class _Connection:
     """The first frames and when they arrived. None once they are placed."""
     interval: FrameInterval = field(default_factory=lambda: FrameInterval(None))
     last_pts: int | None = None
+    info: SourceInfo | None = None
+    """The properties of the source, once a frame has arrived."""
 
 
 class LiveReader:
@@ -82,7 +89,7 @@ class LiveReader:
 
     `open_connection` opens the source and decodes its first frame; it is called on other threads. `is_fatal`: whether its error ends
     the reading. `rate`: kept frames a second (None: all). `capacity`: how many frames wait at most; older ones are dropped and
-    reported as a gap.
+    reported as a gap. `limits`: when the reading ends by itself.
     """
 
     def __init__(
@@ -93,9 +100,11 @@ class LiveReader:
         rate: Fraction | None,
         resume: ResumePoint,
         capacity: int,
+        limits: LiveLimits | None = None,
     ) -> None:
         self._open_connection, self._display_name, self._is_fatal = open_connection, display_name, is_fatal
         self._rate, self._resume, self._capacity = rate, resume, capacity
+        self._limits = limits or LiveLimits()
         self._lock = threading.Condition()
         self._frames: NewestFrames[_Picture] = NewestFrames(capacity)
         self._clock = LiveClock()
@@ -110,6 +119,9 @@ class LiveReader:
         self._failure: VidflowError | None = None
         self._outage: VidflowError | None = None
         self._stopped = False
+        self._passed_end = False  # a frame came after the end
+        self._late_us = 0  # how long after its capture the last frame arrived
+        self._missed_since_s = time.monotonic()  # since when no frame has come
         self._orientations: dict[int, Orientation] = {}
         self._scaler = VideoReformatter()
         self._watcher = threading.Thread(target=self._keep_connected, name="live source", daemon=True)
@@ -127,9 +139,19 @@ class LiveReader:
 
     @property
     def outage(self) -> VidflowError | None:
-        """Why the source sends no frames, None if it does or was not tried yet."""
+        """Why the source sends no frames, None if it does or was not tried for long enough."""
         with self._lock:
-            return self._outage
+            connection = self._connection
+            if self._outage is not None or connection is None or connection.heard_s is not None:
+                return self._outage
+            is_silent = time.monotonic() - connection.began_s > SILENCE_S
+            return self._build_silence_error(connection) if is_silent else None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the limits' end has come and all frames before it are taken."""
+        with self._lock:
+            return not len(self._frames) and self._is_past_end()
 
     def wait_for_source(self, timeout_s: float) -> SourceInfo | None:
         """Return the source's properties once it has sent a frame; None if it has not in this time. Raises its fatal error."""
@@ -142,16 +164,85 @@ class LiveReader:
     def take(self, timeout_s: float) -> list[KeptFrame | FrameGap]:
         """Return the newest frames and the gaps before them, in order. Wait up to `timeout_s` if there are none.
 
-        Raises the source's fatal error once all frames before it are taken.
+        Raises the source's fatal error once all frames before it are taken, and its last error once it is to be given up.
         """
         with self._lock:
-            self._lock.wait_for(lambda: len(self._frames) or self._failure is not None, timeout_s)
+            self._lock.wait_for(
+                lambda: len(self._frames) or self._failure is not None or self._is_past_end(), timeout_s
+            )
+            self._failure = self._failure or self._find_reason_to_give_up()
             taken = self._frames.take()
             if not taken and self._failure is not None:
                 raise self._failure
         while taken and self._number == 0 and isinstance(taken[0], LiveGap):
             del taken[0]  # before the scenario's first frame
         return [self._number_step(step) for step in taken]
+
+    def end(self) -> list[FrameGap]:
+        """Stop reading, and return what is missing from the last frame taken to the end, which is now or that of the limits."""
+        with self._lock:
+            is_past_end = self._is_past_end()
+            connection, self._connection, self._stopped = self._connection, None, True
+            self._lock.notify_all()
+            last, origin = self._find_last_kept(), self._origin_us
+            if last is None or origin is None or self._number == 0:
+                return []
+            end_us = self._limits.compute_end_us(origin) if is_past_end else None
+            until_s = Fraction((end_us or self._capture_now_us()) - origin) * CAPTURE_TIME_BASE
+            reason = self._find_final_reason(connection)
+            is_quiet = until_s - last.time_s > (last.interval_s or 0) + Fraction(MAX_LATENESS_S)
+            if self._is_receiving(connection) and not is_past_end and not is_quiet:
+                until_s = last.time_s + (last.interval_s or 0)  # it would have gone on
+            missing = last.find_missing(until_s, reason)
+            gaps = self._frames.drop_all(missing.from_s if missing else float(until_s))
+        return [
+            FrameGap(self._number - 1, gap.from_s, gap.to_s, gap.frames, gap.reason)
+            for gap in (*gaps, *([missing] if missing else ()))
+        ]
+
+    @property
+    def _origin_us(self) -> int | None:
+        return self._resume.origin_pts if self._sampler is None else self._sampler.timeline.origin
+
+    def _find_last_kept(self) -> LastKeptFrame | None:
+        kept_us, interval_s = self._kept_us, self._sampler.timeline.interval_s if self._sampler else None
+        if self._sampler is None:
+            kept_us = compute_covered_us(self._resume, self._kept_interval_s(Fraction(0)))
+        if kept_us is None or self._origin_us is None:
+            return None
+        return LastKeptFrame(Fraction(kept_us - self._origin_us) * CAPTURE_TIME_BASE, self._rate, interval_s)
+
+    def _find_final_reason(self, connection: _Connection | None) -> GapReason:
+        if self._hole is not None:
+            return self._hole
+        return GapReason.RECONNECTING if connection is None or connection.has_ended else GapReason.STALLED
+
+    def _is_receiving(self, connection: _Connection | None) -> bool:
+        return connection is not None and connection.first is None and not connection.has_ended
+
+    def _is_past_end(self) -> bool:
+        """Return whether no frame before the end can come any more."""
+        end_us = self._limits.compute_end_us(self._origin_us)
+        if end_us is None or self._passed_end:
+            return self._passed_end
+        late_s = MAX_LATENESS_S if self._is_receiving(self._connection) else 0.0
+        return (self._capture_now_us() - end_us) * CAPTURE_TIME_BASE >= late_s
+
+    def _capture_now_us(self) -> int:
+        """Return the capture time of a frame that would arrive now."""
+        return time.time_ns() // 1000 - self._late_us
+
+    def _find_reason_to_give_up(self) -> VidflowError | None:
+        """Return the error to end with if no frame has come for as long as the limits allow."""
+        limit_s = self._limits.give_up_after_s
+        if limit_s is None or self._is_receiving(self._connection):
+            return None
+        if time.monotonic() - self._missed_since_s < limit_s:
+            return None
+        connection = self._connection or _Connection(self._missed_since_s)
+        reason = self._outage or self._build_silence_error(connection)
+        text = f"No frame has come for {limit_s:g} s, so the scenario ends (parameters.give_up_after_s)."
+        return SourceError(f"{text} {reason.message.removesuffix(_WAITING)}", code=reason.code)
 
     def _number_step(self, step: _Picture | LiveGap) -> KeptFrame | FrameGap:
         if isinstance(step, LiveGap):
@@ -203,7 +294,19 @@ class LiveReader:
             remaining_s = since_s + limit_s - time.monotonic()
             if remaining_s <= 0:
                 return
+            if connection.first:
+                remaining_s = min(remaining_s, self._end_burst(connection, connection.first))
             self._lock.wait(remaining_s)
+
+    def _end_burst(self, connection: _Connection, first: list[tuple[VideoFrame, int]]) -> float:
+        """Place the first frames if no more have come at once. Return after how many seconds to look again."""
+        assert connection.heard_s is not None
+        assert connection.info is not None
+        remaining_s = connection.heard_s + BURST_END_S - time.monotonic()
+        if remaining_s <= 0:
+            self._place_first_frames(connection, first, connection.info)
+            return SILENCE_S
+        return remaining_s
 
     def _is_over(self) -> bool:
         return self._stopped or self._failure is not None
@@ -218,10 +321,8 @@ class LiveReader:
 
     def _build_silence_error(self, connection: _Connection) -> Unavailable:
         if connection.has_ended:
-            return Unavailable(
-                f"{self._display_name} ended its stream. Waiting until it sends again.", code="source_unreachable"
-            )
-        return Unavailable(f"{self._display_name} sends nothing. Waiting until it sends again.", code="source_timeout")
+            return Unavailable(f"{self._display_name} ended its stream.{_WAITING}", code="source_unreachable")
+        return Unavailable(f"{self._display_name} sends nothing.{_WAITING}", code="source_timeout")
 
     def _silence_s(self) -> float:
         interval_s = float(self._sampler.timeline.interval_s) if self._sampler else 0.0
@@ -239,6 +340,8 @@ class LiveReader:
                         return
         except VidflowError as failure:
             error = failure
+        except ReadingStopped:
+            return
         except BaseException as failure:  # noqa: BLE001 - raised by `take`
             error = build_internal_error(failure, VERSIONS, "the runner's log")
         with self._lock:
@@ -254,11 +357,13 @@ class LiveReader:
             if connection is not self._connection:
                 return False
             if connection.heard_s is None:
+                connection.info = info
                 self._begin_connection(connection, info)
             connection.heard_s = time.monotonic()
             if isinstance(event, LostPacket):
                 self._lost_packets += 1
                 return True
+            self._missed_since_s = connection.heard_s
             self._measure_interval(connection, event.pts, info)
             if connection.first is None:
                 self._place(event, arrived_us, info)
@@ -278,7 +383,13 @@ class LiveReader:
         is_burst = not first or arrived_us - first[-1][1] < connection.interval.interval_s / CAPTURE_TIME_BASE / 2
         first.append((frame, arrived_us))
         if is_burst and len(first) < MAX_BURST_FRAMES:
+            self._lock.notify_all()  # the watcher ends the burst if no more frames come
             return
+        self._place_first_frames(connection, first, info)
+
+    def _place_first_frames(
+        self, connection: _Connection, first: list[tuple[VideoFrame, int]], info: SourceInfo
+    ) -> None:
         connection.first = None
         self._clock = self._clock.connect(info.time_base, [(frame.pts, arrived) for frame, arrived in first])
         # A scenario begins with its first frame that is handed on, not with those that had to be dropped before.
@@ -288,6 +399,8 @@ class LiveReader:
     def _place(self, frame: VideoFrame, arrived_us: int, info: SourceInfo) -> None:
         self._clock, is_placed = self._clock.place(frame.pts, arrived_us)
         if is_placed:
+            assert self._clock.captured_us is not None
+            self._late_us = arrived_us - self._clock.captured_us
             self._sample(frame, info)
 
     def _measure_interval(self, connection: _Connection, pts: int | None, info: SourceInfo) -> None:
@@ -320,6 +433,11 @@ class LiveReader:
         earlier, captured_us = self._sampler, self._clock.captured_us
         assert earlier is not None
         assert captured_us is not None
+        end_us = self._limits.compute_end_us(captured_us if self._origin_us is None else self._origin_us)
+        if self._passed_end or (end_us is not None and captured_us >= end_us):
+            self._passed_end = True
+            self._lock.notify_all()
+            return
         self._sampler, is_kept = earlier.place_frame(captured_us).represent_tick()
         if not is_kept:
             return
@@ -350,7 +468,8 @@ def compute_covered_us(resume: ResumePoint, kept_interval_s: Fraction) -> int | 
 
 def count_missing(earlier: Sampler, later: Sampler) -> int:
     """Return how many frames sampling would have kept between the last frame of each."""
-    if earlier.rate is not None and earlier.cells is not None and later.cells is not None:
+    samples = earlier.rate is not None and earlier.rate * later.timeline.interval_s < 1
+    if samples and earlier.cells is not None and later.cells is not None:
         return max(0, later.cells[0] - earlier.cells[0] - 1)
     before, after = earlier.timeline.tick, later.timeline.tick
     if before is None or after is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -73,8 +74,18 @@ class SourceInfo:
     live: bool
     identity: FileIdentity | None
 
-    def estimate_kept_frames(self, rate: Fraction | None) -> int | None:
-        """Return how many frames will be kept at `rate` per second (None: all); None if the header does not tell."""
+    def estimate_kept_frames(self, rate: Fraction | None, duration_s: float | None = None) -> int | None:
+        """Return how many frames will be kept at `rate` per second (None: all); None if the header does not tell.
+
+        `duration_s`: read only so much of the source (None: all).
+        """
+        kept = self._estimate_all_kept_frames(rate)
+        fastest = min((r for r in (rate, self.average_rate) if r is not None), default=None)
+        if kept is None or duration_s is None or fastest is None:
+            return kept
+        return min(kept, math.ceil(Fraction(duration_s) * fastest))
+
+    def _estimate_all_kept_frames(self, rate: Fraction | None) -> int | None:
         if self.duration_s is None or not self._can_last(Fraction(self.duration_s)):
             return self.frames_expected if rate is None else None
         decoded = self.frames_expected

@@ -82,6 +82,10 @@ def _build_parameters(parameters: messages.Parameters) -> contract.Parameters:
         on_corrupt=parameters.on_corrupt,
         follow=parameters.follow,
         follow_s=parameters.follow_s,
+        duration_s=parameters.duration_s,
+        end_at=None if parameters.end_at is None else _utc(parameters.end_at),
+        give_up_after_s=parameters.give_up_after_s,
+        stream=parameters.stream,
     )
 
 

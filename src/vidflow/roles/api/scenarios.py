@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterable
 from fractions import Fraction
 from typing import Annotated, Any, Final
@@ -52,6 +53,7 @@ def init_scenario(api: Api, data: Annotated[InitScenario, Body(examples=_EXAMPLE
     _check_printable_labels(data.parameters.labels or ())
     if data.parameters.follow:
         sources.require_followable(data.source)
+    _check_end(data)
     new = scenarios.NewScenario(
         source=sources.validate_source(data.source, api.options),
         model=data.model,
@@ -66,6 +68,10 @@ def init_scenario(api: Api, data: Annotated[InitScenario, Body(examples=_EXAMPLE
             on_corrupt=data.parameters.on_corrupt,
             follow=data.parameters.follow,
             follow_s=data.parameters.follow_s,
+            duration_s=data.parameters.duration_s,
+            end_at=data.parameters.end_at,
+            give_up_after_s=data.parameters.give_up_after_s,
+            stream=data.parameters.stream,
         ),
     )
     with api.database.connection() as connection, api.admission.admit(connection, scenarios.estimate_size_bytes(new)):
@@ -164,6 +170,16 @@ def _read_scenario(connection: Connection, scenario_uuid: UUID) -> ScenarioRespo
 
 def _unknown_scenario(scenario_uuid: UUID | str) -> UnknownScenario:
     return UnknownScenario(f"Scenario {scenario_uuid} not found.")
+
+
+def _check_end(data: InitScenario) -> None:
+    """Raise ParameterError for a limit that the source cannot have, or that has passed."""
+    end_at = data.parameters.end_at
+    for name, value in (("end_at", end_at), ("give_up_after_s", data.parameters.give_up_after_s)):
+        if value is not None:
+            sources.require_url(data.source, name)
+    if end_at is not None and end_at <= datetime.datetime.now(datetime.UTC):
+        raise ParameterError(f"parameters.end_at {end_at.isoformat()} has passed. Give a time in the future.")
 
 
 def _check_printable_labels(labels: Iterable[str]) -> None:

@@ -55,6 +55,14 @@ def require_followable(source: str) -> None:
         raise ParameterError('Only local files can be followed. Leave out "follow" for a URL.')
 
 
+def require_url(source: str, parameter: str) -> None:
+    """Raise ParameterError if the source is a local file, for a parameter that only a live source can have."""
+    if not _URL.match(source):
+        raise ParameterError(
+            f'parameters.{parameter} applies to live sources only. Use "duration_s" to end a file early.'
+        )
+
+
 def redact_source(source: str) -> str:
     """Return a stored source without secrets: a URL redacted, a path unchanged."""
     return redact(source) if _URL.match(source) else source

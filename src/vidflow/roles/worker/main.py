@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Final, TypeVar
 
 from vidflow.domain.detections import InferenceError
-from vidflow.domain.errors import SourceError, build_error_info
+from vidflow.domain.errors import ParameterError, SourceError, UserError, build_error_info
 from vidflow.domain.frame_rate import parse_frame_rate
 from vidflow.domain.messages import (
     Deploy,
@@ -22,9 +22,11 @@ from vidflow.domain.messages import (
     SourceOpened,
     WorkerWait,
 )
+from vidflow.domain.redaction import redact
 from vidflow.infra.models.model import Model
 from vidflow.infra.process.crashpoint import crashpoint
-from vidflow.infra.video import ReadingStopped, Video
+from vidflow.infra.video import FrameGap, KeptFrame, ReadingStopped, Video
+from vidflow.infra.video.live import LiveReader
 from vidflow.infra.video.open import is_live
 from vidflow.infra.video.source import SourceInfo
 from vidflow.roles.worker import infer, read
@@ -34,7 +36,7 @@ from vidflow.roles.worker.step_timer import StepTimer
 
 T = TypeVar("T")
 
-STOP_CHECK_S: Final = 0.25
+STOP_CHECK_S: Final = 0.1
 """How often a worker on a live source looks whether it is to finish."""
 
 
@@ -58,6 +60,11 @@ def process(task: Task, link: Link) -> EndReason:
 def _process_file(task: Task, link: Link, results: ResultSender) -> EndReason:
     """Process a source that has a beginning, to its end."""
     deploy = task.deploy
+    if deploy.parameters.end_at is not None or deploy.parameters.give_up_after_s is not None:
+        raise ParameterError(
+            f"{redact(deploy.source)} is not a live source, so it cannot have the parameters end_at and give_up_after_s. Use "
+            '"duration_s" to end a file early.'
+        )
     try:
         opened = read.open_source(
             deploy, task.media_root, any_file=task.any_file, access=task.sources, interruption=link.finish_order
@@ -73,15 +80,16 @@ def _process_file(task: Task, link: Link, results: ResultSender) -> EndReason:
 
 
 def _process_live(task: Task, link: Link, results: ResultSender) -> EndReason:
-    """Process the newest frames of a live source until the runner orders the worker to finish."""
+    """Process the newest frames of a live source until its limits' end, or until the runner orders the worker to finish."""
     deploy = task.deploy
     model = infer.load(deploy, task.models_dir, any_onnx=task.any_onnx)
     link.report_wait(WorkerWait.SOURCE)
     timer = StepTimer(link)
     last_frame, is_opened, reported = deploy.resume.next_frame - 1, False, ""
     with read.open_live(deploy, model.batch, access=task.sources, interruption=link.finish_order) as reader:
-        while link.finish_reason is None:
-            source, steps = reader.wait_for_source(STOP_CHECK_S), reader.take(STOP_CHECK_S)
+        while link.finish_reason is None and not reader.is_over:
+            steps = _take_newest(reader, deploy, results)
+            source = reader.wait_for_source(0.0)
             if source is not None and not is_opened:
                 results.send(_build_source_opened(deploy, source))
                 is_opened = True
@@ -97,8 +105,25 @@ def _process_live(task: Task, link: Link, results: ResultSender) -> EndReason:
                 link.report_wait(WorkerWait.INFERENCE)
                 last_frame = _infer_and_send(deploy, step, model, link, results, timer)
                 link.report_wait(WorkerWait.SOURCE)
+        if link.finish_reason is not EndReason.HANDED_OVER:  # the next worker reports what is missing between the two
+            _send_final_gaps(reader, deploy, results)
     timer.report()
     return _finish(deploy, last_frame, link, results)
+
+
+def _take_newest(reader: LiveReader, deploy: Deploy, results: ResultSender) -> list[KeptFrame | FrameGap]:
+    """Return what the reader has, after a short wait. Raises its fatal error once everything missing before it is reported."""
+    try:
+        return reader.take(STOP_CHECK_S)
+    except UserError:
+        _send_final_gaps(reader, deploy, results)
+        raise
+
+
+def _send_final_gaps(reader: LiveReader, deploy: Deploy, results: ResultSender) -> None:
+    for step in read.group_newest(reader.end(), deploy):
+        assert isinstance(step, Gap)
+        results.send(step)
 
 
 def _process_frames(deploy: Deploy, video: Video, model: Model, link: Link, results: ResultSender) -> EndReason:
@@ -111,7 +136,8 @@ def _process_frames(deploy: Deploy, video: Video, model: Model, link: Link, resu
     is_empty = last_frame < 0
     link.report_wait(WorkerWait.SOURCE)
     timer = StepTimer(link)
-    batches = read.group_into_batches(_take_until_finish(steps, link), model.batch, singles=singles)
+    limited = read.end_after(_take_until_finish(steps, link), deploy.parameters.duration_s)
+    batches = read.group_into_batches(limited, model.batch, singles=singles)
     for step in timer.time_decoding(batches):
         is_empty = False
         if isinstance(step, Gap):
@@ -186,6 +212,6 @@ def _take_until_finish(steps: Iterator[T], link: Link) -> Iterator[T]:
 def _build_source_opened(deploy: Deploy, source: SourceInfo) -> SourceOpened:
     return SourceOpened(
         deploy.scenario_uuid, deploy.epoch, source.width, source.height, source.duration_s,
-        source.estimate_kept_frames(parse_frame_rate(deploy.fps)),
+        source.estimate_kept_frames(parse_frame_rate(deploy.fps), deploy.parameters.duration_s),
         source.codec, source.container, source.live, source.identity,
     )  # fmt: skip

@@ -20,6 +20,7 @@ import msgspec
 
 from vidflow.domain.errors import SourceError, Unavailable
 from vidflow.domain.frame_rate import parse_frame_rate
+from vidflow.domain.live_end import LiveLimits
 from vidflow.domain.messages import Deploy, Gap, GapReason, ResumePoint
 from vidflow.domain.redaction import redact
 from vidflow.domain.source_access import SourceAccess
@@ -79,7 +80,22 @@ def open_live(deploy: Deploy, capacity: int, *, access: SourceAccess, interrupti
         rate=parse_frame_rate(deploy.fps),
         resume=deploy.resume,
         capacity=capacity,
+        limits=LiveLimits.from_parameters(deploy.parameters),
     )
+
+
+def end_after(
+    steps: Iterable[FrameBatch | NumberedFrame | Gap], duration_s: float | None
+) -> Iterator[FrameBatch | NumberedFrame | Gap]:
+    """Yield the steps before `duration_s` (None: all). A gap that lasts longer ends there, with an unknown number of frames."""
+    for step in steps:
+        if duration_s is not None and isinstance(step, NumberedFrame) and step.frame.time_s >= duration_s:
+            return
+        if duration_s is not None and isinstance(step, Gap) and step.to_s > duration_s:
+            if step.from_s < duration_s:
+                yield msgspec.structs.replace(step, to_s=duration_s, frames=None)
+            return
+        yield step
 
 
 def group_newest(steps: Iterable[KeptFrame | videos.FrameGap], deploy: Deploy) -> Iterator[FrameBatch | Gap]:
