@@ -157,6 +157,8 @@ CREATE TABLE scenario_results (
     width         integer          NOT NULL,
     height        integer          NOT NULL,
     corrupt       boolean          NOT NULL DEFAULT false,
+    captured_at   timestamptz,
+    captured_by   text,
     at            text             NOT NULL,
     detections    jsonb            NOT NULL,
     UNIQUE (scenario_uuid, frame_number)

@@ -19,6 +19,7 @@ from vidflow.domain.messages import (
     DEFAULT_FOLLOW_S,
     MAX_LABELS,
     MAX_SAFE_INTEGER,
+    CaptureClock,
     CorruptPolicy,
     DurationSeconds,
     EndTime,
@@ -273,15 +274,28 @@ class Detection(msgspec.Struct, frozen=True):
 class FrameResult(msgspec.Struct, frozen=True, omit_defaults=True):
     """The result of a frame, over HTTP and in ndjson. `width` and `height` are those of the displayed frame.
 
-    `corrupt` is there only if it is true: the source is damaged at this frame, so the picture is partly wrong.
+    `epoch` is the deployment that stored it. `corrupt` is there only if it is true: the source is damaged at this frame, so the
+    picture is partly wrong. `captured_at` and `captured_by` are there only for live sources: when the frame was captured, and by
+    which clock.
     """
 
     frame_number: Annotated[int, Meta(ge=0)]
+    epoch: Annotated[int, Meta(ge=0)]
     time_s: float
     width: Dimension
     height: Dimension
     detections: tuple[Detection, ...]
     corrupt: bool = False
+    captured_at: Annotated[
+        datetime.datetime | None, Meta(description="UTC with microseconds, by the clock that `captured_by` names")
+    ] = None
+    captured_by: Annotated[
+        CaptureClock | None,
+        Meta(
+            description="arrival: the runner's clock, from when frames arrived. rtcp: the camera's, by its RTCP sender reports. "
+            "producer: the encoder's, by the stream's producer reference times. playlist: the program date and time of an HLS playlist"
+        ),
+    ] = None
 
 
 class PredictionPage(msgspec.Struct, frozen=True):

@@ -65,7 +65,14 @@ def test_frames_are_returned_as_stored(client: httpx.Client, scenario: str, data
     write_results(database_url, scenario, range(2), DETECTIONS)
     content = page(client, scenario)
     assert content["items"] == [
-        {"frame_number": number, "time_s": number / 2, "width": 640, "height": 360, "detections": DETECTIONS}
+        {
+            "frame_number": number,
+            "epoch": 5,
+            "time_s": number / 2,
+            "width": 640,
+            "height": 360,
+            "detections": DETECTIONS,
+        }
         for number in (0, 1)
     ]
 
@@ -79,6 +86,26 @@ def test_only_a_damaged_frame_has_a_mark(client: httpx.Client, scenario: str, da
     items = page(client, scenario)["items"]
     assert isinstance(items, list)
     assert [item.get("corrupt") for item in items] == [None, True, None]
+
+
+def test_a_frame_of_a_live_source_says_when_it_was_captured_and_by_which_clock(
+    client: httpx.Client, scenario: str, database_url: str
+) -> None:
+    write_results(database_url, scenario, range(2))
+    with psycopg.connect(database_url) as connection:
+        connection.execute("SET timezone = 'Asia/Kathmandu'")
+        connection.execute(
+            """
+            UPDATE scenario_results SET captured_at = '2026-11-28 12:00:00.000250+00', captured_by = 'rtcp'
+             WHERE scenario_uuid = %s AND frame_number = 1
+            """,
+            (scenario,),
+        )
+    items = page(client, scenario)["items"]
+    assert isinstance(items, list)
+    assert [(item.get("captured_at"), item.get("captured_by")) for item in items] == [
+        (None, None), ("2026-11-28T12:00:00.000250Z", "rtcp"),
+    ]  # fmt: skip
 
 
 def test_consecutive_pages_have_no_gap(client: httpx.Client, scenario: str, database_url: str) -> None:

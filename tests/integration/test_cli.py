@@ -579,7 +579,7 @@ def test_run_prints_the_same_frames_as_ndjson_json_and_csv_and_nothing_else_to_s
     assert {end.returncode for end in ends.values()} == {0}, [end.stderr for end in ends.values()]
     frames = [json.loads(line) for line in ends["ndjson"].stdout.splitlines()]
     assert [frame["frame_number"] for frame in frames] == list(range(80))
-    assert set(frames[0]) == {"frame_number", "time_s", "width", "height", "detections"}
+    assert set(frames[0]) == {"frame_number", "epoch", "time_s", "width", "height", "detections"}
     assert json.loads(ends["json"].stdout) == frames
     rows = list(csv.DictReader(io.StringIO(ends["csv"].stdout)))
     boxes = [(frame["frame_number"], *detection["box"]) for frame in frames for detection in frame["detections"]]

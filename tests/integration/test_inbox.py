@@ -34,7 +34,7 @@ from tests.integration.delivery import (
 from tests.integration.server_owner import wait_until
 
 from vidflow.domain.detections import Detection
-from vidflow.domain.messages import DeadLetter, End, EndReason, Gap, GapReason, SourceOpened, encode
+from vidflow.domain.messages import CaptureClock, DeadLetter, End, EndReason, Gap, GapReason, SourceOpened, encode
 from vidflow.domain.progress import Progress, is_complete
 from vidflow.domain.topics import DEAD_LETTERS, RESULTS
 from vidflow.domain.warnings import ScenarioWarning, WarningCode
@@ -108,17 +108,29 @@ def test_results_are_stored_with_all_their_values(connection: Connection, option
     uuid = insert_progress(connection)
     opened = SourceOpened(uuid, 1, width=64, height=48, duration_s=1.0, frames_expected=2)
     gap = Gap(uuid, 1, after_frame=0, from_s=0.2, to_s=0.4, reason=GapReason.CORRUPT, frames=1)
-    damaged = msgspec.structs.replace(frame(uuid, 1), corrupt=True, clock_jumps=3, time_s=0.25)
+    damaged = msgspec.structs.replace(
+        frame(uuid, 1),
+        corrupt=True,
+        clock_jumps=3,
+        time_s=0.25,
+        captured_us=1_800_000_000_000_250,
+        captured_by=CaptureClock.RTCP,
+    )
     end = End(uuid, 1, last_frame=1, reason=EndReason.FINISHED)
     send_results(options.kafka, opened, frame(uuid, 0, label="person"), gap, damaged, end)
     with running_inbox(connection, options):
         wait_until_caught_up(connection, options.kafka)
     rows = connection.execute(
-        "SELECT frame_number, epoch, pts, time_s, width, height, at, detections, corrupt FROM scenario_results ORDER BY 1"
+        """
+        SELECT frame_number, epoch, pts, time_s, width, height, at, detections, captured_at, captured_by, corrupt
+          FROM scenario_results
+         ORDER BY 1
+        """
     ).fetchall()
     person = {"label": "person", "score": 0.5, "box": [0.0, 0.0, 1.0, 1.0]}
-    assert rows[0] == (0, 1, 0, 0.0, 64, 48, "2026-01-01T00:00:00Z", [person], False)
+    assert rows[0] == (0, 1, 0, 0.0, 64, 48, "2026-01-01T00:00:00Z", [person], None, None, False)
     assert [(row[0], row[-1]) for row in rows] == [(0, False), (1, True)]
+    assert rows[1][-3:-1] == (datetime.datetime(2027, 1, 15, 8, 0, 0, 250, datetime.UTC), "rtcp")
     assert connection.execute("SELECT after_frame, reason, frames FROM scenario_gaps").fetchall() == [(0, "corrupt", 1)]
     after = progress(connection, uuid)
     assert is_complete(after)
@@ -162,7 +174,11 @@ def test_invariant_5_an_unexpected_existing_row_is_kept_and_the_others_are_store
     """A safeguard for a table that was restored without the others."""
     uuid, other = insert_progress(connection), insert_progress(connection)
     results.add_frames(connection, [frame(uuid, 1, label="person")])
-    send_results(options.kafka, *frames(uuid, range(4)), *frames(other, range(4)))
+    live = [
+        msgspec.structs.replace(each, captured_us=1_000_000, captured_by=CaptureClock.ARRIVAL)
+        for each in frames(uuid, range(4))
+    ]
+    send_results(options.kafka, *live, *frames(other, range(4)))
     with running_inbox(connection, options):
         wait_until_caught_up(connection, options.kafka)
     assert [stored_frame_numbers(connection, each) for each in (uuid, other)] == [list(range(4))] * 2
@@ -172,6 +188,9 @@ def test_invariant_5_an_unexpected_existing_row_is_kept_and_the_others_are_store
         (uuid,),
     ).fetchall()
     assert label == "person"
+    assert connection.execute(
+        "SELECT count(*), min(captured_at), min(captured_by) FROM scenario_results WHERE captured_at IS NOT NULL"
+    ).fetchall() == [(3, datetime.datetime(1970, 1, 1, 0, 0, 1, tzinfo=datetime.UTC), "arrival")]
 
 
 def test_nothing_after_a_hole_is_stored_until_the_next_epoch_fills_it(

@@ -16,6 +16,7 @@ from vidflow.domain.detections import Detection
 from vidflow.domain.errors import ErrorInfo, MessageError, SourceError, build_error_info
 from vidflow.domain.messages import (
     MAX_SAFE_INTEGER,
+    CaptureClock,
     CorruptPolicy,
     DeadLetter,
     Deploy,
@@ -65,7 +66,7 @@ REPORT = Report(
 )  # fmt: skip
 FRAME = Frame(
     UUID, 7, 12, -5, "1/90000", -(2**63), 0.125, "2026-01-01T00:00:00Z", 640, 480,
-    (Detection("person", 0.875, (1.0, 2.0, 3.5, 4.25)),), True,
+    (Detection("person", 0.875, (1.0, 2.0, 3.5, 4.25)),), True, 2, 1_800_000_000_000_250, CaptureClock.RTCP, 1,
 )  # fmt: skip
 OPENED = SourceOpened(UUID, 7, 65535, 1, 12.5, 300, "h264", "mp4", True, FileIdentity(1, 2))
 LOST = SourceLost(UUID, 7, ErrorInfo("source_timeout", "it sends nothing"))
@@ -191,6 +192,12 @@ def changed(message: Message, **fields: object) -> bytes:
         {"detections": [{"label": "x", "score": 0.5, "box": [0, 0, 1]}]},
         {"detections": [{"label": "x", "score": 0.5, "box": [-1, 0, 1, 1]}]},
         {"detections": [[1, 2, 3]]},
+        {"captured_us": -1},
+        {"captured_us": 253_402_300_800_000_000},
+        {"captured_us": 1.5},
+        {"captured_us": "2026-01-01T00:00:00Z"},
+        {"captured_by": "sundial"},
+        {"clock_drifts": -1},
     ],
 )
 def test_a_frame_with_an_invalid_value_is_refused(fields: dict[str, object]) -> None:

@@ -6,9 +6,19 @@ import msgspec
 import pytest
 
 from vidflow.domain.errors import ErrorInfo
-from vidflow.domain.messages import End, EndReason, Frame, Gap, GapReason, Result, SourceLost, SourceOpened
+from vidflow.domain.messages import (
+    CaptureClock,
+    End,
+    EndReason,
+    Frame,
+    Gap,
+    GapReason,
+    Result,
+    SourceLost,
+    SourceOpened,
+)
 from vidflow.domain.progress import Progress, Verdict, advance, has_end_marker, has_hole, is_complete
-from vidflow.domain.warnings import MAX_COUNT
+from vidflow.domain.warnings import MAX_COUNT, ScenarioWarning, WarningCode, describe_warning
 
 UUID = "01930000-0000-7000-8000-000000000001"
 OLDER, CURRENT, NEWER = 4, 5, 6
@@ -75,7 +85,7 @@ def warnings_after(*messages: Result) -> list[tuple[str, int, int, float, int, f
     progress = BEFORE
     for message in messages:
         progress, _ = advance(progress, message)
-    return [msgspec.structs.astuple(warning) for warning in progress.warnings]
+    return [msgspec.structs.astuple(warning)[:6] for warning in progress.warnings]
 
 
 def test_damaged_and_missing_frames_are_counted_in_one_warning() -> None:
@@ -101,6 +111,26 @@ def test_jumps_of_the_clock_are_counted_from_stored_frames_only() -> None:
     older, repeated = msgspec.structs.replace(jumping[0], epoch=OLDER), jumping[0]
     messages = [older, jumping[0], repeated, jumping[1], frame(NEXT + 1), frame(NEXT + 2), jumping[1]]
     assert warnings_after(*messages) == [("time_adjusted", 4, NEXT, 10.0, NEXT + 3, 13.0)]
+
+
+@pytest.mark.parametrize(
+    ("captured_us", "clock", "offset_s"),
+    [
+        (5_000_100, CaptureClock.RTCP, 5.0),
+        (100, CaptureClock.ARRIVAL, None),
+        (9_000_000, CaptureClock.PLAYLIST, None),  # it says nothing of when frames arrive
+    ],
+)
+def test_drifts_of_the_clock_are_counted_in_one_warning_with_the_last_offset(
+    captured_us: int, clock: CaptureClock, offset_s: float | None
+) -> None:
+    first = msgspec.structs.replace(frame(NEXT), clock_drifts=1, captured_us=0, captured_by=CaptureClock.RTCP)
+    last = msgspec.structs.replace(frame(NEXT + 1), pts=100, clock_drifts=1, captured_us=captured_us, captured_by=clock)
+    before, _ = advance(BEFORE, first)
+    assert before.warnings == (ScenarioWarning(WarningCode.CLOCK_DRIFT, 1, NEXT, 10.0, NEXT, 10.0, -0.0001),)
+    after, _ = advance(before, last)
+    assert after.warnings == (ScenarioWarning(WarningCode.CLOCK_DRIFT, 2, NEXT, 10.0, NEXT + 1, 11.0, offset_s),)
+    assert describe_warning(after.warnings[0]).startswith("The clock of the source ")
 
 
 def test_a_count_has_a_limit() -> None:

@@ -121,7 +121,14 @@ def frames(display: Display, pages: Sequence[Sequence[int]]) -> Iterator[msgspec
         display.update(scenario("active", page[0]))
         display.hide()
         for number in page:
-            frame = {"frame_number": number, "time_s": number / 4, "width": 8, "height": 8, "detections": []}
+            frame = {
+                "frame_number": number,
+                "epoch": 1,
+                "time_s": number / 4,
+                "width": 8,
+                "height": 8,
+                "detections": [],
+            }
             yield msgspec.Raw(msgspec.json.encode(frame))
     display.hide()
 

@@ -15,7 +15,7 @@ from vidflow.settings import OutputFormat
 
 LABEL = "car\x1b]0;x\x07\x9b2J\u202e\nforged"
 FRAME = {
-    "frame_number": 0, "time_s": 0.0, "width": 8, "height": 8,
+    "frame_number": 0, "epoch": 1, "time_s": 0.0, "width": 8, "height": 8,
     "detections": [{"label": LABEL, "score": 0.5, "box": [0.0, 0.0, 8.0, 8.0]}],
 }  # fmt: skip
 

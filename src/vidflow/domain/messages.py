@@ -24,6 +24,8 @@ MAX_SAFE_INTEGER = 2**53 - 1
 NonNegativeInt = Annotated[int, msgspec.Meta(ge=0, le=MAX_SAFE_INTEGER)]
 Epoch = Annotated[int, msgspec.Meta(ge=0, le=MAX_SAFE_INTEGER)]
 Pts = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Microseconds = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799_999_999)]
+"""Since 1970, up to the year 9999."""
 Nanoseconds = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Uuid = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")]
 Dimension = Annotated[int, msgspec.Meta(ge=1, le=65535)]
@@ -281,11 +283,26 @@ class SourceLost(Message, frozen=True, tag="lost"):
     error: ErrorInfo
 
 
+class CaptureClock(StrEnum):
+    """The clock by which a frame of a live source was captured.
+
+    `arrival`: the runner's, from when frames arrived. `rtcp`: the camera's, by its RTCP sender reports. `producer`: the encoder's,
+    by the producer reference times in the stream. `playlist`: the program date and time of an HLS playlist.
+    """
+
+    ARRIVAL = "arrival"
+    RTCP = "rtcp"
+    PRODUCER = "producer"
+    PLAYLIST = "playlist"
+
+
 class Frame(Message, frozen=True, tag="frame"):
     """The detections of a kept frame. `at` is the time of inference (RFC 3339, UTC), `origin_pts` the start of the sampling grid.
 
     `corrupt`: the source is damaged at this frame, and the decoder concealed it. `clock_jumps`: how often the source's clock
-    jumped after the previous frame, and time went on by one frame duration instead.
+    jumped after the previous frame, and time went on by one frame duration or by the arrival of frames instead. `clock_drifts`: how
+    often that clock began to differ from the runner's. `captured_us`: when a frame of a live source was captured, in microseconds
+    since 1970 by the clock `captured_by`. Its `pts` is always by the runner's.
     """
 
     scenario_uuid: Uuid
@@ -301,6 +318,9 @@ class Frame(Message, frozen=True, tag="frame"):
     detections: tuple[Detection, ...] = ()
     corrupt: bool = False
     clock_jumps: NonNegativeInt = 0
+    captured_us: Microseconds | None = None
+    captured_by: CaptureClock | None = None
+    clock_drifts: NonNegativeInt = 0
 
 
 class GapReason(StrEnum):

@@ -10,7 +10,18 @@ from enum import StrEnum
 
 import msgspec
 
-from vidflow.domain.messages import End, EndReason, Frame, Gap, GapReason, Result, SourceLost, SourceOpened
+from vidflow.domain.live_clock import CAPTURE_TIME_BASE
+from vidflow.domain.messages import (
+    CaptureClock,
+    End,
+    EndReason,
+    Frame,
+    Gap,
+    GapReason,
+    Result,
+    SourceLost,
+    SourceOpened,
+)
 from vidflow.domain.warnings import WarningCode, Warnings, add_occurrences
 
 
@@ -110,6 +121,15 @@ def _apply_frame(progress: Progress, frame: Frame) -> Progress:
         warnings = add_occurrences(
             warnings, WarningCode.TIME_ADJUSTED, frame.clock_jumps, frame.frame_number, frame.time_s
         )
+    if frame.clock_drifts:
+        warnings = add_occurrences(
+            warnings,
+            WarningCode.CLOCK_DRIFT,
+            frame.clock_drifts,
+            frame.frame_number,
+            frame.time_s,
+            _clock_offset_s(frame),
+        )
     if frame.corrupt:
         warnings = add_occurrences(warnings, WarningCode.FRAMES_DAMAGED, 1, frame.frame_number, frame.time_s)
     return msgspec.structs.replace(
@@ -122,6 +142,13 @@ def _apply_frame(progress: Progress, frame: Frame) -> Progress:
         warnings=warnings,
         lost=None,
     )
+
+
+def _clock_offset_s(frame: Frame) -> float | None:
+    """Return how far the camera's clock is ahead of the runner's, by which the pts of a live source are."""
+    if frame.captured_us is None or frame.captured_by is not CaptureClock.RTCP:
+        return None
+    return float((frame.captured_us - frame.pts) * CAPTURE_TIME_BASE)
 
 
 def _max_epoch(epoch: int | None, other: int) -> int:

@@ -19,12 +19,14 @@ class WarningCode(StrEnum):
 
     TIME_ADJUSTED = "time_adjusted"
     FRAMES_DAMAGED = "frames_damaged"
+    CLOCK_DRIFT = "clock_drift"
 
 
 class ScenarioWarning(msgspec.Struct, frozen=True):
     """How often something occurred, and where first and last: the number of a kept frame, and the seconds since the first frame.
 
-    If the frame is missing, its number is that of the next kept frame.
+    If the frame is missing, its number is that of the next kept frame. `offset_s`: of a CLOCK_DRIFT, how far the source's clock was
+    ahead of the runner's at the last occurrence; None if only its speed is known.
     """
 
     code: WarningCode
@@ -33,23 +35,28 @@ class ScenarioWarning(msgspec.Struct, frozen=True):
     first_s: float
     last_frame: int
     last_s: float
+    offset_s: float | None = None
 
 
 Warnings = tuple[ScenarioWarning, ...]
 """At most one per code."""
 
 
-def add_occurrences(warnings: Warnings, code: WarningCode, count: int, frame: int, time_s: float) -> Warnings:
+def add_occurrences(
+    warnings: Warnings, code: WarningCode, count: int, frame: int, time_s: float, offset_s: float | None = None
+) -> Warnings:
     """Return the warnings after `count` occurrences at a place. A place not after the last one is counted already.
 
     Messages arrive in the order of the video, and only the gaps after the last stored frame are reported again.
     """
     known = next((warning for warning in warnings if warning.code is code), None)
     if known is None:
-        return (*warnings, ScenarioWarning(code, count, frame, time_s, frame, time_s))
+        return (*warnings, ScenarioWarning(code, count, frame, time_s, frame, time_s, offset_s))
     if (frame, time_s) <= (known.last_frame, known.last_s):
         return warnings
-    changed = msgspec.structs.replace(known, count=min(known.count + count, MAX_COUNT), last_frame=frame, last_s=time_s)
+    changed = msgspec.structs.replace(
+        known, count=min(known.count + count, MAX_COUNT), last_frame=frame, last_s=time_s, offset_s=offset_s
+    )
     return tuple(changed if warning is known else warning for warning in warnings)
 
 
@@ -58,13 +65,27 @@ def describe_warning(warning: ScenarioWarning) -> str:
     place = f"first at {warning.first_s:.3f} s (frame {warning.first_frame})"
     if warning.code is WarningCode.TIME_ADJUSTED:
         return (
-            f"The clock of the source jumped {_times(warning.count)}, {place}. Time went on by one frame duration each time, so"
-            " times after it may differ from those of the recording. Check how the source was recorded or joined."
+            f"The clock of the source jumped {_times(warning.count)}, {place}. Time went on by one frame duration each time (of a"
+            " live source by when its frames arrived), so times after it may differ from those of the source. Check how the source was"
+            " recorded or joined, or the camera's clock."
+        )
+    if warning.code is WarningCode.CLOCK_DRIFT:
+        return (
+            f"The clock of the source {_describe_drift(warning)}, {place}. `time_s` is by the runner's clock, and `captured_at` of"
+            " frames with `captured_by: rtcp` by that of the source. Set both by NTP."
         )
     return (
         f"{_frames(warning.count)} damaged in the source, {place}. Stored ones have `corrupt: true`, missing ones are in"
         " the list of gaps. Check the source's disk or network, or copy it again."
     )
+
+
+def _describe_drift(warning: ScenarioWarning) -> str:
+    times = "" if warning.count == 1 else f" ({warning.count} times)"
+    if warning.offset_s is None:
+        return f"runs faster or slower than the runner's, so that they differed by 2 s{times}"
+    direction = "ahead of" if warning.offset_s > 0 else "slow against"
+    return f"is {abs(warning.offset_s):.1f} s {direction} the runner's{times}"
 
 
 def _times(count: int) -> str:

@@ -35,14 +35,33 @@ def write_json(frames: Iterator[msgspec.Raw], out: TextIO) -> None:
 def write_csv(frames: Iterator[msgspec.Raw], out: TextIO) -> None:
     """Write a row per detection. A frame without detections has one row with these columns empty."""
     rows = csv.writer(out, lineterminator="\n")
-    rows.writerow(["frame_number", "time_s", "width", "height", "label", "score", "x1", "y1", "x2", "y2"])
+    rows.writerow(
+        [
+            "frame_number",
+            "time_s",
+            "width",
+            "height",
+            "label",
+            "score",
+            "x1",
+            "y1",
+            "x2",
+            "y2",
+            "captured_at",
+            "captured_by",
+        ]
+    )
     label_of = escape_unprintable if out.isatty() else str  # a file gets the unchanged labels
     for frame in _decode_frames(frames):
         start = [frame.frame_number, frame.time_s, frame.width, frame.height]
+        end = [
+            frame.captured_at.isoformat(timespec="microseconds") if frame.captured_at else "",
+            frame.captured_by or "",
+        ]
         for detection in frame.detections:
-            rows.writerow([*start, label_of(detection.label), detection.score, *detection.box])
+            rows.writerow([*start, label_of(detection.label), detection.score, *detection.box, *end])
         if not frame.detections:
-            rows.writerow([*start, "", "", "", "", "", ""])
+            rows.writerow([*start, "", "", "", "", "", "", *end])
 
 
 def write_table(frames: Iterator[msgspec.Raw], out: TextIO) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -16,18 +17,22 @@ from vidflow.infra.postgres.parameters import columns, to_json
 
 ROWS_PER_CALLBACK: Final = 200
 """Rows copied between two calls of `while_waiting`. The server works on them in the meantime."""
+_UNIX_EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 BEFORE_FIRST_FRAME: Final = -1
 """Frame number that precedes all results."""
 
 
 class FrameRow(msgspec.Struct, frozen=True):
-    """A row of `scenario_results`. `detections` is the JSON array as PostgreSQL returned it."""
+    """A row of `scenario_results`. `captured_at` is in RFC 3339, `detections` the JSON array as PostgreSQL returned it."""
 
     frame_number: int
+    epoch: int
     time_s: float
     width: int
     height: int
     corrupt: bool
+    captured_at: str | None
+    captured_by: str | None
     detections: str
 
 
@@ -62,7 +67,8 @@ def add_frames(tx: Connection, frames: Sequence[Frame], while_waiting: Callable[
 
 def _copy_frames(tx: Connection, frames: Sequence[Frame], while_waiting: Callable[[], None]) -> None:
     query = """
-        COPY scenario_results (scenario_uuid, frame_number, epoch, pts, time_s, width, height, corrupt, at, detections)
+        COPY scenario_results (scenario_uuid, frame_number, epoch, pts, time_s, width, height, corrupt, captured_at,
+                               captured_by, at, detections)
         FROM STDIN
     """
     with tx.cursor().copy(query) as copy:
@@ -75,12 +81,14 @@ def _copy_frames(tx: Connection, frames: Sequence[Frame], while_waiting: Callabl
 def _insert_new_frames(tx: Connection, frames: Sequence[Frame]) -> int:
     return tx.execute(
         """
-        INSERT INTO scenario_results (scenario_uuid, frame_number, epoch, pts, time_s, width, height, corrupt, at, detections)
-        SELECT n.scenario_uuid, n.frame_number, n.epoch, n.pts, n.time_s, n.width, n.height, n.corrupt, n.at,
-               n.detections::jsonb
+        INSERT INTO scenario_results (scenario_uuid, frame_number, epoch, pts, time_s, width, height, corrupt, captured_at,
+                                      captured_by, at, detections)
+        SELECT n.scenario_uuid, n.frame_number, n.epoch, n.pts, n.time_s, n.width, n.height, n.corrupt, n.captured_at,
+               n.captured_by, n.at, n.detections::jsonb
           FROM unnest(%b::uuid[], %b::bigint[], %b::bigint[], %b::bigint[], %b::float8[], %b::int[], %b::int[],
-                      %b::bool[], %b::text[], %b::text[])
-               AS n (scenario_uuid, frame_number, epoch, pts, time_s, width, height, corrupt, at, detections)
+                      %b::bool[], %b::timestamptz[], %b::text[], %b::text[], %b::text[])
+               AS n (scenario_uuid, frame_number, epoch, pts, time_s, width, height, corrupt, captured_at, captured_by, at,
+                     detections)
             ON CONFLICT (scenario_uuid, frame_number) DO NOTHING
         """,
         columns(_row(frame) for frame in frames),
@@ -90,7 +98,8 @@ def _insert_new_frames(tx: Connection, frames: Sequence[Frame]) -> int:
 def _row(frame: Frame) -> tuple[object, ...]:
     return (
         frame.scenario_uuid, frame.frame_number, frame.epoch, frame.pts, frame.time_s, frame.width, frame.height,
-        frame.corrupt, frame.at, to_json(frame.detections),
+        frame.corrupt, None if frame.captured_us is None else _UNIX_EPOCH + datetime.timedelta(microseconds=frame.captured_us),
+        frame.captured_by, frame.at, to_json(frame.detections),
     )  # fmt: skip
 
 
@@ -102,14 +111,17 @@ def read_result_page(tx: Connection, scenario_uuid: str, after: int, limit: int)
     rows = tx.execute(
         """
         WITH RECURSIVE page AS (
-            SELECT %(after)s::bigint AS frame_number, 0::float8 AS time_s, 0 AS width, 0 AS height, false AS corrupt,
+            SELECT %(after)s::bigint AS frame_number, 0::bigint AS epoch, 0::float8 AS time_s, 0 AS width, 0 AS height,
+                   false AS corrupt, NULL::timestamptz AS captured_at, NULL::text AS captured_by,
                    NULL::text AS detections, 0 AS row_number, 0::bigint AS page_bytes
              UNION ALL
-            SELECT next.frame_number, next.time_s, next.width, next.height, next.corrupt, next.detections,
-                   page.row_number + 1, page.page_bytes + 100 + octet_length(next.detections)
+            SELECT next.frame_number, next.epoch, next.time_s, next.width, next.height, next.corrupt, next.captured_at,
+                   next.captured_by, next.detections, page.row_number + 1,
+                   page.page_bytes + 200 + octet_length(next.detections)
               FROM page
              CROSS JOIN LATERAL (
-                   SELECT r.frame_number, r.time_s, r.width, r.height, r.corrupt, r.detections::text AS detections
+                   SELECT r.frame_number, r.epoch, r.time_s, r.width, r.height, r.corrupt, r.captured_at, r.captured_by,
+                          r.detections::text AS detections
                      FROM scenario_results r
                     WHERE r.scenario_uuid = %(scenario_uuid)s AND r.frame_number > page.frame_number
                     ORDER BY r.frame_number
@@ -118,8 +130,8 @@ def read_result_page(tx: Connection, scenario_uuid: str, after: int, limit: int)
         )
         SELECT s.state,
                EXISTS (SELECT FROM results_removed x WHERE x.from_uuid <= s.scenario_uuid AND x.to_uuid > s.scenario_uuid) AS removed,
-               page.page_bytes, page.row_number, page.frame_number, page.time_s, page.width, page.height, page.corrupt,
-               page.detections
+               page.page_bytes, page.row_number, page.frame_number, page.epoch, page.time_s, page.width, page.height, page.corrupt,
+               to_char(page.captured_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), page.captured_by, page.detections
           FROM scenarios s
          CROSS JOIN page
          WHERE s.scenario_uuid = %(scenario_uuid)s

@@ -20,7 +20,7 @@ from vidflow.domain.warnings import ScenarioWarning, describe_warning
 from vidflow.infra.models.registry import ModelListing
 from vidflow.infra.postgres.gaps import GapRow
 from vidflow.infra.postgres.history import TransitionRow
-from vidflow.infra.postgres.results import ResultPage
+from vidflow.infra.postgres.results import FrameRow, ResultPage
 from vidflow.infra.postgres.scenarios import ScenarioDetails
 from vidflow.infra.postgres.system_status import PoolStatus
 from vidflow.roles.api.sources import redact_source
@@ -126,14 +126,20 @@ def build_prediction_page(page: ResultPage) -> contract.RawPredictionPage:
     return contract.RawPredictionPage(
         items=[
             msgspec.Raw(
-                f'{{"frame_number":{frame.frame_number},"time_s":{frame.time_s!r},"width":{frame.width},'
-                f'"height":{frame.height},"detections":{frame.detections}{_CORRUPT if frame.corrupt else ""}}}'.encode()
+                f'{{"frame_number":{frame.frame_number},"epoch":{frame.epoch},"time_s":{frame.time_s!r},"width":{frame.width},'
+                f'"height":{frame.height},"detections":{frame.detections}{_CORRUPT if frame.corrupt else ""}'
+                f"{_format_capture(frame) if frame.captured_at else ''}}}".encode()
             )
             for frame in page.frames
         ],
         next=None if page.complete else str(page.last_frame),
         complete=page.complete,
     )
+
+
+def _format_capture(frame: FrameRow) -> str:
+    """Return the members of a frame's JSON that only frames of live sources have."""
+    return f',"captured_at":"{frame.captured_at}","captured_by":"{frame.captured_by}"'
 
 
 def build_pool_health(status: PoolStatus) -> contract.PoolHealth:
