@@ -133,7 +133,8 @@ def test_frames_that_exceed_the_size_limit_midway_are_not_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip = clips.changing_size(tmp_path / "sizes.h264", 256, 128)
-    monkeypatch.setattr("vidflow.infra.video.open.MAX_PIXELS", 128 * 128)
+    for module in ("open", "ffmpeg"):
+        monkeypatch.setattr(f"vidflow.infra.video.{module}.MAX_PIXELS", 128 * 128)
     whole = read_all(clip)
     assert {k[3:5] for k in frames(whole)} == {(96, 64)}
     assert sum(gap.frames or 0 for gap in gaps(whole)) == 10

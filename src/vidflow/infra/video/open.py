@@ -2,47 +2,39 @@
 
 Sources are untrusted. A "video" may be a playlist that refers to other files or hosts, so only self-contained containers are
 opened, using only the protocols of the source's own kind. Playlists, image lists and devices are refused. The frame size is
-limited. Error messages contain FFmpeg's reason, but not the secrets in a URL. FFmpeg opens local files and cameras itself; files
-over HTTP are read by http_file.py.
+limited. Error messages contain FFmpeg's reason, but not the secrets in a URL. FFmpeg opens local files itself; cameras are opened by
+cameras.py, files over HTTP read by http_file.py.
 """
 
 from __future__ import annotations
 
-import errno
-import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
 import av
 from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from vidflow.domain.errors import SourceError, Unavailable
+from vidflow.domain.errors import SourceError
 from vidflow.domain.messages import FileIdentity
 from vidflow.domain.redaction import redact
 from vidflow.domain.source_access import SourceAccess
-from vidflow.infra.source_tls import build_certificate_error, build_tls_context, ca_bundle
+from vidflow.infra.video.cameras import Camera, open_camera
+from vidflow.infra.video.ffmpeg import max_pixels_option, open_with_ffmpeg
 from vidflow.infra.video.http_file import HttpFile
 from vidflow.infra.video.local_file import FollowedFile, LocalFile
 from vidflow.infra.video.packets import LostPacket, decode_packets
 from vidflow.infra.video.source import MAX_PIXELS, MAX_SIDE, can_be_appended_to, describe_source, lacks_pts
-from vidflow.infra.video.source_connection import Interruption, connect, resolve, start_tls
+from vidflow.infra.video.source_connection import Interruption
 from vidflow.infra.video.source_file import SourceFile
 
-ALIGNMENT_FACTOR: Final = Fraction(5, 4)
-"""Decoders check the aligned width, which is somewhat larger than the displayed one."""
-OPEN_TIMEOUT_S: Final = 10.0
-READ_TIMEOUT_S: Final = 10.0
-"""How long a server or camera may be silent. Local files have no timeout."""
 MAX_PACKETS_BEFORE_FIRST_FRAME: Final = 10_000
 """A recording may begin in the middle of a GOP, and its first packets then cannot be decoded. This many last for minutes."""
 
@@ -54,17 +46,6 @@ CONTAINERS: Final = (
 that the error can say that such a file has no video stream."""
 
 _SCHEMES: Final = frozenset({"file", "http", "https", "rtsp", "rtsps"})
-_CAMERA_PROTOCOLS: Final = "rtsp,rtsps,rtp,udp,tcp,tls"
-_CAMERA_OPTIONS: Final = {"probesize": "32", "fpsprobesize": "0"}
-"""FFmpeg opens a camera once it has read a packet. By default it watches the frames for seconds, to find their size and rate. Decoding
-the first frame shows the size, and LiveReader measures the rate."""
-_CAMERA_PORTS: Final = {"rtsp": 554, "rtsps": 322}
-_NO_CONNECTION: Final = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT})
-"""Errors after which another address of the same host may answer."""
-_METADATA_ERRORS: Final[dict[str, Any]] = (
-    {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
-)
-"""PyAV 18 raises for tags that are not UTF-8 unless it gets this option. PyAV 19 never raises and has no such option."""
 _FRAME_THREADED: Final = frozenset({"h264", "hevc"})
 """Codecs whose packets contain exactly one frame each."""
 
@@ -177,7 +158,7 @@ class Video:
     def _open(self) -> None:
         source = self._source
         if is_live(source.url):
-            self._container = _open_camera(source)
+            self._container = open_camera(Camera(source.url, source.display_name, source.access, source.interruption))
         elif "://" in source.url:
             self._file = file = HttpFile(source.url, source.access, source.interruption, was_read=source.was_read)
             _require_unchanged(self.display_name, file.identity, self._identity or source.expected_identity)
@@ -269,7 +250,7 @@ def _require_unchanged(display_name: str, identity: FileIdentity | None, expecte
 def _open_path(source: _Source) -> InputContainer:
     """Open a local file."""
     try:
-        return _open_with_ffmpeg(source.url, {"protocol_whitelist": "file", "format_whitelist": CONTAINERS})
+        return open_with_ffmpeg(source.url, {"protocol_whitelist": "file", "format_whitelist": CONTAINERS})
     except av.error.FFmpegError as error:
         raise _build_file_error(error, source.display_name) from error
 
@@ -278,7 +259,7 @@ def _open_file(file: SourceFile, display_name: str) -> InputContainer:
     """Open a file whose bytes are not read by FFmpeg itself."""
     options = {"protocol_whitelist": "none", "format_whitelist": CONTAINERS}
     try:
-        container = _open_with_ffmpeg(file, options)
+        container = open_with_ffmpeg(file, options)
     except av.error.FFmpegError as error:
         file.raise_failure()
         raise _build_file_error(error, display_name, file.hint) from error
@@ -288,105 +269,6 @@ def _open_file(file: SourceFile, display_name: str) -> InputContainer:
         container.close()
         raise
     return container
-
-
-def _open_camera(source: _Source) -> InputContainer:
-    """Open a camera at an address that the operator allows."""
-    try:
-        urls = _checked_urls(source)
-    except (OSError, UnicodeError) as error:
-        raise _build_camera_error(getattr(error, "strerror", None) or str(error), source.display_name) from error
-    is_secure = source.url.lower().startswith("rtsps:")
-    options = _CAMERA_OPTIONS | {
-        "protocol_whitelist": _CAMERA_PROTOCOLS,
-        "format_whitelist": "rtsp",
-        "rtsp_transport": "tcp",
-    }
-    with ExitStack() as stack:
-        if is_secure and source.access.verify:
-            options |= {"tls_verify": "1", "ca_file": stack.enter_context(ca_bundle(source.access))}
-        for url in urls:
-            try:
-                return _open_with_ffmpeg(url, options, timeout=(OPEN_TIMEOUT_S, READ_TIMEOUT_S))
-            except av.error.FFmpegError as error:
-                if error.errno in _NO_CONNECTION and url != urls[-1]:
-                    continue
-                if is_secure:
-                    _require_valid_certificate(source)
-                raise _build_refusal(error, source.display_name) from error
-    raise _build_camera_error("its name has no address", source.display_name)
-
-
-def _checked_urls(source: _Source) -> list[str]:
-    """Return the URLs to give to FFmpeg, with addresses that were checked in place of the host.
-
-    A URL with TLS keeps its host, which the certificate must name. FFmpeg then resolves it again. Raises like `resolve`.
-    """
-    parts = urlsplit(source.url)
-    port = parts.port or _CAMERA_PORTS[parts.scheme.lower()]
-    addresses = resolve(parts.hostname or "", port, source.access, source.interruption, source.display_name)
-    if parts.scheme.lower() == "rtsps":
-        return [source.url]
-    user, at, _ = parts.netloc.rpartition("@")
-    hosts = dict.fromkeys(f"[{address[0]}]" if ":" in address[0] else address[0] for address in addresses)
-    return [urlunsplit(parts._replace(netloc=f"{user}{at}{host}:{port}")) for host in hosts]
-
-
-def _require_valid_certificate(source: _Source) -> None:
-    """Raise SourceError if the camera's certificate is the reason why FFmpeg could not open it, which it does not say."""
-    parts = urlsplit(source.url)
-    host = parts.hostname or ""
-    tls = build_tls_context(source.access)
-    try:
-        connected = connect(
-            host, parts.port or _CAMERA_PORTS["rtsps"], source.access, source.interruption, source.display_name
-        )
-        start_tls(connected, tls, host, source.interruption).close()
-    except ssl.SSLCertVerificationError as error:
-        raise build_certificate_error(source.display_name, error) from error
-    except (OSError, UnicodeError):
-        return
-
-
-def _open_with_ffmpeg(
-    source: str | SourceFile, options: dict[str, str], timeout: tuple[float, float] | None = None
-) -> InputContainer:
-    container: InputContainer = av.open(
-        source,
-        "r",
-        # Opening decodes frames for probing. These options reach the probing decoders; the container ignores them.
-        options={"max_pixels": _max_pixels_option()},
-        container_options=options,
-        **_METADATA_ERRORS,
-        timeout=timeout,
-    )
-    return container
-
-
-def _build_camera_error(reason: str, display_name: str) -> Unavailable:
-    return Unavailable(
-        f"{display_name} does not answer ({reason}). Check that its server or camera is running and that the runner can reach it.",
-        code="source_unreachable",
-    )
-
-
-def _build_refusal(error: av.error.FFmpegError, display_name: str) -> SourceError | Unavailable:
-    """Return the error to raise for a camera that FFmpeg could not open."""
-    if isinstance(error, av.error.HTTPUnauthorizedError):
-        return SourceError(
-            f"{display_name} wants another login (401 Unauthorized). Give the camera's user and password: rtsp://user:password@host/...",
-            code="source_unauthorized",
-        )
-    if isinstance(error, av.error.HTTPForbiddenError):
-        return SourceError(
-            f"{display_name} refuses this login (403 Forbidden). Check its permissions.", code="source_denied"
-        )
-    if isinstance(error, av.error.HTTPNotFoundError):
-        return SourceError(
-            f"{display_name} does not exist on its server (404 Not Found). Check the path, or whether the camera is connected to it.",
-            code="source_not_found",
-        )
-    return _build_camera_error(error.strerror, display_name)
 
 
 def _build_file_error(error: av.error.FFmpegError, display_name: str, hint: str = "") -> SourceError:
@@ -443,10 +325,6 @@ def _thread_type(codec: str, threads: int) -> str:
     return "AUTO" if codec in _FRAME_THREADED else "SLICE"
 
 
-def _max_pixels_option() -> str:
-    return str(int(MAX_PIXELS * ALIGNMENT_FACTOR))
-
-
 def _prepare(container: InputContainer, stream: VideoStream, threads: int, display_name: str) -> None:
     """Set the decoder's threads and limits, open it, and discard the packets of other streams."""
     context = stream.codec_context
@@ -458,7 +336,7 @@ def _prepare(container: InputContainer, stream: VideoStream, threads: int, displ
         )
     context.thread_count = threads
     context.thread_type = _thread_type(context.name, threads)
-    context.options = {"max_pixels": _max_pixels_option()}
+    context.options = {"max_pixels": max_pixels_option()}
     for other in container.streams:
         if other.index != stream.index:
             other.discard = av.stream.Discard.all

@@ -1,0 +1,120 @@
+"""Open cameras (rtsp, rtsps) with FFmpeg, at addresses that were checked before."""
+
+from __future__ import annotations
+
+import errno
+import ssl
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit, urlunsplit
+
+import av
+from av.container import InputContainer
+
+from vidflow.domain.errors import SourceError, Unavailable
+from vidflow.domain.source_access import SourceAccess
+from vidflow.infra.source_tls import build_certificate_error, build_tls_context, ca_bundle
+from vidflow.infra.video.ffmpeg import open_with_ffmpeg
+from vidflow.infra.video.source_connection import Interruption, connect, resolve, start_tls
+
+OPEN_TIMEOUT_S: Final = 10.0
+READ_TIMEOUT_S: Final = 10.0
+"""How long a camera may be silent."""
+_PROTOCOLS: Final = "rtsp,rtsps,rtp,udp,tcp,tls"
+_OPTIONS: Final = {"probesize": "32", "fpsprobesize": "0"}
+"""FFmpeg opens a camera once it has read a packet. By default it watches the frames for seconds, to find their size and rate. Decoding
+the first frame shows the size, and LiveReader measures the rate."""
+_PORTS: Final = {"rtsp": 554, "rtsps": 322}
+_NO_CONNECTION: Final = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT})
+"""Errors after which another address of the same host may answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Camera:
+    """A camera to open: its URL, and the same without secrets."""
+
+    url: str
+    display_name: str
+    access: SourceAccess
+    interruption: Interruption
+
+
+def open_camera(camera: Camera) -> InputContainer:
+    """Open a camera at an address that the operator allows. Raises SourceError, Unavailable or ReadingStopped."""
+    try:
+        urls = _checked_urls(camera)
+    except (OSError, UnicodeError) as error:
+        raise _build_camera_error(getattr(error, "strerror", None) or str(error), camera.display_name) from error
+    is_secure = camera.url.lower().startswith("rtsps:")
+    options = _OPTIONS | {"protocol_whitelist": _PROTOCOLS, "format_whitelist": "rtsp", "rtsp_transport": "tcp"}
+    with ExitStack() as stack:
+        if is_secure and camera.access.verify:
+            options |= {"tls_verify": "1", "ca_file": stack.enter_context(ca_bundle(camera.access))}
+        for url in urls:
+            try:
+                return open_with_ffmpeg(url, options, timeout=(OPEN_TIMEOUT_S, READ_TIMEOUT_S))
+            except av.error.FFmpegError as error:
+                if error.errno in _NO_CONNECTION and url != urls[-1]:
+                    continue
+                if is_secure:
+                    _require_valid_certificate(camera)
+                raise _build_refusal(error, camera.display_name) from error
+    raise _build_camera_error("its name has no address", camera.display_name)
+
+
+def _checked_urls(camera: Camera) -> list[str]:
+    """Return the URLs to give to FFmpeg, with addresses that were checked in place of the host.
+
+    A URL with TLS keeps its host, which the certificate must name. FFmpeg then resolves it again. Raises like `resolve`.
+    """
+    parts = urlsplit(camera.url)
+    port = parts.port or _PORTS[parts.scheme.lower()]
+    addresses = resolve(parts.hostname or "", port, camera.access, camera.interruption, camera.display_name)
+    if parts.scheme.lower() == "rtsps":
+        return [camera.url]
+    user, at, _ = parts.netloc.rpartition("@")
+    hosts = dict.fromkeys(f"[{address[0]}]" if ":" in address[0] else address[0] for address in addresses)
+    return [urlunsplit(parts._replace(netloc=f"{user}{at}{host}:{port}")) for host in hosts]
+
+
+def _require_valid_certificate(camera: Camera) -> None:
+    """Raise SourceError if the camera's certificate is the reason why FFmpeg could not open it, which it does not say."""
+    parts = urlsplit(camera.url)
+    host = parts.hostname or ""
+    tls = build_tls_context(camera.access)
+    try:
+        connected = connect(
+            host, parts.port or _PORTS["rtsps"], camera.access, camera.interruption, camera.display_name
+        )
+        start_tls(connected, tls, host, camera.interruption).close()
+    except ssl.SSLCertVerificationError as error:
+        raise build_certificate_error(camera.display_name, error) from error
+    except (OSError, UnicodeError):
+        return
+
+
+def _build_camera_error(reason: str, display_name: str) -> Unavailable:
+    return Unavailable(
+        f"{display_name} does not answer ({reason}). Check that its server or camera is running and that the runner can reach it.",
+        code="source_unreachable",
+    )
+
+
+def _build_refusal(error: av.error.FFmpegError, display_name: str) -> SourceError | Unavailable:
+    """Return the error to raise for a camera that FFmpeg could not open."""
+    if isinstance(error, av.error.HTTPUnauthorizedError):
+        return SourceError(
+            f"{display_name} wants another login (401 Unauthorized). Give the camera's user and password: rtsp://user:password@host/...",
+            code="source_unauthorized",
+        )
+    if isinstance(error, av.error.HTTPForbiddenError):
+        return SourceError(
+            f"{display_name} refuses this login (403 Forbidden). Check its permissions.", code="source_denied"
+        )
+    if isinstance(error, av.error.HTTPNotFoundError):
+        return SourceError(
+            f"{display_name} does not exist on its server (404 Not Found). Check the path, or whether the camera is connected to it.",
+            code="source_not_found",
+        )
+    return _build_camera_error(error.strerror, display_name)
