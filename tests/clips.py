@@ -258,6 +258,21 @@ def oriented(path: Path, matrix: Sequence[int], width: int = WIDTH, height: int 
     return write(path, [quarters(width, height)], [0], display_matrix=matrix)
 
 
+def two_videos(path: Path) -> Path:
+    """Write a file with a large and a small video stream, in that order."""
+    with av.open(path, "w") as container:
+        streams = [container.add_stream("libx264", rate=25) for _ in range(2)]
+        for stream, divisor in zip(streams, (1, 2), strict=True):
+            stream.width, stream.height, stream.pix_fmt = WIDTH // divisor, HEIGHT // divisor, "yuv420p"
+        for number in range(10):
+            for stream in streams:
+                picture = plain(number, stream.width, stream.height)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        for stream in streams:
+            container.mux(stream.encode(None))
+    return path
+
+
 def cover_picture(path: Path) -> Path:
     """Write a sound file with a cover picture, a video stream of one frame that is not a video."""
     with av.open(path, "w") as container:

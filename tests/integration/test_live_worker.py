@@ -12,7 +12,7 @@ from tests.integration import faulty_models
 from tests.integration.api_server import free_port
 from tests.integration.runner_harness import ControlPlane, RunnerProcess, make_deploy, new_uuid, running_runner
 from tests.rtsp.bad_servers import camera_url, full, refusing, silent
-from tests.rtsp.camera import Camera, is_installed
+from tests.rtsp.camera import Camera
 
 from vidflow.domain.messages import (
     EndReason,
@@ -27,12 +27,7 @@ from vidflow.domain.messages import (
 )
 from vidflow.infra.kafka.settings import KafkaSettings
 
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.skipif(
-        not is_installed(), reason="no RTSP server: install gir1.2-gst-rtsp-server-1.0 and python3-gst-1.0"
-    ),
-]
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("rtsp_server")]
 FPS = 25
 START_DEADLINE_S = 3.0
 STOP_LIMIT_S = 1.0

@@ -265,3 +265,19 @@ def test_an_unreachable_server_is_a_temporary_error() -> None:
 def test_only_cameras_are_live() -> None:
     assert is_live("RTSP://camera/1")
     assert not is_live("http://host/clip.mp4")
+
+
+def test_a_video_stream_is_chosen_by_its_index_or_else_the_largest(tmp_path: Path) -> None:
+    source = str(clips.two_videos(tmp_path / "two.mp4"))
+    for stream, width in ((None, clips.WIDTH), (0, clips.WIDTH), (1, clips.WIDTH // 2)):
+        with open_video(source, stream=stream) as video:
+            assert video.source.width == width
+
+
+def test_a_video_stream_that_is_not_there_is_refused_with_a_list_of_those_that_are(tmp_path: Path) -> None:
+    source = str(clips.two_videos(tmp_path / "two.mp4"))
+    with pytest.raises(
+        SourceError, match=rf"no video stream 2. It has: 0 \(h264, {clips.WIDTH}x{clips.HEIGHT}\), 1 \(h264, "
+    ) as raised:
+        open_video(source, stream=2)
+    assert raised.value.code == "source_no_video_stream"

@@ -9,7 +9,7 @@ cameras.py, files over HTTP read by http_file.py.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -52,13 +52,16 @@ _FRAME_THREADED: Final = frozenset({"h264", "hevc"})
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """A source to open. `url` is the path of a local file, which is followed while it grows if `follow_s` is set."""
+    """A source to open. `url` is the path of a local file, which is followed while it grows if `follow_s` is set. `stream`: the index of
+    the video stream to read, None for the best.
+    """
 
     url: str
     display_name: str
     expected_identity: FileIdentity | None
     was_read: bool
     follow_s: float | None
+    stream: int | None
     access: SourceAccess
     interruption: Interruption
 
@@ -166,7 +169,7 @@ class Video:
             self._container = _open_file(file, self.display_name)
         else:
             self._container = self._open_local()
-        self._stream = _video_stream(self._container, self.display_name)
+        self._stream = _video_stream(self._container, self.display_name, source.stream)
         _prepare(self._container, self._stream, self._threads, self.display_name)
 
     def _open_local(self) -> InputContainer:
@@ -208,6 +211,7 @@ def open_video(
     expected_identity: FileIdentity | None = None,
     was_read: bool = False,
     follow_s: float | None = None,
+    stream: int | None = None,
     access: SourceAccess | None = None,
     interruption: Interruption | None = None,
 ) -> Video:
@@ -215,7 +219,8 @@ def open_video(
 
     `threads`: decoding threads, 0 to let FFmpeg choose. One is best for workers that share cores. `expected_identity`: the
     identity that an earlier attempt recorded; a file with another one is refused. `was_read`: an earlier attempt could read the
-    source. `follow_s`: read a growing local file until it has been still for so long. `access`: what the operator allows.
+    source. `follow_s`: read a growing local file until it has been still for so long. `stream`: which of its video streams to read,
+    the first is 0 (None: the best). `access`: what the operator allows.
     `interruption`: stops reading files at once.
     Raises SourceError with a code source_... or no_frames, Unavailable if a retry may succeed, and ReadingStopped.
     """
@@ -230,7 +235,8 @@ def open_video(
     else:
         display_name = redact(source)
     access, interruption = access or SourceAccess(), interruption or threading.Event()
-    return Video(_Source(source, display_name, expected_identity, was_read, follow_s, access, interruption), threads)
+    opened = _Source(source, display_name, expected_identity, was_read, follow_s, stream, access, interruption)
+    return Video(opened, threads)
 
 
 def is_live(url: str) -> bool:
@@ -286,8 +292,8 @@ def _build_file_error(error: av.error.FFmpegError, display_name: str, hint: str 
     )
 
 
-def _video_stream(container: InputContainer, display_name: str) -> VideoStream:
-    """Return the best video stream: default streams first, then the largest. Cover pictures are ignored."""
+def _video_stream(container: InputContainer, display_name: str, index: int | None) -> VideoStream:
+    """Return the video stream of this index, or the best: default streams first, then the largest. Cover pictures are ignored."""
     if not len(container.streams):
         raise SourceError(
             f"{display_name} contains no stream: nothing was ever recorded in it. Record it again.", code="no_frames"
@@ -300,6 +306,8 @@ def _video_stream(container: InputContainer, display_name: str) -> VideoStream:
             f"{display_name} contains no video, only {content}. Give a file with a video stream.",
             code="source_no_video_stream",
         )
+    if index is not None:
+        streams = [_stream_at(streams, index, display_name)]
     decodable = [s for s in streams if _has_decoder(s)]
     if not decodable:
         raise SourceError(
@@ -308,6 +316,23 @@ def _video_stream(container: InputContainer, display_name: str) -> VideoStream:
         )
     default = av.stream.Disposition.default
     return max(decodable, key=lambda s: (bool(s.disposition & default), _pixels(s), -s.index))
+
+
+def _stream_at(streams: Sequence[VideoStream], index: int, display_name: str) -> VideoStream:
+    if index < len(streams):
+        return streams[index]
+    known = ", ".join(f"{number} ({_describe_stream(stream)})" for number, stream in enumerate(streams))
+    raise SourceError(
+        f"{display_name} has no video stream {index}. It has: {known}. Correct parameters.stream.",
+        code="source_no_video_stream",
+    )
+
+
+def _describe_stream(stream: VideoStream) -> str:
+    if not _has_decoder(stream):
+        return "unknown format"
+    context = stream.codec_context
+    return f"{context.name}, {context.width}x{context.height}" if _pixels(stream) else context.name
 
 
 def _has_decoder(stream: Any) -> bool:  # noqa: ANN401  (by PyAV's types every stream has one)

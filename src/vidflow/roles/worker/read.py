@@ -65,6 +65,7 @@ def open_source(
         resolve_source(deploy.source, media_root, any_file=any_file),
         expected_identity=deploy.resume.identity,
         follow_s=deploy.parameters.follow_s if deploy.parameters.follow else None,
+        stream=deploy.parameters.stream,
         was_read=deploy.resume.next_frame > 0 or deploy.resume.identity is not None,
         access=access,
         interruption=interruption,
@@ -73,10 +74,11 @@ def open_source(
 
 def open_live(deploy: Deploy, capacity: int, *, access: SourceAccess, interruption: Interruption) -> LiveReader:
     """Return a reader of a live source, which waits for the source as long as it takes. `capacity`: frames that may wait at most."""
+    codes = FATAL_LIVE_CODES if deploy.parameters.stream is None else FATAL_LIVE_CODES | {"source_no_video_stream"}
     return LiveReader(
-        partial(open_video, deploy.source, access=access, interruption=interruption),
+        partial(open_video, deploy.source, stream=deploy.parameters.stream, access=access, interruption=interruption),
         display_name=redact(deploy.source),
-        is_fatal=lambda error: error.code in FATAL_LIVE_CODES or not isinstance(error, SourceError | Unavailable),
+        is_fatal=lambda error: error.code in codes or not isinstance(error, SourceError | Unavailable),
         rate=parse_frame_rate(deploy.fps),
         resume=deploy.resume,
         capacity=capacity,
