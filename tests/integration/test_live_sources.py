@@ -11,9 +11,10 @@ from itertools import pairwise
 import pytest
 from tests.integration.api_server import free_port
 from tests.rtsp.camera import Camera
+from tests.rtsp.relay import Relay
 
 from vidflow.domain.errors import Unavailable
-from vidflow.domain.messages import GapReason, ResumePoint
+from vidflow.domain.messages import CaptureClock, GapReason, ResumePoint
 from vidflow.domain.sampling import format_time_base
 from vidflow.domain.source_access import SourceAccess, allow_local_networks
 from vidflow.infra.video import FrameGap, KeptFrame, open_video
@@ -31,7 +32,7 @@ def camera() -> Iterator[Camera]:
 
 
 def reader(
-    camera: Camera, rate: Fraction | None = None, resume: ResumePoint | None = None, capacity: int = 1
+    camera: Camera | Relay, rate: Fraction | None = None, resume: ResumePoint | None = None, capacity: int = 1
 ) -> LiveReader:
     opened = partial(open_video, camera.url, access=allow_local_networks(SourceAccess()))
     return LiveReader(
@@ -81,6 +82,41 @@ def test_frames_have_the_times_at_which_they_were_captured(camera: Camera) -> No
     assert all(frame.pts - frame.origin_pts == round(frame.time_s * 1e6) for frame in frames(taken))
     steps = [(later.time_s - frame.time_s) * FPS for frame, later in pairwise(frames(taken))]
     assert steps == pytest.approx([round(step) for step in steps], abs=0.05)
+    assert_accounted_for(taken)
+
+
+def test_time_is_that_of_the_runner_and_capture_times_are_those_of_the_camera(camera: Camera) -> None:
+    """Eight seconds are eight seconds, although FFmpeg gives the first packets no pts. The first sender report comes within five."""
+    with Relay(camera, offset_s=-3600) as slow, reader(camera) as live, reader(slow) as late:
+        taken: dict[LiveReader, list[KeptFrame | FrameGap]] = {live: [], late: []}
+        began_s = time.monotonic()
+        while time.monotonic() - began_s < 8 or not all(frames(steps) for steps in taken.values()):
+            for each, steps in taken.items():
+                steps.extend(each.take(0.25))
+                arrived_s = time.time()
+                assert not frames(steps) or abs(frames(steps)[-1].pts / 1e6 - arrived_s) < 1
+    for steps, offset_s in ((taken[live], 0), (taken[late], -3600)):
+        kept = frames(steps)
+        assert kept[-1].time_s * 1e6 == pytest.approx(kept[-1].pts - kept[0].pts)
+        assert kept[-1].captured is not None
+        assert kept[-1].captured.clock is CaptureClock.RTCP
+        assert {frame.captured.clock for frame in kept if frame.captured} <= {CaptureClock.ARRIVAL, CaptureClock.RTCP}
+        for frame in kept:
+            assert frame.captured is not None
+            expected_us = frame.pts + offset_s * 1_000_000 * (frame.captured.clock is CaptureClock.RTCP)
+            assert frame.captured.at_us == pytest.approx(expected_us, abs=300_000)
+        assert sum(frame.clock_drifts for frame in kept) == (offset_s != 0)
+        assert_accounted_for(steps)
+
+
+def test_a_jump_of_the_timestamps_is_reported_even_if_the_frame_is_dropped(camera: Camera) -> None:
+    with Relay(camera) as jumping, reader(jumping) as live:
+        taken = take_until(live, has_frames(1))
+        jumping.jump(600)
+        assert jumping.sent_after_jump.wait(LIMIT_S)
+        taken += take_until(live, has_frames(2))
+    assert [frame.clock_jumps for frame in frames(taken)] == [0, 1, 0]
+    assert sum(frame.clock_drifts for frame in frames(taken)) == 0
     assert_accounted_for(taken)
 
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vidflow.domain.live_clock import MAX_UNTIMED_FRAMES, LiveClock
+from vidflow.domain.live_clock import CLOCK_SET_US, MAX_UNTIMED_FRAMES, CaptureTime, LiveClock
+from vidflow.domain.messages import MAX_MICROSECONDS, CaptureClock
 
 NOW_US = 1_800_000_000_000_000
 RTP = Fraction(1, 90_000)
@@ -90,6 +91,44 @@ def test_a_camera_clock_that_drifts_is_corrected_without_a_step(ticks_per_s: int
     assert (clock.jumps, clock.drifts) == (0, 2)
     assert all(abs(time - 40_000 * index) <= 2_010_000 for index, time in enumerate(times))
     assert all(37_000 <= later - time <= 43_000 for time, later in pairwise(times))
+
+
+def rtcp(at_us: int) -> CaptureTime:
+    return CaptureTime(NOW_US + at_us, CaptureClock.RTCP)
+
+
+def test_a_camera_whose_time_of_day_is_off_is_counted_once_until_it_agrees_again() -> None:
+    clock, drifts = LiveClock().connect(RTP), []
+    offsets_us = [0, 2_000_000, -2_000_001, -1_500_000, 2_100_000, 500_001, 500_000, 1_900_000, 3_600_000_000]
+    for index, offset_us in enumerate(offsets_us):
+        if index == 5:
+            clock = clock.connect(RTP)
+        clock, _ = clock.place(3600 * index, NOW_US + 40_000 * index)
+        clock = clock.compare(rtcp(40_000 * index + offset_us))
+        drifts.append(clock.drifts)
+    assert drifts == [0, 0, 1, 1, 1, 1, 1, 1, 2]
+    assert clock.captured_us == NOW_US + 40_000 * (len(offsets_us) - 1)
+
+
+@pytest.mark.parametrize("clock", [CaptureClock.PLAYLIST, CaptureClock.PRODUCER])
+def test_times_of_playlists_and_producers_may_be_earlier(clock: CaptureClock) -> None:
+    placed, _ = LiveClock().connect(RTP).place(0, NOW_US)
+    assert placed.compare(CaptureTime(NOW_US - 20 * SECOND_US, clock)) == placed.compare(None) == placed
+
+
+@pytest.mark.parametrize(
+    ("at_us", "is_credible"),
+    [
+        (-2_208_988_800_000_000, False),  # a sender report of 0
+        (3_600_000_000, False),
+        (CLOCK_SET_US - 1, False),
+        (CLOCK_SET_US, True),
+        (NOW_US, True),
+        (MAX_MICROSECONDS + 1, False),
+    ],
+)
+def test_a_clock_that_was_never_set_is_not_credible(at_us: int, is_credible: bool) -> None:
+    assert CaptureTime(at_us, CaptureClock.RTCP).is_credible is is_credible
 
 
 def test_a_pause_of_the_camera_is_a_pause_in_time() -> None:

@@ -117,6 +117,7 @@ def test_jumps_of_the_clock_are_counted_from_stored_frames_only() -> None:
     ("captured_us", "clock", "offset_s"),
     [
         (5_000_100, CaptureClock.RTCP, 5.0),
+        (1_000_100, CaptureClock.RTCP, None),  # the timestamps drift, but the camera's time of day is right
         (100, CaptureClock.ARRIVAL, None),
         (9_000_000, CaptureClock.PLAYLIST, None),  # it says nothing of when frames arrive
     ],
@@ -124,10 +125,12 @@ def test_jumps_of_the_clock_are_counted_from_stored_frames_only() -> None:
 def test_drifts_of_the_clock_are_counted_in_one_warning_with_the_last_offset(
     captured_us: int, clock: CaptureClock, offset_s: float | None
 ) -> None:
-    first = msgspec.structs.replace(frame(NEXT), clock_drifts=1, captured_us=0, captured_by=CaptureClock.RTCP)
+    first = msgspec.structs.replace(
+        frame(NEXT), pts=3_000_000, clock_drifts=1, captured_us=0, captured_by=CaptureClock.RTCP
+    )
     last = msgspec.structs.replace(frame(NEXT + 1), pts=100, clock_drifts=1, captured_us=captured_us, captured_by=clock)
     before, _ = advance(BEFORE, first)
-    assert before.warnings == (ScenarioWarning(WarningCode.CLOCK_DRIFT, 1, NEXT, 10.0, NEXT, 10.0, -0.0001),)
+    assert before.warnings == (ScenarioWarning(WarningCode.CLOCK_DRIFT, 1, NEXT, 10.0, NEXT, 10.0, -3.0),)
     after, _ = advance(before, last)
     assert after.warnings == (ScenarioWarning(WarningCode.CLOCK_DRIFT, 2, NEXT, 10.0, NEXT + 1, 11.0, offset_s),)
     assert describe_warning(after.warnings[0]).startswith("The clock of the source ")

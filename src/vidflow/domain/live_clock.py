@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Final
 
+from vidflow.domain.messages import MAX_MICROSECONDS, CaptureClock
+
 CAPTURE_TIME_BASE: Final = Fraction(1, 1_000_000)
 """Seconds per tick of a capture time."""
 MAX_OFFSET_US: Final = 2_000_000
@@ -24,6 +26,21 @@ JUMP_US: Final = 1_000_000
 """The clock has jumped if a frame came this much sooner or later after the previous one than its pts say. Otherwise it drifts."""
 MAX_UNTIMED_FRAMES: Final = 25
 """FFmpeg gives the first packets of a session no pts. After this many, the source has none, and arrivals are its times."""
+CLOCK_SET_US: Final = 946_684_800_000_000
+"""The year 2000. A camera without a time of day reports 0, or the time since it was started, as an earlier one (RFC 3550)."""
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureTime:
+    """When a frame was captured, in microseconds since 1970, and by which clock."""
+
+    at_us: int
+    clock: CaptureClock
+
+    @property
+    def is_credible(self) -> bool:
+        """Whether the clock was ever set."""
+        return CLOCK_SET_US <= self.at_us <= MAX_MICROSECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +58,7 @@ class LiveClock:
 
     `captured_us`: the capture time of the last frame (None: none yet). `time_base`: seconds per tick of pts (None: the pts are not
     to be trusted, so arrivals are the times). `jumps`: how often the pts jumped and time went on by the arrivals. `drifts`: how
-    often the camera's clock had drifted so far that time ran slower or faster for a while.
+    often the pts had drifted so far that time ran slower or faster for a while, or the camera's time of day began to be off.
     """
 
     captured_us: int | None = None
@@ -52,6 +69,7 @@ class LiveClock:
     _previous: _Placed | None = None
     _untimed: int = 0
     _is_corrected: bool = False
+    _is_off: bool = False
 
     def connect(self, time_base: Fraction | None, first: Sequence[tuple[int | None, int]] = ()) -> LiveClock:
         """Return the clock at the beginning of a connection. The pts of two connections have nothing in common.
@@ -59,7 +77,7 @@ class LiveClock:
         `first`: pts and arrivals of the first frames, which are still to be placed. The one that was delayed least shows when all
         were captured: FFmpeg and servers first send what they have stored.
         """
-        clock = LiveClock(self.captured_us, time_base, self.jumps, self.drifts)
+        clock = LiveClock(self.captured_us, time_base, self.jumps, self.drifts, _is_off=self._is_off)
         timed = [(pts, arrived_us) for pts, arrived_us in first if pts is not None]
         if time_base is None or not timed:
             return clock
@@ -92,6 +110,18 @@ class LiveClock:
             return replace(self._anchor_at(pts, captured_us, arrived_us), drifts=drifts, _is_corrected=True), True
         placed = _Placed(pts, self._after_last(captured_us), arrived_us)
         return replace(self, captured_us=placed.captured_us, _previous=placed, _is_corrected=False), True
+
+    def compare(self, stated: CaptureTime | None) -> LiveClock:
+        """Return the clock after the camera has stated when it captured the last frame.
+
+        Only RTCP tells the time at which it sends. The times of producers and playlists are earlier by design.
+        """
+        if stated is None or stated.clock is not CaptureClock.RTCP or self.captured_us is None:
+            return self
+        is_off = abs(stated.at_us - self.captured_us) > (SETTLED_OFFSET_US if self._is_off else MAX_OFFSET_US)
+        if is_off is self._is_off:
+            return self
+        return replace(self, drifts=self.drifts + is_off, _is_off=is_off)
 
     def _anchor_at(self, pts: int, captured_us: int, arrived_us: int) -> LiveClock:
         placed = _Placed(pts, self._after_last(captured_us), arrived_us)

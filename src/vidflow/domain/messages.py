@@ -24,8 +24,9 @@ MAX_SAFE_INTEGER = 2**53 - 1
 NonNegativeInt = Annotated[int, msgspec.Meta(ge=0, le=MAX_SAFE_INTEGER)]
 Epoch = Annotated[int, msgspec.Meta(ge=0, le=MAX_SAFE_INTEGER)]
 Pts = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-Microseconds = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799_999_999)]
-"""Since 1970, up to the year 9999."""
+MAX_MICROSECONDS = 253_402_300_799_999_999
+"""The last microsecond of the year 9999, counted from 1970."""
+Microseconds = Annotated[int, msgspec.Meta(ge=0, le=MAX_MICROSECONDS)]
 Nanoseconds = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Uuid = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")]
 Dimension = Annotated[int, msgspec.Meta(ge=1, le=65535)]

@@ -10,7 +10,7 @@ from enum import StrEnum
 
 import msgspec
 
-from vidflow.domain.live_clock import CAPTURE_TIME_BASE
+from vidflow.domain.live_clock import CAPTURE_TIME_BASE, MAX_OFFSET_US
 from vidflow.domain.messages import (
     CaptureClock,
     End,
@@ -145,10 +145,11 @@ def _apply_frame(progress: Progress, frame: Frame) -> Progress:
 
 
 def _clock_offset_s(frame: Frame) -> float | None:
-    """Return how far the camera's clock is ahead of the runner's, by which the pts of a live source are."""
+    """Return how far the camera's clock is ahead of the runner's, by which the pts of a live source are. None if it agrees."""
     if frame.captured_us is None or frame.captured_by is not CaptureClock.RTCP:
         return None
-    return float((frame.captured_us - frame.pts) * CAPTURE_TIME_BASE)
+    offset_us = frame.captured_us - frame.pts
+    return float(offset_us * CAPTURE_TIME_BASE) if abs(offset_us) > MAX_OFFSET_US else None
 
 
 def _max_epoch(epoch: int | None, other: int) -> int:

@@ -17,6 +17,7 @@ from av.video.frame import PictureType, VideoFrame
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
+from vidflow.domain.live_clock import CaptureTime
 from vidflow.domain.messages import CorruptPolicy, GapReason, ResumePoint
 from vidflow.domain.sampling import Sampler, SeekStatus, SeekToPts, plan_resume, track_seek
 from vidflow.infra.video.open import Video
@@ -51,7 +52,7 @@ class KeptFrame:
     `pts` and `origin_pts` (the pts of the first frame) count ticks of `time_base` seconds. If the source has no usable pts,
     they count frames. `time_s` is in seconds since the first frame. `width` and `height` are in pixels as displayed. `corrupt`:
     a part of the picture is damaged, and the decoder concealed it. `clock_jumps`: how often the clock jumped after the previous
-    kept frame.
+    kept frame. `captured`: when a frame of a live source was captured. `clock_drifts`: how often the clock began to differ from ours.
     """
 
     frame_number: int
@@ -67,6 +68,8 @@ class KeptFrame:
     orientation: Orientation
     crop: Crop
     scaler: VideoReformatter
+    captured: CaptureTime | None = None
+    clock_drifts: int = 0
 
     def image(
         self,

@@ -20,11 +20,12 @@ from av.video.reformatter import VideoReformatter
 from vidflow import VERSIONS
 from vidflow.domain.errors import SourceError, Unavailable, VidflowError, build_internal_error
 from vidflow.domain.frame_interval import FrameInterval
-from vidflow.domain.live_clock import CAPTURE_TIME_BASE, LiveClock
+from vidflow.domain.live_clock import CAPTURE_TIME_BASE, CaptureTime, LiveClock
 from vidflow.domain.live_end import MAX_LATENESS_S, LastKeptFrame, LiveLimits
-from vidflow.domain.messages import GapReason, ResumePoint
+from vidflow.domain.messages import CaptureClock, GapReason, ResumePoint
 from vidflow.domain.newest_frames import LiveGap, NewestFrames
 from vidflow.domain.sampling import Sampler, Timeline, compute_cells
+from vidflow.infra.video.capture_times import read_capture_time
 from vidflow.infra.video.frames import FrameGap, KeptFrame
 from vidflow.infra.video.open import Video
 from vidflow.infra.video.packets import LostPacket
@@ -65,7 +66,7 @@ class _Picture:
     captured_us: int
     time_s: float
     info: SourceInfo
-    clock_jumps: int
+    clock: LiveClock
 
 
 @dataclass(slots=True)
@@ -112,7 +113,7 @@ class LiveReader:
         self._number = resume.next_frame
         self._hole: GapReason | None = None if resume.last_pts is None else GapReason.REDEPLOYED
         self._lost_packets = 0
-        self._reported_jumps = 0
+        self._reported = LiveClock()
         self._kept_us: int | None = None  # the capture time of the last frame that was kept or is in a stored gap
         self._connection: _Connection | None = None
         self._info: SourceInfo | None = None
@@ -251,10 +252,13 @@ class LiveReader:
         orientation = self._orientation(step.decoded)
         width, height = displayed_size(step.decoded, orientation, step.info.pixel_aspect, step.info.crop)
         origin = self._sampler.timeline.origin if self._sampler else None
+        reported, self._reported = self._reported, step.clock  # frames that were dropped may have jumped or drifted
         return KeptFrame(
             frame_number=number, pts=step.captured_us, time_base=CAPTURE_TIME_BASE, origin_pts=origin or 0, time_s=step.time_s,
             width=width, height=height, corrupt=step.decoded.is_corrupt, decoded=step.decoded, orientation=orientation,
-            crop=step.info.crop, scaler=self._scaler, clock_jumps=step.clock_jumps,
+            crop=step.info.crop, scaler=self._scaler, clock_jumps=step.clock.jumps - reported.jumps,
+            captured=read_capture_time(step.decoded) or CaptureTime(step.captured_us, CaptureClock.ARRIVAL),
+            clock_drifts=step.clock.drifts - reported.drifts,
         )  # fmt: skip
 
     def _orientation(self, frame: VideoFrame) -> Orientation:
@@ -401,6 +405,7 @@ class LiveReader:
         if is_placed:
             assert self._clock.captured_us is not None
             self._late_us = arrived_us - self._clock.captured_us
+            self._clock = self._clock.compare(read_capture_time(frame))
             self._sample(frame, info)
 
     def _measure_interval(self, connection: _Connection, pts: int | None, info: SourceInfo) -> None:
@@ -450,8 +455,7 @@ class LiveReader:
             if missing:
                 self._frames.add_gap(min(from_s, time_s), missing, reason)
         self._hole, self._lost_packets, self._kept_us = None, 0, captured_us
-        jumps, self._reported_jumps = self._clock.jumps - self._reported_jumps, self._clock.jumps
-        self._frames.add(_Picture(frame, captured_us, time_s, info, jumps), time_s)
+        self._frames.add(_Picture(frame, captured_us, time_s, info, self._clock), time_s)
         self._lock.notify_all()
 
     def _kept_interval_s(self, interval_s: Fraction) -> Fraction:

@@ -27,11 +27,19 @@ from vidflow.domain.messages import FileIdentity
 from vidflow.domain.redaction import redact
 from vidflow.domain.source_access import SourceAccess
 from vidflow.infra.video.cameras import Camera, open_camera
+from vidflow.infra.video.capture_times import CaptureTimes
 from vidflow.infra.video.ffmpeg import max_pixels_option, open_with_ffmpeg
 from vidflow.infra.video.http_file import HttpFile
 from vidflow.infra.video.local_file import FollowedFile, LocalFile
 from vidflow.infra.video.packets import LostPacket, decode_packets
-from vidflow.infra.video.source import MAX_PIXELS, MAX_SIDE, can_be_appended_to, describe_source, lacks_pts
+from vidflow.infra.video.source import (
+    MAX_PIXELS,
+    MAX_SIDE,
+    can_be_appended_to,
+    describe_source,
+    lacks_pts,
+    read_time_base,
+)
 from vidflow.infra.video.source_connection import Interruption
 from vidflow.infra.video.source_file import SourceFile
 
@@ -75,6 +83,7 @@ class Video:
         self._local: LocalFile | None = None
         self._file: SourceFile | None = None
         self._container: InputContainer | None = None
+        self._capture_times: CaptureTimes | None = None
         try:
             self._open()
             self._events, first = self._first_frame()
@@ -132,11 +141,13 @@ class Video:
         self.close()
 
     def _decode(self) -> Iterator[VideoFrame | LostPacket]:
-        container = self._container_or_raise
-        return decode_packets(
+        container, times = self._container_or_raise, self._capture_times
+        events = decode_packets(
             container, self._stream, lacks_pts=lacks_pts(container, self._stream),
             check=self._check, check_end=None if self._local is None else self._check_end,
+            note_packet=None if times is None else times.note_packet,
         )  # fmt: skip
+        return events if times is None else times.complete(events)
 
     def _check(self) -> None:
         """Raise the error of the file, or that of its change."""
@@ -170,6 +181,8 @@ class Video:
         else:
             self._container = self._open_local()
         self._stream = _video_stream(self._container, self.display_name, source.stream)
+        if is_live(source.url):
+            self._capture_times = CaptureTimes(self._container.format.name, self._stream, read_time_base(self._stream))
         _prepare(self._container, self._stream, self._threads, self.display_name)
 
     def _open_local(self) -> InputContainer:

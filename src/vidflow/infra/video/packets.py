@@ -38,12 +38,14 @@ def decode_packets(
     lacks_pts: bool = False,
     check: Callable[[], None] = lambda: None,
     check_end: Callable[[], None] | None = None,
+    note_packet: Callable[[Packet[VideoStream]], None] | None = None,
 ) -> Iterator[VideoFrame | LostPacket]:
     """Yield the frames from the container's position on, in display order, and the lost packets between them.
 
     `lacks_pts`: the packets have only times of decoding. Frames are displayed at the same times, in another order. `check`:
     raises the error of the container's file, after which no packet is taken: it may be cut off. `check_end`: raises an error if the
-    file does not end where the packets do; the last packet, which may be cut off, is taken only after it.
+    file does not end where the packets do; the last packet, which may be cut off, is taken only after it. `note_packet`: called
+    with each packet before it is decoded.
 
     With frame threads a decoder reports damage late or not at all, and some decoders always skip some damage silently. Each packet
     is then tracked until its frame appears.
@@ -55,6 +57,8 @@ def decode_packets(
     packets = _packets(container, stream, check)
     if check_end is not None:
         packets = _hold_last(packets, check_end)
+    if note_packet is not None:
+        packets = _note_each(packets, note_packet)
     if lacks_pts:
         yield from _decode_by_order(packets)
         return
@@ -186,6 +190,15 @@ def _packets(
                 )
             failures = 0
             yield packet
+
+
+def _note_each(
+    packets: Iterator[Packet[VideoStream] | LostPacket], note_packet: Callable[[Packet[VideoStream]], None]
+) -> Iterator[Packet[VideoStream] | LostPacket]:
+    for packet in packets:
+        if not isinstance(packet, LostPacket):
+            note_packet(packet)
+        yield packet
 
 
 def _hold_last(

@@ -137,8 +137,7 @@ def describe_source(
         pixel_aspect=pixel_aspect,
         crop=crop,
         average_rate=average_rate,
-        # Raw streams and broken headers may have no time base. FFmpeg then counts in microseconds.
-        time_base=_rational_to_fraction(stream.time_base) or Fraction(1, 1_000_000),
+        time_base=read_time_base(stream),
         duration_s=duration_s,
         frames_expected=None if live or is_growing else _frames_expected(stream, duration_s, average_rate),
         codec=stream.codec_context.name,
@@ -150,6 +149,11 @@ def describe_source(
         live=live,
         identity=identity,
     )
+
+
+def read_time_base(stream: VideoStream) -> Fraction:
+    """Return the seconds per tick. Raw streams and broken headers may have no time base. FFmpeg then counts in microseconds."""
+    return _rational_to_fraction(stream.time_base) or Fraction(1, 1_000_000)
 
 
 def _rational_to_fraction(rational: Any) -> Fraction | None:  # noqa: ANN401  (a Fraction or None in PyAV 18, an AVRational in 19)

@@ -38,4 +38,7 @@ def detect(model: Model, batch: FrameBatch, deploy: Deploy) -> Iterator[Frame]:
         yield Frame(
             deploy.scenario_uuid, deploy.epoch, numbered.number, frame.pts, format_time_base(frame.time_base), frame.origin_pts,
             frame.time_s, inferred_at, frame.width, frame.height, detections, frame.corrupt, frame.clock_jumps,
+            None if frame.captured is None else frame.captured.at_us,
+            None if frame.captured is None else frame.captured.clock,
+            frame.clock_drifts,
         )  # fmt: skip
