@@ -55,11 +55,12 @@ class VidflowClient:
         return self.scenario(uuid)
 
     def frames(self, uuid: str) -> list[dict[str, Any]]:
+        """Return all frames, without their epochs, which differ in each run."""
         items: list[dict[str, Any]] = []
         after: dict[str, str] = {}
         while True:
             page = self.get("/prediction", scenario_uuid=uuid, limit="100", **after)
-            items += page["items"]
+            items += [{name: value for name, value in item.items() if name != "epoch"} for item in page["items"]]
             if page["complete"] or not page["items"]:
                 assert page["complete"]
                 return items

@@ -83,6 +83,13 @@ def test_a_jump_of_pts_leaves_time_as_it_is() -> None:
     assert (clock.jumps, clock.drifts) == (2, 0)
 
 
+def test_a_step_back_is_a_jump_however_small_it_is() -> None:
+    frames = [(90_000, 0), (93_600, 40_000), (0, 80_000), (3600, 120_000)]
+    clock, times = place_all(LiveClock().connect(RTP), frames)
+    assert times == [0, 40_000, 80_000, 120_000]
+    assert (clock.jumps, clock.drifts) == (1, 0)
+
+
 @pytest.mark.parametrize("ticks_per_s", [91_000, 89_000])
 def test_a_camera_clock_that_drifts_is_corrected_without_a_step(ticks_per_s: int) -> None:
     # 1.1 % fast or slow: 2 s after 180 s, then 1.5 s corrected in 38 s, and again 2 s after another 135 s.

@@ -97,9 +97,10 @@ class LiveClock:
         offset_us = captured_us - arrived_us
         if self._previous is None:
             return self._anchor_at(pts, captured_us, arrived_us), True
-        if abs(offset_us) > MAX_OFFSET_US:
+        goes_back = pts < self._previous.pts  # a server may count from 0 again when another client joins
+        if goes_back or abs(offset_us) > MAX_OFFSET_US:
             elapsed_us = arrived_us - self._previous.arrived_us
-            if abs(self._to_us(pts - self._previous.pts) - elapsed_us) > JUMP_US:
+            if goes_back or abs(self._to_us(pts - self._previous.pts) - elapsed_us) > JUMP_US:
                 jumped = self._anchor_at(pts, self._previous.captured_us + elapsed_us, arrived_us)
                 return replace(jumped, jumps=self.jumps + 1), True
         is_corrected = abs(offset_us) > (SETTLED_OFFSET_US if self._is_corrected else MAX_OFFSET_US)
