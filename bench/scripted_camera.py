@@ -98,7 +98,7 @@ class _Handler(socketserver.StreamRequestHandler):
                     return
 
     def _read_request(self) -> tuple[str, str] | None:
-        lines = []
+        lines: list[str] = []
         while (line := self.rfile.readline().decode().strip()) or not lines:
             if not line:
                 return None

@@ -505,12 +505,19 @@ def test_the_secrets_of_sources_are_shown_nowhere(running_roles: RunningRoles) -
         cameras = [request_scenario(source) for source in CAMERAS]
         errors = [running_roles.wait_until_inactive(uuid)["error"] for uuid in videos]
         for uuid in cameras:
-            running_roles.roles["runner"].wait_for(f"worker_ended scenario_uuid={uuid} .*127.0.0.1")
+            wait_until(
+                lambda uuid=uuid: running_roles.scenario(uuid)["source_error"] is not None,
+                "the camera is missed",
+                LIMIT_S,
+            )
+            running_roles.roles["runner"].wait_for(f"source_lost scenario_uuid={uuid} .*127.0.0.1")
         server.shutdown()
     assert all("The server refused http://" in error["message"] for error in errors), errors
     for uuid in videos + cameras:
         shown += [running_roles.http.get(f"/scenario/{uuid}{path}").text for path in ("", "/history", "/gaps")]
         shown.append(running_roles.http.post(f"/scenario/{uuid}/shutdown").text)
+    for uuid in cameras:
+        assert running_roles.wait_until_inactive(uuid)["outcome"] == "stopped"  # they would keep their slots
     shown += [
         running_roles.http.get("/scenario", params={"limit": 100}).text,
         *(role.stderr for role in running_roles.roles.values()),

@@ -119,6 +119,8 @@ class Workers:
         for message in worker.read_messages():
             if isinstance(message, link.WorkerMeasurements):
                 _export(message)
+            if isinstance(message, link.WorkerOutage):
+                _log_outage(uuid, message)
             first_frame = worker.reports_first_frame(message)
             if isinstance(message, link.WorkerProgress):
                 yield WorkerEvent(uuid, epoch, message, first_frame)
@@ -295,6 +297,13 @@ class _Worker:
             self._tail += chunk
             self._tail_is_cut = self._tail_is_cut or len(self._tail) > TAIL_BYTES
             self._tail = self._tail[-TAIL_BYTES:]
+
+
+def _log_outage(scenario_uuid: str, outage: link.WorkerOutage) -> None:
+    if outage.error is None:
+        _log.info("source_back", scenario_uuid=scenario_uuid)
+    else:
+        _log.warning("source_lost", scenario_uuid=scenario_uuid, code=outage.error.code, error=outage.error.message)
 
 
 def _export(measurements: link.WorkerMeasurements) -> None:

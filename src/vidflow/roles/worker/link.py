@@ -72,8 +72,14 @@ class WorkerEnd(msgspec.Struct, frozen=True, tag="ended"):
     fatal: bool = False
 
 
-WorkerMessage = WorkerProgress | WorkerMeasurements | WorkerEnd
-_message_decoder: Final = msgspec.json.Decoder(WorkerProgress | WorkerMeasurements | WorkerEnd)
+class WorkerOutage(msgspec.Struct, frozen=True, tag="outage"):
+    """Why the live source sends nothing from now on. Without an error, it sends again."""
+
+    error: ErrorInfo | None
+
+
+WorkerMessage = WorkerProgress | WorkerMeasurements | WorkerOutage | WorkerEnd
+_message_decoder: Final = msgspec.json.Decoder(WorkerProgress | WorkerMeasurements | WorkerOutage | WorkerEnd)
 _order_decoder: Final = msgspec.json.Decoder(EndReason)
 
 
@@ -159,6 +165,10 @@ class Link:
     def report_measurements(self, measured: WorkerMeasurements) -> None:
         """Report measurements. A worker that is killed loses those since its last report."""
         self._send(measured)
+
+    def report_outage(self, error: ErrorInfo | None) -> None:
+        """Report why the live source sends nothing, or that it sends again. The runner logs it."""
+        self._send(WorkerOutage(error))
 
     def report_end(self, reason: EndReason, error: ErrorInfo | None = None, *, fatal: bool = False) -> None:
         """Report the end of the worker."""

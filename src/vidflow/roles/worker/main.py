@@ -93,11 +93,14 @@ def _process_live(task: Task, link: Link, results: ResultSender) -> EndReason:
             if source is not None and not is_opened:
                 results.send(_build_source_opened(deploy, source))
                 is_opened = True
-            if steps:
+            if steps and reported:
+                link.report_outage(None)
                 reported = ""
-            elif (outage := reader.outage) is not None and outage.code != reported:
+            elif not steps and (outage := reader.outage) is not None and outage.code != reported:
                 reported = outage.code
-                results.send(SourceLost(deploy.scenario_uuid, deploy.epoch, link.redact(build_error_info(outage))))
+                lost = SourceLost(deploy.scenario_uuid, deploy.epoch, link.redact(build_error_info(outage)))
+                link.report_outage(lost.error)
+                results.send(lost)
             for step in read.group_newest(steps, deploy):
                 if isinstance(step, Gap):
                     results.send(step)
