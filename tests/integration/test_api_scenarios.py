@@ -124,7 +124,11 @@ def test_the_progress_of_a_running_scenario_is_returned(client: httpx.Client, da
 def test_warnings_say_what_is_assumed_or_wrong_where_and_how_often(client: httpx.Client, database_url: str) -> None:
     uuid_ = create_scenario(client)["scenario_uuid"]
     places = {"first_frame": 20, "first_s": 0.8, "last_frame": 60, "last_s": 2.4}
-    stored = [{"code": "time_adjusted", "count": 1} | places, {"code": "frames_damaged", "count": 2} | places]
+    expected = [
+        {"code": code, "count": count} | places
+        for code, count in (("time_adjusted", 1), ("frames_damaged", 2), ("clock_drift", 3))
+    ]
+    stored = [*expected[:2], expected[2] | {"offset_s": -3600.25}]
     with psycopg.connect(database_url) as connection:
         connection.execute(
             "UPDATE scenario_progress SET warnings = %s WHERE scenario_uuid = %s", (Jsonb(stored), uuid_)
@@ -133,9 +137,10 @@ def test_warnings_say_what_is_assumed_or_wrong_where_and_how_often(client: httpx
     decode_body(response, ScenarioResponse)
     warnings = response.json()["warnings"]
     messages = [warning.pop("message") for warning in warnings]
-    assert warnings == stored
+    assert warnings == expected
     assert "clock of the source jumped once, first at 0.800 s (frame 20)" in messages[0]
     assert "2 frames are damaged in the source, first at 0.800 s (frame 20)" in messages[1]
+    assert "is 3600.2 s slow against the runner's (3 times), first at 0.800 s (frame 20)" in messages[2]
     assert client.get("/scenario").json()["items"][0]["warnings"] == response.json()["warnings"]
 
 

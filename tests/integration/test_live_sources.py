@@ -66,6 +66,10 @@ def has_gap(reason: GapReason) -> Callable[[list[KeptFrame | FrameGap]], bool]:
     return lambda taken: bool(gaps(taken, reason)) and isinstance(taken[-1], KeptFrame)
 
 
+def has_camera_time(taken: list[KeptFrame | FrameGap]) -> bool:
+    return any(frame.captured and frame.captured.clock is CaptureClock.RTCP for frame in frames(taken))
+
+
 def assert_accounted_for(taken: list[KeptFrame | FrameGap]) -> None:
     """Assert that time goes on, and that frames and gaps together are all frames of the camera's rate."""
     times = [step.time_s if isinstance(step, KeptFrame) else step.from_s for step in taken]
@@ -94,7 +98,7 @@ def test_time_is_that_of_the_runner_and_capture_times_are_those_of_the_camera(ca
             for each, steps in taken.items():
                 steps.extend(each.take(0.25))
                 arrived_s = time.time()
-                assert not frames(steps) or abs(frames(steps)[-1].pts / 1e6 - arrived_s) < 1
+                assert not frames(steps) or abs(frames(steps)[-1].pts / 1e6 - arrived_s) < 2
     for steps, offset_s in ((taken[live], 0), (taken[late], -3600)):
         kept = frames(steps)
         assert kept[-1].time_s * 1e6 == pytest.approx(kept[-1].pts - kept[0].pts)
@@ -104,18 +108,24 @@ def test_time_is_that_of_the_runner_and_capture_times_are_those_of_the_camera(ca
         for frame in kept:
             assert frame.captured is not None
             expected_us = frame.pts + offset_s * 1_000_000 * (frame.captured.clock is CaptureClock.RTCP)
-            assert frame.captured.at_us == pytest.approx(expected_us, abs=300_000)
+            assert frame.captured.at_us == pytest.approx(expected_us, abs=1_000_000)
         assert sum(frame.clock_drifts for frame in kept) == (offset_s != 0)
         assert_accounted_for(steps)
 
 
 def test_a_jump_of_the_timestamps_is_reported_even_if_the_frame_is_dropped(camera: Camera) -> None:
     with Relay(camera) as jumping, reader(jumping) as live:
-        taken = take_until(live, has_frames(1))
+        taken = take_until(live, has_camera_time)
         jumping.jump(600)
         assert jumping.sent_after_jump.wait(LIMIT_S)
-        taken += take_until(live, has_frames(2))
-    assert [frame.clock_jumps for frame in frames(taken)] == [0, 1, 0]
+        after = take_until(live, has_frames(2))
+        taken += after
+        assert [frame.clock_jumps for frame in frames(after)] == [1, 0]
+        taken += take_until(live, has_camera_time)  # by the next sender report
+    for frame in frames(taken):
+        assert frame.captured is not None
+        assert frame.captured.at_us == pytest.approx(frame.pts, abs=1_000_000)
+    assert sum(frame.clock_jumps for frame in frames(taken)) == 1
     assert sum(frame.clock_drifts for frame in frames(taken)) == 0
     assert_accounted_for(taken)
 

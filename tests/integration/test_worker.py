@@ -14,6 +14,7 @@ import pytest
 from tests import clips
 from tests.http_server import Habits, serving
 from tests.integration import faulty_models
+from tests.integration.api_server import free_port
 from tests.integration.faulty_models import BAD_FRAME, SECRET_IN_ERRORS
 from tests.integration.runner_harness import (
     ControlPlane,
@@ -23,8 +24,11 @@ from tests.integration.runner_harness import (
     resume_after,
     running_runner,
 )
+from tests.rtsp.camera import Camera
+from tests.rtsp.relay import Relay
 
 from vidflow.domain.messages import (
+    CaptureClock,
     CorruptPolicy,
     EndReason,
     Entry,
@@ -32,11 +36,14 @@ from vidflow.domain.messages import (
     GapReason,
     Parameters,
     ResumePoint,
+    SourceLost,
     SourceOpened,
     StopWork,
     WorkerWait,
 )
+from vidflow.domain.progress import Progress, advance
 from vidflow.domain.scenario import Skip
+from vidflow.domain.warnings import WarningCode
 from vidflow.infra.kafka.settings import KafkaSettings
 
 
@@ -524,3 +531,34 @@ def test_a_resume_point_without_pts_is_followed_by_its_frame_number(
     control_plane.send_command(runner_id, make_deploy(uuid, clip, resume=ResumePoint(next_frame=12)))
     control_plane.wait_for_end_marker(uuid)
     assert numbers(control_plane.frames(uuid)) == list(range(12, 20))
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("rtsp_server")
+def test_what_is_wrong_with_a_camera_and_its_clock_reaches_the_scenario(
+    control_plane: ControlPlane, runner_id: str
+) -> None:
+    uuid = new_uuid()
+    with Camera(free_port()) as camera, Relay(camera, offset_s=3600) as relay:
+        control_plane.send_command(runner_id, make_deploy(uuid, relay.url, fps="5"))
+        control_plane.wait_until(
+            lambda: any(frame.captured_by is CaptureClock.RTCP for frame in control_plane.frames(uuid)), "a camera time"
+        )
+        relay.jump(600)
+        control_plane.wait_until(lambda: any(frame.clock_jumps for frame in control_plane.frames(uuid)), "a jump")
+        camera.kill()
+        control_plane.wait_until(
+            lambda: any(isinstance(result, SourceLost) for result in control_plane.results_of(uuid)), "a lost source"
+        )
+        control_plane.send_command(runner_id, StopWork(uuid, 1))
+        control_plane.wait_for_end_marker(uuid)
+    progress = Progress()
+    for result in control_plane.results_of(uuid):
+        progress, _ = advance(progress, result)
+    assert {warning.code: warning.count for warning in progress.warnings} == {
+        WarningCode.CLOCK_DRIFT: 1, WarningCode.TIME_ADJUSTED: 1,
+    }  # fmt: skip
+    drift = next(warning for warning in progress.warnings if warning.code is WarningCode.CLOCK_DRIFT)
+    assert drift.offset_s == pytest.approx(3600, abs=2)
+    assert progress.lost is not None
+    assert progress.next_frame == len(control_plane.frames(uuid))

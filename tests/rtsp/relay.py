@@ -36,8 +36,7 @@ class Relay:
 
     def __exit__(self, *error: object) -> None:
         for each in (self._server, *self._sockets):
-            with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
+            _shut_down(each)
             each.close()
 
     def jump(self, seconds: int) -> None:
@@ -48,8 +47,13 @@ class Relay:
         with suppress(OSError):
             while True:
                 client, _ = self._server.accept()
-                camera = socket.create_connection(self._address)
-                self._sockets += [client, camera]
+                self._sockets.append(client)
+                try:
+                    camera = socket.create_connection(self._address)
+                except ConnectionRefusedError:
+                    _shut_down(client)
+                    continue
+                self._sockets.append(camera)
                 threading.Thread(target=self._forward, args=(client, camera), name="to camera", daemon=True).start()
                 threading.Thread(target=self._change, args=(camera, client), name="from camera", daemon=True).start()
 
@@ -57,12 +61,13 @@ class Relay:
         with suppress(OSError):
             while data := source.recv(65536):
                 target.sendall(data)
+        _shut_down(target)
 
     def _change(self, camera: socket.socket, client: socket.socket) -> None:
-        reader = camera.makefile("rb")
-        with suppress(OSError):
+        with camera.makefile("rb") as reader, suppress(OSError, struct.error):  # a killed camera cuts a packet off
             while start := reader.read(1):
                 client.sendall(start + (self._read_packet(reader) if start == b"$" else _read_response(reader)))
+        _shut_down(client)
 
     def _read_packet(self, reader: IO[bytes]) -> bytes:
         header = reader.read(3)
@@ -88,9 +93,14 @@ class Relay:
             self.sent_after_jump.set()
 
 
+def _shut_down(connection: socket.socket) -> None:
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
 def _read_response(reader: IO[bytes]) -> bytes:
     head = b""
-    while not head.endswith(b"\r\n\r\n"):
-        head += reader.readline()
+    while not head.endswith(b"\r\n\r\n") and (line := reader.readline()):
+        head += line
     length = next((int(line[15:]) for line in head.splitlines() if line.lower().startswith(b"content-length:")), 0)
     return head + reader.read(length)

@@ -21,6 +21,9 @@ from vidflow.infra.video.packets import LostPacket
 
 _RTP_CONTAINERS: Final = frozenset({"rtsp", "rtp", "sdp"})
 """Containers whose producer reference times FFmpeg computes from RTCP sender reports."""
+_LONGEST_STEP_S: Final = 30
+_LONGEST_STEP_BACK_S: Final = 2
+"""A packet whose pts differs more from the one before has another clock. B-frames and pauses differ less."""
 
 
 def read_capture_time(frame: VideoFrame) -> CaptureTime | None:
@@ -40,11 +43,19 @@ class CaptureTimes:
         self._clock = CaptureClock.RTCP if container in _RTP_CONTAINERS else CaptureClock.PRODUCER
         self._us_per_tick = time_base / CAPTURE_TIME_BASE
         self._has_begun = False
+        self._awaits_report = False
+        self._last_pts: int | None = None
         self._known: tuple[int, CaptureTime] | None = None  # the pts and time of the last frame that had one
 
     def note_packet(self, packet: Packet[VideoStream]) -> None:
         """Read a packet's time, before it is decoded."""
-        if not packet.has_sidedata("prft"):
+        if self._has_jumped(packet.pts):
+            # FFmpeg computes times by the report from before the jump, until the next one comes.
+            self._awaits_report = self._clock is CaptureClock.RTCP
+            self._has_begun, self._known = False, None
+        if packet.has_sidedata("rtcp_sr"):
+            self._awaits_report = False
+        if self._awaits_report or not packet.has_sidedata("prft"):
             return
         if not self._has_begun:
             # FFmpeg attaches the first one to the frame before, which was incomplete when the first sender report arrived.
@@ -52,6 +63,13 @@ class CaptureTimes:
             return
         at_us = int.from_bytes(bytes(packet.get_sidedata("prft"))[:8], sys.byteorder, signed=True)
         packet.opaque = CaptureTime(at_us, self._clock)
+
+    def _has_jumped(self, pts: int | None) -> bool:
+        last, self._last_pts = self._last_pts, self._last_pts if pts is None else pts
+        if pts is None or last is None:
+            return False
+        step_s = (pts - last) * self._us_per_tick * CAPTURE_TIME_BASE
+        return not -_LONGEST_STEP_BACK_S <= step_s <= _LONGEST_STEP_S
 
     def complete(self, events: Iterator[VideoFrame | LostPacket]) -> Iterator[VideoFrame | LostPacket]:
         """Yield the events. Frames whose packet states no time get that of an earlier one, by the difference of their pts."""
