@@ -6,8 +6,9 @@ from functools import partial
 
 from tests.explorer.state import LeaderProcessState, TrackedFinding, WorldState, replace, replace_at, with_leader
 from tests.invariants.simulation_checks import violation
+from tests.invariants.simulation_state import PTS_STEP
 
-from vidflow.domain.messages import End, Frame, Result
+from vidflow.domain.messages import End, Frame, Gap, GapReason, Result
 from vidflow.domain.progress import Progress, Verdict, advance
 from vidflow.domain.scenario import State
 
@@ -45,6 +46,8 @@ def store_message(state: WorldState, index: int, message: Result) -> WorldState:
     progress, verdict = advance(row.progress, message)
     if verdict is Verdict.STORED:
         _check_stored(row.progress, progress, message, row.scenario.state)
+        row = row._replace(covered=_cover(row.covered, message))
+        state = state._replace(rows=replace_at(state.rows, index, row))
     elif progress.next_frame != row.progress.next_frame:
         raise violation(5, f"next_frame moved to {progress.next_frame} with {verdict}")
     if progress.repeats:
@@ -53,6 +56,24 @@ def store_message(state: WorldState, index: int, message: Result) -> WorldState:
         return state
     losses = row.losses_in_a_row if progress.next_frame == row.progress.next_frame else 0
     return state._replace(rows=replace_at(state.rows, index, row._replace(progress=progress, losses_in_a_row=losses)))
+
+
+def _cover(covered: int, message: Result) -> int:
+    """Return up to which index frames and gaps reach after the message.
+
+    A gap may be reported again. That of skipped frames may be longer then.
+    """
+    if isinstance(message, Frame):
+        begins, ends = message.pts // PTS_STEP, message.pts // PTS_STEP + 1
+    elif isinstance(message, Gap):
+        begins, ends = int(message.from_s), int(message.to_s)
+        if ends <= covered or message.reason is GapReason.SKIPPED:
+            return max(ends, covered)
+    else:
+        return covered
+    if begins != covered:
+        raise violation(6, f"frames and gaps reach to index {covered}, then follows {message}")
+    return ends
 
 
 def _check_stored(before: Progress, after: Progress, message: Result, scenario_state: State) -> None:

@@ -194,7 +194,8 @@ def apply_event(
     if event.kind in {Kind.LOST, Kind.SKIPPED, Kind.FAILED} and event.error != FATAL:
         state = _note_loss(state, world, index, event)
         row = state.rows[index]
-    state = with_row(state, index, ScenarioRow(after, progress, decision.delay_s == 0, row.losses_in_a_row))
+    is_due = decision.delay_s == 0
+    state = with_row(state, index, row._replace(scenario=after, progress=progress, due=is_due))
     if decision.send is Send.DEPLOY:
         state = enqueue_command(state, world, after.runner or "", make_deploy(state.rows[index]))
     if decision.send is Send.STOP:
@@ -256,7 +257,8 @@ def _send_command(state: WorldState, world: WorldConfig, outgoing: OutgoingComma
 def make_deploy(row: ScenarioRow) -> Deploy:
     """Return the deploy command built from the scenario's rows."""
     scenario, progress = row.scenario, row.progress
-    resume = ResumePoint(progress.next_frame, last_pts=progress.last_pts)
+    gap_until_s = None if scenario.skips or not row.covered else float(row.covered)
+    resume = ResumePoint(progress.next_frame, last_pts=progress.last_pts, gap_until_s=gap_until_s)
     return Deploy(scenario.scenario_uuid, scenario.epoch, "clip", "motion", resume=resume, skips=scenario.skips)
 
 

@@ -25,11 +25,11 @@ from tests.explorer.state import (
     with_runner,
 )
 from tests.invariants.simulation_checks import violation
-from tests.invariants.simulation_state import FATAL, PTS_STEP, RunnerMode
+from tests.invariants.simulation_state import FATAL, PTS_STEP, RunnerMode, SimulatedSource
 
 from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.leader import RunnerView
-from vidflow.domain.messages import Command, EndReason, Report, Result, WorkerWait
+from vidflow.domain.messages import Command, EndReason, GapReason, Report, Result, WorkerWait
 from vidflow.domain.runner import (
     Action,
     Finish,
@@ -66,6 +66,7 @@ def _apply_action(runner: RunnerProcessState, action: Action) -> RunnerProcessSt
             if older is not None and older.epoch != replaces:
                 raise violation(4, f"worker of epoch {older.epoch} runs beside one of epoch {deploy.epoch}")
             source_index = 0 if deploy.resume.last_pts is None else deploy.resume.last_pts // PTS_STEP + 1
+            source_index = max(source_index, int(deploy.resume.gap_until_s or 0))
             worker = WorkerState(deploy.epoch, deploy.resume.next_frame, source_index, deploy.skips)
             return runner._replace(workers=replace_at(runner.workers, index_of(deploy.scenario_uuid), worker))
         case Finish(scenario_uuid=uuid, epoch=epoch, reason=reason):
@@ -88,6 +89,8 @@ def step_worker(state: WorldState, world: WorldConfig, slot: int, index: int) ->
     uuid = uuid_of(index)
     if worker.end_sent:
         return with_runner(state, slot, end_worker(runner, index, worker.finishing or EndReason.FINISHED))
+    if worker.passed and worker.finishing is not EndReason.HANDED_OVER:
+        return _send_passed(state, slot, index, worker)
     if worker.finishing or (worker.source_index >= source.frames and not source.live):
         reason = worker.finishing or EndReason.FINISHED
         state = _send_result(state, index, end(uuid, worker.epoch, worker.next_frame - 1, reason))
@@ -102,6 +105,26 @@ def step_worker(state: WorldState, world: WorldConfig, slot: int, index: int) ->
     if worker.source_index >= source.frames:
         return _send_extra_frame(state, index, worker)
     return _send_frame(state, slot, index, worker)
+
+
+def can_pass_over(worker: WorkerState, source: SimulatedSource) -> bool:
+    """Return whether the worker may miss the next frame of its source."""
+    is_reading = not worker.finishing and not worker.end_sent and worker.source_index < source.frames
+    return source.passes_over and is_reading
+
+
+def pass_over(state: WorldState, slot: int, index: int) -> WorldState:
+    """The worker misses the next frame: it is busy, or its source is away."""
+    worker = state.runners[slot].workers[index]
+    assert worker is not None
+    missed = worker._replace(source_index=worker.source_index + 1, passed=worker.passed + 1)
+    return _with_worker(state, slot, index, missed)
+
+
+def _send_passed(state: WorldState, slot: int, index: int, worker: WorkerState) -> WorldState:
+    first = worker.source_index - worker.passed
+    passed = gap(uuid_of(index), worker.epoch, worker.next_frame - 1, first, worker.passed, GapReason.DROPPED)
+    return _with_worker(_send_result(state, index, passed), slot, index, worker._replace(passed=0))
 
 
 def _count_skipped(worker: WorkerState) -> int:

@@ -67,16 +67,23 @@ class WorldConfig(NamedTuple):
 
 
 class ScenarioRow(NamedTuple):
-    """A scenario's rows in the database. `losses_in_a_row` counts the losses since a frame was last stored."""
+    """A scenario's rows in the database. `losses_in_a_row` counts the losses since a frame was last stored.
+
+    The stored frames and gaps together are the frames of the source with indexes below `covered`.
+    """
 
     scenario: Scenario
     progress: Progress
     due: bool = True
     losses_in_a_row: int = 0
+    covered: int = 0
 
 
 class WorkerState(NamedTuple):
-    """A worker process that reads its source from `source_index` and numbers the frames it keeps."""
+    """A worker process that reads its source from `source_index` and numbers the frames it keeps.
+
+    `passed`: how many frames before that index it has passed over and not reported yet.
+    """
 
     epoch: int
     next_frame: int
@@ -84,6 +91,7 @@ class WorkerState(NamedTuple):
     skips: tuple[Skip, ...] = ()
     finishing: EndReason | None = None
     end_sent: bool = False
+    passed: int = 0
 
 
 class RunnerProcessState(NamedTuple):
@@ -224,8 +232,10 @@ def end(uuid: str, epoch: int, last_frame: int, reason: EndReason) -> End:
 
 
 @lru_cache(10_000)
-def gap(uuid: str, epoch: int, after_frame: int, source_index: int, frames: int) -> Gap:
-    return Gap(uuid, epoch, after_frame, float(source_index), float(source_index + frames), GapReason.SKIPPED, frames)
+def gap(
+    uuid: str, epoch: int, after_frame: int, source_index: int, frames: int, reason: GapReason = GapReason.SKIPPED
+) -> Gap:
+    return Gap(uuid, epoch, after_frame, float(source_index), float(source_index + frames), reason, frames)
 
 
 def replace_at(items: tuple, index: int, item: object) -> tuple:  # type: ignore[type-arg]

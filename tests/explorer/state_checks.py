@@ -37,8 +37,9 @@ def _check_row(row: ScenarioRow, world: WorldConfig) -> None:
     if scenario.epoch != progress.epoch:
         raise violation(4, f"scenario at epoch {scenario.epoch}, progress at {progress.epoch}")
     frames = source.frames - sum(skip.frames for skip in scenario.skips)
-    if scenario.outcome is Outcome.COMPLETED and (source.live or progress.next_frame != frames):
-        raise violation(6, f"completed with {progress.next_frame} of {frames} frames")
+    missing = row.covered != source.frames or (progress.next_frame != frames and not source.passes_over)
+    if scenario.outcome is Outcome.COMPLETED and (source.live or missing):
+        raise violation(6, f"completed with {progress.next_frame} of {frames} frames, covered up to {row.covered}")
     if progress.closed != (scenario.state is State.INACTIVE):
         raise violation(6, f"progress.closed is {progress.closed} in {scenario.state}")
     healthy = not source.poison and source.fatal is None

@@ -19,10 +19,12 @@ from tests.explorer.leader_steps import (
     write_plan,
 )
 from tests.explorer.runner_steps import (
+    can_pass_over,
     drain_runner,
     end_cut_off_workers,
     exit_runner,
     heal_runner,
+    pass_over,
     read_command,
     readable,
     step_worker,
@@ -167,6 +169,9 @@ def _workers(state: WorldState, world: WorldConfig) -> Iterator[WorldStep]:
             if worker is not None:
                 label = f"a worker of runner {RUNNER_NAMES[slot]} continues"
                 yield WorldStep(label, True, partial(step_worker, state, world, slot, index))
+                if can_pass_over(worker, world.source):
+                    label = f"a worker of runner {RUNNER_NAMES[slot]} misses a frame"
+                    yield WorldStep(label, False, partial(pass_over, state, slot, index))
 
 
 def generate_all_steps(state: WorldState, world: WorldConfig) -> Iterator[WorldStep]:

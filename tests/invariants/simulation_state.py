@@ -22,7 +22,8 @@ FATAL: Final = ErrorInfo("source_changed", "the file has changed")
 class SimulatedSource(msgspec.Struct, frozen=True):
     """The source of a scenario: a file of `frames` kept frames, or a live stream without end.
 
-    Workers crash at the indexes in `poison` and fail with FATAL at the index `fatal`. `skips`: skip poisonous frames.
+    Workers crash at the indexes in `poison` and fail with FATAL at the index `fatal`. `skips`: skip poisonous frames. `passes_over`: a live
+    stream that ends after `frames` by the scenario's duration; workers may pass over frames, which they report as gaps.
     """
 
     frames: int = 3
@@ -30,6 +31,7 @@ class SimulatedSource(msgspec.Struct, frozen=True):
     poison: frozenset[int] = frozenset()
     skips: bool = False
     fatal: int | None = None
+    passes_over: bool = False
 
 
 class HistoryRow(msgspec.Struct, frozen=True):
