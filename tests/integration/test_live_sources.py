@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
-from functools import partial
 from itertools import pairwise
 
 import pytest
 from tests.integration.api_server import free_port
 from tests.rtsp.camera import Camera
+from tests.rtsp.reading import assert_accounted_for, frames, gaps, has_frames, has_gap, reader, take_until
 
-from vidflow.domain.errors import Unavailable
 from vidflow.domain.messages import GapReason, ResumePoint
 from vidflow.domain.sampling import format_time_base
-from vidflow.domain.source_access import SourceAccess, allow_local_networks
-from vidflow.infra.video import FrameGap, KeptFrame, open_video
-from vidflow.infra.video.live import LiveReader
+from vidflow.infra.video import FrameGap
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("rtsp_server")]
 FPS = 25
-LIMIT_S = 30.0
 
 
 @pytest.fixture
@@ -30,53 +26,8 @@ def camera() -> Iterator[Camera]:
         yield camera
 
 
-def reader(
-    camera: Camera, rate: Fraction | None = None, resume: ResumePoint | None = None, capacity: int = 1
-) -> LiveReader:
-    opened = partial(open_video, camera.url, access=allow_local_networks(SourceAccess()))
-    return LiveReader(
-        opened, camera.url, lambda error: not isinstance(error, Unavailable), rate, resume or ResumePoint(), capacity
-    )
-
-
-def take_until(live: LiveReader, is_enough: Callable[[list[KeptFrame | FrameGap]], bool]) -> list[KeptFrame | FrameGap]:
-    """Take frames and gaps until they are enough."""
-    taken: list[KeptFrame | FrameGap] = []
-    deadline_s = time.monotonic() + LIMIT_S
-    while not is_enough(taken):
-        assert time.monotonic() < deadline_s, taken[-3:]
-        taken += live.take(0.25)
-    return taken
-
-
-def frames(taken: list[KeptFrame | FrameGap]) -> list[KeptFrame]:
-    return [step for step in taken if isinstance(step, KeptFrame)]
-
-
-def gaps(taken: list[KeptFrame | FrameGap], reason: GapReason) -> list[FrameGap]:
-    return [step for step in taken if isinstance(step, FrameGap) and step.reason is reason]
-
-
-def has_frames(count: int) -> Callable[[list[KeptFrame | FrameGap]], bool]:
-    return lambda taken: len(frames(taken)) >= count
-
-
-def has_gap(reason: GapReason) -> Callable[[list[KeptFrame | FrameGap]], bool]:
-    return lambda taken: bool(gaps(taken, reason)) and isinstance(taken[-1], KeptFrame)
-
-
-def assert_accounted_for(taken: list[KeptFrame | FrameGap]) -> None:
-    """Assert that time goes on, and that frames and gaps together are all frames of the camera's rate."""
-    times = [step.time_s if isinstance(step, KeptFrame) else step.from_s for step in taken]
-    assert times == sorted(times)
-    kept = frames(taken)
-    assert [frame.frame_number for frame in kept] == list(range(kept[0].frame_number, kept[-1].frame_number + 1))
-    missing = sum(step.frames or 0 for step in taken[taken.index(kept[0]) :] if isinstance(step, FrameGap))
-    assert len(kept) + missing == pytest.approx((kept[-1].time_s - kept[0].time_s) * FPS + 1, abs=2)
-
-
 def test_frames_have_the_times_at_which_they_were_captured(camera: Camera) -> None:
-    with reader(camera, capacity=10) as live:
+    with reader(camera.url, capacity=10) as live:
         taken = take_until(live, has_frames(50))
     assert all(frame.pts - frame.origin_pts == round(frame.time_s * 1e6) for frame in frames(taken))
     steps = [(later.time_s - frame.time_s) * FPS for frame, later in pairwise(frames(taken))]
@@ -85,13 +36,13 @@ def test_frames_have_the_times_at_which_they_were_captured(camera: Camera) -> No
 
 
 def test_a_rate_keeps_every_fifth_frame(camera: Camera) -> None:
-    with reader(camera, Fraction(5)) as live:
+    with reader(camera.url, Fraction(5)) as live:
         kept = frames(take_until(live, has_frames(12)))[2:]
     assert all(later.time_s - frame.time_s == pytest.approx(0.2, abs=0.001) for frame, later in pairwise(kept))
 
 
 def test_a_camera_that_is_killed_and_comes_back_leaves_a_gap_and_time_goes_on(camera: Camera) -> None:
-    with reader(camera) as live:
+    with reader(camera.url) as live:
         taken = take_until(live, has_frames(30))
         camera.kill()
         lost_s = time.time()
@@ -105,7 +56,7 @@ def test_a_camera_that_is_killed_and_comes_back_leaves_a_gap_and_time_goes_on(ca
 
 
 def test_a_frozen_camera_is_noticed_and_its_silence_is_a_gap(camera: Camera) -> None:
-    with reader(camera) as live:
+    with reader(camera.url) as live:
         taken = take_until(live, has_frames(30))
         camera.freeze()
         taken += take_until(live, lambda _: live.outage is not None)
@@ -118,7 +69,7 @@ def test_a_frozen_camera_is_noticed_and_its_silence_is_a_gap(camera: Camera) -> 
 
 def test_a_camera_that_is_absent_at_first_is_waited_for() -> None:
     camera = Camera(free_port(), FPS)
-    with reader(camera) as live:
+    with reader(camera.url) as live:
         assert take_until(live, lambda _: live.outage is not None) == []
         assert live.wait_for_source(0.0) is None
         camera.start()
@@ -131,7 +82,7 @@ def test_a_camera_that_is_absent_at_first_is_waited_for() -> None:
 
 
 def test_a_slow_model_gets_the_newest_frame_and_the_others_are_counted(camera: Camera) -> None:
-    with reader(camera) as live:
+    with reader(camera.url) as live:
         taken = take_until(live, has_frames(1))
         for _ in range(6):
             time.sleep(0.4)  # stands for the model
@@ -143,12 +94,12 @@ def test_a_slow_model_gets_the_newest_frame_and_the_others_are_counted(camera: C
 
 
 def test_a_redeployed_run_continues_in_time_and_number_and_reports_the_hole(camera: Camera) -> None:
-    with reader(camera) as live:
+    with reader(camera.url) as live:
         first = frames(take_until(live, has_frames(10)))[-1]
     resume = ResumePoint(
         first.frame_number + 1, first.origin_pts, format_time_base(first.time_base), first.pts, first.time_s
     )
-    with reader(camera, resume=resume) as live:
+    with reader(camera.url, resume=resume) as live:
         taken = take_until(live, has_frames(10))
     assert frames(taken)[0].frame_number == first.frame_number + 1
     assert frames(taken)[0].origin_pts == first.origin_pts
