@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from tests.integration.api_server import free_port
-from tests.rtsp.camera import Camera
+from tests.rtsp.camera import Camera, Picture
 from tests.rtsp.reading import assert_accounted_for, frames, gaps, has_frames, has_gap, reader, take_until
 
 from vidflow.domain.messages import GapReason, ResumePoint
 from vidflow.domain.sampling import format_time_base
-from vidflow.infra.video import FrameGap
+from vidflow.infra.video import FrameGap, cameras
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("rtsp_server")]
 FPS = 25
@@ -106,3 +108,71 @@ def test_a_redeployed_run_continues_in_time_and_number_and_reports_the_hole(came
     assert isinstance(taken[0], FrameGap)
     assert taken[0].reason is GapReason.REDEPLOYED
     assert_accounted_for([first, *taken])
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (Picture("h264"), Picture("h264", 320, 240)),
+        (Picture("h265"), Picture("mjpeg", 320, 240, fps="10")),
+        (Picture("mjpeg"), Picture("h265", 192, 144)),
+    ],
+)
+def test_a_camera_that_comes_back_with_another_picture_is_read_on(before: Picture, after: Picture) -> None:
+    with Camera(free_port(), picture=before) as camera, reader(camera.url) as live:
+        taken = take_until(live, has_frames(5))
+        camera.kill()
+        camera.launch = after.describe_pipeline()
+        camera.start()
+        taken += take_until(live, has_gap(GapReason.RECONNECTING))
+        taken += take_until(live, has_frames(20))
+    kept = frames(taken)
+    assert [(frame.width, frame.height) for frame in (kept[0], kept[-1])] == [
+        (picture.width, picture.height) for picture in (before, after)
+    ]
+    assert kept[-1].image().shape == (after.height, after.width, 3)
+    assert [frame.frame_number for frame in kept] == list(range(len(kept)))
+    steps = [(later.time_s - frame.time_s) * int(after.fps) for frame, later in pairwise(kept[-15:])]
+    assert steps == pytest.approx([round(step) for step in steps], abs=0.05)
+
+
+def test_a_picture_that_changes_its_size_midway_is_read_on() -> None:
+    encoder = "openh264enc gop-size=25 ! h264parse"
+    launch = (
+        f"concat name=both ! h264parse config-interval=-1 ! rtph264pay name=pay0 pt=96 config-interval=-1"
+        f" {Picture().describe_source().replace('is-live=true', 'is-live=true num-buffers=60')} ! {encoder} ! both."
+        f" {Picture(width=320, height=240).describe_source()} ! {encoder} ! both."
+    )
+    with Camera(free_port(), launch=launch) as camera, reader(camera.url) as live:
+        taken = take_until(live, lambda taken: any(frame.width == 320 for frame in frames(taken)))
+        taken += take_until(live, has_frames(10))
+    kept = frames(taken)
+    assert {(frame.width, frame.height) for frame in kept} == {(160, 120), (320, 240)}
+    assert kept[-1].image().shape == (240, 320, 3)
+    assert not gaps(taken, GapReason.RECONNECTING)
+    times = [frame.time_s for frame in kept]
+    assert times == sorted(times)
+
+
+def test_audio_that_comes_first_does_not_matter() -> None:
+    picture = Picture().describe_pipeline().replace("pay0", "pay1")
+    launch = f"audiotestsrc is-live=true ! alawenc ! rtppcmapay name=pay0 pt=8 {picture}"
+    with Camera(free_port(), launch=launch) as camera, reader(camera.url) as live:
+        taken = take_until(live, has_frames(10))
+    assert (frames(taken)[-1].width, frames(taken)[-1].height) == (160, 120)
+
+
+def test_connections_to_a_frozen_camera_do_not_pile_up(camera: Camera, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cameras, "READ_TIMEOUT_S", 3.0)
+    counts = []
+    with reader(camera.url) as live:
+        for _ in range(4):
+            take_until(live, has_frames(1))
+            counts.append((threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))))
+            camera.freeze()
+            take_until(live, lambda _: live.outage is not None)
+            camera.thaw()
+            take_until(live, has_gap(GapReason.STALLED))
+    (threads, descriptors) = counts[1]
+    assert counts[-1][0] <= threads + 1
+    assert counts[-1][1] <= descriptors + 1
