@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +36,7 @@ class Proxy:
         self._over = False
         self._open: set[socket.socket] = set()
         self._dropped: set[socket.socket] = set()
+        self._reset: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port = int(self._listener.getsockname()[1])
@@ -87,6 +89,16 @@ class Proxy:
         for end in ends:
             _close(end)
 
+    def reset(self) -> None:
+        """Close all connections with a reset (RST), as a machine does that was restarted."""
+        with self._lock:
+            ends, self._open = self._open, set()
+            self._reset |= ends
+        for end in ends:
+            with contextlib.suppress(OSError):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                end.shutdown(socket.SHUT_RD)  # ends the threads that read it, which then close it
+
     def _accept(self) -> None:
         while not self._over:
             try:
@@ -138,7 +150,10 @@ class Proxy:
                 return  # a dropped connection stays open at both ends until the proxy ends
             self._open -= {source, target}
         for end in (source, target):
-            _close(end)
+            if end in self._reset:
+                end.close()  # a shutdown would send the usual end first
+            else:
+                _close(end)
 
     def _deliver(self, chunks: queue.SimpleQueue[tuple[float, bytes]], target: socket.socket) -> None:
         """Send each chunk when it is due. During a cut nothing is sent, not even the end of the connection (b"")."""

@@ -21,9 +21,6 @@ from tests.rtsp.camera import Camera, is_installed
 
 pytestmark = [pytest.mark.long, pytest.mark.fault, pytest.mark.timeout(420)]
 
-needs_camera = pytest.mark.skipif(
-    not is_installed(), reason="no RTSP server: install gir1.2-gst-rtsp-server-1.0 and python3-gst-1.0"
-)
 SEED = 5
 FREEZE_S = 5.0
 """Longer than the leases of leader, relay and runner, and than a consumer's session."""
@@ -102,7 +99,7 @@ def test_invariants_1_to_8_hold_after_a_series_of_faults(faulted: FaultedSystem)
     assert totals.duplicate_frames > 0 or totals.losses > 0  # otherwise no fault had an effect
 
 
-@needs_camera
+@pytest.mark.usefixtures("rtsp_server")
 def test_cameras_are_read_through_a_series_of_faults_and_each_frame_is_stored_or_in_a_gap(
     faulted: FaultedSystem,
 ) -> None:
@@ -118,7 +115,7 @@ def test_cameras_are_read_through_a_series_of_faults_and_each_frame_is_stored_or
     assert checks.check_all(system).losses >= 2  # otherwise no fault had an effect
 
 
-@needs_camera
+@pytest.mark.usefixtures("rtsp_server")
 @pytest.mark.whole
 @pytest.mark.parametrize("case", matrix.cases("camera"), ids=str)
 def test_invariants_1_to_8_hold_after_a_fault_while_a_camera_is_read(faulted: FaultedSystem, case: MatrixCase) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ def echo() -> Iterator[int]:
             threading.Thread(target=answer, args=(caller,), daemon=True).start()
 
     def answer(caller: socket.socket) -> None:
-        with caller:
+        with caller, contextlib.suppress(ConnectionResetError):
             while data := caller.recv(1000):
                 caller.sendall(data)
 
@@ -81,6 +82,15 @@ def test_a_refusing_proxy_closes_old_and_new_connections(proxy: Proxy, caller: s
         assert caller.recv(100) == b""
         with socket.create_connection(("127.0.0.1", proxy.port), 5) as other:
             assert other.recv(100) == b""
+    with socket.create_connection(("127.0.0.1", proxy.port), 5) as other:
+        other.sendall(b"again")
+        assert other.recv(100) == b"again"
+
+
+def test_a_reset_is_not_a_usual_end_and_later_connections_work(proxy: Proxy, caller: socket.socket) -> None:
+    proxy.reset()
+    with pytest.raises(ConnectionResetError):
+        caller.recv(100)
     with socket.create_connection(("127.0.0.1", proxy.port), 5) as other:
         other.sendall(b"again")
         assert other.recv(100) == b"again"

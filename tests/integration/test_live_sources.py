@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
-from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from tests.integration.api_server import free_port
-from tests.rtsp.camera import Camera
+from tests.rtsp.camera import Camera, Picture
+from tests.rtsp.reading import LIMIT_S, assert_accounted_for, frames, gaps, has_frames, has_gap, reader, take_until
 from tests.rtsp.relay import Relay
 
-from vidflow.domain.errors import Unavailable
 from vidflow.domain.messages import CaptureClock, GapReason, ResumePoint
 from vidflow.domain.sampling import format_time_base
-from vidflow.domain.source_access import SourceAccess, allow_local_networks
-from vidflow.infra.video import FrameGap, KeptFrame, open_video
+from vidflow.infra.video import FrameGap, KeptFrame, cameras
 from vidflow.infra.video.live import LiveReader
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("rtsp_server")]
 FPS = 25
-LIMIT_S = 30.0
 
 
 @pytest.fixture
@@ -31,57 +30,12 @@ def camera() -> Iterator[Camera]:
         yield camera
 
 
-def reader(
-    camera: Camera | Relay, rate: Fraction | None = None, resume: ResumePoint | None = None, capacity: int = 1
-) -> LiveReader:
-    opened = partial(open_video, camera.url, access=allow_local_networks(SourceAccess()))
-    return LiveReader(
-        opened, camera.url, lambda error: not isinstance(error, Unavailable), rate, resume or ResumePoint(), capacity
-    )
-
-
-def take_until(live: LiveReader, is_enough: Callable[[list[KeptFrame | FrameGap]], bool]) -> list[KeptFrame | FrameGap]:
-    """Take frames and gaps until they are enough."""
-    taken: list[KeptFrame | FrameGap] = []
-    deadline_s = time.monotonic() + LIMIT_S
-    while not is_enough(taken):
-        assert time.monotonic() < deadline_s, taken[-3:]
-        taken += live.take(0.25)
-    return taken
-
-
-def frames(taken: list[KeptFrame | FrameGap]) -> list[KeptFrame]:
-    return [step for step in taken if isinstance(step, KeptFrame)]
-
-
-def gaps(taken: list[KeptFrame | FrameGap], reason: GapReason) -> list[FrameGap]:
-    return [step for step in taken if isinstance(step, FrameGap) and step.reason is reason]
-
-
-def has_frames(count: int) -> Callable[[list[KeptFrame | FrameGap]], bool]:
-    return lambda taken: len(frames(taken)) >= count
-
-
-def has_gap(reason: GapReason) -> Callable[[list[KeptFrame | FrameGap]], bool]:
-    return lambda taken: bool(gaps(taken, reason)) and isinstance(taken[-1], KeptFrame)
-
-
 def has_camera_time(taken: list[KeptFrame | FrameGap]) -> bool:
     return any(frame.captured and frame.captured.clock is CaptureClock.RTCP for frame in frames(taken))
 
 
-def assert_accounted_for(taken: list[KeptFrame | FrameGap]) -> None:
-    """Assert that time goes on, and that frames and gaps together are all frames of the camera's rate."""
-    times = [step.time_s if isinstance(step, KeptFrame) else step.from_s for step in taken]
-    assert times == sorted(times)
-    kept = frames(taken)
-    assert [frame.frame_number for frame in kept] == list(range(kept[0].frame_number, kept[-1].frame_number + 1))
-    missing = sum(step.frames or 0 for step in taken[taken.index(kept[0]) :] if isinstance(step, FrameGap))
-    assert len(kept) + missing == pytest.approx((kept[-1].time_s - kept[0].time_s) * FPS + 1, abs=2)
-
-
 def test_frames_have_the_times_at_which_they_were_captured(camera: Camera) -> None:
-    with reader(camera, capacity=10) as live:
+    with reader(camera.url, capacity=10) as live:
         taken = take_until(live, has_frames(50))
     assert all(frame.pts - frame.origin_pts == round(frame.time_s * 1e6) for frame in frames(taken))
     steps = [(later.time_s - frame.time_s) * FPS for frame, later in pairwise(frames(taken))]
@@ -91,7 +45,7 @@ def test_frames_have_the_times_at_which_they_were_captured(camera: Camera) -> No
 
 def test_time_is_that_of_the_runner_and_capture_times_are_those_of_the_camera(camera: Camera) -> None:
     """Eight seconds are eight seconds, although FFmpeg gives the first packets no pts. The first sender report comes within five."""
-    with Relay(camera, offset_s=-3600) as slow, reader(camera) as live, reader(slow) as late:
+    with Relay(camera, offset_s=-3600) as slow, reader(camera.url) as live, reader(slow.url) as late:
         taken: dict[LiveReader, list[KeptFrame | FrameGap]] = {live: [], late: []}
         began_s = time.monotonic()
         while time.monotonic() - began_s < 8 or not all(frames(steps) for steps in taken.values()):
@@ -114,7 +68,7 @@ def test_time_is_that_of_the_runner_and_capture_times_are_those_of_the_camera(ca
 
 
 def test_a_jump_of_the_timestamps_is_reported_even_if_the_frame_is_dropped(camera: Camera) -> None:
-    with Relay(camera) as jumping, reader(jumping) as live:
+    with Relay(camera) as jumping, reader(jumping.url) as live:
         taken = take_until(live, has_camera_time)
         jumping.jump(600)
         assert jumping.sent_after_jump.wait(LIMIT_S)
@@ -131,13 +85,13 @@ def test_a_jump_of_the_timestamps_is_reported_even_if_the_frame_is_dropped(camer
 
 
 def test_a_rate_keeps_every_fifth_frame(camera: Camera) -> None:
-    with reader(camera, Fraction(5)) as live:
+    with reader(camera.url, Fraction(5)) as live:
         kept = frames(take_until(live, has_frames(12)))[2:]
     assert all(later.time_s - frame.time_s == pytest.approx(0.2, abs=0.001) for frame, later in pairwise(kept))
 
 
 def test_a_camera_that_is_killed_and_comes_back_leaves_a_gap_and_time_goes_on(camera: Camera) -> None:
-    with reader(camera) as live:
+    with reader(camera.url) as live:
         taken = take_until(live, has_frames(30))
         camera.kill()
         lost_s = time.time()
@@ -151,7 +105,7 @@ def test_a_camera_that_is_killed_and_comes_back_leaves_a_gap_and_time_goes_on(ca
 
 
 def test_a_frozen_camera_is_noticed_and_its_silence_is_a_gap(camera: Camera) -> None:
-    with reader(camera) as live:
+    with reader(camera.url) as live:
         taken = take_until(live, has_frames(30))
         camera.freeze()
         taken += take_until(live, lambda _: live.outage is not None)
@@ -164,7 +118,7 @@ def test_a_frozen_camera_is_noticed_and_its_silence_is_a_gap(camera: Camera) -> 
 
 def test_a_camera_that_is_absent_at_first_is_waited_for() -> None:
     camera = Camera(free_port(), FPS)
-    with reader(camera) as live:
+    with reader(camera.url) as live:
         assert take_until(live, lambda _: live.outage is not None) == []
         assert live.wait_for_source(0.0) is None
         camera.start()
@@ -177,7 +131,7 @@ def test_a_camera_that_is_absent_at_first_is_waited_for() -> None:
 
 
 def test_a_slow_model_gets_the_newest_frame_and_the_others_are_counted(camera: Camera) -> None:
-    with reader(camera) as live:
+    with reader(camera.url) as live:
         taken = take_until(live, has_frames(1))
         for _ in range(6):
             time.sleep(0.4)  # stands for the model
@@ -189,15 +143,83 @@ def test_a_slow_model_gets_the_newest_frame_and_the_others_are_counted(camera: C
 
 
 def test_a_redeployed_run_continues_in_time_and_number_and_reports_the_hole(camera: Camera) -> None:
-    with reader(camera) as live:
+    with reader(camera.url) as live:
         first = frames(take_until(live, has_frames(10)))[-1]
     resume = ResumePoint(
         first.frame_number + 1, first.origin_pts, format_time_base(first.time_base), first.pts, first.time_s
     )
-    with reader(camera, resume=resume) as live:
+    with reader(camera.url, resume=resume) as live:
         taken = take_until(live, has_frames(10))
     assert frames(taken)[0].frame_number == first.frame_number + 1
     assert frames(taken)[0].origin_pts == first.origin_pts
     assert isinstance(taken[0], FrameGap)
     assert taken[0].reason is GapReason.REDEPLOYED
     assert_accounted_for([first, *taken])
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (Picture("h264"), Picture("h264", 320, 240)),
+        (Picture("h265"), Picture("mjpeg", 320, 240, fps="10")),
+        (Picture("mjpeg"), Picture("h265", 192, 144)),
+    ],
+)
+def test_a_camera_that_comes_back_with_another_picture_is_read_on(before: Picture, after: Picture) -> None:
+    with Camera(free_port(), picture=before) as camera, reader(camera.url) as live:
+        taken = take_until(live, has_frames(5))
+        camera.kill()
+        camera.launch = after.describe_pipeline()
+        camera.start()
+        taken += take_until(live, has_gap(GapReason.RECONNECTING))
+        taken += take_until(live, has_frames(20))
+    kept = frames(taken)
+    assert [(frame.width, frame.height) for frame in (kept[0], kept[-1])] == [
+        (picture.width, picture.height) for picture in (before, after)
+    ]
+    assert kept[-1].image().shape == (after.height, after.width, 3)
+    assert [frame.frame_number for frame in kept] == list(range(len(kept)))
+    steps = [(later.time_s - frame.time_s) * int(after.fps) for frame, later in pairwise(kept[-15:])]
+    assert steps == pytest.approx([round(step) for step in steps], abs=0.05)
+
+
+def test_a_picture_that_changes_its_size_midway_is_read_on() -> None:
+    encoder = "openh264enc gop-size=25 ! h264parse"
+    launch = (
+        f"concat name=both ! h264parse config-interval=-1 ! rtph264pay name=pay0 pt=96 config-interval=-1"
+        f" {Picture().describe_source().replace('is-live=true', 'is-live=true num-buffers=60')} ! {encoder} ! both."
+        f" {Picture(width=320, height=240).describe_source()} ! {encoder} ! both."
+    )
+    with Camera(free_port(), launch=launch) as camera, reader(camera.url) as live:
+        taken = take_until(live, lambda taken: any(frame.width == 320 for frame in frames(taken)))
+        taken += take_until(live, has_frames(10))
+    kept = frames(taken)
+    assert {(frame.width, frame.height) for frame in kept} == {(160, 120), (320, 240)}
+    assert kept[-1].image().shape == (240, 320, 3)
+    assert not gaps(taken, GapReason.RECONNECTING)
+    times = [frame.time_s for frame in kept]
+    assert times == sorted(times)
+
+
+def test_audio_that_comes_first_does_not_matter() -> None:
+    picture = Picture().describe_pipeline().replace("pay0", "pay1")
+    launch = f"audiotestsrc is-live=true ! alawenc ! rtppcmapay name=pay0 pt=8 {picture}"
+    with Camera(free_port(), launch=launch) as camera, reader(camera.url) as live:
+        taken = take_until(live, has_frames(10))
+    assert (frames(taken)[-1].width, frames(taken)[-1].height) == (160, 120)
+
+
+def test_connections_to_a_frozen_camera_do_not_pile_up(camera: Camera, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cameras, "READ_TIMEOUT_S", 3.0)
+    counts = []
+    with reader(camera.url) as live:
+        for _ in range(4):
+            take_until(live, has_frames(1))
+            counts.append((threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))))
+            camera.freeze()
+            take_until(live, lambda _: live.outage is not None)
+            camera.thaw()
+            take_until(live, has_gap(GapReason.STALLED))
+    (threads, descriptors) = counts[1]
+    assert counts[-1][0] <= threads + 1
+    assert counts[-1][1] <= descriptors + 1

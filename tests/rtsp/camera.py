@@ -70,9 +70,9 @@ class Camera:
         self.launch = launch or (picture or Picture(fps=str(fps), gop=fps)).describe_pipeline()
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        """Start the server and wait until it listens."""
-        command = [PYTHON, str(SERVER), str(self.port), self.launch]
+    def start(self, path: str = "cam", launch: str | None = None) -> None:
+        """Start the server and wait until it listens. `path`: serve the stream elsewhere. `launch`: serve another one."""
+        command = [PYTHON, str(SERVER), str(self.port), path, launch or self.launch]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == b"ready\n"

@@ -1,7 +1,7 @@
 """A real RTSP server, run by the system's Python, which has GStreamer's bindings.
 
-Usage: python3 server.py PORT LAUNCH, where LAUNCH describes a GStreamer pipeline that ends in a payloader `pay0`. It serves the stream at
-rtsp://127.0.0.1:PORT/cam and prints `ready` when it listens. `python3 server.py check` exits with 0 if that works here.
+Usage: python3 server.py PORT PATH LAUNCH, where LAUNCH describes a GStreamer pipeline that ends in a payloader `pay0`. It serves the
+stream at rtsp://127.0.0.1:PORT/PATH and prints `ready` when it listens. `python3 server.py check` exits with 0 if that works here.
 """
 
 import sys
@@ -16,14 +16,14 @@ ELEMENTS = ("videotestsrc", "openh264enc", "h264parse", "rtph264pay", "x265enc",
 Gst.init(None)
 if sys.argv[1:] == ["check"]:
     sys.exit(0 if all(map(Gst.ElementFactory.find, ELEMENTS)) else 1)
-port, launch = sys.argv[1:]
+port, path, launch = sys.argv[1:]
 server = GstRtspServer.RTSPServer.new()
 server.set_address("127.0.0.1")
 server.set_service(port)
 factory = GstRtspServer.RTSPMediaFactory.new()
 factory.set_launch(f"( {launch} )")
 factory.set_shared(True)
-server.get_mount_points().add_factory("/cam", factory)
+server.get_mount_points().add_factory(f"/{path}", factory)
 server.attach(None)
 sys.stdout.write("ready\n")
 sys.stdout.flush()

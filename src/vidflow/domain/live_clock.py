@@ -24,6 +24,8 @@ CORRECTION: Final = Fraction(1, 20)
 """Share by which time runs slower or faster during a correction. A step would be a hole, or would squeeze frames into one moment."""
 JUMP_US: Final = 1_000_000
 """The clock has jumped if a frame came this much sooner or later after the previous one than its pts say. Otherwise it drifts."""
+LONGEST_BURST_US: Final = 60_000_000
+"""No server stores more at the beginning of a connection. Frames whose pts are further apart have a wild one among them."""
 MAX_UNTIMED_FRAMES: Final = 25
 """FFmpeg gives the first packets of a session no pts. After this many, the source has none, and arrivals are its times."""
 CLOCK_SET_US: Final = 946_684_800_000_000
@@ -96,7 +98,8 @@ class LiveClock:
         captured_us = self._anchor.captured_us + self._to_us(pts - self._anchor.pts)
         offset_us = captured_us - arrived_us
         if self._previous is None:
-            return self._anchor_at(pts, captured_us, arrived_us), True
+            is_wild = abs(offset_us) > LONGEST_BURST_US
+            return self._anchor_at(pts, arrived_us if is_wild else captured_us, arrived_us), True
         goes_back = pts < self._previous.pts  # a server may count from 0 again when another client joins
         if goes_back or abs(offset_us) > MAX_OFFSET_US:
             elapsed_us = arrived_us - self._previous.arrived_us

@@ -18,14 +18,16 @@ from vidflow.infra.source_tls import build_certificate_error, build_tls_context,
 from vidflow.infra.video.ffmpeg import open_with_ffmpeg
 from vidflow.infra.video.source_connection import Interruption, connect, resolve, start_tls
 
-OPEN_TIMEOUT_S: Final = 10.0
-READ_TIMEOUT_S: Final = 10.0
-"""How long a camera may be silent."""
+OPEN_TIMEOUT_S: Final = 60.0
+READ_TIMEOUT_S: Final = 60.0
+"""How long a camera may be silent. Some send a frame in ten seconds, and FFmpeg opens them at the second one. LiveReader is faster to
+give up a connection, which FFmpeg then ends after this time at the latest.
+"""
 _PROTOCOLS: Final = "rtsp,rtsps,rtp,udp,tcp,tls"
 _OPTIONS: Final = {"probesize": "32", "fpsprobesize": "0"}
 """FFmpeg opens a camera once it has read a packet. By default it watches the frames for seconds, to find their size and rate. Decoding
 the first frame shows the size, and LiveReader measures the rate."""
-_PORTS: Final = {"rtsp": 554, "rtsps": 322}
+PORTS: Final = {"rtsp": 554, "rtsps": 322}
 _NO_CONNECTION: Final = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT})
 """Errors after which another address of the same host may answer."""
 
@@ -45,7 +47,7 @@ def open_camera(camera: Camera) -> InputContainer:
     try:
         urls = _checked_urls(camera)
     except (OSError, UnicodeError) as error:
-        raise _build_camera_error(getattr(error, "strerror", None) or str(error), camera.display_name) from error
+        raise build_camera_error(getattr(error, "strerror", None) or str(error), camera.display_name) from error
     is_secure = camera.url.lower().startswith("rtsps:")
     options = _OPTIONS | {"protocol_whitelist": _PROTOCOLS, "format_whitelist": "rtsp", "rtsp_transport": "tcp"}
     with ExitStack() as stack:
@@ -60,7 +62,7 @@ def open_camera(camera: Camera) -> InputContainer:
                 if is_secure:
                     _require_valid_certificate(camera)
                 raise _build_refusal(error, camera.display_name) from error
-    raise _build_camera_error("its name has no address", camera.display_name)
+    raise build_camera_error("its name has no address", camera.display_name)
 
 
 def _checked_urls(camera: Camera) -> list[str]:
@@ -69,7 +71,7 @@ def _checked_urls(camera: Camera) -> list[str]:
     A URL with TLS keeps its host, which the certificate must name. FFmpeg then resolves it again. Raises like `resolve`.
     """
     parts = urlsplit(camera.url)
-    port = parts.port or _PORTS[parts.scheme.lower()]
+    port = parts.port or PORTS[parts.scheme.lower()]
     addresses = resolve(parts.hostname or "", port, camera.access, camera.interruption, camera.display_name)
     if parts.scheme.lower() == "rtsps":
         return [camera.url]
@@ -84,9 +86,7 @@ def _require_valid_certificate(camera: Camera) -> None:
     host = parts.hostname or ""
     tls = build_tls_context(camera.access)
     try:
-        connected = connect(
-            host, parts.port or _PORTS["rtsps"], camera.access, camera.interruption, camera.display_name
-        )
+        connected = connect(host, parts.port or PORTS["rtsps"], camera.access, camera.interruption, camera.display_name)
         start_tls(connected, tls, host, camera.interruption).close()
     except ssl.SSLCertVerificationError as error:
         raise build_certificate_error(camera.display_name, error) from error
@@ -94,10 +94,11 @@ def _require_valid_certificate(camera: Camera) -> None:
         return
 
 
-def _build_camera_error(reason: str, display_name: str) -> Unavailable:
+def build_camera_error(reason: str, display_name: str, code: str = "source_unreachable") -> Unavailable:
+    """Return the error to raise for a camera that cannot be reached."""
     return Unavailable(
         f"{display_name} does not answer ({reason}). Check that its server or camera is running and that the runner can reach it.",
-        code="source_unreachable",
+        code=code,
     )
 
 
@@ -117,4 +118,4 @@ def _build_refusal(error: av.error.FFmpegError, display_name: str) -> SourceErro
             f"{display_name} does not exist on its server (404 Not Found). Check the path, or whether the camera is connected to it.",
             code="source_not_found",
         )
-    return _build_camera_error(error.strerror, display_name)
+    return build_camera_error(error.strerror, display_name)

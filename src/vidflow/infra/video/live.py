@@ -37,7 +37,15 @@ SILENCE_S: Final = 2.0
 SILENT_FRAMES: Final = 3
 """A source that has sent nothing for this many frame durations, and SILENCE_S, is lost."""
 OPENING_S: Final = 15.0
-"""Longer than FFmpeg's own limit. A connection that takes longer is left to itself."""
+OPENING_FRAMES: Final = 5
+"""A connection that has brought no frame after so many frame durations, and OPENING_S, is left to itself. FFmpeg opens a source at its
+second frame, and the decoder may have to wait for a key frame."""
+UNKNOWN_OPENING_S: Final = 45.0
+"""The same for a source whose frame duration is not known yet."""
+SHORTEST_ANSWER_S: Final = 1.0
+LONGEST_ANSWER_S: Final = 3.0
+UNKNOWN_ANSWER_S: Final = 5.0
+"""How long to wait for a camera's answer before a connection is opened: as long as the last opening took, within these limits."""
 FIRST_PAUSE_S: Final = 0.1
 USUAL_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 10.0
@@ -88,7 +96,8 @@ class _Connection:
 class LiveReader:
     """The newest frames of a live source. Use it on one thread, as a context manager.
 
-    `open_connection` opens the source and decodes its first frame; it is called on other threads. `is_fatal`: whether its error ends
+    `open_connection` opens the source and decodes its first frame; it is called on other threads. `require_answer` is called before it,
+    to find out within so many seconds whether the source is there; it raises like `open_connection`. `is_fatal`: whether its error ends
     the reading. `rate`: kept frames a second (None: all). `capacity`: how many frames wait at most; older ones are dropped and
     reported as a gap. `limits`: when the reading ends by itself.
     """
@@ -102,10 +111,12 @@ class LiveReader:
         resume: ResumePoint,
         capacity: int,
         limits: LiveLimits | None = None,
+        require_answer: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._open_connection, self._display_name, self._is_fatal = open_connection, display_name, is_fatal
         self._rate, self._resume, self._capacity = rate, resume, capacity
-        self._limits = limits or LiveLimits()
+        self._limits, self._require_answer = limits or LiveLimits(), require_answer
+        self._opening_s: float | None = None  # how long the last connection took to bring its first frame
         self._lock = threading.Condition()
         self._frames: NewestFrames[_Picture] = NewestFrames(capacity)
         self._clock = LiveClock()
@@ -292,7 +303,7 @@ class LiveReader:
     def _wait_until_lost(self, connection: _Connection) -> None:
         """Wait until the connection has ended or is silent for too long, or the reader is closed."""
         while not self._stopped and not connection.has_ended:
-            since_s, limit_s = connection.began_s, OPENING_S
+            since_s, limit_s = connection.began_s, self._opening_limit_s()
             if connection.heard_s is not None:
                 since_s, limit_s = connection.heard_s, self._silence_s()
             remaining_s = since_s + limit_s - time.monotonic()
@@ -328,6 +339,16 @@ class LiveReader:
             return Unavailable(f"{self._display_name} ended its stream.{_WAITING}", code="source_unreachable")
         return Unavailable(f"{self._display_name} sends nothing.{_WAITING}", code="source_timeout")
 
+    def _opening_limit_s(self) -> float:
+        if self._sampler is None:
+            return UNKNOWN_OPENING_S
+        return max(OPENING_S, OPENING_FRAMES * float(self._sampler.timeline.interval_s))
+
+    def _answer_limit_s(self) -> float:
+        if self._opening_s is None:
+            return UNKNOWN_ANSWER_S
+        return min(max(SHORTEST_ANSWER_S, self._opening_s), LONGEST_ANSWER_S)
+
     def _silence_s(self) -> float:
         interval_s = float(self._sampler.timeline.interval_s) if self._sampler else 0.0
         return max(SILENCE_S, SILENT_FRAMES * interval_s)
@@ -338,6 +359,7 @@ class LiveReader:
         """Decode and sample until the connection ends, or is no longer the current one."""
         error: VidflowError | None = None
         try:
+            self._require_answer(self._answer_limit_s())
             with self._open_connection() as video:
                 for event in video.events():
                     if not self._note_event(connection, video.source, event):
@@ -363,6 +385,7 @@ class LiveReader:
             if connection.heard_s is None:
                 connection.info = info
                 self._begin_connection(connection, info)
+                self._opening_s = time.monotonic() - connection.began_s
             connection.heard_s = time.monotonic()
             if isinstance(event, LostPacket):
                 self._lost_packets += 1

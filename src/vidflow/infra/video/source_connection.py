@@ -75,20 +75,33 @@ def resolve(host: str, port: int, access: SourceAccess, interruption: Interrupti
     return allowed
 
 
-def connect(host: str, port: int, access: SourceAccess, interruption: Interruption, display_name: str) -> socket.socket:
-    """Connect to the first allowed address of the host that answers. Raises like `resolve`."""
+def connect(
+    host: str,
+    port: int,
+    access: SourceAccess,
+    interruption: Interruption,
+    display_name: str,
+    limit_s: float = CONNECT_TIMEOUT_S,
+) -> socket.socket:
+    """Connect to the first allowed address of the host that answers. `limit_s`: for each address. Raises like `resolve`."""
     failure = OSError("the host has no address")
     for address in resolve(host, port, access, interruption, display_name):
         try:
-            return _connect_to(address, interruption)
+            return _connect_to(address, interruption, limit_s)
         except OSError as error:
             failure = error
     raise failure
 
 
-def start_tls(connected: socket.socket, tls: ssl.SSLContext, host: str, interruption: Interruption) -> ssl.SSLSocket:
+def start_tls(
+    connected: socket.socket,
+    tls: ssl.SSLContext,
+    host: str,
+    interruption: Interruption,
+    limit_s: float = CONNECT_TIMEOUT_S,
+) -> ssl.SSLSocket:
     """Return the socket after a handshake. It takes data as cut off if the connection ends without a close notification."""
-    deadline_s = time.monotonic() + CONNECT_TIMEOUT_S
+    deadline_s = time.monotonic() + limit_s
     secured = tls.wrap_socket(
         connected, server_hostname=host, do_handshake_on_connect=False, suppress_ragged_eofs=False
     )
@@ -107,12 +120,12 @@ def start_tls(connected: socket.socket, tls: ssl.SSLContext, host: str, interrup
         raise
 
 
-def _connect_to(address: Any, interruption: Interruption) -> socket.socket:  # noqa: ANN401 - by its family
+def _connect_to(address: Any, interruption: Interruption, limit_s: float) -> socket.socket:  # noqa: ANN401 - by its family
     connecting = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_STREAM)
     try:
         connecting.settimeout(0)
         connecting.connect_ex(address)
-        _wait_until_connected(connecting, interruption)
+        _wait_until_connected(connecting, interruption, limit_s)
     except BaseException:
         connecting.close()
         raise
@@ -120,13 +133,13 @@ def _connect_to(address: Any, interruption: Interruption) -> socket.socket:  # n
     return connecting
 
 
-def _wait_until_connected(connecting: socket.socket, interruption: Interruption) -> None:
+def _wait_until_connected(connecting: socket.socket, interruption: Interruption, limit_s: float) -> None:
     poll = select.poll()
     poll.register(connecting, select.POLLOUT)
-    deadline_s = time.monotonic() + CONNECT_TIMEOUT_S
+    deadline_s = time.monotonic() + limit_s
     while not poll.poll(STOP_POLL_S * 1000):
         require_running(interruption)
         if time.monotonic() > deadline_s:
-            raise TimeoutError(f"no connection within {CONNECT_TIMEOUT_S:.0f} s")
+            raise TimeoutError(f"no connection within {limit_s:.0f} s")
     if code := connecting.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
         raise OSError(code, os.strerror(code))

@@ -28,6 +28,7 @@ from vidflow.infra import video as videos
 from vidflow.infra.confinement import OutsideFolder, resolve_inside
 from vidflow.infra.video import Interruption, KeptFrame, Video, open_video
 from vidflow.infra.video.live import LiveReader
+from vidflow.infra.video.rtsp_answer import require_answer
 from vidflow.infra.video.warmup import read_warmup_frames
 
 MAX_BATCH_WAIT_S: Final = 0.25
@@ -83,6 +84,7 @@ def open_live(deploy: Deploy, capacity: int, *, access: SourceAccess, interrupti
         resume=deploy.resume,
         capacity=capacity,
         limits=LiveLimits.from_parameters(deploy.parameters),
+        require_answer=partial(require_answer, deploy.source, access, interruption),
     )
 
 
