@@ -140,7 +140,7 @@ def test_warnings_say_what_is_assumed_or_wrong_where_and_how_often(client: httpx
     assert warnings == expected
     assert "clock of the source jumped once, first at 0.800 s (frame 20)" in messages[0]
     assert "2 frames are damaged in the source, first at 0.800 s (frame 20)" in messages[1]
-    assert "is 3600.2 s slow against the runner's (3 times), first at 0.800 s (frame 20)" in messages[2]
+    assert "shows a time 3600.2 s before that of the runner (3 times), first at 0.800 s (frame 20)" in messages[2]
     assert client.get("/scenario").json()["items"][0]["warnings"] == response.json()["warnings"]
 
 

@@ -118,7 +118,7 @@ class LiveClock:
     def compare(self, stated: CaptureTime | None) -> LiveClock:
         """Return the clock after the camera has stated when it captured the last frame.
 
-        Only RTCP tells the time at which it sends. The times of producers and playlists are earlier by design.
+        Only a camera's times should be those of the runner. The ones of producers and playlists may be earlier by design.
         """
         if stated is None or stated.clock is not CaptureClock.RTCP or self.captured_us is None:
             return self

@@ -84,8 +84,8 @@ def _describe_drift(warning: ScenarioWarning) -> str:
     times = "" if warning.count == 1 else f" ({warning.count} times)"
     if warning.offset_s is None:
         return f"runs faster or slower than the runner's, so that they differed by 2 s{times}"
-    direction = "ahead of" if warning.offset_s > 0 else "slow against"
-    return f"is {abs(warning.offset_s):.1f} s {direction} the runner's{times}"
+    order = "after" if warning.offset_s > 0 else "before"
+    return f"shows a time {abs(warning.offset_s):.1f} s {order} that of the runner{times}"
 
 
 def _times(count: int) -> str:

@@ -27,7 +27,10 @@ _LONGEST_STEP_BACK_S: Final = 2
 
 
 def read_capture_time(frame: VideoFrame) -> CaptureTime | None:
-    """Return when a frame was captured by its source's clock. None if the source does not say, or its clock was never set."""
+    """Return when a frame was captured by its source's clock, which is in its `opaque`.
+
+    None if the source does not say, or its clock was never set.
+    """
     captured = frame.opaque
     return captured if isinstance(captured, CaptureTime) and captured.is_credible else None
 
