@@ -52,6 +52,11 @@ def _assert_nothing_stored(database_url: str) -> Iterator[None]:
         ({"parameters": {"on_poison": "die"}}, "parameters.on_poison"),
         ({"parameters": {"on_corrupt": "fail"}}, "parameters.on_corrupt"),
         ({"parameters": {"follow": 1}}, "parameters.follow"), ({"parameters": {"follow_s": 0}}, "parameters.follow_s"),
+        ({"parameters": {"duration_s": 0}}, "parameters.duration_s"), ({"parameters": {"duration_s": "5"}}, "parameters.duration_s"),
+        ({"parameters": {"end_at": "tomorrow"}}, "parameters.end_at"), ({"parameters": {"end_at": 5}}, "parameters.end_at"),
+        ({"parameters": {"end_at": "2099-01-01T00:00:00"}}, "parameters.end_at"),
+        ({"parameters": {"give_up_after_s": 0.5}}, "parameters.give_up_after_s"),
+        ({"parameters": {"stream": -1}}, "parameters.stream"), ({"parameters": {"stream": 0.5}}, "parameters.stream"),
         ({"extra": 1}, "extra"), ({"scenario_uuid": UNKNOWN_UUID}, "scenario_uuid"),
     ],
 )  # fmt: skip
@@ -134,6 +139,17 @@ def test_a_label_unknown_to_the_model_is_refused(client: httpx.Client) -> None:
 def test_only_a_local_file_can_be_followed(client: httpx.Client) -> None:
     response = client.post("/scenario/init", json=GOOD | {"parameters": {"follow": True}})
     assert "local files" in assert_problem(response, 422, "parameter_invalid")["detail"]
+
+
+@pytest.mark.parametrize("parameters", [{"end_at": "2099-01-01T00:00:00Z"}, {"give_up_after_s": 60}])
+def test_a_limit_of_live_sources_is_refused_for_a_local_file(client: httpx.Client, parameters: dict[str, Any]) -> None:
+    response = client.post("/scenario/init", json=GOOD | {"source": "clip.mp4", "parameters": parameters})
+    assert "live sources only" in assert_problem(response, 422, "parameter_invalid")["detail"]
+
+
+def test_an_end_that_has_passed_is_refused(client: httpx.Client) -> None:
+    response = client.post("/scenario/init", json=GOOD | {"parameters": {"end_at": "2020-01-01T01:00:00+01:00"}})
+    assert "has passed" in assert_problem(response, 422, "parameter_invalid")["detail"]
 
 
 def test_an_unknown_model_is_refused_with_the_registered_names(client: httpx.Client) -> None:

@@ -145,6 +145,14 @@ def test_a_frame_rate_keeps_the_first_frame_of_each_cell(
     assert [frame.time_s for frame in control_plane.frames(uuid)] == pytest.approx([0.0, 0.2, 0.4, 0.6])
 
 
+def test_a_duration_ends_a_file_early(control_plane: ControlPlane, runner_id: str, clip: Path) -> None:
+    uuid = new_uuid()
+    control_plane.send_command(runner_id, make_deploy(uuid, clip, fps="5", parameters=Parameters(duration_s=0.5)))
+    assert control_plane.wait_for_end_marker(uuid).reason is EndReason.FINISHED
+    assert [frame.time_s for frame in control_plane.frames(uuid)] == pytest.approx([0.0, 0.2, 0.4])
+    assert [opened.frames_expected for opened in control_plane.opened(uuid)] == [3]
+
+
 def test_yolox_finds_two_bottles(control_plane: ControlPlane, runner_id: str, shared: Path) -> None:
     uuid = new_uuid()
     control_plane.send_command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Callable
 from typing import Any
@@ -53,7 +54,10 @@ from vidflow.roles.api.requests import MAX_BODY_BYTES
 
 UUID = "01930000-0000-7000-8000-000000000001"
 DEPLOY = Deploy(
-    UUID, 7, "clip.mp4", "yolox_nano", "ab" * 32, "2.5", Parameters(0.5, ("person", "été"), PoisonPolicy.SKIP, CorruptPolicy.SKIP),
+    UUID, 7, "clip.mp4", "yolox_nano", "ab" * 32, "2.5", Parameters(
+        0.5, ("person", "été"), PoisonPolicy.SKIP, CorruptPolicy.SKIP, duration_s=60.5,
+        end_at=datetime.datetime(2026, 12, 24, 18, tzinfo=datetime.UTC), give_up_after_s=30, stream=1,
+    ),
     ResumePoint(12, -3, "1/90000", 2**63 - 1, 4.25, FileIdentity(1000, 2)), 3, (Skip(None, 1), Skip(90, 2)),
 )  # fmt: skip
 REPORT = Report(
