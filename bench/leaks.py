@@ -29,6 +29,7 @@ import httpx
 
 sys.path.append(str(Path(__file__).parents[1]))  # for the process helpers of the tests
 
+from tests.faults.injection import workers_of
 from tests.integration.processes import children
 
 from scripted_camera import Ending, camera
@@ -147,7 +148,11 @@ def measure_scenarios(count: int) -> Samples:
         ThreadPoolExecutor(IN_PARALLEL, thread_name_prefix="scenario") as threads,
     ):
         step = max(IN_PARALLEL, count // SAMPLES)
+        list(
+            threads.map(lambda _: run_scenario(client, url), range(IN_PARALLEL))
+        )  # a first worker makes a runner import more
         for done in range(0, count + 1, step):
+            wait_until(lambda: not any(map(workers_of, processes_by_role(running.process.pid)["runner"])))
             parts = processes_by_role(running.process.pid)
             samples.append((done, {name: read_usage(pids) for name, pids in parts.items()}))
             list(threads.map(lambda _: run_scenario(client, url), range(min(step, count - done))))

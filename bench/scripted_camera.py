@@ -25,6 +25,8 @@ import numpy as np
 
 CLOCK_HZ = 90_000
 PAYLOAD_BYTES = 1400
+NTP_EPOCH_S = 2_208_988_800
+REPORT_S = 5
 LIVE_FRAMES = 3
 """The last of a limited number of frames come at the camera's rate. Those before come at once, as if they had been stored."""
 SILENCE_S = 30.0
@@ -128,15 +130,23 @@ class _Handler(socketserver.StreamRequestHandler):
         for number in itertools.count() if count is None else range(count):
             if number >= stored:
                 time.sleep(max(0.0, began_s + (number - stored) / gop.fps - time.monotonic()))
-            data = b""
+            data = self._sender_report(number, sequence) if number % (gop.fps * REPORT_S) == stored else b""
             payloads = [payload for unit in gop.frames[number % len(gop.frames)] for payload in _payloads(unit)]
             for index, payload in enumerate(payloads):
                 marker = 0x80 if index == len(payloads) - 1 else 0
-                stamp = number * CLOCK_HZ // gop.fps & 0xFFFFFFFF
-                packet = struct.pack(">BBHII", 0x80, 96 | marker, sequence & 0xFFFF, stamp, 1) + payload
+                packet = struct.pack(">BBHII", 0x80, 96 | marker, sequence & 0xFFFF, self._stamp(number), 1) + payload
                 data += struct.pack(">cBH", b"$", 0, len(packet)) + packet
                 sequence += 1
             self.connection.sendall(data)
+
+    def _sender_report(self, number: int, packets: int) -> bytes:
+        """Return the interleaved RTCP report that this frame was captured now."""
+        ntp = int((time.time() + NTP_EPOCH_S) * 2**32)
+        report = struct.pack(">BBHIQIII", 0x80, 200, 6, 1, ntp, self._stamp(number), packets, 0)
+        return struct.pack(">cBH", b"$", 1, len(report)) + report
+
+    def _stamp(self, number: int) -> int:
+        return number * CLOCK_HZ // self.server.gop.fps & 0xFFFFFFFF
 
     def _end(self, ending: Ending) -> None:
         if ending is Ending.RESET:

@@ -144,6 +144,7 @@ def run_cases(
                 system.shut_down_live()
                 system.wait_until_all_inactive()
                 pause_s = watch.longest_pause_s(injected_s)
+                system.wait_until_recovered()
                 totals = checks.check_all(system)
             except AssertionError as error:
                 yield MatrixRow(case, f"BROKEN: {error}", time.monotonic() - injected_s, 0, 0, 0, 0)

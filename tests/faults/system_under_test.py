@@ -18,6 +18,8 @@ from tests.integration.server_owner import wait_until
 from tests.integration.vidflow_process import READY_LIMIT_S, VidflowClient
 
 from vidflow.commands.dev import Stack
+from vidflow.domain.topics import RESULTS
+from vidflow.infra.kafka import admin, errors, offsets
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.process.stopping import Stop
 from vidflow.settings import DevOptions
@@ -181,6 +183,7 @@ class SystemUnderTest:
     def wait_until_recovered(self) -> None:
         """Wait until every process runs and the system is ready to complete a scenario."""
         wait_until(self._all_processes_run, "all processes run again", RECOVERY_LIMIT_S)
+        wait_until(self._kafka_answers, "Kafka answers again", RECOVERY_LIMIT_S)
         wait_until(self._is_ready, "the system is ready again", RECOVERY_LIMIT_S)
 
     def wait_until_all_inactive(self, limit_s: float = SETTLE_LIMIT_S) -> None:
@@ -222,6 +225,12 @@ class SystemUnderTest:
     def _all_processes_run(self) -> bool:
         pids = self.processes.pids()
         return all(len(pids.get(kind, ())) >= count for kind, count in self.expected_counts.items())
+
+    def _kafka_answers(self) -> bool:
+        try:
+            return bool(offsets.read_partitions(admin.create_admin(self.processes.kafka), RESULTS))
+        except errors.KafkaAway:
+            return False
 
     def _is_ready(self) -> bool:
         try:
