@@ -179,6 +179,47 @@ def with_concealed_damage(source: Path, path: Path, packets: Iterable[int]) -> P
     return path
 
 
+def without_transport_packets(source: Path, path: Path, first: int, stop: int, offset: int = 0) -> Path:
+    """Copy a transport stream without the packets from the start of the video's frame `first`, in order of decoding, up to that of
+    `stop`, both moved by `offset` packets.
+
+    Their number is made no multiple of 16, which the counter of the packets could not show, by leaving out another one before.
+    """
+    data = source.read_bytes()
+    packets = [data[position : position + 188] for position in range(0, len(data), 188)]
+    video = [index for index, packet in enumerate(packets) if int.from_bytes(packet[1:3]) & 0x1FFF == 0x100]
+    starts = [place for place, index in enumerate(video) if packets[index][1] & 0x40]
+    left_out = video[starts[first] + offset : starts[stop] + offset]
+    if len(left_out) % 16 == 0:
+        left_out.append(video[starts[first] + offset - 1])
+    path.write_bytes(b"".join(packet for index, packet in enumerate(packets) if index not in left_out))
+    return path
+
+
+def with_damaged_picture_headers(source: Path, path: Path, pictures: Iterable[int]) -> Path:
+    """Copy a video of MPEG-2 with the start codes of these pictures, in order of decoding, made ones that mean nothing."""
+    data = bytearray(source.read_bytes())
+    starts, start = [], data.find(b"\0\0\1\0")
+    while start >= 0:
+        if (
+            data[start + 5] & 7 == 7 and data[start + 6] == 0xFF and data[start + 7] >> 3 == 0x1F
+        ):  # no delay, as FFmpeg writes it
+            starts.append(start)
+        start = data.find(b"\0\0\1\0", start + 1)
+    for picture in pictures:
+        data[starts[picture] + 3] = 0xB0
+    path.write_bytes(data)
+    return path
+
+
+def mpeg2(path: Path, options: Mapping[str, str] | None = None, frames: int = 60) -> Path:
+    """Write MPEG-2 with 2 B-frames between references."""
+    pictures = (moving_square(i) for i in range(frames))
+    return write(
+        path, pictures, range(frames), time_base=Fraction(1, 25), codec="mpeg2video", options={"g": "12", "bf": "2", **(options or {})}
+    )  # fmt: skip
+
+
 def with_clean_aperture(source: Path, path: Path, size: tuple[int, int], offset: tuple[int, int] = (0, 0)) -> Path:
     """Copy an mp4, adding a `clap` box: players display `size` around the centre moved by `offset`."""
     data = bytearray(source.read_bytes())

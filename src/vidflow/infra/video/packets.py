@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Final
 
 import av
@@ -15,11 +17,17 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from vidflow.domain.errors import SourceError, Unavailable
+from vidflow.infra.video.holes import MAX_REORDERED_FRAMES, HoleFinder
 
 DEMUX_ATTEMPTS: Final = 64
 """Consecutive failures to read on after damaged data, after which the file counts as ended."""
-_SILENT_DECODERS: Final = frozenset({"hevc"})
-"""Decoders that may skip a damaged packet without an error. Each of their packets contains exactly one frame."""
+_SILENT_DECODERS: Final = frozenset({"hevc", "mpeg1video", "mpeg2video"})
+"""Decoders that may skip a damaged packet without an error. Each of their packets contains exactly one frame, or a field of MPEG-2."""
+_PICTURE_START: Final = b"\0\0\1\0"
+_EXTENSION_START: Final = b"\0\0\1\xb5"
+_PICTURE_EXTENSION, _WHOLE_FRAME = 8, 3
+_HEADER_BYTES: Final = 1024
+"""The start of an MPEG-2 packet, with all headers of its picture but user data."""
 MAX_PENDING_PACKETS: Final = 4096
 """Packets whose frames are awaited. No decoder holds back this many."""
 
@@ -48,12 +56,14 @@ def decode_packets(
     with each packet before it is decoded.
 
     With frame threads a decoder reports damage late or not at all, and some decoders always skip some damage silently. Each packet
-    is then tracked until its frame appears.
+    is then tracked until its frame appears. Frames without a packet are found where the container reports that data is missing.
     Raises Unavailable if the file or the network fails; a retry may succeed. Raises SourceError at the first encrypted packet.
     """
+    codec = stream.codec_context.name
     losses = _LossTracker(
-        errors_come_late=_has_frame_threads(stream), skips_silently=stream.codec_context.name in _SILENT_DECODERS
-    )
+        errors_come_late=_has_frame_threads(stream), skips_silently=codec in _SILENT_DECODERS, may_have_fields=codec == "mpeg2video"
+    )  # fmt: skip
+    holes = HoleFinder(Fraction(stream.time_base or Fraction(1, av.time_base)))
     packets = _packets(container, stream, check)
     if check_end is not None:
         packets = _hold_last(packets, check_end)
@@ -63,14 +73,20 @@ def decode_packets(
         yield from _decode_by_order(packets)
         return
     for packet in packets:
+        if not isinstance(packet, LostPacket) and packet.size:
+            holes.note_packet(packet.pts, is_damaged=packet.is_corrupt)
+            if packet.is_corrupt:
+                losses.note_loss(packet.pts)
         for event in [packet] if isinstance(packet, LostPacket) else _decode(packet, losses):
             if isinstance(event, LostPacket):
-                losses.note_loss(event)
+                losses.note_loss(event.pts)
                 yield event
             else:
                 yield from losses.take_missing_before(event)
+                yield from losses.report(holes.find_before(event.pts))
                 yield event
         yield from losses.take_overdue(MAX_PENDING_PACKETS)
+    yield from losses.report(holes.find_at_end())
     yield from losses.take_overdue()
 
 
@@ -105,22 +121,26 @@ class _LossTracker:
     packet is also lost if a later frame appears before its own.
     """
 
-    def __init__(self, *, errors_come_late: bool, skips_silently: bool) -> None:
+    def __init__(self, *, errors_come_late: bool, skips_silently: bool, may_have_fields: bool = False) -> None:
         self._pending_pts: list[int] = []  # a heap of pts
         self._last_lost_pts: int | None = None
         self._first_pts: int | None = None  # of the first frame
-        self._skips_silently = skips_silently
+        self._skips_silently, self._may_have_fields = skips_silently, may_have_fields
+        self._reported: deque[int] = deque(maxlen=MAX_REORDERED_FRAMES)  # the pts of the last packets reported as lost
+        self._confused = 0  # how many frames appeared after a report of their loss
         self.errors_come_late = errors_come_late
 
-    def note_loss(self, lost: LostPacket) -> None:
-        """Record a lost packet."""
-        if lost.pts is not None and not self.errors_come_late:
-            self._last_lost_pts = lost.pts if self._last_lost_pts is None else max(self._last_lost_pts, lost.pts)
+    def note_loss(self, pts: int | None) -> None:
+        """Record a lost packet, or one after which data is missing."""
+        if pts is not None and not self.errors_come_late:
+            self._last_lost_pts = pts if self._last_lost_pts is None else max(self._last_lost_pts, pts)
 
     def note_input(self, packet: Packet[VideoStream]) -> None:
         """Record a packet that the decoder accepted."""
         if packet.pts is None or not packet.size or packet.is_discard:
             return
+        if self._skips_silently and self._may_have_fields and is_single_field(memoryview(packet)):
+            self._skips_silently = False  # two packets make a frame
         # Frames before a keyframe at which decoding begins are skipped, because they refer to earlier ones.
         is_leading = self._first_pts is not None and packet.pts < self._first_pts
         if self.errors_come_late or self._last_lost_pts is not None or (self._skips_silently and not is_leading):
@@ -134,10 +154,13 @@ class _LossTracker:
             self._first_pts = frame.pts
             if not self.errors_come_late and self._last_lost_pts is None:
                 self._drop_leading(frame.pts)
+        if frame.pts in self._reported:  # the decoder confuses the order of frames after a loss
+            self._reported.remove(frame.pts)
+            self._confused += 1
         while self._pending_pts and self._pending_pts[0] <= frame.pts:
             pts = heapq.heappop(self._pending_pts)
             if pts < frame.pts:
-                yield LostPacket(pts)
+                yield from self.report([pts])
         if (
             self._last_lost_pts is not None
             and not self._pending_pts
@@ -145,6 +168,15 @@ class _LossTracker:
             and frame.pts > self._last_lost_pts
         ):
             self._last_lost_pts = None
+
+    def report(self, missing: Iterable[int]) -> Iterator[LostPacket]:
+        """Yield the packets of missing frames, given by their pts, but fewer by the frames that came after such a report."""
+        for pts in missing:
+            if self._confused:
+                self._confused -= 1
+            else:
+                self._reported.append(pts)
+                yield LostPacket(pts)
 
     def _drop_leading(self, first_pts: int) -> None:
         while self._pending_pts and self._pending_pts[0] < first_pts:
@@ -154,6 +186,17 @@ class _LossTracker:
         """Yield the recorded packets whose frames have not appeared, except the newest `kept`."""
         while len(self._pending_pts) > kept:
             yield LostPacket(heapq.heappop(self._pending_pts))
+
+
+def is_single_field(picture: memoryview) -> bool:
+    """Return whether a packet of MPEG-2 contains only one of the two fields of a frame."""
+    header = picture[:_HEADER_BYTES].tobytes()
+    start = header.find(_EXTENSION_START)
+    while 0 <= start < len(header) - 6 and header[start + 4] >> 4 != _PICTURE_EXTENSION:
+        start = header.find(_EXTENSION_START, start + 1)
+    if not 0 <= start < len(header) - 6 or header[start + 6] & 3 == _WHOLE_FRAME:
+        return False
+    return picture.tobytes().count(_PICTURE_START) == 1
 
 
 def _packets(
