@@ -52,7 +52,8 @@ LONGEST_PAUSE_S: Final = 10.0
 LONG_OUTAGE_S: Final = 150.0
 """After an outage of this length, a source is tried each LONGEST_PAUSE_S; before, each USUAL_PAUSE_S."""
 MAX_BURST_FRAMES: Final = 64
-"""Frames that may arrive at once when a connection begins. More are placed by the first of them."""
+MAX_BURST_BYTES: Final = 128 * 1024 * 1024
+"""Frames that may arrive at once when a connection begins, and their pictures. More are placed by the first of them."""
 BURST_END_S: Final = 0.25
 """After so long without a frame, the burst is over, even if frames are rare."""
 _WAITING: Final = " Waiting until it sends again."
@@ -409,7 +410,7 @@ class LiveReader:
         """Keep the frames that the server had stored, and that arrive at once, until it is known when they were captured."""
         is_burst = not first or arrived_us - first[-1][1] < connection.interval.interval_s / CAPTURE_TIME_BASE / 2
         first.append((frame, arrived_us))
-        if is_burst and len(first) < MAX_BURST_FRAMES:
+        if is_burst and len(first) < compute_burst_limit(frame):
             self._lock.notify_all()  # the watcher ends the burst if no more frames come
             return
         self._place_first_frames(connection, first, info)
@@ -483,6 +484,12 @@ class LiveReader:
 
     def _kept_interval_s(self, interval_s: Fraction) -> Fraction:
         return interval_s if self._rate is None else max(interval_s, 1 / self._rate)
+
+
+def compute_burst_limit(frame: VideoFrame) -> int:
+    """Return how many frames of this size are kept before the first of them is placed."""
+    frame_bytes = sum(plane.buffer_size for plane in frame.planes)
+    return max(1, min(MAX_BURST_FRAMES, MAX_BURST_BYTES // max(1, frame_bytes)))
 
 
 def compute_covered_us(resume: ResumePoint, kept_interval_s: Fraction) -> int | None:
