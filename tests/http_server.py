@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
+from tests.broadcast import Broadcast
+
 from vidflow.domain.source_access import SourceAccess
 
 LOOPBACK: Final = SourceAccess(networks=("127.0.0.0/8", "::1/128"))
@@ -39,7 +41,8 @@ class Habits:
     `length`: the server states a Content-Length; otherwise the body is `chunked`, or ends with the connection.
     `answers`: raw responses (or statuses with headers) to the first requests. `break_after`: bytes of the body after which each
     connection ends; with `resets`, by a reset. `part_bytes`: the most that one range request gets. `drip_s`: pause after each
-    byte. `accepts`: value of the Authorization header without which it answers 401 and `challenge`.
+    byte. `live`: sent in place of the body to each connection, from its present
+    place on. `accepts`: value of the Authorization header without which it answers 401 and `challenge`.
     """
 
     body: bytes
@@ -53,6 +56,7 @@ class Habits:
     content_range: str | None = None
     part_bytes: int | None = None
     drip_s: float | None = None
+    live: Broadcast | None = None
     accepts: str | None = None
     challenge: str = 'Basic realm="test"'
     requests: list[dict[str, str]] = field(default_factory=list)
@@ -82,6 +86,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._answer(habits.answers.pop(0))
         elif habits.accepts is not None and not self.headers.get("Authorization", "").startswith(habits.accepts):
             self._answer((401, {"WWW-Authenticate": habits.challenge}))
+        elif habits.live is not None:
+            self._send_live(habits.live)
         else:
             self._serve()
 
@@ -119,6 +125,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self._send(body)
+
+    def _send_live(self, live: Broadcast) -> None:
+        self.send_response(200)
+        for name, value in self.habits.headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        for data in live.send_from_now_on(self.stop):
+            self.wfile.write(data)
+        if live.resets:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def _send(self, body: bytes) -> None:
         habits = self.habits

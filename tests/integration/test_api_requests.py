@@ -52,6 +52,7 @@ def _assert_nothing_stored(database_url: str) -> Iterator[None]:
         ({"parameters": {"on_poison": "die"}}, "parameters.on_poison"),
         ({"parameters": {"on_corrupt": "fail"}}, "parameters.on_corrupt"),
         ({"parameters": {"follow": 1}}, "parameters.follow"), ({"parameters": {"follow_s": 0}}, "parameters.follow_s"),
+        ({"parameters": {"live": "yes"}}, "parameters.live"),
         ({"extra": 1}, "extra"), ({"scenario_uuid": UNKNOWN_UUID}, "scenario_uuid"),
     ],
 )  # fmt: skip
@@ -134,6 +135,17 @@ def test_a_label_unknown_to_the_model_is_refused(client: httpx.Client) -> None:
 def test_only_a_local_file_can_be_followed(client: httpx.Client) -> None:
     response = client.post("/scenario/init", json=GOOD | {"parameters": {"follow": True}})
     assert "local files" in assert_problem(response, 422, "parameter_invalid")["detail"]
+
+
+@pytest.mark.parametrize(
+    ("source", "live", "sentence"),
+    [("/videos/clip.ts", True, "not live"), ("rtsp://camera.example/1", False, "always live")],
+)
+def test_what_is_live_cannot_be_denied_nor_claimed_of_a_file(
+    client: httpx.Client, source: str, live: bool, sentence: str
+) -> None:
+    response = client.post("/scenario/init", json=GOOD | {"source": source, "parameters": {"live": live}})
+    assert sentence in assert_problem(response, 422, "parameter_invalid")["detail"]
 
 
 def test_an_unknown_model_is_refused_with_the_registered_names(client: httpx.Client) -> None:

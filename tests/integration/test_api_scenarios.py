@@ -44,7 +44,9 @@ def test_a_scenario_is_created_with_its_progress_history_and_message(client: htt
         "/scenario/init",
         json={
             "source": SOURCE_URL, "model": LABELLED, "fps": 2.5, "priority": 7,
-            "parameters": {"score_threshold": 0.25, "labels": ["person", "größe"], "on_poison": "skip", "on_corrupt": "skip"},
+            "parameters": {
+                "score_threshold": 0.25, "labels": ["person", "größe"], "on_poison": "skip", "on_corrupt": "skip", "live": False,
+            },
         },
     )  # fmt: skip
     assert response.status_code == 201
@@ -56,7 +58,9 @@ def test_a_scenario_is_created_with_its_progress_history_and_message(client: htt
         "source": SOURCE_URL, "model": LABELLED, "fps": 2.5, "priority": 7, "state": "init_startup", "outcome": None, "error": None,
         "epoch": 0, "attempt": 0, "runner": None, "resume_frame": 0, "frames_stored": 0, "frames_expected": None, "skips": [],
         "warnings": [],
-        "parameters": {"score_threshold": 0.25, "labels": ["person", "größe"], "on_poison": "skip", "on_corrupt": "skip"},
+        "parameters": {
+            "score_threshold": 0.25, "labels": ["person", "größe"], "on_poison": "skip", "on_corrupt": "skip", "live": False,
+        },
     }  # fmt: skip
     assert {name: scenario[name] for name in expected} == expected
     key = (scenario["scenario_uuid"],)

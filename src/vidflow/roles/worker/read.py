@@ -26,8 +26,9 @@ from vidflow.domain.redaction import redact
 from vidflow.domain.source_access import SourceAccess
 from vidflow.infra import video as videos
 from vidflow.infra.confinement import OutsideFolder, resolve_inside
-from vidflow.infra.video import Interruption, KeptFrame, Video, open_video
+from vidflow.infra.video import Interruption, KeptFrame, Video, live_detection, open_video
 from vidflow.infra.video.live import LiveReader
+from vidflow.infra.video.live_detection import is_camera
 from vidflow.infra.video.warmup import read_warmup_frames
 
 MAX_BATCH_WAIT_S: Final = 0.25
@@ -72,11 +73,29 @@ def open_source(
     )
 
 
+def is_live(deploy: Deploy, *, access: SourceAccess, interruption: Interruption) -> bool:
+    """Return whether the source is live: as it was when it was first opened, as the scenario says, or as the source shows.
+
+    Raises ReadingStopped.
+    """
+    if is_camera(deploy.source):
+        return True
+    stated = deploy.parameters.live if deploy.resume.live is None else deploy.resume.live
+    return live_detection.is_live(deploy.source, access, interruption) if stated is None else stated
+
+
 def open_live(deploy: Deploy, capacity: int, *, access: SourceAccess, interruption: Interruption) -> LiveReader:
     """Return a reader of a live source, which waits for the source as long as it takes. `capacity`: frames that may wait at most."""
     codes = FATAL_LIVE_CODES if deploy.parameters.stream is None else FATAL_LIVE_CODES | {"source_no_video_stream"}
     return LiveReader(
-        partial(open_video, deploy.source, stream=deploy.parameters.stream, access=access, interruption=interruption),
+        partial(
+            open_video,
+            deploy.source,
+            stream=deploy.parameters.stream,
+            live=True,
+            access=access,
+            interruption=interruption,
+        ),
         display_name=redact(deploy.source),
         is_fatal=lambda error: error.code in codes or not isinstance(error, SourceError | Unavailable),
         rate=parse_frame_rate(deploy.fps),
