@@ -7,7 +7,7 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -42,7 +42,8 @@ class Habits:
     `answers`: raw responses (or statuses with headers) to the first requests. `break_after`: bytes of the body after which each
     connection ends; with `resets`, by a reset. `part_bytes`: the most that one range request gets. `drip_s`: pause after each
     byte. `live`: sent in place of the body to each connection, from its present
-    place on. `accepts`: value of the Authorization header without which it answers 401 and `challenge`.
+    place on. `find`: returns the body at a path, None for 404, in place of `body`.
+    `accepts`: value of the Authorization header without which it answers 401 and `challenge`.
     """
 
     body: bytes
@@ -57,6 +58,7 @@ class Habits:
     part_bytes: int | None = None
     drip_s: float | None = None
     live: Broadcast | None = None
+    find: Callable[[str], bytes | None] | None = None
     accepts: str | None = None
     challenge: str = 'Basic realm="test"'
     requests: list[dict[str, str]] = field(default_factory=list)
@@ -103,15 +105,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         habits = self.habits
-        wanted = self.headers.get("Range", "bytes=0-")
+        wanted = self.headers.get("Range", "")
         is_same = self.headers.get("If-Range") in {None, habits.headers.get("ETag")}
-        is_part = habits.ranges and is_same
+        is_part = habits.ranges and is_same and bool(wanted)
         first = int(wanted[len("bytes=") : -1]) if is_part else 0
-        size = len(habits.body)
+        whole = habits.body if habits.find is None else habits.find(self.path)
+        if whole is None:
+            self._answer((404, {}))
+            return
+        size = len(whole)
         if first >= size and is_part:
             self._answer((416, {"Content-Range": f"bytes */{size}"}))
             return
-        body = habits.body[first:]
+        body = whole[first:]
         if is_part and habits.part_bytes is not None:
             body = body[: habits.part_bytes]
         self.send_response(206 if is_part else 200)

@@ -30,7 +30,10 @@ from vidflow.infra.video.source_connection import Interruption, ReadingStopped
 from vidflow.infra.video.source_file import SourceFile
 
 MAX_FAILURES: Final = 8
-"""Failures in a row after which a reader gives up. It pauses after each one, from FIRST_PAUSE_S, doubling up to MAX_PAUSE_S."""
+"""Failures in a row after which a reader gives up, unless it is told otherwise.
+
+It pauses after each one, from FIRST_PAUSE_S, doubling up to MAX_PAUSE_S.
+"""
 FIRST_PAUSE_S: Final = 0.1
 FIRST_STATUS_PAUSE_S: Final = 1.0
 MAX_PAUSE_S: Final = 10.0
@@ -83,9 +86,13 @@ class HttpFile(SourceFile):
         interruption: Interruption | None = None,
         *,
         was_read: bool = False,
+        first: int = 0,
         max_failures: int = MAX_FAILURES,
     ) -> None:
-        """Request the body. `was_read`: an earlier attempt could read it, so a refusal means that the permission has expired.
+        """Request the body from the byte `first` on.
+
+        `was_read`: an earlier attempt could read it, so a refusal means that the permission has expired. `max_failures`: failures in a
+        row after which it is given up.
 
         Raises SourceError, Unavailable or ReadingStopped.
         """
@@ -94,6 +101,7 @@ class HttpFile(SourceFile):
         self._was_read, self._max_failures = was_read, max_failures
         self._requests = HttpRequests(url, access or SourceAccess(), self._interruption)
         self._body: _Body | None = None
+        self._first = self._position = first
         self._failures, self._paused_s = 0, 0.0
         self._waited_s, self._waited_bytes = 0.0, 0
         self.display_name = self._requests.display_name
@@ -245,7 +253,7 @@ class HttpFile(SourceFile):
                 f"The server of {self.display_name} sent another part than requested. Check whether it supports range requests.",
                 code="source_unreadable",
             )
-        if self._position == 0:
+        if self._position == self._first:
             self.can_seek = part.offers_ranges
         self.size_bytes = part.size_bytes if part.size_bytes is not None else self.size_bytes
         return _Body(response, part.first, part.end, part.first)

@@ -58,7 +58,7 @@ class HttpRequests:
                 self.target = target
                 return response
             response.close()
-            target = http_answers.resolve_redirect(target, location, self._access, self.display_name)
+            target = http_answers.resolve_reference(target, location, self._access, self.display_name)
         raise SourceError(
             f"{self.display_name} redirects more than {MAX_REDIRECTS} times. Give the final URL.", code="source_denied"
         )
@@ -71,14 +71,14 @@ class HttpRequests:
     def _get(self, url: str, headers: Mapping[str, str]) -> Response:
         if self._tls is None and urlsplit(url).scheme.lower() == "https":
             self._tls = build_tls_context(self._access)
-        if self._authorization and _origin(url) == _origin(self.url):
+        if self._authorization and find_origin(url) == find_origin(self.url):
             headers = {**headers, "Authorization": self._authorization}
         return get(url, headers, self._access, self._tls, self._interruption, self.display_name)
 
     def _authorize(self, response: Response, url: str) -> bool:
         """Prepare the URL's login for the server's challenge. Return whether there is something new to try."""
         parts = urlsplit(self.url)
-        if parts.username is None or _origin(url) != _origin(self.url):
+        if parts.username is None or find_origin(url) != find_origin(self.url):
             return False
         authorization = http_answers.build_authorization(
             unquote(parts.username), unquote(parts.password or ""), url, response
@@ -115,6 +115,7 @@ def describe_failure(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def _origin(url: str) -> tuple[str, str | None, int | None]:
+def find_origin(url: str) -> tuple[str, str | None, int | None]:
+    """Return the scheme, host and port of a URL, which a login is for."""
     parts = urlsplit(url)
     return parts.scheme.lower(), parts.hostname, parts.port

@@ -12,6 +12,8 @@ import av
 from vidflow.domain.errors import VidflowError
 from vidflow.domain.source_access import SourceAccess
 from vidflow.infra.video.ffmpeg import CONTAINERS, open_with_ffmpeg
+from vidflow.infra.video.hls_file import HlsSource
+from vidflow.infra.video.hls_playlist import is_playlist
 from vidflow.infra.video.http_stream import HttpStream
 from vidflow.infra.video.mjpeg import is_multipart
 from vidflow.infra.video.source_connection import Interruption
@@ -38,13 +40,16 @@ def is_camera(url: str) -> bool:
 def is_live(url: str, access: SourceAccess, interruption: Interruption) -> bool:
     """Return whether the source is live. An HTTP source is requested to find out.
 
-    Multipart pictures are live, and a body that the server does not describe as a file, that states no duration, and that does not
-    end while it is listened to. A source that cannot be read counts as a file, whose reader says why. Raises ReadingStopped.
+    Live are multipart pictures, HLS playlists without an end, and a body that the server does not describe as a file, that states no
+    duration, and that does not end while it is listened to. A source that cannot be read counts as a file, whose reader says why.
+    Raises ReadingStopped.
     """
     if not url.lower().startswith(("http://", "https://")):
         return is_camera(url)
     try:
         with closing(HttpStream(url, access, interruption)) as body:
+            if is_playlist(body.content_type, body.url):
+                return not HlsSource(body, url, access, interruption).playlist.is_ended
             return is_multipart(body.content_type) or (not body.is_file and _is_endless(body))
     except VidflowError:
         return False

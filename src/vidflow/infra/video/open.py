@@ -25,10 +25,14 @@ from av.video.stream import VideoStream
 from vidflow.domain.errors import SourceError
 from vidflow.domain.messages import FileIdentity
 from vidflow.domain.redaction import redact
+from vidflow.domain.sampling import USUAL_RATE
 from vidflow.domain.source_access import SourceAccess
 from vidflow.infra.video.cameras import Camera, open_camera
 from vidflow.infra.video.capture_times import CaptureTimes
 from vidflow.infra.video.ffmpeg import CONTAINERS, max_pixels_option, open_with_ffmpeg
+from vidflow.infra.video.hls_events import PartJoiner, pace
+from vidflow.infra.video.hls_file import HlsFile, HlsPosition, HlsSource
+from vidflow.infra.video.hls_playlist import is_playlist
 from vidflow.infra.video.http_file import HttpFile
 from vidflow.infra.video.http_stream import HttpStream
 from vidflow.infra.video.live_detection import is_camera
@@ -41,6 +45,7 @@ from vidflow.infra.video.source import (
     can_be_appended_to,
     describe_source,
     lacks_pts,
+    read_average_rate,
     read_time_base,
 )
 from vidflow.infra.video.source_connection import Interruption
@@ -61,7 +66,8 @@ _FRAME_THREADED: Final = frozenset({"h264", "hevc"})
 class _Source:
     """A source to open. `url` is the path of a local file, which is followed while it grows if `follow_s` is set.
 
-    `stream`: the index of the video stream to read, None for the best. `live`: it is read from now on, not from its beginning.
+    `stream`: the index of the video stream to read, None for the best. `live`: it is read from now on, not from its beginning, or
+    from `hls_position` on.
     """
 
     url: str
@@ -71,6 +77,7 @@ class _Source:
     follow_s: float | None
     stream: int | None
     live: bool
+    hls_position: HlsPosition
     access: SourceAccess
     interruption: Interruption
 
@@ -149,15 +156,34 @@ class Video:
         self.close()
 
     def _decode(self) -> Iterator[VideoFrame | LostPacket]:
+        if self._is_untimed:
+            return stamp_arrivals(self._decode_container())
+        if not isinstance(self._file, HlsFile):
+            return self._decode_container()
+        events = self._decode_parts(self._file)
+        return pace(events, read_time_base(self._stream), self._source.interruption) if self._source.live else events
+
+    def _decode_container(self) -> Iterator[VideoFrame | LostPacket]:
         container, times = self._container_or_raise, self._capture_times
         events = decode_packets(
             container, self._stream, lacks_pts=lacks_pts(container, self._stream),
             check=self._check, check_end=None if self._local is None else self._check_end,
             note_packet=None if times is None else times.note_packet,
         )  # fmt: skip
-        if times is not None:
-            events = times.complete(events)
-        return stamp_arrivals(events) if self._is_untimed else events
+        return events if times is None else times.complete(events)
+
+    def _decode_parts(self, file: HlsFile) -> Iterator[VideoFrame | LostPacket]:
+        """Decode the container of each part."""
+        joiner = PartJoiner(read_time_base(self._stream))
+        while True:
+            rate = read_average_rate(self._container_or_raise, self._stream) or USUAL_RATE
+            yield from joiner.join(self._decode_container(), read_time_base(self._stream), 1 / rate)
+            if not file.begin_part():
+                return
+            self._container_or_raise.close()
+            self._set_container(
+                _open_file(file, self.display_name, options=_LIVE_OPTIONS if self._source.live else None)
+            )
 
     def _check(self) -> None:
         """Raise the error of the file, or that of its change."""
@@ -183,13 +209,16 @@ class Video:
         source = self._source
         if is_camera(source.url):
             camera = Camera(source.url, source.display_name, source.access, source.interruption)
-            self._container = open_camera(camera)
+            self._set_container(open_camera(camera))
         elif "://" in source.url:
-            self._container = self._open_http()
+            self._set_container(self._open_http())
         else:
-            self._container = self._open_local()
-        self._stream = _video_stream(self._container, self.display_name, source.stream)
-        if source.live:
+            self._set_container(self._open_local())
+
+    def _set_container(self, container: InputContainer) -> None:
+        self._container = container
+        self._stream = _video_stream(self._container, self.display_name, self._source.stream)
+        if self._source.live:
             self._capture_times = CaptureTimes(self._container.format.name, self._stream, read_time_base(self._stream))
         _prepare(self._container, self._stream, self._threads, self.display_name)
 
@@ -197,13 +226,25 @@ class Video:
         source = self._source
         if source.live:
             self._file = stream = HttpStream(source.url, source.access, source.interruption)
+            if is_playlist(stream.content_type, stream.url):
+                return self._open_playlist(stream)
             if is_multipart(stream.content_type):
                 return _open_file(stream, self.display_name, FORMAT, _PICTURES_OPTIONS)
             return _open_file(stream, self.display_name, options=_LIVE_OPTIONS)
         self._file = file = HttpFile(source.url, source.access, source.interruption, was_read=source.was_read)
+        if is_playlist(file.content_type, file.url):
+            return self._open_playlist(file)
         _require_unchanged(self.display_name, file.identity, self._identity or source.expected_identity)
         self._identity = file.identity
         return _open_file(file, self.display_name)
+
+    def _open_playlist(self, playlist: HttpFile | HttpStream) -> InputContainer:
+        source = self._source
+        presentation = HlsSource(playlist, source.url, source.access, source.interruption)
+        self._file = file = HlsFile(presentation, source.hls_position if source.live else None)
+        _require_unchanged(self.display_name, file.identity, self._identity or source.expected_identity)
+        self._identity = file.identity
+        return _open_file(file, self.display_name, options=_LIVE_OPTIONS if source.live else None)
 
     def _open_local(self) -> InputContainer:
         source = self._source
@@ -246,6 +287,7 @@ def open_video(
     follow_s: float | None = None,
     stream: int | None = None,
     live: bool = False,
+    hls_position: HlsPosition | None = None,
     access: SourceAccess | None = None,
     interruption: Interruption | None = None,
 ) -> Video:
@@ -254,8 +296,9 @@ def open_video(
     `threads`: decoding threads, 0 to let FFmpeg choose. One is best for workers that share cores. `expected_identity`: the
     identity that an earlier attempt recorded; a file with another one is refused. `was_read`: an earlier attempt could read the
     source. `follow_s`: read a growing local file until it has been still for so long. `stream`: which of its video streams to read,
-    the first is 0 (None: the best). `live`: read an HTTP source from now on, not from its beginning; cameras always are. `access`:
-    what the operator allows. `interruption`: stops reading files at once.
+    the first is 0 (None: the best). `live`: read an HTTP source from now on, not from its beginning; cameras always are.
+    `hls_position`: where an earlier connection has read a live HLS presentation. `access`: what the operator allows. `interruption`:
+    stops reading files at once.
     Raises SourceError with a code source_... or no_frames, Unavailable if a retry may succeed, and ReadingStopped.
     """
     scheme = urlsplit(source).scheme.lower() if "://" in source else "file"
@@ -277,6 +320,7 @@ def open_video(
         follow_s,
         stream,
         live or is_camera(source),
+        hls_position or HlsPosition(),
         access,
         interruption,
     )

@@ -27,6 +27,7 @@ from vidflow.domain.source_access import SourceAccess
 from vidflow.infra import video as videos
 from vidflow.infra.confinement import OutsideFolder, resolve_inside
 from vidflow.infra.video import Interruption, KeptFrame, Video, live_detection, open_video
+from vidflow.infra.video.hls_file import HlsPosition
 from vidflow.infra.video.live import LiveReader
 from vidflow.infra.video.live_detection import is_camera
 from vidflow.infra.video.warmup import read_warmup_frames
@@ -34,7 +35,7 @@ from vidflow.infra.video.warmup import read_warmup_frames
 MAX_BATCH_WAIT_S: Final = 0.25
 """Longest time a partial batch waits before it is inferred, so that results come soon even if frames are rare."""
 FATAL_LIVE_CODES: Final = frozenset(
-    {"source_unauthorized", "source_denied", "source_refused", "source_tls", "source_forbidden"}
+    {"source_unauthorized", "source_denied", "source_refused", "source_tls", "source_forbidden", "source_encrypted"}
 )
 """Errors of a live source that no later attempt mends. It is waited for after any other one."""
 _URL: Final = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
@@ -93,6 +94,7 @@ def open_live(deploy: Deploy, capacity: int, *, access: SourceAccess, interrupti
             deploy.source,
             stream=deploy.parameters.stream,
             live=True,
+            hls_position=HlsPosition(),
             access=access,
             interruption=interruption,
         ),
