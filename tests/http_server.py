@@ -7,11 +7,13 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
+
+from tests.broadcast import Broadcast
 
 from vidflow.domain.source_access import SourceAccess
 
@@ -39,7 +41,9 @@ class Habits:
     `length`: the server states a Content-Length; otherwise the body is `chunked`, or ends with the connection.
     `answers`: raw responses (or statuses with headers) to the first requests. `break_after`: bytes of the body after which each
     connection ends; with `resets`, by a reset. `part_bytes`: the most that one range request gets. `drip_s`: pause after each
-    byte. `accepts`: value of the Authorization header without which it answers 401 and `challenge`.
+    byte. `live`: sent in place of the body to each connection, from its present
+    place on. `find`: returns the body at a path, None for 404, in place of `body`.
+    `accepts`: value of the Authorization header without which it answers 401 and `challenge`.
     """
 
     body: bytes
@@ -53,6 +57,8 @@ class Habits:
     content_range: str | None = None
     part_bytes: int | None = None
     drip_s: float | None = None
+    live: Broadcast | None = None
+    find: Callable[[str], bytes | None] | None = None
     accepts: str | None = None
     challenge: str = 'Basic realm="test"'
     requests: list[dict[str, str]] = field(default_factory=list)
@@ -82,6 +88,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._answer(habits.answers.pop(0))
         elif habits.accepts is not None and not self.headers.get("Authorization", "").startswith(habits.accepts):
             self._answer((401, {"WWW-Authenticate": habits.challenge}))
+        elif habits.live is not None:
+            self._send_live(habits.live)
         else:
             self._serve()
 
@@ -97,15 +105,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         habits = self.habits
-        wanted = self.headers.get("Range", "bytes=0-")
+        wanted = self.headers.get("Range", "")
         is_same = self.headers.get("If-Range") in {None, habits.headers.get("ETag")}
-        is_part = habits.ranges and is_same
+        is_part = habits.ranges and is_same and bool(wanted)
         first = int(wanted[len("bytes=") : -1]) if is_part else 0
-        size = len(habits.body)
+        whole = habits.body if habits.find is None else habits.find(self.path)
+        if whole is None:
+            self._answer((404, {}))
+            return
+        size = len(whole)
         if first >= size and is_part:
             self._answer((416, {"Content-Range": f"bytes */{size}"}))
             return
-        body = habits.body[first:]
+        body = whole[first:]
         if is_part and habits.part_bytes is not None:
             body = body[: habits.part_bytes]
         self.send_response(206 if is_part else 200)
@@ -119,6 +131,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self._send(body)
+
+    def _send_live(self, live: Broadcast) -> None:
+        self.send_response(200)
+        for name, value in self.habits.headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        for data in live.send_from_now_on(self.stop):
+            self.wfile.write(data)
+        if live.resets:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def _send(self, body: bytes) -> None:
         habits = self.habits

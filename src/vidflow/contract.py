@@ -94,7 +94,8 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     `follow_s` seconds. `duration_s`: complete the scenario so many seconds after its first frame, by `time_s`; null: no limit.
     `end_at`: complete a live scenario at this time (RFC 3339, such as 2026-12-24T18:00:00Z); null: never. `give_up_after_s`: fail a
     live scenario with the source's error after so many seconds without a frame; null: never. `stream`: which of the source's video
-    streams to read, the first is 0; null: the default one or the largest.
+    streams to read, the first is 0; null: the default one or the largest. `live`: read an HTTP source from now on until the scenario
+    is shut down, or from its beginning to its end; null: as the source shows.
     """
 
     score_threshold: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
@@ -112,6 +113,7 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     end_at: EndTime | None = None
     give_up_after_s: GiveUpSeconds | None = None
     stream: StreamIndex | None = None
+    live: bool | None = None
 
 
 class InitScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -128,7 +130,8 @@ class InitScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             description="score_threshold (0 to 1, or null), labels (names to keep, or null for all), on_poison (fail or skip), "
             "on_corrupt (keep or skip), follow (read a growing file on), follow_s (until it has been still for so many seconds), "
             "duration_s (end so long after the first frame), for live sources end_at (end at this time) and give_up_after_s (fail "
-            "after so long without a frame), and stream (which video stream to read)"
+            "after so long without a frame), stream (which video stream to read) and live (whether an HTTP source has no end, or null to "
+            "find out)"
         ),
     ] = Parameters()
 

@@ -184,5 +184,6 @@ def running_runner(settings: KafkaSettings, folder: Path, *options: str, **argum
 def resume_after(frame: Frame, opened: SourceOpened) -> ResumePoint:
     """Return the resume point that the leader would send if `frame` were the last stored frame."""
     return ResumePoint(
-        frame.frame_number + 1, frame.origin_pts, frame.time_base, frame.pts, frame.time_s, opened.identity
+        frame.frame_number + 1, frame.origin_pts, frame.time_base, frame.pts, frame.time_s, opened.identity,
+        live=opened.live,
     )  # fmt: skip

@@ -57,6 +57,7 @@ def _assert_nothing_stored(database_url: str) -> Iterator[None]:
         ({"parameters": {"end_at": "2099-01-01T00:00:00"}}, "parameters.end_at"),
         ({"parameters": {"give_up_after_s": 0.5}}, "parameters.give_up_after_s"),
         ({"parameters": {"stream": -1}}, "parameters.stream"), ({"parameters": {"stream": 0.5}}, "parameters.stream"),
+        ({"parameters": {"live": "yes"}}, "parameters.live"),
         ({"extra": 1}, "extra"), ({"scenario_uuid": UNKNOWN_UUID}, "scenario_uuid"),
     ],
 )  # fmt: skip
@@ -150,6 +151,17 @@ def test_a_limit_of_live_sources_is_refused_for_a_local_file(client: httpx.Clien
 def test_an_end_that_has_passed_is_refused(client: httpx.Client) -> None:
     response = client.post("/scenario/init", json=GOOD | {"parameters": {"end_at": "2020-01-01T01:00:00+01:00"}})
     assert "has passed" in assert_problem(response, 422, "parameter_invalid")["detail"]
+
+
+@pytest.mark.parametrize(
+    ("source", "live", "sentence"),
+    [("/videos/clip.ts", True, "not live"), ("rtsp://camera.example/1", False, "always live")],
+)
+def test_what_is_live_cannot_be_denied_nor_claimed_of_a_file(
+    client: httpx.Client, source: str, live: bool, sentence: str
+) -> None:
+    response = client.post("/scenario/init", json=GOOD | {"source": source, "parameters": {"live": live}})
+    assert sentence in assert_problem(response, 422, "parameter_invalid")["detail"]
 
 
 def test_an_unknown_model_is_refused_with_the_registered_names(client: httpx.Client) -> None:

@@ -46,7 +46,7 @@ def test_a_scenario_is_created_with_its_progress_history_and_message(client: htt
             "source": SOURCE_URL, "model": LABELLED, "fps": 2.5, "priority": 7,
             "parameters": {
                 "score_threshold": 0.25, "labels": ["person", "größe"], "on_poison": "skip", "on_corrupt": "skip",
-                "duration_s": 3600, "end_at": "2099-01-01T01:00:00+01:00", "give_up_after_s": 60, "stream": 1,
+                "duration_s": 3600, "end_at": "2099-01-01T01:00:00+01:00", "give_up_after_s": 60, "stream": 1, "live": True,
             },
         },
     )  # fmt: skip
@@ -61,7 +61,7 @@ def test_a_scenario_is_created_with_its_progress_history_and_message(client: htt
         "warnings": [],
         "parameters": {
             "score_threshold": 0.25, "labels": ["person", "größe"], "on_poison": "skip", "on_corrupt": "skip",
-            "duration_s": 3600, "end_at": "2099-01-01T00:00:00Z", "give_up_after_s": 60, "stream": 1,
+            "duration_s": 3600, "end_at": "2099-01-01T00:00:00Z", "give_up_after_s": 60, "stream": 1, "live": True,
         },
     }  # fmt: skip
     assert {name: scenario[name] for name in expected} == expected

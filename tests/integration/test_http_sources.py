@@ -18,7 +18,15 @@ from tests.http_server import LOOPBACK, Habits, Pauses, listening, serving
 from vidflow.domain.errors import SetupError, SourceError, Unavailable
 from vidflow.domain.messages import ResumePoint
 from vidflow.domain.source_access import SourceAccess
-from vidflow.infra.video import KeptFrame, ReadingStopped, http_connection, http_file, open_video, read_kept_frames
+from vidflow.infra.video import (
+    KeptFrame,
+    ReadingStopped,
+    http_connection,
+    http_file,
+    http_requests,
+    open_video,
+    read_kept_frames,
+)
 from vidflow.infra.video.http_file import HttpFile
 
 BODY = bytes(range(256)) * 4_000
@@ -227,7 +235,7 @@ def test_redirects_are_followed_and_endless_ones_refused() -> None:
         assert habits.paths[-1] == "/308.mp4?x=1"
         habits.answers = [(302, {"Location": url})] * 50
         assert failure_code(url) == "source_denied"
-    assert len(habits.answers) == 50 - http_file.MAX_REDIRECTS
+    assert len(habits.answers) == 50 - http_requests.MAX_REDIRECTS
 
 
 @pytest.mark.parametrize("location", ["file:///etc/passwd", "ftp://127.0.0.1/x", "http://[::1/", "data:,x"])

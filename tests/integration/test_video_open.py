@@ -19,7 +19,7 @@ from vidflow.domain.errors import SourceError, Unavailable
 from vidflow.domain.messages import FileIdentity
 from vidflow.infra.video import open_video
 from vidflow.infra.video.frames import read_kept_frames
-from vidflow.infra.video.open import is_live
+from vidflow.infra.video.live_detection import is_camera
 
 DASH = """<?xml version="1.0"?>
 <MPD xmlns="urn:mpeg:dash:schema:mpd:2011" profiles="urn:mpeg:dash:profile:isoff-on-demand:2011" type="static">
@@ -263,8 +263,8 @@ def test_an_unreachable_server_is_a_temporary_error() -> None:
 
 
 def test_only_cameras_are_live() -> None:
-    assert is_live("RTSP://camera/1")
-    assert not is_live("http://host/clip.mp4")
+    assert is_camera("RTSP://camera/1")
+    assert not is_camera("http://host/clip.mp4")
 
 
 def test_a_video_stream_is_chosen_by_its_index_or_else_the_largest(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests import clips
+from tests.broadcast import Broadcast
 from tests.http_server import Habits, serving
 from tests.integration import faulty_models
 from tests.integration.api_server import free_port
@@ -530,6 +531,34 @@ def test_a_killed_worker_is_reported_as_crashed(
     assert entry.reason is EndReason.CRASHED
     assert entry.error is not None
     assert "SIGKILL" in entry.error.message
+
+
+@pytest.mark.long
+def test_a_killed_worker_of_an_endless_http_stream_is_followed_by_one_that_goes_on_at_once(
+    control_plane: ControlPlane, runner_process: RunnerProcess, runner_id: str
+) -> None:
+    uuid = new_uuid()
+    habits = Habits(b"", headers={"Content-Type": "video/mp2t"}, live=Broadcast("mpegts", "mpeg2video"))
+    with serving(habits, name="live.ts") as url:
+        control_plane.send_command(runner_id, make_deploy(uuid, url))
+        control_plane.wait_until(lambda: len(control_plane.frames(uuid)) > 20, "its worker sends frames")
+        [pid] = runner_process.workers()
+        os.kill(pid, signal.SIGKILL)
+        control_plane.wait_until_ended(runner_id, uuid)
+        opened, last = control_plane.opened(uuid)[0], control_plane.frames(uuid)[-1]
+        resume = resume_after(last, opened)
+        control_plane.send_command(runner_id, make_deploy(uuid, url, epoch=2, attempt=1, resume=resume))
+        control_plane.wait_until(lambda: control_plane.frames(uuid, epoch=2), "its next worker sends frames")
+        control_plane.send_command(runner_id, StopWork(uuid, 2))
+        control_plane.wait_until_ended(runner_id, uuid, epoch=2)
+    assert opened.live
+    following = control_plane.frames(uuid, epoch=2)[0]
+    gaps = [gap for gap in control_plane.gaps(uuid, epoch=2) if gap.after_frame == last.frame_number]
+    assert following.frame_number == last.frame_number + 1
+    # The server first sends what it has stored since the last keyframe, which the model passes over.
+    assert {gap.reason for gap in gaps} <= {GapReason.REDEPLOYED, GapReason.DROPPED}
+    missing = sum(gap.frames or 0 for gap in gaps)
+    assert missing + 1 == pytest.approx((following.time_s - last.time_s) * 25, abs=2)
 
 
 def test_a_resume_point_without_pts_is_followed_by_its_frame_number(

@@ -50,6 +50,16 @@ def test_time_goes_on_across_a_reconnect() -> None:
     assert (clock.jumps, clock.drifts) == (0, 0)
 
 
+def test_frames_that_a_server_repeats_after_a_reconnect_are_recognized() -> None:
+    clock, _ = place_all(LiveClock().connect(RTP), [(0, 0), (3600, 40_000)])
+    first = [(7_200, 120_000), (10_800, 120_000), (14_400, 120_000)]  # captured 40, 80 and 120 ms after the start
+    clock = clock.connect(RTP, [(pts, NOW_US + arrived_us) for pts, arrived_us in first])
+    assert [clock.is_repeated(pts) for pts, _ in first] == [True, False, False]
+    clock, times = place_all(clock, first[1:])
+    assert times == [80_000, 120_000]
+    assert not clock.is_repeated(7_200)
+
+
 def test_time_goes_on_after_the_last_stored_frame_of_an_earlier_runner_whose_clock_was_ahead() -> None:
     _, times = place_all(LiveClock(NOW_US + 5).connect(RTP), [(0, 0), (3600, 40_000)])
     assert times == [6, 40_006]

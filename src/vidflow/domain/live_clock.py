@@ -86,6 +86,15 @@ class LiveClock:
         pts, arrived_us = min(timed, key=lambda frame: frame[1] - clock._to_us(frame[0]))
         return replace(clock, _anchor=_Placed(pts, arrived_us, arrived_us))
 
+    def is_repeated(self, pts: int | None) -> bool:
+        """Return whether a first frame of a connection was captured before the last frame of the one before.
+
+        Servers first send what they have stored since the last keyframe.
+        """
+        if pts is None or self.captured_us is None or self._anchor is None or self._previous is not None:
+            return False
+        return self._anchor.captured_us + self._to_us(pts - self._anchor.pts) <= self.captured_us
+
     def place(self, pts: int | None, arrived_us: int) -> tuple[LiveClock, bool]:
         """Return the clock after the next frame, and whether it has a capture time. A frame without one is dropped."""
         if pts is None or self.time_base is None:

@@ -89,7 +89,8 @@ class ResumePoint(msgspec.Struct, frozen=True):
     `next_frame` is the lowest frame number not stored. `origin_pts` is the pts of the video's first frame, `last_pts` and
     `last_time_s` are those of the last stored frame. Pts are in units of `time_base` ("1/90000"). `clock_jumped`: the source's clock
     jumped before one of the stored frames, so its header does not say at which time the video ends. `gap_until_s`: the end of the
-    gaps that are stored after the last frame, None if there are none.
+    gaps that are stored after the last frame, None if there are none. `live`: how the source was read before (None: it was not
+    opened yet).
     """
 
     next_frame: NonNegativeInt = 0
@@ -100,6 +101,7 @@ class ResumePoint(msgspec.Struct, frozen=True):
     identity: FileIdentity | None = None
     clock_jumped: bool = False
     gap_until_s: Seconds | None = None
+    live: bool | None = None
 
 
 class PoisonPolicy(StrEnum):
@@ -122,7 +124,8 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     `score_threshold`: drop detections below it (None: the model's default). `labels`: keep only these (None: all). `follow`: read
     a growing local file until it has been still for `follow_s` seconds. `duration_s`: end so long after the first frame. `end_at`:
     end a live scenario at this time. `give_up_after_s`: end a live scenario with an error after so long without a frame. `stream`: the
-    index of the source's video stream to read (None: the best).
+    index of the source's video stream to read (None: the best). `live`: read an HTTP source from now on and for ever, or as a file
+    (None: as the source shows).
     """
 
     score_threshold: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] | None = None
@@ -135,6 +138,7 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     end_at: EndTime | None = None
     give_up_after_s: GiveUpSeconds | None = None
     stream: StreamIndex | None = None
+    live: bool | None = None
 
 
 class Deploy(Message, frozen=True, tag="deploy"):

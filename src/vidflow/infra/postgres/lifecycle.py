@@ -173,7 +173,8 @@ def _deploy_rows(tx: Connection, uuids: Sequence[str]) -> list[outbox.OutboxMess
                p.warnings @> '[{"code": "time_adjusted"}]' AS clock_jumped,
                (SELECT max(g.to_s)
                   FROM scenario_gaps g
-                 WHERE g.scenario_uuid = p.scenario_uuid AND g.after_frame = p.next_frame - 1) AS gap_until_s
+                 WHERE g.scenario_uuid = p.scenario_uuid AND g.after_frame = p.next_frame - 1) AS gap_until_s,
+               p.opened @> '{"live": true}' AS live
           FROM scenarios s
           JOIN scenario_progress p USING (scenario_uuid)
          WHERE s.scenario_uuid = ANY(%b::uuid[]) AND s.state IN ('in_startup_processing', 'active')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from fractions import Fraction
 from typing import Any, Final
 
@@ -13,6 +14,12 @@ from vidflow.infra.video.source_file import SourceFile
 
 ALIGNMENT_FACTOR: Final = Fraction(5, 4)
 """Decoders check the aligned width, which is somewhat larger than the displayed one."""
+CONTAINERS: Final = (
+    "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,nut,rm,wtv,dv,ivf,gif,yuv4mpegpipe,h264,hevc,vvc,av1,obu,m4v,"
+    "mjpeg,h263,vc1,mp3,aac,wav,flac"
+)
+"""FFmpeg's names of the containers that may be opened. They refer to no other files. The audio formats at the end are there so
+that the error can say that such a file has no video stream."""
 _METADATA_ERRORS: Final[dict[str, Any]] = (
     {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 )
@@ -20,12 +27,19 @@ _METADATA_ERRORS: Final[dict[str, Any]] = (
 
 
 def open_with_ffmpeg(
-    source: str | SourceFile, options: dict[str, str], timeout: tuple[float, float] | None = None
+    source: str | SourceFile | io.BytesIO,
+    options: dict[str, str],
+    timeout: tuple[float, float] | None = None,
+    format_name: str | None = None,
 ) -> InputContainer:
-    """Open a path, a URL or a file for reading. `timeout`: seconds for opening and for each read. Raises av's errors."""
+    """Open a path, a URL or a file for reading. Raises av's errors.
+
+    `timeout`: seconds for opening and for each read. `format_name`: the container, if FFmpeg is not to find out.
+    """
     container: InputContainer = av.open(
         source,
         "r",
+        format=format_name,
         # Opening decodes frames for probing. These options reach the probing decoders; the container ignores them.
         options={"max_pixels": max_pixels_option()},
         container_options=options,

@@ -112,20 +112,20 @@ def read_location(response: Response) -> str | None:
     return (response.headers.get("Location") or None) if response.status in _REDIRECTS else None
 
 
-def resolve_redirect(url: str, location: str, access: SourceAccess, display_name: str) -> str:
-    """Return the URL to request after a redirect of `url`. Raises SourceError for one that is not followed."""
+def resolve_reference(url: str, reference: str, access: SourceAccess, display_name: str) -> str:
+    """Return the URL to which the response of `url` refers. Raises SourceError for one that is not followed."""
     try:
-        target = urljoin(url, location)
+        target = urljoin(url, reference)
         scheme, host = urlsplit(target).scheme.lower(), urlsplit(target).hostname
     except ValueError:
         scheme, host = "", None
     if scheme not in {"http", "https"} or not host:
         raise SourceError(
-            f"{display_name} redirects to something that is not an HTTP URL. Give the final URL.", code="source_denied"
+            f"{display_name} leads to something that is not an HTTP URL. Give another URL.", code="source_denied"
         )
     if urlsplit(url).scheme.lower() == "https" and scheme == "http" and access.verify:
         raise SourceError(
-            f"{display_name} redirects from https to http, where anyone on the way could change it. Give the final URL.",
+            f"{display_name} leads from https to http, where anyone on the way could change it. Give another URL.",
             code="source_denied",
         )
     return target

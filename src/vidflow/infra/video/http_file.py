@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import http.client
 import re
-import ssl
 import threading
 import time
 from dataclasses import dataclass
@@ -17,17 +16,24 @@ from urllib.parse import unquote, urlsplit
 
 from vidflow.domain.errors import SourceError, Unavailable
 from vidflow.domain.messages import FileIdentity
-from vidflow.domain.redaction import redact
 from vidflow.domain.source_access import SourceAccess
-from vidflow.infra.source_tls import build_certificate_error, build_tls_context
 from vidflow.infra.video import http_answers
-from vidflow.infra.video.http_connection import Response, get
+from vidflow.infra.video.http_connection import Response
+from vidflow.infra.video.http_requests import (
+    HttpRequests,
+    TemporaryStatus,
+    build_no_response_error,
+    describe_failure,
+    is_temporary_failure,
+)
 from vidflow.infra.video.source_connection import Interruption, ReadingStopped
 from vidflow.infra.video.source_file import SourceFile
 
-MAX_REDIRECTS: Final = 10
 MAX_FAILURES: Final = 8
-"""Failures in a row after which a reader gives up. It pauses after each one, from FIRST_PAUSE_S, doubling up to MAX_PAUSE_S."""
+"""Failures in a row after which a reader gives up, unless it is told otherwise.
+
+It pauses after each one, from FIRST_PAUSE_S, doubling up to MAX_PAUSE_S.
+"""
 FIRST_PAUSE_S: Final = 0.1
 FIRST_STATUS_PAUSE_S: Final = 1.0
 MAX_PAUSE_S: Final = 10.0
@@ -44,10 +50,6 @@ _NO_RANGES: Final = (
     " Its server does not answer range requests, without which a file whose index is at its end cannot be read."
 )
 _STRONG_ETAG: Final = re.compile(r'"[\x21\x23-\x7e]{0,160}"')
-
-
-class _RetryableStatus(http.client.HTTPException):
-    """The server answered, but only a later request may succeed."""
 
 
 @dataclass(slots=True)
@@ -84,22 +86,26 @@ class HttpFile(SourceFile):
         interruption: Interruption | None = None,
         *,
         was_read: bool = False,
+        first: int = 0,
+        max_failures: int = MAX_FAILURES,
     ) -> None:
-        """Request the body. `was_read`: an earlier attempt could read it, so a refusal means that the permission has expired.
+        """Request the body from the byte `first` on.
+
+        `was_read`: an earlier attempt could read it, so a refusal means that the permission has expired. `max_failures`: failures in a
+        row after which it is given up.
 
         Raises SourceError, Unavailable or ReadingStopped.
         """
         super().__init__(unquote(urlsplit(url).path.rpartition("/")[2]) or "video", can_seek=False)
-        self._url, self._target = url, url
         self._interruption = interruption or threading.Event()
-        self._was_read = was_read
-        self._access = access or SourceAccess()
-        self._tls: ssl.SSLContext | None = None
-        self._authorization: str | None = None
+        self._was_read, self._max_failures = was_read, max_failures
+        self._requests = HttpRequests(url, access or SourceAccess(), self._interruption)
         self._body: _Body | None = None
+        self._first = self._position = first
         self._failures, self._paused_s = 0, 0.0
         self._waited_s, self._waited_bytes = 0.0, 0
-        self.display_name = redact(url)
+        self.display_name = self._requests.display_name
+        self.content_type = ""
         self.identity: FileIdentity | None = None
         self.size_bytes: int | None = None
         self._request_until_answered()
@@ -114,6 +120,11 @@ class HttpFile(SourceFile):
         if self._body is not None:
             self._body.response.close()
             self._body = None
+
+    @property
+    def url(self) -> str:
+        """The place of the body, after redirects."""
+        return self._requests.target
 
     @property
     def hint(self) -> str:  # type: ignore[override]
@@ -165,8 +176,8 @@ class HttpFile(SourceFile):
             self._pause(error, FIRST_PAUSE_S, f"The connection to {self.display_name} broke {place}")
             return
         raise Unavailable(
-            f"The connection to {self.display_name} broke {place} ({_reason(error)}), and its server does not answer range requests,"
-            " with which the rest could be read. Check the server, or download the file first.",
+            f"The connection to {self.display_name} broke {place} ({describe_failure(error)}), and its server does not answer range"
+            " requests, with which the rest could be read. Check the server, or download the file first.",
             code="source_unreadable",
         ) from error
 
@@ -183,10 +194,10 @@ class HttpFile(SourceFile):
         if seconds is None:
             seconds = min(first_s * 2.0 ** (self._failures - 1), MAX_PAUSE_S)
         self._paused_s += seconds
-        if self._failures >= MAX_FAILURES or self._paused_s > MAX_PAUSES_S:
+        if self._failures >= self._max_failures or self._paused_s > MAX_PAUSES_S:
             code = "source_unreadable" if self.identity is not None else "source_unreachable"
             raise Unavailable(
-                f"{problem} ({_reason(error)}). Check that its server is running and that the runner can reach it. A later attempt"
+                f"{problem} ({describe_failure(error)}). Check that its server is running and that the runner can reach it. A later attempt"
                 " continues after the last stored frame.",
                 code=code,
             ) from error
@@ -196,18 +207,19 @@ class HttpFile(SourceFile):
     def _try_request(self) -> None:
         """Request the body from the position on, and keep it. After a failure that may pass, wait and keep none."""
         try:
-            response = self._follow_redirects()
+            response = self._requests.get(self._headers())
         except (OSError, http.client.HTTPException, ValueError) as error:
-            if self._target != self._url:
-                self._target = self._url  # the place of a redirect may have expired
+            if self._requests.forget_redirect():
                 return
-            self._handle_no_response(error)
+            if self.identity is None or not is_temporary_failure(error):
+                raise build_no_response_error(self.display_name, error) from error
+            self._pause(error, FIRST_PAUSE_S, f"{self.display_name} does not answer")
             return
         if http_answers.is_temporary(response.status):
             pause_s = http_answers.read_retry_after(response)
             response.close()
             self._pause(
-                _RetryableStatus(f"it answers {http_answers.describe_status(response.status)}"), FIRST_STATUS_PAUSE_S,
+                TemporaryStatus(response.status), FIRST_STATUS_PAUSE_S,
                 f"{self.display_name} is not available now", pause_s,
             )  # fmt: skip
             return
@@ -219,68 +231,12 @@ class HttpFile(SourceFile):
         if self._body is None:
             response.close()
 
-    def _handle_no_response(self, error: Exception) -> None:
-        if isinstance(error, ssl.SSLCertVerificationError):
-            raise build_certificate_error(self.display_name, error) from error
-        if isinstance(error, UnicodeError):
-            raise SourceError(
-                f"{self.display_name} has no valid host. Correct the URL.", code="source_invalid"
-            ) from error
-        if self.identity is None:  # not read before: the scenario's own attempts are enough
-            raise Unavailable(
-                f"{self.display_name} does not answer ({_reason(error)}). Check that its server is running and that the runner can"
-                " reach it.",
-                code="source_unreachable",
-            ) from error
-        self._pause(error, FIRST_PAUSE_S, f"{self.display_name} does not answer")
-
-    def _follow_redirects(self) -> Response:
-        """Return the final response to a request of the body from the position on."""
-        target = self._target
-        for _ in range(MAX_REDIRECTS):
-            response = self._get(target)
-            if response.status == HTTPStatus.UNAUTHORIZED and self._authorize(response, target):
-                response.close()
-                response = self._get(target)
-            location = http_answers.read_location(response)
-            if location is None:
-                if not response.status < HTTPStatus.BAD_REQUEST and self._target != self._url:
-                    response.close()
-                    target = self._target = self._url
-                    continue
-                self._target = target
-                return response
-            response.close()
-            target = http_answers.resolve_redirect(target, location, self._access, self.display_name)
-        raise SourceError(
-            f"{self.display_name} redirects more than {MAX_REDIRECTS} times. Give the final URL.", code="source_denied"
-        )
-
-    def _get(self, url: str) -> Response:
-        if self._tls is None and urlsplit(url).scheme.lower() == "https":
-            self._tls = build_tls_context(self._access)
-        return get(url, self._headers(url), self._access, self._tls, self._interruption, self.display_name)
-
-    def _headers(self, url: str) -> dict[str, str]:
+    def _headers(self) -> dict[str, str]:
         headers = {"Range": f"bytes={self._position}-"}
         etag = self.identity.etag if self.identity else None
         if self._position and etag and _STRONG_ETAG.fullmatch(etag):
             headers["If-Range"] = etag
-        if self._authorization and _origin(url) == _origin(self._url):
-            headers["Authorization"] = self._authorization
         return headers
-
-    def _authorize(self, response: Response, url: str) -> bool:
-        """Prepare the URL's login for the server's challenge. Return whether there is something new to try."""
-        parts = urlsplit(self._url)
-        if parts.username is None or _origin(url) != _origin(self._url):
-            return False
-        authorization = http_answers.build_authorization(
-            unquote(parts.username), unquote(parts.password or ""), url, response
-        )
-        is_new = authorization is not None and authorization != self._authorization
-        self._authorization = authorization
-        return is_new
 
     def _accept(self, response: Response) -> _Body | None:
         """Return the response's body; None at the end of the file, or if another request is needed."""
@@ -291,12 +247,13 @@ class HttpFile(SourceFile):
             raise http_answers.build_status_error(response.status, self.display_name, was_read=self._was_read)
         part = http_answers.read_part(response, self.display_name)
         self._note_identity(http_answers.read_identity(response, part.size_bytes))
+        self.content_type = response.headers.get_content_type()
         if part.first != self._position:
             raise Unavailable(
                 f"The server of {self.display_name} sent another part than requested. Check whether it supports range requests.",
                 code="source_unreadable",
             )
-        if self._position == 0:
+        if self._position == self._first:
             self.can_seek = part.offers_ranges
         self.size_bytes = part.size_bytes if part.size_bytes is not None else self.size_bytes
         return _Body(response, part.first, part.end, part.first)
@@ -322,16 +279,3 @@ class HttpFile(SourceFile):
                 " for the new content.",
                 code="source_changed",
             )
-
-
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(url)
-    return parts.scheme.lower(), parts.hostname, parts.port
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, http.client.IncompleteRead):
-        return "it ended too early"
-    if isinstance(error, http.client.HTTPException) and not isinstance(error, _RetryableStatus):
-        return "it sent no valid HTTP response"
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -422,7 +422,8 @@ class LiveReader:
         self._clock = self._clock.connect(info.time_base, [(frame.pts, arrived) for frame, arrived in first])
         # A scenario begins with its first frame that is handed on, not with those that had to be dropped before.
         for early, early_us in first if self._kept_us is not None else first[-self._capacity :]:
-            self._place(early, early_us, info)
+            if not self._clock.is_repeated(early.pts):
+                self._place(early, early_us, info)
 
     def _place(self, frame: VideoFrame, arrived_us: int, info: SourceInfo) -> None:
         self._clock, is_placed = self._clock.place(frame.pts, arrived_us)

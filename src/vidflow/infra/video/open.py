@@ -9,7 +9,7 @@ cameras.py, files over HTTP read by http_file.py.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -25,12 +25,19 @@ from av.video.stream import VideoStream
 from vidflow.domain.errors import SourceError
 from vidflow.domain.messages import FileIdentity
 from vidflow.domain.redaction import redact
+from vidflow.domain.sampling import USUAL_RATE
 from vidflow.domain.source_access import SourceAccess
 from vidflow.infra.video.cameras import Camera, open_camera
 from vidflow.infra.video.capture_times import CaptureTimes
-from vidflow.infra.video.ffmpeg import max_pixels_option, open_with_ffmpeg
+from vidflow.infra.video.ffmpeg import CONTAINERS, max_pixels_option, open_with_ffmpeg
+from vidflow.infra.video.hls_events import PartJoiner, pace
+from vidflow.infra.video.hls_file import HlsFile, HlsPosition, HlsSource
+from vidflow.infra.video.hls_playlist import is_playlist
 from vidflow.infra.video.http_file import HttpFile
+from vidflow.infra.video.http_stream import HttpStream
+from vidflow.infra.video.live_detection import is_camera
 from vidflow.infra.video.local_file import FollowedFile, LocalFile
+from vidflow.infra.video.mjpeg import FORMAT, describe_pictures, is_multipart, stamp_arrivals
 from vidflow.infra.video.packets import LostPacket, decode_packets
 from vidflow.infra.video.source import (
     MAX_PIXELS,
@@ -38,6 +45,7 @@ from vidflow.infra.video.source import (
     can_be_appended_to,
     describe_source,
     lacks_pts,
+    read_average_rate,
     read_time_base,
 )
 from vidflow.infra.video.source_connection import Interruption
@@ -45,14 +53,10 @@ from vidflow.infra.video.source_file import SourceFile
 
 MAX_PACKETS_BEFORE_FIRST_FRAME: Final = 10_000
 """A recording may begin in the middle of a GOP, and its first packets then cannot be decoded. This many last for minutes."""
-
-CONTAINERS: Final = (
-    "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,nut,rm,wtv,dv,ivf,gif,yuv4mpegpipe,h264,hevc,vvc,av1,obu,m4v,"
-    "mjpeg,h263,vc1,mp3,aac,wav,flac"
-)
-"""FFmpeg's names of the containers that may be opened. They refer to no other files. The audio formats at the end are there so
-that the error can say that such a file has no video stream."""
-
+_LIVE_OPTIONS: Final = {"analyzeduration": "500000", "fpsprobesize": "5"}
+"""Half a second and five frames are enough to describe a stream. FFmpeg would read for up to five seconds first."""
+_PICTURES_OPTIONS: Final = {"fpsprobesize": "0"}
+"""Pictures that are read before they are decoded would seem to arrive at once."""
 _SCHEMES: Final = frozenset({"file", "http", "https", "rtsp", "rtsps"})
 _FRAME_THREADED: Final = frozenset({"h264", "hevc"})
 """Codecs whose packets contain exactly one frame each."""
@@ -60,8 +64,10 @@ _FRAME_THREADED: Final = frozenset({"h264", "hevc"})
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """A source to open. `url` is the path of a local file, which is followed while it grows if `follow_s` is set. `stream`: the index of
-    the video stream to read, None for the best.
+    """A source to open. `url` is the path of a local file, which is followed while it grows if `follow_s` is set.
+
+    `stream`: the index of the video stream to read, None for the best. `live`: it is read from now on, not from its beginning, or
+    from `hls_position` on.
     """
 
     url: str
@@ -70,6 +76,8 @@ class _Source:
     was_read: bool
     follow_s: float | None
     stream: int | None
+    live: bool
+    hls_position: HlsPosition
     access: SourceAccess
     interruption: Interruption
 
@@ -89,12 +97,19 @@ class Video:
             self._events, first = self._first_frame()
             self.source = describe_source(
                 self._container_or_raise, self._stream, first,
-                live=is_live(source.url), identity=self._identity, seekable=self._file is None or self._file.can_seek,
+                live=source.live, identity=self._identity, seekable=self._file is None or self._file.can_seek,
                 is_growing=source.follow_s is not None,
             )  # fmt: skip
+            if self._is_untimed:
+                self.source = describe_pictures(self.source)
         except BaseException:
             self.close()
             raise
+
+    @property
+    def _is_untimed(self) -> bool:
+        """Whether the frames have no times but those of their arrival."""
+        return self._source.live and self._container_or_raise.format.name == FORMAT
 
     @property
     def display_name(self) -> str:
@@ -141,6 +156,14 @@ class Video:
         self.close()
 
     def _decode(self) -> Iterator[VideoFrame | LostPacket]:
+        if self._is_untimed:
+            return stamp_arrivals(self._decode_container())
+        if not isinstance(self._file, HlsFile):
+            return self._decode_container()
+        events = self._decode_parts(self._file)
+        return pace(events, read_time_base(self._stream), self._source.interruption) if self._source.live else events
+
+    def _decode_container(self) -> Iterator[VideoFrame | LostPacket]:
         container, times = self._container_or_raise, self._capture_times
         events = decode_packets(
             container, self._stream, lacks_pts=lacks_pts(container, self._stream),
@@ -148,6 +171,19 @@ class Video:
             note_packet=None if times is None else times.note_packet,
         )  # fmt: skip
         return events if times is None else times.complete(events)
+
+    def _decode_parts(self, file: HlsFile) -> Iterator[VideoFrame | LostPacket]:
+        """Decode the container of each part."""
+        joiner = PartJoiner(read_time_base(self._stream))
+        while True:
+            rate = read_average_rate(self._container_or_raise, self._stream) or USUAL_RATE
+            yield from joiner.join(self._decode_container(), read_time_base(self._stream), 1 / rate)
+            if not file.begin_part():
+                return
+            self._container_or_raise.close()
+            self._set_container(
+                _open_file(file, self.display_name, options=_LIVE_OPTIONS if self._source.live else None)
+            )
 
     def _check(self) -> None:
         """Raise the error of the file, or that of its change."""
@@ -171,19 +207,44 @@ class Video:
 
     def _open(self) -> None:
         source = self._source
-        if is_live(source.url):
-            self._container = open_camera(Camera(source.url, source.display_name, source.access, source.interruption))
+        if is_camera(source.url):
+            camera = Camera(source.url, source.display_name, source.access, source.interruption)
+            self._set_container(open_camera(camera))
         elif "://" in source.url:
-            self._file = file = HttpFile(source.url, source.access, source.interruption, was_read=source.was_read)
-            _require_unchanged(self.display_name, file.identity, self._identity or source.expected_identity)
-            self._identity = file.identity
-            self._container = _open_file(file, self.display_name)
+            self._set_container(self._open_http())
         else:
-            self._container = self._open_local()
-        self._stream = _video_stream(self._container, self.display_name, source.stream)
-        if is_live(source.url):
+            self._set_container(self._open_local())
+
+    def _set_container(self, container: InputContainer) -> None:
+        self._container = container
+        self._stream = _video_stream(self._container, self.display_name, self._source.stream)
+        if self._source.live:
             self._capture_times = CaptureTimes(self._container.format.name, self._stream, read_time_base(self._stream))
         _prepare(self._container, self._stream, self._threads, self.display_name)
+
+    def _open_http(self) -> InputContainer:
+        source = self._source
+        if source.live:
+            self._file = stream = HttpStream(source.url, source.access, source.interruption)
+            if is_playlist(stream.content_type, stream.url):
+                return self._open_playlist(stream)
+            if is_multipart(stream.content_type):
+                return _open_file(stream, self.display_name, FORMAT, _PICTURES_OPTIONS)
+            return _open_file(stream, self.display_name, options=_LIVE_OPTIONS)
+        self._file = file = HttpFile(source.url, source.access, source.interruption, was_read=source.was_read)
+        if is_playlist(file.content_type, file.url):
+            return self._open_playlist(file)
+        _require_unchanged(self.display_name, file.identity, self._identity or source.expected_identity)
+        self._identity = file.identity
+        return _open_file(file, self.display_name)
+
+    def _open_playlist(self, playlist: HttpFile | HttpStream) -> InputContainer:
+        source = self._source
+        presentation = HlsSource(playlist, source.url, source.access, source.interruption)
+        self._file = file = HlsFile(presentation, source.hls_position if source.live else None)
+        _require_unchanged(self.display_name, file.identity, self._identity or source.expected_identity)
+        self._identity = file.identity
+        return _open_file(file, self.display_name, options=_LIVE_OPTIONS if source.live else None)
 
     def _open_local(self) -> InputContainer:
         source = self._source
@@ -225,6 +286,8 @@ def open_video(
     was_read: bool = False,
     follow_s: float | None = None,
     stream: int | None = None,
+    live: bool = False,
+    hls_position: HlsPosition | None = None,
     access: SourceAccess | None = None,
     interruption: Interruption | None = None,
 ) -> Video:
@@ -233,8 +296,9 @@ def open_video(
     `threads`: decoding threads, 0 to let FFmpeg choose. One is best for workers that share cores. `expected_identity`: the
     identity that an earlier attempt recorded; a file with another one is refused. `was_read`: an earlier attempt could read the
     source. `follow_s`: read a growing local file until it has been still for so long. `stream`: which of its video streams to read,
-    the first is 0 (None: the best). `access`: what the operator allows.
-    `interruption`: stops reading files at once.
+    the first is 0 (None: the best). `live`: read an HTTP source from now on, not from its beginning; cameras always are.
+    `hls_position`: where an earlier connection has read a live HLS presentation. `access`: what the operator allows. `interruption`:
+    stops reading files at once.
     Raises SourceError with a code source_... or no_frames, Unavailable if a retry may succeed, and ReadingStopped.
     """
     scheme = urlsplit(source).scheme.lower() if "://" in source else "file"
@@ -248,13 +312,19 @@ def open_video(
     else:
         display_name = redact(source)
     access, interruption = access or SourceAccess(), interruption or threading.Event()
-    opened = _Source(source, display_name, expected_identity, was_read, follow_s, stream, access, interruption)
+    opened = _Source(
+        source,
+        display_name,
+        expected_identity,
+        was_read,
+        follow_s,
+        stream,
+        live or is_camera(source),
+        hls_position or HlsPosition(),
+        access,
+        interruption,
+    )
     return Video(opened, threads)
-
-
-def is_live(url: str) -> bool:
-    """Return whether the source is a camera or stream, which has no beginning to return to."""
-    return url.lower().startswith(("rtsp://", "rtsps://"))
 
 
 def _require_unchanged(display_name: str, identity: FileIdentity | None, expected: FileIdentity | None) -> None:
@@ -274,11 +344,13 @@ def _open_path(source: _Source) -> InputContainer:
         raise _build_file_error(error, source.display_name) from error
 
 
-def _open_file(file: SourceFile, display_name: str) -> InputContainer:
+def _open_file(
+    file: SourceFile, display_name: str, format_name: str | None = None, options: Mapping[str, str] | None = None
+) -> InputContainer:
     """Open a file whose bytes are not read by FFmpeg itself."""
-    options = {"protocol_whitelist": "none", "format_whitelist": CONTAINERS}
+    checked = {"protocol_whitelist": "none", "format_whitelist": format_name or CONTAINERS}
     try:
-        container = open_with_ffmpeg(file, options)
+        container = open_with_ffmpeg(file, {**(options or {}), **checked}, format_name=format_name)
     except av.error.FFmpegError as error:
         file.raise_failure()
         raise _build_file_error(error, display_name, file.hint) from error

@@ -129,7 +129,7 @@ def describe_source(
     pixel_aspect = _pixel_aspect(container, stream, first, crop)
     width, height = displayed_size(first, orientation, pixel_aspect, crop)
     duration_s = None if live or is_growing else _duration_s(container, stream, first)
-    average_rate = _average_rate(container, stream)
+    average_rate = read_average_rate(container, stream)
     return SourceInfo(
         width=width,
         height=height,
@@ -197,7 +197,7 @@ def _correct_for_crop(aspect: Fraction, stream: VideoStream, first: VideoFrame, 
     return of_codec if abs(of_whole - of_codec) * first.width < 1 else aspect
 
 
-def _average_rate(container: InputContainer, stream: VideoStream) -> Fraction | None:
+def read_average_rate(container: InputContainer, stream: VideoStream) -> Fraction | None:
     """Return the frames per second by the header. In AVI the average counts fields or empty packets as frames."""
     average, guessed = _rational_to_fraction(stream.average_rate), _rational_to_fraction(stream.guessed_rate)
     return guessed or average if _family(container) == "avi" else average or guessed

@@ -86,6 +86,7 @@ def _build_parameters(parameters: messages.Parameters) -> contract.Parameters:
         end_at=None if parameters.end_at is None else _utc(parameters.end_at),
         give_up_after_s=parameters.give_up_after_s,
         stream=parameters.stream,
+        live=parameters.live,
     )
 
 

@@ -54,6 +54,7 @@ def init_scenario(api: Api, data: Annotated[InitScenario, Body(examples=_EXAMPLE
     if data.parameters.follow:
         sources.require_followable(data.source)
     _check_end(data)
+    sources.check_live(data.source, live=data.parameters.live)
     new = scenarios.NewScenario(
         source=sources.validate_source(data.source, api.options),
         model=data.model,
@@ -72,6 +73,7 @@ def init_scenario(api: Api, data: Annotated[InitScenario, Body(examples=_EXAMPLE
             end_at=data.parameters.end_at,
             give_up_after_s=data.parameters.give_up_after_s,
             stream=data.parameters.stream,
+            live=data.parameters.live,
         ),
     )
     with api.database.connection() as connection, api.admission.admit(connection, scenarios.estimate_size_bytes(new)):

@@ -63,6 +63,14 @@ def require_url(source: str, parameter: str) -> None:
         )
 
 
+def check_live(source: str, *, live: bool | None) -> None:
+    """Raise ParameterError if the source cannot be read as live, or not as anything else (None: as the source shows)."""
+    if live and not _URL.match(source):
+        raise ParameterError('A local file is not live. Leave out "live"; "follow" reads a growing file on.')
+    if live is False and source.lower().startswith(("rtsp://", "rtsps://")):
+        raise ParameterError('A camera is always live. Leave out "live".')
+
+
 def redact_source(source: str) -> str:
     """Return a stored source without secrets: a URL redacted, a path unchanged."""
     return redact(source) if _URL.match(source) else source

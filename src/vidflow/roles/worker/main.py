@@ -27,7 +27,6 @@ from vidflow.infra.models.model import Model
 from vidflow.infra.process.crashpoint import crashpoint
 from vidflow.infra.video import FrameGap, KeptFrame, ReadingStopped, Video
 from vidflow.infra.video.live import LiveReader
-from vidflow.infra.video.open import is_live
 from vidflow.infra.video.source import SourceInfo
 from vidflow.roles.worker import infer, read
 from vidflow.roles.worker.link import Link, Task
@@ -47,7 +46,10 @@ def process(task: Task, link: Link) -> EndReason:
     """
     results = ResultSender(task.kafka, task.deploy.scenario_uuid, link)
     try:
-        return _process_live(task, link, results) if is_live(task.deploy.source) else _process_file(task, link, results)
+        is_live = read.is_live(task.deploy, access=task.sources, interruption=link.finish_order)
+        return _process_live(task, link, results) if is_live else _process_file(task, link, results)
+    except ReadingStopped:
+        return _finish(task.deploy, task.deploy.resume.next_frame - 1, link, results)
     except DeliveryFailed:
         raise
     except Exception:
@@ -65,12 +67,9 @@ def _process_file(task: Task, link: Link, results: ResultSender) -> EndReason:
             f"{redact(deploy.source)} is not a live source, so it cannot have the parameters end_at and give_up_after_s. Use "
             '"duration_s" to end a file early.'
         )
-    try:
-        opened = read.open_source(
-            deploy, task.media_root, any_file=task.any_file, access=task.sources, interruption=link.finish_order
-        )
-    except ReadingStopped:
-        return _finish(deploy, deploy.resume.next_frame - 1, link, results)
+    opened = read.open_source(
+        deploy, task.media_root, any_file=task.any_file, access=task.sources, interruption=link.finish_order
+    )
     with opened as video:
         try:
             model = infer.load(deploy, task.models_dir, any_onnx=task.any_onnx)

@@ -26,15 +26,17 @@ from vidflow.domain.redaction import redact
 from vidflow.domain.source_access import SourceAccess
 from vidflow.infra import video as videos
 from vidflow.infra.confinement import OutsideFolder, resolve_inside
-from vidflow.infra.video import Interruption, KeptFrame, Video, open_video
+from vidflow.infra.video import Interruption, KeptFrame, Video, live_detection, open_video
+from vidflow.infra.video.hls_file import HlsPosition
 from vidflow.infra.video.live import LiveReader
+from vidflow.infra.video.live_detection import is_camera
 from vidflow.infra.video.rtsp_answer import require_answer
 from vidflow.infra.video.warmup import read_warmup_frames
 
 MAX_BATCH_WAIT_S: Final = 0.25
 """Longest time a partial batch waits before it is inferred, so that results come soon even if frames are rare."""
 FATAL_LIVE_CODES: Final = frozenset(
-    {"source_unauthorized", "source_denied", "source_refused", "source_tls", "source_forbidden"}
+    {"source_unauthorized", "source_denied", "source_refused", "source_tls", "source_forbidden", "source_encrypted"}
 )
 """Errors of a live source that no later attempt mends. It is waited for after any other one."""
 _URL: Final = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
@@ -73,11 +75,30 @@ def open_source(
     )
 
 
+def is_live(deploy: Deploy, *, access: SourceAccess, interruption: Interruption) -> bool:
+    """Return whether the source is live: as it was when it was first opened, as the scenario says, or as the source shows.
+
+    Raises ReadingStopped.
+    """
+    if is_camera(deploy.source):
+        return True
+    stated = deploy.parameters.live if deploy.resume.live is None else deploy.resume.live
+    return live_detection.is_live(deploy.source, access, interruption) if stated is None else stated
+
+
 def open_live(deploy: Deploy, capacity: int, *, access: SourceAccess, interruption: Interruption) -> LiveReader:
     """Return a reader of a live source, which waits for the source as long as it takes. `capacity`: frames that may wait at most."""
     codes = FATAL_LIVE_CODES if deploy.parameters.stream is None else FATAL_LIVE_CODES | {"source_no_video_stream"}
     return LiveReader(
-        partial(open_video, deploy.source, stream=deploy.parameters.stream, access=access, interruption=interruption),
+        partial(
+            open_video,
+            deploy.source,
+            stream=deploy.parameters.stream,
+            live=True,
+            hls_position=HlsPosition(),
+            access=access,
+            interruption=interruption,
+        ),
         display_name=redact(deploy.source),
         is_fatal=lambda error: error.code in codes or not isinstance(error, SourceError | Unavailable),
         rate=parse_frame_rate(deploy.fps),
