@@ -29,8 +29,9 @@ from vidflow.infra.kafka.settings import KafkaSettings
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("rtsp_server")]
 FPS = 25
-START_DEADLINE_S = 3.0
-STOP_LIMIT_S = 1.0
+START_DEADLINE_S = 8.0
+STOP_LIMIT_S = 2.0
+"""A stop takes less than a second where this machine is not overloaded. Without the rules tested here it takes 8 s or more."""
 
 
 @pytest.fixture(scope="module")
