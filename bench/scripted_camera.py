@@ -1,4 +1,4 @@
-"""A camera for benchmarks: an RTSP server in a process of its own that sends H.264 over TCP and ends its connections as it is told to.
+"""A camera for benchmarks: an RTSP server in a process of its own that sends H.264 over TCP and ends its connections in chosen ways.
 
 It encodes one GOP when it starts and repeats it, so it costs almost no CPU. Each client is sent the GOP from its beginning.
 """

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import psycopg
 import pytest
 from psycopg.rows import namedtuple_row
-from tests.faults import checks
+from tests.faults import checks, live_checks
 from tests.faults.violation import InvariantViolation
 
 UUID = "01a20e0e-89d7-7249-83a0-0bbb819d329b"
@@ -107,3 +108,66 @@ def test_a_message_that_stays_in_the_outbox_is_found(
 def test_frames_that_differ_from_an_undisturbed_run_are_found(outcome: str, frames: list[Any], number: int) -> None:
     with pytest.raises(InvariantViolation, match=f"invariant {number}:"):
         checks.check_frames(UUID, outcome, frames, FRAMES)
+
+
+def live_frames(*times_s: float) -> list[Any]:
+    return [{"frame_number": number, "time_s": time_s} for number, time_s in enumerate(times_s)]
+
+
+def gap(after: int, from_s: float, to_s: float, frames: int) -> dict[str, Any]:
+    return {"after_frame": after, "from_s": from_s, "to_s": to_s, "frames": frames, "reason": "dropped"}
+
+
+HOLE = live_frames(0.0, 0.2, 2.2, 2.4)
+
+
+@pytest.mark.parametrize(
+    "gaps", [[gap(1, 0.4, 2.2, 9)], [gap(1, 0.4, 1.0, 3), gap(1, 1.0, 2.2, 6), gap(3, 2.6, 3.0, 2)]]
+)
+def test_frames_and_gaps_that_cover_a_cameras_time_pass(gaps: list[Any]) -> None:
+    live_checks.check_covered(UUID, HOLE, gaps, 5)
+
+
+@pytest.mark.parametrize(
+    ("frames", "gaps", "number"),
+    [
+        (HOLE, [], 8),
+        (HOLE, [gap(1, 0.4, 2.2, 5)], 8),
+        (HOLE, [gap(1, 0.4, 2.2, 9), gap(1, 0.4, 2.2, 9)], 8),
+        (HOLE, [gap(1, 0.4, 3.0, 9)], 8),
+        (live_frames(0.0, 0.2, 0.2), [], 8),
+        ([HOLE[0], HOLE[2]], [gap(0, 0.2, 2.2, 10)], 5),
+        (HOLE, [gap(1, 0.4, 2.2, 9), gap(3, 2.6, 9.0, 2)], 8),
+    ],
+    ids=[
+        "no gap",
+        "few frames",
+        "a time twice",
+        "over a frame",
+        "no time between",
+        "a missing number",
+        "few at the end",
+    ],
+)
+def test_time_of_a_camera_that_is_not_covered_is_found(frames: list[Any], gaps: list[Any], number: int) -> None:
+    with pytest.raises(InvariantViolation, match=f"invariant {number}:"):
+        live_checks.check_covered(UUID, frames, gaps, 5)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "shutdown_s", "number"),
+    [("stopped", 3.5, None), ("completed", 3.5, 6), ("stopped", 9.0, 8), ("stopped", None, 6)],
+)
+def test_a_camera_that_was_not_read_until_its_shutdown_is_found(
+    connection: psycopg.Connection[Any], outcome: str, shutdown_s: float | None, number: int | None
+) -> None:
+    connection.execute("UPDATE scenario_progress SET origin_pts = 1800000000000000, last_time_s = 3")
+    if shutdown_s is None:
+        connection.execute("DELETE FROM scenario_history WHERE to_state = 'init_shutdown'")
+    else:
+        connection.execute(
+            "UPDATE scenario_history SET at = to_timestamp(%s) WHERE to_state = 'init_shutdown'",
+            (1_800_000_000 + shutdown_s,),
+        )
+    with pytest.raises(InvariantViolation, match=f"invariant {number}:") if number else nullcontext():
+        live_checks.check_stopped(connection, UUID, outcome)

@@ -48,13 +48,7 @@ SHORT_MATRIX = [
     MatrixCase(KILL, Victim.KAFKA, SHUTTING_DOWN),
 ]
 
-CAMERA_SERIES = [
-    (KILL, Victim.WORKER),
-    (KILL, Victim.KAFKA),
-    (FREEZE, Victim.MACHINE),
-    (FREEZE, Victim.KAFKA),
-    (KILL, Victim.RUNNER),
-]
+CAMERA_SERIES = [(KILL, Victim.WORKER), (FREEZE, Victim.MACHINE), (FREEZE, Victim.KAFKA), (KILL, Victim.RUNNER)]
 
 
 class FaultedSystem(NamedTuple):
