@@ -14,7 +14,7 @@ from tests.http_server import LOOPBACK, Habits, serving
 from tests.rtsp.reading import frames, has_frames, take_until
 
 from vidflow.domain.errors import SourceError, Unavailable, VidflowError
-from vidflow.domain.messages import ResumePoint
+from vidflow.domain.messages import CaptureClock, ResumePoint
 from vidflow.domain.sampling import format_time_base
 from vidflow.infra.video import FrameGap, KeptFrame, hls_file, hls_playlist, open_video, read_kept_frames
 from vidflow.infra.video.hls_file import HlsPosition
@@ -267,6 +267,10 @@ def test_a_live_presentation_is_read_from_now_on_frame_by_frame_and_after_a_paus
             taken += take_until(live, lambda _: live.outage is not None)
             presentation.thaw()
             taken += take_until(live, has_frames(30))
+    captured = [frame.captured for frame in steady if frame.captured is not None]
+    assert {capture.clock for capture in captured} == {CaptureClock.PLAYLIST}
+    since_us = [capture.at_us - presentation.began_at.timestamp() * 1e6 for capture in captured]
+    assert since_us[0] == pytest.approx(2e6, abs=1.1e6)
     steps = [later.time_s - frame.time_s for frame, later in pairwise(steady)]
     assert sorted(steps)[len(steps) // 2] == pytest.approx(0.04, abs=0.02)
     times = [step.time_s if isinstance(step, KeptFrame) else step.from_s for step in taken]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from datetime import datetime
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
@@ -112,7 +113,8 @@ class HlsFile(SourceFile):
     """The segments of a presentation.
 
     On demand, all are read from the first to the last, and each must be complete. With a position, it is live, and read from there or
-    from shortly before its end; segments that the server no longer has are left out.
+    from shortly before its end; segments that the server no longer has are left out. `part_captured_at`: when the first frame of the
+    part was captured, by the playlist.
     """
 
     def __init__(self, source: HlsSource, position: HlsPosition | None) -> None:
@@ -120,6 +122,7 @@ class HlsFile(SourceFile):
         self._source, self._place = source, position or HlsPosition()
         self._is_live = position is not None
         self._place.reader = self
+        self.part_captured_at: datetime | None = None
         self._resources: deque[Resource] = deque()
         self._content: HttpFile | None = None
         self._remaining = 0
@@ -204,8 +207,9 @@ class HlsFile(SourceFile):
         return True
 
     def _queue(self, segment: Segment, *, begins_part: bool) -> None:
-        if begins_part and segment.header is not None:
-            self._resources.append(segment.header)
+        if begins_part:
+            self.part_captured_at = segment.captured_at
+            self._resources.extend([] if segment.header is None else [segment.header])
         self._resources.append(segment.content)
 
     def _find_next(self) -> Segment | None:
