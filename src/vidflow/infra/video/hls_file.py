@@ -33,6 +33,8 @@ from vidflow.infra.video.source_file import SourceFile
 STALE_TARGETS: Final = 3
 """A playlist that gets no new segment for so many target durations, and STALE_S, is given up."""
 STALE_S: Final = 10.0
+EDGE_SEGMENTS: Final = 10
+"""A playlist is loaded again for each segment if the next one is among its first so many. To parse a very long one takes a second."""
 _READ_BYTES: Final = 64 * 1024
 _FATAL_CODES: Final = frozenset({"source_refused", "source_tls"})
 """Why a segment of a live presentation is not just skipped."""
@@ -217,7 +219,7 @@ class HlsFile(SourceFile):
         place, source = self._place, self._source
         stale_s = time.monotonic() + STALE_TARGETS * source.playlist.target_s + STALE_S
         while place.reader is self:
-            if self._is_live and time.monotonic() - source.loaded_s > source.playlist.target_s:
+            if self._may_expire():
                 source.reload()
                 self._note_lost_place()
             if place.next_number is None:
@@ -235,6 +237,14 @@ class HlsFile(SourceFile):
             self._wait_for_segment(stale_s)
             self._note_lost_place()
         return None
+
+    def _may_expire(self) -> bool:
+        """Return whether the server may soon remove the next segment of a live playlist, which is to be loaded again before."""
+        playlist, number = self._source.playlist, self._place.next_number
+        if not self._is_live or number is None or not playlist.segments:
+            return False
+        is_old = time.monotonic() - self._source.loaded_s > playlist.target_s
+        return is_old and number - playlist.segments[0].number < EDGE_SEGMENTS
 
     def _find_first(self) -> int | None:
         playlist = self._source.playlist
