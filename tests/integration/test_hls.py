@@ -149,6 +149,7 @@ def test_a_gap_in_a_playlist_on_demand_is_an_error() -> None:
     assert refusal(playlist_of(*lines)).code == "source_not_found"
 
 
+@pytest.mark.long
 def test_a_playlist_that_is_still_written_is_read_on_if_the_scenario_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = ["#EXT-X-PLAYLIST-TYPE:EVENT", *hls.list_segments(0, 2)]
     files = playlist_of(*lines, ended=False)
@@ -224,9 +225,9 @@ def test_an_endless_segment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_many_tags_take_no_time() -> None:
     began_s = time.monotonic()
-    text = "#EXTM3U\n" + "".join(f'#EXT-X-KEY:METHOD=NONE,X={n}\n#EXT-X-MAP:URI="{n}"\n' for n in range(100_000))
+    text = "#EXTM3U\n" + "".join(f'#EXT-X-KEY:METHOD=NONE,X={n}\n#EXT-X-MAP:URI="{n}"\n' for n in range(20_000))
     hls_playlist.parse_playlist(text, "http://h/x.m3u8", LOOPBACK, "x")
-    assert time.monotonic() - began_s < 20
+    assert time.monotonic() - began_s < 10
 
 
 @pytest.mark.parametrize(
