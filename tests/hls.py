@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -56,10 +57,11 @@ def list_segments(first: int, count: int, suffix: str = "ts") -> list[str]:
 class LivePresentation:
     """A presentation that began when this was made: a new segment each second, of which the last WINDOW are listed.
 
-    `is_frozen`: no segments are added. `paths`: what was requested.
+    `began_at`: when its first frame was captured. `is_frozen`: no segments are added.
     """
 
     def __init__(self, segments: int = 30) -> None:
+        self.began_at = datetime.now(UTC) - timedelta(seconds=WINDOW)
         self._files = record(segments)
         self._began_s = time.monotonic() - WINDOW
         self.is_frozen = False
@@ -78,7 +80,8 @@ class LivePresentation:
         count = self._count()
         if path == "/index.m3u8":
             first = count - WINDOW
-            return playlist(f"#EXT-X-MEDIA-SEQUENCE:{first}", *list_segments(first, WINDOW), ended=False)
+            date = f"#EXT-X-PROGRAM-DATE-TIME:{(self.began_at + timedelta(seconds=first)).isoformat()}"
+            return playlist(f"#EXT-X-MEDIA-SEQUENCE:{first}", date, *list_segments(first, WINDOW), ended=False)
         return self._files.get(path)
 
     def _count(self) -> int:

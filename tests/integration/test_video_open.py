@@ -238,12 +238,12 @@ def test_a_video_is_read_over_http(tmp_path: Path, server: str) -> None:
         assert len(list(read_kept_frames(video))) == 10
 
 
-def test_a_playlist_at_a_url_is_refused(tmp_path: Path, server: str) -> None:
+def test_a_playlist_at_a_url_that_names_a_local_file_is_refused(tmp_path: Path, server: str) -> None:
     clip = clips.constant_rate(tmp_path / "clip.ts", 5)
     (tmp_path / "list.m3u8").write_text(
         f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile://{clip}\n#EXT-X-ENDLIST\n"
     )
-    assert refusal(f"{server}/list.m3u8").code == "source_not_video"
+    assert refusal(f"{server}/list.m3u8").code == "source_denied"
 
 
 def test_the_error_for_a_url_not_found_hides_the_secrets(server: str) -> None:

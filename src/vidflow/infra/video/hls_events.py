@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from fractions import Fraction
 from typing import Final
 
 from av.video.frame import VideoFrame
 
+from vidflow.domain.live_clock import CAPTURE_TIME_BASE, CaptureTime
+from vidflow.domain.messages import CaptureClock
 from vidflow.infra.video.packets import LostPacket
 from vidflow.infra.video.source_connection import Interruption, ReadingStopped
 
@@ -42,6 +45,24 @@ class PartJoiner:
             event.pts = pts + shift
             self._next = max(self._next or event.pts, event.pts + round(interval_s / self._time_base))
             yield event
+
+
+def state_capture_times(
+    events: Iterator[VideoFrame | LostPacket], first_at: datetime | None, time_base: Fraction
+) -> Iterator[VideoFrame | LostPacket]:
+    """Yield the events of a part. `first_at`: when its first frame was captured by the playlist (None, or without a zone: unknown).
+
+    Times that the frames state themselves have precedence.
+    """
+    first_us = None if first_at is None or first_at.tzinfo is None else round(first_at.timestamp() * 1_000_000)
+    first_pts: int | None = None
+    for event in events:
+        if isinstance(event, VideoFrame) and event.pts is not None and first_us is not None:
+            first_pts = event.pts if first_pts is None else first_pts
+            if event.opaque is None:
+                since_us = round((event.pts - first_pts) * time_base / CAPTURE_TIME_BASE)
+                event.opaque = CaptureTime(first_us + since_us, CaptureClock.PLAYLIST)
+        yield event
 
 
 def pace(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from datetime import datetime
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
@@ -32,6 +33,8 @@ from vidflow.infra.video.source_file import SourceFile
 STALE_TARGETS: Final = 3
 """A playlist that gets no new segment for so many target durations, and STALE_S, is given up."""
 STALE_S: Final = 10.0
+EDGE_SEGMENTS: Final = 10
+"""A playlist is loaded again for each segment if the next one is among its first so many. To parse a very long one takes a second."""
 _READ_BYTES: Final = 64 * 1024
 _FATAL_CODES: Final = frozenset({"source_refused", "source_tls"})
 """Why a segment of a live presentation is not just skipped."""
@@ -112,7 +115,8 @@ class HlsFile(SourceFile):
     """The segments of a presentation.
 
     On demand, all are read from the first to the last, and each must be complete. With a position, it is live, and read from there or
-    from shortly before its end; segments that the server no longer has are left out.
+    from shortly before its end; segments that the server no longer has are left out. `part_captured_at`: when the first frame of the
+    part was captured, by the playlist.
     """
 
     def __init__(self, source: HlsSource, position: HlsPosition | None) -> None:
@@ -120,6 +124,7 @@ class HlsFile(SourceFile):
         self._source, self._place = source, position or HlsPosition()
         self._is_live = position is not None
         self._place.reader = self
+        self.part_captured_at: datetime | None = None
         self._resources: deque[Resource] = deque()
         self._content: HttpFile | None = None
         self._remaining = 0
@@ -204,8 +209,9 @@ class HlsFile(SourceFile):
         return True
 
     def _queue(self, segment: Segment, *, begins_part: bool) -> None:
-        if begins_part and segment.header is not None:
-            self._resources.append(segment.header)
+        if begins_part:
+            self.part_captured_at = segment.captured_at
+            self._resources.extend([] if segment.header is None else [segment.header])
         self._resources.append(segment.content)
 
     def _find_next(self) -> Segment | None:
@@ -213,7 +219,7 @@ class HlsFile(SourceFile):
         place, source = self._place, self._source
         stale_s = time.monotonic() + STALE_TARGETS * source.playlist.target_s + STALE_S
         while place.reader is self:
-            if self._is_live and time.monotonic() - source.loaded_s > source.playlist.target_s:
+            if self._may_expire():
                 source.reload()
                 self._note_lost_place()
             if place.next_number is None:
@@ -231,6 +237,14 @@ class HlsFile(SourceFile):
             self._wait_for_segment(stale_s)
             self._note_lost_place()
         return None
+
+    def _may_expire(self) -> bool:
+        """Return whether the server may soon remove the next segment of a live playlist, which is to be loaded again before."""
+        playlist, number = self._source.playlist, self._place.next_number
+        if not self._is_live or number is None or not playlist.segments:
+            return False
+        is_old = time.monotonic() - self._source.loaded_s > playlist.target_s
+        return is_old and number - playlist.segments[0].number < EDGE_SEGMENTS
 
     def _find_first(self) -> int | None:
         playlist = self._source.playlist

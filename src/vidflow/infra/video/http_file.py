@@ -30,7 +30,7 @@ from vidflow.infra.video.source_connection import Interruption, ReadingStopped
 from vidflow.infra.video.source_file import SourceFile
 
 MAX_FAILURES: Final = 8
-"""Failures in a row after which a reader gives up, unless it is told otherwise.
+"""Failures in a row after which a reader gives up by default.
 
 It pauses after each one, from FIRST_PAUSE_S, doubling up to MAX_PAUSE_S.
 """

@@ -30,7 +30,7 @@ from vidflow.domain.source_access import SourceAccess
 from vidflow.infra.video.cameras import Camera, open_camera
 from vidflow.infra.video.capture_times import CaptureTimes
 from vidflow.infra.video.ffmpeg import CONTAINERS, max_pixels_option, open_with_ffmpeg
-from vidflow.infra.video.hls_events import PartJoiner, pace
+from vidflow.infra.video.hls_events import PartJoiner, pace, state_capture_times
 from vidflow.infra.video.hls_file import HlsFile, HlsPosition, HlsSource
 from vidflow.infra.video.hls_playlist import is_playlist
 from vidflow.infra.video.http_file import HttpFile
@@ -176,8 +176,10 @@ class Video:
         """Decode the container of each part."""
         joiner = PartJoiner(read_time_base(self._stream))
         while True:
+            time_base = read_time_base(self._stream)
             rate = read_average_rate(self._container_or_raise, self._stream) or USUAL_RATE
-            yield from joiner.join(self._decode_container(), read_time_base(self._stream), 1 / rate)
+            events = state_capture_times(self._decode_container(), file.part_captured_at, time_base)
+            yield from joiner.join(events, time_base, 1 / rate)
             if not file.begin_part():
                 return
             self._container_or_raise.close()
