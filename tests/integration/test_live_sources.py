@@ -185,9 +185,9 @@ def test_a_camera_that_comes_back_with_another_picture_is_read_on(before: Pictur
 
 
 def test_a_picture_that_changes_its_size_midway_is_read_on() -> None:
-    encoder = "openh264enc gop-size=25 ! h264parse"
+    encoder = "x265enc key-int-max=25 speed-preset=ultrafast tune=zerolatency ! h265parse"
     launch = (
-        f"concat name=both ! h264parse config-interval=-1 ! rtph264pay name=pay0 pt=96 config-interval=-1"
+        f"concat name=both ! h265parse config-interval=-1 ! rtph265pay name=pay0 pt=96 config-interval=-1"
         f" {Picture().describe_source().replace('is-live=true', 'is-live=true num-buffers=60')} ! {encoder} ! both."
         f" {Picture(width=320, height=240).describe_source()} ! {encoder} ! both."
     )

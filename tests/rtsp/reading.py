@@ -17,7 +17,7 @@ from vidflow.infra.video.live import LiveReader
 from vidflow.roles.worker.read import open_live
 
 Steps = list[KeptFrame | FrameGap]
-LIMIT_S = 30.0
+LIMIT_S = 60.0
 
 
 def reader(url: str, rate: Fraction | None = None, resume: ResumePoint | None = None, capacity: int = 1) -> LiveReader:
