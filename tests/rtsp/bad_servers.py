@@ -26,7 +26,7 @@ def silent() -> Iterator[str]:
 
 @contextmanager
 def full() -> Iterator[str]:
-    """A server whose backlog is full: attempts to connect get no answer, like those to an address behind a firewall."""
+    """A server whose backlog is full: attempts to connect get no answer, like those that a firewall drops."""
     with ExitStack() as stack:
         server = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         for _ in range(CONNECTIONS_TO_FILL):
