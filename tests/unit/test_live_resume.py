@@ -6,8 +6,8 @@ from fractions import Fraction
 
 import pytest
 
+from vidflow.domain.live_stream import compute_covered_us
 from vidflow.domain.messages import ResumePoint
-from vidflow.infra.video.live import compute_covered_us
 
 STARTED_US = 1_800_000_000_000_000
 
