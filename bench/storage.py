@@ -52,8 +52,8 @@ def partitions(connection: Connection, rows: int) -> None:
     """Measure attaching a partition while the default one contains rows, as if they were stored before any partition existed."""
     connection.execute(
         """
-        INSERT INTO scenario_results
-        SELECT uuidv7(make_interval(secs => -60 * (n / 1000))), n, 1, n, n, 640, 480, false, '',
+        INSERT INTO scenario_results (scenario_uuid, frame_number, epoch, pts, time_s, width, height, at, detections)
+        SELECT uuidv7(make_interval(secs => -60 * (n / 1000))), n, 1, n, n, 640, 480, '',
                '[{"label": "person", "score": 0.88, "box": [1, 2, 3, 4]}, {"label": "dog", "score": 0.8, "box": [5, 6, 7, 8]}]'
           FROM generate_series(1, %s) AS n
         """,
@@ -111,7 +111,7 @@ def measure_deletes(connection: Connection, scenarios: int) -> None:
     connection.execute(
         """
         WITH old AS (
-            INSERT INTO scenarios (scenario_uuid, state, outcome, source, model, fps, state_changed_at)
+        INSERT INTO scenarios (scenario_uuid, state, outcome, source, model, fps, state_changed_at)
             SELECT uuidv7(make_interval(days => -400)), 'inactive', 'stopped', 's', 'm', 'all', now() - interval '400 days'
               FROM generate_series(1, %s)
          RETURNING scenario_uuid

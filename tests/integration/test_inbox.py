@@ -576,7 +576,10 @@ def test_invariant_5_killed_frozen_and_stopped_inboxes_store_every_frame_once(
     [
         ("SELECT FROM scenario_progress WHERE scenario_uuid = %(uuid)s FOR UPDATE", "idle in transaction"),
         (
-            "INSERT INTO scenario_results SELECT %(uuid)s, 0, 1, 0, 0, 1, 1, false, '2026-01-01T00:00:00Z', '[]'",
+            (
+                "INSERT INTO scenario_results (scenario_uuid, frame_number, epoch, pts, time_s, width, height, at, detections)"
+                " SELECT %(uuid)s, 0, 1, 0, 0, 1, 1, '2026-01-01T00:00:00Z', '[]'"
+            ),
             "active",  # in a COPY, during which the server checks no timeout
         ),
     ],

@@ -152,7 +152,8 @@ def test_the_cost_of_a_read_does_not_grow_with_the_tables(connection: Connection
         (scenario_uuid,),
     )
     connection.execute(
-        "INSERT INTO scenario_results SELECT %s, n, 1, n, n, 1, 1, false, '', '[]' FROM generate_series(0, 9999) AS n",
+        "INSERT INTO scenario_results (scenario_uuid, frame_number, epoch, pts, time_s, width, height, at, detections)"
+        " SELECT %s, n, 1, n, n, 1, 1, '', '[]' FROM generate_series(0, 9999) AS n",
         (scenario_uuid,),
     )
     connection.execute("ANALYZE")
