@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fractions import Fraction
+from itertools import accumulate, cycle, islice
 
 import pytest
 
@@ -31,6 +32,11 @@ def send(stream: LiveStream[int], numbers: Iterable[int], first: int = 0) -> Non
         stream.add(Arrival(number, (number - first) * TICKS, arrived_us), burst_limit=64)
 
 
+def variable_rate(frames: int) -> Iterable[int]:
+    """Return the numbers of frames whose distances are 1, 2 and 3."""
+    return accumulate(islice(cycle([1, 1, 2, 1, 1, 1, 3]), frames), initial=0)
+
+
 def items(steps: Steps) -> list[int]:
     return [step.item for step in steps if isinstance(step, LiveFrame)]
 
@@ -55,9 +61,15 @@ def test_a_pause_that_hides_no_sampled_frame_is_no_gap() -> None:
     assert gaps(stream.take()) == []
 
 
-def test_frames_that_come_a_little_late_are_no_gap() -> None:
+def test_a_frame_that_is_missing_in_a_constant_rate_is_a_gap() -> None:
     stream = connected()
-    send(stream, [*range(50), *range(52, 100)])
+    send(stream, [*range(50), *range(51, 100)])
+    assert gaps(stream.take()) == [(GapReason.STALLED, 1)]
+
+
+def test_longer_steps_of_a_variable_rate_are_no_gaps() -> None:
+    stream = connected()
+    send(stream, variable_rate(100))
     assert gaps(stream.take()) == []
 
 

@@ -12,6 +12,8 @@ from vidflow.domain.sampling import SLOWEST_RATE, USUAL_RATE
 
 MEASURED_STEPS: Final = 16
 """The duration is the median of the last so many steps from frame to frame. A stated one is believed until then."""
+STEADY: Final = Fraction(2, 5)
+"""Steps that differ from their median by no more than this share are those of a constant rate."""
 TOLERANCE: Final = Fraction(1, 50)
 """A measured duration that differs by no more than this share confirms the stated one."""
 _SNAP: Final = Fraction(1, 500)
@@ -20,7 +22,10 @@ _US: Final = 1_000_000
 
 
 class FrameInterval:
-    """Measures the duration of a frame, `interval_s`. `stated_rate`: frames per second according to the source (None: unknown)."""
+    """Measures the duration of a frame, `interval_s`. `stated_rate`: frames per second according to the source (None: unknown).
+
+    `is_steady`: the frames before the last step had a constant rate, so a longer step means that frames are missing.
+    """
 
     def __init__(self, stated_rate: Fraction | None) -> None:
         is_credible = stated_rate is not None and SLOWEST_RATE <= stated_rate <= FASTEST_RATE
@@ -28,15 +33,23 @@ class FrameInterval:
         self._steps_us: deque[int] = deque(maxlen=MEASURED_STEPS)
         self._new_steps = 0
         self.interval_s = self._stated_s or 1 / USUAL_RATE
+        self.is_steady = False
 
     def note_step(self, step_us: int) -> None:
         """Record the time from a frame to the next one, in microseconds."""
+        self.is_steady = self._has_constant_rate()
         self._steps_us.append(step_us)
         self._new_steps += 1
         is_guess = self._stated_s is None and len(self._steps_us) < MEASURED_STEPS
         if self._new_steps >= MEASURED_STEPS or is_guess:
             self._new_steps = 0
             self.interval_s = self._choose_interval_s(round(median(self._steps_us)))
+
+    def _has_constant_rate(self) -> bool:
+        if len(self._steps_us) < MEASURED_STEPS:
+            return False
+        usual_us = median(self._steps_us)
+        return all(abs(step_us - usual_us) <= STEADY * usual_us for step_us in self._steps_us)
 
     def _choose_interval_s(self, measured_us: int) -> Fraction:
         measured_s = min(max(Fraction(measured_us, _US), 1 / FASTEST_RATE), 1 / SLOWEST_RATE)

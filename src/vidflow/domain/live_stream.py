@@ -16,7 +16,8 @@ from vidflow.domain.sampling import Sampler, Timeline, compute_cells
 T = TypeVar("T")
 
 PAUSE_FRAMES: Final = 3
-"""A connected source that pauses for more than this many frame durations has stalled."""
+STEADY_PAUSE_FRAMES: Final = Fraction(3, 2)
+"""A connected source that pauses for more than this many frame durations has stalled. The second is for a constant rate."""
 _FOREVER_S: Final = Fraction(10**9)
 
 
@@ -211,7 +212,8 @@ class LiveStream(Generic[T]):
         last_us = earlier.timeline.tick
         if last_us is None:
             return False
-        return (captured_us - last_us) * CAPTURE_TIME_BASE > PAUSE_FRAMES * earlier.timeline.interval_s
+        frames = STEADY_PAUSE_FRAMES if self._interval.is_steady else PAUSE_FRAMES
+        return (captured_us - last_us) * CAPTURE_TIME_BASE > frames * earlier.timeline.interval_s
 
     def _report_hole(self, earlier: Sampler, later: Sampler, time_s: float) -> None:
         """Add the gap before a kept frame, if frames are missing there."""
