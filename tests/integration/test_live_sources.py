@@ -85,6 +85,18 @@ def test_a_jump_of_the_timestamps_is_reported_even_if_the_frame_is_dropped(camer
     assert_accounted_for(taken)
 
 
+def test_a_camera_that_refuses_tcp_is_read_over_udp_and_its_return_is_noticed() -> None:
+    with Camera(free_port(), FPS, transport="udp") as camera, reader(camera.url, capacity=10) as live:
+        taken = take_until(live, has_frames(30))
+        camera.kill()
+        taken += take_until(live, lambda _: live.outage is not None)
+        camera.start()
+        taken += take_until(
+            live, lambda steps: has_gap(GapReason.STALLED)(steps) or has_gap(GapReason.RECONNECTING)(steps)
+        )
+    assert_accounted_for(taken)
+
+
 def test_a_rate_keeps_every_fifth_frame(camera: Camera) -> None:
     with reader(camera.url, Fraction(5)) as live:
         kept = frames(take_until(live, has_frames(12)))[2:]

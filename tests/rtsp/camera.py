@@ -62,17 +62,28 @@ class Picture:
 
 
 class Camera:
-    """A camera at `url`. It is a context manager; `start`, and `kill` or `end`, may be called again. `launch`: a pipeline of its own."""
+    """A camera at `url`. It is a context manager; `start`, and `kill` or `end`, may be called again. `launch`: a pipeline of its own.
 
-    def __init__(self, port: int, fps: int = 25, *, picture: Picture | None = None, launch: str | None = None) -> None:
-        self.port, self.fps = port, fps
+    `transport`: `any`, or `udp` for a camera that refuses TCP.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        fps: int = 25,
+        *,
+        picture: Picture | None = None,
+        launch: str | None = None,
+        transport: str = "any",
+    ) -> None:
+        self.port, self.fps, self.transport = port, fps, transport
         self.url = f"rtsp://127.0.0.1:{port}/cam"
         self.launch = launch or (picture or Picture(fps=str(fps), gop=fps)).describe_pipeline()
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, path: str = "cam", launch: str | None = None) -> None:
         """Start the server and wait until it listens. `path`: serve the stream elsewhere. `launch`: serve another one."""
-        command = [PYTHON, str(SERVER), str(self.port), path, launch or self.launch]
+        command = [PYTHON, str(SERVER), str(self.port), path, launch or self.launch, self.transport]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == b"ready\n"

@@ -23,10 +23,16 @@ READ_TIMEOUT_S: Final = 60.0
 """How long a camera may be silent. Some send a frame in ten seconds, and FFmpeg opens them at the second one. LiveReader is faster to
 give up a connection, which FFmpeg then ends after this time at the latest.
 """
-_PROTOCOLS: Final = "rtsp,rtsps,rtp,udp,tcp,tls"
-_OPTIONS: Final = {"probesize": "32", "fpsprobesize": "0"}
-"""FFmpeg opens a camera once it has read a packet. By default it watches the frames for seconds, to find their size and rate. Decoding
-the first frame shows the size, and LiveReader measures the rate."""
+_OPTIONS: Final = {
+    "protocol_whitelist": "rtsp,rtsps,rtp,udp,tcp,tls",
+    "format_whitelist": "rtsp",
+    # TCP loses nothing. Cameras that refuse it send over UDP, from whose packets those of strangers are filtered.
+    "rtsp_flags": "prefer_tcp+filter_src",
+    # FFmpeg opens a camera once it has read a packet. By default it watches the frames for seconds, to find their size and rate. Decoding
+    # the first frame shows the size, and LiveReader measures the rate.
+    "probesize": "32",
+    "fpsprobesize": "0",
+}
 PORTS: Final = {"rtsp": 554, "rtsps": 322}
 _NO_CONNECTION: Final = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT})
 """Errors after which another address of the same host may answer."""
@@ -49,7 +55,7 @@ def open_camera(camera: Camera) -> InputContainer:
     except (OSError, UnicodeError) as error:
         raise build_camera_error(getattr(error, "strerror", None) or str(error), camera.display_name) from error
     is_secure = camera.url.lower().startswith("rtsps:")
-    options = _OPTIONS | {"protocol_whitelist": _PROTOCOLS, "format_whitelist": "rtsp", "rtsp_transport": "tcp"}
+    options = dict(_OPTIONS)
     with ExitStack() as stack:
         if is_secure and camera.access.verify:
             options |= {"tls_verify": "1", "ca_file": stack.enter_context(ca_bundle(camera.access))}
