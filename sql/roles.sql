@@ -46,8 +46,9 @@ GRANT SELECT, INSERT, UPDATE ON results_removed, lease TO vidflow_orchestrator;
 GRANT SELECT, INSERT, UPDATE, DELETE ON runners TO vidflow_orchestrator;
 GRANT EXECUTE ON FUNCTION make_results_partition, detach_results_partition, drop_results_partition TO vidflow_orchestrator;
 
--- The inbox stores results and its positions. It neither updates nor deletes results.
+-- The inbox stores results and its positions. It neither updates nor deletes results, and deletes no gap. A gap may grow.
 GRANT SELECT, INSERT ON scenario_results, scenario_gaps TO vidflow_inbox;
+GRANT UPDATE ON scenario_gaps TO vidflow_inbox;
 GRANT SELECT, UPDATE ON scenario_progress TO vidflow_inbox;
 GRANT SELECT, INSERT, UPDATE ON inbox_partitions TO vidflow_inbox;
 GRANT INSERT ON outbox TO vidflow_inbox;

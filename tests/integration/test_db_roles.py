@@ -16,7 +16,8 @@ from tests.integration.vidflow_process import READY_LIMIT_S, VidflowClient
 
 from vidflow.commands.dev import Stack
 from vidflow.domain.errors import SetupError
-from vidflow.infra.postgres import backup, db_roles, migrations
+from vidflow.domain.messages import Gap, GapReason
+from vidflow.infra.postgres import backup, db_roles, gaps, migrations
 from vidflow.infra.postgres.connection import connect
 from vidflow.infra.process.stopping import Stop
 from vidflow.settings import DevOptions
@@ -111,6 +112,12 @@ def urls(database_url: str) -> Iterator[dict[str, str]]:
 def test_a_process_has_only_the_privileges_that_it_needs(urls: dict[str, str], kind: str, statement: str) -> None:
     with connect(urls[kind], name="test") as connection, pytest.raises(errors.InsufficientPrivilege):
         connection.execute(statement)
+
+
+def test_the_inbox_may_lengthen_a_gap(urls: dict[str, str]) -> None:
+    with connect(urls["inbox"], name="test") as connection:
+        for epoch in (1, 2):
+            assert gaps.add_gaps(connection, [Gap(UUID, epoch, 0, 0.0, float(epoch), GapReason.SKIPPED, epoch)]) == 1
 
 
 @pytest.mark.usefixtures("urls")

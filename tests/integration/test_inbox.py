@@ -104,6 +104,24 @@ def dead_letters(connection: Connection) -> list[DeadLetter]:
     return [msgspec.json.decode(message.payload, type=DeadLetter) for message in pending]
 
 
+def test_a_gap_that_a_later_deployment_reports_again_is_stored_once_and_may_be_longer(
+    connection: Connection, options: InboxOptions
+) -> None:
+    uuid = insert_progress(connection)
+    first = Gap(uuid, 1, after_frame=0, from_s=0.2, to_s=0.4, reason=GapReason.SKIPPED, frames=1)
+    longer = Gap(uuid, 2, after_frame=0, from_s=0.2, to_s=0.6, reason=GapReason.SKIPPED, frames=2)
+    same = msgspec.structs.replace(longer, epoch=3)
+    with running_inbox(connection, options):
+        send_results(options.kafka, frame(uuid, 0), first, first)
+        wait_until_caught_up(connection, options.kafka)
+        for gap in (longer, same):
+            connection.execute("UPDATE scenario_progress SET epoch = %s", (gap.epoch,))
+            send_results(options.kafka, gap)
+            wait_until_caught_up(connection, options.kafka)
+    stored = connection.execute("SELECT epoch, after_frame, to_s, frames, reason FROM scenario_gaps").fetchall()
+    assert stored == [(2, 0, 0.6, 2, "skipped")]
+
+
 def test_results_are_stored_with_all_their_values(connection: Connection, options: InboxOptions) -> None:
     uuid = insert_progress(connection)
     opened = SourceOpened(uuid, 1, width=64, height=48, duration_s=1.0, frames_expected=2)

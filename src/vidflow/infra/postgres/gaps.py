@@ -40,20 +40,26 @@ BEFORE_FIRST_GAP: Final = GapKey(-2, 0.0, "")
 
 
 def add_gaps(tx: Connection, gaps: Sequence[Gap]) -> int:
-    """Store gaps and return how many were new. A gap that was reported twice is stored once."""
+    """Store gaps and return how many were new or longer. A gap that is reported again is stored once.
+
+    A later deployment may report a longer one at the same place, if another frame is skipped there.
+    """
     if not gaps:
         return 0
+    newest = {(gap.scenario_uuid, gap.after_frame, gap.reason, gap.from_s): gap for gap in gaps}
     return tx.execute(
         """
         INSERT INTO scenario_gaps (scenario_uuid, epoch, after_frame, from_s, to_s, frames, reason)
         SELECT n.scenario_uuid, n.epoch, n.after_frame, n.from_s, n.to_s, n.frames, n.reason
           FROM unnest(%b::uuid[], %b::bigint[], %b::bigint[], %b::float8[], %b::float8[], %b::bigint[], %b::text[])
                AS n (scenario_uuid, epoch, after_frame, from_s, to_s, frames, reason)
-            ON CONFLICT (scenario_uuid, after_frame, reason, from_s) DO NOTHING
+            ON CONFLICT (scenario_uuid, after_frame, reason, from_s) DO UPDATE
+           SET epoch = excluded.epoch, to_s = excluded.to_s, frames = excluded.frames
+         WHERE excluded.epoch > scenario_gaps.epoch AND excluded.to_s > scenario_gaps.to_s
         """,
         columns(
             (gap.scenario_uuid, gap.epoch, gap.after_frame, gap.from_s, gap.to_s, gap.frames, gap.reason.value)
-            for gap in gaps
+            for gap in newest.values()
         ),
     ).rowcount
 
