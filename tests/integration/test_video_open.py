@@ -19,7 +19,6 @@ from vidflow.domain.errors import SourceError, Unavailable
 from vidflow.domain.messages import FileIdentity
 from vidflow.infra.video import open_video
 from vidflow.infra.video.frames import read_kept_frames
-from vidflow.infra.video.live_detection import is_camera
 
 DASH = """<?xml version="1.0"?>
 <MPD xmlns="urn:mpeg:dash:schema:mpd:2011" profiles="urn:mpeg:dash:profile:isoff-on-demand:2011" type="static">
@@ -260,11 +259,6 @@ def test_an_unreachable_server_is_a_temporary_error() -> None:
     with pytest.raises(Unavailable, match="does not answer") as caught:
         open_video(f"http://user:hunter2@127.0.0.1:{port}/clip.mp4", access=LOOPBACK)
     assert (caught.value.code, "hunter2" in str(caught.value)) == ("source_unreachable", False)
-
-
-def test_only_cameras_are_live() -> None:
-    assert is_camera("RTSP://camera/1")
-    assert not is_camera("http://host/clip.mp4")
 
 
 def test_a_video_stream_is_chosen_by_its_index_or_else_the_largest(tmp_path: Path) -> None:

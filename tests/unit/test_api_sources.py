@@ -81,7 +81,7 @@ def test_a_url_is_stored_unchanged(source: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["file:///etc/passwd", "ftp://h/x", "concat://x", "pipe://1", "data://x", "unix://x", "udp://h:1"]
+    "source", ["file:///etc/passwd", "ftp://h/x", "concat://x", "pipe://1", "data://x", "unix://x", "srt://h:1"]
 )
 def test_a_url_of_another_scheme_is_refused(source: str) -> None:
     assert code_of(source, ApiOptions(any_file=True)) == "source_forbidden"

@@ -63,6 +63,11 @@ class SourceAccess(msgspec.Struct, frozen=True):
             _is_public(meant) or _is_in(meant, networks) for meant in _meant_by(ip_address(address.partition("%")[0]))
         )
 
+    def is_named(self, address: str) -> bool:
+        """Return whether the operator has allowed a network with this IP address, so that public ones are not enough."""
+        networks = [ip_network(text) for text in self.networks]
+        return all(_is_in(meant, networks) for meant in _meant_by(ip_address(address.partition("%")[0])))
+
 
 def parse_networks(texts: Sequence[str]) -> tuple[str, ...]:
     """Return networks such as 10.0.0.0/8, or 192.168.1.20 for one address, in their usual form. Raises ParameterError."""

@@ -11,6 +11,7 @@ import av
 
 from vidflow.domain.errors import VidflowError
 from vidflow.domain.source_access import SourceAccess
+from vidflow.domain.source_schemes import is_always_live
 from vidflow.infra.video.ffmpeg import CONTAINERS, open_with_ffmpeg
 from vidflow.infra.video.hls_file import HlsSource
 from vidflow.infra.video.hls_playlist import is_playlist
@@ -32,11 +33,6 @@ class _Unseekable(io.BytesIO):
         return False
 
 
-def is_camera(url: str) -> bool:
-    """Return whether the URL is that of a camera (rtsp, rtsps), which is always live."""
-    return url.lower().startswith(("rtsp://", "rtsps://"))
-
-
 def is_live(url: str, access: SourceAccess, interruption: Interruption) -> bool:
     """Return whether the source is live. An HTTP source is requested to find out.
 
@@ -45,7 +41,7 @@ def is_live(url: str, access: SourceAccess, interruption: Interruption) -> bool:
     Raises ReadingStopped.
     """
     if not url.lower().startswith(("http://", "https://")):
-        return is_camera(url)
+        return is_always_live(url)
     try:
         with closing(HttpStream(url, access, interruption)) as body:
             if is_playlist(body.content_type, body.url):

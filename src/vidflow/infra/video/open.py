@@ -27,7 +27,8 @@ from vidflow.domain.messages import FileIdentity
 from vidflow.domain.redaction import redact
 from vidflow.domain.sampling import USUAL_RATE
 from vidflow.domain.source_access import SourceAccess
-from vidflow.infra.video.cameras import Camera, open_camera
+from vidflow.domain.source_schemes import SCHEMES, find_scheme, is_always_live
+from vidflow.infra.video.cameras import PORTS, Camera, open_camera
 from vidflow.infra.video.capture_times import CaptureTimes
 from vidflow.infra.video.ffmpeg import CONTAINERS, max_pixels_option, open_with_ffmpeg
 from vidflow.infra.video.hls_events import PartJoiner, pace, state_capture_times
@@ -35,7 +36,6 @@ from vidflow.infra.video.hls_file import HlsFile, HlsPosition, HlsSource
 from vidflow.infra.video.hls_playlist import is_playlist
 from vidflow.infra.video.http_file import HttpFile
 from vidflow.infra.video.http_stream import HttpStream
-from vidflow.infra.video.live_detection import is_camera
 from vidflow.infra.video.local_file import FollowedFile, LocalFile
 from vidflow.infra.video.mjpeg import FORMAT, describe_pictures, is_multipart, stamp_arrivals
 from vidflow.infra.video.packets import LostPacket, decode_packets
@@ -50,6 +50,7 @@ from vidflow.infra.video.source import (
 )
 from vidflow.infra.video.source_connection import Interruption
 from vidflow.infra.video.source_file import SourceFile
+from vidflow.infra.video.udp_stream import UdpStream
 
 MAX_PACKETS_BEFORE_FIRST_FRAME: Final = 10_000
 """A recording may begin in the middle of a GOP, and its first packets then cannot be decoded. This many last for minutes."""
@@ -57,7 +58,6 @@ _LIVE_OPTIONS: Final = {"analyzeduration": "500000", "fpsprobesize": "5"}
 """Half a second and five frames are enough to describe a stream. FFmpeg would read for up to five seconds first."""
 _PICTURES_OPTIONS: Final = {"fpsprobesize": "0"}
 """Pictures that are read before they are decoded would seem to arrive at once."""
-_SCHEMES: Final = frozenset({"file", "http", "https", "rtsp", "rtsps"})
 _FRAME_THREADED: Final = frozenset({"h264", "hevc"})
 """Codecs whose packets contain exactly one frame each."""
 
@@ -209,10 +209,14 @@ class Video:
 
     def _open(self) -> None:
         source = self._source
-        if is_camera(source.url):
+        scheme = find_scheme(source.url)
+        if scheme == "udp":
+            self._file = stream = UdpStream(source.url, source.display_name, source.access, source.interruption)
+            self._set_container(_open_file(stream, source.display_name, "mpegts", _LIVE_OPTIONS))
+        elif scheme in PORTS:
             camera = Camera(source.url, source.display_name, source.access, source.interruption)
             self._set_container(open_camera(camera))
-        elif "://" in source.url:
+        elif scheme is not None:
             self._set_container(self._open_http())
         else:
             self._set_container(self._open_local())
@@ -293,7 +297,7 @@ def open_video(
     access: SourceAccess | None = None,
     interruption: Interruption | None = None,
 ) -> Video:
-    """Open a path, a file:// URL, or an http(s) or rtsp(s) URL, and decode its first frame.
+    """Open a path, a file:// URL, or a URL with one of SCHEMES, and decode its first frame.
 
     `threads`: decoding threads, 0 to let FFmpeg choose. One is best for workers that share cores. `expected_identity`: the
     identity that an earlier attempt recorded; a file with another one is refused. `was_read`: an earlier attempt could read the
@@ -304,9 +308,9 @@ def open_video(
     Raises SourceError with a code source_... or no_frames, Unavailable if a retry may succeed, and ReadingStopped.
     """
     scheme = urlsplit(source).scheme.lower() if "://" in source else "file"
-    if scheme not in _SCHEMES:
+    if scheme not in ("file", *SCHEMES):
         raise SourceError(
-            f"Unsupported URL scheme {scheme!r}. Use a file path, or a URL that starts with http, https, rtsp or rtsps.",
+            f"Unsupported URL scheme {scheme!r}. Use a file path, or a URL that starts with one of {', '.join(SCHEMES)}.",
             code="source_forbidden",
         )
     if scheme == "file":
@@ -321,7 +325,7 @@ def open_video(
         was_read,
         follow_s,
         stream,
-        live or is_camera(source),
+        live or is_always_live(source),
         hls_position or HlsPosition(),
         access,
         interruption,

@@ -15,11 +15,11 @@ from urllib.parse import urlsplit
 
 from vidflow.domain.errors import ParameterError, SourceError
 from vidflow.domain.redaction import redact
+from vidflow.domain.source_schemes import SCHEMES, is_always_live
 from vidflow.infra import samples
 from vidflow.infra.confinement import OutsideFolder, is_written_inside, resolve_inside
 from vidflow.settings import ApiOptions
 
-SCHEMES: Final = ("http", "https", "rtsp", "rtsps")
 _URL: Final = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -67,8 +67,8 @@ def check_live(source: str, *, live: bool | None) -> None:
     """Raise ParameterError if the source cannot be read as live, or not as anything else (None: as the source shows)."""
     if live and not _URL.match(source):
         raise ParameterError('A local file is not live. Leave out "live"; "follow" reads a growing file on.')
-    if live is False and source.lower().startswith(("rtsp://", "rtsps://")):
-        raise ParameterError('A camera is always live. Leave out "live".')
+    if live is False and is_always_live(source):
+        raise ParameterError('This source is always live. Leave out "live".')
 
 
 def redact_source(source: str) -> str:
@@ -79,7 +79,7 @@ def redact_source(source: str) -> str:
 def _validate_url(source: str) -> str:
     try:
         parts = urlsplit(source)
-        host, _ = parts.hostname, parts.port  # .port raises ValueError if it is invalid
+        host, port = parts.hostname, parts.port  # .port raises ValueError if it is invalid
     except ValueError:  # not chained: its text repeats the supposed port, which may be part of a password
         raise SourceError(
             "The source is not a valid URL. Check its host and port, and write %2F, %3F and %23 for / ? and # in a password."
@@ -91,6 +91,8 @@ def _validate_url(source: str) -> str:
         )
     if not host or re.search(r"\s", source):
         raise SourceError("The URL of the source has no host, or contains a space. Write %20 for a space.")
+    if parts.scheme.lower() == "udp" and port is None:
+        raise SourceError("The URL of the source has no port. Write udp://ADDRESS:PORT.")
     return source
 
 

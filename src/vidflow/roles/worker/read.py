@@ -24,12 +24,12 @@ from vidflow.domain.live_end import LiveLimits
 from vidflow.domain.messages import Deploy, Gap, GapReason, ResumePoint
 from vidflow.domain.redaction import redact
 from vidflow.domain.source_access import SourceAccess
+from vidflow.domain.source_schemes import SCHEMES, find_scheme, is_always_live
 from vidflow.infra import video as videos
 from vidflow.infra.confinement import OutsideFolder, resolve_inside
 from vidflow.infra.video import Interruption, KeptFrame, Video, live_detection, open_video
 from vidflow.infra.video.hls_file import HlsPosition
 from vidflow.infra.video.live import LiveReader
-from vidflow.infra.video.live_detection import is_camera
 from vidflow.infra.video.rtsp_answer import require_answer
 from vidflow.infra.video.warmup import read_warmup_frames
 
@@ -40,7 +40,6 @@ FATAL_LIVE_CODES: Final = frozenset(
 )
 """Errors of a live source that no later attempt mends. It is waited for after any other one."""
 _URL: Final = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
-_NETWORK: Final = re.compile(r"^(https?|rtsps?)://", re.IGNORECASE)
 
 
 class NumberedFrame(msgspec.Struct, frozen=True):
@@ -80,7 +79,7 @@ def is_live(deploy: Deploy, *, access: SourceAccess, interruption: Interruption)
 
     Raises ReadingStopped.
     """
-    if is_camera(deploy.source):
+    if is_always_live(deploy.source):
         return True
     stated = deploy.parameters.live if deploy.resume.live is None else deploy.resume.live
     return live_detection.is_live(deploy.source, access, interruption) if stated is None else stated
@@ -141,16 +140,16 @@ def group_newest(steps: Iterable[KeptFrame | videos.FrameGap], deploy: Deploy) -
 
 
 def resolve_source(source: str, media_root: Path | None, *, any_file: bool) -> str:
-    """Return the source to open: an http(s) or rtsp(s) URL, a path inside `media_root`, or with `any_file` any absolute path.
+    """Return the source to open: a URL with one of SCHEMES, a path inside `media_root`, or with `any_file` any absolute path.
 
     Repeats the check of the api with links resolved: commands in Kafka may come from anywhere, and a file may have been replaced
     by a link since. Raises SourceError (source_forbidden, source_missing).
     """
-    if _NETWORK.match(source):
+    if find_scheme(source) in SCHEMES:
         return source
     if _URL.match(source) or "\0" in source:
         raise SourceError(
-            f"Unsupported source {redact(source)[:200]!r}. Use a path or an http(s) or rtsp(s) URL.",
+            f"Unsupported source {redact(source)[:200]!r}. Use a path, or a URL with one of {', '.join(SCHEMES)}.",
             code="source_forbidden",
         )
     if media_root is not None:

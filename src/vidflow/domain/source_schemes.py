@@ -1,0 +1,21 @@
+"""The URL schemes of sources."""
+
+from __future__ import annotations
+
+from typing import Final
+
+LIVE_SCHEMES: Final = ("rtsp", "rtsps", "udp")
+"""Schemes of sources that are always live."""
+SCHEMES: Final = ("http", "https", *LIVE_SCHEMES)
+"""All schemes that a source may have, besides paths."""
+
+
+def find_scheme(source: str) -> str | None:
+    """Return the scheme of a URL in lower case, None for a path."""
+    scheme, separator, _ = source.partition("://")
+    return scheme.lower() if separator and scheme.isascii() and scheme.replace("+", "").isalnum() else None
+
+
+def is_always_live(source: str) -> bool:
+    """Return whether the source has a scheme that only live sources have."""
+    return find_scheme(source) in LIVE_SCHEMES
