@@ -22,6 +22,7 @@ _TEMPORARY_CLIENT_ERRORS: Final = frozenset({408, 425, 429})
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,16})-(\d{1,16})/(\d{1,16}|\*)", re.ASCII)
 _UNSATISFIED_RANGE: Final = re.compile(r"bytes \*/(\d{1,16})", re.ASCII)
 _MAX_ETAG_CHARACTERS: Final = 200
+_FILE_HEADERS: Final = ("Content-Length", "Content-Disposition", "Content-Range", "ETag", "Last-Modified")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,12 @@ def read_identity(response: Response, size_bytes: int | None) -> FileIdentity:
     """Return what the server says about the file."""
     etag = response.headers.get("ETag", "").strip()[:_MAX_ETAG_CHARACTERS] or None
     return FileIdentity(size_bytes, _read_time_ns(response.headers.get("Last-Modified")), etag)
+
+
+def describes_file(response: Response) -> bool:
+    """Return whether the server says of the body what it knows of a file, but not of a stream that it makes as it goes."""
+    accepts = response.headers.get("Accept-Ranges", "").strip().lower()
+    return accepts == "bytes" or any(response.headers.get(name) for name in _FILE_HEADERS)
 
 
 def is_temporary(status: int) -> bool:

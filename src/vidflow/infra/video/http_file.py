@@ -75,7 +75,8 @@ class _Body:
 class HttpFile(SourceFile):
     """The body of a URL. It can be sought in if the server answers range requests.
 
-    `size_bytes` is None if the server does not state it. `identity` is what the server says about the body: its size, modification
+    `size_bytes` is None if the server does not state it. `is_described`: it says of the body what it would not know of a stream that it
+    makes as it goes. `identity` is what the server says about the body: its size, modification
     time and ETag. A seek makes no request, only a read does.
     """
 
@@ -105,7 +106,7 @@ class HttpFile(SourceFile):
         self._failures, self._paused_s = 0, 0.0
         self._waited_s, self._waited_bytes = 0.0, 0
         self.display_name = self._requests.display_name
-        self.content_type = ""
+        self.content_type, self.is_described = "", False
         self.identity: FileIdentity | None = None
         self.size_bytes: int | None = None
         self._request_until_answered()
@@ -248,6 +249,7 @@ class HttpFile(SourceFile):
         part = http_answers.read_part(response, self.display_name)
         self._note_identity(http_answers.read_identity(response, part.size_bytes))
         self.content_type = response.headers.get_content_type()
+        self.is_described = http_answers.describes_file(response)
         if part.first != self._position:
             raise Unavailable(
                 f"The server of {self.display_name} sent another part than requested. Check whether it supports range requests.",

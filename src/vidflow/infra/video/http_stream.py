@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 from http import HTTPStatus
-from typing import Final
 
 from vidflow.domain.errors import Unavailable
 from vidflow.domain.source_access import SourceAccess
@@ -19,12 +18,9 @@ from vidflow.infra.video.http_requests import (
 from vidflow.infra.video.source_connection import Interruption
 from vidflow.infra.video.source_file import SourceFile
 
-_FILE_HEADERS: Final = ("Content-Length", "Content-Disposition", "Content-Range", "ETag", "Last-Modified")
-"""What a server says of a file, but not of a stream that it makes as it goes."""
-
 
 class HttpStream(SourceFile):
-    """The body of a response. `url` is its place after redirects, `is_file` whether the server describes it as a file."""
+    """The body of a response. `url` is its place after redirects."""
 
     def __init__(self, url: str, access: SourceAccess, interruption: Interruption) -> None:
         """Request the body. Raises SourceError, Unavailable or ReadingStopped."""
@@ -33,11 +29,7 @@ class HttpStream(SourceFile):
         self._display_name = requests.display_name
         self._response = _request(requests)
         self.url = requests.target
-        headers = self._response.headers
-        self.content_type = headers.get_content_type()
-        self.is_file = headers.get("Accept-Ranges", "").strip().lower() == "bytes" or any(
-            headers.get(name) for name in _FILE_HEADERS
-        )
+        self.content_type = self._response.headers.get_content_type()
 
     def close(self) -> None:
         """Close the connection."""

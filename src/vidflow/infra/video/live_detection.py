@@ -15,7 +15,7 @@ from vidflow.domain.source_schemes import is_always_live
 from vidflow.infra.video.ffmpeg import CONTAINERS, open_with_ffmpeg
 from vidflow.infra.video.hls_file import HlsSource
 from vidflow.infra.video.hls_playlist import is_playlist
-from vidflow.infra.video.http_stream import HttpStream
+from vidflow.infra.video.http_file import HttpFile
 from vidflow.infra.video.mjpeg import is_multipart
 from vidflow.infra.video.source_connection import Interruption
 
@@ -38,20 +38,20 @@ def is_live(url: str, access: SourceAccess, interruption: Interruption) -> bool:
 
     Live are multipart pictures, HLS playlists without an end, and a body that the server does not describe as a file, that states no
     duration, and that does not end while it is listened to. A source that cannot be read counts as a file, whose reader says why.
-    Raises ReadingStopped.
+    A server that asks to wait is waited for. Raises ReadingStopped.
     """
     if not url.lower().startswith(("http://", "https://")):
         return is_always_live(url)
     try:
-        with closing(HttpStream(url, access, interruption)) as body:
+        with closing(HttpFile(url, access, interruption)) as body:
             if is_playlist(body.content_type, body.url):
                 return not HlsSource(body, url, access, interruption).playlist.is_ended
-            return is_multipart(body.content_type) or (not body.is_file and _is_endless(body))
+            return is_multipart(body.content_type) or (not body.is_described and _is_endless(body))
     except VidflowError:
         return False
 
 
-def _is_endless(body: HttpStream) -> bool:
+def _is_endless(body: HttpFile) -> bool:
     """Return whether the body seems to be sent as it is recorded."""
     began_s, received = time.monotonic(), bytearray()
     while time.monotonic() - began_s < LISTEN_S:
