@@ -70,3 +70,15 @@ def test_networks_are_checked() -> None:
     for text in ("10.0.0.1/8", "localhost", "", "10.0.0.0/33"):
         with pytest.raises(ParameterError, match="Give one such as"):
             parse_networks([text])
+
+
+@pytest.mark.parametrize("address", PUBLIC)
+def test_a_public_address_is_named_only_by_a_network_of_the_operator(address: str) -> None:
+    assert not SourceAccess().is_named(address)
+    assert not allow_local_networks(SourceAccess()).is_named(address)
+    assert SourceAccess(networks=("0.0.0.0/0", "::/0")).is_named(address)
+
+
+@pytest.mark.parametrize("address", ["169.254.169.254", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe"])
+def test_a_metadata_service_is_not_named_by_all_networks(address: str) -> None:
+    assert not SourceAccess(networks=("0.0.0.0/0", "::/0")).is_named(address)

@@ -26,13 +26,15 @@ give up a connection, which FFmpeg then ends after this time at the latest.
 _OPTIONS: Final = {
     "protocol_whitelist": "rtsp,rtsps,rtp,udp,tcp,tls",
     "format_whitelist": "rtsp",
-    # TCP loses nothing. Cameras that refuse it send over UDP, from whose packets those of strangers are filtered.
-    "rtsp_flags": "prefer_tcp+filter_src",
     # FFmpeg opens a camera once it has read a packet. By default it watches the frames for seconds, to find their size and rate. Decoding
     # the first frame shows the size, and LiveReader measures the rate.
     "probesize": "32",
     "fpsprobesize": "0",
 }
+_TCP: Final = {"rtsp_transport": "tcp"}
+_TCP_OR_UDP: Final = {"rtsp_flags": "prefer_tcp+filter_src"}
+"""TCP loses nothing. Cameras that refuse it send over UDP, from whose packets those of strangers are filtered. FFmpeg then sends datagrams
+to whatever address the camera states, so only cameras in networks that the operator has named are asked for it."""
 PORTS: Final = {"rtsp": 554, "rtsps": 322}
 _NO_CONNECTION: Final = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT})
 """Errors after which another address of the same host may answer."""
@@ -51,11 +53,11 @@ class Camera:
 def open_camera(camera: Camera) -> InputContainer:
     """Open a camera at an address that the operator allows. Raises SourceError, Unavailable or ReadingStopped."""
     try:
-        urls = _checked_urls(camera)
+        urls, may_use_udp = _check_addresses(camera)
     except (OSError, UnicodeError) as error:
         raise build_camera_error(getattr(error, "strerror", None) or str(error), camera.display_name) from error
     is_secure = camera.url.lower().startswith("rtsps:")
-    options = dict(_OPTIONS)
+    options = _OPTIONS | (_TCP_OR_UDP if may_use_udp else _TCP)
     with ExitStack() as stack:
         if is_secure and camera.access.verify:
             options |= {"tls_verify": "1", "ca_file": stack.enter_context(ca_bundle(camera.access))}
@@ -71,19 +73,20 @@ def open_camera(camera: Camera) -> InputContainer:
     raise build_camera_error("its name has no address", camera.display_name)
 
 
-def _checked_urls(camera: Camera) -> list[str]:
-    """Return the URLs to give to FFmpeg, with addresses that were checked in place of the host.
+def _check_addresses(camera: Camera) -> tuple[list[str], bool]:
+    """Return the URLs to give to FFmpeg, with addresses that were checked in place of the host, and whether all are in named networks.
 
     A URL with TLS keeps its host, which the certificate must name. FFmpeg then resolves it again. Raises like `resolve`.
     """
     parts = urlsplit(camera.url)
     port = parts.port or PORTS[parts.scheme.lower()]
     addresses = resolve(parts.hostname or "", port, camera.access, camera.interruption, camera.display_name)
+    are_named = all(camera.access.is_named(address[0]) for address in addresses)
     if parts.scheme.lower() == "rtsps":
-        return [camera.url]
+        return [camera.url], are_named
     user, at, _ = parts.netloc.rpartition("@")
     hosts = dict.fromkeys(f"[{address[0]}]" if ":" in address[0] else address[0] for address in addresses)
-    return [urlunsplit(parts._replace(netloc=f"{user}{at}{host}:{port}")) for host in hosts]
+    return [urlunsplit(parts._replace(netloc=f"{user}{at}{host}:{port}")) for host in hosts], are_named
 
 
 def _require_valid_certificate(camera: Camera) -> None:
