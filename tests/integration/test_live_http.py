@@ -83,7 +83,7 @@ def test_a_stream_that_ends_is_reset_or_falls_silent_goes_on_and_its_holes_are_g
             taken += take_until(source, lambda _: source.outage is not None)
             time.sleep(1.0)  # the absence
             live.absent.clear()
-            taken += take_until(source, has_gap(GapReason.RECONNECTING))
+            taken += take_until(source, has_gap(GapReason.RECONNECTING, GapReason.STALLED))
         live.frozen.set()
         taken += take_until(source, lambda _: source.outage is not None)
         assert source.outage is not None

@@ -50,7 +50,7 @@ class OutageCase:
     name: str
     outage: Outage
     lasts_s: float
-    reasons: frozenset[GapReason] = frozenset({RECONNECTING})
+    reasons: frozenset[GapReason] = frozenset({RECONNECTING, STALLED})
 
 
 @dataclass(frozen=True)

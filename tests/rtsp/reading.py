@@ -48,8 +48,9 @@ def has_frames(count: int) -> Callable[[Steps], bool]:
     return lambda taken: len(frames(taken)) >= count
 
 
-def has_gap(reason: GapReason) -> Callable[[Steps], bool]:
-    return lambda taken: bool(gaps(taken, reason)) and isinstance(taken[-1], KeptFrame)
+def has_gap(*reasons: GapReason) -> Callable[[Steps], bool]:
+    """Return whether there is a gap for one of the reasons, and a frame at the end."""
+    return lambda taken: any(gaps(taken, reason) for reason in reasons) and isinstance(taken[-1], KeptFrame)
 
 
 def assert_accounted_for(taken: Steps, fps: int = 25) -> None:

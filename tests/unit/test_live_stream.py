@@ -95,6 +95,18 @@ def test_frames_and_gaps_go_on_across_connections() -> None:
     assert times == pytest.approx([number / FPS for number in items(steps)], abs=0.001)
 
 
+def test_a_hole_keeps_its_first_reason_until_a_frame_comes() -> None:
+    stream = connected()
+    send(stream, range(50))
+    stream.disconnect(GapReason.RECONNECTING)
+    stream.connect(Fraction(1, 90_000), Fraction(FPS))
+    stream.lose_packet()
+    stream.disconnect(GapReason.STALLED)
+    stream.connect(Fraction(1, 90_000), Fraction(FPS))
+    send(stream, range(75, 100), first=75)
+    assert gaps(stream.take()) == [(GapReason.RECONNECTING, 25)]
+
+
 def test_frames_of_a_connection_that_ends_at_once_are_kept() -> None:
     stream = connected()
     for number in range(3):

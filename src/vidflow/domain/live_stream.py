@@ -94,9 +94,9 @@ class LiveStream(Generic[T]):
             self._sampler = self._build_sampler(self._interval.interval_s)
 
     def disconnect(self, reason: GapReason) -> None:
-        """End a connection that has brought frames. What is missing until the next frame is missing for this reason."""
+        """End a connection that has brought something. Until the next frame, frames are missing for this reason or an earlier one."""
         self.end_burst()
-        self._burst, self._hole = [], reason
+        self._burst, self._hole = [], self._hole or reason
 
     def lose_packet(self) -> None:
         """Note that a packet of the connection could not be decoded."""
