@@ -108,14 +108,11 @@ def read_kept_frames(
 
     `on_corrupt`: whether frames whose damage the decoder concealed are kept with a mark, or are a gap.
     With `resume`, continue after the last stored frame with exactly the frames of an uninterrupted run. A gap directly after
-    the stored frame is reported again. A live source continues from now, with numbers from `resume.next_frame`.
+    the stored frame is reported again. Live sources are read by LiveReader instead.
     The file must be that of `resume`, which `open_video` checks. Raises Unavailable if reading fails.
     """
     resume = resume or ResumePoint()
     start = Sampler(video.source.build_timeline(), rate)
-    if video.source.live:
-        numbered = Sampler(start.timeline, rate, resume.next_frame)
-        return _FrameReader(video.source, numbered, resume.next_frame, on_corrupt).read_events(video.events())
     point = plan_resume(resume, start, seekable=video.source.seekable)
     if isinstance(point, SeekToPts):
         resumed = _seek_to(video, point, on_corrupt)

@@ -132,11 +132,13 @@ def group_newest(steps: Iterable[KeptFrame | videos.FrameGap], deploy: Deploy) -
         if batch:
             yield FrameBatch(tuple(batch))
             batch = []
-        yield Gap(
-            deploy.scenario_uuid, deploy.epoch, step.after_frame, step.from_s, step.to_s, step.reason, step.frames
-        )
+        yield _build_gap(deploy, step.after_frame, step)
     if batch:
         yield FrameBatch(tuple(batch))
+
+
+def _build_gap(deploy: Deploy, after_frame: int, gap: videos.FrameGap) -> Gap:
+    return Gap(deploy.scenario_uuid, deploy.epoch, after_frame, gap.from_s, gap.to_s, gap.reason, gap.frames)
 
 
 def resolve_source(source: str, media_root: Path | None, *, any_file: bool) -> str:
@@ -184,7 +186,7 @@ def read_numbered_frames(
     skipped_before = (
         sum(skip.frames for skip in deploy.skips if skip.after_pts != resume.last_pts) if resume.next_frame else 0
     )
-    if not warmup_count or video.source.live:
+    if not warmup_count:
         yield from _read_from_resume(video, rate, deploy, skipped_before)
         return
     warmup = None if skipped_before else read_warmup_frames(video, rate, resume, warmup_count, on_corrupt)
@@ -245,7 +247,7 @@ def _assign_numbers(
     jumps = 0  # of the clock, at skipped frames
     for step in kept:
         if isinstance(step, videos.FrameGap):
-            yield Gap(deploy.scenario_uuid, deploy.epoch, last_number, step.from_s, step.to_s, step.reason, step.frames)
+            yield _build_gap(deploy, last_number, step)
             continue
         if to_skip:
             skipped.append(step)
