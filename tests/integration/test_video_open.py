@@ -172,10 +172,10 @@ def test_frames_above_the_size_limit_are_refused_with_their_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip = clips.write(tmp_path / "clip.mp4", (clips.plain(i, 640, 360) for i in range(5)), range(0, 200, 40))
-    monkeypatch.setattr("vidflow.infra.video.open.MAX_PIXELS", 640 * 360 - 1)
+    monkeypatch.setattr("vidflow.infra.video.video_stream.MAX_PIXELS", 640 * 360 - 1)
     error = refusal(clip)
     assert (error.code, "640x360" in error.message) == ("source_too_large", True)
-    monkeypatch.setattr("vidflow.infra.video.open.MAX_PIXELS", 640 * 360)
+    monkeypatch.setattr("vidflow.infra.video.video_stream.MAX_PIXELS", 640 * 360)
     with open_video(str(clip)) as video:
         assert len(list(read_kept_frames(video))) == 5
 
