@@ -9,8 +9,10 @@ import pytest
 from vidflow.domain.frame_interval import MEASURED_STEPS, FrameInterval
 
 
-def measure(stated: Fraction | None, *steps_us: int) -> Fraction:
-    interval = FrameInterval(stated)
+def measure(
+    stated: Fraction | None, *steps_us: int, earlier_s: Fraction | None = None, is_timed: bool = True
+) -> Fraction:
+    interval = FrameInterval(stated, earlier_s, is_timed=is_timed)
     for step_us in steps_us:
         interval.note_step(step_us)
     return interval.interval_s
@@ -48,3 +50,19 @@ def test_jitter_lost_frames_and_pauses_do_not_matter() -> None:
 
 def test_frames_that_arrive_at_once_have_a_duration() -> None:
     assert measure(None, *[1] * MEASURED_STEPS) == Fraction(1, 1000)
+
+
+def test_arrivals_in_bunches_have_the_rate_of_the_frames() -> None:
+    bunch = [1_000, 1_000, 118_000, 200, 300, 1_500, 158_000, 40_000]
+    pause = [40_000, 3_000_000, *[40_000] * 6]
+    assert measure(None, *bunch, *bunch, *bunch, is_timed=False) == Fraction(1, 25)
+    assert measure(None, *bunch, *pause, *bunch, is_timed=False) == Fraction(1, 25)
+    assert measure(None, 1_000, 2_000, is_timed=False) == Fraction(1, 25)  # stored before the connection
+    assert measure(None, 1_000, 1_999_000, is_timed=False) == 1
+
+
+def test_a_connection_begins_with_the_duration_of_the_one_before_unless_the_source_states_one() -> None:
+    assert measure(None, 500, 500, earlier_s=Fraction(1, 10), is_timed=False) == Fraction(1, 10)
+    assert measure(None, 40_000, 40_000, earlier_s=Fraction(1, 10)) == Fraction(1, 10)
+    assert measure(None, *[40_000] * MEASURED_STEPS, earlier_s=Fraction(1, 10)) == Fraction(1, 25)
+    assert measure(Fraction(25), 40_000, earlier_s=Fraction(1, 10)) == Fraction(1, 25)

@@ -73,6 +73,24 @@ def test_longer_steps_of_a_variable_rate_are_no_gaps() -> None:
     assert gaps(stream.take()) == []
 
 
+def test_frames_without_times_are_only_missing_after_a_pause_that_is_no_delay() -> None:
+    stream: LiveStream[int] = LiveStream(None, ResumePoint(), 1000, LiveLimits())
+    stream.connect(None, None)
+
+    def receive(numbers: Iterable[int], *, late: int = 0) -> None:
+        for number in numbers:
+            stream.add(Arrival(number, 0, NOW_US + (number + late) * 1_000_000 // FPS), burst_limit=64)
+
+    receive(range(50))
+    receive(range(50, 60), late=10)  # a busy machine takes ten at once
+    receive(range(70, 100))
+    stream.disconnect(GapReason.RECONNECTING)
+    receive([*[150] * 2, *range(151, 200)])  # the first ones were stored for this connection
+    steps = stream.take()
+    assert items(steps) == [*range(60), *range(70, 100), 150, *range(150, 200)]
+    assert gaps(steps) == [(GapReason.RECONNECTING, 50)]
+
+
 def test_packets_that_could_not_be_decoded_are_the_reason_of_the_hole() -> None:
     stream = connected()
     send(stream, range(50))

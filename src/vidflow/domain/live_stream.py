@@ -18,6 +18,8 @@ T = TypeVar("T")
 PAUSE_FRAMES: Final = 3
 STEADY_PAUSE_FRAMES: Final = Fraction(3, 2)
 """A connected source that pauses for more than this many frame durations has stalled. The second is for a constant rate."""
+UNTIMED_PAUSE_S: Final = Fraction(1)
+"""The least pause of a source without times in which frames count as missing if all are kept: after a shorter one they may just be late."""
 _FOREVER_S: Final = Fraction(10**9)
 
 
@@ -88,8 +90,9 @@ class LiveStream(Generic[T]):
         return bool(self._burst)
 
     def connect(self, time_base: Fraction | None, average_rate: Fraction | None) -> None:
-        """Begin a connection, at its first event."""
-        self._time_base, self._interval, self._last_pts = time_base, FrameInterval(average_rate), None
+        """Begin a connection, at its first event. `time_base`: seconds per tick of pts (None: frames have no times but arrivals)."""
+        self._time_base, self._last_pts = time_base, None
+        self._interval = FrameInterval(average_rate, self.interval_s, is_timed=time_base is not None)
         if self._sampler is None:
             self._sampler = self._build_sampler(self._interval.interval_s)
 
@@ -104,7 +107,7 @@ class LiveStream(Generic[T]):
 
     def add(self, arrival: Arrival[T], burst_limit: int) -> None:
         """Add the connection's next frame. `burst_limit`: how many frames that arrive at once are kept before the first is placed."""
-        self._measure_interval(arrival.pts)
+        self._measure_interval(arrival.arrived_us if self._time_base is None else arrival.pts)
         if self._burst is None:
             self._place(arrival)
             return
@@ -212,8 +215,10 @@ class LiveStream(Generic[T]):
         last_us = earlier.timeline.tick
         if last_us is None:
             return False
-        frames = STEADY_PAUSE_FRAMES if self._interval.is_steady else PAUSE_FRAMES
-        return (captured_us - last_us) * CAPTURE_TIME_BASE > frames * earlier.timeline.interval_s
+        limit_s = (STEADY_PAUSE_FRAMES if self._interval.is_steady else PAUSE_FRAMES) * earlier.timeline.interval_s
+        if self._time_base is None and not earlier.is_selective:
+            limit_s = max(limit_s, UNTIMED_PAUSE_S)
+        return (captured_us - last_us) * CAPTURE_TIME_BASE > limit_s
 
     def _report_hole(self, earlier: Sampler, later: Sampler, time_s: float) -> None:
         """Add the gap before a kept frame, if frames are missing there."""
@@ -239,8 +244,7 @@ def compute_covered_us(resume: ResumePoint, kept_interval_s: Fraction) -> int | 
 
 def count_missing(earlier: Sampler, later: Sampler) -> int:
     """Return how many frames sampling would have kept between the last frame of each."""
-    samples = earlier.rate is not None and earlier.rate * later.timeline.interval_s < 1
-    if samples and earlier.cells is not None and later.cells is not None:
+    if later.is_selective and earlier.cells is not None and later.cells is not None:
         return max(0, later.cells[0] - earlier.cells[0] - 1)
     before, after = earlier.timeline.tick, later.timeline.tick
     if before is None or after is None:

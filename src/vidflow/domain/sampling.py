@@ -141,6 +141,11 @@ class Sampler:
     next_frame: int = 0
     cells: Cells | None = None
 
+    @property
+    def is_selective(self) -> bool:
+        """Whether the rate is lower than that of the source, so that not every frame is wanted."""
+        return self.rate is not None and self.rate * self.timeline.interval_s < 1
+
     def sample_frame(self, pts: int | None) -> tuple[Sampler, bool]:
         """Return the sampler after the next decoded frame, and whether the frame is kept as number `next_frame - 1`."""
         sampler, is_new = self.place_frame(pts).represent_tick()

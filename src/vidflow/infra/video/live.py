@@ -324,7 +324,7 @@ class LiveReader:
             if connection is not self._connection:
                 return False
             if connection.heard_s is None:
-                self._stream.connect(info.time_base, info.average_rate)
+                self._stream.connect(info.time_base if info.is_timed else None, info.average_rate)
                 self._outage, self._info = None, info
                 self._opening_s = time.monotonic() - connection.began_s
             connection.heard_s = time.monotonic()

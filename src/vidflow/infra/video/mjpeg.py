@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
-from av.video.frame import VideoFrame
-
-from vidflow.domain.live_clock import CAPTURE_TIME_BASE
-from vidflow.infra.video.packets import LostPacket
 from vidflow.infra.video.source import SourceInfo
 
 FORMAT: Final = "mpjpeg"
@@ -22,14 +16,6 @@ def is_multipart(content_type: str) -> bool:
     return content_type == "multipart/x-mixed-replace"
 
 
-def stamp_arrivals(events: Iterator[VideoFrame | LostPacket]) -> Iterator[VideoFrame | LostPacket]:
-    """Yield the events with the times of arrival as pts, in microseconds since 1970."""
-    for event in events:
-        if isinstance(event, VideoFrame):
-            event.pts = time.time_ns() // 1000
-        yield event
-
-
 def describe_pictures(source: SourceInfo) -> SourceInfo:
-    """Return the source's properties with times of arrival, and without the rate that FFmpeg assumes."""
-    return replace(source, time_base=CAPTURE_TIME_BASE, average_rate=None)
+    """Return the source's properties without the times and the rate that FFmpeg assumes."""
+    return replace(source, is_timed=False, average_rate=None)

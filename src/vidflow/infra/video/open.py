@@ -25,7 +25,7 @@ from vidflow.domain.source_schemes import SCHEMES, is_always_live
 from vidflow.infra.video.capture_times import CaptureTimes
 from vidflow.infra.video.hls_events import PartJoiner, pace, state_capture_times
 from vidflow.infra.video.hls_file import HlsFile, HlsPosition
-from vidflow.infra.video.mjpeg import FORMAT, describe_pictures, stamp_arrivals
+from vidflow.infra.video.mjpeg import FORMAT, describe_pictures
 from vidflow.infra.video.packets import LostPacket, decode_packets
 from vidflow.infra.video.source import MAX_PIXELS, describe_source, lacks_pts, read_average_rate, read_time_base
 from vidflow.infra.video.source_connection import Interruption
@@ -52,16 +52,11 @@ class Video:
                 live=source.live, identity=self._opened.identity, seekable=self._opened.can_seek,
                 is_growing=source.follow_s is not None,
             )  # fmt: skip
-            if self._is_untimed:
+            if source.live and self._container_or_raise.format.name == FORMAT:
                 self.source = describe_pictures(self.source)
         except BaseException:
             self.close()
             raise
-
-    @property
-    def _is_untimed(self) -> bool:
-        """Whether the frames have no times but those of their arrival."""
-        return self._source.live and self._container_or_raise.format.name == FORMAT
 
     @property
     def display_name(self) -> str:
@@ -104,8 +99,6 @@ class Video:
         self.close()
 
     def _decode(self) -> Iterator[VideoFrame | LostPacket]:
-        if self._is_untimed:
-            return stamp_arrivals(self._decode_container())
         file = self._opened.file
         if not isinstance(file, HlsFile):
             return self._decode_container()

@@ -56,7 +56,8 @@ class SourceInfo:
     which the decoded picture is turned for display. `pixel_aspect`: width / height of a decoded pixel. `crop`: margins of the
     decoded picture that are not displayed. `average_rate`: frames per second. `time_base`: seconds per tick. `duration_s`:
     from the first frame to the end. `frames_expected`: number of frames according to the header. `seekable`: whether seeks by
-    pts are reliable. `live`: whether the source has no beginning to return to. `identity`: None if it is a camera.
+    pts are reliable. `live`: whether the source has no beginning to return to. `identity`: None if it is a camera. `is_timed`: whether the
+    frames have times of their own; if not, their pts mean nothing.
     """
 
     width: int
@@ -73,6 +74,7 @@ class SourceInfo:
     seekable: bool
     live: bool
     identity: FileIdentity | None
+    is_timed: bool = True
 
     def estimate_kept_frames(self, rate: Fraction | None, duration_s: float | None = None) -> int | None:
         """Return how many frames will be kept at `rate` per second (None: all); None if the header does not tell.
