@@ -17,7 +17,7 @@ import pytest
 
 from vidflow.commands.run.display import Display, ProgressBar, StateLines, open_display
 from vidflow.commands.run.output import WRITERS
-from vidflow.contract import Parameters, ScenarioResponse
+from vidflow.contract import ErrorInfo, Parameters, ScenarioResponse
 from vidflow.domain.scenario import State
 from vidflow.domain.waiting import WaitingFor
 from vidflow.settings import OutputFormat
@@ -221,6 +221,22 @@ def test_a_pipe_gets_a_line_per_change_of_state() -> None:
         "active: 3 of 12 frames, waiting for inbox",
         "init_startup: 3 of 12 frames, waiting for runner",
         "active: 12 of 12 frames",
+    ]
+
+
+def test_each_loss_and_return_of_the_source_is_printed() -> None:
+    lost = ErrorInfo("source_unreachable", "rtsp://cam does not answer (Connection refused).")
+    with piped() as (display, err):
+        for error in (None, lost, lost, None, lost):
+            waiting_for = WaitingFor.SOURCE if error else None
+            display.update(msgspec.structs.replace(scenario("active", 1, waiting_for), source_error=error))
+    line = f"waiting for the source: {lost.message}"
+    assert err.getvalue().splitlines() == [
+        "active: 1 of 12 frames",
+        line,
+        "active: 1 of 12 frames, waiting for source",
+        "the source sends frames",
+        line,
     ]
 
 

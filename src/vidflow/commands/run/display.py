@@ -20,6 +20,7 @@ class Display(ABC):
 
     def __init__(self) -> None:
         self._starting = True
+        self._lacks_source = False
 
     def __enter__(self) -> Self:
         return self
@@ -40,9 +41,16 @@ class Display(ABC):
         self.hide()
         self.print(line)
 
-    @abstractmethod
     def update(self, scenario: ScenarioResponse) -> None:
-        """Show the progress of the scenario."""
+        """Show the progress of the scenario, and each loss and return of its source."""
+        error = scenario.source_error
+        if (error is not None) is not self._lacks_source:
+            self._lacks_source = error is not None
+            self.print("the source sends frames" if error is None else f"waiting for the source: {error.message}")
+        self._show(scenario)
+
+    @abstractmethod
+    def _show(self, scenario: ScenarioResponse) -> None: ...
 
     @abstractmethod
     def print(self, line: str) -> None:
@@ -93,8 +101,7 @@ class ProgressBar(Display):
         self._progress.update(self._task, description=safe_line(line))
         self._progress.start()
 
-    def update(self, scenario: ScenarioResponse) -> None:
-        """Draw the bar."""
+    def _show(self, scenario: ScenarioResponse) -> None:
         self._progress.update(
             self._task,
             description=_describe(scenario),
@@ -129,8 +136,7 @@ class StateLines(Display):
             self._steps.add(step)
             self.print(line)
 
-    def update(self, scenario: ScenarioResponse) -> None:
-        """Print a line if the state changed."""
+    def _show(self, scenario: ScenarioResponse) -> None:
         if scenario.state != self._state:
             self._state = scenario.state
             self._waits = set()
