@@ -85,9 +85,9 @@ def test_frames_without_times_are_only_missing_after_a_pause_that_is_no_delay() 
     receive(range(50, 60), late=10)  # a busy machine takes ten at once
     receive(range(70, 100))
     stream.disconnect(GapReason.RECONNECTING)
-    receive([*[150] * 2, *range(151, 200)])  # the first ones were stored for this connection
+    receive([*[150] * 30, *range(151, 200)])  # the first ones were stored for this connection
     steps = stream.take()
-    assert items(steps) == [*range(60), *range(70, 100), 150, *range(150, 200)]
+    assert items(steps) == [*range(60), *range(70, 100), *range(150, 200)]
     assert gaps(steps) == [(GapReason.RECONNECTING, 50)]
 
 

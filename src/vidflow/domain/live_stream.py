@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from typing import Final, Generic, TypeVar
 
 from vidflow.domain.frame_interval import FrameInterval
@@ -107,21 +108,34 @@ class LiveStream(Generic[T]):
 
     def add(self, arrival: Arrival[T], burst_limit: int) -> None:
         """Add the connection's next frame. `burst_limit`: how many frames that arrive at once are kept before the first is placed."""
-        self._measure_interval(arrival.arrived_us if self._time_base is None else arrival.pts)
+        is_burst = self._belongs_to_burst(arrival)
+        self._measure_interval(arrival, is_burst=is_burst)
         if self._burst is None:
             self._place(arrival)
             return
-        usual_us = self._interval.interval_s / CAPTURE_TIME_BASE
-        is_burst = not self._burst or arrival.arrived_us - self._burst[-1].arrived_us < usual_us / 2
         self._burst.append(arrival)
         if not is_burst or len(self._burst) >= burst_limit:
             self.end_burst()
+
+    def _belongs_to_burst(self, arrival: Arrival[T]) -> bool:
+        if not self._burst:
+            return self._burst is not None
+        return self._came_at_once(self._burst[-1], arrival)
+
+    def _came_at_once(self, earlier: Arrival[T], later: Arrival[T]) -> bool:
+        return later.arrived_us - earlier.arrived_us < self._interval.interval_s / CAPTURE_TIME_BASE / 2
+
+    def _newest_of_burst(self, first: list[Arrival[T]]) -> list[Arrival[T]]:
+        """Return the first frames without those that had been stored: their times are unknown, and they may be repeated."""
+        return [a for a, following in pairwise(first) if not self._came_at_once(a, following)] + first[-1:]
 
     def end_burst(self) -> None:
         """Place the first frames of the connection. The one that was delayed least shows when all were captured."""
         first, self._burst = self._burst, None
         if not first:
             return
+        if self._time_base is None:
+            first = self._newest_of_burst(first)
         self._clock = self._clock.connect(self._time_base, [(arrival.pts, arrival.arrived_us) for arrival in first])
         # A scenario begins with its first frame that is handed on, not with those that had to be dropped before.
         for arrival in first if self._kept_us is not None else first[-self._capacity :]:
@@ -175,10 +189,13 @@ class LiveStream(Generic[T]):
         cells = None if last is None else compute_cells(last, timeline, self._rate)
         return Sampler(timeline, self._rate, resume.next_frame, cells)
 
-    def _measure_interval(self, pts: int | None) -> None:
-        """Correct the frames' duration, which counts those that are missing."""
+    def _measure_interval(self, arrival: Arrival[T], *, is_burst: bool) -> None:
+        """Correct the frames' duration, which counts those that are missing. Arrivals in a burst do not show it."""
         assert self._sampler is not None
-        if pts is not None and self._last_pts is not None and pts > self._last_pts:
+        is_timed = self._time_base is not None
+        pts = arrival.pts if is_timed else arrival.arrived_us
+        is_step = is_timed or not is_burst
+        if is_step and pts is not None and self._last_pts is not None and pts > self._last_pts:
             ticks, time_base = pts - self._last_pts, self._time_base or CAPTURE_TIME_BASE
             self._interval.note_step(round(ticks * time_base / CAPTURE_TIME_BASE))
             if self._interval.interval_s != self._sampler.timeline.interval_s:

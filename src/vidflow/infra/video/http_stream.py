@@ -20,13 +20,13 @@ from vidflow.infra.video.source_file import SourceFile
 
 
 class HttpStream(SourceFile):
-    """The body of a response. `url` is its place after redirects."""
+    """The body of a response. `url` is its place after redirects, `display_name` the one before without secrets."""
 
     def __init__(self, url: str, access: SourceAccess, interruption: Interruption) -> None:
         """Request the body. Raises SourceError, Unavailable or ReadingStopped."""
         super().__init__("stream", can_seek=False)
         requests = HttpRequests(url, access, interruption)
-        self._display_name = requests.display_name
+        self.display_name = requests.display_name
         self._response = _request(requests)
         self.url = requests.target
         self.content_type = self._response.headers.get_content_type()
@@ -39,10 +39,10 @@ class HttpStream(SourceFile):
         try:
             data = self._response.read(size)
         except TimeoutError as error:
-            raise Unavailable(f"{self._display_name} sends nothing ({error}).", code="source_timeout") from error
+            raise Unavailable(f"{self.display_name} sends nothing ({error}).", code="source_timeout") from error
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise Unavailable(
-                f"The connection to {self._display_name} broke ({describe_failure(error)}).",
+                f"The connection to {self.display_name} broke ({describe_failure(error)}).",
                 code="source_unreachable",
             ) from error
         self._position += len(data)

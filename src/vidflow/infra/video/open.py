@@ -25,7 +25,6 @@ from vidflow.domain.source_schemes import SCHEMES, is_always_live
 from vidflow.infra.video.capture_times import CaptureTimes
 from vidflow.infra.video.hls_events import PartJoiner, pace, state_capture_times
 from vidflow.infra.video.hls_file import HlsFile, HlsPosition
-from vidflow.infra.video.mjpeg import FORMAT, describe_pictures
 from vidflow.infra.video.packets import LostPacket, decode_packets
 from vidflow.infra.video.source import MAX_PIXELS, describe_source, lacks_pts, read_average_rate, read_time_base
 from vidflow.infra.video.source_connection import Interruption
@@ -52,8 +51,6 @@ class Video:
                 live=source.live, identity=self._opened.identity, seekable=self._opened.can_seek,
                 is_growing=source.follow_s is not None,
             )  # fmt: skip
-            if source.live and self._container_or_raise.format.name == FORMAT:
-                self.source = describe_pictures(self.source)
         except BaseException:
             self.close()
             raise

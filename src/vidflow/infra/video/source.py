@@ -37,6 +37,10 @@ MAX_PIXELS: Final = 8192 * 8192
 MAX_SIDE: Final = 65535
 """Largest width and height: the limit of the fields in messages and tables."""
 _BROADCAST_CONTAINERS: Final = frozenset({"mpegts", "mpeg"})
+_UNTIMED_CONTAINERS: Final = frozenset(
+    {"mpjpeg", "mjpeg", "h264", "hevc", "vvc", "m4v", "mpegvideo", "h263", "vc1", "obu"}
+)
+"""Pictures and nothing else. FFmpeg counts them at a rate that it assumes, which is all there is for a file."""
 _MAX_BROADCAST_DURATION_S: Final = 86_400
 """A broadcast format states no duration. FFmpeg takes the difference of the last pts and the first, which is more than a day if the
 clock restarted at a lower value."""
@@ -131,7 +135,8 @@ def describe_source(
     pixel_aspect = _pixel_aspect(container, stream, first, crop)
     width, height = displayed_size(first, orientation, pixel_aspect, crop)
     duration_s = None if live or is_growing else _duration_s(container, stream, first)
-    average_rate = read_average_rate(container, stream)
+    is_timed = not live or container.format.name not in _UNTIMED_CONTAINERS
+    average_rate = read_average_rate(container, stream) if is_timed else None
     return SourceInfo(
         width=width,
         height=height,
@@ -150,6 +155,7 @@ def describe_source(
         and not lacks_pts(container, stream),
         live=live,
         identity=identity,
+        is_timed=is_timed,
     )
 
 

@@ -27,7 +27,7 @@ from vidflow.infra.video.hls_playlist import is_playlist
 from vidflow.infra.video.http_file import HttpFile
 from vidflow.infra.video.http_stream import HttpStream
 from vidflow.infra.video.local_file import FollowedFile, LocalFile
-from vidflow.infra.video.mjpeg import FORMAT, is_multipart
+from vidflow.infra.video.mjpeg import FORMAT, PictureStream, is_multipart
 from vidflow.infra.video.source import can_be_appended_to
 from vidflow.infra.video.source_connection import Interruption
 from vidflow.infra.video.source_file import SourceFile
@@ -130,7 +130,8 @@ class SourceContainer:
             if is_playlist(stream.content_type, stream.url):
                 return self._open_playlist(stream)
             if is_multipart(stream.content_type):
-                return self._open_file(stream, FORMAT, _PICTURES_OPTIONS)
+                self.file = pictures = PictureStream(stream)
+                return self._open_file(pictures, FORMAT, _PICTURES_OPTIONS)
             return self._open_file(stream, options=_LIVE_OPTIONS)
         self.file = file = HttpFile(source.url, source.access, source.interruption, was_read=source.was_read)
         if is_playlist(file.content_type, file.url):
