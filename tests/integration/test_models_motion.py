@@ -13,6 +13,7 @@ from vidflow.domain.detections import Detection
 from vidflow.domain.messages import Parameters
 from vidflow.infra.models import registry
 from vidflow.infra.models.model import Model
+from vidflow.infra.models.motion import sum_of_middle
 
 
 def motion(score: float | None = None) -> Model:
@@ -59,6 +60,12 @@ def test_a_resumed_run_with_a_warm_up_gives_the_same_detections(shared: Path) ->
         resumed = motion()
         resumed.infer(kept[max(start - resumed.warmup_frames, 0) : start])
         assert resumed.infer(kept[start:]) == uninterrupted[start:]
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+def test_the_background_is_the_median_of_the_earlier_pictures(count: int) -> None:
+    earlier = np.random.default_rng(count).integers(0, 256, (count, 12, 16), dtype=np.uint8)
+    assert (sum_of_middle(earlier) == 2 * np.median(earlier, axis=0)).all()
 
 
 def test_a_moving_object_has_a_box_at_its_current_place() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from functools import reduce
 from typing import Final
 
 import numpy as np
@@ -40,11 +41,13 @@ MAX_NOISE: Final = 6.0
 """Grey levels. If half of the picture differs by more, the camera moved or the scene was cut, and nothing is detected."""
 DILATION_SIZE: Final = (7, 3)
 """Rows and columns. Parts within this distance form one region. There are more rows because people stand upright."""
-LUMA: Final = np.array([77, 150, 29], dtype=np.uint16)
+LUMA: Final = tuple(map(np.uint16, (77, 150, 29)))
 """Weights of red, green and blue in 256ths: integers, so that grey values are the same on every machine."""
+STEPS: Final = 18
+"""Differences are counted in 18ths of a grey level, so that halves (of a median of two) and averages of nine pixels are whole numbers."""
 
 Grey = NDArray[np.uint8]
-FloatArray = NDArray[np.float32]
+Steps = NDArray[np.int16]
 
 
 class MotionModel:
@@ -70,7 +73,7 @@ class MotionModel:
         if len(background) < MIN_BACKGROUND_FRAMES:
             return ()
         size = (picture.width, picture.height)
-        scaled = [_detection(score, box, grey, size) for score, box in regions(grey, np.stack(background))]
+        scaled = [_detection(score, box, grey, size) for score, box in regions(grey, background)]
         detections = [detection for detection in scaled if detection is not None]
         return select_detections(detections, self._filter.score, self._filter.labels, self._filter.limit)
 
@@ -84,45 +87,86 @@ def thumbnail(picture: Picture) -> Grey:
     """Return the picture in grey, its longer side at most THUMBNAIL_SIDE_PIXELS: an array (height, width)."""
     scale = min(1.0, THUMBNAIL_SIDE_PIXELS / max(picture.width, picture.height))
     width, height = max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)
-    weighted = picture.image(width, height).astype(np.uint16) * LUMA
-    grey: Grey = (weighted.sum(axis=2, dtype=np.uint16) >> 8).astype(np.uint8)
+    pixels = picture.image(width, height)
+    red, green, blue = (pixels[:, :, channel] * weight for channel, weight in enumerate(LUMA))
+    grey: Grey = ((red + green + blue) >> 8).astype(np.uint8)
     return grey
 
 
-def regions(grey: Grey, background: Grey) -> list[tuple[float, tuple[int, int, int, int]]]:
+def regions(grey: Grey, background: Sequence[Grey]) -> list[tuple[float, tuple[int, int, int, int]]]:
     """Return score and box (x1, y1, x2, y2) of each region of `grey` (height, width) that moved.
 
-    `background` is an array (n, height, width). The score is d / (d + t), where d is the region's mean difference from the
+    `background`: earlier pictures of this size. The score is d / (d + t), where d is the region's mean difference from the
     background and t the threshold: 0.5 for a region that barely differs, 0.9 for white on black.
     """
-    signed = grey.astype(np.float32) - np.median(background, axis=0).astype(np.float32)
-    signed -= np.median(signed)  # ignore a change in brightness of the whole picture
-    difference = np.abs(ndimage.uniform_filter(signed, 3))
-    noise = float(np.median(difference))
-    if noise > MAX_NOISE:
+    signed = 2 * grey.astype(np.int16) - sum_of_middle(background)
+    signed -= _median(signed)  # ignore a change in brightness of the whole picture
+    difference = np.abs(_sum_neighbours(signed))
+    noise = _median(difference)
+    if noise > MAX_NOISE * STEPS:
         return []
-    threshold = max(MIN_DIFFERENCE, NOISE_FACTOR * noise)
+    threshold = max(MIN_DIFFERENCE * STEPS, NOISE_FACTOR * noise)
     return _boxes(difference > threshold, difference, threshold)
 
 
+def sum_of_middle(pictures: Sequence[Grey]) -> Steps:
+    """Return the sum of the two middle values of each pixel, or twice the middle one: twice the median.
+
+    It sorts by exchanging neighbours (odd-even transposition), a few bytes at a time on all pixels at once. That is some twenty times
+    faster than NumPy's median.
+    """
+    sorted_pictures = list(pictures)
+    for step in range(len(sorted_pictures)):
+        for index in range(step % 2, len(sorted_pictures) - 1, 2):
+            lower, upper = sorted_pictures[index : index + 2]
+            sorted_pictures[index : index + 2] = np.minimum(lower, upper), np.maximum(lower, upper)
+    lower, upper = sorted_pictures[(len(sorted_pictures) - 1) // 2], sorted_pictures[len(sorted_pictures) // 2]
+    return lower.astype(np.int16) + upper
+
+
+def _median(values: Steps) -> int:
+    """Return the median, the lower one of two."""
+    first = int(values.min())
+    counts = np.bincount((values - first).ravel())
+    return first + int(np.searchsorted(np.cumsum(counts), (values.size + 1) // 2))
+
+
+def _sum_neighbours(values: Steps) -> Steps:
+    """Return the sum of each value and its eight neighbours. Those of the edge count twice."""
+    padded = np.pad(values, 1, mode="edge")
+    rows = padded[:-2] + padded[1:-1] + padded[2:]
+    sums: Steps = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
+    return sums
+
+
+def _dilate(moved: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return where a pixel within half of DILATION_SIZE has moved."""
+    height, width = moved.shape
+    rows, columns = (size // 2 for size in DILATION_SIZE)
+    padded = np.pad(moved, ((rows, rows), (columns, columns)))
+    upright = reduce(np.bitwise_or, (padded[row : row + height] for row in range(2 * rows + 1)))
+    return reduce(np.bitwise_or, (upright[:, column : column + width] for column in range(2 * columns + 1)))
+
+
 def _boxes(
-    moved: NDArray[np.bool_], difference: FloatArray, threshold: float
+    moved: NDArray[np.bool_], difference: Steps, threshold: float
 ) -> list[tuple[float, tuple[int, int, int, int]]]:
-    joined, count = ndimage.label(
-        ndimage.binary_dilation(moved, np.ones(DILATION_SIZE, dtype=bool)), np.ones((3, 3), dtype=bool)
-    )
-    numbered = np.where(moved, joined, 0)  # dilation joins regions but must not enlarge boxes
-    numbers = np.arange(1, count + 1)
-    areas = ndimage.sum_labels(moved, numbered, numbers)
-    means = ndimage.mean(difference, numbered, numbers)
-    boxes = []
-    for index, box in enumerate(ndimage.find_objects(numbered, max_label=count)):
-        if box is None or areas[index] < MIN_AREA_SHARE * moved.size:
-            continue
-        rows, columns = box
-        score = float(means[index]) / (float(means[index]) + threshold)
-        boxes.append((score, (columns.start, rows.start, columns.stop, rows.stop)))
-    return boxes
+    joined, _ = ndimage.label(_dilate(moved), np.ones((3, 3), dtype=bool))
+    places = np.flatnonzero(moved)  # dilation joins regions but must not enlarge boxes
+    if not len(places):
+        return []
+    numbers = joined.ravel()[places]
+    order = np.argsort(numbers, kind="stable")
+    places = places[order]
+    first = np.flatnonzero(np.diff(numbers[order], prepend=0))  # of each region
+    areas = np.diff(first, append=len(places))
+    rows, columns = np.divmod(places, moved.shape[1])
+    means = np.add.reduceat(difference.ravel()[places], first, dtype=np.int64) / areas
+    left, right = np.minimum.reduceat(columns, first), np.maximum.reduceat(columns, first)
+    boxes = np.stack([left, rows[first], right + 1, rows[first + areas - 1] + 1], axis=1)
+    large = areas >= MIN_AREA_SHARE * moved.size
+    scores = means / (means + threshold)
+    return [(score, tuple(box)) for score, box in zip(scores[large].tolist(), boxes[large].tolist(), strict=True)]
 
 
 def _detection(score: float, box: tuple[int, int, int, int], grey: Grey, size: Size) -> Detection | None:
