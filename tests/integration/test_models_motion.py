@@ -65,7 +65,7 @@ def test_a_resumed_run_with_a_warm_up_gives_the_same_detections(shared: Path) ->
 @pytest.mark.parametrize("count", range(1, 9))
 def test_the_background_is_the_median_of_the_earlier_pictures(count: int) -> None:
     earlier = np.random.default_rng(count).integers(0, 256, (count, 12, 16), dtype=np.uint8)
-    assert (sum_of_middle(earlier) == 2 * np.median(earlier, axis=0)).all()
+    assert (sum_of_middle(list(earlier)) == 2 * np.median(earlier, axis=0)).all()
 
 
 def test_a_moving_object_has_a_box_at_its_current_place() -> None:

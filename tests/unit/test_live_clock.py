@@ -155,6 +155,23 @@ def test_a_pause_of_the_camera_is_a_pause_in_time() -> None:
     assert clock.jumps == 0
 
 
+def test_frames_that_a_stopped_reader_finds_in_its_buffers_keep_their_times() -> None:
+    before = [(3600 * index, 40_000 * index) for index in range(50)]
+    buffered = [(3600 * index, 32 * SECOND_US + 5_000 * index) for index in range(50, 250)]
+    lost_by_the_server = [(3600 * index, 40_000 * index) for index in range(850, 900)]
+    clock, times = place_all(LiveClock().connect(RTP), [*before, *buffered, *lost_by_the_server])
+    assert times == [40_000 * index for index in [*range(250), *range(850, 900)]]
+    assert (clock.jumps, clock.drifts) == (0, 0)
+
+
+def test_a_clock_that_stood_still_has_jumped_once_its_frames_do_not_catch_up() -> None:
+    frames = [(3600 * index, 40_000 * index + (30 * SECOND_US if index >= 50 else 0)) for index in range(200)]
+    clock, times = place_all(LiveClock().connect(RTP), frames)
+    assert times[:75] == [40_000 * index for index in range(75)]
+    assert times[75:] == [40_000 * index + 30 * SECOND_US for index in range(75, 200)]
+    assert (clock.jumps, clock.drifts) == (1, 0)
+
+
 @given(
     st.lists(
         st.tuples(st.one_of(st.none(), st.integers(-(2**40), 2**40)), st.integers(0, 10**7), st.booleans()), max_size=60

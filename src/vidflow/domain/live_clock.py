@@ -24,6 +24,9 @@ CORRECTION: Final = Fraction(1, 20)
 """Share by which time runs slower or faster during a correction. A step would be a hole, or would squeeze frames into one moment."""
 JUMP_US: Final = 1_000_000
 """The clock has jumped if a frame came this much sooner or later after the previous one than its pts say. Otherwise it drifts."""
+CATCH_UP_US: Final = 1_000_000
+"""Frames that come later than their pts say may have been delayed, and the next ones then come at once. If in this time they do not
+come half as fast again as their pts say, the clock has jumped."""
 LONGEST_BURST_US: Final = 60_000_000
 """No server stores more at the beginning of a connection. Frames whose pts are further apart have a wild one among them."""
 MAX_UNTIMED_FRAMES: Final = 25
@@ -72,6 +75,9 @@ class LiveClock:
     _untimed: int = 0
     _is_corrected: bool = False
     _is_off: bool = False
+    _delayed: _Placed | None = (
+        None  # the frame from which on frames are delayed, or the one that last was nearer to its time
+    )
 
     def connect(self, time_base: Fraction | None, first: Sequence[tuple[int | None, int]] = ()) -> LiveClock:
         """Return the clock at the beginning of a connection. The pts of two connections have nothing in common.
@@ -109,12 +115,13 @@ class LiveClock:
         if self._previous is None:
             is_wild = abs(offset_us) > LONGEST_BURST_US
             return self._anchor_at(pts, arrived_us if is_wild else captured_us, arrived_us), True
-        goes_back = pts < self._previous.pts  # a server may count from 0 again when another client joins
-        if goes_back or abs(offset_us) > MAX_OFFSET_US:
-            elapsed_us = arrived_us - self._previous.arrived_us
-            if goes_back or abs(self._to_us(pts - self._previous.pts) - elapsed_us) > JUMP_US:
-                jumped = self._anchor_at(pts, self._previous.captured_us + elapsed_us, arrived_us)
-                return replace(jumped, jumps=self.jumps + 1), True
+        elapsed_us = arrived_us - self._previous.arrived_us
+        ahead_us = self._to_us(pts - self._previous.pts) - elapsed_us
+        # A server may count from 0 again when another client joins.
+        if pts < self._previous.pts or (offset_us > MAX_OFFSET_US and ahead_us > JUMP_US):
+            return self._jump(pts, self._previous.captured_us + elapsed_us, arrived_us), True
+        if offset_us < -MAX_OFFSET_US and (self._delayed is not None or ahead_us < -JUMP_US):
+            return self._place_delayed(_Placed(pts, self._after_last(captured_us), arrived_us)), True
         is_corrected = abs(offset_us) > (SETTLED_OFFSET_US if self._is_corrected else MAX_OFFSET_US)
         if is_corrected:
             step_us = captured_us - self._previous.captured_us
@@ -122,7 +129,20 @@ class LiveClock:
             drifts = self.drifts + (not self._is_corrected)
             return replace(self._anchor_at(pts, captured_us, arrived_us), drifts=drifts, _is_corrected=True), True
         placed = _Placed(pts, self._after_last(captured_us), arrived_us)
-        return replace(self, captured_us=placed.captured_us, _previous=placed, _is_corrected=False), True
+        return replace(self, captured_us=placed.captured_us, _previous=placed, _is_corrected=False, _delayed=None), True
+
+    def _place_delayed(self, placed: _Placed) -> LiveClock:
+        """Return the clock after a frame that came much later than its pts say, or jumped if such frames do not catch up."""
+        delayed = self._delayed or placed
+        passed_us = placed.arrived_us - delayed.arrived_us
+        if passed_us >= CATCH_UP_US:
+            if placed.captured_us - delayed.captured_us < passed_us * 3 / 2:
+                return self._jump(placed.pts, placed.arrived_us, placed.arrived_us)
+            delayed = placed
+        return replace(self, captured_us=placed.captured_us, _previous=placed, _is_corrected=False, _delayed=delayed)
+
+    def _jump(self, pts: int, captured_us: int, arrived_us: int) -> LiveClock:
+        return replace(self._anchor_at(pts, captured_us, arrived_us), jumps=self.jumps + 1)
 
     def compare(self, stated: CaptureTime | None) -> LiveClock:
         """Return the clock after the camera has stated when it captured the last frame.
@@ -138,7 +158,7 @@ class LiveClock:
 
     def _anchor_at(self, pts: int, captured_us: int, arrived_us: int) -> LiveClock:
         placed = _Placed(pts, self._after_last(captured_us), arrived_us)
-        return replace(self, captured_us=placed.captured_us, _anchor=placed, _previous=placed)
+        return replace(self, captured_us=placed.captured_us, _anchor=placed, _previous=placed, _delayed=None)
 
     def _after_last(self, captured_us: int) -> int:
         return captured_us if self.captured_us is None else max(captured_us, self.captured_us + 1)
