@@ -147,6 +147,29 @@ def test_a_segment_of_a_path_that_looks_like_a_token_is_masked(token: str) -> No
     assert redact(f"http://host/{token}/v.mp4") == "http://host/***/v.mp4"
 
 
+@pytest.mark.parametrize("scheme", ["rtmp", "RTMPS", "source=rtmp"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        SECRET, "live_123456789_AbCdEfGh1234", "abcd-efgh-ijkl-mnop", "7f3ac92b", "01890a5d-ac96-774b-bcce-b302099a8057",
+        "name=cam", "qwertyuiopasdf", "FB-123456789-0-AbcDef",
+    ],
+)  # fmt: skip
+def test_a_stream_of_an_rtmp_server_whose_name_may_be_a_key_is_masked(scheme: str, key: str) -> None:
+    assert redact(f"{scheme}://host:1935/live/{key}: gone") == f"{scheme}://host:1935/live/***: gone"
+    assert redact(f"'{scheme}://host/live/{key}', again") == f"'{scheme}://host/live/***', again"
+    assert redact(f"no stream {key}", find_secrets(f"rtmp://host/live/{key}")) == "no stream ***"
+
+
+@pytest.mark.parametrize(
+    "name", ["cam", "cam01", "front_door", "LiveApp", "hall-2-main", "1080p", "h264.flv", "A/B/cam"]
+)
+def test_a_plain_name_of_a_stream_of_an_rtmp_server_is_shown(name: str) -> None:
+    url = f"rtmp://host/live/{name}"
+    assert redact(url) == url
+    assert redact(f"cannot open {url}: gone") == f"cannot open {url}: gone"
+
+
 def test_a_numeric_token_of_a_bot_is_masked() -> None:
     assert redact("https://host/file/bot123:98765432/v.mp4") == "https://host/file/bot123:***/v.mp4"
 

@@ -9,7 +9,7 @@ deny-list of names applies. Possessive quantifiers keep each pattern linear in i
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 from urllib.parse import unquote
 
@@ -48,7 +48,7 @@ _SECRET_NAMES: Final = frozenset(
 _COMMON_WORDS: Final = frozenset({"key", "hash", "code", "pin"})
 """Exceptions to _SECRET_NAMES: their values are secrets in URLs only."""
 
-_URL: Final = re.compile(r"://\S++")
+_URL: Final = re.compile(r"(?:[a-zA-Z]{0,8}+)://\S++")
 _USER_AT_HOST: Final = re.compile(r"(?<![^\s\"'`(<=,/])[^\s:/@\"'`(<=,]++:[^\s@/]{1,200}+@(?=[\w\[])")
 _QUERY: Final = re.compile(r"(?<=\?)[^\s\"'<>`?]*+")
 _NAME: Final = re.compile(r"(?<![\w.-])(?P<name>[\w.-]++)\\?[\"']?[ \t]{0,8}[=:]{1,2}[ \t]{0,8}")
@@ -79,6 +79,12 @@ _KNOWN_TOKEN: Final = re.compile(
 """The beginnings of some services' tokens."""
 _WORD: Final = re.compile(r"[A-Za-z0-9_-]{16,}")
 _RUN: Final = re.compile(r"[0-9]++|[a-z]++|[A-Z]++")
+_RTMP: Final = re.compile(r"rtmp[est]{0,2}$", re.IGNORECASE)
+_NAME_WORD: Final = re.compile(r"(?:(?:[A-Z][a-z]{1,11}){1,2}|[a-z]{1,12}|[A-Z]{1,12})[0-9]{0,4}|[0-9]{1,4}[ikp]?")
+_NAME_JOINT: Final = re.compile(r"[-_.]")
+_MOST_NAME_WORDS: Final = 3
+"""The name of a stream of an RTMP server is shown if it has only so many words and small numbers. Others may be the key with which
+the stream is sent."""
 _IPTV: Final = frozenset({"live", "movie", "movies", "series", "timeshift"})
 _TOO_LONG_NAME: Final = 40
 _SHORTEST_PASSWORD: Final = 4
@@ -123,11 +129,16 @@ def find_secrets(url: str) -> tuple[str, ...]:
 
 
 def _mask_chunk(chunk: str, found: list[str]) -> str:
-    """Mask a run of non-space characters that begins with `://`. It may contain several URLs."""
-    return "://".join(_mask_url(part, found) for part in chunk.split("://"))
+    """Mask a run of non-space characters that begins with a scheme, or its end, and `://`. It may contain several URLs."""
+    scheme, *parts = chunk.split("://")
+    masked = [scheme]
+    for part in parts:
+        masked.append(_mask_url(part, found, _mask_stream_path if _RTMP.search(scheme) else _mask_path))
+        scheme = part
+    return "://".join(masked)
 
 
-def _mask_url(part: str, found: list[str]) -> str:
+def _mask_url(part: str, found: list[str], mask_path: Callable[[str, list[str]], str]) -> str:
     """Mask the part of a URL after `://`: user and password, path, query and fragment."""
     if not part:
         return part
@@ -142,7 +153,7 @@ def _mask_url(part: str, found: list[str]) -> str:
     return "".join((
         "" if user is None else f"{MASK}@",
         _mask_host(authority) if user is None else authority,
-        _mask_path(path, found),
+        mask_path(path, found),
         question_mark,
         _mask_query(query, found),
         hash_sign,
@@ -189,6 +200,20 @@ def _mask_path(path: str, found: list[str]) -> str:
                 _record_secret(found, secret, _SHORTEST_VALUE)
             masked[index + 1 : index + 3] = [MASK, MASK]
     return "/".join(masked)
+
+
+def _mask_stream_path(path: str, found: list[str]) -> str:
+    """Mask secrets in a path of an RTMP server, whose parts are shown only if they are plain names."""
+    segments = zip(path.split("/"), _mask_path(path, found).split("/"), strict=True)
+    return "/".join(_mask_stream_segment(segment, masked, found) for segment, masked in segments)
+
+
+def _mask_stream_segment(segment: str, masked: str, found: list[str]) -> str:
+    name = segment.rstrip(_PUNCTUATION)
+    words = _NAME_JOINT.split(name)
+    if name in {"", MASK} or (len(words) <= _MOST_NAME_WORDS and all(map(_NAME_WORD.fullmatch, words))):
+        return masked
+    return _record_secret(found, name, _SHORTEST_VALUE) + segment[len(name) :]
 
 
 def _mask_segment(segment: str, found: list[str]) -> str:
