@@ -30,12 +30,12 @@ def is_installed() -> bool:
 
 
 def require_server() -> None:
-    """Skip the test if there is no RTSP server, or fail it if VIDFLOW_REQUIRE_RTSP is set, as in the gate."""
+    """Skip the test if there is no RTSP server, or fail it if VIDFLOW_REQUIRE_MEDIA_SERVERS is set, as in the gate."""
     if is_installed():
         return
-    reason = f"no RTSP server: install {PACKAGES} (.ci/rtsp-server)"
-    if os.environ.get("VIDFLOW_REQUIRE_RTSP"):
-        pytest.fail(f"{reason}, and VIDFLOW_REQUIRE_RTSP is set", pytrace=False)
+    reason = f"no RTSP server: install {PACKAGES} (.ci/media-servers)"
+    if os.environ.get("VIDFLOW_REQUIRE_MEDIA_SERVERS"):
+        pytest.fail(f"{reason}, and VIDFLOW_REQUIRE_MEDIA_SERVERS is set", pytrace=False)
     pytest.skip(reason)
 
 
