@@ -68,6 +68,14 @@ def rtsp_server() -> None:
 
 
 @pytest.fixture(scope="session")
+def rtmp_server() -> None:
+    """Skip tests that need an RTMP server where there is none."""
+    from tests.rtmp.server import require_server  # noqa: PLC0415
+
+    require_server()
+
+
+@pytest.fixture(scope="session")
 def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a server started for this session, or of the outer session's server. Its database `vidflow` is empty."""
     if outer_url := os.environ.get(POSTGRES_URL_VARIABLE):

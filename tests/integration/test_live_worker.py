@@ -6,11 +6,15 @@ import datetime
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from tests.integration import faulty_models
 from tests.integration.api_server import free_port
 from tests.integration.runner_harness import ControlPlane, RunnerProcess, make_deploy, new_uuid, running_runner
+from tests.rtmp import refusing as rtmp
+from tests.rtmp.publisher import Publisher
+from tests.rtmp.server import RtmpServer
 from tests.rtsp.bad_servers import camera_url, full, refusing, silent
 from tests.rtsp.camera import Camera
 
@@ -76,14 +80,18 @@ def stop_all(control_plane: ControlPlane, runner: str, uuids: list[str]) -> floa
     return time.monotonic() - began_s
 
 
+def end_of(step: Frame | Gap) -> float:
+    return step.to_s if isinstance(step, Gap) else step.time_s + 1 / FPS
+
+
 def assert_covered(steps: list[Frame | Gap], until_s: float) -> None:
     """Assert that frames and gaps follow one another from the first frame to the end."""
     assert isinstance(steps[0], Frame)
     reached_s = steps[0].time_s
     for step in steps:
-        begins_s, ends_s = (step.time_s, step.time_s + 1 / FPS) if isinstance(step, Frame) else (step.from_s, step.to_s)
+        begins_s = step.time_s if isinstance(step, Frame) else step.from_s
         assert begins_s == pytest.approx(reached_s, abs=0.3 / FPS), step
-        reached_s = ends_s
+        reached_s = end_of(step)
     assert reached_s == pytest.approx(until_s, abs=0.3 / FPS)
 
 
@@ -97,6 +105,8 @@ def test_sources_that_are_not_there_are_waited_for_beyond_the_start_deadline_and
             servers.enter_context(full()): "source_timeout",
             servers.enter_context(refusing("404 Not Found")): "source_not_found",
             servers.enter_context(refusing("503 Service Unavailable")): "source_unreachable",
+            servers.enter_context(silent()).replace("rtsp:", "rtmp:") + "/stream": "source_timeout",
+            servers.enter_context(rtmp.answering(rtmp.status("NetStream.Play.StreamNotFound"))): "source_not_found",
         }
         codes = {new_uuid(): (url, code) for url, code in expected.items()}
         for uuid, (url, _) in codes.items():
@@ -115,8 +125,13 @@ def test_sources_that_are_not_there_are_waited_for_beyond_the_start_deadline_and
 
 
 def test_what_no_waiting_mends_ends_the_scenario_at_once(control_plane: ControlPlane, runner_id: str) -> None:
-    with refusing("401 Unauthorized") as wants_login, refusing("403 Forbidden") as forbidden:
+    with (
+        refusing("401 Unauthorized") as wants_login,
+        refusing("403 Forbidden") as forbidden,
+        rtmp.answering(rtmp.error(rtmp.LOGIN)) as wants_rtmp_login,
+    ):
         expected = {
+            new_uuid(): (wants_rtmp_login, "source_unauthorized"),
             new_uuid(): (wants_login, "source_unauthorized"),
             new_uuid(): (forbidden, "source_denied"),
             new_uuid(): ("rtsp://169.254.169.254/cam", "source_refused"),
@@ -168,12 +183,33 @@ def test_cameras_that_were_read_end_on_time_or_stop_at_once_and_everything_is_ac
     assert end.reason is EndReason.FINISHED
     for uuid in started:
         steps = [step for step in control_plane.results_of(uuid) if isinstance(step, Frame | Gap)]
-        last = steps[-1]
-        assert_covered(steps, 4.0 if uuid == limited else last.to_s if isinstance(last, Gap) else last.time_s + 1 / FPS)
+        assert_covered(steps, 4.0 if uuid == limited else end_of(steps[-1]))
     assert control_plane.gaps(reconnects)[-1].reason is GapReason.RECONNECTING
     assert control_plane.gaps(stalls)[-1].reason is GapReason.STALLED
     assert control_plane.gaps(limited)[-1].reason is GapReason.RECONNECTING
     assert stop_s < STOP_LIMIT_S
+
+
+@pytest.mark.usefixtures("rtmp_server")
+def test_streams_of_an_rtmp_server_are_read_stop_at_once_and_their_keys_are_not_shown(
+    control_plane: ControlPlane, runner_process: RunnerProcess, runner_id: str, tmp_path: Path
+) -> None:
+    key = "live_1234_AbCdEfGh5678"
+    with RtmpServer(free_port(), tmp_path) as server:
+        sent, never_sent = server.url, server.url.replace("//", "//user:secret@").replace("cam", key)
+        reads, waits = new_uuid(), new_uuid()
+        with Publisher(server.url):
+            control_plane.send_command(runner_id, make_deploy(reads, sent))
+            control_plane.send_command(runner_id, make_deploy(waits, never_sent))
+            control_plane.wait_until(lambda: len(control_plane.frames(reads)) >= 10, "frames are sent")
+            control_plane.wait_until(lambda: lost_codes(control_plane, waits) == ["source_timeout"], "it is waited for")
+            assert stop_all(control_plane, runner_id, [reads, waits]) < STOP_LIMIT_S
+    steps = [step for step in control_plane.results_of(reads) if isinstance(step, Frame | Gap)]
+    assert_covered(steps, end_of(steps[-1]))
+    shown = [result.error.message for result in control_plane.results_of(waits) if isinstance(result, SourceLost)]
+    assert "/live/***" in shown[0]
+    assert key not in (text := runner_process.log + "".join(shown))
+    assert "secret" not in text
 
 
 def test_a_partial_batch_does_not_wait_for_the_next_frame(control_plane: ControlPlane, runner_id: str) -> None:

@@ -74,7 +74,8 @@ def test_a_missing_or_unusable_file_is_refused(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["http://h/x.mp4", "HTTPS://h/x", "rtsp://u:p@h:554/s", "rtsps://[::1]/s", "http://h/x?a=1#b"]
+    "source",
+    ["http://h/x.mp4", "HTTPS://h/x", "rtsp://u:p@h:554/s", "rtsps://[::1]/s", "rtmp://h/a/s", "http://h/x?a=1#b"],
 )
 def test_a_url_is_stored_unchanged(source: str) -> None:
     assert validate_source(source, ApiOptions()) == source
@@ -93,6 +94,7 @@ def test_a_url_of_another_scheme_is_refused(source: str) -> None:
         "http://",
         "http:///x",
         "http://h:port/x",
+        "rtmp://h/",
         "http://h:70000/",
         "http://[::1",
         "http://h/a b",
@@ -108,6 +110,7 @@ def test_an_invalid_url_is_refused(source: str) -> None:
     ("source", "expected"),
     [
         ("rtsp://u:p@h:554/s", "rtsp://***@h:554/s"),
+        ("rtmp://u:p@h/live/x7Kq-9s2L-bb4R", "rtmp://***@h/live/***"),
         ("http://token@h/s", "http://***@h/s"),
         ("http://u:p@ss@h/s", "http://***@h/s"),
         ("http://h/s?X-Amz-Signature=abc&n=1&api_key=k", "http://h/s?X-Amz-Signature=***&n=1&api_key=***"),

@@ -19,7 +19,8 @@ def test_a_url_has_a_scheme_and_a_path_has_none(source: str, scheme: str | None)
 
 
 @pytest.mark.parametrize(
-    ("source", "live"), [("RTSPS://camera/1", True), ("udp://a:1", True), ("http://host/clip.mp4", False)]
+    ("source", "live"),
+    [("RTSPS://camera/1", True), ("udp://a:1", True), ("rtmp://host/live/cam", True), ("http://host/clip.mp4", False)],
 )
 def test_cameras_and_datagrams_are_always_live(source: str, *, live: bool) -> None:
     assert is_always_live(source) is live

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-LIVE_SCHEMES: Final = ("rtsp", "rtsps", "udp")
+LIVE_SCHEMES: Final = ("rtsp", "rtsps", "rtmp", "rtmps", "udp")
 """Schemes of sources that are always live."""
 SCHEMES: Final = ("http", "https", *LIVE_SCHEMES)
 """All schemes that a source may have, besides paths."""

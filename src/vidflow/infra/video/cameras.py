@@ -1,8 +1,9 @@
-"""Open cameras (rtsp, rtsps) with FFmpeg, at addresses that were checked before."""
+"""Open cameras (rtsp, rtsps) and streams of RTMP servers with FFmpeg, at addresses that were checked before."""
 
 from __future__ import annotations
 
 import errno
+import socket
 import ssl
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from av.container import InputContainer
 from vidflow.domain.errors import SourceError, Unavailable
 from vidflow.domain.source_access import SourceAccess
 from vidflow.infra.source_tls import build_certificate_error, build_tls_context, ca_bundle
+from vidflow.infra.video import rtmp
 from vidflow.infra.video.ffmpeg import open_with_ffmpeg
-from vidflow.infra.video.source_connection import Interruption, connect, resolve, start_tls
+from vidflow.infra.video.source_connection import CONNECT_TIMEOUT_S, Interruption, connect, resolve, start_tls
 
 OPEN_TIMEOUT_S: Final = 60.0
 READ_TIMEOUT_S: Final = 60.0
@@ -35,7 +37,8 @@ _TCP: Final = {"rtsp_transport": "tcp"}
 _TCP_OR_UDP: Final = {"rtsp_flags": "prefer_tcp+filter_src"}
 """TCP loses nothing. Cameras that refuse it send over UDP, from whose packets those of strangers are filtered. FFmpeg then sends datagrams
 to whatever address the camera states, so only cameras in networks that the operator has named are asked for it."""
-PORTS: Final = {"rtsp": 554, "rtsps": 322}
+PORTS: Final = {"rtsp": 554, "rtsps": 322, **rtmp.PORTS}
+_SECURE: Final = ("rtsps", "rtmps")
 _NO_CONNECTION: Final = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT})
 """Errors after which another address of the same host may answer."""
 
@@ -49,6 +52,11 @@ class Camera:
     access: SourceAccess
     interruption: Interruption
 
+    @property
+    def scheme(self) -> str:
+        """The scheme of the URL, in lower case."""
+        return urlsplit(self.url).scheme
+
 
 def open_camera(camera: Camera) -> InputContainer:
     """Open a camera at an address that the operator allows. Raises SourceError, Unavailable or ReadingStopped."""
@@ -56,21 +64,34 @@ def open_camera(camera: Camera) -> InputContainer:
         urls, may_use_udp = _check_addresses(camera)
     except (OSError, UnicodeError) as error:
         raise build_camera_error(getattr(error, "strerror", None) or str(error), camera.display_name) from error
-    is_secure = camera.url.lower().startswith("rtsps:")
-    options = _OPTIONS | (_TCP_OR_UDP if may_use_udp else _TCP)
+    tls: dict[str, str] = {}
+    timeout = (OPEN_TIMEOUT_S, READ_TIMEOUT_S)
     with ExitStack() as stack:
-        if is_secure and camera.access.verify:
-            options |= {"tls_verify": "1", "ca_file": stack.enter_context(ca_bundle(camera.access))}
+        if camera.scheme in _SECURE and camera.access.verify:
+            tls = {"tls_verify": "1", "ca_file": stack.enter_context(ca_bundle(camera.access))}
         for url in urls:
             try:
-                return open_with_ffmpeg(url, options, timeout=(OPEN_TIMEOUT_S, READ_TIMEOUT_S))
+                if camera.scheme in rtmp.PORTS:
+                    return rtmp.open_stream(camera.url, url, tls, timeout)
+                options = _OPTIONS | (_TCP_OR_UDP if may_use_udp else _TCP) | tls
+                return open_with_ffmpeg(url, options, timeout=timeout)
             except av.error.FFmpegError as error:
                 if error.errno in _NO_CONNECTION and url != urls[-1]:
                     continue
-                if is_secure:
+                if camera.scheme in _SECURE:
                     _require_valid_certificate(camera)
-                raise _build_refusal(error, camera.display_name) from error
+                build = _build_rtmp_refusal if camera.scheme in rtmp.PORTS else _build_refusal
+                raise build(error, camera) from error
     raise build_camera_error("its name has no address", camera.display_name)
+
+
+def connect_to_camera(camera: Camera, limit_s: float = CONNECT_TIMEOUT_S) -> socket.socket:
+    """Connect as FFmpeg does, with a verified certificate. Raises OSError, UnicodeError, SourceError or ReadingStopped."""
+    parts = urlsplit(camera.url)
+    host, port = parts.hostname or "", parts.port or PORTS[camera.scheme]
+    tls = build_tls_context(camera.access) if camera.scheme in _SECURE else None
+    connected = connect(host, port, camera.access, camera.interruption, camera.display_name, limit_s)
+    return connected if tls is None else start_tls(connected, tls, host, camera.interruption, limit_s)
 
 
 def _check_addresses(camera: Camera) -> tuple[list[str], bool]:
@@ -79,11 +100,11 @@ def _check_addresses(camera: Camera) -> tuple[list[str], bool]:
     A URL with TLS keeps its host, which the certificate must name. FFmpeg then resolves it again. Raises like `resolve`.
     """
     parts = urlsplit(camera.url)
-    port = parts.port or PORTS[parts.scheme.lower()]
+    port = parts.port or PORTS[camera.scheme]
     addresses = resolve(parts.hostname or "", port, camera.access, camera.interruption, camera.display_name)
     are_named = all(camera.access.is_named(address[0]) for address in addresses)
-    if parts.scheme.lower() == "rtsps":
-        return [camera.url], are_named
+    if camera.scheme in _SECURE:
+        return [parts.geturl()], are_named
     user, at, _ = parts.netloc.rpartition("@")
     hosts = dict.fromkeys(f"[{address[0]}]" if ":" in address[0] else address[0] for address in addresses)
     return [urlunsplit(parts._replace(netloc=f"{user}{at}{host}:{port}")) for host in hosts], are_named
@@ -91,12 +112,8 @@ def _check_addresses(camera: Camera) -> tuple[list[str], bool]:
 
 def _require_valid_certificate(camera: Camera) -> None:
     """Raise SourceError if the camera's certificate is the reason why FFmpeg could not open it, which it does not say."""
-    parts = urlsplit(camera.url)
-    host = parts.hostname or ""
-    tls = build_tls_context(camera.access)
     try:
-        connected = connect(host, parts.port or PORTS["rtsps"], camera.access, camera.interruption, camera.display_name)
-        start_tls(connected, tls, host, camera.interruption).close()
+        connect_to_camera(camera).close()
     except ssl.SSLCertVerificationError as error:
         raise build_certificate_error(camera.display_name, error) from error
     except (OSError, UnicodeError):
@@ -111,8 +128,9 @@ def build_camera_error(reason: str, display_name: str, code: str = "source_unrea
     )
 
 
-def _build_refusal(error: av.error.FFmpegError, display_name: str) -> SourceError | Unavailable:
+def _build_refusal(error: av.error.FFmpegError, camera: Camera) -> SourceError | Unavailable:
     """Return the error to raise for a camera that FFmpeg could not open."""
+    display_name = camera.display_name
     if isinstance(error, av.error.HTTPUnauthorizedError):
         return SourceError(
             f"{display_name} wants another login (401 Unauthorized). Give the camera's user and password: rtsp://user:password@host/...",
@@ -128,3 +146,30 @@ def _build_refusal(error: av.error.FFmpegError, display_name: str) -> SourceErro
             code="source_not_found",
         )
     return build_camera_error(error.strerror, display_name)
+
+
+def _build_rtmp_refusal(error: av.error.FFmpegError, camera: Camera) -> SourceError | Unavailable:
+    """Return the error to raise for a stream of an RTMP server that FFmpeg could not open. May ask the server for the reason."""
+    display_name = camera.display_name
+    if rtmp.is_missing_stream(error):
+        return SourceError(
+            f"{display_name} is not played by its server. Check the path, or whether anybody sends this stream.",
+            code="source_not_found",
+        )
+    if rtmp.is_refusal(error):
+        if _wants_login(camera):
+            return SourceError(
+                f"{display_name} wants another login. Give the server's user and password: rtmp://user:password@host/...",
+                code="source_unauthorized",
+            )
+        return build_camera_error("its server refused the connection", display_name)
+    reason = "its server ended the connection" if error.errno == errno.EIO else error.strerror
+    return build_camera_error(reason, display_name)
+
+
+def _wants_login(camera: Camera) -> bool:
+    try:
+        with connect_to_camera(camera) as connection:
+            return rtmp.asks_for_login(connection, camera.url, camera.interruption)
+    except (OSError, UnicodeError):
+        return False

@@ -120,6 +120,17 @@ def start_tls(
         raise
 
 
+def receive(connection: socket.socket, deadline_s: float, interruption: Interruption) -> bytes:
+    """Return the next bytes, b"" if the connection ended. Raises TimeoutError at the deadline, or ReadingStopped."""
+    while True:
+        require_running(interruption)
+        try:
+            return connection.recv(4096)
+        except TimeoutError:
+            if time.monotonic() > deadline_s:
+                raise
+
+
 def _connect_to(address: Any, interruption: Interruption, limit_s: float) -> socket.socket:  # noqa: ANN401 - by its family
     connecting = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_STREAM)
     try:

@@ -93,6 +93,8 @@ def _validate_url(source: str) -> str:
         raise SourceError("The URL of the source has no host, or contains a space. Write %20 for a space.")
     if parts.scheme.lower() == "udp" and port is None:
         raise SourceError("The URL of the source has no port. Write udp://ADDRESS:PORT.")
+    if parts.scheme.lower() in {"rtmp", "rtmps"} and not parts.path.strip("/"):
+        raise SourceError("The URL of the source names no stream. Write rtmp://HOST/APP/STREAM.")
     return source
 
 

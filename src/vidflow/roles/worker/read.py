@@ -28,9 +28,9 @@ from vidflow.domain.source_schemes import SCHEMES, find_scheme, is_always_live
 from vidflow.infra import video as videos
 from vidflow.infra.confinement import OutsideFolder, resolve_inside
 from vidflow.infra.video import Interruption, KeptFrame, Video, live_detection, open_video
+from vidflow.infra.video.camera_answer import require_answer
 from vidflow.infra.video.hls_file import HlsPosition
 from vidflow.infra.video.live import LiveReader
-from vidflow.infra.video.rtsp_answer import require_answer
 from vidflow.infra.video.warmup import read_warmup_frames
 
 MAX_BATCH_WAIT_S: Final = 0.25
