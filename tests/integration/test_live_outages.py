@@ -182,7 +182,7 @@ CASES = [
     OutageCase("SIGTERM, absent for 3 s", ended, 3.0),
     OutageCase("kill -9, absent for 3 s", killed, 3.0),
     OutageCase("kill -9, absent for 30 s", killed, 30.0),
-    OutageCase("frozen for 20 s", frozen, 20.0, frozenset({STALLED})),
+    *(OutageCase(f"frozen for {s:.0f} s", frozen, s, frozenset({STALLED})) for s in (3.0, 5.0, 20.0, 30.0)),
     OutageCase("network cut for 10 s", cut, 10.0, EITHER),
     OutageCase("404 for 5 s", not_found, 5.0),
     OutageCase("503 for 5 s", unavailable, 5.0),
