@@ -212,8 +212,11 @@ def listening(*, backlog: Sequence[bytes] = ()) -> Iterator[int]:
 
 
 @contextmanager
-def recording_first_lines(tls: ssl.SSLContext | None = None) -> Iterator[tuple[int, list[bytes]]]:
-    """Accept connections on loopback, with `tls` if it is given, and close each after its first line. Yield the port and these lines."""
+def recording_first_lines(tls: ssl.SSLContext | None = None, answer: bytes = b"") -> Iterator[tuple[int, list[bytes]]]:
+    """Accept connections on loopback, with `tls` if it is given, and close each after its first line and the `answer` to it.
+
+    Yield the port and these lines.
+    """
     lines: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -228,6 +231,7 @@ def recording_first_lines(tls: ssl.SSLContext | None = None) -> Iterator[tuple[i
                         stream = connection if tls is None else tls.wrap_socket(connection, server_side=True)
                         with stream:
                             lines.append(stream.recv(4096).partition(b"\r\n")[0])
+                            stream.sendall(answer)
                     except OSError:
                         if tls is None:
                             raise  # with TLS, a client that refuses the certificate ends the handshake

@@ -95,9 +95,7 @@ class Proxy:
             ends, self._open = self._open, set()
             self._reset |= ends
         for end in ends:
-            with contextlib.suppress(OSError):
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                end.shutdown(socket.SHUT_RD)  # ends the threads that read it, which then close it
+            _abort(end)
 
     def _accept(self) -> None:
         while not self._over:
@@ -150,10 +148,7 @@ class Proxy:
                 return  # a dropped connection stays open at both ends until the proxy ends
             self._open -= {source, target}
         for end in (source, target):
-            if end in self._reset:
-                end.close()  # a shutdown would send the usual end first
-            else:
-                _close(end)
+            (_abort if end in self._reset else _close)(end)
 
     def _deliver(self, chunks: queue.SimpleQueue[tuple[float, bytes]], target: socket.socket) -> None:
         """Send each chunk when it is due. During a cut nothing is sent, not even the end of the connection (b"")."""
@@ -174,4 +169,12 @@ class Proxy:
 def _close(end: socket.socket) -> None:
     with contextlib.suppress(OSError):
         end.shutdown(socket.SHUT_RDWR)
+    end.close()
+
+
+def _abort(end: socket.socket) -> None:
+    """Close a connection with a reset. The kernel sends it once no thread reads the connection any more."""
+    with contextlib.suppress(OSError):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        end.shutdown(socket.SHUT_RD)
     end.close()

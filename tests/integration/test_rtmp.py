@@ -14,7 +14,7 @@ from tests.rtmp import refusing
 
 from vidflow.domain.errors import SourceError, Unavailable
 from vidflow.domain.source_access import SourceAccess
-from vidflow.infra.video import open_video
+from vidflow.infra.video import camera_answer, open_video
 from vidflow.infra.video.camera_answer import require_answer
 from vidflow.infra.video.rtmp import HELLO, split_path
 
@@ -80,10 +80,11 @@ def test_a_server_that_names_another_one_is_not_followed_there() -> None:
     assert (refused.value.code, lines) == ("source_unreachable", [])
 
 
-def test_a_server_that_accepts_and_says_nothing_is_noticed_in_time() -> None:
+def test_a_server_that_accepts_and_says_nothing_is_noticed_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(camera_answer, "ANSWER_S", 0.3)
     began_s = time.monotonic()
     with listening() as port, pytest.raises(Unavailable) as silent:
-        require_answer(f"rtmp://127.0.0.1:{port}/live/cam", LOOPBACK, threading.Event(), 0.3)
+        require_answer(f"rtmp://127.0.0.1:{port}/live/cam", LOOPBACK, threading.Event())
     assert silent.value.code == "source_timeout"
     assert time.monotonic() - began_s < 2
 

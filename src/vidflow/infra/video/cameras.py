@@ -18,7 +18,7 @@ from vidflow.domain.source_access import SourceAccess
 from vidflow.infra.source_tls import build_certificate_error, build_tls_context, ca_bundle
 from vidflow.infra.video import rtmp
 from vidflow.infra.video.ffmpeg import open_with_ffmpeg
-from vidflow.infra.video.source_connection import CONNECT_TIMEOUT_S, Interruption, connect, resolve, start_tls
+from vidflow.infra.video.source_connection import Interruption, connect, resolve, start_tls
 
 OPEN_TIMEOUT_S: Final = 60.0
 READ_TIMEOUT_S: Final = 60.0
@@ -38,7 +38,8 @@ _TCP_OR_UDP: Final = {"rtsp_flags": "prefer_tcp+filter_src"}
 """TCP loses nothing. Cameras that refuse it send over UDP, from whose packets those of strangers are filtered. FFmpeg then sends datagrams
 to whatever address the camera states, so only cameras in networks that the operator has named are asked for it."""
 PORTS: Final = {"rtsp": 554, "rtsps": 322, **rtmp.PORTS}
-_SECURE: Final = ("rtsps", "rtmps")
+SECURE: Final = ("rtsps", "rtmps")
+"""Schemes with TLS."""
 _NO_CONNECTION: Final = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT})
 """Errors after which another address of the same host may answer."""
 
@@ -67,7 +68,7 @@ def open_camera(camera: Camera) -> InputContainer:
     tls: dict[str, str] = {}
     timeout = (OPEN_TIMEOUT_S, READ_TIMEOUT_S)
     with ExitStack() as stack:
-        if camera.scheme in _SECURE and camera.access.verify:
+        if camera.scheme in SECURE and camera.access.verify:
             tls = {"tls_verify": "1", "ca_file": stack.enter_context(ca_bundle(camera.access))}
         for url in urls:
             try:
@@ -78,20 +79,20 @@ def open_camera(camera: Camera) -> InputContainer:
             except av.error.FFmpegError as error:
                 if error.errno in _NO_CONNECTION and url != urls[-1]:
                     continue
-                if camera.scheme in _SECURE:
+                if camera.scheme in SECURE:
                     _require_valid_certificate(camera)
                 build = _build_rtmp_refusal if camera.scheme in rtmp.PORTS else _build_refusal
                 raise build(error, camera) from error
     raise build_camera_error("its name has no address", camera.display_name)
 
 
-def connect_to_camera(camera: Camera, limit_s: float = CONNECT_TIMEOUT_S) -> socket.socket:
+def _connect(camera: Camera) -> socket.socket:
     """Connect as FFmpeg does, with a verified certificate. Raises OSError, UnicodeError, SourceError or ReadingStopped."""
     parts = urlsplit(camera.url)
     host, port = parts.hostname or "", parts.port or PORTS[camera.scheme]
-    tls = build_tls_context(camera.access) if camera.scheme in _SECURE else None
-    connected = connect(host, port, camera.access, camera.interruption, camera.display_name, limit_s)
-    return connected if tls is None else start_tls(connected, tls, host, camera.interruption, limit_s)
+    tls = build_tls_context(camera.access) if camera.scheme in SECURE else None
+    connected = connect(host, port, camera.access, camera.interruption, camera.display_name)
+    return connected if tls is None else start_tls(connected, tls, host, camera.interruption)
 
 
 def _check_addresses(camera: Camera) -> tuple[list[str], bool]:
@@ -103,7 +104,7 @@ def _check_addresses(camera: Camera) -> tuple[list[str], bool]:
     port = parts.port or PORTS[camera.scheme]
     addresses = resolve(parts.hostname or "", port, camera.access, camera.interruption, camera.display_name)
     are_named = all(camera.access.is_named(address[0]) for address in addresses)
-    if camera.scheme in _SECURE:
+    if camera.scheme in SECURE:
         return [parts.geturl()], are_named
     user, at, _ = parts.netloc.rpartition("@")
     hosts = dict.fromkeys(f"[{address[0]}]" if ":" in address[0] else address[0] for address in addresses)
@@ -113,7 +114,7 @@ def _check_addresses(camera: Camera) -> tuple[list[str], bool]:
 def _require_valid_certificate(camera: Camera) -> None:
     """Raise SourceError if the camera's certificate is the reason why FFmpeg could not open it, which it does not say."""
     try:
-        connect_to_camera(camera).close()
+        _connect(camera).close()
     except ssl.SSLCertVerificationError as error:
         raise build_certificate_error(camera.display_name, error) from error
     except (OSError, UnicodeError):
@@ -169,7 +170,7 @@ def _build_rtmp_refusal(error: av.error.FFmpegError, camera: Camera) -> SourceEr
 
 def _wants_login(camera: Camera) -> bool:
     try:
-        with connect_to_camera(camera) as connection:
+        with _connect(camera) as connection:
             return rtmp.asks_for_login(connection, camera.url, camera.interruption)
     except (OSError, UnicodeError):
         return False

@@ -41,10 +41,6 @@ OPENING_FRAMES: Final = 5
 second frame, and the decoder may have to wait for a key frame."""
 UNKNOWN_OPENING_S: Final = 45.0
 """The same for a source whose frame duration is not known yet."""
-SHORTEST_ANSWER_S: Final = 1.0
-LONGEST_ANSWER_S: Final = 3.0
-UNKNOWN_ANSWER_S: Final = 5.0
-"""How long to wait for a camera's answer before a connection is opened: as long as the last opening took, within these limits."""
 FIRST_PAUSE_S: Final = 0.1
 USUAL_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 10.0
@@ -59,7 +55,10 @@ _WAITING: Final = " Waiting until it sends again."
 
 
 def compute_pause_s(failures: int, outage_s: float) -> float:
-    """Return the pause before the next attempt, after so many in a row that failed."""
+    """Return how long after the loss, or after the beginning of the last attempt that failed, to begin the next one.
+
+    `failures`: attempts in a row that failed. `outage_s`: the time since the loss.
+    """
     if outage_s > LONG_OUTAGE_S:
         return LONGEST_PAUSE_S
     return min(FIRST_PAUSE_S * 2.0 ** min(failures, 10), USUAL_PAUSE_S)
@@ -87,7 +86,7 @@ class LiveReader:
     """The newest frames of a live source. Use it on one thread, as a context manager.
 
     `open_connection` opens the source and decodes its first frame; it is called on other threads. `require_answer` is called before it,
-    to find out within so many seconds whether the source is there; it raises like `open_connection`. `is_fatal`: whether its error ends
+    to find out within seconds whether the source is there; it raises like `open_connection`. `is_fatal`: whether its error ends
     the reading. `rate`: kept frames a second (None: all). `capacity`: how many frames wait at most; older ones are dropped and
     reported as a gap. `limits`: when the reading ends by itself.
     """
@@ -101,7 +100,7 @@ class LiveReader:
         resume: ResumePoint,
         capacity: int,
         limits: LiveLimits | None = None,
-        require_answer: Callable[[float], None] = lambda _: None,
+        require_answer: Callable[[], None] = lambda: None,
     ) -> None:
         self._open_connection, self._display_name, self._is_fatal = open_connection, display_name, is_fatal
         self._limits, self._require_answer = limits or LiveLimits(), require_answer
@@ -110,7 +109,6 @@ class LiveReader:
         self._number = resume.next_frame
         self._reported = LiveClock()  # the clock at the last frame that was handed on
         self._connection: _Connection | None = None
-        self._opening_s: float | None = None  # how long the last connection took to bring its first frame
         self._missed_since_s = time.monotonic()  # since when no frame has come
         self._info: SourceInfo | None = None
         self._failure: VidflowError | None = None
@@ -242,9 +240,12 @@ class LiveReader:
                 self._connection = None  # what a connection that was left to itself reads has no effect any more
                 if self._is_over():
                     return
+                now_s = time.monotonic()
+                since_s = connection.began_s
                 if self._note_lost(connection):
-                    failures, lost_s = 0, time.monotonic()
-                self._lock.wait_for(lambda: self._stopped, compute_pause_s(failures, time.monotonic() - lost_s))
+                    failures, lost_s, since_s = 0, now_s, now_s
+                pause_s = compute_pause_s(failures, now_s - lost_s) - (now_s - since_s)
+                self._lock.wait_for(lambda: self._stopped, pause_s)
             failures += 1
 
     def _wait_until_lost(self, connection: _Connection) -> None:
@@ -286,11 +287,6 @@ class LiveReader:
         interval_s = self._stream.interval_s
         return UNKNOWN_OPENING_S if interval_s is None else max(OPENING_S, OPENING_FRAMES * float(interval_s))
 
-    def _answer_limit_s(self) -> float:
-        if self._opening_s is None:
-            return UNKNOWN_ANSWER_S
-        return min(max(SHORTEST_ANSWER_S, self._opening_s), LONGEST_ANSWER_S)
-
     def _silence_s(self) -> float:
         return max(SILENCE_S, SILENT_FRAMES * float(self._stream.interval_s or 0))
 
@@ -300,7 +296,7 @@ class LiveReader:
         """Decode and sample until the connection ends, or is no longer the current one."""
         error: VidflowError | None = None
         try:
-            self._require_answer(self._answer_limit_s())
+            self._require_answer()
             with self._open_connection() as video:
                 for event in video.events():
                     if not self._note_event(connection, video.source, event):
@@ -326,7 +322,6 @@ class LiveReader:
             if connection.heard_s is None:
                 self._stream.connect(info.time_base if info.is_timed else None, info.average_rate)
                 self._outage, self._info = None, info
-                self._opening_s = time.monotonic() - connection.began_s
             connection.heard_s = time.monotonic()
             if isinstance(event, LostPacket):
                 self._stream.lose_packet()

@@ -81,13 +81,12 @@ def connect(
     access: SourceAccess,
     interruption: Interruption,
     display_name: str,
-    limit_s: float = CONNECT_TIMEOUT_S,
 ) -> socket.socket:
-    """Connect to the first allowed address of the host that answers. `limit_s`: for each address. Raises like `resolve`."""
+    """Connect to the first allowed address of the host that answers. Raises like `resolve`."""
     failure = OSError("the host has no address")
     for address in resolve(host, port, access, interruption, display_name):
         try:
-            return _connect_to(address, interruption, limit_s)
+            return _connect_to(address, interruption)
         except OSError as error:
             failure = error
     raise failure
@@ -98,10 +97,9 @@ def start_tls(
     tls: ssl.SSLContext,
     host: str,
     interruption: Interruption,
-    limit_s: float = CONNECT_TIMEOUT_S,
 ) -> ssl.SSLSocket:
     """Return the socket after a handshake. It takes data as cut off if the connection ends without a close notification."""
-    deadline_s = time.monotonic() + limit_s
+    deadline_s = time.monotonic() + CONNECT_TIMEOUT_S
     secured = tls.wrap_socket(
         connected, server_hostname=host, do_handshake_on_connect=False, suppress_ragged_eofs=False
     )
@@ -131,12 +129,12 @@ def receive(connection: socket.socket, deadline_s: float, interruption: Interrup
                 raise
 
 
-def _connect_to(address: Any, interruption: Interruption, limit_s: float) -> socket.socket:  # noqa: ANN401 - by its family
+def _connect_to(address: Any, interruption: Interruption) -> socket.socket:  # noqa: ANN401 - by its family
     connecting = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_STREAM)
     try:
         connecting.settimeout(0)
         connecting.connect_ex(address)
-        _wait_until_connected(connecting, interruption, limit_s)
+        _wait_until_connected(connecting, interruption)
     except BaseException:
         connecting.close()
         raise
@@ -144,13 +142,13 @@ def _connect_to(address: Any, interruption: Interruption, limit_s: float) -> soc
     return connecting
 
 
-def _wait_until_connected(connecting: socket.socket, interruption: Interruption, limit_s: float) -> None:
+def _wait_until_connected(connecting: socket.socket, interruption: Interruption) -> None:
     poll = select.poll()
     poll.register(connecting, select.POLLOUT)
-    deadline_s = time.monotonic() + limit_s
+    deadline_s = time.monotonic() + CONNECT_TIMEOUT_S
     while not poll.poll(STOP_POLL_S * 1000):
         require_running(interruption)
         if time.monotonic() > deadline_s:
-            raise TimeoutError(f"no connection within {limit_s:.0f} s")
+            raise TimeoutError(f"no connection within {CONNECT_TIMEOUT_S:.0f} s")
     if code := connecting.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
         raise OSError(code, os.strerror(code))
