@@ -12,18 +12,11 @@ from tests.pictures import picture_of
 
 from vidflow.domain.detections import InferenceError
 from vidflow.domain.errors import ModelError
-from vidflow.infra.models.decoders import (
-    Candidates,
-    Layout,
-    apply_nms,
-    decode_fastestdet,
-    decode_torchvision,
-    decode_yolox,
-)
-from vidflow.infra.models.spec import InputSpec
-from vidflow.infra.models.tensors import fill_tensor, fit_picture, map_to_picture
+from vidflow.infra.models.decoders import Candidates, Layout, apply_nms, decode
+from vidflow.infra.models.spec import InputSpec, OutputSpec
+from vidflow.infra.models.tensors import TensorForm, fill_tensor, fit_picture, map_to_picture
 
-YOLOX = Layout((64, 64), (8, 16, 32), 3)
+YOLOX = Layout((64, 64), 3, OutputSpec("yolox", strides=(8, 16, 32)))
 CELLS = 64 + 16 + 4
 
 
@@ -36,7 +29,7 @@ def test_a_yolox_cell_becomes_a_box_around_its_centre() -> None:
     raw = np.zeros((1, CELLS, 8), dtype=np.float32)
     cell = 64 + 4 * 2 + 1  # stride 16, row 2, column 1
     raw[0, cell] = [0.5, 0.25, np.log(2), np.log(1), 0.9, 0.1, 0.8, 0.0]
-    (found,) = decode_yolox([raw], YOLOX, 0.5)
+    (found,) = decode([raw], YOLOX, 0.5)
     assert found.classes.tolist() == [1]
     assert found.scores[0] == pytest.approx(0.72)
     assert found.boxes[0] == pytest.approx([24 - 16, 36 - 8, 24 + 16, 36 + 8])
@@ -45,33 +38,33 @@ def test_a_yolox_cell_becomes_a_box_around_its_centre() -> None:
 def test_a_yolox_size_that_overflows_stays_finite() -> None:
     raw = np.zeros((1, CELLS, 8), dtype=np.float32)
     raw[0, 0] = [0, 0, 1e4, 1e4, 1, 1, 0, 0]
-    (found,) = decode_yolox([raw], YOLOX, 0.5)
+    (found,) = decode([raw], YOLOX, 0.5)
     assert np.isfinite(found.boxes).all()
 
 
 def test_each_picture_of_a_batch_is_decoded_separately() -> None:
     raw = np.zeros((3, CELLS, 8), dtype=np.float32)
     raw[1, 5, 4:6] = 1
-    assert [len(found.scores) for found in decode_yolox([raw], YOLOX, 0.5)] == [0, 1, 0]
+    assert [len(found.scores) for found in decode([raw], YOLOX, 0.5)] == [0, 1, 0]
 
 
 @pytest.mark.parametrize("shape", [(1, CELLS, 7), (1, CELLS - 1, 8), (CELLS, 8)])
 def test_outputs_of_the_wrong_shape_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ModelError, match="yolox"):
-        decode_yolox([np.zeros(shape, dtype=np.float32)], YOLOX, 0.5)
+        decode([np.zeros(shape, dtype=np.float32)], YOLOX, 0.5)
 
 
 def test_nan_scores_are_refused_and_not_dropped() -> None:
     raw = np.zeros((1, CELLS, 8), dtype=np.float32)
     raw[0, 3, 4] = np.nan
     with pytest.raises(InferenceError, match="finite"):
-        decode_yolox([raw], YOLOX, 0.5)
+        decode([raw], YOLOX, 0.5)
 
 
 def test_a_fastestdet_cell_becomes_a_box_relative_to_the_tensor_size() -> None:
     raw = np.zeros((1, 5 + 3, 4, 8), dtype=np.float32)
     raw[0, :, 1, 2] = [1, 0, 0, 0, 0, 0.0, 0.0, 1.0]
-    (found,) = decode_fastestdet([raw], Layout((64, 128), (), 3), 0.9)
+    (found,) = decode([raw], Layout((64, 128), 3, OutputSpec("fastestdet")), 0.9)
     assert found.classes.tolist() == [2]
     assert found.boxes[0] == pytest.approx([32 - 32, 16 - 16, 32 + 32, 16 + 16])
 
@@ -85,7 +78,7 @@ def test_torchvision_outputs_are_recognized_in_any_order(
     boxes = np.arange(4 * count, dtype=np.float32).reshape(count, 4)
     outputs: list[NDArray[Any]] = [boxes, np.arange(count), np.full(count, 0.9, dtype=np.float32)]
     ordered = [outputs[index][None] if batched else outputs[index] for index in order]
-    (found,) = decode_torchvision(ordered, YOLOX, 0.5)
+    (found,) = decode(ordered, Layout((64, 64), 3, OutputSpec("torchvision")), 0.5)
     assert found.boxes.tolist() == boxes.tolist()
     assert found.classes.tolist() == list(range(count))
 
@@ -166,3 +159,50 @@ def test_pixels_are_scaled_then_reduced_by_the_mean_then_divided_by_std() -> Non
     tensor = np.zeros((3, 32, 32), dtype=np.float32)
     fill_tensor(tensor, picture_of(np.full((32, 32, 3), 100, dtype=np.uint8)), spec)
     assert tensor[:, 0, 0] == pytest.approx([40, 25, 7.5])
+
+
+@pytest.mark.parametrize(
+    ("channels", "expected"),
+    [("rgb", [1.30705, -0.28501, -0.93298]), ("bgr", [-0.93298, -0.28501, 1.30705])],
+)
+def test_imagenet_normalisation_follows_the_order_of_the_channels(channels: str, expected: list[float]) -> None:
+    """(200 / 255 - 0.485) / 0.229, (100 / 255 - 0.456) / 0.224 and (50 / 255 - 0.406) / 0.225."""
+    spec = InputSpec((32, 32), normalise="imagenet", channels=channels)  # type: ignore[arg-type]
+    tensor = np.zeros((3, 32, 32), dtype=np.float32)
+    fill_tensor(tensor, picture_of(np.full((32, 32, 3), (200, 100, 50), dtype=np.uint8)), spec)
+    assert tensor[:, 5, 5] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("normalise", "expected"),
+    [("none", [255, 0, 51]), ("unit", [1.0, 0.0, 0.2]), ("signed", [1.0, -1.0, -0.6])],
+)
+def test_presets_scale_pixels(normalise: str, expected: list[float]) -> None:
+    tensor = np.zeros((3, 32, 32), dtype=np.float32)
+    pixels = np.full((32, 32, 3), (255, 0, 51), dtype=np.uint8)
+    fill_tensor(tensor, picture_of(pixels), InputSpec((32, 32), normalise=normalise))  # type: ignore[arg-type]
+    assert tensor[:, 5, 5] == pytest.approx(expected, abs=1e-5)
+
+
+def test_half_precision_is_normalised_in_single_precision() -> None:
+    tensor = np.zeros((3, 32, 32), dtype=np.float16)
+    pixels = np.full((32, 32, 3), (200, 100, 50), dtype=np.uint8)
+    fill_tensor(tensor, picture_of(pixels), InputSpec((32, 32), normalise="imagenet"))
+    assert tensor[:, 5, 5].tolist() == [float(np.float16(value)) for value in (1.3070468, -0.2850140, -0.9329847)]
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(1.0, [200, 100, 50]), (0.5, [100, 50, 25]), (2.0, [255, 200, 100])])
+def test_whole_numbers_are_rounded_and_clipped(scale: float, expected: list[int]) -> None:
+    tensor = np.zeros((3, 32, 32), dtype=np.uint8)
+    pixels = np.full((32, 32, 3), (200, 100, 50), dtype=np.uint8)
+    fill_tensor(tensor, picture_of(pixels), InputSpec((32, 32), scale=scale))
+    assert tensor[:, 5, 5].tolist() == expected
+
+
+def test_a_form_without_a_batch_axis_has_one_picture() -> None:
+    form = TensorForm("uint8", "nhwc", has_batch_axis=False)
+    tensor = form.allocate(1, (16, 32))
+    assert tensor.shape == (16, 32, 3)
+    assert tensor.dtype == np.uint8
+    form.planes(tensor, 0)[2, 5, 6] = 7
+    assert tensor[5, 6, 2] == 7

@@ -7,26 +7,35 @@ runtime (onnxruntime, an exported program).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any
 
 import msgspec
-import numpy as np
 from numpy.typing import NDArray
 
 from vidflow.domain.detections import Detection, InferenceError, build_detection, select_detections
 from vidflow.domain.errors import ModelError
 from vidflow.domain.messages import Parameters
 from vidflow.infra.models.bundle import Bundle
-from vidflow.infra.models.decoders import DECODERS, Candidates, Layout, apply_nms
+from vidflow.infra.models.decoders import DECODERS, Candidates, Layout, apply_nms, decode
 from vidflow.infra.models.model import Picture, Size
 from vidflow.infra.models.spec import UNUSED_LABELS, Thresholds, check_known_labels
-from vidflow.infra.models.tensors import FloatArray, PictureFit, fill_tensor, map_to_picture
+from vidflow.infra.models.tensors import PictureFit, Tensor, TensorForm, fill_tensor, map_to_picture
 
-InferenceFunction = Callable[[FloatArray], Sequence[NDArray[Any]]]
-"""Takes a float32 tensor (batch, 3, height, width) and returns the model's outputs."""
+InferenceFunction = Callable[[Tensor], Sequence[NDArray[Any]]]
+"""Takes a tensor of pictures and returns the model's outputs."""
 
-BUILT_IN_NMS: Final = frozenset({"torchvision"})
-"""Decoders of models that suppress overlapping boxes themselves."""
+
+class Network(msgspec.Struct, frozen=True):
+    """A model in its runtime. `run` takes tensors of `form`.
+
+    `fixed_batch` is the only number of pictures that it accepts, None if it accepts any. `output_names` are empty if the runtime
+    does not know them.
+    """
+
+    run: InferenceFunction
+    form: TensorForm = TensorForm()
+    fixed_batch: int | None = None
+    output_names: tuple[str, ...] = ()
 
 
 class DetectionFilter(msgspec.Struct, frozen=True):
@@ -89,22 +98,21 @@ class TensorDetector:
 
     warmup_frames = 0
 
-    def __init__(self, run: InferenceFunction, bundle: Bundle, parameters: Parameters, fixed_batch: int | None) -> None:
-        """`fixed_batch`: the only batch size that `run` accepts, None if it accepts any."""
+    def __init__(self, network: Network, bundle: Bundle, parameters: Parameters) -> None:
+        """Raises ModelError if the spec's decoder needs one picture per batch and the network more."""
         inputs, outputs = bundle.spec.tensor_specs()
         thresholds = bundle.spec.thresholds
         self.labels = bundle.labels
-        self.batch = fixed_batch or inputs.batch
-        self._run = run
+        self.batch = network.fixed_batch or inputs.batch
+        self._network = network
         self._inputs = inputs
         self._filter = build_filter(thresholds, bundle.labels, parameters.score_threshold, parameters.labels)
-        self._nms_iou = None if outputs.decoder in BUILT_IN_NMS else thresholds.nms_iou
-        self._decode = DECODERS[outputs.decoder]
-        self._layout = Layout(inputs.size, outputs.strides, len(bundle.labels))
-        self._fixed_batch = fixed_batch
-        if outputs.decoder in BUILT_IN_NMS and self.batch != 1:
+        decoder = DECODERS[outputs.decoder]
+        self._nms_iou = thresholds.nms_iou if decoder.needs_nms else None
+        self._layout = Layout(inputs.size, len(bundle.labels), outputs, network.output_names)
+        if decoder.one_picture and self.batch != 1:
             raise ModelError(
-                "Decoder 'torchvision' supports one picture per batch. Set batch = 1.", code="model_refused"
+                f"Decoder {outputs.decoder!r} supports one picture per batch. Set batch = 1.", code="model_refused"
             )
 
     @property
@@ -117,12 +125,15 @@ class TensorDetector:
         return infer_in_batches(self._infer_batch, pictures, self.batch)
 
     def _infer_batch(self, pictures: Sequence[Picture]) -> list[tuple[Detection, ...]]:
-        tensor = np.zeros((self._fixed_batch or len(pictures), 3, *self._inputs.size), dtype=np.float32)
-        fits = [fill_tensor(tensor[index], picture, self._inputs) for index, picture in enumerate(pictures)]
-        decoded = self._decode(self._run(tensor), self._layout, self._filter.score)
+        form = self._network.form
+        tensor = form.allocate(self._network.fixed_batch or len(pictures), self._inputs.size)
+        fits = [
+            fill_tensor(form.planes(tensor, index), picture, self._inputs) for index, picture in enumerate(pictures)
+        ]
+        decoded = decode(self._network.run(tensor), self._layout, self._filter.score)
         if len(decoded) < len(pictures):
             raise ModelError(
-                f"The model returned results for {len(decoded)} of {len(tensor)} pictures. Set batch = 1.",
+                f"The model returned results for {len(decoded)} of {len(pictures)} pictures. Set batch = 1.",
                 code="model_refused",
             )
         return [

@@ -17,8 +17,8 @@ from vidflow.domain.detections import InferenceError
 from vidflow.domain.errors import ModelError
 from vidflow.domain.messages import Parameters
 from vidflow.infra.models.bundle import Bundle
-from vidflow.infra.models.detector import InferenceFunction, TensorDetector, first_line
-from vidflow.infra.models.tensors import FloatArray
+from vidflow.infra.models.detector import InferenceFunction, Network, TensorDetector, first_line
+from vidflow.infra.models.tensors import Tensor
 
 THREADS: Final = 1
 
@@ -38,11 +38,11 @@ def load_exported(bundle: Bundle, parameters: Parameters) -> TensorDetector:
             code="model_refused",
         ) from error
     inputs, _ = bundle.spec.tensor_specs()
-    return TensorDetector(_build_inference_function(program), bundle, parameters, fixed_batch=inputs.batch)
+    return TensorDetector(Network(_build_inference_function(program), fixed_batch=inputs.batch), bundle, parameters)
 
 
 def _build_inference_function(program: Any) -> InferenceFunction:  # noqa: ANN401  (torch is not typed here)
-    def run(tensor: FloatArray) -> Sequence[NDArray[Any]]:
+    def run(tensor: Tensor) -> Sequence[NDArray[Any]]:
         try:
             with torch.inference_mode():
                 outputs = program(torch.from_numpy(tensor))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -12,10 +13,10 @@ from vidflow.domain.detections import InferenceError
 from vidflow.domain.errors import ModelError
 from vidflow.domain.messages import Parameters
 from vidflow.infra.models.bundle import Bundle
-from vidflow.infra.models.detector import InferenceFunction, TensorDetector, first_line
+from vidflow.infra.models.detector import InferenceFunction, Network, TensorDetector
+from vidflow.infra.models.onnx_inputs import ModelInputs, find_inputs
 from vidflow.infra.models.ort import onnxruntime as ort
-from vidflow.infra.models.spec import InputSpec
-from vidflow.infra.models.tensors import FloatArray
+from vidflow.infra.models.tensors import Tensor
 
 THREADS: Final = 1
 """Workers share the cores, and a second thread in each makes all of them slower."""
@@ -23,6 +24,10 @@ PREFERRED_PROVIDERS: Final = ("CUDAExecutionProvider", "CPUExecutionProvider")
 NO_EXTERNAL_WEIGHTS_PATH: Final = "/dev/null/no-external-weights"
 """A path below a device cannot exist, so weights in external files are refused, wherever they are."""
 LOG_SEVERITY_FATAL: Final = 4
+ERROR_NUMBER: Final = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
+SOURCE_LOCATION: Final = re.compile(r"/\S+\.(?:cc|h|cpp|hpp):\d+ [^()]*\([^()]*\)(?: const)?(?: \[with [^\]]*\])? ")
+MAX_REASON_CHARACTERS: Final = 2000
+"""Longer than any reason seen, and bounded, as a model chooses the names in it."""
 
 
 def load_onnx(bundle: Bundle, parameters: Parameters) -> TensorDetector:
@@ -31,9 +36,11 @@ def load_onnx(bundle: Bundle, parameters: Parameters) -> TensorDetector:
     Raises ModelError (model_refused) if it is damaged, needs other files, or does not fit its spec.
     """
     session = open_session(bundle.require_weights(), bundle.origin)
-    inputs, _ = bundle.spec.tensor_specs()
-    fixed_batch = _check_input(session, inputs, bundle.origin)
-    return TensorDetector(_build_inference_function(session), bundle, parameters, fixed_batch)
+    spec, _ = bundle.spec.tensor_specs()
+    inputs = find_inputs(session.get_inputs(), spec, bundle.origin)
+    names = tuple(output.name for output in session.get_outputs())
+    network = Network(_build_inference_function(session, inputs), inputs.form, inputs.fixed_batch, names)
+    return TensorDetector(network, bundle, parameters)
 
 
 def open_session(content: bytes, origin: str) -> ort.InferenceSession:
@@ -54,42 +61,22 @@ def open_session(content: bytes, origin: str) -> ort.InferenceSession:
         if "external data" in str(error).lower():
             fault = "it keeps weights in other files, which are never read. Save it with all weights in one file."
         else:
-            fault = f"onnxruntime rejects it ({first_line(error)}). Export it again."
+            fault = f"onnxruntime rejects it ({runtime_reason(error)}). Export it again."
         raise ModelError(f"Cannot load {origin}: {fault}", code="model_refused") from error
 
 
-def _build_inference_function(session: ort.InferenceSession) -> InferenceFunction:
-    name = session.get_inputs()[0].name
-
-    def run(tensor: FloatArray) -> Sequence[NDArray[Any]]:
+def _build_inference_function(session: ort.InferenceSession, inputs: ModelInputs) -> InferenceFunction:
+    def run(tensor: Tensor) -> Sequence[NDArray[Any]]:
         try:
-            outputs = session.run(None, {name: tensor})
+            outputs = session.run(None, inputs.feed(tensor))
         except Exception as error:  # onnxruntime's errors have no common base class but Exception
-            raise InferenceError(f"onnxruntime failed on a frame ({first_line(error)}).") from error
+            raise InferenceError(f"onnxruntime failed on a frame ({runtime_reason(error)}).") from error
         return [np.asarray(output) for output in outputs]
 
     return run
 
 
-def _check_input(session: ort.InferenceSession, spec: InputSpec, origin: str) -> int | None:
-    """Return the model's fixed batch size, or None if it takes any. Raises ModelError if its input does not fit the spec."""
-    inputs = session.get_inputs()
-    shape = list(inputs[0].shape) if inputs else []
-    expected = [None, 3, *spec.size]
-    fits = (
-        len(inputs) == 1
-        and inputs[0].type == "tensor(float)"
-        and len(shape) == len(expected)
-        and all(
-            not isinstance(actual_length, int) or length in {None, actual_length}
-            for actual_length, length in zip(shape, expected, strict=True)
-        )
-    )
-    if not fits:
-        actual = [(value.type, value.shape) for value in inputs]
-        raise ModelError(
-            f"The inputs of {origin} are {actual}; by its spec it has one tensor(float) of [batch, 3, {spec.size[0]}, "
-            f"{spec.size[1]}]. Correct [input] size in the spec.",
-            code="model_refused",
-        )
-    return shape[0] if isinstance(shape[0], int) else None
+def runtime_reason(error: Exception) -> str:
+    """Return onnxruntime's reason for an error in one line, without its error number and the place in its source."""
+    text = SOURCE_LOCATION.sub("", ERROR_NUMBER.sub("", str(error)))
+    return " ".join(text.split())[:MAX_REASON_CHARACTERS].rstrip(".") or type(error).__name__

@@ -17,14 +17,21 @@ The format::
     pad = 114                    # letterbox: pixel value of the padding
     resample = "bilinear"        # bilinear | area | bicubic: how pixels are averaged or interpolated; see pixels.py
     channels = "rgb"             # rgb | bgr
+    normalise = "imagenet"       # a preset instead of scale, mean and std: none | unit (0 to 1) | signed (-1 to 1) | imagenet
     scale = 1.0                  # the tensor is (pixel * scale - mean) / std
     mean = 0.0                   # a number, or one per channel in the order of `channels`; likewise std
     std = 1.0
+    layout = "nchw"              # nchw | nhwc; only where the shape of an ONNX model's input does not tell
     batch = 1                    # pictures per call
 
     [output]
-    decoder = "yolox"            # yolox | fastestdet | torchvision
+    decoder = "yolox"            # the form of the outputs, see the modules in decoders/: yolox | yolov5 | yolov8 |
+                                 # yolo_end2end | detr | ssd (or tf) | torchvision | fastestdet
     strides = [8, 16, 32]        # yolox
+    coordinates = "pixels"       # pixels | normalised (0 to 1): another unit of the boxes than the decoder's usual one
+    activation = "sigmoid"       # detr: sigmoid | softmax | none: what converts logits to scores
+    order = ["boxes", "scores", "classes", "count"]  # detr, ssd, torchvision: what each output is, where names do not tell;
+                                                     # also logits, unused
 
     [thresholds]
     score = 0.4
@@ -59,6 +66,7 @@ EXTRAS: Final = {MOTION: "runner", ONNX: "runner", TORCHVISION: "torch", EXPORTE
 
 MAX_LABELS: Final = 10_000
 MAX_LABEL_LENGTH: Final = 100
+MAX_OUTPUTS: Final = 64
 UNUSED_LABELS: Final = frozenset({"__background__", "background", "N/A", ""})
 """Labels of classes that are not objects. Detections with such a label are dropped."""
 
@@ -70,7 +78,25 @@ Positive = Annotated[float, msgspec.Meta(gt=0.0, le=1e6)]
 UnitInterval = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 ONE_PER_CHANNEL: Final = msgspec.Meta(min_length=3, max_length=3)
 # Not tuple[X, X, X]: in a union with a constrained number, it makes msgspec 0.22 crash at the next garbage collection.
+Role = Literal["boxes", "scores", "classes", "count", "logits", "unused"]
 Stride = Annotated[int, msgspec.Meta(ge=1, le=1024)]
+
+
+class Normalisation(msgspec.Struct, frozen=True):
+    """The tensor is (pixel * scale - mean) / std. `mean` and `std` are numbers, or one per channel."""
+
+    scale: float = 1.0
+    mean: float | tuple[float, ...] = 0.0
+    std: float | tuple[float, ...] = 1.0
+
+
+NORMALISATIONS: Final = {
+    "none": Normalisation(),
+    "unit": Normalisation(1 / 255),
+    "signed": Normalisation(1 / 127.5, 1.0),
+    "imagenet": Normalisation(1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+"""The presets of [input] normalise. Their channels are in the order RGB."""
 
 
 class InputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -85,14 +111,28 @@ class InputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scale: Positive = 1.0
     mean: Finite | Annotated[tuple[Finite, ...], ONE_PER_CHANNEL] = 0.0
     std: Positive | Annotated[tuple[Positive, ...], ONE_PER_CHANNEL] = 1.0
+    normalise: Literal["none", "unit", "signed", "imagenet"] | None = None
+    layout: Literal["nchw", "nhwc"] | None = None
     batch: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+
+    def normalisation(self) -> Normalisation:
+        """Return the numbers of the preset, or those in the spec, in the order of `channels`."""
+        if self.normalise is None:
+            return Normalisation(self.scale, self.mean, self.std)
+        preset = NORMALISATIONS[self.normalise]
+        if self.channels == "rgb" or not isinstance(preset.mean, tuple) or not isinstance(preset.std, tuple):
+            return preset
+        return Normalisation(preset.scale, preset.mean[::-1], preset.std[::-1])
 
 
 class OutputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the model's output tensors are converted to boxes."""
 
-    decoder: Literal["yolox", "fastestdet", "torchvision"]
+    decoder: Literal["yolox", "yolov5", "yolov8", "yolo_end2end", "detr", "ssd", "tf", "torchvision", "fastestdet"]
     strides: Annotated[tuple[Stride, ...], msgspec.Meta(min_length=1, max_length=8)] = (8, 16, 32)
+    coordinates: Literal["pixels", "normalised"] | None = None
+    activation: Literal["sigmoid", "softmax", "none"] | None = None
+    order: Annotated[tuple[Role, ...], msgspec.Meta(min_length=1, max_length=MAX_OUTPUTS)] | None = None
 
 
 class Thresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -204,6 +244,12 @@ def _no_fault(_spec: ModelSpec) -> str | None:
     return None
 
 
+CELL_DECODERS: Final = frozenset({"yolox", "fastestdet"})
+"""Decoders whose boxes are relative to cells of the tensor, so that they have no unit to choose."""
+LIST_DECODERS: Final = frozenset({"detr", "ssd", "tf", "torchvision"})
+"""Decoders of several outputs."""
+
+
 def _tensor_fault(spec: ModelSpec) -> str | None:
     required = {"file": spec.file, "labels": spec.labels, "[input]": spec.input, "[output]": spec.output}
     missing = [name for name, value in required.items() if value is None]
@@ -211,12 +257,31 @@ def _tensor_fault(spec: ModelSpec) -> str | None:
         return f"kind {spec.kind!r} needs {', '.join(missing)}"
     if spec.architecture or spec.weights:
         return "`architecture` and `weights` are only for kind 'torchvision'"
+    inputs, outputs = spec.tensor_specs()
+    return _input_fault(inputs) or _output_fault(outputs)
+
+
+def _input_fault(spec: InputSpec) -> str | None:
+    if spec.normalise is not None and (spec.scale, spec.mean, spec.std) != (1.0, 0.0, 1.0):
+        return "[input] has `normalise` and `scale`, `mean` or `std`; remove one of the two"
+    return None
+
+
+def _output_fault(spec: OutputSpec) -> str | None:
+    if spec.coordinates is not None and spec.decoder in CELL_DECODERS:
+        return f"[output] coordinates has no meaning for decoder {spec.decoder!r}"
+    if spec.activation is not None and spec.decoder != "detr":
+        return "[output] activation is only for decoder 'detr'"
+    if spec.order is not None and spec.decoder not in LIST_DECODERS:
+        return f"[output] order is only for the decoders {', '.join(sorted(LIST_DECODERS))}"
     return None
 
 
 def _exported_fault(spec: ModelSpec) -> str | None:
     if spec.sha256 is None:
         return "kind 'exported' needs `sha256`: loading such a file can run code, so the spec must vouch for it"
+    if spec.input is not None and spec.input.layout == "nhwc":
+        return "kind 'exported' takes pictures as [batch, 3, height, width] only; remove [input] layout"
     return _tensor_fault(spec)
 
 

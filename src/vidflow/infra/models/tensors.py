@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final, Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from vidflow.infra.models.model import Picture, Size
-from vidflow.infra.models.spec import InputSpec
+from vidflow.infra.models.spec import InputSpec, Normalisation
 
 FloatArray = NDArray[np.float32]
+Tensor = NDArray[np.floating[Any]] | NDArray[np.uint8]
 LETTERBOX: Final = "letterbox"
 CENTRE: Final = "centre"
+
+
+class TensorForm(msgspec.Struct, frozen=True):
+    """The form of a model's input: type of its numbers, order of its axes, and whether it has an axis for the batch."""
+
+    dtype: Literal["float32", "float16", "uint8"] = "float32"
+    layout: Literal["nchw", "nhwc"] = "nchw"
+    has_batch_axis: bool = True
+
+    def allocate(self, batch: int, size: tuple[int, int]) -> Tensor:
+        """Return a tensor of zeros for `batch` pictures of `size` (height, width)."""
+        shape = (3, *size) if self.layout == "nchw" else (*size, 3)
+        return np.zeros((batch, *shape) if self.has_batch_axis else shape, dtype=self.dtype)
+
+    def planes(self, tensor: Tensor, index: int) -> Tensor:
+        """Return one picture of a tensor as a view (3, height, width)."""
+        picture = tensor[index] if self.has_batch_axis else tensor
+        return picture if self.layout == "nchw" else picture.transpose(2, 0, 1)
 
 
 class PictureFit(msgspec.Struct, frozen=True):
@@ -42,15 +61,23 @@ def fit_picture(picture: Size, spec: InputSpec) -> PictureFit:
     return PictureFit(inner, left, top, inner[0] / width, inner[1] / height)
 
 
-def fill_tensor(tensor: FloatArray, picture: Picture, spec: InputSpec) -> PictureFit:
-    """Write the picture into `tensor`, an array (3, height, width) of the spec's size. Return where it lies."""
+def fill_tensor(tensor: Tensor, picture: Picture, spec: InputSpec) -> PictureFit:
+    """Write the picture into `tensor`, an array (3, height, width) of the spec's size. Return where it lies.
+
+    Whole numbers are computed as float32 and rounded, half precision as float32 as well.
+    """
     fit = fit_picture((picture.width, picture.height), spec)
+    normalisation = spec.normalisation()
+    direct = tensor.dtype == np.float32 or normalisation == Normalisation()
+    values = tensor if direct else np.empty(tensor.shape, dtype=np.float32)
     width, height = fit.size
     pixels = picture.image(width, height, spec.channels, spec.resample)
     if (height, width) != spec.size:
-        tensor[:] = spec.pad
-    tensor[:, fit.top : fit.top + height, fit.left : fit.left + width] = pixels.transpose(2, 0, 1)
-    _normalise(tensor, spec)
+        values[:] = spec.pad
+    values[:, fit.top : fit.top + height, fit.left : fit.left + width] = pixels.transpose(2, 0, 1)
+    _normalise(values, normalisation)
+    if not direct:
+        tensor[:] = values if tensor.dtype != np.uint8 else np.clip(np.rint(values), 0, 255)
     return fit
 
 
@@ -61,7 +88,7 @@ def map_to_picture(boxes: FloatArray, fit: PictureFit) -> FloatArray:
     return (boxes - corner) / scale
 
 
-def _normalise(tensor: FloatArray, spec: InputSpec) -> None:
+def _normalise(tensor: Tensor, spec: Normalisation) -> None:
     """Compute (pixel * scale - mean) / std in place, skipping steps without effect."""
     if spec.scale != 1.0:
         tensor *= np.float32(spec.scale)

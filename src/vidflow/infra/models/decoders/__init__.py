@@ -1,0 +1,77 @@
+"""Decode a model's output tensors into boxes, scores and classes. It needs only numpy.
+
+A decoder takes the outputs of one batch and returns one Candidates per picture, with boxes (x1, y1, x2, y2) in pixels of the
+tensor and at least the given score. It raises OutputMismatchError if the outputs do not have the decoder's shape, and
+InferenceError if a score is not a finite number.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from vidflow.domain.detections import InferenceError
+from vidflow.domain.errors import ModelError
+from vidflow.infra.models.decoders.candidates import (
+    Candidates,
+    Decoder,
+    Layout,
+    OutputMismatchError,
+    Outputs,
+    describe_shape,
+)
+from vidflow.infra.models.decoders.detr import decode_detr
+from vidflow.infra.models.decoders.lists import decode_ssd, decode_torchvision
+from vidflow.infra.models.decoders.nms import apply_nms
+from vidflow.infra.models.decoders.yolo import (
+    decode_fastestdet,
+    decode_yolo_end2end,
+    decode_yolov5,
+    decode_yolov8,
+    decode_yolox,
+)
+
+__all__ = ["DECODERS", "Candidates", "Layout", "apply_nms", "decode"]
+
+DECODERS: Final = {
+    "yolox": Decoder(decode_yolox),
+    "yolov5": Decoder(decode_yolov5),
+    "yolov8": Decoder(decode_yolov8),
+    "yolo_end2end": Decoder(decode_yolo_end2end, needs_nms=False),
+    "detr": Decoder(decode_detr, needs_nms=False),
+    "ssd": Decoder(decode_ssd, needs_nms=False),
+    "tf": Decoder(decode_ssd, needs_nms=False),
+    "torchvision": Decoder(decode_torchvision, needs_nms=False, one_picture=True),
+    "fastestdet": Decoder(decode_fastestdet),
+}
+"""The decoders by the name in a spec's [output]. `tf` is another name of `ssd`."""
+
+
+def decode(outputs: Outputs, layout: Layout, score: float) -> list[Candidates]:
+    """Return the candidates of each picture. Raises ModelError (model_refused) if the outputs do not fit the spec's decoder."""
+    try:
+        return DECODERS[layout.output.decoder].decode(outputs, layout, score)
+    except OutputMismatchError as mismatch:
+        raise _refusal(outputs, layout, str(mismatch)) from mismatch
+
+
+def _refusal(outputs: Outputs, layout: Layout, needs: str) -> ModelError:
+    names = layout.names or ("",) * len(outputs)
+    actual = ", ".join(
+        f"{name} {describe_shape(output.shape)} {output.dtype}".lstrip()
+        for name, output in zip(names, outputs, strict=True)
+    )
+    fitting = [name for name in DECODERS if name != "tf" and _fits(name, outputs, layout)]
+    hint = f" These outputs fit {' or '.join(map(repr, fitting))}." if fitting else ""
+    return ModelError(
+        f"The model's outputs are {actual}; decoder {layout.output.decoder!r} needs {needs}. "
+        f"Check the spec's decoder, strides, size and labels.{hint}",
+        code="model_refused",
+    )
+
+
+def _fits(name: str, outputs: Outputs, layout: Layout) -> bool:
+    try:
+        DECODERS[name].decode(outputs, layout, 1.0)
+    except (OutputMismatchError, InferenceError):
+        return False
+    return True

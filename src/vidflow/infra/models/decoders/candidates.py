@@ -1,0 +1,101 @@
+"""What decoders take and return: Layout and Candidates, and the checks that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from vidflow.domain.detections import InferenceError
+from vidflow.infra.models.spec import OutputSpec
+
+FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int64]
+Outputs = Sequence[NDArray[Any]]
+NORMALISED: Final = "normalised"
+CLASS_TOLERANCE: Final = 0.01
+"""Distance from a whole number at which a class index is no rounding error of a half-precision model."""
+
+
+class Candidates(msgspec.Struct, frozen=True):
+    """Possible detections on one picture: `boxes` (n, 4), `scores` (n), `classes` (n)."""
+
+    boxes: FloatArray
+    scores: FloatArray
+    classes: IntArray
+
+    def take(self, selection: IntArray | NDArray[np.bool_]) -> Candidates:
+        """Return the candidates at these indices, or where this mask is true."""
+        return Candidates(self.boxes[selection], self.scores[selection], self.classes[selection])
+
+
+class Layout(msgspec.Struct, frozen=True):
+    """What a decoder needs to know about the model.
+
+    `size` is the tensor's (height, width), `classes` the number of labels, `output` the spec's [output], and `names` are the
+    names of the outputs in their order, empty if the runtime has none.
+    """
+
+    size: tuple[int, int]
+    classes: int
+    output: OutputSpec
+    names: tuple[str, ...] = ()
+
+
+class OutputMismatchError(Exception):
+    """The outputs do not have the shapes that a decoder needs. Its text completes the sentence "decoder 'x' needs ..."."""
+
+
+DecodeFunction = Callable[[Outputs, Layout, float], list[Candidates]]
+
+
+class Decoder(msgspec.Struct, frozen=True):
+    """A decoder. `needs_nms`: whether its boxes still overlap. `one_picture`: whether the model takes one picture per call."""
+
+    decode: DecodeFunction
+    needs_nms: bool = True
+    one_picture: bool = False
+
+
+def above_threshold(scores: FloatArray, score: float) -> NDArray[np.bool_]:
+    """Return where the scores reach `score`. Raises InferenceError if one of them is not a finite number."""
+    if not np.isfinite(scores).all():
+        raise InferenceError("The model returned scores that are not finite. Check its weights and its [input].")
+    return scores >= score
+
+
+def corners(centre: NDArray[np.floating[Any]], size: NDArray[np.floating[Any]]) -> FloatArray:
+    """Return boxes (x1, y1, x2, y2) with these centres (n, 2) and sizes (n, 2)."""
+    half = size / 2
+    return np.concatenate([centre - half, centre + half], axis=1, dtype=np.float32)
+
+
+def to_pixels(boxes: FloatArray, layout: Layout, default: Literal["pixels", "normalised"]) -> FloatArray:
+    """Return the boxes in pixels of the tensor. Without an entry in the spec they are in the unit `default`."""
+    if (layout.output.coordinates or default) != NORMALISED:
+        return boxes
+    height, width = layout.size
+    scale: FloatArray = np.array([width, height, width, height], dtype=np.float32)
+    return boxes * scale
+
+
+def to_class_indices(values: NDArray[Any]) -> IntArray:
+    """Return class numbers as integers. Raises InferenceError if one is not a whole number."""
+    rounded = np.rint(values)
+    if not (np.abs(values - rounded) < CLASS_TOLERANCE).all():
+        raise InferenceError("The model returned a class that is not a whole number. Check the spec's decoder.")
+    indices: IntArray = rounded.astype(np.int64)
+    return indices
+
+
+def describe_shape(shape: Sequence[int | str]) -> str:
+    """Return a shape for an error, such as "(batch, 84, cells)"."""
+    return f"({', '.join(str(length) for length in shape)})"
+
+
+def describe_labels(layout: Layout) -> str:
+    """Return the number of labels for an error."""
+    return f"{layout.classes} label{'s' if layout.classes != 1 else ''}"

@@ -1,0 +1,92 @@
+"""Decoder of the DETR family: a fixed number of queries, each with a box and the logits of its classes."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from vidflow.infra.models.decoders.candidates import (
+    Candidates,
+    FloatArray,
+    Layout,
+    Outputs,
+    above_threshold,
+    corners,
+    to_pixels,
+)
+from vidflow.infra.models.decoders.lists import XYXY, decode_lists
+from vidflow.infra.models.decoders.roles import find_boxes_and_logits
+
+BOX: Final = 4
+RF_DETR_NAMES: Final = frozenset({"dets", "labels"})
+"""RF-DETR may have one logit more than labels, but no class for \"no object\"."""
+MIN_LOGIT: Final = np.float32(-80.0)
+"""Its sigmoid is 0 in a score's precision, and its exponential does not overflow."""
+
+
+def decode_detr(outputs: Outputs, layout: Layout, score: float) -> list[Candidates]:
+    """Decode one of three forms.
+
+    * boxes (batch, queries, 4): centre and size from 0 to 1, and logits (batch, queries, classes): DETR, RT-DETR, RF-DETR. With
+      one logit more than labels, the last one is DETR's "no object";
+    * both in one output (batch, queries, 4 + classes), with probabilities instead of logits;
+    * boxes x1 y1 x2 y2 in the units of the input `orig_target_sizes`, scores and classes: RT-DETR and D-FINE with their
+      post-processing inside the model.
+    """
+    joined = _find_joined(outputs, layout)
+    if joined is not None:
+        return [_best_classes(rows[:, :BOX], rows[:, BOX:], layout, score) for rows in joined]
+    found = find_boxes_and_logits(outputs, layout)
+    if found is None:
+        return decode_lists(outputs, layout, score, XYXY, "pixels")
+    boxes, logits = (array.astype(np.float32, copy=False) for array in found)
+    return [_picture(*pair, layout, score) for pair in zip(boxes, logits, strict=True)]
+
+
+def _find_joined(outputs: Outputs, layout: Layout) -> FloatArray | None:
+    if len(outputs) != 1 or outputs[0].ndim != 3 or outputs[0].shape[2] != BOX + layout.classes:
+        return None
+    return outputs[0].astype(np.float32, copy=False)
+
+
+def _picture(boxes: FloatArray, logits: FloatArray, layout: Layout, score: float) -> Candidates:
+    activation = layout.output.activation or _default_activation(logits.shape[1], layout)
+    if activation == "softmax":
+        return _best_classes(boxes, _softmax(logits)[:, : layout.classes], layout, score)
+    scores = _sigmoid(logits) if activation == "sigmoid" else logits
+    return _best_pairs(boxes, scores[:, : layout.classes], layout, score)
+
+
+def _default_activation(logits: int, layout: Layout) -> str:
+    has_no_object = logits == layout.classes + 1 and not set(layout.names) >= RF_DETR_NAMES
+    return "softmax" if has_no_object else "sigmoid"
+
+
+def _best_classes(boxes: FloatArray, scores: FloatArray, layout: Layout, score: float) -> Candidates:
+    """Return each query with its best class."""
+    best = scores.max(axis=1)
+    queries = np.flatnonzero(above_threshold(best, score))
+    return Candidates(_to_boxes(boxes[queries], layout), best[queries], scores[queries].argmax(axis=1))
+
+
+def _best_pairs(boxes: FloatArray, scores: FloatArray, layout: Layout, score: float) -> Candidates:
+    """Return the best pairs of a query and a class, at most as many as there are queries. A query may have several classes."""
+    queries, classes = np.nonzero(above_threshold(scores, score))
+    best = np.argsort(-scores[queries, classes], kind="stable")[: len(boxes)]
+    queries, classes = queries[best], classes[best]
+    return Candidates(_to_boxes(boxes[queries], layout), scores[queries, classes], classes)
+
+
+def _to_boxes(boxes: FloatArray, layout: Layout) -> FloatArray:
+    return to_pixels(corners(boxes[:, :2], boxes[:, 2:]), layout, "normalised")
+
+
+def _softmax(logits: FloatArray) -> FloatArray:
+    exponentials: FloatArray = np.exp(logits - logits.max(axis=1, keepdims=True))
+    exponentials /= exponentials.sum(axis=1, keepdims=True)
+    return exponentials
+
+
+def _sigmoid(logits: FloatArray) -> FloatArray:
+    return np.reciprocal(np.float32(1) + np.exp(-np.maximum(logits, MIN_LOGIT)))

@@ -1,0 +1,52 @@
+"""Decoders of models that select their boxes themselves and return lists of boxes, scores and classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Literal
+
+import numpy as np
+
+from vidflow.infra.models.decoders.candidates import (
+    Candidates,
+    Layout,
+    OutputMismatchError,
+    Outputs,
+    above_threshold,
+    to_class_indices,
+    to_pixels,
+)
+from vidflow.infra.models.decoders.roles import find_lists
+
+XYXY: Final = (0, 1, 2, 3)
+YXYX: Final = (1, 0, 3, 2)
+
+
+def decode_torchvision(outputs: Outputs, layout: Layout, score: float) -> list[Candidates]:
+    """Decode boxes x1 y1 x2 y2 in pixels, scores and classes, of one picture (n, 4) or of a batch (batch, n, 4)."""
+    return decode_lists(outputs, layout, score, XYXY, "pixels")
+
+
+def decode_ssd(outputs: Outputs, layout: Layout, score: float) -> list[Candidates]:
+    """Decode boxes y1 x1 y2 x2 from 0 to 1, scores, classes and their count, as TensorFlow's detectors return them."""
+    return decode_lists(outputs, layout, score, YXYX, "normalised")
+
+
+def decode_lists(
+    outputs: Outputs, layout: Layout, score: float, columns: Sequence[int], unit: Literal["pixels", "normalised"]
+) -> list[Candidates]:
+    """Decode lists whose boxes have x1, y1, x2, y2 in these `columns`, in `unit` unless the spec names another."""
+    lists = find_lists(outputs, layout)
+    boxes, scores, classes = (
+        values[None] if lists.boxes.ndim == 2 else values for values in (lists.boxes, lists.scores, lists.classes)
+    )
+    boxes, scores = boxes[..., list(columns)].astype(np.float32), scores.astype(np.float32, copy=False)
+    counts = np.full(len(boxes), boxes.shape[1]) if lists.count is None else lists.count.reshape(-1).astype(np.int64)
+    if len(counts) != len(boxes):
+        raise OutputMismatchError(f"one count per picture, that is {len(boxes)}")
+    found = []
+    for index, count in enumerate(np.maximum(counts, 0)):
+        selection = np.flatnonzero(above_threshold(scores[index, :count], score))
+        in_pixels = to_pixels(boxes[index, selection], layout, unit)
+        found.append(Candidates(in_pixels, scores[index, selection], to_class_indices(classes[index, selection])))
+    return found
