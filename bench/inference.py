@@ -18,8 +18,6 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-
 from vidflow.domain.errors import VidflowError
 from vidflow.infra.models import registry
 from vidflow.infra.models.bundle import Bundle
@@ -73,13 +71,15 @@ def _bare(bundle: Bundle, model: Model) -> Callable[[], object] | None:
     if bundle.path is None or model.input_size is None:
         return None
     width, height = model.input_size
-    tensor = np.full((1, 3, height, width), 0.5, dtype=np.float32)
     if bundle.kind == ONNX:
         from vidflow.infra.models.onnx import open_session  # noqa: PLC0415 - import only the runtimes that are needed
+        from vidflow.infra.models.onnx_inputs import find_inputs  # noqa: PLC0415
 
         session = open_session(bundle.require_weights(), bundle.origin)
-        name = session.get_inputs()[0].name
-        return lambda: session.run(None, {name: tensor})
+        spec, _ = bundle.spec.tensor_specs()
+        inputs = find_inputs(session.get_inputs(), spec, bundle.origin)
+        feed = inputs.feed(inputs.form.allocate(inputs.fixed_batch or 1, spec.size))
+        return lambda: session.run(None, feed)
     import torch  # noqa: PLC0415 - an extra
 
     from vidflow.infra.models.torchvision import build_detector, load_state_dict  # noqa: PLC0415 - an extra
@@ -88,11 +88,11 @@ def _bare(bundle: Bundle, model: Model) -> Callable[[], object] | None:
     net = build_detector(
         bundle.spec.architecture or "", state, len(bundle.labels), bundle.spec.thresholds, 0.9, bundle.name
     )
-    inputs = [torch.from_numpy(tensor[0])]
+    pictures = [torch.full((3, height, width), 0.5)]
 
     def run() -> object:
         with torch.inference_mode():
-            return net(inputs)
+            return net(pictures)
 
     return run
 

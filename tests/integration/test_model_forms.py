@@ -316,3 +316,13 @@ def test_an_order_of_another_number_of_outputs_is_refused(tmp_path: Path) -> Non
     model = load_net(tmp_path, constant_net(outputs, image()), spec('decoder = "ssd"\norder = ["boxes", "scores"]'))
     with pytest.raises(ModelError, match="the 2 outputs in the spec's `order`"):
         model.infer([picture()])
+
+
+def test_outputs_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
+    outputs: Outputs = {"names": np.array([b"x"], dtype=object), "output0": END2END_ROWS}
+    model = load_net(tmp_path, constant_net(outputs, image()), spec('decoder = "yolo_end2end"'))
+    (found,) = model.infer([picture()])
+    assert_equal(found, (CENTRED, LEFT))
+    only_text = constant_net({"names": outputs["names"]}, image())
+    with pytest.raises(ModelError, match="returns no tensor of numbers"):
+        load_net(tmp_path, only_text, spec('decoder = "yolo_end2end"'))

@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tests.boxes import iou
 from tests.pictures import picture_of
 
 from vidflow.domain.detections import InferenceError
 from vidflow.domain.errors import ModelError
-from vidflow.infra.models.decoders import Candidates, Layout, apply_nms, decode
+from vidflow.infra.models.decoders import DECODERS, Candidates, Layout, apply_nms, decode
 from vidflow.infra.models.spec import InputSpec, OutputSpec
 from vidflow.infra.models.tensors import TensorForm, fill_tensor, fit_picture, map_to_picture
 
@@ -197,6 +199,65 @@ def test_whole_numbers_are_rounded_and_clipped(scale: float, expected: list[int]
     pixels = np.full((32, 32, 3), (200, 100, 50), dtype=np.uint8)
     fill_tensor(tensor, picture_of(pixels), InputSpec((32, 32), scale=scale))
     assert tensor[:, 5, 5].tolist() == expected
+
+
+NAMES = ("boxes", "scores", "labels", "logits", "dets", "num", "output0", "TFLite_Detection_PostProcess:1")
+VALUES = st.sampled_from([0.0, 0.5, 1.0, -1.0, 3.0, 1e9, 1e38, float("nan"), float("inf"), float("-inf")])
+
+
+FITTING_SHAPES = [
+    [1, 5, 4],
+    [2, 5, 4],
+    [1, 5],
+    [2, 5],
+    [5, 4],
+    [5],
+    [1],
+    [2],
+    [1, 5, 3],
+    [1, 7, 5],
+    [1, 84, 8],
+    [1, 5, 6],
+    [1, 8, 4, 4],
+]
+"""Shapes that decoders accept for three labels."""
+
+
+def filled(shape: list[int], values: list[float], dtype: str) -> NDArray[Any]:
+    with np.errstate(all="ignore"):
+        return np.resize(np.array(values), shape).astype(dtype)
+
+
+ARRAYS = st.builds(
+    filled,
+    st.sampled_from(FITTING_SHAPES) | st.lists(st.integers(0, 9), max_size=4),
+    st.lists(VALUES, min_size=1, max_size=7),
+    st.sampled_from(["float32", "float16", "float64", "int64", "int32", "uint8", "bool"]),
+)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@given(
+    outputs=st.lists(st.tuples(st.sampled_from(NAMES), ARRAYS), max_size=4),
+    order=st.none() | st.lists(st.sampled_from(["boxes", "scores", "classes", "count", "logits"]), max_size=4),
+    coordinates=st.sampled_from([None, "pixels", "normalised"]),
+    activation=st.sampled_from([None, "softmax", "none"]),
+    score=st.sampled_from([0.0, 0.5, 1.0]),
+)
+def test_outputs_of_any_shape_are_decoded_or_refused(
+    decoder: Any, outputs: list[tuple[str, NDArray[Any]]], order: Any, coordinates: Any, activation: Any, score: float
+) -> None:
+    spec = OutputSpec(decoder, coordinates=coordinates, activation=activation, order=order)
+    layout = Layout((64, 64), 3, spec, tuple(name for name, _ in outputs))
+    try:
+        pictures = decode([array for _, array in outputs], layout, score)
+    except (ModelError, InferenceError):
+        return
+    for found in pictures:
+        assert found.boxes.shape == (len(found.scores), 4)
+        assert found.classes.shape == found.scores.shape
+        assert (found.scores >= score).all()
+        assert len(apply_nms(found, 0.5).scores) <= len(found.scores)
 
 
 def test_a_form_without_a_batch_axis_has_one_picture() -> None:

@@ -24,6 +24,8 @@ PREFERRED_PROVIDERS: Final = ("CUDAExecutionProvider", "CPUExecutionProvider")
 NO_EXTERNAL_WEIGHTS_PATH: Final = "/dev/null/no-external-weights"
 """A path below a device cannot exist, so weights in external files are refused, wherever they are."""
 LOG_SEVERITY_FATAL: Final = 4
+NUMBERS: Final = re.compile(r"tensor\((float|float16|double|u?int\d+|bool)\)")
+"""Types of outputs that decoders can use. Sequences and texts are left out."""
 ERROR_NUMBER: Final = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 SOURCE_LOCATION: Final = re.compile(r"/\S+\.(?:cc|h|cpp|hpp):\d+ [^()]*\([^()]*\)(?: const)?(?: \[with [^\]]*\])? ")
 MAX_REASON_CHARACTERS: Final = 2000
@@ -38,8 +40,11 @@ def load_onnx(bundle: Bundle, parameters: Parameters) -> TensorDetector:
     session = open_session(bundle.require_weights(), bundle.origin)
     spec, _ = bundle.spec.tensor_specs()
     inputs = find_inputs(session.get_inputs(), spec, bundle.origin)
-    names = tuple(output.name for output in session.get_outputs())
-    network = Network(_build_inference_function(session, inputs), inputs.form, inputs.fixed_batch, names)
+    outputs = [output.name for output in session.get_outputs() if NUMBERS.fullmatch(output.type)]
+    if not outputs:
+        raise ModelError(f"{bundle.origin} returns no tensor of numbers. Export a detector.", code="model_refused")
+    run = _build_inference_function(session, inputs, outputs)
+    network = Network(run, inputs.form, inputs.fixed_batch, tuple(outputs))
     return TensorDetector(network, bundle, parameters)
 
 
@@ -65,10 +70,12 @@ def open_session(content: bytes, origin: str) -> ort.InferenceSession:
         raise ModelError(f"Cannot load {origin}: {fault}", code="model_refused") from error
 
 
-def _build_inference_function(session: ort.InferenceSession, inputs: ModelInputs) -> InferenceFunction:
+def _build_inference_function(
+    session: ort.InferenceSession, inputs: ModelInputs, names: list[str]
+) -> InferenceFunction:
     def run(tensor: Tensor) -> Sequence[NDArray[Any]]:
         try:
-            outputs = session.run(None, inputs.feed(tensor))
+            outputs = session.run(names, inputs.feed(tensor))
         except Exception as error:  # onnxruntime's errors have no common base class but Exception
             raise InferenceError(f"onnxruntime failed on a frame ({runtime_reason(error)}).") from error
         return [np.asarray(output) for output in outputs]

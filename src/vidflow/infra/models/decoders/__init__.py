@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
+
 from vidflow.domain.detections import InferenceError
 from vidflow.domain.errors import ModelError
 from vidflow.infra.models.decoders.candidates import (
@@ -46,6 +48,7 @@ DECODERS: Final = {
 """The decoders by the name in a spec's [output]. `tf` is another name of `ssd`."""
 
 
+@np.errstate(all="ignore")  # values that are not finite are refused by checks
 def decode(outputs: Outputs, layout: Layout, score: float) -> list[Candidates]:
     """Return the candidates of each picture. Raises ModelError (model_refused) if the outputs do not fit the spec's decoder."""
     try:

@@ -16,8 +16,8 @@ FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
 Outputs = Sequence[NDArray[Any]]
 NORMALISED: Final = "normalised"
-CLASS_TOLERANCE: Final = 0.01
-"""Distance from a whole number at which a class index is no rounding error of a half-precision model."""
+WHOLE_TOLERANCE: Final = 0.01
+"""Distance from a whole number beyond which a class or a count is not a rounding error of half precision."""
 
 
 class Candidates(msgspec.Struct, frozen=True):
@@ -82,13 +82,13 @@ def to_pixels(boxes: FloatArray, layout: Layout, default: Literal["pixels", "nor
     return boxes * scale
 
 
-def to_class_indices(values: NDArray[Any]) -> IntArray:
-    """Return class numbers as integers. Raises InferenceError if one is not a whole number."""
+def to_whole_numbers(values: NDArray[Any], kind: Literal["class", "count"]) -> IntArray:
+    """Return classes or counts as integers. Raises InferenceError if one is not a whole number."""
     rounded = np.rint(values)
-    if not (np.abs(values - rounded) < CLASS_TOLERANCE).all():
-        raise InferenceError("The model returned a class that is not a whole number. Check the spec's decoder.")
-    indices: IntArray = rounded.astype(np.int64)
-    return indices
+    if not (np.abs(values - rounded) < WHOLE_TOLERANCE).all():
+        raise InferenceError(f"The model returned a {kind} that is not a whole number. Check the spec's decoder.")
+    whole: IntArray = rounded.astype(np.int64)
+    return whole
 
 
 def describe_shape(shape: Sequence[int | str]) -> str:

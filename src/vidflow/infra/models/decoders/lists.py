@@ -13,8 +13,8 @@ from vidflow.infra.models.decoders.candidates import (
     OutputMismatchError,
     Outputs,
     above_threshold,
-    to_class_indices,
     to_pixels,
+    to_whole_numbers,
 )
 from vidflow.infra.models.decoders.roles import find_lists
 
@@ -41,12 +41,15 @@ def decode_lists(
         values[None] if lists.boxes.ndim == 2 else values for values in (lists.boxes, lists.scores, lists.classes)
     )
     boxes, scores = boxes[..., list(columns)].astype(np.float32), scores.astype(np.float32, copy=False)
-    counts = np.full(len(boxes), boxes.shape[1]) if lists.count is None else lists.count.reshape(-1).astype(np.int64)
+    all_rows = np.full(len(boxes), boxes.shape[1])
+    counts = all_rows if lists.count is None else to_whole_numbers(lists.count.reshape(-1), "count")
     if len(counts) != len(boxes):
         raise OutputMismatchError(f"one count per picture, that is {len(boxes)}")
     found = []
     for index, count in enumerate(np.maximum(counts, 0)):
         selection = np.flatnonzero(above_threshold(scores[index, :count], score))
         in_pixels = to_pixels(boxes[index, selection], layout, unit)
-        found.append(Candidates(in_pixels, scores[index, selection], to_class_indices(classes[index, selection])))
+        found.append(
+            Candidates(in_pixels, scores[index, selection], to_whole_numbers(classes[index, selection], "class"))
+        )
     return found

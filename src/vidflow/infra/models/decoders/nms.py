@@ -12,6 +12,7 @@ MAX_CANDIDATES: Final = 3000
 """Suppression takes quadratic time, so only this many of the best boxes are considered."""
 
 
+@np.errstate(all="ignore")  # boxes that are not finite are refused when they become detections
 def apply_nms(candidates: Candidates, nms_iou: float) -> Candidates:
     """Return the best of each group of boxes of one class that overlap by more than `nms_iou`, best first.
 

@@ -18,8 +18,8 @@ from vidflow.infra.models.decoders.candidates import (
     corners,
     describe_labels,
     describe_shape,
-    to_class_indices,
     to_pixels,
+    to_whole_numbers,
 )
 
 MAX_EXPONENT: Final = np.float32(20.0)
@@ -27,6 +27,8 @@ MAX_EXPONENT: Final = np.float32(20.0)
 BOX: Final = 4
 BOX_AND_OBJECTNESS: Final = 5
 END2END_COLUMNS: Final = 6
+MAX_PROBABILITY: Final = np.float32(1.001)
+"""Rounding may exceed 1 slightly."""
 
 
 def decode_yolox(outputs: Outputs, layout: Layout, score: float) -> list[Candidates]:
@@ -37,12 +39,11 @@ def decode_yolox(outputs: Outputs, layout: Layout, score: float) -> list[Candida
 
 
 def _yolox_picture(rows: FloatArray, grid: FloatArray, stride: FloatArray, score: float) -> Candidates:
-    scores, classes = _score_with_objectness(rows)
-    selection = above_threshold(scores, score)
-    rows, grid, stride = rows[selection], grid[selection], stride[selection]
+    cells, scores, classes = _best_cells(rows, score)
+    rows, grid, stride = rows[cells], grid[cells], stride[cells]
     centre = (rows[:, :2] + grid) * stride
     size = np.exp(np.minimum(rows[:, 2:4], MAX_EXPONENT)) * stride
-    return Candidates(corners(centre, size), scores[selection], classes[selection])
+    return Candidates(corners(centre, size), scores, classes)
 
 
 def decode_yolov5(outputs: Outputs, layout: Layout, score: float) -> list[Candidates]:
@@ -55,10 +56,9 @@ def decode_yolov5(outputs: Outputs, layout: Layout, score: float) -> list[Candid
 
 
 def _yolov5_picture(rows: FloatArray, layout: Layout, score: float) -> Candidates:
-    scores, classes = _score_with_objectness(rows)
-    selection = above_threshold(scores, score)
-    boxes = corners(rows[selection, :2], rows[selection, 2:4])
-    return Candidates(to_pixels(boxes, layout, "pixels"), scores[selection], classes[selection])
+    cells, scores, classes = _best_cells(rows, score)
+    boxes = corners(rows[cells, :2], rows[cells, 2:4])
+    return Candidates(to_pixels(boxes, layout, "pixels"), scores, classes)
 
 
 def decode_yolov8(outputs: Outputs, layout: Layout, score: float) -> list[Candidates]:
@@ -97,7 +97,7 @@ def decode_yolo_end2end(outputs: Outputs, layout: Layout, score: float) -> list[
 
 def _end2end_picture(rows: FloatArray, layout: Layout, score: float) -> Candidates:
     rows = rows[above_threshold(rows[:, 4], score)]
-    return Candidates(to_pixels(rows[:, :4], layout, "pixels"), rows[:, 4], to_class_indices(rows[:, 5]))
+    return Candidates(to_pixels(rows[:, :4], layout, "pixels"), rows[:, 4], to_whole_numbers(rows[:, 5], "class"))
 
 
 def decode_fastestdet(outputs: Outputs, layout: Layout, score: float) -> list[Candidates]:
@@ -119,10 +119,16 @@ def _fastestdet_picture(cells: FloatArray, size: tuple[int, int], score: float) 
     return Candidates(corners(centre, box_size), scores[y, x], classes[y, x])
 
 
-def _score_with_objectness(rows: FloatArray) -> tuple[FloatArray, IntArray]:
-    """Return the score and the class of each row (box, objectness, classes)."""
-    classes = rows[:, BOX_AND_OBJECTNESS:].argmax(axis=1)
-    return rows[:, 4] * rows[np.arange(len(rows)), BOX_AND_OBJECTNESS + classes], classes
+def _best_cells(rows: FloatArray, score: float) -> tuple[IntArray, FloatArray, IntArray]:
+    """Return the indices, scores and classes of the rows (box, objectness, classes) that reach `score`.
+
+    A class has at most the probability 1, so that classes are compared only where the objectness suffices.
+    """
+    cells = np.flatnonzero(above_threshold(rows[:, BOX] * MAX_PROBABILITY, score))
+    classes = rows[cells, BOX_AND_OBJECTNESS:].argmax(axis=1)
+    scores = rows[cells, BOX] * rows[cells, BOX_AND_OBJECTNESS + classes]
+    selection = above_threshold(scores, score)
+    return cells[selection], scores[selection], classes[selection]
 
 
 def _find_output(outputs: Outputs, shape: tuple[int | str, ...], layout: Layout) -> FloatArray:
