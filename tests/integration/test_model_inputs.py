@@ -171,6 +171,20 @@ def test_an_operator_of_another_runtime_is_named(tmp_path: Path) -> None:
         load_net(tmp_path, net, spec())
 
 
+def test_long_names_do_not_make_long_refusals(tmp_path: Path) -> None:
+    long = "n" * 100_000
+    inputs = [image_input(*[long] * 4, name=f"{number}{long}") for number in range(20)]
+    for net in (outputs_net(*inputs), outputs_net(image_input(*[long] * 50, name=long))):
+        with pytest.raises(ModelError) as refused:
+            load_net(tmp_path, net, spec())
+        assert len(refused.value.message) < 3000
+    outputs = {f"{number}{long}": BOXES[:, :, 0] for number in range(20)}
+    model = load_net(tmp_path, constant_net(outputs, image_input(1, 3, HEIGHT, WIDTH)), spec())
+    with pytest.raises(ModelError) as refused:
+        model.infer([picture()])
+    assert len(refused.value.message) < 3000
+
+
 # --- the files of shared/cases
 
 

@@ -68,7 +68,8 @@ def to_detections(
     ):
         if not 0 <= index < len(labels):
             raise InferenceError(
-                f"The model returned class {index} but has only {len(labels)} labels. Complete the labels in its spec."
+                f"The model returned class {index} but has only {len(labels)} labels. Complete the labels in its spec; "
+                "if the model counts its classes from 1, the first label is 'background'."
             )
         if labels[index] in UNUSED_LABELS:
             continue

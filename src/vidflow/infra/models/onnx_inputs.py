@@ -29,6 +29,9 @@ NUMBER_TYPES: Final = {
     "tensor(bool)": np.bool_,
 }
 CHANNELS: Final = 3
+MAX_DESCRIBED: Final = 10
+MAX_NAME_CHARACTERS: Final = 100
+"""Bounds for an error's length, as a model chooses the names and the number of its inputs and of their axes."""
 
 
 class NodeArg(Protocol):
@@ -60,7 +63,7 @@ def find_inputs(inputs: Sequence[NodeArg], spec: InputSpec, origin: str) -> Mode
     """Return how the inputs of a model are filled. Raises ModelError (model_refused) if they do not fit the spec."""
     pictures = [value for value in inputs if value.name not in OTHER_INPUTS]
     if len(pictures) != 1:
-        names = ", ".join(repr(value.name) for value in inputs) or "none"
+        names = ", ".join(repr(value.name[:MAX_NAME_CHARACTERS]) for value in inputs[:MAX_DESCRIBED]) or "none"
         raise _refusal(
             f"The inputs of {origin} are {names}. A model needs one input for pictures; besides it, only "
             f"{' and '.join(OTHER_INPUTS)} can be filled. Export it without other inputs."
@@ -146,8 +149,10 @@ def _filler(value: NodeArg, spec: InputSpec, origin: str) -> Callable[[int], NDA
 
 def _describe(value: NodeArg) -> str:
     """Return an input as text, such as "'images' (tensor(float) [batch, 3, 640, 640])"."""
-    lengths = ", ".join("?" if length is None else str(length) for length in value.shape)
-    return f"{value.name!r} ({value.type} [{lengths}])"
+    lengths = ", ".join(
+        "?" if length is None else str(length)[:MAX_NAME_CHARACTERS] for length in value.shape[:MAX_DESCRIBED]
+    )
+    return f"{value.name[:MAX_NAME_CHARACTERS]!r} ({value.type} [{lengths}])"
 
 
 def _refusal(text: str) -> ModelError:

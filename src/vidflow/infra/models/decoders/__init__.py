@@ -32,7 +32,7 @@ from vidflow.infra.models.decoders.yolo import (
     decode_yolox,
 )
 
-__all__ = ["DECODERS", "Candidates", "Layout", "apply_nms", "decode"]
+__all__ = ["DECODERS", "Candidates", "Layout", "apply_nms", "decode", "find_fitting_decoders"]
 
 DECODERS: Final = {
     "yolox": Decoder(decode_yolox),
@@ -47,6 +47,10 @@ DECODERS: Final = {
 }
 """The decoders by the name in a spec's [output]. `tf` is another name of `ssd`."""
 
+MAX_DESCRIBED: Final = 10
+MAX_NAME_CHARACTERS: Final = 100
+"""Bounds for an error's length, as a model chooses the number and the names of its outputs."""
+
 
 @np.errstate(all="ignore")  # values that are not finite are refused by checks
 def decode(outputs: Outputs, layout: Layout, score: float) -> list[Candidates]:
@@ -57,13 +61,20 @@ def decode(outputs: Outputs, layout: Layout, score: float) -> list[Candidates]:
         raise _refusal(outputs, layout, str(mismatch)) from mismatch
 
 
+@np.errstate(all="ignore")
+def find_fitting_decoders(outputs: Outputs, layout: Layout) -> list[str]:
+    """Return the names of the decoders that take outputs of these shapes, types and names, whatever the layout's decoder is."""
+    return [name for name in DECODERS if name != "tf" and _fits(name, outputs, layout)]
+
+
 def _refusal(outputs: Outputs, layout: Layout, needs: str) -> ModelError:
     names = layout.names or ("",) * len(outputs)
-    actual = ", ".join(
-        f"{name} {describe_shape(output.shape)} {output.dtype}".lstrip()
+    described = [
+        f"{name[:MAX_NAME_CHARACTERS]} {describe_shape(output.shape)} {output.dtype}".lstrip()
         for name, output in zip(names, outputs, strict=True)
-    )
-    fitting = [name for name in DECODERS if name != "tf" and _fits(name, outputs, layout)]
+    ]
+    actual = ", ".join(described[:MAX_DESCRIBED]) + (", ..." if len(described) > MAX_DESCRIBED else "")
+    fitting = find_fitting_decoders(outputs, layout)
     hint = f" These outputs fit {' or '.join(map(repr, fitting))}." if fitting else ""
     return ModelError(
         f"The model's outputs are {actual}; decoder {layout.output.decoder!r} needs {needs}. "
