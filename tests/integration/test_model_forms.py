@@ -32,8 +32,8 @@ def picture(width: int = 2 * WIDTH, height: int = 2 * HEIGHT) -> FramePicture:
     return picture_of(np.zeros((height, width, 3), dtype=np.uint8))
 
 
-def spec(output: str, more_input: str = "") -> str:
-    return f'labels = ["a", "b"]\n[input]\nsize = [{HEIGHT}, {WIDTH}]\n{more_input}\n[output]\n{output}'
+def spec(output: str, more_input: str = "", labels: str = '["a", "b"]') -> str:
+    return f"labels = {labels}\n[input]\nsize = [{HEIGHT}, {WIDTH}]\n{more_input}\n[output]\n{output}"
 
 
 def image(*shape: int | str) -> Any:
@@ -287,6 +287,17 @@ def test_a_query_of_detr_may_have_two_classes(tmp_path: Path) -> None:
     net = constant_net({"logits": logits, "boxes": NORMALISED_CENTRES[:, :2]}, image())
     (found,) = load_net(tmp_path, net, spec('decoder = "detr"')).infer([picture()])
     assert_equal(found, (Detection("a", 0.9, CENTRED.box), Detection("b", 0.75, CENTRED.box)))
+
+
+def test_more_boxes_are_not_mistaken_for_logits_of_four_classes(tmp_path: Path) -> None:
+    outputs: Outputs = {
+        "pred_boxes": NORMALISED_CENTRES,
+        "encoder_boxes": NORMALISED_CENTRES / 2,
+        "output": np.concatenate([LOGITS, np.full((1, 3, 2), -9, np.float32)], axis=2),
+    }
+    model = load_net(tmp_path, constant_net(outputs, image()), spec('decoder = "detr"', labels='["a", "b", "c", "d"]'))
+    (found,) = model.infer([picture()])
+    assert_equal(found, (CENTRED, LEFT))
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def find_boxes_and_logits(outputs: Outputs, layout: Layout) -> tuple[NDArray[Any
         output
         for output in known
         if output.values is not boxes
-        and output.role != UNUSED
+        and output.role not in {BOXES, UNUSED}
         and output.values.ndim == boxes.ndim == 3
         and output.values.shape[:2] == boxes.shape[:2]
     ]
