@@ -76,12 +76,13 @@ def _cover(row: ScenarioRow, message: Result) -> int:
         return covered
     for gap in select_gaps(row.progress, message):
         if gap.to_s > covered and gap.from_s != covered and gap.reason is not GapReason.SKIPPED:
-            raise violation(6, f"frames and gaps reach to index {covered}, then follows {gap}")
+            raise violation(6, f"frames and gaps reach to index {covered}, then follows a gap from {gap.from_s:g}")
         covered = max(covered, int(gap.to_s))
     if isinstance(message, End):
         return covered
     if message.pts != covered * PTS_STEP:
-        raise violation(6, f"frames and gaps reach to index {covered}, then follows {message}")
+        text = f"frame {message.frame_number} of index {message.pts // PTS_STEP}"
+        raise violation(6, f"frames and gaps reach to index {covered}, then follows {text}")
     return covered + 1
 
 
