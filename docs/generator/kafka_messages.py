@@ -52,7 +52,7 @@ TOPICS: Final = (
         "scenario_uuid",
         "worker",
         "inbox",
-        (messages.SourceOpened, messages.SourceLost, messages.Frame, messages.Gap, messages.End),
+        (messages.SourceOpened, messages.SourceLost, messages.Frame, messages.End),
         (clients.KIND_HEADER, clients.EPOCH_HEADER),
     ),
     Topic(topics.DEAD_LETTERS, "topic/partition/offset of the message", "inbox", "operator", (messages.DeadLetter,), _FROM_OUTBOX),
@@ -63,6 +63,8 @@ VALUES: Final = (
     messages.Parameters,
     Skip,
     messages.Entry,
+    messages.Gap,
+    messages.ClockChanges,
     errors.ErrorInfo,
     Detection,
 )

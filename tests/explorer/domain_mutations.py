@@ -101,6 +101,16 @@ RESULTS: Final = (
         "file, restore", tests=("tests/unit/test_progress.py", "tests/invariants/test_7_restored.py"),
     ),
     domain_mutation(
+        "gaps are stored with the message after them", PROGRESS,
+        "return message.gaps if message.previous_frame + 1 == progress.next_frame else ()", "return ()",
+        "live with an end, no fault",
+    ),
+    domain_mutation(
+        "gaps before an end marker that another epoch has passed are not stored", PROGRESS,
+        "return message.gaps if message.previous_frame + 1 == progress.next_frame else ()", "return message.gaps",
+        tests=("tests/unit/test_progress.py",),
+    ),
+    domain_mutation(
         "completion is checked before anything else", ASSESSMENT, '    if is_complete(progress):\n', "    if is_complete(progress) and not scenario.runner:\n",
         "file, no fault",
     ),

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from functools import partial
 
-from tests.explorer.state import LeaderProcessState, TrackedFinding, WorldState, replace, replace_at, with_leader
+from tests.explorer.state import (
+    LeaderProcessState,
+    ScenarioRow,
+    TrackedFinding,
+    WorldState,
+    replace,
+    replace_at,
+    with_leader,
+)
 from tests.invariants.simulation_checks import violation
 from tests.invariants.simulation_state import PTS_STEP
 
-from vidflow.domain.messages import End, Frame, Gap, GapReason, Result
-from vidflow.domain.progress import Progress, Verdict, advance
+from vidflow.domain.messages import End, Frame, GapReason, Result
+from vidflow.domain.progress import Progress, Verdict, advance, select_gaps
 from vidflow.domain.scenario import State
 
 
@@ -46,7 +54,7 @@ def store_message(state: WorldState, index: int, message: Result) -> WorldState:
     progress, verdict = advance(row.progress, message)
     if verdict is Verdict.STORED:
         _check_stored(row.progress, progress, message, row.scenario.state)
-        row = row._replace(covered=_cover(row.covered, message))
+        row = row._replace(covered=_cover(row, message))
         state = state._replace(rows=replace_at(state.rows, index, row))
     elif progress.next_frame != row.progress.next_frame:
         raise violation(5, f"next_frame moved to {progress.next_frame} with {verdict}")
@@ -58,22 +66,24 @@ def store_message(state: WorldState, index: int, message: Result) -> WorldState:
     return state._replace(rows=replace_at(state.rows, index, row._replace(progress=progress, losses_in_a_row=losses)))
 
 
-def _cover(covered: int, message: Result) -> int:
+def _cover(row: ScenarioRow, message: Result) -> int:
     """Return up to which index frames and gaps reach after the message.
 
     A gap may be reported again. That of skipped frames may be longer then.
     """
-    if isinstance(message, Frame):
-        begins, ends = message.pts // PTS_STEP, message.pts // PTS_STEP + 1
-    elif isinstance(message, Gap):
-        begins, ends = int(message.from_s), int(message.to_s)
-        if ends <= covered or message.reason is GapReason.SKIPPED:
-            return max(ends, covered)
-    else:
+    covered = row.covered
+    if not isinstance(message, Frame | End):
         return covered
-    if begins != covered:
-        raise violation(6, f"frames and gaps reach to index {covered}, then follows {message}")
-    return ends
+    for gap in select_gaps(row.progress, message):
+        if gap.to_s > covered and gap.from_s != covered and gap.reason is not GapReason.SKIPPED:
+            raise violation(6, f"frames and gaps reach to index {covered}, then follows a gap from {gap.from_s:g}")
+        covered = max(covered, int(gap.to_s))
+    if isinstance(message, End):
+        return covered
+    if message.pts != covered * PTS_STEP:
+        text = f"frame {message.frame_number} of index {message.pts // PTS_STEP}"
+        raise violation(6, f"frames and gaps reach to index {covered}, then follows {text}")
+    return covered + 1
 
 
 def _check_stored(before: Progress, after: Progress, message: Result, scenario_state: State) -> None:

@@ -16,8 +16,8 @@ from tests.explorer.state import (
     WorldState,
     end,
     frame,
-    gap,
     index_of,
+    missed_gaps,
     replace,
     replace_at,
     uuid_of,
@@ -82,22 +82,22 @@ def _apply_action(runner: RunnerProcessState, action: Action) -> RunnerProcessSt
 
 
 def step_worker(state: WorldState, world: WorldConfig, slot: int, index: int) -> WorldState:
-    """The worker sends its next frame, gap or end marker, or ends. It does nothing if a live stream has nothing new."""
+    """The worker sends its next frame or end marker, or ends. It does nothing if a live stream has nothing new."""
     runner, source = state.runners[slot], world.source
     worker = runner.workers[index]
     assert worker is not None
     uuid = uuid_of(index)
     if worker.end_sent:
         return with_runner(state, slot, end_worker(runner, index, worker.finishing or EndReason.FINISHED))
-    if worker.passed and worker.finishing is not EndReason.HANDED_OVER:
-        return _send_passed(state, slot, index, worker)
+    if not worker.finishing and (skipped := _count_skipped(worker)):
+        worker = worker._replace(
+            source_index=worker.source_index + skipped, missed=skipped, missed_as=GapReason.SKIPPED
+        )
     if worker.finishing or (worker.source_index >= source.frames and not source.live):
         reason = worker.finishing or EndReason.FINISHED
-        state = _send_result(state, index, end(uuid, worker.epoch, worker.next_frame - 1, reason))
-        return _with_worker(state, slot, index, worker._replace(end_sent=True))
-    if skipped := _count_skipped(worker):
-        state = _send_result(state, index, gap(uuid, worker.epoch, worker.next_frame - 1, worker.source_index, skipped))
-        return _with_worker(state, slot, index, worker._replace(source_index=worker.source_index + skipped))
+        gaps = missed_gaps(worker) if reason is not EndReason.HANDED_OVER else ()
+        state = _send_result(state, index, end(uuid, worker.epoch, worker.next_frame - 1, reason, gaps))
+        return _with_worker(state, slot, index, worker._replace(end_sent=True, missed=0))
     if worker.source_index in source.poison:
         return with_runner(state, slot, end_worker(runner, index, EndReason.CRASHED, waits_for=WorkerWait.INFERENCE))
     if worker.source_index == source.fatal:
@@ -117,14 +117,8 @@ def pass_over(state: WorldState, slot: int, index: int) -> WorldState:
     """The worker misses the next frame: it is busy, or its source is away."""
     worker = state.runners[slot].workers[index]
     assert worker is not None
-    missed = worker._replace(source_index=worker.source_index + 1, passed=worker.passed + 1)
+    missed = worker._replace(source_index=worker.source_index + 1, missed=worker.missed + 1)
     return _with_worker(state, slot, index, missed)
-
-
-def _send_passed(state: WorldState, slot: int, index: int, worker: WorkerState) -> WorldState:
-    first = worker.source_index - worker.passed
-    passed = gap(uuid_of(index), worker.epoch, worker.next_frame - 1, first, worker.passed, GapReason.DROPPED)
-    return _with_worker(_send_result(state, index, passed), slot, index, worker._replace(passed=0))
 
 
 def _count_skipped(worker: WorkerState) -> int:
@@ -134,10 +128,9 @@ def _count_skipped(worker: WorkerState) -> int:
 
 def _send_frame(state: WorldState, slot: int, index: int, worker: WorkerState) -> WorldState:
     uuid = uuid_of(index)
-    state = _send_result(state, index, frame(uuid, worker.epoch, worker.next_frame, worker.source_index))
-    state = _with_worker(
-        state, slot, index, worker._replace(source_index=worker.source_index + 1, next_frame=worker.next_frame + 1)
-    )
+    sent = frame(uuid, worker.epoch, worker.next_frame, worker.source_index, missed_gaps(worker))
+    after = worker._replace(source_index=worker.source_index + 1, next_frame=worker.next_frame + 1, missed=0)
+    state = _with_worker(_send_result(state, index, sent), slot, index, after)
     runner = state.runners[slot]
     entry = runner.state.entry(uuid)
     if entry is None or entry.waits_for is not WorkerWait.START:

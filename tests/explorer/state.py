@@ -82,7 +82,7 @@ class ScenarioRow(NamedTuple):
 class WorkerState(NamedTuple):
     """A worker process that reads its source from `source_index` and numbers the frames it keeps.
 
-    `passed`: how many frames before that index it has passed over and not reported yet.
+    `missed`: how many frames before that index it has passed over or skipped, and not reported yet, for the reason `missed_as`.
     """
 
     epoch: int
@@ -91,7 +91,8 @@ class WorkerState(NamedTuple):
     skips: tuple[Skip, ...] = ()
     finishing: EndReason | None = None
     end_sent: bool = False
-    passed: int = 0
+    missed: int = 0
+    missed_as: GapReason = GapReason.DROPPED
 
 
 class RunnerProcessState(NamedTuple):
@@ -222,20 +223,22 @@ def report_of(name: str, runner_state: RunnerState, number: int = 1) -> Report:
 
 
 @lru_cache(10_000)
-def frame(uuid: str, epoch: int, number: int, source_index: int) -> Frame:
-    return Frame(uuid, epoch, number, source_index * PTS_STEP, "1/10", 0, float(source_index), "", 640, 480)
+def frame(uuid: str, epoch: int, number: int, source_index: int, gaps: tuple[Gap, ...] = ()) -> Frame:
+    time_s = float(source_index)
+    return Frame(uuid, epoch, number, source_index * PTS_STEP, "1/10", 0, time_s, "", 640, 480, gaps=gaps)
 
 
 @lru_cache(10_000)
-def end(uuid: str, epoch: int, last_frame: int, reason: EndReason) -> End:
-    return End(uuid, epoch, last_frame, reason)
+def end(uuid: str, epoch: int, last_frame: int, reason: EndReason, gaps: tuple[Gap, ...] = ()) -> End:
+    return End(uuid, epoch, last_frame, reason, gaps)
 
 
-@lru_cache(10_000)
-def gap(
-    uuid: str, epoch: int, after_frame: int, source_index: int, frames: int, reason: GapReason = GapReason.SKIPPED
-) -> Gap:
-    return Gap(uuid, epoch, after_frame, float(source_index), float(source_index + frames), reason, frames)
+def missed_gaps(worker: WorkerState) -> tuple[Gap, ...]:
+    """Return what the worker has to report with its next frame or end marker."""
+    if not worker.missed:
+        return ()
+    from_s, to_s = float(worker.source_index - worker.missed), float(worker.source_index)
+    return (Gap(from_s, to_s, worker.missed_as, worker.missed),)
 
 
 def replace_at(items: tuple, index: int, item: object) -> tuple:  # type: ignore[type-arg]

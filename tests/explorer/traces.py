@@ -8,7 +8,7 @@ from tests.explorer.search import Failure
 from tests.explorer.state import RUNNER_NAMES, ScenarioRow, WorldState
 
 from vidflow.domain.leader import RunnerView
-from vidflow.domain.messages import Command, Deploy, End, Entry, Frame, Gap, Report, Result
+from vidflow.domain.messages import Command, Deploy, End, Entry, Frame, Report, Result
 from vidflow.domain.scenario import State
 
 
@@ -37,6 +37,7 @@ def summary(state: WorldState) -> dict[str, str]:
     for name, runner in zip(RUNNER_NAMES, state.runners, strict=False):
         workers = [
             f"epoch {worker.epoch} before frame {worker.next_frame}"
+            + (f", {worker.missed} missed" if worker.missed else "")
             + (f", finishing: {worker.finishing}" if worker.finishing else "")
             for worker in runner.workers
             if worker
@@ -82,11 +83,9 @@ def _row(row: ScenarioRow) -> str:
 def _result(message: Result) -> str:
     match message:
         case Frame():
-            return f"frame {message.frame_number} of epoch {message.epoch}"
+            return f"frame {message.frame_number} of epoch {message.epoch}{' after a gap' if message.gaps else ''}"
         case End():
-            return f"end of epoch {message.epoch} ({message.reason})"
-        case Gap():
-            return f"gap of epoch {message.epoch} after {message.after_frame}"
+            return f"end of epoch {message.epoch} ({message.reason}){' after a gap' if message.gaps else ''}"
         case _:
             return "source opened"
 

@@ -67,8 +67,10 @@ MIDDLE: Final = (
     WorldConfig("live, lost command twice", LIVE, faults=("lost command",), max_faults=2),
     WorldConfig("file, crash and drain", ONE, attempts=2, faults=("crash", "drain"), max_faults=2),
     WorldConfig("file, crash twice", TWO, attempts=2, faults=("crash",), max_faults=2),
-    # A gap that is lost in Kafka is not noticed, as it has no number: these faults lose nothing there.
-    *(WorldConfig(f"live with an end, {kind}", LIMITED, faults=(kind,)) for kind in ("kill", "drain", "takeover")),
+    *(
+        WorldConfig(f"live with an end, {kind}", LIMITED, faults=(kind,))
+        for kind in ("kill", "drain", "takeover", "Kafka emptied", "dead letter", "topics recreated")
+    ),
     WorldConfig("live with an end, shutdown, crash", LIMITED, shutdown=True, faults=("crash",)),
     WorldConfig("live, copied command and crash", LIVE, faults=("copied command", "crash"), max_faults=2),
     WorldConfig("file, topics recreated", TWO, faults=("topics recreated",)),

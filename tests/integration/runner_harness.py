@@ -21,7 +21,6 @@ from vidflow.domain.messages import (
     End,
     Entry,
     Frame,
-    Gap,
     Report,
     Result,
     ResumePoint,
@@ -33,6 +32,7 @@ from vidflow.domain.messages import (
 from vidflow.domain.topics import RESULTS, RUNNER_EVENTS, commands_topic
 from vidflow.infra.kafka import admin, clients, offsets, topics
 from vidflow.infra.kafka.settings import KafkaSettings
+from vidflow.infra.video import FrameGap
 
 WAIT_LIMIT_S = 60.0
 
@@ -111,8 +111,19 @@ class ControlPlane:
     def frames(self, scenario_uuid: str, epoch: int = 1) -> list[Frame]:
         return [result for result in self.results_of(scenario_uuid, epoch) if isinstance(result, Frame)]
 
-    def gaps(self, scenario_uuid: str, epoch: int = 1) -> list[Gap]:
-        return [result for result in self.results_of(scenario_uuid, epoch) if isinstance(result, Gap)]
+    def steps(self, scenario_uuid: str, epoch: int = 1) -> list[Frame | FrameGap]:
+        """Return the frames and gaps in order."""
+        steps: list[Frame | FrameGap] = []
+        for result in self.results_of(scenario_uuid, epoch):
+            if isinstance(result, Frame | End):
+                after = result.previous_frame
+                steps += [FrameGap(after, gap.from_s, gap.to_s, gap.frames, gap.reason) for gap in result.gaps]
+            if isinstance(result, Frame):
+                steps.append(result)
+        return steps
+
+    def gaps(self, scenario_uuid: str, epoch: int = 1) -> list[FrameGap]:
+        return [step for step in self.steps(scenario_uuid, epoch) if isinstance(step, FrameGap)]
 
     def opened(self, scenario_uuid: str, epoch: int = 1) -> list[SourceOpened]:
         return [result for result in self.results_of(scenario_uuid, epoch) if isinstance(result, SourceOpened)]

@@ -16,7 +16,7 @@ from tests.integration.vidflow_process import READY_LIMIT_S, VidflowClient
 
 from vidflow.commands.dev import Stack
 from vidflow.domain.errors import SetupError
-from vidflow.domain.messages import Gap, GapReason
+from vidflow.domain.messages import End, EndReason, Gap, GapReason
 from vidflow.infra.postgres import backup, db_roles, gaps, migrations
 from vidflow.infra.postgres.connection import connect
 from vidflow.infra.process.stopping import Stop
@@ -117,7 +117,8 @@ def test_a_process_has_only_the_privileges_that_it_needs(urls: dict[str, str], k
 def test_the_inbox_may_lengthen_a_gap(urls: dict[str, str]) -> None:
     with connect(urls["inbox"], name="test") as connection:
         for epoch in (1, 2):
-            assert gaps.add_gaps(connection, [Gap(UUID, epoch, 0, 0.0, float(epoch), GapReason.SKIPPED, epoch)]) == 1
+            gap = Gap(0.0, float(epoch), GapReason.SKIPPED, epoch)
+            assert gaps.add_gaps(connection, [End(UUID, epoch, 0, EndReason.STOPPED, (gap,))]) == 1
 
 
 @pytest.mark.usefixtures("urls")

@@ -14,7 +14,7 @@ from tests import clips
 from tests.http_server import Pauses
 
 from vidflow.domain.errors import SourceError, Unavailable, VidflowError
-from vidflow.domain.messages import ResumePoint
+from vidflow.domain.messages import ClockChanges, ResumePoint
 from vidflow.infra.video import FrameGap, KeptFrame, ReadingStopped, Video, open_video, read_kept_frames
 
 FRAMES = 120
@@ -51,7 +51,10 @@ def append_rest(recording: Path, path: Path) -> None:
         file.write(recording.read_bytes()[path.stat().st_size :])
 
 
-def list_frames(steps: list[KeptFrame | FrameGap]) -> list[tuple[int, int]]:
+Step = KeptFrame | FrameGap | ClockChanges
+
+
+def list_frames(steps: list[Step]) -> list[tuple[int, int]]:
     return [(step.frame_number, step.pts) for step in steps if isinstance(step, KeptFrame)]
 
 
@@ -62,7 +65,7 @@ def read_whole(recording: Path) -> list[tuple[int, int]]:
     return frames
 
 
-def read_until_error(video: Video, steps: list[KeptFrame | FrameGap]) -> VidflowError:
+def read_until_error(video: Video, steps: list[Step]) -> VidflowError:
     with pytest.raises((SourceError, Unavailable)) as raised:
         steps.extend(read_kept_frames(video))
     return raised.value
@@ -73,7 +76,7 @@ def test_a_file_that_grows_while_it_is_read_never_ends_normally_and_a_retry_read
     tmp_path: Path, recording: Path, share: float
 ) -> None:
     whole, path = read_whole(recording), write_part(recording, tmp_path, share)
-    steps: list[KeptFrame | FrameGap] = []
+    steps: list[Step] = []
     pauses = Pauses()
 
     def grow_by_a_little(timeout: float | None = None) -> bool:

@@ -14,7 +14,7 @@ from tests.http_server import LOOPBACK, Habits, serving
 from tests.rtsp.reading import frames, has_frames, take_until
 
 from vidflow.domain.errors import SourceError, Unavailable, VidflowError
-from vidflow.domain.messages import CaptureClock, ResumePoint
+from vidflow.domain.messages import CaptureClock, ClockChanges, ResumePoint
 from vidflow.domain.sampling import format_time_base
 from vidflow.infra.video import FrameGap, KeptFrame, hls_file, hls_playlist, open_video, read_kept_frames
 from vidflow.infra.video.hls_file import HlsPosition
@@ -29,7 +29,7 @@ def serve(files: dict[str, bytes]) -> Habits:
     return Habits(b"", find=files.get, headers={})
 
 
-def read(url: str) -> list[KeptFrame | FrameGap]:
+def read(url: str) -> list[KeptFrame | FrameGap | ClockChanges]:
     with open_video(url, access=LOOPBACK) as video:
         assert not video.source.live
         return list(read_kept_frames(video))

@@ -34,8 +34,19 @@ from tests.integration.delivery import (
 from tests.integration.server_owner import wait_until
 
 from vidflow.domain.detections import Detection
-from vidflow.domain.messages import CaptureClock, DeadLetter, End, EndReason, Gap, GapReason, SourceOpened, encode
-from vidflow.domain.progress import Progress, is_complete
+from vidflow.domain.messages import (
+    CaptureClock,
+    ClockChanges,
+    DeadLetter,
+    End,
+    EndReason,
+    Frame,
+    Gap,
+    GapReason,
+    SourceOpened,
+    encode,
+)
+from vidflow.domain.progress import Progress, has_hole, is_complete
 from vidflow.domain.topics import DEAD_LETTERS, RESULTS
 from vidflow.domain.warnings import ScenarioWarning, WarningCode
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
@@ -108,24 +119,52 @@ def test_a_gap_that_a_later_deployment_reports_again_is_stored_once_and_may_be_l
     connection: Connection, options: InboxOptions
 ) -> None:
     uuid = insert_progress(connection)
-    first = Gap(uuid, 1, after_frame=0, from_s=0.2, to_s=0.4, reason=GapReason.SKIPPED, frames=1)
-    longer = Gap(uuid, 2, after_frame=0, from_s=0.2, to_s=0.6, reason=GapReason.SKIPPED, frames=2)
-    same = msgspec.structs.replace(longer, epoch=3)
+    longer = Gap(0.2, 0.6, GapReason.SKIPPED, 2)
+    first = End(uuid, 1, 0, EndReason.STOPPED, (Gap(0.2, 0.4, GapReason.SKIPPED, 1),))
+    second, third = (End(uuid, epoch, 0, EndReason.STOPPED, (longer,)) for epoch in (2, 3))
     with running_inbox(connection, options):
         send_results(options.kafka, frame(uuid, 0), first, first)
         wait_until_caught_up(connection, options.kafka)
-        for gap in (longer, same):
-            connection.execute("UPDATE scenario_progress SET epoch = %s", (gap.epoch,))
-            send_results(options.kafka, gap)
+        for end in (second, third):
+            connection.execute("UPDATE scenario_progress SET epoch = %s", (end.epoch,))
+            send_results(options.kafka, end)
             wait_until_caught_up(connection, options.kafka)
     stored = connection.execute("SELECT epoch, after_frame, to_s, frames, reason FROM scenario_gaps").fetchall()
     assert stored == [(2, 0, 0.6, 2, "skipped")]
 
 
+def test_a_gap_that_is_lost_is_missed_with_the_message_after_it_and_stored_by_the_next_epoch(
+    connection: Connection, options: InboxOptions
+) -> None:
+    uuid, other = insert_progress(connection), insert_progress(connection)
+    gap = Gap(0.2, 0.4, GapReason.DROPPED, 1)
+
+    def send_all(scenario_uuid: str, epoch: int, numbers: range) -> list[Frame]:
+        sent = [frame(scenario_uuid, number, epoch=epoch) for number in numbers]
+        return [msgspec.structs.replace(each, gaps=(gap,)) if each.frame_number == 1 else each for each in sent]
+
+    def stored() -> list[tuple[int]]:
+        return connection.execute("SELECT after_frame FROM scenario_gaps ORDER BY after_frame").fetchall()
+
+    with running_inbox(connection, options):
+        first, _, third = send_all(uuid, 1, range(3))  # the second one is lost with its gap
+        send_results(options.kafka, first, third, End(uuid, 1, 2, EndReason.FINISHED))
+        send_results(options.kafka, *send_all(other, 1, range(1)))  # its end marker is lost with its gap
+        wait_until_caught_up(connection, options.kafka)
+        assert stored() == []
+        assert has_hole(progress(connection, uuid))
+        assert not any(is_complete(progress(connection, each)) for each in (uuid, other))
+        connection.execute("UPDATE scenario_progress SET epoch = 2")
+        send_results(options.kafka, *send_all(uuid, 2, range(1, 3)), End(uuid, 2, 2, EndReason.FINISHED))
+        send_results(options.kafka, End(other, 2, 0, EndReason.FINISHED, (gap,)))
+        wait_until_caught_up(connection, options.kafka)
+    assert stored() == [(0,), (0,)]
+    assert all(is_complete(progress(connection, each)) for each in (uuid, other))
+
+
 def test_results_are_stored_with_all_their_values(connection: Connection, options: InboxOptions) -> None:
     uuid = insert_progress(connection)
     opened = SourceOpened(uuid, 1, width=64, height=48, duration_s=1.0, frames_expected=2)
-    gap = Gap(uuid, 1, after_frame=0, from_s=0.2, to_s=0.4, reason=GapReason.CORRUPT, frames=1)
     damaged = msgspec.structs.replace(
         frame(uuid, 1),
         corrupt=True,
@@ -133,9 +172,10 @@ def test_results_are_stored_with_all_their_values(connection: Connection, option
         time_s=0.25,
         captured_us=1_800_000_000_000_250,
         captured_by=CaptureClock.RTCP,
+        gaps=(Gap(0.2, 0.24, GapReason.CORRUPT, 1),),
     )
-    end = End(uuid, 1, last_frame=1, reason=EndReason.FINISHED)
-    send_results(options.kafka, opened, frame(uuid, 0, label="person"), gap, damaged, end)
+    end = End(uuid, 1, 1, EndReason.FINISHED, (Gap(0.3, 0.4, GapReason.TRUNCATED),), ClockChanges(0.28, jumps=2))
+    send_results(options.kafka, opened, frame(uuid, 0, label="person"), damaged, end)
     with running_inbox(connection, options):
         wait_until_caught_up(connection, options.kafka)
     rows = connection.execute(
@@ -149,13 +189,16 @@ def test_results_are_stored_with_all_their_values(connection: Connection, option
     assert rows[0] == (0, 1, 0, 0.0, 64, 48, "2026-01-01T00:00:00Z", [person], None, None, False)
     assert [(row[0], row[-1]) for row in rows] == [(0, False), (1, True)]
     assert rows[1][-3:-1] == (datetime.datetime(2027, 1, 15, 8, 0, 0, 250, datetime.UTC), "rtcp")
-    assert connection.execute("SELECT after_frame, reason, frames FROM scenario_gaps").fetchall() == [(0, "corrupt", 1)]
+    assert connection.execute("SELECT after_frame, reason, frames FROM scenario_gaps ORDER BY 1").fetchall() == [
+        (0, "corrupt", 1),
+        (1, "truncated", None),
+    ]
     after = progress(connection, uuid)
     assert is_complete(after)
     assert after.opened == opened
     assert after.warnings == (
         ScenarioWarning(WarningCode.FRAMES_DAMAGED, 2, 1, 0.2, 1, 0.25),
-        ScenarioWarning(WarningCode.TIME_ADJUSTED, 3, 1, 0.25, 1, 0.25),
+        ScenarioWarning(WarningCode.TIME_ADJUSTED, 5, 1, 0.25, 2, 0.28),
     )
     assert (after.last_pts, after.time_base, after.last_time_s) == (10, "1/90000", 0.25)
 

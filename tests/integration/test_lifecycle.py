@@ -10,7 +10,7 @@ import pytest
 
 from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.leader import ScenarioView
-from vidflow.domain.messages import Deploy, Gap, GapReason, Parameters, StopWork, decode_command
+from vidflow.domain.messages import Deploy, End, EndReason, Gap, GapReason, Parameters, StopWork, decode_command
 from vidflow.domain.progress import Progress
 from vidflow.domain.reason_codes import ReasonCode
 from vidflow.domain.scenario import (
@@ -116,12 +116,9 @@ def test_a_deployment_carries_the_end_of_the_gaps_after_the_last_frame(connectio
     scenario = create_scenario(connection)
     write_progress(connection, {scenario.scenario_uuid: Progress(next_frame=8)})
     ends = [(6, 20.0), (7, 3.5), (7, 9.5), (8, 30.0)]
-    add_gaps(
-        connection, [Gap(scenario.scenario_uuid, 1, after, 1.0, to_s, GapReason.DROPPED) for after, to_s in ends[:2]]
-    )
-    add_gaps(
-        connection, [Gap(scenario.scenario_uuid, 1, after, 3.5, to_s, GapReason.STALLED) for after, to_s in ends[2:]]
-    )
+    for index, (after, to_s) in enumerate(ends):
+        gap = Gap(1.0, to_s, GapReason.DROPPED) if index < 2 else Gap(3.5, to_s, GapReason.STALLED)
+        add_gaps(connection, [End(scenario.scenario_uuid, 1, after, EndReason.STOPPED, (gap,))])
     write_event(connection, scenario, assigned_event(scenario))
     deploy = decode_command(outbox.read_pending_messages(connection, 10)[0].payload)
     assert isinstance(deploy, Deploy)

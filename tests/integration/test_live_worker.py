@@ -28,7 +28,6 @@ from vidflow.domain.messages import (
     EndReason,
     Entry,
     Frame,
-    Gap,
     GapReason,
     Parameters,
     ResumePoint,
@@ -38,6 +37,7 @@ from vidflow.domain.messages import (
 )
 from vidflow.domain.progress import Progress, Verdict, advance
 from vidflow.infra.kafka.settings import KafkaSettings
+from vidflow.infra.video import FrameGap
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("rtsp_server")]
 FPS = 25
@@ -88,11 +88,11 @@ def stop_all(control_plane: ControlPlane, runner: str, uuids: list[str]) -> floa
     return time.monotonic() - began_s
 
 
-def end_of(step: Frame | Gap, fps: int = FPS) -> float:
-    return step.to_s if isinstance(step, Gap) else step.time_s + 1 / fps
+def end_of(step: Frame | FrameGap, fps: int = FPS) -> float:
+    return step.to_s if isinstance(step, FrameGap) else step.time_s + 1 / fps
 
 
-def assert_covered(steps: list[Frame | Gap], until_s: float, fps: int = FPS) -> None:
+def assert_covered(steps: list[Frame | FrameGap], until_s: float, fps: int = FPS) -> None:
     """Assert that frames and gaps follow one another from the first frame to the end."""
     assert isinstance(steps[0], Frame)
     reached_s = steps[0].time_s
@@ -169,7 +169,7 @@ def test_cameras_that_were_read_end_on_time_or_stop_at_once_and_everything_is_ac
 ) -> None:
     with ExitStack() as stack:
         well, killed, frozen = (stack.enter_context(Camera(free_port(), FPS)) for _ in range(3))
-        limited, reads, infers, reconnects, stalls = (new_uuid() for _ in range(5))
+        limited, reads, infers, reconnects, stalls, gives_up = (new_uuid() for _ in range(6))
         control_plane.send_command(
             runner_id, make_deploy(limited, killed.url, parameters=Parameters(duration_s=4.0), fps="25")
         )
@@ -180,21 +180,24 @@ def test_cameras_that_were_read_end_on_time_or_stop_at_once_and_everything_is_ac
             (stalls, frozen, "motion"),
         ):
             control_plane.send_command(runner_id, make_deploy(uuid, camera.url, model))
-        started = [limited, reads, infers, reconnects, stalls]
+        parameters = Parameters(give_up_after_s=2.0)
+        control_plane.send_command(runner_id, make_deploy(gives_up, killed.url, parameters=parameters))
+        started = [limited, reads, infers, reconnects, stalls, gives_up]
         control_plane.wait_until(lambda: all(control_plane.frames(uuid) for uuid in started), "all send frames")
         killed.kill()
         frozen.freeze()
         control_plane.wait_until(
             lambda: lost_codes(control_plane, reconnects) and lost_codes(control_plane, stalls), "both are noticed"
         )
-        end = control_plane.wait_for_end_marker(limited)
+        end, given_up = (control_plane.wait_for_end_marker(uuid) for uuid in (limited, gives_up))
         stop_s = stop_all(control_plane, runner_id, [reads, infers, reconnects, stalls])
-    assert end.reason is EndReason.FINISHED
+    assert (end.reason, given_up.reason) == (EndReason.FINISHED, EndReason.ERROR)
     for uuid in started:
-        steps = [step for step in control_plane.results_of(uuid) if isinstance(step, Frame | Gap)]
+        steps = control_plane.steps(uuid)
         assert_covered(steps, 4.0 if uuid == limited else end_of(steps[-1]))
     assert control_plane.gaps(reconnects)[-1].reason is GapReason.RECONNECTING
     assert control_plane.gaps(stalls)[-1].reason is GapReason.STALLED
+    assert control_plane.gaps(gives_up)[-1].reason is GapReason.RECONNECTING
     assert control_plane.gaps(limited)[-1].reason is GapReason.RECONNECTING
     assert stop_s < STOP_LIMIT_S
 
@@ -213,7 +216,7 @@ def test_streams_of_an_rtmp_server_are_read_stop_at_once_and_their_keys_are_not_
             control_plane.wait_until(lambda: len(control_plane.frames(reads)) >= 10, "frames are sent")
             control_plane.wait_until(lambda: lost_codes(control_plane, waits) == ["source_timeout"], "it is waited for")
             assert stop_all(control_plane, runner_id, [reads, waits]) < STOP_LIMIT_S
-    steps = [step for step in control_plane.results_of(reads) if isinstance(step, Frame | Gap)]
+    steps = control_plane.steps(reads)
     assert_covered(steps, end_of(steps[-1]))
     shown = [result.error.message for result in control_plane.results_of(waits) if isinstance(result, SourceLost)]
     assert "/live/***" in shown[0]
@@ -315,7 +318,7 @@ def assert_outage_is_accounted_for(control_plane: ControlPlane, uuid: str, lost_
         was_lost.append(progress.lost is not None)
     assert True in was_lost
     assert not was_lost[-1]
-    steps = [result for result in results if isinstance(result, Frame | Gap)]
+    steps = control_plane.steps(uuid)
     assert_covered(steps, end_of(steps[-1], OUTAGE_FPS), OUTAGE_FPS)
     origin_s = control_plane.frames(uuid)[0].pts / 1e6
     during = [

@@ -22,6 +22,7 @@ import pytest
 from tests import clips
 from tests.conftest import NO_SHARED, SHARED
 
+from vidflow.domain.messages import ClockChanges
 from vidflow.domain.sampling import Sampler
 from vidflow.infra.video import FrameGap, KeptFrame, open_video, read_kept_frames
 
@@ -105,7 +106,7 @@ def read_sampled(path: Path, rate: Fraction) -> list[Fraction]:
         return [time_s for time_s, is_missing in read_times(read_kept_frames(video, rate)) if not is_missing]
 
 
-def read_times(items: Iterator[KeptFrame | FrameGap]) -> Iterator[tuple[Fraction, bool]]:
+def read_times(items: Iterator[KeptFrame | FrameGap | ClockChanges]) -> Iterator[tuple[Fraction, bool]]:
     """Yield the exact time of each frame, and whether it is missing. Only gaps of one frame are expected."""
     time_base = Fraction(1)
     for item in items:
@@ -113,6 +114,7 @@ def read_times(items: Iterator[KeptFrame | FrameGap]) -> Iterator[tuple[Fraction
             time_base = item.time_base
             yield round(Fraction(item.time_s) / time_base) * time_base, False
         else:
+            assert isinstance(item, FrameGap)
             assert item.frames == 1
             yield round(Fraction(item.from_s) / time_base) * time_base, True
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator
 
+import msgspec
 import pytest
 from tests.integration.delivery import frame, outbox_row, print_figure
 from tests.integration.query_plans import explain
@@ -208,7 +209,9 @@ STATEMENTS: list[Statement] = [
         with_scenarios(
             "inactive",
             500,
-            lambda tx, uuids: gaps.add_gaps(tx, [Gap(uuid_, 1, 3, 0.0, 1.0, GapReason.CORRUPT, 1) for uuid_ in uuids]),
+            lambda tx, uuids: gaps.add_gaps(
+                tx, [msgspec.structs.replace(frame(uuid_, 4), gaps=(Gap(0.0, 1.0, GapReason.CORRUPT, 1),)) for uuid_ in uuids]
+            ),
         ),
     ),
     ("outbox.add_messages", 10_000, call(lambda tx: outbox.add_messages(tx, [outbox_row(f"key-{number}") for number in range(500)]))),

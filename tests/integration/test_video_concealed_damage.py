@@ -11,7 +11,7 @@ import pytest
 from tests import clips
 from tests.conftest import NO_SHARED, SHARED
 
-from vidflow.domain.messages import CorruptPolicy, GapReason, ResumePoint
+from vidflow.domain.messages import ClockChanges, CorruptPolicy, GapReason, ResumePoint
 from vidflow.domain.sampling import format_time_base
 from vidflow.infra.video import FrameGap, KeptFrame, open_video, read_kept_frames
 from vidflow.infra.video.warmup import read_warmup_frames
@@ -34,24 +34,24 @@ def damaged(whole: Path) -> Path:
 
 def read(
     path: Path, rate: Fraction | None, on_corrupt: CorruptPolicy, resume: ResumePoint | None = None
-) -> list[KeptFrame | FrameGap]:
+) -> list[KeptFrame | FrameGap | ClockChanges]:
     with open_video(str(path)) as video:
         return list(read_kept_frames(video, rate, resume, on_corrupt))
 
 
-def frames(items: Sequence[KeptFrame | FrameGap]) -> list[KeptFrame]:
+def frames(items: Sequence[KeptFrame | FrameGap | ClockChanges]) -> list[KeptFrame]:
     return [item for item in items if isinstance(item, KeptFrame)]
 
 
-def gaps(items: Sequence[KeptFrame | FrameGap]) -> list[FrameGap]:
+def gaps(items: Sequence[KeptFrame | FrameGap | ClockChanges]) -> list[FrameGap]:
     return [item for item in items if isinstance(item, FrameGap)]
 
 
-def comparable(items: Sequence[KeptFrame | FrameGap]) -> list[object]:
+def comparable(items: Sequence[KeptFrame | FrameGap | ClockChanges]) -> list[object]:
     return [
-        item
-        if isinstance(item, FrameGap)
-        else (item.frame_number, item.pts, item.time_s, item.corrupt, item.image(16, 12).tobytes())
+        (item.frame_number, item.pts, item.time_s, item.corrupt, item.image(16, 12).tobytes())
+        if isinstance(item, KeptFrame)
+        else item
         for item in items
     ]
 

@@ -10,16 +10,16 @@ import av
 import pytest
 from tests import clips
 
-from vidflow.domain.messages import GapReason, ResumePoint
+from vidflow.domain.messages import ClockChanges, GapReason, ResumePoint
 from vidflow.domain.sampling import format_time_base
 from vidflow.infra.video import FrameGap, KeptFrame, Video, open_video, read_kept_frames
 
-ComparableFrame = tuple[int, int, float, int, int, bytes] | FrameGap
+ComparableFrame = tuple[int, int, float, int, int, bytes] | FrameGap | ClockChanges
 """What a run yields, in a form to compare: a frame's number, pts, time, size and picture, or a gap."""
 
 
-def comparable(item: KeptFrame | FrameGap) -> ComparableFrame:
-    if isinstance(item, FrameGap):
+def comparable(item: KeptFrame | FrameGap | ClockChanges) -> ComparableFrame:
+    if not isinstance(item, KeptFrame):
         return item
     picture = item.image(16, 12).tobytes()
     return (item.frame_number, item.pts, item.time_s, item.width, item.height, picture)
@@ -31,7 +31,7 @@ def read_all(path: Path, rate: Fraction | None = None, resume: ResumePoint | Non
 
 
 def frames(items: Sequence[ComparableFrame]) -> list[tuple[int, int, float, int, int, bytes]]:
-    return [item for item in items if not isinstance(item, FrameGap)]
+    return [item for item in items if isinstance(item, tuple)]
 
 
 def gaps(items: Sequence[ComparableFrame]) -> list[FrameGap]:
@@ -52,7 +52,7 @@ def resume_points(path: Path, rate: Fraction | None = None) -> list[ResumePoint]
 def items_after(items: Sequence[ComparableFrame], next_frame: int) -> list[ComparableFrame]:
     """Return the part of a whole run that follows frame `next_frame - 1`."""
     for index, item in enumerate(items):
-        if not isinstance(item, FrameGap) and item[0] == next_frame - 1:
+        if isinstance(item, tuple) and item[0] == next_frame - 1:
             return list(items[index + 1 :])
     raise AssertionError(f"no frame {next_frame - 1}")
 

@@ -14,7 +14,7 @@ from tests import clips
 from tests.conftest import NO_SHARED, SHARED
 
 from vidflow.domain.errors import SourceError
-from vidflow.domain.messages import ResumePoint
+from vidflow.domain.messages import ClockChanges, ResumePoint
 from vidflow.domain.sampling import format_time_base
 from vidflow.infra.video.frames import FrameGap, KeptFrame, read_kept_frames
 from vidflow.infra.video.open import open_video
@@ -162,6 +162,22 @@ def test_a_jump_of_the_clock_is_reported_once_with_the_next_kept_frame(tmp_path:
             ]
         following = frames[last.frame_number + 1 :]
         assert [frame.clock_jumps for frame in resumed] == [frame.clock_jumps for frame in following]
+
+
+def test_jumps_of_the_clock_after_the_last_kept_frame_are_reported_at_the_end_of_every_run(tmp_path: Path) -> None:
+    whole = clips.constant_rate(tmp_path / "whole.mp4")
+    hour = 3_600 * 16_000
+    path = clips.with_wild_times(whole, tmp_path / "wild.mp4", {12: 10 * hour, 46: 20 * hour, 49: 30 * hour})
+    late = ClockChanges(1.96, jumps=2)
+    with open_video(str(path)) as video:
+        *kept, last = read_kept_frames(video, Fraction(5))
+    frames = [item for item in kept if isinstance(item, KeptFrame)]
+    assert (kept, last) == (frames, late)
+    assert [(frame.frame_number, frame.clock_jumps) for frame in frames if frame.clock_jumps] == [(3, 1)]
+    for frame in frames:
+        resume = resume_after(frame, clock_jumped=frame.frame_number >= 3)
+        with open_video(str(path)) as video:
+            assert list(read_kept_frames(video, Fraction(5), resume))[-1] == late
 
 
 def resume_after(frame: KeptFrame, *, clock_jumped: bool = False) -> ResumePoint:

@@ -10,12 +10,12 @@ from typing import Final
 import pytest
 from tests import clips
 
-from vidflow.domain.messages import GapReason, ResumePoint
+from vidflow.domain.messages import ClockChanges, GapReason, ResumePoint
 from vidflow.domain.sampling import format_time_base
 from vidflow.infra.video import FrameGap, KeptFrame, open_video, read_kept_frames
 from vidflow.infra.video.packets import is_single_field
 
-Item = KeptFrame | FrameGap
+Item = KeptFrame | FrameGap | ClockChanges
 
 
 def read(path: Path, rate: Fraction | None = None, resume: ResumePoint | None = None) -> list[Item]:
@@ -37,7 +37,7 @@ def count_all(items: Sequence[Item]) -> int:
 
 
 def comparable(items: Sequence[Item]) -> list[object]:
-    return [item if isinstance(item, FrameGap) else (item.frame_number, item.pts, item.time_s) for item in items]
+    return [(item.frame_number, item.pts, item.time_s) if isinstance(item, KeptFrame) else item for item in items]
 
 
 def assert_resumes_everywhere(path: Path, items: Sequence[Item], every: int) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests import clips
@@ -30,10 +31,13 @@ from tests.rtsp.relay import Relay
 
 from vidflow.domain.messages import (
     CaptureClock,
+    ClockChanges,
     CorruptPolicy,
+    End,
     EndReason,
     Entry,
     Frame,
+    Gap,
     GapReason,
     Parameters,
     ResumePoint,
@@ -298,6 +302,39 @@ def test_a_skip_is_reported_as_a_gap_and_uses_no_frame_number(
         )
         control_plane.wait_for_end_marker(resumed_uuid)
         assert comparable(control_plane.frames(resumed_uuid)) == comparable(frames[last + 1 :])
+
+
+def test_what_is_missing_before_a_frame_that_fails_is_sent_with_an_end_marker(
+    control_plane: ControlPlane, runner_id: str, clip: Path
+) -> None:
+    control_plane.send_command(runner_id, make_deploy(uuid := new_uuid(), clip))
+    control_plane.wait_for_end_marker(uuid)
+    before, skipped = control_plane.frames(uuid)[BAD_FRAME - 2 : BAD_FRAME]
+    skips = (Skip(before.pts, 1),)
+    control_plane.send_command(runner_id, make_deploy(other := new_uuid(), clip, "inference_error", skips=skips))
+    wait_until_failed(control_plane, runner_id, other)
+    end = control_plane.wait_for_end_marker(other)
+    gap = Gap(skipped.time_s, skipped.time_s, GapReason.SKIPPED, 1)
+    assert end == End(other, 1, BAD_FRAME - 2, EndReason.ERROR, (gap,))
+
+
+def test_jumps_of_the_clock_after_the_last_frame_are_in_the_end_marker(
+    control_plane: ControlPlane, runner_id: str, tmp_path: Path
+) -> None:
+    whole, hour = clips.constant_rate(tmp_path / "whole.mp4"), 3_600 * 16_000
+    path = clips.with_wild_times(whole, tmp_path / "wild.mp4", {44: 10 * hour, 49: 20 * hour})
+    cases: dict[str, tuple[dict[str, Any], int, ClockChanges | None]] = {
+        new_uuid(): ({}, 9, ClockChanges(1.96, jumps=1)),
+        new_uuid(): ({"parameters": Parameters(duration_s=1.7)}, 8, ClockChanges(1.7, jumps=1)),
+        new_uuid(): ({"parameters": Parameters(duration_s=1.5)}, 7, None),
+        new_uuid(): ({"skips": (Skip(40 * 40 * 16, 1),)}, 8, ClockChanges(1.96, jumps=2)),
+    }
+    for uuid, (fields, _, _) in cases.items():
+        control_plane.send_command(runner_id, make_deploy(uuid, path, fps="5", **fields))
+    for uuid, (_, last_frame, changes) in cases.items():
+        end = control_plane.wait_for_end_marker(uuid)
+        assert (end.last_frame, end.reason, end.clock) == (last_frame, EndReason.FINISHED, changes)
+    assert [frame.clock_jumps for frame in control_plane.frames(next(iter(cases)))] == [0] * 9 + [1]
 
 
 @pytest.fixture(scope="module")

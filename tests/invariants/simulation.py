@@ -54,7 +54,7 @@ from vidflow.domain.messages import (
     decode_runner_event,
     encode,
 )
-from vidflow.domain.progress import Progress, Verdict, advance
+from vidflow.domain.progress import Progress, Verdict, advance, select_gaps
 from vidflow.domain.reconcile import reconcile
 from vidflow.domain.runner import (
     Action,
@@ -329,20 +329,10 @@ class Simulation:
             self._end(runner, worker, worker.finishing or EndReason.FINISHED)
         elif worker.finishing or (not source.live and worker.source_index >= source.frames):
             reason = worker.finishing or EndReason.FINISHED
-            self._send(End(uuid, worker.deploy.epoch, worker.next_frame - 1, reason))
+            self._send(End(uuid, worker.deploy.epoch, worker.next_frame - 1, reason, worker.gaps))
             worker.end_sent = True
         elif (skipped := self._skipped(worker)) > 0:
-            self._send(
-                Gap(
-                    uuid,
-                    worker.deploy.epoch,
-                    worker.next_frame - 1,
-                    worker.source_index,
-                    worker.source_index + skipped,
-                    GapReason.SKIPPED,
-                    skipped,
-                )
-            )
+            worker.gaps = (Gap(worker.source_index, worker.source_index + skipped, GapReason.SKIPPED, skipped),)
             worker.source_index += skipped
         elif worker.source_index in source.poison:
             self._end(runner, worker, EndReason.CRASHED, waits_for=WorkerWait.INFERENCE)
@@ -359,7 +349,9 @@ class Simulation:
         self.live_frames_sent += 1
         pts = self.live_frames_sent if source.live else worker.source_index * PTS_STEP
         epoch, uuid = worker.deploy.epoch, worker.uuid
-        self._send(Frame(uuid, epoch, worker.next_frame, pts, "1/10", 0, pts / 10, "2026-01-01T00:00:00Z", 640, 480))
+        at = "2026-01-01T00:00:00Z"
+        self._send(Frame(uuid, epoch, worker.next_frame, pts, "1/10", 0, pts / 10, at, 640, 480, gaps=worker.gaps))
+        worker.gaps = ()
         worker.source_index, worker.next_frame = worker.source_index + 1, worker.next_frame + 1
         runner.state = record_worker_progress(runner.state, uuid, epoch, worker.next_frame, WorkerWait.SOURCE)
 
@@ -445,8 +437,9 @@ class Simulation:
                 raise violation(5, f"frame {message.frame_number} is stored after {len(tables.rows[uuid])} rows")
             tables.rows[uuid] = (*tables.rows[uuid], StoredFrame(message.pts, message.epoch))
             tables.losses_in_a_row[uuid] = 0
-        if isinstance(message, Gap):
-            tables.gaps[uuid] |= {(message.after_frame, message.from_s)}
+        if isinstance(message, Frame | End):
+            gaps = select_gaps(progress, message)
+            tables.gaps[uuid] |= {(message.previous_frame, gap.from_s) for gap in gaps}
 
     def read_again(self, uuid: str, back: int) -> None:
         """The inbox continues at an earlier position."""

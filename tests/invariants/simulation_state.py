@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from vidflow.domain.errors import ErrorInfo
-from vidflow.domain.messages import Deploy, EndReason
+from vidflow.domain.messages import Deploy, EndReason, Gap
 from vidflow.domain.progress import Progress
 from vidflow.domain.runner import RunnerState
 from vidflow.domain.scenario import Kind, Scenario, State
@@ -94,7 +94,10 @@ class RunnerMode(StrEnum):
 
 @dataclass
 class SimulatedWorker:
-    """A worker process. `source_index` is the index of the next kept frame in a file, `next_frame` the number that it gets."""
+    """A worker process. `source_index` is the index of the next kept frame in a file, `next_frame` the number that it gets.
+
+    `gaps`: what it has to report with its next frame or end marker.
+    """
 
     uuid: str
     deploy: Deploy
@@ -102,6 +105,7 @@ class SimulatedWorker:
     source_index: int
     finishing: EndReason | None = None
     end_sent: bool = False
+    gaps: tuple[Gap, ...] = ()
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 
 import pytest
@@ -36,7 +36,7 @@ def take_until(live: LiveReader, is_enough: Callable[[Steps], bool], limit_s: fl
     return taken
 
 
-def frames(taken: Steps) -> list[KeptFrame]:
+def frames(taken: Iterable[object]) -> list[KeptFrame]:
     return [step for step in taken if isinstance(step, KeptFrame)]
 
 

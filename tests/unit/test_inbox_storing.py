@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from vidflow.domain.messages import End, EndReason, Frame, Gap, GapReason, Result, decode_dead_letter
@@ -64,12 +65,27 @@ def test_two_scenarios_in_a_batch_do_not_mix() -> None:
     assert batch.progress[OTHER].next_frame == 6
 
 
-def test_a_gap_and_an_end_follow_the_frame_that_they_name() -> None:
-    gap = Gap(UUID, 1, after_frame=0, from_s=0.2, to_s=0.4, reason=GapReason.CORRUPT)
-    end = End(UUID, 1, last_frame=0, reason=EndReason.FINISHED)
-    batch = advance_progress({UUID: Progress(epoch=1)}, as_messages(frame(0), gap, end))
-    assert batch.gaps == [gap]
-    assert batch.progress[UUID].end_last_frame == 0
+def test_gaps_are_stored_with_the_frame_or_the_end_after_them() -> None:
+    gaps = (Gap(0.2, 0.4, GapReason.CORRUPT),)
+    second, end = msgspec.structs.replace(frame(1), gaps=gaps), End(UUID, 1, 1, EndReason.FINISHED, gaps)
+    batch = advance_progress({UUID: Progress(epoch=1)}, as_messages(frame(0), second, second, end))
+    assert batch.with_gaps == [second, end]
+    assert batch.progress[UUID].end_last_frame == 1
+
+
+def test_gaps_of_a_message_that_is_not_stored_are_not_stored() -> None:
+    gaps = (Gap(0.2, 0.4, GapReason.CORRUPT),)
+    messages = [msgspec.structs.replace(frame(number, epoch), gaps=gaps) for number, epoch in ((4, 2), (6, 2), (5, 1))]
+    batch = advance_progress({UUID: Progress(epoch=2, next_frame=5)}, as_messages(*messages))
+    assert (batch.frames, batch.with_gaps) == ([], [])
+
+
+def test_gaps_of_an_end_that_another_epoch_has_passed_are_not_stored() -> None:
+    """A restored database has an earlier epoch, so that the messages of two epochs count."""
+    end = End(UUID, 2, 3, EndReason.STOPPED, (Gap(0.8, 1.4, GapReason.DROPPED),))
+    batch = advance_progress({UUID: Progress(epoch=1, next_frame=5)}, as_messages(end))
+    assert batch.progress[UUID].end_epoch == 2
+    assert batch.with_gaps == []
 
 
 def test_an_unreadable_message_extends_the_poison_run() -> None:

@@ -8,9 +8,10 @@ from itertools import accumulate, cycle, islice
 
 import pytest
 
+from vidflow.domain.live_clock import CaptureTime
 from vidflow.domain.live_end import LiveLimits
 from vidflow.domain.live_stream import Arrival, LiveFrame, LiveStream
-from vidflow.domain.messages import GapReason, ResumePoint
+from vidflow.domain.messages import CaptureClock, GapReason, ResumePoint
 from vidflow.domain.newest_frames import LiveGap
 
 FPS = 25
@@ -143,6 +144,33 @@ def test_the_hole_at_the_end_has_the_reason_of_the_outage() -> None:
     assert gaps([*stream.end(NOW_US + 3_000_000, is_receiving=False, reason=GapReason.RECONNECTING)]) == [
         (GapReason.STALLED, 25)
     ]
+
+
+def test_changes_of_the_clock_since_the_last_frame_taken_are_described() -> None:
+    stream = connected(Fraction(1))
+    send(stream, range(30))
+    [*_, last] = stream.take()
+    assert isinstance(last, LiveFrame)
+    assert stream.describe_clock_changes(last.clock) is None
+    send(stream, range(30, 40), first=1_000)  # its pts go back
+    camera_s = NOW_US + 39_000_000 // FPS + 60_000_000
+    stated = CaptureTime(camera_s, CaptureClock.RTCP)
+    stream.add(Arrival(40, (40 - 1_000) * TICKS, NOW_US + 40_000_000 // FPS, stated), burst_limit=64)
+    assert stream.take() == []
+    changes = stream.describe_clock_changes(last.clock)
+    assert changes is not None
+    assert (changes.time_s, changes.offset_s) == pytest.approx((1.6, 59.96), abs=0.001)
+    assert (changes.jumps, changes.drifts) == (1, 1)
+
+
+def test_what_the_clock_does_after_the_end_is_not_described() -> None:
+    stream: LiveStream[int] = LiveStream(Fraction(1), ResumePoint(), 1000, LiveLimits(duration_us=1_500_000))
+    stream.connect(Fraction(1, 90_000), Fraction(FPS))
+    send(stream, range(40))
+    send(stream, range(40, 50), first=1_000)
+    [*_, last] = stream.take()
+    assert isinstance(last, LiveFrame)
+    assert stream.describe_clock_changes(last.clock) is None
 
 
 def test_a_model_that_is_slower_gets_the_newest_frames_and_the_others_are_counted() -> None:

@@ -18,6 +18,7 @@ from vidflow.domain.errors import ErrorInfo, MessageError, SourceError, build_er
 from vidflow.domain.messages import (
     MAX_SAFE_INTEGER,
     CaptureClock,
+    ClockChanges,
     CorruptPolicy,
     DeadLetter,
     Deploy,
@@ -74,7 +75,9 @@ FRAME = Frame(
 )  # fmt: skip
 OPENED = SourceOpened(UUID, 7, 65535, 1, 12.5, 300, "h264", "mp4", True, FileIdentity(1, 2))
 LOST = SourceLost(UUID, 7, ErrorInfo("source_timeout", "it sends nothing"))
-RESULTS = [OPENED, LOST, FRAME, Gap(UUID, 7, -1, 0.0, 1.5, GapReason.DROPPED, 3), End(UUID, 7, -1, EndReason.FINISHED)]
+GAPS = (Gap(0.0, 1.5, GapReason.DROPPED, 3), Gap(1.5, 2.5, GapReason.STALLED))
+END = End(UUID, 7, -1, EndReason.FINISHED, GAPS, ClockChanges(2.5, 1, 2, -3.5))
+RESULTS = [OPENED, LOST, FRAME, msgspec.structs.replace(FRAME, gaps=GAPS), END, End(UUID, 7, 12, EndReason.STOPPED)]
 COMMANDS = [DEPLOY, Deploy(UUID, 7, "clip.mp4", "motion"), StopWork(UUID, 7), Forget(UUID, 0), Ping("r1")]
 EVENTS = [REPORT, Report("r1", "default", 0, 0, 0, False), Probe("leader", 1.5)]
 WAKE_UPS = [Start(UUID), Shutdown(UUID)]

@@ -8,6 +8,7 @@ import pytest
 from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.messages import (
     CaptureClock,
+    ClockChanges,
     End,
     EndReason,
     Frame,
@@ -17,7 +18,7 @@ from vidflow.domain.messages import (
     SourceLost,
     SourceOpened,
 )
-from vidflow.domain.progress import Progress, Verdict, advance, has_end_marker, has_hole, is_complete
+from vidflow.domain.progress import Progress, Verdict, advance, has_end_marker, has_hole, is_complete, select_gaps
 from vidflow.domain.warnings import MAX_COUNT, ScenarioWarning, WarningCode, describe_warning
 
 UUID = "01930000-0000-7000-8000-000000000001"
@@ -32,12 +33,21 @@ def frame(number: int, epoch: int = CURRENT) -> Frame:
     return Frame(UUID, epoch, number, number * 10, "1/10", 0, float(number), "2026-01-01T00:00:00Z", 640, 480)
 
 
-def gap(after_frame: int, epoch: int = CURRENT) -> Gap:
-    return Gap(UUID, epoch, after_frame, 1.0, 2.0, GapReason.CORRUPT, 3)
+GAP = Gap(1.0, 2.0, GapReason.CORRUPT, 3)
+
+
+def after_gap(number: int, *gaps: Gap, epoch: int = CURRENT) -> Frame:
+    """Return a frame with gaps before it."""
+    return msgspec.structs.replace(frame(number, epoch), gaps=gaps or (GAP,))
 
 
 def end(last_frame: int, epoch: int = CURRENT, reason: EndReason = EndReason.FINISHED) -> End:
     return End(UUID, epoch, last_frame, reason)
+
+
+def late(changes: ClockChanges | None, *gaps: Gap, last_frame: int = NEXT - 1, epoch: int = CURRENT) -> End:
+    """Return an end marker with what came after the last frame."""
+    return End(UUID, epoch, last_frame, EndReason.STOPPED, gaps, changes)
 
 
 def opened(epoch: int = CURRENT) -> SourceOpened:
@@ -50,7 +60,7 @@ def lost(epoch: int = CURRENT, code: str = "source_timeout") -> SourceLost:
 
 def one_of_each_kind(epoch: int = CURRENT) -> list[Result]:
     """Return a message of each kind that would be stored if its epoch were the current one."""
-    return [frame(NEXT, epoch), gap(NEXT - 1, epoch), end(NEXT - 1, epoch), opened(epoch), lost(epoch)]
+    return [frame(NEXT, epoch), after_gap(NEXT, epoch=epoch), end(NEXT - 1, epoch), opened(epoch), lost(epoch)]
 
 
 @pytest.mark.parametrize("message", [*one_of_each_kind(OLDER), *one_of_each_kind(CURRENT), *one_of_each_kind(NEWER)])
@@ -64,7 +74,7 @@ def test_a_message_of_an_older_epoch_is_ignored(message: Result) -> None:
     assert advance(BEFORE, message) == (BEFORE, Verdict.IGNORED)
 
 
-@pytest.mark.parametrize("message", [frame(NEXT + 3, OLDER), gap(NEXT + 3, OLDER), end(NEXT + 3, OLDER)])
+@pytest.mark.parametrize("message", [frame(NEXT + 3, OLDER), end(NEXT + 3, OLDER)])
 def test_a_hole_in_an_older_epoch_is_ignored(message: Result) -> None:
     assert advance(BEFORE, message) == (BEFORE, Verdict.IGNORED)
 
@@ -91,19 +101,53 @@ def warnings_after(*messages: Result) -> list[tuple[str, int, int, float, int, f
 def test_damaged_and_missing_frames_are_counted_in_one_warning() -> None:
     damaged = msgspec.structs.replace(frame(NEXT + 1), corrupt=True)
     expected = ("frames_damaged", 4, NEXT, 1.0, NEXT + 1, 11.0)
-    assert warnings_after(gap(NEXT - 1), frame(NEXT), damaged, frame(NEXT + 2)) == [expected]
+    assert warnings_after(after_gap(NEXT), damaged, frame(NEXT + 2)) == [expected]
 
 
 def test_a_gap_that_is_reported_again_is_counted_once() -> None:
-    later = msgspec.structs.replace(gap(NEXT - 1), from_s=3.0, to_s=4.0)
-    again = [msgspec.structs.replace(message, epoch=NEWER) for message in (gap(NEXT - 1), later)]
-    assert warnings_after(gap(NEXT - 1), later, *again, frame(NEXT, NEWER)) == [
-        ("frames_damaged", 6, NEXT, 1.0, NEXT, 3.0)
-    ]
+    """A worker that is stopped reports what is missing after its last frame. The next one finds it again."""
+    later = Gap(3.0, 4.0, GapReason.CORRUPT, 3)
+    again = after_gap(NEXT, GAP, later, epoch=NEWER)
+    assert warnings_after(late(None, GAP, later), again) == [("frames_damaged", 6, NEXT, 1.0, NEXT, 3.0)]
 
 
 def test_a_gap_for_another_reason_is_no_warning() -> None:
-    assert warnings_after(msgspec.structs.replace(gap(NEXT - 1), reason=GapReason.SKIPPED)) == []
+    assert warnings_after(after_gap(NEXT, Gap(1.0, 2.0, GapReason.SKIPPED, 3))) == []
+
+
+def test_changes_of_the_clock_after_the_last_frame_are_counted() -> None:
+    changes = ClockChanges(9.5, jumps=2, drifts=1, offset_s=-3.0)
+    after, _ = advance(BEFORE, late(changes))
+    assert after.warnings == (
+        ScenarioWarning(WarningCode.TIME_ADJUSTED, 2, NEXT, 9.5, NEXT, 9.5),
+        ScenarioWarning(WarningCode.CLOCK_DRIFT, 1, NEXT, 9.5, NEXT, 9.5, -3.0),
+    )
+
+
+def test_changes_of_the_clock_that_are_reported_again_are_counted_once() -> None:
+    changes = ClockChanges(9.5, jumps=2)
+    messages = late(changes), late(changes), late(changes, epoch=NEWER)
+    assert warnings_after(*messages) == [("time_adjusted", 2, NEXT, 9.5, NEXT, 9.5)]
+
+
+def test_changes_of_the_clock_go_on_in_the_next_deployment() -> None:
+    following = msgspec.structs.replace(frame(NEXT, NEWER), clock_jumps=1)
+    assert warnings_after(late(ClockChanges(9.5, jumps=2)), following) == [("time_adjusted", 3, NEXT, 9.5, NEXT, 10.0)]
+
+
+def test_an_end_that_another_epoch_has_passed_reports_nothing() -> None:
+    message = late(ClockChanges(8.5, jumps=2), GAP, last_frame=NEXT - 2)
+    assert select_gaps(BEFORE, message) == ()
+    assert warnings_after(message) == []
+
+
+def test_an_end_after_a_hole_reports_nothing() -> None:
+    assert warnings_after(late(ClockChanges(8.5, jumps=2), GAP, last_frame=NEXT)) == []
+
+
+def test_the_gaps_of_the_next_message_are_selected() -> None:
+    assert select_gaps(BEFORE, after_gap(NEXT)) == (GAP,)
+    assert select_gaps(BEFORE, late(None, GAP)) == (GAP,)
 
 
 def test_jumps_of_the_clock_are_counted_from_stored_frames_only() -> None:
@@ -137,17 +181,18 @@ def test_drifts_of_the_clock_are_counted_in_one_warning_with_the_last_offset(
 
 
 def test_a_count_has_a_limit() -> None:
-    many = msgspec.structs.replace(gap(NEXT - 1), frames=MAX_COUNT)
-    more = msgspec.structs.replace(many, from_s=1.5)
-    assert warnings_after(many, more)[0][1] == MAX_COUNT
+    many, more = (Gap(from_s, 2.0, GapReason.CORRUPT, MAX_COUNT) for from_s in (1.0, 1.5))
+    assert warnings_after(after_gap(NEXT, many, more))[0][1] == MAX_COUNT
 
 
-@pytest.mark.parametrize("message", [frame(NEXT - 1), frame(0), frame(NEXT - 1, NEWER), gap(NEXT - 2), gap(-1, NEWER)])
+@pytest.mark.parametrize(
+    "message", [frame(NEXT - 1), frame(0), frame(NEXT - 1, NEWER), after_gap(NEXT - 1), after_gap(0, epoch=NEWER)]
+)
 def test_a_lower_number_is_a_repeat_and_only_counted(message: Result) -> None:
     assert advance(BEFORE, message) == (msgspec.structs.replace(BEFORE, repeats=3), Verdict.REPEAT)
 
 
-@pytest.mark.parametrize("message", [frame(NEXT + 1), frame(2**53 - 1), gap(NEXT), end(NEXT), end(NEXT + 7)])
+@pytest.mark.parametrize("message", [frame(NEXT + 1), frame(2**53 - 1), after_gap(NEXT + 1), end(NEXT), end(NEXT + 7)])
 def test_a_higher_number_is_a_hole_and_not_stored(message: Result) -> None:
     assert advance(BEFORE, message) == (msgspec.structs.replace(BEFORE, hole_epoch=CURRENT), Verdict.HOLE)
 
@@ -155,15 +200,6 @@ def test_a_higher_number_is_a_hole_and_not_stored(message: Result) -> None:
 def test_the_newest_epoch_with_a_hole_is_kept() -> None:
     after, _ = advance(msgspec.structs.replace(BEFORE, hole_epoch=NEWER), frame(NEXT + 1))
     assert after.hole_epoch == NEWER
-
-
-def test_a_gap_does_not_advance_the_progress() -> None:
-    after, verdict = advance(BEFORE, gap(NEXT - 1))
-    assert (msgspec.structs.replace(after, warnings=()), verdict) == (BEFORE, Verdict.STORED)
-
-
-def test_a_gap_before_the_first_frame_is_stored_at_the_start() -> None:
-    assert advance(Progress(), gap(-1, 0))[1] is Verdict.STORED
 
 
 def test_an_end_after_all_frames_is_stored() -> None:
@@ -212,7 +248,7 @@ def test_the_next_frame_shows_that_the_source_is_back(epoch: int) -> None:
 
 @pytest.mark.parametrize(
     "message",
-    [frame(NEXT - 1), frame(NEXT + 1), frame(NEXT, OLDER), gap(NEXT - 1), end(NEXT - 1), opened(), lost(OLDER)],
+    [frame(NEXT - 1), frame(NEXT + 1), frame(NEXT, OLDER), late(None, GAP), end(NEXT - 1), opened(), lost(OLDER)],
 )
 def test_a_source_stays_lost_until_a_frame_is_stored(message: Result) -> None:
     assert advance(advance(BEFORE, lost())[0], message)[0].lost == lost()

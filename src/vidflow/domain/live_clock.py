@@ -165,3 +165,14 @@ class LiveClock:
 
     def _to_us(self, ticks: int) -> int:
         return round(ticks * (self.time_base or CAPTURE_TIME_BASE) / CAPTURE_TIME_BASE)
+
+
+def compute_offset_s(stated: CaptureTime, captured_us: int) -> float | None:
+    """Return how far a camera's clock, by the time that it states, is ahead of the runner's. None if it agrees.
+
+    Producers and playlists say nothing of when frames arrive.
+    """
+    offset_us = stated.at_us - captured_us
+    if stated.clock is not CaptureClock.RTCP or abs(offset_us) <= MAX_OFFSET_US:
+        return None
+    return float(offset_us * CAPTURE_TIME_BASE)

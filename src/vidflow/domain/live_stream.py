@@ -8,9 +8,9 @@ from itertools import pairwise
 from typing import Final, Generic, TypeVar
 
 from vidflow.domain.frame_interval import FrameInterval
-from vidflow.domain.live_clock import CAPTURE_TIME_BASE, CaptureTime, LiveClock
+from vidflow.domain.live_clock import CAPTURE_TIME_BASE, CaptureTime, LiveClock, compute_offset_s
 from vidflow.domain.live_end import MAX_LATENESS_S, LastKeptFrame, LiveLimits
-from vidflow.domain.messages import GapReason, ResumePoint
+from vidflow.domain.messages import ClockChanges, GapReason, ResumePoint
 from vidflow.domain.newest_frames import LiveGap, NewestFrames
 from vidflow.domain.sampling import Sampler, Timeline, compute_cells
 
@@ -54,6 +54,7 @@ class LiveStream(Generic[T]):
         self._rate, self._resume, self._capacity, self._limits = rate, resume, capacity, limits
         self._frames: NewestFrames[LiveFrame[T]] = NewestFrames(capacity)
         self._clock = LiveClock()
+        self._stated: CaptureTime | None = None  # when the source says that it captured the last frame
         self._sampler: Sampler | None = None
         self._hole: GapReason | None = None if resume.last_pts is None else GapReason.REDEPLOYED
         self._lost_packets = 0
@@ -172,6 +173,15 @@ class LiveStream(Generic[T]):
         gaps = self._frames.drop_all(missing.from_s if missing else float(until_s))
         return [*gaps, *([missing] if missing else ())]
 
+    def describe_clock_changes(self, since: LiveClock) -> ClockChanges | None:
+        """Return what the clock did since an earlier one, None if nothing."""
+        clock, origin_us = self._clock, self.origin_us
+        jumps, drifts = clock.jumps - since.jumps, clock.drifts - since.drifts
+        if not (jumps or drifts) or clock.captured_us is None or origin_us is None:
+            return None
+        offset_s = compute_offset_s(self._stated, clock.captured_us) if self._stated else None
+        return ClockChanges(float((clock.captured_us - origin_us) * CAPTURE_TIME_BASE), jumps, drifts, offset_s)
+
     def _find_last_kept(self) -> LastKeptFrame | None:
         kept_us = self._kept_us
         if self._sampler is None:
@@ -203,18 +213,20 @@ class LiveStream(Generic[T]):
         self._last_pts = pts
 
     def _place(self, arrival: Arrival[T]) -> None:
+        if self._passed_end:
+            return
         self._clock, is_placed = self._clock.place(arrival.pts, arrival.arrived_us)
         captured_us = self._clock.captured_us
         if is_placed and captured_us is not None:
             self._late_us = arrival.arrived_us - captured_us
-            self._clock = self._clock.compare(arrival.stated)
+            self._clock, self._stated = self._clock.compare(arrival.stated), arrival.stated
             self._sample(arrival.item, captured_us)
 
     def _sample(self, item: T, captured_us: int) -> None:
         earlier = self._sampler
         assert earlier is not None
         end_us = self._limits.compute_end_us(captured_us if self.origin_us is None else self.origin_us)
-        if self._passed_end or (end_us is not None and captured_us >= end_us):
+        if end_us is not None and captured_us >= end_us:
             self._passed_end = True
             return
         if self._hole is None and not self._lost_packets and self._has_paused(earlier, captured_us):

@@ -301,13 +301,47 @@ class CaptureClock(StrEnum):
     PLAYLIST = "playlist"
 
 
+class GapReason(StrEnum):
+    """Why frames that should have been kept are missing."""
+
+    CORRUPT = "corrupt"
+    TRUNCATED = "truncated"
+    STALLED = "stalled"
+    DROPPED = "dropped"
+    RECONNECTING = "reconnecting"
+    REDEPLOYED = "redeployed"
+    SKIPPED = "skipped"
+
+
+class Gap(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Missing frames between `from_s` and `to_s`. `frames` counts them (None: unknown)."""
+
+    from_s: Seconds
+    to_s: Seconds
+    reason: GapReason
+    frames: NonNegativeInt | None = None
+
+
+class ClockChanges(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How often the source's clock jumped and began to differ from the runner's, after the last frame and up to `time_s`.
+
+    `offset_s`: how far the source's clock was ahead of the runner's then (None: not by much, or unknown).
+    """
+
+    time_s: Seconds
+    jumps: NonNegativeInt = 0
+    drifts: NonNegativeInt = 0
+    offset_s: Seconds | None = None
+
+
 class Frame(Message, frozen=True, tag="frame"):
     """The detections of a kept frame. `at` is the time of inference (RFC 3339, UTC), `origin_pts` the start of the sampling grid.
 
     `corrupt`: the source is damaged at this frame, and the decoder concealed it. `clock_jumps`: how often the source's clock
     jumped after the previous frame, and time went on by one frame duration or by the arrival of frames instead. `clock_drifts`: how
     often that clock began to differ from the runner's. `captured_us`: when a frame of a live source was captured, in microseconds
-    since 1970 by the clock `captured_by`. Its `pts` is always by the runner's.
+    since 1970 by the clock `captured_by`. Its `pts` is always by the runner's. `gaps`: what is missing between the previous frame
+    and this one. They are part of the message, so that none can be lost without its frame, whose number would be missed.
     """
 
     scenario_uuid: Uuid
@@ -326,42 +360,34 @@ class Frame(Message, frozen=True, tag="frame"):
     captured_us: Microseconds | None = None
     captured_by: CaptureClock | None = None
     clock_drifts: NonNegativeInt = 0
+    gaps: tuple[Gap, ...] = ()
 
-
-class GapReason(StrEnum):
-    """Why frames that should have been kept are missing."""
-
-    CORRUPT = "corrupt"
-    TRUNCATED = "truncated"
-    STALLED = "stalled"
-    DROPPED = "dropped"
-    RECONNECTING = "reconnecting"
-    REDEPLOYED = "redeployed"
-    SKIPPED = "skipped"
-
-
-class Gap(Message, frozen=True, tag="gap"):
-    """Missing frames between `from_s` and `to_s`, after the kept frame `after_frame` (-1: before the first). `frames` counts them."""
-
-    scenario_uuid: Uuid
-    epoch: Epoch
-    after_frame: Annotated[int, msgspec.Meta(ge=-1, le=MAX_SAFE_INTEGER)]
-    from_s: Seconds
-    to_s: Seconds
-    reason: GapReason
-    frames: NonNegativeInt | None = None
+    @property
+    def previous_frame(self) -> int:
+        """The number of the frame before it, -1 if there is none."""
+        return self.frame_number - 1
 
 
 class End(Message, frozen=True, tag="end"):
-    """The end marker, the last message of an epoch. `last_frame` is the number of its last frame (-1: none)."""
+    """The end marker, the last message of an epoch. `last_frame` is the number of its last frame (-1: none).
+
+    `gaps` and `clock` have what came after that frame. A worker that fails sends an end marker only if there is any of this.
+    """
 
     scenario_uuid: Uuid
     epoch: Epoch
     last_frame: Annotated[int, msgspec.Meta(ge=-1, le=MAX_SAFE_INTEGER)]
     reason: EndReason
+    gaps: tuple[Gap, ...] = ()
+    clock: ClockChanges | None = None
+
+    @property
+    def previous_frame(self) -> int:
+        """The number of the frame before it, -1 if there is none."""
+        return self.last_frame
 
 
-Result = SourceOpened | SourceLost | Frame | Gap | End
+Result = SourceOpened | SourceLost | Frame | End
 
 
 # --- inbox → operators (dead_letters, key: `DeadLetter.place`)
@@ -394,7 +420,7 @@ _encoder = msgspec.json.Encoder()
 _init_scenario: msgspec.json.Decoder[Start | Shutdown] = msgspec.json.Decoder(Start | Shutdown)
 _command: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Deploy | StopWork | Forget | Ping)
 _runner_event: msgspec.json.Decoder[RunnerEvent] = msgspec.json.Decoder(Report | Probe)
-_result: msgspec.json.Decoder[Result] = msgspec.json.Decoder(SourceOpened | SourceLost | Frame | Gap | End)
+_result: msgspec.json.Decoder[Result] = msgspec.json.Decoder(SourceOpened | SourceLost | Frame | End)
 _dead_letter: msgspec.json.Decoder[DeadLetter] = msgspec.json.Decoder(DeadLetter)
 
 

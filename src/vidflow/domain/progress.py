@@ -1,18 +1,19 @@
 """How a worker's message changes the progress of its scenario. The inbox decides by it what to store.
 
 The stored rows of a scenario are always 0 … next_frame - 1 and are never rewritten. The number of a message decides: if it is
-next_frame, the message is new; if lower, a repeat; if higher, frames are missing. Nothing after such a hole is stored.
+next_frame, the message is new; if lower, a repeat; if higher, frames are missing. Nothing after such a hole is stored. Gaps are
+part of the message that follows them, so they are stored with it, or missed with it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 
 import msgspec
 
-from vidflow.domain.live_clock import CAPTURE_TIME_BASE, MAX_OFFSET_US
+from vidflow.domain.live_clock import CaptureTime, compute_offset_s
 from vidflow.domain.messages import (
-    CaptureClock,
     End,
     EndReason,
     Frame,
@@ -70,7 +71,7 @@ def advance(progress: Progress, message: Result) -> tuple[Progress, Verdict]:
         return _apply_opened(progress, message)
     if isinstance(message, SourceLost):
         return msgspec.structs.replace(progress, lost=message), Verdict.STORED
-    number = _number(message)
+    number = message.previous_frame + 1
     if number > progress.next_frame:
         return msgspec.structs.replace(
             progress, hole_epoch=_max_epoch(progress.hole_epoch, message.epoch)
@@ -79,16 +80,15 @@ def advance(progress: Progress, message: Result) -> tuple[Progress, Verdict]:
         return _apply_end(progress, message)
     if number < progress.next_frame:
         return msgspec.structs.replace(progress, repeats=progress.repeats + 1), Verdict.REPEAT
-    if isinstance(message, Gap):
-        return _apply_gap(progress, message), Verdict.STORED
     return _apply_frame(progress, message), Verdict.STORED
 
 
-def _number(message: Frame | Gap | End) -> int:
-    """Return the number that must equal next_frame for the message to be stored. A gap or an end follows the frame it names."""
-    if isinstance(message, Frame):
-        return message.frame_number
-    return (message.after_frame if isinstance(message, Gap) else message.last_frame) + 1
+def select_gaps(progress: Progress, message: Frame | End) -> tuple[Gap, ...]:
+    """Return the gaps to store with a message that is stored. `progress` is that before it.
+
+    An end marker may be stored although its epoch is not the only one that sent frames. Its gaps may overlap them then.
+    """
+    return message.gaps if message.previous_frame + 1 == progress.next_frame else ()
 
 
 def _apply_opened(progress: Progress, message: SourceOpened) -> tuple[Progress, Verdict]:
@@ -101,22 +101,39 @@ def _apply_end(progress: Progress, message: End) -> tuple[Progress, Verdict]:
     if progress.end_epoch is not None and progress.end_epoch >= message.epoch:
         return msgspec.structs.replace(progress, repeats=progress.repeats + 1), Verdict.REPEAT
     after = msgspec.structs.replace(
-        progress, end_epoch=message.epoch, end_last_frame=message.last_frame, end_reason=message.reason
+        progress,
+        end_epoch=message.epoch,
+        end_last_frame=message.last_frame,
+        end_reason=message.reason,
+        warnings=_count_until_end(progress, message),
     )
     return after, Verdict.STORED
 
 
-def _apply_gap(progress: Progress, gap: Gap) -> Progress:
-    if gap.reason is not GapReason.CORRUPT:
-        return progress
-    warnings = add_occurrences(
-        progress.warnings, WarningCode.FRAMES_DAMAGED, gap.frames or 1, gap.after_frame + 1, gap.from_s
-    )
-    return progress if warnings is progress.warnings else msgspec.structs.replace(progress, warnings=warnings)
+def _count_until_end(progress: Progress, end: End) -> Warnings:
+    """Return the warnings after what came between the last stored frame and the end."""
+    number, clock = end.last_frame + 1, end.clock
+    warnings = _count_damaged(progress.warnings, select_gaps(progress, end), number)
+    if clock is None or number != progress.next_frame:
+        return warnings
+    if clock.jumps:
+        warnings = add_occurrences(warnings, WarningCode.TIME_ADJUSTED, clock.jumps, number, clock.time_s)
+    if clock.drifts:
+        warnings = add_occurrences(
+            warnings, WarningCode.CLOCK_DRIFT, clock.drifts, number, clock.time_s, clock.offset_s
+        )
+    return warnings
+
+
+def _count_damaged(warnings: Warnings, gaps: Sequence[Gap], number: int) -> Warnings:
+    for gap in gaps:
+        if gap.reason is GapReason.CORRUPT:
+            warnings = add_occurrences(warnings, WarningCode.FRAMES_DAMAGED, gap.frames or 1, number, gap.from_s)
+    return warnings
 
 
 def _apply_frame(progress: Progress, frame: Frame) -> Progress:
-    warnings = progress.warnings
+    warnings = _count_damaged(progress.warnings, frame.gaps, frame.frame_number)
     if frame.clock_jumps:
         warnings = add_occurrences(
             warnings, WarningCode.TIME_ADJUSTED, frame.clock_jumps, frame.frame_number, frame.time_s
@@ -145,11 +162,9 @@ def _apply_frame(progress: Progress, frame: Frame) -> Progress:
 
 
 def _clock_offset_s(frame: Frame) -> float | None:
-    """Return how far the camera's clock is ahead of the runner's, by which the pts of a live source are. None if it agrees."""
-    if frame.captured_us is None or frame.captured_by is not CaptureClock.RTCP:
+    if frame.captured_us is None or frame.captured_by is None:
         return None
-    offset_us = frame.captured_us - frame.pts
-    return float(offset_us * CAPTURE_TIME_BASE) if abs(offset_us) > MAX_OFFSET_US else None
+    return compute_offset_s(CaptureTime(frame.captured_us, frame.captured_by), frame.pts)
 
 
 def _max_epoch(epoch: int | None, other: int) -> int:

@@ -25,8 +25,8 @@ class WarningCode(StrEnum):
 class ScenarioWarning(msgspec.Struct, frozen=True):
     """How often something occurred, and where first and last: the number of a kept frame, and the seconds since the first frame.
 
-    If the frame is missing, its number is that of the next kept frame. `offset_s`: of a CLOCK_DRIFT, how far the source's clock was
-    ahead of the runner's at the last occurrence; None if only its speed is known.
+    If the frame is missing, its number is that of the next kept frame, whether there is one or not. `offset_s`: of a CLOCK_DRIFT,
+    how far the source's clock was ahead of the runner's at the last occurrence; None if only its speed is known.
     """
 
     code: WarningCode

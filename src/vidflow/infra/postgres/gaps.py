@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 from psycopg.rows import class_row
 
-from vidflow.domain.messages import Gap
+from vidflow.domain.messages import End, Frame
 from vidflow.infra.postgres.connection import Connection
 from vidflow.infra.postgres.parameters import columns
 
@@ -39,14 +39,18 @@ class GapKey(msgspec.Struct, frozen=True, array_like=True):
 BEFORE_FIRST_GAP: Final = GapKey(-2, 0.0, "")
 
 
-def add_gaps(tx: Connection, gaps: Sequence[Gap]) -> int:
-    """Store gaps and return how many were new or longer. A gap that is reported again is stored once.
+def add_gaps(tx: Connection, messages: Sequence[Frame | End]) -> int:
+    """Store the messages' gaps and return how many were new or longer. A gap that is reported again is stored once.
 
     A later deployment may report a longer one at the same place, if another frame is skipped there.
     """
-    if not gaps:
+    newest = {
+        (message.scenario_uuid, message.previous_frame, gap.reason, gap.from_s): (message.epoch, gap)
+        for message in messages
+        for gap in message.gaps
+    }
+    if not newest:
         return 0
-    newest = {(gap.scenario_uuid, gap.after_frame, gap.reason, gap.from_s): gap for gap in gaps}
     return tx.execute(
         """
         INSERT INTO scenario_gaps (scenario_uuid, epoch, after_frame, from_s, to_s, frames, reason)
@@ -58,8 +62,8 @@ def add_gaps(tx: Connection, gaps: Sequence[Gap]) -> int:
          WHERE excluded.epoch > scenario_gaps.epoch AND excluded.to_s > scenario_gaps.to_s
         """,
         columns(
-            (gap.scenario_uuid, gap.epoch, gap.after_frame, gap.from_s, gap.to_s, gap.frames, gap.reason.value)
-            for gap in newest.values()
+            (scenario_uuid, epoch, after_frame, from_s, gap.to_s, gap.frames, reason.value)
+            for (scenario_uuid, after_frame, reason, from_s), (epoch, gap) in newest.items()
         ),
     ).rowcount
 

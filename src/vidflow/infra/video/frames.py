@@ -18,7 +18,7 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from vidflow.domain.live_clock import CaptureTime
-from vidflow.domain.messages import CorruptPolicy, GapReason, ResumePoint
+from vidflow.domain.messages import ClockChanges, CorruptPolicy, GapReason, ResumePoint
 from vidflow.domain.sampling import Sampler, SeekStatus, SeekToPts, plan_resume, track_seek
 from vidflow.infra.video.open import Video
 from vidflow.infra.video.packets import LostPacket
@@ -103,9 +103,10 @@ def read_kept_frames(
     rate: Fraction | None = None,
     resume: ResumePoint | None = None,
     on_corrupt: CorruptPolicy = CorruptPolicy.KEEP,
-) -> Iterator[KeptFrame | FrameGap]:
+) -> Iterator[KeptFrame | FrameGap | ClockChanges]:
     """Iterate over the video's kept frames, `rate` per second (None: all), and its gaps, in order. Call it once per opened video.
 
+    If the clock jumped after the last kept frame, the last item says so.
     `on_corrupt`: whether frames whose damage the decoder concealed are kept with a mark, or are a gap.
     With `resume`, continue after the last stored frame with exactly the frames of an uninterrupted run. A gap directly after
     the stored frame is reported again. Live sources are read by LiveReader instead.
@@ -122,7 +123,9 @@ def read_kept_frames(
     return _FrameReader(video.source, start, resume.next_frame, on_corrupt).read_events(video.events())
 
 
-def _seek_to(video: Video, point: SeekToPts, on_corrupt: CorruptPolicy) -> Iterator[KeptFrame | FrameGap] | None:
+def _seek_to(
+    video: Video, point: SeekToPts, on_corrupt: CorruptPolicy
+) -> Iterator[KeptFrame | FrameGap | ClockChanges] | None:
     """Return an iterator over what follows the stored frame, reached by seeking; None if no seek finds that frame.
 
     Finding the frame is the only proof that the position is right.
@@ -168,8 +171,8 @@ class _FrameReader:
                 return status is SeekStatus.ARRIVED
         return False
 
-    def read_events(self, events: Iterator[VideoFrame | LostPacket]) -> Iterator[KeptFrame | FrameGap]:
-        """Yield the kept frames and gaps of the remaining events."""
+    def read_events(self, events: Iterator[VideoFrame | LostPacket]) -> Iterator[KeptFrame | FrameGap | ClockChanges]:
+        """Yield the kept frames and gaps of the remaining events, and the jumps of the clock after the last kept frame."""
         for event in events:
             if isinstance(event, LostPacket):
                 self._note_lost(event)
@@ -194,6 +197,9 @@ class _FrameReader:
                 if number >= self._first_number:
                     yield self._build_kept_frame(event, number, tick, jumps)
         yield from self._take_final_gaps()
+        timeline = self._sampler.timeline
+        if timeline.tick is not None and timeline.jumps > self._jumps:
+            yield ClockChanges(float(timeline.seconds_since_start(timeline.tick)), timeline.jumps - self._jumps)
 
     def _build_kept_frame(self, frame: VideoFrame, number: int, tick: int, clock_jumps: int) -> KeptFrame:
         timeline = self._sampler.timeline

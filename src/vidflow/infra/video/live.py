@@ -22,7 +22,7 @@ from vidflow.domain.errors import SourceError, Unavailable, VidflowError, build_
 from vidflow.domain.live_clock import CAPTURE_TIME_BASE, CaptureTime, LiveClock
 from vidflow.domain.live_end import LiveLimits
 from vidflow.domain.live_stream import Arrival, LiveFrame, LiveStream
-from vidflow.domain.messages import CaptureClock, GapReason, ResumePoint
+from vidflow.domain.messages import CaptureClock, ClockChanges, GapReason, ResumePoint
 from vidflow.domain.newest_frames import LiveGap
 from vidflow.infra.video.capture_times import read_capture_time
 from vidflow.infra.video.frames import FrameGap, KeptFrame
@@ -180,6 +180,11 @@ class LiveReader:
             reason = GapReason.RECONNECTING if has_lost else GapReason.STALLED
             gaps = self._stream.end(_now_us(), is_receiving=is_receiving, reason=reason) if self._number else []
         return [FrameGap(self._number - 1, gap.from_s, gap.to_s, gap.frames, gap.reason) for gap in gaps]
+
+    def read_clock_changes(self) -> ClockChanges | None:
+        """Return what the source's clock did since the last frame taken, None if nothing."""
+        with self._lock:
+            return self._stream.describe_clock_changes(self._reported) if self._number else None
 
     @property
     def _is_receiving(self) -> bool:

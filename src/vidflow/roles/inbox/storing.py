@@ -9,8 +9,8 @@ from typing import Final
 import msgspec
 
 from vidflow.domain.errors import Unavailable, VidflowError
-from vidflow.domain.messages import DeadLetter, Frame, Gap, encode
-from vidflow.domain.progress import Progress, Verdict, advance
+from vidflow.domain.messages import DeadLetter, End, Frame, encode
+from vidflow.domain.progress import Progress, Verdict, advance, select_gaps
 from vidflow.domain.report_size import keep_start
 from vidflow.domain.topics import DEAD_LETTERS, RESULTS
 from vidflow.infra.postgres import gaps, inbox_partitions, outbox, progress, results
@@ -46,10 +46,13 @@ class PoisonLimitExceeded(VidflowError):
 
 
 class StoredBatch(msgspec.Struct, frozen=True):
-    """The rows to store for a batch, the changed progress by scenario, and the number of messages by verdict."""
+    """The frames to store for a batch, the changed progress by scenario, and the number of messages by verdict.
+
+    `with_gaps`: the messages whose gaps are to be stored.
+    """
 
     frames: list[Frame]
-    gaps: list[Gap]
+    with_gaps: list[Frame | End]
     progress: dict[str, Progress]
     verdicts: Counter[str]
 
@@ -70,10 +73,12 @@ def advance_progress(progress: Mapping[str, Progress], messages: Sequence[Receiv
         batch.verdicts[verdict] += 1
         if new is not old:
             current[result.scenario_uuid] = batch.progress[result.scenario_uuid] = new
-        if verdict is Verdict.STORED and isinstance(result, Frame):
+        if verdict is not Verdict.STORED or not isinstance(result, Frame | End):
+            continue
+        if isinstance(result, Frame):
             batch.frames.append(result)
-        elif verdict is Verdict.STORED and isinstance(result, Gap):
-            batch.gaps.append(result)
+        if select_gaps(old, result):
+            batch.with_gaps.append(result)
     return batch
 
 
@@ -104,7 +109,7 @@ def _write(tx: Connection, messages: Sequence[ReceivedMessage], while_waiting: C
     uuids = sorted({message.result.scenario_uuid for message in messages if message.result})
     batch = advance_progress(progress.lock_progress(tx, uuids), messages)
     results.add_frames(tx, batch.frames, while_waiting)
-    gaps.add_gaps(tx, batch.gaps)
+    gaps.add_gaps(tx, batch.with_gaps)
     progress.write_progress(tx, batch.progress)
     outbox.add_messages(tx, [_build_dead_letter_row(message) for message in messages if message.error is not None])
     return batch

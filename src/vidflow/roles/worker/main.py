@@ -12,11 +12,10 @@ from vidflow.domain.detections import InferenceError
 from vidflow.domain.errors import ParameterError, SourceError, UserError, build_error_info
 from vidflow.domain.frame_rate import parse_frame_rate
 from vidflow.domain.messages import (
+    ClockChanges,
     Deploy,
-    End,
     EndReason,
     Frame,
-    Gap,
     PoisonPolicy,
     SourceLost,
     SourceOpened,
@@ -44,16 +43,17 @@ def process(task: Task, link: Link) -> EndReason:
 
     Everything sent is acknowledged when this returns, or raises an error other than DeliveryFailed.
     """
-    results = ResultSender(task.kafka, task.deploy.scenario_uuid, link)
+    results = ResultSender(task.kafka, task.deploy, link)
     try:
         is_live = read.is_live(task.deploy, access=task.sources, interruption=link.finish_order)
         return _process_live(task, link, results) if is_live else _process_file(task, link, results)
     except ReadingStopped:
-        return _finish(task.deploy, task.deploy.resume.next_frame - 1, link, results)
+        return _finish(link, results)
     except DeliveryFailed:
         raise
     except Exception:
         failed_wait = link.current_wait  # report the step that failed, not the flush
+        results.send_held()
         results.flush()
         link.report_wait(failed_wait)
         raise
@@ -84,10 +84,10 @@ def _process_live(task: Task, link: Link, results: ResultSender) -> EndReason:
     model = infer.load(deploy, task.models_dir, any_onnx=task.any_onnx)
     link.report_wait(WorkerWait.SOURCE)
     timer = StepTimer(link)
-    last_frame, is_opened, reported = deploy.resume.next_frame - 1, False, ""
+    is_opened, reported = False, ""
     with read.open_live(deploy, model.batch, access=task.sources, interruption=link.finish_order) as reader:
         while link.finish_reason is None and not reader.is_over:
-            steps = _take_newest(reader, deploy, results)
+            steps = _take_newest(reader, results)
             source = reader.wait_for_source(0.0)
             if source is not None and not is_opened:
                 results.send(_build_source_opened(deploy, source))
@@ -100,32 +100,33 @@ def _process_live(task: Task, link: Link, results: ResultSender) -> EndReason:
                 lost = SourceLost(deploy.scenario_uuid, deploy.epoch, link.redact(build_error_info(outage)))
                 link.report_outage(lost.error)
                 results.send(lost)
-            for step in read.group_newest(steps, deploy):
-                if isinstance(step, Gap):
-                    results.send(step)
+            for step in read.group_newest(steps):
+                if isinstance(step, FrameGap):
+                    results.hold_gap(step)
                     continue
                 link.report_wait(WorkerWait.INFERENCE)
-                last_frame = _infer_and_send(deploy, step, model, link, results, timer)
+                _infer_and_send(deploy, step, model, link, results, timer)
                 link.report_wait(WorkerWait.SOURCE)
         if link.finish_reason is not EndReason.HANDED_OVER:  # the next worker reports what is missing between the two
-            _send_final_gaps(reader, deploy, results)
+            _hold_final_gaps(reader, results)
+        results.hold_clock_changes(reader.read_clock_changes())
     timer.report()
-    return _finish(deploy, last_frame, link, results)
+    return _finish(link, results)
 
 
-def _take_newest(reader: LiveReader, deploy: Deploy, results: ResultSender) -> list[KeptFrame | FrameGap]:
-    """Return what the reader has, after a short wait. Raises its fatal error once everything missing before it is reported."""
+def _take_newest(reader: LiveReader, results: ResultSender) -> list[KeptFrame | FrameGap]:
+    """Return what the reader has, after a short wait. Raises its fatal error; everything missing before it is then held."""
     try:
         return reader.take(STOP_CHECK_S)
     except UserError:
-        _send_final_gaps(reader, deploy, results)
+        _hold_final_gaps(reader, results)
+        results.hold_clock_changes(reader.read_clock_changes())
         raise
 
 
-def _send_final_gaps(reader: LiveReader, deploy: Deploy, results: ResultSender) -> None:
-    for step in read.group_newest(reader.end(), deploy):
-        assert isinstance(step, Gap)
-        results.send(step)
+def _hold_final_gaps(reader: LiveReader, results: ResultSender) -> None:
+    for gap in reader.end():
+        results.hold_gap(gap)
 
 
 def _process_frames(deploy: Deploy, video: Video, model: Model, link: Link, results: ResultSender) -> EndReason:
@@ -134,23 +135,25 @@ def _process_frames(deploy: Deploy, video: Video, model: Model, link: Link, resu
     # frame alone, so that a result comes soon.
     singles = model.batch if deploy.attempt else 1
     flush_below = deploy.resume.next_frame + singles if deploy.attempt else 0
-    last_frame = deploy.resume.next_frame - 1
-    is_empty = last_frame < 0
+    is_empty = deploy.resume.next_frame == 0
     link.report_wait(WorkerWait.SOURCE)
     timer = StepTimer(link)
     limited = read.end_after(_take_until_finish(steps, link), deploy.parameters.duration_s)
     batches = read.group_into_batches(limited, model.batch, singles=singles)
     for step in timer.time_decoding(batches):
         is_empty = False
-        if isinstance(step, Gap):
-            results.send(step)
+        if isinstance(step, FrameGap):
+            results.hold_gap(step)
+            continue
+        if isinstance(step, ClockChanges):
+            results.hold_clock_changes(step)
             continue
         link.report_wait(WorkerWait.INFERENCE)
         if step.is_warmup:
             infer.warm_up(model, step)
         else:
-            last_frame = _infer_and_send(deploy, step, model, link, results, timer)
-            if last_frame < flush_below:
+            _infer_and_send(deploy, step, model, link, results, timer)
+            if step.frames[-1].number < flush_below:
                 results.flush()
         link.report_wait(WorkerWait.SOURCE)
     if is_empty and link.finish_reason is None:
@@ -159,22 +162,21 @@ def _process_frames(deploy: Deploy, video: Video, model: Model, link: Link, resu
             code="no_frames",
         )
     timer.report()
-    return _finish(deploy, last_frame, link, results)
+    return _finish(link, results)
 
 
-def _finish(deploy: Deploy, last_frame: int, link: Link, results: ResultSender) -> EndReason:
+def _finish(link: Link, results: ResultSender) -> EndReason:
     """Send the end marker. Return why the worker ends."""
     reason = link.finish_reason or EndReason.FINISHED
     crashpoint("worker.before_end")
-    results.send(End(deploy.scenario_uuid, deploy.epoch, last_frame, reason))
+    results.send_end(reason)
     results.flush()
     return reason
 
 
 def _infer_and_send(
     deploy: Deploy, batch: read.FrameBatch, model: Model, link: Link, results: ResultSender, timer: StepTimer
-) -> int:
-    """Return the number of the batch's last frame."""
+) -> None:
     crashpoint("worker.before_frame")
     link.current_frame = batch.frames[0].number if len(batch.frames) == 1 else None
     with timer.time_inference(len(batch.frames)):
@@ -184,7 +186,6 @@ def _infer_and_send(
         link.set_next_frame(frame.frame_number + 1)
         crashpoint("worker.after_frame")
     link.current_frame = None
-    return batch.frames[-1].number
 
 
 def _send(results: ResultSender, frame: Frame, deploy: Deploy, link: Link) -> None:

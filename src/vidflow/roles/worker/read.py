@@ -21,13 +21,13 @@ import msgspec
 from vidflow.domain.errors import SourceError, Unavailable
 from vidflow.domain.frame_rate import parse_frame_rate
 from vidflow.domain.live_end import LiveLimits
-from vidflow.domain.messages import Deploy, Gap, GapReason, ResumePoint
+from vidflow.domain.messages import ClockChanges, Deploy, GapReason, ResumePoint
 from vidflow.domain.redaction import redact
 from vidflow.domain.source_access import SourceAccess
 from vidflow.domain.source_schemes import SCHEMES, find_scheme, is_always_live
 from vidflow.infra import video as videos
 from vidflow.infra.confinement import OutsideFolder, resolve_inside
-from vidflow.infra.video import Interruption, KeptFrame, Video, live_detection, open_video
+from vidflow.infra.video import FrameGap, Interruption, KeptFrame, Video, live_detection, open_video
 from vidflow.infra.video.camera_answer import require_answer
 from vidflow.infra.video.hls_file import HlsPosition
 from vidflow.infra.video.live import LiveReader
@@ -109,20 +109,25 @@ def open_live(deploy: Deploy, capacity: int, *, access: SourceAccess, interrupti
 
 
 def end_after(
-    steps: Iterable[FrameBatch | NumberedFrame | Gap], duration_s: float | None
-) -> Iterator[FrameBatch | NumberedFrame | Gap]:
-    """Yield the steps before `duration_s` (None: all). A gap that lasts longer ends there, with an unknown number of frames."""
+    steps: Iterable[FrameBatch | NumberedFrame | FrameGap | ClockChanges], duration_s: float | None
+) -> Iterator[FrameBatch | NumberedFrame | FrameGap | ClockChanges]:
+    """Yield the steps before `duration_s` (None: all). A gap that lasts longer ends there, with an unknown number of frames.
+
+    Jumps of the clock count up to the frame that shows that the end has come, since its time follows from them.
+    """
     for step in steps:
         if duration_s is not None and isinstance(step, NumberedFrame) and step.frame.time_s >= duration_s:
+            if step.frame.clock_jumps:
+                yield ClockChanges(duration_s, step.frame.clock_jumps)
             return
-        if duration_s is not None and isinstance(step, Gap) and step.to_s > duration_s:
+        if duration_s is not None and isinstance(step, FrameGap) and step.to_s > duration_s:
             if step.from_s < duration_s:
-                yield msgspec.structs.replace(step, to_s=duration_s, frames=None)
+                yield replace(step, to_s=duration_s, frames=None)
             return
         yield step
 
 
-def group_newest(steps: Iterable[KeptFrame | videos.FrameGap], deploy: Deploy) -> Iterator[FrameBatch | Gap]:
+def group_newest(steps: Iterable[KeptFrame | FrameGap]) -> Iterator[FrameBatch | FrameGap]:
     """Yield gaps, and the frames between two of them as one batch."""
     batch: list[NumberedFrame] = []
     for step in steps:
@@ -132,13 +137,9 @@ def group_newest(steps: Iterable[KeptFrame | videos.FrameGap], deploy: Deploy) -
         if batch:
             yield FrameBatch(tuple(batch))
             batch = []
-        yield _build_gap(deploy, step.after_frame, step)
+        yield step
     if batch:
         yield FrameBatch(tuple(batch))
-
-
-def _build_gap(deploy: Deploy, after_frame: int, gap: videos.FrameGap) -> Gap:
-    return Gap(deploy.scenario_uuid, deploy.epoch, after_frame, gap.from_s, gap.to_s, gap.reason, gap.frames)
 
 
 def resolve_source(source: str, media_root: Path | None, *, any_file: bool) -> str:
@@ -175,8 +176,8 @@ def resolve_source(source: str, media_root: Path | None, *, any_file: bool) -> s
 
 def read_numbered_frames(
     video: Video, rate: Fraction | None, deploy: Deploy, warmup_frames: int
-) -> Iterator[FrameBatch | NumberedFrame | Gap]:
-    """Yield a warm-up batch if needed, then frames from the resume point's number on, and gaps, in order.
+) -> Iterator[FrameBatch | NumberedFrame | FrameGap | ClockChanges]:
+    """Yield a warm-up batch if needed, then frames from the resume point's number on, and gaps, in order. Last are late clock jumps.
 
     A gap carries the number of the last frame before it. `warmup_frames`: how many frames before the resume point the model needs
     to see, so that its results equal those of an uninterrupted run.
@@ -200,7 +201,7 @@ def read_numbered_frames(
 
 def _read_from_resume(
     video: Video, rate: Fraction | None, deploy: Deploy, skipped_before: int
-) -> Iterator[NumberedFrame | Gap]:
+) -> Iterator[NumberedFrame | FrameGap | ClockChanges]:
     """`skipped_before`: kept frames before the resume point that were skipped and have no number."""
     resume = msgspec.structs.replace(deploy.resume, next_frame=deploy.resume.next_frame + skipped_before)
     kept = videos.read_kept_frames(video, rate, resume, deploy.parameters.on_corrupt)
@@ -209,27 +210,30 @@ def _read_from_resume(
 
 def _read_from_start(
     video: Video, rate: Fraction | None, deploy: Deploy, warmup_frames: int
-) -> Iterator[FrameBatch | NumberedFrame | Gap]:
+) -> Iterator[FrameBatch | NumberedFrame | FrameGap | ClockChanges]:
     """Decode the source from its start, which is slow but works for every source."""
     from_start = msgspec.structs.replace(deploy, resume=ResumePoint(identity=deploy.resume.identity))
     first, warmup = deploy.resume.next_frame, deque[NumberedFrame](maxlen=warmup_frames)
-    gaps: list[Gap] = []
+    late: list[FrameGap | ClockChanges] = []  # after the last stored frame
     kept = videos.read_kept_frames(video, rate, from_start.resume, deploy.parameters.on_corrupt)
     for step in _assign_numbers(kept, from_start, 0):
-        number = step.after_frame + 1 if isinstance(step, Gap) else step.number
+        if isinstance(step, ClockChanges):
+            late.append(step)
+            continue
+        number = step.after_frame + 1 if isinstance(step, FrameGap) else step.number
         if warmup and number >= first:
-            if isinstance(step, Gap):
-                gaps.append(step)
+            if isinstance(step, FrameGap):
+                late.append(step)
                 continue
             yield _build_warmup_batch(warmup)
             warmup.clear()
-            yield from gaps
-            gaps.clear()
+            yield from late
+            late.clear()
         if number >= first:
             yield step
         elif isinstance(step, NumberedFrame):
             warmup.append(step)
-    yield from gaps
+    yield from late
 
 
 def _build_warmup_batch(frames: Iterable[NumberedFrame]) -> FrameBatch:
@@ -237,24 +241,27 @@ def _build_warmup_batch(frames: Iterable[NumberedFrame]) -> FrameBatch:
 
 
 def _assign_numbers(
-    kept: Iterable[KeptFrame | videos.FrameGap], deploy: Deploy, skipped_before: int
-) -> Iterator[NumberedFrame | Gap]:
+    kept: Iterable[KeptFrame | FrameGap | ClockChanges], deploy: Deploy, skipped_before: int
+) -> Iterator[NumberedFrame | FrameGap | ClockChanges]:
     """Yield frames and gaps with the scenario's numbers. Frames covered by a skip are dropped and reported as a gap."""
     skips = {skip.after_pts: skip.frames for skip in deploy.skips}
     last_pts, last_number = deploy.resume.last_pts, deploy.resume.next_frame - 1
     to_skip = skips.pop(last_pts, 0)
     skipped: list[KeptFrame] = []
-    jumps = 0  # of the clock, at skipped frames
+    jumps, jumped_s = 0, 0.0  # of the clock, since the last frame
     for step in kept:
-        if isinstance(step, videos.FrameGap):
-            yield _build_gap(deploy, last_number, step)
+        if isinstance(step, FrameGap):
+            yield replace(step, after_frame=last_number)
+            continue
+        if isinstance(step, ClockChanges):
+            jumps, jumped_s = jumps + step.jumps, step.time_s
             continue
         if to_skip:
             skipped.append(step)
-            jumps += step.clock_jumps
+            jumps, jumped_s = jumps + step.clock_jumps, step.time_s
             to_skip, skipped_before = to_skip - 1, skipped_before + 1
             if not to_skip:
-                yield _build_skip_gap(deploy, last_number, skipped)
+                yield _build_skip_gap(last_number, skipped)
                 skipped = []
             continue
         last_pts, last_number = step.pts, step.frame_number - skipped_before
@@ -262,17 +269,18 @@ def _assign_numbers(
         jumps = 0
         to_skip = skips.pop(last_pts, 0)
     if skipped:
-        yield _build_skip_gap(deploy, last_number, skipped)
+        yield _build_skip_gap(last_number, skipped)
+    if jumps:
+        yield ClockChanges(jumped_s, jumps)
 
 
-def _build_skip_gap(deploy: Deploy, after: int, frames: list[KeptFrame]) -> Gap:
-    times = frames[0].time_s, frames[-1].time_s
-    return Gap(deploy.scenario_uuid, deploy.epoch, after, *times, GapReason.SKIPPED, len(frames))
+def _build_skip_gap(after_frame: int, frames: list[KeptFrame]) -> FrameGap:
+    return FrameGap(after_frame, frames[0].time_s, frames[-1].time_s, len(frames), GapReason.SKIPPED)
 
 
 def group_into_batches(
-    steps: Iterable[FrameBatch | NumberedFrame | Gap], size: int, singles: int
-) -> Iterator[FrameBatch | Gap]:
+    steps: Iterable[FrameBatch | NumberedFrame | FrameGap | ClockChanges], size: int, singles: int
+) -> Iterator[FrameBatch | FrameGap | ClockChanges]:
     """Yield the steps with frames grouped into batches of `size`. The first `singles` frames are batches of one.
 
     A batch closes early before a gap, and when its first frame has waited for `MAX_BATCH_WAIT_S`.

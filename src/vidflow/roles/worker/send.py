@@ -1,18 +1,38 @@
-"""The last step of a worker: send its messages to Kafka, in order. The worker fails if any message is not acknowledged."""
+"""The last step of a worker: send its messages to Kafka, in order. The worker fails if any message is not acknowledged.
+
+Gaps and late changes of the source's clock are held until the next frame or the end marker, and are part of that message. So none
+can be lost alone: frames have numbers by which a lost one is missed.
+"""
 
 from __future__ import annotations
 
 import threading
 from typing import Final
 
+import msgspec
 from confluent_kafka import KafkaError, KafkaException, Message
 
 from vidflow.domain.errors import MessageError, ModelError, Unavailable
-from vidflow.domain.messages import Result, WorkerWait, decode_result, encode
+from vidflow.domain.messages import (
+    ClockChanges,
+    Deploy,
+    End,
+    EndReason,
+    Frame,
+    Gap,
+    Result,
+    SourceLost,
+    SourceOpened,
+    WorkerWait,
+    decode_result,
+    encode,
+)
+from vidflow.domain.newest_frames import MAX_GAPS
 from vidflow.domain.topics import RESULTS
 from vidflow.infra.kafka import clients, errors
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.telemetry.logs import log
+from vidflow.infra.video import FrameGap
 from vidflow.roles.worker.link import Link
 
 IN_FLIGHT_MESSAGES: Final = 64
@@ -37,10 +57,13 @@ class ResultTooLarge(ModelError):
 class ResultSender:
     """Sends the scenario's messages in order with an idempotent producer, with a bounded number in flight."""
 
-    def __init__(self, settings: KafkaSettings, scenario_uuid: str, link: Link) -> None:
+    def __init__(self, settings: KafkaSettings, deploy: Deploy, link: Link) -> None:
         self._link = link
-        self._scenario_uuid = scenario_uuid
-        self._producer = clients.create_producer(settings, client_id=f"vidflow-worker-{scenario_uuid}")
+        self._scenario_uuid, self._epoch = deploy.scenario_uuid, deploy.epoch
+        self._last_frame = deploy.resume.next_frame - 1
+        self._gaps: list[Gap] = []
+        self._clock: ClockChanges | None = None
+        self._producer = clients.create_producer(settings, client_id=f"vidflow-worker-{deploy.scenario_uuid}")
         self._in_flight_bytes = 0
         self._failure: KafkaError | None = None
         self._failed_bytes = 0
@@ -48,12 +71,43 @@ class ResultSender:
         self._metadata_thread = threading.Thread(target=self._fetch_topic_metadata, name="topic metadata", daemon=True)
         self._metadata_thread.start()
 
-    def send(self, message: Result) -> None:
-        """Enqueue a message for delivery. Blocks while too many are unacknowledged.
+    def hold_gap(self, gap: FrameGap) -> None:
+        """Hold a gap for the next frame or the end marker. If too many are held, the last two become one."""
+        held = Gap(gap.from_s, gap.to_s, gap.reason, gap.frames)
+        if len(self._gaps) >= MAX_GAPS:
+            last = self._gaps.pop()
+            frames = None if last.frames is None or gap.frames is None else last.frames + gap.frames
+            held = Gap(last.from_s, max(last.to_s, gap.to_s), last.reason, frames)
+        self._gaps.append(held)
+
+    def hold_clock_changes(self, changes: ClockChanges | None) -> None:
+        """Hold what the source's clock did after the last frame for the end marker."""
+        self._clock = changes
+
+    def send_end(self, reason: EndReason) -> None:
+        """Send the end marker, with everything that is held."""
+        gaps, self._gaps = tuple(self._gaps), []
+        self._send(End(self._scenario_uuid, self._epoch, self._last_frame, reason, gaps, self._clock))
+        self._clock = None
+
+    def send_held(self) -> None:
+        """Send what is held, if anything, with an end marker that says that the worker fails."""
+        if self._gaps or self._clock:
+            self.send_end(EndReason.ERROR)
+
+    def send(self, message: SourceOpened | SourceLost | Frame) -> None:
+        """Enqueue a message for delivery. A frame takes the gaps that are held. Blocks while too many are unacknowledged.
 
         Raises DeliveryFailed, ResultTooLarge, or MessageError for a message that the inbox could not read: a model may return
         anything, and the inbox takes an unreadable message of a worker for one of a later version.
         """
+        if not isinstance(message, Frame):
+            self._send(message)
+            return
+        self._send(msgspec.structs.replace(message, gaps=tuple(self._gaps)) if self._gaps else message)
+        self._gaps, self._last_frame = [], message.frame_number
+
+    def _send(self, message: Result) -> None:
         value = encode(message)
         _require_readable(value)
         self._metadata_thread.join()
