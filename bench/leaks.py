@@ -37,7 +37,7 @@ from stack import SERVERS, processes_by_role, stack
 from vidflow.domain.errors import Unavailable
 from vidflow.domain.messages import ResumePoint
 from vidflow.domain.source_access import SourceAccess, allow_local_networks
-from vidflow.infra.video import KeptFrame, open_video
+from vidflow.infra.video import Interruption, KeptFrame, Video, open_video
 from vidflow.infra.video.live import LiveReader
 
 SAMPLES = 40
@@ -99,13 +99,13 @@ def read_live(url: str, count: int, samples: Connection) -> None:
     """Read with a LiveReader until it has connected `count` times."""
     connections = 0
 
-    def connect() -> object:
+    def connect(*, interruption: Interruption) -> Video:
         nonlocal connections
         connections += 1
-        return open_video(url, access=allow_local_networks(SourceAccess()))
+        return open_video(url, access=allow_local_networks(SourceAccess()), interruption=interruption)
 
     frames, sample = 0, Sampler(samples, count)
-    with LiveReader(connect, url, lambda error: not isinstance(error, Unavailable), None, ResumePoint(), 4) as reader:  # type: ignore[arg-type]
+    with LiveReader(connect, url, lambda error: not isinstance(error, Unavailable), None, ResumePoint(), 4) as reader:
         while connections < count:
             frames += sum(isinstance(step, KeptFrame) for step in reader.take(0.25))
             sample.take(connections)

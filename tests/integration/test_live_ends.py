@@ -18,7 +18,7 @@ from vidflow.domain.live_end import LiveLimits
 from vidflow.domain.messages import GapReason, ResumePoint
 from vidflow.domain.sampling import format_time_base
 from vidflow.domain.source_access import SourceAccess, allow_local_networks
-from vidflow.infra.video import FrameGap, KeptFrame, Video, open_video
+from vidflow.infra.video import FrameGap, Interruption, KeptFrame, Video, open_video
 from vidflow.infra.video.live import LiveReader
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("rtsp_server")]
@@ -236,9 +236,10 @@ def test_a_camera_that_sends_is_not_given_up_and_one_that_was_lost_is(camera: Ca
 def test_a_reader_ends_at_once_while_its_source_is_being_resolved_or_opened() -> None:
     is_opening, never = threading.Event(), threading.Event()
 
-    def open_slowly() -> Video:
+    def open_slowly(*, interruption: Interruption) -> Video:
         is_opening.set()
-        never.wait(LIMIT_S)
+        never.wait(LIMIT_S)  # deaf to the interruption
+        assert interruption.is_set()
         raise SourceError("too late")
 
     try:

@@ -59,7 +59,7 @@ class ScriptedVideo:
 
 def read(video: ScriptedVideo, is_enough: Callable[[list[KeptFrame | FrameGap]], bool]) -> list[KeptFrame | FrameGap]:
     taken: list[KeptFrame | FrameGap] = []
-    reader = LiveReader(lambda: cast("Video", video), "a camera", lambda _: True, None, ResumePoint(), 1)
+    reader = LiveReader(lambda **_: cast("Video", video), "a camera", lambda _: True, None, ResumePoint(), 1)
     with reader:
         while not is_enough(taken):
             steps = reader.take(LIMIT_S)
@@ -106,7 +106,7 @@ def test_pictures_that_arrive_at_once_do_not_fill_the_memory(side: int, frames: 
 
 
 def test_an_error_that_nobody_expected_ends_the_reading() -> None:
-    def fail() -> Video:
+    def fail(**_: object) -> Video:
         raise ZeroDivisionError("unexpected")
 
     with (

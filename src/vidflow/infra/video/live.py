@@ -9,10 +9,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
@@ -30,7 +30,7 @@ from vidflow.infra.video.open import Video
 from vidflow.infra.video.packets import LostPacket
 from vidflow.infra.video.pixels import Orientation, displayed_size, read_orientation
 from vidflow.infra.video.source import SourceInfo
-from vidflow.infra.video.source_connection import ReadingStopped
+from vidflow.infra.video.source_connection import Interruption, ReadingStopped
 
 SILENCE_S: Final = 2.0
 SILENT_FRAMES: Final = 3
@@ -72,20 +72,32 @@ class _Picture:
     info: SourceInfo
 
 
+class OpenConnection(Protocol):
+    """A function that opens a source."""
+
+    def __call__(self, *, interruption: Interruption) -> Video:
+        """Return the source with its first frame decoded. `interruption` is set once nobody wants its frames any more."""
+        ...
+
+
 @dataclass(slots=True)
 class _Connection:
-    """A connection: when it was last heard (None: no frame yet), and whether and why it ended. Guarded by the reader's lock."""
+    """A connection: when it was last heard (None: no frame yet), and whether and why it ended. Guarded by the reader's lock.
+
+    `abandoned` is set once it is no longer the current one.
+    """
 
     began_s: float
     heard_s: float | None = None
     has_ended: bool = False
     error: VidflowError | None = None
+    abandoned: threading.Event = field(default_factory=threading.Event)
 
 
 class LiveReader:
     """The newest frames of a live source. Use it on one thread, as a context manager.
 
-    `open_connection` opens the source and decodes its first frame; it is called on other threads. `require_answer` is called before it,
+    `open_connection` is called on other threads. `require_answer` is called before it,
     to find out within seconds whether the source is there; it raises like `open_connection`. `is_fatal`: whether its error ends
     the reading. `rate`: kept frames a second (None: all). `capacity`: how many frames wait at most; older ones are dropped and
     reported as a gap. `limits`: when the reading ends by itself.
@@ -93,7 +105,7 @@ class LiveReader:
 
     def __init__(
         self,
-        open_connection: Callable[[], Video],
+        open_connection: OpenConnection,
         display_name: str,
         is_fatal: Callable[[VidflowError], bool],
         rate: Fraction | None,
@@ -126,7 +138,8 @@ class LiveReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self._lock:
-            self._stopped, self._connection = True, None
+            self._stopped = True
+            self._abandon_connection()
             self._lock.notify_all()
 
     @property
@@ -174,7 +187,8 @@ class LiveReader:
         """Stop reading, and return what is missing from the last frame taken to the end, which is now or that of the limits."""
         with self._lock:
             connection, is_receiving = self._connection, self._is_receiving
-            self._connection, self._stopped = None, True
+            self._stopped = True
+            self._abandon_connection()
             self._lock.notify_all()
             has_lost = connection is None or connection.has_ended
             reason = GapReason.RECONNECTING if has_lost else GapReason.STALLED
@@ -185,6 +199,12 @@ class LiveReader:
         """Return what the source's clock did since the last frame taken, None if nothing."""
         with self._lock:
             return self._stream.describe_clock_changes(self._reported) if self._number else None
+
+    def _abandon_connection(self) -> None:
+        """Leave the connection to itself. It ends as soon as it notices; what it reads has no effect any more."""
+        if self._connection is not None:
+            self._connection.abandoned.set()
+            self._connection = None
 
     @property
     def _is_receiving(self) -> bool:
@@ -242,7 +262,7 @@ class LiveReader:
             threading.Thread(target=self._read, args=(connection,), name="live connection", daemon=True).start()
             with self._lock:
                 self._wait_until_lost(connection)
-                self._connection = None  # what a connection that was left to itself reads has no effect any more
+                self._abandon_connection()
                 if self._is_over():
                     return
                 now_s = time.monotonic()
@@ -302,7 +322,7 @@ class LiveReader:
         error: VidflowError | None = None
         try:
             self._require_answer()
-            with self._open_connection() as video:
+            with self._open_connection(interruption=connection.abandoned) as video:
                 for event in video.events():
                     if not self._note_event(connection, video.source, event):
                         return
