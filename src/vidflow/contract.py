@@ -44,7 +44,8 @@ SourceField = Annotated[
         min_length=1,
         max_length=MAX_SOURCE_CHARACTERS,
         description="the path of a local file (absolute, or relative to the server's media root), a URL (http, https, rtsp, rtsps, rtmp, "
-        "rtmps or udp), or, with --any-file, a sample clip: sample:bikes, sample:bigbuckbunny or sample:carphone",
+        "rtmps or udp), a camera that the server allows (/dev/video0), or, with --any-file, a sample clip: sample:bikes, "
+        "sample:bigbuckbunny or sample:carphone",
         examples=["/videos/bikes.mp4", "rtsp://camera.example/stream"],
     ),
 ]

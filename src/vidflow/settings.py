@@ -15,7 +15,7 @@ import msgspec
 
 from vidflow.domain.errors import SetupError
 from vidflow.domain.retention import RetentionPolicy
-from vidflow.domain.source_access import SourceAccess, parse_networks
+from vidflow.domain.source_access import SourceAccess, parse_devices, parse_networks
 from vidflow.infra.kafka.settings import (
     SERVERS,
     VARIABLE_PREFIX,
@@ -46,7 +46,7 @@ class ApiOptions(CommonOptions, frozen=True, kw_only=True):
     requests may name any local video, not only those under `media_root`. `any_onnx`: requests may name any ONNX model or spec
     by path, on loopback only and only without `models_dir`. `queue_limit` and `queue_limit_bytes`: number and total size of the
     scenarios that may wait for a runner. `data_dir`: the data folder of the servers, if it is on this machine. The api refuses
-    new scenarios while less than `min_free_bytes` is free there.
+    new scenarios while less than `min_free_bytes` is free there. `devices`: the cameras of runners' machines that requests may name.
     """
 
     host: str = "127.0.0.1"
@@ -64,6 +64,7 @@ class ApiOptions(CommonOptions, frozen=True, kw_only=True):
     queue_limit_bytes: int = 256 * 1024**2
     data_dir: Path | None = None
     min_free_bytes: int = 256 * 1024**2
+    devices: tuple[str, ...] = ()
 
 
 class RelayOptions(CommonOptions, frozen=True, kw_only=True):
@@ -89,7 +90,7 @@ class RunnerOptions(CommonOptions, frozen=True, kw_only=True):
     `max_workers`: number of slots. `any_file`: videos outside `media_root` are allowed. `any_onnx`: ONNX models and specs by
     path are allowed if there is no `models_dir`. `start_deadline_s` and `inference_deadline_s`: time limits for the start of a
     worker and for one batch. `worker_memory_bytes`: memory cap of a worker (None: derived from the machine's memory and the
-    slots, 0: no cap). `sources`: how sources over the network may be reached.
+    slots, 0: no cap). `sources`: what sources may be reached, and how.
     """
 
     max_workers: int = 2
@@ -138,20 +139,28 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     sources: SourceAccess = SourceAccess()
 
 
-def build_source_access(ca_file: Path | None, networks: Sequence[str] | None, *, insecure: bool) -> SourceAccess:
-    """Return how sources over the network may be reached. Raises SetupError for a bad `ca_file`, ParameterError for a bad network."""
-    access = SourceAccess(str(ca_file.absolute()) if ca_file else None, not insecure, parse_networks(networks or ()))
+def build_source_access(
+    ca_file: Path | None, networks: Sequence[str] | None, devices: Sequence[str] | None, *, insecure: bool
+) -> SourceAccess:
+    """Return what sources may be reached, and how. Raises SetupError for a bad `ca_file`, ParameterError for the others."""
+    access = SourceAccess(
+        str(ca_file.absolute()) if ca_file else None,
+        not insecure,
+        parse_networks(networks or ()),
+        parse_devices(devices or ()),
+    )
     if ca_file is not None:
         build_tls_context(access)
     return access
 
 
 def build_source_variables(access: SourceAccess) -> dict[str, str]:
-    """Return the variables that pass these settings to a runner."""
+    """Return the variables that pass these settings to a runner, and the devices to an api."""
     return {
         "VIDFLOW_SOURCE_CA_FILE": access.ca_file or "",
         "VIDFLOW_INSECURE_SOURCES": str(not access.verify).lower(),
         "VIDFLOW_ALLOW_SOURCE_NETWORK": " ".join(access.networks),
+        "VIDFLOW_ALLOW_DEVICE": " ".join(access.devices),
     }
 
 

@@ -123,7 +123,7 @@ REFUSALS = {
         ["db", "status", "--database-url", f"postgresql://u:{SECRET}@db:port/x"], 3, "cannot be parsed. Write postgresql://"
     ),
     "invalid VIDEO_FPS": Refusal(["api", *DATABASE, *KAFKA], 3, r"Invalid VIDEO_FPS \(--video-fps\) 'x'. Use a number", {"VIDEO_FPS": "x"}),
-    "run, no such file": Refusal(["run", "none.mp4"], 2, "none.mp4 is not a file. Give a video file, a URL or one of sample:"),
+    "run, no such file": Refusal(["run", "none.mp4"], 2, "none.mp4 is not a file. Give a video file, a URL, a camera or one of sample:"),
     "run, no such sample": Refusal(["run", "sample:none"], 2, "Unknown sample 'none'. Available: sample:bikes"),
     "run, fps is a word": Refusal(["run", A_FILE, "--fps", "fast"], 2, "Invalid --fps 'fast'. Use a number .* a fraction"),
     "run, fps is NaN": Refusal(["run", A_FILE, "--fps", "nan"], 2, "Invalid --fps 'nan'. Use a number"),

@@ -1,4 +1,4 @@
-"""The options of sources over the network reach the runners of `vidflow dev`."""
+"""The options of sources reach the runners of `vidflow dev`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,18 @@ def test_networks_are_given_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_dev_passes_its_options_to_its_runners(monkeypatch: pytest.MonkeyPatch, authorities: str) -> None:
-    for access in (SourceAccess(), SourceAccess(authorities, verify=False, networks=("203.0.113.0/24",))):
+    other = SourceAccess(
+        authorities, verify=False, networks=("203.0.113.0/24",), devices=("/dev/video0", "/dev/video2")
+    )
+    for access in (SourceAccess(), other):
         stack = Stack(DevOptions(sources=access), print, print, Stop())
-        variables = {name: value for name, value in stack._variables("runner").items() if "SOURCE" in name}
+        variables = stack._variables("runner")
+        variables = {name: variables[name] for name in variables if "SOURCE" in name or "DEVICE" in name}
         assert parse_runner_options(monkeypatch, variables=variables) == allow_local_networks(access)
+
+
+def test_devices_are_given_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = ("/dev/video0", "/dev/v4l/by-id/usb-camera")
+    arguments = ("--allow-device", devices[0], "--allow-device", devices[1])
+    assert parse_runner_options(monkeypatch, *arguments).devices == devices
+    assert parse_runner_options(monkeypatch, variables={"VIDFLOW_ALLOW_DEVICE": " ".join(devices)}).devices == devices

@@ -11,6 +11,7 @@ import typer
 from vidflow import __version__
 from vidflow.cli.operations import db, dlq, outbox, topics
 from vidflow.cli.options import (
+    AllowDevice,
     AllowedHosts,
     AllowSourceNetwork,
     AnyFile,
@@ -58,6 +59,7 @@ from vidflow.cli.options import (
     WorkerMemoryBytes,
 )
 from vidflow.domain.retention import RetentionPolicy
+from vidflow.domain.source_access import parse_devices
 from vidflow.infra.process.crashpoint import arm
 from vidflow.infra.process.heartbeat import Heartbeat
 from vidflow.infra.process.stopping import Stop
@@ -124,6 +126,7 @@ def api(
     inbox: RunInbox = True, media_root: MediaRoot = None, any_file: AnyFile = False, models_dir: ModelsDir = None,
     any_onnx: AnyOnnx = False, video_fps: VideoFps = "all", pool_size: PoolSize = 10, queue_limit: QueueLimit = 10_000,
     queue_limit_bytes: QueueLimitBytes = 256 * 1024**2, data_dir: DataDir = None, min_free_bytes: MinFreeBytes = 256 * 1024**2,
+    allow_device: AllowDevice = None,
 ) -> None:  # fmt: skip
     """Serve the HTTP API."""
     from vidflow.roles.api import run  # noqa: PLC0415 - load only what this role needs
@@ -134,6 +137,7 @@ def api(
         any_file=any_file, models_dir=models_dir, any_onnx=any_onnx, video_fps=video_fps, pool_size=pool_size,
         allowed_hosts=tuple(host for host in allowed_hosts.split(",") if host.strip()), max_connections=max_connections,
         queue_limit=queue_limit, queue_limit_bytes=queue_limit_bytes, data_dir=data_dir, min_free_bytes=min_free_bytes,
+        devices=parse_devices(allow_device or ()),
     ), log_format)  # fmt: skip
 
 
@@ -191,7 +195,7 @@ def runner(
     media_root: MediaRoot = None, any_file: AnyFile = False, models_dir: ModelsDir = None, any_onnx: AnyOnnx = False,
     grace_s: GraceS = 25.0, start_deadline_s: StartDeadlineS = 60.0, inference_deadline_s: InferenceDeadlineS = 60.0,
     worker_memory_bytes: WorkerMemoryBytes = None, source_ca_file: SourceCaFile = None, insecure_sources: InsecureSources = False,
-    allow_source_network: AllowSourceNetwork = None,
+    allow_source_network: AllowSourceNetwork = None, allow_device: AllowDevice = None,
 ) -> None:  # fmt: skip
     """Run workers, which read videos and run models on them."""
     from vidflow.roles.runner import run  # noqa: PLC0415
@@ -201,7 +205,7 @@ def runner(
         metrics_port=metrics_port, metrics_host=metrics_host, max_workers=max_workers, pool=pool,
         media_root=media_root, any_file=any_file, models_dir=models_dir, any_onnx=any_onnx, grace_s=grace_s,
         start_deadline_s=start_deadline_s, inference_deadline_s=inference_deadline_s, worker_memory_bytes=worker_memory_bytes,
-        sources=build_source_access(source_ca_file, allow_source_network, insecure=insecure_sources),
+        sources=build_source_access(source_ca_file, allow_source_network, allow_device, insecure=insecure_sources),
     ), log_format)  # fmt: skip
 
 
@@ -212,7 +216,7 @@ def dev(
     max_workers: MaxWorkers = 2, video_fps: VideoFps = "all",
     runners: Runners = 1, orchestrators: Orchestrators = 1, relays: Relays = 1,
     source_ca_file: SourceCaFile = None, insecure_sources: InsecureSources = False,
-    allow_source_network: AllowSourceNetwork = None,
+    allow_source_network: AllowSourceNetwork = None, allow_device: AllowDevice = None,
 ) -> None:  # fmt: skip
     """Run all of vidflow on this machine.
 
@@ -225,7 +229,7 @@ def dev(
         port=port, data_dir=data_dir, database_url=database_url or None, kafka=read_kafka_settings(kafka, kafka_properties),
         media_root=media_root, any_file=media_root is None, models_dir=models_dir,
         max_workers=max_workers, video_fps=video_fps, runners=runners, orchestrators=orchestrators, relays=relays,
-        sources=build_source_access(source_ca_file, allow_source_network, insecure=insecure_sources),
+        sources=build_source_access(source_ca_file, allow_source_network, allow_device, insecure=insecure_sources),
     ), "text")  # fmt: skip
 
 
@@ -245,5 +249,5 @@ def run(
     raise typer.Exit(run_video(RunOptions(
         video=video, model=model, fps=fps, output=output, url=url, score_threshold=score,
         labels=tuple(labels.split(",")) if labels else None, max_workers=max_workers, models_dir=models_dir,
-        sources=build_source_access(source_ca_file, allow_source_network, insecure=insecure_sources),
+        sources=build_source_access(source_ca_file, allow_source_network, None, insecure=insecure_sources),
     )))  # fmt: skip

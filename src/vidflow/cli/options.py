@@ -90,6 +90,12 @@ AllowSourceNetwork = Annotated[
         "allow-source-network", "Network whose addresses sources may have besides public ones, such as 10.0.0.0/8."
     ),
 ]
+AllowDevice = Annotated[
+    list[str] | None,
+    _option(
+        "allow-device", "Camera of a runner's machine that scenarios may name in the same way, such as /dev/video0."
+    ),
+]
 
 # The api
 
@@ -171,7 +177,10 @@ Relays = Annotated[int, _option("relays", "Number of relays.", at_least=0)]
 # run
 
 Video = Annotated[
-    str, typer.Argument(help="A file, a URL, or a sample: sample:bikes, sample:bigbuckbunny, sample:carphone.")
+    str,
+    typer.Argument(
+        help="A file, a URL, a camera (/dev/video0), or a sample: sample:bikes, sample:bigbuckbunny, sample:carphone."
+    ),
 ]
 ModelName = Annotated[
     str, _option("model", "Name of a model, or the path of a spec or an .onnx file.", complete=complete_model)

@@ -1,7 +1,7 @@
-"""What an operator allows sources over the network: which addresses they may have, and how servers prove their names.
+"""What an operator allows sources: which addresses they may have, how servers prove their names, and which cameras may be opened.
 
 Anyone who may name a source makes a runner connect to it. So only public addresses are allowed by default, not the services
-that trust this machine or its network.
+that trust this machine or its network, and no camera that is connected to this machine.
 """
 
 from __future__ import annotations
@@ -43,15 +43,17 @@ _IPV4_COMPATIBLE: Final = ip_network("::/96")
 
 
 class SourceAccess(msgspec.Struct, frozen=True):
-    """How sources over the network may be reached.
+    """What sources may be reached, and how.
 
     `ca_file`: path of certificate authorities that are trusted besides the system's. `verify`: servers must prove their names.
-    `networks`: networks whose addresses are allowed besides the public ones.
+    `networks`: networks whose addresses are allowed besides the public ones. `devices`: paths of cameras of this machine, which
+    sources name in the same way.
     """
 
     ca_file: str | None = None
     verify: bool = True
     networks: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
 
     def allows(self, address: str) -> bool:
         """Return whether a source may be at this IP address.
@@ -62,6 +64,10 @@ class SourceAccess(msgspec.Struct, frozen=True):
         return all(
             _is_public(meant) or _is_in(meant, networks) for meant in _meant_by(ip_address(address.partition("%")[0]))
         )
+
+    def names_device(self, source: str) -> bool:
+        """Return whether the source is a camera of this machine that the operator has named."""
+        return source in self.devices
 
     def is_named(self, address: str) -> bool:
         """Return whether the operator has allowed a network with this IP address, so that public ones are not enough."""
@@ -75,6 +81,14 @@ def parse_networks(texts: Sequence[str]) -> tuple[str, ...]:
         return tuple(str(ip_network(text.strip())) for text in texts)
     except ValueError as error:
         raise ParameterError(f"Invalid network: {error}. Give one such as 10.0.0.0/8, or one address.") from error
+
+
+def parse_devices(texts: Sequence[str]) -> tuple[str, ...]:
+    """Return the paths of cameras such as /dev/video0. Raises ParameterError."""
+    for text in texts:
+        if not text.startswith("/") or not text.isprintable() or " " in text:
+            raise ParameterError(f"Invalid device {text[:200]!r}. Give its path, such as /dev/video0, without spaces.")
+    return tuple(texts)
 
 
 def allow_local_networks(access: SourceAccess) -> SourceAccess:

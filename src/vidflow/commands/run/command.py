@@ -14,9 +14,11 @@ import msgspec
 from vidflow.commands.run.display import Display, open_display
 from vidflow.commands.run.output import WRITERS, Writer
 from vidflow.commands.run.request import build_request, check_model
+from vidflow.commands.run.source import is_camera_path
 from vidflow.contract import InitScenario, ScenarioResponse
 from vidflow.domain.errors import InternalError, Unavailable, UserError, build_error_from_code
 from vidflow.domain.scenario import Outcome
+from vidflow.domain.source_access import parse_devices
 from vidflow.infra.api_client import ApiClient
 from vidflow.infra.embedded.child_process import StartCancelled
 from vidflow.infra.process.pipes import discard_output
@@ -44,7 +46,7 @@ def run(options: RunOptions) -> int:
     stop.request_on_signals()
     with open_display(sys.stderr) as display:
         try:
-            with _api_url(options, stop, display) as url, ApiClient(url) as client:
+            with _api_url(options, request.source, stop, display) as url, ApiClient(url) as client:
                 return _run(client, request, write, display, stop)
         except StartCancelled:
             if stop.error is not None:
@@ -79,14 +81,16 @@ def _request_scenario(client: ApiClient, request: InitScenario) -> str:
         raise UserError(f"{error.message} {hint}", code=error.code) from error
 
 
-def _api_url(options: RunOptions, stop: Stop, display: Display) -> AbstractContextManager[str]:
+def _api_url(options: RunOptions, source: str, stop: Stop, display: Display) -> AbstractContextManager[str]:
     if options.url:
         return nullcontext(options.url)
     from vidflow.commands.dev import running_stack  # noqa: PLC0415 - needs an extra that `--url` does not need
 
+    devices = parse_devices([source]) if is_camera_path(source) else ()  # whoever types its name may open it
     dev_options = DevOptions(
-        port=0, max_workers=options.max_workers, any_file=True, models_dir=options.models_dir, sources=options.sources
-    )
+        port=0, max_workers=options.max_workers, any_file=True, models_dir=options.models_dir,
+        sources=msgspec.structs.replace(options.sources, devices=devices),
+    )  # fmt: skip
     return running_stack(dev_options, stop, display.step)
 
 

@@ -1,4 +1,4 @@
-"""Open a source (a local file, or a camera or server by URL), describe it, and decode its frames.
+"""Open a source (a local file or device, or a camera or server by URL), describe it, and decode its frames.
 
 The frame size is limited. Error messages contain FFmpeg's reason, but not the secrets in a URL.
 """
@@ -107,7 +107,7 @@ class Video:
         events = decode_packets(
             container, self._stream, lacks_pts=lacks_pts(container, self._stream),
             check=self._opened.check, check_end=self._check_end if self._opened.is_local else None,
-            note_packet=None if times is None else times.note_packet,
+            note_packet=None if times is None else times.note_packet, demux=self._opened.demux,
         )  # fmt: skip
         return events if times is None else times.complete(events)
 
@@ -193,11 +193,13 @@ def open_video(
             f"Unsupported URL scheme {scheme!r}. Use a file path, or a URL that starts with one of {', '.join(SCHEMES)}.",
             code="source_forbidden",
         )
-    if scheme == "file":
+    access, interruption = access or SourceAccess(), interruption or threading.Event()
+    if access.names_device(source):
+        display_name = source
+    elif scheme == "file":
         source = display_name = str(Path(unquote(urlsplit(source).path) if "://" in source else source).absolute())
     else:
         display_name = redact(source)
-    access, interruption = access or SourceAccess(), interruption or threading.Event()
     opened = Source(
         source,
         display_name,
@@ -205,7 +207,7 @@ def open_video(
         was_read,
         follow_s,
         stream,
-        live or is_always_live(source),
+        live or is_always_live(source) or access.names_device(source),
         hls_position or HlsPosition(),
         access,
         interruption,

@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Final
+from functools import partial
+from typing import Final, TypeAlias
 
 import av
 from av.codec.context import ThreadType
@@ -39,6 +40,10 @@ class LostPacket:
     pts: int | None
 
 
+Demux: TypeAlias = "Callable[[InputContainer, VideoStream], Iterator[Packet[VideoStream] | LostPacket]]"
+"""Reads the packets of a stream."""
+
+
 def decode_packets(
     container: InputContainer,
     stream: VideoStream,
@@ -47,13 +52,14 @@ def decode_packets(
     check: Callable[[], None] = lambda: None,
     check_end: Callable[[], None] | None = None,
     note_packet: Callable[[Packet[VideoStream]], None] | None = None,
+    demux: Demux | None = None,
 ) -> Iterator[VideoFrame | LostPacket]:
     """Yield the frames from the container's position on, in display order, and the lost packets between them.
 
     `lacks_pts`: the packets have only times of decoding. Frames are displayed at the same times, in another order. `check`:
     raises the error of the container's file, after which no packet is taken: it may be cut off. `check_end`: raises an error if the
     file does not end where the packets do; the last packet, which may be cut off, is taken only after it. `note_packet`: called
-    with each packet before it is decoded.
+    with each packet before it is decoded. `demux`: reads the packets in another way than PyAV.
 
     With frame threads a decoder reports damage late or not at all, and some decoders always skip some damage silently. Each packet
     is then tracked until its frame appears. Frames without a packet are found where the container reports that data is missing.
@@ -64,7 +70,7 @@ def decode_packets(
         errors_come_late=_has_frame_threads(stream), skips_silently=codec in _SILENT_DECODERS, may_have_fields=codec == "mpeg2video"
     )  # fmt: skip
     holes = HoleFinder(Fraction(stream.time_base or Fraction(1, av.time_base)))
-    packets = _packets(container, stream, check)
+    packets = _packets(partial(demux or InputContainer.demux, container, stream), check)
     if check_end is not None:
         packets = _hold_last(packets, check_end)
     if note_packet is not None:
@@ -200,11 +206,11 @@ def is_single_field(picture: memoryview) -> bool:
 
 
 def _packets(
-    container: InputContainer, stream: VideoStream, check: Callable[[], None]
+    demux: Callable[[], Iterator[Packet[VideoStream] | LostPacket]], check: Callable[[], None]
 ) -> Iterator[Packet[VideoStream] | LostPacket]:
     """Yield the stream's packets, skipping damaged data. The last packet is empty and flushes the decoder."""
     failures = 0
-    packets = container.demux(stream)
+    packets = demux()
     while True:
         try:
             packet = next(packets, None)
@@ -215,7 +221,7 @@ def _packets(
             if failures > DEMUX_ATTEMPTS:
                 return
             yield LostPacket(None)
-            packets = container.demux(stream)
+            packets = demux()
         except av.error.FFmpegError as error:
             check()
             raise Unavailable(
@@ -226,7 +232,7 @@ def _packets(
             check()
             if packet is None:
                 return
-            if packet.has_sidedata("encryption_info"):
+            if not isinstance(packet, LostPacket) and packet.has_sidedata("encryption_info"):
                 raise SourceError(
                     "The video is encrypted (DRM), so its frames cannot be decoded. Give a file without encryption.",
                     code="source_encrypted",

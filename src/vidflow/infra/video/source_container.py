@@ -1,14 +1,15 @@
 """Open the container of a source, by the source's kind, and keep what a later opening needs.
 
 Sources are untrusted. A "video" may be a playlist that refers to other files or hosts, so only self-contained containers are
-opened, using only the protocols of the source's own kind. Playlists, image lists and devices are refused. FFmpeg opens local files
-itself; cameras are opened by cameras.py, files over HTTP read by http_file.py.
+opened, using only the protocols of the source's own kind. Playlists, image lists and devices are refused, except the cameras that the
+operator has named. FFmpeg opens local files itself; cameras are opened by cameras.py and webcam.py, files over HTTP read by http_file.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -28,10 +29,12 @@ from vidflow.infra.video.http_file import HttpFile
 from vidflow.infra.video.http_stream import HttpStream
 from vidflow.infra.video.local_file import FollowedFile, LocalFile
 from vidflow.infra.video.mjpeg import FORMAT, PictureStream, is_multipart
+from vidflow.infra.video.packets import Demux
 from vidflow.infra.video.source import can_be_appended_to
 from vidflow.infra.video.source_connection import Interruption
 from vidflow.infra.video.source_file import SourceFile
 from vidflow.infra.video.udp_stream import UdpStream
+from vidflow.infra.video.webcam import open_webcam, read_pictures
 
 _LIVE_OPTIONS: Final = {"analyzeduration": "500000", "fpsprobesize": "5"}
 """Half a second and five frames are enough to describe a stream. FFmpeg would read for up to five seconds first."""
@@ -84,6 +87,8 @@ class SourceContainer:
     def open(self) -> InputContainer:
         """Open the source. Raises SourceError, Unavailable or ReadingStopped."""
         source = self._source
+        if source.access.names_device(source.url):
+            return open_webcam(source.url, source.interruption)
         scheme = find_scheme(source.url)
         if scheme == "udp":
             self.file = stream = UdpStream(source.url, source.display_name, source.access, source.interruption)
@@ -91,6 +96,14 @@ class SourceContainer:
         if scheme in PORTS:
             return open_camera(Camera(source.url, source.display_name, source.access, source.interruption))
         return self._open_local() if scheme is None else self._open_http()
+
+    @property
+    def demux(self) -> Demux | None:
+        """How to read the packets, None for PyAV's way."""
+        source = self._source
+        if not source.access.names_device(source.url):
+            return None
+        return partial(read_pictures, display_name=source.display_name, interruption=source.interruption)
 
     def open_part(self, file: HlsFile) -> InputContainer:
         """Open the next part of an HLS presentation, which is a container of its own."""

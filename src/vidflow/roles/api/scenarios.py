@@ -52,9 +52,9 @@ def init_scenario(api: Api, data: Annotated[InitScenario, Body(examples=_EXAMPLE
     """Create a scenario: run a model over a source. After the 201, the scenario cannot be lost."""
     _check_printable_labels(data.parameters.labels or ())
     if data.parameters.follow:
-        sources.require_followable(data.source)
-    _check_end(data)
-    sources.check_live(data.source, live=data.parameters.live)
+        sources.require_followable(data.source, api.options)
+    _check_end(data, api.options)
+    sources.check_live(data.source, api.options, live=data.parameters.live)
     new = scenarios.NewScenario(
         source=sources.validate_source(data.source, api.options),
         model=data.model,
@@ -174,12 +174,12 @@ def _unknown_scenario(scenario_uuid: UUID | str) -> UnknownScenario:
     return UnknownScenario(f"Scenario {scenario_uuid} not found.")
 
 
-def _check_end(data: InitScenario) -> None:
+def _check_end(data: InitScenario, options: ApiOptions) -> None:
     """Raise ParameterError for a limit that the source cannot have, or that has passed."""
     end_at = data.parameters.end_at
     for name, value in (("end_at", end_at), ("give_up_after_s", data.parameters.give_up_after_s)):
         if value is not None:
-            sources.require_url(data.source, name)
+            sources.require_no_file(data.source, options, name)
     if end_at is not None and end_at <= datetime.datetime.now(datetime.UTC):
         raise ParameterError(f"parameters.end_at {end_at.isoformat()} has passed. Give a time in the future.")
 

@@ -1,7 +1,7 @@
 """Validation of the sources that clients name. The runner checks a source again before it opens it.
 
 Local files must lie under the media root; neither `..` nor a link leads out of it. Other local files, and the sample clips of
-the extra `demo`, need --any-file.
+the extra `demo`, need --any-file. Cameras that are connected to a runner's machine need --allow-device; this machine may have none.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from vidflow.domain.errors import ParameterError, SourceError
 from vidflow.domain.redaction import redact
-from vidflow.domain.source_schemes import SCHEMES, is_always_live
+from vidflow.domain.source_schemes import SCHEMES, is_always_live, is_camera_name
 from vidflow.infra import samples
 from vidflow.infra.confinement import OutsideFolder, is_written_inside, resolve_inside
 from vidflow.settings import ApiOptions
@@ -25,8 +25,9 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def validate_source(source: str, options: ApiOptions) -> str:
-    """Return the source to store: a URL unchanged, a file under the media root relative to it, any other file or a sample absolute.
+    """Return the source to store.
 
+    This is a URL or an allowed device unchanged, a file under the media root relative to it, any other file or a sample absolute.
     Raises SourceError with the code source_invalid, source_forbidden, source_missing or source_not_video, or MissingExtra for a
     sample that is not installed.
     """
@@ -34,6 +35,14 @@ def validate_source(source: str, options: ApiOptions) -> str:
         raise SourceError("The source contains a control character. Give a file or a URL.")
     if _URL.match(source):
         return _validate_url(source)
+    if source in options.devices:
+        return source
+    if is_camera_name(source):
+        raise SourceError(
+            f"Source {source} is a camera that this server does not allow. The operator can allow it for the api and the runners"
+            f" (--allow-device {source}).",
+            code="source_forbidden",
+        )
     if options.any_file and source.startswith(samples.PREFIX):
         return str(samples.find_sample(source))
     is_absolute, root = Path(source).is_absolute(), options.media_root
@@ -49,31 +58,35 @@ def validate_source(source: str, options: ApiOptions) -> str:
     return str(_resolve_file(Path("/"), source))
 
 
-def require_followable(source: str) -> None:
+def require_followable(source: str, options: ApiOptions) -> None:
     """Raise ParameterError if the source is no local file, since only such a file can be followed while it grows."""
-    if _URL.match(source):
-        raise ParameterError('Only local files can be followed. Leave out "follow" for a URL.')
+    if not _is_file(source, options):
+        raise ParameterError('Only local files can be followed. Leave out "follow" for a URL or a camera.')
 
 
-def require_url(source: str, parameter: str) -> None:
+def require_no_file(source: str, options: ApiOptions, parameter: str) -> None:
     """Raise ParameterError if the source is a local file, for a parameter that only a live source can have."""
-    if not _URL.match(source):
+    if _is_file(source, options):
         raise ParameterError(
             f'parameters.{parameter} applies to live sources only. Use "duration_s" to end a file early.'
         )
 
 
-def check_live(source: str, *, live: bool | None) -> None:
+def check_live(source: str, options: ApiOptions, *, live: bool | None) -> None:
     """Raise ParameterError if the source cannot be read as live, or not as anything else (None: as the source shows)."""
-    if live and not _URL.match(source):
+    if live and _is_file(source, options):
         raise ParameterError('A local file is not live. Leave out "live"; "follow" reads a growing file on.')
-    if live is False and is_always_live(source):
+    if live is False and (is_always_live(source) or source in options.devices):
         raise ParameterError('This source is always live. Leave out "live".')
 
 
 def redact_source(source: str) -> str:
     """Return a stored source without secrets: a URL redacted, a path unchanged."""
     return redact(source) if _URL.match(source) else source
+
+
+def _is_file(source: str, options: ApiOptions) -> bool:
+    return not _URL.match(source) and source not in options.devices
 
 
 def _validate_url(source: str) -> str:
@@ -115,7 +128,8 @@ def _resolve_file(folder: Path, source: str) -> Path:
         raise SourceError(f"Source {source} not found. Check its name.", code="source_missing") from error
     if not stat.S_ISREG(status.st_mode):
         raise SourceError(
-            f"Source {source} is not a regular file. Name the video file itself.", code="source_not_video"
+            f"Source {source} is not a regular file. Name the video file itself; a camera needs --allow-device.",
+            code="source_not_video",
         )
     if not os.access(real, os.R_OK):
         raise SourceError(

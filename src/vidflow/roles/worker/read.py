@@ -24,7 +24,7 @@ from vidflow.domain.live_end import LiveLimits
 from vidflow.domain.messages import ClockChanges, Deploy, GapReason, ResumePoint
 from vidflow.domain.redaction import redact
 from vidflow.domain.source_access import SourceAccess
-from vidflow.domain.source_schemes import SCHEMES, find_scheme, is_always_live
+from vidflow.domain.source_schemes import SCHEMES, find_scheme, is_always_live, is_camera_name
 from vidflow.infra import video as videos
 from vidflow.infra.confinement import OutsideFolder, resolve_inside
 from vidflow.infra.video import FrameGap, Interruption, KeptFrame, Video, live_detection, open_video
@@ -79,14 +79,19 @@ def is_live(deploy: Deploy, *, access: SourceAccess, interruption: Interruption)
 
     Raises ReadingStopped.
     """
-    if is_always_live(deploy.source):
+    if is_always_live(deploy.source) or access.names_device(deploy.source):
         return True
     stated = deploy.parameters.live if deploy.resume.live is None else deploy.resume.live
     return live_detection.is_live(deploy.source, access, interruption) if stated is None else stated
 
 
 def open_live(deploy: Deploy, capacity: int, *, access: SourceAccess, interruption: Interruption) -> LiveReader:
-    """Return a reader of a live source, which waits for the source as long as it takes. `capacity`: frames that may wait at most."""
+    """Return a reader of a live source, which waits for the source as long as it takes. `capacity`: frames that may wait at most.
+
+    Raises SourceError for a path that is not that of an allowed camera.
+    """
+    if find_scheme(deploy.source) not in SCHEMES and not access.names_device(deploy.source):
+        raise _build_camera_refusal(deploy.source)
     codes = FATAL_LIVE_CODES if deploy.parameters.stream is None else FATAL_LIVE_CODES | {"source_no_video_stream"}
     return LiveReader(
         partial(
@@ -96,7 +101,6 @@ def open_live(deploy: Deploy, capacity: int, *, access: SourceAccess, interrupti
             live=True,
             hls_position=HlsPosition(),
             access=access,
-            interruption=interruption,
         ),
         display_name=redact(deploy.source),
         is_fatal=lambda error: error.code in codes or not isinstance(error, SourceError | Unavailable),
@@ -150,6 +154,8 @@ def resolve_source(source: str, media_root: Path | None, *, any_file: bool) -> s
     """
     if find_scheme(source) in SCHEMES:
         return source
+    if is_camera_name(source):
+        raise _build_camera_refusal(source)
     if _URL.match(source) or "\0" in source:
         raise SourceError(
             f"Unsupported source {redact(source)[:200]!r}. Use a path, or a URL with one of {', '.join(SCHEMES)}.",
@@ -170,6 +176,14 @@ def resolve_source(source: str, media_root: Path | None, *, any_file: bool) -> s
         return source
     raise SourceError(
         f"Source {redact(source)[:200]} is outside this runner's media root (VIDFLOW_MEDIA_ROOT). Move the file there.",
+        code="source_forbidden",
+    )
+
+
+def _build_camera_refusal(source: str) -> SourceError:
+    return SourceError(
+        f"{redact(source)[:200]} is not a camera that this runner allows. Start it with --allow-device, or choose a pool whose runners"
+        " have the camera.",
         code="source_forbidden",
     )
 

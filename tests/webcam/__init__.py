@@ -1,0 +1,1 @@
+"""A simulated camera for processes that preload driver.c."""
