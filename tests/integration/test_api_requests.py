@@ -82,8 +82,8 @@ def test_an_invalid_number_is_refused(client: httpx.Client, fps: str) -> None:
     assert response.headers["content-type"] == "application/problem+json"
 
 
-@pytest.mark.parametrize("label", ["\x00", "a\x00b", "tab\t", "line\n", "\x1b[31m"])
-def test_an_unprintable_label_is_refused(client: httpx.Client, label: str) -> None:
+@pytest.mark.parametrize("label", ["\x00", "a\x00b", "tab\t", "line\n", "\x1b[31m", "a\u2028b", "\u202eb"])
+def test_a_label_that_is_no_text_is_refused(client: httpx.Client, label: str) -> None:
     problem = assert_problem(
         client.post("/scenario/init", json=GOOD | {"parameters": {"labels": [label]}}), 422, "parameter_invalid"
     )

@@ -31,6 +31,8 @@ from vidflow.settings import ApiOptions
 
 LABELLED = "ssdlite320_mobilenet_v3_large"
 """A model whose labels are unknown until it is loaded, so requests may name any label."""
+SCRIPTS = ["क्\u200dष", "自動\u3000車", "a\u00a0b\u200cc"]
+"""Labels with joiners and other spaces."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def test_a_scenario_is_created_with_its_progress_history_and_message(client: htt
         json={
             "source": SOURCE_URL, "model": LABELLED, "fps": 2.5, "priority": 7,
             "parameters": {
-                "score_threshold": 0.25, "labels": ["person", "größe"], "on_poison": "skip", "on_corrupt": "skip",
+                "score_threshold": 0.25, "labels": ["person", "größe", *SCRIPTS], "on_poison": "skip", "on_corrupt": "skip",
                 "duration_s": 3600, "end_at": "2099-01-01T01:00:00+01:00", "give_up_after_s": 60, "stream": 1, "live": True,
             },
         },
@@ -60,7 +62,7 @@ def test_a_scenario_is_created_with_its_progress_history_and_message(client: htt
         "epoch": 0, "attempt": 0, "runner": None, "resume_frame": 0, "frames_stored": 0, "frames_expected": None, "skips": [],
         "warnings": [],
         "parameters": {
-            "score_threshold": 0.25, "labels": ["person", "größe"], "on_poison": "skip", "on_corrupt": "skip",
+            "score_threshold": 0.25, "labels": ["person", "größe", *SCRIPTS], "on_poison": "skip", "on_corrupt": "skip",
             "duration_s": 3600, "end_at": "2099-01-01T00:00:00Z", "give_up_after_s": 60, "stream": 1, "live": True,
         },
     }  # fmt: skip

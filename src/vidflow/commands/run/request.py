@@ -36,9 +36,12 @@ def check_model(options: RunOptions) -> None:
 
 
 def _model(model: str) -> str:
-    """Return the absolute path of a spec or model file, since the server's working directory differs, or a name unchanged."""
+    """Return the absolute path of a spec or model file, since the server's working directory differs, or a name unchanged.
+
+    A file that is a link keeps its name, which says what it is.
+    """
     path = local_path(model)
-    return str(path.resolve()) if path.is_file() and (path.suffix or "/" in model) else model
+    return str(path.parent.resolve() / path.name) if path.is_file() and (path.suffix or "/" in model) else model
 
 
 def _fps(fps: str) -> float | str:

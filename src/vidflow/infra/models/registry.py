@@ -25,10 +25,9 @@ import msgspec
 
 from vidflow.domain.errors import MissingExtra, ModelError, format_install_hint
 from vidflow.domain.messages import Parameters
-from vidflow.infra.models import files
 from vidflow.infra.models.bundle import Bundle, read_bundle
 from vidflow.infra.models.model import Model
-from vidflow.infra.models.paths import ModelFile, is_path, model_file
+from vidflow.infra.models.paths import ModelFile, is_path, listed_file, model_file
 from vidflow.infra.models.plugin import load_plugin
 from vidflow.infra.models.spec import (
     EXPORTED,
@@ -176,8 +175,7 @@ def _list_model(name: str, spec: Path | None) -> ModelListing:
 
 def _read_listed(name: str, spec: Path, *, keep_weights: bool) -> Bundle:
     """Read a spec in the models folder."""
-    file = ModelFile(files.require_inside(spec.parent, spec.name), from_models_dir=True)
-    return _read(name, file, keep_weights=keep_weights)
+    return _read(name, listed_file(spec), keep_weights=keep_weights)
 
 
 def _read(name: str, file: ModelFile, *, keep_weights: bool) -> Bundle:
