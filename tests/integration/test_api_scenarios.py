@@ -27,6 +27,7 @@ from tests.integration.api_server import (
 
 from vidflow.contract import GapPage, HistoryPage, ScenarioResponse, StoredGap
 from vidflow.domain.messages import Start, decode_init_scenario
+from vidflow.infra.models import registry
 from vidflow.settings import ApiOptions
 
 LABELLED = "ssdlite320_mobilenet_v3_large"
@@ -294,6 +295,19 @@ def test_an_unknown_or_malformed_uuid_is_refused(client: httpx.Client, method: s
     for malformed in ("1", "nothing", f"{UNKNOWN_UUID}0", "' OR 1=1 --", "%00"):
         problem = assert_problem(client.request(method, f"/scenario/{malformed}{path}"), 400, "request_malformed")
         assert problem["errors"][0]["field"] == "scenario_uuid"
+
+
+def test_a_scenario_without_a_model_gets_the_default_one(client: httpx.Client, database_url: str) -> None:
+    body = {"source": SOURCE_URL, "parameters": {"labels": ["person", "car"]}}
+    scenario = client.post("/scenario/init", json=body).json()
+    assert scenario["model"] == "yolox_nano"
+    with psycopg.connect(database_url) as connection:
+        digest = connection.execute(
+            "SELECT model_sha256 FROM scenarios WHERE scenario_uuid = %s", (scenario["scenario_uuid"],)
+        ).fetchone()
+    assert digest == (registry.resolve("yolox_nano").sha256,)
+    refused = client.post("/scenario/init", json=body | {"parameters": {"labels": ["unicorn"]}})
+    assert "Available: aeroplane" in assert_problem(refused, 422, "parameter_invalid")["detail"]
 
 
 @pytest.mark.parametrize(

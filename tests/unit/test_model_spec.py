@@ -372,7 +372,8 @@ def test_models_of_other_packages_are_found_by_their_entry_point(
 def test_resolving_and_listing_models_imports_no_heavy_library(folder: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from vidflow.infra.models import registry;"
-        f"folder = Path({str(folder)!r}); registry.list_models(folder); registry.resolve('net', folder);"
+        f"folder = Path({str(folder)!r}); registry.list_models(folder);"
+        "[registry.resolve(name, folder) for name in ('net', 'yolox_nano')];"
         "print({'numpy', 'torch', 'torchvision', 'onnxruntime', 'scipy', 'av'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

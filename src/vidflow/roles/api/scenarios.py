@@ -34,7 +34,7 @@ _MAX_SHUTDOWN_ATTEMPTS: Final = 20
 """How often the leader may overtake a shutdown request before the client is asked to repeat it."""
 
 _EXAMPLES: Final = [
-    Example(summary="Motion, two frames a second", value={"source": "/videos/bikes.mp4", "model": "motion", "fps": 2}),
+    Example(summary="A file, two frames a second, the default model", value={"source": "/videos/bikes.mp4", "fps": 2}),
     Example(
         summary="A camera, persons only",
         value={
