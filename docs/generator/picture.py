@@ -1,7 +1,4 @@
-"""Make the picture of a result: `python -m docs.generator.picture MODEL`. Run a sample clip and draw a frame's detections on it.
-
-MODEL is the path of a model spec. The picture in the repository was made with YOLOX-nano.
-"""
+"""Make the picture of a result: `python -m docs.generator.picture`. Run a sample clip and draw a frame's detections on it."""
 
 from __future__ import annotations
 
@@ -33,8 +30,6 @@ def main() -> None:
         SAMPLE,
         "--fps",
         "2",
-        "--model",
-        sys.argv[1],
         "--output",
         "ndjson",
     ]

@@ -28,7 +28,7 @@ from vidflow.domain.messages import (
     PoisonPolicy,
     StreamIndex,
 )
-from vidflow.domain.scenario import DEFAULT_POOL, Outcome, State
+from vidflow.domain.scenario import DEFAULT_MODEL, DEFAULT_POOL, Outcome, State
 from vidflow.domain.topics import MAX_POOL_CHARACTERS
 from vidflow.domain.waiting import WaitingFor
 from vidflow.domain.warnings import WarningCode
@@ -54,8 +54,9 @@ ModelField = Annotated[
     Meta(
         min_length=1,
         max_length=MAX_SOURCE_CHARACTERS,
-        description="the name of a registered model (see /models), or the path of a spec or of a weights file with a built-in spec",
-        examples=["motion"],
+        description="the name of a registered model (see /models), or the path of a spec or of a weights file with a built-in spec; "
+        "without it, the model that comes with vidflow",
+        examples=["yolox_nano", "motion"],
     ),
 ]
 FpsField = Annotated[
@@ -121,7 +122,7 @@ class InitScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A request to create a scenario."""
 
     source: SourceField
-    model: ModelField
+    model: ModelField = DEFAULT_MODEL
     fps: FpsField = None
     priority: PriorityField = 0
     pool: PoolField = DEFAULT_POOL

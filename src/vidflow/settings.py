@@ -6,6 +6,7 @@ and VIDEO_FPS.
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +14,9 @@ from typing import Literal
 
 import msgspec
 
-from vidflow.domain.errors import SetupError
+from vidflow.domain.errors import ParameterError, SetupError
 from vidflow.domain.retention import RetentionPolicy
+from vidflow.domain.scenario import DEFAULT_MODEL
 from vidflow.domain.source_access import SourceAccess, parse_devices, parse_networks
 from vidflow.infra.kafka.settings import (
     SERVERS,
@@ -128,7 +130,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Options of `vidflow run`. `url`: a running vidflow to use (None: start one for this run)."""
 
     video: str
-    model: str = "motion"
+    model: str = DEFAULT_MODEL
     fps: str = "all"
     output: OutputFormat = "table"
     url: str | None = None
@@ -137,6 +139,17 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_workers: int = 2
     models_dir: Path | None = None
     sources: SourceAccess = SourceAccess()
+
+
+def split_labels(text: str) -> tuple[str, ...]:
+    """Return the labels in a line of CSV. Raises ParameterError for a quote that is not closed or a line break."""
+    try:
+        [labels] = csv.reader([text], strict=True)
+    except (csv.Error, ValueError) as error:
+        raise ParameterError(
+            f"Invalid --labels {text[:80]!r}. Separate labels by commas and close each quote."
+        ) from error
+    return tuple(labels)
 
 
 def build_source_access(

@@ -27,10 +27,13 @@ from tests.integration.api_server import (
 
 from vidflow.contract import GapPage, HistoryPage, ScenarioResponse, StoredGap
 from vidflow.domain.messages import Start, decode_init_scenario
+from vidflow.infra.models import registry
 from vidflow.settings import ApiOptions
 
 LABELLED = "ssdlite320_mobilenet_v3_large"
 """A model whose labels are unknown until it is loaded, so requests may name any label."""
+SCRIPTS = ["क्\u200dष", "自動\u3000車", "a\u00a0b\u200cc"]
+"""Labels with joiners and other spaces."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +48,7 @@ def test_a_scenario_is_created_with_its_progress_history_and_message(client: htt
         json={
             "source": SOURCE_URL, "model": LABELLED, "fps": 2.5, "priority": 7,
             "parameters": {
-                "score_threshold": 0.25, "labels": ["person", "größe"], "on_poison": "skip", "on_corrupt": "skip",
+                "score_threshold": 0.25, "labels": ["person", "größe", *SCRIPTS], "on_poison": "skip", "on_corrupt": "skip",
                 "duration_s": 3600, "end_at": "2099-01-01T01:00:00+01:00", "give_up_after_s": 60, "stream": 1, "live": True,
             },
         },
@@ -60,7 +63,7 @@ def test_a_scenario_is_created_with_its_progress_history_and_message(client: htt
         "epoch": 0, "attempt": 0, "runner": None, "resume_frame": 0, "frames_stored": 0, "frames_expected": None, "skips": [],
         "warnings": [],
         "parameters": {
-            "score_threshold": 0.25, "labels": ["person", "größe"], "on_poison": "skip", "on_corrupt": "skip",
+            "score_threshold": 0.25, "labels": ["person", "größe", *SCRIPTS], "on_poison": "skip", "on_corrupt": "skip",
             "duration_s": 3600, "end_at": "2099-01-01T00:00:00Z", "give_up_after_s": 60, "stream": 1, "live": True,
         },
     }  # fmt: skip
@@ -292,6 +295,19 @@ def test_an_unknown_or_malformed_uuid_is_refused(client: httpx.Client, method: s
     for malformed in ("1", "nothing", f"{UNKNOWN_UUID}0", "' OR 1=1 --", "%00"):
         problem = assert_problem(client.request(method, f"/scenario/{malformed}{path}"), 400, "request_malformed")
         assert problem["errors"][0]["field"] == "scenario_uuid"
+
+
+def test_a_scenario_without_a_model_gets_the_default_one(client: httpx.Client, database_url: str) -> None:
+    body = {"source": SOURCE_URL, "parameters": {"labels": ["person", "car"]}}
+    scenario = client.post("/scenario/init", json=body).json()
+    assert scenario["model"] == "yolox_nano"
+    with psycopg.connect(database_url) as connection:
+        digest = connection.execute(
+            "SELECT model_sha256 FROM scenarios WHERE scenario_uuid = %s", (scenario["scenario_uuid"],)
+        ).fetchone()
+    assert digest == (registry.resolve("yolox_nano").sha256,)
+    refused = client.post("/scenario/init", json=body | {"parameters": {"labels": ["unicorn"]}})
+    assert "Available: aeroplane" in assert_problem(refused, 422, "parameter_invalid")["detail"]
 
 
 @pytest.mark.parametrize(

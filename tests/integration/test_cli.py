@@ -128,9 +128,9 @@ REFUSALS = {
     "run, fps is a word": Refusal(["run", A_FILE, "--fps", "fast"], 2, "Invalid --fps 'fast'. Use a number .* a fraction"),
     "run, fps is NaN": Refusal(["run", A_FILE, "--fps", "nan"], 2, "Invalid --fps 'nan'. Use a number"),
     "run, fps is negative": Refusal(["run", A_FILE, "--fps", "-1"], 2, "Invalid --fps '-1'. Use a number"),
-    "run, unknown model": Refusal(["run", A_FILE, "--model", "none"], 2, "Unknown model 'none'. Available: motion, "),
-    "run, unknown label": Refusal(["run", A_FILE, "--labels", "cat"], 2, "no label 'cat'. Available: motion"),
-    "run, a label without a name": Refusal(["run", A_FILE, "--labels", "motion,"], 2, "--labels are names separated by commas"),
+    "run, unknown model": Refusal(["run", A_FILE, "--model", "none"], 2, "Unknown model 'none'. Available: yolox_nano, motion, "),
+    "run, unknown label": Refusal(["run", A_FILE, "--labels", "unicorn"], 2, "no label 'unicorn'. Available: aeroplane"),
+    "run, a label without a name": Refusal(["run", A_FILE, "--labels", "cat,"], 2, "--labels are names separated by commas"),
     "run, no server at the URL": Refusal(["run", A_FILE, "--url", "http://127.0.0.1:1"], 4, "Start one with: vidflow dev"),
     "run, an invalid URL": Refusal(["run", A_FILE, "--url", "http://h:port"], 2, "Write http://host:port"),
     "run, a URL without a host": Refusal(["run", A_FILE, "--url", "vidflow"], 2, "Write http://host:port"),
@@ -615,7 +615,7 @@ def test_run_at_a_url_prints_the_error_of_the_api(running_roles: RunningRoles, c
     end = run_command("run", str(clip), "--model", "none", "--url", running_roles.url)
     assert (end.returncode, end.stdout) == (2, "")
     assert len(end.stderr.splitlines()) == 1
-    assert_says(end.stderr, "vidflow: Unknown model 'none'. Available: motion, ")
+    assert_says(end.stderr, "vidflow: Unknown model 'none'. Available: yolox_nano, motion, ")
 
 
 @pytest.mark.long

@@ -35,6 +35,7 @@ def complete(*words: str) -> list[str]:
         (["inbox", "--group-protocol", "c"], ["consumer", "classic"]),
         (["db", "migrate", "--phase", "p"], ["pre", "post"]),
         (["run", "clip.mp4", "--model", "mo"], ["motion"]),
+        (["models", "show", "yo"], ["yolox_nano"]),
         (["run", ""], []),  # bash completes a file name
     ],
 )

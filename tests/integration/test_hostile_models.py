@@ -16,6 +16,7 @@ from vidflow.domain.errors import ModelError
 from vidflow.domain.messages import EndReason, Entry
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.models import registry
+from vidflow.infra.models.label_files import BUILT_IN_FOLDER
 from vidflow.infra.process.stopping import Stop
 from vidflow.settings import ApiOptions, DevOptions
 
@@ -92,6 +93,16 @@ def test_requests_for_the_program_are_refused(
         code = "model_unknown" if with_models else "model_refused"
         assert "models folder" in assert_problem(by_path, 422, code)["detail"]
         assert client.get("/scenario").json()["items"] == []
+
+
+def test_any_file_is_about_videos_only(database_url: str, tmp_path: Path) -> None:
+    for name in ("yolox_nano.toml", "yolox_nano.onnx"):
+        (tmp_path / name).write_bytes((BUILT_IN_FOLDER / name).read_bytes())
+    (tmp_path / "link.toml").symlink_to("yolox_nano.toml")
+    with ready_api(ApiOptions(database_url=database_url, any_file=True)) as client:
+        for name in ("yolox_nano.toml", "yolox_nano.onnx", "link.toml"):
+            answer = client.post("/scenario/init", json={"source": URL, "model": str(tmp_path / name)})
+            assert "accepts models by name only" in assert_problem(answer, 422, "model_refused")["detail"]
 
 
 @pytest.mark.long

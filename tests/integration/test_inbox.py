@@ -840,7 +840,7 @@ def test_a_leader_that_raises_epochs_meanwhile_causes_no_deadlock(
 
 def test_a_detection_is_stored_as_it_was_sent(connection: Connection, options: InboxOptions) -> None:
     uuid = insert_progress(connection)
-    detection = Detection('größer \u2028 "quoted" \\', 0.1234, (1.25, 2.5, 300.75, 400.01))
+    detection = Detection('größer \u200c\u200d\u00a0\u3000\u2028 "quoted" \\', 0.1234, (1.25, 2.5, 300.75, 400.01))
     send_results(options.kafka, msgspec.structs.replace(frame(uuid, 0), detections=(detection,)))
     with running_inbox(connection, options):
         wait_until_caught_up(connection, options.kafka)

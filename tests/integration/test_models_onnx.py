@@ -6,6 +6,7 @@ import hashlib
 import shutil
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -174,6 +175,21 @@ def test_an_onnx_file_that_contains_its_spec_needs_no_other_file(tmp_path: Path,
     )
     assert dark == (Detection("thing", 0.9, (0.0, 0.0, 64.0, 32.0)),)
     assert registry.resolve("tiny.onnx", tmp_path).sha256 == hashlib.sha256(net.SerializeToString()).hexdigest()
+
+
+def test_labels_of_any_script_name_detections_and_select_them(tmp_path: Path) -> None:
+    names = ("__background__", "क्\u200dष", "\u3000自動\u00a0車")
+    (tmp_path / "tiny.onnx").write_bytes(tiny_net().SerializeToString())
+    (tmp_path / "tiny.names").write_text("\ufeff" + "\r\n".join(names))
+    (tmp_path / "tiny.toml").write_text(
+        TINY.replace('labels = ["__background__", "thing", "other"]', 'file = "tiny.onnx"\nlabels = "tiny.names"')
+    )
+    bundle = registry.resolve("tiny", tmp_path, keep_weights=True)
+    for selected in (names[1], names[2]):
+        model = registry.load(
+            bundle, msgspec.json.decode(msgspec.json.encode(Parameters(labels=(selected,))), type=Parameters)
+        )
+        assert [detection.label for detection in model.infer([red(1.0)])[0]] == [selected]
 
 
 def cells_net(batch: int | str) -> onnx.ModelProto:

@@ -115,6 +115,9 @@ def test_sources_and_models_inside_their_folder_are_accepted(folder: Path, use: 
 def test_sources_and_models_do_not_lead_out_of_their_folder(
     folder: Path, use: Callable[[Path, str], None], name: str
 ) -> None:
+    if use is as_model and name.endswith("out.toml"):
+        use(folder, written(name, folder))  # a model may be a link to a file outside, see test_model_links.py
+        return
     if use is as_model and not is_path(name):
         name += "/"  # by its form, a path rather than a model's name
     with pytest.raises(UserError) as refused:

@@ -90,9 +90,13 @@ def test_the_files_of_a_refused_kind_are_not_opened(foreign_folder: Path) -> Non
 
 
 def test_an_exported_program_in_the_models_folder_is_accepted(models: Path) -> None:
-    for name in ("program", "program.toml", str(models / "program.toml")):
-        ref = registry.resolve(name, models)
-        assert (ref.kind, ref.from_models_dir) == ("exported", True)
+    ref = registry.resolve("program", models)
+    assert (ref.kind, ref.from_models_dir) == ("exported", True)
+
+
+def test_an_exported_program_is_not_named_by_a_path(models: Path) -> None:
+    for name in ("program.toml", str(models / "program.toml")):
+        assert "Name the spec's stem: program." in refusal(name, models)
 
 
 def test_an_exported_program_from_elsewhere_is_not_loaded(models: Path) -> None:
@@ -108,9 +112,12 @@ def test_links_and_dots_do_not_lead_out_of_the_models_folder(models: Path, forei
     (models / "sub").mkdir()
     for place in (models, models / "sub"):
         (place / "link.toml").symlink_to(foreign_folder / "evil.toml")
-    assert "The models folder has no file" in refusal(name, models)
-    if name == "link.toml":
-        assert "leads out of" in refusal("link", models), "also by its stem"
+    message = refusal(name, models)
+    if name.endswith("link.toml"):
+        assert "runs only from the models folder" in message
+        assert "runs only from the models folder" in refusal("link", models), "also by its stem"
+    else:
+        assert "The models folder has no file" in message
 
 
 def test_a_link_from_outside_into_the_models_folder_is_refused(models: Path, foreign_folder: Path) -> None:
@@ -138,10 +145,10 @@ def test_a_spec_in_the_models_folder_cannot_name_a_file_outside_it(
         registry.resolve("program", models)
 
 
-@pytest.mark.parametrize("extra", ['labels = "../secret.names"', 'labels = "link.names"'])
+@pytest.mark.parametrize("extra", ['labels = "../secret.names"', 'labels = "up/secret.names"'])
 def test_a_spec_named_by_path_cannot_read_labels_outside_its_folder(foreign_folder: Path, extra: str) -> None:
     (foreign_folder.parent / "secret.names").write_text("secret")
-    (foreign_folder / "link.names").symlink_to(foreign_folder.parent / "secret.names")
+    (foreign_folder / "up").symlink_to(foreign_folder.parent)
     (foreign_folder / "net.toml").write_text(spec().replace('labels = ["thing"]', extra))
     assert "secret\n" not in refusal(str(foreign_folder / "net.toml"), any_onnx=True)
 
@@ -151,9 +158,10 @@ def test_the_models_folder_may_be_a_link_or_a_relative_path(
 ) -> None:
     (tmp_path / "link").symlink_to(models)
     monkeypatch.chdir(tmp_path / "elsewhere" if (tmp_path / "elsewhere").exists() else models)
-    assert registry.resolve("program.toml", Path("../models")).from_models_dir
-    assert registry.resolve(str(models / "program.toml"), tmp_path / "link").from_models_dir
-    assert registry.resolve(str(tmp_path / "link/program.toml"), tmp_path / "link").from_models_dir
+    assert registry.resolve("net.toml", Path("../models")).from_models_dir
+    assert registry.resolve(str(models / "net.toml"), tmp_path / "link").from_models_dir
+    assert registry.resolve(str(tmp_path / "link/net.toml"), tmp_path / "link").from_models_dir
+    assert registry.resolve("program", tmp_path / "link").from_models_dir
 
 
 @pytest.mark.parametrize("suffix", [".toml", ".onnx"])
@@ -206,9 +214,8 @@ def test_an_odd_path_is_refused(foreign_folder: Path, monkeypatch: pytest.Monkey
 
 def test_a_link_to_a_model_needs_the_file_name_of_a_model(foreign_folder: Path) -> None:
     (foreign_folder / "link.pth").symlink_to(foreign_folder / "net.toml")
-    (foreign_folder / "data").write_text(spec())
-    (foreign_folder / "link.toml").symlink_to(foreign_folder / "data")
-    for name in ("link.pth", "link.toml"):
+    (foreign_folder / "link").symlink_to(foreign_folder / "net.toml")
+    for name in ("link.pth", "link"):
         assert "neither an ONNX file" in refusal(str(foreign_folder / name), any_onnx=True)
 
 

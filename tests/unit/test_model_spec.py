@@ -17,7 +17,7 @@ from vidflow.domain.messages import Parameters
 from vidflow.infra.models import registry
 from vidflow.infra.models.bundle import Bundle, read_bundle
 from vidflow.infra.models.onnx_metadata import read_metadata
-from vidflow.infra.models.paths import ModelFile
+from vidflow.infra.models.paths import listed_file
 from vidflow.infra.models.spec import parse_spec
 
 WEIGHTS = b"weights of a net"
@@ -41,6 +41,28 @@ strides = [8, 16]
 score = 0.3
 """
 
+LABELS = [
+    "person", "traffic light", "größe", "\u06a9\u062a\u0627\u0628\u200c\u062e\u0627\u0646\u0647", "क्\u200dष",
+    "\U0001f469\u200d\U0001f52c", "a\u00a0b", "\u00a0edge\u00a0",
+    "自動\u3000車", "\u3000車", "a\u00adb", "\U0001f3f4\U000e0067\U000e0062\U000e007f", "x\u200e", "tench, Tinca tinca", "a\ufeffb",
+]  # fmt: skip
+"""Labels with joiners, directional marks, tags and all kinds of spaces."""
+NOT_IN_LABELS = [
+    "\0",
+    "\x07",
+    "\x1b",
+    "\x7f",
+    "\x85",
+    "\x0b",
+    "\x0c",
+    "\t",
+    "\u2028",
+    "\u2029",
+    "\u202e",
+    "\u202b",
+    "\u2066",
+]
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -60,7 +82,7 @@ def replace_in_spec(folder: Path, old: str, new: str) -> Path:
 
 
 def read_net(folder: Path) -> Bundle:
-    return read_bundle("net", ModelFile(folder / "net.toml", from_models_dir=True), keep_weights=True)
+    return read_bundle("net", listed_file(folder / "net.toml"), keep_weights=True)
 
 
 def test_a_spec_is_read_with_its_labels_and_weights(folder: Path) -> None:
@@ -115,11 +137,11 @@ def test_an_exported_program_is_refused_without_a_digest() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["/etc/passwd", "../secret.onnx", "sub/../../secret.onnx", "link.onnx", "", "a\\u0000b"]
+    "name", ["/etc/passwd", "../secret.onnx", "sub/../../secret.onnx", "up/secret.onnx", "", "a\\u0000b"]
 )
 def test_a_file_outside_the_folder_of_the_spec_is_refused(folder: Path, name: str) -> None:
     (folder.parent / "secret.onnx").write_bytes(WEIGHTS)
-    (folder / "link.onnx").symlink_to(folder.parent / "secret.onnx")
+    (folder / "up").symlink_to(folder.parent)
     with pytest.raises(ModelError):
         read_net(replace_in_spec(folder, 'file = "net.onnx"', f'file = "{name}"'))
 
@@ -164,10 +186,10 @@ def test_each_file_of_a_model_is_opened_once_from_the_check_to_the_load(folder: 
     assert result.stdout.strip() == str([(name, 1) for name in files])
 
 
-def onnx_with_spec() -> bytes:
-    """Return an ONNX file without a graph, with a spec in its metadata."""
+def onnx_with_spec(labels: str = '["thing"]', start: str = "") -> bytes:
+    """Return an ONNX file without a graph, with a spec in its metadata. `start` precedes the spec."""
     lines = [line for line in SPEC.splitlines() if not line.startswith(("file", "sha256"))]
-    text = "\n".join(lines).replace('"things.names"', '["thing"]').encode()
+    text = (start + "\n".join(lines).replace('"things.names"', labels)).encode()
     entry = b"\x0a\x07vidflow" + b"\x12" + varint(len(text)) + text
     return b"\x72" + varint(len(entry)) + entry
 
@@ -183,11 +205,60 @@ def test_a_named_pipe_in_place_of_weights_does_not_block(folder: Path) -> None:
         read_net(folder)
 
 
-@pytest.mark.parametrize("labels", ["a" * 101, "bell\x07", "\n".join("x" * 10_001)])
-def test_labels_that_are_too_long_too_many_or_not_printable_are_refused(folder: Path, labels: str) -> None:
-    (folder / "things.names").write_text(labels)
-    with pytest.raises(ModelError, match="label"):
+@pytest.mark.parametrize("label", LABELS)
+def test_labels_are_text_of_any_script(folder: Path, label: str) -> None:
+    for text in (label, f"{label}\n", f"{label}\r\n", f"{label}\r", f" {label}\t\n\n \n", f"\ufeff{label}\n"):
+        (folder / "things.names").write_bytes(text.encode())
+        assert read_net(folder).labels == (label,)
+    replace_in_spec(folder, '"things.names"', f'["{label}"]')
+    assert read_net(folder).labels == (label,)
+    registry.check_labels(read_net(folder), [label])
+
+
+@pytest.mark.parametrize("character", NOT_IN_LABELS)
+def test_a_label_with_a_character_that_is_no_text_is_refused(folder: Path, character: str) -> None:
+    (folder / "things.names").write_text(f"cat\nbell{character}x")
+    with pytest.raises(ModelError, match=rf"things.names: label 1 contains U\+{ord(character):04X}"):
         read_net(folder)
+    replace_in_spec(folder, '"things.names"', f'["cat", "bell\\u{ord(character):04x}x"]')
+    with pytest.raises(ModelError, match="label 1 contains"):
+        read_net(folder)
+
+
+@pytest.mark.parametrize(
+    ("labels", "fault"),
+    [
+        (b"a" * 201, "label 0 is longer than 200 characters"), (b"x\n" * 10_001, "10001 labels"), (b"\n", "0 labels"),
+        (b"\xff\xfea\0", "not UTF-8 text"), (b"\xed\xa0\x80", "not UTF-8 text"),
+    ],
+)  # fmt: skip
+def test_labels_that_are_too_long_too_many_or_not_utf_8_are_refused(folder: Path, labels: bytes, fault: str) -> None:
+    (folder / "things.names").write_bytes(labels)
+    with pytest.raises(ModelError, match=f"things.names: {fault}"):
+        read_net(folder)
+
+
+def test_a_spec_may_start_with_a_byte_order_mark(folder: Path) -> None:
+    (folder / "net.toml").write_text("\ufeff" + SPEC, encoding="utf-8")
+    assert read_net(folder).labels == ("person", "cat")
+    (folder / "plain.onnx").write_bytes(onnx_with_spec(start="\ufeff"))
+    assert registry.resolve("plain.onnx", folder).labels == ("thing",)
+
+
+def test_the_labels_of_coco_are_built_in(folder: Path) -> None:
+    for path in (folder / "things.names", folder / "net.onnx"):
+        path.rename(folder.parent / path.name)
+    (folder / "net.onnx").write_bytes(WEIGHTS)
+    bundle = read_net(replace_in_spec(folder, '"things.names"', '"coco80"'))
+    assert (len(bundle.labels), bundle.labels[0], bundle.labels[79]) == (80, "person", "toothbrush")
+    (folder / "plain.onnx").write_bytes(onnx_with_spec(labels='"coco80"'))
+    assert registry.resolve("plain.onnx", folder).labels == bundle.labels
+
+
+def test_an_onnx_file_that_contains_its_spec_cannot_name_a_file_of_labels(folder: Path) -> None:
+    (folder / "plain.onnx").write_bytes(onnx_with_spec(labels='"things.names"'))
+    with pytest.raises(ModelError, match="list of labels"):
+        registry.resolve("plain.onnx", folder)
 
 
 def digest_of(folder: Path) -> str | None:
@@ -222,10 +293,12 @@ def test_an_unknown_model_is_refused_with_the_available_names(folder: Path) -> N
         registry.resolve("yolo", folder)
 
 
-@pytest.mark.parametrize("path", ["../elsewhere.toml", "/etc/passwd", "/nowhere/at/all.toml", "a\0.toml", "link.toml"])
+@pytest.mark.parametrize(
+    "path", ["../elsewhere.toml", "/etc/passwd", "/nowhere/at/all.toml", "a\0.toml", "up/elsewhere.toml"]
+)
 def test_a_path_outside_the_models_folder_is_refused(folder: Path, path: str) -> None:
     (folder.parent / "elsewhere.toml").write_text(SPEC)
-    (folder / "link.toml").symlink_to(folder.parent / "elsewhere.toml")
+    (folder / "up").symlink_to(folder.parent)
     with pytest.raises(ModelError):
         registry.resolve(path, folder)
     with pytest.raises(ModelError):
@@ -299,7 +372,8 @@ def test_models_of_other_packages_are_found_by_their_entry_point(
 def test_resolving_and_listing_models_imports_no_heavy_library(folder: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from vidflow.infra.models import registry;"
-        f"folder = Path({str(folder)!r}); registry.list_models(folder); registry.resolve('net', folder);"
+        f"folder = Path({str(folder)!r}); registry.list_models(folder);"
+        "[registry.resolve(name, folder) for name in ('net', 'yolox_nano')];"
         "print({'numpy', 'torch', 'torchvision', 'onnxruntime', 'scipy', 'av'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

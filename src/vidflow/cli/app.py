@@ -9,6 +9,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from vidflow import __version__
+from vidflow.cli.models import models
 from vidflow.cli.operations import db, dlq, outbox, topics
 from vidflow.cli.options import (
     AllowDevice,
@@ -59,6 +60,7 @@ from vidflow.cli.options import (
     WorkerMemoryBytes,
 )
 from vidflow.domain.retention import RetentionPolicy
+from vidflow.domain.scenario import DEFAULT_MODEL
 from vidflow.domain.source_access import parse_devices
 from vidflow.infra.process.crashpoint import arm
 from vidflow.infra.process.heartbeat import Heartbeat
@@ -76,6 +78,7 @@ from vidflow.settings import (
     build_source_access,
     read_environment_variable,
     read_kafka_settings,
+    split_labels,
 )  # fmt: skip
 
 app = typer.Typer(
@@ -85,6 +88,7 @@ app = typer.Typer(
 )
 app.add_typer(db, name="db")
 app.add_typer(topics, name="topics")
+app.add_typer(models, name="models")
 app.add_typer(outbox, name="outbox")
 app.add_typer(dlq, name="dlq")
 
@@ -235,7 +239,7 @@ def dev(
 
 @app.command()
 def run(
-    video: Video, model: ModelName = "motion", fps: Fps = "all", output: RunOutput = "table", url: Url = None,
+    video: Video, model: ModelName = DEFAULT_MODEL, fps: Fps = "all", output: RunOutput = "table", url: Url = None,
     score: Score = None, labels: Labels = None, max_workers: MaxWorkers = 2, models_dir: ModelsDir = None,
     source_ca_file: SourceCaFile = None, insecure_sources: InsecureSources = False,
     allow_source_network: AllowSourceNetwork = None,
@@ -248,6 +252,6 @@ def run(
 
     raise typer.Exit(run_video(RunOptions(
         video=video, model=model, fps=fps, output=output, url=url, score_threshold=score,
-        labels=tuple(labels.split(",")) if labels else None, max_workers=max_workers, models_dir=models_dir,
+        labels=split_labels(labels) if labels else None, max_workers=max_workers, models_dir=models_dir,
         sources=build_source_access(source_ca_file, allow_source_network, None, insecure=insecure_sources),
     )))  # fmt: skip

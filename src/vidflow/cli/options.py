@@ -189,7 +189,9 @@ Fps = Annotated[str, _option("fps", "Frames per second to keep: a number, a frac
 RunOutput = Annotated[OutputFormat, _option("output", "Output format: table for people, the others for programs.")]
 Url = Annotated[str | None, _option("url", "URL of a running vidflow to use instead of starting one.")]
 Score = Annotated[float | None, _option("score", "Leave out detections below this score.", at_least=0, at_most=1)]
-Labels = Annotated[str | None, _option("labels", "Labels to keep, separated by commas.")]
+Labels = Annotated[
+    str | None, _option("labels", "Labels to keep, separated by commas. One that contains a comma is quoted.")
+]
 
 # db
 
@@ -200,6 +202,13 @@ Phase = Annotated[
 Replace = Annotated[bool, _switch("replace", "Replace the existing backup or database.")]
 Verify = Annotated[bool, _switch("verify", "Restore the backup into a temporary database and count its rows.")]
 BackupFolder = Annotated[Path, typer.Argument(help="Folder of the backup.")]
+
+# models
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(help="Name of a model, or the path of a spec or an .onnx file.", autocompletion=complete_model),
+]
 
 # topics
 

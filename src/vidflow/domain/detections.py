@@ -12,6 +12,7 @@ These rules make the result of a frame the same text in every run:
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Iterable
 from typing import Annotated, Final
 
@@ -25,6 +26,9 @@ SCORE_DECIMALS: Final = 4
 MAX_DETECTIONS: Final = 300
 """Default limit for a frame. With the longest labels, the result stays far below the size limit of a Kafka message."""
 MAX_LABEL_CHARACTERS: Final = 200
+
+_NOT_IN_LABELS: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, line separators, what changes the direction of the text around a label, and lone surrogates."""
 
 Label = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_LABEL_CHARACTERS)]
 Score = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
@@ -44,6 +48,16 @@ class Detection(msgspec.Struct, frozen=True, gc=False):
     label: Label
     score: Score
     box: tuple[Coordinate, Coordinate, Coordinate, Coordinate]
+
+
+def find_label_fault(label: str) -> str | None:
+    """Return why a text cannot be a label, None if it can. Labels are text of any script, joiners and all kinds of spaces included."""
+    if len(label) > MAX_LABEL_CHARACTERS:
+        return f"is longer than {MAX_LABEL_CHARACTERS} characters"
+    found = _NOT_IN_LABELS.search(label)
+    if found is None:
+        return None
+    return f"contains U+{ord(found[0]):04X}: labels have no control characters, line separators or direction overrides"
 
 
 def build_detection(label: str, score: float, box: Iterable[float], width: int, height: int) -> Detection | None:

@@ -18,6 +18,8 @@ from vidflow.domain.reason_codes import ReasonCode
 
 DEFAULT_POOL: Final = "default"
 """The pool of a scenario whose client names none."""
+DEFAULT_MODEL: Final = "yolox_nano"
+"""The model of a scenario whose client names none."""
 
 
 class State(StrEnum):

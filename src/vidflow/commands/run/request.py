@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from vidflow.commands.run.source import local_path, resolve_video
+from vidflow.commands.run.model import locate_model
+from vidflow.commands.run.source import resolve_video
 from vidflow.contract import InitScenario, Parameters
 from vidflow.domain.errors import ParameterError
 from vidflow.domain.frame_rate import FRAME_RATE_FORMS, frame_rate_to_json, parse_frame_rate
@@ -19,7 +20,7 @@ def build_request(options: RunOptions) -> InitScenario:
     """
     return InitScenario(
         source=resolve_video(options.video),
-        model=_model(options.model),
+        model=locate_model(options.model),
         fps=_fps(options.fps),
         parameters=_parameters(options),
     )
@@ -30,15 +31,9 @@ def check_model(options: RunOptions) -> None:
 
     Raises ModelError, ParameterError, or MissingExtra with the command that installs it.
     """
-    model = registry.resolve(_model(options.model), options.models_dir, any_onnx=True)
+    model = registry.resolve(locate_model(options.model), options.models_dir, any_onnx=True)
     registry.check_labels(model, _parameters(options).labels or ())
     registry.require_extra(model)
-
-
-def _model(model: str) -> str:
-    """Return the absolute path of a spec or model file, since the server's working directory differs, or a name unchanged."""
-    path = local_path(model)
-    return str(path.resolve()) if path.is_file() and (path.suffix or "/" in model) else model
 
 
 def _fps(fps: str) -> float | str:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import io
+import os
 from io import BufferedReader, BytesIO
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
 from vidflow.domain.errors import ModelError
 from vidflow.infra.models import files
+from vidflow.infra.models.label_files import BUILT_IN_LABELS, parse_labels
 from vidflow.infra.models.onnx_metadata import SPEC_KEY, read_metadata
 from vidflow.infra.models.paths import ONNX_SUFFIX, SPEC_SUFFIX, ModelFile
 from vidflow.infra.models.spec import (
+    EXPORTED,
     EXTRAS,
     KINDS_ANYWHERE,
     MOTION,
@@ -23,6 +27,8 @@ from vidflow.infra.models.spec import (
     spec_error,
     validate_labels,
 )
+
+BYTE_ORDER_MARK: Final = "\ufeff"
 
 
 class Bundle(msgspec.Struct, frozen=True):
@@ -73,8 +79,8 @@ def read_bundle(name: str, file: ModelFile, *, keep_weights: bool) -> Bundle:
     """Read a spec with the files that it names, or an ONNX file that contains its spec.
 
     `keep_weights`: keep the weights in memory, to load the bytes that were checked. Raises ModelError if a file is invalid,
-    missing or changed, or if a kind that is not in `KINDS_ANYWHERE` is outside the models folder. Of such a model only the spec
-    is opened.
+    missing or changed, if a kind that is not in `KINDS_ANYWHERE` is outside the models folder, or if a program is named by a path.
+    Of a model that may not be used only the spec is opened.
     """
     if file.path.suffix == SPEC_SUFFIX:
         return _read_spec(name, file, keep_weights=keep_weights)
@@ -89,14 +95,13 @@ def read_bundle(name: str, file: ModelFile, *, keep_weights: bool) -> Bundle:
 
 def _read_spec(name: str, file: ModelFile, *, keep_weights: bool) -> Bundle:
     path = file.path
-    text = files.read_file(path, files.MAX_SPEC_BYTES)
+    text = files.read_file(file.real, files.MAX_SPEC_BYTES)
     spec = parse_spec(text, path.name)
-    if not file.from_models_dir and spec.kind not in KINDS_ANYWHERE:
-        raise models_folder_error(spec.kind, path.name)
-    labels_text, labels = _read_labels(spec, path)
+    _check_place(spec, file)
+    labels_text, labels = _read_labels(spec, file)
     weights_path, weights_sha256, weights = None, None, None
     if spec.file is not None:
-        weights_path = files.resolve_in_folder(path.parent, spec.file)
+        weights_path = _resolve_beside(file, spec, spec.file)
         with _open_weights(weights_path, keep=keep_weights) as weights_file:
             weights_sha256, weights = _digest(weights_file)
         _check_sha256(spec, weights_sha256, path.name)
@@ -107,7 +112,7 @@ def _read_spec(name: str, file: ModelFile, *, keep_weights: bool) -> Bundle:
 def _read_onnx(name: str, file: ModelFile, *, keep_weights: bool) -> Bundle:
     """Read an ONNX file with the spec inside it. Its labels must be a list, since it has no folder with other files."""
     path = file.path
-    with _open_weights(path, keep=keep_weights) as weights_file:
+    with _open_weights(file.real, keep=keep_weights) as weights_file:
         text = read_metadata(weights_file, path).get(SPEC_KEY)
         if text is None:
             raise ModelError(
@@ -115,14 +120,37 @@ def _read_onnx(name: str, file: ModelFile, *, keep_weights: bool) -> Bundle:
                 f"spec into its metadata under {SPEC_KEY!r}.",
                 code="model_refused",
             )
-        spec = parse_spec(f'file = "this.onnx"\n{text}'.encode(), path.name)
-        if spec.kind != ONNX or spec.sha256 is not None or not isinstance(spec.labels, list):
+        spec = parse_spec(f'file = "this.onnx"\n{text.removeprefix(BYTE_ORDER_MARK)}'.encode(), path.name)
+        names_file = isinstance(spec.labels, str) and spec.labels not in BUILT_IN_LABELS
+        if spec.kind != ONNX or spec.sha256 is not None or names_file:
             raise spec_error(
                 path.name, "the spec in its metadata must have kind 'onnx', no `sha256`, and a list of labels"
             )
         sha256, weights = _digest(weights_file)
-    labels = validate_labels(spec.labels, path.name)
-    return Bundle(name, spec, path, path, sha256, weights, labels, sha256, file.from_models_dir)
+    _, labels = _read_labels(spec, file)
+    return Bundle(name, spec, path, file.real, sha256, weights, labels, sha256, file.from_models_dir)
+
+
+def _check_place(spec: ModelSpec, file: ModelFile) -> None:
+    """Raise ModelError if a model of this kind may not be there, or may not be named like this."""
+    if not file.from_models_dir and spec.kind not in KINDS_ANYWHERE:
+        raise models_folder_error(spec.kind, file.path.name)
+    if spec.kind == EXPORTED and not file.by_stem:
+        raise ModelError(
+            f"Model {file.path.name} is of kind {EXPORTED!r}, which can run code, so no path may name it. Name the spec's stem: "
+            f"{file.path.stem}.",
+            code="model_refused",
+        )
+
+
+def _resolve_beside(file: ModelFile, spec: ModelSpec, name: str) -> Path:
+    """Return the real path of a file that a spec names: beside the spec as it was named, or else beside the file it links to.
+
+    A file of a kind that is not in `KINDS_ANYWHERE` may not be a link that leads out of its folder.
+    """
+    folders = (file.path.parent, file.real.parent)
+    folder = next((folder for folder in folders if os.path.lexists(folder / name)), folders[0])
+    return files.resolve_in_folder(folder, name, file.link_owners if spec.kind in KINDS_ANYWHERE else None)
 
 
 def _open_weights(path: Path, *, keep: bool) -> BufferedReader | BytesIO:
@@ -149,19 +177,15 @@ def _check_sha256(spec: ModelSpec, actual: str, origin: str) -> None:
         )
 
 
-def _read_labels(spec: ModelSpec, path: Path) -> tuple[bytes, tuple[str, ...]]:
+def _read_labels(spec: ModelSpec, file: ModelFile) -> tuple[bytes, tuple[str, ...]]:
     """Return the content of the labels' file, which is empty without such a file, and the labels."""
     if spec.kind == MOTION:
         return b"", (MOTION,)
     if spec.labels is None:
         return b"", ()
     if isinstance(spec.labels, list):
-        return b"", validate_labels(spec.labels, path.name)
-    content = files.read_file(files.resolve_in_folder(path.parent, spec.labels), files.MAX_LABELS_BYTES)
-    try:
-        lines = content.decode("utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise spec_error(spec.labels, "not UTF-8 text") from error
-    while lines and not lines[-1].strip():
-        lines.pop()
-    return content, validate_labels([line.strip() for line in lines], spec.labels)
+        return b"", validate_labels(spec.labels, file.path.name)
+    built_in = BUILT_IN_LABELS.get(spec.labels)
+    path = _resolve_beside(file, spec, spec.labels) if built_in is None else built_in.resolve()
+    content = files.read_file(path, files.MAX_LABELS_BYTES)
+    return content, parse_labels(content, spec.labels)

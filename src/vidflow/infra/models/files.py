@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Collection
 from functools import lru_cache
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 from vidflow.domain.errors import ModelError
-from vidflow.infra.confinement import OutsideFolder, open_folder_of, resolve_inside
+from vidflow.infra.confinement import OutsideFolder, open_folder_of, resolve_inside, resolve_linked_file
 
 MAX_SPEC_BYTES: Final = 64 * 1024
 MAX_LABELS_BYTES: Final = 1024 * 1024
@@ -21,8 +22,8 @@ _OPEN_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY |
 """A named pipe must not block, and a terminal must not become the controlling one."""
 
 
-def resolve_in_folder(folder: Path, name: str) -> Path:
-    """Return the real path of the file `name` that a spec in `folder` names.
+def resolve_in_folder(folder: Path, name: str, link_owners: Collection[int] | None = None) -> Path:
+    """Return the real path of the file `name` that a spec in `folder` names. `link_owners` is as for `require_inside`.
 
     Raises ModelError if the name is absolute, leaves the folder by `..` or a link, or does not exist.
     """
@@ -32,13 +33,18 @@ def resolve_in_folder(folder: Path, name: str) -> Path:
             f"{name!r} is not a file in the spec's folder. Put the file there and name it without '..'.",
             code="model_spec_invalid",
         )
-    return require_inside(folder, name)
+    return require_inside(folder, name, link_owners)
 
 
-def require_inside(folder: Path, name: str) -> Path:
-    """Return the real path of `name` in `folder`. Raises ModelError if it does not exist or a link leads out of the folder."""
+def require_inside(folder: Path, name: str, link_owners: Collection[int] | None = None) -> Path:
+    """Return the real path of `name` in `folder`. Raises ModelError if it does not exist or a link leads out of the folder.
+
+    With `link_owners`, the file itself may be a link that leads out, see `resolve_linked_file`.
+    """
     try:
-        return resolve_inside(folder, name)
+        if link_owners is None:
+            return resolve_inside(folder, name)
+        return resolve_linked_file(folder, name, link_owners)
     except OutsideFolder as error:
         raise ModelError(
             f"{folder / name} leads out of {folder} by a link. Put the file itself there.", code="model_refused"

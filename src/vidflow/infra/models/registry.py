@@ -2,8 +2,9 @@
 
 A model is named by one of these:
 
-* a built-in name: `motion`, or a torchvision detector such as `ssdlite320_mobilenet_v3_large` (weights COCO_V1);
-* the stem of a spec in the models folder: `yolox_nano` for `<models_dir>/yolox_nano.toml`;
+* a built-in name: `yolox_nano`, which is the default, `motion`, or a torchvision detector such as `ssdlite320_mobilenet_v3_large`
+  (weights COCO_V1);
+* the stem of a spec in the models folder: `helmets` for `<models_dir>/helmets.toml`. It may replace a built-in spec (`yolox_nano`);
 * an entry point in the group `vidflow.models`, for models of other packages: a function that takes the Bundle (None without
   a spec) and the Parameters, and returns a Model;
 * the path of a spec (`.toml`), or of an ONNX file (`.onnx`) whose metadata contains its spec, as TOML, under `vidflow`.
@@ -25,10 +26,10 @@ import msgspec
 
 from vidflow.domain.errors import MissingExtra, ModelError, format_install_hint
 from vidflow.domain.messages import Parameters
-from vidflow.infra.models import files
 from vidflow.infra.models.bundle import Bundle, read_bundle
+from vidflow.infra.models.label_files import BUILT_IN_FOLDER
 from vidflow.infra.models.model import Model
-from vidflow.infra.models.paths import ModelFile, is_path, model_file
+from vidflow.infra.models.paths import ModelFile, is_path, listed_file, model_file
 from vidflow.infra.models.plugin import load_plugin
 from vidflow.infra.models.spec import (
     EXPORTED,
@@ -80,6 +81,8 @@ BUILT_IN: Final = {
     },
 }
 """The models without files, by name."""
+BUILT_IN_SPECS: Final = {"yolox_nano": BUILT_IN_FOLDER / "yolox_nano.toml"}
+"""The specs of the models whose files are part of vidflow, by name."""
 
 
 def resolve(
@@ -105,7 +108,7 @@ def resolve(
 
 def list_names(models_dir: Path | None = None) -> list[str]:
     """Return all names of models on this machine, built-in ones first. No file is read, so a spec may be invalid."""
-    return list(dict.fromkeys([*BUILT_IN, *_spec_paths(models_dir), *sorted(_entry_points())]))
+    return list(dict.fromkeys([*BUILT_IN_SPECS, *BUILT_IN, *_spec_paths(models_dir), *sorted(_entry_points())]))
 
 
 def list_models(models_dir: Path | None = None) -> list[ModelListing]:
@@ -149,18 +152,23 @@ def check_labels(bundle: Bundle, labels: Iterable[str]) -> None:
 
 def require_extra(bundle: Bundle) -> None:
     """Raise MissingExtra if libraries that this model needs are not installed. Import none of them."""
-    missing = [name for name in LIBRARIES.get(bundle.needs or "", ()) if importlib.util.find_spec(name) is None]
+    missing = missing_libraries(bundle.needs or "")
     if missing:
         raise MissingExtra(
             f"Model {bundle.name!r} needs {', '.join(missing)}. {format_install_hint(bundle.needs or '')}."
         )
 
 
+def missing_libraries(extra: str) -> list[str]:
+    """Return the libraries of an extra that models need and that are not installed. Import none of them."""
+    return [name for name in LIBRARIES.get(extra, ()) if importlib.util.find_spec(name) is None]
+
+
 def _spec_paths(models_dir: Path | None) -> dict[str, Path]:
-    """Return the specs in the models folder by their stems."""
+    """Return the specs in the models folder and the built-in ones by their stems. Those in the folder replace the others."""
     if models_dir is None or not models_dir.is_dir():
-        return {}
-    return {path.stem: path for path in sorted(models_dir.glob("*.toml"))[:MAX_LISTED]}
+        return BUILT_IN_SPECS
+    return BUILT_IN_SPECS | {path.stem: path for path in sorted(models_dir.glob("*.toml"))[:MAX_LISTED]}
 
 
 def _list_model(name: str, spec: Path | None) -> ModelListing:
@@ -175,9 +183,8 @@ def _list_model(name: str, spec: Path | None) -> ModelListing:
 
 
 def _read_listed(name: str, spec: Path, *, keep_weights: bool) -> Bundle:
-    """Read a spec in the models folder."""
-    file = ModelFile(files.require_inside(spec.parent, spec.name), from_models_dir=True)
-    return _read(name, file, keep_weights=keep_weights)
+    """Read a spec in the models folder, or a built-in one."""
+    return _read(name, listed_file(spec), keep_weights=keep_weights)
 
 
 def _read(name: str, file: ModelFile, *, keep_weights: bool) -> Bundle:

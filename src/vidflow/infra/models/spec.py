@@ -6,7 +6,8 @@ The format::
     file = "weights.onnx"        # inside the spec's folder; not for motion
     sha256 = "64 hex digits"     # of the file; required for `exported`
     task = "detection"
-    labels = "labels.names"      # a file with one label per line, or a list, in the order of the class index
+    labels = "labels.names"      # a file with one label per line, a list, or coco80, in the order of the class index
+    license = "Apache-2.0"       # of the weights; only shown
     architecture = "..."         # torchvision: the detector's name
     weights = "COCO_V1"          # torchvision: weights by name, instead of `file`
 
@@ -51,7 +52,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 import msgspec.inspect
 
-from vidflow.domain.detections import MAX_DETECTIONS
+from vidflow.domain.detections import MAX_DETECTIONS, find_label_fault
 from vidflow.domain.errors import ModelError, ParameterError
 
 ONNX: Final = "onnx"
@@ -65,7 +66,6 @@ EXTRAS: Final = {MOTION: "runner", ONNX: "runner", TORCHVISION: "torch", EXPORTE
 """The extra that each kind needs."""
 
 MAX_LABELS: Final = 10_000
-MAX_LABEL_LENGTH: Final = 100
 MAX_OUTPUTS: Final = 64
 UNUSED_LABELS: Final = frozenset({"__background__", "background", "N/A", ""})
 """Labels of classes that are not objects. Detections with such a label are dropped."""
@@ -151,6 +151,7 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")] | None = None
     task: Literal["detection"] = "detection"
     labels: FileName | Annotated[list[str], msgspec.Meta(min_length=1, max_length=MAX_LABELS)] | None = None
+    license: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | None = None
     architecture: Name | None = None
     weights: Name | None = None
     input: InputSpec | None = None
@@ -171,7 +172,7 @@ def parse_spec(text: bytes, origin: str) -> ModelSpec:
     Raises ModelError (model_spec_invalid), which names the invalid key.
     """
     try:
-        table = tomllib.loads(text.decode("utf-8"))
+        table = tomllib.loads(text.decode("utf-8-sig"))
         spec = msgspec.convert(table, ModelSpec)
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise spec_error(origin, f"not valid TOML ({error})") from error
@@ -182,12 +183,13 @@ def parse_spec(text: bytes, origin: str) -> ModelSpec:
 
 
 def validate_labels(labels: list[str], origin: str) -> tuple[str, ...]:
-    """Return the labels. Raises ModelError (model_spec_invalid) if they are too many, too long or not printable."""
+    """Return the labels. Raises ModelError (model_spec_invalid) if they are too many, or one is no label."""
     if not 1 <= len(labels) <= MAX_LABELS:
         raise spec_error(origin, f"{len(labels)} labels; 1 to {MAX_LABELS} are allowed")
     for number, label in enumerate(labels):
-        if len(label) > MAX_LABEL_LENGTH or not label.isprintable():
-            raise spec_error(origin, f"label {number} is longer than {MAX_LABEL_LENGTH} characters or not printable")
+        fault = find_label_fault(label)
+        if fault is not None:
+            raise spec_error(origin, f"label {number} {fault}")
     return tuple(labels)
 
 

@@ -14,6 +14,7 @@ from litestar.openapi.spec import Example
 from litestar.params import Body, FromPath, QueryParameter
 
 from vidflow.contract import FieldProblem, GapPage, HistoryPage, InitScenario, ScenarioPage, ScenarioResponse
+from vidflow.domain.detections import find_label_fault
 from vidflow.domain.errors import ParameterError, SetupError, Unavailable, UnknownScenario
 from vidflow.domain.frame_rate import FRAME_RATE_FORMS, format_frame_rate, parse_frame_rate
 from vidflow.domain.messages import Parameters
@@ -33,7 +34,7 @@ _MAX_SHUTDOWN_ATTEMPTS: Final = 20
 """How often the leader may overtake a shutdown request before the client is asked to repeat it."""
 
 _EXAMPLES: Final = [
-    Example(summary="Motion, two frames a second", value={"source": "/videos/bikes.mp4", "model": "motion", "fps": 2}),
+    Example(summary="A file, two frames a second, the default model", value={"source": "/videos/bikes.mp4", "fps": 2}),
     Example(
         summary="A camera, persons only",
         value={
@@ -50,7 +51,7 @@ _EXAMPLES: Final = [
 @post("/init", sync_to_thread=True, responses=problem_responses(400, 413, 415, 422, 429, 503))
 def init_scenario(api: Api, data: Annotated[InitScenario, Body(examples=_EXAMPLES)]) -> Response[ScenarioResponse]:
     """Create a scenario: run a model over a source. After the 201, the scenario cannot be lost."""
-    _check_printable_labels(data.parameters.labels or ())
+    _check_labels(data.parameters.labels or ())
     if data.parameters.follow:
         sources.require_followable(data.source, api.options)
     _check_end(data, api.options)
@@ -184,13 +185,12 @@ def _check_end(data: InitScenario, options: ApiOptions) -> None:
         raise ParameterError(f"parameters.end_at {end_at.isoformat()} has passed. Give a time in the future.")
 
 
-def _check_printable_labels(labels: Iterable[str]) -> None:
-    """Raise ParameterError for unprintable labels: the type allows them, but no model has them and PostgreSQL stores no NUL."""
+def _check_labels(labels: Iterable[str]) -> None:
+    """Raise ParameterError for what is no label: the type allows it, but no model has it and PostgreSQL stores no NUL."""
     for label in labels:
-        if not label.isprintable():
-            raise ParameterError(
-                f"Label {label!r} in parameters.labels has an unprintable character. Use labels that the model has."
-            )
+        fault = find_label_fault(label)
+        if fault is not None:
+            raise ParameterError(f"Label {label!r} in parameters.labels {fault}. Use labels that the model has.")
 
 
 def parse_default_fps(options: ApiOptions) -> Fraction | None:
