@@ -183,6 +183,7 @@ def test_a_camera_that_comes_back_with_another_picture_is_read_on(before: Pictur
         taken = take_until(live, has_frames(5))
         camera.kill()
         camera.launch = after.describe_pipeline()
+        time.sleep(0.5)  # the absence: several frames of either rate
         camera.start()
         taken += take_until(live, has_gap(*LOST))
         taken += take_until(live, has_frames(20))
