@@ -42,8 +42,10 @@ from vidflow.infra.video import FrameGap
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("rtsp_server")]
 FPS = 25
 START_DEADLINE_S = 8.0
-STOP_LIMIT_S = 1.0
-"""A stop takes up to 0.3 s in each phase. Without the rules tested here it takes 8 s or more."""
+STOP_LIMIT_S = 2.0
+"""A stop takes up to 0.3 s in each phase. Without the rules tested here it takes 8 s or more. The limit is for a busy machine."""
+SOON_S = 1.0
+"""A frame is sent within 0.35 s of its capture. One that waits for the next takes a second or ten longer."""
 
 
 @pytest.fixture(scope="module")
@@ -341,12 +343,12 @@ def test_rare_frames_are_stored_soon_after_their_capture(control_plane: ControlP
         control_plane.wait_until(lambda: len(control_plane.frames(sampled)) >= 2, "a frame is sent after 10 s")
         stop_all(control_plane, runner_id, [rare, sampled])
     # FFmpeg keeps the first frames until it knows the source, and each one until the next begins.
-    assert max(sent_at_s(frame) - frame.pts / 1e6 for frame in control_plane.frames(rare)[-2:]) < 0.5
+    assert max(sent_at_s(frame) - frame.pts / 1e6 for frame in control_plane.frames(rare)[-2:]) < SOON_S
     last = control_plane.frames(sampled)[-1]
     assert last.time_s == pytest.approx(10, abs=0.3 / FPS)
     assert last.captured_us is not None
     assert last.captured_by is CaptureClock.RTCP  # the camera's clock, which is that of this machine
-    assert 0 <= sent_at_s(last) - last.captured_us / 1e6 < 0.35
+    assert 0 <= sent_at_s(last) - last.captured_us / 1e6 < SOON_S
 
 
 def sent_at_s(frame: Frame) -> float:

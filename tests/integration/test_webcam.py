@@ -212,7 +212,7 @@ def stop_in_each_phase(webcam: Webcam) -> None:
             live.take(0.1)
             began_s = time.monotonic()
         wait_until_closed()
-        assert time.monotonic() - began_s < 1.0, (mode, is_read)
+        assert time.monotonic() - began_s < 3.0, (mode, is_read)
 
 
 def open_swapped(webcam: Webcam) -> None:
