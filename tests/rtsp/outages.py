@@ -36,6 +36,15 @@ def killed(site: Site) -> Iterator[None]:
 
 
 @contextmanager
+def _replaced(site: Site, *, path: str = "cam", launch: str | None = None) -> Iterator[None]:
+    """Another camera is at its place."""
+    with killed(site):
+        site.camera.start(path, launch)
+        yield
+        site.camera.kill()
+
+
+@contextmanager
 def ended(site: Site) -> Iterator[None]:
     site.camera.end()
     yield
@@ -77,38 +86,28 @@ def cut(site: Site) -> Iterator[None]:
 
 @contextmanager
 def not_found(site: Site) -> Iterator[None]:
-    site.camera.kill()
-    site.camera.start(path="elsewhere")
-    yield
-    site.camera.kill()
-    site.camera.start()
+    with _replaced(site, path="elsewhere"):
+        yield
 
 
 @contextmanager
 def unavailable(site: Site) -> Iterator[None]:
-    site.camera.kill()
-    site.camera.start(launch="filesrc location=/missing ! h264parse ! rtph264pay name=pay0")
-    yield
-    site.camera.kill()
-    site.camera.start()
+    with _replaced(site, launch="filesrc location=/missing ! h264parse ! rtph264pay name=pay0"):
+        yield
 
 
 @contextmanager
 def silent(site: Site) -> Iterator[None]:
     """The camera's machine accepts connections but says nothing. Connections made meanwhile stay so."""
-    site.camera.kill()
-    with _listening(site.camera.port, lambda _: None):
+    with killed(site), _listening(site.camera.port, lambda _: None):
         yield
-    site.camera.start()
 
 
 @contextmanager
 def curt(site: Site) -> Iterator[None]:
     """The camera's machine accepts connections and closes them."""
-    site.camera.kill()
-    with _listening(site.camera.port, socket.socket.close):
+    with killed(site), _listening(site.camera.port, socket.socket.close):
         yield
-    site.camera.start()
 
 
 @contextmanager

@@ -75,9 +75,8 @@ class LiveClock:
     _untimed: int = 0
     _is_corrected: bool = False
     _is_off: bool = False
-    _delayed: _Placed | None = (
-        None  # the frame from which on frames are delayed, or the one that last was nearer to its time
-    )
+    # The frame from which on frames are delayed, or the one that last was nearer to its time:
+    _delayed: _Placed | None = None
 
     def connect(self, time_base: Fraction | None, first: Sequence[tuple[int | None, int]] = ()) -> LiveClock:
         """Return the clock at the beginning of a connection. The pts of two connections have nothing in common.

@@ -97,10 +97,10 @@ class _Connection:
 class LiveReader:
     """The newest frames of a live source. Use it on one thread, as a context manager.
 
-    `open_connection` is called on other threads. `require_answer` is called before it,
-    to find out within seconds whether the source is there; it raises like `open_connection`. `is_fatal`: whether its error ends
-    the reading. `rate`: kept frames a second (None: all). `capacity`: how many frames wait at most; older ones are dropped and
-    reported as a gap. `limits`: when the reading ends by itself.
+    `open_connection` is called on other threads. `require_answer` is called before it, to find out within seconds whether the
+    source is there; it raises like `open_connection`. `is_fatal`: whether its error ends the reading. `rate`: kept frames a second
+    (None: all). `capacity`: how many frames wait at most; older ones are dropped and reported as a gap. `limits`: when the reading
+    ends by itself.
     """
 
     def __init__(
