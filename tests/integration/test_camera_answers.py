@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import selectors
 import socket
 import ssl
 import threading
@@ -103,6 +104,22 @@ def test_a_camera_that_takes_long_to_answer_is_waited_for_on_the_first_connectio
         with first, closing(server.accept()[0]), closing(server.accept()[0]):  # it was asked twice more
             assert not answered
             first.sendall(ANSWER)
+
+
+def test_an_answer_counts_although_another_connection_fails_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(camera_answer, "REPEAT_S", 0.0)
+    ours, theirs = socket.socketpair()
+    connections = iter(["answered", "closed"])
+
+    def ask_once(_address: object) -> camera_answer.Question:
+        if next(connections) == "answered":
+            yield ours.fileno(), selectors.EVENT_READ
+        else:
+            theirs.sendall(ANSWER)
+            raise ConnectionResetError
+
+    with ours, theirs:
+        camera_answer._wait_for_answer(["the camera"], ask_once, threading.Event())
 
 
 def test_the_return_of_a_frozen_camera_is_noticed_although_its_kernel_dropped_connections(

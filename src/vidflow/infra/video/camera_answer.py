@@ -95,7 +95,20 @@ def _wait_for_answer(addresses: Sequence[Any], ask: Callable[[Any], Question], i
                     remaining = [other for other in remaining if other != address]
                 else:
                     selector.register(descriptor, events, (address, question))
+        if any(_is_answered(key.data[1]) for key, _ in selector.select(0)):
+            return  # on another connection, while the last address was found to fail
     raise failure
+
+
+def _is_answered(question: Question) -> bool:
+    """Take the next step of a question. Return whether it has brought the answer."""
+    try:
+        next(question)
+    except StopIteration:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _ask(address: Any, request: bytes, tls: ssl.SSLContext | None, host: str) -> Question:  # noqa: ANN401 - by its family
