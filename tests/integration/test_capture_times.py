@@ -58,13 +58,11 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_each_frame_has_the_time_of_its_own_packet(clip: Path) -> None:
-    times = read(clip, range(50))
-    assert times[0] is None  # FFmpeg attaches the first time to the wrong packet
-    assert times[1:] == [CaptureTime(NOW_US + 40_000 * index, CaptureClock.RTCP) for index in range(1, 40)]
+    assert read(clip, range(50)) == [CaptureTime(NOW_US + 40_000 * index, CaptureClock.RTCP) for index in range(40)]
 
 
 def test_a_frame_whose_packet_states_no_time_has_one_by_its_pts(clip: Path) -> None:
-    times = read(clip, [2, 12])
+    times = read(clip, [12])
     first = next(index for index, time in enumerate(times) if time is not None)
     assert 10 < first < 18
     assert times[first:] == [CaptureTime(NOW_US + 40_000 * index, CaptureClock.RTCP) for index in range(first, 40)]

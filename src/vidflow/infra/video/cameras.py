@@ -22,8 +22,8 @@ from vidflow.infra.video.source_connection import Interruption, connect, resolve
 
 OPEN_TIMEOUT_S: Final = 60.0
 READ_TIMEOUT_S: Final = 60.0
-"""How long a camera may be silent. Some send a frame in ten seconds, and FFmpeg opens them at the second one. LiveReader is faster to
-give up a connection, which FFmpeg then ends after this time at the latest.
+"""How long a camera may be silent. Some send a frame in ten seconds. LiveReader is faster to give up a connection, which FFmpeg then ends
+after this time at the latest.
 """
 _OPTIONS: Final = {
     "protocol_whitelist": "rtsp,rtsps,rtp,udp,tcp,tls",
@@ -32,12 +32,15 @@ _OPTIONS: Final = {
     # the first frame shows the size, and LiveReader measures the rate.
     "probesize": "32",
     "fpsprobesize": "0",
+    # The pictures' packets come as they arrive, for rtp_pictures.py. FFmpeg's parser would hold each picture until the next one begins.
+    "fflags": "+noparse+nofillin",
 }
 _TCP: Final = {"rtsp_transport": "tcp"}
 _TCP_OR_UDP: Final = {"rtsp_flags": "prefer_tcp+filter_src"}
 """TCP loses nothing. Cameras that refuse it send over UDP, from whose packets those of strangers are filtered. FFmpeg then sends datagrams
 to whatever address the camera states, so only cameras in networks that the operator has named are asked for it."""
-PORTS: Final = {"rtsp": 554, "rtsps": 322, **rtmp.PORTS}
+RTSP_PORTS: Final = {"rtsp": 554, "rtsps": 322}
+PORTS: Final = {**RTSP_PORTS, **rtmp.PORTS}
 SECURE: Final = ("rtsps", "rtmps")
 """Schemes with TLS."""
 _NO_CONNECTION: Final = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT})

@@ -45,7 +45,6 @@ class CaptureTimes:
         stream.codec_context.flags |= Flags.copy_opaque
         self._clock = CaptureClock.RTCP if container in _RTP_CONTAINERS else CaptureClock.PRODUCER
         self._us_per_tick = time_base / CAPTURE_TIME_BASE
-        self._has_begun = False
         self._awaits_report = False
         self._last_pts: int | None = None
         self._known: tuple[int, CaptureTime] | None = None  # the pts and time of the last frame that had one
@@ -55,14 +54,10 @@ class CaptureTimes:
         if self._has_jumped(packet.pts):
             # FFmpeg computes times by the report from before the jump, until the next one comes.
             self._awaits_report = self._clock is CaptureClock.RTCP
-            self._has_begun, self._known = False, None
+            self._known = None
         if packet.has_sidedata("rtcp_sr"):
             self._awaits_report = False
         if self._awaits_report or not packet.has_sidedata("prft"):
-            return
-        if not self._has_begun:
-            # FFmpeg attaches the first one to the frame before, which was incomplete when the first sender report arrived.
-            self._has_begun = True
             return
         at_us = int.from_bytes(bytes(packet.get_sidedata("prft"))[:8], sys.byteorder, signed=True)
         packet.opaque = CaptureTime(at_us, self._clock)

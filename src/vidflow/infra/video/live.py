@@ -37,8 +37,8 @@ SILENT_FRAMES: Final = 3
 """A source that has sent nothing for this many frame durations, and SILENCE_S, is lost."""
 OPENING_S: Final = 15.0
 OPENING_FRAMES: Final = 5
-"""A connection that has brought no frame after so many frame durations, and OPENING_S, is left to itself. FFmpeg opens a source at its
-second frame, and the decoder may have to wait for a key frame."""
+"""A connection that has brought no frame after so many frame durations, and OPENING_S, is left to itself. The decoder may have to wait for
+a key frame, and the end of the first frames is only known when the next ones begin."""
 UNKNOWN_OPENING_S: Final = 45.0
 """The same for a source whose frame duration is not known yet."""
 FIRST_PAUSE_S: Final = 0.1

@@ -21,7 +21,7 @@ from vidflow.domain.errors import SourceError
 from vidflow.domain.messages import FileIdentity
 from vidflow.domain.source_access import SourceAccess
 from vidflow.domain.source_schemes import find_scheme
-from vidflow.infra.video.cameras import PORTS, Camera, open_camera
+from vidflow.infra.video.cameras import PORTS, RTSP_PORTS, Camera, open_camera
 from vidflow.infra.video.ffmpeg import CONTAINERS, open_with_ffmpeg
 from vidflow.infra.video.hls_file import HlsFile, HlsPosition, HlsSource
 from vidflow.infra.video.hls_playlist import is_playlist
@@ -30,6 +30,7 @@ from vidflow.infra.video.http_stream import HttpStream
 from vidflow.infra.video.local_file import FollowedFile, LocalFile
 from vidflow.infra.video.mjpeg import FORMAT, PictureStream, is_multipart
 from vidflow.infra.video.packets import Demux
+from vidflow.infra.video.rtp_pictures import RtpPictures
 from vidflow.infra.video.source import can_be_appended_to
 from vidflow.infra.video.source_connection import Interruption
 from vidflow.infra.video.source_file import SourceFile
@@ -101,6 +102,8 @@ class SourceContainer:
     def demux(self) -> Demux | None:
         """How to read the packets, None for PyAV's way."""
         source = self._source
+        if find_scheme(source.url) in RTSP_PORTS:
+            return partial(RtpPictures().read, display_name=source.display_name)
         if not source.access.names_device(source.url):
             return None
         return partial(read_pictures, display_name=source.display_name, interruption=source.interruption)
