@@ -6,6 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.sparse import csgraph
 from tests.boxes import iou
 from tests.pictures import FramePicture, picture_of, pictures
 
@@ -13,7 +16,7 @@ from vidflow.domain.detections import Detection
 from vidflow.domain.messages import Parameters
 from vidflow.infra.models import registry
 from vidflow.infra.models.model import Model
-from vidflow.infra.models.motion import sum_of_middle
+from vidflow.infra.models.motion import regions, sum_of_middle
 
 
 def motion(score: float | None = None) -> Model:
@@ -66,6 +69,47 @@ def test_a_resumed_run_with_a_warm_up_gives_the_same_detections(shared: Path) ->
 def test_the_background_is_the_median_of_the_earlier_pictures(count: int) -> None:
     earlier = np.random.default_rng(count).integers(0, 256, (count, 12, 16), dtype=np.uint8)
     assert (sum_of_middle(list(earlier)) == 2 * np.median(earlier, axis=0)).all()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_regions_are_all_moved_pixels_that_are_near_each_other(seed: int) -> None:
+    """The expectation links each pair of near pixels of the whole picture."""
+    size, chance = (90, 120), np.random.default_rng(seed)
+    background = np.full(size, 100, dtype=np.uint8)
+    grey = background.copy()
+    grey[chance.integers(0, size[0], 30), chance.integers(0, size[1], 30)] = 255
+    moved = np.argwhere(ndimage.maximum_filter(grey, 3) == 255)  # a difference is that of all nine neighbours
+    distances = np.abs(moved[:, None] - moved[None])
+    count, regions_of = csgraph.connected_components((distances <= (7, 3)).all(axis=2))
+    members = [moved[regions_of == number] for number in range(count)]
+    expected = sorted(
+        (int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1)
+        for y, x in (pixels.T for pixels in members if len(pixels) >= 0.0008 * grey.size)
+    )
+    assert 5 < len(expected) < 30
+    assert sorted(box for _, box in regions(grey, [background] * 3)) == expected
+
+
+@pytest.mark.parametrize("light", [0, 25])
+@pytest.mark.parametrize(("deviation", "threshold"), [(4, 14 * 18), (24, 5 * 0.6745 * 24 * 2 * 3)])
+def test_a_region_is_compared_with_the_noise_of_the_picture(light: int, deviation: float, threshold: float) -> None:
+    """Half of a normal distribution is within 0.6745 of its deviation. That of a sum of nine is three times as wide."""
+    grey = noise(100 + light, deviation)
+    grey[40:64, 60:84] += 60
+    [(score, box)] = regions(grey, [np.full(grey.shape, 100, dtype=np.uint8)] * 3)
+    assert iou(box, (60, 40, 84, 64)) > 0.8
+    assert score == pytest.approx(60 * 18 / (60 * 18 + threshold), abs=0.03)
+
+
+def test_nothing_is_detected_if_half_of_the_picture_differs() -> None:
+    grey = noise(100, 35)
+    grey[40:64, 60:84] = 255
+    assert regions(grey, [np.full(grey.shape, 100, dtype=np.uint8)] * 3) == []
+
+
+def noise(mean: float, deviation: float) -> NDArray[np.uint8]:
+    values = np.random.default_rng(5).normal(mean, deviation, (120, 160)).round().clip(0, 190)
+    return np.asarray(values, dtype=np.uint8)
 
 
 def test_a_moving_object_has_a_box_at_its_current_place() -> None:

@@ -293,6 +293,8 @@ def test_the_margins_that_a_container_hides_are_not_displayed(
     expected = all_pixels.image()[top : top + size[1], left : left + size[0]]
     np.testing.assert_array_equal(frame.image(), expected)
     assert frame.image(32, 24).shape == (24, 32, 3)
+    brightness = expected @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(frame.image(*size, "grey") - brightness).max() < 5
 
 
 @pytest.mark.parametrize(("size", "offset"), [((97, 48), (0, 0)), ((64, 48), (80, 0)), ((0, 48), (0, 0))])

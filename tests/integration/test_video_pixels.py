@@ -126,6 +126,36 @@ def test_every_pixel_format_is_converted_to_8_bit_rgb(tmp_path: Path, pixel_form
     assert np.abs(picture.astype(int) - clips.grey(3)).max() <= 3
 
 
+# --- brightness
+
+BRIGHTNESS = {RED: 76, GREEN: 150, BLUE: 29, WHITE: 255}
+"""By ITU-R BT.601: 0.299 of red, 0.587 of green, 0.114 of blue."""
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_grey_is_the_brightness_of_the_displayed_picture(tmp_path: Path, turn: str) -> None:
+    grey = read_first(write_rotated(tmp_path / "turned.mp4", turn)).image(30, 20, "grey")
+    assert (grey.shape, grey.dtype) == ((20, 30), np.dtype(np.uint8))
+    assert grey.flags.c_contiguous
+    quarters = [grey[2:8, 3:12], grey[2:8, 18:27], grey[12:18, 3:12], grey[12:18, 18:27]]
+    for quarter, name in zip(quarters, CORNERS[turn], strict=True):
+        assert abs(float(quarter.mean()) - BRIGHTNESS[name]) < 5
+
+
+@pytest.mark.parametrize(
+    "pixel_format",
+    ["yuv420p", "yuvj420p", "yuv420p10le", "yuv422p", "yuv444p12le", "gray", "gray16le", "bgr0", "rgb48le", "yuva420p"],
+)
+def test_grey_reaches_from_black_to_white_in_every_pixel_format(tmp_path: Path, pixel_format: str) -> None:
+    picture = np.zeros((64, 96, 3), np.uint8)
+    picture[:, 48:] = 255
+    codec = "mjpeg" if pixel_format == "yuvj420p" else "ffv1"
+    clip = clips.write(tmp_path / "clip.mkv", [picture], [0], codec=codec, pixel_format=pixel_format)
+    grey = read_first(clip).image(48, 32, "grey")
+    assert grey[:, :20].max() <= 2
+    assert grey[:, 28:].min() >= 253
+
+
 # --- scaling
 
 

@@ -10,6 +10,8 @@ the window becomes background.
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from functools import reduce
@@ -41,10 +43,13 @@ MAX_NOISE: Final = 6.0
 """Grey levels. If half of the picture differs by more, the camera moved or the scene was cut, and nothing is detected."""
 DILATION_SIZE: Final = (7, 3)
 """Rows and columns. Parts within this distance form one region. There are more rows because people stand upright."""
-LUMA: Final = tuple(map(np.uint16, (77, 150, 29)))
-"""Weights of red, green and blue in 256ths: integers, so that grey values are the same on every machine."""
 STEPS: Final = 18
 """Differences are counted in 18ths of a grey level, so that halves (of a median of two) and averages of nine pixels are whole numbers."""
+MAX_LEVELS: Final = 2 * 255
+"""The largest difference from twice the background."""
+MIN_NOISE_STEPS: Final = math.floor(MIN_DIFFERENCE * STEPS / NOISE_FACTOR)
+"""Less noise than this leaves the threshold at MIN_DIFFERENCE."""
+MAX_NOISE_STEPS: Final = math.floor(MAX_NOISE * STEPS)
 
 Grey = NDArray[np.uint8]
 Steps = NDArray[np.int16]
@@ -87,10 +92,7 @@ def thumbnail(picture: Picture) -> Grey:
     """Return the picture in grey, its longer side at most THUMBNAIL_SIDE_PIXELS: an array (height, width)."""
     scale = min(1.0, THUMBNAIL_SIDE_PIXELS / max(picture.width, picture.height))
     width, height = max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)
-    pixels = picture.image(width, height)
-    red, green, blue = (pixels[:, :, channel] * weight for channel, weight in enumerate(LUMA))
-    grey: Grey = ((red + green + blue) >> 8).astype(np.uint8)
-    return grey
+    return picture.image(width, height, "grey")
 
 
 def regions(grey: Grey, background: Sequence[Grey]) -> list[tuple[float, tuple[int, int, int, int]]]:
@@ -100,10 +102,10 @@ def regions(grey: Grey, background: Sequence[Grey]) -> list[tuple[float, tuple[i
     background and t the threshold: 0.5 for a region that barely differs, 0.9 for white on black.
     """
     signed = 2 * grey.astype(np.int16) - sum_of_middle(background)
-    signed -= _median(signed)  # ignore a change in brightness of the whole picture
+    signed -= _median(signed, -MAX_LEVELS, MAX_LEVELS)  # ignore a change in brightness of the whole picture
     difference = np.abs(_sum_neighbours(signed))
-    noise = _median(difference)
-    if noise > MAX_NOISE * STEPS:
+    noise = _median(difference, MIN_NOISE_STEPS, MAX_NOISE_STEPS + 1)
+    if noise > MAX_NOISE_STEPS:
         return []
     threshold = max(MIN_DIFFERENCE * STEPS, NOISE_FACTOR * noise)
     return _boxes(difference > threshold, difference, threshold)
@@ -124,19 +126,31 @@ def sum_of_middle(pictures: Sequence[Grey]) -> Steps:
     return lower.astype(np.int16) + upper
 
 
-def _median(values: Steps) -> int:
-    """Return the median, the lower one of two."""
-    first = int(values.min())
-    counts = np.bincount((values - first).ravel())
-    return first + int(np.searchsorted(np.cumsum(counts), (values.size + 1) // 2))
+def _median(values: Steps, low: int, high: int) -> int:
+    """Return the median, the lower one of two, limited to `low` to `high`.
+
+    Counting the values below a guess is so fast that a binary search is faster than sorting, or than counting each value.
+    """
+    half = (values.size + 1) // 2
+    return low + bisect_left(range(low, high), half, key=lambda guess: int(np.count_nonzero(values <= guess)))
 
 
 def _sum_neighbours(values: Steps) -> Steps:
     """Return the sum of each value and its eight neighbours. Those of the edge count twice."""
-    padded = np.pad(values, 1, mode="edge")
+    height, width = values.shape
+    padded = np.empty((height + 2, width + 2), dtype=values.dtype)  # np.pad takes as long as all of the sums
+    padded[1:-1, 1:-1], padded[0, 1:-1], padded[-1, 1:-1] = values, values[0], values[-1]
+    padded[:, 0], padded[:, -1] = padded[:, 1], padded[:, -2]
     rows = padded[:-2] + padded[1:-1] + padded[2:]
     sums: Steps = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
     return sums
+
+
+def _near(moved: NDArray[np.bool_], axis: int, distance: int) -> NDArray[np.intp]:
+    """Return the indices of an axis within `distance` of motion, and the next one after each group, which separates it from others."""
+    occupied = np.any(moved, axis=1 - axis)
+    reached = np.convolve(occupied, np.ones(2 * distance + 2, dtype=np.int8))
+    return np.flatnonzero(reached[distance : distance + len(occupied)])
 
 
 def _dilate(moved: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -151,17 +165,20 @@ def _dilate(moved: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def _boxes(
     moved: NDArray[np.bool_], difference: Steps, threshold: float
 ) -> list[tuple[float, tuple[int, int, int, int]]]:
-    joined, _ = ndimage.label(_dilate(moved), np.ones((3, 3), dtype=bool))
-    places = np.flatnonzero(moved)  # dilation joins regions but must not enlarge boxes
+    """Return score and box of each large region. Only the rows and columns near motion are labelled, often a tenth of the picture."""
+    near_rows, near_columns = (_near(moved, axis, size // 2) for axis, size in enumerate(DILATION_SIZE))
+    moved_near = moved[near_rows][:, near_columns]
+    places = np.flatnonzero(moved_near)  # dilation joins regions but must not enlarge boxes
     if not len(places):
         return []
+    joined, _ = ndimage.label(_dilate(moved_near), np.ones((3, 3), dtype=bool))
     numbers = joined.ravel()[places]
     order = np.argsort(numbers, kind="stable")
-    places = places[order]
     first = np.flatnonzero(np.diff(numbers[order], prepend=0))  # of each region
     areas = np.diff(first, append=len(places))
-    rows, columns = np.divmod(places, moved.shape[1])
-    means = np.add.reduceat(difference.ravel()[places], first, dtype=np.int64) / areas
+    rows, columns = np.divmod(places[order], len(near_columns))
+    rows, columns = near_rows[rows], near_columns[columns]
+    means = np.add.reduceat(difference[rows, columns], first, dtype=np.int64) / areas
     left, right = np.minimum.reduceat(columns, first), np.maximum.reduceat(columns, first)
     boxes = np.stack([left, rows[first], right + 1, rows[first + areas - 1] + 1], axis=1)
     large = areas >= MIN_AREA_SHARE * moved.size

@@ -78,7 +78,7 @@ class KeptFrame:
         order: ChannelOrder = "rgb",
         resample: ResamplingFilter = "bilinear",
     ) -> NDArray[np.uint8]:
-        """Return the picture as displayed: uint8, contiguous, shape (height, width, 3). `width` and `height` scale it."""
+        """Return the picture as displayed, scaled to `width` and `height` if given: see `to_array`."""
         size = (width or self.width, height or self.height)
         return to_array(self.decoded, self.orientation, size, order, self.scaler, self.crop, resample)
 

@@ -10,14 +10,14 @@ import av
 import numpy as np
 from av.sidedata.sidedata import SideData
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 from vidflow.domain.errors import SourceError
 
-ChannelOrder = Literal["rgb", "bgr"]
+ChannelOrder = Literal["rgb", "bgr", "grey"]
 ResamplingFilter = Literal["bilinear", "area", "bicubic"]
-_FORMATS: Final[dict[ChannelOrder, str]] = {"rgb": "rgb24", "bgr": "bgr24"}
+_FORMATS: Final[dict[ChannelOrder, str]] = {"rgb": "rgb24", "bgr": "bgr24", "grey": "gray"}
 _FILTERS: Final[dict[ResamplingFilter, Interpolation]] = {
     "bilinear": Interpolation.BILINEAR, "area": Interpolation.AREA, "bicubic": Interpolation.BICUBIC,
 }  # fmt: skip
@@ -90,6 +90,7 @@ def to_array(
 ) -> NDArray[np.uint8]:
     """Return the frame as displayed, scaled to `size` (width, height): uint8, contiguous, shape (height, width, 3).
 
+    In "grey", it is the brightness from 0 to 255, of shape (height, width). Of most videos, swscale then reads only that plane.
     swscale scales it before it is turned, which is far cheaper than scaling tensors. Use a `scaler` in one thread only.
     Raises SourceError for a pixel format that cannot be converted.
     """
@@ -97,8 +98,10 @@ def to_array(
     if orientation.transposed:
         width, height = height, width
     try:
-        frame = _crop(frame, crop, order, scaler)
-        scaled = scaler.reformat(frame, width, height, _FORMATS[order], interpolation=_FILTERS[resample], threads=1)
+        scaled = scaler.reformat(
+            _crop(frame, crop, order, scaler), width, height, _FORMATS[order], interpolation=_FILTERS[resample], threads=1,
+            dst_color_range=ColorRange.JPEG if order == "grey" else None,
+        )  # fmt: skip
     except (av.error.FFmpegError, ValueError) as error:
         raise SourceError(
             f"Frames in pixel format {frame.format.name} cannot be converted to {order}. Convert the video first,"
@@ -113,10 +116,10 @@ def _crop(frame: VideoFrame, crop: Crop, order: ChannelOrder, scaler: VideoRefor
     width, height = crop.crop_size(frame.width, frame.height)
     if (width, height) == (frame.width, frame.height):
         return frame
-    pixels = np.asarray(scaler.reformat(frame, format=_FORMATS[order], threads=1).to_ndarray(), dtype=np.uint8)
+    pixel_format = _FORMATS["rgb" if order == "grey" else order]  # an array of grey values has no colour range
+    pixels = np.asarray(scaler.reformat(frame, format=pixel_format, threads=1).to_ndarray(), dtype=np.uint8)
     return VideoFrame.from_ndarray(
-        np.ascontiguousarray(pixels[crop.top : crop.top + height, crop.left : crop.left + width]),
-        format=_FORMATS[order],
+        np.ascontiguousarray(pixels[crop.top : crop.top + height, crop.left : crop.left + width]), format=pixel_format
     )
 
 
