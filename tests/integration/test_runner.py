@@ -19,7 +19,7 @@ from tests.integration.processes import is_alive
 from tests.integration.runner_harness import ControlPlane, RunnerProcess, make_deploy, new_uuid, running_runner
 from tests.integration.server_owner import wait_until
 
-from vidflow.domain.messages import EndReason, Forget, Ping, StopWork, WorkerWait
+from vidflow.domain.messages import EndReason, Forget, Parameters, Ping, StopWork, WorkerWait
 from vidflow.domain.topics import commands_topic
 from vidflow.infra.kafka.settings import KafkaSettings
 
@@ -242,6 +242,17 @@ def test_a_model_that_hangs_is_killed_at_the_inference_deadline(
     entry = control_plane.wait_until_ended(runner_id, uuid)
     assert (entry.reason, entry.waits_for) == (EndReason.HUNG, WorkerWait.INFERENCE)
     assert runner_process.workers() == []
+    stop_and_forget(control_plane, runner_id, uuid)
+
+
+def test_a_model_that_hangs_is_killed_although_the_next_frames_are_not_there_yet(
+    control_plane: ControlPlane, runner_id: str, folder: Path
+) -> None:
+    path = clips.constant_rate(folder / "growing.ts", frames=60)  # the reader waits for more of it
+    uuid, parameters = new_uuid(), Parameters(follow=True, follow_s=3600.0)
+    control_plane.send_command(runner_id, make_deploy(uuid, path, "endless_inference", parameters=parameters))
+    entry = control_plane.wait_until_ended(runner_id, uuid)
+    assert (entry.reason, entry.waits_for) == (EndReason.HUNG, WorkerWait.INFERENCE)
     stop_and_forget(control_plane, runner_id, uuid)
 
 

@@ -26,12 +26,12 @@ def load(deploy: Deploy, models_dir: Path | None, *, any_onnx: bool) -> Model:
 
 def warm_up(model: Model, batch: FrameBatch) -> None:
     """Run a stateful model on the frames of a warm-up. Their results are already stored and are discarded."""
-    model.infer([numbered.frame for numbered in batch.frames])
+    model.infer([numbered.picture for numbered in batch.frames])
 
 
 def detect(model: Model, batch: FrameBatch, deploy: Deploy) -> Iterator[Frame]:
     """Yield one message per frame with the model's detections, in order. Raises InferenceError."""
-    results = model.infer([numbered.frame for numbered in batch.frames])
+    results = model.infer([numbered.picture for numbered in batch.frames])
     inferred_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     for numbered, detections in zip(batch.frames, results, strict=True):
         frame = numbered.frame

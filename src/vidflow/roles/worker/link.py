@@ -101,14 +101,18 @@ def order_finish(orders: Connection, reason: EndReason) -> None:
 
 
 class FinishOrder:
-    """The runner's order to finish, as an interruption of reading. A wait is reported, so that no deadline ends it."""
+    """The runner's order to finish, as an interruption of reading. A wait is reported, so that no deadline ends it.
+
+    The link's owner is the thread that creates it. A thread that reads ahead of it reports nothing: the owner does not wait for it.
+    """
 
     def __init__(self, link: Link) -> None:
         self._link = link
+        self._owner = threading.get_ident()
         self._given = threading.Event()
 
     def give(self) -> None:
-        """Record the order."""
+        """Record the order. A worker that ends with an error gives it itself."""
         self._given.set()
 
     def is_set(self) -> bool:
@@ -117,6 +121,8 @@ class FinishOrder:
 
     def wait(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds for the source. Return at once if the order is given, and whether it is."""
+        if threading.get_ident() != self._owner:
+            return self._given.wait(timeout)
         before = self._link.current_wait
         self._link.report_wait(WorkerWait.SOURCE)
         try:
