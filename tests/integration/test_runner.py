@@ -256,6 +256,34 @@ def test_a_model_that_hangs_is_killed_although_the_next_frames_are_not_there_yet
     stop_and_forget(control_plane, runner_id, uuid)
 
 
+def count_threads(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/task").iterdir()))
+
+
+def test_cores_are_divided_again_when_workers_come_and_go(
+    kafka_settings: KafkaSettings, folder: Path, control_plane: ControlPlane, endless: Path
+) -> None:
+    def start(runner: str) -> str:
+        uuid = new_uuid()
+        control_plane.send_command(runner, make_deploy(uuid, endless, "yolox_nano"))
+        return uuid
+
+    options = ("--any-file", "--cores", "5", "--max-workers", "2", "--log-format", "json")
+    with running_runner(kafka_settings, folder, *options) as process:
+        name = process.wait_for_id(control_plane)
+        start(name)
+        control_plane.wait_until(process.workers, "the first worker runs")
+        [first] = process.workers()
+        control_plane.wait_until(lambda: control_plane.results, "it sends results")
+        control_plane.wait_until(lambda: count_threads(first) > 5, "it uses all cores")
+        alone = count_threads(first)
+        second_uuid = start(name)
+        control_plane.wait_until(lambda: count_threads(first) == alone - 3, "it uses its half of the cores")
+        control_plane.send_command(name, StopWork(second_uuid, 1))
+        control_plane.wait_until_ended(name, second_uuid)
+        control_plane.wait_until(lambda: count_threads(first) == alone, "it uses all cores again")
+
+
 def test_a_model_that_exceeds_the_memory_cap_is_killed(
     control_plane: ControlPlane, runner_process: RunnerProcess, runner_id: str, clip: Path
 ) -> None:

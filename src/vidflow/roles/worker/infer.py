@@ -10,18 +10,19 @@ from vidflow.domain.messages import Deploy, Frame
 from vidflow.domain.sampling import format_time_base
 from vidflow.infra.models import registry
 from vidflow.infra.models.model import Model
+from vidflow.infra.models.thread_budget import ThreadBudget
 from vidflow.roles.worker.read import FrameBatch
 
 
-def load(deploy: Deploy, models_dir: Path | None, *, any_onnx: bool) -> Model:
-    """Return the deployment's model with its parameters applied.
+def load(deploy: Deploy, models_dir: Path | None, budget: ThreadBudget, *, any_onnx: bool) -> Model:
+    """Return the deployment's model with its parameters applied, which uses as many threads as the budget allows.
 
     Repeats the check that the model may be used, since commands in Kafka may come from anywhere. Raises ModelError,
     ParameterError, MissingExtra or Unavailable.
     """
     bundle = registry.resolve(deploy.model, models_dir, any_onnx=any_onnx, keep_weights=True)
     registry.require_same(bundle, deploy.model_sha256)
-    return registry.load(bundle, deploy.parameters)
+    return registry.load(bundle, deploy.parameters, budget)
 
 
 def warm_up(model: Model, batch: FrameBatch) -> None:

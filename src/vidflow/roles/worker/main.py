@@ -74,7 +74,7 @@ def _process_file(task: Task, link: Link, results: ResultSender) -> EndReason:
     )
     with opened as video:
         try:
-            model = infer.load(deploy, task.models_dir, any_onnx=task.any_onnx)
+            model = infer.load(deploy, task.models_dir, link.thread_budget, any_onnx=task.any_onnx)
         finally:
             results.send(_build_source_opened(deploy, video.source))
         return _process_frames(deploy, video, model, link, results)
@@ -83,7 +83,7 @@ def _process_file(task: Task, link: Link, results: ResultSender) -> EndReason:
 def _process_live(task: Task, link: Link, results: ResultSender) -> EndReason:
     """Process the newest frames of a live source until its limits' end, or until the runner orders the worker to finish."""
     deploy = task.deploy
-    model = infer.load(deploy, task.models_dir, any_onnx=task.any_onnx)
+    model = infer.load(deploy, task.models_dir, link.thread_budget, any_onnx=task.any_onnx)
     link.report_wait(WorkerWait.SOURCE)
     timer = StepTimer(link)
     is_opened, reported = False, ""
