@@ -92,6 +92,11 @@ def processes_by_role(dev: int) -> dict[str, list[int]]:
     return pids
 
 
+def workers_of(runner: int) -> list[int]:
+    """Return the process ids of a runner's workers, which are the children of its forkservers."""
+    return [worker for forkserver in children(runner) for worker in children(forkserver)]
+
+
 def cpu_s(pid: int, *, with_ended: bool = False) -> float:
     """Return the CPU seconds of a process, user and system. `with_ended` adds those of its children that have ended."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

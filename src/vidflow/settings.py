@@ -92,7 +92,8 @@ class RunnerOptions(CommonOptions, frozen=True, kw_only=True):
     `max_workers`: number of slots. `any_file`: videos outside `media_root` are allowed. `any_onnx`: ONNX models and specs by
     path are allowed if there is no `models_dir`. `start_deadline_s` and `inference_deadline_s`: time limits for the start of a
     worker and for one batch. `worker_memory_bytes`: memory cap of a worker (None: derived from the machine's memory and the
-    slots, 0: no cap). `sources`: what sources may be reached, and how.
+    slots, 0: no cap). `cores`: how many its workers share (None: all that this process may use). `sources`: what sources may be
+    reached, and how.
     """
 
     max_workers: int = 2
@@ -105,6 +106,7 @@ class RunnerOptions(CommonOptions, frozen=True, kw_only=True):
     start_deadline_s: float = 60.0
     inference_deadline_s: float = 60.0
     worker_memory_bytes: int | None = None
+    cores: int | None = None
     sources: SourceAccess = SourceAccess()
 
 

@@ -19,7 +19,7 @@ from tests.integration.processes import is_alive
 from tests.integration.runner_harness import ControlPlane, RunnerProcess, make_deploy, new_uuid, running_runner
 from tests.integration.server_owner import wait_until
 
-from vidflow.domain.messages import EndReason, Forget, Ping, StopWork, WorkerWait
+from vidflow.domain.messages import EndReason, Forget, Parameters, Ping, StopWork, WorkerWait
 from vidflow.domain.topics import commands_topic
 from vidflow.infra.kafka.settings import KafkaSettings
 
@@ -243,6 +243,45 @@ def test_a_model_that_hangs_is_killed_at_the_inference_deadline(
     assert (entry.reason, entry.waits_for) == (EndReason.HUNG, WorkerWait.INFERENCE)
     assert runner_process.workers() == []
     stop_and_forget(control_plane, runner_id, uuid)
+
+
+def test_a_model_that_hangs_is_killed_although_the_next_frames_are_not_there_yet(
+    control_plane: ControlPlane, runner_id: str, folder: Path
+) -> None:
+    path = clips.constant_rate(folder / "growing.ts", frames=60)  # the reader waits for more of it
+    uuid, parameters = new_uuid(), Parameters(follow=True, follow_s=3600.0)
+    control_plane.send_command(runner_id, make_deploy(uuid, path, "endless_inference", parameters=parameters))
+    entry = control_plane.wait_until_ended(runner_id, uuid)
+    assert (entry.reason, entry.waits_for) == (EndReason.HUNG, WorkerWait.INFERENCE)
+    stop_and_forget(control_plane, runner_id, uuid)
+
+
+def count_threads(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/task").iterdir()))
+
+
+def test_cores_are_divided_again_when_workers_come_and_go(
+    kafka_settings: KafkaSettings, folder: Path, control_plane: ControlPlane, endless: Path
+) -> None:
+    def start(runner: str) -> str:
+        uuid = new_uuid()
+        control_plane.send_command(runner, make_deploy(uuid, endless, "yolox_nano"))
+        return uuid
+
+    options = ("--any-file", "--cores", "5", "--max-workers", "2", "--log-format", "json")
+    with running_runner(kafka_settings, folder, *options) as process:
+        name = process.wait_for_id(control_plane)
+        start(name)
+        control_plane.wait_until(process.workers, "the first worker runs")
+        [first] = process.workers()
+        control_plane.wait_until(lambda: control_plane.results, "it sends results")
+        control_plane.wait_until(lambda: count_threads(first) > 5, "it uses all cores")
+        alone = count_threads(first)
+        second_uuid = start(name)
+        control_plane.wait_until(lambda: count_threads(first) == alone - 3, "it uses its half of the cores")
+        control_plane.send_command(name, StopWork(second_uuid, 1))
+        control_plane.wait_until_ended(name, second_uuid)
+        control_plane.wait_until(lambda: count_threads(first) == alone, "it uses all cores again")
 
 
 def test_a_model_that_exceeds_the_memory_cap_is_killed(

@@ -18,6 +18,7 @@ from vidflow.cli.options import (
     AnyFile,
     AnyOnnx,
     Attempts,
+    Cores,
     DatabaseUrl,
     DataDir,
     Fps,
@@ -198,8 +199,8 @@ def runner(
     metrics_port: MetricsPort = None, metrics_host: MetricsHost = "127.0.0.1", max_workers: MaxWorkers = 2, pool: Pool = "default",
     media_root: MediaRoot = None, any_file: AnyFile = False, models_dir: ModelsDir = None, any_onnx: AnyOnnx = False,
     grace_s: GraceS = 25.0, start_deadline_s: StartDeadlineS = 60.0, inference_deadline_s: InferenceDeadlineS = 60.0,
-    worker_memory_bytes: WorkerMemoryBytes = None, source_ca_file: SourceCaFile = None, insecure_sources: InsecureSources = False,
-    allow_source_network: AllowSourceNetwork = None, allow_device: AllowDevice = None,
+    worker_memory_bytes: WorkerMemoryBytes = None, cores: Cores = None, source_ca_file: SourceCaFile = None,
+    insecure_sources: InsecureSources = False, allow_source_network: AllowSourceNetwork = None, allow_device: AllowDevice = None,
 ) -> None:  # fmt: skip
     """Run workers, which read videos and run models on them."""
     from vidflow.roles.runner import run  # noqa: PLC0415
@@ -209,6 +210,7 @@ def runner(
         metrics_port=metrics_port, metrics_host=metrics_host, max_workers=max_workers, pool=pool,
         media_root=media_root, any_file=any_file, models_dir=models_dir, any_onnx=any_onnx, grace_s=grace_s,
         start_deadline_s=start_deadline_s, inference_deadline_s=inference_deadline_s, worker_memory_bytes=worker_memory_bytes,
+        cores=cores,
         sources=build_source_access(source_ca_file, allow_source_network, allow_device, insecure=insecure_sources),
     ), log_format)  # fmt: skip
 

@@ -159,6 +159,14 @@ StartDeadlineS = Annotated[float, _option("start-deadline-s", "Seconds that a wo
 InferenceDeadlineS = Annotated[
     float, _option("inference-deadline-s", "Seconds that a worker may take for a batch.", at_least=1)
 ]
+Cores = Annotated[
+    int | None,
+    _option(
+        "cores",
+        "Cores that the workers share: each model uses its part of them. By default all that the runner may use.",
+        at_least=1,
+    ),
+]
 WorkerMemoryBytes = Annotated[
     int | None,
     _option(

@@ -97,6 +97,11 @@ class Kill(msgspec.Struct, frozen=True):
 Action = NoAction | Launch | Finish | Kill
 
 
+def divide_cores(cores: int, workers: int) -> int:
+    """Return how many threads the model of each worker may use, at least one."""
+    return max(1, cores // max(1, workers))
+
+
 def default_memory_cap(available_bytes: int, slots: int) -> int:
     """Return the default memory cap of each worker, such that all slots together fit into the machine.
 

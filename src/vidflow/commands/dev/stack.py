@@ -22,7 +22,7 @@ from vidflow.commands.dev.lines import LastLines, LineHandler, forward_lines
 from vidflow.commands.dev.readiness import describe_missing
 from vidflow.commands.dev.supervisor import ChildSupervisor
 from vidflow.domain.errors import SetupError, Unavailable, VidflowError
-from vidflow.domain.runner import default_memory_cap
+from vidflow.domain.runner import default_memory_cap, divide_cores
 from vidflow.domain.source_access import allow_local_networks
 from vidflow.infra.embedded.child_process import (
     Notify,
@@ -39,6 +39,7 @@ from vidflow.infra.embedded.server import EmbeddedServer
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.kafka.topics import create_topics
 from vidflow.infra.postgres.migrations import migrate
+from vidflow.infra.process.cores import available_cores
 from vidflow.infra.process.memory import available_bytes
 from vidflow.infra.process.stopping import Stop, start_thread
 from vidflow.settings import DevOptions, build_kafka_variables, build_source_variables, read_environment_variable
@@ -308,6 +309,8 @@ class Stack:
         if options.runners > 1 and read_environment_variable("VIDFLOW_WORKER_MEMORY_BYTES") is None:
             cap = default_memory_cap(available_bytes(), options.max_workers * options.runners)
             variables["VIDFLOW_WORKER_MEMORY_BYTES"] = str(cap)  # by default each assumes the whole machine
+        if options.runners > 1 and read_environment_variable("VIDFLOW_CORES") is None:
+            variables["VIDFLOW_CORES"] = str(divide_cores(available_cores(), options.runners))
         if options.media_root is not None:
             variables["VIDFLOW_MEDIA_ROOT"] = str(options.media_root.absolute())
         if options.models_dir is not None:

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vidflow.domain.detections import InferenceError
-from vidflow.domain.errors import ModelError
+from vidflow.domain.errors import ModelError, Unavailable
 from vidflow.domain.messages import Parameters
 from vidflow.infra.models.bundle import Bundle
 from vidflow.infra.models.detector import InferenceFunction, Network, TensorDetector
 from vidflow.infra.models.onnx_inputs import ModelInputs, find_inputs
 from vidflow.infra.models.ort import onnxruntime as ort
 from vidflow.infra.models.tensors import Tensor
+from vidflow.infra.models.thread_budget import ThreadBudget, ThreadCount
+from vidflow.infra.telemetry.logs import log
 
-THREADS: Final = 1
-"""Workers share the cores, and a second thread in each makes all of them slower."""
-PREFERRED_PROVIDERS: Final = ("CUDAExecutionProvider", "CPUExecutionProvider")
+CPU_PROVIDER: Final = "CPUExecutionProvider"
+PREFERRED_PROVIDERS: Final = ("CUDAExecutionProvider", CPU_PROVIDER)
 NO_EXTERNAL_WEIGHTS_PATH: Final = "/dev/null/no-external-weights"
 """A path below a device cannot exist, so weights in external files are refused, wherever they are."""
 LOG_SEVERITY_FATAL: Final = 4
@@ -30,29 +32,71 @@ ERROR_NUMBER: Final = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 SOURCE_LOCATION: Final = re.compile(r"/\S+\.(?:cc|h|cpp|hpp):\d+ [^()]*\([^()]*\)(?: const)?(?: \[with [^\]]*\])? ")
 MAX_REASON_CHARACTERS: Final = 2000
 """Longer than any reason seen, and bounded, as a model chooses the names in it."""
+_log = log("models")
 
 
-def load_onnx(bundle: Bundle, parameters: Parameters) -> TensorDetector:
-    """Return the model of a spec of kind `onnx`.
+def load_onnx(bundle: Bundle, parameters: Parameters, budget: ThreadBudget) -> TensorDetector:
+    """Return the model of a spec of kind `onnx`, which uses as many threads as the budget allows.
 
     Raises ModelError (model_refused) if it is damaged, needs other files, or does not fit its spec.
     """
-    session = open_session(bundle.require_weights(), bundle.origin)
+    resizable = ResizableSession(bundle, budget)
+    session = resizable.session
     spec, _ = bundle.spec.tensor_specs()
     inputs = find_inputs(session.get_inputs(), spec, bundle.origin)
     outputs = [output.name for output in session.get_outputs() if NUMBERS.fullmatch(output.type)]
     if not outputs:
         raise ModelError(f"{bundle.origin} returns no tensor of numbers. Export a detector.", code="model_refused")
-    run = _build_inference_function(session, inputs, outputs)
+    run = _build_inference_function(resizable, inputs, outputs)
     network = Network(run, inputs.form, inputs.fixed_batch, tuple(outputs))
     return TensorDetector(network, bundle, parameters)
 
 
-def open_session(content: bytes, origin: str) -> ort.InferenceSession:
+class ResizableSession:
+    """An onnxruntime session whose number of threads follows a budget, for use by one thread.
+
+    onnxruntime fixes the number for a session, so another session is opened for another number. Its results are the same.
+    """
+
+    def __init__(self, bundle: Bundle, budget: ThreadBudget) -> None:
+        """Raises ModelError (model_refused)."""
+        self._bundle, self._threads = bundle.without_weights(), ThreadCount(budget)
+        self.session = self._open(bundle.require_weights())
+
+    def run(self, names: Sequence[str], feed: Mapping[str, NDArray[Any]]) -> Sequence[Any]:
+        """Return these outputs. Raises onnxruntime's errors, or Unavailable if no session can be opened any more."""
+        threads = self._threads.find_due(self._open_s)
+        if threads is not None and self.session.get_providers()[0] == CPU_PROVIDER:
+            self._reopen(threads)
+        outputs: Sequence[Any] = self.session.run(names, feed)
+        return outputs
+
+    def _open(self, content: bytes) -> ort.InferenceSession:
+        began_s = time.monotonic()
+        session = open_session(content, self._bundle.origin, self._threads.current)
+        self._open_s = time.monotonic() - began_s
+        return session
+
+    def _reopen(self, threads: int) -> None:
+        """Open a session with another number of threads. Keep the one that there is if the model's file has changed."""
+        self._threads.current = threads
+        try:
+            content = self._bundle.read_weights()
+        except ModelError as error:
+            _log.warning("model_not_reopened", model=self._bundle.name, error=error.message, does="keeps its threads")
+            return
+        del self.session  # so that two are never in memory
+        try:
+            self.session = self._open(content)
+        except ModelError as error:
+            raise Unavailable(f"Cannot open {self._bundle.origin} again: {error.message}") from error
+
+
+def open_session(content: bytes, origin: str, threads: int = 1) -> ort.InferenceSession:
     """Return an onnxruntime session on the best available provider. Raises ModelError (model_refused)."""
     options = ort.SessionOptions()
-    options.intra_op_num_threads = THREADS
-    options.inter_op_num_threads = THREADS
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
     options.log_severity_level = LOG_SEVERITY_FATAL  # errors are raised; logging them would report them twice
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.load_model_format", "ONNX")
@@ -70,12 +114,12 @@ def open_session(content: bytes, origin: str) -> ort.InferenceSession:
         raise ModelError(f"Cannot load {origin}: {fault}", code="model_refused") from error
 
 
-def _build_inference_function(
-    session: ort.InferenceSession, inputs: ModelInputs, names: list[str]
-) -> InferenceFunction:
+def _build_inference_function(session: ResizableSession, inputs: ModelInputs, names: list[str]) -> InferenceFunction:
     def run(tensor: Tensor) -> Sequence[NDArray[Any]]:
         try:
             outputs = session.run(names, inputs.feed(tensor))
+        except Unavailable:
+            raise
         except Exception as error:  # onnxruntime's errors have no common base class but Exception
             raise InferenceError(f"onnxruntime failed on a frame ({runtime_reason(error)}).") from error
         return [np.asarray(output) for output in outputs]

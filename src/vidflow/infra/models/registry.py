@@ -42,6 +42,7 @@ from vidflow.infra.models.spec import (
     models_folder_error,
     spec_error,
 )
+from vidflow.infra.models.thread_budget import ThreadBudget
 
 ENTRY_POINTS: Final = "vidflow.models"
 TORCHVISION_WEIGHTS: Final = "COCO_V1"
@@ -127,8 +128,10 @@ def require_same(bundle: Bundle, sha256: str | None) -> None:
         )
 
 
-def load(bundle: Bundle, parameters: Parameters | None = None) -> Model:
+def load(bundle: Bundle, parameters: Parameters | None = None, budget: ThreadBudget | None = None) -> Model:
     """Load a model that was resolved with its weights, ready to infer, with the scenario's score threshold and labels.
+
+    `budget`: how many threads it may use (None: one). Models that cannot follow it use one.
 
     Raises MissingExtra (with the command that installs it) if a library is missing, ModelError if the model's files are
     invalid, ParameterError for a label that it does not have, and Unavailable if its weights cannot be fetched.
@@ -137,7 +140,7 @@ def load(bundle: Bundle, parameters: Parameters | None = None) -> Model:
     loader = _LOADERS.get(bundle.kind)
     parameters = parameters or Parameters()
     if loader is not None:
-        return loader(bundle, parameters)
+        return loader(bundle, parameters, budget or ThreadBudget())
     entry = _entry_points().get(bundle.kind)
     if entry is None:
         raise ModelError(f"The package that provides the model kind {bundle.kind!r} is not installed here. Install it.")
@@ -200,19 +203,19 @@ def _read(name: str, file: ModelFile, *, keep_weights: bool) -> Bundle:
     return bundle
 
 
-def _load_motion(bundle: Bundle, parameters: Parameters) -> Model:
+def _load_motion(bundle: Bundle, parameters: Parameters, _budget: ThreadBudget) -> Model:
     from vidflow.infra.models.motion import load_motion  # noqa: PLC0415  (heavy: imported only to run a model)
 
     return load_motion(bundle, parameters)
 
 
-def _load_onnx(bundle: Bundle, parameters: Parameters) -> Model:
+def _load_onnx(bundle: Bundle, parameters: Parameters, budget: ThreadBudget) -> Model:
     from vidflow.infra.models.onnx import load_onnx  # noqa: PLC0415
 
-    return load_onnx(bundle, parameters)
+    return load_onnx(bundle, parameters, budget)
 
 
-def _load_exported(bundle: Bundle, parameters: Parameters) -> Model:
+def _load_exported(bundle: Bundle, parameters: Parameters, _budget: ThreadBudget) -> Model:
     if not bundle.from_models_dir:  # the last barrier before code from the file may run
         raise models_folder_error(EXPORTED, bundle.name)
     from vidflow.infra.models.exported import load_exported  # noqa: PLC0415
@@ -220,13 +223,13 @@ def _load_exported(bundle: Bundle, parameters: Parameters) -> Model:
     return load_exported(bundle, parameters)
 
 
-def _load_torchvision(bundle: Bundle, parameters: Parameters) -> Model:
+def _load_torchvision(bundle: Bundle, parameters: Parameters, _budget: ThreadBudget) -> Model:
     from vidflow.infra.models.torchvision import load_torchvision  # noqa: PLC0415
 
     return load_torchvision(bundle, parameters)
 
 
-_LOADERS: Final[dict[str, Callable[[Bundle, Parameters], Model]]] = {
+_LOADERS: Final[dict[str, Callable[[Bundle, Parameters, ThreadBudget], Model]]] = {
     MOTION: _load_motion,
     ONNX: _load_onnx,
     EXPORTED: _load_exported,

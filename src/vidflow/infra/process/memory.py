@@ -6,12 +6,11 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-PROC: Final = Path("/proc")
-CGROUPS: Final = Path("/sys/fs/cgroup")
+from vidflow.infra.process.cgroups import CGROUPS, PROC, list_limit_files
+
 _V1_LIMIT: Final = "memory.limit_in_bytes"
 _V2_LIMIT: Final = "memory.max"
 _OOM_SCORE: Final = 500
@@ -33,35 +32,14 @@ def resident_bytes(pid: int) -> int:
 def available_bytes(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
     """Return how much memory this process and its children may use: the machine's memory, or a lower cgroup limit."""
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min([physical, *_cgroup_limits(proc / "self" / "cgroup", cgroups)])
+    files = list_limit_files("memory", _V1_LIMIT, _V2_LIMIT, proc, cgroups)
+    return min([physical, *(limit for file in files if (limit := _limit(file)) is not None)])
 
 
 def prefer_as_oom_victim() -> None:
     """Make the kernel kill this process first if memory runs out. Does nothing if the system does not allow that."""
     with contextlib.suppress(OSError):
         (PROC / "self" / "oom_score_adj").write_text(str(_OOM_SCORE))
-
-
-def _cgroup_limits(membership: Path, cgroups: Path) -> Iterator[int]:
-    """Yield the limits of this process's cgroups and of their parents, in version 1 and 2.
-
-    In a container the path may be the host's. Then only the top folder exists, which is the container's cgroup.
-    """
-    if not membership.exists():
-        return
-    for line in membership.read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            top, name = cgroups, _V2_LIMIT
-        elif "memory" in controllers.split(","):
-            top, name = cgroups / "memory", _V1_LIMIT
-        else:
-            continue
-        inner = Path(path.lstrip("/"))
-        for folder in (inner, *inner.parents):
-            limit = _limit(top / folder / name)
-            if limit is not None:
-                yield limit
 
 
 def _limit(file: Path) -> int | None:

@@ -166,7 +166,10 @@ class MergedHistogram(Collector):
 WORKER_BOUNDS_S: Final = _FAST_S
 """The buckets of the workers' histograms."""
 WORKER_DECODE_SECONDS: Final = MergedHistogram(
-    "vidflow_worker_decode_seconds", "Time to read and decode one batch of frames.", WORKER_BOUNDS_S, RUNNER_REGISTRY
+    "vidflow_worker_decode_seconds",
+    "Time to read, decode and convert one batch of frames.",
+    WORKER_BOUNDS_S,
+    RUNNER_REGISTRY,
 )
 WORKER_INFERENCE_SECONDS: Final = MergedHistogram(
     "vidflow_worker_inference_seconds", "Time to infer one batch of frames.", WORKER_BOUNDS_S, RUNNER_REGISTRY

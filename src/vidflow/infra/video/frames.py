@@ -71,6 +71,11 @@ class KeptFrame:
     captured: CaptureTime | None = None
     clock_drifts: int = 0
 
+    @property
+    def size_bytes(self) -> int:
+        """The memory of the decoded picture."""
+        return sum(plane.buffer_size for plane in self.decoded.planes)
+
     def image(
         self,
         width: int | None = None,

@@ -32,7 +32,7 @@ from vidflow.infra.video.mjpeg import FORMAT, PictureStream, is_multipart
 from vidflow.infra.video.packets import Demux
 from vidflow.infra.video.rtp_pictures import RtpPictures
 from vidflow.infra.video.source import can_be_appended_to
-from vidflow.infra.video.source_connection import Interruption
+from vidflow.infra.video.source_connection import Interruption, require_running
 from vidflow.infra.video.source_file import SourceFile
 from vidflow.infra.video.udp_stream import UdpStream
 from vidflow.infra.video.webcam import open_webcam, read_pictures
@@ -113,10 +113,11 @@ class SourceContainer:
         return self._open_file(file, options=_LIVE_OPTIONS if self._source.live else None)
 
     def check(self) -> None:
-        """Raise the error that ended the reading, or that of a change."""
+        """Raise the error that ended the reading, or that of a change, or ReadingStopped for a local file."""
         if self.file is not None:
             self.file.raise_failure()
         if self._local is not None:
+            require_running(self._source.interruption)
             self._local.require_not_rewritten()
 
     def check_end(self, container: InputContainer, stream: VideoStream) -> None:

@@ -20,8 +20,9 @@ import msgspec
 from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.messages import Deploy, EndReason, WorkerWait
 from vidflow.domain.redaction import find_secrets, redact, redact_error
-from vidflow.domain.runner import DETAIL_CHARACTERS, default_memory_cap
+from vidflow.domain.runner import DETAIL_CHARACTERS, default_memory_cap, divide_cores
 from vidflow.infra.process import memory
+from vidflow.infra.process.cores import available_cores
 from vidflow.infra.process.crashpoint import crashpoint, disarm
 from vidflow.infra.telemetry import metrics
 from vidflow.infra.telemetry.logs import log
@@ -62,6 +63,8 @@ class Workers:
 
     def __init__(self, options: RunnerOptions) -> None:
         self._options = options
+        self.cores = options.cores or available_cores()
+        """The cores that the workers share."""
         self.memory_cap_bytes = _memory_cap(options)
         """Maximum resident memory of a worker; 0 for no cap."""
         self._forkservers = Forkservers()
@@ -78,9 +81,10 @@ class Workers:
         options = self._options
         task = link.Task(
             deploy, options.kafka, options.media_root, options.any_file, options.models_dir, options.any_onnx, options.sources,
-            crashpoints=disarm("worker."),
+            crashpoints=disarm("worker."), threads=divide_cores(self.cores, len(self._running) + 1),
         )  # fmt: skip
         self._running[deploy.scenario_uuid, deploy.epoch] = _Worker(self._forkservers.context, task)
+        self._divide_cores()
         crashpoint("runner.after_launch")
 
     def finish(self, scenario_uuid: str, epoch: int, reason: EndReason) -> None:
@@ -110,6 +114,7 @@ class Workers:
         ready_workers = dict(waitables[waitable] for waitable in ready if waitable is not wakeup_reader)
         events = [event for key, worker in ready_workers.items() for event in self._read_events(key, worker)]
         self._check_workers()
+        self._divide_cores()
         self._forkservers.poll()
         return events
 
@@ -128,6 +133,12 @@ class Workers:
             del self._running[key]
             yield WorkerEvent(uuid, epoch, worker.determine_end(exit_code, self.memory_cap_bytes), detail=worker.tail())
             worker.close()
+
+    def _divide_cores(self) -> None:
+        """Order workers whose share of the cores has changed to use as many threads."""
+        threads = divide_cores(self.cores, len(self._running))
+        for worker in self._running.values():
+            worker.set_threads(threads)
 
     def _check_workers(self) -> None:
         """Kill workers that hang, take too long to finish or use too much memory."""
@@ -158,7 +169,8 @@ class _Worker:
         self._messages, messages = context.Pipe(duplex=False)
         orders, self._orders = context.Pipe(duplex=False)
         self._stderr, stderr = context.Pipe(duplex=False)
-        os.set_blocking(self._stderr.fileno(), False)
+        for runner_end in (self._orders, self._stderr):
+            os.set_blocking(runner_end.fileno(), False)
         self._process: BaseProcess = context.Process(
             target=run_worker, args=(task, messages, orders, stderr), name=f"worker {task.deploy.scenario_uuid}"
         )
@@ -177,6 +189,7 @@ class _Worker:
         self._finish_by_s: float | None = None
         self._finish_reason = EndReason.STOPPED
         self._first_frame_done = False
+        self._threads = task.threads
 
     @property
     def pid(self) -> int:
@@ -220,7 +233,12 @@ class _Worker:
         """Order it to finish. Only the first call has an effect."""
         if self._finish_by_s is None:
             self._finish_by_s, self._finish_reason = time.monotonic() + FINISH_S, reason
-            link.order_finish(self._orders, reason)
+            link.send_order(self._orders, link.FinishCommand(reason))
+
+    def set_threads(self, threads: int) -> None:
+        """Order it to use as many threads, unless it does already."""
+        if threads != self._threads and link.send_order(self._orders, link.ThreadsCommand(threads)):
+            self._threads = threads
 
     def restart_clocks(self, now_s: float) -> None:
         """Restart its deadlines."""

@@ -10,28 +10,29 @@ from vidflow.domain.messages import Deploy, Frame
 from vidflow.domain.sampling import format_time_base
 from vidflow.infra.models import registry
 from vidflow.infra.models.model import Model
+from vidflow.infra.models.thread_budget import ThreadBudget
 from vidflow.roles.worker.read import FrameBatch
 
 
-def load(deploy: Deploy, models_dir: Path | None, *, any_onnx: bool) -> Model:
-    """Return the deployment's model with its parameters applied.
+def load(deploy: Deploy, models_dir: Path | None, budget: ThreadBudget, *, any_onnx: bool) -> Model:
+    """Return the deployment's model with its parameters applied, which uses as many threads as the budget allows.
 
     Repeats the check that the model may be used, since commands in Kafka may come from anywhere. Raises ModelError,
     ParameterError, MissingExtra or Unavailable.
     """
     bundle = registry.resolve(deploy.model, models_dir, any_onnx=any_onnx, keep_weights=True)
     registry.require_same(bundle, deploy.model_sha256)
-    return registry.load(bundle, deploy.parameters)
+    return registry.load(bundle, deploy.parameters, budget)
 
 
 def warm_up(model: Model, batch: FrameBatch) -> None:
     """Run a stateful model on the frames of a warm-up. Their results are already stored and are discarded."""
-    model.infer([numbered.frame for numbered in batch.frames])
+    model.infer([numbered.picture for numbered in batch.frames])
 
 
 def detect(model: Model, batch: FrameBatch, deploy: Deploy) -> Iterator[Frame]:
     """Yield one message per frame with the model's detections, in order. Raises InferenceError."""
-    results = model.infer([numbered.frame for numbered in batch.frames])
+    results = model.infer([numbered.picture for numbered in batch.frames])
     inferred_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     for numbered, detections in zip(batch.frames, results, strict=True):
         frame = numbered.frame

@@ -20,6 +20,7 @@ from vidflow.domain.messages import Deploy, EndReason, NonNegativeInt, WorkerWai
 from vidflow.domain.redaction import redact
 from vidflow.domain.source_access import SourceAccess
 from vidflow.infra.kafka.settings import KafkaSettings
+from vidflow.infra.models.thread_budget import ThreadBudget
 from vidflow.infra.telemetry.metrics import WORKER_BOUNDS_S
 
 PIECE_BYTES: Final = 4000
@@ -35,7 +36,7 @@ Seconds = Annotated[float, msgspec.Meta(ge=0, le=1_000_000)]
 
 
 class Task(msgspec.Struct, frozen=True):
-    """A worker's deployment and permissions. `crashpoints` arms crash points for a fault test."""
+    """A worker's deployment and permissions. `crashpoints` arms crash points for a fault test. `threads`: how many its model may use."""
 
     deploy: Deploy
     kafka: KafkaSettings
@@ -45,6 +46,7 @@ class Task(msgspec.Struct, frozen=True):
     any_onnx: bool = False
     sources: SourceAccess = SourceAccess()
     crashpoints: str = ""
+    threads: int = 1
 
 
 class WorkerProgress(msgspec.Struct, frozen=True, tag="progressed"):
@@ -80,7 +82,21 @@ class WorkerOutage(msgspec.Struct, frozen=True, tag="outage"):
 
 WorkerMessage = WorkerProgress | WorkerMeasurements | WorkerOutage | WorkerEnd
 _message_decoder: Final = msgspec.json.Decoder(WorkerProgress | WorkerMeasurements | WorkerOutage | WorkerEnd)
-_order_decoder: Final = msgspec.json.Decoder(EndReason)
+
+
+class FinishCommand(msgspec.Struct, frozen=True, tag="finish"):
+    """Finish the current work, and end for `reason` (stopped or handed_over)."""
+
+    reason: EndReason
+
+
+class ThreadsCommand(msgspec.Struct, frozen=True, tag="threads"):
+    """How many threads the model may use from now on."""
+
+    threads: Annotated[int, msgspec.Meta(ge=1)]
+
+
+_order_decoder: Final = msgspec.json.Decoder(FinishCommand | ThreadsCommand)
 
 
 def receive_message(messages: Connection) -> WorkerMessage:
@@ -92,23 +108,31 @@ def receive_message(messages: Connection) -> WorkerMessage:
     return message
 
 
-def order_finish(orders: Connection, reason: EndReason) -> None:
-    """Order the worker to finish for `reason` (stopped or handed_over). Called by the runner. Ignores a worker that is gone."""
+def send_order(orders: Connection, order: FinishCommand | ThreadsCommand) -> bool:
+    """Send an order. Return whether it was sent: not to a worker that is gone, or one that has left too many unread.
+
+    Called by the runner, whose end of the pipe does not block.
+    """
     try:
-        orders.send_bytes(msgspec.json.encode(reason))
+        orders.send_bytes(msgspec.json.encode(order))
     except OSError:
-        return
+        return False
+    return True
 
 
 class FinishOrder:
-    """The runner's order to finish, as an interruption of reading. A wait is reported, so that no deadline ends it."""
+    """The runner's order to finish, as an interruption of reading. A wait is reported, so that no deadline ends it.
+
+    The link's owner is the thread that creates it. A thread that reads ahead of it reports nothing: the owner does not wait for it.
+    """
 
     def __init__(self, link: Link) -> None:
         self._link = link
+        self._owner = threading.get_ident()
         self._given = threading.Event()
 
     def give(self) -> None:
-        """Record the order."""
+        """Record the order. A worker that ends with an error gives it itself."""
         self._given.set()
 
     def is_set(self) -> bool:
@@ -117,6 +141,8 @@ class FinishOrder:
 
     def wait(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds for the source. Return at once if the order is given, and whether it is."""
+        if threading.get_ident() != self._owner:
+            return self._given.wait(timeout)
         before = self._link.current_wait
         self._link.report_wait(WorkerWait.SOURCE)
         try:
@@ -129,7 +155,12 @@ class Link:
     """The worker's ends of the pipes. A second thread receives orders and notices the death of the runner."""
 
     def __init__(
-        self, messages: Connection, orders: Connection, next_frame: int = 0, secrets: tuple[str, ...] = ()
+        self,
+        messages: Connection,
+        orders: Connection,
+        next_frame: int = 0,
+        secrets: tuple[str, ...] = (),
+        threads: int = 1,
     ) -> None:
         """`secrets`: strings to mask in the error of `report_end`."""
         self._messages = messages
@@ -139,6 +170,8 @@ class Link:
         self._waits_for = WorkerWait.START
         self._finish_reason: EndReason | None = None
         self.finish_order = FinishOrder(self)
+        self.thread_budget = ThreadBudget(threads)
+        """How many threads the model may use. The runner changes it."""
         self.current_frame: int | None = None
         """The number of the frame in inference, or None if there is no frame or more than one."""
         threading.Thread(target=self._listen, name="orders", daemon=True).start()
@@ -187,7 +220,11 @@ class Link:
     def _listen(self) -> None:
         while True:
             try:
-                self._finish_reason = _order_decoder.decode(self._orders.recv_bytes(PIECE_BYTES))
-                self.finish_order.give()
+                order = _order_decoder.decode(self._orders.recv_bytes(PIECE_BYTES))
             except (EOFError, OSError):
                 os.kill(os.getpid(), signal.SIGKILL)  # the runner is gone; its workers must not outlive it
+            if isinstance(order, ThreadsCommand):
+                self.thread_budget.threads = order.threads
+            else:
+                self._finish_reason = order.reason
+                self.finish_order.give()

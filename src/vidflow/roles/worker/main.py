@@ -5,8 +5,10 @@ It ends at the end of the video, when its runner orders it to finish, or with an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final, TypeVar
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain
+from typing import Final
 
 from vidflow.domain.detections import InferenceError
 from vidflow.domain.errors import ParameterError, SourceError, UserError, build_error_info
@@ -27,12 +29,12 @@ from vidflow.infra.process.crashpoint import crashpoint
 from vidflow.infra.video import FrameGap, KeptFrame, ReadingStopped, Video
 from vidflow.infra.video.live import LiveReader
 from vidflow.infra.video.source import SourceInfo
-from vidflow.roles.worker import infer, read
+from vidflow.roles.worker import infer, read, read_ahead
 from vidflow.roles.worker.link import Link, Task
+from vidflow.roles.worker.prepared_pictures import PicturePreparation
+from vidflow.roles.worker.read_ahead import ReadAhead
 from vidflow.roles.worker.send import DeliveryFailed, ResultSender, ResultTooLarge
 from vidflow.roles.worker.step_timer import StepTimer
-
-T = TypeVar("T")
 
 STOP_CHECK_S: Final = 0.1
 """How often a worker on a live source looks whether it is to finish."""
@@ -72,7 +74,7 @@ def _process_file(task: Task, link: Link, results: ResultSender) -> EndReason:
     )
     with opened as video:
         try:
-            model = infer.load(deploy, task.models_dir, any_onnx=task.any_onnx)
+            model = infer.load(deploy, task.models_dir, link.thread_budget, any_onnx=task.any_onnx)
         finally:
             results.send(_build_source_opened(deploy, video.source))
         return _process_frames(deploy, video, model, link, results)
@@ -81,7 +83,7 @@ def _process_file(task: Task, link: Link, results: ResultSender) -> EndReason:
 def _process_live(task: Task, link: Link, results: ResultSender) -> EndReason:
     """Process the newest frames of a live source until its limits' end, or until the runner orders the worker to finish."""
     deploy = task.deploy
-    model = infer.load(deploy, task.models_dir, any_onnx=task.any_onnx)
+    model = infer.load(deploy, task.models_dir, link.thread_budget, any_onnx=task.any_onnx)
     link.report_wait(WorkerWait.SOURCE)
     timer = StepTimer(link)
     is_opened, reported = False, ""
@@ -130,32 +132,35 @@ def _hold_final_gaps(reader: LiveReader, results: ResultSender) -> None:
 
 
 def _process_frames(deploy: Deploy, video: Video, model: Model, link: Link, results: ResultSender) -> EndReason:
-    steps = read.read_numbered_frames(video, parse_frame_rate(deploy.fps), deploy, model.warmup_frames)
     # A retry infers frame by frame past the batch in which the last attempt may have failed. A first attempt infers only its first
     # frame alone, so that a result comes soon.
     singles = model.batch if deploy.attempt else 1
     flush_below = deploy.resume.next_frame + singles if deploy.attempt else 0
+    # Nor does a retry read ahead there, so that a failure of the decoder is not taken for one of the model.
+    ahead_from = flush_below + read_ahead.MAX_AHEAD_FRAMES + model.batch if deploy.attempt else 0
     is_empty = deploy.resume.next_frame == 0
-    link.report_wait(WorkerWait.SOURCE)
+    report_source_wait = partial(link.report_wait, WorkerWait.SOURCE)
     timer = StepTimer(link)
-    limited = read.end_after(_take_until_finish(steps, link), deploy.parameters.duration_s)
-    batches = read.group_into_batches(limited, model.batch, singles=singles)
-    for step in timer.time_decoding(batches):
-        is_empty = False
-        if isinstance(step, FrameGap):
-            results.hold_gap(step)
-            continue
-        if isinstance(step, ClockChanges):
-            results.hold_clock_changes(step)
-            continue
-        link.report_wait(WorkerWait.INFERENCE)
-        if step.is_warmup:
-            infer.warm_up(model, step)
-        else:
-            _infer_and_send(deploy, step, model, link, results, timer)
-            if step.frames[-1].number < flush_below:
-                results.flush()
-        link.report_wait(WorkerWait.SOURCE)
+    steps = _read_steps(deploy, video, model, singles)
+    with ReadAhead(steps, link.finish_order.give, report_source_wait) as ahead:
+        for step, read_s in chain(_read_one_by_one(steps, ahead_from, report_source_wait), ahead):
+            if link.finish_reason is not None:
+                break
+            timer.add_reading(read_s)
+            is_empty = False
+            if isinstance(step, FrameGap):
+                results.hold_gap(step)
+                continue
+            if isinstance(step, ClockChanges):
+                results.hold_clock_changes(step)
+                continue
+            link.report_wait(WorkerWait.INFERENCE)
+            if step.is_warmup:
+                infer.warm_up(model, step)
+            else:
+                _infer_and_send(deploy, step, model, link, results, timer)
+                if step.frames[-1].number < flush_below:
+                    results.flush()
     if is_empty and link.finish_reason is None:
         raise SourceError(
             f"{video.display_name} contains no decodable frame. Check whether it plays elsewhere, or copy it again.",
@@ -163,6 +168,31 @@ def _process_frames(deploy: Deploy, video: Video, model: Model, link: Link, resu
         )
     timer.report()
     return _finish(link, results)
+
+
+def _read_steps(deploy: Deploy, video: Video, model: Model, singles: int) -> Iterator[read_ahead.Step]:
+    """Yield all steps of the video, with the pictures prepared for the model."""
+    steps = read.read_numbered_frames(video, parse_frame_rate(deploy.fps), deploy, model.warmup_frames)
+    limited = read.end_after(steps, deploy.parameters.duration_s)
+    return read.prepare_pictures(read.group_into_batches(limited, model.batch, singles=singles), PicturePreparation())
+
+
+def _read_one_by_one(
+    steps: Iterator[read_ahead.Step], below: int, before_wait: Callable[[], None]
+) -> Iterator[read_ahead.ReadStep]:
+    """Yield the steps up to a frame number on this thread, none of them ahead."""
+    number = -1
+    while number + 1 < below:
+        before_wait()
+        try:
+            read_step = read_ahead.read_step(steps)
+        except ReadingStopped:
+            return
+        if read_step is None:
+            return
+        yield read_step
+        if isinstance(read_step.step, read.FrameBatch):
+            number = read_step.step.frames[-1].number
 
 
 def _finish(link: Link, results: ResultSender) -> EndReason:
@@ -198,18 +228,6 @@ def _send(results: ResultSender, frame: Frame, deploy: Deploy, link: Link) -> No
             raise
         link.report_wait(WorkerWait.INFERENCE)
         raise InferenceError(error.message, code=error.code) from error
-
-
-def _take_until_finish(steps: Iterator[T], link: Link) -> Iterator[T]:
-    """Yield the steps until the runner orders the worker to finish. Steps already yielded are still processed."""
-    while link.finish_reason is None:
-        try:
-            step = next(steps, None)
-        except ReadingStopped:
-            return
-        if step is None:
-            return
-        yield step
 
 
 def _build_source_opened(deploy: Deploy, source: SourceInfo) -> SourceOpened:

@@ -32,6 +32,7 @@ from vidflow.infra.video.camera_answer import require_answer
 from vidflow.infra.video.hls_file import HlsPosition
 from vidflow.infra.video.live import LiveReader
 from vidflow.infra.video.warmup import read_warmup_frames
+from vidflow.roles.worker.prepared_pictures import PicturePreparation, PreparedPicture
 
 MAX_BATCH_WAIT_S: Final = 0.25
 """Longest time a partial batch waits before it is inferred, so that results come soon even if frames are rare."""
@@ -43,10 +44,19 @@ _URL: Final = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 class NumberedFrame(msgspec.Struct, frozen=True):
-    """A kept frame and its number in the scenario, which does not count skipped frames."""
+    """A kept frame and its number in the scenario, which does not count skipped frames.
+
+    `prepared`: the frame's picture as the model gets it, None if that is the frame itself.
+    """
 
     number: int
     frame: KeptFrame
+    prepared: PreparedPicture | None = None
+
+    @property
+    def picture(self) -> KeptFrame | PreparedPicture:
+        """The picture for the model."""
+        return self.prepared or self.frame
 
 
 class FrameBatch(msgspec.Struct, frozen=True):
@@ -54,6 +64,11 @@ class FrameBatch(msgspec.Struct, frozen=True):
 
     frames: tuple[NumberedFrame, ...]
     is_warmup: bool = False
+
+    @property
+    def size_bytes(self) -> int:
+        """The memory of its pictures."""
+        return sum(numbered.picture.size_bytes for numbered in self.frames)
 
 
 def open_source(
@@ -315,3 +330,15 @@ def group_into_batches(
             batch, singles = [], singles - 1
     if batch:
         yield FrameBatch(tuple(batch))
+
+
+def prepare_pictures(
+    batches: Iterable[FrameBatch | FrameGap | ClockChanges], preparation: PicturePreparation
+) -> Iterator[FrameBatch | FrameGap | ClockChanges]:
+    """Yield the steps with the pictures of their frames prepared for the model."""
+    for step in batches:
+        if isinstance(step, FrameBatch):
+            frames = (msgspec.structs.replace(n, prepared=preparation.prepare(n.frame)) for n in step.frames)
+            yield FrameBatch(tuple(frames), step.is_warmup)
+        else:
+            yield step

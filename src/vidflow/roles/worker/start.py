@@ -56,7 +56,7 @@ def run_worker(task: Task, messages: Connection, orders: Connection, stderr: Con
     configure_logs()
     arm(task.crashpoints)
     secrets = (*find_secrets(task.deploy.source), *task.kafka.secrets())
-    link = Link(messages, orders, task.deploy.resume.next_frame, secrets)
+    link = Link(messages, orders, task.deploy.resume.next_frame, secrets, task.threads)
     try:
         link.report_end(_process(task, link))
     except UserError as error:

@@ -6,14 +6,12 @@ import time
 from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final, TypeVar
+from typing import Final
 
 from vidflow.infra.telemetry.metrics import WORKER_BOUNDS_S
 from vidflow.roles.worker.link import BUCKETS, Link, WorkerMeasurements
 
 REPORT_S: Final = 1.0
-
-T = TypeVar("T")
 
 
 class _Durations:
@@ -36,15 +34,9 @@ class StepTimer:
         self._reported_s = time.monotonic()
         self._reset()
 
-    def time_decoding(self, steps: Iterator[T]) -> Iterator[T]:
-        """Yield the steps and measure the time until each is available as decoding. This includes waiting for a live source."""
-        while True:
-            began_s = time.perf_counter()
-            step = next(steps, None)
-            if step is None:
-                return
-            self._decode.add(time.perf_counter() - began_s)
-            yield step
+    def add_reading(self, seconds: float) -> None:
+        """Count the time that reading a step took."""
+        self._decode.add(seconds)
 
     @contextmanager
     def time_inference(self, frames: int) -> Iterator[None]:
