@@ -269,7 +269,10 @@ class GapPage(msgspec.Struct, frozen=True):
 
 
 class Detection(msgspec.Struct, frozen=True):
-    """One detected object. `box` is (x1, y1, x2, y2) in pixels of the displayed frame."""
+    """One detected object. `box` is (x1, y1, x2, y2) in pixels of the displayed frame.
+
+    A model that classifies whole frames gives one detection for each label. Its box is the frame.
+    """
 
     label: Annotated[str, Meta(min_length=1, max_length=MAX_LABEL_CHARACTERS)]
     score: Annotated[float, Meta(ge=0.0, le=1.0)]

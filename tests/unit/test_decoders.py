@@ -144,6 +144,37 @@ def test_a_letterboxed_picture_is_placed_in_the_corner_and_padded() -> None:
     assert (tensor[:, 16:] == 114).all()
 
 
+@pytest.mark.parametrize(
+    ("size", "crop", "scaled", "corner"),
+    [
+        ((512, 256), 0.875, (512, 256), (144, 16)),
+        ((256, 512), 0.875, (256, 512), (16, 144)),
+        ((448, 224), 1.0, (448, 224), (112, 0)),
+        ((1024, 512), 0.875, (512, 256), (144, 16)),
+        ((112, 112), 0.5, (448, 448), (112, 112)),
+    ],
+)
+def test_a_cropped_picture_shows_its_centre(
+    size: tuple[int, int], crop: float, scaled: tuple[int, int], corner: tuple[int, int]
+) -> None:
+    """The tensor shows the centre of the picture whose shorter side is 224 / `crop`, as torchvision's transforms of ImageNet do."""
+    spec = InputSpec((224, 224), resize="crop", crop=crop)
+    shown = picture_of(np.random.default_rng(3).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    tensor = np.zeros((3, 224, 224), dtype=np.float32)
+    fit = fill_tensor(tensor, shown, spec)
+    x, y = corner
+    assert (tensor.transpose(1, 2, 0) == shown.image(*scaled)[y : y + 224, x : x + 224]).all()
+    factor = size[0] / scaled[0]
+    expected = [x * factor, y * factor, (x + 224) * factor, (y + 224) * factor]
+    whole = np.array([[0, 0, 224, 224]], dtype=np.float32)
+    assert map_to_picture(whole, fit)[0] == pytest.approx(expected, abs=0.01)
+
+
+def test_a_picture_that_would_be_huge_before_it_is_cropped_is_refused() -> None:
+    with pytest.raises(InferenceError, match=r"16 x 65535 pixels cannot be cropped.*Use resize = 'letterbox'"):
+        fit_picture((16, 65535), InputSpec((224, 224), resize="crop"))
+
+
 @pytest.mark.parametrize(("resample", "value"), [("area", 200), ("bilinear", 150), ("bicubic", 162.5)])
 def test_a_picture_is_scaled_with_the_filter_of_the_spec(resample: str, value: float) -> None:
     """Stripes of nine columns become one column each. `value` is what the filter's integral over a bright stripe, and for the
@@ -219,6 +250,8 @@ FITTING_SHAPES = [
     [1, 84, 8],
     [1, 5, 6],
     [1, 8, 4, 4],
+    [1, 3],
+    [3],
 ]
 """Shapes that decoders accept for three labels."""
 
@@ -241,7 +274,7 @@ ARRAYS = st.builds(
     outputs=st.lists(st.tuples(st.sampled_from(NAMES), ARRAYS), max_size=4),
     order=st.none() | st.lists(st.sampled_from(["boxes", "scores", "classes", "count", "logits"]), max_size=4),
     coordinates=st.sampled_from([None, "pixels", "normalised"]),
-    activation=st.sampled_from([None, "softmax", "none"]),
+    activation=st.sampled_from([None, "softmax", "sigmoid", "none"]),
     score=st.sampled_from([0.0, 0.5, 1.0]),
 )
 def test_outputs_of_any_shape_are_decoded_or_refused(

@@ -43,7 +43,10 @@ class InferenceError(VidflowError):
 
 
 class Detection(msgspec.Struct, frozen=True, gc=False):
-    """One detected object. `box` is (x1, y1, x2, y2) in pixels of the displayed frame. Create it with `build_detection`."""
+    """One detected object. `box` is (x1, y1, x2, y2) in pixels of the displayed frame. Create it with `build_detection`.
+
+    A label of the whole frame is a detection with the frame as its box.
+    """
 
     label: Label
     score: Score
@@ -73,7 +76,7 @@ def build_detection(label: str, score: float, box: Iterable[float], width: int, 
         )
     if not -0.001 <= score <= 1.001:  # float32 rounding may exceed 1 slightly
         raise InferenceError(
-            f"The model returned a {label!r} with score {score:.3f}, outside 0 to 1. Check the spec's decoder."
+            f"The model returned a {label!r} with score {score:.3f}, outside 0 to 1. Check the spec's decoder and activation."
         )
     clipped = clip((x1, y1, x2, y2), width, height)
     rounded = _round_box(clipped)

@@ -108,9 +108,9 @@ class TensorDetector:
         self._network = network
         self._inputs = inputs
         self._filter = build_filter(thresholds, bundle.labels, parameters.score_threshold, parameters.labels)
-        decoder = DECODERS[outputs.decoder]
+        decoder = self._decoder = DECODERS[outputs.decoder]
         self._nms_iou = thresholds.nms_iou if decoder.needs_nms else None
-        self._layout = Layout(inputs.size, len(bundle.labels), outputs, network.output_names)
+        self._layout = Layout(inputs.size, len(bundle.labels), outputs, network.output_names, bundle.spec.task)
         if decoder.one_picture and self.batch != 1:
             raise ModelError(
                 f"Decoder {outputs.decoder!r} supports one picture per batch. Set batch = 1.", code="model_refused"
@@ -145,5 +145,9 @@ class TensorDetector:
     def _to_detections(self, candidates: Candidates, fit: PictureFit, picture: Picture) -> tuple[Detection, ...]:
         if self._nms_iou is not None:
             candidates = apply_nms(candidates, self._nms_iou)
-        mapped = Candidates(map_to_picture(candidates.boxes, fit), candidates.scores, candidates.classes)
-        return to_detections(mapped, self.labels, self._filter, (picture.width, picture.height))
+        size = (picture.width, picture.height)
+        boxes = map_to_picture(candidates.boxes, fit)
+        if not self._decoder.has_boxes:
+            boxes[:] = (0, 0, *size)
+        mapped = Candidates(boxes, candidates.scores, candidates.classes)
+        return to_detections(mapped, self.labels, self._filter, size)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidflow.domain.detections import InferenceError
-from vidflow.infra.models.spec import OutputSpec
+from vidflow.infra.models.spec import OutputSpec, Task
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
@@ -36,13 +36,14 @@ class Layout(msgspec.Struct, frozen=True):
     """What a decoder needs to know about the model.
 
     `size` is the tensor's (height, width), `classes` the number of labels, `output` the spec's [output], and `names` are the
-    names of the outputs in their order, empty if the runtime has none.
+    names of the outputs in their order, empty if the runtime has none. `task` is the spec's.
     """
 
     size: tuple[int, int]
     classes: int
     output: OutputSpec
     names: tuple[str, ...] = ()
+    task: Task = "detection"
 
 
 class OutputMismatchError(Exception):
@@ -53,11 +54,16 @@ DecodeFunction = Callable[[Outputs, Layout, float], list[Candidates]]
 
 
 class Decoder(msgspec.Struct, frozen=True):
-    """A decoder. `needs_nms`: whether its boxes still overlap. `one_picture`: whether the model takes one picture per call."""
+    """A decoder.
+
+    `needs_nms`: whether its boxes still overlap. `one_picture`: whether the model takes one picture per call. `has_boxes`: whether
+    the boxes are parts of the picture, and not the whole tensor.
+    """
 
     decode: DecodeFunction
     needs_nms: bool = True
     one_picture: bool = False
+    has_boxes: bool = True
 
 
 def above_threshold(scores: FloatArray, score: float) -> NDArray[np.bool_]:
