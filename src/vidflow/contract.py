@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from vidflow.domain.detections import MAX_LABEL_CHARACTERS
+from vidflow.domain.detections import MAX_KEYPOINTS, MAX_LABEL_CHARACTERS
 from vidflow.domain.frame_rate import MAX_FRAME_RATE_CHARACTERS
 from vidflow.domain.messages import (
     DEFAULT_FOLLOW_S,
@@ -268,15 +268,20 @@ class GapPage(msgspec.Struct, frozen=True):
     next: str | None
 
 
-class Detection(msgspec.Struct, frozen=True):
+class Detection(msgspec.Struct, frozen=True, omit_defaults=True):
     """One detected object. `box` is (x1, y1, x2, y2) in pixels of the displayed frame.
 
-    A model that classifies whole frames gives one detection for each label. Its box is the frame.
+    A model that classifies whole frames gives one detection for each label. Its box is the frame. `keypoints` are there only if the
+    model finds them: x, y and score of each, in the model's order.
     """
 
     label: Annotated[str, Meta(min_length=1, max_length=MAX_LABEL_CHARACTERS)]
     score: Annotated[float, Meta(ge=0.0, le=1.0)]
     box: tuple[Coordinate, Coordinate, Coordinate, Coordinate]
+    keypoints: Annotated[
+        list[tuple[Coordinate, Coordinate, Annotated[float, Meta(ge=0.0, le=1.0)]]],
+        Meta(max_length=MAX_KEYPOINTS, description="x and y in pixels of the displayed frame, and the score"),
+    ] = []
 
 
 class FrameResult(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -127,3 +127,129 @@ def test_a_classifier_that_is_taken_for_a_detector_is_refused_with_its_task(tmp_
     model = load(tmp_path, {"x": LOGITS}, "detection", 'decoder = "yolov8"')
     with pytest.raises(ModelError, match="These outputs fit 'classes' with task 'classification'"):
         infer(model)
+
+
+# --- keypoints
+
+POSES = floats(
+    [
+        [
+            [64, 32, 32, 16, 0.8, 50, 25, 0.9, 80, 40, 0.25],
+            [65, 32, 32, 16, 0.7, 51, 26, 0.8, 81, 41, 0.5],  # overlaps the first one
+            [16, 32, 32, 64, 0.6, -9, 10, 0.9, 200, 63, 1.0],  # both points lie beside the picture
+            [64, 32, 32, 16, 0.2, 50, 25, 0.9, 80, 40, 0.25],  # below the threshold
+        ]
+    ]
+)
+POINTS = [((100, 50, 0.9), (160, 80, 0.25)), ((0, 20, 0.9), (256, 126, 1.0))]
+"""The keypoints of the first and the third row, in a picture twice as large, clipped to it."""
+ROWS = POSES[:, [0, 2]]
+BOXES = floats([[[48, 24, 80, 40], [0, 0, 32, 64]]])
+SCORES = floats([[0.8, 0.6]])
+SELECTED = np.concatenate([BOXES, SCORES[..., None], floats([[[0], [0]]]), ROWS[..., 5:]], axis=2)
+KEYPOINTS = ROWS[..., 5:].reshape(1, 2, 2, 3)
+LISTS: Outputs = {"boxes": BOXES, "labels": np.array([[0, 0]]), "scores": SCORES}
+SCORE_LOGITS = np.log(floats([[[0.9, 0.25], [0.9, 0.75]]]) / floats([[[0.1, 0.75], [0.1, 0.25]]]))
+VISIBLE = np.concatenate([KEYPOINTS[..., :2], np.ones((1, 2, 2, 1), np.float32)], axis=-1)
+UNSCORED = [((100, 50, 1), (160, 80, 1)), ((0, 20, 1), (256, 126, 1))]
+LOGIT_SCORED = [POINTS[0], ((0, 20, 0.9), (256, 126, 0.75))]
+IN_TENSOR = floats([WIDTH, HEIGHT, WIDTH, HEIGHT, 1, WIDTH, HEIGHT, 1, WIDTH, HEIGHT, 1])
+UNBATCHED = {name: values[0] for name, values in LISTS.items()}
+
+KEYPOINT_FORMS: dict[str, tuple[str, Outputs, list[Any]]] = {
+    "yolov8": ('decoder = "yolov8"\nkeypoints = 2', {"x": POSES.transpose(0, 2, 1).copy()}, POINTS),
+    "yolov8 transposed": ('decoder = "yolov8"\nkeypoints = 2', {"x": POSES}, POINTS),
+    "yolov8 without scores": ('decoder = "yolov8"\nkeypoints = 2', {"x": POSES[..., [0, 1, 2, 3, 4, 5, 6, 8, 9]]}, UNSCORED),
+    "yolov8 from 0 to 1": ('decoder = "yolov8"\nkeypoints = 2\ncoordinates = "normalised"', {"x": POSES / IN_TENSOR}, POINTS),
+    "yolov5": ('decoder = "yolov5"\nkeypoints = 2', {"x": np.insert(POSES, 5, 1, axis=2)}, POINTS),
+    "end2end": ('decoder = "yolo_end2end"\nkeypoints = 2', {"x": SELECTED}, POINTS),
+    "end2end in half precision": ('decoder = "yolo_end2end"\nkeypoints = 2', {"x": SELECTED.astype(np.float16)}, POINTS),
+    "torchvision": (
+        'decoder = "torchvision"',
+        UNBATCHED | {"keypoints": VISIBLE[0], "keypoints_scores": SCORE_LOGITS[0]},
+        LOGIT_SCORED,
+    ),
+    "torchvision without names": (
+        'decoder = "torchvision"\norder = ["boxes", "classes", "scores", "keypoint_scores", "keypoints"]',
+        UNBATCHED | {"3": SCORE_LOGITS[0], "4": VISIBLE[0]},
+        LOGIT_SCORED,
+    ),
+    "torchvision with scores": (
+        'decoder = "torchvision"\nactivation = "none"',
+        LISTS | {"keypoints": VISIBLE, "keypoint_scores": KEYPOINTS[..., 2]},
+        POINTS,
+    ),
+    "torchvision with scores among the keypoints": ('decoder = "torchvision"', LISTS | {"kpts": KEYPOINTS}, POINTS),
+}  # fmt: skip
+
+
+def load_pose(folder: Path, outputs: Outputs, output: str, more: str = "") -> Model:
+    return load(folder, outputs, "keypoints", output, more, labels='["person"]')
+
+
+@pytest.mark.parametrize("form", KEYPOINT_FORMS)
+def test_keypoints_of_each_form_are_those_computed_by_hand(tmp_path: Path, form: str) -> None:
+    output, outputs, expected = KEYPOINT_FORMS[form]
+    found = infer(load_pose(tmp_path, outputs, output))
+    assert [one.box for one in found] == [
+        pytest.approx((96, 48, 160, 80), abs=0.5), pytest.approx((0, 0, 64, 128), abs=0.5),
+    ]  # fmt: skip
+    assert [one.score for one in found] == pytest.approx([0.8, 0.6], abs=1e-3)
+    for one, points in zip(found, expected, strict=True):
+        assert len(one.keypoints) == len(points)
+        for actual, point in zip(one.keypoints, points, strict=True):
+            assert actual[:2] == pytest.approx(point[:2], abs=0.5)
+            assert actual[2] == pytest.approx(point[2], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("resize", "size", "expected"),
+    [
+        ('resize = "letterbox"\nplace = "centre"', (256, 64), (100, 18)),
+        ('resize = "letterbox"', (64, 64), (50, 25)),
+        ('resize = "crop"\ncrop = 1.0', (128, 128), (50, 57)),
+        ('resize = "crop"\ncrop = 0.5', (128, 64), (57, 28.5)),
+    ],
+)
+def test_keypoints_are_mapped_back_to_the_picture(
+    tmp_path: Path, resize: str, size: tuple[int, int], expected: tuple[float, float]
+) -> None:
+    """The point (50, 25) of the tensor, which is 64 x 128.
+
+    A picture of 256 x 64 fills the tensor from row 16 on, in half its size. Of 128 x 128, the rows from 32 on are shown, and of 128 x 64
+    the middle half in each direction, from (32, 16) on.
+    """
+    net = constant_net({"x": SELECTED}, image_input(1, 3, HEIGHT, WIDTH))
+    spec = f'task = "keypoints"\nlabels = ["person"]\n[input]\nsize = [{HEIGHT}, {WIDTH}]\n{resize}'
+    model = load_net(tmp_path, net, f'{spec}\n[output]\ndecoder = "yolo_end2end"\nkeypoints = 2')
+    assert infer(model, picture(*size))[0].keypoints[0][:2] == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("column", range(6, 12))
+def test_keypoints_that_are_not_finite_are_refused(tmp_path: Path, wrong: float, column: int) -> None:
+    rows = SELECTED.copy()
+    rows[0, 1, column] = wrong
+    model = load_pose(tmp_path, {"x": rows}, 'decoder = "yolo_end2end"\nkeypoints = 2')
+    with pytest.raises(InferenceError, match="a 'person' with a number that is not finite"):
+        infer(model)
+
+
+def test_scores_of_keypoints_outside_0_to_1_are_refused(tmp_path: Path) -> None:
+    rows = SELECTED.copy()
+    rows[0, 1, 8] = 3.5
+    with pytest.raises(InferenceError, match=r"a 'person' with score 3\.500, outside 0 to 1"):
+        infer(load_pose(tmp_path, {"x": rows}, 'decoder = "yolo_end2end"\nkeypoints = 2'))
+
+
+def test_outputs_for_another_number_of_keypoints_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"\(batch, 56, cells\) or \(batch, 39, cells\) for 1 label, or its transpose"):
+        infer(load_pose(tmp_path, {"x": POSES}, 'decoder = "yolov8"\nkeypoints = 17'))
+    with pytest.raises(ModelError, match=r"needs keypoints \(n, keypoints, 2 or 3\) for n boxes"):
+        infer(load_pose(tmp_path, dict(LISTS), 'decoder = "torchvision"'))
+
+
+def test_a_detector_of_keypoints_may_be_used_for_its_boxes_alone(tmp_path: Path) -> None:
+    outputs = UNBATCHED | {"keypoints": VISIBLE[0], "keypoints_scores": SCORE_LOGITS[0]}
+    found = infer(load(tmp_path, outputs, "detection", 'decoder = "torchvision"', labels='["person"]'))
+    assert [one.keypoints for one in found] == [(), ()]

@@ -5,7 +5,8 @@ These rules make the result of a frame the same text in every run:
 * a box is `(x1, y1, x2, y2)` in pixels of the displayed frame, clipped to the frame and rounded to `BOX_DECIMALS`;
 * a score lies in 0 to 1 and is rounded to `SCORE_DECIMALS`;
 * a box without area after clipping and rounding is dropped;
-* detections are ordered by descending score, then label, then box, and cut at `limit`;
+* keypoints are `(x, y, score)` in the model's order, clipped and rounded like boxes and scores;
+* detections are ordered by descending score, then label, box and keypoints, and cut at `limit`;
 * a number that is not finite raises InferenceError, since a model that returns one is broken.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Annotated, Final
 
 import msgspec
@@ -26,6 +27,8 @@ SCORE_DECIMALS: Final = 4
 MAX_DETECTIONS: Final = 300
 """Default limit for a frame. With the longest labels, the result stays far below the size limit of a Kafka message."""
 MAX_LABEL_CHARACTERS: Final = 200
+MAX_KEYPOINTS: Final = 1000
+"""Keypoints of one detection. A person's whole body has 133, a face's mesh 478."""
 
 _NOT_IN_LABELS: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters, line separators, what changes the direction of the text around a label, and lone surrogates."""
@@ -34,6 +37,7 @@ Label = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_LABEL_CHARACTER
 Score = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 Coordinate = Annotated[float, msgspec.Meta(ge=0.0, le=65535.0)]
 Box = tuple[float, float, float, float]
+Keypoint = tuple[Coordinate, Coordinate, Score]
 
 
 class InferenceError(VidflowError):
@@ -42,15 +46,16 @@ class InferenceError(VidflowError):
     default_code = "inference_failed"
 
 
-class Detection(msgspec.Struct, frozen=True, gc=False):
+class Detection(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """One detected object. `box` is (x1, y1, x2, y2) in pixels of the displayed frame. Create it with `build_detection`.
 
-    A label of the whole frame is a detection with the frame as its box.
+    A label of the whole frame is a detection with the frame as its box. `keypoints` are (x, y, score), in the model's order.
     """
 
     label: Label
     score: Score
     box: tuple[Coordinate, Coordinate, Coordinate, Coordinate]
+    keypoints: Annotated[tuple[Keypoint, ...], msgspec.Meta(max_length=MAX_KEYPOINTS)] = ()
 
 
 def find_label_fault(label: str) -> str | None:
@@ -63,26 +68,27 @@ def find_label_fault(label: str) -> str | None:
     return f"contains U+{ord(found[0]):04X}: labels have no control characters, line separators or direction overrides"
 
 
-def build_detection(label: str, score: float, box: Iterable[float], width: int, height: int) -> Detection | None:
+def build_detection(
+    label: str,
+    score: float,
+    box: Iterable[float],
+    width: int,
+    height: int,
+    keypoints: Iterable[Sequence[float]] = (),
+) -> Detection | None:
     """Return the detection in canonical form, or None if no part of the box lies within the frame.
 
-    `box` is in pixels of the displayed frame of `width` x `height` and need not be clipped. Raises InferenceError if a number
-    is not finite or the score lies outside 0 to 1 by more than rounding explains.
+    `box` and `keypoints` (x, y, score) are in pixels of the displayed frame of `width` x `height` and need not be clipped. Raises
+    InferenceError if a number is not finite or a score lies outside 0 to 1 by more than rounding explains.
     """
     x1, y1, x2, y2 = (float(value) for value in box)
-    if not all(math.isfinite(value) for value in (score, x1, y1, x2, y2)):
-        raise InferenceError(
-            f"The model returned a {label!r} whose score or box is not finite. Check its weights and the spec's [input]."
-        )
-    if not -0.001 <= score <= 1.001:  # float32 rounding may exceed 1 slightly
-        raise InferenceError(
-            f"The model returned a {label!r} with score {score:.3f}, outside 0 to 1. Check the spec's decoder and activation."
-        )
+    _require_finite(label, score, x1, y1, x2, y2)
     clipped = clip((x1, y1, x2, y2), width, height)
     rounded = _round_box(clipped)
     if area(rounded) <= 0:
         return None
-    return Detection(label, round(min(max(float(score), 0.0), 1.0), SCORE_DECIMALS), rounded)
+    points = tuple(_build_keypoint(label, point, width, height) for point in keypoints)
+    return Detection(label, _round_score(label, score), rounded, points)
 
 
 def select_detections(
@@ -113,6 +119,29 @@ def area(box: Box) -> float:
     return max(x2 - x1, 0.0) * max(y2 - y1, 0.0)
 
 
+def _build_keypoint(label: str, point: Sequence[float], width: int, height: int) -> Keypoint:
+    x, y, score = point
+    _require_finite(label, x, y, score)
+    return (
+        round(_clamp(x, width), BOX_DECIMALS), round(_clamp(y, height), BOX_DECIMALS), _round_score(label, score),
+    )  # fmt: skip
+
+
+def _require_finite(label: str, *values: float) -> None:
+    if not all(map(math.isfinite, values)):
+        raise InferenceError(
+            f"The model returned a {label!r} with a number that is not finite. Check its weights and the spec's [input]."
+        )
+
+
+def _round_score(label: str, score: float) -> float:
+    if not -0.001 <= score <= 1.001:  # float32 rounding may exceed 1 slightly
+        raise InferenceError(
+            f"The model returned a {label!r} with score {score:.3f}, outside 0 to 1. Check the spec's decoder and activation."
+        )
+    return round(min(max(float(score), 0.0), 1.0), SCORE_DECIMALS)
+
+
 def _clamp(value: float, end: float) -> float:
     return min(max(value, 0.0), float(end))
 
@@ -122,5 +151,5 @@ def _round_box(box: Box) -> Box:
     return (x1, y1, x2, y2)
 
 
-def _rank(detection: Detection) -> tuple[float, str, Box]:
-    return (-detection.score, detection.label, detection.box)
+def _rank(detection: Detection) -> tuple[object, ...]:
+    return (-detection.score, detection.label, detection.box, detection.keypoints)

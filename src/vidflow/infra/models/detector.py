@@ -61,10 +61,11 @@ def build_filter(
 def to_detections(
     candidates: Candidates, labels: tuple[str, ...], detection_filter: DetectionFilter, size: Size
 ) -> tuple[Detection, ...]:
-    """Convert candidates to detections. Their boxes are in pixels of a picture of `size` (width, height)."""
+    """Convert candidates to detections. Their coordinates are in pixels of a picture of `size` (width, height)."""
     detections = []
-    for box, score, index in zip(
-        candidates.boxes.tolist(), candidates.scores.tolist(), candidates.classes.tolist(), strict=True
+    keypoints = [()] * len(candidates.scores) if candidates.keypoints is None else candidates.keypoints.tolist()
+    for box, score, index, points in zip(
+        candidates.boxes.tolist(), candidates.scores.tolist(), candidates.classes.tolist(), keypoints, strict=True
     ):
         if not 0 <= index < len(labels):
             raise InferenceError(
@@ -73,7 +74,7 @@ def to_detections(
             )
         if labels[index] in UNUSED_LABELS:
             continue
-        detection = build_detection(labels[index], score, box, *size)
+        detection = build_detection(labels[index], score, box, *size, points)
         if detection is not None:
             detections.append(detection)
     return select_detections(detections, None, detection_filter.labels, detection_filter.limit)
@@ -146,8 +147,7 @@ class TensorDetector:
         if self._nms_iou is not None:
             candidates = apply_nms(candidates, self._nms_iou)
         size = (picture.width, picture.height)
-        boxes = map_to_picture(candidates.boxes, fit)
+        mapped = candidates.map(lambda coordinates: map_to_picture(coordinates, fit))
         if not self._decoder.has_boxes:
-            boxes[:] = (0, 0, *size)
-        mapped = Candidates(boxes, candidates.scores, candidates.classes)
+            mapped.boxes[:] = (0, 0, *size)
         return to_detections(mapped, self.labels, self._filter, size)

@@ -41,6 +41,7 @@ from vidflow.infra.models.spec import (
     check_known_labels,
     models_folder_error,
     spec_error,
+    torchvision_task,
 )
 
 ENTRY_POINTS: Final = "vidflow.models"
@@ -76,7 +77,9 @@ class ModelListing(msgspec.Struct, frozen=True):
 BUILT_IN: Final = {
     MOTION: Bundle(MOTION, ModelSpec(MOTION), labels=(MOTION,)),
     **{
-        name: Bundle(name, ModelSpec(TORCHVISION, architecture=name, weights=TORCHVISION_WEIGHTS))
+        name: Bundle(
+            name, ModelSpec(TORCHVISION, task=torchvision_task(name), architecture=name, weights=TORCHVISION_WEIGHTS)
+        )
         for name in TORCHVISION_DETECTORS
     },
 }

@@ -5,7 +5,7 @@ The format::
     kind = "onnx"                # onnx | torchvision | exported | motion | a name from the entry points vidflow.models
     file = "weights.onnx"        # inside the spec's folder; not for motion
     sha256 = "64 hex digits"     # of the file; required for `exported`
-    task = "detection"           # detection | classification
+    task = "detection"           # detection | classification | keypoints
     labels = "labels.names"      # a file with one label per line, a list, or coco80, in the order of the class index
     license = "Apache-2.0"       # of the weights; only shown
     architecture = "..."         # torchvision: the detector's name
@@ -32,8 +32,9 @@ The format::
     strides = [8, 16, 32]        # yolox
     coordinates = "pixels"       # pixels | normalised (0 to 1): another unit of the boxes than the decoder's usual one
     activation = "sigmoid"       # detr, classes: sigmoid | softmax | none: what converts logits to scores
+    keypoints = 17               # task keypoints, yolov5, yolov8 and yolo_end2end: their number
     order = ["boxes", "scores", "classes", "count"]  # detr, ssd, torchvision: what each output is, where names do not tell;
-                                                     # also logits, unused
+                                                     # also logits, keypoints, keypoint_scores, unused
 
     [thresholds]
     score = 0.4
@@ -53,7 +54,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 import msgspec.inspect
 
-from vidflow.domain.detections import MAX_DETECTIONS, find_label_fault
+from vidflow.domain.detections import MAX_DETECTIONS, MAX_KEYPOINTS, find_label_fault
 from vidflow.domain.errors import ModelError, ParameterError
 
 ONNX: Final = "onnx"
@@ -81,10 +82,10 @@ DEFAULT_CROP: Final = 0.875
 """Models trained on ImageNet take the centre of 224 pixels of a picture whose shorter side has 256."""
 ONE_PER_CHANNEL: Final = msgspec.Meta(min_length=3, max_length=3)
 # Not tuple[X, X, X]: in a union with a constrained number, it makes msgspec 0.22 crash at the next garbage collection.
-Role = Literal["boxes", "scores", "classes", "count", "logits", "unused"]
+Role = Literal["boxes", "scores", "classes", "count", "logits", "keypoints", "keypoint_scores", "unused"]
 Stride = Annotated[int, msgspec.Meta(ge=1, le=1024)]
-Task = Literal["detection", "classification"]
-"""What a model finds in a picture. Besides a label and a score, detection has a box; classification is about the whole picture."""
+Task = Literal["detection", "classification", "keypoints"]
+"""What a model finds in a picture: objects with a box, labels of the whole picture, or objects with a box and keypoints."""
 
 
 class Normalisation(msgspec.Struct, frozen=True):
@@ -140,6 +141,7 @@ class OutputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     strides: Annotated[tuple[Stride, ...], msgspec.Meta(min_length=1, max_length=8)] = (8, 16, 32)
     coordinates: Literal["pixels", "normalised"] | None = None
     activation: Literal["sigmoid", "softmax", "none"] | None = None
+    keypoints: Annotated[int, msgspec.Meta(ge=1, le=MAX_KEYPOINTS)] | None = None
     order: Annotated[tuple[Role, ...], msgspec.Meta(min_length=1, max_length=MAX_OUTPUTS)] | None = None
 
 
@@ -209,6 +211,11 @@ def check_known_labels(requested: Iterable[str], known: Sequence[str]) -> None:
         raise ParameterError(f"The model has no label {unknown[0]!r}. Available: {available}.")
 
 
+def torchvision_task(architecture: str) -> Task:
+    """Return what a detector of torchvision finds at most."""
+    return next((task for prefix, task in TORCHVISION_TASKS.items() if architecture.startswith(prefix)), "detection")
+
+
 def models_folder_error(kind: str, origin: str) -> ModelError:
     """Return the error for a spec outside the models folder whose kind is not in `KINDS_ANYWHERE`."""
     return ModelError(
@@ -258,13 +265,16 @@ UNITLESS_DECODERS: Final = frozenset({"yolox", "fastestdet", "classes"})
 """Decoders without boxes, or whose boxes are relative to cells of the tensor. They have no unit to choose."""
 LIST_DECODERS: Final = frozenset({"detr", "ssd", "tf", "torchvision"})
 """Decoders of several outputs."""
-ACTIVATED_DECODERS: Final = ("classes", "detr")
-"""Decoders of logits."""
+ACTIVATED_DECODERS: Final = ("classes", "detr", "torchvision")
+"""Decoders of logits. Those of torchvision are the scores of keypoints."""
 TASK_DECODERS: Final[Mapping[Task, tuple[str, ...]]] = {
     "detection": ("yolox", "yolov5", "yolov8", "yolo_end2end", "detr", "ssd", "tf", "torchvision", "fastestdet"),
     "classification": ("classes",),
+    "keypoints": ("yolov5", "yolov8", "yolo_end2end", "torchvision"),
 }
 """The decoders of each task."""
+TORCHVISION_TASKS: Final[Mapping[str, Task]] = {"keypointrcnn": "keypoints"}
+"""The task besides detection of torchvision's detectors whose names start like this."""
 
 
 def _tensor_fault(spec: ModelSpec) -> str | None:
@@ -294,12 +304,19 @@ def _task_fault(task: Task, spec: OutputSpec) -> str | None:
             "decoder 'classes' needs `activation`: softmax if the model returns logits of which one class is right, sigmoid if "
             "several may be, none if it returns probabilities"
         )
+    if (spec.keypoints is not None) != (task == "keypoints" and spec.decoder != "torchvision"):
+        return (
+            "[output] keypoints, their number, is needed for task 'keypoints' and the decoders yolov5, yolov8 and yolo_end2end, "
+            "and for nothing else"
+        )
     return None
 
 
 def _output_fault(spec: OutputSpec) -> str | None:
     if spec.coordinates is not None and spec.decoder in UNITLESS_DECODERS:
         return f"[output] coordinates has no meaning for decoder {spec.decoder!r}"
+    if spec.activation == "softmax" and spec.decoder == "torchvision":
+        return "[output] activation 'softmax' has no meaning for decoder 'torchvision'"
     if spec.activation is not None and spec.decoder not in ACTIVATED_DECODERS:
         return f"[output] activation is only for the decoders {', '.join(ACTIVATED_DECODERS)}"
     if spec.order is not None and spec.decoder not in LIST_DECODERS:
@@ -324,8 +341,8 @@ def _torchvision_fault(spec: ModelSpec) -> str | None:
         return "a state_dict needs `labels`, starting with the background"
     if spec.output is not None or spec.input is not None:
         return "kind 'torchvision' has a fixed input and output; remove [input] and [output]"
-    if spec.task != "detection":
-        return f"kind 'torchvision' has no task {spec.task!r}"
+    if spec.task not in {"detection", torchvision_task(spec.architecture)}:
+        return f"{spec.architecture} has no task {spec.task!r}"
     return None
 
 

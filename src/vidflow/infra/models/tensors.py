@@ -105,11 +105,12 @@ def fill_tensor(tensor: Tensor, picture: Picture, spec: InputSpec) -> PictureFit
     return fit
 
 
-def map_to_picture(boxes: FloatArray, fit: PictureFit) -> FloatArray:
-    """Convert boxes (n, 4) from the tensor's coordinates to the picture's."""
-    corner = np.array([fit.left, fit.top] * 2, dtype=np.float32)
-    scale = np.array([fit.scale_x, fit.scale_y] * 2, dtype=np.float32)
-    return (boxes - corner) / scale
+def map_to_picture(coordinates: FloatArray, fit: PictureFit) -> FloatArray:
+    """Convert boxes (..., 4) or points (..., 2) from the tensor's coordinates to the picture's."""
+    points = coordinates.shape[-1] // 2
+    corner = np.array([fit.left, fit.top] * points, dtype=np.float32)
+    scale = np.array([fit.scale_x, fit.scale_y] * points, dtype=np.float32)
+    return (coordinates - corner) / scale
 
 
 def _normalise(tensor: Tensor, spec: Normalisation) -> None:

@@ -21,15 +21,27 @@ WHOLE_TOLERANCE: Final = 0.01
 
 
 class Candidates(msgspec.Struct, frozen=True):
-    """Possible detections on one picture: `boxes` (n, 4), `scores` (n), `classes` (n)."""
+    """Possible detections on one picture: `boxes` (n, 4), `scores` (n), `classes` (n).
+
+    What else they have depends on the task: `keypoints` (n, keypoints, 3), each x, y and score.
+    """
 
     boxes: FloatArray
     scores: FloatArray
     classes: IntArray
+    keypoints: FloatArray | None = None
 
     def take(self, selection: IntArray | NDArray[np.bool_]) -> Candidates:
         """Return the candidates at these indices, or where this mask is true."""
-        return Candidates(self.boxes[selection], self.scores[selection], self.classes[selection])
+        keypoints = None if self.keypoints is None else self.keypoints[selection]
+        return Candidates(self.boxes[selection], self.scores[selection], self.classes[selection], keypoints)
+
+    def map(self, mapping: Callable[[FloatArray], FloatArray]) -> Candidates:
+        """Return the candidates in other coordinates. `mapping` takes arrays (..., 2) or (..., 4), each row x, y or x, y, x, y."""
+        keypoints = self.keypoints
+        if keypoints is not None:
+            keypoints = np.concatenate([mapping(keypoints[..., :2]), keypoints[..., 2:]], axis=-1)
+        return Candidates(mapping(self.boxes), self.scores, self.classes, keypoints)
 
 
 class Layout(msgspec.Struct, frozen=True):
@@ -79,13 +91,13 @@ def corners(centre: NDArray[np.floating[Any]], size: NDArray[np.floating[Any]]) 
     return np.concatenate([centre - half, centre + half], axis=1, dtype=np.float32)
 
 
-def to_pixels(boxes: FloatArray, layout: Layout, default: Literal["pixels", "normalised"]) -> FloatArray:
-    """Return the boxes in pixels of the tensor. Without an entry in the spec they are in the unit `default`."""
+def to_pixels(coordinates: FloatArray, layout: Layout, default: Literal["pixels", "normalised"]) -> FloatArray:
+    """Return boxes (..., 4) or points (..., 2) in pixels of the tensor. Without an entry in the spec they are in `default`."""
     if (layout.output.coordinates or default) != NORMALISED:
-        return boxes
+        return coordinates
     height, width = layout.size
-    scale: FloatArray = np.array([width, height, width, height], dtype=np.float32)
-    return boxes * scale
+    scale: FloatArray = np.array([width, height] * (coordinates.shape[-1] // 2), dtype=np.float32)
+    return coordinates * scale
 
 
 def to_whole_numbers(values: NDArray[Any], kind: Literal["class", "count"]) -> IntArray:

@@ -9,6 +9,7 @@ import numpy as np
 
 from vidflow.infra.models.decoders.candidates import (
     Candidates,
+    FloatArray,
     Layout,
     OutputMismatchError,
     Outputs,
@@ -16,7 +17,8 @@ from vidflow.infra.models.decoders.candidates import (
     to_pixels,
     to_whole_numbers,
 )
-from vidflow.infra.models.decoders.roles import find_lists
+from vidflow.infra.models.decoders.keypoints import build_keypoints
+from vidflow.infra.models.decoders.roles import Lists, find_keypoints, find_lists
 
 XYXY: Final = (0, 1, 2, 3)
 YXYX: Final = (1, 0, 3, 2)
@@ -40,6 +42,7 @@ def decode_lists(
     boxes, scores, classes = (
         values[None] if lists.boxes.ndim == 2 else values for values in (lists.boxes, lists.scores, lists.classes)
     )
+    keypoints = _decode_keypoints(outputs, layout, lists) if layout.task == "keypoints" else None
     boxes, scores = boxes[..., list(columns)].astype(np.float32), scores.astype(np.float32, copy=False)
     all_rows = np.full(len(boxes), boxes.shape[1])
     counts = all_rows if lists.count is None else to_whole_numbers(lists.count.reshape(-1), "count")
@@ -50,6 +53,20 @@ def decode_lists(
         selection = np.flatnonzero(above_threshold(scores[index, :count], score))
         in_pixels = to_pixels(boxes[index, selection], layout, unit)
         found.append(
-            Candidates(in_pixels, scores[index, selection], to_whole_numbers(classes[index, selection], "class"))
+            Candidates(
+                in_pixels,
+                scores[index, selection],
+                to_whole_numbers(classes[index, selection], "class"),
+                None if keypoints is None else keypoints[index, selection],
+            )
         )
     return found
+
+
+def _decode_keypoints(outputs: Outputs, layout: Layout, lists: Lists) -> FloatArray:
+    """Return the keypoints (batch, n, keypoints, 3)."""
+    points, logits = find_keypoints(outputs, layout, lists.boxes)
+    keypoints = build_keypoints(
+        points.astype(np.float32, copy=False), None if logits is None else logits.astype(np.float32, copy=False), layout
+    )
+    return keypoints[None] if lists.boxes.ndim == 2 else keypoints

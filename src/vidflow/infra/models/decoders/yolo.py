@@ -21,6 +21,7 @@ from vidflow.infra.models.decoders.candidates import (
     to_pixels,
     to_whole_numbers,
 )
+from vidflow.infra.models.decoders.keypoints import keypoints_from_rows
 
 MAX_EXPONENT: Final = np.float32(20.0)
 """e**20 strides are wider than any tensor. Larger boxes are clipped to the frame anyway and must not overflow."""
@@ -34,12 +35,12 @@ MAX_PROBABILITY: Final = np.float32(1.001)
 def decode_yolox(outputs: Outputs, layout: Layout, score: float) -> list[Candidates]:
     """Decode (batch, cells, 5 + classes): centre relative to the cell and log of the size, in strides; objectness; classes."""
     grid, stride = _grid(layout.size, layout.output.strides)
-    raw = _find_output(outputs, ("batch", len(grid), BOX_AND_OBJECTNESS + layout.classes), layout)
+    raw = _find_output(outputs, layout, ("batch", len(grid), BOX_AND_OBJECTNESS + layout.classes))
     return [_yolox_picture(rows, grid, stride, score) for rows in raw]
 
 
 def _yolox_picture(rows: FloatArray, grid: FloatArray, stride: FloatArray, score: float) -> Candidates:
-    cells, scores, classes = _best_cells(rows, score)
+    cells, scores, classes = _best_cells(rows[:, BOX:], score)
     rows, grid, stride = rows[cells], grid[cells], stride[cells]
     centre = (rows[:, :2] + grid) * stride
     size = np.exp(np.minimum(rows[:, 2:4], MAX_EXPONENT)) * stride
@@ -49,60 +50,83 @@ def _yolox_picture(rows: FloatArray, grid: FloatArray, stride: FloatArray, score
 def decode_yolov5(outputs: Outputs, layout: Layout, score: float) -> list[Candidates]:
     """Decode (batch, cells, 5 + classes): centre and size in pixels, objectness, classes. Other outputs are not used.
 
-    YOLOv5, v6 and v7 export it, and YOLOX with its decoding inside the model.
+    YOLOv5, v6 and v7 export it, and YOLOX with its decoding inside the model. Numbers of other tasks follow the classes.
     """
-    raw = _find_output(outputs, ("batch", "cells", BOX_AND_OBJECTNESS + layout.classes), layout)
+    length = BOX_AND_OBJECTNESS + layout.classes
+    raw = _find_output(outputs, layout, *(("batch", "cells", length + more) for more in _more_columns(layout)))
     return [_yolov5_picture(rows, layout, score) for rows in raw]
 
 
 def _yolov5_picture(rows: FloatArray, layout: Layout, score: float) -> Candidates:
-    cells, scores, classes = _best_cells(rows, score)
-    boxes = corners(rows[cells, :2], rows[cells, 2:4])
-    return Candidates(to_pixels(boxes, layout, "pixels"), scores, classes)
+    length = BOX_AND_OBJECTNESS + layout.classes
+    cells, scores, classes = _best_cells(rows[:, BOX:length], score)
+    rows = rows[cells]
+    return _add_columns(corners(rows[:, :2], rows[:, 2:4]), scores, classes, rows[:, length:], layout)
 
 
 def decode_yolov8(outputs: Outputs, layout: Layout, score: float) -> list[Candidates]:
     """Decode (batch, 4 + classes, cells) or its transpose: centre and size in pixels, classes. There is no objectness.
 
-    YOLOv8, v9, 11 and 12 export it.
+    YOLOv8, v9, 11 and 12 export it. Numbers of other tasks follow the classes.
     """
-    length = BOX + layout.classes
-    shapes: tuple[tuple[int | str, ...], ...] = (("batch", length, "cells"), ("batch", "cells", length))
+    lengths = [BOX + layout.classes + more for more in _more_columns(layout)]
     try:
-        raw = _find_output(outputs, shapes[0], layout)
+        raw = _find_output(outputs, layout, *(("batch", length, "cells") for length in lengths))
     except OutputMismatchError as mismatch:
         try:
-            raw = _find_output(outputs, shapes[1], layout).transpose(0, 2, 1)
+            raw = _find_output(outputs, layout, *(("batch", "cells", length) for length in lengths)).transpose(0, 2, 1)
         except OutputMismatchError:
             raise OutputMismatchError(f"{mismatch}, or its transpose") from None
     return [_yolov8_picture(columns, layout, score) for columns in raw]
 
 
 def _yolov8_picture(columns: FloatArray, layout: Layout, score: float) -> Candidates:
-    scores = columns[BOX:].max(axis=0)
+    length = BOX + layout.classes
+    scores = columns[BOX:length].max(axis=0)
     selection = np.flatnonzero(above_threshold(scores, score))
     columns = columns[:, selection]
-    boxes = corners(columns[:2].T, columns[2:4].T)
-    return Candidates(to_pixels(boxes, layout, "pixels"), scores[selection], columns[BOX:].argmax(axis=0))
+    classes = columns[BOX:length].argmax(axis=0)
+    return _add_columns(corners(columns[:2].T, columns[2:4].T), scores[selection], classes, columns[length:].T, layout)
 
 
 def decode_yolo_end2end(outputs: Outputs, layout: Layout, score: float) -> list[Candidates]:
     """Decode (batch, detections, 6): corners x1 y1 x2 y2 in pixels, score, class. The model has selected the boxes.
 
-    YOLOv10 and YOLO26 export it, and the others when their export includes the suppression of overlapping boxes.
+    YOLOv10 and YOLO26 export it, and the others when their export includes the suppression of overlapping boxes. Numbers of other
+    tasks follow the class.
     """
-    raw = _find_output(outputs, ("batch", "detections", END2END_COLUMNS), layout)
+    lengths = [END2END_COLUMNS + more for more in _more_columns(layout)]
+    raw = _find_output(outputs, layout, *(("batch", "detections", length) for length in lengths))
     return [_end2end_picture(rows, layout, score) for rows in raw]
 
 
 def _end2end_picture(rows: FloatArray, layout: Layout, score: float) -> Candidates:
     rows = rows[above_threshold(rows[:, 4], score)]
-    return Candidates(to_pixels(rows[:, :4], layout, "pixels"), rows[:, 4], to_whole_numbers(rows[:, 5], "class"))
+    classes = to_whole_numbers(rows[:, 5], "class")
+    return _add_columns(rows[:, :4], rows[:, 4], classes, rows[:, END2END_COLUMNS:], layout)
+
+
+def _more_columns(layout: Layout) -> tuple[int, ...]:
+    """Return how many numbers for the layout's task may follow the classes."""
+    if layout.task != "keypoints":
+        return (0,)
+    keypoints = layout.output.keypoints
+    if keypoints is None:
+        raise OutputMismatchError("the number of `keypoints` in [output]")
+    return (3 * keypoints, 2 * keypoints)
+
+
+def _add_columns(
+    boxes: FloatArray, scores: FloatArray, classes: IntArray, columns: FloatArray, layout: Layout
+) -> Candidates:
+    """Return the candidates, with what the columns (n, numbers) after the classes mean for the layout's task."""
+    keypoints = keypoints_from_rows(columns, layout) if layout.task == "keypoints" else None
+    return Candidates(to_pixels(boxes, layout, "pixels"), scores, classes, keypoints)
 
 
 def decode_fastestdet(outputs: Outputs, layout: Layout, score: float) -> list[Candidates]:
     """Decode (batch, 5 + classes, rows, columns): objectness, tanh offset, sigmoid size, class probabilities."""
-    raw = _find_output(outputs, ("batch", BOX_AND_OBJECTNESS + layout.classes, "rows", "columns"), layout)
+    raw = _find_output(outputs, layout, ("batch", BOX_AND_OBJECTNESS + layout.classes, "rows", "columns"))
     return [_fastestdet_picture(cells, layout.size, score) for cells in raw]
 
 
@@ -120,25 +144,27 @@ def _fastestdet_picture(cells: FloatArray, size: tuple[int, int], score: float) 
 
 
 def _best_cells(rows: FloatArray, score: float) -> tuple[IntArray, FloatArray, IntArray]:
-    """Return the indices, scores and classes of the rows (box, objectness, classes) that reach `score`.
+    """Return the indices, scores and classes of the rows (objectness, classes) that reach `score`.
 
     A class has at most the probability 1, so that classes are compared only where the objectness suffices.
     """
-    cells = np.flatnonzero(above_threshold(rows[:, BOX] * MAX_PROBABILITY, score))
-    classes = rows[cells, BOX_AND_OBJECTNESS:].argmax(axis=1)
-    scores = rows[cells, BOX] * rows[cells, BOX_AND_OBJECTNESS + classes]
+    cells = np.flatnonzero(above_threshold(rows[:, 0] * MAX_PROBABILITY, score))
+    classes = rows[cells, 1:].argmax(axis=1)
+    scores = rows[cells, 0] * rows[cells, 1 + classes]
     selection = above_threshold(scores, score)
     return cells[selection], scores[selection], classes[selection]
 
 
-def _find_output(outputs: Outputs, shape: tuple[int | str, ...], layout: Layout) -> FloatArray:
-    """Return the first output of this shape (text: any length). Raises OutputMismatchError if there is none."""
-    for output in outputs:
-        if output.ndim == len(shape) and all(
-            isinstance(length, str) or length == actual for length, actual in zip(shape, output.shape, strict=True)
-        ):
-            return output.astype(np.float32, copy=False)
-    raise OutputMismatchError(f"{describe_shape(shape)} for {describe_labels(layout)}")
+def _find_output(outputs: Outputs, layout: Layout, *shapes: tuple[int | str, ...]) -> FloatArray:
+    """Return the first output of one of these shapes (text: any length). Raises OutputMismatchError if there is none."""
+    for shape in shapes:
+        for output in outputs:
+            if output.ndim == len(shape) and all(
+                isinstance(length, str) or length == actual for length, actual in zip(shape, output.shape, strict=True)
+            ):
+                return output.astype(np.float32, copy=False)
+    described = " or ".join(map(describe_shape, shapes))
+    raise OutputMismatchError(f"{described} for {describe_labels(layout)}")
 
 
 @lru_cache(maxsize=8)
