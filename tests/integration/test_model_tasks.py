@@ -253,3 +253,98 @@ def test_a_detector_of_keypoints_may_be_used_for_its_boxes_alone(tmp_path: Path)
     outputs = UNBATCHED | {"keypoints": VISIBLE[0], "keypoints_scores": SCORE_LOGITS[0]}
     found = infer(load(tmp_path, outputs, "detection", 'decoder = "torchvision"', labels='["person"]'))
     assert [one.keypoints for one in found] == [(), ()]
+
+
+# --- oriented boxes
+
+QUARTER = float(np.pi / 2)
+ORIENTED = floats(
+    [
+        [
+            [64, 32, 32, 16, 0.8, 0.1, QUARTER],
+            [65, 32, 32, 16, 0.7, 0.1, QUARTER],  # overlaps the first one by 15 / 17
+            [30, 30, 20, 10, 0.1, 0.6, np.pi / 6],
+            [64, 32, 32, 16, 0.2, 0.1, QUARTER],  # below the threshold
+        ]
+    ]
+)
+SELECTED_ORIENTED = ORIENTED[:, [0, 2]][..., [0, 1, 2, 3, 4, 4, 6]]
+SELECTED_ORIENTED[0, :, 4:6] = [[0.8, 0], [0.6, 1]]
+UPRIGHT = ((144, 32), (144, 96), (112, 96), (112, 32))
+"""A quarter turn takes the top left corner to the top right."""
+TILTED = ((47.68, 41.34), (82.32, 61.34), (72.32, 78.66), (37.68, 58.66))
+"""Around (60, 60), the sides 40 and 20 turned by 30 degrees: 20 cos 30 = 17.32, 20 sin 30 = 10, 10 cos 30 = 8.66, 10 sin 30 = 5."""
+ORIENTED_IN_TENSOR = floats([WIDTH, HEIGHT, WIDTH, HEIGHT, 1, 1, 1])
+
+ORIENTED_FORMS: dict[str, tuple[str, Outputs]] = {
+    "yolov8": ('decoder = "yolov8"', {"x": ORIENTED.transpose(0, 2, 1).copy()}),
+    "yolov8 transposed": ('decoder = "yolov8"', {"x": ORIENTED}),
+    "yolov8 in half precision": ('decoder = "yolov8"', {"x": ORIENTED.transpose(0, 2, 1).astype(np.float16)}),
+    "yolov8 from 0 to 1": ('decoder = "yolov8"\ncoordinates = "normalised"', {"x": ORIENTED / ORIENTED_IN_TENSOR}),
+    "end2end": ('decoder = "yolo_end2end"', {"x": SELECTED_ORIENTED}),
+}
+
+
+def load_oriented(folder: Path, rows: NDArray[Any], more: str = "") -> Model:
+    return load(folder, {"x": rows}, "oriented_boxes", 'decoder = "yolov8"', more, labels='["a", "b"]')
+
+
+def assert_corners(one: Detection, expected: Any) -> None:
+    assert [pytest.approx(corner, abs=0.5) for corner in expected] == list(one.corners)
+    sides = np.array(one.corners)
+    enclosing = [*np.maximum(sides.min(axis=0), 0), *np.minimum(sides.max(axis=0), FRAME[2:])]
+    assert one.box == pytest.approx(enclosing, abs=0.01)
+
+
+@pytest.mark.parametrize("form", ORIENTED_FORMS)
+def test_oriented_boxes_of_each_form_have_the_corners_computed_by_hand(tmp_path: Path, form: str) -> None:
+    output, outputs = ORIENTED_FORMS[form]
+    first, second = infer(load(tmp_path, outputs, "oriented_boxes", output, labels='["a", "b"]'))
+    assert (first.label, second.label) == ("a", "b")
+    assert (first.score, second.score) == pytest.approx((0.8, 0.6), abs=1e-3)
+    assert_corners(first, UPRIGHT)
+    assert_corners(second, TILTED)
+
+
+def test_crossing_boxes_in_the_same_enclosing_box_are_both_kept(tmp_path: Path) -> None:
+    """Strips of 40 x 4 that cross at right angles share 16 of 304 square pixels."""
+    rows = floats([[[64, 32, 40, 4, 0.8, 0.1, angle] for angle in (np.pi / 4, -np.pi / 4)]])
+    found = infer(load_oriented(tmp_path, rows))
+    assert len(found) == 2
+    assert found[0].box == pytest.approx(found[1].box, abs=0.01)
+
+
+@pytest.mark.parametrize(("iou", "kept"), [(0.88, 1), (0.89, 2)])
+def test_the_overlap_of_oriented_boxes_is_that_of_their_areas(tmp_path: Path, iou: float, kept: int) -> None:
+    """The boxes share 15 of 17 parts, 0.882, along a diagonal."""
+    step = 1 / np.sqrt(2)
+    rows = floats([[[64, 32, 32, 16, 0.8, 0, np.pi / 4], [64 + step, 32 - step, 32, 16, 0.7, 0, np.pi / 4]]])
+    assert len(infer(load_oriented(tmp_path, rows, f"[thresholds]\nnms_iou = {iou}"))) == kept
+
+
+def test_an_oriented_box_in_a_stretched_picture_has_the_corners_of_the_object(tmp_path: Path) -> None:
+    """The picture of 128 x 128 is twice as high as the tensor, and as wide."""
+    rows = floats([[[64, 32, 32, 32, 0.8, 0.1, np.pi / 4]]])
+    (found,) = infer(load_oriented(tmp_path, rows), picture(128, 128))
+    assert found.corners == ((64.0, 18.75), (86.63, 64.0), (64.0, 109.25), (41.37, 64.0))
+    assert found.box == (41.37, 18.75, 86.63, 109.25)
+
+
+def test_corners_beside_the_frame_are_kept_and_the_box_is_clipped(tmp_path: Path) -> None:
+    (found,) = infer(load_oriented(tmp_path, floats([[[0, 0, 20, 10, 0.8, 0.1, 0]]])))
+    assert found.corners == ((-20.0, -10.0), (20.0, -10.0), (20.0, 10.0), (-20.0, 10.0))
+    assert found.box == (0.0, 0.0, 20.0, 10.0)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("column", [0, 1, 2, 3, 6])
+def test_oriented_boxes_that_are_not_finite_are_refused(tmp_path: Path, wrong: float, column: int) -> None:
+    rows = ORIENTED[:, [0, 2]].copy()
+    rows[0, 1, column] = wrong
+    with pytest.raises(InferenceError, match="not finite"):
+        infer(load_oriented(tmp_path, rows))
+
+
+def test_corners_far_beside_the_frame_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InferenceError, match=r"far beside the frame\. Check the spec's decoder and coordinates"):
+        infer(load_oriented(tmp_path, floats([[[64, 32, 1e8, 16, 0.8, 0.1, 0.5]]])))

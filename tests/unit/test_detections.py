@@ -102,3 +102,22 @@ def test_a_detection_with_too_many_keypoints_is_refused() -> None:
     points = msgspec.json.encode([(1.0, 2.0, 0.5)] * (MAX_KEYPOINTS + 1)).decode()
     with pytest.raises(msgspec.DecodeError, match="length <= 1000"):
         msgspec.json.decode(f'{{"label": "a", "score": 1, "box": [0, 0, 1, 1], "keypoints": {points}}}', type=Detection)
+
+
+def test_corners_are_rounded_and_not_clipped() -> None:
+    found = build_detection("ship", 0.9, (-5, -5, 5, 5), 640, 480, corners=((-0.001, -5), (5, 0.126), (0, 5), (-5, 0)))
+    assert found is not None
+    assert found.box == (0.0, 0.0, 5.0, 5.0)
+    assert msgspec.json.encode(found).endswith(b'"corners":[[0.0,-5.0],[5.0,0.13],[0.0,5.0],[-5.0,0.0]]}')
+
+
+@pytest.mark.parametrize("corner", [(-65536.0, 0.0), (0.0, -65536.0), (66176.0, 0.0), (0.0, 66016.0)])
+def test_a_corner_too_far_beside_the_frame_is_refused(corner: tuple[float, float]) -> None:
+    with pytest.raises(InferenceError, match="far beside the frame"):
+        build_detection("ship", 0.9, (0, 0, 5, 5), 640, 480, corners=[corner] * 4)
+
+
+@pytest.mark.parametrize("corners", ["[]", "[[1, 2], [1, 2], [1, 2]]", "[[1, 2], [1, 2], [1, 2], [1, 1e6]]"])
+def test_a_decoded_detection_with_impossible_corners_is_refused(corners: str) -> None:
+    with pytest.raises(msgspec.DecodeError):
+        msgspec.json.decode(f'{{"label": "a", "score": 1, "box": [0, 0, 1, 1], "corners": {corners}}}', type=Detection)

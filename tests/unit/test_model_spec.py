@@ -123,7 +123,11 @@ def test_a_spec_is_read_with_its_labels_and_weights(folder: Path) -> None:
         ('kind = "onnx"', 'kind = "torchvision"', "architecture"),
         ('kind = "onnx"', "kind = onnx", "TOML"),
         ('kind = "onnx"', 'kind = "onnx"\noptions = {a = 1}', "options"),
-        ('kind = "onnx"', 'kind = "onnx"\ntask = "pose"', "task`; use classification, detection, keypoints"),
+        (
+            'kind = "onnx"',
+            'kind = "onnx"\ntask = "pose"',
+            "task`; use classification, detection, keypoints, oriented_boxes",
+        ),
         ('"yolox"', '"yolov8"\nkeypoints = 17', "keypoints, their number, is needed for task 'keypoints'"),
         (
             'kind = "onnx"',

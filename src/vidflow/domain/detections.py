@@ -6,7 +6,8 @@ These rules make the result of a frame the same text in every run:
 * a score lies in 0 to 1 and is rounded to `SCORE_DECIMALS`;
 * a box without area after clipping and rounding is dropped;
 * keypoints are `(x, y, score)` in the model's order, clipped and rounded like boxes and scores;
-* detections are ordered by descending score, then label, box and keypoints, and cut at `limit`;
+* corners of an oriented box are rounded, but not clipped: it would no longer be a rectangle;
+* detections are ordered by descending score, then label, box and the rest, and cut at `limit`;
 * a number that is not finite raises InferenceError, since a model that returns one is broken.
 """
 
@@ -27,6 +28,9 @@ SCORE_DECIMALS: Final = 4
 MAX_DETECTIONS: Final = 300
 """Default limit for a frame. With the longest labels, the result stays far below the size limit of a Kafka message."""
 MAX_LABEL_CHARACTERS: Final = 200
+CORNERS: Final = 4
+MAX_SIDE: Final = 65535
+"""The longest side of a frame in pixels. The corners of an oriented box are at most so far beside the frame."""
 MAX_KEYPOINTS: Final = 1000
 """Keypoints of one detection. A person's whole body has 133, a face's mesh 478."""
 
@@ -36,8 +40,10 @@ _NOT_IN_LABELS: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e
 Label = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_LABEL_CHARACTERS)]
 Score = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 Coordinate = Annotated[float, msgspec.Meta(ge=0.0, le=65535.0)]
+OuterCoordinate = Annotated[float, msgspec.Meta(ge=-65535.0, le=131070.0)]
 Box = tuple[float, float, float, float]
 Keypoint = tuple[Coordinate, Coordinate, Score]
+Corner = tuple[OuterCoordinate, OuterCoordinate]
 
 
 class InferenceError(VidflowError):
@@ -50,12 +56,14 @@ class Detection(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """One detected object. `box` is (x1, y1, x2, y2) in pixels of the displayed frame. Create it with `build_detection`.
 
     A label of the whole frame is a detection with the frame as its box. `keypoints` are (x, y, score), in the model's order.
+    `corners` are (x, y), clockwise, of an oriented box: the first to the second along its width. `box` then encloses them.
     """
 
     label: Label
     score: Score
     box: tuple[Coordinate, Coordinate, Coordinate, Coordinate]
-    keypoints: Annotated[tuple[Keypoint, ...], msgspec.Meta(max_length=MAX_KEYPOINTS)] = ()
+    keypoints: Annotated[tuple[Keypoint, ...], msgspec.Meta(min_length=1, max_length=MAX_KEYPOINTS)] = ()
+    corners: Annotated[tuple[Corner, ...], msgspec.Meta(min_length=CORNERS, max_length=CORNERS)] = ()
 
 
 def find_label_fault(label: str) -> str | None:
@@ -75,11 +83,13 @@ def build_detection(
     width: int,
     height: int,
     keypoints: Iterable[Sequence[float]] = (),
+    corners: Iterable[Sequence[float]] = (),
 ) -> Detection | None:
     """Return the detection in canonical form, or None if no part of the box lies within the frame.
 
-    `box` and `keypoints` (x, y, score) are in pixels of the displayed frame of `width` x `height` and need not be clipped. Raises
-    InferenceError if a number is not finite or a score lies outside 0 to 1 by more than rounding explains.
+    `box`, `keypoints` (x, y, score) and `corners` (x, y) are in pixels of the displayed frame of `width` x `height` and need not be
+    clipped. Raises InferenceError if a number is not finite, a corner is more than `MAX_SIDE` beside the frame, or a score lies
+    outside 0 to 1 by more than rounding explains.
     """
     x1, y1, x2, y2 = (float(value) for value in box)
     _require_finite(label, score, x1, y1, x2, y2)
@@ -88,7 +98,8 @@ def build_detection(
     if area(rounded) <= 0:
         return None
     points = tuple(_build_keypoint(label, point, width, height) for point in keypoints)
-    return Detection(label, _round_score(label, score), rounded, points)
+    outline = tuple(_build_corner(label, corner, width, height) for corner in corners)
+    return Detection(label, _round_score(label, score), rounded, points, outline)
 
 
 def select_detections(
@@ -127,6 +138,17 @@ def _build_keypoint(label: str, point: Sequence[float], width: int, height: int)
     )  # fmt: skip
 
 
+def _build_corner(label: str, corner: Sequence[float], width: int, height: int) -> Corner:
+    x, y = (float(value) for value in corner)
+    _require_finite(label, x, y)
+    if not (-MAX_SIDE <= x <= width + MAX_SIDE and -MAX_SIDE <= y <= height + MAX_SIDE):
+        raise InferenceError(
+            f"The model returned a {label!r} with a corner at ({x:.0f}, {y:.0f}), far beside the frame. Check the spec's decoder "
+            "and coordinates."
+        )
+    return (round(x, BOX_DECIMALS) + 0.0, round(y, BOX_DECIMALS) + 0.0)  # no -0.0
+
+
 def _require_finite(label: str, *values: float) -> None:
     if not all(map(math.isfinite, values)):
         raise InferenceError(
@@ -152,4 +174,4 @@ def _round_box(box: Box) -> Box:
 
 
 def _rank(detection: Detection) -> tuple[object, ...]:
-    return (-detection.score, detection.label, detection.box, detection.keypoints)
+    return (-detection.score, detection.label, detection.box, detection.keypoints, detection.corners)

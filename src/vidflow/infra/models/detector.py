@@ -63,9 +63,14 @@ def to_detections(
 ) -> tuple[Detection, ...]:
     """Convert candidates to detections. Their coordinates are in pixels of a picture of `size` (width, height)."""
     detections = []
-    keypoints = [()] * len(candidates.scores) if candidates.keypoints is None else candidates.keypoints.tolist()
-    for box, score, index, points in zip(
-        candidates.boxes.tolist(), candidates.scores.tolist(), candidates.classes.tolist(), keypoints, strict=True
+    none: list[tuple[()]] = [()] * len(candidates.scores)
+    for box, score, index, keypoints, corners in zip(
+        candidates.boxes.tolist(),
+        candidates.scores.tolist(),
+        candidates.classes.tolist(),
+        none if candidates.keypoints is None else candidates.keypoints.tolist(),
+        none if candidates.corners is None else candidates.corners.tolist(),
+        strict=True,
     ):
         if not 0 <= index < len(labels):
             raise InferenceError(
@@ -74,7 +79,7 @@ def to_detections(
             )
         if labels[index] in UNUSED_LABELS:
             continue
-        detection = build_detection(labels[index], score, box, *size, points)
+        detection = build_detection(labels[index], score, box, *size, keypoints, corners)
         if detection is not None:
             detections.append(detection)
     return select_detections(detections, None, detection_filter.labels, detection_filter.limit)

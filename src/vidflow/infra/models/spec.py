@@ -5,7 +5,7 @@ The format::
     kind = "onnx"                # onnx | torchvision | exported | motion | a name from the entry points vidflow.models
     file = "weights.onnx"        # inside the spec's folder; not for motion
     sha256 = "64 hex digits"     # of the file; required for `exported`
-    task = "detection"           # detection | classification | keypoints
+    task = "detection"           # detection | classification | keypoints | oriented_boxes
     labels = "labels.names"      # a file with one label per line, a list, or coco80, in the order of the class index
     license = "Apache-2.0"       # of the weights; only shown
     architecture = "..."         # torchvision: the detector's name
@@ -84,8 +84,8 @@ ONE_PER_CHANNEL: Final = msgspec.Meta(min_length=3, max_length=3)
 # Not tuple[X, X, X]: in a union with a constrained number, it makes msgspec 0.22 crash at the next garbage collection.
 Role = Literal["boxes", "scores", "classes", "count", "logits", "keypoints", "keypoint_scores", "unused"]
 Stride = Annotated[int, msgspec.Meta(ge=1, le=1024)]
-Task = Literal["detection", "classification", "keypoints"]
-"""What a model finds in a picture: objects with a box, labels of the whole picture, or objects with a box and keypoints."""
+Task = Literal["detection", "classification", "keypoints", "oriented_boxes"]
+"""What a model finds in a picture: objects with a box, or labels of the whole picture, or objects with a box and more."""
 
 
 class Normalisation(msgspec.Struct, frozen=True):
@@ -271,6 +271,7 @@ TASK_DECODERS: Final[Mapping[Task, tuple[str, ...]]] = {
     "detection": ("yolox", "yolov5", "yolov8", "yolo_end2end", "detr", "ssd", "tf", "torchvision", "fastestdet"),
     "classification": ("classes",),
     "keypoints": ("yolov5", "yolov8", "yolo_end2end", "torchvision"),
+    "oriented_boxes": ("yolov8", "yolo_end2end"),
 }
 """The decoders of each task."""
 TORCHVISION_TASKS: Final[Mapping[str, Task]] = {"keypointrcnn": "keypoints"}

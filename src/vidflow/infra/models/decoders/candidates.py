@@ -23,25 +23,34 @@ WHOLE_TOLERANCE: Final = 0.01
 class Candidates(msgspec.Struct, frozen=True):
     """Possible detections on one picture: `boxes` (n, 4), `scores` (n), `classes` (n).
 
-    What else they have depends on the task: `keypoints` (n, keypoints, 3), each x, y and score.
+    What else they have depends on the task: `keypoints` (n, keypoints, 3), each x, y and score; `corners` (n, 4, 2) of
+    oriented boxes, clockwise.
     """
 
     boxes: FloatArray
     scores: FloatArray
     classes: IntArray
     keypoints: FloatArray | None = None
+    corners: FloatArray | None = None
 
     def take(self, selection: IntArray | NDArray[np.bool_]) -> Candidates:
         """Return the candidates at these indices, or where this mask is true."""
-        keypoints = None if self.keypoints is None else self.keypoints[selection]
-        return Candidates(self.boxes[selection], self.scores[selection], self.classes[selection], keypoints)
+        return Candidates(
+            self.boxes[selection],
+            self.scores[selection],
+            self.classes[selection],
+            None if self.keypoints is None else self.keypoints[selection],
+            None if self.corners is None else self.corners[selection],
+        )
 
     def map(self, mapping: Callable[[FloatArray], FloatArray]) -> Candidates:
         """Return the candidates in other coordinates. `mapping` takes arrays (..., 2) or (..., 4), each row x, y or x, y, x, y."""
-        keypoints = self.keypoints
+        keypoints, corners = self.keypoints, self.corners
         if keypoints is not None:
             keypoints = np.concatenate([mapping(keypoints[..., :2]), keypoints[..., 2:]], axis=-1)
-        return Candidates(mapping(self.boxes), self.scores, self.classes, keypoints)
+        if corners is not None:
+            corners = mapping(corners)
+        return Candidates(mapping(self.boxes), self.scores, self.classes, keypoints, corners)
 
 
 class Layout(msgspec.Struct, frozen=True):
@@ -85,7 +94,7 @@ def above_threshold(scores: FloatArray, score: float) -> NDArray[np.bool_]:
     return scores >= score
 
 
-def corners(centre: NDArray[np.floating[Any]], size: NDArray[np.floating[Any]]) -> FloatArray:
+def centred_boxes(centre: NDArray[np.floating[Any]], size: NDArray[np.floating[Any]]) -> FloatArray:
     """Return boxes (x1, y1, x2, y2) with these centres (n, 2) and sizes (n, 2)."""
     half = size / 2
     return np.concatenate([centre - half, centre + half], axis=1, dtype=np.float32)

@@ -13,7 +13,7 @@ from vidflow.infra.models.decoders.candidates import (
     Layout,
     Outputs,
     above_threshold,
-    corners,
+    centred_boxes,
     to_pixels,
 )
 from vidflow.infra.models.decoders.lists import XYXY, decode_lists
@@ -78,4 +78,4 @@ def _best_pairs(boxes: FloatArray, scores: FloatArray, layout: Layout, score: fl
 
 
 def _to_boxes(boxes: FloatArray, layout: Layout) -> FloatArray:
-    return to_pixels(corners(boxes[:, :2], boxes[:, 2:]), layout, "normalised")
+    return to_pixels(centred_boxes(boxes[:, :2], boxes[:, 2:]), layout, "normalised")

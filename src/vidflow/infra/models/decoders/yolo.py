@@ -15,13 +15,14 @@ from vidflow.infra.models.decoders.candidates import (
     OutputMismatchError,
     Outputs,
     above_threshold,
-    corners,
+    centred_boxes,
     describe_labels,
     describe_shape,
     to_pixels,
     to_whole_numbers,
 )
 from vidflow.infra.models.decoders.keypoints import keypoints_from_rows
+from vidflow.infra.models.decoders.oriented import enclosing_boxes, rotate_boxes
 
 MAX_EXPONENT: Final = np.float32(20.0)
 """e**20 strides are wider than any tensor. Larger boxes are clipped to the frame anyway and must not overflow."""
@@ -44,7 +45,7 @@ def _yolox_picture(rows: FloatArray, grid: FloatArray, stride: FloatArray, score
     rows, grid, stride = rows[cells], grid[cells], stride[cells]
     centre = (rows[:, :2] + grid) * stride
     size = np.exp(np.minimum(rows[:, 2:4], MAX_EXPONENT)) * stride
-    return Candidates(corners(centre, size), scores, classes)
+    return Candidates(centred_boxes(centre, size), scores, classes)
 
 
 def decode_yolov5(outputs: Outputs, layout: Layout, score: float) -> list[Candidates]:
@@ -61,7 +62,7 @@ def _yolov5_picture(rows: FloatArray, layout: Layout, score: float) -> Candidate
     length = BOX_AND_OBJECTNESS + layout.classes
     cells, scores, classes = _best_cells(rows[:, BOX:length], score)
     rows = rows[cells]
-    return _add_columns(corners(rows[:, :2], rows[:, 2:4]), scores, classes, rows[:, length:], layout)
+    return _add_columns(centred_boxes(rows[:, :2], rows[:, 2:4]), scores, classes, rows[:, length:], layout)
 
 
 def decode_yolov8(outputs: Outputs, layout: Layout, score: float) -> list[Candidates]:
@@ -86,14 +87,16 @@ def _yolov8_picture(columns: FloatArray, layout: Layout, score: float) -> Candid
     selection = np.flatnonzero(above_threshold(scores, score))
     columns = columns[:, selection]
     classes = columns[BOX:length].argmax(axis=0)
-    return _add_columns(corners(columns[:2].T, columns[2:4].T), scores[selection], classes, columns[length:].T, layout)
+    return _add_columns(
+        centred_boxes(columns[:2].T, columns[2:4].T), scores[selection], classes, columns[length:].T, layout
+    )
 
 
 def decode_yolo_end2end(outputs: Outputs, layout: Layout, score: float) -> list[Candidates]:
     """Decode (batch, detections, 6): corners x1 y1 x2 y2 in pixels, score, class. The model has selected the boxes.
 
     YOLOv10 and YOLO26 export it, and the others when their export includes the suppression of overlapping boxes. Numbers of other
-    tasks follow the class.
+    tasks follow the class. Oriented boxes have their centre and size instead of corners.
     """
     lengths = [END2END_COLUMNS + more for more in _more_columns(layout)]
     raw = _find_output(outputs, layout, *(("batch", "detections", length) for length in lengths))
@@ -103,13 +106,14 @@ def decode_yolo_end2end(outputs: Outputs, layout: Layout, score: float) -> list[
 def _end2end_picture(rows: FloatArray, layout: Layout, score: float) -> Candidates:
     rows = rows[above_threshold(rows[:, 4], score)]
     classes = to_whole_numbers(rows[:, 5], "class")
-    return _add_columns(rows[:, :4], rows[:, 4], classes, rows[:, END2END_COLUMNS:], layout)
+    boxes = rows[:, :4] if layout.task != "oriented_boxes" else centred_boxes(rows[:, :2], rows[:, 2:4])
+    return _add_columns(boxes, rows[:, 4], classes, rows[:, END2END_COLUMNS:], layout)
 
 
 def _more_columns(layout: Layout) -> tuple[int, ...]:
     """Return how many numbers for the layout's task may follow the classes."""
     if layout.task != "keypoints":
-        return (0,)
+        return (1,) if layout.task == "oriented_boxes" else (0,)
     keypoints = layout.output.keypoints
     if keypoints is None:
         raise OutputMismatchError("the number of `keypoints` in [output]")
@@ -120,8 +124,13 @@ def _add_columns(
     boxes: FloatArray, scores: FloatArray, classes: IntArray, columns: FloatArray, layout: Layout
 ) -> Candidates:
     """Return the candidates, with what the columns (n, numbers) after the classes mean for the layout's task."""
-    keypoints = keypoints_from_rows(columns, layout) if layout.task == "keypoints" else None
-    return Candidates(to_pixels(boxes, layout, "pixels"), scores, classes, keypoints)
+    boxes = to_pixels(boxes, layout, "pixels")
+    if layout.task == "keypoints":
+        return Candidates(boxes, scores, classes, keypoints=keypoints_from_rows(columns, layout))
+    if layout.task == "oriented_boxes":
+        corners = rotate_boxes(boxes, columns[:, 0])
+        return Candidates(enclosing_boxes(corners), scores, classes, corners=corners)
+    return Candidates(boxes, scores, classes)
 
 
 def decode_fastestdet(outputs: Outputs, layout: Layout, score: float) -> list[Candidates]:
@@ -140,7 +149,7 @@ def _fastestdet_picture(cells: FloatArray, size: tuple[int, int], score: float) 
     pixels = np.array([size[1], size[0]], dtype=np.float32)
     centre = (np.tanh(cells[1:3, y, x].T) + np.stack([x, y], axis=1).astype(np.float32)) / shape * pixels
     box_size = pixels / (1 + np.exp(np.minimum(-cells[3:5, y, x].T, MAX_EXPONENT)))
-    return Candidates(corners(centre, box_size), scores[y, x], classes[y, x])
+    return Candidates(centred_boxes(centre, box_size), scores[y, x], classes[y, x])
 
 
 def _best_cells(rows: FloatArray, score: float) -> tuple[IntArray, FloatArray, IntArray]:
