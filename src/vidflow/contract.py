@@ -269,12 +269,20 @@ class GapPage(msgspec.Struct, frozen=True):
     next: str | None
 
 
+class Mask(msgspec.Struct, frozen=True):
+    """The pixels of an object in COCO's run-length encoding, as pycocotools reads it. `size` is (height, width) of the displayed frame."""
+
+    size: tuple[Dimension, Dimension]
+    counts: Annotated[str, Meta(min_length=1)]
+
+
 class Detection(msgspec.Struct, frozen=True, omit_defaults=True):
     """One detected object. `box` is (x1, y1, x2, y2) in pixels of the displayed frame.
 
     A model that classifies whole frames gives one detection for each label. Its box is the frame. The other fields are there only if
     the model gives them. `keypoints` are x, y and score of each, in the model's order. `corners` are those of an oriented box,
-    clockwise, the first to the second along its width. `box` then encloses them. Corners may lie beside the frame.
+    clockwise, the first to the second along its width. `box` then encloses them. Corners may lie beside the frame. `mask`
+    has the object's pixels, within its box.
     """
 
     label: Annotated[str, Meta(min_length=1, max_length=MAX_LABEL_CHARACTERS)]
@@ -292,6 +300,7 @@ class Detection(msgspec.Struct, frozen=True, omit_defaults=True):
         list[tuple[OuterCoordinate, OuterCoordinate]],
         Meta(min_length=4, max_length=4, description="x and y in pixels of the displayed frame"),
     ] = []
+    mask: Mask | None = None
 
 
 class FrameResult(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -5,18 +5,27 @@ Nets take pictures of 64 x 128 (height, width). They are given one of 128 x 256,
 
 from __future__ import annotations
 
+import uuid
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tests.onnx_nets import constant_net, floats, image_input, load_net
+from onnx import helper
+from tests import clips
+from tests.integration.test_video_pixels import CORNERS, RED, TURNS, WHITE, read_first, write_rotated
+from tests.onnx_nets import build_net, constant_net, floats, image_input, load_net
 from tests.pictures import FramePicture, picture_of
+from tests.rle import read_mask
 
 from vidflow.domain.detections import Detection, InferenceError
 from vidflow.domain.errors import ModelError
+from vidflow.domain.messages import Frame, decode_result, encode
 from vidflow.infra.models.model import Model
+from vidflow.infra.video import KeptFrame
 
 Outputs = dict[str, NDArray[Any]]
 HEIGHT, WIDTH = 64, 128
@@ -348,3 +357,225 @@ def test_oriented_boxes_that_are_not_finite_are_refused(tmp_path: Path, wrong: f
 def test_corners_far_beside_the_frame_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InferenceError, match=r"far beside the frame\. Check the spec's decoder and coordinates"):
         infer(load_oriented(tmp_path, floats([[[64, 32, 1e8, 16, 0.8, 0.1, 0.5]]])))
+
+
+# --- instance masks
+
+LEFT_HALF = np.where(np.arange(32) < 16, 1, -1) * np.ones((16, 1))
+TOP_HALF = np.where(np.arange(16) < 8, 1, -1)[:, None] * np.ones((1, 32))
+PROTOTYPES = floats([[LEFT_HALF, TOP_HALF]])
+"""Logits of which the first are above 0 in the left half of the picture, the second in the top half."""
+SEGMENTS = floats(
+    [
+        [
+            [64, 32, 32, 16, 0.1, 0.8, 2, 0],
+            [65, 32, 32, 16, 0.1, 0.7, 0, 2],  # overlaps the first one
+            [16, 32, 32, 64, 0.6, 0.1, 0, 3],
+            [100, 32, 16, 16, 0.1, 0.5, 1, 0],  # its mask has no pixel, as it lies on the right
+            [64, 32, 32, 16, 0.1, 0.2, 1, 0],  # below the threshold
+        ]
+    ]
+)
+MASKED = np.concatenate([BOXES, SCORES[..., None], floats([[[1], [0]]]), floats([[[2, 0], [0, 3]]])], axis=2)
+MASK_RECTANGLES = [(slice(48, 80), slice(96, 128)), (slice(0, 64), slice(0, 64))]
+"""Rows and columns of the masks: the left half of the first box, and the upper half of the second one."""
+SEGMENT_LISTS: Outputs = {"boxes": BOXES, "labels": np.array([[1, 0]]), "scores": SCORES}
+LEFT_CELLS = np.repeat([[1.0, 0.0]], 14, axis=1) * np.ones((28, 1))
+BOX_MASKS = floats([[[LEFT_CELLS], [LEFT_CELLS.T]]])
+WHOLE_MASKS = floats(
+    [[[np.arange(WIDTH) < 64] * np.ones((HEIGHT, 1)), (np.arange(HEIGHT) < 32)[:, None] * np.ones((1, WIDTH))]]
+)
+IN_UNITS = floats([WIDTH, HEIGHT, WIDTH, HEIGHT, 1, 1, 1, 1])
+PROTO: Outputs = {"output1": PROTOTYPES}
+
+MASK_FORMS: dict[str, tuple[str, Outputs]] = {
+    "yolov8": ('decoder = "yolov8"', {"output0": SEGMENTS.transpose(0, 2, 1).copy()} | PROTO),
+    "yolov8 transposed": ('decoder = "yolov8"', PROTO | {"output0": SEGMENTS}),
+    "yolov8 from 0 to 1": ('decoder = "yolov8"\ncoordinates = "normalised"', {"output0": SEGMENTS / IN_UNITS} | PROTO),
+    "yolov8 in half precision": (
+        'decoder = "yolov8"',
+        {"output0": SEGMENTS.transpose(0, 2, 1).astype(np.float16), "output1": PROTOTYPES.astype(np.float16)},
+    ),
+    "yolov5": ('decoder = "yolov5"', {"output0": np.insert(SEGMENTS, 4, 1, axis=2)} | PROTO),
+    "end2end": ('decoder = "yolo_end2end"', {"output0": MASKED} | PROTO),
+    "torchvision, in boxes": (
+        'decoder = "torchvision"',
+        {name: values[0] for name, values in (SEGMENT_LISTS | {"masks": BOX_MASKS}).items()},
+    ),
+    "torchvision, in boxes of a batch": ('decoder = "torchvision"', SEGMENT_LISTS | {"masks": BOX_MASKS[:, :, 0]}),
+    "torchvision, pasted": (
+        'decoder = "torchvision"\norder = ["boxes", "classes", "scores", "masks"]',
+        {name: values[0] for name, values in (SEGMENT_LISTS | {"3": WHOLE_MASKS[:, :, None]}).items()},
+    ),
+}
+
+
+def load_segmenter(folder: Path, outputs: Outputs, output: str = 'decoder = "yolo_end2end"', more: str = "") -> Model:
+    return load(folder, outputs, "instance_segmentation", output, more, labels='["a", "b"]')
+
+
+@pytest.mark.parametrize("form", MASK_FORMS)
+def test_masks_of_each_form_have_the_pixels_computed_by_hand(tmp_path: Path, form: str) -> None:
+    output, outputs = MASK_FORMS[form]
+    found = infer(load_segmenter(tmp_path, outputs, output))
+    assert [one.label for one in found] == ["b", "a"]
+    assert [one.score for one in found] == pytest.approx([0.8, 0.6], abs=1e-3)
+    assert found[0].box == pytest.approx((96, 48, 160, 80), abs=0.5)
+    for one, (rows, columns) in zip(found, MASK_RECTANGLES, strict=True):
+        expected = np.zeros((2 * HEIGHT, 2 * WIDTH), dtype=bool)
+        expected[rows, columns] = True
+        corners = np.ix_([rows.start, rows.stop - 1], [columns.start, columns.stop - 1])
+        different = read_mask(one.mask) != expected
+        different[corners] = False  # masks in boxes have round corners
+        assert not different.any()
+
+
+@pytest.mark.parametrize(
+    ("resize", "size", "rows", "columns"),
+    [
+        ('resize = "letterbox"\nplace = "centre"', (256, 64), slice(16, 48), slice(96, 128)),
+        ('resize = "letterbox"', (64, 64), slice(24, 40), slice(48, 64)),
+        ('resize = "crop"\ncrop = 1.0', (128, 128), slice(56, 72), slice(48, 64)),
+        ('resize = "crop"\ncrop = 0.5', (128, 64), slice(28, 36), slice(56, 64)),
+    ],
+)
+def test_masks_are_mapped_back_to_the_picture(
+    tmp_path: Path, resize: str, size: tuple[int, int], rows: slice, columns: slice
+) -> None:
+    """The mask covers the columns 48 to 64 and the rows 24 to 40 of the tensor."""
+    outputs: Outputs = {"output0": MASKED[:, :1]} | PROTO
+    net = constant_net(outputs, image_input(1, 3, HEIGHT, WIDTH))
+    spec = f'task = "instance_segmentation"\nlabels = ["a", "b"]\n[input]\nsize = [{HEIGHT}, {WIDTH}]\n{resize}'
+    model = load_net(tmp_path, net, f'{spec}\n[output]\ndecoder = "yolo_end2end"')
+    expected = np.zeros(size[::-1], dtype=bool)
+    expected[rows, columns] = True
+    assert (read_mask(infer(model, picture(*size))[0].mask) == expected).all()
+
+
+@pytest.mark.parametrize("batch", [2, "n"])
+def test_each_picture_of_a_batch_has_the_masks_of_its_own_prototypes(tmp_path: Path, batch: int | str) -> None:
+    rows, prototypes = np.concatenate([MASKED[:, :1]] * 2), np.concatenate([PROTOTYPES, PROTOTYPES[:, ::-1]])
+    net = constant_net({"output0": rows, "output1": prototypes}, image_input(batch, 3, HEIGHT, WIDTH))
+    spec = f'task = "instance_segmentation"\nlabels = ["a", "b"]\n[input]\nsize = [{HEIGHT}, {WIDTH}]\nbatch = 2'
+    model = load_net(tmp_path, net, f'{spec}\n[output]\ndecoder = "yolo_end2end"')
+    (first,), (second,) = model.infer([picture(), picture()])
+    assert read_mask(first.mask).any(axis=0).nonzero()[0].tolist() == list(range(96, 128))
+    assert read_mask(second.mask).any(axis=1).nonzero()[0].tolist() == list(range(48, 64))
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["output0", "output1"])
+def test_masks_with_numbers_that_are_not_finite_are_refused(tmp_path: Path, name: str, wrong: float) -> None:
+    outputs: Outputs = {"output0": MASKED.copy(), "output1": PROTOTYPES.copy()}
+    outputs[name][0, 0, 7 if name == "output0" else 8] = wrong
+    with pytest.raises(InferenceError, match="mask with a number that is not finite"):
+        infer(load_segmenter(tmp_path, outputs))
+
+
+def test_masks_are_rendered_for_the_best_detections_only(tmp_path: Path) -> None:
+    """The second mask is broken, and is not looked at if one detection suffices, or if its label is not wanted."""
+    outputs: Outputs = {"output0": MASKED.copy()} | PROTO
+    outputs["output0"][0, 1, 7] = np.nan
+    (found,) = infer(load_segmenter(tmp_path, outputs, more="[thresholds]\nmax_detections = 1"))
+    assert found.label == "b"
+
+
+@pytest.mark.parametrize(
+    ("output", "outputs", "reason"),
+    [
+        ('decoder = "yolov8"', {"output0": SEGMENTS}, r"needs prototypes of masks \(batch, channels, rows, columns\)"),
+        ('decoder = "yolov8"', {"output0": SEGMENTS, "output1": PROTOTYPES[:, :1]}, r"needs \(batch, 7, cells\) for 2 labels"),
+        ('decoder = "yolo_end2end"', {"output0": MASKED, "output1": np.tile(PROTOTYPES, (2, 1, 1, 1))}, r"prototypes of masks \(1, 2,"),
+        ('decoder = "torchvision"', SEGMENT_LISTS, r"needs masks \(n, 1, rows, columns\) for n boxes"),
+        ('decoder = "torchvision"', SEGMENT_LISTS | {"masks": BOX_MASKS[:, :1]}, r"needs masks \(n, 1, rows, columns\)"),
+    ],
+)  # fmt: skip
+def test_outputs_without_fitting_masks_are_refused(tmp_path: Path, output: str, outputs: Outputs, reason: str) -> None:
+    with pytest.raises(ModelError, match=reason):
+        infer(load_segmenter(tmp_path, dict(outputs), output))
+
+
+def test_a_model_of_masks_that_is_taken_for_a_detector_is_refused_with_its_task(tmp_path: Path) -> None:
+    model = load(tmp_path, {"output0": SEGMENTS} | PROTO, "detection", 'decoder = "yolov8"', labels='["a", "b"]')
+    with pytest.raises(ModelError, match="These outputs fit 'yolov8' with task 'instance_segmentation'"):
+        infer(model)
+
+
+def red_finder(folder: Path, resize: str) -> Model:
+    """Return a model of one object, the whole tensor, whose mask has the pixels of the picture with much red."""
+    prototypes = np.zeros((1, 1, 64, 64), dtype=np.float32)
+    rows = floats([[[0, 0, 64, 64, 0.9, 0, 1]]])
+    nodes = [
+        helper.make_node("Gather", ["image", "red"], ["channel"], axis=1),
+        helper.make_node("Sub", ["channel", "half"], ["prototypes"]),
+        helper.make_node("Identity", ["rows value"], ["rows"]),
+    ]
+    net = build_net(
+        nodes,
+        {"red": np.array([0], dtype=np.int64), "half": floats(127.5), "rows value": rows},
+        {"rows": rows, "prototypes": prototypes},
+        image_input(1, 3, 64, 64),
+    )
+    spec = f'task = "instance_segmentation"\nlabels = ["red"]\n[input]\nsize = [64, 64]\n{resize}'
+    return load_net(folder, net, f'{spec}\n[output]\ndecoder = "yolo_end2end"')
+
+
+LETTERBOX = 'resize = "letterbox"\nplace = "centre"'
+
+
+@pytest.mark.parametrize("resize", [LETTERBOX, 'resize = "stretch"', 'resize = "letterbox"'])
+@pytest.mark.parametrize("turn", TURNS)
+def test_a_mask_lies_on_its_object_in_a_turned_frame(tmp_path: Path, turn: str, resize: str) -> None:
+    frame = read_first(write_rotated(tmp_path / "turned.mp4", turn))
+    assert_red_quarters(frame, red_finder(tmp_path, resize), CORNERS[turn])
+
+
+@pytest.mark.parametrize("aspect", [Fraction(2), Fraction(1, 2), Fraction(16, 11)])
+def test_a_mask_lies_on_its_object_in_a_frame_whose_pixels_are_not_square(tmp_path: Path, aspect: Fraction) -> None:
+    clip = clips.write(tmp_path / "wide.mp4", [clips.quarters()], [0], pixel_aspect=aspect)
+    frame = read_first(clip)
+    assert (frame.width, frame.height) == (round(96 * aspect), 64)
+    assert_red_quarters(frame, red_finder(tmp_path, LETTERBOX), CORNERS["upright"])
+
+
+def assert_red_quarters(frame: KeptFrame, model: Model, corners: list[str]) -> None:
+    """Check the mask in all quarters of the frame, up to four pixels from their edges."""
+    ((found,),) = model.infer([frame])
+    pixels = read_mask(found.mask)
+    assert pixels.shape == (frame.height, frame.width)
+    x, y = frame.width // 2, frame.height // 2
+    for (top, left), colour in zip(((0, 0), (0, x), (y, 0), (y, x)), corners, strict=True):
+        quarter = pixels[top : top + y, left : left + x][4:-4, 4:-4]
+        assert quarter.all() if colour in {RED, WHITE} else not quarter.any()
+
+
+# --- any task
+
+ONE_OF_EACH: dict[str, tuple[Outputs, str]] = {
+    "classification": ({"x": LOGITS}, 'decoder = "classes"\nactivation = "softmax"'),
+    "keypoints": ({"x": POSES}, 'decoder = "yolov8"\nkeypoints = 2'),
+    "oriented_boxes": ({"x": ORIENTED}, 'decoder = "yolov8"'),
+    "instance_segmentation": ({"output0": SEGMENTS} | PROTO, 'decoder = "yolov8"'),
+}
+LABELS_OF_EACH = {"classification": '["a", "b", "c"]', "keypoints": '["person"]'}
+
+
+@pytest.mark.parametrize("task", ONE_OF_EACH)
+def test_the_same_frame_has_the_same_bytes_whatever_was_inferred_before(tmp_path: Path, task: str) -> None:
+    outputs, output = ONE_OF_EACH[task]
+    labels = LABELS_OF_EACH.get(task, '["a", "b"]')
+    first = load(tmp_path, outputs, task, output, labels=labels)
+    results = [msgspec.json.encode(infer(first, shown)) for shown in (picture(), picture(300, 200), picture())]
+    again = msgspec.json.encode(infer(load(tmp_path, outputs, task, output, labels=labels)))
+    assert results[0] == results[2] == again != results[1]
+
+
+@pytest.mark.parametrize("task", ONE_OF_EACH)
+def test_results_of_each_task_keep_their_bytes_in_a_message(tmp_path: Path, task: str) -> None:
+    outputs, output = ONE_OF_EACH[task]
+    found = infer(load(tmp_path, outputs, task, output, labels=LABELS_OF_EACH.get(task, '["a", "b"]')))
+    frame = Frame(str(uuid.uuid4()), 1, 0, 0, "1/25", 0, 0.0, "2026-11-28T12:00:00Z", 256, 128, found)
+    decoded = decode_result(encode(frame))
+    assert isinstance(decoded, Frame)
+    assert encode(decoded) == encode(frame)
+    assert decoded.detections == found

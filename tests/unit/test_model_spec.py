@@ -126,7 +126,7 @@ def test_a_spec_is_read_with_its_labels_and_weights(folder: Path) -> None:
         (
             'kind = "onnx"',
             'kind = "onnx"\ntask = "pose"',
-            "task`; use classification, detection, keypoints, oriented_boxes",
+            "task`; use classification, detection, instance_segmentation, keypoints, oriented_boxes",
         ),
         ('"yolox"', '"yolov8"\nkeypoints = 17', "keypoints, their number, is needed for task 'keypoints'"),
         (

@@ -6,6 +6,7 @@ These rules make the result of a frame the same text in every run:
 * a score lies in 0 to 1 and is rounded to `SCORE_DECIMALS`;
 * a box without area after clipping and rounding is dropped;
 * keypoints are `(x, y, score)` in the model's order, clipped and rounded like boxes and scores;
+* a mask has at least one pixel, or its detection is dropped;
 * corners of an oriented box are rounded, but not clipped: it would no longer be a rectangle;
 * detections are ordered by descending score, then label, box and the rest, and cut at `limit`;
 * a number that is not finite raises InferenceError, since a model that returns one is broken.
@@ -44,6 +45,7 @@ OuterCoordinate = Annotated[float, msgspec.Meta(ge=-65535.0, le=131070.0)]
 Box = tuple[float, float, float, float]
 Keypoint = tuple[Coordinate, Coordinate, Score]
 Corner = tuple[OuterCoordinate, OuterCoordinate]
+Side = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE)]
 
 
 class InferenceError(VidflowError):
@@ -52,11 +54,23 @@ class InferenceError(VidflowError):
     default_code = "inference_failed"
 
 
+class Mask(msgspec.Struct, frozen=True, gc=False):
+    """The pixels of an object in COCO's run-length encoding. `size` is (height, width) of the displayed frame.
+
+    `counts` is as long as the object's outline is complicated. A message that is too long for Kafka fails the scenario, so it has no bound
+    of its own.
+    """
+
+    size: tuple[Side, Side]
+    counts: Annotated[str, msgspec.Meta(pattern=r"\A[0-o]+\Z")]
+
+
 class Detection(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """One detected object. `box` is (x1, y1, x2, y2) in pixels of the displayed frame. Create it with `build_detection`.
 
     A label of the whole frame is a detection with the frame as its box. `keypoints` are (x, y, score), in the model's order.
     `corners` are (x, y), clockwise, of an oriented box: the first to the second along its width. `box` then encloses them.
+    `mask` has the object's pixels, within its box.
     """
 
     label: Label
@@ -64,6 +78,7 @@ class Detection(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     box: tuple[Coordinate, Coordinate, Coordinate, Coordinate]
     keypoints: Annotated[tuple[Keypoint, ...], msgspec.Meta(min_length=1, max_length=MAX_KEYPOINTS)] = ()
     corners: Annotated[tuple[Corner, ...], msgspec.Meta(min_length=CORNERS, max_length=CORNERS)] = ()
+    mask: Mask | None = None
 
 
 def find_label_fault(label: str) -> str | None:

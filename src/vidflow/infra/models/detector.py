@@ -17,6 +17,7 @@ from vidflow.domain.errors import ModelError
 from vidflow.domain.messages import Parameters
 from vidflow.infra.models.bundle import Bundle
 from vidflow.infra.models.decoders import DECODERS, Candidates, Layout, apply_nms, decode
+from vidflow.infra.models.masks import render_mask
 from vidflow.infra.models.model import Picture, Size
 from vidflow.infra.models.spec import UNUSED_LABELS, Thresholds, check_known_labels
 from vidflow.infra.models.tensors import PictureFit, Tensor, TensorForm, fill_tensor, map_to_picture
@@ -62,15 +63,18 @@ def to_detections(
     candidates: Candidates, labels: tuple[str, ...], detection_filter: DetectionFilter, size: Size
 ) -> tuple[Detection, ...]:
     """Convert candidates to detections. Their coordinates are in pixels of a picture of `size` (width, height)."""
-    detections = []
+    detections: list[Detection] = []
+    rows: dict[int, int] = {}
     none: list[tuple[()]] = [()] * len(candidates.scores)
-    for box, score, index, keypoints, corners in zip(
-        candidates.boxes.tolist(),
-        candidates.scores.tolist(),
-        candidates.classes.tolist(),
-        none if candidates.keypoints is None else candidates.keypoints.tolist(),
-        none if candidates.corners is None else candidates.corners.tolist(),
-        strict=True,
+    for row, (box, score, index, keypoints, corners) in enumerate(
+        zip(
+            candidates.boxes.tolist(),
+            candidates.scores.tolist(),
+            candidates.classes.tolist(),
+            none if candidates.keypoints is None else candidates.keypoints.tolist(),
+            none if candidates.corners is None else candidates.corners.tolist(),
+            strict=True,
+        )
     ):
         if not 0 <= index < len(labels):
             raise InferenceError(
@@ -82,7 +86,13 @@ def to_detections(
         detection = build_detection(labels[index], score, box, *size, keypoints, corners)
         if detection is not None:
             detections.append(detection)
-    return select_detections(detections, None, detection_filter.labels, detection_filter.limit)
+            rows[id(detection)] = row
+    selected = select_detections(detections, None, detection_filter.labels, detection_filter.limit)
+    masks = candidates.masks
+    if masks is None:
+        return selected
+    masked = ((detection, render_mask(masks, rows[id(detection)], detection.box, size)) for detection in selected)
+    return tuple(msgspec.structs.replace(detection, mask=mask) for detection, mask in masked if mask is not None)
 
 
 def infer_in_batches(

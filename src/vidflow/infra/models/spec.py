@@ -5,7 +5,7 @@ The format::
     kind = "onnx"                # onnx | torchvision | exported | motion | a name from the entry points vidflow.models
     file = "weights.onnx"        # inside the spec's folder; not for motion
     sha256 = "64 hex digits"     # of the file; required for `exported`
-    task = "detection"           # detection | classification | keypoints | oriented_boxes
+    task = "detection"           # detection | classification | keypoints | oriented_boxes | instance_segmentation
     labels = "labels.names"      # a file with one label per line, a list, or coco80, in the order of the class index
     license = "Apache-2.0"       # of the weights; only shown
     architecture = "..."         # torchvision: the detector's name
@@ -34,7 +34,7 @@ The format::
     activation = "sigmoid"       # detr, classes: sigmoid | softmax | none: what converts logits to scores
     keypoints = 17               # task keypoints, yolov5, yolov8 and yolo_end2end: their number
     order = ["boxes", "scores", "classes", "count"]  # detr, ssd, torchvision: what each output is, where names do not tell;
-                                                     # also logits, keypoints, keypoint_scores, unused
+                                                     # also logits, keypoints, keypoint_scores, masks, unused
 
     [thresholds]
     score = 0.4
@@ -82,9 +82,9 @@ DEFAULT_CROP: Final = 0.875
 """Models trained on ImageNet take the centre of 224 pixels of a picture whose shorter side has 256."""
 ONE_PER_CHANNEL: Final = msgspec.Meta(min_length=3, max_length=3)
 # Not tuple[X, X, X]: in a union with a constrained number, it makes msgspec 0.22 crash at the next garbage collection.
-Role = Literal["boxes", "scores", "classes", "count", "logits", "keypoints", "keypoint_scores", "unused"]
+Role = Literal["boxes", "scores", "classes", "count", "logits", "keypoints", "keypoint_scores", "masks", "unused"]
 Stride = Annotated[int, msgspec.Meta(ge=1, le=1024)]
-Task = Literal["detection", "classification", "keypoints", "oriented_boxes"]
+Task = Literal["detection", "classification", "keypoints", "oriented_boxes", "instance_segmentation"]
 """What a model finds in a picture: objects with a box, or labels of the whole picture, or objects with a box and more."""
 
 
@@ -272,9 +272,10 @@ TASK_DECODERS: Final[Mapping[Task, tuple[str, ...]]] = {
     "classification": ("classes",),
     "keypoints": ("yolov5", "yolov8", "yolo_end2end", "torchvision"),
     "oriented_boxes": ("yolov8", "yolo_end2end"),
+    "instance_segmentation": ("yolov5", "yolov8", "yolo_end2end", "torchvision"),
 }
 """The decoders of each task."""
-TORCHVISION_TASKS: Final[Mapping[str, Task]] = {"keypointrcnn": "keypoints"}
+TORCHVISION_TASKS: Final[Mapping[str, Task]] = {"keypointrcnn": "keypoints", "maskrcnn": "instance_segmentation"}
 """The task besides detection of torchvision's detectors whose names start like this."""
 
 

@@ -21,6 +21,7 @@ from vidflow.domain.messages import Parameters
 from vidflow.infra.models.bundle import Bundle
 from vidflow.infra.models.decoders import Candidates
 from vidflow.infra.models.decoders.activations import sigmoid
+from vidflow.infra.models.decoders.lists import decode_masks
 from vidflow.infra.models.detector import DetectionFilter, build_filter, first_line, infer_in_batches, to_detections
 from vidflow.infra.models.model import Picture, Size
 from vidflow.infra.models.spec import Task, Thresholds
@@ -166,11 +167,13 @@ class TorchvisionModel:
 
     def _to_detections(self, output: Any, tensor: Any, picture: Picture) -> tuple[Detection, ...]:  # noqa: ANN401
         values = {name: value.cpu().numpy() for name, value in output.items()}
-        keypoints = None
+        keypoints, masks = None, None
+        if self._task == "instance_segmentation":
+            masks = decode_masks(values["masks"][:, 0], values["boxes"], tuple(tensor.shape[1:]))
         if self._task == "keypoints":
             scores = sigmoid(values["keypoints_scores"])[..., None]
             keypoints = np.concatenate([values["keypoints"][..., :2], scores], axis=-1)
-        candidates = Candidates(values["boxes"], values["scores"], values["labels"], keypoints)
+        candidates = Candidates(values["boxes"], values["scores"], values["labels"], keypoints, masks=masks)
         scale = np.array([picture.width / tensor.shape[2], picture.height / tensor.shape[1]] * 2, dtype=np.float32)
         mapped = candidates.map(lambda coordinates: coordinates * scale[: coordinates.shape[-1]])
         return to_detections(mapped, self.labels, self._filter, (picture.width, picture.height))

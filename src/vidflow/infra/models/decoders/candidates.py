@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidflow.domain.detections import InferenceError
+from vidflow.infra.models.decoders.masks import Masks
 from vidflow.infra.models.spec import OutputSpec, Task
 
 FloatArray = NDArray[np.float32]
@@ -24,7 +25,7 @@ class Candidates(msgspec.Struct, frozen=True):
     """Possible detections on one picture: `boxes` (n, 4), `scores` (n), `classes` (n).
 
     What else they have depends on the task: `keypoints` (n, keypoints, 3), each x, y and score; `corners` (n, 4, 2) of
-    oriented boxes, clockwise.
+    oriented boxes, clockwise; `masks`.
     """
 
     boxes: FloatArray
@@ -32,6 +33,7 @@ class Candidates(msgspec.Struct, frozen=True):
     classes: IntArray
     keypoints: FloatArray | None = None
     corners: FloatArray | None = None
+    masks: Masks | None = None
 
     def take(self, selection: IntArray | NDArray[np.bool_]) -> Candidates:
         """Return the candidates at these indices, or where this mask is true."""
@@ -41,16 +43,19 @@ class Candidates(msgspec.Struct, frozen=True):
             self.classes[selection],
             None if self.keypoints is None else self.keypoints[selection],
             None if self.corners is None else self.corners[selection],
+            None if self.masks is None else self.masks.take(selection),
         )
 
     def map(self, mapping: Callable[[FloatArray], FloatArray]) -> Candidates:
         """Return the candidates in other coordinates. `mapping` takes arrays (..., 2) or (..., 4), each row x, y or x, y, x, y."""
-        keypoints, corners = self.keypoints, self.corners
+        keypoints, corners, masks = self.keypoints, self.corners, self.masks
         if keypoints is not None:
             keypoints = np.concatenate([mapping(keypoints[..., :2]), keypoints[..., 2:]], axis=-1)
         if corners is not None:
             corners = mapping(corners)
-        return Candidates(mapping(self.boxes), self.scores, self.classes, keypoints, corners)
+        if masks is not None:
+            masks = masks.map(mapping)
+        return Candidates(mapping(self.boxes), self.scores, self.classes, keypoints, corners, masks)
 
 
 class Layout(msgspec.Struct, frozen=True):

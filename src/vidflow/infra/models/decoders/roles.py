@@ -20,9 +20,11 @@ COUNT: Final = "count"
 LOGITS: Final = "logits"
 KEYPOINTS: Final = "keypoints"
 KEYPOINT_SCORES: Final = "keypoint_scores"
+MASKS: Final = "masks"
 UNUSED: Final = "unused"
 NAMES: Final = (
     (UNUSED, re.compile(r"raw_|multiclass|anchor|indices|hidden")),
+    (MASKS, re.compile(r"masks?$")),
     (KEYPOINT_SCORES, re.compile(r"keypoints?_score")),
     (KEYPOINTS, re.compile(r"keypoint|kpt")),
     (COUNT, re.compile(r"^num|count|valid|postprocess:3$")),
@@ -110,6 +112,24 @@ def find_keypoints(outputs: Outputs, layout: Layout, boxes: NDArray[Any]) -> tup
     return best.values, None if scores is None else scores.values
 
 
+def find_masks(outputs: Outputs, layout: Layout, boxes: NDArray[Any]) -> NDArray[Any]:
+    """Return the masks (..., n, rows, columns) of boxes (..., n, 4). Raises OutputMismatchError if there are none."""
+    axes = boxes.ndim - 1
+    masks = [
+        output
+        for output in _assign_roles(outputs, layout)
+        if output.role in {MASKS, None}
+        and output.values.shape[:axes] == boxes.shape[:-1]
+        and (output.values.ndim == axes + 2 or (output.values.ndim == axes + 3 and output.values.shape[axes] == 1))
+        and min(output.values.shape[axes:]) > 0
+    ]
+    best = _first(masks, lambda output: output.role == MASKS) or _first(masks, lambda _: True)
+    if best is None:
+        raise OutputMismatchError("masks (n, 1, rows, columns) for n boxes")
+    values = best.values
+    return values if values.ndim == axes + 2 else values.squeeze(axes)
+
+
 def find_boxes_and_logits(outputs: Outputs, layout: Layout) -> tuple[NDArray[Any], NDArray[Any]] | None:
     """Return boxes (batch, queries, 4) and logits (batch, queries, classes), None if the model has selected its boxes.
 
@@ -123,7 +143,7 @@ def find_boxes_and_logits(outputs: Outputs, layout: Layout) -> tuple[NDArray[Any
         output
         for output in known
         if output.values is not boxes
-        and output.role not in {BOXES, UNUSED}
+        and output.role not in {BOXES, MASKS, UNUSED}
         and output.values.ndim == boxes.ndim == 3
         and output.values.shape[:2] == boxes.shape[:2]
     ]

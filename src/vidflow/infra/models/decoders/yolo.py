@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vidflow.infra.models.decoders.candidates import (
     Candidates,
@@ -22,6 +24,7 @@ from vidflow.infra.models.decoders.candidates import (
     to_whole_numbers,
 )
 from vidflow.infra.models.decoders.keypoints import keypoints_from_rows
+from vidflow.infra.models.decoders.masks import LOGIT, masks_of_tensor
 from vidflow.infra.models.decoders.oriented import enclosing_boxes, rotate_boxes
 
 MAX_EXPONENT: Final = np.float32(20.0)
@@ -54,15 +57,17 @@ def decode_yolov5(outputs: Outputs, layout: Layout, score: float) -> list[Candid
     YOLOv5, v6 and v7 export it, and YOLOX with its decoding inside the model. Numbers of other tasks follow the classes.
     """
     length = BOX_AND_OBJECTNESS + layout.classes
-    raw = _find_output(outputs, layout, *(("batch", "cells", length + more) for more in _more_columns(layout)))
-    return [_yolov5_picture(rows, layout, score) for rows in raw]
+    raw = _find_output(outputs, layout, *(("batch", "cells", length + more) for more in _more_columns(outputs, layout)))
+    prototypes = _find_prototypes(outputs, layout, len(raw), raw.shape[2] - length)
+    return [_yolov5_picture(rows, more, layout, score) for rows, more in zip(raw, prototypes, strict=True)]
 
 
-def _yolov5_picture(rows: FloatArray, layout: Layout, score: float) -> Candidates:
+def _yolov5_picture(rows: FloatArray, prototypes: FloatArray | None, layout: Layout, score: float) -> Candidates:
     length = BOX_AND_OBJECTNESS + layout.classes
     cells, scores, classes = _best_cells(rows[:, BOX:length], score)
     rows = rows[cells]
-    return _add_columns(centred_boxes(rows[:, :2], rows[:, 2:4]), scores, classes, rows[:, length:], layout)
+    found = Candidates(centred_boxes(rows[:, :2], rows[:, 2:4]), scores, classes)
+    return _add_columns(found, rows[:, length:], prototypes, layout)
 
 
 def decode_yolov8(outputs: Outputs, layout: Layout, score: float) -> list[Candidates]:
@@ -70,7 +75,7 @@ def decode_yolov8(outputs: Outputs, layout: Layout, score: float) -> list[Candid
 
     YOLOv8, v9, 11 and 12 export it. Numbers of other tasks follow the classes.
     """
-    lengths = [BOX + layout.classes + more for more in _more_columns(layout)]
+    lengths = [BOX + layout.classes + more for more in _more_columns(outputs, layout)]
     try:
         raw = _find_output(outputs, layout, *(("batch", length, "cells") for length in lengths))
     except OutputMismatchError as mismatch:
@@ -78,18 +83,18 @@ def decode_yolov8(outputs: Outputs, layout: Layout, score: float) -> list[Candid
             raw = _find_output(outputs, layout, *(("batch", "cells", length) for length in lengths)).transpose(0, 2, 1)
         except OutputMismatchError:
             raise OutputMismatchError(f"{mismatch}, or its transpose") from None
-    return [_yolov8_picture(columns, layout, score) for columns in raw]
+    prototypes = _find_prototypes(outputs, layout, len(raw), raw.shape[1] - BOX - layout.classes)
+    return [_yolov8_picture(columns, more, layout, score) for columns, more in zip(raw, prototypes, strict=True)]
 
 
-def _yolov8_picture(columns: FloatArray, layout: Layout, score: float) -> Candidates:
+def _yolov8_picture(columns: FloatArray, prototypes: FloatArray | None, layout: Layout, score: float) -> Candidates:
     length = BOX + layout.classes
     scores = columns[BOX:length].max(axis=0)
     selection = np.flatnonzero(above_threshold(scores, score))
     columns = columns[:, selection]
-    classes = columns[BOX:length].argmax(axis=0)
-    return _add_columns(
-        centred_boxes(columns[:2].T, columns[2:4].T), scores[selection], classes, columns[length:].T, layout
-    )
+    boxes = centred_boxes(columns[:2].T, columns[2:4].T)
+    found = Candidates(boxes, scores[selection], columns[BOX:length].argmax(axis=0))
+    return _add_columns(found, columns[length:].T, prototypes, layout)
 
 
 def decode_yolo_end2end(outputs: Outputs, layout: Layout, score: float) -> list[Candidates]:
@@ -98,39 +103,67 @@ def decode_yolo_end2end(outputs: Outputs, layout: Layout, score: float) -> list[
     YOLOv10 and YOLO26 export it, and the others when their export includes the suppression of overlapping boxes. Numbers of other
     tasks follow the class. Oriented boxes have their centre and size instead of corners.
     """
-    lengths = [END2END_COLUMNS + more for more in _more_columns(layout)]
+    lengths = [END2END_COLUMNS + more for more in _more_columns(outputs, layout)]
     raw = _find_output(outputs, layout, *(("batch", "detections", length) for length in lengths))
-    return [_end2end_picture(rows, layout, score) for rows in raw]
+    prototypes = _find_prototypes(outputs, layout, len(raw), raw.shape[2] - END2END_COLUMNS)
+    return [_end2end_picture(rows, more, layout, score) for rows, more in zip(raw, prototypes, strict=True)]
 
 
-def _end2end_picture(rows: FloatArray, layout: Layout, score: float) -> Candidates:
+def _end2end_picture(rows: FloatArray, prototypes: FloatArray | None, layout: Layout, score: float) -> Candidates:
     rows = rows[above_threshold(rows[:, 4], score)]
-    classes = to_whole_numbers(rows[:, 5], "class")
     boxes = rows[:, :4] if layout.task != "oriented_boxes" else centred_boxes(rows[:, :2], rows[:, 2:4])
-    return _add_columns(boxes, rows[:, 4], classes, rows[:, END2END_COLUMNS:], layout)
+    found = Candidates(boxes, rows[:, 4], to_whole_numbers(rows[:, 5], "class"))
+    return _add_columns(found, rows[:, END2END_COLUMNS:], prototypes, layout)
 
 
-def _more_columns(layout: Layout) -> tuple[int, ...]:
-    """Return how many numbers for the layout's task may follow the classes."""
-    if layout.task != "keypoints":
-        return (1,) if layout.task == "oriented_boxes" else (0,)
-    keypoints = layout.output.keypoints
-    if keypoints is None:
-        raise OutputMismatchError("the number of `keypoints` in [output]")
-    return (3 * keypoints, 2 * keypoints)
+def _more_columns(outputs: Outputs, layout: Layout) -> Sequence[int]:
+    """Return how many numbers for the layout's task may follow the classes. Raises OutputMismatchError."""
+    match layout.task:
+        case "keypoints":
+            if layout.output.keypoints is None:
+                raise OutputMismatchError("the number of `keypoints` in [output]")
+            return (3 * layout.output.keypoints, 2 * layout.output.keypoints)
+        case "oriented_boxes":
+            return (1,)
+        case "instance_segmentation":
+            channels = [output.shape[1] for output in outputs if _may_be_prototypes(output)]
+            if not channels:
+                raise OutputMismatchError("prototypes of masks (batch, channels, rows, columns)")
+            return channels
+        case _:
+            return (0,)
 
 
-def _add_columns(
-    boxes: FloatArray, scores: FloatArray, classes: IntArray, columns: FloatArray, layout: Layout
-) -> Candidates:
-    """Return the candidates, with what the columns (n, numbers) after the classes mean for the layout's task."""
-    boxes = to_pixels(boxes, layout, "pixels")
-    if layout.task == "keypoints":
-        return Candidates(boxes, scores, classes, keypoints=keypoints_from_rows(columns, layout))
-    if layout.task == "oriented_boxes":
-        corners = rotate_boxes(boxes, columns[:, 0])
-        return Candidates(enclosing_boxes(corners), scores, classes, corners=corners)
-    return Candidates(boxes, scores, classes)
+def _find_prototypes(
+    outputs: Outputs, layout: Layout, batch: int, channels: int
+) -> Sequence[FloatArray] | Sequence[None]:
+    """Return the prototypes of masks (channels, rows, columns) of each picture, None for other tasks. Raises OutputMismatchError."""
+    if layout.task != "instance_segmentation":
+        return [None] * batch
+    for output in outputs:
+        if _may_be_prototypes(output) and output.shape[:2] == (batch, channels):
+            return list(output)
+    raise OutputMismatchError(f"prototypes of masks ({batch}, {channels}, rows, columns)")
+
+
+def _may_be_prototypes(output: NDArray[Any]) -> bool:
+    return output.ndim == 4 and min(output.shape[1:]) > 0
+
+
+def _add_columns(found: Candidates, columns: FloatArray, prototypes: FloatArray | None, layout: Layout) -> Candidates:
+    """Return the candidates with what the columns (n, numbers) after the classes mean for the layout's task."""
+    boxes, scores, classes = to_pixels(found.boxes, layout, "pixels"), found.scores, found.classes
+    match layout.task:
+        case "keypoints":
+            return Candidates(boxes, scores, classes, keypoints=keypoints_from_rows(columns, layout))
+        case "oriented_boxes":
+            corners = rotate_boxes(boxes, columns[:, 0])
+            return Candidates(enclosing_boxes(corners), scores, classes, corners=corners)
+        case "instance_segmentation":
+            masks = masks_of_tensor(columns, layout.size, LOGIT, prototypes)
+            return Candidates(boxes, scores, classes, masks=masks)
+        case _:
+            return Candidates(boxes, scores, classes)
 
 
 def decode_fastestdet(outputs: Outputs, layout: Layout, score: float) -> list[Candidates]:
