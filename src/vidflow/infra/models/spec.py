@@ -110,7 +110,7 @@ class InputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     size: tuple[Pixels, Pixels]
     resize: Literal["letterbox", "stretch", "crop"] = "stretch"
-    crop: Annotated[float, msgspec.Meta(ge=0.1, le=1.0)] = DEFAULT_CROP
+    crop: Annotated[float, msgspec.Meta(ge=0.1, le=1.0)] | None = None
     place: Literal["corner", "centre"] = "corner"
     pad: Annotated[int, msgspec.Meta(ge=0, le=255)] = 114
     resample: Literal["bilinear", "area", "bicubic"] = "bilinear"
@@ -293,7 +293,7 @@ def _tensor_fault(spec: ModelSpec) -> str | None:
 def _input_fault(spec: InputSpec) -> str | None:
     if spec.normalise is not None and (spec.scale, spec.mean, spec.std) != (1.0, 0.0, 1.0):
         return "[input] has `normalise` and `scale`, `mean` or `std`; remove one of the two"
-    if spec.resize != "crop" and spec.crop != DEFAULT_CROP:
+    if spec.crop is not None and spec.resize != "crop":
         return "[input] crop is only for resize = 'crop'"
     return None
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vidflow.domain.detections import InferenceError
 from vidflow.infra.models.model import Picture, Size
-from vidflow.infra.models.spec import InputSpec, Normalisation
+from vidflow.infra.models.spec import DEFAULT_CROP, InputSpec, Normalisation
 
 FloatArray = NDArray[np.float32]
 Tensor = NDArray[np.floating[Any]] | NDArray[np.uint8]
@@ -71,7 +71,7 @@ def fit_picture(picture: Size, spec: InputSpec) -> PictureFit:
 def _crop_picture(picture: Size, spec: InputSpec) -> PictureFit:
     width, height = picture
     tensor_height, tensor_width = spec.size
-    ratio = max(tensor_width / width, tensor_height / height) / spec.crop
+    ratio = max(tensor_width / width, tensor_height / height) / (spec.crop or DEFAULT_CROP)
     scaled = (max(round(width * ratio), tensor_width), max(round(height * ratio), tensor_height))
     if scaled[0] * scaled[1] > MAX_SCALED_PIXELS:
         raise InferenceError(
