@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from vidflow.domain.detections import MAX_LABEL_CHARACTERS
+from vidflow.domain.detections import MAX_KEYPOINTS, MAX_LABEL_CHARACTERS
 from vidflow.domain.frame_rate import MAX_FRAME_RATE_CHARACTERS
 from vidflow.domain.messages import (
     DEFAULT_FOLLOW_S,
@@ -36,6 +36,7 @@ from vidflow.domain.warnings import WarningCode
 MAX_SOURCE_CHARACTERS = 4096
 
 Coordinate = Annotated[float, Meta(ge=0.0, le=65535.0)]
+OuterCoordinate = Annotated[float, Meta(ge=-65535.0, le=131070.0)]
 Dimension = Annotated[int, Meta(ge=1, le=65535)]
 StorableText = Annotated[str, Meta(pattern=r"\A[^\x00]*\Z")]
 SourceField = Annotated[
@@ -268,12 +269,38 @@ class GapPage(msgspec.Struct, frozen=True):
     next: str | None
 
 
-class Detection(msgspec.Struct, frozen=True):
-    """One detected object. `box` is (x1, y1, x2, y2) in pixels of the displayed frame."""
+class Mask(msgspec.Struct, frozen=True):
+    """The pixels of an object in COCO's run-length encoding, as pycocotools reads it. `size` is (height, width) of the displayed frame."""
+
+    size: tuple[Dimension, Dimension]
+    counts: Annotated[str, Meta(min_length=1)]
+
+
+class Detection(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One detected object. `box` is (x1, y1, x2, y2) in pixels of the displayed frame.
+
+    A model that classifies whole frames gives one detection for each label. Its box is the frame. The other fields are there only if
+    the model gives them. `keypoints` are x, y and score of each, in the model's order. `corners` are those of an oriented box,
+    clockwise, the first to the second along its width. `box` then encloses them. Corners may lie beside the frame. `mask`
+    has the object's pixels, within its box.
+    """
 
     label: Annotated[str, Meta(min_length=1, max_length=MAX_LABEL_CHARACTERS)]
     score: Annotated[float, Meta(ge=0.0, le=1.0)]
     box: tuple[Coordinate, Coordinate, Coordinate, Coordinate]
+    keypoints: Annotated[
+        list[tuple[Coordinate, Coordinate, Annotated[float, Meta(ge=0.0, le=1.0)]]],
+        Meta(
+            min_length=1,
+            max_length=MAX_KEYPOINTS,
+            description="x and y in pixels of the displayed frame, and the score",
+        ),
+    ] = []
+    corners: Annotated[
+        list[tuple[OuterCoordinate, OuterCoordinate]],
+        Meta(min_length=4, max_length=4, description="x and y in pixels of the displayed frame"),
+    ] = []
+    mask: Mask | None = None
 
 
 class FrameResult(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -18,6 +18,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from vidflow.domain.detections import Detection, InferenceError
+from vidflow.infra.models.decoders.masks import LOGIT, masks_of_tensor
+from vidflow.infra.models.masks import render_mask
 
 BATCH = 4
 BAD_FRAME = 6
@@ -35,6 +37,7 @@ NAMES = (
     "unprintable_error",
     "endless_stderr",
     "oversized_result",
+    "oversized_mask",
     "large_result",
     "load_failure",
     "secret_leak",
@@ -74,6 +77,14 @@ def _return_too_many_detections() -> Detections:
     numbers = random.Random(7)  # noqa: S311 - the same in every attempt
     sides = [tuple(round(numbers.uniform(0, 30000), 2) for _ in range(4)) for _ in range(20_000)]
     return tuple(Detection("odd", 0.5, (x, y, x + width, y + height)) for x, y, width, height in sides)
+
+
+def _return_mask_of_noise() -> Detections:
+    """A mask of four million runs, most of them of one or two pixels."""
+    noise = np.random.default_rng(7).normal(size=(1, 2160, 3840)).astype(np.float32)
+    box = (0.0, 0.0, 3840.0, 2160.0)
+    mask = render_mask(masks_of_tensor(noise, (2160, 3840), LOGIT), 0, box, (3840, 2160))
+    return (Detection("odd", 0.5, box, mask=mask),)
 
 
 def _leak_secrets() -> None:
@@ -154,6 +165,10 @@ def endless_stderr(_bundle: object, _parameters: object) -> FaultyModel:
 
 def oversized_result(_bundle: object, _parameters: object) -> FaultyModel:
     return FaultyModel(_return_too_many_detections)
+
+
+def oversized_mask(_bundle: object, _parameters: object) -> FaultyModel:
+    return FaultyModel(_return_mask_of_noise)
 
 
 def large_result(_bundle: object, _parameters: object) -> FaultyModel:

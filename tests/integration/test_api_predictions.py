@@ -25,6 +25,14 @@ from vidflow.settings import ApiOptions
 DETECTIONS = [
     {"label": 'per"son\\ü', "score": 0.8801, "box": [1.5, 2.0, 300.25, 200.01]},
     {"label": "dog", "score": 0.4, "box": [0.0, 0.0, 1.0, 1.0]},
+    {
+        "label": "person",
+        "score": 0.3,
+        "box": [0.0, 0.0, 5.0, 5.0],
+        "keypoints": [[1.0, 2.25, 0.75], [0.0, 5.0, 0.0]],
+        "corners": [[-1.5, 0.0], [5.0, 0.0], [5.0, 5.0], [-1.5, 5.0]],
+        "mask": {"size": [1000, 50], "counts": "hj6`n1hg:aQNfVG0iPO0a\\i0"},
+    },
 ]
 
 

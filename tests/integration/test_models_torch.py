@@ -9,13 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.pictures import FramePicture, picture_of, pictures
+from tests.rle import read_mask
 
+from vidflow.domain.detections import Detection
 from vidflow.domain.errors import ModelError, Unavailable
 from vidflow.domain.messages import Parameters
 from vidflow.infra.models import registry
+from vidflow.infra.models.decoders.masks import masks_of_boxes
+from vidflow.infra.models.detector import DetectionFilter
+from vidflow.infra.models.masks import render_mask
+from vidflow.infra.models.spec import Task
 
 torch = pytest.importorskip("torch", reason="the extra torch is not installed")
 torchvision = pytest.importorskip("torchvision", reason="the extra torch is not installed")
+from vidflow.infra.models.torchvision import TorchvisionModel  # noqa: E402  (it needs torch)
 
 SSDLITE = """
 kind = "torchvision"
@@ -106,6 +113,88 @@ def test_a_detector_that_keeps_the_aspect_ratio_of_pictures_returns_boxes_in_fra
     assert detections
     assert max(d.box[2] for d in detections) <= 768
     assert max(d.box[2] for d in detections) > 320, "boxes should be in pixels of the frame, not of the net"
+
+
+def small_rcnn(kind: str) -> Any:
+    """Return torchvision's Keypoint R-CNN or Mask R-CNN with a small backbone, random weights and anchors of one size."""
+    torch.manual_seed(3)
+    backbone = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3, stride=8, padding=1), torch.nn.ReLU())
+    backbone.out_channels = 16
+    anchors = torchvision.models.detection.anchor_utils.AnchorGenerator(((48,),), ((0.5, 1.0, 2.0),))
+    net = getattr(torchvision.models.detection, kind)
+    return net(
+        backbone, 2, rpn_anchor_generator=anchors, box_score_thresh=0.0, box_nms_thresh=0.3, min_size=96, max_size=160
+    ).eval()
+
+
+def infer_small(kind: str, task: Task) -> tuple[Any, tuple[Detection, ...]]:
+    """Return what torchvision gives for a picture of 160 x 96, and the detections of the same net in a picture twice as large."""
+    random = np.random.default_rng(4)
+    pixels = random.integers(0, 256, (6, 10, 3), dtype=np.uint8).repeat(32, axis=0).repeat(32, axis=1)
+    shown = picture_of(pixels)
+    net = small_rcnn(kind)
+    labels = ("__background__", "thing")
+    model = TorchvisionModel(net, labels, DetectionFilter(0.0, None, 20), task)
+    (found,) = model.infer([shown])
+    with torch.inference_mode():
+        (expected,) = net([torch.from_numpy(shown.image(160, 96)).permute(2, 0, 1).float() / 255])
+    assert len(found) > 3
+    return expected, found
+
+
+def place_of(detection: Detection, expected: Any) -> int:
+    """Return the index of torchvision's result with the same box."""
+    distances = np.abs(expected["boxes"].numpy() * 2 - detection.box).max(axis=1)
+    assert distances.min() < 0.05
+    return int(distances.argmin())
+
+
+def test_keypoints_are_those_of_torchvision_in_pixels_of_the_frame() -> None:
+    expected, found = infer_small("KeypointRCNN", "keypoints")
+    for one in found:
+        number = place_of(one, expected)
+        points, scores = expected["keypoints"][number], torch.sigmoid(expected["keypoints_scores"][number])
+        assert len(one.keypoints) == 17
+        x, y, score = np.array(one.keypoints).T
+        assert x == pytest.approx((points[:, 0] * 2).clamp(0, 320).numpy(), abs=0.02)
+        assert y == pytest.approx((points[:, 1] * 2).clamp(0, 192).numpy(), abs=0.02)
+        assert score == pytest.approx(scores.numpy(), abs=1e-3)
+
+
+def test_masks_are_those_of_torchvision_in_pixels_of_the_frame() -> None:
+    expected, found = infer_small("MaskRCNN", "instance_segmentation")
+    enlarged = torch.nn.functional.interpolate(expected["masks"], scale_factor=2, mode="bilinear")
+    for one in found:
+        mask = (enlarged[place_of(one, expected), 0] > 0.5).numpy()
+        actual = read_mask(one.mask)
+        assert actual.shape == (192, 320)
+        assert (actual & mask).sum() / (
+            actual | mask
+        ).sum() > 0.95  # torchvision's masks lie up to a pixel beside their boxes
+
+
+def test_masks_in_boxes_are_pasted_as_torchvision_does() -> None:
+    random = np.random.default_rng(6)
+    values = np.clip(random.normal(0.5, 0.3, (20, 7, 7)), 0, 1).repeat(4, axis=1).repeat(4, axis=2).astype(np.float32)
+    corners = random.uniform((0, 0), (100, 60), (20, 2))
+    boxes = np.concatenate([corners, corners + random.uniform(60, 100, (20, 2))], axis=1).round().astype(np.float32)
+    paste = torchvision.models.detection.roi_heads.paste_masks_in_image
+    pasted = paste(torch.from_numpy(values[:, None]), torch.from_numpy(boxes), (160, 200))[:, 0].numpy() > 0.5
+    masks = masks_of_boxes(values, boxes)
+    for number, box in enumerate(boxes.tolist()):
+        actual = read_mask(render_mask(masks, number, tuple(box), (200, 160)))
+        assert (actual & pasted[number]).sum() / (actual | pasted[number]).sum() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task"),
+    [
+        ("keypointrcnn_resnet50_fpn", "keypoints"), ("maskrcnn_resnet50_fpn_v2", "instance_segmentation"),
+        ("ssd300_vgg16", "detection"),
+    ],
+)  # fmt: skip
+def test_detectors_of_torchvision_do_what_their_name_says(architecture: str, task: str) -> None:
+    assert registry.resolve(architecture).spec.task == task
 
 
 def test_weights_of_another_net_are_refused(folder: Path) -> None:

@@ -47,11 +47,12 @@ def names_bad_frame_as_too_large(entry: Entry) -> bool:
     return entry.error.frame_number == BAD_FRAME
 
 
-def test_a_result_with_too_many_detections_fails_its_scenario_at_once(
-    control_plane: ControlPlane, runner_id: str, clip: Path
+@pytest.mark.parametrize("model", ["oversized_result", "oversized_mask"])
+def test_a_result_with_too_many_detections_or_too_large_a_mask_fails_its_scenario_at_once(
+    control_plane: ControlPlane, runner_id: str, clip: Path, model: str
 ) -> None:
     uuid, other = new_uuid(), new_uuid()
-    control_plane.send_command(runner_id, make_deploy(uuid, clip, "oversized_result", attempt=1))
+    control_plane.send_command(runner_id, make_deploy(uuid, clip, model, attempt=1))
     entry = control_plane.wait_until_ended(runner_id, uuid)
     assert names_bad_frame_as_too_large(entry)
     assert entry.fatal

@@ -29,7 +29,12 @@ def test_a_frame_result_has_the_documented_json_form() -> None:
 
 def test_stored_detections_have_exactly_the_fields_of_the_contract() -> None:
     """They are copied into the page without decoding, so that only this test compares the two forms."""
-    stored = msgspec.json.encode([detections.Detection('per"son\\ü', 0.88, (1.0, 2.0, 3.0, 4.5))]).decode()
+    keypoints = ((1.0, 2.5, 0.75), (3.0, 4.0, 0.0))
+    mask = detections.Mask((480, 640), "0\\u0000o")  # no escape of JSON: a backslash and five characters
+    corners = ((-1.0, 2.0), (3.0, 2.0), (3.0, 4.5), (-1.0, 4.5))
+    stored = msgspec.json.encode(
+        [detections.Detection('per"son\\ü', 0.88, (1.0, 2.0, 3.0, 4.5), keypoints, corners, mask)]
+    ).decode()
     page = ResultPage(
         [
             FrameRow(0, 3, 0.0, 640, 480, False, None, None, "[]"),
@@ -42,6 +47,10 @@ def test_stored_detections_have_exactly_the_fields_of_the_contract() -> None:
     body = msgspec.json.encode(build_prediction_page(page))
     decoded = msgspec.json.decode(body, type=contract.PredictionPage)
     assert (decoded.items[1].time_s, decoded.items[1].detections[0].label) == (1e-7, 'per"son\\ü')
+    assert decoded.items[1].detections[0].keypoints == list(keypoints)
+    assert decoded.items[1].detections[0].corners == list(corners)
+    assert decoded.items[1].detections[0].mask == contract.Mask((480, 640), "0\\u0000o")
+    assert contract.Detection.__struct_fields__ == detections.Detection.__struct_fields__
     assert [(frame.epoch, frame.corrupt, frame.captured_by) for frame in decoded.items] == [
         (3, False, None), (4, True, CaptureClock.ARRIVAL),
     ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from tests.pictures import picture_of
 
 from vidflow.domain.detections import InferenceError
 from vidflow.domain.errors import ModelError
-from vidflow.infra.models.decoders import DECODERS, Candidates, Layout, apply_nms, decode
-from vidflow.infra.models.spec import InputSpec, OutputSpec
+from vidflow.infra.models.decoders import Candidates, Layout, apply_nms, decode
+from vidflow.infra.models.detector import DetectionFilter, to_detections
+from vidflow.infra.models.spec import TASK_DECODERS, InputSpec, OutputSpec, Task
 from vidflow.infra.models.tensors import TensorForm, fill_tensor, fit_picture, map_to_picture
 
 YOLOX = Layout((64, 64), 3, OutputSpec("yolox", strides=(8, 16, 32)))
@@ -144,6 +146,37 @@ def test_a_letterboxed_picture_is_placed_in_the_corner_and_padded() -> None:
     assert (tensor[:, 16:] == 114).all()
 
 
+@pytest.mark.parametrize(
+    ("size", "crop", "scaled", "corner"),
+    [
+        ((512, 256), 0.875, (512, 256), (144, 16)),
+        ((256, 512), 0.875, (256, 512), (16, 144)),
+        ((448, 224), 1.0, (448, 224), (112, 0)),
+        ((1024, 512), 0.875, (512, 256), (144, 16)),
+        ((112, 112), 0.5, (448, 448), (112, 112)),
+    ],
+)
+def test_a_cropped_picture_shows_its_centre(
+    size: tuple[int, int], crop: float, scaled: tuple[int, int], corner: tuple[int, int]
+) -> None:
+    """The tensor shows the centre of the picture whose shorter side is 224 / `crop`, as torchvision's transforms of ImageNet do."""
+    spec = InputSpec((224, 224), resize="crop", crop=crop)
+    shown = picture_of(np.random.default_rng(3).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    tensor = np.zeros((3, 224, 224), dtype=np.float32)
+    fit = fill_tensor(tensor, shown, spec)
+    x, y = corner
+    assert (tensor.transpose(1, 2, 0) == shown.image(*scaled)[y : y + 224, x : x + 224]).all()
+    factor = size[0] / scaled[0]
+    expected = [x * factor, y * factor, (x + 224) * factor, (y + 224) * factor]
+    whole = np.array([[0, 0, 224, 224]], dtype=np.float32)
+    assert map_to_picture(whole, fit)[0] == pytest.approx(expected, abs=0.01)
+
+
+def test_a_picture_that_would_be_huge_before_it_is_cropped_is_refused() -> None:
+    with pytest.raises(InferenceError, match=r"16 x 65535 pixels cannot be cropped.*Use resize = 'letterbox'"):
+        fit_picture((16, 65535), InputSpec((224, 224), resize="crop"))
+
+
 @pytest.mark.parametrize(("resample", "value"), [("area", 200), ("bilinear", 150), ("bicubic", 162.5)])
 def test_a_picture_is_scaled_with_the_filter_of_the_spec(resample: str, value: float) -> None:
     """Stripes of nine columns become one column each. `value` is what the filter's integral over a bright stripe, and for the
@@ -201,7 +234,10 @@ def test_whole_numbers_are_rounded_and_clipped(scale: float, expected: list[int]
     assert tensor[:, 5, 5].tolist() == expected
 
 
-NAMES = ("boxes", "scores", "labels", "logits", "dets", "num", "output0", "TFLite_Detection_PostProcess:1")
+NAMES = (
+    "boxes", "scores", "labels", "logits", "dets", "num", "output0", "TFLite_Detection_PostProcess:1", "keypoints",
+    "keypoints_scores", "masks",
+)  # fmt: skip
 VALUES = st.sampled_from([0.0, 0.5, 1.0, -1.0, 3.0, 1e9, 1e38, float("nan"), float("inf"), float("-inf")])
 
 
@@ -219,8 +255,24 @@ FITTING_SHAPES = [
     [1, 84, 8],
     [1, 5, 6],
     [1, 8, 4, 4],
+    [1, 3],
+    [3],
+    [1, 5, 13],
+    [1, 13, 7],
+    [1, 5, 12],
+    [1, 5, 14],
+    [1, 5, 9],
+    [1, 10, 7],
+    [2, 5, 8],
+    [1, 2, 4, 4],
+    [2, 1, 9, 3],
+    [1, 5, 2, 3],
+    [5, 2, 3],
+    [5, 2],
+    [5, 1, 4, 4],
+    [1, 5, 8, 8],
 ]
-"""Shapes that decoders accept for three labels."""
+"""Shapes that decoders accept for three labels and two keypoints."""
 
 
 def filled(shape: list[int], values: list[float], dtype: str) -> NDArray[Any]:
@@ -236,19 +288,28 @@ ARRAYS = st.builds(
 )
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize(
+    ("task", "decoder"), [(task, decoder) for task, decoders in TASK_DECODERS.items() for decoder in decoders]
+)
 @given(
     outputs=st.lists(st.tuples(st.sampled_from(NAMES), ARRAYS), max_size=4),
-    order=st.none() | st.lists(st.sampled_from(["boxes", "scores", "classes", "count", "logits"]), max_size=4),
+    order=st.none()
+    | st.lists(st.sampled_from(["boxes", "scores", "classes", "count", "logits", "keypoints", "masks"]), max_size=4),
     coordinates=st.sampled_from([None, "pixels", "normalised"]),
-    activation=st.sampled_from([None, "softmax", "none"]),
+    activation=st.sampled_from([None, "softmax", "sigmoid", "none"]),
     score=st.sampled_from([0.0, 0.5, 1.0]),
 )
 def test_outputs_of_any_shape_are_decoded_or_refused(
-    decoder: Any, outputs: list[tuple[str, NDArray[Any]]], order: Any, coordinates: Any, activation: Any, score: float
+    task: Task,
+    decoder: Any,
+    outputs: list[tuple[str, NDArray[Any]]],
+    order: Any,
+    coordinates: Any,
+    activation: Any,
+    score: float,
 ) -> None:
-    spec = OutputSpec(decoder, coordinates=coordinates, activation=activation, order=order)
-    layout = Layout((64, 64), 3, spec, tuple(name for name, _ in outputs))
+    spec = OutputSpec(decoder, coordinates=coordinates, activation=activation, order=order, keypoints=2)
+    layout = Layout((64, 64), 3, spec, tuple(name for name, _ in outputs), task)
     try:
         pictures = decode([array for _, array in outputs], layout, score)
     except (ModelError, InferenceError):
@@ -258,6 +319,8 @@ def test_outputs_of_any_shape_are_decoded_or_refused(
         assert found.classes.shape == found.scores.shape
         assert (found.scores >= score).all()
         assert len(apply_nms(found, 0.5).scores) <= len(found.scores)
+        with suppress(InferenceError):
+            to_detections(found, ("a", "b", "c"), DetectionFilter(score, None, 300), (64, 64))
 
 
 def test_a_form_without_a_batch_axis_has_one_picture() -> None:

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from vidflow.domain.detections import (
+    MAX_KEYPOINTS,
     Detection,
     InferenceError,
     area,
@@ -70,3 +71,53 @@ def test_area_and_clipping_of_boxes() -> None:
     assert area((0, 0, 4, 5)) == 20
     assert area((4, 0, 0, 5)) == 0
     assert clip((-1, -1, 50, 5), 10, 10) == (0, 0, 10, 5)
+
+
+def test_a_plain_detection_has_no_other_fields() -> None:
+    assert msgspec.json.encode(Detection("cat", 0.5, (0.0, 0.0, 5.0, 5.0))) == (
+        b'{"label":"cat","score":0.5,"box":[0.0,0.0,5.0,5.0]}'
+    )
+
+
+def test_keypoints_are_clipped_and_rounded_and_keep_their_order() -> None:
+    points = [(-1.0, 4.126, 0.87654), (700.0, 1000.0, 1.0000001), (3.0, 2.0, -0.0001)]
+    found = build_detection("person", 0.9, (0, 0, 5, 5), 640, 480, points)
+    assert found is not None
+    assert found.keypoints == ((0.0, 4.13, 0.8765), (640.0, 480.0, 1.0), (3.0, 2.0, 0.0))
+    assert msgspec.json.encode(found).endswith(b'"keypoints":[[0.0,4.13,0.8765],[640.0,480.0,1.0],[3.0,2.0,0.0]]}')
+
+
+def test_detections_that_differ_only_in_keypoints_have_an_order() -> None:
+    one, other = (Detection("person", 0.9, (0.0, 0.0, 5.0, 5.0), ((x, 1.0, 0.5),)) for x in (1.0, 2.0))
+    assert select_detections([other, one]) == select_detections([one, other]) == (one, other)
+
+
+@pytest.mark.parametrize("points", ["[[1, 2]]", "[[1, 2, 3]]", "[[-1, 2, 0.5]]", "[[1e999, 2, 0.5]]", "null"])
+def test_a_decoded_detection_with_impossible_keypoints_is_refused(points: str) -> None:
+    with pytest.raises(msgspec.DecodeError):
+        msgspec.json.decode(f'{{"label": "a", "score": 1, "box": [0, 0, 1, 1], "keypoints": {points}}}', type=Detection)
+
+
+def test_a_detection_with_too_many_keypoints_is_refused() -> None:
+    points = msgspec.json.encode([(1.0, 2.0, 0.5)] * (MAX_KEYPOINTS + 1)).decode()
+    with pytest.raises(msgspec.DecodeError, match="length <= 1000"):
+        msgspec.json.decode(f'{{"label": "a", "score": 1, "box": [0, 0, 1, 1], "keypoints": {points}}}', type=Detection)
+
+
+def test_corners_are_rounded_and_not_clipped() -> None:
+    found = build_detection("ship", 0.9, (-5, -5, 5, 5), 640, 480, corners=((-0.001, -5), (5, 0.126), (0, 5), (-5, 0)))
+    assert found is not None
+    assert found.box == (0.0, 0.0, 5.0, 5.0)
+    assert msgspec.json.encode(found).endswith(b'"corners":[[0.0,-5.0],[5.0,0.13],[0.0,5.0],[-5.0,0.0]]}')
+
+
+@pytest.mark.parametrize("corner", [(-65536.0, 0.0), (0.0, -65536.0), (66176.0, 0.0), (0.0, 66016.0)])
+def test_a_corner_too_far_beside_the_frame_is_refused(corner: tuple[float, float]) -> None:
+    with pytest.raises(InferenceError, match="far beside the frame"):
+        build_detection("ship", 0.9, (0, 0, 5, 5), 640, 480, corners=[corner] * 4)
+
+
+@pytest.mark.parametrize("corners", ["[]", "[[1, 2], [1, 2], [1, 2]]", "[[1, 2], [1, 2], [1, 2], [1, 1e6]]"])
+def test_a_decoded_detection_with_impossible_corners_is_refused(corners: str) -> None:
+    with pytest.raises(msgspec.DecodeError):
+        msgspec.json.decode(f'{{"label": "a", "score": 1, "box": [0, 0, 1, 1], "corners": {corners}}}', type=Detection)

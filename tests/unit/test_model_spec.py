@@ -107,7 +107,7 @@ def test_a_spec_is_read_with_its_labels_and_weights(folder: Path) -> None:
         (
             '"yolox"',
             '"yolo99"',
-            "decoder`; use detr, fastestdet, ssd, tf, torchvision, yolo_end2end, yolov5, yolov8, yolox",
+            "decoder`; use classes, detr, fastestdet, ssd, tf, torchvision, yolo_end2end, yolov5, yolov8, yolox",
         ),
         ('channels = "bgr"', 'normalise = "unit"', "`normalise` and `scale`, `mean` or `std`"),
         ('decoder = "yolox"', 'decoder = "yolox"\ncoordinates = "pixels"', "coordinates"),
@@ -123,12 +123,39 @@ def test_a_spec_is_read_with_its_labels_and_weights(folder: Path) -> None:
         ('kind = "onnx"', 'kind = "torchvision"', "architecture"),
         ('kind = "onnx"', "kind = onnx", "TOML"),
         ('kind = "onnx"', 'kind = "onnx"\noptions = {a = 1}', "options"),
+        (
+            'kind = "onnx"',
+            'kind = "onnx"\ntask = "pose"',
+            "task`; use classification, detection, instance_segmentation, keypoints, oriented_boxes",
+        ),
+        ('"yolox"', '"yolov8"\nkeypoints = 17', "keypoints, their number, is needed for task 'keypoints'"),
+        (
+            'kind = "onnx"',
+            'kind = "onnx"\ntask = "keypoints"',
+            "'keypoints' has no decoder 'yolox'; use yolov5, yolov8, yolo_end2end",
+        ),
+        (
+            'kind = "onnx"',
+            'kind = "onnx"\ntask = "classification"',
+            "'classification' has no decoder 'yolox'; use classes",
+        ),
+        ('"yolox"', '"classes"\nactivation = "none"', "task 'detection' has no decoder 'classes'; use yolox"),
+        ('resize = "letterbox"', "crop = 0.5", "crop is only for resize = 'crop'"),
     ],
 )
 def test_an_invalid_spec_is_refused_with_the_name_of_the_key(folder: Path, old: str, new: str, named: str) -> None:
     with pytest.raises(ModelError, match=named) as refused:
         read_net(replace_in_spec(folder, old, new))
     assert refused.value.code == "model_spec_invalid"
+
+
+def test_a_classifier_says_what_its_numbers_are(folder: Path) -> None:
+    classifier = SPEC.replace('kind = "onnx"', 'kind = "onnx"\ntask = "classification"').replace("yolox", "classes")
+    (folder / "net.toml").write_text(classifier.replace("strides = [8, 16]", ""))
+    with pytest.raises(ModelError, match="decoder 'classes' needs `activation`: softmax if"):
+        read_net(folder)
+    (folder / "net.toml").write_text(classifier.replace("strides = [8, 16]", 'activation = "sigmoid"'))
+    assert read_net(folder).spec.task == "classification"
 
 
 def test_an_exported_program_is_refused_without_a_digest() -> None:

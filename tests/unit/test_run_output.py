@@ -56,3 +56,23 @@ def test_a_csv_file_keeps_the_label_unchanged() -> None:
 
 def test_a_response_with_raw_line_breaks_stays_one_line() -> None:
     assert printed("ndjson", b'{"a":\n1}\xff').count("\n") == 1
+
+
+SHAPES = {
+    "keypoints": [[1.0, 2.25, 0.75], [0.0, 5.0, 0.0]],
+    "corners": [[-1.5, 0.0], [5.0, 0.0], [5.0, 5.0], [-1.5, 5.0]],
+    "mask": {"size": [1000, 50], "counts": "hj6`n1hg:aQNfVG0iPO0a\\i0"},
+}
+SHAPED = FRAME | {"detections": [{"label": "person", "score": 0.5, "box": [0.0, 1.0, 8.0, 9.0]} | SHAPES]}
+
+
+@pytest.mark.parametrize("output", WRITERS)
+def test_detections_with_keypoints_corners_and_masks_are_printed_in_every_format(output: OutputFormat) -> None:
+    text = printed(output, json.dumps(SHAPED).encode(), io.StringIO())
+    if output in {"json", "ndjson"}:
+        assert json.loads(text) in ([SHAPED], SHAPED)
+    elif output == "csv":
+        (row,) = csv.DictReader(io.StringIO(text, newline=""))
+        assert (row["label"], row["x1"], row["y2"]) == ("person", "0.0", "9.0")
+    else:
+        assert "1 person (0.50)" in text

@@ -17,6 +17,7 @@ from vidflow.domain.errors import ModelError
 from vidflow.domain.messages import Parameters
 from vidflow.infra.models.bundle import Bundle
 from vidflow.infra.models.decoders import DECODERS, Candidates, Layout, apply_nms, decode
+from vidflow.infra.models.masks import render_mask
 from vidflow.infra.models.model import Picture, Size
 from vidflow.infra.models.spec import UNUSED_LABELS, Thresholds, check_known_labels
 from vidflow.infra.models.tensors import PictureFit, Tensor, TensorForm, fill_tensor, map_to_picture
@@ -61,10 +62,19 @@ def build_filter(
 def to_detections(
     candidates: Candidates, labels: tuple[str, ...], detection_filter: DetectionFilter, size: Size
 ) -> tuple[Detection, ...]:
-    """Convert candidates to detections. Their boxes are in pixels of a picture of `size` (width, height)."""
-    detections = []
-    for box, score, index in zip(
-        candidates.boxes.tolist(), candidates.scores.tolist(), candidates.classes.tolist(), strict=True
+    """Convert candidates to detections. Their coordinates are in pixels of a picture of `size` (width, height)."""
+    detections: list[Detection] = []
+    rows: dict[int, int] = {}
+    none: list[tuple[()]] = [()] * len(candidates.scores)
+    for row, (box, score, index, keypoints, corners) in enumerate(
+        zip(
+            candidates.boxes.tolist(),
+            candidates.scores.tolist(),
+            candidates.classes.tolist(),
+            none if candidates.keypoints is None else candidates.keypoints.tolist(),
+            none if candidates.corners is None else candidates.corners.tolist(),
+            strict=True,
+        )
     ):
         if not 0 <= index < len(labels):
             raise InferenceError(
@@ -73,10 +83,16 @@ def to_detections(
             )
         if labels[index] in UNUSED_LABELS:
             continue
-        detection = build_detection(labels[index], score, box, *size)
+        detection = build_detection(labels[index], score, box, *size, keypoints, corners)
         if detection is not None:
             detections.append(detection)
-    return select_detections(detections, None, detection_filter.labels, detection_filter.limit)
+            rows[id(detection)] = row
+    selected = select_detections(detections, None, detection_filter.labels, detection_filter.limit)
+    masks = candidates.masks
+    if masks is None:
+        return selected
+    masked = ((detection, render_mask(masks, rows[id(detection)], detection.box, size)) for detection in selected)
+    return tuple(msgspec.structs.replace(detection, mask=mask) for detection, mask in masked if mask is not None)
 
 
 def infer_in_batches(
@@ -108,9 +124,9 @@ class TensorDetector:
         self._network = network
         self._inputs = inputs
         self._filter = build_filter(thresholds, bundle.labels, parameters.score_threshold, parameters.labels)
-        decoder = DECODERS[outputs.decoder]
+        decoder = self._decoder = DECODERS[outputs.decoder]
         self._nms_iou = thresholds.nms_iou if decoder.needs_nms else None
-        self._layout = Layout(inputs.size, len(bundle.labels), outputs, network.output_names)
+        self._layout = Layout(inputs.size, len(bundle.labels), outputs, network.output_names, bundle.spec.task)
         if decoder.one_picture and self.batch != 1:
             raise ModelError(
                 f"Decoder {outputs.decoder!r} supports one picture per batch. Set batch = 1.", code="model_refused"
@@ -145,5 +161,8 @@ class TensorDetector:
     def _to_detections(self, candidates: Candidates, fit: PictureFit, picture: Picture) -> tuple[Detection, ...]:
         if self._nms_iou is not None:
             candidates = apply_nms(candidates, self._nms_iou)
-        mapped = Candidates(map_to_picture(candidates.boxes, fit), candidates.scores, candidates.classes)
-        return to_detections(mapped, self.labels, self._filter, (picture.width, picture.height))
+        size = (picture.width, picture.height)
+        mapped = candidates.map(lambda coordinates: map_to_picture(coordinates, fit))
+        if not self._decoder.has_boxes:
+            mapped.boxes[:] = (0, 0, *size)
+        return to_detections(mapped, self.labels, self._filter, size)

@@ -41,6 +41,7 @@ from vidflow.infra.models.spec import (
     check_known_labels,
     models_folder_error,
     spec_error,
+    torchvision_task,
 )
 from vidflow.infra.models.thread_budget import ThreadBudget
 
@@ -77,7 +78,9 @@ class ModelListing(msgspec.Struct, frozen=True):
 BUILT_IN: Final = {
     MOTION: Bundle(MOTION, ModelSpec(MOTION), labels=(MOTION,)),
     **{
-        name: Bundle(name, ModelSpec(TORCHVISION, architecture=name, weights=TORCHVISION_WEIGHTS))
+        name: Bundle(
+            name, ModelSpec(TORCHVISION, task=torchvision_task(name), architecture=name, weights=TORCHVISION_WEIGHTS)
+        )
         for name in TORCHVISION_DETECTORS
     },
 }

@@ -5,7 +5,7 @@ The format::
     kind = "onnx"                # onnx | torchvision | exported | motion | a name from the entry points vidflow.models
     file = "weights.onnx"        # inside the spec's folder; not for motion
     sha256 = "64 hex digits"     # of the file; required for `exported`
-    task = "detection"
+    task = "detection"           # detection | classification | keypoints | oriented_boxes | instance_segmentation
     labels = "labels.names"      # a file with one label per line, a list, or coco80, in the order of the class index
     license = "Apache-2.0"       # of the weights; only shown
     architecture = "..."         # torchvision: the detector's name
@@ -13,7 +13,8 @@ The format::
 
     [input]                      # not for torchvision and motion, whose input is fixed
     size = [416, 416]            # height, width
-    resize = "letterbox"         # letterbox (keeps the aspect ratio) | stretch
+    resize = "letterbox"         # letterbox and crop keep the aspect ratio | stretch
+    crop = 0.875                 # crop: the centred part of the picture's shorter side that the tensor shows
     place = "corner"             # letterbox: position of the picture, corner (top left) | centre
     pad = 114                    # letterbox: pixel value of the padding
     resample = "bilinear"        # bilinear | area | bicubic: how pixels are averaged or interpolated; see pixels.py
@@ -27,12 +28,13 @@ The format::
 
     [output]
     decoder = "yolox"            # the form of the outputs, see the modules in decoders/: yolox | yolov5 | yolov8 |
-                                 # yolo_end2end | detr | ssd (or tf) | torchvision | fastestdet
+                                 # yolo_end2end | detr | ssd (or tf) | torchvision | fastestdet | classes
     strides = [8, 16, 32]        # yolox
     coordinates = "pixels"       # pixels | normalised (0 to 1): another unit of the boxes than the decoder's usual one
-    activation = "sigmoid"       # detr: sigmoid | softmax | none: what converts logits to scores
+    activation = "sigmoid"       # detr, classes: sigmoid | softmax | none: what converts logits to scores
+    keypoints = 17               # task keypoints, yolov5, yolov8 and yolo_end2end: their number
     order = ["boxes", "scores", "classes", "count"]  # detr, ssd, torchvision: what each output is, where names do not tell;
-                                                     # also logits, unused
+                                                     # also logits, keypoints, keypoint_scores, masks, unused
 
     [thresholds]
     score = 0.4
@@ -46,13 +48,13 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Final, Literal
 
 import msgspec
 import msgspec.inspect
 
-from vidflow.domain.detections import MAX_DETECTIONS, find_label_fault
+from vidflow.domain.detections import MAX_DETECTIONS, MAX_KEYPOINTS, find_label_fault
 from vidflow.domain.errors import ModelError, ParameterError
 
 ONNX: Final = "onnx"
@@ -76,10 +78,14 @@ Pixels = Annotated[int, msgspec.Meta(ge=16, le=4096)]
 Finite = Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]
 Positive = Annotated[float, msgspec.Meta(gt=0.0, le=1e6)]
 UnitInterval = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+DEFAULT_CROP: Final = 0.875
+"""Models trained on ImageNet take the centre of 224 pixels of a picture whose shorter side has 256."""
 ONE_PER_CHANNEL: Final = msgspec.Meta(min_length=3, max_length=3)
 # Not tuple[X, X, X]: in a union with a constrained number, it makes msgspec 0.22 crash at the next garbage collection.
-Role = Literal["boxes", "scores", "classes", "count", "logits", "unused"]
+Role = Literal["boxes", "scores", "classes", "count", "logits", "keypoints", "keypoint_scores", "masks", "unused"]
 Stride = Annotated[int, msgspec.Meta(ge=1, le=1024)]
+Task = Literal["detection", "classification", "keypoints", "oriented_boxes", "instance_segmentation"]
+"""What a model finds in a picture: objects with a box, or labels of the whole picture, or objects with a box and more."""
 
 
 class Normalisation(msgspec.Struct, frozen=True):
@@ -103,7 +109,8 @@ class InputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a picture is converted to the model's tensor. `size` is (height, width); see the format above."""
 
     size: tuple[Pixels, Pixels]
-    resize: Literal["letterbox", "stretch"] = "stretch"
+    resize: Literal["letterbox", "stretch", "crop"] = "stretch"
+    crop: Annotated[float, msgspec.Meta(ge=0.1, le=1.0)] | None = None
     place: Literal["corner", "centre"] = "corner"
     pad: Annotated[int, msgspec.Meta(ge=0, le=255)] = 114
     resample: Literal["bilinear", "area", "bicubic"] = "bilinear"
@@ -128,10 +135,13 @@ class InputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class OutputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the model's output tensors are converted to boxes."""
 
-    decoder: Literal["yolox", "yolov5", "yolov8", "yolo_end2end", "detr", "ssd", "tf", "torchvision", "fastestdet"]
+    decoder: Literal[
+        "yolox", "yolov5", "yolov8", "yolo_end2end", "detr", "ssd", "tf", "torchvision", "fastestdet", "classes"
+    ]
     strides: Annotated[tuple[Stride, ...], msgspec.Meta(min_length=1, max_length=8)] = (8, 16, 32)
     coordinates: Literal["pixels", "normalised"] | None = None
     activation: Literal["sigmoid", "softmax", "none"] | None = None
+    keypoints: Annotated[int, msgspec.Meta(ge=1, le=MAX_KEYPOINTS)] | None = None
     order: Annotated[tuple[Role, ...], msgspec.Meta(min_length=1, max_length=MAX_OUTPUTS)] | None = None
 
 
@@ -149,7 +159,7 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kind: Name
     file: FileName | None = None
     sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")] | None = None
-    task: Literal["detection"] = "detection"
+    task: Task = "detection"
     labels: FileName | Annotated[list[str], msgspec.Meta(min_length=1, max_length=MAX_LABELS)] | None = None
     license: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | None = None
     architecture: Name | None = None
@@ -201,6 +211,11 @@ def check_known_labels(requested: Iterable[str], known: Sequence[str]) -> None:
         raise ParameterError(f"The model has no label {unknown[0]!r}. Available: {available}.")
 
 
+def torchvision_task(architecture: str) -> Task:
+    """Return what a detector of torchvision finds at most."""
+    return next((task for prefix, task in TORCHVISION_TASKS.items() if architecture.startswith(prefix)), "detection")
+
+
 def models_folder_error(kind: str, origin: str) -> ModelError:
     """Return the error for a spec outside the models folder whose kind is not in `KINDS_ANYWHERE`."""
     return ModelError(
@@ -246,10 +261,22 @@ def _no_fault(_spec: ModelSpec) -> str | None:
     return None
 
 
-CELL_DECODERS: Final = frozenset({"yolox", "fastestdet"})
-"""Decoders whose boxes are relative to cells of the tensor, so that they have no unit to choose."""
+UNITLESS_DECODERS: Final = frozenset({"yolox", "fastestdet", "classes"})
+"""Decoders without boxes, or whose boxes are relative to cells of the tensor. They have no unit to choose."""
 LIST_DECODERS: Final = frozenset({"detr", "ssd", "tf", "torchvision"})
 """Decoders of several outputs."""
+ACTIVATED_DECODERS: Final = ("classes", "detr", "torchvision")
+"""Decoders of logits. Those of torchvision are the scores of keypoints."""
+TASK_DECODERS: Final[Mapping[Task, tuple[str, ...]]] = {
+    "detection": ("yolox", "yolov5", "yolov8", "yolo_end2end", "detr", "ssd", "tf", "torchvision", "fastestdet"),
+    "classification": ("classes",),
+    "keypoints": ("yolov5", "yolov8", "yolo_end2end", "torchvision"),
+    "oriented_boxes": ("yolov8", "yolo_end2end"),
+    "instance_segmentation": ("yolov5", "yolov8", "yolo_end2end", "torchvision"),
+}
+"""The decoders of each task."""
+TORCHVISION_TASKS: Final[Mapping[str, Task]] = {"keypointrcnn": "keypoints", "maskrcnn": "instance_segmentation"}
+"""The task besides detection of torchvision's detectors whose names start like this."""
 
 
 def _tensor_fault(spec: ModelSpec) -> str | None:
@@ -260,20 +287,40 @@ def _tensor_fault(spec: ModelSpec) -> str | None:
     if spec.architecture or spec.weights:
         return "`architecture` and `weights` are only for kind 'torchvision'"
     inputs, outputs = spec.tensor_specs()
-    return _input_fault(inputs) or _output_fault(outputs)
+    return _input_fault(inputs) or _output_fault(outputs) or _task_fault(spec.task, outputs)
 
 
 def _input_fault(spec: InputSpec) -> str | None:
     if spec.normalise is not None and (spec.scale, spec.mean, spec.std) != (1.0, 0.0, 1.0):
         return "[input] has `normalise` and `scale`, `mean` or `std`; remove one of the two"
+    if spec.crop is not None and spec.resize != "crop":
+        return "[input] crop is only for resize = 'crop'"
+    return None
+
+
+def _task_fault(task: Task, spec: OutputSpec) -> str | None:
+    if spec.decoder not in TASK_DECODERS[task]:
+        return f"task {task!r} has no decoder {spec.decoder!r}; use {', '.join(TASK_DECODERS[task])}"
+    if spec.decoder == "classes" and spec.activation is None:
+        return (
+            "decoder 'classes' needs `activation`: softmax if the model returns logits of which one class is right, sigmoid if "
+            "several may be, none if it returns probabilities"
+        )
+    if (spec.keypoints is not None) != (task == "keypoints" and spec.decoder != "torchvision"):
+        return (
+            "[output] keypoints, their number, is needed for task 'keypoints' and the decoders yolov5, yolov8 and yolo_end2end, "
+            "and for nothing else"
+        )
     return None
 
 
 def _output_fault(spec: OutputSpec) -> str | None:
-    if spec.coordinates is not None and spec.decoder in CELL_DECODERS:
+    if spec.coordinates is not None and spec.decoder in UNITLESS_DECODERS:
         return f"[output] coordinates has no meaning for decoder {spec.decoder!r}"
-    if spec.activation is not None and spec.decoder != "detr":
-        return "[output] activation is only for decoder 'detr'"
+    if spec.activation == "softmax" and spec.decoder == "torchvision":
+        return "[output] activation 'softmax' has no meaning for decoder 'torchvision'"
+    if spec.activation is not None and spec.decoder not in ACTIVATED_DECODERS:
+        return f"[output] activation is only for the decoders {', '.join(ACTIVATED_DECODERS)}"
     if spec.order is not None and spec.decoder not in LIST_DECODERS:
         return f"[output] order is only for the decoders {', '.join(sorted(LIST_DECODERS))}"
     return None
@@ -296,6 +343,8 @@ def _torchvision_fault(spec: ModelSpec) -> str | None:
         return "a state_dict needs `labels`, starting with the background"
     if spec.output is not None or spec.input is not None:
         return "kind 'torchvision' has a fixed input and output; remove [input] and [output]"
+    if spec.task not in {"detection", torchvision_task(spec.architecture)}:
+        return f"{spec.architecture} has no task {spec.task!r}"
     return None
 
 
@@ -309,6 +358,8 @@ def _motion_fault(spec: ModelSpec) -> str | None:
         "[output]": spec.output,
     }
     present = [name for name, value in forbidden.items() if value is not None]
+    if spec.task != "detection":
+        present.append(f"task {spec.task!r}")
     return f"kind 'motion' does not support {', '.join(present)}" if present else None
 
 

@@ -8,13 +8,17 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from vidflow.domain.detections import InferenceError
 from vidflow.infra.models.model import Picture, Size
-from vidflow.infra.models.spec import InputSpec, Normalisation
+from vidflow.infra.models.spec import DEFAULT_CROP, InputSpec, Normalisation
 
 FloatArray = NDArray[np.float32]
 Tensor = NDArray[np.floating[Any]] | NDArray[np.uint8]
 LETTERBOX: Final = "letterbox"
+CROP: Final = "crop"
 CENTRE: Final = "centre"
+MAX_SCALED_PIXELS: Final = 2**26
+"""Pixels of a picture before it is cropped: 200 MB. A picture of 16 x 65,535 pixels would need four times as many for a small net."""
 
 
 class TensorForm(msgspec.Struct, frozen=True):
@@ -38,7 +42,8 @@ class TensorForm(msgspec.Struct, frozen=True):
 class PictureFit(msgspec.Struct, frozen=True):
     """Where a picture lies in a tensor: stretched to `size` (width, height), with its corner at (`left`, `top`).
 
-    A coordinate in the picture is (the one in the tensor - the corner) / the scale of that axis.
+    A coordinate in the picture is (the one in the tensor - the corner) / the scale of that axis. The corner of a picture that is
+    cropped lies outside the tensor.
     """
 
     size: Size
@@ -52,6 +57,8 @@ def fit_picture(picture: Size, spec: InputSpec) -> PictureFit:
     """Return where a picture of size (width, height) lies in the tensor of `spec`."""
     width, height = picture
     tensor_height, tensor_width = spec.size
+    if spec.resize == CROP:
+        return _crop_picture(picture, spec)
     if spec.resize != LETTERBOX:
         return PictureFit((tensor_width, tensor_height), 0, 0, tensor_width / width, tensor_height / height)
     ratio = min(tensor_width / width, tensor_height / height)
@@ -59,6 +66,20 @@ def fit_picture(picture: Size, spec: InputSpec) -> PictureFit:
     left = (tensor_width - inner[0]) // 2 if spec.place == CENTRE else 0
     top = (tensor_height - inner[1]) // 2 if spec.place == CENTRE else 0
     return PictureFit(inner, left, top, inner[0] / width, inner[1] / height)
+
+
+def _crop_picture(picture: Size, spec: InputSpec) -> PictureFit:
+    width, height = picture
+    tensor_height, tensor_width = spec.size
+    ratio = max(tensor_width / width, tensor_height / height) / (spec.crop or DEFAULT_CROP)
+    scaled = (max(round(width * ratio), tensor_width), max(round(height * ratio), tensor_height))
+    if scaled[0] * scaled[1] > MAX_SCALED_PIXELS:
+        raise InferenceError(
+            f"A picture of {width} x {height} pixels cannot be cropped: it would have {scaled[0]} x {scaled[1]} pixels before. "
+            "Use resize = 'letterbox' in the model's spec."
+        )
+    left, top = round((scaled[0] - tensor_width) / 2), round((scaled[1] - tensor_height) / 2)
+    return PictureFit(scaled, -left, -top, scaled[0] / width, scaled[1] / height)
 
 
 def fill_tensor(tensor: Tensor, picture: Picture, spec: InputSpec) -> PictureFit:
@@ -70,22 +91,26 @@ def fill_tensor(tensor: Tensor, picture: Picture, spec: InputSpec) -> PictureFit
     normalisation = spec.normalisation()
     direct = tensor.dtype == np.float32 or normalisation == Normalisation()
     values = tensor if direct else np.empty(tensor.shape, dtype=np.float32)
-    width, height = fit.size
-    pixels = picture.image(width, height, spec.channels, spec.resample)
+    pixels = picture.image(*fit.size, spec.channels, spec.resample)
+    if fit.left < 0 or fit.top < 0:
+        pixels = pixels[-fit.top : spec.size[0] - fit.top, -fit.left : spec.size[1] - fit.left]
+    height, width = pixels.shape[:2]
     if (height, width) != spec.size:
         values[:] = spec.pad
-    values[:, fit.top : fit.top + height, fit.left : fit.left + width] = pixels.transpose(2, 0, 1)
+    top, left = max(fit.top, 0), max(fit.left, 0)
+    values[:, top : top + height, left : left + width] = pixels.transpose(2, 0, 1)
     _normalise(values, normalisation)
     if not direct:
         tensor[:] = values if tensor.dtype != np.uint8 else np.clip(np.rint(values), 0, 255)
     return fit
 
 
-def map_to_picture(boxes: FloatArray, fit: PictureFit) -> FloatArray:
-    """Convert boxes (n, 4) from the tensor's coordinates to the picture's."""
-    corner = np.array([fit.left, fit.top] * 2, dtype=np.float32)
-    scale = np.array([fit.scale_x, fit.scale_y] * 2, dtype=np.float32)
-    return (boxes - corner) / scale
+def map_to_picture(coordinates: FloatArray, fit: PictureFit) -> FloatArray:
+    """Convert boxes (..., 4) or points (..., 2) from the tensor's coordinates to the picture's."""
+    points = coordinates.shape[-1] // 2
+    corner = np.array([fit.left, fit.top] * points, dtype=np.float32)
+    scale = np.array([fit.scale_x, fit.scale_y] * points, dtype=np.float32)
+    return (coordinates - corner) / scale
 
 
 def _normalise(tensor: Tensor, spec: Normalisation) -> None:

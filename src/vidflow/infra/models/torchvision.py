@@ -11,6 +11,7 @@ import urllib.error
 from collections.abc import Sequence
 from typing import Any, Final
 
+import numpy as np
 import torch
 import torchvision
 
@@ -19,9 +20,11 @@ from vidflow.domain.errors import ModelError, Unavailable
 from vidflow.domain.messages import Parameters
 from vidflow.infra.models.bundle import Bundle
 from vidflow.infra.models.decoders import Candidates
+from vidflow.infra.models.decoders.activations import sigmoid
+from vidflow.infra.models.decoders.lists import decode_masks
 from vidflow.infra.models.detector import DetectionFilter, build_filter, first_line, infer_in_batches, to_detections
 from vidflow.infra.models.model import Picture, Size
-from vidflow.infra.models.spec import Thresholds
+from vidflow.infra.models.spec import Task, Thresholds
 
 THREADS: Final = 1
 """Workers share the cores, and OpenMP threads of different workers would spin while waiting for each other."""
@@ -47,7 +50,7 @@ def load_torchvision(bundle: Bundle, parameters: Parameters) -> TorchvisionModel
         origin = bundle.origin
     detection_filter = build_filter(spec.thresholds, labels, parameters.score_threshold, parameters.labels)
     net = build_detector(spec.architecture, state, len(labels), spec.thresholds, detection_filter.score, origin)
-    return TorchvisionModel(net, labels, detection_filter)
+    return TorchvisionModel(net, labels, detection_filter, spec.task)
 
 
 def fetch_weights(architecture: str, weights: str) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
@@ -114,12 +117,19 @@ class TorchvisionModel:
     warmup_frames = 0
     batch = BATCH
 
-    def __init__(self, net: Any, labels: tuple[str, ...], detection_filter: DetectionFilter) -> None:  # noqa: ANN401  (torch is not typed here)
+    def __init__(
+        self,
+        net: Any,  # noqa: ANN401  (torch is not typed here)
+        labels: tuple[str, ...],
+        detection_filter: DetectionFilter,
+        task: Task,
+    ) -> None:
         torch.set_num_threads(THREADS)
         self.labels = labels
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._net = net.to(self._device)
         self._filter = detection_filter
+        self._task = task
 
     @property
     def input_size(self) -> Size | None:
@@ -156,10 +166,17 @@ class TorchvisionModel:
         return (max(round(picture.width * ratio), 1), max(round(picture.height * ratio), 1))
 
     def _to_detections(self, output: Any, tensor: Any, picture: Picture) -> tuple[Detection, ...]:  # noqa: ANN401
-        scale_x, scale_y = picture.width / tensor.shape[2], picture.height / tensor.shape[1]
-        boxes = output["boxes"].cpu() * torch.tensor([scale_x, scale_y, scale_x, scale_y])
-        candidates = Candidates(boxes.numpy(), output["scores"].cpu().numpy(), output["labels"].cpu().numpy())
-        return to_detections(candidates, self.labels, self._filter, (picture.width, picture.height))
+        values = {name: value.cpu().numpy() for name, value in output.items()}
+        keypoints, masks = None, None
+        if self._task == "instance_segmentation":
+            masks = decode_masks(values["masks"][:, 0], values["boxes"], tuple(tensor.shape[1:]))
+        if self._task == "keypoints":
+            scores = sigmoid(values["keypoints_scores"])[..., None]
+            keypoints = np.concatenate([values["keypoints"][..., :2], scores], axis=-1)
+        candidates = Candidates(values["boxes"], values["scores"], values["labels"], keypoints, masks=masks)
+        scale = np.array([picture.width / tensor.shape[2], picture.height / tensor.shape[1]] * 2, dtype=np.float32)
+        mapped = candidates.map(lambda coordinates: coordinates * scale[: coordinates.shape[-1]])
+        return to_detections(mapped, self.labels, self._filter, (picture.width, picture.height))
 
 
 def _weights_error(origin: str, fault: str) -> ModelError:

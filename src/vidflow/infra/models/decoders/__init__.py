@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from vidflow.domain.detections import InferenceError
@@ -21,6 +22,7 @@ from vidflow.infra.models.decoders.candidates import (
     Outputs,
     describe_shape,
 )
+from vidflow.infra.models.decoders.classes import decode_classes
 from vidflow.infra.models.decoders.detr import decode_detr
 from vidflow.infra.models.decoders.lists import decode_ssd, decode_torchvision
 from vidflow.infra.models.decoders.nms import apply_nms
@@ -31,6 +33,7 @@ from vidflow.infra.models.decoders.yolo import (
     decode_yolov8,
     decode_yolox,
 )
+from vidflow.infra.models.spec import TASK_DECODERS
 
 __all__ = ["DECODERS", "Candidates", "Layout", "apply_nms", "decode", "find_fitting_decoders"]
 
@@ -44,6 +47,7 @@ DECODERS: Final = {
     "tf": Decoder(decode_ssd, needs_nms=False),
     "torchvision": Decoder(decode_torchvision, needs_nms=False, one_picture=True),
     "fastestdet": Decoder(decode_fastestdet),
+    "classes": Decoder(decode_classes, needs_nms=False, has_boxes=False),
 }
 """The decoders by the name in a spec's [output]. `tf` is another name of `ssd`."""
 
@@ -63,8 +67,8 @@ def decode(outputs: Outputs, layout: Layout, score: float) -> list[Candidates]:
 
 @np.errstate(all="ignore")
 def find_fitting_decoders(outputs: Outputs, layout: Layout) -> list[str]:
-    """Return the names of the decoders that take outputs of these shapes, types and names, whatever the layout's decoder is."""
-    return [name for name in DECODERS if name != "tf" and _fits(name, outputs, layout)]
+    """Return the layout's task's decoders that take outputs of these shapes, types and names, whatever the layout's decoder is."""
+    return [name for name in TASK_DECODERS[layout.task] if name != "tf" and _fits(name, outputs, layout)]
 
 
 def _refusal(outputs: Outputs, layout: Layout, needs: str) -> ModelError:
@@ -74,8 +78,12 @@ def _refusal(outputs: Outputs, layout: Layout, needs: str) -> ModelError:
         for name, output in zip(names, outputs, strict=True)
     ]
     actual = ", ".join(described[:MAX_DESCRIBED]) + (", ..." if len(described) > MAX_DESCRIBED else "")
-    fitting = find_fitting_decoders(outputs, layout)
-    hint = f" These outputs fit {' or '.join(map(repr, fitting))}." if fitting else ""
+    fitting = [
+        repr(name) if task == layout.task else f"{name!r} with task {task!r}"
+        for task in sorted(TASK_DECODERS, key=lambda task: task != layout.task)
+        for name in find_fitting_decoders(outputs, msgspec.structs.replace(layout, task=task))
+    ]
+    hint = f" These outputs fit {' or '.join(fitting)}." if fitting else ""
     return ModelError(
         f"The model's outputs are {actual}; decoder {layout.output.decoder!r} needs {needs}. "
         f"Check the spec's decoder, strides, size and labels.{hint}",

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidflow.domain.detections import InferenceError
-from vidflow.infra.models.spec import OutputSpec
+from vidflow.infra.models.decoders.masks import Masks
+from vidflow.infra.models.spec import OutputSpec, Task
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
@@ -21,28 +22,54 @@ WHOLE_TOLERANCE: Final = 0.01
 
 
 class Candidates(msgspec.Struct, frozen=True):
-    """Possible detections on one picture: `boxes` (n, 4), `scores` (n), `classes` (n)."""
+    """Possible detections on one picture: `boxes` (n, 4), `scores` (n), `classes` (n).
+
+    What else they have depends on the task: `keypoints` (n, keypoints, 3), each x, y and score; `corners` (n, 4, 2) of
+    oriented boxes, clockwise; `masks`.
+    """
 
     boxes: FloatArray
     scores: FloatArray
     classes: IntArray
+    keypoints: FloatArray | None = None
+    corners: FloatArray | None = None
+    masks: Masks | None = None
 
     def take(self, selection: IntArray | NDArray[np.bool_]) -> Candidates:
         """Return the candidates at these indices, or where this mask is true."""
-        return Candidates(self.boxes[selection], self.scores[selection], self.classes[selection])
+        return Candidates(
+            self.boxes[selection],
+            self.scores[selection],
+            self.classes[selection],
+            None if self.keypoints is None else self.keypoints[selection],
+            None if self.corners is None else self.corners[selection],
+            None if self.masks is None else self.masks.take(selection),
+        )
+
+    def map(self, mapping: Callable[[FloatArray], FloatArray]) -> Candidates:
+        """Return the candidates in other coordinates. `mapping` takes arrays (..., 2) or (..., 4), each row x, y or x, y, x, y."""
+        keypoints, corners, masks = self.keypoints, self.corners, self.masks
+        if keypoints is not None:
+            keypoints = np.concatenate([mapping(keypoints[..., :2]), keypoints[..., 2:]], axis=-1)
+        if corners is not None:
+            corners = mapping(corners)
+        if masks is not None:
+            masks = masks.map(mapping)
+        return Candidates(mapping(self.boxes), self.scores, self.classes, keypoints, corners, masks)
 
 
 class Layout(msgspec.Struct, frozen=True):
     """What a decoder needs to know about the model.
 
     `size` is the tensor's (height, width), `classes` the number of labels, `output` the spec's [output], and `names` are the
-    names of the outputs in their order, empty if the runtime has none.
+    names of the outputs in their order, empty if the runtime has none. `task` is the spec's.
     """
 
     size: tuple[int, int]
     classes: int
     output: OutputSpec
     names: tuple[str, ...] = ()
+    task: Task = "detection"
 
 
 class OutputMismatchError(Exception):
@@ -53,11 +80,16 @@ DecodeFunction = Callable[[Outputs, Layout, float], list[Candidates]]
 
 
 class Decoder(msgspec.Struct, frozen=True):
-    """A decoder. `needs_nms`: whether its boxes still overlap. `one_picture`: whether the model takes one picture per call."""
+    """A decoder.
+
+    `needs_nms`: whether its boxes still overlap. `one_picture`: whether the model takes one picture per call. `has_boxes`: whether
+    the boxes are parts of the picture, and not the whole tensor.
+    """
 
     decode: DecodeFunction
     needs_nms: bool = True
     one_picture: bool = False
+    has_boxes: bool = True
 
 
 def above_threshold(scores: FloatArray, score: float) -> NDArray[np.bool_]:
@@ -67,19 +99,19 @@ def above_threshold(scores: FloatArray, score: float) -> NDArray[np.bool_]:
     return scores >= score
 
 
-def corners(centre: NDArray[np.floating[Any]], size: NDArray[np.floating[Any]]) -> FloatArray:
+def centred_boxes(centre: NDArray[np.floating[Any]], size: NDArray[np.floating[Any]]) -> FloatArray:
     """Return boxes (x1, y1, x2, y2) with these centres (n, 2) and sizes (n, 2)."""
     half = size / 2
     return np.concatenate([centre - half, centre + half], axis=1, dtype=np.float32)
 
 
-def to_pixels(boxes: FloatArray, layout: Layout, default: Literal["pixels", "normalised"]) -> FloatArray:
-    """Return the boxes in pixels of the tensor. Without an entry in the spec they are in the unit `default`."""
+def to_pixels(coordinates: FloatArray, layout: Layout, default: Literal["pixels", "normalised"]) -> FloatArray:
+    """Return boxes (..., 4) or points (..., 2) in pixels of the tensor. Without an entry in the spec they are in `default`."""
     if (layout.output.coordinates or default) != NORMALISED:
-        return boxes
+        return coordinates
     height, width = layout.size
-    scale: FloatArray = np.array([width, height, width, height], dtype=np.float32)
-    return boxes * scale
+    scale: FloatArray = np.array([width, height] * (coordinates.shape[-1] // 2), dtype=np.float32)
+    return coordinates * scale
 
 
 def to_whole_numbers(values: NDArray[Any], kind: Literal["class", "count"]) -> IntArray:

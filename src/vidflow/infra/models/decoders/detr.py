@@ -6,13 +6,14 @@ from typing import Final
 
 import numpy as np
 
+from vidflow.infra.models.decoders.activations import sigmoid, softmax
 from vidflow.infra.models.decoders.candidates import (
     Candidates,
     FloatArray,
     Layout,
     Outputs,
     above_threshold,
-    corners,
+    centred_boxes,
     to_pixels,
 )
 from vidflow.infra.models.decoders.lists import XYXY, decode_lists
@@ -21,8 +22,6 @@ from vidflow.infra.models.decoders.roles import find_boxes_and_logits
 BOX: Final = 4
 RF_DETR_NAMES: Final = frozenset({"dets", "labels"})
 """RF-DETR may have one logit more than labels, but no class for \"no object\"."""
-MIN_LOGIT: Final = np.float32(-80.0)
-"""Its sigmoid is 0 in a score's precision, and its exponential does not overflow."""
 
 
 def decode_detr(outputs: Outputs, layout: Layout, score: float) -> list[Candidates]:
@@ -53,8 +52,8 @@ def _find_joined(outputs: Outputs, layout: Layout) -> FloatArray | None:
 def _picture(boxes: FloatArray, logits: FloatArray, layout: Layout, score: float) -> Candidates:
     activation = layout.output.activation or _default_activation(logits.shape[1], layout)
     if activation == "softmax":
-        return _best_classes(boxes, _softmax(logits)[:, : layout.classes], layout, score)
-    scores = _sigmoid(logits) if activation == "sigmoid" else logits
+        return _best_classes(boxes, softmax(logits)[:, : layout.classes], layout, score)
+    scores = sigmoid(logits) if activation == "sigmoid" else logits
     return _best_pairs(boxes, scores[:, : layout.classes], layout, score)
 
 
@@ -79,14 +78,4 @@ def _best_pairs(boxes: FloatArray, scores: FloatArray, layout: Layout, score: fl
 
 
 def _to_boxes(boxes: FloatArray, layout: Layout) -> FloatArray:
-    return to_pixels(corners(boxes[:, :2], boxes[:, 2:]), layout, "normalised")
-
-
-def _softmax(logits: FloatArray) -> FloatArray:
-    exponentials: FloatArray = np.exp(logits - logits.max(axis=1, keepdims=True))
-    exponentials /= exponentials.sum(axis=1, keepdims=True)
-    return exponentials
-
-
-def _sigmoid(logits: FloatArray) -> FloatArray:
-    return np.reciprocal(np.float32(1) + np.exp(-np.maximum(logits, MIN_LOGIT)))
+    return to_pixels(centred_boxes(boxes[:, :2], boxes[:, 2:]), layout, "normalised")

@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 
 from vidflow.infra.models.decoders.candidates import Candidates
+from vidflow.infra.models.decoders.oriented import Points, polygon_areas, shared_areas
 
 MAX_CANDIDATES: Final = 3000
 """Suppression takes quadratic time, so only this many of the best boxes are considered."""
@@ -16,18 +17,28 @@ MAX_CANDIDATES: Final = 3000
 def apply_nms(candidates: Candidates, nms_iou: float) -> Candidates:
     """Return the best of each group of boxes of one class that overlap by more than `nms_iou`, best first.
 
-    Equal scores keep their order, so that every run gives the same result.
+    Equal scores keep their order, so that every run gives the same result. The overlap of oriented boxes is that of their areas.
     """
     order = np.argsort(-candidates.scores, kind="stable")[:MAX_CANDIDATES]
     boxes, classes = candidates.boxes[order].astype(np.float64), candidates.classes[order]
-    areas = np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0), axis=1)
+    corners = None if candidates.corners is None else candidates.corners[order].astype(np.float64)
+    areas = _area(boxes[:, :2], boxes[:, 2:]) if corners is None else np.abs(polygon_areas(corners))
     alive = np.ones(len(order), dtype=bool)
     for index in range(len(order)):
         if not alive[index]:
             continue
         rest = np.flatnonzero(alive[index + 1 :] & (classes[index + 1 :] == classes[index])) + index + 1
         corner = np.maximum(boxes[rest, :2], boxes[index, :2])
-        intersection = np.prod(np.maximum(np.minimum(boxes[rest, 2:], boxes[index, 2:]) - corner, 0), axis=1)
+        intersection = _area(corner, np.minimum(boxes[rest, 2:], boxes[index, 2:]))
+        if corners is not None:  # enclosing boxes share at least as much as the boxes in them
+            close = intersection > nms_iou * np.maximum(areas[rest], areas[index])
+            rest = rest[close]
+            intersection = shared_areas(corners[index], corners[rest])
         union = areas[rest] + areas[index] - intersection
         alive[rest[intersection > nms_iou * union]] = False
     return candidates.take(order[alive])
+
+
+def _area(top_left: Points, bottom_right: Points) -> Points:
+    area: Points = np.prod(np.maximum(bottom_right - top_left, 0), axis=1)
+    return area

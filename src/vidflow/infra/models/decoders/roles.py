@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from vidflow.domain.detections import MAX_KEYPOINTS
 from vidflow.infra.models.decoders.candidates import Layout, OutputMismatchError, Outputs
 
 BOXES: Final = "boxes"
@@ -17,9 +18,15 @@ SCORES: Final = "scores"
 CLASSES: Final = "classes"
 COUNT: Final = "count"
 LOGITS: Final = "logits"
+KEYPOINTS: Final = "keypoints"
+KEYPOINT_SCORES: Final = "keypoint_scores"
+MASKS: Final = "masks"
 UNUSED: Final = "unused"
 NAMES: Final = (
     (UNUSED, re.compile(r"raw_|multiclass|anchor|indices|hidden")),
+    (MASKS, re.compile(r"masks?$")),
+    (KEYPOINT_SCORES, re.compile(r"keypoints?_score")),
+    (KEYPOINTS, re.compile(r"keypoint|kpt")),
     (COUNT, re.compile(r"^num|count|valid|postprocess:3$")),
     (SCORES, re.compile(r"score|conf|prob|postprocess:2$")),
     (LOGITS, re.compile(r"logit")),
@@ -59,7 +66,7 @@ def find_lists(outputs: Outputs, layout: Layout) -> Lists:
         for output in known
         if output.values.ndim == boxes.ndim - 1
         and output.values.shape == boxes.shape[:-1]
-        and output.role not in {BOXES, COUNT, UNUSED}
+        and output.role in {SCORES, CLASSES, LOGITS, None}
     ]
     classes = _first(lists, lambda output: output.role == CLASSES) or _first(lists, lambda output: output.is_integer)
     scores = _first(lists, lambda output: output.role == SCORES)
@@ -76,6 +83,53 @@ def find_lists(outputs: Outputs, layout: Layout) -> Lists:
     return Lists(boxes, scores.values, classes.values, None if count is None else count.values)
 
 
+def find_keypoints(outputs: Outputs, layout: Layout, boxes: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """Return the keypoints (..., n, keypoints, 2 or 3) of boxes (..., n, 4), and their scores (..., n, keypoints) if they are apart.
+
+    Raises OutputMismatchError if there are no keypoints.
+    """
+    known = [output for output in _assign_roles(outputs, layout) if output.values is not boxes]
+    points = [
+        output
+        for output in known
+        if output.values.ndim == boxes.ndim + 1
+        and output.values.shape[:-2] == boxes.shape[:-1]
+        and output.values.shape[-1] in {2, 3}
+        and 1 <= output.values.shape[-2] <= MAX_KEYPOINTS
+        and output.role in {KEYPOINTS, None}
+    ]
+    best = _first(points, lambda output: output.role == KEYPOINTS) or _first(points, lambda _: True)
+    if best is None:
+        raise OutputMismatchError("keypoints (n, keypoints, 2 or 3) for n boxes")
+    scores = _first(
+        known,
+        lambda output: (
+            output.values.shape == best.values.shape[:-1]
+            and not output.is_integer
+            and output.role in {KEYPOINT_SCORES, None}
+        ),
+    )
+    return best.values, None if scores is None else scores.values
+
+
+def find_masks(outputs: Outputs, layout: Layout, boxes: NDArray[Any]) -> NDArray[Any]:
+    """Return the masks (..., n, rows, columns) of boxes (..., n, 4). Raises OutputMismatchError if there are none."""
+    axes = boxes.ndim - 1
+    masks = [
+        output
+        for output in _assign_roles(outputs, layout)
+        if output.role in {MASKS, None}
+        and output.values.shape[:axes] == boxes.shape[:-1]
+        and (output.values.ndim == axes + 2 or (output.values.ndim == axes + 3 and output.values.shape[axes] == 1))
+        and min(output.values.shape[axes:]) > 0
+    ]
+    best = _first(masks, lambda output: output.role == MASKS) or _first(masks, lambda _: True)
+    if best is None:
+        raise OutputMismatchError("masks (n, 1, rows, columns) for n boxes")
+    values = best.values
+    return values if values.ndim == axes + 2 else values.squeeze(axes)
+
+
 def find_boxes_and_logits(outputs: Outputs, layout: Layout) -> tuple[NDArray[Any], NDArray[Any]] | None:
     """Return boxes (batch, queries, 4) and logits (batch, queries, classes), None if the model has selected its boxes.
 
@@ -89,7 +143,7 @@ def find_boxes_and_logits(outputs: Outputs, layout: Layout) -> tuple[NDArray[Any
         output
         for output in known
         if output.values is not boxes
-        and output.role not in {BOXES, UNUSED}
+        and output.role not in {BOXES, MASKS, UNUSED}
         and output.values.ndim == boxes.ndim == 3
         and output.values.shape[:2] == boxes.shape[:2]
     ]
@@ -125,7 +179,7 @@ def _find_boxes(outputs: Sequence[_Output], ndims: tuple[int, ...]) -> NDArray[A
         if output.values.ndim in ndims
         and output.values.shape[-1] == 4
         and not output.is_integer
-        and output.role not in {UNUSED, SCORES, CLASSES, LOGITS, COUNT}
+        and output.role in {BOXES, None}
     ]
     if not possible:
         raise OutputMismatchError("an output of boxes with four columns")
