@@ -192,6 +192,13 @@ Score = Annotated[float | None, _option("score", "Leave out detections below thi
 Labels = Annotated[
     str | None, _option("labels", "Labels to keep, separated by commas. One that contains a comma is quoted.")
 ]
+LabelsFile = Annotated[
+    str | None,
+    _option(
+        "labels-file",
+        "File with one label a line, for an .onnx file that does not name its classes; or coco80 or coco91.",
+    ),
+]
 
 # db
 

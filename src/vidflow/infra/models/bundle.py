@@ -133,6 +133,18 @@ def _read_onnx(name: str, file: ModelFile, *, keep_weights: bool) -> Bundle:
     )
 
 
+def recognise_file(file: ModelFile, labels: tuple[str, ...]) -> Recognition:
+    """Return the spec of an ONNX file with these labels. Raises ModelError, also if the file contains a spec."""
+    path = file.path
+    with _open_weights(file.real, keep=False) as weights_file:
+        metadata = read_metadata(weights_file, path)
+        if SPEC_KEY in metadata:
+            raise ModelError(
+                f"{path.name} contains its spec, which has labels. Run it without others.", code="model_refused"
+            )
+        return recognise(path.name, metadata, read_graph(weights_file, path), labels)
+
+
 def _parse_spec_inside(text: str, origin: str) -> ModelSpec:
     """Parse the spec in the metadata of an ONNX file. Its labels must be a list, since it has no folder with other files."""
     spec = parse_spec(f'file = "this.onnx"\n{text.removeprefix(BYTE_ORDER_MARK)}'.encode(), origin)

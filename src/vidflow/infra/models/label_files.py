@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from vidflow.infra.models import files
 from vidflow.infra.models.spec import spec_error, validate_labels
 
 BUILT_IN_FOLDER: Final = Path(__file__).with_name("builtin")
@@ -14,6 +15,11 @@ BUILT_IN_LABELS: Final = {name: BUILT_IN_FOLDER / f"{name}.names" for name in ("
 and 0 is the background."""
 _EDGES: Final = " \t"
 """Removed from the ends of a line. Other spaces belong to the label."""
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """Return the labels in the file at a real path. Raises ModelError."""
+    return parse_labels(files.read_file(path, files.MAX_LABELS_BYTES), path.name)
 
 
 def parse_labels(content: bytes, origin: str) -> tuple[str, ...]:

@@ -49,8 +49,8 @@ class Recognition(msgspec.Struct, frozen=True):
         """Return what affects results, in a form that stays the same when specs get further entries."""
         return msgspec.json.encode([(choice.key, choice.value) for choice in self.choices])
 
-    def to_toml(self, file: str, sha256: str | None = None) -> str:
-        """Return the spec as a file beside `file`, with the reasons as comments."""
+    def to_toml(self, file: str, sha256: str | None = None, labels_file: str | None = None) -> str:
+        """Return the spec as a file beside `file`, with the reasons as comments. `labels_file` has the labels instead of the spec."""
         lines = [f"# {self.family}", 'kind = "onnx"', f"file = {_toml(file)}"]
         if sha256 is not None:
             lines.append(f"sha256 = {_toml(sha256)}")
@@ -60,7 +60,8 @@ class Recognition(msgspec.Struct, frozen=True):
             if sections and sections[0] != section:
                 section = sections[0]
                 lines += ["", f"[{section}]"]
-            lines += [f"# {describe_reason(choice)}", f"{name} = {_toml(choice.value)}"]
+            value = labels_file if name == "labels" and labels_file is not None else choice.value
+            lines += [f"# {describe_reason(choice)}", f"{name} = {_toml(value)}"]
         return "\n".join(lines) + "\n"
 
 
