@@ -217,6 +217,21 @@ ModelArgument = Annotated[
     typer.Argument(help="Name of a model, or the path of a spec or an .onnx file.", autocompletion=complete_model),
 ]
 
+CheckedImage = Annotated[
+    str | None,
+    _option(
+        "image",
+        "Picture (JPEG, PNG), video or sample to run the model on. A picture with the boxes is written beside it.",
+    ),
+]
+WriteSpec = Annotated[
+    bool,
+    typer.Option(
+        "--write-spec", help="Write the spec of an .onnx file beside it, with its digest. Nothing is replaced."
+    ),
+]
+"""Without a variable: one that is left in the environment would write files."""
+
 # topics
 
 Pools = Annotated[list[str] | None, _option("pool", "Name of a runner pool.")]

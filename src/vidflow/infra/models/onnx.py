@@ -37,21 +37,25 @@ def load_onnx(bundle: Bundle, parameters: Parameters) -> TensorDetector:
 
     Raises ModelError (model_refused) if it is damaged, needs other files, or does not fit its spec.
     """
-    session = open_session(bundle.require_weights(), bundle.origin)
+    return TensorDetector(open_network(bundle), bundle, parameters)
+
+
+def open_network(bundle: Bundle, threads: int = THREADS) -> Network:
+    """Return the network of a spec of kind `onnx`, which runs on so many threads. Errors are those of `load_onnx`."""
+    session = open_session(bundle.require_weights(), bundle.origin, threads)
     spec, _ = bundle.spec.tensor_specs()
     inputs = find_inputs(session.get_inputs(), spec, bundle.origin)
     outputs = [output.name for output in session.get_outputs() if NUMBERS.fullmatch(output.type)]
     if not outputs:
         raise ModelError(f"{bundle.origin} returns no tensor of numbers. Export a detector.", code="model_refused")
     run = _build_inference_function(session, inputs, outputs)
-    network = Network(run, inputs.form, inputs.fixed_batch, tuple(outputs))
-    return TensorDetector(network, bundle, parameters)
+    return Network(run, inputs.form, inputs.fixed_batch, tuple(outputs))
 
 
-def open_session(content: bytes, origin: str) -> ort.InferenceSession:
+def open_session(content: bytes, origin: str, threads: int = THREADS) -> ort.InferenceSession:
     """Return an onnxruntime session on the best available provider. Raises ModelError (model_refused)."""
     options = ort.SessionOptions()
-    options.intra_op_num_threads = THREADS
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = THREADS
     options.log_severity_level = LOG_SEVERITY_FATAL  # errors are raised; logging them would report them twice
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

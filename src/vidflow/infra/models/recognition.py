@@ -108,10 +108,9 @@ def _gather_facts(origin: str, metadata: Mapping[str, str], graph: Graph, labels
         raise _refusal(
             origin, graph, f"its metadata says that its task is {task[:MAX_NAME_CHARACTERS]!r}, not 'detect'"
         )
-    pictures = [value for value in graph.inputs if value.name not in FILLED_INPUTS]
-    if len(pictures) != 1:
-        raise _refusal(origin, graph, f"it has {len(pictures)} inputs that may take pictures, not one")
-    (picture,) = pictures
+    picture = find_picture(graph)
+    if picture is None:
+        raise _refusal(origin, graph, "not exactly one of its inputs may take pictures")
     shape = picture.shape
     if picture.dtype not in PICTURE_TYPES or shape is None or len(shape) not in {3, 4}:
         raise _refusal(
@@ -131,6 +130,12 @@ def _gather_facts(origin: str, metadata: Mapping[str, str], graph: Graph, labels
         outputs=graph.outputs,
         labels=labels or names,
     )
+
+
+def find_picture(graph: Graph) -> TensorInfo | None:
+    """Return the input for pictures, None if none or several may be it."""
+    pictures = [value for value in graph.inputs if value.name not in FILLED_INPUTS]
+    return pictures[0] if len(pictures) == 1 else None
 
 
 def _length(length: int | str | None) -> int | None:
@@ -201,7 +206,7 @@ def _choose_preprocessing(family: Family, facts: ModelFacts) -> list[Choice]:
 def _refusal(origin: str, graph: Graph, cause: str) -> ModelError:
     stem = origin.rpartition(".")[0] or origin
     return ModelError(
-        f"{origin} is not recognised: {cause}. Inputs: {_describe(graph.inputs)}. Outputs: {_describe(graph.outputs)}. "
+        f"{origin} is not recognised: {cause}. Inputs: {describe_tensors(graph.inputs)}. Outputs: {describe_tensors(graph.outputs)}. "
         f'Write a spec, {stem}.toml, next to it and name the spec. Its lines: kind = "onnx"; file = {_toml(origin)}; labels = '
         '"NAMES.txt"; [input]; size = [height, width]; resize, channels and normalise as in training; [output]; decoder = one '
         "whose outputs these are, see docs/how-to/own-model.md.",
@@ -209,7 +214,8 @@ def _refusal(origin: str, graph: Graph, cause: str) -> ModelError:
     )
 
 
-def _describe(tensors: Sequence[TensorInfo]) -> str:
+def describe_tensors(tensors: Sequence[TensorInfo]) -> str:
+    """Return inputs or outputs as text of bounded length, such as "'images' float [1, 3, 640, 640]"."""
     described = [
         f"{_quote(tensor.name)} {tensor.dtype} {_describe_shape(tensor)}" for tensor in tensors[:MAX_DESCRIBED]
     ]
