@@ -51,6 +51,12 @@ def build_net(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSION)
 
 
+def with_metadata(net: onnx.ModelProto, metadata: Mapping[str, str]) -> onnx.ModelProto:
+    """Return the net with these metadata."""
+    helper.set_model_props(net, dict(metadata))
+    return net
+
+
 def load_net(folder: Path, net: onnx.ModelProto, spec: str) -> Model:
     """Return the model of a net and its spec, without `kind` and `file`, through the files that a user has."""
     (folder / "net.onnx").write_bytes(net.SerializeToString())

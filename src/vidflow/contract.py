@@ -55,7 +55,7 @@ ModelField = Annotated[
     Meta(
         min_length=1,
         max_length=MAX_SOURCE_CHARACTERS,
-        description="the name of a registered model (see /models), or the path of a spec or of a weights file with a built-in spec; "
+        description="the name of a registered model (see /models), or the path of a spec or of an ONNX file; "
         "without it, the model that comes with vidflow",
         examples=["yolox_nano", "motion"],
     ),

@@ -129,10 +129,14 @@ class DevOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Options of `vidflow run`. `url`: a running vidflow to use (None: start one for this run)."""
+    """Options of `vidflow run`.
+
+    `url`: a running vidflow to use (None: start one for this run). `labels_file`: the labels of a model that does not name them.
+    """
 
     video: str
     model: str = DEFAULT_MODEL
+    labels_file: str | None = None
     fps: str = "all"
     output: OutputFormat = "table"
     url: str | None = None

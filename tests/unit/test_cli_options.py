@@ -77,6 +77,7 @@ def test_only_options_of_one_call_have_no_environment_variable() -> None:
     assert {name for name in without if name.startswith("--")} == {
         "--all",
         "--version",
+        "--write-spec",
         "--install-completion",
         "--show-completion",
     }

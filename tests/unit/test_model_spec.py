@@ -415,7 +415,7 @@ def test_bytes_that_are_not_an_onnx_file_are_refused(tmp_path: Path, content: by
         read_metadata(io.BytesIO(content), tmp_path / "bad.onnx")
 
 
-def test_an_onnx_file_without_a_spec_is_refused_with_advice(tmp_path: Path) -> None:
+def test_an_onnx_file_without_a_graph_is_refused_with_advice(tmp_path: Path) -> None:
     (tmp_path / "plain.onnx").write_bytes(b"\x08\x08")  # ir_version = 8 and nothing else
-    with pytest.raises(ModelError, match="write a spec"):
+    with pytest.raises(ModelError, match=r"Inputs: none\. Outputs: none\. Write a spec, plain\.toml"):
         registry.resolve("plain.onnx", tmp_path)

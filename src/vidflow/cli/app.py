@@ -32,6 +32,7 @@ from vidflow.cli.options import (
     KeepResultsDays,
     KeepScenariosDays,
     Labels,
+    LabelsFile,
     LogFormat,
     MaxConnections,
     MaxWorkers,
@@ -242,7 +243,8 @@ def dev(
 @app.command()
 def run(
     video: Video, model: ModelName = DEFAULT_MODEL, fps: Fps = "all", output: RunOutput = "table", url: Url = None,
-    score: Score = None, labels: Labels = None, max_workers: MaxWorkers = 2, models_dir: ModelsDir = None,
+    score: Score = None, labels: Labels = None, labels_file: LabelsFile = None, max_workers: MaxWorkers = 2,
+    models_dir: ModelsDir = None,
     source_ca_file: SourceCaFile = None, insecure_sources: InsecureSources = False,
     allow_source_network: AllowSourceNetwork = None,
 ) -> None:  # fmt: skip
@@ -254,6 +256,7 @@ def run(
 
     raise typer.Exit(run_video(RunOptions(
         video=video, model=model, fps=fps, output=output, url=url, score_threshold=score,
-        labels=split_labels(labels) if labels else None, max_workers=max_workers, models_dir=models_dir,
+        labels=split_labels(labels) if labels else None, labels_file=labels_file, max_workers=max_workers,
+        models_dir=models_dir,
         sources=build_source_access(source_ca_file, allow_source_network, None, insecure=insecure_sources),
     )))  # fmt: skip

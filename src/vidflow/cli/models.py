@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import typer
 
-from vidflow.cli.options import ModelArgument, ModelsDir
+from vidflow.cli.options import CheckedImage, LabelsFile, ModelArgument, ModelsDir, WriteSpec
 
-models = typer.Typer(help="List the models of this machine and show what they are.")
+models = typer.Typer(help="List, show and check the models of this machine.")
 
 
 @models.command("list")
@@ -24,4 +24,16 @@ def show_model(name: ModelArgument, models_dir: ModelsDir = None) -> None:
     from vidflow.commands.models import describe_model  # noqa: PLC0415
 
     for line in describe_model(name, models_dir):
+        typer.echo(line)
+
+
+@models.command("check")
+def check_model(
+    name: ModelArgument, image: CheckedImage = None, labels_file: LabelsFile = None, write_spec: WriteSpec = False,
+    models_dir: ModelsDir = None,
+) -> None:  # fmt: skip
+    """Check an ONNX model. Shows how it is recognised and why, what it finds in a picture, and its speed."""
+    from vidflow.commands.check import CheckOptions, check_model  # noqa: PLC0415
+
+    for line in check_model(CheckOptions(name, image, labels_file, write_spec, models_dir)):
         typer.echo(line)

@@ -200,6 +200,13 @@ Score = Annotated[float | None, _option("score", "Leave out detections below thi
 Labels = Annotated[
     str | None, _option("labels", "Labels to keep, separated by commas. One that contains a comma is quoted.")
 ]
+LabelsFile = Annotated[
+    str | None,
+    _option(
+        "labels-file",
+        "File with one label a line, for an .onnx file that does not name its classes; or coco80 or coco91.",
+    ),
+]
 
 # db
 
@@ -217,6 +224,21 @@ ModelArgument = Annotated[
     str,
     typer.Argument(help="Name of a model, or the path of a spec or an .onnx file.", autocompletion=complete_model),
 ]
+
+CheckedImage = Annotated[
+    str | None,
+    _option(
+        "image",
+        "Picture (JPEG, PNG), video or sample to run the model on. A picture with the boxes is written beside it.",
+    ),
+]
+WriteSpec = Annotated[
+    bool,
+    typer.Option(
+        "--write-spec", help="Write the spec of an .onnx file beside it, with its digest. Nothing is replaced."
+    ),
+]
+"""Without a variable: one that is left in the environment would write files."""
 
 # topics
 

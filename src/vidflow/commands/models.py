@@ -39,6 +39,7 @@ def _properties(bundle: Bundle) -> dict[str, str | None]:
         "kind": bundle.kind,
         "task": spec.task,
         "needs": _describe_needs(bundle.needs) or None,
+        "recognised": bundle.recognition.family if bundle.recognition is not None else None,
         "license": spec.license,
         "spec": str(bundle.path) if bundle.path else None,
         "file": f"{bundle.weights_path}, sha256 {bundle.weights_sha256}" if bundle.weights_path else None,

@@ -12,8 +12,9 @@ from typing import Final, TypeVar
 import msgspec
 
 from vidflow.commands.run.display import Display, open_display
+from vidflow.commands.run.labelled_model import labelled_model
 from vidflow.commands.run.output import WRITERS, Writer
-from vidflow.commands.run.request import build_request, check_model
+from vidflow.commands.run.request import build_request, check_labels_file, check_model
 from vidflow.commands.run.source import is_camera_path
 from vidflow.contract import InitScenario, ScenarioResponse
 from vidflow.domain.errors import InternalError, Unavailable, UserError, build_error_from_code
@@ -38,6 +39,12 @@ T = TypeVar("T")
 
 def run(options: RunOptions) -> int:
     """Run the video to its end. Return the exit code: 0 if completed, 130 after Ctrl-C, 141 if the reader is gone, otherwise 1."""
+    check_labels_file(options)
+    with labelled_model(options.model, options.labels_file) as model:
+        return _run_model(msgspec.structs.replace(options, model=model))
+
+
+def _run_model(options: RunOptions) -> int:
     request = build_request(options)
     write = WRITERS[options.output]
     if not options.url:

@@ -36,6 +36,15 @@ def check_model(options: RunOptions) -> None:
     registry.require_extra(model)
 
 
+def check_labels_file(options: RunOptions) -> None:
+    """Raise ParameterError if the vidflow that runs the model could not read a spec that is written for this run."""
+    if options.labels_file is not None and (options.url or options.models_dir is not None):
+        raise ParameterError(
+            "--labels-file is only for a run without --url and --models-dir. Write a spec with vidflow models check "
+            f"{options.model[:200]} --labels-file {options.labels_file[:200]} --write-spec, put it beside the file, and name it."
+        )
+
+
 def _fps(fps: str) -> float | str:
     try:
         return frame_rate_to_json(parse_frame_rate(fps))

@@ -13,8 +13,9 @@ import msgspec
 from vidflow.domain.errors import ModelError
 from vidflow.infra.models import files
 from vidflow.infra.models.label_files import BUILT_IN_LABELS, parse_labels
-from vidflow.infra.models.onnx_metadata import SPEC_KEY, read_metadata
+from vidflow.infra.models.onnx_metadata import SPEC_KEY, read_graph, read_metadata
 from vidflow.infra.models.paths import ONNX_SUFFIX, SPEC_SUFFIX, ModelFile
+from vidflow.infra.models.recognition import Recognition, recognise
 from vidflow.infra.models.spec import (
     EXPORTED,
     EXTRAS,
@@ -38,6 +39,7 @@ class Bundle(msgspec.Struct, frozen=True):
     `labels` is empty if only the loaded model knows them. `sha256` is a digest of everything in the files that affects results:
     the spec, the labels and the weights; None without files. `weights` are the bytes with the digest `weights_sha256`, only for
     a model that is to be loaded. `from_models_dir`: whether the files are in the models folder, where the operator put them.
+    `recognition`: how the spec follows from the file, if no spec was written.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Bundle(msgspec.Struct, frozen=True):
     labels: tuple[str, ...] = ()
     sha256: str | None = None
     from_models_dir: bool = False
+    recognition: Recognition | None = None
 
     @property
     def kind(self) -> str:
@@ -92,7 +95,7 @@ class Bundle(msgspec.Struct, frozen=True):
 
 
 def read_bundle(name: str, file: ModelFile, *, keep_weights: bool) -> Bundle:
-    """Read a spec with the files that it names, or an ONNX file that contains its spec.
+    """Read a spec with the files that it names, or an ONNX file that contains its spec or from which it follows.
 
     `keep_weights`: keep the weights in memory, to load the bytes that were checked. Raises ModelError if a file is invalid,
     missing or changed, if a kind that is not in `KINDS_ANYWHERE` is outside the models folder, or if a program is named by a path.
@@ -126,25 +129,45 @@ def _read_spec(name: str, file: ModelFile, *, keep_weights: bool) -> Bundle:
 
 
 def _read_onnx(name: str, file: ModelFile, *, keep_weights: bool) -> Bundle:
-    """Read an ONNX file with the spec inside it. Its labels must be a list, since it has no folder with other files."""
+    """Read an ONNX file with the spec inside it, or else with the spec that follows from its form."""
     path = file.path
+    recognition = None
     with _open_weights(file.real, keep=keep_weights) as weights_file:
-        text = read_metadata(weights_file, path).get(SPEC_KEY)
-        if text is None:
-            raise ModelError(
-                f"{path.name} does not describe how to run it; write a spec (.toml) next to it and name the spec, or put the "
-                f"spec into its metadata under {SPEC_KEY!r}.",
-                code="model_refused",
-            )
-        spec = parse_spec(f'file = "this.onnx"\n{text.removeprefix(BYTE_ORDER_MARK)}'.encode(), path.name)
-        names_file = isinstance(spec.labels, str) and spec.labels not in BUILT_IN_LABELS
-        if spec.kind != ONNX or spec.sha256 is not None or names_file:
-            raise spec_error(
-                path.name, "the spec in its metadata must have kind 'onnx', no `sha256`, and a list of labels"
-            )
-        sha256, weights = _digest(weights_file)
+        metadata = read_metadata(weights_file, path)
+        if SPEC_KEY in metadata:
+            spec = _parse_spec_inside(metadata[SPEC_KEY], path.name)
+        else:
+            recognition = recognise(path.name, metadata, read_graph(weights_file, path))
+            spec = recognition.spec
+        weights_sha256, weights = _digest(weights_file)
     _, labels = _read_labels(spec, file)
-    return Bundle(name, spec, path, file.real, sha256, weights, labels, sha256, file.from_models_dir)
+    sha256 = weights_sha256
+    if recognition is not None:  # what is recognised may depend on the version of vidflow
+        sha256 = files.sha256_of_bytes(b"\0".join((recognition.digest_text(), weights_sha256.encode())))
+    return Bundle(
+        name, spec, path, file.real, weights_sha256, weights, labels, sha256, file.from_models_dir, recognition
+    )
+
+
+def recognise_file(file: ModelFile, labels: tuple[str, ...]) -> Recognition:
+    """Return the spec of an ONNX file with these labels. Raises ModelError, also if the file contains a spec."""
+    path = file.path
+    with _open_weights(file.real, keep=False) as weights_file:
+        metadata = read_metadata(weights_file, path)
+        if SPEC_KEY in metadata:
+            raise ModelError(
+                f"{path.name} contains its spec, which has labels. Run it without others.", code="model_refused"
+            )
+        return recognise(path.name, metadata, read_graph(weights_file, path), labels)
+
+
+def _parse_spec_inside(text: str, origin: str) -> ModelSpec:
+    """Parse the spec in the metadata of an ONNX file. Its labels must be a list, since it has no folder with other files."""
+    spec = parse_spec(f'file = "this.onnx"\n{text.removeprefix(BYTE_ORDER_MARK)}'.encode(), origin)
+    names_file = isinstance(spec.labels, str) and spec.labels not in BUILT_IN_LABELS
+    if spec.kind != ONNX or spec.sha256 is not None or names_file:
+        raise spec_error(origin, "the spec in its metadata must have kind 'onnx', no `sha256`, and a list of labels")
+    return spec
 
 
 def _check_place(spec: ModelSpec, file: ModelFile) -> None:

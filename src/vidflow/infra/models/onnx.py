@@ -40,6 +40,11 @@ def load_onnx(bundle: Bundle, parameters: Parameters, budget: ThreadBudget) -> T
 
     Raises ModelError (model_refused) if it is damaged, needs other files, or does not fit its spec.
     """
+    return TensorDetector(open_network(bundle, budget), bundle, parameters)
+
+
+def open_network(bundle: Bundle, budget: ThreadBudget) -> Network:
+    """Return the network of a spec of kind `onnx`. Errors are those of `load_onnx`."""
     resizable = ResizableSession(bundle, budget)
     session = resizable.session
     spec, _ = bundle.spec.tensor_specs()
@@ -48,8 +53,7 @@ def load_onnx(bundle: Bundle, parameters: Parameters, budget: ThreadBudget) -> T
     if not outputs:
         raise ModelError(f"{bundle.origin} returns no tensor of numbers. Export a detector.", code="model_refused")
     run = _build_inference_function(resizable, inputs, outputs)
-    network = Network(run, inputs.form, inputs.fixed_batch, tuple(outputs))
-    return TensorDetector(network, bundle, parameters)
+    return Network(run, inputs.form, inputs.fixed_batch, tuple(outputs))
 
 
 class ResizableSession:

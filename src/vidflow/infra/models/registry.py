@@ -7,7 +7,8 @@ A model is named by one of these:
 * the stem of a spec in the models folder: `helmets` for `<models_dir>/helmets.toml`. It may replace a built-in spec (`yolox_nano`);
 * an entry point in the group `vidflow.models`, for models of other packages: a function that takes the Bundle (None without
   a spec) and the Parameters, and returns a Model;
-* the path of a spec (`.toml`), or of an ONNX file (`.onnx`) whose metadata contains its spec, as TOML, under `vidflow`.
+* the path of a spec (`.toml`), or of an ONNX file (`.onnx`) whose metadata contains its spec, as TOML, under `vidflow`, or which
+  has the form of a known exporter (recognition.py).
 
 `resolve` reads and checks the model's files and returns a Bundle, which `load` takes. paths.py decides which paths a request may
 name. Kinds other than `onnx` must be in the models folder, since loading them can run code or cannot be proved not to.

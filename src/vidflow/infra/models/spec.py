@@ -6,7 +6,7 @@ The format::
     file = "weights.onnx"        # inside the spec's folder; not for motion
     sha256 = "64 hex digits"     # of the file; required for `exported`
     task = "detection"           # detection | classification | keypoints | oriented_boxes | instance_segmentation
-    labels = "labels.names"      # a file with one label per line, a list, or coco80, in the order of the class index
+    labels = "labels.names"      # a file with one label per line, a list, coco80 or coco91, in the order of the class index
     license = "Apache-2.0"       # of the weights; only shown
     architecture = "..."         # torchvision: the detector's name
     weights = "COCO_V1"          # torchvision: weights by name, instead of `file`
@@ -49,7 +49,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 import msgspec.inspect
@@ -183,9 +183,15 @@ def parse_spec(text: bytes, origin: str) -> ModelSpec:
     """
     try:
         table = tomllib.loads(text.decode("utf-8-sig"))
-        spec = msgspec.convert(table, ModelSpec)
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise spec_error(origin, f"not valid TOML ({error})") from error
+    return build_spec(table, origin)
+
+
+def build_spec(table: Mapping[str, Any], origin: str) -> ModelSpec:
+    """Return the spec with these entries. Errors are those of `parse_spec`."""
+    try:
+        spec = msgspec.convert(table, ModelSpec)
     except msgspec.ValidationError as error:
         raise spec_error(origin, str(error) + _list_choices(error)) from error
     _check_kind(spec, origin)

@@ -1,0 +1,56 @@
+"""Measure how long an ONNX model takes for a frame, with its preparation and its decoding, by threads and by batch size."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+
+from vidflow.domain.detections import InferenceError
+from vidflow.domain.errors import ModelError
+from vidflow.domain.messages import Parameters
+from vidflow.infra.models.bundle import Bundle
+from vidflow.infra.models.detector import Network, TensorDetector
+from vidflow.infra.models.model import Picture
+from vidflow.infra.models.onnx import open_network
+from vidflow.infra.models.thread_budget import ThreadBudget
+
+BATCHES: Final = (1, 4, 16)
+MEASURED_S: Final = 1.0
+MAX_CALLS: Final = 50
+
+
+def describe_speeds(bundle: Bundle, picture: Picture) -> Iterator[str]:
+    """Yield a line for each number of threads and batch size: the median time of a frame. Raises ModelError."""
+    cores = len(os.sched_getaffinity(0))
+    for threads in sorted({1, cores}):
+        network = open_network(bundle, ThreadBudget(threads))
+        for batch in BATCHES if network.fixed_batch is None else (network.fixed_batch,):
+            name = f"{threads} thread{'s' if threads > 1 else ''}, batch {batch}"
+            try:
+                seconds = _measure(bundle, network, picture, batch)
+            except (InferenceError, ModelError) as error:
+                if batch == 1:
+                    raise
+                yield f"{name}: refused ({error.message})"
+                break
+            yield f"{name}: {seconds * 1000:.1f} ms a frame, {1 / seconds:.3g} frames/s"
+
+
+def _measure(bundle: Bundle, network: Network, picture: Picture, batch: int) -> float:
+    """Return the median time of a frame in seconds, after one call that does not count."""
+    inputs, _ = bundle.spec.tensor_specs()
+    spec = msgspec.structs.replace(bundle.spec, input=msgspec.structs.replace(inputs, batch=batch))
+    model = TensorDetector(network, msgspec.structs.replace(bundle, spec=spec), Parameters())
+    pictures = [picture] * batch
+    model.infer(pictures)
+    times_s: list[float] = []
+    while len(times_s) < MAX_CALLS and sum(times_s) < MEASURED_S:
+        started_s = time.perf_counter()
+        model.infer(pictures)
+        times_s.append(time.perf_counter() - started_s)
+    return statistics.median(times_s) / batch
