@@ -89,6 +89,36 @@ FILES: dict[str, tuple[Mapping[str, str], dict[str, NDArray[Any]], list[Any]]] =
 }  # fmt: skip
 
 
+def of_task(task: str, **more: str) -> Mapping[str, str]:
+    return ULTRALYTICS | {"task": task} | more
+
+
+PROTOTYPES = np.ones((1, 2, HEIGHT // 4, WIDTH // 4), dtype=np.float32)
+KEYPOINTS = [48.0, 24.0, 0.5, 200.0, 40.0, 0.25]
+POSE = rows(CELLS, [*BOX, 0.25, 0.75, *KEYPOINTS]).transpose(0, 2, 1).copy()
+OBB = rows(CELLS, [*BOX, 0.25, 0.75, np.pi / 2]).transpose(0, 2, 1).copy()
+SEGMENTS = rows(CELLS, [*BOX, 0.25, 0.75, 9.0, 9.0]).transpose(0, 2, 1).copy()
+SELECTED = [48.0, 24.0, 80.0, 40.0, 0.75, 1.0]
+POINTS = ((96.0, 48.0, 0.5), (256.0, 80.0, 0.25))
+UPRIGHT = (112.0, 32.0, 144.0, 96.0)
+"""The box after a quarter turn about its centre."""
+CORNERS = ((144.0, 32.0), (144.0, 96.0), (112.0, 96.0), (112.0, 32.0))
+TASKS: dict[str, tuple[Mapping[str, str], dict[str, NDArray[Any]], Mapping[str, Any]]] = {
+    "pose": (of_task("pose", kpt_shape="[2, 3]"), {"output0": POSE}, {"keypoints": POINTS}),
+    "pose, selected": (
+        of_task("pose", kpt_shape="[2, 3]"), {"output0": rows(300, [*SELECTED, *KEYPOINTS])}, {"keypoints": POINTS},
+    ),
+    "oriented boxes": (of_task("obb"), {"output0": OBB}, {"box": UPRIGHT, "corners": CORNERS}),
+    "oriented boxes, selected": (
+        of_task("obb"), {"output0": rows(300, [*BOX, 0.75, 1.0, np.pi / 2])}, {"box": UPRIGHT, "corners": CORNERS},
+    ),
+    "segments": (of_task("segment"), {"output0": SEGMENTS, "output1": PROTOTYPES}, {}),
+    "segments, selected": (
+        of_task("segment"), {"output0": rows(300, [*SELECTED, 9.0, 9.0]), "output1": PROTOTYPES}, {},
+    ),
+}  # fmt: skip
+
+
 def write(folder: Path, net: onnx.ModelProto) -> str:
     (folder / PLAIN).write_bytes(net.SerializeToString())
     return str(folder / PLAIN)
@@ -103,6 +133,46 @@ def test_a_file_without_a_spec_finds_what_its_outputs_say(tmp_path: Path, export
     assert found.label == CENTRED.label
     assert found.score == pytest.approx(CENTRED.score, abs=0.001)
     assert found.box == pytest.approx(CENTRED.box, abs=0.01)
+
+
+def find_one(folder: Path, metadata: Mapping[str, str], outputs: dict[str, NDArray[Any]]) -> Detection:
+    path = write(folder, with_metadata(constant_net(outputs, image()), metadata))
+    model = registry.load(registry.resolve(path, any_onnx=True, keep_weights=True))
+    [[found]] = model.infer([picture_of(np.zeros((2 * HEIGHT, 2 * WIDTH, 3), dtype=np.uint8))])
+    return found
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_file_of_another_task_finds_what_its_outputs_say(tmp_path: Path, name: str) -> None:
+    metadata, outputs, expected = TASKS[name]
+    found = find_one(tmp_path, metadata, outputs)
+    assert (found.label, found.score) == ("b", 0.75)
+    assert found.box == pytest.approx(expected.get("box", CENTRED.box), abs=0.01)
+    assert np.array(found.keypoints) == pytest.approx(np.array(expected.get("keypoints", ())), abs=0.01)
+    assert np.array(found.corners) == pytest.approx(np.array(expected.get("corners", ())), abs=0.01)
+    assert (found.mask is not None) == name.startswith("segments")
+
+
+def test_a_classifier_without_a_spec_gives_the_best_labels_of_a_frame(tmp_path: Path) -> None:
+    found = find_one(tmp_path, of_task("classify"), {"output0": floats([[0.05, 0.95]])})
+    assert found == Detection("b", 0.95, (0.0, 0.0, 2 * WIDTH, 2 * HEIGHT))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "outputs"),
+    [
+        (of_task("pose"), {"output0": POSE}),  # the number of keypoints is unknown
+        (of_task("segment"), {"output0": SEGMENTS}),  # there are no prototypes
+        (of_task("classify"), {"output0": POSE}),
+        (of_task("obb"), {"output0": floats([[1.0]])}),
+        (of_task("depth"), {"output0": POSE}),
+    ],
+)
+def test_a_task_that_the_outputs_do_not_fit_is_refused_with_them(
+    tmp_path: Path, metadata: Mapping[str, str], outputs: dict[str, NDArray[Any]]
+) -> None:
+    with pytest.raises(ModelError, match=r"not recognised.*'output0' float"):
+        find_one(tmp_path, metadata, outputs)
 
 
 def test_yolox_and_coco_are_assumed_for_its_form(tmp_path: Path) -> None:

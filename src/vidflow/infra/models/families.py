@@ -9,6 +9,7 @@ import msgspec
 
 from vidflow.infra.models.exporter_notes import parse_size
 from vidflow.infra.models.onnx_metadata import TensorInfo
+from vidflow.infra.models.spec import Task
 
 COCO: Final = {80: "coco80", 91: "coco91"}
 """Labels that are assumed for a number of classes. With 91, class 0 is no object, and eleven numbers are unused."""
@@ -22,7 +23,7 @@ END2END_COLUMNS: Final = 6
 DETR_QUERIES: Final = 100
 FASTESTDET_STRIDE: Final = 16
 USUAL_SIZE: Final = (640, 640)
-Entry = str | int | tuple[int, ...]
+Entry = str | int | float | tuple[int, ...]
 
 
 class Preprocessing(msgspec.Struct, frozen=True):
@@ -40,6 +41,9 @@ _LETTERBOX: Final[Mapping[str, Entry]] = {
     "normalise": "unit",
 }
 ULTRALYTICS: Final = Preprocessing("Ultralytics", _LETTERBOX)
+ULTRALYTICS_CLASSIFIER: Final = Preprocessing(
+    "Ultralytics", {"resize": "crop", "crop": 1.0, "channels": "rgb", "normalise": "unit"}
+)
 YOLOV6: Final = Preprocessing("YOLOv6", _LETTERBOX)
 YOLOX: Final = Preprocessing(
     "YOLOX", {"resize": "letterbox", "place": "corner", "pad": 114, "channels": "bgr", "normalise": "none"}
@@ -54,7 +58,10 @@ FASTESTDET: Final = Preprocessing("FastestDet", {"resize": "stretch", "channels"
 
 
 class ModelFacts(msgspec.Struct, frozen=True):
-    """What a file says: `size` is the height and width of its pictures, None where it leaves them open."""
+    """What a file says: `size` is the height and width of its pictures, None where it leaves them open.
+
+    `task` is the one in the metadata of Ultralytics, or detection.
+    """
 
     metadata: Mapping[str, str]
     picture: TensorInfo
@@ -62,6 +69,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
     other_inputs: frozenset[str]
     outputs: tuple[TensorInfo, ...]
     labels: tuple[str, ...] | None
+    task: Task = "detection"
 
     def output(self, name: str) -> TensorInfo | None:
         """Return the output of this name."""
@@ -94,10 +102,15 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
     usual_labels: Mapping[int, str] = {}
     usual_size: tuple[int, int] = USUAL_SIZE
     output: Mapping[str, Entry] = {}
+    task: Task = "detection"
 
 
 def find_family(facts: ModelFacts) -> Family | None:
     """Return the form of a file, None if it has no known one."""
+    if facts.task == "classification":
+        return _classifier(facts)
+    if facts.task != "detection":
+        return _task_of_ultralytics(facts)
     return next((family for find in _FINDERS if (family := find(facts)) is not None), None)
 
 
@@ -211,6 +224,57 @@ def _fastestdet(facts: ModelFacts) -> Family | None:
         classes=classes,
         usual_labels={80: "coco80"},
     )
+
+
+def _classifier(facts: ModelFacts) -> Family | None:
+    classes = _last_length(facts.outputs[0], axes=2) if facts.outputs else None
+    if classes is None:
+        return None
+    return Family(
+        name="a classifier of Ultralytics",
+        evidence=f"`task` in the file's metadata, and one output [batch, {classes}]",
+        decoder="classes",
+        preprocessing=ULTRALYTICS_CLASSIFIER,
+        classes=classes,
+        usual_size=(224, 224),
+        output={"activation": "none"},
+        task=facts.task,
+    )
+
+
+def _task_of_ultralytics(facts: ModelFacts) -> Family | None:
+    """Return a net of Ultralytics whose rows have further numbers after the classes: keypoints, an angle, or weights of masks."""
+    found = [output.shape for output in facts.outputs if output.shape is not None and len(output.shape) == 3]
+    more, output = _further_numbers(facts)
+    if len(found) != 1 or more is None:
+        return None
+    [(_, rows, columns)] = found
+    evidence = "`task` in the file's metadata"
+    if columns == END2END_COLUMNS + more and not (facts.labels and rows == BOX + len(facts.labels) + more):
+        family = _end2end(columns)
+    elif isinstance(rows, int) and rows > BOX + more:
+        family = _yolov8(
+            rows - BOX - more, f"one output [batch, {rows}, cells]: a box, the classes and {more} more numbers"
+        )
+    else:
+        return None
+    return msgspec.structs.replace(
+        family, evidence=f"{evidence}, and {family.evidence}", usual_labels={}, output=output, task=facts.task
+    )
+
+
+def _further_numbers(facts: ModelFacts) -> tuple[int | None, Mapping[str, Entry]]:
+    """Return how many numbers follow the classes, None if the file does not say it, and the entries of [output] that say so."""
+    if facts.task == "oriented_boxes":
+        return 1, {}
+    if facts.task == "instance_segmentation":
+        prototypes = [
+            output.shape for output in facts.outputs if output.shape is not None and len(output.shape) == MASK_AXES
+        ]
+        channels = prototypes[0][1] if len(prototypes) == 1 else None
+        return channels if isinstance(channels, int) else None, {}
+    keypoints = parse_size(facts.metadata.get("kpt_shape", ""))
+    return (None, {}) if keypoints is None else (keypoints[0] * keypoints[1], {"keypoints": keypoints[0]})
 
 
 def _yolo(facts: ModelFacts) -> Family | None:

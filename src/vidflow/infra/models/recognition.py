@@ -16,12 +16,23 @@ from vidflow.domain.errors import ModelError
 from vidflow.infra.models.exporter_notes import parse_names, parse_size
 from vidflow.infra.models.families import Family, ModelFacts, find_family
 from vidflow.infra.models.onnx_metadata import Graph, TensorInfo
-from vidflow.infra.models.spec import ONNX, UNUSED_LABELS, ModelSpec, build_spec
+from vidflow.infra.models.spec import ONNX, UNUSED_LABELS, ModelSpec, Task, build_spec
 
 FILLED_INPUTS: Final = frozenset({"orig_target_sizes", "pixel_mask"})
 """Inputs besides the pictures that vidflow fills, see onnx_inputs.py."""
 PICTURE_TYPES: Final = frozenset({"float", "float16", "uint8"})
-TASK_NAMES: Final = frozenset({"detect", "detection"})
+TASKS: Final[Mapping[str, Task]] = {
+    "detect": "detection",
+    "detection": "detection",
+    "classify": "classification",
+    "pose": "keypoints",
+    "obb": "oriented_boxes",
+    "segment": "instance_segmentation",
+}
+"""The tasks by the names in the metadata of Ultralytics."""
+CLASSIFIER_SCORE: Final = 0.1
+CLASSIFIER_LABELS: Final = 5
+"""The best labels of a frame. Each of many classes may have a small share of the probability."""
 MAX_DESCRIBED: Final = 10
 MAX_NAME_CHARACTERS: Final = 100
 """Bounds for an error's length, as the file chooses the number of its tensors and their names."""
@@ -83,12 +94,14 @@ def recognise(
     if family is None:
         raise _refusal(origin, graph, "no exporter's form fits its inputs and outputs")
     choices = [
+        *_choose_task(family),
         _choose_labels(origin, metadata, family, facts, given=labels is not None),
         *_choose_license(metadata),
         _choose_size(metadata, family, facts),
         *_choose_preprocessing(family, facts),
         Choice("output.decoder", family.decoder, family.evidence, family.assumed),
         *(Choice(f"output.{name}", value, family.evidence) for name, value in family.output.items()),
+        *_choose_thresholds(family),
     ]
     return Recognition(family.name, _build_spec(origin, choices), tuple(choices))
 
@@ -104,9 +117,11 @@ def _build_spec(origin: str, choices: Sequence[Choice]) -> ModelSpec:
 
 def _gather_facts(origin: str, metadata: Mapping[str, str], graph: Graph, labels: tuple[str, ...] | None) -> ModelFacts:
     task = metadata.get("task", "detect")
-    if task not in TASK_NAMES:
+    if task not in TASKS:
         raise _refusal(
-            origin, graph, f"its metadata says that its task is {task[:MAX_NAME_CHARACTERS]!r}, not 'detect'"
+            origin,
+            graph,
+            f"its metadata says that its task is {task[:MAX_NAME_CHARACTERS]!r}, which vidflow does not have",
         )
     picture = find_picture(graph)
     if picture is None:
@@ -129,6 +144,7 @@ def _gather_facts(origin: str, metadata: Mapping[str, str], graph: Graph, labels
         other_inputs=frozenset(value.name for value in graph.inputs) - {picture.name},
         outputs=graph.outputs,
         labels=labels or names,
+        task=TASKS[task],
     )
 
 
@@ -140,6 +156,20 @@ def find_picture(graph: Graph) -> TensorInfo | None:
 
 def _length(length: int | str | None) -> int | None:
     return length if isinstance(length, int) else None
+
+
+def _choose_task(family: Family) -> list[Choice]:
+    return [] if family.task == "detection" else [Choice("task", family.task, "`task` in the file's metadata")]
+
+
+def _choose_thresholds(family: Family) -> list[Choice]:
+    if family.task != "classification":
+        return []
+    reason = "the best labels of a frame"
+    return [
+        Choice("thresholds.score", CLASSIFIER_SCORE, reason, assumed=True),
+        Choice("thresholds.max_detections", CLASSIFIER_LABELS, reason, assumed=True),
+    ]
 
 
 def _choose_labels(
