@@ -388,6 +388,15 @@ WHOLE_MASKS = floats(
 IN_UNITS = floats([WIDTH, HEIGHT, WIDTH, HEIGHT, 1, 1, 1, 1])
 PROTO: Outputs = {"output1": PROTOTYPES}
 
+QUERY_LOGITS = floats([[[-9, -9], [-3, 1.3862944], [0.4054651, -3]]])
+"""The logits of 0.8 and 0.6."""
+RF_DETR: Outputs = {
+    "dets": floats([[[0.5, 0.5, 0.1, 0.1], [0.5, 0.5, 0.25, 0.25], [0.125, 0.5, 0.25, 1]]]),
+    "labels": QUERY_LOGITS,
+}
+QUERY_MASKS = floats([[np.full((16, 32), np.nan), LEFT_HALF, TOP_HALF]])
+"""The first query is below the threshold, so that its mask has no effect."""
+
 MASK_FORMS: dict[str, tuple[str, Outputs]] = {
     "yolov8": ('decoder = "yolov8"', {"output0": SEGMENTS.transpose(0, 2, 1).copy()} | PROTO),
     "yolov8 transposed": ('decoder = "yolov8"', PROTO | {"output0": SEGMENTS}),
@@ -398,6 +407,8 @@ MASK_FORMS: dict[str, tuple[str, Outputs]] = {
     ),
     "yolov5": ('decoder = "yolov5"', {"output0": np.insert(SEGMENTS, 4, 1, axis=2)} | PROTO),
     "end2end": ('decoder = "yolo_end2end"', {"output0": MASKED} | PROTO),
+    "rf-detr": ('decoder = "detr"', RF_DETR | {"masks": QUERY_MASKS}),
+    "rf-detr without a name of its masks": ('decoder = "detr"', {"4245": QUERY_MASKS} | RF_DETR),
     "torchvision, in boxes": (
         'decoder = "torchvision"',
         {name: values[0] for name, values in (SEGMENT_LISTS | {"masks": BOX_MASKS}).items()},
@@ -473,7 +484,7 @@ def test_masks_with_numbers_that_are_not_finite_are_refused(tmp_path: Path, name
 
 
 def test_masks_are_rendered_for_the_best_detections_only(tmp_path: Path) -> None:
-    """The second mask is broken, and is not looked at if one detection suffices, or if its label is not wanted."""
+    """The second mask is broken, and is not looked at if one detection suffices."""
     outputs: Outputs = {"output0": MASKED.copy()} | PROTO
     outputs["output0"][0, 1, 7] = np.nan
     (found,) = infer(load_segmenter(tmp_path, outputs, more="[thresholds]\nmax_detections = 1"))
@@ -486,6 +497,7 @@ def test_masks_are_rendered_for_the_best_detections_only(tmp_path: Path) -> None
         ('decoder = "yolov8"', {"output0": SEGMENTS}, r"needs prototypes of masks \(batch, channels, rows, columns\)"),
         ('decoder = "yolov8"', {"output0": SEGMENTS, "output1": PROTOTYPES[:, :1]}, r"needs \(batch, 7, cells\) for 2 labels"),
         ('decoder = "yolo_end2end"', {"output0": MASKED, "output1": np.tile(PROTOTYPES, (2, 1, 1, 1))}, r"prototypes of masks \(1, 2,"),
+        ('decoder = "detr"', RF_DETR, r"decoder 'detr' needs masks \(n, 1, rows, columns\) for n boxes"),
         ('decoder = "torchvision"', SEGMENT_LISTS, r"needs masks \(n, 1, rows, columns\) for n boxes"),
         ('decoder = "torchvision"', SEGMENT_LISTS | {"masks": BOX_MASKS[:, :1]}, r"needs masks \(n, 1, rows, columns\)"),
     ],

@@ -278,7 +278,7 @@ TASK_DECODERS: Final[Mapping[Task, tuple[str, ...]]] = {
     "classification": ("classes",),
     "keypoints": ("yolov5", "yolov8", "yolo_end2end", "torchvision"),
     "oriented_boxes": ("yolov8", "yolo_end2end"),
-    "instance_segmentation": ("yolov5", "yolov8", "yolo_end2end", "torchvision"),
+    "instance_segmentation": ("yolov5", "yolov8", "yolo_end2end", "detr", "torchvision"),
 }
 """The decoders of each task."""
 TORCHVISION_TASKS: Final[Mapping[str, Task]] = {"keypointrcnn": "keypoints", "maskrcnn": "instance_segmentation"}
