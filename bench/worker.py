@@ -205,12 +205,12 @@ def _spread(values: list[float], digits: int) -> str:
 
 
 def _private_bytes(pid: int) -> int:
-    """Return the memory that a process shares with no other, 0 if it has ended."""
+    """Return the memory that a process shares with no other and no file, 0 if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
         return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_Dirty"))
 
 
 def _parse_arguments() -> argparse.Namespace:

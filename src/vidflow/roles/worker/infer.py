@@ -11,6 +11,7 @@ from vidflow.domain.sampling import format_time_base
 from vidflow.infra.models import registry
 from vidflow.infra.models.model import Model
 from vidflow.infra.models.thread_budget import ThreadBudget
+from vidflow.infra.process.memory import return_free_memory
 from vidflow.roles.worker.read import FrameBatch
 
 
@@ -22,7 +23,10 @@ def load(deploy: Deploy, models_dir: Path | None, budget: ThreadBudget, *, any_o
     """
     bundle = registry.resolve(deploy.model, models_dir, any_onnx=any_onnx, keep_weights=True)
     registry.require_same(bundle, deploy.model_sha256)
-    return registry.load(bundle, deploy.parameters, budget)
+    model = registry.load(bundle, deploy.parameters, budget)
+    del bundle  # with the weights
+    return_free_memory()  # loading uses more than the loaded model
+    return model
 
 
 def warm_up(model: Model, batch: FrameBatch) -> None:
