@@ -64,7 +64,7 @@ def test_the_text_has_every_figure_and_the_conclusion() -> None:
             Capacity(3, CapacityLimit.MEMORY, 7, 3),
             "about 3 streams of 720p at 5 fps with yolox_nano.\nThe memory is the limit. The speed is enough for 7 streams.",
         ),
-        (Capacity(4, CapacityLimit.OTHER, 4, 21), "leave cores idle: other programs, a CPU quota or a graphics card is the limit."),
+        (Capacity(4, CapacityLimit.OTHER, 4, 21), "could not use the cores: other programs, a CPU quota or a graphics card is the limit."),
         (
             Capacity(0, CapacityLimit.WORKER, 0, 21),
             "cannot carry a stream of 720p at 5 fps with yolox_nano.\nOne worker processes this video more slowly than it plays.",

@@ -56,6 +56,11 @@ def test_idle_cores_show_that_something_else_is_the_limit() -> None:
     assert busy.streams == idle.streams == 4
 
 
+def test_a_worker_that_does_not_get_its_core_says_nothing_of_the_model() -> None:
+    starved = estimate_capacity(levels(0.4, 0.42, cores_used=0.1), 0.3, 150 * MIB, TWO_CORES)
+    assert (starved.streams, starved.limit) == (0, CapacityLimit.OTHER)
+
+
 def test_memory_that_is_just_enough_is_not_the_limit() -> None:
     machine = Machine(2, 5000 * MIB)
     assert count_workers_in_memory(1000 * MIB, machine) == 4

@@ -16,7 +16,7 @@ from vidflow.domain.runner import WORKERS_SHARE
 LEAST_GROWTH: Final = 1.05
 """More workers at once are worth it if all of them together are faster by this factor. Less is noise."""
 BUSY_SHARE: Final = 0.8
-"""If the workers use less than this share of the cores and are no faster together, something else slows them down."""
+"""If the workers use less than this share of the cores, or one worker of its core, something else slows them down."""
 WORKERS_PER_CORE: Final = 2
 """More workers at once are not measured: with two per core, none of the cores waits."""
 
@@ -30,7 +30,7 @@ class CapacityLimit(StrEnum):
     """One worker processes the video more slowly than it plays, though it decodes it faster."""
     CORES = "cores"
     OTHER = "other"
-    """More workers are no faster together, though they leave cores idle: other programs, a CPU quota, a graphics card."""
+    """The workers are slow without using the cores, which other programs, a CPU quota or a graphics card may be the cause of."""
     MEMORY = "memory"
 
 
@@ -66,14 +66,18 @@ def estimate_capacity(levels: Sequence[Level], decode_speed: float, worker_bytes
     """
     by_memory = count_workers_in_memory(worker_bytes, machine)
     best = max(levels, key=lambda level: level.speed)
-    if levels[0].speed < 1:
-        by_speed, limit = 0, CapacityLimit.DECODING if decode_speed < 1 else CapacityLimit.WORKER
-    else:
-        by_speed = int(best.speed)
-        limit = CapacityLimit.CORES if best.cores_used >= BUSY_SHARE * machine.cores else CapacityLimit.OTHER
+    by_speed = int(best.speed) if levels[0].speed >= 1 else 0
     if by_memory < by_speed:
-        limit = CapacityLimit.MEMORY
-    return Capacity(min(by_speed, by_memory), limit, by_speed, by_memory)
+        return Capacity(by_memory, CapacityLimit.MEMORY, by_speed, by_memory)
+    return Capacity(by_speed, _find_speed_limit(levels[0], best, decode_speed, machine.cores), by_speed, by_memory)
+
+
+def _find_speed_limit(first: Level, best: Level, decode_speed: float, cores: int) -> CapacityLimit:
+    if first.speed >= 1:
+        return CapacityLimit.CORES if best.cores_used >= BUSY_SHARE * cores else CapacityLimit.OTHER
+    if first.cores_used < BUSY_SHARE:
+        return CapacityLimit.OTHER
+    return CapacityLimit.DECODING if decode_speed < 1 else CapacityLimit.WORKER
 
 
 def count_workers_in_memory(worker_bytes: int, machine: Machine) -> int:

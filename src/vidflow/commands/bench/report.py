@@ -97,7 +97,7 @@ def _explain(report: BenchReport) -> Iterator[str]:
             yield f"The cores are the limit. The memory is enough for {_count(capacity.streams_by_memory, 'worker')}."
         case CapacityLimit.OTHER:
             yield (
-                "More workers are no faster together, but leave cores idle: other programs, a CPU quota or a graphics card is the limit."
+                "The workers could not use the cores: other programs, a CPU quota or a graphics card is the limit."
                 f" The memory is enough for {_count(capacity.streams_by_memory, 'worker')}."
             )
         case CapacityLimit.MEMORY:
