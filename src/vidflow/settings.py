@@ -147,6 +147,17 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     sources: SourceAccess = SourceAccess()
 
 
+class BenchOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Options of `vidflow bench`. `seconds`: how long to measure, besides the start of the processes."""
+
+    model: str = DEFAULT_MODEL
+    source: str = "sample:bikes"
+    fps: str = "5"
+    output: str = "text"
+    seconds: float = 20.0
+    models_dir: Path | None = None
+
+
 def split_labels(text: str) -> tuple[str, ...]:
     """Return the labels in a line of CSV. Raises ParameterError for a quote that is not closed or a line break."""
     try:

@@ -134,6 +134,17 @@ REFUSALS = {
     "run, no server at the URL": Refusal(["run", A_FILE, "--url", "http://127.0.0.1:1"], 4, "Start one with: vidflow dev"),
     "run, an invalid URL": Refusal(["run", A_FILE, "--url", "http://h:port"], 2, "Write http://host:port"),
     "run, a URL without a host": Refusal(["run", A_FILE, "--url", "vidflow"], 2, "Write http://host:port"),
+    "bench, no such file": Refusal(["bench", "--source", "none.mp4"], 2, "none.mp4 is not a file. Give a video file"),
+    "bench, no such sample": Refusal(["bench", "--source", "sample:none"], 2, "Unknown sample 'none'. Available: sample:bikes"),
+    "bench, a camera": Refusal(
+        ["bench", "--source", f"rtsp://u:{SECRET}@h/1"], 2, r"rtsp://\S+@h/1 is not the path of a file\. .* record a clip of it"
+    ),
+    "bench, unknown model": Refusal(
+        ["bench", "--source", A_FILE, "--model", "none"], 2, "Unknown model 'none'. Available: yolox_nano, motion, "
+    ),
+    "bench, no such model file": Refusal(["bench", "--source", A_FILE, "--model", "./none.onnx"], 2, "none.onnx"),
+    "bench, fps is a word": Refusal(["bench", "--source", A_FILE, "--fps", "fast"], 2, "Invalid frame rate 'fast'. Use a number"),
+    "bench, too little time": Refusal(["bench", "--seconds", "0"], 2, "Invalid --seconds: .*See: vidflow bench --help$"),
     "no command": Refusal([], 2, r"Missing command. Commands: api, .*, run, .*\. See: vidflow --help$"),
     "a misspelt option": Refusal(["run", A_FILE, "--fpz", "1"], 2, r"No such option: --fpz .*--fps\)\. See: vidflow run --help$"),
     "invalid MAX_WORKERS": Refusal(["runner"], 2, r"Invalid MAX_WORKERS \(--max-workers\): .* valid integer", {"MAX_WORKERS": "x"}),

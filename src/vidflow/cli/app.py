@@ -18,6 +18,8 @@ from vidflow.cli.options import (
     AnyFile,
     AnyOnnx,
     Attempts,
+    BenchOutput,
+    BenchSource,
     Cores,
     DatabaseUrl,
     DataDir,
@@ -54,6 +56,7 @@ from vidflow.cli.options import (
     Runners,
     RunOutput,
     Score,
+    Seconds,
     SourceCaFile,
     StartDeadlineS,
     Url,
@@ -70,6 +73,7 @@ from vidflow.infra.process.stopping import Stop
 from vidflow.infra.telemetry.logs import configure_logs
 from vidflow.settings import (
     ApiOptions,
+    BenchOptions,
     DevOptions,
     InboxOptions,
     OrchestratorOptions,
@@ -260,3 +264,18 @@ def run(
         models_dir=models_dir,
         sources=build_source_access(source_ca_file, allow_source_network, None, insecure=insecure_sources),
     )))  # fmt: skip
+
+
+@app.command()
+def bench(
+    model: ModelName = DEFAULT_MODEL, source: BenchSource = "sample:bikes", fps: Fps = "5", output: BenchOutput = "text",
+    seconds: Seconds = 20.0, models_dir: ModelsDir = None,
+) -> None:  # fmt: skip
+    """Measure how many streams this machine can carry with a model.
+
+    Decodes the video and runs the model as workers do, in more and more processes at once. Needs no Kafka and no PostgreSQL, and does
+    not measure what they cost.
+    """
+    from vidflow.commands.bench import run as run_bench  # noqa: PLC0415
+
+    run_bench(BenchOptions(model=model, source=source, fps=fps, output=output, seconds=seconds, models_dir=models_dir))

@@ -208,6 +208,27 @@ LabelsFile = Annotated[
     ),
 ]
 
+# bench
+
+BenchSource = Annotated[
+    str,
+    _option("source", "Video to measure: a file, or a sample such as sample:bikes. Use one like those of the cameras."),
+]
+BenchOutput = Annotated[
+    Literal["text", "json"],
+    _option("output", "Output format: text for people, json for programs.", variable="VIDFLOW_BENCH_OUTPUT"),
+]
+Seconds = Annotated[
+    float,
+    _option(
+        "seconds",
+        "Time to measure, besides the start.",
+        variable="VIDFLOW_BENCH_SECONDS",
+        at_least=1,
+        at_most=3600,
+    ),
+]
+
 # db
 
 Phase = Annotated[

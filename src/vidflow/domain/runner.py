@@ -23,7 +23,7 @@ DETAIL_CHARACTERS: Final = 8192
 DETAIL_BYTES: Final = DETAIL_CHARACTERS + 2048
 """Limit for the same text in a report, where a control character takes six bytes."""
 
-_WORKERS_SHARE: Final = 0.8
+WORKERS_SHARE: Final = 0.8
 """Share of the machine's memory for workers. The rest is for the runner, other servers and the system."""
 _LEAST_CAP_BYTES: Final = 2 * 1024**3
 """What a worker with torch and a large video needs, however many slots share the machine."""
@@ -108,7 +108,7 @@ def default_memory_cap(available_bytes: int, slots: int) -> int:
     The cap is at least 2 GiB, or 80 % of the machine if that is less. With many slots, several workers together may therefore
     exhaust the machine, but one alone cannot.
     """
-    for_workers = int(available_bytes * _WORKERS_SHARE)
+    for_workers = int(available_bytes * WORKERS_SHARE)
     return max(for_workers // slots, min(_LEAST_CAP_BYTES, for_workers))
 
 

@@ -143,6 +143,7 @@ def _rf_detr(facts: ModelFacts) -> Family | None:
         usual_labels={91: "coco91"},
         usual_size=(560, 560),
         output={"activation": "sigmoid"},
+        task="detection" if facts.output("masks") is None else "instance_segmentation",
     )
 
 

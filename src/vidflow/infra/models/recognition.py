@@ -159,7 +159,7 @@ def _length(length: int | str | None) -> int | None:
 
 
 def _choose_task(family: Family) -> list[Choice]:
-    return [] if family.task == "detection" else [Choice("task", family.task, "`task` in the file's metadata")]
+    return [] if family.task == "detection" else [Choice("task", family.task, family.evidence)]
 
 
 def _choose_thresholds(family: Family) -> list[Choice]:
