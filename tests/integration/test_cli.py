@@ -129,6 +129,11 @@ REFUSALS = {
     "run, fps is NaN": Refusal(["run", A_FILE, "--fps", "nan"], 2, "Invalid --fps 'nan'. Use a number"),
     "run, fps is negative": Refusal(["run", A_FILE, "--fps", "-1"], 2, "Invalid --fps '-1'. Use a number"),
     "run, unknown model": Refusal(["run", A_FILE, "--model", "none"], 2, "Unknown model 'none'. Available: yolox_nano, motion, "),
+    "run, labels for a model that has some": Refusal(
+        ["run", A_FILE, "--labels-file", "coco80"], 2, r"--labels-file is for an \.onnx file without a spec, not for 'yolox_nano'"
+    ),
+    "models check, a model without an ONNX file": Refusal(["models", "check", "motion"], 2, "vidflow models show motion"),
+    "models check, no ONNX file": Refusal(["models", "check", A_FILE], 2, r"is neither an ONNX file \(\.onnx\) nor a model spec"),
     "run, unknown label": Refusal(["run", A_FILE, "--labels", "unicorn"], 2, "no label 'unicorn'. Available: aeroplane"),
     "run, a label without a name": Refusal(["run", A_FILE, "--labels", "cat,"], 2, "--labels are names separated by commas"),
     "run, no server at the URL": Refusal(["run", A_FILE, "--url", "http://127.0.0.1:1"], 4, "Start one with: vidflow dev"),

@@ -188,6 +188,13 @@ def test_classes_without_names_are_refused_with_the_option_that_gives_them(expor
         recognise("net.onnx", {}, exported)
 
 
+def test_the_coco_labels_that_are_proposed_have_the_numbers_of_the_family() -> None:
+    with pytest.raises(ModelError, match=r"--write-spec\. coco91 stands for .* count from 1\.$"):
+        recognise("net.onnx", {}, TORCHVISION)
+    with pytest.raises(ModelError, match=r"--write-spec\. coco80 and coco91 stand for"):
+        recognise("net.onnx", {}, POSTPROCESSED)
+
+
 @pytest.mark.parametrize(
     ("exported", "classes"),
     [

@@ -199,10 +199,13 @@ def _labels_refusal(origin: str, metadata: Mapping[str, str], family: Family) ->
     fault = (
         "its metadata has `names`, but they are no list of labels" if "names" in metadata else "it does not name them"
     )
+    coco = "coco80 and coco91 stand for the classes of COCO."
+    if family.counts_from_one:
+        coco = "coco91 stands for the classes of COCO, which such models count from 1."
     return ModelError(
         f"{origin} was recognised as {family.name}, but {count} have no labels: {fault}. Give a file with one label a line: "
         f"vidflow run --labels-file NAMES.txt, or write a spec with vidflow models check {origin} --labels-file NAMES.txt "
-        "--write-spec. coco80 and coco91 stand for the classes of COCO.",
+        f"--write-spec. {coco}",
         code="model_refused",
     )
 
