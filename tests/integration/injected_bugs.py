@@ -9,8 +9,11 @@ from pathlib import Path
 
 BUG_FRAME = 6
 AT_OPEN, AT_READ, AT_FRAME = "bug-at-open", "bug-at-read", "bug-at-frame"
+CRASH_AT_READ = "crash-at-read"
 
 _SITECUSTOMIZE = f"""
+import os
+import signal
 import sys
 
 if "vidflow" in " ".join(sys.orig_argv) or "forkserver" in " ".join(sys.orig_argv):
@@ -34,6 +37,8 @@ if "vidflow" in " ".join(sys.orig_argv) or "forkserver" in " ".join(sys.orig_arg
         for number, event in enumerate(real_events(video)):
             if {AT_READ!r} in video.display_name and number == {BUG_FRAME}:
                 raise IndexError("list index out of range")
+            if {CRASH_AT_READ!r} in video.display_name and number == {BUG_FRAME}:
+                os.kill(os.getpid(), signal.SIGSEGV)  # as a decoder would on a damaged picture
             yield event
 
     av.open, infer.detect, frames.Video.events = open, detect, events

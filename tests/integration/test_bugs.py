@@ -10,7 +10,7 @@ import pytest
 from tests import clips
 from tests.integration import injected_bugs
 from tests.integration.cli_process import run_command
-from tests.integration.injected_bugs import AT_FRAME, AT_OPEN, AT_READ, BUG_FRAME
+from tests.integration.injected_bugs import AT_FRAME, AT_OPEN, AT_READ, BUG_FRAME, CRASH_AT_READ
 from tests.integration.runner_harness import ControlPlane, make_deploy, new_uuid, resume_after, running_runner
 
 from vidflow import VERSIONS
@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the bugs and a clip for each."""
     folder = tmp_path_factory.mktemp("bugs")
     clip = clips.constant_rate(folder / "plain.mp4", frames=20)
-    for name in (AT_OPEN, AT_READ, AT_FRAME):
+    for name in (AT_OPEN, AT_READ, AT_FRAME, CRASH_AT_READ):
         shutil.copy(clip, folder / f"{name}.mp4")
     return folder
 
@@ -60,6 +60,17 @@ def test_a_bug_that_a_retry_would_meet_again_is_permanent_and_reported_as_a_faul
     assert "This is a bug in vidflow, not a fault of the request. Report it" in entry.error.message
     assert "Traceback (most recent call last)" in (entry.detail or "")
     assert text in (entry.detail or "")
+
+
+def test_a_retry_does_not_take_a_crash_of_the_decoder_for_one_of_the_model(
+    control_plane: ControlPlane, runner_id: str, folder: Path
+) -> None:
+    uuid = new_uuid()
+    control_plane.send_command(runner_id, make_deploy(uuid, folder / f"{CRASH_AT_READ}.mp4", attempt=1))
+    entry = control_plane.wait_until_ended(runner_id, uuid)
+    # All frames before it are inferred: none of them was being inferred while this one was decoded.
+    assert (entry.reason, entry.waits_for) == (EndReason.CRASHED, WorkerWait.SOURCE)
+    assert entry.next_frame == BUG_FRAME
 
 
 def test_a_bug_at_a_frame_is_permanent_if_a_retry_of_that_frame_alone_meets_it_again(
