@@ -148,21 +148,31 @@ class _Bench:
         return Ready(source.width, source.height, source.codec, rate)
 
     def measure(self, order: BenchOrder) -> Measurement:
-        """Do the step for so long."""
+        """Do the step for so long, and until there is a second frame. The first batch only sets the start.
+
+        The frames after it are then as many as the intervals between them.
+        """
+        steps = self._steps(order.step)
+        next(steps)
         self._conversion.spent_s = 0.0
         cpu_began_s, began_s = time.process_time(), time.perf_counter()
-        frames, video_s = 0, 0.0
-        for more_frames, more_video_s in self._steps(order.step):
+        frames, video_s, is_enough = 0, 0.0, order.step is BenchStep.INFERENCE
+        for more_frames, more_video_s in steps:
             frames, video_s = frames + more_frames, video_s + more_video_s
-            if time.perf_counter() - began_s >= order.seconds:
+            is_enough = is_enough or video_s > 0 or more_frames == 0
+            if is_enough and time.perf_counter() - began_s >= order.seconds:
                 break
         return Measurement(
-            frames, video_s, time.perf_counter() - began_s, time.process_time() - cpu_began_s, self._conversion.spent_s,
+            frames,
+            video_s,
+            time.perf_counter() - began_s,
+            time.process_time() - cpu_began_s,
+            self._conversion.spent_s,
             resident_bytes(os.getpid()),
-        )  # fmt: skip
+        )
 
     def _steps(self, step: BenchStep) -> Iterator[tuple[int, float]]:
-        """Yield, without an end, the frames and the seconds of video of each batch."""
+        """Yield, without an end, the frames and the seconds of video of each batch. At the end of the video, there are no frames."""
         match step:
             case BenchStep.DECODING:
                 return self._read_forever(infers=False)

@@ -28,7 +28,7 @@ class BenchStep(StrEnum):
 
 
 class BenchOrder(msgspec.Struct, frozen=True):
-    """Measure a step for at least so many seconds. Every step takes at least one batch."""
+    """Measure a step for at least so many seconds. Every step takes at least two batches: the first sets the start."""
 
     step: BenchStep
     seconds: float
