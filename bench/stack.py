@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ sys.path.append(str(Path(__file__).parents[1]))  # for the process helpers of th
 
 from tests.integration.processes import children, descendants
 
+from vidflow.commands.dev.stack import ENVIRONMENT
 from vidflow.infra.kafka.settings import KafkaSettings
 
 READY_LIMIT_S = 120.0
@@ -43,6 +45,14 @@ class DevProcess:
     def kafka(self) -> KafkaSettings:
         """The settings of its broker."""
         return KafkaSettings(f"127.0.0.1:{Path(self.folder, 'kafka', 'ports').read_text().split()[0]}")
+
+    @property
+    def database_url(self) -> str:
+        """The URL of its database, with the password."""
+        lines = Path(self.folder, ENVIRONMENT).read_text().splitlines()
+        return next(
+            shlex.split(line)[0].partition("=")[2] for line in lines if line.startswith("VIDFLOW_DATABASE_URL=")
+        )
 
     def wait_until_ready(self) -> None:
         """Wait until it reports that it is ready."""

@@ -39,6 +39,7 @@ NAMES = (
     "oversized_result",
     "oversized_mask",
     "large_result",
+    "many_detections",
     "load_failure",
     "secret_leak",
 )
@@ -110,16 +111,19 @@ def _allocate_memory() -> None:
 
 
 class FaultyModel:
-    """Detects nothing, and calls `on_bad_frame` for each picture with the brightness `BRIGHTNESS`."""
+    """Detects nothing, or `otherwise`, and calls `on_bad_frame` for each picture with the brightness `BRIGHTNESS`."""
 
     labels = ("odd",)
     input_size = None
     warmup_frames = 0
     batch = BATCH
 
-    def __init__(self, on_bad_frame: Callable[[], Detections | None], pause_s: float = 0.0) -> None:
+    def __init__(
+        self, on_bad_frame: Callable[[], Detections | None], pause_s: float = 0.0, otherwise: Detections = ()
+    ) -> None:
         self._on_bad_frame = on_bad_frame
         self._pause_s = pause_s
+        self._otherwise = otherwise
 
     def infer(self, pictures: Sequence[Any]) -> list[Detections]:
         return [self._infer_one(picture) for picture in pictures]
@@ -128,7 +132,7 @@ class FaultyModel:
         if self._pause_s:
             threading.Event().wait(self._pause_s)  # simulates slow inference
         is_bad = abs(float(picture.image(8, 8).mean()) - BRIGHTNESS) < 3
-        return (is_bad and self._on_bad_frame()) or ()
+        return (is_bad and self._on_bad_frame()) or self._otherwise
 
 
 def inference_error(_bundle: object, _parameters: object) -> FaultyModel:
@@ -173,6 +177,10 @@ def oversized_mask(_bundle: object, _parameters: object) -> FaultyModel:
 
 def large_result(_bundle: object, _parameters: object) -> FaultyModel:
     return FaultyModel(lambda: _return_too_many_detections()[:500])
+
+
+def many_detections(_bundle: object, _parameters: object) -> FaultyModel:
+    return FaultyModel(lambda: None, otherwise=_return_too_many_detections()[:900])
 
 
 def secret_leak(_bundle: object, _parameters: object) -> FaultyModel:

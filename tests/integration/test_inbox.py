@@ -917,6 +917,33 @@ def test_an_inbox_without_partitions_waits_while_another_one_holds_them(
     assert not inbox_partitions.are_all_held(connection, RESULTS, topic_id, within_s=60)
 
 
+def test_a_lone_result_is_stored_without_a_later_one_and_those_that_follow_it_soon_share_a_transaction(
+    connection: Connection, options: InboxOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(role, "COLLECT_S", 2.0)
+    uuid = insert_progress(connection)
+    producer = clients.create_producer(options.kafka, client_id="worker-under-test")
+    with running_inbox(connection, options):
+        for number in range(20):
+            producer.produce(RESULTS, encode(frame(uuid, number)), uuid.encode())
+            assert producer.flush(10) == 0
+            if number == 0:
+                wait_until_stored(connection, [uuid], 1)
+        wait_until_stored(connection, [uuid], 20)
+    query = "SELECT count(DISTINCT xmin::text) FROM scenario_results WHERE scenario_uuid = %s"
+    [(transactions,)] = connection.execute(query, (uuid,)).fetchall()
+    assert 2 <= transactions < 10
+
+
+def test_a_burst_ends_the_collecting_of_a_batch_at_its_limit(connection: Connection, options: InboxOptions) -> None:
+    uuid = insert_progress(connection)
+    send_results(options.kafka, *frames(uuid, range(BATCH_MESSAGES + 500)))
+    with closing(create_reader(connection, options)) as reader:
+        wait_until(lambda: bool(reader.poll(0.1)), "the first message is read")
+        assert not reader.fill(0.1, collect_until_s=time.monotonic() + 3600)
+        assert len(reader.batch) == BATCH_MESSAGES
+
+
 @pytest.mark.long
 def test_a_batch_exceeds_its_byte_limit_by_one_message_at_most(connection: Connection, options: InboxOptions) -> None:
     uuid = insert_progress(connection)

@@ -17,7 +17,7 @@ from tests.broadcast import Broadcast
 from tests.http_server import Habits, serving
 from tests.integration import faulty_models
 from tests.integration.api_server import free_port
-from tests.integration.faulty_models import BAD_FRAME, SECRET_IN_ERRORS
+from tests.integration.faulty_models import BAD_FRAME, BATCH, SECRET_IN_ERRORS
 from tests.integration.runner_harness import (
     ControlPlane,
     RunnerProcess,
@@ -106,6 +106,19 @@ def numbers(frames: list[Frame]) -> list[int]:
 def comparable(frames: list[Frame]) -> list[object]:
     """Return what must be the same in every run: everything except the epoch and the time of inference."""
     return [(frame.frame_number, frame.pts, frame.time_s, frame.detections) for frame in frames]
+
+
+def test_a_result_arrives_while_the_model_is_busy_with_later_frames(
+    control_plane: ControlPlane, runner_process: RunnerProcess, runner_id: str, clip: Path
+) -> None:
+    """It waits a moment for others, but not until they are there."""
+    uuid = new_uuid()
+    control_plane.send_command(runner_id, make_deploy(uuid, clip, "endless_inference"))
+    control_plane.wait_until(lambda: len(control_plane.frames(uuid)) == 1 + BATCH, "frames before the endless batch")
+    [pid] = runner_process.workers()
+    os.kill(pid, signal.SIGKILL)
+    entry = control_plane.wait_until_ended(runner_id, uuid)
+    assert (entry.reason, entry.waits_for) == (EndReason.CRASHED, WorkerWait.INFERENCE)
 
 
 def test_secrets_of_the_source_are_not_reported(control_plane: ControlPlane, runner_id: str, clip: Path) -> None:

@@ -90,6 +90,18 @@ def test_a_result_above_the_limit_of_the_topic_fails_its_scenario_at_once(
     assert BAD_FRAME not in sent
 
 
+def test_results_that_fit_one_by_one_are_accepted_however_fast_they_follow_each_other(
+    kafka_settings: KafkaSettings, control_plane: ControlPlane, runner_id: str, clip: Path
+) -> None:
+    """A request with all of them would be larger than the topic's limit, and the broker would reject it as a whole."""
+    uuid = new_uuid()
+    with limited_message_size(kafka_settings, RESULTS, 100_000):
+        control_plane.send_command(runner_id, make_deploy(uuid, clip, "many_detections"))
+        end = control_plane.wait_for_end_marker(uuid)
+    assert end.reason is EndReason.FINISHED
+    assert [frame.frame_number for frame in control_plane.frames(uuid)] == list(range(20))
+
+
 def test_a_deploy_with_250_kb_of_labels_is_accepted(control_plane: ControlPlane, runner_id: str, clip: Path) -> None:
     uuid = new_uuid()
     labels = tuple(f"{number:04}" + '"' * 123 for number in range(1000))

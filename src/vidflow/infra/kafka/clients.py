@@ -46,7 +46,21 @@ _CLIENT_PROPERTIES: Final[dict[str, Any]] = {
 }
 
 
-def create_producer(settings: KafkaSettings, *, client_id: str) -> Producer:
+class Batching(msgspec.Struct, frozen=True):
+    """How a producer joins messages of one partition into a request: it waits `linger_ms` for more, or until a limit is reached.
+
+    A broker rejects a request that is larger than its limit for one message, even if each message of it is small.
+    """
+
+    linger_ms: float = 0.5
+    messages: int = 10_000
+    size_bytes: int = 1_000_000
+
+
+DEFAULT_BATCHING: Final = Batching()
+
+
+def create_producer(settings: KafkaSettings, *, client_id: str, batching: Batching = DEFAULT_BATCHING) -> Producer:
     """Return a producer that keeps messages in order and waits for all replicas, without a time limit.
 
     A message never times out, because later ones would then be stored after a gap. A caller that needs a limit measures the age
@@ -55,7 +69,9 @@ def create_producer(settings: KafkaSettings, *, client_id: str) -> Producer:
     properties = {
         "enable.idempotence": True,
         "acks": "all",
-        "linger.ms": 0.5,
+        "linger.ms": batching.linger_ms,
+        "batch.num.messages": batching.messages,
+        "batch.size": batching.size_bytes,
         "compression.type": "lz4",
         "message.timeout.ms": 0,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
@@ -74,15 +75,18 @@ class Reader:
             [RESULTS], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
         )
 
-    def fill(self, wait_s: float) -> bool:
+    def fill(self, wait_s: float, collect_until_s: float = 0.0) -> bool:
         """Add available messages to the batch up to its limit. If the batch is empty, wait for the first one.
 
-        Returns whether all available messages were read. Raises errors.ClientBroken.
+        More messages are waited for until `collect_until_s` of the monotonic clock. Returns whether all available messages were
+        read. Raises errors.ClientBroken.
         """
         size_bytes = _total_bytes(self.batch)
         while (limit := self._compute_poll_limit(size_bytes, BATCH_BYTES, BATCH_MESSAGES)) > 0:
-            received = self.poll(0 if self.batch else wait_s, limit)
-            if not received:
+            remaining_s = collect_until_s - time.monotonic()
+            if self.batch and remaining_s > 0:
+                received = self._add(self._consumer.consume(limit, remaining_s))
+            elif not (received := self.poll(0 if self.batch else wait_s, limit)):
                 return True
             size_bytes += _total_bytes(received)
         return False
@@ -103,7 +107,10 @@ class Reader:
 
         Returns the added messages. Raises errors.ClientBroken.
         """
-        messages = clients.consume_available(self._consumer, limit, wait_s)
+        return self._add(clients.consume_available(self._consumer, limit, wait_s))
+
+    def _add(self, messages: Iterable[Message]) -> list[ReceivedMessage]:
+        """Add messages that the client returned to the batch, and return them. Raises what a callback of the client raised."""
         if self._error is not None:
             raise self._error
         received = [decoded for message in messages if (decoded := self._decode_message(message)) is not None]

@@ -34,7 +34,9 @@ from vidflow.settings import InboxOptions
 POLL_S: Final = 0.05
 CHECK_INTERVAL_S: Final = 1.0
 DRAINED_CHECK_INTERVAL_S: Final = 0.1
-"""Shortest interval of checks after partitions were read to their ends."""
+"""Shortest interval of checks after partitions were read to their ends, if the last check found them short of these."""
+COLLECT_S: Final = 0.015
+"""Shortest interval of transactions while few messages arrive. A transaction costs as much as the storing of some 50 frames."""
 RETRY_S: Final = 0.2
 ANSWER_WAIT_S: Final = 0.02
 """How long to wait for Kafka's answer at once. A later answer is processed by a later check."""
@@ -103,15 +105,16 @@ class Inbox:
         self._size = BATCH_MESSAGES
         self._poison_run = 0
         self._checked_s = float("-inf")
-        self._stored_since_check = False
+        self._store_began_s = float("-inf")
+        self._lags = False
         self._database_ahead_s = 0.0
         self._stall_watch = StallWatch()
         self._unassigned_since_s: float | None = None
         self._reader = Reader(options.kafka, options.group_protocol, self._read_positions)
 
     def read(self) -> bool:
-        """Fill the batch. Return whether all available messages were read."""
-        return self._reader.fill(POLL_S)
+        """Fill the batch, also with what arrives within COLLECT_S of the last transaction. Return whether all available was read."""
+        return self._reader.fill(POLL_S, self._store_began_s + COLLECT_S)
 
     def store(self) -> None:
         """Store the batch, or a part of it if PostgreSQL rejects a row. Retry until something is stored.
@@ -136,6 +139,7 @@ class Inbox:
                 return
 
     def _store(self, part: Sequence[ReceivedMessage]) -> None:
+        self._store_began_s = time.monotonic()
         poison_run = storing.count_poison_run(self._poison_run, part)
         positions = dict(self._reader.positions)  # a copy, because prefetch may change them
         with metrics.INBOX_STORE_SECONDS.time():
@@ -143,7 +147,6 @@ class Inbox:
         self._reader.mark_stored(part)
         self._postgres.end()
         self._poison_run = poison_run
-        self._stored_since_check = True
         for frame in batch.frames:
             if frame.frame_number == 0:
                 metrics.observe_first_frame(frame.scenario_uuid, time.time() + self._database_ahead_s)
@@ -260,18 +263,16 @@ class Inbox:
                 return
 
     def check(self, *, drained: bool) -> None:
-        """Check positions and topic each second, and soon after a batch if no more messages are available (`drained`).
+        """Check positions and topic each second, and soon after a backlog if no more messages are available (`drained`).
 
         Records for each partition up to which time it is stored. Raises TopicRecreated and ResultsStalled.
         """
         since_s = time.monotonic() - self._checked_s
-        due = since_s >= CHECK_INTERVAL_S or (
-            drained and self._stored_since_check and since_s >= DRAINED_CHECK_INTERVAL_S
-        )
+        due = since_s >= CHECK_INTERVAL_S or (drained and self._lags and since_s >= DRAINED_CHECK_INTERVAL_S)
         try:
             if due:
                 self._checked_s = time.monotonic()
-                self._stored_since_check = False
+                self._lags = False
                 self._sync_positions(self._ensure_connection())
                 self._request_topic_snapshot(self._ensure_connection())
             if self._inspector.busy:
@@ -303,6 +304,7 @@ class Inbox:
         )
         self._postgres.end()
         metrics.export_lag(answer.end_offsets, lagging)
+        self._lags = bool(lagging)
         self._reader.commit_positions()
         self._stall_watch.observe(lagging, self._checked_s)
         self._repair_positions(connection, lagging, answer)

@@ -38,6 +38,8 @@ FINISH_S: Final = 15.0
 MEMORY_CHECK_S: Final = 0.5
 PAUSED_S: Final = 5.0
 """A longer interval between two checks means that this process itself was suspended, which must not count against workers."""
+READ_INTERVAL_S: Final = 0.05
+"""Shortest interval between two reads of the workers' messages. Each wakes this process, and a worker sends two per batch."""
 _EXIT_S: Final = 5.0
 _MAX_READS: Final = 16
 _MAX_MESSAGES: Final = 2000
@@ -71,6 +73,7 @@ class Workers:
         self._running: dict[tuple[str, int], _Worker] = {}
         self._checked_s = time.monotonic()
         self._memory_checked_s = 0.0
+        self._read_s = 0.0
 
     def prepare(self) -> None:
         """Wait until workers can be started without delay."""
@@ -106,17 +109,34 @@ class Workers:
             worker.kill(reason)
 
     def wait(self, seconds: float, wakeup_reader: Connection) -> list[WorkerEvent]:
-        """Wait at most `seconds` for worker events and return them. Return early if `wakeup_reader` becomes readable."""
-        waitables: dict[object, tuple[tuple[str, int], _Worker]] = {
-            waitable: (key, worker) for key, worker in self._running.items() for waitable in worker.waitables()
-        }
-        ready = wait([*waitables, wakeup_reader], seconds)  # type: ignore[list-item]
-        ready_workers = dict(waitables[waitable] for waitable in ready if waitable is not wakeup_reader)
+        """Wait at most `seconds` for worker events and return them. Return early if `wakeup_reader` becomes readable.
+
+        Progress is read at most once per READ_INTERVAL_S, except before a worker's first frame and at its end.
+        """
+        pause_s = min(seconds, self._read_s + READ_INTERVAL_S - time.monotonic())
+        ready_workers, woken = (
+            self._wait_for_workers(pause_s, wakeup_reader, urgent_only=True) if pause_s > 0 else ({}, False)
+        )
+        if not ready_workers and not woken:
+            ready_workers, _ = self._wait_for_workers(seconds - max(0.0, pause_s), wakeup_reader, urgent_only=False)
+            self._read_s = time.monotonic()
         events = [event for key, worker in ready_workers.items() for event in self._read_events(key, worker)]
         self._check_workers()
         self._divide_cores()
         self._forkservers.poll()
         return events
+
+    def _wait_for_workers(
+        self, seconds: float, wakeup_reader: Connection, *, urgent_only: bool
+    ) -> tuple[dict[tuple[str, int], _Worker], bool]:
+        """Return the workers of which something can be read, and whether `wakeup_reader` can be."""
+        waitables: dict[object, tuple[tuple[str, int], _Worker]] = {
+            waitable: (key, worker)
+            for key, worker in self._running.items()
+            for waitable in worker.waitables(urgent_only=urgent_only)
+        }
+        ready = wait([*waitables, wakeup_reader], seconds)  # type: ignore[list-item]
+        return dict(waitables[waitable] for waitable in ready if waitable is not wakeup_reader), wakeup_reader in ready
 
     def _read_events(self, key: tuple[str, int], worker: _Worker) -> Iterator[WorkerEvent]:
         uuid, epoch = key
@@ -196,9 +216,13 @@ class _Worker:
         """The process id."""
         return self._process.pid or 0
 
-    def waitables(self) -> Iterable[object]:
-        """Return the pipes and the process sentinel, which become ready when something happens."""
-        return (*self._open.values(), self._process.sentinel)
+    def waitables(self, *, urgent_only: bool) -> Iterable[object]:
+        """Return the pipes and the process sentinel, which become ready when something happens.
+
+        `urgent_only`: without the messages after the first frame.
+        """
+        skipped = "messages" if urgent_only and self._first_frame_done else None
+        return (*(pipe for name, pipe in self._open.items() if name != skipped), self._process.sentinel)
 
     def exit_code(self) -> int | None:
         """Return the exit code, -N if signal N ended the process, or None while it runs."""

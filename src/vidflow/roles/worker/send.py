@@ -7,6 +7,7 @@ can be lost alone: frames have numbers by which a lost one is missed.
 from __future__ import annotations
 
 import threading
+import time
 from typing import Final
 
 import msgspec
@@ -38,6 +39,11 @@ from vidflow.roles.worker.link import Link
 IN_FLIGHT_MESSAGES: Final = 64
 IN_FLIGHT_BYTES: Final = 16 * 1024**2
 """Limits of unacknowledged messages: enough to keep the connection busy, few enough to lose and infer again."""
+SEND_INTERVAL_S: Final = 0.03
+"""Shortest interval of requests while few results are ready. The broker's work for a request is that for some ten results."""
+_BATCHING: Final = clients.Batching(messages=IN_FLIGHT_MESSAGES // 2, size_bytes=64 * 1024)
+"""Half of what may be in flight is sent while the other half is being acknowledged. The size is far below what brokers accept, so that
+they reject no batch of small results as too large."""
 _POLL_S: Final = 0.1
 _log = log("worker")
 
@@ -55,7 +61,11 @@ class ResultTooLarge(ModelError):
 
 
 class ResultSender:
-    """Sends the scenario's messages in order with an idempotent producer, with a bounded number in flight."""
+    """Sends the scenario's messages in order with an idempotent producer, with a bounded number in flight.
+
+    A message that follows another one within SEND_INTERVAL_S is pending until then, so that one request carries all that are. A second
+    thread hands them to the producer when they are due.
+    """
 
     def __init__(self, settings: KafkaSettings, deploy: Deploy, link: Link) -> None:
         self._link = link
@@ -63,13 +73,20 @@ class ResultSender:
         self._last_frame = deploy.resume.next_frame - 1
         self._gaps: list[Gap] = []
         self._clock: ClockChanges | None = None
-        self._producer = clients.create_producer(settings, client_id=f"vidflow-worker-{deploy.scenario_uuid}")
+        self._producer = clients.create_producer(
+            settings, client_id=f"vidflow-worker-{deploy.scenario_uuid}", batching=_BATCHING
+        )
+        self._pending: list[tuple[bytes, clients.Headers]] = []
+        self._pending_changed = threading.Condition()
+        self._produced_s = float("-inf")
         self._in_flight_bytes = 0
+        self._pending_failure: DeliveryFailed | ResultTooLarge | None = None
         self._failure: KafkaError | None = None
         self._failed_bytes = 0
         # Takes 55 ms, while the source and the model are opened.
         self._metadata_thread = threading.Thread(target=self._fetch_topic_metadata, name="topic metadata", daemon=True)
         self._metadata_thread.start()
+        threading.Thread(target=self._produce_when_due, name="pending results", daemon=True).start()
 
     def hold_gap(self, gap: FrameGap) -> None:
         """Hold a gap for the next frame or the end marker. If too many are held, the last two become one."""
@@ -116,18 +133,53 @@ class ResultSender:
             (clients.KIND_HEADER, message.__struct_config__.tag.encode()),  # type: ignore[union-attr]
             (clients.EPOCH_HEADER, str(message.epoch).encode()),
         ]
-        try:
-            self._producer.produce(
-                RESULTS, value, key=self._scenario_uuid, headers=headers, on_delivery=self._on_delivery
-            )
-        except KafkaException as error:
-            raise self._build_delivery_error(error.args[0], len(value)) from error
         self._in_flight_bytes += len(value)
+        with self._pending_changed:
+            self._pending.append((value, headers))
+            if self._compute_delay_s() <= 0:
+                self._produce_pending()
+            else:
+                self._pending_changed.notify()
         self._producer.poll(0)
 
     def flush(self) -> None:
-        """Wait until every message is acknowledged. Raises DeliveryFailed or ResultTooLarge."""
+        """Send what is pending, and wait until every message is acknowledged. Raises DeliveryFailed or ResultTooLarge."""
+        with self._pending_changed:
+            self._produce_pending()
         self._wait_until_below(1, 1)
+
+    def _compute_delay_s(self) -> float:
+        """Return how long the pending messages must wait. The caller has the lock."""
+        size_bytes = sum(len(value) for value, _ in self._pending)
+        if len(self._pending) >= _BATCHING.messages or size_bytes >= _BATCHING.size_bytes:
+            return 0.0
+        return self._produced_s + SEND_INTERVAL_S - time.monotonic()
+
+    def _produce_pending(self) -> None:
+        """Hand the pending messages to the producer. The caller has the lock. Raises DeliveryFailed or ResultTooLarge."""
+        self._produced_s = time.monotonic()
+        pending, self._pending = self._pending, []
+        for value, headers in pending:
+            try:
+                self._producer.produce(
+                    RESULTS, value, key=self._scenario_uuid, headers=headers, on_delivery=self._on_delivery
+                )
+            except KafkaException as error:
+                self._in_flight_bytes -= len(value)
+                raise self._build_delivery_error(error.args[0], len(value)) from error
+
+    def _produce_when_due(self) -> None:
+        with self._pending_changed:
+            while True:
+                delay_s = self._compute_delay_s() if self._pending else None
+                if delay_s is None or delay_s > 0:
+                    self._pending_changed.wait(delay_s)
+                    continue
+                try:
+                    self._produce_pending()
+                except (DeliveryFailed, ResultTooLarge) as error:
+                    self._pending_failure = error
+                    return
 
     def _fetch_topic_metadata(self) -> None:
         try:
@@ -138,7 +190,7 @@ class ResultSender:
     def _wait_until_below(self, messages: int, size_bytes: int) -> None:
         waited = False
         self._raise_failure()
-        while len(self._producer) >= messages or self._in_flight_bytes >= size_bytes:
+        while len(self._producer) + len(self._pending) >= messages or self._in_flight_bytes >= size_bytes:
             if not waited:
                 self._link.report_wait(WorkerWait.KAFKA)
                 waited = True
@@ -151,6 +203,8 @@ class ResultSender:
             self._failure, self._failed_bytes = error, len(message.value() or b"")
 
     def _raise_failure(self) -> None:
+        if self._pending_failure is not None:
+            raise self._pending_failure
         if self._failure is not None:
             raise self._build_delivery_error(self._failure, self._failed_bytes)
 
