@@ -58,18 +58,21 @@ class Capacity(msgspec.Struct, frozen=True):
     streams_by_memory: int
 
 
-def estimate_capacity(levels: Sequence[Level], decode_speed: float, worker_bytes: int, machine: Machine) -> Capacity:
+def estimate_capacity(
+    lone: Level, levels: Sequence[Level], decode_speed: float, worker_bytes: int, machine: Machine
+) -> Capacity:
     """Return how many streams the machine can carry, rounded down, without headroom.
 
-    `levels` begin with that of one worker: if that one cannot keep up with a stream, more cores do not help.
+    `lone`: a worker whose model uses a thread for each core. If it cannot keep up with a stream, more workers do not help. Those of
+    `levels` use one thread each.
     `decode_speed`: of one worker that only decodes. `worker_bytes`: the memory of a worker.
     """
     by_memory = count_workers_in_memory(worker_bytes, machine)
     best = max(levels, key=lambda level: level.speed)
-    by_speed = int(best.speed) if levels[0].speed >= 1 else 0
+    by_speed = max(1, int(best.speed)) if lone.speed >= 1 else 0
     if by_memory < by_speed:
         return Capacity(by_memory, CapacityLimit.MEMORY, by_speed, by_memory)
-    return Capacity(by_speed, _find_speed_limit(levels[0], best, decode_speed, machine.cores), by_speed, by_memory)
+    return Capacity(by_speed, _find_speed_limit(lone, best, decode_speed, machine.cores), by_speed, by_memory)
 
 
 def _find_speed_limit(first: Level, best: Level, decode_speed: float, cores: int) -> CapacityLimit:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -20,18 +19,20 @@ from vidflow.domain.capacity import (
     list_levels,
 )
 from vidflow.domain.errors import ParameterError
+from vidflow.infra.process.cores import available_cores
 from vidflow.infra.process.memory import available_bytes
 
 STEP_SHARE: Final = 0.1
-"""Share of the time for each of decoding, inference in one process, and inference in all. The rest is for whole workers."""
+"""Share of the time for each of decoding, three kinds of inference, and a lone worker. The rest is for whole workers at once."""
 
 
 class Figures(msgspec.Struct, frozen=True):
     """Everything that was measured.
 
     `decoded_per_s`, `inferred_per_s`: frames per second of one process on its own; `inferred_per_s_at_once`: of `at_once` processes
-    together. `decode_speed`: seconds of video per second. `conversion_s`: time to convert one picture for the model. `worker_bytes`:
-    resident memory of the largest process, shared libraries included.
+    together; `inferred_per_s_by_threads`: of one process with a thread for each core, as that of `lone_worker`. `decode_speed`: seconds
+    of video per second. `conversion_s`: time to convert one picture for the model. `worker_bytes`: resident memory of the largest
+    process, shared libraries included.
     """
 
     source: Ready
@@ -40,8 +41,10 @@ class Figures(msgspec.Struct, frozen=True):
     decode_speed: float
     conversion_s: float
     inferred_per_s: float
+    inferred_per_s_by_threads: float
     at_once: int
     inferred_per_s_at_once: float
+    lone_worker: Level
     levels: tuple[Level, ...]
     worker_bytes: int
     capacity: Capacity
@@ -52,9 +55,9 @@ def measure(task: BenchTask, seconds: float, notify: Callable[[str], None]) -> F
 
     Raises the error of a process, such as SourceError or ModelError, or a VidflowError if it dies or takes too long.
     """
-    machine = Machine(len(os.sched_getaffinity(0)), available_bytes())
+    machine = Machine(available_cores(), available_bytes())
     step_s = seconds * STEP_SHARE
-    level_s = seconds * (1 - 3 * STEP_SHARE) / len(list_levels(machine.cores))
+    level_s = seconds * (1 - 5 * STEP_SHARE) / len(list_levels(machine.cores))
     notify("loading the model")
     with Processes(task) as processes:
         source = processes.start(1)
@@ -65,6 +68,12 @@ def measure(task: BenchTask, seconds: float, notify: Callable[[str], None]) -> F
         at_once = min(machine.cores, levels[-1].workers)
         notify("measuring inference in all processes")
         all_inference = processes.measure(BenchStep.INFERENCE, at_once, step_s)
+    notify(f"measuring a lone worker with {machine.cores} threads")
+    with Processes(msgspec.structs.replace(task, threads=machine.cores)) as processes:
+        processes.start(1)
+        [threaded_inference] = processes.measure(BenchStep.INFERENCE, 1, step_s)
+        [lone] = processes.measure(BenchStep.WORK, 1, step_s)
+    lone_worker = _sum_level([lone])
     decode_speed = decoding.video_s / decoding.elapsed_s
     return Figures(
         source=source,
@@ -72,12 +81,14 @@ def measure(task: BenchTask, seconds: float, notify: Callable[[str], None]) -> F
         decoded_per_s=_sum_rates([decoding]),
         decode_speed=decode_speed,
         conversion_s=inference.conversion_s / inference.frames,
-        inferred_per_s=inference.frames / (inference.elapsed_s - inference.conversion_s),
+        inferred_per_s=_sum_inference([inference]),
+        inferred_per_s_by_threads=_sum_inference([threaded_inference]),
         at_once=at_once,
-        inferred_per_s_at_once=sum(each.frames / (each.elapsed_s - each.conversion_s) for each in all_inference),
+        inferred_per_s_at_once=_sum_inference(all_inference),
+        lone_worker=lone_worker,
         levels=tuple(levels),
         worker_bytes=worker_bytes,
-        capacity=estimate_capacity(levels, decode_speed, worker_bytes, machine),
+        capacity=estimate_capacity(lone_worker, levels, decode_speed, worker_bytes, machine),
     )
 
 
@@ -96,16 +107,22 @@ def _measure_levels(
             raise ParameterError(
                 "The video is too short for this --fps: only its first frame is kept. Use a longer one."
             )
-        levels.append(
-            Level(
-                count,
-                sum(each.video_s / each.elapsed_s for each in measured),
-                sum(each.cpu_s / each.elapsed_s for each in measured),
-            )
-        )
+        levels.append(_sum_level(measured))
         worker_bytes = max(worker_bytes, *(each.memory_bytes for each in measured))
         count = choose_next_level(levels, machine.cores, count_workers_in_memory(worker_bytes, machine))
     return levels, worker_bytes
+
+
+def _sum_level(measured: Sequence[Measurement]) -> Level:
+    return Level(
+        len(measured),
+        sum(each.video_s / each.elapsed_s for each in measured),
+        sum(each.cpu_s / each.elapsed_s for each in measured),
+    )
+
+
+def _sum_inference(measured: Sequence[Measurement]) -> float:
+    return sum(each.frames / (each.elapsed_s - each.conversion_s) for each in measured)
 
 
 def _sum_rates(measured: Sequence[Measurement]) -> float:

@@ -34,6 +34,7 @@ from vidflow.domain.frame_rate import parse_frame_rate
 from vidflow.domain.messages import Deploy, encode
 from vidflow.domain.source_access import SourceAccess
 from vidflow.infra.models import registry
+from vidflow.infra.models.thread_budget import ThreadBudget
 from vidflow.infra.process.memory import prefer_as_oom_victim, resident_bytes
 from vidflow.infra.process.parent import die_with_parent
 
@@ -137,7 +138,7 @@ class _Bench:
         with self._open() as video:
             self._source: SourceInfo = video.source
         bundle = registry.resolve(task.model, task.models_dir, any_onnx=True, keep_weights=True)
-        self._model: Model = registry.load(bundle)
+        self._model: Model = registry.load(bundle, budget=ThreadBudget(task.threads))
         self._pictures = self._take_pictures()
         self._model.infer(self._pictures[: self._model.batch])
 

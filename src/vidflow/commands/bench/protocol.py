@@ -11,12 +11,13 @@ from vidflow.domain.errors import ErrorInfo
 
 
 class BenchTask(msgspec.Struct, frozen=True):
-    """The source, the model and the rate (see `parse_frame_rate`) to measure."""
+    """The source, the model and the rate (see `parse_frame_rate`) to measure. `threads`: how many the model may use."""
 
     source: str
     model: str
     fps: str
     models_dir: Path | None
+    threads: int = 1
 
 
 class BenchStep(StrEnum):

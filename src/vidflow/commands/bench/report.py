@@ -55,9 +55,11 @@ def format_text(report: BenchReport) -> Iterator[str]:
         "decoding", f"{figures.decoded_per_s:.0f} frames/s, {figures.decode_speed:.1f} times as fast as the video plays"
     )
     yield _row("converting a picture", f"{figures.conversion_s * 1000:.2f} ms")
+    threads = f", {figures.inferred_per_s_by_threads:.1f} with {machine.cores} threads" if machine.cores > 1 else ""
     at_once = f", {figures.inferred_per_s_at_once:.1f} in {figures.at_once} at once" if figures.at_once > 1 else ""
-    yield _row("inference", f"{figures.inferred_per_s:.1f} frames/s in one process of one thread{at_once}")
+    yield _row("inference", f"{figures.inferred_per_s:.1f} frames/s in one process of one thread{threads}{at_once}")
     yield _row("memory of a worker", f"{figures.worker_bytes / 1024**2:.0f} MiB")
+    yield _row("a lone worker", _describe_level(figures.lone_worker, machine.cores)[1])
     for level in figures.levels:
         yield _row(*_describe_level(level, machine.cores))
     yield ""
