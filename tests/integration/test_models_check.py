@@ -72,7 +72,7 @@ def test_the_report_has_the_family_each_value_with_its_reason_and_the_speed(net:
         r"^inputs +'image' float \[1, 3, 64, 128\]$", rf"^outputs +'output0' float \[1, 6, {CELLS}\]$",
         r"^labels +2: cat, dog \(`names` in the file's metadata\)$", r"^input\.size +\[64, 128\] \(the shape of input 'image'\)$",
         r"^input\.normalise +unit \(as Ultralytics prepares pictures\)$", r"^output\.decoder +yolov8 \(one output \[batch, 6, cells\]",
-        r"^frame +generated, 1280 x 720: 2 detections$", r"^speed +1 thread, batch 1: [\d.]+ ms a frame, [\d.e+]+ frames/s$",
+        r"^frame +generated, 1280 x 720; detections: 2$", r"^speed +1 thread, batch 1: [\d.]+ ms a frame, [\d.e+]+ frames/s$",
     ):  # fmt: skip
         assert re.search(expected, lines, re.MULTILINE), expected
     assert "warning" not in lines
@@ -85,7 +85,7 @@ def test_a_picture_is_written_with_the_boxes_and_numbers_of_the_list(
     picture = encode(tmp_path / name, grey(), codec, pixel_format)
     lines = report(model=net, image=picture)
     target = tmp_path / "a.detections.png"
-    assert f"frame               {picture}, 256 x 128: 2 detections\n" in lines
+    assert f"frame               {picture}, 256 x 128; detections: 2\n" in lines
     assert "\n1                   dog 0.75 (96, 48, 160, 80)\n2                   cat 0.50 (0, 0, 64, 128)\n" in lines
     assert f"\npicture             {target}, with the numbers above\n" in lines
     pixels = decode_png(target)
@@ -99,7 +99,7 @@ def test_a_picture_is_written_with_the_boxes_and_numbers_of_the_list(
 
 def test_the_first_frame_of_a_video_is_taken(net: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert "640 x 272: 2 detections" in report(model=net, image="sample:bikes")
+    assert "640 x 272; detections: 2" in report(model=net, image="sample:bikes")
     assert decode_png(tmp_path / "bikes.detections.png").shape == (272, 640, 3)
 
 
