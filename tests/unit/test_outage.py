@@ -8,6 +8,7 @@ from confluent_kafka import KafkaError
 from vidflow.domain.errors import SetupError, Unavailable
 from vidflow.infra.kafka.clients import _BrokerMonitor
 from vidflow.infra.kafka.settings import KafkaSettings
+from vidflow.infra.telemetry import outage
 from vidflow.infra.telemetry.outage import (
     KAFKA_SECURITY,
     TOPIC_MISSING,
@@ -21,6 +22,12 @@ from vidflow.infra.telemetry.outage import (
 CONNECTION_REFUSED = ConnectionError("connection refused\n\tis the server running?")
 CONNECTING = '{"brokers": {"localhost:9092/bootstrap": {"state": "CONNECT"}}}'
 UP = '{"brokers": {"localhost:9092/1": {"state": "UP"}}}'
+
+
+@pytest.fixture(autouse=True)
+def _no_earlier_outage() -> None:
+    gc.collect()
+    outage._away.clear()
 
 
 @pytest.fixture
@@ -56,9 +63,34 @@ def test_a_deleted_part_does_not_delay_the_end_of_an_outage(log: pytest.LogCaptu
     assert log.messages == ["away", "away", "back"]
 
 
+def test_the_end_of_an_outage_is_logged_by_another_part_if_its_own_was_deleted(log: pytest.LogCaptureFixture) -> None:
+    kafka_outage().begin(CONNECTION_REFUSED)
+    gc.collect()
+    part = kafka_outage()
+    part.end()
+    part.end()
+    assert log.messages == ["away", "back"]
+
+
+def test_a_client_that_replaces_one_in_an_outage_logs_its_end(log: pytest.LogCaptureFixture) -> None:
+    """The leader replaces its producer in an outage, and the next one may find the brokers up at once."""
+    replaced = _BrokerMonitor("a client", KafkaSettings("localhost:9092"))
+    replaced.on_error(KafkaError(KafkaError._ALL_BROKERS_DOWN))
+    replaced.on_statistics(CONNECTING)
+    replaced.on_statistics(CONNECTING)
+    del replaced
+    gc.collect()
+    monitor = _BrokerMonitor("a client", KafkaSettings("localhost:9092"))
+    for _ in range(3):
+        monitor.on_statistics(CONNECTING)
+    assert log.messages == ["away"]
+    monitor.on_statistics(UP)
+    assert log.messages == ["away", "back"]
+
+
 def test_outages_of_different_servers_are_separate(log: pytest.LogCaptureFixture) -> None:
-    for outage in (Outage("PostgreSQL", "start it"), Outage("Kafka", "start it")):
-        outage.begin(CONNECTION_REFUSED)
+    for part in (Outage("PostgreSQL", "start it"), Outage("Kafka", "start it")):
+        part.begin(CONNECTION_REFUSED)
     assert log.messages == ["away", "away"]
 
 

@@ -115,7 +115,9 @@ def _run(options: CheckOptions, bundle: Bundle) -> Iterator[str]:
     path = None if options.image is None else resolve_video(options.image)
     picture = generate_picture() if path is None else read_picture(path)
     [found] = registry.load(bundle).infer([picture])
-    yield _line("frame", f"{options.image or 'generated'}, {picture.width} x {picture.height}; detections: {len(found)}")
+    yield _line(
+        "frame", f"{options.image or 'generated'}, {picture.width} x {picture.height}; detections: {len(found)}"
+    )
     if path is None or options.image is None:
         return
     for number, detection in enumerate(found, 1):

@@ -211,12 +211,12 @@ class _BrokerMonitor:
             _log.warning("client_error", client=self._client_id, servers=self._settings.bootstrap, error=reason)
 
     def on_statistics(self, statistics: str) -> None:
-        """Check each second whether a broker is up, once the brokers were reported down.
+        """Check each second whether a broker is up, once the brokers were reported down to this client or to another one.
 
         An outage begins with the second report in a row that finds none: the first may be out of date in a client that was
         created while the broker started.
         """
-        if not self._down:
+        if not self._down and not self._outage.is_logged:
             return
         brokers = msgspec.json.decode(statistics)["brokers"].values()
         if any(broker["state"] == "UP" for broker in brokers):
@@ -225,7 +225,7 @@ class _BrokerMonitor:
             self._logged_codes.clear()
             self._outage.end()
             return
-        self._down_reports += 1
+        self._down_reports += self._down
         if self._down_reports > 1:
             self._outage.begin(
                 self._security_failure or KafkaAway(f"Kafka does not answer at {self._settings.bootstrap}")

@@ -42,6 +42,8 @@ _log = log("outage")
 _lock: Final = threading.Lock()
 _open_outages: Final[MutableMapping[Outage, str]] = WeakKeyDictionary()
 """The current outages and their kinds. Weak references, because a discarded client never reports the end of its outage."""
+_away: Final[set[str]] = set()
+"""The servers whose outage was logged, and whose return was not."""
 
 
 class _Totals(Collector):
@@ -103,6 +105,11 @@ class Outage:
         with _lock:
             _totals.watch(server)
 
+    @property
+    def is_logged(self) -> bool:
+        """Whether an outage of the server was logged, by any part, and its end was not."""
+        return self._server in _away
+
     def begin(self, error: BaseException) -> None:
         """Note that the server failed. Log it unless another part has logged the same kind of outage of this server."""
         kind = _classify(error)
@@ -112,17 +119,22 @@ class Outage:
                 for other, other_kind in _open_outages.items()
             )
             _open_outages[self] = kind
+            _away.add(self._server)
             _totals.begin(self._server)
         if not logged:
             needs = {AWAY: self._needs, DISK_FULL: _DISK_FULL_NEEDS, TIMED_OUT: _TIMED_OUT_NEEDS}.get(kind)
             _log.warning(kind, server=self._server, error=format_error(error), needs=needs)
 
     def end(self) -> None:
-        """Note that the server answered. Log the end of the outage once it is over for all parts."""
+        """Note that the server answered. Log the end of the outage once it is over for all parts.
+
+        It may have been noticed by other parts alone, which no longer exist: a client is replaced while its server is away.
+        """
         with _lock:
-            was_away = _open_outages.pop(self, None) is not None
-            over = was_away and not any(other._server == self._server for other in _open_outages)  # noqa: SLF001
+            _open_outages.pop(self, None)
+            over = self.is_logged and not any(other._server == self._server for other in _open_outages)  # noqa: SLF001
             if over:
+                _away.discard(self._server)
                 _totals.end(self._server)
         if over:
             _log.info("back", server=self._server)
