@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from vidflow.commands.run.labelled_model import labelled_model, recognise_with_labels, write_spec
+from vidflow.commands.run.labelled_model import recognise_with_labels, temporary_spec, write_spec
 from vidflow.commands.run.model import locate_model
 from vidflow.commands.run.source import local_path, resolve_video
 from vidflow.domain.detections import Detection
@@ -40,14 +41,12 @@ class CheckOptions(msgspec.Struct, frozen=True):
 
 def check_model(options: CheckOptions) -> Iterator[str]:
     """Yield the lines of the report. Raises ModelError, SourceError, InferenceError, ParameterError or MissingExtra."""
-    with labelled_model(options.model, options.labels_file) as name:
-        models_dir = options.models_dir if options.labels_file is None else None
+    given = None if options.labels_file is None else recognise_with_labels(options.model, options.labels_file)
+    with nullcontext(options.model) if given is None else temporary_spec(options.model, given) as name:
+        models_dir = options.models_dir if given is None else None
         bundle = registry.resolve(locate_model(name), models_dir, any_onnx=True, keep_weights=True)
         registry.require_extra(bundle)
-        recognition = bundle.recognition
-        if options.labels_file is not None:
-            recognition = recognise_with_labels(options.model, options.labels_file)
-        yield from map(escape_unprintable, _report(options, bundle, recognition))
+        yield from map(escape_unprintable, _report(options, bundle, given or bundle.recognition))
 
 
 def _report(options: CheckOptions, bundle: Bundle, recognition: Recognition | None) -> Iterator[str]:

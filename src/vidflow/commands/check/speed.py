@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from vidflow.infra.models.detector import Network, TensorDetector
 from vidflow.infra.models.model import Picture
 from vidflow.infra.models.onnx import open_network
 from vidflow.infra.models.thread_budget import ThreadBudget
+from vidflow.infra.process.cores import available_cores
 
 BATCHES: Final = (1, 4, 16)
 MEASURED_S: Final = 1.0
@@ -26,8 +26,7 @@ MAX_CALLS: Final = 50
 
 def describe_speeds(bundle: Bundle, picture: Picture) -> Iterator[str]:
     """Yield a line for each number of threads and batch size: the median time of a frame. Raises ModelError."""
-    cores = len(os.sched_getaffinity(0))
-    for threads in sorted({1, cores}):
+    for threads in sorted({1, available_cores()}):
         network = open_network(bundle, ThreadBudget(threads))
         for batch in BATCHES if network.fixed_batch is None else (network.fixed_batch,):
             name = f"{threads} thread{'s' if threads > 1 else ''}, batch {batch}"

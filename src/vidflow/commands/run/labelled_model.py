@@ -29,7 +29,13 @@ def labelled_model(model: str, labels_file: str | None) -> Iterator[str]:
     if labels_file is None:
         yield model
         return
-    recognition = recognise_with_labels(model, labels_file)
+    with temporary_spec(model, recognise_with_labels(model, labels_file)) as path:
+        yield path
+
+
+@contextmanager
+def temporary_spec(model: str, recognition: Recognition) -> Iterator[str]:
+    """Yield the path of a spec of an ONNX file, which exists as long as the block runs."""
     with TemporaryDirectory(prefix="vidflow-labels-") as name:
         folder = Path(name)
         write_spec(folder / f"{_STEM}.toml", recognition, f"{_STEM}{ONNX_SUFFIX}")

@@ -149,7 +149,7 @@ def _gather_facts(origin: str, metadata: Mapping[str, str], graph: Graph, labels
 
 
 def find_picture(graph: Graph) -> TensorInfo | None:
-    """Return the input for pictures, None if none or several may be it."""
+    """Return the input for pictures, None unless exactly one input can take them."""
     pictures = [value for value in graph.inputs if value.name not in FILLED_INPUTS]
     return pictures[0] if len(pictures) == 1 else None
 

@@ -198,7 +198,7 @@ def _best_cells(rows: FloatArray, score: float) -> tuple[IntArray, FloatArray, I
 
 
 def _find_output(outputs: Outputs, layout: Layout, *shapes: tuple[int | str, ...]) -> FloatArray:
-    """Return the first output of one of these shapes (text: any length). Raises OutputMismatchError if there is none."""
+    """Return the first output of one of these shapes, in which a text stands for any length. Raises OutputMismatchError."""
     for shape in shapes:
         for output in outputs:
             if output.ndim == len(shape) and all(
