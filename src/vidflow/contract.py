@@ -202,6 +202,12 @@ class ScenarioResponse(msgspec.Struct, frozen=True, kw_only=True):
     frames_expected: Annotated[
         int | None, Meta(description="null until the source is open, or if the number is unknown")
     ]
+    device: Annotated[
+        str | None,
+        Meta(
+            description="what its model runs on, cpu or cuda:N; null until the source is open, or if the model does not say"
+        ),
+    ] = None
     waiting_for: WaitingFor | None
     source_error: Annotated[
         ErrorInfo | None, Meta(description="why its live source sends nothing; null unless it waits for its source")

@@ -14,6 +14,7 @@ from typing import Literal
 
 import msgspec
 
+from vidflow.domain.device import AUTO, Device
 from vidflow.domain.errors import ParameterError, SetupError
 from vidflow.domain.retention import RetentionPolicy
 from vidflow.domain.scenario import DEFAULT_MODEL
@@ -92,8 +93,8 @@ class RunnerOptions(CommonOptions, frozen=True, kw_only=True):
     `max_workers`: number of slots. `any_file`: videos outside `media_root` are allowed. `any_onnx`: ONNX models and specs by
     path are allowed if there is no `models_dir`. `start_deadline_s` and `inference_deadline_s`: time limits for the start of a
     worker and for one batch. `worker_memory_bytes`: memory cap of a worker (None: derived from the machine's memory and the
-    slots, 0: no cap). `cores`: how many its workers share (None: all that this process may use). `sources`: what sources may be
-    reached, and how.
+    slots, 0: no cap). `cores`: how many its workers share (None: all that this process may use). `device`: what models run on.
+    `sources`: what sources may be reached, and how.
     """
 
     max_workers: int = 2
@@ -107,6 +108,7 @@ class RunnerOptions(CommonOptions, frozen=True, kw_only=True):
     inference_deadline_s: float = 60.0
     worker_memory_bytes: int | None = None
     cores: int | None = None
+    device: Device = AUTO
     sources: SourceAccess = SourceAccess()
 
 
@@ -125,6 +127,7 @@ class DevOptions(msgspec.Struct, frozen=True, kw_only=True):
     runners: int = 1
     orchestrators: int = 1
     relays: int = 1
+    device: Device = AUTO
     sources: SourceAccess = SourceAccess()
 
 
@@ -144,6 +147,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     labels: tuple[str, ...] | None = None
     max_workers: int = 2
     models_dir: Path | None = None
+    device: Device = AUTO
     sources: SourceAccess = SourceAccess()
 
 
@@ -156,6 +160,7 @@ class BenchOptions(msgspec.Struct, frozen=True, kw_only=True):
     output: str = "text"
     seconds: float = 20.0
     models_dir: Path | None = None
+    device: Device = AUTO
 
 
 def split_labels(text: str) -> tuple[str, ...]:

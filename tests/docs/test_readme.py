@@ -22,7 +22,7 @@ KAFKA_PROPERTY = "VIDFLOW_KAFKA_"
 """Prefix of the variables of librdkafka's properties."""
 API_PATH = re.compile(r"(?:localhost:\d+|(?:GET|POST) )(/[\w/$-]+)")
 PLACEHOLDER = re.compile(r"/(?:UUID|\$uuid|[0-9a-f-]{36})(?=/|$)")
-EXTRA = re.compile(r"^\| (`\w+`|\(none\)) \| .*? \| (.*?) \|$", re.MULTILINE)
+EXTRA = re.compile(r"^\| (`[\w-]+`|\(none\)) \| .*? \| (.*?) \|$", re.MULTILINE)
 FOLDERS = ("bench", "docs", "locks", "sql", "src", "tests", "domain", "infra", "roles")
 """Folders that file names may start with, in the repository or in the package."""
 
@@ -112,7 +112,7 @@ def test_the_readme_lists_the_extras_of_the_package() -> None:
     extras = project["optional-dependencies"]
     documented = {name.strip("`"): contents for name, contents in EXTRA.findall(README.read_text())}
     assert set(documented) == {"(none)", *extras}
-    for name in ("runner", "torch"):
+    for name in ("video", "runner", "torch"):
         packages = {re.split(r"[\[=><]", requirement)[0] for requirement in extras[name]} - {project["name"]}
-        assert set(re.sub(r"\(.*\)", "", documented[name]).replace(",", " ").split()) == packages
+        assert set(re.sub(r"\(.*\)|`\w+`", "", documented[name]).replace(",", " ").split()) == packages
     assert set(SPAN.findall(documented["demo"])) == set(extras["demo"][0].partition("[")[2].rstrip("]").split(","))

@@ -60,8 +60,8 @@ def test_a_scenario_is_created_with_its_progress_history_and_message(client: htt
     assert scenario["created_at"].endswith("Z")
     expected = {
         "source": SOURCE_URL, "model": LABELLED, "fps": 2.5, "priority": 7, "state": "init_startup", "outcome": None, "error": None,
-        "epoch": 0, "attempt": 0, "runner": None, "resume_frame": 0, "frames_stored": 0, "frames_expected": None, "skips": [],
-        "warnings": [],
+        "epoch": 0, "attempt": 0, "runner": None, "resume_frame": 0, "frames_stored": 0, "frames_expected": None, "device": None,
+        "skips": [], "warnings": [],
         "parameters": {
             "score_threshold": 0.25, "labels": ["person", "größe", *SCRIPTS], "on_poison": "skip", "on_corrupt": "skip",
             "duration_s": 3600, "end_at": "2099-01-01T00:00:00Z", "give_up_after_s": 60, "stream": 1, "live": True,
@@ -123,11 +123,12 @@ def test_the_progress_of_a_running_scenario_is_returned(client: httpx.Client, da
     write_results(database_url, uuid_, range(3))
     with psycopg.connect(database_url) as connection:
         connection.execute(
-            "UPDATE scenario_progress SET opened = %s WHERE scenario_uuid = %s", (Jsonb({"frames_expected": 80}), uuid_)
+            "UPDATE scenario_progress SET opened = %s WHERE scenario_uuid = %s",
+            (Jsonb({"frames_expected": 80, "device": "cuda:1"}), uuid_),
         )
     scenario = client.get(f"/scenario/{uuid_}").json()
-    names = ("state", "epoch", "runner", "frames_stored", "frames_expected")
-    assert [scenario[name] for name in names] == ["active", 5, "runner-1", 3, 80]
+    names = ("state", "epoch", "runner", "frames_stored", "frames_expected", "device")
+    assert [scenario[name] for name in names] == ["active", 5, "runner-1", 3, 80, "cuda:1"]
 
 
 def test_warnings_say_what_is_assumed_or_wrong_where_and_how_often(client: httpx.Client, database_url: str) -> None:

@@ -36,12 +36,13 @@ def test_the_text_says_how_many_streams_the_machine_can_carry(hd_clip: Path) -> 
 
 
 def test_the_json_has_what_the_estimate_follows_from(hd_clip: Path) -> None:
-    end = run_command("bench", "--source", str(hd_clip), "--fps", "10", "--output", "json", *SHORT)
+    end = run_command("bench", "--source", str(hd_clip), "--fps", "10", "--output", "json", "--device", "cpu", *SHORT)
     assert end.returncode == 0, end.stderr
     report = json.loads(end.stdout)
     figures = report["figures"]
     assert (report["model"], report["fps"], report["video"]) == ("yolox_nano", 10, str(hd_clip))
-    assert figures["source"] == {"type": "ready", "width": 1280, "height": 720, "codec": "h264", "source_fps": 25.0}
+    source = {"type": "ready", "width": 1280, "height": 720, "codec": "h264", "source_fps": 25.0, "device": "cpu"}
+    assert figures["source"] == source
     speeds = [level["speed"] for level in figures["levels"]]
     assert [level["workers"] for level in figures["levels"]][:1] == [1]
     assert min(*speeds, figures["decode_speed"], figures["conversion_s"], figures["inferred_per_s"]) > 0

@@ -22,7 +22,8 @@ from vidflow.infra.models.spec import Task
 
 torch = pytest.importorskip("torch", reason="the extra torch is not installed")
 torchvision = pytest.importorskip("torchvision", reason="the extra torch is not installed")
-from vidflow.infra.models.torchvision import TorchvisionModel  # noqa: E402  (it needs torch)
+from vidflow.infra.models.torch_device import TorchDevice  # noqa: E402  (it needs torch)
+from vidflow.infra.models.torchvision import TorchvisionModel  # noqa: E402
 
 SSDLITE = """
 kind = "torchvision"
@@ -134,7 +135,7 @@ def infer_small(kind: str, task: Task) -> tuple[Any, tuple[Detection, ...]]:
     shown = picture_of(pixels)
     net = small_rcnn(kind)
     labels = ("__background__", "thing")
-    model = TorchvisionModel(net, labels, DetectionFilter(0.0, None, 20), task)
+    model = TorchvisionModel(net, labels, DetectionFilter(0.0, None, 20), task, TorchDevice())
     (found,) = model.infer([shown])
     with torch.inference_mode():
         (expected,) = net([torch.from_numpy(shown.image(160, 96)).permute(2, 0, 1).float() / 255])

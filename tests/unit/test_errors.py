@@ -26,6 +26,7 @@ from vidflow.domain.errors import (
         ("source_unreachable", Unavailable),
         ("source_unreadable", Unavailable),
         ("extra_missing", SetupError),
+        ("device_unavailable", SetupError),
         ("internal_error", InternalError),
         ("worker_crashed", VidflowError),
         ("attempts_used_up", VidflowError),

@@ -73,7 +73,7 @@ FRAME = Frame(
     UUID, 7, 12, -5, "1/90000", -(2**63), 0.125, "2026-01-01T00:00:00Z", 640, 480,
     (Detection("person", 0.875, (1.0, 2.0, 3.5, 4.25)),), True, 2, 1_800_000_000_000_250, CaptureClock.RTCP, 1,
 )  # fmt: skip
-OPENED = SourceOpened(UUID, 7, 65535, 1, 12.5, 300, "h264", "mp4", True, FileIdentity(1, 2))
+OPENED = SourceOpened(UUID, 7, 65535, 1, 12.5, 300, "h264", "mp4", True, FileIdentity(1, 2), "cuda:1")
 LOST = SourceLost(UUID, 7, ErrorInfo("source_timeout", "it sends nothing"))
 GAPS = (Gap(0.0, 1.5, GapReason.DROPPED, 3), Gap(1.5, 2.5, GapReason.STALLED))
 END = End(UUID, 7, -1, EndReason.FINISHED, GAPS, ClockChanges(2.5, 1, 2, -3.5))
@@ -121,6 +121,11 @@ def test_a_truncated_message_is_refused(decode: Decode, message: Message) -> Non
     for length in range(len(value)):
         with pytest.raises(MessageError):
             decode(value[:length])
+
+
+def test_the_message_of_a_runner_that_does_not_know_devices_is_accepted() -> None:
+    old = f'{{"type":"opened","scenario_uuid":"{UUID}","epoch":7,"width":64,"height":48,"codec":"h264"}}'
+    assert decode_result(old.encode()) == SourceOpened(UUID, 7, 64, 48, codec="h264", device=None)
 
 
 def test_a_dead_letter_keeps_any_bytes() -> None:

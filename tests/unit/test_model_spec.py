@@ -99,6 +99,13 @@ def test_a_spec_is_read_with_its_labels_and_weights(folder: Path) -> None:
     [
         ("[input]", "[input]\ncolour = 3", "colour"),
         ('kind = "onnx"', 'kind = "onnx"\nflie = "x"', "flie"),
+        ('kind = "onnx"', 'kind = "onnx"\nprecision = "double"', "precision`; use full, half"),
+        ('kind = "onnx"', 'kind = "onnx"\nprecision = "half"', "export the model in half precision"),
+        (
+            'kind = "onnx"',
+            'kind = "motion"\nprecision = "half"',
+            "precision 'half'",
+        ),
         ("score = 0.3", "score = 1.3", "score"),
         ("score = 0.3", "score = nan", "score"),
         ("[416, 320]", "[416]", "size"),

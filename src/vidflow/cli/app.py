@@ -23,6 +23,7 @@ from vidflow.cli.options import (
     Cores,
     DatabaseUrl,
     DataDir,
+    DeviceName,
     Fps,
     GraceS,
     GroupProtocol,
@@ -64,6 +65,7 @@ from vidflow.cli.options import (
     VideoFps,
     WorkerMemoryBytes,
 )
+from vidflow.domain.device import parse_device
 from vidflow.domain.retention import RetentionPolicy
 from vidflow.domain.scenario import DEFAULT_MODEL
 from vidflow.domain.source_access import parse_devices
@@ -204,7 +206,8 @@ def runner(
     metrics_port: MetricsPort = None, metrics_host: MetricsHost = "127.0.0.1", max_workers: MaxWorkers = 2, pool: Pool = "default",
     media_root: MediaRoot = None, any_file: AnyFile = False, models_dir: ModelsDir = None, any_onnx: AnyOnnx = False,
     grace_s: GraceS = 25.0, start_deadline_s: StartDeadlineS = 60.0, inference_deadline_s: InferenceDeadlineS = 60.0,
-    worker_memory_bytes: WorkerMemoryBytes = None, cores: Cores = None, source_ca_file: SourceCaFile = None,
+    worker_memory_bytes: WorkerMemoryBytes = None, cores: Cores = None, device: DeviceName = "auto",
+    source_ca_file: SourceCaFile = None,
     insecure_sources: InsecureSources = False, allow_source_network: AllowSourceNetwork = None, allow_device: AllowDevice = None,
 ) -> None:  # fmt: skip
     """Run workers, which read videos and run models on them."""
@@ -215,7 +218,7 @@ def runner(
         metrics_port=metrics_port, metrics_host=metrics_host, max_workers=max_workers, pool=pool,
         media_root=media_root, any_file=any_file, models_dir=models_dir, any_onnx=any_onnx, grace_s=grace_s,
         start_deadline_s=start_deadline_s, inference_deadline_s=inference_deadline_s, worker_memory_bytes=worker_memory_bytes,
-        cores=cores,
+        cores=cores, device=parse_device(device),
         sources=build_source_access(source_ca_file, allow_source_network, allow_device, insecure=insecure_sources),
     ), log_format)  # fmt: skip
 
@@ -225,7 +228,7 @@ def dev(
     port: Port = 8000, data_dir: DataDir = None, database_url: DatabaseUrl = "", kafka: KafkaServers = "",
     kafka_properties: KafkaProperties = None, media_root: MediaRoot = None, models_dir: ModelsDir = None,
     max_workers: MaxWorkers = 2, video_fps: VideoFps = "all",
-    runners: Runners = 1, orchestrators: Orchestrators = 1, relays: Relays = 1,
+    runners: Runners = 1, orchestrators: Orchestrators = 1, relays: Relays = 1, device: DeviceName = "auto",
     source_ca_file: SourceCaFile = None, insecure_sources: InsecureSources = False,
     allow_source_network: AllowSourceNetwork = None, allow_device: AllowDevice = None,
 ) -> None:  # fmt: skip
@@ -240,6 +243,7 @@ def dev(
         port=port, data_dir=data_dir, database_url=database_url or None, kafka=read_kafka_settings(kafka, kafka_properties),
         media_root=media_root, any_file=media_root is None, models_dir=models_dir,
         max_workers=max_workers, video_fps=video_fps, runners=runners, orchestrators=orchestrators, relays=relays,
+        device=parse_device(device),
         sources=build_source_access(source_ca_file, allow_source_network, allow_device, insecure=insecure_sources),
     ), "text")  # fmt: skip
 
@@ -248,7 +252,7 @@ def dev(
 def run(
     video: Video, model: ModelName = DEFAULT_MODEL, fps: Fps = "all", output: RunOutput = "table", url: Url = None,
     score: Score = None, labels: Labels = None, labels_file: LabelsFile = None, max_workers: MaxWorkers = 2,
-    models_dir: ModelsDir = None,
+    models_dir: ModelsDir = None, device: DeviceName = "auto",
     source_ca_file: SourceCaFile = None, insecure_sources: InsecureSources = False,
     allow_source_network: AllowSourceNetwork = None,
 ) -> None:  # fmt: skip
@@ -261,7 +265,7 @@ def run(
     raise typer.Exit(run_video(RunOptions(
         video=video, model=model, fps=fps, output=output, url=url, score_threshold=score,
         labels=split_labels(labels) if labels else None, labels_file=labels_file, max_workers=max_workers,
-        models_dir=models_dir,
+        models_dir=models_dir, device=parse_device(device),
         sources=build_source_access(source_ca_file, allow_source_network, None, insecure=insecure_sources),
     )))  # fmt: skip
 
@@ -269,7 +273,7 @@ def run(
 @app.command()
 def bench(
     model: ModelName = DEFAULT_MODEL, source: BenchSource = "sample:bikes", fps: Fps = "5", output: BenchOutput = "text",
-    seconds: Seconds = 20.0, models_dir: ModelsDir = None,
+    seconds: Seconds = 20.0, models_dir: ModelsDir = None, device: DeviceName = "auto",
 ) -> None:  # fmt: skip
     """Measure how many streams this machine can carry with a model.
 
@@ -278,4 +282,6 @@ def bench(
     """
     from vidflow.commands.bench import run as run_bench  # noqa: PLC0415
 
-    run_bench(BenchOptions(model=model, source=source, fps=fps, output=output, seconds=seconds, models_dir=models_dir))
+    run_bench(BenchOptions(
+        model=model, source=source, fps=fps, output=output, seconds=seconds, models_dir=models_dir, device=parse_device(device),
+    ))  # fmt: skip

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from vidflow.cli.options import CheckedImage, LabelsFile, ModelArgument, ModelsDir, WriteSpec
+from vidflow.cli.options import CheckedImage, DeviceName, LabelsFile, ModelArgument, ModelsDir, WriteSpec
+from vidflow.domain.device import parse_device
 
 models = typer.Typer(help="List, show and check the models of this machine.")
 
@@ -30,10 +31,10 @@ def show_model(name: ModelArgument, models_dir: ModelsDir = None) -> None:
 @models.command("check")
 def check_model(
     name: ModelArgument, image: CheckedImage = None, labels_file: LabelsFile = None, write_spec: WriteSpec = False,
-    models_dir: ModelsDir = None,
+    models_dir: ModelsDir = None, device: DeviceName = "auto",
 ) -> None:  # fmt: skip
     """Check an ONNX model. Shows how it is recognised and why, what it finds in a picture, and its speed."""
     from vidflow.commands.check import CheckOptions, check_model  # noqa: PLC0415
 
-    for line in check_model(CheckOptions(name, image, labels_file, write_spec, models_dir)):
+    for line in check_model(CheckOptions(name, image, labels_file, write_spec, models_dir, parse_device(device))):
         typer.echo(line)

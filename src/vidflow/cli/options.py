@@ -65,6 +65,10 @@ AnyOnnx = Annotated[
     bool,
     _switch("any-onnx", "Without --models-dir, let scenarios name any ONNX model or spec that this user can read."),
 ]
+DeviceName = Annotated[
+    str,
+    _option("device", "Device to run models on: cpu, cuda:N, or auto, which is cuda:0 if the model can use it."),
+]
 VideoFps = Annotated[
     str,
     _option(

@@ -14,7 +14,8 @@
     │   ├── UnknownScenario     scenario_unknown
     │   └── ResultsRemoved      results_removed: the retention period is over
     ├── SetupError              the set-up is at fault: an extra, a setting or a step is missing
-    │   └── MissingExtra        extra_missing: names the extra to install
+    │   ├── MissingExtra        extra_missing: names the extra to install
+    │   └── DeviceUnavailable   device_unavailable: the requested GPU cannot be used; not retryable
     ├── Unavailable             a server or device is unavailable; retryable
     ├── InternalError           internal_error: a bug in vidflow itself
     ├── MessageError            message_invalid: a message that cannot be decoded; it becomes a dead letter
@@ -94,6 +95,12 @@ class MissingExtra(SetupError):
     default_code = "extra_missing"
 
 
+class DeviceUnavailable(SetupError):
+    """The device that the operator requested cannot be used. It needs a change of this machine or its options, not a retry."""
+
+    default_code = "device_unavailable"
+
+
 def format_install_hint(extra: str) -> str:
     """Return a sentence without its full stop. It names the source folder: another project may own the name on a package index."""
     return f"Install the extra {extra!r} (in vidflow's source folder: pip install '.[{extra}]')"
@@ -145,7 +152,7 @@ def build_error_from_code(message: str, code: str) -> VidflowError:
 _UNAVAILABLE: Final = frozenset(
     {"unavailable", "source_unreachable", "source_unreadable", "source_growing", "delivery_failed"}
 )
-_SETUP: Final = frozenset({"setup", "extra_missing"})
+_SETUP: Final = frozenset({"setup", "extra_missing", "device_unavailable"})
 _USER_ERROR_CODES: Final = frozenset({"no_frames", "inference_failed", "message_invalid"})
 """Codes of user errors that lack the usual prefixes."""
 _USER_ERROR_PREFIXES: Final = ("source_", "model_", "parameter_")

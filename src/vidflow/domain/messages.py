@@ -266,7 +266,10 @@ RunnerEvent = Report | Probe
 
 
 class SourceOpened(Message, frozen=True, tag="opened"):
-    """Properties of the opened source. `frames_expected` counts the frames to keep (None: unknown)."""
+    """Properties of the opened source. `frames_expected` counts the frames to keep (None: unknown).
+
+    `device`: what the model runs on, such as cuda:0 (None: unknown, or the model was not loaded).
+    """
 
     scenario_uuid: Uuid
     epoch: Epoch
@@ -278,6 +281,7 @@ class SourceOpened(Message, frozen=True, tag="opened"):
     container: ShortText = ""
     live: bool = False
     identity: FileIdentity | None = None
+    device: ShortText | None = None
 
 
 class SourceLost(Message, frozen=True, tag="lost"):

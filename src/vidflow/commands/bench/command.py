@@ -25,7 +25,13 @@ def run(options: BenchOptions) -> None:
     Raises UserError for an invalid source, model or rate, MissingExtra for what is not installed, VidflowError if a process dies.
     """
     parse_frame_rate(options.fps)
-    task = BenchTask(_resolve_source(options.source), locate_model(options.model), options.fps, options.models_dir)
+    task = BenchTask(
+        _resolve_source(options.source),
+        locate_model(options.model),
+        options.fps,
+        options.models_dir,
+        device=options.device,
+    )
     registry.require_extra(registry.resolve(task.model, options.models_dir, any_onnx=True))
     exit_on_signals()
     figures = measure(task, options.seconds, _print_progress)

@@ -138,15 +138,16 @@ class _Bench:
         with self._open() as video:
             self._source: SourceInfo = video.source
         bundle = registry.resolve(task.model, task.models_dir, any_onnx=True, keep_weights=True)
-        self._model: Model = registry.load(bundle, budget=ThreadBudget(task.threads))
+        self._model: Model = registry.load(bundle, budget=ThreadBudget(task.threads), device=task.device)
         self._pictures = self._take_pictures()
         self._model.infer(self._pictures[: self._model.batch])
 
     def describe(self) -> Ready:
-        """Return the properties of the source."""
+        """Return the properties of the source, and what the model runs on."""
         source = self._source
         rate = None if source.average_rate is None else float(source.average_rate)
-        return Ready(source.width, source.height, source.codec, rate)
+        device = self._model.device
+        return Ready(source.width, source.height, source.codec, rate, None if device is None else str(device))
 
     def measure(self, order: BenchOrder) -> Measurement:
         """Do the step for so long, and until there is a second frame. The first batch only sets the start.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from vidflow.domain.device import AUTO, Device
 from vidflow.domain.errors import ErrorInfo
 
 
@@ -18,6 +19,7 @@ class BenchTask(msgspec.Struct, frozen=True):
     fps: str
     models_dir: Path | None
     threads: int = 1
+    device: Device = AUTO
 
 
 class BenchStep(StrEnum):
@@ -36,12 +38,16 @@ class BenchOrder(msgspec.Struct, frozen=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
-    """The model is loaded and has seen a batch. Describes the source; `source_fps` is None if its header does not say."""
+    """The model is loaded and has seen a batch. Describes the source; `source_fps` is None if its header does not say.
+
+    `device`: what the model runs on.
+    """
 
     width: int
     height: int
     codec: str
     source_fps: float | None
+    device: str | None = None
 
 
 class Measurement(msgspec.Struct, frozen=True, tag="measured"):

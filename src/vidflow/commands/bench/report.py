@@ -46,8 +46,9 @@ def format_text(report: BenchReport) -> Iterator[str]:
     figures = report.figures
     source, machine = figures.source, figures.machine
     rate = "" if source.source_fps is None else f", {source.source_fps:g} fps"
+    device = "" if source.device is None else f" on {source.device}"
     yield escape_unprintable(
-        f"{report.video}: {source.width}x{source.height}, {source.codec}{rate}; model {report.model}"
+        f"{report.video}: {source.width}x{source.height}, {source.codec}{rate}; model {report.model}{device}"
     )
     yield f"this machine: {_count(machine.cores, 'core')}, {machine.memory_bytes / 1024**3:.1f} GiB of memory"
     yield ""

@@ -14,6 +14,7 @@ from vidflow.commands.run.labelled_model import recognise_with_labels, temporary
 from vidflow.commands.run.model import locate_model
 from vidflow.commands.run.source import local_path, resolve_video
 from vidflow.domain.detections import Detection
+from vidflow.domain.device import AUTO, Device
 from vidflow.domain.errors import ParameterError
 from vidflow.domain.escaping import escape_unprintable
 from vidflow.infra.models import registry
@@ -37,10 +38,11 @@ class CheckOptions(msgspec.Struct, frozen=True):
     labels_file: str | None = None
     write_spec: bool = False
     models_dir: Path | None = None
+    device: Device = AUTO
 
 
 def check_model(options: CheckOptions) -> Iterator[str]:
-    """Yield the lines of the report. Raises ModelError, SourceError, InferenceError, ParameterError or MissingExtra."""
+    """Yield the lines of the report. Raises ModelError, SourceError, InferenceError, ParameterError or SetupError."""
     given = None if options.labels_file is None else recognise_with_labels(options.model, options.labels_file)
     with nullcontext(options.model) if given is None else temporary_spec(options.model, given) as name:
         models_dir = options.models_dir if given is None else None
@@ -67,7 +69,7 @@ def _report(options: CheckOptions, bundle: Bundle, recognition: Recognition | No
     from vidflow.commands.check.pictures import generate_picture  # noqa: PLC0415 - needs an extra that has been checked
     from vidflow.commands.check.speed import describe_speeds  # noqa: PLC0415
 
-    for speed in describe_speeds(bundle, generate_picture()):
+    for speed in describe_speeds(bundle, generate_picture(), options.device):
         yield _line("speed", speed)
 
 
@@ -113,7 +115,9 @@ def _run(options: CheckOptions, bundle: Bundle) -> Iterator[str]:
 
     path = None if options.image is None else resolve_video(options.image)
     picture = generate_picture() if path is None else read_picture(path)
-    [found] = registry.load(bundle).infer([picture])
+    model = registry.load(bundle, device=options.device)
+    [found] = model.infer([picture])
+    yield _line("device", str(model.device))
     yield _line(
         "frame", f"{options.image or 'generated'}, {picture.width} x {picture.height}; detections: {len(found)}"
     )

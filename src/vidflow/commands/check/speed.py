@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from vidflow.domain.detections import InferenceError
+from vidflow.domain.device import CPU, Device
 from vidflow.domain.errors import ModelError
 from vidflow.domain.messages import Parameters
 from vidflow.infra.models.bundle import Bundle
@@ -24,12 +25,13 @@ MEASURED_S: Final = 1.0
 MAX_CALLS: Final = 50
 
 
-def describe_speeds(bundle: Bundle, picture: Picture) -> Iterator[str]:
+def describe_speeds(bundle: Bundle, picture: Picture, device: Device) -> Iterator[str]:
     """Yield a line for each number of threads and batch size: the median time of a frame. Raises ModelError."""
     for threads in sorted({1, available_cores()}):
-        network = open_network(bundle, ThreadBudget(threads))
+        network = open_network(bundle, ThreadBudget(threads), device)
+        runs_on = f"{threads} thread{'s' if threads > 1 else ''}" if network.device == CPU else str(network.device)
         for batch in BATCHES if network.fixed_batch is None else (network.fixed_batch,):
-            name = f"{threads} thread{'s' if threads > 1 else ''}, batch {batch}"
+            name = f"{runs_on}, batch {batch}"
             try:
                 seconds = _measure(bundle, network, picture, batch)
             except (InferenceError, ModelError) as error:
@@ -38,6 +40,8 @@ def describe_speeds(bundle: Bundle, picture: Picture) -> Iterator[str]:
                 yield f"{name}: refused ({error.message})"
                 break
             yield f"{name}: {seconds * 1000:.1f} ms a frame, {1 / seconds:.3g} frames/s"
+        if network.device != CPU:
+            return
 
 
 def _measure(bundle: Bundle, network: Network, picture: Picture, batch: int) -> float:

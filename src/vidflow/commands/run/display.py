@@ -148,4 +148,5 @@ class StateLines(Display):
 def _describe(scenario: ScenarioResponse) -> str:
     total = f" of {scenario.frames_expected}" if scenario.frames_expected else ""
     waiting = f", waiting for {scenario.waiting_for}" if scenario.waiting_for else ""
-    return safe_line(f"{scenario.state}: {scenario.frames_stored}{total} frames{waiting}")
+    device = f", on {scenario.device}" if scenario.device else ""
+    return safe_line(f"{scenario.state}: {scenario.frames_stored}{total} frames{device}{waiting}")

@@ -13,6 +13,7 @@ import msgspec
 from numpy.typing import NDArray
 
 from vidflow.domain.detections import Detection, InferenceError, build_detection, select_detections
+from vidflow.domain.device import CPU, Device
 from vidflow.domain.errors import ModelError
 from vidflow.domain.messages import Parameters
 from vidflow.infra.models.bundle import Bundle
@@ -37,6 +38,7 @@ class Network(msgspec.Struct, frozen=True):
     form: TensorForm = TensorForm()
     fixed_batch: int | None = None
     output_names: tuple[str, ...] = ()
+    device: Device = CPU
 
 
 class DetectionFilter(msgspec.Struct, frozen=True):
@@ -121,6 +123,7 @@ class TensorDetector:
         thresholds = bundle.spec.thresholds
         self.labels = bundle.labels
         self.batch = network.fixed_batch or inputs.batch
+        self.device = network.device
         self._network = network
         self._inputs = inputs
         self._filter = build_filter(thresholds, bundle.labels, parameters.score_threshold, parameters.labels)

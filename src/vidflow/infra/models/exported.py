@@ -12,25 +12,30 @@ from typing import Any, Final
 
 import torch
 from numpy.typing import NDArray
+from torch.export.passes import move_to_device_pass
 
 from vidflow.domain.detections import InferenceError
+from vidflow.domain.device import CPU, Device
 from vidflow.domain.errors import ModelError
 from vidflow.domain.messages import Parameters
 from vidflow.infra.models.bundle import Bundle
 from vidflow.infra.models.detector import InferenceFunction, Network, TensorDetector, first_line
 from vidflow.infra.models.tensors import Tensor
+from vidflow.infra.models.torch_device import TorchDevice, choose_torch_device, to_array
 
 THREADS: Final = 1
 
 
-def load_exported(bundle: Bundle, parameters: Parameters) -> TensorDetector:
+def load_exported(bundle: Bundle, parameters: Parameters, requested: Device = CPU) -> TensorDetector:
     """Return the program of a spec of kind `exported`. Its bytes have the sha256 in the spec.
 
-    Raises ModelError (model_refused) if torch cannot load it.
+    Raises ModelError (model_refused) if torch cannot load it, and what `choose_torch_device` raises.
     """
     torch.set_num_threads(THREADS)
+    target = choose_torch_device(requested, bundle)
     try:
-        program = torch.export.load(io.BytesIO(bundle.require_weights())).module()
+        exported = torch.export.load(io.BytesIO(bundle.require_weights()))
+        program = move_to_device_pass(exported, str(target.device)).module()
     except Exception as error:  # for damaged archives torch raises errors of many types
         raise ModelError(
             f"Cannot load {bundle.origin}: torch.export cannot read it ({first_line(error)}). Export it again with this version "
@@ -38,17 +43,18 @@ def load_exported(bundle: Bundle, parameters: Parameters) -> TensorDetector:
             code="model_refused",
         ) from error
     inputs, _ = bundle.spec.tensor_specs()
-    return TensorDetector(Network(_build_inference_function(program), fixed_batch=inputs.batch), bundle, parameters)
+    run = _build_inference_function(program, target)
+    return TensorDetector(Network(run, fixed_batch=inputs.batch, device=target.device), bundle, parameters)
 
 
-def _build_inference_function(program: Any) -> InferenceFunction:  # noqa: ANN401  (torch is not typed here)
+def _build_inference_function(program: Any, target: TorchDevice) -> InferenceFunction:  # noqa: ANN401  (torch is not typed here)
     def run(tensor: Tensor) -> Sequence[NDArray[Any]]:
         try:
-            with torch.inference_mode():
-                outputs = program(torch.from_numpy(tensor))
+            with target.inference():
+                outputs = program(torch.from_numpy(tensor).to(str(target.device)))
         except (RuntimeError, AssertionError) as error:
             raise InferenceError(f"The exported program failed on a frame ({first_line(error)}).") from error
-        return [value.cpu().numpy() for value in _flatten(outputs)]
+        return [to_array(value) for value in _flatten(outputs)]
 
     return run
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from vidflow.domain.detections import Detection
+from vidflow.domain.device import Device
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,6 +52,10 @@ class Model(Protocol):
     @property
     def input_size(self) -> Size | None:
         """(width, height) to which pictures are resized; None if that depends on the picture."""
+
+    @property
+    def device(self) -> Device | None:
+        """The device that it runs on; None if it does not say."""
 
     @property
     def warmup_frames(self) -> int:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from vidflow.domain.detections import Detection, build_detection, select_detections
+from vidflow.domain.device import CPU
 from vidflow.domain.messages import Parameters
 from vidflow.infra.models.bundle import Bundle
 from vidflow.infra.models.detector import DetectionFilter, build_filter
@@ -62,6 +63,7 @@ class MotionModel:
     input_size = None
     warmup_frames = WINDOW
     batch = 1
+    device = CPU
 
     def __init__(self, detection_filter: DetectionFilter) -> None:
         self._filter = detection_filter

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vidflow.domain.detections import InferenceError
+from vidflow.domain.device import CPU, Device, DeviceKind, resolve_device
 from vidflow.domain.errors import ModelError, Unavailable
 from vidflow.domain.messages import Parameters
 from vidflow.infra.models.bundle import Bundle
+from vidflow.infra.models.cuda import choose_device
 from vidflow.infra.models.detector import InferenceFunction, Network, TensorDetector
 from vidflow.infra.models.onnx_inputs import ModelInputs, find_inputs
 from vidflow.infra.models.ort import onnxruntime as ort
@@ -22,12 +26,13 @@ from vidflow.infra.models.thread_budget import ThreadBudget, ThreadCount
 from vidflow.infra.telemetry.logs import log
 
 CPU_PROVIDER: Final = "CPUExecutionProvider"
-PREFERRED_PROVIDERS: Final = ("CUDAExecutionProvider", CPU_PROVIDER)
+CUDA_PROVIDER: Final = "CUDAExecutionProvider"
 NO_EXTERNAL_WEIGHTS_PATH: Final = "/dev/null/no-external-weights"
 """A path below a device cannot exist, so weights in external files are refused, wherever they are."""
 LOG_SEVERITY_FATAL: Final = 4
 NUMBERS: Final = re.compile(r"tensor\((float|float16|double|u?int\d+|bool)\)")
 """Types of outputs that decoders can use. Sequences and texts are left out."""
+CUDA_ERROR: Final = re.compile(r"\b(CUDA|CUDNN|CUBLAS)", re.IGNORECASE)
 ERROR_NUMBER: Final = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 SOURCE_LOCATION: Final = re.compile(r"/\S+\.(?:cc|h|cpp|hpp):\d+ [^()]*\([^()]*\)(?: const)?(?: \[with [^\]]*\])? ")
 MAX_REASON_CHARACTERS: Final = 2000
@@ -35,17 +40,17 @@ MAX_REASON_CHARACTERS: Final = 2000
 _log = log("models")
 
 
-def load_onnx(bundle: Bundle, parameters: Parameters, budget: ThreadBudget) -> TensorDetector:
+def load_onnx(bundle: Bundle, parameters: Parameters, budget: ThreadBudget, requested: Device = CPU) -> TensorDetector:
     """Return the model of a spec of kind `onnx`, which uses as many threads as the budget allows.
 
-    Raises ModelError (model_refused) if it is damaged, needs other files, or does not fit its spec.
+    Raises ModelError (model_refused) if it is damaged, needs other files, or does not fit its spec, and DeviceUnavailable.
     """
-    return TensorDetector(open_network(bundle, budget), bundle, parameters)
+    return TensorDetector(open_network(bundle, budget, requested), bundle, parameters)
 
 
-def open_network(bundle: Bundle, budget: ThreadBudget) -> Network:
+def open_network(bundle: Bundle, budget: ThreadBudget, requested: Device = CPU) -> Network:
     """Return the network of a spec of kind `onnx`. Errors are those of `load_onnx`."""
-    resizable = ResizableSession(bundle, budget)
+    resizable = ResizableSession(bundle, budget, requested)
     session = resizable.session
     spec, _ = bundle.spec.tensor_specs()
     inputs = find_inputs(session.get_inputs(), spec, bundle.origin)
@@ -53,7 +58,7 @@ def open_network(bundle: Bundle, budget: ThreadBudget) -> Network:
     if not outputs:
         raise ModelError(f"{bundle.origin} returns no tensor of numbers. Export a detector.", code="model_refused")
     run = _build_inference_function(resizable, inputs, outputs)
-    return Network(run, inputs.form, inputs.fixed_batch, tuple(outputs))
+    return Network(run, inputs.form, inputs.fixed_batch, tuple(outputs), resizable.device)
 
 
 class ResizableSession:
@@ -62,22 +67,24 @@ class ResizableSession:
     onnxruntime fixes the number for a session, so another session is opened for another number. Its results are the same.
     """
 
-    def __init__(self, bundle: Bundle, budget: ThreadBudget) -> None:
-        """Raises ModelError (model_refused)."""
+    def __init__(self, bundle: Bundle, budget: ThreadBudget, requested: Device = CPU) -> None:
+        """Raises ModelError (model_refused) or DeviceUnavailable."""
         self._bundle, self._threads = bundle.without_weights(), ThreadCount(budget)
+        self.device = requested
         self.session = self._open(bundle.require_weights())
+        self.device = find_device(self.session, requested)
 
     def run(self, names: Sequence[str], feed: Mapping[str, NDArray[Any]]) -> Sequence[Any]:
         """Return these outputs. Raises onnxruntime's errors, or Unavailable if no session can be opened any more."""
         threads = self._threads.find_due(self._open_s)
-        if threads is not None and self.session.get_providers()[0] == CPU_PROVIDER:
+        if threads is not None and self.device == CPU:
             self._reopen(threads)
         outputs: Sequence[Any] = self.session.run(names, feed)
         return outputs
 
     def _open(self, content: bytes) -> ort.InferenceSession:
         began_s = time.monotonic()
-        session = open_session(content, self._bundle.origin, self._threads.current)
+        session = open_session(content, self._bundle.origin, self._threads.current, self.device)
         self._open_s = time.monotonic() - began_s
         return session
 
@@ -96,8 +103,12 @@ class ResizableSession:
             raise Unavailable(f"Cannot open {self._bundle.origin} again: {error.message}") from error
 
 
-def open_session(content: bytes, origin: str, threads: int = 1) -> ort.InferenceSession:
-    """Return an onnxruntime session on the best available provider. Raises ModelError (model_refused)."""
+def open_session(content: bytes, origin: str, threads: int = 1, requested: Device = CPU) -> ort.InferenceSession:
+    """Return an onnxruntime session. `find_device` says what it runs on.
+
+    Raises ModelError (model_refused), and DeviceUnavailable if CUDA is requested and cannot be used.
+    """
+    device = choose_device(requested, "onnxruntime")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -105,17 +116,40 @@ def open_session(content: bytes, origin: str, threads: int = 1) -> ort.Inference
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.load_model_format", "ONNX")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", NO_EXTERNAL_WEIGHTS_PATH)
-    available = ort.get_available_providers()
+    providers: list[Any] = [CPU_PROVIDER]
+    if device.kind is DeviceKind.CUDA:
+        with redirect_stdout(sys.stderr):  # where it names the libraries that are missing
+            ort.preload_dlls()
+        providers.insert(0, (CUDA_PROVIDER, {"device_id": device.index}))
     try:
-        return ort.InferenceSession(
-            content, options, providers=[name for name in PREFERRED_PROVIDERS if name in available]
-        )
+        # Without its fallback: it would go on with the CPU after an error of CUDA, also in the middle of a video.
+        session = ort.InferenceSession(content, options, providers=providers, enable_fallback=False)
     except Exception as error:  # onnxruntime's errors have no common base class but Exception
+        if device.kind is DeviceKind.CUDA and CUDA_ERROR.search(str(error)):
+            raise Unavailable(
+                f"{device} cannot load {origin} ({runtime_reason(error)}). nvidia-smi shows what else uses the GPU's memory."
+            ) from error
         if "external data" in str(error).lower():
             fault = "it keeps weights in other files, which are never read. Save it with all weights in one file."
         else:
             fault = f"onnxruntime rejects it ({runtime_reason(error)}). Export it again."
         raise ModelError(f"Cannot load {origin}: {fault}", code="model_refused") from error
+    find_device(session, requested)
+    return session
+
+
+def find_device(session: ort.InferenceSession, requested: Device) -> Device:
+    """Return the device that a session runs on. Without an error, onnxruntime leaves CUDA out if it cannot start it.
+
+    Raises DeviceUnavailable if CUDA was requested and is left out.
+    """
+    fault = None
+    if session.get_providers()[0] != CUDA_PROVIDER:
+        fault = (
+            f"onnxruntime {ort.__version__} cannot start CUDA {ort.cuda_version}. Install the extra 'cuda', which brings its "
+            "libraries, and a driver for this version."
+        )
+    return resolve_device(requested, fault)
 
 
 def _build_inference_function(session: ResizableSession, inputs: ModelInputs, names: list[str]) -> InferenceFunction:

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from vidflow.domain.detections import Detection, InferenceError
+from vidflow.domain.device import Device
 from vidflow.domain.errors import ModelError, VidflowError
 from vidflow.infra.models.model import Model, Picture, Size
 
@@ -26,6 +27,12 @@ class PluginModel:
     def input_size(self) -> Size | None:
         """(width, height) to which pictures are resized; None if that depends on the picture."""
         return self._model.input_size
+
+    @property
+    def device(self) -> Device | None:
+        """The device that it runs on. A model of another package chooses it itself, and may not say which it is."""
+        device = getattr(self._model, "device", None)
+        return device if isinstance(device, Device) else None
 
     @property
     def warmup_frames(self) -> int:

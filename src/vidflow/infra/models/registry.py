@@ -25,6 +25,7 @@ from typing import Final
 
 import msgspec
 
+from vidflow.domain.device import CPU, Device
 from vidflow.domain.errors import MissingExtra, ModelError, format_install_hint
 from vidflow.domain.messages import Parameters
 from vidflow.infra.models.bundle import Bundle, read_bundle
@@ -132,19 +133,23 @@ def require_same(bundle: Bundle, sha256: str | None) -> None:
         )
 
 
-def load(bundle: Bundle, parameters: Parameters | None = None, budget: ThreadBudget | None = None) -> Model:
+def load(
+    bundle: Bundle, parameters: Parameters | None = None, budget: ThreadBudget | None = None, device: Device = CPU
+) -> Model:
     """Load a model that was resolved with its weights, ready to infer, with the scenario's score threshold and labels.
 
-    `budget`: how many threads it may use (None: one). Models that cannot follow it use one.
+    `budget`: how many threads it may use (None: one). Models that cannot follow it use one. `device`: what it runs on; `motion` always
+    runs on the CPU, and models of other packages choose their device themselves.
 
     Raises MissingExtra (with the command that installs it) if a library is missing, ModelError if the model's files are
-    invalid, ParameterError for a label that it does not have, and Unavailable if its weights cannot be fetched.
+    invalid, ParameterError for a label that it does not have, DeviceUnavailable if it cannot use the device, and Unavailable if its
+    weights cannot be fetched.
     """
     require_extra(bundle)
     loader = _LOADERS.get(bundle.kind)
     parameters = parameters or Parameters()
     if loader is not None:
-        return loader(bundle, parameters, budget or ThreadBudget())
+        return loader(bundle, parameters, budget or ThreadBudget(), device)
     entry = _entry_points().get(bundle.kind)
     if entry is None:
         raise ModelError(f"The package that provides the model kind {bundle.kind!r} is not installed here. Install it.")
@@ -207,33 +212,33 @@ def _read(name: str, file: ModelFile, *, keep_weights: bool) -> Bundle:
     return bundle
 
 
-def _load_motion(bundle: Bundle, parameters: Parameters, _budget: ThreadBudget) -> Model:
+def _load_motion(bundle: Bundle, parameters: Parameters, _budget: ThreadBudget, _device: Device) -> Model:
     from vidflow.infra.models.motion import load_motion  # noqa: PLC0415  (heavy: imported only to run a model)
 
     return load_motion(bundle, parameters)
 
 
-def _load_onnx(bundle: Bundle, parameters: Parameters, budget: ThreadBudget) -> Model:
+def _load_onnx(bundle: Bundle, parameters: Parameters, budget: ThreadBudget, device: Device) -> Model:
     from vidflow.infra.models.onnx import load_onnx  # noqa: PLC0415
 
-    return load_onnx(bundle, parameters, budget)
+    return load_onnx(bundle, parameters, budget, device)
 
 
-def _load_exported(bundle: Bundle, parameters: Parameters, _budget: ThreadBudget) -> Model:
+def _load_exported(bundle: Bundle, parameters: Parameters, _budget: ThreadBudget, device: Device) -> Model:
     if not bundle.from_models_dir:  # the last barrier before code from the file may run
         raise models_folder_error(EXPORTED, bundle.name)
     from vidflow.infra.models.exported import load_exported  # noqa: PLC0415
 
-    return load_exported(bundle, parameters)
+    return load_exported(bundle, parameters, device)
 
 
-def _load_torchvision(bundle: Bundle, parameters: Parameters, _budget: ThreadBudget) -> Model:
+def _load_torchvision(bundle: Bundle, parameters: Parameters, _budget: ThreadBudget, device: Device) -> Model:
     from vidflow.infra.models.torchvision import load_torchvision  # noqa: PLC0415
 
-    return load_torchvision(bundle, parameters)
+    return load_torchvision(bundle, parameters, device)
 
 
-_LOADERS: Final[dict[str, Callable[[Bundle, Parameters, ThreadBudget], Model]]] = {
+_LOADERS: Final[dict[str, Callable[[Bundle, Parameters, ThreadBudget, Device], Model]]] = {
     MOTION: _load_motion,
     ONNX: _load_onnx,
     EXPORTED: _load_exported,

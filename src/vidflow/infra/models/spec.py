@@ -8,6 +8,7 @@ The format::
     task = "detection"           # detection | classification | keypoints | oriented_boxes | instance_segmentation
     labels = "labels.names"      # a file with one label per line, a list, coco80 or coco91, in the order of the class index
     license = "Apache-2.0"       # of the weights; only shown
+    precision = "half"           # torchvision, exported: full (default) | half (float16), which needs a GPU
     architecture = "..."         # torchvision: the detector's name
     weights = "COCO_V1"          # torchvision: weights by name, instead of `file`
 
@@ -164,6 +165,7 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     license: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | None = None
     architecture: Name | None = None
     weights: Name | None = None
+    precision: Literal["full", "half"] = "full"
     input: InputSpec | None = None
     output: OutputSpec | None = None
     thresholds: Thresholds = Thresholds()
@@ -332,6 +334,12 @@ def _output_fault(spec: OutputSpec) -> str | None:
     return None
 
 
+def _onnx_fault(spec: ModelSpec) -> str | None:
+    if spec.precision != "full":
+        return "kind 'onnx' runs in the precision of its file; remove `precision`, and export the model in half precision (float16)"
+    return _tensor_fault(spec)
+
+
 def _exported_fault(spec: ModelSpec) -> str | None:
     if spec.sha256 is None:
         return "kind 'exported' needs `sha256`: loading such a file can run code, so the spec must vouch for it"
@@ -366,7 +374,9 @@ def _motion_fault(spec: ModelSpec) -> str | None:
     present = [name for name, value in forbidden.items() if value is not None]
     if spec.task != "detection":
         present.append(f"task {spec.task!r}")
+    if spec.precision != "full":
+        present.append(f"precision {spec.precision!r}")
     return f"kind 'motion' does not support {', '.join(present)}" if present else None
 
 
-_RULES: Final = {ONNX: _tensor_fault, EXPORTED: _exported_fault, TORCHVISION: _torchvision_fault, MOTION: _motion_fault}
+_RULES: Final = {ONNX: _onnx_fault, EXPORTED: _exported_fault, TORCHVISION: _torchvision_fault, MOTION: _motion_fault}

@@ -16,6 +16,7 @@ import torch
 import torchvision
 
 from vidflow.domain.detections import Detection, InferenceError
+from vidflow.domain.device import CPU, Device
 from vidflow.domain.errors import ModelError, Unavailable
 from vidflow.domain.messages import Parameters
 from vidflow.infra.models.bundle import Bundle
@@ -25,6 +26,7 @@ from vidflow.infra.models.decoders.lists import decode_masks
 from vidflow.infra.models.detector import DetectionFilter, build_filter, first_line, infer_in_batches, to_detections
 from vidflow.infra.models.model import Picture, Size
 from vidflow.infra.models.spec import Task, Thresholds
+from vidflow.infra.models.torch_device import TorchDevice, choose_torch_device, to_array
 
 THREADS: Final = 1
 """Workers share the cores, and OpenMP threads of different workers would spin while waiting for each other."""
@@ -35,12 +37,14 @@ TWO_STAGE: Final = ("fasterrcnn", "maskrcnn", "keypointrcnn")
 """Detectors whose arguments for the final boxes are prefixed with `box_`."""
 
 
-def load_torchvision(bundle: Bundle, parameters: Parameters) -> TorchvisionModel:
+def load_torchvision(bundle: Bundle, parameters: Parameters, requested: Device = CPU) -> TorchvisionModel:
     """Return the detector of a spec of kind `torchvision`, with weights from its file or by torchvision's name.
 
-    Raises ModelError if the weights do not exist or do not belong to the detector, and Unavailable if they cannot be fetched.
+    Raises ModelError if the weights do not exist or do not belong to the detector, Unavailable if they cannot be fetched, and what
+    `choose_torch_device` raises.
     """
     spec = bundle.spec
+    target = choose_torch_device(requested, bundle)
     assert spec.architecture is not None  # `parse_spec` has checked it
     if spec.weights is not None:
         state, labels = fetch_weights(spec.architecture, spec.weights)
@@ -50,7 +54,7 @@ def load_torchvision(bundle: Bundle, parameters: Parameters) -> TorchvisionModel
         origin = bundle.origin
     detection_filter = build_filter(spec.thresholds, labels, parameters.score_threshold, parameters.labels)
     net = build_detector(spec.architecture, state, len(labels), spec.thresholds, detection_filter.score, origin)
-    return TorchvisionModel(net, labels, detection_filter, spec.task)
+    return TorchvisionModel(net, labels, detection_filter, spec.task, target)
 
 
 def fetch_weights(architecture: str, weights: str) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
@@ -123,11 +127,13 @@ class TorchvisionModel:
         labels: tuple[str, ...],
         detection_filter: DetectionFilter,
         task: Task,
+        target: TorchDevice,
     ) -> None:
         torch.set_num_threads(THREADS)
         self.labels = labels
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._net = net.to(self._device)
+        self.device = target.device
+        self._target = target
+        self._net = net.to(str(target.device))
         self._filter = detection_filter
         self._task = task
 
@@ -144,7 +150,7 @@ class TorchvisionModel:
     def _infer_batch(self, pictures: Sequence[Picture]) -> list[tuple[Detection, ...]]:
         tensors = [self._tensor(picture) for picture in pictures]
         try:
-            with torch.inference_mode():
+            with self._target.inference():
                 outputs = self._net(tensors)
         except (RuntimeError, AssertionError) as error:  # torch asserts that boxes are valid
             raise InferenceError(f"torch failed on a frame ({first_line(error)}).") from error
@@ -155,7 +161,7 @@ class TorchvisionModel:
 
     def _tensor(self, picture: Picture) -> Any:  # noqa: ANN401  (a Tensor)
         width, height = self.input_size or self._shrink_size(picture)
-        pixels = torch.from_numpy(picture.image(width, height)).to(self._device)
+        pixels = torch.from_numpy(picture.image(width, height)).to(str(self.device))
         return pixels.permute(2, 0, 1).to(torch.float32).div_(255.0)
 
     def _shrink_size(self, picture: Picture) -> Size:
@@ -166,7 +172,7 @@ class TorchvisionModel:
         return (max(round(picture.width * ratio), 1), max(round(picture.height * ratio), 1))
 
     def _to_detections(self, output: Any, tensor: Any, picture: Picture) -> tuple[Detection, ...]:  # noqa: ANN401
-        values = {name: value.cpu().numpy() for name, value in output.items()}
+        values = {name: to_array(value) for name, value in output.items()}
         keypoints, masks = None, None
         if self._task == "instance_segmentation":
             masks = decode_masks(values["masks"][:, 0], values["boxes"], tuple(tensor.shape[1:]))

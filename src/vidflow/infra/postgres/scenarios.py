@@ -31,7 +31,7 @@ _COLUMNS: Final = f"""
     {COMPONENT_STATUS_COLUMNS}"""
 _PROGRESS: Final = """
     coalesce(p.next_frame, 0) AS frames_stored, (p.opened ->> 'frames_expected')::bigint AS frames_expected,
-    coalesce(p.warnings, '[]')::text AS warnings,
+    p.opened ->> 'device' AS device, coalesce(p.warnings, '[]')::text AS warnings,
     CASE WHEN (p.lost ->> 'epoch')::bigint = s.epoch THEN p.lost ->> 'error' END AS source_error"""
 # Size of a scenario in a response: a fixed part and the columns of variable length.
 _BYTES: Final = """
@@ -92,6 +92,7 @@ class ScenarioDetails(msgspec.Struct, frozen=True, kw_only=True):
     due: bool
     frames_stored: int
     frames_expected: int | None
+    device: str | None
     warnings: Warnings
     source_error: ErrorInfo | None
     components: ComponentStatus
@@ -118,7 +119,9 @@ def insert_scenario(tx: Connection, new: NewScenario) -> ScenarioDetails:
             SELECT %(topic)s, scenario_uuid::text, 'start', 0, convert_to(replace(%(start)s, %(placeholder)s, scenario_uuid::text), 'UTF8')
               FROM generated
         )
-        SELECT {_COLUMNS}, 0::bigint AS frames_stored, NULL::bigint AS frames_expected, '[]' AS warnings, NULL AS source_error FROM s
+        SELECT {_COLUMNS}, 0::bigint AS frames_stored, NULL::bigint AS frames_expected, NULL AS device, '[]' AS warnings,
+               NULL AS source_error
+          FROM s
     """  # noqa: S608 - constant columns
     values = {
         **msgspec.structs.asdict(new),

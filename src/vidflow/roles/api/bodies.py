@@ -51,6 +51,7 @@ def build_scenario(details: ScenarioDetails) -> contract.ScenarioResponse:
         resume_frame=details.resume_frame,
         frames_stored=details.frames_stored,
         frames_expected=details.frames_expected,
+        device=details.device,
         waiting_for=waiting_for,
         source_error=_build_error(details.source_error)
         if details.source_error is not None and waiting_for is WaitingFor.SOURCE

@@ -8,10 +8,11 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Final
 
+from vidflow.domain.device import Device, DeviceKind, resolve_device
 from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.messages import Deploy, EndReason
 from vidflow.domain.runner import (
@@ -31,6 +32,7 @@ from vidflow.domain.runner import (
 )
 from vidflow.domain.topics import RUNNER_EVENTS, check_pool
 from vidflow.infra.kafka import admin, offsets
+from vidflow.infra.models.cuda import find_fault
 from vidflow.infra.process.stopping import Stop, start_thread
 from vidflow.infra.telemetry import metrics
 from vidflow.infra.telemetry.logs import log
@@ -54,13 +56,14 @@ def run(options: RunnerOptions, stop: Stop) -> None:
     """Run workers until a stop is requested, then drain, so that the leader knows that nothing is left."""
     check_pool(options.pool)
     require_kafka(options.kafka)
+    device_fields = _check_device(options.device)
     with metrics.served(
         metrics.build_role_registry("runner", metrics.RUNNER_REGISTRY), options.metrics_port, options.metrics_host
     ):
-        _run_workers(options, stop)
+        _run_workers(options, stop, device_fields)
 
 
-def _run_workers(options: RunnerOptions, stop: Stop) -> None:
+def _run_workers(options: RunnerOptions, stop: Stop, device_fields: Mapping[str, str]) -> None:
     workers = Workers(options)
     workers.prepare()
     runner_id = new_runner_id()
@@ -73,7 +76,8 @@ def _run_workers(options: RunnerOptions, stop: Stop) -> None:
     listener = start_thread("commands", lambda: commands.listen(listener_stop), listener_stop)
     cap = workers.memory_cap_bytes or "none"
     _log.info(
-        "runner_ready", runner=runner_id, pool=options.pool, slots=options.max_workers, worker_memory_bytes=cap
+        "runner_ready", runner=runner_id, pool=options.pool, slots=options.max_workers, worker_memory_bytes=cap,
+        **device_fields,
     )  # fmt: skip
     runner = Runner(options, workers, commands, reports, wakeup_reader)
     try:
@@ -86,6 +90,20 @@ def _run_workers(options: RunnerOptions, stop: Stop) -> None:
         listener.join()
     if listener_stop.error is not None:
         raise listener_stop.error
+
+
+def _check_device(requested: Device) -> dict[str, str]:
+    """Return the fields of the log that say what models run on; "auto" if that depends on the model.
+
+    Raises DeviceUnavailable if CUDA is requested and no model could use it.
+    """
+    if requested.kind is DeviceKind.CPU:
+        return {"device": str(requested)}
+    fault = find_fault(requested.index)
+    device = resolve_device(requested, fault)
+    if fault is None:
+        return {"device": str(requested)}
+    return {"device": str(device), "no_cuda": fault.partition(". ")[0]}
 
 
 def new_runner_id() -> str:

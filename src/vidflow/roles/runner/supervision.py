@@ -84,7 +84,7 @@ class Workers:
         options = self._options
         task = link.Task(
             deploy, options.kafka, options.media_root, options.any_file, options.models_dir, options.any_onnx, options.sources,
-            crashpoints=disarm("worker."), threads=divide_cores(self.cores, len(self._running) + 1),
+            crashpoints=disarm("worker."), threads=divide_cores(self.cores, len(self._running) + 1), device=options.device,
         )  # fmt: skip
         self._running[deploy.scenario_uuid, deploy.epoch] = _Worker(self._forkservers.context, task)
         self._divide_cores()

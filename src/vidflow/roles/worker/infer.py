@@ -6,6 +6,7 @@ import datetime
 from collections.abc import Iterator
 from pathlib import Path
 
+from vidflow.domain.device import Device
 from vidflow.domain.messages import Deploy, Frame
 from vidflow.domain.sampling import format_time_base
 from vidflow.infra.models import registry
@@ -15,15 +16,16 @@ from vidflow.infra.process.memory import return_free_memory
 from vidflow.roles.worker.read import FrameBatch
 
 
-def load(deploy: Deploy, models_dir: Path | None, budget: ThreadBudget, *, any_onnx: bool) -> Model:
-    """Return the deployment's model with its parameters applied, which uses as many threads as the budget allows.
+def load(deploy: Deploy, models_dir: Path | None, budget: ThreadBudget, device: Device, *, any_onnx: bool) -> Model:
+    """Return the deployment's model with its parameters applied, on this device, which uses as many threads as the budget
+    allows.
 
     Repeats the check that the model may be used, since commands in Kafka may come from anywhere. Raises ModelError,
-    ParameterError, MissingExtra or Unavailable.
+    ParameterError, MissingExtra, DeviceUnavailable or Unavailable.
     """
     bundle = registry.resolve(deploy.model, models_dir, any_onnx=any_onnx, keep_weights=True)
     registry.require_same(bundle, deploy.model_sha256)
-    model = registry.load(bundle, deploy.parameters, budget)
+    model = registry.load(bundle, deploy.parameters, budget, device)
     del bundle  # with the weights
     return_free_memory()  # loading uses more than the loaded model
     return model

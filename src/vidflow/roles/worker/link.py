@@ -15,6 +15,7 @@ from typing import Annotated, Final
 
 import msgspec
 
+from vidflow.domain.device import AUTO, Device
 from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.messages import Deploy, EndReason, NonNegativeInt, WorkerWait
 from vidflow.domain.redaction import redact
@@ -47,6 +48,7 @@ class Task(msgspec.Struct, frozen=True):
     sources: SourceAccess = SourceAccess()
     crashpoints: str = ""
     threads: int = 1
+    device: Device = AUTO
 
 
 class WorkerProgress(msgspec.Struct, frozen=True, tag="progressed"):

@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Final
 
 from vidflow.domain.detections import InferenceError
+from vidflow.domain.device import Device
 from vidflow.domain.errors import ParameterError, SourceError, UserError, build_error_info
 from vidflow.domain.frame_rate import parse_frame_rate
 from vidflow.domain.messages import (
@@ -73,17 +74,19 @@ def _process_file(task: Task, link: Link, results: ResultSender) -> EndReason:
         deploy, task.media_root, any_file=task.any_file, access=task.sources, interruption=link.finish_order
     )
     with opened as video:
+        device = None
         try:
-            model = infer.load(deploy, task.models_dir, link.thread_budget, any_onnx=task.any_onnx)
+            model = infer.load(deploy, task.models_dir, link.thread_budget, task.device, any_onnx=task.any_onnx)
+            device = model.device
         finally:
-            results.send(_build_source_opened(deploy, video.source))
+            results.send(_build_source_opened(deploy, video.source, device))
         return _process_frames(deploy, video, model, link, results)
 
 
 def _process_live(task: Task, link: Link, results: ResultSender) -> EndReason:
     """Process the newest frames of a live source until its limits' end, or until the runner orders the worker to finish."""
     deploy = task.deploy
-    model = infer.load(deploy, task.models_dir, link.thread_budget, any_onnx=task.any_onnx)
+    model = infer.load(deploy, task.models_dir, link.thread_budget, task.device, any_onnx=task.any_onnx)
     link.report_wait(WorkerWait.SOURCE)
     timer = StepTimer(link)
     is_opened, reported = False, ""
@@ -92,7 +95,7 @@ def _process_live(task: Task, link: Link, results: ResultSender) -> EndReason:
             steps = _take_newest(reader, results)
             source = reader.wait_for_source(0.0)
             if source is not None and not is_opened:
-                results.send(_build_source_opened(deploy, source))
+                results.send(_build_source_opened(deploy, source, model.device))
                 is_opened = True
             if steps and reported:
                 link.report_outage(None)
@@ -230,9 +233,9 @@ def _send(results: ResultSender, frame: Frame, deploy: Deploy, link: Link) -> No
         raise InferenceError(error.message, code=error.code) from error
 
 
-def _build_source_opened(deploy: Deploy, source: SourceInfo) -> SourceOpened:
+def _build_source_opened(deploy: Deploy, source: SourceInfo, device: Device | None) -> SourceOpened:
     return SourceOpened(
         deploy.scenario_uuid, deploy.epoch, source.width, source.height, source.duration_s,
         source.estimate_kept_frames(parse_frame_rate(deploy.fps), deploy.parameters.duration_s),
-        source.codec, source.container, source.live, source.identity,
+        source.codec, source.container, source.live, source.identity, None if device is None else str(device),
     )  # fmt: skip

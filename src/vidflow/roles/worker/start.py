@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 
 from vidflow import VERSIONS
 from vidflow.domain.errors import (
+    DeviceUnavailable,
     ErrorInfo,
     MissingExtra,
     UserError,
@@ -59,7 +60,7 @@ def run_worker(task: Task, messages: Connection, orders: Connection, stderr: Con
     link = Link(messages, orders, task.deploy.resume.next_frame, secrets, task.threads)
     try:
         link.report_end(_process(task, link))
-    except UserError as error:
+    except (UserError, DeviceUnavailable) as error:
         link.report_end(EndReason.ERROR, build_error_info(error, link.current_frame), fatal=True)
     except VidflowError as error:
         link.report_end(EndReason.ERROR, build_error_info(error, link.current_frame))
