@@ -16,13 +16,15 @@ import pytest
 from tests import clips
 from tests.integration.cli_process import CLOSED_KAFKA, LIMIT_S, build_environment
 from tests.integration.runner_harness import ControlPlane, make_deploy, new_uuid
+from tests.integration.vidflow_process import running_vidflow
 from tests.pictures import FramePicture, picture_of
 
 from vidflow.domain.device import AUTO, CPU, Device, DeviceKind
-from vidflow.domain.errors import DeviceUnavailable, ModelError
+from vidflow.domain.errors import DeviceUnavailable, ModelError, Unavailable
 from vidflow.domain.messages import EndReason
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.models import registry
+from vidflow.infra.models.cuda import raise_gpu_failure
 from vidflow.infra.models.onnx import find_device, open_session
 from vidflow.roles.runner.supervision import Workers
 from vidflow.roles.worker.link import WorkerEnd
@@ -171,6 +173,31 @@ def test_a_worker_whose_gpu_is_not_there_ends_with_a_permanent_error(
     control_plane.wait_until(lambda: control_plane.opened(uuid), "the properties of its source arrive")
     assert [opened.device for opened in control_plane.opened(uuid)] == [None]
     assert control_plane.frames(uuid) == []
+
+
+@without_gpu
+@pytest.mark.long
+def test_a_scenario_shows_that_auto_became_the_cpu(tmp_path: Path) -> None:
+    with running_vidflow(tmp_path) as vidflow:
+        uuid = vidflow.create_scenario(clips.constant_rate(tmp_path / "clip.mp4"), "yolox_nano", "all")
+        assert (vidflow.wait_until_inactive(uuid)["outcome"], vidflow.scenario(uuid)["device"]) == ("completed", "cpu")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8.00 GiB",
+        "CUDA error: an illegal memory access was encountered",
+        "[ONNXRuntimeError] : 1 : FAIL : CUDA failure 2: out of memory ; GPU=0",
+        "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
+        "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory for requested buffer of size 1073741824",
+    ],
+)
+def test_a_failure_of_the_gpu_is_not_one_of_the_model(text: str) -> None:
+    with pytest.raises(Unavailable, match=r"cuda:0 failed \(reason\)\. nvidia-smi"):
+        raise_gpu_failure(GPU, RuntimeError(text), "reason")
+    raise_gpu_failure(CPU, RuntimeError(text), "reason")
+    raise_gpu_failure(GPU, RuntimeError("Non-zero status code returned while running Reshape node"), "reason")
 
 
 # --- only on machines with a GPU

@@ -146,7 +146,8 @@ def test_a_video_gives_opened_then_all_frames_then_the_end_marker(
     end = control_plane.wait_for_end_marker(uuid)
     first, *frames, last = control_plane.results_of(uuid)
     assert isinstance(first, SourceOpened)
-    assert (first.width, first.height, first.frames_expected, first.live) == (clips.WIDTH, clips.HEIGHT, 20, False)
+    assert (first.width, first.height, first.frames_expected) == (clips.WIDTH, clips.HEIGHT, 20)
+    assert (first.live, first.device) == (False, "cpu")
     assert numbers(control_plane.frames(uuid)) == list(range(20))
     assert len(frames) == 20
     assert (end.last_frame, end.reason, last) == (19, EndReason.FINISHED, end)
@@ -601,7 +602,7 @@ def test_a_killed_worker_of_an_endless_http_stream_is_followed_by_one_that_goes_
         control_plane.wait_until(lambda: control_plane.frames(uuid, epoch=2), "its next worker sends frames")
         control_plane.send_command(runner_id, StopWork(uuid, 2))
         control_plane.wait_until_ended(runner_id, uuid, epoch=2)
-    assert opened.live
+    assert (opened.live, opened.device) == (True, "cpu")
     following = control_plane.frames(uuid, epoch=2)[0]
     gaps = [gap for gap in control_plane.gaps(uuid, epoch=2) if gap.after_frame == last.frame_number]
     assert following.frame_number == last.frame_number + 1

@@ -1,14 +1,15 @@
-"""Whether CUDA can be used, found out without importing onnxruntime or torch: the runner checks its device before it has a worker."""
+"""Whether CUDA can be used, and whether it failed. Imports neither onnxruntime nor torch, since the runner checks its device itself."""
 
 from __future__ import annotations
 
 import ctypes
 import importlib.util
+import re
 from pathlib import Path
 from typing import Final, Literal
 
 from vidflow.domain.device import CPU, Device, DeviceKind, resolve_device
-from vidflow.domain.errors import format_install_hint
+from vidflow.domain.errors import Unavailable, format_install_hint
 
 Library = Literal["onnxruntime", "torch"]
 CUDA_FILES: Final[dict[Library, str]] = {
@@ -18,6 +19,11 @@ CUDA_FILES: Final[dict[Library, str]] = {
 """What each library has in its folder if it is built with CUDA."""
 EXTRAS: Final[dict[Library, str]] = {"onnxruntime": "cuda", "torch": "cuda-torch"}
 DRIVER: Final = "libcuda.so.1"
+FAILURE: Final = re.compile(
+    r"\b(CUDA|CUDNN|CUBLAS)\w* (failure|error|out of memory)|Failed to allocate memory for requested buffer",
+    re.IGNORECASE,
+)
+"""How onnxruntime and torch report a failure of the GPU, or a lack of its memory."""
 
 
 def choose_device(requested: Device, library: Library) -> Device:
@@ -31,6 +37,17 @@ def find_fault(index: int) -> str | None:
     """Return why no library can use a CUDA device, with the next step; None if one may be able to."""
     faults = [find_library_fault(library) for library in CUDA_FILES]
     return find_driver_fault(index) or (None if None in faults else faults[0])
+
+
+def raise_gpu_failure(device: Device, error: Exception, reason: str) -> None:
+    """Raise Unavailable for an error of the GPU itself, such as a lack of memory. Return for errors of the model or the frame.
+
+    `reason`: the library's reason in one line.
+    """
+    if device.kind is DeviceKind.CUDA and FAILURE.search(str(error)):
+        raise Unavailable(
+            f"{device} failed ({reason}). nvidia-smi shows its state and what uses its memory."
+        ) from error
 
 
 def find_library_fault(library: Library) -> str | None:

@@ -19,6 +19,7 @@ from vidflow.domain.device import CPU, Device
 from vidflow.domain.errors import ModelError
 from vidflow.domain.messages import Parameters
 from vidflow.infra.models.bundle import Bundle
+from vidflow.infra.models.cuda import raise_gpu_failure
 from vidflow.infra.models.detector import InferenceFunction, Network, TensorDetector, first_line
 from vidflow.infra.models.tensors import Tensor
 from vidflow.infra.models.torch_device import TorchDevice, choose_torch_device, to_array
@@ -53,6 +54,7 @@ def _build_inference_function(program: Any, target: TorchDevice) -> InferenceFun
             with target.inference():
                 outputs = program(torch.from_numpy(tensor).to(str(target.device)))
         except (RuntimeError, AssertionError) as error:
+            raise_gpu_failure(target.device, error, first_line(error))
             raise InferenceError(f"The exported program failed on a frame ({first_line(error)}).") from error
         return [to_array(value) for value in _flatten(outputs)]
 

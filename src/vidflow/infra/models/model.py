@@ -68,5 +68,5 @@ class Model(Protocol):
     def infer(self, pictures: Sequence[Picture]) -> list[tuple[Detection, ...]]:
         """Return the detections of each picture, in order. For a stateful model they are the next kept frames of one video.
 
-        Raises InferenceError if the model fails on these pictures.
+        Raises InferenceError if the model fails on these pictures, and Unavailable if its device fails.
         """

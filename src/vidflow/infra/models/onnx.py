@@ -17,7 +17,7 @@ from vidflow.domain.device import CPU, Device, DeviceKind, resolve_device
 from vidflow.domain.errors import ModelError, Unavailable
 from vidflow.domain.messages import Parameters
 from vidflow.infra.models.bundle import Bundle
-from vidflow.infra.models.cuda import choose_device
+from vidflow.infra.models.cuda import choose_device, raise_gpu_failure
 from vidflow.infra.models.detector import InferenceFunction, Network, TensorDetector
 from vidflow.infra.models.onnx_inputs import ModelInputs, find_inputs
 from vidflow.infra.models.ort import onnxruntime as ort
@@ -32,7 +32,6 @@ NO_EXTERNAL_WEIGHTS_PATH: Final = "/dev/null/no-external-weights"
 LOG_SEVERITY_FATAL: Final = 4
 NUMBERS: Final = re.compile(r"tensor\((float|float16|double|u?int\d+|bool)\)")
 """Types of outputs that decoders can use. Sequences and texts are left out."""
-CUDA_ERROR: Final = re.compile(r"\b(CUDA|CUDNN|CUBLAS)", re.IGNORECASE)
 ERROR_NUMBER: Final = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 SOURCE_LOCATION: Final = re.compile(r"/\S+\.(?:cc|h|cpp|hpp):\d+ [^()]*\([^()]*\)(?: const)?(?: \[with [^\]]*\])? ")
 MAX_REASON_CHARACTERS: Final = 2000
@@ -106,7 +105,7 @@ class ResizableSession:
 def open_session(content: bytes, origin: str, threads: int = 1, requested: Device = CPU) -> ort.InferenceSession:
     """Return an onnxruntime session. `find_device` says what it runs on.
 
-    Raises ModelError (model_refused), and DeviceUnavailable if CUDA is requested and cannot be used.
+    Raises ModelError (model_refused), DeviceUnavailable if CUDA is requested and cannot be used, and Unavailable if it fails.
     """
     device = choose_device(requested, "onnxruntime")
     options = ort.SessionOptions()
@@ -125,10 +124,7 @@ def open_session(content: bytes, origin: str, threads: int = 1, requested: Devic
         # Without its fallback: it would go on with the CPU after an error of CUDA, also in the middle of a video.
         session = ort.InferenceSession(content, options, providers=providers, enable_fallback=False)
     except Exception as error:  # onnxruntime's errors have no common base class but Exception
-        if device.kind is DeviceKind.CUDA and CUDA_ERROR.search(str(error)):
-            raise Unavailable(
-                f"{device} cannot load {origin} ({runtime_reason(error)}). nvidia-smi shows what else uses the GPU's memory."
-            ) from error
+        raise_gpu_failure(device, error, runtime_reason(error))
         if "external data" in str(error).lower():
             fault = "it keeps weights in other files, which are never read. Save it with all weights in one file."
         else:
@@ -159,6 +155,7 @@ def _build_inference_function(session: ResizableSession, inputs: ModelInputs, na
         except Unavailable:
             raise
         except Exception as error:  # onnxruntime's errors have no common base class but Exception
+            raise_gpu_failure(session.device, error, runtime_reason(error))
             raise InferenceError(f"onnxruntime failed on a frame ({runtime_reason(error)}).") from error
         return [np.asarray(output) for output in outputs]
 

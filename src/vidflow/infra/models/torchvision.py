@@ -20,6 +20,7 @@ from vidflow.domain.device import CPU, Device
 from vidflow.domain.errors import ModelError, Unavailable
 from vidflow.domain.messages import Parameters
 from vidflow.infra.models.bundle import Bundle
+from vidflow.infra.models.cuda import raise_gpu_failure
 from vidflow.infra.models.decoders import Candidates
 from vidflow.infra.models.decoders.activations import sigmoid
 from vidflow.infra.models.decoders.lists import decode_masks
@@ -153,6 +154,7 @@ class TorchvisionModel:
             with self._target.inference():
                 outputs = self._net(tensors)
         except (RuntimeError, AssertionError) as error:  # torch asserts that boxes are valid
+            raise_gpu_failure(self.device, error, first_line(error))
             raise InferenceError(f"torch failed on a frame ({first_line(error)}).") from error
         return [
             self._to_detections(output, tensor, picture)
