@@ -73,7 +73,8 @@ def find_driver_fault(index: int) -> str | None:
     if code:
         return f"the CUDA driver reports error {code} ({_describe_error(driver, code)}). See whether nvidia-smi works."
     if index >= count.value:
-        return f"the CUDA driver has {count.value} device(s), the first of which is cuda:0. nvidia-smi lists them."
+        available = ", ".join(f"cuda:{number}" for number in range(count.value))
+        return f"this machine has no such GPU. Available: {available or 'none'}."
     return None
 
 

@@ -38,6 +38,7 @@ def load_exported(bundle: Bundle, parameters: Parameters, requested: Device = CP
         exported = torch.export.load(io.BytesIO(bundle.require_weights()))
         program = move_to_device_pass(exported, str(target.device)).module()
     except Exception as error:  # for damaged archives torch raises errors of many types
+        raise_gpu_failure(target.device, error, first_line(error))
         raise ModelError(
             f"Cannot load {bundle.origin}: torch.export cannot read it ({first_line(error)}). Export it again with this version "
             "of torch.",
@@ -53,10 +54,10 @@ def _build_inference_function(program: Any, target: TorchDevice) -> InferenceFun
         try:
             with target.inference():
                 outputs = program(torch.from_numpy(tensor).to(str(target.device)))
+            return [to_array(value) for value in _flatten(outputs)]  # waits for the GPU, whose errors arrive here
         except (RuntimeError, AssertionError) as error:
             raise_gpu_failure(target.device, error, first_line(error))
             raise InferenceError(f"The exported program failed on a frame ({first_line(error)}).") from error
-        return [to_array(value) for value in _flatten(outputs)]
 
     return run
 

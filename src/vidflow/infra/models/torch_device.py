@@ -48,6 +48,8 @@ def choose_torch_device(requested: Device, bundle: Bundle) -> TorchDevice:
             "cuda:0, or remove `precision` from its spec.",
             code="model_refused",
         )
+    if device.kind is DeviceKind.CUDA:
+        torch.cuda.set_device(device.index)  # where no device is named, as in some programs
     return TorchDevice(device, half)
 
 
