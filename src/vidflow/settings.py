@@ -30,6 +30,8 @@ from vidflow.infra.source_tls import build_tls_context
 
 OutputFormat = Literal["table", "ndjson", "json", "csv"]
 """How `vidflow run` prints the detections."""
+InferenceMode = Literal["auto", "worker", "shared"]
+"""Where a runner's models run: in each worker, or in one process for all workers that use the same model. `auto`: shared on a GPU."""
 
 
 class CommonOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +96,7 @@ class RunnerOptions(CommonOptions, frozen=True, kw_only=True):
     path are allowed if there is no `models_dir`. `start_deadline_s` and `inference_deadline_s`: time limits for the start of a
     worker and for one batch. `worker_memory_bytes`: memory cap of a worker (None: derived from the machine's memory and the
     slots, 0: no cap). `cores`: how many its workers share (None: all that this process may use). `device`: what models run on.
+    `inference`: where they run.
     `sources`: what sources may be reached, and how.
     """
 
@@ -108,6 +111,7 @@ class RunnerOptions(CommonOptions, frozen=True, kw_only=True):
     inference_deadline_s: float = 60.0
     worker_memory_bytes: int | None = None
     cores: int | None = None
+    inference: InferenceMode = "auto"
     device: Device = AUTO
     sources: SourceAccess = SourceAccess()
 
@@ -127,6 +131,7 @@ class DevOptions(msgspec.Struct, frozen=True, kw_only=True):
     runners: int = 1
     orchestrators: int = 1
     relays: int = 1
+    inference: InferenceMode = "auto"
     device: Device = AUTO
     sources: SourceAccess = SourceAccess()
 

@@ -14,6 +14,14 @@ def is_alive(pid: int) -> bool:
     return status.rpartition(")")[2].split()[0] != "Z"
 
 
+def name_of(pid: int) -> str:
+    """Return the process's name as in `ps`, empty if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
 def children(pid: int) -> set[int]:
     """Return the pids of the process's children."""
     return {child for thread in _threads(pid) for child in _children_of_thread(thread)}

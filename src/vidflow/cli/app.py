@@ -28,6 +28,7 @@ from vidflow.cli.options import (
     GraceS,
     GroupProtocol,
     Host,
+    Inference,
     InferenceDeadlineS,
     InsecureSources,
     KafkaProperties,
@@ -206,9 +207,9 @@ def runner(
     metrics_port: MetricsPort = None, metrics_host: MetricsHost = "127.0.0.1", max_workers: MaxWorkers = 2, pool: Pool = "default",
     media_root: MediaRoot = None, any_file: AnyFile = False, models_dir: ModelsDir = None, any_onnx: AnyOnnx = False,
     grace_s: GraceS = 25.0, start_deadline_s: StartDeadlineS = 60.0, inference_deadline_s: InferenceDeadlineS = 60.0,
-    worker_memory_bytes: WorkerMemoryBytes = None, cores: Cores = None, device: DeviceName = "auto",
-    source_ca_file: SourceCaFile = None,
-    insecure_sources: InsecureSources = False, allow_source_network: AllowSourceNetwork = None, allow_device: AllowDevice = None,
+    worker_memory_bytes: WorkerMemoryBytes = None, cores: Cores = None, device: DeviceName = "auto", inference: Inference = "auto",
+    source_ca_file: SourceCaFile = None, insecure_sources: InsecureSources = False,
+    allow_source_network: AllowSourceNetwork = None, allow_device: AllowDevice = None,
 ) -> None:  # fmt: skip
     """Run workers, which read videos and run models on them."""
     from vidflow.roles.runner import run  # noqa: PLC0415
@@ -218,7 +219,7 @@ def runner(
         metrics_port=metrics_port, metrics_host=metrics_host, max_workers=max_workers, pool=pool,
         media_root=media_root, any_file=any_file, models_dir=models_dir, any_onnx=any_onnx, grace_s=grace_s,
         start_deadline_s=start_deadline_s, inference_deadline_s=inference_deadline_s, worker_memory_bytes=worker_memory_bytes,
-        cores=cores, device=parse_device(device),
+        cores=cores, device=parse_device(device), inference=inference,
         sources=build_source_access(source_ca_file, allow_source_network, allow_device, insecure=insecure_sources),
     ), log_format)  # fmt: skip
 
@@ -228,7 +229,8 @@ def dev(
     port: Port = 8000, data_dir: DataDir = None, database_url: DatabaseUrl = "", kafka: KafkaServers = "",
     kafka_properties: KafkaProperties = None, media_root: MediaRoot = None, models_dir: ModelsDir = None,
     max_workers: MaxWorkers = 2, video_fps: VideoFps = "all",
-    runners: Runners = 1, orchestrators: Orchestrators = 1, relays: Relays = 1, device: DeviceName = "auto",
+    runners: Runners = 1, orchestrators: Orchestrators = 1, relays: Relays = 1,
+    device: DeviceName = "auto", inference: Inference = "auto",
     source_ca_file: SourceCaFile = None, insecure_sources: InsecureSources = False,
     allow_source_network: AllowSourceNetwork = None, allow_device: AllowDevice = None,
 ) -> None:  # fmt: skip
@@ -243,7 +245,7 @@ def dev(
         port=port, data_dir=data_dir, database_url=database_url or None, kafka=read_kafka_settings(kafka, kafka_properties),
         media_root=media_root, any_file=media_root is None, models_dir=models_dir,
         max_workers=max_workers, video_fps=video_fps, runners=runners, orchestrators=orchestrators, relays=relays,
-        device=parse_device(device),
+        device=parse_device(device), inference=inference,
         sources=build_source_access(source_ca_file, allow_source_network, allow_device, insecure=insecure_sources),
     ), "text")  # fmt: skip
 

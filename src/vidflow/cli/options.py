@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from vidflow.cli.completion import complete_model
-from vidflow.settings import OutputFormat
+from vidflow.settings import InferenceMode, OutputFormat
 
 _MAX_PORT = 65535
 
@@ -169,6 +169,13 @@ Cores = Annotated[
         "cores",
         "Cores that the workers share: each model uses its part of them. By default all that the runner may use.",
         at_least=1,
+    ),
+]
+Inference = Annotated[
+    InferenceMode,
+    _option(
+        "inference",
+        "Where models run: in each worker, or shared: in one process for all workers that use the same model. auto: shared on a GPU.",
     ),
 ]
 WorkerMemoryBytes = Annotated[

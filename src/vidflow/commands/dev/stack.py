@@ -300,6 +300,7 @@ class Stack:
             "VIDFLOW_DATABASE_URL": "" if kind == "runner" else self.database_url,
             "VIDFLOW_MAX_WORKERS": str(options.max_workers),
             "VIDFLOW_VIDEO_FPS": options.video_fps,
+            "VIDFLOW_INFERENCE": options.inference,
             "VIDFLOW_DEVICE": str(options.device),
             "VIDFLOW_ANY_FILE": str(options.any_file).lower(),
             "VIDFLOW_ANY_ONNX": str(options.models_dir is None).lower(),  # the api listens on loopback

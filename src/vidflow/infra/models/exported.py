@@ -17,17 +17,16 @@ from torch.export.passes import move_to_device_pass
 from vidflow.domain.detections import InferenceError
 from vidflow.domain.device import CPU, Device
 from vidflow.domain.errors import ModelError
-from vidflow.domain.messages import Parameters
 from vidflow.infra.models.bundle import Bundle
 from vidflow.infra.models.cuda import raise_gpu_failure
-from vidflow.infra.models.detector import InferenceFunction, Network, TensorDetector, first_line
+from vidflow.infra.models.detector import InferenceFunction, Network, first_line
 from vidflow.infra.models.tensors import Tensor
 from vidflow.infra.models.torch_device import TorchDevice, choose_torch_device, to_array
 
 THREADS: Final = 1
 
 
-def load_exported(bundle: Bundle, parameters: Parameters, requested: Device = CPU) -> TensorDetector:
+def open_program(bundle: Bundle, requested: Device = CPU) -> Network:
     """Return the program of a spec of kind `exported`. Its bytes have the sha256 in the spec.
 
     Raises ModelError (model_refused) if torch cannot load it, and what `choose_torch_device` raises.
@@ -46,7 +45,7 @@ def load_exported(bundle: Bundle, parameters: Parameters, requested: Device = CP
         ) from error
     inputs, _ = bundle.spec.tensor_specs()
     run = _build_inference_function(program, target)
-    return TensorDetector(Network(run, fixed_batch=inputs.batch, device=target.device), bundle, parameters)
+    return Network(run, fixed_batch=inputs.batch, device=target.device)
 
 
 def _build_inference_function(program: Any, target: TorchDevice) -> InferenceFunction:  # noqa: ANN401  (torch is not typed here)

@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from vidflow.domain.detections import InferenceError
 from vidflow.domain.device import CPU, Device, DeviceKind, resolve_device
 from vidflow.domain.errors import ModelError, Unavailable
-from vidflow.domain.messages import Parameters
 from vidflow.infra.models.bundle import Bundle
 from vidflow.infra.models.cuda import choose_device, raise_gpu_failure
-from vidflow.infra.models.detector import InferenceFunction, Network, TensorDetector
+from vidflow.infra.models.detector import InferenceFunction, Network
 from vidflow.infra.models.onnx_inputs import ModelInputs, find_inputs
 from vidflow.infra.models.ort import onnxruntime as ort
 from vidflow.infra.models.tensors import Tensor
@@ -39,16 +38,11 @@ MAX_REASON_CHARACTERS: Final = 2000
 _log = log("models")
 
 
-def load_onnx(bundle: Bundle, parameters: Parameters, budget: ThreadBudget, requested: Device = CPU) -> TensorDetector:
-    """Return the model of a spec of kind `onnx`, which uses as many threads as the budget allows.
+def open_network(bundle: Bundle, budget: ThreadBudget, requested: Device = CPU) -> Network:
+    """Return the network of a spec of kind `onnx`, which uses as many threads as the budget allows.
 
     Raises ModelError (model_refused) if it is damaged, needs other files, or does not fit its spec, and DeviceUnavailable.
     """
-    return TensorDetector(open_network(bundle, budget, requested), bundle, parameters)
-
-
-def open_network(bundle: Bundle, budget: ThreadBudget, requested: Device = CPU) -> Network:
-    """Return the network of a spec of kind `onnx`. Errors are those of `load_onnx`."""
     resizable = ResizableSession(bundle, budget, requested)
     session = resizable.session
     spec, _ = bundle.spec.tensor_specs()

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -46,6 +46,9 @@ from vidflow.infra.models.spec import (
     torchvision_task,
 )
 from vidflow.infra.models.thread_budget import ThreadBudget
+
+if TYPE_CHECKING:
+    from vidflow.infra.models.detector import Network
 
 ENTRY_POINTS: Final = "vidflow.models"
 TORCHVISION_WEIGHTS: Final = "COCO_V1"
@@ -156,6 +159,17 @@ def load(
     return load_plugin(bundle.kind, lambda: entry.load()(bundle if bundle.path is not None else None, parameters))
 
 
+def can_be_shared(bundle: Bundle) -> bool:
+    """Return whether one process can run the model for several workers: it is a network that takes tensors and keeps no state."""
+    return bundle.kind in _NETWORKS
+
+
+def open_network(bundle: Bundle, budget: ThreadBudget, device: Device = CPU) -> Network:
+    """Open the network of a model that can be shared and was resolved with its weights. Errors are those of `load`."""
+    require_extra(bundle)
+    return _NETWORKS[bundle.kind](bundle, budget, device)
+
+
 def check_labels(bundle: Bundle, labels: Iterable[str]) -> None:
     """Raise ParameterError for a label that the model does not have, if the model's labels are known without loading it."""
     if bundle.labels:
@@ -218,18 +232,24 @@ def _load_motion(bundle: Bundle, parameters: Parameters, _budget: ThreadBudget, 
     return load_motion(bundle, parameters)
 
 
-def _load_onnx(bundle: Bundle, parameters: Parameters, budget: ThreadBudget, device: Device) -> Model:
-    from vidflow.infra.models.onnx import load_onnx  # noqa: PLC0415
+def _load_tensor_detector(bundle: Bundle, parameters: Parameters, budget: ThreadBudget, device: Device) -> Model:
+    from vidflow.infra.models.detector import TensorDetector  # noqa: PLC0415
 
-    return load_onnx(bundle, parameters, budget, device)
+    return TensorDetector(open_network(bundle, budget, device), bundle, parameters)
 
 
-def _load_exported(bundle: Bundle, parameters: Parameters, _budget: ThreadBudget, device: Device) -> Model:
+def _open_onnx(bundle: Bundle, budget: ThreadBudget, device: Device) -> Network:
+    from vidflow.infra.models.onnx import open_network as open_onnx  # noqa: PLC0415
+
+    return open_onnx(bundle, budget, device)
+
+
+def _open_exported(bundle: Bundle, _budget: ThreadBudget, device: Device) -> Network:
     if not bundle.from_models_dir:  # the last barrier before code from the file may run
         raise models_folder_error(EXPORTED, bundle.name)
-    from vidflow.infra.models.exported import load_exported  # noqa: PLC0415
+    from vidflow.infra.models.exported import open_program  # noqa: PLC0415
 
-    return load_exported(bundle, parameters, device)
+    return open_program(bundle, device)
 
 
 def _load_torchvision(bundle: Bundle, parameters: Parameters, _budget: ThreadBudget, device: Device) -> Model:
@@ -240,9 +260,14 @@ def _load_torchvision(bundle: Bundle, parameters: Parameters, _budget: ThreadBud
 
 _LOADERS: Final[dict[str, Callable[[Bundle, Parameters, ThreadBudget, Device], Model]]] = {
     MOTION: _load_motion,
-    ONNX: _load_onnx,
-    EXPORTED: _load_exported,
+    ONNX: _load_tensor_detector,
+    EXPORTED: _load_tensor_detector,
     TORCHVISION: _load_torchvision,
+}
+
+_NETWORKS: Final[dict[str, Callable[[Bundle, ThreadBudget, Device], Network]]] = {
+    ONNX: _open_onnx,
+    EXPORTED: _open_exported,
 }
 
 

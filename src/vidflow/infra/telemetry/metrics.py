@@ -175,6 +175,16 @@ WORKER_INFERENCE_SECONDS: Final = MergedHistogram(
     "vidflow_worker_inference_seconds", "Time to infer one batch of frames.", WORKER_BOUNDS_S, RUNNER_REGISTRY
 )
 WORKER_FRAMES: Final = Counter("vidflow_worker_frames", "Frames inferred.", registry=RUNNER_REGISTRY)
+INFERENCE_BATCHES: Final = Counter(
+    "vidflow_inference_batches", "Batches run by shared inference processes.", registry=RUNNER_REGISTRY
+)
+INFERENCE_FRAMES: Final = Counter(
+    "vidflow_inference_frames", "Frames run by shared inference processes.", registry=RUNNER_REGISTRY
+)
+INFERENCE_PROCESS_ENDS: Final = Counter(
+    "vidflow_inference_process_ends", "Shared inference processes that ended, by reason.", ["reason"],
+    registry=RUNNER_REGISTRY,
+)  # fmt: skip
 
 
 class RegistryCollector(Collector):

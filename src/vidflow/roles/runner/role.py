@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Final
 
+import msgspec
+
 from vidflow.domain.device import Device, DeviceKind, resolve_device
 from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.messages import Deploy, EndReason
@@ -41,7 +43,7 @@ from vidflow.roles.runner.commands import CommandListener, ReceivedCommand, Unre
 from vidflow.roles.runner.reports import CUT_OFF_AFTER_S, ReportSender
 from vidflow.roles.runner.supervision import WorkerEvent, Workers
 from vidflow.roles.worker.link import WorkerProgress
-from vidflow.settings import RunnerOptions
+from vidflow.settings import InferenceMode, RunnerOptions
 
 TICK_S: Final = 0.25
 _FORGET_S: Final = 60.0
@@ -56,11 +58,12 @@ def run(options: RunnerOptions, stop: Stop) -> None:
     """Run workers until a stop is requested, then drain, so that the leader knows that nothing is left."""
     check_pool(options.pool)
     require_kafka(options.kafka)
-    device_fields = _check_device(options.device)
+    device, no_cuda = _check_device(options.device)
+    options = msgspec.structs.replace(options, inference=_choose_inference(options.inference, device))
     with metrics.served(
         metrics.build_role_registry("runner", metrics.RUNNER_REGISTRY), options.metrics_port, options.metrics_host
     ):
-        _run_workers(options, stop, device_fields)
+        _run_workers(options, stop, {"device": str(device), **no_cuda})
 
 
 def _run_workers(options: RunnerOptions, stop: Stop, device_fields: Mapping[str, str]) -> None:
@@ -77,7 +80,7 @@ def _run_workers(options: RunnerOptions, stop: Stop, device_fields: Mapping[str,
     cap = workers.memory_cap_bytes or "none"
     _log.info(
         "runner_ready", runner=runner_id, pool=options.pool, slots=options.max_workers, worker_memory_bytes=cap,
-        **device_fields,
+        inference=options.inference, **device_fields,
     )  # fmt: skip
     runner = Runner(options, workers, commands, reports, wakeup_reader)
     try:
@@ -85,25 +88,30 @@ def _run_workers(options: RunnerOptions, stop: Stop, device_fields: Mapping[str,
             runner.tick()
         runner.drain(without_commands=listener_stop.requested)
     finally:
-        workers.kill_all(EndReason.HANDED_OVER)
+        workers.close()
         listener_stop.request()
         listener.join()
     if listener_stop.error is not None:
         raise listener_stop.error
 
 
-def _check_device(requested: Device) -> dict[str, str]:
-    """Return the fields of the log that say what models run on; "auto" if that depends on the model.
+def _check_device(requested: Device) -> tuple[Device, dict[str, str]]:
+    """Return what models run on, and the field of the log that says why it is not CUDA. It is `auto` if that depends on the model.
 
     Raises DeviceUnavailable if CUDA is requested and no model could use it.
     """
     if requested.kind is DeviceKind.CPU:
-        return {"device": str(requested)}
+        return requested, {}
     fault = find_fault(requested.index)
     device = resolve_device(requested, fault)
-    if fault is None:
-        return {"device": str(requested)}
-    return {"device": str(device), "no_cuda": fault.partition(". ")[0]}
+    return (requested, {}) if fault is None else (device, {"no_cuda": fault.partition(". ")[0]})
+
+
+def _choose_inference(requested: InferenceMode, device: Device) -> InferenceMode:
+    """Return where models run: on a GPU, the weights of a model are kept only once, and its workers fill its batches together."""
+    if requested != "auto":
+        return requested
+    return "worker" if device.kind is DeviceKind.CPU else "shared"
 
 
 def new_runner_id() -> str:

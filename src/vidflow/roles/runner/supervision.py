@@ -19,31 +19,32 @@ import msgspec
 
 from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.messages import Deploy, EndReason, WorkerWait
-from vidflow.domain.redaction import find_secrets, redact, redact_error
-from vidflow.domain.runner import DETAIL_CHARACTERS, default_memory_cap, divide_cores
+from vidflow.domain.redaction import find_secrets, redact_error
+from vidflow.domain.runner import default_memory_cap, divide_cores
 from vidflow.infra.process import memory
 from vidflow.infra.process.cores import available_cores
 from vidflow.infra.process.crashpoint import crashpoint, disarm
 from vidflow.infra.telemetry import metrics
 from vidflow.infra.telemetry.logs import log
 from vidflow.roles.runner.forkservers import Forkservers, without_main
+from vidflow.roles.runner.inference_processes import FROZEN_S, InferenceProcesses, model_key
+from vidflow.roles.runner.output_tail import OutputTail
 from vidflow.roles.worker import link
 from vidflow.roles.worker.start import run_worker
 from vidflow.settings import RunnerOptions
 
-TAIL_BYTES: Final = DETAIL_CHARACTERS
-"""How much is kept of the end of a worker's standard error."""
 FINISH_S: Final = 15.0
 """How long a worker may take to finish its current work before it is killed. Waiting for Kafka does not count."""
 MEMORY_CHECK_S: Final = 0.5
 PAUSED_S: Final = 5.0
 """A longer interval between two checks means that this process itself was suspended, which must not count against workers."""
+MAX_SHARED_BATCHES: Final = 3
+"""As many batches of a shared model may run until a worker has its result: the one that runs, others, its own."""
 READ_INTERVAL_S: Final = 0.05
 """Shortest interval between two reads of the workers' messages. Each wakes this process, and a worker sends two per batch."""
 _EXIT_S: Final = 5.0
-_MAX_READS: Final = 16
 _MAX_MESSAGES: Final = 2000
-"""Reads of one worker per call: more than its pipes hold, but bounded, so that an endless writer does not block the others."""
+"""Messages of one worker per call: more than its pipe holds, but bounded, so that an endless writer does not block the others."""
 _log = log("runner")
 
 
@@ -70,6 +71,7 @@ class Workers:
         self.memory_cap_bytes = _memory_cap(options)
         """Maximum resident memory of a worker; 0 for no cap."""
         self._forkservers = Forkservers()
+        self._inference = InferenceProcesses(options, self._forkservers, self.cores, self.memory_cap_bytes)
         self._running: dict[tuple[str, int], _Worker] = {}
         self._checked_s = time.monotonic()
         self._memory_checked_s = 0.0
@@ -85,6 +87,7 @@ class Workers:
         task = link.Task(
             deploy, options.kafka, options.media_root, options.any_file, options.models_dir, options.any_onnx, options.sources,
             crashpoints=disarm("worker."), threads=divide_cores(self.cores, len(self._running) + 1), device=options.device,
+            inference_socket=self._inference.open_socket(deploy) if options.inference == "shared" else None,
         )  # fmt: skip
         self._running[deploy.scenario_uuid, deploy.epoch] = _Worker(self._forkservers.context, task)
         self._divide_cores()
@@ -107,6 +110,11 @@ class Workers:
         """Kill all workers at once. `wait` returns their ends with this reason."""
         for worker in self._running.values():
             worker.kill(reason)
+
+    def close(self) -> None:
+        """Kill all workers and inference processes."""
+        self.kill_all(EndReason.HANDED_OVER)
+        self._inference.kill_all()
 
     def wait(self, seconds: float, wakeup_reader: Connection) -> list[WorkerEvent]:
         """Wait at most `seconds` for worker events and return them. Return early if `wakeup_reader` becomes readable.
@@ -135,8 +143,8 @@ class Workers:
             for key, worker in self._running.items()
             for waitable in worker.waitables(urgent_only=urgent_only)
         }
-        ready = wait([*waitables, wakeup_reader], seconds)  # type: ignore[list-item]
-        return dict(waitables[waitable] for waitable in ready if waitable is not wakeup_reader), wakeup_reader in ready
+        ready = wait([*waitables, *self._inference.waitables(), wakeup_reader], seconds)  # type: ignore[list-item]
+        return dict(waitables[waitable] for waitable in ready if waitable in waitables), wakeup_reader in ready
 
     def _read_events(self, key: tuple[str, int], worker: _Worker) -> Iterator[WorkerEvent]:
         uuid, epoch = key
@@ -164,6 +172,7 @@ class Workers:
         """Kill workers that hang, take too long to finish or use too much memory."""
         now_s = time.monotonic()
         paused, self._checked_s = now_s - self._checked_s > PAUSED_S, now_s
+        self._inference.update({model_key(worker.deploy) for worker in self._running.values()}, was_paused=paused)
         check_memory = self.memory_cap_bytes > 0 and now_s - self._memory_checked_s > MEMORY_CHECK_S
         self._memory_checked_s = now_s if check_memory else self._memory_checked_s
         for worker in self._running.values():
@@ -175,10 +184,11 @@ class Workers:
                 worker.kill(EndReason.MEMORY)
 
     def _deadlines(self) -> dict[WorkerWait, float]:
-        return {
-            WorkerWait.START: self._options.start_deadline_s,
-            WorkerWait.INFERENCE: self._options.inference_deadline_s,
-        }
+        options = self._options
+        inference_s = options.inference_deadline_s
+        if options.inference == "shared":  # the inference process has the deadline, for its batches
+            inference_s = MAX_SHARED_BATCHES * inference_s + FROZEN_S
+        return {WorkerWait.START: options.start_deadline_s, WorkerWait.INFERENCE: inference_s}
 
 
 class _Worker:
@@ -189,8 +199,8 @@ class _Worker:
         self._messages, messages = context.Pipe(duplex=False)
         orders, self._orders = context.Pipe(duplex=False)
         self._stderr, stderr = context.Pipe(duplex=False)
-        for runner_end in (self._orders, self._stderr):
-            os.set_blocking(runner_end.fileno(), False)
+        os.set_blocking(self._orders.fileno(), False)
+        self._output = OutputTail(self._stderr)
         self._process: BaseProcess = context.Process(
             target=run_worker, args=(task, messages, orders, stderr), name=f"worker {task.deploy.scenario_uuid}"
         )
@@ -198,9 +208,7 @@ class _Worker:
             self._process.start()
         for worker_end in (messages, orders, stderr):
             worker_end.close()
-        self._open: dict[str, Connection] = {"messages": self._messages, "stderr": self._stderr}
-        self._tail = b""
-        self._tail_is_cut = False
+        self._can_send_messages = True
         self._secrets = (*find_secrets(task.deploy.source), *task.kafka.secrets())
         self._reported_end: link.WorkerEnd | None = None
         self._kill_reason: EndReason | None = None
@@ -221,8 +229,9 @@ class _Worker:
 
         `urgent_only`: without the messages after the first frame.
         """
-        skipped = "messages" if urgent_only and self._first_frame_done else None
-        return (*(pipe for name, pipe in self._open.items() if name != skipped), self._process.sentinel)
+        reads_messages = self._can_send_messages and not (urgent_only and self._first_frame_done)
+        messages = [self._messages] if reads_messages else []
+        return (*messages, *([self._stderr] if self._output.is_open else []), self._process.sentinel)
 
     def exit_code(self) -> int | None:
         """Return the exit code, -N if signal N ended the process, or None while it runs."""
@@ -230,18 +239,18 @@ class _Worker:
 
     def read_messages(self) -> Iterator[link.WorkerMessage]:
         """Yield the messages that arrived since the last call."""
-        self._read_stderr()
+        self._output.read()
         for _ in range(_MAX_MESSAGES):
-            if "messages" not in self._open or not self._messages.poll():
+            if not self._can_send_messages or not self._messages.poll():
                 return
             try:
                 message = link.receive_message(self._messages)
             except EOFError:
-                del self._open["messages"]
+                self._can_send_messages = False
             except (OSError, msgspec.DecodeError) as error:
                 _log.warning("worker_talks_nonsense", scenario_uuid=self.deploy.scenario_uuid, error=str(error))
                 self.kill(EndReason.CRASHED)
-                del self._open["messages"]
+                self._can_send_messages = False
             else:
                 self._record(message)
                 yield message
@@ -304,10 +313,7 @@ class _Worker:
 
     def tail(self) -> str | None:
         """Return the end of its standard error without secrets, or None if it is empty."""
-        text = self._tail.decode(errors="replace")
-        if self._tail_is_cut:
-            text = _skip_partial_word(text)
-        return redact(text, self._secrets).strip() or None
+        return self._output.text(self._secrets)
 
     def _without_secrets(self, end: link.WorkerEnd, error: ErrorInfo) -> link.WorkerEnd:
         """Mask secrets in the error: the worker masks them too, but hostile input may have taken it over."""
@@ -326,20 +332,6 @@ class _Worker:
         elif isinstance(message, link.WorkerProgress):
             self._waits_for, self._since_s = message.waits_for, time.monotonic()
 
-    def _read_stderr(self) -> None:
-        for _ in range(_MAX_READS):
-            if "stderr" not in self._open:
-                return
-            try:
-                chunk = os.read(self._stderr.fileno(), 16 * TAIL_BYTES)
-            except BlockingIOError:
-                return
-            if not chunk:
-                del self._open["stderr"]
-            self._tail += chunk
-            self._tail_is_cut = self._tail_is_cut or len(self._tail) > TAIL_BYTES
-            self._tail = self._tail[-TAIL_BYTES:]
-
 
 def _log_outage(scenario_uuid: str, outage: link.WorkerOutage) -> None:
     if outage.error is None:
@@ -352,14 +344,6 @@ def _export(measurements: link.WorkerMeasurements) -> None:
     metrics.WORKER_DECODE_SECONDS.add(measurements.decode, measurements.decode_s)
     metrics.WORKER_INFERENCE_SECONDS.add(measurements.inference, measurements.inference_s)
     metrics.WORKER_FRAMES.inc(measurements.frames)
-
-
-def _skip_partial_word(text: str) -> str:
-    """Return the text from its first whole line or word on. A cut word may be the rest of a secret, which would not be masked."""
-    for end in ("\n", " "):
-        if end in text:
-            return text.partition(end)[2]
-    return ""
 
 
 def _memory_cap(options: RunnerOptions) -> int:

@@ -4,28 +4,36 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterator
-from pathlib import Path
+from functools import partial
 
-from vidflow.domain.device import Device
-from vidflow.domain.messages import Deploy, Frame
+from vidflow.domain.messages import Deploy, Frame, WorkerWait
 from vidflow.domain.sampling import format_time_base
+from vidflow.infra.inference.client import SharedModel
 from vidflow.infra.models import registry
+from vidflow.infra.models.detector import TensorDetector
 from vidflow.infra.models.model import Model
-from vidflow.infra.models.thread_budget import ThreadBudget
 from vidflow.infra.process.memory import return_free_memory
+from vidflow.roles.worker.link import Link, Task
 from vidflow.roles.worker.read import FrameBatch
 
 
-def load(deploy: Deploy, models_dir: Path | None, budget: ThreadBudget, device: Device, *, any_onnx: bool) -> Model:
-    """Return the deployment's model with its parameters applied, on this device, which uses as many threads as the budget
-    allows.
+def load(task: Task, link: Link) -> Model:
+    """Return the task's model with its parameters applied: in an inference process if it can be shared, else in this one.
 
-    Repeats the check that the model may be used, since commands in Kafka may come from anywhere. Raises ModelError,
-    ParameterError, MissingExtra, DeviceUnavailable or Unavailable.
+    In this one, it uses as many threads as the link's budget allows. Repeats the check that the model may be used, since commands in
+    Kafka may come from anywhere. Raises ModelError, ParameterError, MissingExtra, DeviceUnavailable, Unavailable or RequestStopped.
     """
-    bundle = registry.resolve(deploy.model, models_dir, any_onnx=any_onnx, keep_weights=True)
+    deploy = task.deploy
+    if task.inference_socket is not None:
+        bundle = registry.resolve(deploy.model, task.models_dir, any_onnx=task.any_onnx)
+        if registry.can_be_shared(bundle):
+            registry.require_same(bundle, deploy.model_sha256)
+            on_restart = partial(link.report_wait, WorkerWait.INFERENCE)
+            shared = SharedModel(task.inference_socket, deploy.scenario_uuid, link.finish_order, on_restart)
+            return TensorDetector(shared.network, bundle, deploy.parameters)
+    bundle = registry.resolve(deploy.model, task.models_dir, any_onnx=task.any_onnx, keep_weights=True)
     registry.require_same(bundle, deploy.model_sha256)
-    model = registry.load(bundle, deploy.parameters, budget, device)
+    model = registry.load(bundle, deploy.parameters, link.thread_budget, task.device)
     del bundle  # with the weights
     return_free_memory()  # loading uses more than the loaded model
     return model

@@ -37,7 +37,11 @@ Seconds = Annotated[float, msgspec.Meta(ge=0, le=1_000_000)]
 
 
 class Task(msgspec.Struct, frozen=True):
-    """A worker's deployment and permissions. `crashpoints` arms crash points for a fault test. `threads`: how many its model may use."""
+    """A worker's deployment and permissions.
+
+    `crashpoints` arms crash points for a fault test. `threads`: how many its model may use. `inference_socket`: where a process runs
+    the model for several workers, if it can be shared.
+    """
 
     deploy: Deploy
     kafka: KafkaSettings
@@ -48,6 +52,7 @@ class Task(msgspec.Struct, frozen=True):
     sources: SourceAccess = SourceAccess()
     crashpoints: str = ""
     threads: int = 1
+    inference_socket: Path | None = None
     device: Device = AUTO
 
 

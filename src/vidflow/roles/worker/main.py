@@ -25,6 +25,7 @@ from vidflow.domain.messages import (
     WorkerWait,
 )
 from vidflow.domain.redaction import redact
+from vidflow.infra.inference.client import RequestStopped
 from vidflow.infra.models.model import Model
 from vidflow.infra.process.crashpoint import crashpoint
 from vidflow.infra.video import FrameGap, KeptFrame, ReadingStopped, Video
@@ -50,7 +51,7 @@ def process(task: Task, link: Link) -> EndReason:
     try:
         is_live = read.is_live(task.deploy, access=task.sources, interruption=link.finish_order)
         return _process_live(task, link, results) if is_live else _process_file(task, link, results)
-    except ReadingStopped:
+    except (ReadingStopped, RequestStopped):
         return _finish(link, results)
     except DeliveryFailed:
         raise
@@ -76,7 +77,7 @@ def _process_file(task: Task, link: Link, results: ResultSender) -> EndReason:
     with opened as video:
         device = None
         try:
-            model = infer.load(deploy, task.models_dir, link.thread_budget, task.device, any_onnx=task.any_onnx)
+            model = infer.load(task, link)
             device = model.device
         finally:
             results.send(_build_source_opened(deploy, video.source, device))
@@ -86,7 +87,7 @@ def _process_file(task: Task, link: Link, results: ResultSender) -> EndReason:
 def _process_live(task: Task, link: Link, results: ResultSender) -> EndReason:
     """Process the newest frames of a live source until its limits' end, or until the runner orders the worker to finish."""
     deploy = task.deploy
-    model = infer.load(deploy, task.models_dir, link.thread_budget, task.device, any_onnx=task.any_onnx)
+    model = infer.load(task, link)
     link.report_wait(WorkerWait.SOURCE)
     timer = StepTimer(link)
     is_opened, reported = False, ""

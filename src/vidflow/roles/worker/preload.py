@@ -20,6 +20,7 @@ def _load() -> None:
             importlib.import_module(name)
     with contextlib.suppress(ModuleNotFoundError):  # the first worker that needs a missing module reports it
         importlib.import_module("vidflow.roles.worker.main")
+        importlib.import_module("vidflow.roles.inference.main")
 
 
 _load()

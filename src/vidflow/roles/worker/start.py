@@ -28,6 +28,7 @@ from vidflow.domain.messages import Deploy, EndReason, PoisonPolicy, WorkerWait
 from vidflow.domain.redaction import find_secrets
 from vidflow.infra.process.crashpoint import arm
 from vidflow.infra.process.memory import prefer_as_oom_victim
+from vidflow.infra.process.name import name_process
 from vidflow.infra.process.parent import die_with_parent
 from vidflow.infra.telemetry.logs import configure_logs
 from vidflow.roles.worker.link import Link, Task
@@ -52,6 +53,7 @@ def run_worker(task: Task, messages: Connection, orders: Connection, stderr: Con
     faulthandler.enable()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # they are meant for the runner, which orders its workers to finish
+    name_process("vidflow-worker")
     die_with_parent()
     prefer_as_oom_victim()
     configure_logs()

@@ -1,0 +1,44 @@
+"""Starts an inference process. It imports none of the heavy libraries, since the runner imports this module."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import socket
+import threading
+from multiprocessing.connection import Connection
+from typing import Final
+
+from vidflow.infra.models.thread_budget import ThreadBudget
+from vidflow.infra.process.crashpoint import arm
+from vidflow.infra.process.memory import prefer_as_oom_victim
+from vidflow.infra.process.name import name_process
+from vidflow.infra.process.parent import die_with_parent
+from vidflow.infra.telemetry.logs import configure_logs
+from vidflow.roles.inference.link import InferenceTask, follow_orders
+
+PROCESS_NAME: Final = "vidflow-infer"
+"""The process's name in `ps` and `top`."""
+
+
+def run_inference(
+    task: InferenceTask, listener: socket.socket, messages: Connection, orders: Connection, stderr: Connection
+) -> None:
+    """Serve a model in this process. `listener`: the socket of its clients. The pipes lead to the runner, `stderr` included."""
+    for standard_fd in (1, 2):
+        os.dup2(stderr.fileno(), standard_fd)
+    stderr.close()
+    faulthandler.enable()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # they are meant for the runner
+    name_process(PROCESS_NAME)
+    die_with_parent()
+    prefer_as_oom_victim()
+    configure_logs()
+    arm(task.crashpoints)
+    budget = ThreadBudget(task.threads)
+    threading.Thread(target=follow_orders, args=(orders, budget), name="orders", daemon=True).start()
+    from vidflow.roles.inference.main import serve  # noqa: PLC0415 - heavy; the forkserver has usually imported it
+
+    serve(task, listener, messages, budget)

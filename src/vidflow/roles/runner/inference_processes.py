@@ -1,0 +1,293 @@
+"""Starts and watches the inference processes of a runner: one for each model that its workers share.
+
+The runner owns the socket of each model. A process is started when a client waits there, and the next one when it has died, so a
+client needs no news of deaths: its connection just waits. A process ends by itself when it has had no clients for a while.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Collection, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from vidflow.domain.errors import SetupError
+from vidflow.domain.messages import Deploy
+from vidflow.domain.runner import divide_cores
+from vidflow.infra.process import memory
+from vidflow.infra.process.crashpoint import disarm
+from vidflow.infra.telemetry import metrics
+from vidflow.infra.telemetry.logs import log
+from vidflow.roles.inference import link
+from vidflow.roles.inference.start import run_inference
+from vidflow.roles.runner.forkservers import Forkservers, without_main
+from vidflow.roles.runner.output_tail import OutputTail
+from vidflow.settings import RunnerOptions
+
+ModelKey = tuple[str, str | None]
+"""A model as deployments name it: its name or path, and the digest of its files."""
+
+FROZEN_S: Final = 10.0
+"""A loaded process that has reported nothing for so long is frozen and is killed. It reports each second, also during a batch."""
+MAX_RESTART_DELAY_S: Final = 5.0
+FIRST_RESTART_DELAY_S: Final = 0.1
+STABLE_S: Final = 30.0
+"""A process that lived so long is restarted at once."""
+_MEMORY_CHECK_S: Final = 0.5
+_BACKLOG: Final = 1000
+"""Clients that may wait for a process to start: the largest number of slots."""
+_EXIT_S: Final = 5.0
+_log = log("runner")
+
+
+class InferenceProcesses:
+    """All inference processes of a runner, by model. Not thread-safe."""
+
+    def __init__(self, options: RunnerOptions, forkservers: Forkservers, cores: int, memory_cap_bytes: int) -> None:
+        """Raises SetupError if they cannot work on this system."""
+        if options.inference == "shared" and sys.platform != "linux":
+            raise SetupError("--inference shared needs Linux. Use --inference worker.")
+        self._options, self._forkservers = options, forkservers
+        self._cores, self._memory_cap_bytes = cores, memory_cap_bytes
+        self._models: dict[ModelKey, _SharedModel] = {}
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._sockets = 0
+
+    def open_socket(self, deploy: Deploy) -> Path:
+        """Return the path of the socket on which the deployment's model is served. Raises OSError."""
+        key = model_key(deploy)
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="vidflow-inference-")  # only this user may enter it
+        if key not in self._models:
+            self._sockets += 1
+            self._models[key] = _SharedModel(key, Path(self._folder.name) / str(self._sockets))
+        return self._models[key].path
+
+    def waitables(self) -> Iterator[object]:
+        """Yield what becomes ready when `update` has something to do."""
+        now_s = time.monotonic()
+        for model in self._models.values():
+            yield from model.waitables(now_s)
+
+    def update(self, used: Collection[ModelKey], *, was_paused: bool) -> None:
+        """Start processes that clients wait for, note which have ended, and kill those that hang, freeze or use too much memory.
+
+        `used`: the models of running workers. `was_paused`: this process was suspended, which must not count against them.
+        """
+        now_s = time.monotonic()
+        for key, model in list(self._models.items()):
+            model.read()
+            if model.process is not None:
+                model.process.check(self._options, self._memory_cap_bytes, now_s, was_paused=was_paused)
+            elif model.is_wanted(now_s):
+                self._start(key, model)
+            elif key not in used:
+                model.close()
+                del self._models[key]
+        self._divide_cores()
+
+    def kill_all(self) -> None:
+        """Kill all processes and remove the sockets."""
+        for model in self._models.values():
+            model.close()
+        self._models.clear()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def _divide_cores(self) -> None:
+        processes = [model.process for model in self._models.values() if model.process is not None]
+        for process in processes:
+            process.set_threads(divide_cores(self._cores, len(processes)))
+
+    def _start(self, key: ModelKey, model: _SharedModel) -> None:
+        running = sum(other.process is not None for other in self._models.values())
+        name, sha256 = key
+        task = link.InferenceTask(
+            name, sha256, self._options.models_dir, self._options.any_onnx, divide_cores(self._cores, running + 1),
+            self._options.device, disarm("inference."),
+        )  # fmt: skip
+        try:
+            model.process = _Process(self._forkservers, task, model.listener)
+        except (OSError, EOFError) as error:
+            _log.error("inference_process_not_started", model=name, error=str(error))
+            model.delay_restart(0.0)
+        else:
+            _log.info("inference_process_started", model=name, pid=model.process.pid, threads=task.threads)
+
+
+def model_key(deploy: Deploy) -> ModelKey:
+    """Return the key of the deployment's model."""
+    return deploy.model, deploy.model_sha256
+
+
+class _SharedModel:
+    """The socket of a model, and the process that serves it while there is one."""
+
+    def __init__(self, key: ModelKey, path: Path) -> None:
+        """Raises OSError."""
+        self.name, self.path = key[0], path
+        self.process: _Process | None = None
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.listener.bind(os.fspath(path))
+        self.listener.listen(_BACKLOG)
+        self._deaths = 0
+        self._not_before_s = 0.0
+
+    def waitables(self, now_s: float) -> list[object]:
+        """Return what becomes ready when the process reports or ends, or a client waits for one to start."""
+        if self.process is not None:
+            return self.process.waitables()
+        return [self.listener] if now_s >= self._not_before_s else []
+
+    def is_wanted(self, now_s: float) -> bool:
+        """Return whether a client waits for a process, which may start now."""
+        if now_s < self._not_before_s:
+            return False
+        poll = select.poll()
+        poll.register(self.listener, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def read(self) -> None:
+        """Read what the process has reported, and note its end."""
+        if self.process is None:
+            return
+        exit_code = self.process.exit_code()  # first, so that everything that it has written is read below
+        self.process.read()
+        if exit_code is None:
+            return
+        self._log_end(self.process, exit_code)
+        lived_s = self.process.lived_s()
+        self.process.close()
+        self.process = None
+        if exit_code != 0:
+            self.delay_restart(lived_s)
+
+    def delay_restart(self, lived_s: float) -> None:
+        """Let no process start for a while: longer, the more of them have died soon after their start."""
+        self._deaths = 0 if lived_s > STABLE_S else self._deaths + 1
+        delay_s = min(FIRST_RESTART_DELAY_S * 2**self._deaths, MAX_RESTART_DELAY_S) if self._deaths > 1 else 0.0
+        self._not_before_s = time.monotonic() + delay_s
+
+    def close(self) -> None:
+        """Kill the process and remove the socket."""
+        if self.process is not None:
+            self.process.kill("stopped")
+            self.process.close()
+        self.listener.close()
+        self.path.unlink(missing_ok=True)
+
+    def _log_end(self, process: _Process, exit_code: int) -> None:
+        reason = process.kill_reason or ("idle" if exit_code == 0 else "crashed")
+        metrics.INFERENCE_PROCESS_ENDS.labels(reason).inc()
+        if exit_code == 0:
+            _log.info("inference_process_ended", model=self.name, reason=reason)
+            return
+        end = signal.Signals(-exit_code).name if -exit_code in set(signal.Signals) else exit_code
+        _log.warning(
+            "inference_process_ended", model=self.name, reason=reason, end=end, detail=process.output.text(),
+            does="starts it again for the workers, which repeat what was not answered",
+        )  # fmt: skip
+
+
+class _Process:
+    """An inference process and the runner's ends of its pipes."""
+
+    def __init__(self, forkservers: Forkservers, task: link.InferenceTask, listener: socket.socket) -> None:
+        """Raises OSError or EOFError."""
+        context = forkservers.context
+        self._messages, messages = context.Pipe(duplex=False)
+        orders, self._orders = context.Pipe(duplex=False)
+        self._stderr, stderr = context.Pipe(duplex=False)
+        os.set_blocking(self._orders.fileno(), False)
+        self.output = OutputTail(self._stderr)
+        self._threads = task.threads
+        self._process = context.Process(
+            target=run_inference, args=(task, listener, messages, orders, stderr), name=f"inference {task.model}"
+        )
+        with without_main():
+            self._process.start()
+        for child_end in (messages, orders, stderr):
+            child_end.close()
+        self.kill_reason: str | None = None
+        self._began_s = self._heard_s = time.monotonic()
+        self._memory_checked_s = 0.0
+        self._last = link.InferenceAlive(is_loaded=False)
+        self._can_report = True
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid or 0
+
+    def waitables(self) -> list[object]:
+        """Return the pipes and the process sentinel."""
+        pipes: list[Connection] = [self._messages] if self._can_report else []
+        return [*pipes, *([self._stderr] if self.output.is_open else []), self._process.sentinel]
+
+    def exit_code(self) -> int | None:
+        """Return the exit code, -N if signal N ended the process, or None while it runs."""
+        return self._process.exitcode
+
+    def lived_s(self) -> float:
+        """Return how long ago it was started, in seconds."""
+        return time.monotonic() - self._began_s
+
+    def set_threads(self, threads: int) -> None:
+        """Order its model to use as many threads, unless it does already."""
+        if threads != self._threads:
+            with contextlib.suppress(OSError):  # it has ended, or does not read now: the next call repeats it
+                self._orders.send_bytes(msgspec.json.encode(link.ThreadsCommand(threads)))
+                self._threads = threads
+
+    def read(self) -> None:
+        """Read its reports and its output."""
+        self.output.read()
+        try:
+            while self._can_report and self._messages.poll():
+                self._last, self._heard_s = link.receive(self._messages), time.monotonic()
+                metrics.INFERENCE_BATCHES.inc(self._last.batches)
+                metrics.INFERENCE_FRAMES.inc(self._last.frames)
+        except EOFError:
+            self._can_report = False
+        except (OSError, msgspec.DecodeError):
+            self._can_report = False
+            self.kill("nonsense")
+
+    def check(self, options: RunnerOptions, memory_cap_bytes: int, now_s: float, *, was_paused: bool) -> None:
+        """Kill it if it takes too long to load the model or to run a batch, is frozen, or uses too much memory."""
+        if was_paused:
+            self._began_s = self._heard_s = now_s
+            return
+        if not self._last.is_loaded:
+            is_late = now_s - self._began_s > options.start_deadline_s
+        else:
+            is_late = self._last.running_s > options.inference_deadline_s
+        if is_late:
+            self.kill("hung")
+        elif self._last.is_loaded and now_s - self._heard_s > FROZEN_S:
+            self.kill("frozen")
+        elif memory_cap_bytes and now_s - self._memory_checked_s > _MEMORY_CHECK_S:
+            self._memory_checked_s = now_s
+            if memory.resident_bytes(self.pid) > memory_cap_bytes:
+                self.kill("memory")
+
+    def kill(self, reason: str) -> None:
+        """Send SIGKILL. The first reason given is kept."""
+        self.kill_reason = self.kill_reason or reason
+        self._process.kill()
+
+    def close(self) -> None:
+        """Join the ended process and close its pipes."""
+        self._process.join(_EXIT_S)
+        for pipe in (self._messages, self._orders, self._stderr):
+            pipe.close()
