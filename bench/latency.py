@@ -46,11 +46,12 @@ class ObservedResults:
     """Times of the results that a bare consumer has read, in seconds since 1970.
 
     `opened`: by scenario, when the worker opened the source. `frames`: by scenario and frame number, when the frame was sent and
-    when it was received.
+    when it was received. `inferred`: by scenario, when its frames were inferred, in order.
     """
 
     opened: dict[str, float] = field(default_factory=dict)
     frames: dict[tuple[str, int], tuple[float, float]] = field(default_factory=dict)
+    inferred: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
 
 class _Page(msgspec.Struct):
@@ -179,6 +180,7 @@ def running_consumer(running: DevProcess) -> Iterator[ObservedResults]:
                 observed.opened[result.scenario_uuid] = sent_s
             elif isinstance(result, Frame):
                 observed.frames[result.scenario_uuid, result.frame_number] = sent_s, received_s
+                observed.inferred[result.scenario_uuid].append(datetime.datetime.fromisoformat(result.at).timestamp())
 
     thread = threading.Thread(target=read, name="results consumer")
     thread.start()

@@ -103,7 +103,7 @@ def processes_by_role(dev: int) -> dict[str, list[int]]:
 
 
 def workers_of(runner: int) -> list[int]:
-    """Return the process ids of a runner's workers, which are the children of its forkservers."""
+    """Return the process ids of a runner's workers and inference processes, which are the children of its forkservers."""
     return [worker for forkserver in children(runner) for worker in children(forkserver)]
 
 

@@ -49,11 +49,12 @@ SCRIPT = Path(__file__).with_name("opencv_script.py")
 
 @dataclass(frozen=True)
 class Streams:
-    """What n streams at once did: frames of all, seconds of all together, and the rate of each."""
+    """What n streams at once did: frames of all, seconds of all together, the rate of each, and the scenarios if they are vidflow's."""
 
     frames: int
     seconds: float
     rates: tuple[float, ...]
+    uuids: tuple[str, ...] = ()
 
     @property
     def rate(self) -> float:
@@ -97,10 +98,16 @@ def main() -> None:
 
 
 def run_workers(
-    client: httpx.Client, observed: ObservedResults, video: str, count: int, seconds: float, fps: float
+    client: httpx.Client,
+    observed: ObservedResults,
+    video: str,
+    count: int,
+    seconds: float,
+    fps: float,
+    model: str = "yolox_nano",
 ) -> Streams:
     """Run as many scenarios at once and return what their workers did, from the opened source to the last frame of each."""
-    body = {"source": video, "model": "yolox_nano", "fps": fps or "all", "parameters": {"duration_s": seconds}}
+    body = {"source": video, "model": model, "fps": fps or "all", "parameters": {"duration_s": seconds}}
     uuids = []
     for _ in range(count):
         response = client.post("/scenario/init", json=body)
@@ -111,6 +118,7 @@ def run_workers(
         sum(frames for frames, _, _ in streams),
         max(end_s for _, _, end_s in streams) - min(began_s for _, began_s, _ in streams),
         tuple(frames / (end_s - began_s) for frames, began_s, end_s in streams),
+        tuple(uuids),
     )
 
 
@@ -188,23 +196,24 @@ class WorkerMemory:
     def _sample(self) -> None:
         while not self._stop.wait(POLL_S):
             for worker in (worker for runner in self._runners for worker in workers_of(runner)):
-                self.largest_bytes = max(self.largest_bytes, _private_bytes(worker))
+                self.largest_bytes = max(self.largest_bytes, private_bytes(worker))
 
 
 def print_row(name: str, peer: str, rounds: list[tuple[Streams, Streams]]) -> None:
     ratios = [ours.rate / theirs.rate for ours, theirs in rounds]
     fairness = [ours.fairness for ours, _ in rounds]
+    rates, peers = [ours.rate for ours, _ in rounds], [theirs.rate for _, theirs in rounds]
     print(
-        f"{name:44} vidflow {_spread([ours.rate for ours, _ in rounds], 1)}/s, {peer} {_spread([t.rate for _, t in rounds], 1)}/s, "
-        f"ratio {_spread(ratios, 2)}, fairness {_spread(fairness, 2)}"
+        f"{name:44} vidflow {format_spread(rates, 1)}/s, {peer} {format_spread(peers, 1)}/s, "
+        f"ratio {format_spread(ratios, 2)}, fairness {format_spread(fairness, 2)}"
     )
 
 
-def _spread(values: list[float], digits: int) -> str:
+def format_spread(values: list[float], digits: int) -> str:
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
-def _private_bytes(pid: int) -> int:
+def private_bytes(pid: int) -> int:
     """Return the memory that a process shares with no other and no file, 0 if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()

@@ -57,11 +57,11 @@ def main() -> None:
 
 def run_matrix(options: argparse.Namespace, folder: Path) -> None:
     cases = matrix.cases(options.only)
-    works = [workloads.slow(folder, 240), workloads.sampled(folder, 60)]
+    works = [workloads.slow(folder, 240), workloads.sampled(folder, 60), workloads.shared(folder, 240)]
     with ExitStack() as exit_stack:
         if any(case.source is matrix.Source.CAMERA for case in cases):
             works.append(workloads.watched(exit_stack.enter_context(Camera(free_port(), workloads.CAMERA_RATE))))
-        system = exit_stack.enter_context(run_system(folder / "data", works, log=options.keep_log))
+        system = exit_stack.enter_context(run_system(folder / "data", works, log=options.keep_log, inference="shared"))
         print_line(matrix.HEADER)
         for row in matrix.run_cases(system, cases, works, options.seed, options.freeze_s):
             print_line(matrix.line(row))

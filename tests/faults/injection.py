@@ -15,8 +15,10 @@ from typing import Final
 
 import psycopg
 from tests.faults.system_under_test import Processes
-from tests.integration.processes import children, descendants, is_alive
+from tests.integration.processes import children, descendants, is_alive, name_of
 from tests.integration.server_owner import wait_until
+
+from vidflow.roles.inference.start import PROCESS_NAME
 
 FIND_LIMIT_S: Final = 60.0
 GRACE_S: Final = {"runner": 30.0, "machine": 30.0}
@@ -35,6 +37,7 @@ class Victim(StrEnum):
     STANDBY = "standby"
     RUNNER = "runner"
     WORKER = "worker"
+    INFERENCE = "inference"
     MACHINE = "machine"
     POSTGRES = "postgres"
     KAFKA = "kafka"
@@ -109,8 +112,17 @@ def leader_pids(processes: Processes) -> list[int]:
 
 
 def workers_of(runner: int) -> list[int]:
-    """Return the pids of a runner's workers, which are the children of its forkservers."""
-    return [worker for forkserver in children(runner) for worker in children(forkserver)]
+    """Return the pids of a runner's workers, which are children of its forkservers."""
+    return [child for child in _forked_by(runner) if name_of(child) != PROCESS_NAME]
+
+
+def inference_processes_of(runner: int) -> list[int]:
+    """Return the pids of a runner's inference processes, which are children of its forkservers too."""
+    return [child for child in _forked_by(runner) if name_of(child) == PROCESS_NAME]
+
+
+def _forked_by(runner: int) -> list[int]:
+    return [child for forkserver in children(runner) for child in children(forkserver)]
 
 
 def _processes(processes: Processes, victim: Victim, chance: random.Random) -> list[int]:
@@ -123,6 +135,9 @@ def _processes(processes: Processes, victim: Victim, chance: random.Random) -> l
             return [pid for pid in pids["orchestrator"] if leaders and pid not in leaders][:1]
         case Victim.WORKER:
             return sorted(worker for runner in pids["runner"] for worker in workers_of(runner))[-1:]  # the youngest
+        case Victim.INFERENCE:
+            runners = [runner for runner in pids["runner"] if workers_of(runner)]
+            return _choose_one([pid for runner in runners for pid in inference_processes_of(runner)], chance)
         case Victim.RUNNER:
             return _choose_one(_with_workers(pids["runner"]), chance)
         case Victim.MACHINE:

@@ -14,6 +14,7 @@ from tests.faults import checks
 from tests.faults.injection import Fault, Victim, inject, wait_for_victim
 from tests.faults.progress_watch import watched_progress
 from tests.faults.system_under_test import SystemUnderTest
+from tests.faults.violation import violation
 from tests.faults.workloads import Workload
 
 from vidflow.domain.scenario import State
@@ -22,7 +23,9 @@ FREEZE_S: Final = 30.0
 MAX_MISSES: Final = 5
 CAMERA_VICTIMS: Final = frozenset({Victim.RUNNER, Victim.MACHINE, Victim.WORKER, Victim.KAFKA})
 """Victims on which a camera's scenario depends in another way than that of a file."""
-WORKING_VICTIMS: Final = frozenset({Victim.RUNNER, Victim.MACHINE, Victim.WORKER})
+SHARING_VICTIMS: Final = frozenset({Victim.INFERENCE, Victim.WORKER, Victim.RUNNER, Victim.MACHINE})
+"""The same for a scenario whose model runs in an inference process."""
+WORKING_VICTIMS: Final = frozenset({Victim.RUNNER, Victim.MACHINE, Victim.WORKER, Victim.INFERENCE})
 
 
 class ScenarioPhase(StrEnum):
@@ -34,15 +37,30 @@ class ScenarioPhase(StrEnum):
 
 
 class Source(StrEnum):
-    """The kind of the source that is read when the fault is injected."""
+    """The kind of the source that is read when the fault is injected. `shared`: a file, for a model in an inference process."""
 
     FILE = "file"
     CAMERA = "camera"
+    SHARED = "shared"
+
+
+VICTIMS: Final = {
+    Source.FILE: frozenset(Victim) - {Victim.INFERENCE},
+    Source.CAMERA: CAMERA_VICTIMS,
+    Source.SHARED: SHARING_VICTIMS,
+}
+
+
+def source_of(work: Workload) -> Source:
+    """Return the kind of a workload's source."""
+    if work.live_rate is not None:
+        return Source.CAMERA
+    return Source.SHARED if work.is_shared else Source.FILE
 
 
 @dataclass(frozen=True)
 class MatrixCase:
-    """One cell of the matrix: what is injected, where and when, and whether the scenario's source is a camera or a file."""
+    """One cell of the matrix: what is injected, where and when, and the kind of the scenario's source."""
 
     fault: Fault
     victim: Victim
@@ -85,7 +103,7 @@ def cases(only: str = "") -> list[MatrixCase]:
     every = [
         MatrixCase(fault, victim, phase, source)
         for source, victim, fault, phase in product(Source, Victim, Fault, ScenarioPhase)
-        if source is Source.FILE or victim in CAMERA_VICTIMS
+        if victim in VICTIMS[source]
     ]
     # A SIGTERM to a machine is the same as one to its runner.
     every = [case for case in every if (case.fault, case.victim) != (Fault.TERM, Victim.MACHINE)]
@@ -135,7 +153,7 @@ def run_cases(
         system.wait_until_recovered()
         chance = random.Random(f"{seed} {case}")  # noqa: S311 - repeatable, also for a single case
         with watched_progress(system.processes.database_url) as watch:
-            disturbed = next(work for work in works if (work.live_rate is not None) == (case.source is Source.CAMERA))
+            disturbed = next(work for work in works if source_of(work) is case.source)
             for work in works:
                 if work.frames is not None and work is not disturbed:
                     system.create_scenario(work)
@@ -146,6 +164,8 @@ def run_cases(
                 pause_s = watch.longest_pause_s(injected_s)
                 system.wait_until_recovered()
                 totals = checks.check_all(system)
+                if case.victim is Victim.INFERENCE and totals.losses:
+                    raise violation(8, f"{totals.losses} losses although no worker died")
             except AssertionError as error:
                 yield MatrixRow(case, f"BROKEN: {error}", time.monotonic() - injected_s, 0, 0, 0, 0)
                 raise

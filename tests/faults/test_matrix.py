@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 from tests.faults import checks, matrix, workloads
 from tests.faults.injection import Fault, Victim, inject, wait_for_victim
-from tests.faults.matrix import MatrixCase, ScenarioPhase, inject_with_retries
+from tests.faults.matrix import MatrixCase, ScenarioPhase, Source, inject_with_retries
 from tests.faults.system_under_test import SystemUnderTest, run_system
 from tests.faults.workloads import Workload
 from tests.integration.api_server import free_port
@@ -46,17 +46,21 @@ SHORT_MATRIX = [
     MatrixCase(TERM, Victim.RELAY, SHUTTING_DOWN),
     MatrixCase(FREEZE, Victim.POSTGRES, STARTING),
     MatrixCase(KILL, Victim.KAFKA, SHUTTING_DOWN),
+    MatrixCase(KILL, Victim.INFERENCE, RUNNING, Source.SHARED),
+    MatrixCase(KILL, Victim.WORKER, RUNNING, Source.SHARED),
+    MatrixCase(FREEZE, Victim.INFERENCE, SHUTTING_DOWN, Source.SHARED),
 ]
 
 CAMERA_SERIES = [(KILL, Victim.WORKER), (FREEZE, Victim.MACHINE), (FREEZE, Victim.KAFKA), (KILL, Victim.RUNNER)]
 
 
 class FaultedSystem(NamedTuple):
-    """A running vidflow, its workloads of files, and those of one camera."""
+    """A running vidflow, its workloads of files, one of them with a shared model, and those of one camera."""
 
     system: SystemUnderTest
     slow: Workload
     sampled: Workload
+    shared: Workload
     cameras: list[Workload]
 
 
@@ -64,9 +68,9 @@ class FaultedSystem(NamedTuple):
 def faulted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultedSystem]:
     folder = tmp_path_factory.mktemp("matrix")
     camera = Camera(free_port(), workloads.CAMERA_RATE)
-    files = workloads.slow(folder, 160), workloads.sampled(folder, 40)
+    files = workloads.slow(folder, 160), workloads.sampled(folder, 40), workloads.shared(folder, 160)
     cameras = [workloads.watched(camera), workloads.watched_now_and_then(camera)]
-    with run_system(folder / "data", [*files, *cameras]) as system:
+    with run_system(folder / "data", [*files, *cameras], inference="shared") as system:
         if is_installed():
             camera.start()
         try:
@@ -86,7 +90,8 @@ def test_invariants_1_to_8_hold_after_a_series_of_faults(faulted: FaultedSystem)
     system, chance = faulted.system, random.Random(SEED)  # noqa: S311
     for case in SHORT_MATRIX:
         system.create_scenario(faulted.sampled)
-        inject_with_retries(system, case, faulted.slow, chance, FREEZE_S)
+        disturbed = faulted.shared if case.source is Source.SHARED else faulted.slow
+        inject_with_retries(system, case, disturbed, chance, FREEZE_S)
     system.wait_until_recovered()
     totals = checks.check_all(system)
     assert totals.scenarios >= 2 * len(SHORT_MATRIX)

@@ -7,12 +7,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Final
 
-from tests import clips
+from tests import clips, slow_nets
 from tests.faults import slow_motion
 from tests.rtsp.camera import Camera
 
 RATE: Final = 25
 CAMERA_RATE: Final = 50
+SHARED_ITERATIONS: Final = 6000
 BOTTLES_AT_1_FPS: Final = 40
 
 
@@ -20,7 +21,8 @@ BOTTLES_AT_1_FPS: Final = 40
 class Workload:
     """What a scenario processes. `frames` is the number of frames to be kept, computed and not taken from a run.
 
-    A camera has no end, so `frames` is None, and `live_rate` is the number of frames to be kept in each second.
+    A camera has no end, so `frames` is None, and `live_rate` is the number of frames to be kept in each second. `is_shared`: the
+    model can run in an inference process.
     """
 
     source: Path | str
@@ -28,6 +30,7 @@ class Workload:
     fps: int | str
     frames: int | None
     live_rate: int | None = None
+    is_shared: bool = False
 
 
 def slow(folder: Path, frames: int) -> Workload:
@@ -40,6 +43,12 @@ def sampled(folder: Path, frames: int, fps: int = 5) -> Workload:
     path = folder / f"sampled-{frames}.mp4"
     clips.long_gop_with_b_frames(path, frames * RATE // fps)
     return Workload(path, "motion", fps, frames)
+
+
+def shared(folder: Path, frames: int) -> Workload:
+    """A clip of which every frame is kept, with a model that workers share, at about 25 ms per frame on an idle core."""
+    model = slow_nets.write(folder, "shared", iterations=SHARED_ITERATIONS)
+    return Workload(_clip(folder, "shared", frames), str(folder / f"{model}.toml"), "all", frames, is_shared=True)
 
 
 def watched(camera: Camera) -> Workload:
