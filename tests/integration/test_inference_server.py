@@ -29,17 +29,18 @@ from vidflow.roles.inference.server import InferenceServer
 SIZE = (clips.HEIGHT, clips.WIDTH)
 UUID = "0190"
 TIMEOUT_S = 20.0
+MAX_FRAMES = 4
 
 
 class Serving:
     """A server in a thread of this process."""
 
-    def __init__(self, path: Path, greeting: Ready | Refused, batches: BatchRunner | None) -> None:
+    def __init__(self, path: Path, greeting: Ready | Refused, batches: BatchRunner | None, lanes: int = 1) -> None:
         self.path = path
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(str(path))
         self.listener.listen()
-        self.server = InferenceServer(self.listener, greeting, SIZE, batches)
+        self.server = InferenceServer(self.listener, greeting, SIZE, batches, lanes, ThreadBudget(lanes))
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
         self._to_close: list[socket.socket | SharedModel] = [self.listener]
@@ -75,7 +76,7 @@ def connect(path: Path, stop: threading.Event | None = None) -> SharedModel:
 def open_batches(folder: Path, iterations: int) -> tuple[Ready, BatchRunner]:
     name = slow_nets.write(folder, "net", iterations=iterations)
     network = registry.open_network(registry.resolve(name, folder, keep_weights=True), ThreadBudget())
-    return Ready(network.form, network.fixed_batch, network.output_names), BatchRunner(network)
+    return Ready(network.form, network.fixed_batch, network.output_names), BatchRunner(network, MAX_FRAMES)
 
 
 @pytest.fixture
@@ -107,7 +108,9 @@ def greet(connection: socket.socket) -> None:
     assert isinstance(answer, Ready)
 
 
-def test_each_of_many_clients_gets_its_own_results(serving: Serving) -> None:
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_each_of_many_clients_gets_its_own_results(tmp_path: Path, lanes: int) -> None:
+    serving = Serving(tmp_path / "socket", *open_batches(tmp_path, 500), lanes)
     wrong: list[object] = []
 
     def work(number: int) -> None:
@@ -125,9 +128,10 @@ def test_each_of_many_clients_gets_its_own_results(serving: Serving) -> None:
     for thread in threads:
         thread.join(TIMEOUT_S)
     activity = serving.server.read_activity()
+    serving.close()
     assert wrong == []
     assert activity.frames == 8 * sum(1 + turn % 3 for turn in range(30))
-    assert activity.batches < 8 * 30  # some were shared
+    assert activity.batches < 8 * 30  # some requests shared one
 
 
 @pytest.mark.parametrize(

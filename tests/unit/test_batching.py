@@ -63,6 +63,19 @@ def test_a_request_that_was_inside_two_crashes_runs_alone_in_its_turn() -> None:
     assert chosen(choose_batch([waiting(1, crashes=ALONE_AFTER_CRASHES - 1), waiting(2)], 2, 8, 0.0)) == [1, 2]
 
 
+def test_a_request_does_not_wait_for_clients_whose_requests_run() -> None:
+    assert chosen(choose_batch([waiting(1)], 2, 8, 0.0, running=[waiting(2)])) == [1]
+    assert chosen(choose_batch([waiting(1)], 3, 8, 0.0, running=[waiting(2)])) == []
+
+
+def test_nothing_runs_beside_a_request_that_runs_alone() -> None:
+    suspect = waiting(1, crashes=ALONE_AFTER_CRASHES)
+    assert choose_batch([suspect], 2, 8, 9.0, running=[waiting(2)]) == NextBatch()
+    assert choose_batch([waiting(2)], 2, 8, 9.0, running=[suspect]) == NextBatch()
+    # Nor does a later request pass the one that waits to run alone: its turn would never come.
+    assert choose_batch([suspect, waiting(3, start=1)], 3, 8, 9.0, running=[waiting(2)]) == NextBatch()
+
+
 def serve_for(turns: int, frames: list[int], order: list[int], max_frames: int) -> dict[int, int]:
     """Return the frames that clients get whose next requests, of so many frames each, follow their answers at once."""
     shares, served = FairShare(), dict.fromkeys(order, 0)

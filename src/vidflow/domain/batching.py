@@ -65,21 +65,28 @@ class NextBatch(msgspec.Struct, frozen=True):
     wait_until_s: float | None = None
 
 
-def choose_batch(waiting: Sequence[WaitingRequest], clients: int, max_frames: int, now_s: float) -> NextBatch:
-    """Return what to do next.
+def choose_batch(
+    waiting: Sequence[WaitingRequest],
+    clients: int,
+    max_frames: int,
+    now_s: float,
+    running: Sequence[WaitingRequest] = (),
+) -> NextBatch:
+    """Return what to do next, on a processor that has nothing to do.
 
-    `clients`: how many are connected. `max_frames`: the largest batch. A request that is larger runs alone.
+    `clients`: how many are connected. `max_frames`: the largest batch. A request that is larger runs alone. `running`: requests that
+    other processors run now.
     """
-    if not waiting:
+    if not waiting or any(request.runs_alone for request in running):
         return NextBatch()
     first, *others = sorted(waiting, key=lambda request: (request.start, request.since_s))
     if first.runs_alone:
-        return NextBatch((first,))
+        return NextBatch(() if running else (first,))
     chosen, frames = [first], first.frames
     for request in others:
         if not request.runs_alone and frames + request.frames <= max_frames:
             chosen.append(request)
             frames += request.frames
-    is_closed = frames >= max_frames or len(waiting) >= clients or len(chosen) < len(waiting)
+    is_closed = frames >= max_frames or len(waiting) + len(running) >= clients or len(chosen) < len(waiting)
     due_s = min(request.since_s for request in chosen) + BATCH_WAIT_S
     return NextBatch(tuple(chosen)) if is_closed or now_s >= due_s else NextBatch(wait_until_s=due_s)

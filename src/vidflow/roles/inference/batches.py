@@ -12,19 +12,22 @@ from vidflow.domain.device import DeviceKind
 from vidflow.infra.models.detector import Network
 from vidflow.infra.models.tensors import Tensor
 
-MAX_BATCH_FRAMES: Final = {DeviceKind.CPU: 4, DeviceKind.CUDA: 32}
-"""Frames of several requests in one batch. On a CPU, larger ones gain nothing and make all of them wait."""
+MAX_BATCH_FRAMES: Final = {DeviceKind.CPU: 1, DeviceKind.CUDA: 32}
+"""Frames of several requests in one batch. On a CPU, larger batches gain less than batches side by side."""
 
 Outputs = list[NDArray[Any]]
 
 
 class BatchRunner:
-    """Runs tensors of several requests together, for as long as the network takes such batches and its outputs can be divided."""
+    """Runs tensors of several requests together, while the network takes such batches and its outputs can be divided.
 
-    def __init__(self, network: Network) -> None:
+    Any thread may use it.
+    """
+
+    def __init__(self, network: Network, max_frames: int | None = None) -> None:
         self._network = network
         takes_any = network.form.has_batch_axis and network.fixed_batch is None
-        self.max_frames = MAX_BATCH_FRAMES[network.device.kind] if takes_any else 1
+        self.max_frames = (max_frames or MAX_BATCH_FRAMES[network.device.kind]) if takes_any else 1
         """The largest number of frames of several requests in one batch."""
 
     def run(self, tensors: Sequence[Tensor]) -> list[Outputs | Exception]:

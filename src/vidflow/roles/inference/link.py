@@ -21,12 +21,16 @@ Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 
 
 class InferenceTask(msgspec.Struct, frozen=True):
-    """The model of an inference process, as its deployments name it, and the permissions under which it is read."""
+    """The model of an inference process, as its deployments name it, and the permissions under which it is read.
+
+    `cores`: the most threads that it may ever use. `threads`: how many it may use at first.
+    """
 
     model: str
     model_sha256: str | None = None
     models_dir: Path | None = None
     any_onnx: bool = False
+    cores: int = 1
     threads: int = 1
     device: Device = AUTO
     crashpoints: str = ""

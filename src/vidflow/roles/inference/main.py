@@ -8,6 +8,7 @@ import traceback
 from functools import partial
 from multiprocessing.connection import Connection
 
+from vidflow.domain.device import CPU
 from vidflow.domain.errors import DeviceUnavailable, ErrorInfo, UserError, VidflowError, build_error_info, sanitize_text
 from vidflow.infra.inference.messages import Ready, Refused
 from vidflow.infra.models import registry
@@ -21,7 +22,7 @@ from vidflow.roles.inference.server import InferenceServer, report_alive
 def serve(task: link.InferenceTask, listener: socket.socket, messages: Connection, budget: ThreadBudget) -> None:
     """Load the model, or find out why that is not possible, and serve the clients of `listener`.
 
-    The model uses as many threads as the budget allows.
+    The model runs on as many threads as the budget allows.
     """
     link.send(messages, link.InferenceAlive(is_loaded=False))
     server = _open(task, listener, budget)
@@ -34,16 +35,19 @@ def _open(task: link.InferenceTask, listener: socket.socket, budget: ThreadBudge
     try:
         bundle = registry.resolve(task.model, task.models_dir, any_onnx=task.any_onnx, keep_weights=True)
         registry.require_same(bundle, task.model_sha256)
-        network = registry.open_network(bundle, budget, task.device)
+        network = registry.open_network(bundle, ThreadBudget(), task.device)
     except VidflowError as error:
         refused = Refused(build_error_info(error), fatal=isinstance(error, UserError | DeviceUnavailable))
-        return InferenceServer(listener, refused, (0, 0), None)
+        return InferenceServer(listener, refused, (0, 0), None, 1, budget)
     except Exception as error:  # noqa: BLE001 - the clients report any error
         traceback.print_exc()
         text = sanitize_text(f"{type(error).__name__}: {error}")[:1000]
-        return InferenceServer(listener, Refused(ErrorInfo("worker_failed", text), fatal=False), (0, 0), None)
+        return InferenceServer(
+            listener, Refused(ErrorInfo("worker_failed", text), fatal=False), (0, 0), None, 1, budget
+        )
     inputs, _ = bundle.spec.tensor_specs()
     ready = Ready(network.form, network.fixed_batch, network.output_names, network.device)
     del bundle  # with the weights
     return_free_memory()
-    return InferenceServer(listener, ready, inputs.size, BatchRunner(network))
+    lanes = task.cores if network.device == CPU else 1
+    return InferenceServer(listener, ready, inputs.size, BatchRunner(network), lanes, budget)

@@ -1,6 +1,7 @@
-"""Serves the clients of an inference process: a thread reads each one's requests, and the main thread runs them in batches.
+"""Serves the clients of an inference process: a thread reads each one's requests, and others, the lanes, run them in batches.
 
-What waits is bounded: a client has one request at a time, and its next one is read only once that is answered.
+A GPU has one lane. On a CPU there are as many as cores, each with one thread of the runtime: two networks side by side are faster than
+one with two threads. What waits is bounded: a client has one request at a time, and its next one is read only once that is answered.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import traceback
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from vidflow.domain.batching import FairShare, WaitingRequest, choose_batch
+from vidflow.domain.batching import FairShare, NextBatch, WaitingRequest, choose_batch
 from vidflow.domain.errors import ErrorInfo, Unavailable, VidflowError, build_error_info, sanitize_text
 from vidflow.infra.inference.messages import Infer, Ready, Refused
 from vidflow.infra.inference.regions import RegionError
 from vidflow.infra.models.tensors import Tensor
+from vidflow.infra.models.thread_budget import ThreadBudget
 from vidflow.infra.process.crashpoint import crashpoint
 from vidflow.infra.telemetry.logs import log
 from vidflow.roles.inference.batches import BatchRunner, Outputs
@@ -43,37 +45,64 @@ class InferenceServer:
     """Answers the requests of all clients until there has been none for a while. `run` is for the main thread."""
 
     def __init__(
-        self, listener: socket.socket, greeting: Ready | Refused, size: tuple[int, int], batches: BatchRunner | None
+        self,
+        listener: socket.socket,
+        greeting: Ready | Refused,
+        size: tuple[int, int],
+        batches: BatchRunner | None,
+        lanes: int,
+        budget: ThreadBudget,
     ) -> None:
-        """`size`: (height, width) of the model's tensor. `batches` is None if the model cannot be loaded."""
+        """`size`: (height, width) of the model's tensor. `batches` is None if the model cannot be loaded.
+
+        `lanes`: the most batches that run at once; as many as the budget has threads do.
+        """
         self._listener, self._greeting, self._size, self._batches = listener, greeting, size, batches
+        self._lanes, self._budget = lanes, budget
         self._changed = threading.Condition()  # guards what follows
         self._clients: dict[int, Client] = {}
         self._waiting: dict[int, _Request] = {}
         self._running: dict[int, _Request] = {}
-        self._in_use: frozenset[Client] = frozenset()  # by the model's thread, which closes those that end meanwhile
+        self._running_since_s: dict[int, float] = {}  # of batches, by their first client
+        self._in_use: set[Client] = set()  # by a lane, which closes those that end meanwhile
         self._shares = FairShare()
         self._numbers = 0
-        self._accept_error: OSError | None = None
+        self._error: Exception | None = None
         self._idle_since_s = time.monotonic()
-        self._running_since_s: float | None = None
         self._batch_count = self._frame_count = 0
 
     def run(self) -> None:
-        """Serve until no client has been connected for a while. Raises OSError if no more clients can be accepted."""
-        threading.Thread(target=self._accept, name="clients", daemon=True).start()
-        while batch := self._wait_for_batch():
-            self._run_batch(batch)
+        """Serve until no client has been connected for a while. Raises the error of any of its threads."""
+        threading.Thread(target=self._keep_error, args=(self._accept,), name="clients", daemon=True).start()
+        for number in range(1, self._lanes):
+            threading.Thread(
+                target=self._keep_error, args=(self._run_lane,), name=f"lane {number}", daemon=True
+            ).start()
+        self._run_lane()
 
     def read_activity(self) -> InferenceAlive:
-        """Return what happened since the last call, and how long the current batch has been running."""
+        """Return what happened since the last call, and how long the oldest batch has been running."""
         with self._changed:
-            running_s = 0.0 if self._running_since_s is None else time.monotonic() - self._running_since_s
+            now_s = time.monotonic()
+            running_s = max((now_s - since_s for since_s in self._running_since_s.values()), default=0.0)
             alive = InferenceAlive(
                 is_loaded=True, running_s=running_s, batches=self._batch_count, frames=self._frame_count
             )
             self._batch_count = self._frame_count = 0
             return alive
+
+    def _keep_error(self, body: Callable[[], None]) -> None:
+        """Run a thread's body. Its error ends the process, which the runner starts again."""
+        try:
+            body()
+        except Exception as error:  # noqa: BLE001 - raised again by the main thread
+            with self._changed:
+                self._error = error
+                self._changed.notify_all()
+
+    def _run_lane(self) -> None:
+        while batch := self._wait_for_batch():
+            self._run_batch(batch)
 
     def _wait_for_batch(self) -> list[_Request]:
         """Return the requests to run next, none if the process has been idle long enough."""
@@ -81,16 +110,16 @@ class InferenceServer:
         max_frames = 1 if self._batches is None else self._batches.max_frames
         with self._changed:
             while True:
-                if self._accept_error is not None:
-                    raise self._accept_error
+                if self._error is not None:
+                    raise self._error
                 now_s = time.monotonic()
-                waiting = [request.waiting for request in self._waiting.values()]
-                choice = choose_batch(waiting, len(self._clients), max_frames, now_s)
+                choice = self._choose(max_frames, now_s)
                 if choice.requests:
                     batch = [self._waiting.pop(request.client) for request in choice.requests]
-                    self._running = {request.waiting.client: request for request in batch}
-                    self._in_use = frozenset(request.client for request in batch)
-                    self._shares, self._running_since_s = self._shares.advance(choice.requests), now_s
+                    self._running |= {request.waiting.client: request for request in batch}
+                    self._running_since_s[batch[0].waiting.client] = now_s
+                    self._in_use |= {request.client for request in batch}
+                    self._shares = self._shares.advance(choice.requests)
                     return batch
                 until_s = choice.wait_until_s
                 if not self._clients:
@@ -98,6 +127,13 @@ class InferenceServer:
                     if now_s >= until_s:
                         return []
                 self._changed.wait(None if until_s is None else max(0.0, until_s - now_s))
+
+    def _choose(self, max_frames: int, now_s: float) -> NextBatch:
+        if len(self._running_since_s) >= self._budget.threads:
+            return NextBatch()
+        waiting = [request.waiting for request in self._waiting.values()]
+        running = [request.waiting for request in self._running.values()]
+        return choose_batch(waiting, len(self._clients), max_frames, now_s, running)
 
     def _run_batch(self, batch: list[_Request]) -> None:
         assert self._batches is not None  # no request is accepted without it
@@ -109,25 +145,23 @@ class InferenceServer:
             request.client.set_running(running=False)
         crashpoint("inference.after_batch")
         with self._changed:
-            self._running_since_s, self._running = None, {}
+            del self._running_since_s[batch[0].waiting.client]
+            for request in batch:
+                del self._running[request.waiting.client]
             self._batch_count, self._frame_count = self._batch_count + 1, self._frame_count + _count_frames(batch)
+            self._changed.notify_all()
         for request, result in zip(batch, results, strict=True):
             _answer(request.client, result)
         with self._changed:
-            ended = [client for client in self._in_use if client.number not in self._clients]
-            self._in_use = frozenset()
+            clients = {request.client for request in batch}
+            self._in_use -= clients
+            ended = [client for client in clients if client.number not in self._clients]
         for client in ended:
             client.close()
 
     def _accept(self) -> None:
         while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError as error:
-                with self._changed:
-                    self._accept_error = error
-                    self._changed.notify_all()
-                return
+            connection, _ = self._listener.accept()
             with self._changed:
                 self._numbers += 1
                 client = Client(self._numbers, connection)

@@ -113,7 +113,7 @@ class InferenceProcesses:
         running = sum(other.process is not None for other in self._models.values())
         name, sha256 = key
         task = link.InferenceTask(
-            name, sha256, self._options.models_dir, self._options.any_onnx, divide_cores(self._cores, running + 1),
+            name, sha256, self._options.models_dir, self._options.any_onnx, self._cores, divide_cores(self._cores, running + 1),
             self._options.device, disarm("inference."),
         )  # fmt: skip
         try:
