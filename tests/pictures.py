@@ -7,7 +7,6 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from vidflow.infra.video.pixels import UPRIGHT, ChannelOrder, ResamplingFilter, to_array
@@ -28,7 +27,7 @@ class FramePicture:
         resample: ResamplingFilter = "bilinear",
     ) -> NDArray[np.uint8]:
         size = (width or self.width, height or self.height)
-        return to_array(self._frame, UPRIGHT, size, order, VideoReformatter(), resample=resample)
+        return to_array(self._frame, UPRIGHT, size, order, resample=resample)
 
 
 def picture_of(pixels: NDArray[np.uint8]) -> FramePicture:

@@ -75,7 +75,7 @@ def connect(path: Path, stop: threading.Event | None = None) -> SharedModel:
 
 def open_batches(folder: Path, iterations: int) -> tuple[Ready, BatchRunner]:
     name = slow_nets.write(folder, "net", iterations=iterations)
-    network = registry.open_network(registry.resolve(name, folder, keep_weights=True), ThreadBudget())
+    network = registry.open_network(registry.resolve(name, folder, keep_weights=True))
     return Ready(network.form, network.fixed_batch, network.output_names), BatchRunner(network, MAX_FRAMES)
 
 

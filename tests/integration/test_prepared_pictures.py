@@ -59,7 +59,7 @@ def infer_ahead(path: Path, rate: Fraction | None, model_name: str) -> list[Resu
     model = registry.load(registry.resolve(model_name, None, keep_weights=True))
     with open_video(str(path)) as video:
         steps = read.prepare_pictures(batches(video, rate, model.batch), PicturePreparation())
-        with ReadAhead(steps, lambda: None, lambda: None) as ahead:
+        with ReadAhead(steps, lambda: None) as ahead:
             return infer_steps((step for step, _ in ahead), model)
 
 

@@ -268,25 +268,18 @@ def test_cores_are_divided_again_when_workers_come_and_go(
         control_plane.send_command(runner, make_deploy(uuid, endless, "yolox_nano"))
         return uuid
 
-    options = (
-        "--any-file",
-        "--cores",
-        "40",
-        "--max-workers",
-        "2",
-    )  # far more than the threads that a worker has besides
-    with running_runner(kafka_settings, folder, *options) as process:
+    with running_runner(kafka_settings, folder, "--any-file", "--cores", "8", "--max-workers", "2") as process:
         name = process.wait_for_id(control_plane)
-        start(name)
+        first_uuid = start(name)
         control_plane.wait_until(process.workers, "the first worker runs")
         [first] = process.workers()
-        control_plane.wait_until(lambda: control_plane.results, "it sends results")
-        control_plane.wait_until(lambda: count_threads(first) > 40, "it uses all cores")
+        control_plane.wait_until(lambda: len(control_plane.frames(first_uuid)) > 20, "it sends results")
+        alone = count_threads(first)
         second_uuid = start(name)
-        control_plane.wait_until(lambda: 20 < count_threads(first) < 40, "it uses its half of the cores")
+        control_plane.wait_until(lambda: count_threads(first) == alone - 4, "it uses its half of the cores")
         control_plane.send_command(name, StopWork(second_uuid, 1))
         control_plane.wait_until_ended(name, second_uuid)
-        control_plane.wait_until(lambda: count_threads(first) > 40, "it uses all cores again")
+        control_plane.wait_until(lambda: count_threads(first) == alone, "it uses all cores again")
 
 
 def test_a_model_that_exceeds_the_memory_cap_is_killed(

@@ -25,10 +25,8 @@ def gap(number: int) -> FrameGap:
     return FrameGap(number, 0.0, 0.0, 1, GapReason.CORRUPT)
 
 
-def start_reading(
-    steps: Iterator[Step], stop: Callable[[], None] = lambda: None, before_wait: Callable[[], None] = lambda: None
-) -> ReadAhead:
-    return ReadAhead(steps, stop, before_wait)
+def start_reading(steps: Iterator[Step], stop: Callable[[], None] = lambda: None) -> ReadAhead:
+    return ReadAhead(steps, stop)
 
 
 def numbers(ahead: Iterator[read_ahead.ReadStep]) -> list[int]:
@@ -185,23 +183,19 @@ def test_nothing_is_read_before_the_first_iteration() -> None:
     assert read == []
 
 
-def test_a_wait_for_the_reader_is_announced_and_one_for_the_model_is_not() -> None:
-    waits: list[int] = []
-    taken: list[int] = []
-    first_wait, all_ready = threading.Event(), threading.Event()
+def test_it_is_known_whether_the_next_step_is_there() -> None:
+    may_go_on, has_gone_on = threading.Event(), threading.Event()
 
     def steps() -> Iterator[Step]:
-        assert first_wait.wait(LIMIT_S)
-        yield from map(gap, range(3))
-        all_ready.set()
+        yield gap(0)
+        assert may_go_on.wait(LIMIT_S)
+        yield gap(1)
+        has_gone_on.set()
+        yield gap(2)
 
-    def note_wait() -> None:
-        waits.append(len(taken))
-        first_wait.set()
-
-    with start_reading(steps(), before_wait=note_wait) as ahead:
-        for step, _ in ahead:
-            assert isinstance(step, FrameGap)
-            taken.append(step.after_frame)
-            assert all_ready.wait(LIMIT_S)
-    assert waits == [0, 3]
+    with start_reading(steps()) as ahead:
+        next(ahead)
+        assert not ahead.has_step()
+        may_go_on.set()
+        assert has_gone_on.wait(LIMIT_S)
+        assert ahead.has_step()

@@ -1,4 +1,4 @@
-"""The threads of a model: how cores are divided among workers, and when a model follows its share."""
+"""The threads of a model: how cores are divided among workers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ import pytest
 from tests.unit.test_memory import machine
 
 from vidflow.domain.runner import divide_cores
-from vidflow.infra.models.thread_budget import ThreadBudget, ThreadCount
 from vidflow.infra.process.cores import available_cores
 
 CORES = len(os.sched_getaffinity(0))
-HOUR_S = 3600.0
 
 
 @pytest.mark.parametrize(
@@ -49,22 +47,3 @@ def test_cores_are_those_of_the_machine_or_of_a_container(
 
 def test_a_machine_without_cgroups_has_all_its_cores(tmp_path: Path) -> None:
     assert available_cores(tmp_path, tmp_path) == CORES
-
-
-def test_a_model_follows_its_budget_at_once_if_that_takes_no_time() -> None:
-    budget = ThreadBudget(4)
-    count = ThreadCount(budget)
-    assert (count.current, count.find_due(0.0)) == (4, None)
-    budget.threads = 2
-    assert count.find_due(0.0) == 2
-    count.current = 2
-    assert count.find_due(0.0) is None
-
-
-def test_a_model_whose_change_takes_long_waits_for_a_budget_that_lasts() -> None:
-    budget = ThreadBudget(4)
-    count = ThreadCount(budget)
-    budget.threads = 2
-    assert count.find_due(HOUR_S) is None
-    budget.threads = 4
-    assert count.find_due(0.0) is None

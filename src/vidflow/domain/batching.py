@@ -74,8 +74,8 @@ def choose_batch(
 ) -> NextBatch:
     """Return what to do next, on a processor that has nothing to do.
 
-    `clients`: how many are connected. `max_frames`: the largest batch. A request that is larger runs alone. `running`: requests that
-    other processors run now.
+    `clients`: how many are active, those of `waiting` and `running` included. `max_frames`: the largest batch. A request that is larger
+    runs alone. `running`: requests that other processors run now.
     """
     if not waiting or any(request.runs_alone for request in running):
         return NextBatch()

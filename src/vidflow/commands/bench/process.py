@@ -8,9 +8,12 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import cycle, islice
+from functools import partial
+from itertools import count, cycle, islice
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
@@ -34,7 +37,6 @@ from vidflow.domain.frame_rate import parse_frame_rate
 from vidflow.domain.messages import Deploy, encode
 from vidflow.domain.source_access import SourceAccess
 from vidflow.infra.models import registry
-from vidflow.infra.models.thread_budget import ThreadBudget
 from vidflow.infra.process.memory import prefer_as_oom_victim, resident_bytes
 from vidflow.infra.process.parent import die_with_parent
 
@@ -97,11 +99,20 @@ def _load(task: BenchTask) -> _Bench:
         raise MissingExtra(f"The module {error.name} is missing. {format_install_hint('runner')}.") from error
 
 
+def _end_video(video_s: float) -> tuple[int, float]:
+    return 0, video_s
+
+
 class _Conversion:
-    """The time spent in converting pictures."""
+    """The time spent in converting pictures, by all threads together."""
 
     def __init__(self) -> None:
         self.spent_s = 0.0
+        self._lock = threading.Lock()
+
+    def add(self, seconds: float) -> None:
+        with self._lock:
+            self.spent_s += seconds
 
 
 class _TimedPicture:
@@ -120,7 +131,7 @@ class _TimedPicture:
     ) -> NDArray[np.uint8]:
         began_s = time.perf_counter()
         pixels = self._picture.image(width, height, order, resample)
-        self._conversion.spent_s += time.perf_counter() - began_s
+        self._conversion.add(time.perf_counter() - began_s)
         return pixels
 
 
@@ -138,7 +149,8 @@ class _Bench:
         with self._open() as video:
             self._source: SourceInfo = video.source
         bundle = registry.resolve(task.model, task.models_dir, any_onnx=True, keep_weights=True)
-        self._model: Model = registry.load(bundle, budget=ThreadBudget(task.threads), device=task.device)
+        self._model: Model = registry.load(bundle, device=task.device)
+        self._threads = task.threads if self._model.runs_in_threads else 1
         self._pictures = self._take_pictures()
         self._model.infer(self._pictures[: self._model.batch])
 
@@ -185,28 +197,51 @@ class _Bench:
 
     def _infer_forever(self) -> Iterator[tuple[int, float]]:
         pictures = cycle(self._pictures)
-        while True:
-            batch = [_TimedPicture(picture, self._conversion) for picture in islice(pictures, self._model.batch)]
+
+        def infer_next(batch: list[_TimedPicture]) -> tuple[int, float]:
             self._model.infer(batch)
-            yield len(batch), 0.0
+            return len(batch), 0.0
+
+        return self._in_threads(
+            partial(
+                infer_next,
+                [_TimedPicture(picture, self._conversion) for picture in islice(pictures, self._model.batch)],
+            )
+            for _ in count()
+        )
 
     def _read_forever(self, *, infers: bool) -> Iterator[tuple[int, float]]:
         """Read the source again and again: all frames, or those that are kept, which are then inferred."""
+        return self._in_threads(self._list_work(infers=infers))
+
+    def _in_threads(self, calls: Iterator[Callable[[], tuple[int, float]]]) -> Iterator[tuple[int, float]]:
+        """Yield the results of the calls in order, with as many under way as the model may use threads."""
+        with ThreadPoolExecutor(self._threads) as pool:
+            pending = deque(pool.submit(call) for call in islice(calls, self._threads))
+            while pending:
+                result = pending.popleft().result()
+                pending.extend(pool.submit(call) for call in islice(calls, 1))
+                yield result
+
+    def _work(self, batch: FrameBatch, video_s: float, *, infers: bool) -> tuple[int, float]:
+        if infers:
+            for message in self._infer.detect(self._model, batch, self._deploy):
+                encode(message)
+        return len(batch.frames), video_s
+
+    def _list_work(self, *, infers: bool) -> Iterator[Callable[[], tuple[int, float]]]:
         deploy = self._deploy if infers else msgspec.structs.replace(self._deploy, fps="all")
         rate = parse_frame_rate(deploy.fps) or self._source.average_rate
         while True:
             with self._open() as video:
                 read_until_s = 0.0
                 for batch in self._batches(video, deploy, self._model.batch if infers else 1):
-                    if infers:
-                        for message in self._infer.detect(self._model, batch, deploy):
-                            encode(message)
                     last_s = max(read_until_s, batch.frames[-1].frame.time_s)
-                    yield len(batch.frames), last_s - read_until_s
+                    yield partial(self._work, batch, last_s - read_until_s, infers=infers)
                     read_until_s = last_s
             # The frames after the last kept one. Their end is not known from a header that may be wrong.
             end_s = min(self._source.duration_s or 0.0, read_until_s + (float(1 / rate) if rate else 0.0))
-            yield 0, max(0.0, end_s - read_until_s)
+            yield partial(_end_video, max(0.0, end_s - read_until_s))
 
     def _batches(self, video: Video, deploy: Deploy, size: int) -> Iterator[FrameBatch]:
         steps = self._read.read_numbered_frames(video, parse_frame_rate(deploy.fps), deploy, 0)

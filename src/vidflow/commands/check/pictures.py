@@ -11,7 +11,6 @@ import av
 import numpy as np
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from vidflow.domain.detections import Detection
@@ -40,7 +39,6 @@ class StillPicture:
 
     def __init__(self, frame: VideoFrame) -> None:
         self._frame, self._orientation = frame, read_orientation(frame)
-        self._scaler = VideoReformatter()
         self.width, self.height = displayed_size(frame, self._orientation)
 
     def image(
@@ -52,7 +50,7 @@ class StillPicture:
     ) -> Pixels:
         """Return the pixels, see `Picture`."""
         size = (width or self.width, height or self.height)
-        return to_array(self._frame, self._orientation, size, order, self._scaler, resample=resample)
+        return to_array(self._frame, self._orientation, size, order, resample=resample)
 
 
 def generate_picture() -> Picture:

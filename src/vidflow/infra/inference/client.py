@@ -10,6 +10,7 @@ import os
 import select
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -48,10 +49,10 @@ class StopRequest(Protocol):
 
 
 class SharedModel:
-    """A model in an inference process. It is used by one thread.
+    """A model in an inference process, for several threads. There are as many connections as requests have ever been under way.
 
-    `path`: the socket on which the runner starts the process. `on_restart`: called when the process has died and a wait for the
-    next one begins.
+    `path`: the socket on which the runner starts the process. `on_restart`: called by the thread that waits when the process has
+    died and a wait for the next one begins.
     """
 
     def __init__(
@@ -61,23 +62,54 @@ class SharedModel:
 
         Raises the error with which it cannot be loaded, Unavailable if the process dies or does not answer sense, or RequestStopped.
         """
+        self._connect = partial(_Connection, path, scenario_uuid, stop_request, on_restart)
+        first = self._connect()
+        self._idle = [first]
+        ready = first.ready
+        self.network = Network(
+            self._run, ready.form, ready.fixed_batch, ready.output_names, ready.device, runs_in_threads=True
+        )
+        """The model as its decoder sees it."""
+
+    def close(self) -> None:
+        """Close the connections, which no thread uses any more."""
+        for connection in self._idle:
+            connection.close()
+
+    def _run(self, tensor: Tensor) -> Sequence[NDArray[Any]]:
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self._connect()
+        try:
+            outputs = connection.run(tensor)
+        except InferenceError:  # an answer like others
+            self._idle.append(connection)
+            raise
+        except BaseException:
+            connection.close()
+            raise
+        self._idle.append(connection)
+        return outputs
+
+
+class _Connection:
+    """A connection to the process, for one request at a time. It is opened again when the process has died."""
+
+    def __init__(
+        self, path: Path, scenario_uuid: str, stop_request: StopRequest, on_restart: Callable[[], None]
+    ) -> None:
+        """Errors are those of SharedModel."""
         self._path, self._hello = path, Hello(scenario_uuid)
         self._stop_request, self._on_restart = stop_request, on_restart
         self._socket: socket.socket | None = None
         self._inputs: Region | None = None
         self._outputs: Region | None = None
         try:
-            self._ready = self._connect()
+            self.ready = self._connect()
         except BaseException:
             self.close()
             raise
-
-    @property
-    def network(self) -> Network:
-        """The model as its decoder sees it. The arrays that it returns are valid until its next run."""
-        return Network(
-            self._run, self._ready.form, self._ready.fixed_batch, self._ready.output_names, self._ready.device
-        )
 
     def close(self) -> None:
         """Disconnect."""
@@ -111,7 +143,8 @@ class SharedModel:
             code="inference_process_died",
         )
 
-    def _run(self, tensor: Tensor) -> Sequence[NDArray[Any]]:
+    def run(self, tensor: Tensor) -> Sequence[NDArray[Any]]:
+        """Return the outputs of the model. Raises InferenceError, Unavailable or RequestStopped."""
         crashes = 0
         while True:
             try:
@@ -127,7 +160,7 @@ class SharedModel:
                 )
             self._on_restart()
             ready = self._connect()
-            if ready != self._ready:
+            if ready != self.ready:
                 raise Unavailable("The model in the inference process has changed.", code="model_changed")
 
     def _request(self, tensor: Tensor, crashes: int) -> Sequence[NDArray[Any]]:
@@ -138,7 +171,7 @@ class SharedModel:
         if self._inputs is None or self._inputs.size_bytes < HEADER_BYTES + tensor.nbytes:
             self._inputs, fd = regions.create_region(tensor.nbytes)
         self._inputs.array(HEADER_BYTES, tensor.shape, tensor.dtype)[...] = tensor
-        frames = len(tensor) if self._ready.form.has_batch_axis else 1
+        frames = len(tensor) if self.ready.form.has_batch_axis else 1
         messages.send(self._socket, Infer(frames, crashes), fd)
         answer, output_fd = self._receive()
         try:
@@ -149,7 +182,9 @@ class SharedModel:
                 raise kind(answer.error.message, code=answer.error.code)
             if not isinstance(answer, Outputs) or self._outputs is None:
                 raise _build_nonsense_error("no outputs")
-            return [self._outputs.array(place.offset, place.shape, np.dtype(place.dtype)) for place in answer.places]
+            return [
+                self._outputs.array(place.offset, place.shape, np.dtype(place.dtype)).copy() for place in answer.places
+            ]
         except RegionError as error:
             raise _build_nonsense_error(str(error)) from error
 

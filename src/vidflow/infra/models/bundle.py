@@ -74,22 +74,6 @@ class Bundle(msgspec.Struct, frozen=True):
             raise ValueError(f"the weights of {self.origin} are not in memory: resolve the model with keep_weights")
         return self.weights
 
-    def without_weights(self) -> Bundle:
-        """Return the bundle without the weights' bytes, to keep no copy of them in memory."""
-        return msgspec.structs.replace(self, weights=None)
-
-    def read_weights(self) -> bytes:
-        """Return the weights, read from their file again. Raises ModelError if it is missing or has changed (model_changed)."""
-        if self.weights_path is None:
-            raise ModelError(f"{self.origin} has no file of weights.", code="model_file_missing")
-        content = files.read_file(self.weights_path, files.MAX_WEIGHTS_BYTES)
-        if files.sha256_of_bytes(content) != self.weights_sha256:
-            raise ModelError(
-                f"{self.weights_path} has changed since the model was loaded. Put the file back, or create a new scenario.",
-                code="model_changed",
-            )
-        return content
-
     def __repr__(self) -> str:
         return f"Bundle({self.name!r}, kind={self.kind!r}, path={self.path!r}, sha256={self.sha256!r})"
 

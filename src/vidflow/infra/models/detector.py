@@ -31,7 +31,7 @@ class Network(msgspec.Struct, frozen=True):
     """A model in its runtime. `run` takes tensors of `form`.
 
     `fixed_batch` is the only number of pictures that it accepts, None if it accepts any. `output_names` are empty if the runtime
-    does not know them.
+    does not know them. `runs_in_threads`: several threads may call `run` at once.
     """
 
     run: InferenceFunction
@@ -39,6 +39,7 @@ class Network(msgspec.Struct, frozen=True):
     fixed_batch: int | None = None
     output_names: tuple[str, ...] = ()
     device: Device = CPU
+    runs_in_threads: bool = False
 
 
 class DetectionFilter(msgspec.Struct, frozen=True):
@@ -124,6 +125,7 @@ class TensorDetector:
         self.labels = bundle.labels
         self.batch = network.fixed_batch or inputs.batch
         self.device = network.device
+        self.runs_in_threads = network.runs_in_threads
         self._network = network
         self._inputs = inputs
         self._filter = build_filter(thresholds, bundle.labels, parameters.score_threshold, parameters.labels)

@@ -43,7 +43,7 @@ class Picture(Protocol):
 
 
 class Model(Protocol):
-    """A loaded model. It is used by one thread of one worker."""
+    """A loaded model. It is used by one thread of one worker, or by several if it runs in threads."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -64,6 +64,10 @@ class Model(Protocol):
     @property
     def batch(self) -> int:
         """The most efficient number of pictures per call. Any number gives correct results."""
+
+    @property
+    def runs_in_threads(self) -> bool:
+        """Whether several threads may call `infer` at once, with the results of calls one after the other."""
 
     def infer(self, pictures: Sequence[Picture]) -> list[tuple[Detection, ...]]:
         """Return the detections of each picture, in order. For a stateful model they are the next kept frames of one video.

@@ -62,6 +62,7 @@ class MotionModel:
     labels = (LABEL,)
     input_size = None
     warmup_frames = WINDOW
+    runs_in_threads = False
     batch = 1
     device = CPU
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from typing import Any, Final
 
@@ -14,15 +13,13 @@ from numpy.typing import NDArray
 
 from vidflow.domain.detections import InferenceError
 from vidflow.domain.device import CPU, Device, DeviceKind, resolve_device
-from vidflow.domain.errors import ModelError, Unavailable
+from vidflow.domain.errors import ModelError
 from vidflow.infra.models.bundle import Bundle
 from vidflow.infra.models.cuda import choose_device, raise_gpu_failure
 from vidflow.infra.models.detector import InferenceFunction, Network
 from vidflow.infra.models.onnx_inputs import ModelInputs, find_inputs
 from vidflow.infra.models.ort import onnxruntime as ort
 from vidflow.infra.models.tensors import Tensor
-from vidflow.infra.models.thread_budget import ThreadBudget, ThreadCount
-from vidflow.infra.telemetry.logs import log
 
 CPU_PROVIDER: Final = "CPUExecutionProvider"
 CUDA_PROVIDER: Final = "CUDAExecutionProvider"
@@ -35,78 +32,33 @@ ERROR_NUMBER: Final = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 SOURCE_LOCATION: Final = re.compile(r"/\S+\.(?:cc|h|cpp|hpp):\d+ [^()]*\([^()]*\)(?: const)?(?: \[with [^\]]*\])? ")
 MAX_REASON_CHARACTERS: Final = 2000
 """Longer than any reason seen, and bounded, as a model chooses the names in it."""
-_log = log("models")
 
 
-def open_network(bundle: Bundle, budget: ThreadBudget, requested: Device = CPU) -> Network:
-    """Return the network of a spec of kind `onnx`, which uses as many threads as the budget allows.
+def open_network(bundle: Bundle, requested: Device = CPU) -> Network:
+    """Return the network of a spec of kind `onnx`. On the CPU, each call runs on the thread that calls it, and on no other.
 
     Raises ModelError (model_refused) if it is damaged, needs other files, or does not fit its spec, and DeviceUnavailable.
     """
-    resizable = ResizableSession(bundle, budget, requested)
-    session = resizable.session
+    session = open_session(bundle.require_weights(), bundle.origin, requested)
     spec, _ = bundle.spec.tensor_specs()
     inputs = find_inputs(session.get_inputs(), spec, bundle.origin)
     outputs = [output.name for output in session.get_outputs() if NUMBERS.fullmatch(output.type)]
     if not outputs:
         raise ModelError(f"{bundle.origin} returns no tensor of numbers. Export a detector.", code="model_refused")
-    run = _build_inference_function(resizable, inputs, outputs)
-    return Network(run, inputs.form, inputs.fixed_batch, tuple(outputs), resizable.device)
+    device = find_device(session, requested)
+    run = _build_inference_function(session, device, inputs, outputs)
+    return Network(run, inputs.form, inputs.fixed_batch, tuple(outputs), device, runs_in_threads=True)
 
 
-class ResizableSession:
-    """An onnxruntime session whose number of threads follows a budget, for use by one thread.
-
-    onnxruntime fixes the number for a session, so another session is opened for another number. Its results are the same.
-    """
-
-    def __init__(self, bundle: Bundle, budget: ThreadBudget, requested: Device = CPU) -> None:
-        """Raises ModelError (model_refused) or DeviceUnavailable."""
-        self._bundle, self._threads = bundle.without_weights(), ThreadCount(budget)
-        self.device = requested
-        self.session = self._open(bundle.require_weights())
-        self.device = find_device(self.session, requested)
-
-    def run(self, names: Sequence[str], feed: Mapping[str, NDArray[Any]]) -> Sequence[Any]:
-        """Return these outputs. Raises onnxruntime's errors, or Unavailable if no session can be opened any more."""
-        threads = self._threads.find_due(self._open_s)
-        if threads is not None and self.device == CPU:
-            self._reopen(threads)
-        outputs: Sequence[Any] = self.session.run(names, feed)
-        return outputs
-
-    def _open(self, content: bytes) -> ort.InferenceSession:
-        began_s = time.monotonic()
-        session = open_session(content, self._bundle.origin, self._threads.current, self.device)
-        self._open_s = time.monotonic() - began_s
-        return session
-
-    def _reopen(self, threads: int) -> None:
-        """Open a session with another number of threads. Keep the one that there is if the model's file has changed."""
-        self._threads.current = threads
-        try:
-            content = self._bundle.read_weights()
-        except ModelError as error:
-            _log.warning("model_not_reopened", model=self._bundle.name, error=error.message, does="keeps its threads")
-            return
-        del self.session  # so that two are never in memory
-        try:
-            self.session = self._open(content)
-        except ModelError as error:
-            raise Unavailable(f"Cannot open {self._bundle.origin} again: {error.message}") from error
-
-
-def open_session(content: bytes, origin: str, threads: int = 1, requested: Device = CPU) -> ort.InferenceSession:
+def open_session(content: bytes, origin: str, requested: Device = CPU) -> ort.InferenceSession:
     """Return an onnxruntime session. `find_device` says what it runs on.
 
     Raises ModelError (model_refused), DeviceUnavailable if CUDA is requested and cannot be used, and Unavailable if it fails.
     """
     device = choose_device(requested, "onnxruntime")
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
+    options.intra_op_num_threads = options.inter_op_num_threads = 1  # several frames side by side use the cores better
     options.log_severity_level = LOG_SEVERITY_FATAL  # errors are raised; logging them would report them twice
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.load_model_format", "ONNX")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", NO_EXTERNAL_WEIGHTS_PATH)
     providers: list[Any] = [CPU_PROVIDER]
@@ -142,14 +94,14 @@ def find_device(session: ort.InferenceSession, requested: Device) -> Device:
     return resolve_device(requested, fault)
 
 
-def _build_inference_function(session: ResizableSession, inputs: ModelInputs, names: list[str]) -> InferenceFunction:
+def _build_inference_function(
+    session: ort.InferenceSession, device: Device, inputs: ModelInputs, names: list[str]
+) -> InferenceFunction:
     def run(tensor: Tensor) -> Sequence[NDArray[Any]]:
         try:
             outputs = session.run(names, inputs.feed(tensor))
-        except Unavailable:
-            raise
         except Exception as error:  # onnxruntime's errors have no common base class but Exception
-            raise_gpu_failure(session.device, error, runtime_reason(error))
+            raise_gpu_failure(device, error, runtime_reason(error))
             raise InferenceError(f"onnxruntime failed on a frame ({runtime_reason(error)}).") from error
         return [np.asarray(output) for output in outputs]
 

@@ -35,6 +35,11 @@ class PluginModel:
         return device if isinstance(device, Device) else None
 
     @property
+    def runs_in_threads(self) -> bool:
+        """Whether several threads may use it: models of other packages are used by one."""
+        return False
+
+    @property
     def warmup_frames(self) -> int:
         """Number of earlier kept frames on which a result depends."""
         return self._model.warmup_frames

@@ -45,7 +45,6 @@ from vidflow.infra.models.spec import (
     spec_error,
     torchvision_task,
 )
-from vidflow.infra.models.thread_budget import ThreadBudget
 
 if TYPE_CHECKING:
     from vidflow.infra.models.detector import Network
@@ -136,13 +135,10 @@ def require_same(bundle: Bundle, sha256: str | None) -> None:
         )
 
 
-def load(
-    bundle: Bundle, parameters: Parameters | None = None, budget: ThreadBudget | None = None, device: Device = CPU
-) -> Model:
+def load(bundle: Bundle, parameters: Parameters | None = None, device: Device = CPU) -> Model:
     """Load a model that was resolved with its weights, ready to infer, with the scenario's score threshold and labels.
 
-    `budget`: how many threads it may use (None: one). Models that cannot follow it use one. `device`: what it runs on; `motion` always
-    runs on the CPU, and models of other packages choose their device themselves.
+    `device`: what it runs on; `motion` always runs on the CPU, and models of other packages choose their device themselves.
 
     Raises MissingExtra (with the command that installs it) if a library is missing, ModelError if the model's files are
     invalid, ParameterError for a label that it does not have, DeviceUnavailable if it cannot use the device, and Unavailable if its
@@ -152,7 +148,7 @@ def load(
     loader = _LOADERS.get(bundle.kind)
     parameters = parameters or Parameters()
     if loader is not None:
-        return loader(bundle, parameters, budget or ThreadBudget(), device)
+        return loader(bundle, parameters, device)
     entry = _entry_points().get(bundle.kind)
     if entry is None:
         raise ModelError(f"The package that provides the model kind {bundle.kind!r} is not installed here. Install it.")
@@ -164,10 +160,10 @@ def can_be_shared(bundle: Bundle) -> bool:
     return bundle.kind in _NETWORKS
 
 
-def open_network(bundle: Bundle, budget: ThreadBudget, device: Device = CPU) -> Network:
+def open_network(bundle: Bundle, device: Device = CPU) -> Network:
     """Open the network of a model that can be shared and was resolved with its weights. Errors are those of `load`."""
     require_extra(bundle)
-    return _NETWORKS[bundle.kind](bundle, budget, device)
+    return _NETWORKS[bundle.kind](bundle, device)
 
 
 def check_labels(bundle: Bundle, labels: Iterable[str]) -> None:
@@ -226,25 +222,25 @@ def _read(name: str, file: ModelFile, *, keep_weights: bool) -> Bundle:
     return bundle
 
 
-def _load_motion(bundle: Bundle, parameters: Parameters, _budget: ThreadBudget, _device: Device) -> Model:
+def _load_motion(bundle: Bundle, parameters: Parameters, _device: Device) -> Model:
     from vidflow.infra.models.motion import load_motion  # noqa: PLC0415  (heavy: imported only to run a model)
 
     return load_motion(bundle, parameters)
 
 
-def _load_tensor_detector(bundle: Bundle, parameters: Parameters, budget: ThreadBudget, device: Device) -> Model:
+def _load_tensor_detector(bundle: Bundle, parameters: Parameters, device: Device) -> Model:
     from vidflow.infra.models.detector import TensorDetector  # noqa: PLC0415
 
-    return TensorDetector(open_network(bundle, budget, device), bundle, parameters)
+    return TensorDetector(open_network(bundle, device), bundle, parameters)
 
 
-def _open_onnx(bundle: Bundle, budget: ThreadBudget, device: Device) -> Network:
+def _open_onnx(bundle: Bundle, device: Device) -> Network:
     from vidflow.infra.models.onnx import open_network as open_onnx  # noqa: PLC0415
 
-    return open_onnx(bundle, budget, device)
+    return open_onnx(bundle, device)
 
 
-def _open_exported(bundle: Bundle, _budget: ThreadBudget, device: Device) -> Network:
+def _open_exported(bundle: Bundle, device: Device) -> Network:
     if not bundle.from_models_dir:  # the last barrier before code from the file may run
         raise models_folder_error(EXPORTED, bundle.name)
     from vidflow.infra.models.exported import open_program  # noqa: PLC0415
@@ -252,20 +248,20 @@ def _open_exported(bundle: Bundle, _budget: ThreadBudget, device: Device) -> Net
     return open_program(bundle, device)
 
 
-def _load_torchvision(bundle: Bundle, parameters: Parameters, _budget: ThreadBudget, device: Device) -> Model:
+def _load_torchvision(bundle: Bundle, parameters: Parameters, device: Device) -> Model:
     from vidflow.infra.models.torchvision import load_torchvision  # noqa: PLC0415
 
     return load_torchvision(bundle, parameters, device)
 
 
-_LOADERS: Final[dict[str, Callable[[Bundle, Parameters, ThreadBudget, Device], Model]]] = {
+_LOADERS: Final[dict[str, Callable[[Bundle, Parameters, Device], Model]]] = {
     MOTION: _load_motion,
     ONNX: _load_tensor_detector,
     EXPORTED: _load_tensor_detector,
     TORCHVISION: _load_torchvision,
 }
 
-_NETWORKS: Final[dict[str, Callable[[Bundle, ThreadBudget, Device], Network]]] = {
+_NETWORKS: Final[dict[str, Callable[[Bundle, Device], Network]]] = {
     ONNX: _open_onnx,
     EXPORTED: _open_exported,
 }

@@ -120,6 +120,7 @@ class TorchvisionModel:
     """The Model for a torchvision detector."""
 
     warmup_frames = 0
+    runs_in_threads = False
     batch = BATCH
 
     def __init__(

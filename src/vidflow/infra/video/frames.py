@@ -14,7 +14,6 @@ from typing import Final
 import av
 import numpy as np
 from av.video.frame import PictureType, VideoFrame
-from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from vidflow.domain.live_clock import CaptureTime
@@ -67,7 +66,6 @@ class KeptFrame:
     decoded: VideoFrame
     orientation: Orientation
     crop: Crop
-    scaler: VideoReformatter
     captured: CaptureTime | None = None
     clock_drifts: int = 0
 
@@ -85,7 +83,7 @@ class KeptFrame:
     ) -> NDArray[np.uint8]:
         """Return the picture as displayed, scaled to `width` and `height` if given: see `to_array`."""
         size = (width or self.width, height or self.height)
-        return to_array(self.decoded, self.orientation, size, order, self.scaler, self.crop, resample)
+        return to_array(self.decoded, self.orientation, size, order, self.crop, resample)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +155,6 @@ class _FrameReader:
         self._missing: list[int] = []  # the ticks of frames that should have been kept, not yet reported
         self._displayed_until = 0
         self._orientations: dict[int, Orientation] = {}
-        self._scaler = VideoReformatter()
 
     def find_stored_frame(self, point: SeekToPts, events: Iterator[VideoFrame | LostPacket]) -> bool:
         """Skip frames up to the stored one. Return whether it was reached from a keyframe and with nothing lost on the way.
@@ -223,7 +220,6 @@ class _FrameReader:
             decoded=frame,
             orientation=orientation,
             crop=self._source.crop,
-            scaler=self._scaler,
         )
 
     def _orientation(self, frame: VideoFrame) -> Orientation:

@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import Final, Protocol, Self
 
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
 
 from vidflow import VERSIONS
 from vidflow.domain.errors import SourceError, Unavailable, VidflowError, build_internal_error
@@ -127,7 +126,6 @@ class LiveReader:
         self._outage: VidflowError | None = None
         self._stopped = False
         self._orientations: dict[int, Orientation] = {}
-        self._scaler = VideoReformatter()
         self._watcher = threading.Thread(target=self._keep_connected, name="live source", daemon=True)
 
     def __enter__(self) -> Self:
@@ -237,7 +235,7 @@ class LiveReader:
         return KeptFrame(
             frame_number=number, pts=step.captured_us, time_base=CAPTURE_TIME_BASE, origin_pts=self._stream.origin_us or 0,
             time_s=step.time_s, width=width, height=height, corrupt=decoded.is_corrupt, decoded=decoded, orientation=orientation,
-            crop=info.crop, scaler=self._scaler, clock_jumps=step.clock.jumps - reported.jumps,
+            crop=info.crop, clock_jumps=step.clock.jumps - reported.jumps,
             captured=read_capture_time(decoded) or CaptureTime(step.captured_us, CaptureClock.ARRIVAL),
             clock_drifts=step.clock.drifts - reported.drifts,
         )  # fmt: skip

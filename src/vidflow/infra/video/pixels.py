@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import threading
 from fractions import Fraction
 from typing import Final, Literal, NamedTuple
 
@@ -24,6 +25,16 @@ _FILTERS: Final[dict[ResamplingFilter, Interpolation]] = {
 """swscale's filters. When a picture is reduced, all of them widen with the ratio, so that every pixel counts: a triangle over two
 pixels of the result, the mean of exactly one, and a cubic (B = 0, C = 0.6) over four. `area` enlarges like `bilinear`."""
 _MATRIX: Final = struct.Struct("=9i")
+
+
+class _Scalers(threading.local):
+    """A scaler for each thread, since one must not be used by several. It keeps its tables while the sizes stay the same."""
+
+    def __init__(self) -> None:
+        self.own = VideoReformatter()
+
+
+_scalers: Final = _Scalers()
 
 
 class Orientation(NamedTuple):
@@ -84,22 +95,21 @@ def to_array(
     orientation: Orientation,
     size: tuple[int, int],
     order: ChannelOrder,
-    scaler: VideoReformatter,
     crop: Crop = NO_CROP,
     resample: ResamplingFilter = "bilinear",
 ) -> NDArray[np.uint8]:
     """Return the frame as displayed, scaled to `size` (width, height): uint8, contiguous, shape (height, width, 3).
 
     In "grey", it is the brightness from 0 to 255, of shape (height, width). Of most videos, swscale then reads only that plane.
-    swscale scales it before it is turned, which is far cheaper than scaling tensors. Use a `scaler` in one thread only.
+    swscale scales it before it is turned, which is far cheaper than scaling tensors.
     Raises SourceError for a pixel format that cannot be converted.
     """
     width, height = size
     if orientation.transposed:
         width, height = height, width
     try:
-        scaled = scaler.reformat(
-            _crop(frame, crop, order, scaler), width, height, _FORMATS[order], interpolation=_FILTERS[resample], threads=1,
+        scaled = _scalers.own.reformat(
+            _crop(frame, crop, order), width, height, _FORMATS[order], interpolation=_FILTERS[resample], threads=1,
             dst_color_range=ColorRange.JPEG if order == "grey" else None,
         )  # fmt: skip
     except (av.error.FFmpegError, ValueError) as error:
@@ -111,13 +121,13 @@ def to_array(
     return np.ascontiguousarray(_orient(np.asarray(scaled.to_ndarray(), dtype=np.uint8), orientation))
 
 
-def _crop(frame: VideoFrame, crop: Crop, order: ChannelOrder, scaler: VideoReformatter) -> VideoFrame:
+def _crop(frame: VideoFrame, crop: Crop, order: ChannelOrder) -> VideoFrame:
     """Return the displayed part of the frame, as RGB or BGR if there are margins: cropping YUV pictures would round odd margins."""
     width, height = crop.crop_size(frame.width, frame.height)
     if (width, height) == (frame.width, frame.height):
         return frame
     pixel_format = _FORMATS["rgb" if order == "grey" else order]  # an array of grey values has no colour range
-    pixels = np.asarray(scaler.reformat(frame, format=pixel_format, threads=1).to_ndarray(), dtype=np.uint8)
+    pixels = np.asarray(_scalers.own.reformat(frame, format=pixel_format, threads=1).to_ndarray(), dtype=np.uint8)
     return VideoFrame.from_ndarray(
         np.ascontiguousarray(pixels[crop.top : crop.top + height, crop.left : crop.left + width]), format=pixel_format
     )

@@ -16,7 +16,6 @@ from typing import Final
 
 import av
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
 
 from vidflow.domain.messages import CorruptPolicy, ResumePoint
 from vidflow.domain.sampling import USUAL_RATE, Sampler, SeekToPts, plan_resume
@@ -71,7 +70,6 @@ def _read_up_to(
     """Return the last kept frames of `events` up to the stored one, at most `count`; None if that one does not occur."""
     sampler = Sampler(point.sampler.timeline, rate)
     frames: deque[KeptFrame] = deque(maxlen=count)
-    scaler = VideoReformatter()
     started = False
     for event in events:
         if isinstance(event, LostPacket) or event.pts is None or not (started or is_independent(event)):
@@ -81,7 +79,7 @@ def _read_up_to(
         is_missing = event.is_corrupt and on_corrupt is CorruptPolicy.SKIP
         # The cell in which the seek landed may have started before that place, unless the video starts there.
         if kept and not is_missing and (started or rate is None or tick == sampler.timeline.origin):
-            frames.append(_build_kept_frame(event, sampler, source, tick, scaler))
+            frames.append(_build_kept_frame(event, sampler, source, tick))
         started = started or kept
         if tick >= point.last_pts:
             return (
@@ -92,15 +90,13 @@ def _read_up_to(
     return None
 
 
-def _build_kept_frame(
-    frame: VideoFrame, sampler: Sampler, source: SourceInfo, tick: int, scaler: VideoReformatter
-) -> KeptFrame:
+def _build_kept_frame(frame: VideoFrame, sampler: Sampler, source: SourceInfo, tick: int) -> KeptFrame:
     timeline = sampler.timeline
     orientation = read_orientation(frame)
     width, height = displayed_size(frame, orientation, source.pixel_aspect, source.crop)
     return KeptFrame(
         0, tick, source.time_base, timeline.origin or 0, float(timeline.seconds_since_start(tick)),
-        width, height, frame.is_corrupt, 0, frame, orientation, source.crop, scaler,
+        width, height, frame.is_corrupt, 0, frame, orientation, source.crop,
     )  # fmt: skip
 
 

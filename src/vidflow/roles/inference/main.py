@@ -35,7 +35,7 @@ def _open(task: link.InferenceTask, listener: socket.socket, budget: ThreadBudge
     try:
         bundle = registry.resolve(task.model, task.models_dir, any_onnx=task.any_onnx, keep_weights=True)
         registry.require_same(bundle, task.model_sha256)
-        network = registry.open_network(bundle, ThreadBudget(), task.device)
+        network = registry.open_network(bundle, task.device)
     except VidflowError as error:
         refused = Refused(build_error_info(error), fatal=isinstance(error, UserError | DeviceUnavailable))
         return InferenceServer(listener, refused, (0, 0), None, 1, budget)
@@ -49,5 +49,5 @@ def _open(task: link.InferenceTask, listener: socket.socket, budget: ThreadBudge
     ready = Ready(network.form, network.fixed_batch, network.output_names, network.device)
     del bundle  # with the weights
     return_free_memory()
-    lanes = task.cores if network.device == CPU else 1
+    lanes = task.cores if network.device == CPU and network.runs_in_threads else 1
     return InferenceServer(listener, ready, inputs.size, BatchRunner(network), lanes, budget)

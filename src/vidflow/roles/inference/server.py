@@ -30,6 +30,8 @@ LINGER_S: Final = 30.0
 """How long the model stays loaded without clients, as the next video may need it soon."""
 REFUSED_LINGER_S: Final = 1.0
 """The same for a model that cannot be loaded: the next client gets another try."""
+ACTIVE_S: Final = 0.1
+"""A client that has sent nothing for so long after its last answer is not waited for."""
 MAX_CLIENTS: Final = 1000
 """The largest number of slots of a runner."""
 _log = log("inference")
@@ -64,6 +66,7 @@ class InferenceServer:
         self._waiting: dict[int, _Request] = {}
         self._running: dict[int, _Request] = {}
         self._running_since_s: dict[int, float] = {}  # of batches, by their first client
+        self._answered_s: dict[int, float] = {}  # when each client had its last answer
         self._in_use: set[Client] = set()  # by a lane, which closes those that end meanwhile
         self._shares = FairShare()
         self._numbers = 0
@@ -133,7 +136,15 @@ class InferenceServer:
             return NextBatch()
         waiting = [request.waiting for request in self._waiting.values()]
         running = [request.waiting for request in self._running.values()]
-        return choose_batch(waiting, len(self._clients), max_frames, now_s, running)
+        active = (
+            len(waiting)
+            + len(running)
+            + sum(
+                now_s - answered_s < ACTIVE_S and client not in self._waiting and client not in self._running
+                for client, answered_s in self._answered_s.items()
+            )
+        )
+        return choose_batch(waiting, active, max_frames, now_s, running)
 
     def _run_batch(self, batch: list[_Request]) -> None:
         assert self._batches is not None  # no request is accepted without it
@@ -148,6 +159,8 @@ class InferenceServer:
             del self._running_since_s[batch[0].waiting.client]
             for request in batch:
                 del self._running[request.waiting.client]
+                if request.waiting.client in self._clients:
+                    self._answered_s[request.waiting.client] = time.monotonic()
             self._batch_count, self._frame_count = self._batch_count + 1, self._frame_count + _count_frames(batch)
             self._changed.notify_all()
         for request, result in zip(batch, results, strict=True):
@@ -204,6 +217,7 @@ class InferenceServer:
         with self._changed:
             del self._clients[client.number]
             self._waiting.pop(client.number, None)
+            self._answered_s.pop(client.number, None)
             self._shares = self._shares.forget(client.number)
             self._idle_since_s = time.monotonic()
             is_in_use = client in self._in_use

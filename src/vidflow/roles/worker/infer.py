@@ -20,8 +20,8 @@ from vidflow.roles.worker.read import FrameBatch
 def load(task: Task, link: Link) -> Model:
     """Return the task's model with its parameters applied: in an inference process if it can be shared, else in this one.
 
-    In this one, it uses as many threads as the link's budget allows. Repeats the check that the model may be used, since commands in
-    Kafka may come from anywhere. Raises ModelError, ParameterError, MissingExtra, DeviceUnavailable, Unavailable or RequestStopped.
+    Repeats the check that the model may be used, since commands in Kafka may come from anywhere. Raises ModelError,
+    ParameterError, MissingExtra, DeviceUnavailable, Unavailable or RequestStopped.
     """
     deploy = task.deploy
     if task.inference_socket is not None:
@@ -33,7 +33,7 @@ def load(task: Task, link: Link) -> Model:
             return TensorDetector(shared.network, bundle, deploy.parameters)
     bundle = registry.resolve(deploy.model, task.models_dir, any_onnx=task.any_onnx, keep_weights=True)
     registry.require_same(bundle, deploy.model_sha256)
-    model = registry.load(bundle, deploy.parameters, link.thread_budget, task.device)
+    model = registry.load(bundle, deploy.parameters, task.device)
     del bundle  # with the weights
     return_free_memory()  # loading uses more than the loaded model
     return model

@@ -32,6 +32,7 @@ from vidflow.infra.video import FrameGap, KeptFrame, ReadingStopped, Video
 from vidflow.infra.video.live import LiveReader
 from vidflow.infra.video.source import SourceInfo
 from vidflow.roles.worker import infer, read, read_ahead
+from vidflow.roles.worker.lanes import MAX_LANES, InferBatch, InferredStep, Lanes, infer_step
 from vidflow.roles.worker.link import Link, Task
 from vidflow.roles.worker.prepared_pictures import PicturePreparation
 from vidflow.roles.worker.read_ahead import ReadAhead
@@ -111,7 +112,8 @@ def _process_live(task: Task, link: Link, results: ResultSender) -> EndReason:
                     results.hold_gap(step)
                     continue
                 link.report_wait(WorkerWait.INFERENCE)
-                _infer_and_send(deploy, step, model, link, results, timer)
+                done = infer_step(read_ahead.ReadStep(step, 0.0), partial(_infer, deploy, model))
+                _send_batch(done, step, deploy, link, results, timer)
                 link.report_wait(WorkerWait.SOURCE)
         if link.finish_reason is not EndReason.HANDED_OVER:  # the next worker reports what is missing between the two
             _hold_final_gaps(reader, results)
@@ -136,34 +138,36 @@ def _hold_final_gaps(reader: LiveReader, results: ResultSender) -> None:
 
 
 def _process_frames(deploy: Deploy, video: Video, model: Model, link: Link, results: ResultSender) -> EndReason:
-    # A retry infers frame by frame past the batch in which the last attempt may have failed. A first attempt infers only its first
+    # A retry infers frame by frame past the batches in which the last attempt may have failed. A first attempt infers only its first
     # frame alone, so that a result comes soon.
-    singles = model.batch if deploy.attempt else 1
+    singles = model.batch * (MAX_LANES + 1 if model.runs_in_threads else 1) if deploy.attempt else 1
     flush_below = deploy.resume.next_frame + singles if deploy.attempt else 0
     # Nor does a retry read ahead there, so that a failure of the decoder is not taken for one of the model.
     ahead_from = flush_below + read_ahead.MAX_AHEAD_FRAMES + model.batch if deploy.attempt else 0
     is_empty = deploy.resume.next_frame == 0
-    report_source_wait = partial(link.report_wait, WorkerWait.SOURCE)
     timer = StepTimer(link)
     steps = _read_steps(deploy, video, model, singles)
-    with ReadAhead(steps, link.finish_order.give, report_source_wait) as ahead:
-        for step, read_s in chain(_read_one_by_one(steps, ahead_from, report_source_wait), ahead):
+    infer_batch = partial(_infer, deploy, model)
+    with (
+        ReadAhead(steps, link.finish_order.give) as ahead,
+        Lanes(
+            ahead, infer_batch, lambda: link.thread_budget.threads, link.finish_order.give, link.report_wait
+        ) as lanes,
+    ):
+        near = _infer_one_by_one(_read_one_by_one(steps, ahead_from), lambda: False, infer_batch, link)
+        rest = lanes if model.runs_in_threads else _infer_one_by_one(ahead, ahead.has_step, infer_batch, link)
+        for done in chain(near, rest):
             if link.finish_reason is not None:
                 break
-            timer.add_reading(read_s)
+            timer.add_reading(done.read_s)
             is_empty = False
-            if isinstance(step, FrameGap):
-                results.hold_gap(step)
-                continue
-            if isinstance(step, ClockChanges):
-                results.hold_clock_changes(step)
-                continue
-            link.report_wait(WorkerWait.INFERENCE)
-            if step.is_warmup:
-                infer.warm_up(model, step)
+            if isinstance(done.step, FrameGap):
+                results.hold_gap(done.step)
+            elif isinstance(done.step, ClockChanges):
+                results.hold_clock_changes(done.step)
             else:
-                _infer_and_send(deploy, step, model, link, results, timer)
-                if step.frames[-1].number < flush_below:
+                _send_batch(done, done.step, deploy, link, results, timer)
+                if done.step.frames[-1].number < flush_below:
                     results.flush()
     if is_empty and link.finish_reason is None:
         raise SourceError(
@@ -181,13 +185,10 @@ def _read_steps(deploy: Deploy, video: Video, model: Model, singles: int) -> Ite
     return read.prepare_pictures(read.group_into_batches(limited, model.batch, singles=singles), PicturePreparation())
 
 
-def _read_one_by_one(
-    steps: Iterator[read_ahead.Step], below: int, before_wait: Callable[[], None]
-) -> Iterator[read_ahead.ReadStep]:
+def _read_one_by_one(steps: Iterator[read_ahead.Step], below: int) -> Iterator[read_ahead.ReadStep]:
     """Yield the steps up to a frame number on this thread, none of them ahead."""
     number = -1
     while number + 1 < below:
-        before_wait()
         try:
             read_step = read_ahead.read_step(steps)
         except ReadingStopped:
@@ -199,6 +200,21 @@ def _read_one_by_one(
             number = read_step.step.frames[-1].number
 
 
+def _infer_one_by_one(
+    steps: Iterator[read_ahead.ReadStep], has_step: Callable[[], bool], infer_batch: InferBatch, link: Link
+) -> Iterator[InferredStep]:
+    """Yield the steps with their results, inferred on this thread. `has_step`: whether the next one is there already."""
+    while True:
+        if not has_step():
+            link.report_wait(WorkerWait.SOURCE)
+        read_step = next(steps, None)
+        if read_step is None:
+            return
+        if isinstance(read_step.step, read.FrameBatch):
+            link.report_wait(WorkerWait.INFERENCE)
+        yield infer_step(read_step, infer_batch)
+
+
 def _finish(link: Link, results: ResultSender) -> EndReason:
     """Send the end marker. Return why the worker ends."""
     reason = link.finish_reason or EndReason.FINISHED
@@ -208,14 +224,25 @@ def _finish(link: Link, results: ResultSender) -> EndReason:
     return reason
 
 
-def _infer_and_send(
-    deploy: Deploy, batch: read.FrameBatch, model: Model, link: Link, results: ResultSender, timer: StepTimer
-) -> None:
+def _infer(deploy: Deploy, model: Model, batch: read.FrameBatch) -> tuple[Frame, ...]:
+    """Return the results of a batch, none for one of a warm-up."""
+    if batch.is_warmup:
+        infer.warm_up(model, batch)
+        return ()
     crashpoint("worker.before_frame")
+    return tuple(infer.detect(model, batch, deploy))
+
+
+def _send_batch(
+    done: InferredStep, batch: read.FrameBatch, deploy: Deploy, link: Link, results: ResultSender, timer: StepTimer
+) -> None:
+    """Send the results of a batch, or raise its error."""
     link.current_frame = batch.frames[0].number if len(batch.frames) == 1 else None
-    with timer.time_inference(len(batch.frames)):
-        frames = list(infer.detect(model, batch, deploy))
-    for frame in frames:
+    if done.error is not None:
+        raise done.error
+    if not batch.is_warmup:
+        timer.add_inference(done.inference_s, len(batch.frames))
+    for frame in done.frames:
         _send(results, frame, deploy, link)
         link.set_next_frame(frame.frame_number + 1)
         crashpoint("worker.after_frame")

@@ -5,11 +5,10 @@ The reading thread converts, and the model finds the pixels ready. A model that 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from vidflow.domain.errors import SourceError
@@ -31,7 +30,6 @@ class PicturePreparation:
 
     def __init__(self) -> None:
         self.last_request: ImageRequest | None = None
-        self._scaler = VideoReformatter()  # a scaler may be used by one thread only
 
     def prepare(self, frame: KeptFrame) -> PreparedPicture:
         """Return the frame as a picture, converted as the model is expected to ask for it."""
@@ -39,7 +37,7 @@ class PicturePreparation:
         if request is None:
             return PreparedPicture(frame, self)
         try:
-            pixels = replace(frame, scaler=self._scaler).image(*request)
+            pixels = frame.image(*request)
         except SourceError:
             return PreparedPicture(frame, self)  # raised again when the model asks
         return PreparedPicture(frame, self, request, pixels)

@@ -42,17 +42,15 @@ class _Waiting(NamedTuple):
 
 
 class ReadAhead:
-    """Iterates over `steps` in order, which a thread reads ahead. A context manager, for use by one thread.
+    """Iterates over `steps` in order, which a thread reads ahead. A context manager. One thread at a time may iterate.
 
     The thread starts with the first iteration. A step waits for room unless it is alone, so the thread holds at most one more than the
-    bounds allow. `stop_reading`: makes `steps` raise ReadingStopped, which ends the iteration. `before_wait`: called before an
-    iteration that finds no step ready. An error of reading is raised after the steps before it. When the block ends, so has the thread.
+    bounds allow. `stop_reading`: makes `steps` raise ReadingStopped, which ends the iteration. An error of reading is raised after
+    the steps before it. When the block ends, so has the thread.
     """
 
-    def __init__(
-        self, steps: Iterator[Step], stop_reading: Callable[[], None], before_wait: Callable[[], None]
-    ) -> None:
-        self._steps, self._stop_reading, self._before_wait = steps, stop_reading, before_wait
+    def __init__(self, steps: Iterator[Step], stop_reading: Callable[[], None]) -> None:
+        self._steps, self._stop_reading = steps, stop_reading
         self._changed = threading.Condition()
         self._waiting: deque[_Waiting] = deque()
         self._frames = self._bytes = 0  # of all that wait
@@ -77,13 +75,15 @@ class ReadAhead:
     def __iter__(self) -> Self:
         return self
 
+    def has_step(self) -> bool:
+        """Return whether the next iteration finds a step without waiting."""
+        return bool(self._waiting)
+
     def __next__(self) -> ReadStep:
         """Return the next step, after waiting for it. Raises the error of reading."""
         if not self._has_started:
             self._has_started = True
             self._thread.start()
-        if not self._waiting:  # only this thread takes steps away
-            self._before_wait()
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._has_ended)
             if self._waiting:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
 
 from vidflow.infra.telemetry.metrics import WORKER_BOUNDS_S
@@ -38,12 +36,9 @@ class StepTimer:
         """Count the time that reading a step took."""
         self._decode.add(seconds)
 
-    @contextmanager
-    def time_inference(self, frames: int) -> Iterator[None]:
-        """Measure the block as the inference of a batch of `frames` frames."""
-        began_s = time.perf_counter()
-        yield
-        self._inference.add(time.perf_counter() - began_s)
+    def add_inference(self, seconds: float, frames: int) -> None:
+        """Count the time that the inference of a batch of `frames` frames took. Report if that is due."""
+        self._inference.add(seconds)
         self._frames += frames
         if time.monotonic() - self._reported_s >= REPORT_S:
             self.report()
