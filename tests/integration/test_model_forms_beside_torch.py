@@ -9,8 +9,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from tests.boxes import largest_differences
 from tests.onnx_nets import constant_net, image_input, load_net
 from tests.pictures import FramePicture, picture_of
+from tests.rle import read_mask
+
+from vidflow.commands.run.labelled_model import labelled_model
+from vidflow.domain.messages import Parameters
+from vidflow.infra.models import registry
 
 torch = pytest.importorskip("torch", reason="the extra torch is not installed")
 torchvision = pytest.importorskip("torchvision", reason="the extra torch is not installed")
@@ -18,6 +24,7 @@ from tests.integration.test_models_torch import ssdlite  # noqa: E402  (it needs
 
 QUERIES, CLASSES = 60, 5
 SIZE = (96, 160)
+SCORE = 0.3
 LABELS = [f"class {number}" for number in range(CLASSES)]
 
 
@@ -45,6 +52,137 @@ def test_an_export_of_torchvision_gives_the_same_detections_as_torchvision(tmp_p
     assert [d.score for d in found] == pytest.approx(expected["scores"][order].tolist(), abs=1e-3)
     boxes = expected["boxes"][order] * torch.tensor([640 / 320, 480 / 320] * 2)
     assert np.array([d.box for d in found]) == pytest.approx(boxes.numpy(), abs=0.5)
+
+
+def small_detector(name: str) -> Any:
+    """Return a torchvision detector with a small backbone and fixed random weights, whose scores spread as those of a trained one do."""
+    detection = torchvision.models.detection
+    torch.manual_seed(5)
+    backbone = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 32, 5, stride=4, padding=2), torch.nn.ReLU(), torch.nn.Conv2d(32, 32, 5, stride=4, padding=2)
+    )
+    backbone.out_channels = [32] if name == "ssd" else 32
+    sizes = {"min_size": SIZE[0], "max_size": SIZE[1]}
+    anchors = detection.anchor_utils.AnchorGenerator(sizes=((24, 48),), aspect_ratios=((0.5, 1.0),))
+    point = detection.anchor_utils.AnchorGenerator(sizes=((32,),), aspect_ratios=((1.0,),))
+    pools = {
+        f"{task}_roi_pool": torchvision.ops.MultiScaleRoIAlign(featmap_names=["0"], output_size=7, sampling_ratio=2)
+        for task in ("box", "mask", "keypoint")
+    }
+    two_stage = {
+        "rpn_anchor_generator": anchors, "box_roi_pool": pools["box_roi_pool"], "box_score_thresh": SCORE,
+        "box_detections_per_img": 20, **sizes,
+    }  # fmt: skip
+    box_head = {
+        "box_head": detection.faster_rcnn.TwoMLPHead(32 * 49, 64),
+        "box_predictor": detection.faster_rcnn.FastRCNNPredictor(64, CLASSES + 1),
+    }
+    nets = {
+        "faster r-cnn": lambda: detection.FasterRCNN(backbone, **box_head, **two_stage),
+        "mask r-cnn": lambda: detection.MaskRCNN(
+            backbone, mask_roi_pool=pools["mask_roi_pool"], **box_head, mask_head=detection.mask_rcnn.MaskRCNNHeads(32, (32,), 1),
+            mask_predictor=detection.mask_rcnn.MaskRCNNPredictor(32, 32, CLASSES + 1), **two_stage
+        ),
+        "keypoint r-cnn": lambda: detection.KeypointRCNN(
+            backbone, keypoint_roi_pool=pools["keypoint_roi_pool"],
+            keypoint_head=detection.keypoint_rcnn.KeypointRCNNHeads(32, (32,)),
+            keypoint_predictor=detection.keypoint_rcnn.KeypointRCNNPredictor(32, 5), **box_head, **two_stage
+        ),
+        "retinanet": lambda: detection.RetinaNet(
+            backbone, CLASSES + 1, anchor_generator=anchors, score_thresh=SCORE, **sizes
+        ),
+        "fcos": lambda: detection.FCOS(backbone, CLASSES + 1, anchor_generator=point, score_thresh=SCORE, **sizes),
+        "ssd": lambda: detection.ssd.SSD(
+            backbone, detection.anchor_utils.DefaultBoxGenerator([[2]]), (SIZE[1], SIZE[0]), CLASSES + 1,
+            score_thresh=SCORE,
+        ),
+    }  # fmt: skip
+    net = nets[name]()
+    with torch.no_grad():
+        for parameter, values in net.named_parameters():
+            if values.dim() > 1:
+                values.normal_(0, 1.5 * (values.shape[0] / values.numel()) ** 0.5)
+            elif parameter.endswith("bias"):
+                values.zero_()
+    return net.eval()
+
+
+def export(net: Any, outputs: Any, path: Path) -> None:
+    torch.onnx.export(net, ([torch.rand(3, *SIZE)],), str(path), dynamo=False, output_names=list(outputs))
+
+
+def run_torch(net: Any, picture: FramePicture) -> Any:
+    tensor = torch.from_numpy(picture.image(SIZE[1], SIZE[0])).permute(2, 0, 1).float() / 255
+    with torch.inference_mode():
+        return net([tensor])[0]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["faster r-cnn", "mask r-cnn", "keypoint r-cnn", "retinanet", "fcos", "ssd"])
+def test_an_export_with_a_labels_file_gives_the_detections_of_torchvision(tmp_path: Path, name: str) -> None:
+    net, picture, path = small_detector(name), noise(640, 480), tmp_path / "net.onnx"
+    expected = run_torch(net, picture)
+    export(net, expected, path)
+    (tmp_path / "names.txt").write_text("\n".join(LABELS))
+    with labelled_model(str(path), str(tmp_path / "names.txt")) as spec:
+        bundle = registry.resolve(spec, any_onnx=True, keep_weights=True)
+        (found,) = registry.load(bundle, Parameters(score_threshold=SCORE)).infer([picture])
+    names = ["background", *LABELS]
+    scale = torch.tensor([640 / SIZE[1], 480 / SIZE[0]] * 2)
+    labels = [names[index] for index in expected["labels"].tolist()]
+    rows = zip(labels, expected["scores"].tolist(), (expected["boxes"] * scale).tolist(), strict=True)
+    count, boxes, scores = largest_differences(found, [row for row in rows if row[0] != "background"], 640, 480)
+    assert count >= 10
+    assert boxes <= 0.5
+    assert scores <= 1e-3
+
+
+TASK_SPEC = """
+labels = ["background", "class 0", "class 1", "class 2", "class 3", "class 4"]
+[input]
+size = [96, 160]
+normalise = "unit"
+[output]
+decoder = "torchvision"
+[thresholds]
+score = 0.3
+"""
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("name", "task"), [("mask r-cnn", "instance_segmentation"), ("keypoint r-cnn", "keypoints")])
+def test_an_export_of_another_task_gives_the_masks_and_keypoints_of_torchvision(
+    tmp_path: Path, name: str, task: str
+) -> None:
+    net, picture, path = small_detector(name), noise(SIZE[1], SIZE[0]), tmp_path / "exported.onnx"
+    expected = run_torch(net, picture)
+    export(net, expected, path)
+    model = load_net(tmp_path, onnx.load(path), f'task = "{task}"{TASK_SPEC}')
+    found = {detection.box: detection for detection in model.infer([picture])[0]}
+    assert len(found) >= 12
+    compared = 0
+    for index, box in enumerate(expected["boxes"].tolist()):
+        near = min(found, key=lambda other: max(abs(a - b) for a, b in zip(box, other, strict=True)))
+        if max(abs(a - b) for a, b in zip(box, near, strict=True)) > 0.5:
+            continue
+        compared += 1
+        detection = found[near]
+        if task == "keypoints":
+            assert np.array(detection.keypoints)[:, :2] == pytest.approx(
+                expected["keypoints"][index][:, :2].numpy(), abs=0.5
+            )
+            wanted = torch.sigmoid(expected["keypoints_scores"][index]).tolist()
+            assert [score for _, _, score in detection.keypoints] == pytest.approx(wanted, abs=1e-3)
+        else:
+            assert detection.mask is not None
+            mask, wanted = read_mask(detection.mask), (expected["masks"][index, 0] > 0.5).numpy()
+            y, x = np.mgrid[: SIZE[0], : SIZE[1]] + 0.5
+            inside = (x > box[0]) & (x < box[2]) & (y > box[1]) & (y < box[3])
+            assert not (mask & ~inside).any()
+            assert np.array_equal(
+                mask[inside], wanted[inside]
+            )  # torchvision's masks lie up to a pixel beside their boxes
+    assert compared == len(found)
 
 
 def reference(logits: Any, boxes: Any, *, focal: bool) -> tuple[Any, Any, Any]:

@@ -98,6 +98,10 @@ FORMS: dict[str, tuple[dict[str, str], Graph, dict[str, Any], dict[str, Any], st
         {}, graph({"logits": (1, 300, 91), "pred_boxes": (1, 300, 4)}, ("b", 3, "h", "w")),
         {"size": [750, 1333], **IMAGENET}, {"decoder": "detr", "activation": "sigmoid"}, "coco91",
     ),
+    "LW-DETR of Hugging Face, which has 100 queries": (
+        {}, graph({"logits": (1, 100, 91), "pred_boxes": (1, 100, 4)}, ("b", 3, "h", "w")),
+        {"size": [750, 1333], **IMAGENET}, {"decoder": "detr", "activation": "sigmoid"}, "coco91",
+    ),
     "RF-DETR": (
         {}, graph({"dets": (1, 300, 4), "labels": (1, 300, 91)}, (1, 3, 384, 384)), {"size": [384, 384], **IMAGENET},
         {"decoder": "detr", "activation": "sigmoid"}, "coco91",
@@ -208,6 +212,15 @@ def test_labels_that_do_not_fit_the_outputs_are_refused_with_both_numbers(export
         recognise("net.onnx", {}, exported, ("a", "b", "c"))
     with pytest.raises(ModelError, match=rf"returns {classes} classes, and there are 3 labels in its metadata"):
         recognise("net.onnx", {"names": "['a', 'b', 'c']"}, exported)
+
+
+@pytest.mark.parametrize("queries", [60, 100, 300, "queries"])
+@pytest.mark.parametrize(("logits", "activation"), [(3, "sigmoid"), (4, "softmax")])
+def test_labels_decide_whether_the_last_logit_is_no_object(queries: int | str, logits: int, activation: str) -> None:
+    exported = graph({"logits": (1, queries, logits), "pred_boxes": (1, queries, 4)})
+    spec = recognise("net.onnx", {}, exported, ("a", "b", "c")).spec
+    assert spec.output is not None
+    assert (spec.labels, spec.output.activation) == (["a", "b", "c"], activation)
 
 
 @pytest.mark.parametrize("task", ["depth", "semantic", "", "x" * 4000])

@@ -156,11 +156,7 @@ def _hugging_face(facts: ModelFacts) -> Family | None:
     queries = logits.shape[1] if logits.shape is not None else None
     has_mask = "pixel_mask" in facts.other_inputs
     evidence = f"outputs logits and pred_boxes, {count} logits, {queries if isinstance(queries, int) else 'any number of'} queries"
-    if (
-        queries == DETR_QUERIES
-        or count == max(COCO) + 1
-        or (has_mask and facts.labels and count == len(facts.labels) + 1)
-    ):
+    if _has_no_object(count, queries, facts.labels):
         return Family(
             name="DETR or YOLOS of Hugging Face",
             evidence=f"{evidence}, the last logit for 'no object'",
@@ -184,6 +180,13 @@ def _hugging_face(facts: ModelFacts) -> Family | None:
         usual_size=(750, 1333) if deformable else USUAL_SIZE,
         output={"activation": "sigmoid"},
     )
+
+
+def _has_no_object(count: int, queries: int | str | None, labels: tuple[str, ...] | None) -> bool:
+    """Return whether the last logit means 'no object'. Labels decide it where they fit. LW-DETR has 100 queries too, and no such logit."""
+    if labels is not None and count - len(labels) in {0, 1}:
+        return count > len(labels)
+    return count == max(COCO) + 1 or (queries == DETR_QUERIES and count not in COCO)
 
 
 def _lists(facts: ModelFacts) -> Family | None:
