@@ -308,7 +308,7 @@ def test_a_scenario_without_a_model_gets_the_default_one(client: httpx.Client, d
         ).fetchone()
     assert digest == (registry.resolve("yolox_nano").sha256,)
     refused = client.post("/scenario/init", json=body | {"parameters": {"labels": ["unicorn"]}})
-    assert "Available: aeroplane" in assert_problem(refused, 422, "parameter_invalid")["detail"]
+    assert "Available: airplane" in assert_problem(refused, 422, "parameter_invalid")["detail"]
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ REFUSALS = {
     ),
     "models check, a model without an ONNX file": Refusal(["models", "check", "motion"], 2, "vidflow models show motion"),
     "models check, no ONNX file": Refusal(["models", "check", A_FILE], 2, r"is neither an ONNX file \(\.onnx\) nor a model spec"),
-    "run, unknown label": Refusal(["run", A_FILE, "--labels", "unicorn"], 2, "no label 'unicorn'. Available: aeroplane"),
+    "run, unknown label": Refusal(["run", A_FILE, "--labels", "unicorn"], 2, "no label 'unicorn'. Available: airplane"),
     "run, a label without a name": Refusal(["run", A_FILE, "--labels", "cat,"], 2, "--labels are names separated by commas"),
     "run, no server at the URL": Refusal(["run", A_FILE, "--url", "http://127.0.0.1:1"], 4, "Start one with: vidflow dev"),
     "run, an invalid URL": Refusal(["run", A_FILE, "--url", "http://h:port"], 2, "Write http://host:port"),

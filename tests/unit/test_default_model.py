@@ -17,12 +17,14 @@ from vidflow.contract import InitScenario
 from vidflow.domain.errors import MissingExtra, ModelError
 from vidflow.domain.scenario import DEFAULT_MODEL
 from vidflow.infra.models import registry
+from vidflow.infra.models.label_files import BUILT_IN_LABELS, read_labels
+from vidflow.infra.models.spec import UNUSED_LABELS
 from vidflow.settings import RunOptions, split_labels
 
 ROOT = Path(__file__).parents[2]
 BUILT_IN = ROOT / "src/vidflow/infra/models/builtin"
 VIDEO = "http://camera.example/video.mp4"
-DIGEST = "1aa0971361bbab88f2e25ae02bc9578957db8e875a379b54ad928a22f38fd344"
+DIGEST = "c81a2ad9c176a56433ca2e3f46272d14952f4622a49931372934d2a52864df35"
 """Scenarios remember it: with another digest, those that run during an upgrade fail with `model_changed`."""
 
 
@@ -42,6 +44,23 @@ def test_the_default_model_needs_no_models_folder(tmp_path: Path) -> None:
         assert (bundle.name, bundle.kind, bundle.needs, len(bundle.labels)) == ("yolox_nano", "onnx", "runner", 80)
         assert bundle.sha256 == DIGEST
         assert registry.list_models(models_dir)[0] == registry.ModelListing("yolox_nano", "onnx", "runner")
+
+
+COCO = """
+person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant stop_sign parking_meter
+bench bird cat dog horse sheep cow elephant bear zebra giraffe backpack umbrella handbag tie suitcase frisbee skis
+snowboard sports_ball kite baseball_bat baseball_glove skateboard surfboard tennis_racket bottle wine_glass cup
+fork knife spoon bowl banana apple sandwich orange broccoli carrot hot_dog pizza donut cake chair couch
+potted_plant bed dining_table toilet tv laptop mouse remote keyboard cell_phone microwave oven toaster sink
+refrigerator book clock vase scissors teddy_bear hair_drier toothbrush
+"""
+
+
+def test_the_default_model_has_the_names_of_coco_in_its_order() -> None:
+    names = tuple(name.replace("_", " ") for name in COCO.split())
+    assert registry.resolve(DEFAULT_MODEL).labels == names == read_labels(BUILT_IN_LABELS["coco80"])
+    numbered = read_labels(BUILT_IN_LABELS["coco91"])
+    assert tuple(name for name in numbered if name not in UNUSED_LABELS) == names
 
 
 def test_the_default_model_is_that_of_requests_and_of_vidflow_run() -> None:
