@@ -261,7 +261,7 @@ CheckedImage = Annotated[
     str | None,
     _option(
         "image",
-        "Picture (JPEG, PNG), video or sample to run the model on. A picture with the boxes is written beside it.",
+        "Picture (JPEG, PNG), video or sample to run the model on. A picture with what is found is written beside it.",
     ),
 ]
 WriteSpec = Annotated[

@@ -111,7 +111,8 @@ def _find_warnings(bundle: Bundle, graph: Graph) -> Iterator[str]:
 
 def _run(options: CheckOptions, bundle: Bundle) -> Iterator[str]:
     """Run the model on one picture, list what it finds, and draw it if the picture is the user's."""
-    from vidflow.commands.check.pictures import draw_boxes, generate_picture, read_picture, write_png  # noqa: PLC0415
+    from vidflow.commands.check.drawing import draw_detections  # noqa: PLC0415
+    from vidflow.commands.check.pictures import generate_picture, read_picture, write_png  # noqa: PLC0415
 
     path = None if options.image is None else resolve_video(options.image)
     picture = generate_picture() if path is None else read_picture(path)
@@ -127,7 +128,7 @@ def _run(options: CheckOptions, bundle: Bundle) -> Iterator[str]:
         yield _line(str(number), _describe_detection(detection))
     folder = Path.cwd() if options.image.startswith(PREFIX) else Path(path).parent
     target = folder / f"{Path(path).stem}.detections.png"
-    write_png(target, draw_boxes(picture, found))
+    write_png(target, draw_detections(picture, found))
     yield _line("picture", f"{target}, with the numbers above")
 
 

@@ -1,8 +1,7 @@
-"""Pictures for a check: read from a file, or generated; and written with the boxes of what was found."""
+"""Pictures for a check: read from a file or generated, and written to a file."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +12,6 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
-from vidflow.domain.detections import Detection
 from vidflow.domain.errors import ParameterError, SourceError
 from vidflow.infra.models.model import ChannelOrder, Picture, ResamplingFilter
 from vidflow.infra.video import KeptFrame, open_video, read_kept_frames
@@ -24,12 +22,6 @@ CODECS: Final = ((b"\xff\xd8\xff", "mjpeg"), (b"\x89PNG\r\n\x1a\n", "png"))
 """How pictures start, and what decodes them. Everything else is read as a video."""
 MAX_PICTURE_BYTES: Final = 256 * 1024**2
 GENERATED_SIZE: Final = (1280, 720)
-COLOURS: Final = ((255, 212, 0), (0, 200, 255), (255, 80, 80), (90, 230, 90), (230, 110, 255), (255, 150, 30))
-DIGITS: Final = (
-    "111101101101111", "010110010010111", "111001111100111", "111001111001111", "101101111001001",
-    "111100111001111", "111100111101111", "111001001001001", "111101111101111", "111101111001111",
-)  # fmt: skip
-"""The digits from 0 to 9, in five rows of three points."""
 
 Pixels = NDArray[np.uint8]
 
@@ -103,38 +95,6 @@ def _read_first_frame(path: str) -> KeptFrame:
             if isinstance(event, KeptFrame):
                 return event
     raise SourceError(f"{path} has no frame. Give another file.", code="no_frames")
-
-
-def draw_boxes(picture: Picture, detections: Sequence[Detection]) -> Pixels:
-    """Return the picture with a box around each detection, and its number in the list, from 1, in the box's corner."""
-    pixels = picture.image().copy()
-    height, width = pixels.shape[:2]
-    line = max(2, min(width, height) // 300)
-    colours: dict[str, tuple[int, int, int]] = {}
-    for number, detection in reversed(list(enumerate(detections, 1))):  # the best one is on top
-        colour = colours.setdefault(detection.label, COLOURS[len(colours) % len(COLOURS)])
-        x1, y1, x2, y2 = (round(value) for value in detection.box)
-        x1, y1 = min(x1, width - line), min(y1, height - line)
-        x2, y2 = max(x2, x1 + line), max(y2, y1 + line)
-        for rows, columns in (
-            (slice(y1, y1 + line), slice(x1, x2)), (slice(max(y2 - line, 0), y2), slice(x1, x2)),
-            (slice(y1, y2), slice(x1, x1 + line)), (slice(y1, y2), slice(max(x2 - line, 0), x2)),
-        ):  # fmt: skip
-            pixels[rows, columns] = colour
-        _draw_number(pixels, number, x1 + line, y1 + line, 2 * line, colour)
-    return pixels
-
-
-def _draw_number(pixels: Pixels, number: int, x: int, y: int, scale: int, colour: tuple[int, int, int]) -> None:
-    """Draw a number in black on a field of `colour`, as far as it lies in the picture. A point is `scale` / 2 pixels wide."""
-    point = max(scale // 2, 1) + 1
-    glyphs = [np.array([int(point) for point in DIGITS[int(digit)]], dtype=bool).reshape(5, 3) for digit in str(number)]
-    points = np.pad(np.concatenate([np.pad(glyph, ((0, 0), (0, 1))) for glyph in glyphs], axis=1), ((1, 1), (1, 0)))
-    mask = points.repeat(point, axis=0).repeat(point, axis=1)
-    field = pixels[y : y + mask.shape[0], x : x + mask.shape[1]]
-    mask = mask[: field.shape[0], : field.shape[1]]
-    field[:] = colour
-    field[mask] = 0
 
 
 def write_png(path: Path, pixels: Pixels) -> None:

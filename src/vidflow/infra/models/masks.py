@@ -1,4 +1,4 @@
-"""Convert a mask of a model to a mask in pixels of the frame: run-length encoded, as COCO and its tools write it.
+"""Convert a mask of a model to a mask in pixels of the frame, run-length encoded as COCO and its tools write it, and back to pixels.
 
 Pixels are numbered down the columns. Counts are the lengths of runs, of pixels outside and inside in turn, beginning with outside.
 """
@@ -76,6 +76,25 @@ def encode_counts(counts: NDArray[np.int64]) -> str:
         unfinished &= more
     text: bytes = groups[groups != 0].tobytes()
     return text.decode("ascii")
+
+
+def read_mask(mask: Mask) -> NDArray[np.bool_]:
+    """Return the pixels of a mask that `render_mask` made, as an array (height, width)."""
+    counts: list[int] = []
+    number = bits = 0
+    for character in mask.counts.encode("ascii"):
+        group = character - FIRST_CHARACTER
+        number |= (group % GROUP_VALUES) << bits
+        bits += GROUP_BITS
+        if group >= GROUP_VALUES:
+            continue
+        if group >= GROUP_VALUES // 2:
+            number -= 1 << bits
+        counts.append(number + counts[-2] if len(counts) > 2 else number)
+        number = bits = 0
+    height, width = mask.size
+    pixels = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+    return pixels.reshape(width, height).T
 
 
 def _pixels(start: float, end: float, length: int) -> range:
