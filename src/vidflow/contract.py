@@ -286,9 +286,9 @@ class Detection(msgspec.Struct, frozen=True, omit_defaults=True):
     """One detected object. `box` is (x1, y1, x2, y2) in pixels of the displayed frame.
 
     A model that classifies whole frames gives one detection for each label. Its box is the frame. The other fields are there only if
-    the model gives them. `keypoints` are x, y and score of each, in the model's order. `corners` are those of an oriented box,
-    clockwise, the first to the second along its width. `box` then encloses them. Corners may lie beside the frame. `mask`
-    has the object's pixels, within its box.
+    the model gives them. `keypoints` are x, y and score of each, in the model's order: `vidflow models show` lists their names.
+    `corners` are those of an oriented box, clockwise, the first to the second along its width. `box` then encloses them. Corners may
+    lie beside the frame. `mask` has the object's pixels, within its box.
     """
 
     label: Annotated[str, Meta(min_length=1, max_length=MAX_LABEL_CHARACTERS)]

@@ -136,6 +136,7 @@ def test_a_spec_is_read_with_its_labels_and_weights(folder: Path) -> None:
             "task`; use classification, detection, instance_segmentation, keypoints, oriented_boxes",
         ),
         ('"yolox"', '"yolov8"\nkeypoints = 17', "keypoints, their number, is needed for task 'keypoints'"),
+        ('"yolox"', '"yolov8"\nkeypoint_names = ["a"]', "keypoint_names are only for task 'keypoints'"),
         (
             'kind = "onnx"',
             'kind = "onnx"\ntask = "keypoints"',
@@ -163,6 +164,26 @@ def test_a_classifier_says_what_its_numbers_are(folder: Path) -> None:
         read_net(folder)
     (folder / "net.toml").write_text(classifier.replace("strides = [8, 16]", 'activation = "sigmoid"'))
     assert read_net(folder).spec.task == "classification"
+
+
+@pytest.mark.parametrize(
+    ("names", "fault"),
+    [
+        ('["a", "b"]', "3 keypoints and 2 keypoint_names"), ('["a", "b", "c\\n"]', r"name 2 contains U\+000A"),
+        ("[]", "keypoint_names"), ('["a", 2, "c"]', "keypoint_names"), ('"abc"', "keypoint_names"),
+    ],
+)  # fmt: skip
+def test_names_of_keypoints_are_one_text_for_each(folder: Path, names: str, fault: str) -> None:
+    pose = SPEC.replace('kind = "onnx"', 'kind = "onnx"\ntask = "keypoints"').replace(
+        '"yolox"', '"yolov8"\nkeypoints = 3'
+    )
+    (folder / "net.toml").write_text(pose.replace("strides = [8, 16]", f"keypoint_names = {names}"))
+    with pytest.raises(ModelError, match=fault):
+        read_net(folder)
+    (folder / "net.toml").write_text(pose.replace("strides = [8, 16]", 'keypoint_names = ["a", "b", "c"]'))
+    output = read_net(folder).spec.output
+    assert output is not None
+    assert output.keypoint_names == ("a", "b", "c")
 
 
 def test_an_exported_program_is_refused_without_a_digest() -> None:

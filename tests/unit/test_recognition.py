@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vidflow.domain.errors import ModelError
-from vidflow.infra.models.exporter_notes import parse_names, parse_size
+from vidflow.infra.models.exporter_notes import parse_keypoint_names, parse_names, parse_size
 from vidflow.infra.models.onnx_inputs import OTHER_INPUTS
 from vidflow.infra.models.onnx_metadata import Graph, TensorInfo
 from vidflow.infra.models.recognition import FILLED_INPUTS, Recognition, recognise
@@ -342,6 +342,60 @@ def test_any_file_is_recognised_or_refused(
     except ModelError:
         return
     assert recognition.spec.kind == "onnx"
+
+
+PEOPLE = """
+nose left_eye right_eye left_ear right_ear left_shoulder right_shoulder left_elbow right_elbow left_wrist right_wrist left_hip right_hip
+left_knee right_knee left_ankle right_ankle
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "rows", "names", "assumed"),
+    [
+        ({"kpt_shape": "[2, 3]", "kpt_names": "{0: ['tip', 'tail']}"}, 12, ["tip", "tail"], False),
+        ({"kpt_shape": "[2, 3]", "kpt_names": "{0: ['tip', 'tail'], 1: ['tip', 'tail']}"}, 12, ["tip", "tail"], False),
+        ({"kpt_shape": "[2, 3]", "kpt_names": "{0: ['tip', 'tail'], 1: ['a', 'b']}"}, 12, None, False),
+        ({"kpt_shape": "[2, 3]", "kpt_names": "{0: ['tip']}"}, 12, None, False),
+        ({"kpt_shape": "[2, 3]", "kpt_names": "{0: ['tip', 'a\\nb']}"}, 12, None, False),
+        ({"kpt_shape": "[2, 3]"}, 12, None, False),
+        ({"kpt_shape": "[17, 3]"}, 57, None, False),
+        ({"kpt_shape": "[17, 3]", "names": "{0: 'person'}"}, 56, PEOPLE.split(), True),
+        ({"kpt_shape": "[17, 3]", "names": "{0: 'person'}", "kpt_names": "nonsense"}, 56, None, False),
+    ],
+)
+def test_keypoints_have_the_names_in_the_file_or_those_of_coco_for_people(
+    more: dict[str, str], rows: int, names: list[str] | None, assumed: bool
+) -> None:
+    metadata = {"task": "pose", "names": "{0: 'a', 1: 'b'}"} | more
+    found = recognise("net.onnx", metadata, graph({"output0": (1, rows, 8400)}))
+    assert found.spec.output is not None
+    assert found.spec.output.keypoint_names == (None if names is None else tuple(names))
+    assert [each.assumed for each in found.choices if each.key == "output.keypoint_names"] == [assumed] * bool(names)
+    assert tomllib.loads(found.to_toml("net.onnx"))["output"].get("keypoint_names") == names
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("{0: ['nose', \"l'eye\"]}", ("nose", "l'eye")),
+        ("{ '0' : [ 'a' , 'b' ] }", ("a", "b")),
+        ('{"0": ["a"]}', ("a",)),
+        ("{0: ['a']} ", ("a",)),
+        ("{0: []}", None),
+        ("{}", None),
+        ("", None),
+        ("['a', 'b']", None),
+        ("{0: ['a'", None),
+        ("{0: ['a'}", None),
+        ("{0: ['a'] 1: ['a']}", None),
+        ("{0: ['a'], 1: 'a'}", None),
+        ("{0: ['a', 'b\\q']}", None),
+        ("{0: [" + "'a', " * 1000 + "'a']}", None),
+    ],
+)
+def test_names_of_keypoints_are_read_as_ultralytics_writes_them(text: str, names: tuple[str, ...] | None) -> None:
+    assert parse_keypoint_names(text) == names
 
 
 def test_the_inputs_that_are_not_taken_for_pictures_are_those_that_are_filled() -> None:

@@ -1,15 +1,22 @@
-"""Parse the metadata entries that exporters write as Python literals: labels and the size of pictures. Nothing is evaluated."""
+"""Parse the metadata entries that exporters write as Python literals: labels, names of keypoints and the size of pictures.
+
+Nothing is evaluated.
+"""
 
 from __future__ import annotations
 
 import re
 from typing import Final
 
+from vidflow.domain.detections import MAX_KEYPOINTS
 from vidflow.infra.models.spec import MAX_LABELS
 
 _TEXT: Final = r"""('[^'\\]*(?:\\.[^'\\]*)*'|"[^"\\]*(?:\\.[^"\\]*)*")"""
 _DICT_ITEM: Final = re.compile(rf"""\s*["']?(\d{{1,6}})["']?\s*:\s*{_TEXT}\s*(,|\Z)""", re.ASCII | re.DOTALL)
 _LIST_ITEM: Final = re.compile(rf"\s*(){_TEXT}\s*(,|\Z)", re.ASCII | re.DOTALL)
+_LIST_KEY: Final = re.compile(r"""\s*["']?\d{1,6}["']?\s*:\s*\[""", re.ASCII)
+_LISTED: Final = re.compile(rf"\s*{_TEXT}\s*([,\]])", re.ASCII | re.DOTALL)
+_SEPARATOR: Final = re.compile(r"\s*(,|\Z)", re.ASCII)
 _ESCAPE: Final = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))", re.DOTALL)
 _SIMPLE_ESCAPES: Final = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", "'": "'", '"': '"'}
 _SIZE: Final = re.compile(r"[\[(]?\s*(\d{1,5})\s*(?:,\s*(\d{1,5})\s*)?,?\s*[\])]?", re.ASCII)
@@ -39,6 +46,42 @@ def parse_names(text: str) -> tuple[str, ...] | None:
     if not 1 <= len(labels) <= MAX_LABELS or set(labels) != set(range(len(labels))):
         return None
     return tuple(labels[number] for number in range(len(labels)))
+
+
+def parse_keypoint_names(text: str) -> tuple[str, ...] | None:
+    """Return the names of keypoints in a text such as `{0: ['nose', 'left_eye']}`: a list for each class.
+
+    None if it is not such a text, has more than MAX_KEYPOINTS names, or the lists of its classes differ.
+    """
+    stripped = text.strip()
+    if stripped[:1] != "{" or stripped[-1:] != "}":
+        return None
+    lists: set[tuple[str, ...]] = set()
+    place, end = 1, len(stripped) - 1
+    while place < end:
+        key = _LIST_KEY.match(stripped, place, end)
+        names, place = _parse_list(stripped, key.end(), end) if key is not None else (None, end)
+        separator = _SEPARATOR.match(stripped, place, end)
+        if names is None or separator is None:
+            return None
+        lists.add(names)
+        place = separator.end()
+    return lists.pop() if len(lists) == 1 else None
+
+
+def _parse_list(text: str, place: int, end: int) -> tuple[tuple[str, ...] | None, int]:
+    """Return the texts of a list that starts before `place`, None if it is no such list, and the place after it."""
+    names: list[str] = []
+    while len(names) < MAX_KEYPOINTS:
+        item = _LISTED.match(text, place, end)
+        name = _unescape(item[1][1:-1]) if item is not None else None
+        if item is None or name is None:
+            break
+        names.append(name)
+        place = item.end()
+        if item[2] == "]":
+            return tuple(names), place
+    return None, place
 
 
 def parse_size(text: str) -> tuple[int, int] | None:

@@ -18,7 +18,7 @@ from vidflow.infra.models.protobuf import DamagedError, Field, MessageReader
 
 SPEC_KEY: Final = "vidflow"
 MAX_ENTRY_BYTES: Final = {
-    SPEC_KEY: files.MAX_SPEC_BYTES, "names": files.MAX_LABELS_BYTES,
+    SPEC_KEY: files.MAX_SPEC_BYTES, "names": files.MAX_LABELS_BYTES, "kpt_names": files.MAX_LABELS_BYTES,
     **dict.fromkeys(("description", "license", "task", "imgsz", "kpt_shape"), 4096),
 }  # fmt: skip
 """The metadata entries that are read, with their longest value. The others, and longer ones, are skipped."""

@@ -12,8 +12,9 @@ from typing import Any, Final
 
 import msgspec
 
+from vidflow.domain.detections import find_label_fault
 from vidflow.domain.errors import ModelError
-from vidflow.infra.models.exporter_notes import parse_names, parse_size
+from vidflow.infra.models.exporter_notes import parse_keypoint_names, parse_names, parse_size
 from vidflow.infra.models.families import Family, ModelFacts, find_family
 from vidflow.infra.models.onnx_metadata import Graph, TensorInfo
 from vidflow.infra.models.spec import ONNX, UNUSED_LABELS, ModelSpec, Task, build_spec
@@ -30,6 +31,12 @@ TASKS: Final[Mapping[str, Task]] = {
     "segment": "instance_segmentation",
 }
 """The tasks by the names in the metadata of Ultralytics."""
+COCO_KEYPOINTS: Final = (
+    "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
+    "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle",
+    "right_ankle",
+)  # fmt: skip
+"""The keypoints of people, in COCO's order."""
 CLASSIFIER_SCORE: Final = 0.1
 CLASSIFIER_LABELS: Final = 5
 """The best labels of a frame. Each of many classes may have a small share of the probability."""
@@ -101,6 +108,7 @@ def recognise(
         *_choose_preprocessing(family, facts),
         Choice("output.decoder", family.decoder, family.evidence, family.assumed),
         *(Choice(f"output.{name}", value, family.evidence) for name, value in family.output.items()),
+        *_choose_keypoint_names(metadata, family, facts),
         *_choose_thresholds(family),
     ]
     return Recognition(family.name, _build_spec(origin, choices), tuple(choices))
@@ -160,6 +168,17 @@ def _length(length: int | str | None) -> int | None:
 
 def _choose_task(family: Family) -> list[Choice]:
     return [] if family.task == "detection" else [Choice("task", family.task, family.evidence)]
+
+
+def _choose_keypoint_names(metadata: Mapping[str, str], family: Family, facts: ModelFacts) -> list[Choice]:
+    """Return the names in the file, if there is one for each keypoint, or COCO's for the 17 keypoints of a person."""
+    count, key = family.output.get("keypoints"), "output.keypoint_names"
+    names = parse_keypoint_names(metadata.get("kpt_names", "")) or ()
+    if names and len(names) == count and not any(map(find_label_fault, names)):
+        return [Choice(key, names, "`kpt_names` in the file's metadata")]
+    if "kpt_names" not in metadata and count == len(COCO_KEYPOINTS) and facts.labels == ("person",):
+        return [Choice(key, COCO_KEYPOINTS, f"{count} keypoints of a person: those of COCO", assumed=True)]
+    return []
 
 
 def _choose_thresholds(family: Family) -> list[Choice]:

@@ -34,6 +34,7 @@ The format::
     coordinates = "pixels"       # pixels | normalised (0 to 1): another unit of the boxes than the decoder's usual one
     activation = "sigmoid"       # detr, classes: sigmoid | softmax | none: what converts logits to scores
     keypoints = 17               # task keypoints, yolov5, yolov8 and yolo_end2end: their number
+    keypoint_names = ["nose", "left_eye"]  # task keypoints: a name for each, in the model's order; only shown
     order = ["boxes", "scores", "classes", "count"]  # detr, ssd, torchvision: what each output is, where names do not tell;
                                                      # also logits, keypoints, keypoint_scores, masks, unused
 
@@ -143,6 +144,7 @@ class OutputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     coordinates: Literal["pixels", "normalised"] | None = None
     activation: Literal["sigmoid", "softmax", "none"] | None = None
     keypoints: Annotated[int, msgspec.Meta(ge=1, le=MAX_KEYPOINTS)] | None = None
+    keypoint_names: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=MAX_KEYPOINTS)] | None = None
     order: Annotated[tuple[Role, ...], msgspec.Meta(min_length=1, max_length=MAX_OUTPUTS)] | None = None
 
 
@@ -319,6 +321,21 @@ def _task_fault(task: Task, spec: OutputSpec) -> str | None:
             "[output] keypoints, their number, is needed for task 'keypoints' and the decoders yolov5, yolov8 and yolo_end2end, "
             "and for nothing else"
         )
+    return _keypoint_names_fault(task, spec)
+
+
+def _keypoint_names_fault(task: Task, spec: OutputSpec) -> str | None:
+    names = spec.keypoint_names
+    if names is None:
+        return None
+    if task != "keypoints":
+        return "[output] keypoint_names are only for task 'keypoints'"
+    if spec.keypoints is not None and spec.keypoints != len(names):
+        return f"[output] has {spec.keypoints} keypoints and {len(names)} keypoint_names"
+    for number, name in enumerate(names):
+        fault = find_label_fault(name)
+        if fault is not None:
+            return f"[output] keypoint name {number} {fault}"
     return None
 
 
