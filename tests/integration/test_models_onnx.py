@@ -11,9 +11,10 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from tests.onnx_nets import build_net, image_input
 from tests.pictures import FramePicture, picture_of, pictures
 
-from vidflow.domain.detections import Detection
+from vidflow.domain.detections import Detection, InferenceError
 from vidflow.domain.errors import ModelError, ParameterError
 from vidflow.domain.messages import Parameters
 from vidflow.infra.models import registry
@@ -292,3 +293,56 @@ def test_external_weights_are_never_read(tmp_path: Path, location: str, monkeypa
     monkeypatch.chdir(folder)
     with pytest.raises(ModelError, match="one file"):
         registry.load(registry.resolve("tiny.onnx", folder, keep_weights=True))
+
+
+def claim(*dims: int, content: bytes = b"") -> TensorProto:
+    """Return weights that claim these lengths, whatever their content is."""
+    return TensorProto(name="weights", data_type=TensorProto.FLOAT, dims=dims, raw_data=content)
+
+
+def copies(*names: tuple[str, str]) -> list[onnx.NodeProto]:
+    return [helper.make_node("Identity", [source], [target]) for source, target in names]
+
+
+RECURSIVE = [
+    helper.make_function(
+        "own", name, ["x"], ["y"], [helper.make_node(called, ["x"], ["y"], domain="own")], [helper.make_opsetid("own", 1)]
+    )
+    for name, called in (("first", "second"), ("second", "first"))
+]  # fmt: skip
+HOSTILE: dict[str, tuple[list[onnx.NodeProto], list[TensorProto], str]] = {
+    "a loop": (copies(("a", "cells"), ("cells", "a")), [], "not acyclic"),
+    "an output with two sources": (copies(("image", "cells"), ("image", "cells")), [], "Duplicate definition"),
+    "weights of 4 TB": (copies(("weights", "cells")), [claim(2**40)], "declares a size of 4398046511104 bytes"),
+    "weights of 2**65 bytes": (copies(("weights", "cells")), [claim(2**61, 4, content=b"1234")], "overflow"),
+    "weights of a negative length": (copies(("weights", "cells")), [claim(-5, content=b"1234")], "Out of bounds"),
+    "functions that call each other": ([helper.make_node("first", ["image"], ["cells"], domain="own")], [], "recursive"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_graph_is_refused_with_its_reason(tmp_path: Path, name: str) -> None:
+    nodes, weights, reason = HOSTILE[name]
+    (tmp_path / "cells.toml").write_text(CELLS)
+    outputs = [helper.make_tensor_value_info("cells", TensorProto.FLOAT, None)]
+    graph = helper.make_graph(nodes, "net", [image_input(1, 3, 16, 32)], outputs, weights)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    net = helper.make_model(
+        graph, functions=RECURSIVE if "functions" in name else [], opset_imports=opsets, ir_version=8
+    )
+    (tmp_path / "cells.onnx").write_bytes(net.SerializeToString())
+    with pytest.raises(ModelError, match=f"onnxruntime rejects it .*{reason}") as refused:
+        registry.load(registry.resolve("cells", tmp_path, keep_weights=True))
+    assert refused.value.code == "model_refused"
+
+
+@pytest.mark.parametrize("lengths", [[2**42], [2**33, 2**33]])
+def test_a_net_that_asks_for_too_much_memory_fails_the_frame(tmp_path: Path, lengths: list[int]) -> None:
+    nodes = [helper.make_node("ConstantOfShape", ["lengths"], ["cells"])]
+    constants = {"lengths": np.array(lengths, dtype=np.int64)}
+    net = build_net(nodes, constants, {"cells": np.zeros(1, dtype=np.float32)}, image_input(1, 3, 16, 32))
+    (tmp_path / "cells.onnx").write_bytes(net.SerializeToString())
+    (tmp_path / "cells.toml").write_text(CELLS)
+    model = registry.load(registry.resolve("cells", tmp_path, keep_weights=True))
+    with pytest.raises(InferenceError, match="onnxruntime failed on a frame"):
+        model.infer([picture_of(np.zeros((16, 32, 3), dtype=np.uint8))])

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from vidflow.domain.detections import InferenceError
 from vidflow.domain.device import CPU, Device, DeviceKind, resolve_device
 from vidflow.domain.errors import ModelError
+from vidflow.domain.escaping import escape_unprintable
 from vidflow.infra.models.bundle import Bundle
 from vidflow.infra.models.cuda import choose_device, raise_gpu_failure
 from vidflow.infra.models.detector import InferenceFunction, Network
@@ -30,6 +31,8 @@ NUMBERS: Final = re.compile(r"tensor\((float|float16|double|u?int\d+|bool)\)")
 """Types of outputs that decoders can use. Sequences and texts are left out."""
 ERROR_NUMBER: Final = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 SOURCE_LOCATION: Final = re.compile(r"/\S+\.(?:cc|h|cpp|hpp):\d+ [^()]*\([^()]*\)(?: const)?(?: \[with [^\]]*\])? ")
+EXTERNAL_DATA: Final = re.compile(r"(?<!use )external data", re.IGNORECASE)
+"""In the reason for weights in another file. A claim of more than 2 GB has the advice to "use external data"."""
 MAX_REASON_CHARACTERS: Final = 2000
 """Longer than any reason seen, and bounded, as a model chooses the names in it."""
 
@@ -71,7 +74,7 @@ def open_session(content: bytes, origin: str, requested: Device = CPU) -> ort.In
         session = ort.InferenceSession(content, options, providers=providers, enable_fallback=False)
     except Exception as error:  # onnxruntime's errors have no common base class but Exception
         raise_gpu_failure(device, error, runtime_reason(error))
-        if "external data" in str(error).lower():
+        if EXTERNAL_DATA.search(str(error)):
             fault = "it keeps weights in other files, which are never read. Save it with all weights in one file."
         else:
             fault = f"onnxruntime rejects it ({runtime_reason(error)}). Export it again."
@@ -111,4 +114,4 @@ def _build_inference_function(
 def runtime_reason(error: Exception) -> str:
     """Return onnxruntime's reason for an error in one line, without its error number and the place in its source."""
     text = SOURCE_LOCATION.sub("", ERROR_NUMBER.sub("", str(error)))
-    return " ".join(text.split())[:MAX_REASON_CHARACTERS].rstrip(".") or type(error).__name__
+    return escape_unprintable(" ".join(text.split())[:MAX_REASON_CHARACTERS].rstrip(".")) or type(error).__name__

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidflow.domain.errors import ModelError
+from vidflow.domain.escaping import escape_unprintable
 from vidflow.infra.models.spec import InputSpec
 from vidflow.infra.models.tensors import TensorForm
 
@@ -152,7 +153,7 @@ def _describe(value: NodeArg) -> str:
     lengths = ", ".join(
         "?" if length is None else str(length)[:MAX_NAME_CHARACTERS] for length in value.shape[:MAX_DESCRIBED]
     )
-    return f"{value.name[:MAX_NAME_CHARACTERS]!r} ({value.type} [{lengths}])"
+    return escape_unprintable(f"{value.name[:MAX_NAME_CHARACTERS]!r} ({value.type} [{lengths}])")
 
 
 def _refusal(text: str) -> ModelError:

@@ -14,6 +14,7 @@ import msgspec
 
 from vidflow.domain.detections import find_label_fault
 from vidflow.domain.errors import ModelError
+from vidflow.domain.escaping import escape_unprintable
 from vidflow.infra.models.exporter_notes import parse_keypoint_names, parse_names, parse_size
 from vidflow.infra.models.families import Family, ModelFacts, find_family
 from vidflow.infra.models.onnx_metadata import Graph, TensorInfo
@@ -279,7 +280,7 @@ def _describe_shape(tensor: TensorInfo) -> str:
     if tensor.shape is None:
         return "of any shape"
     lengths = ["?" if length is None else str(length)[:MAX_NAME_CHARACTERS] for length in tensor.shape[:MAX_DESCRIBED]]
-    return f"[{', '.join(lengths)}]"
+    return escape_unprintable(f"[{', '.join(lengths)}]")
 
 
 def _quote(name: str) -> str:

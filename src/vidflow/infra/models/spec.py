@@ -58,6 +58,7 @@ import msgspec.inspect
 
 from vidflow.domain.detections import MAX_DETECTIONS, MAX_KEYPOINTS, find_label_fault
 from vidflow.domain.errors import ModelError, ParameterError
+from vidflow.domain.escaping import escape_unprintable
 
 ONNX: Final = "onnx"
 TORCHVISION: Final = "torchvision"
@@ -71,6 +72,9 @@ EXTRAS: Final = {MOTION: "runner", ONNX: "runner", TORCHVISION: "torch", EXPORTE
 
 MAX_LABELS: Final = 10_000
 MAX_OUTPUTS: Final = 64
+MAX_REASON_CHARACTERS: Final = 500
+MAX_DOTS: Final = 2000
+"""A key of 30,000 parts, a.a.a and so on, takes tomllib a quarter of a minute."""
 UNUSED_LABELS: Final = frozenset({"__background__", "background", "N/A", ""})
 """Labels of classes that are not objects. Detections with such a label are dropped."""
 
@@ -185,10 +189,15 @@ def parse_spec(text: bytes, origin: str) -> ModelSpec:
 
     Raises ModelError (model_spec_invalid), which names the invalid key.
     """
+    if text.count(b".") > MAX_DOTS:
+        raise spec_error(origin, f"more than {MAX_DOTS} dots; put its labels into a file")
     try:
         table = tomllib.loads(text.decode("utf-8-sig"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise spec_error(origin, f"not valid TOML ({error})") from error
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # a number of thousands of digits is another ValueError than TOML's own
+        raise spec_error(origin, f"not valid TOML ({_describe_error(error)})") from error
     return build_spec(table, origin)
 
 
@@ -197,7 +206,7 @@ def build_spec(table: Mapping[str, Any], origin: str) -> ModelSpec:
     try:
         spec = msgspec.convert(table, ModelSpec)
     except msgspec.ValidationError as error:
-        raise spec_error(origin, str(error) + _list_choices(error)) from error
+        raise spec_error(origin, _describe_error(error) + _list_choices(error)) from error
     _check_kind(spec, origin)
     return spec
 
@@ -238,6 +247,12 @@ def models_folder_error(kind: str, origin: str) -> ModelError:
 def spec_error(origin: str, fault: str) -> ModelError:
     """Return the error for an invalid spec."""
     return ModelError(f"Invalid model spec {origin}: {fault}.", code="model_spec_invalid")
+
+
+def _describe_error(error: Exception) -> str:
+    """Return an error's text, whose middle is left out if a name or a value in it makes it long."""
+    text = escape_unprintable(str(error))
+    return text if len(text) <= MAX_REASON_CHARACTERS else f"{text[:300]} ... {text[-200:]}"
 
 
 def _list_choices(error: msgspec.ValidationError) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 
 from vidflow.domain.detections import InferenceError
 from vidflow.domain.errors import ModelError
+from vidflow.domain.escaping import escape_unprintable
 from vidflow.infra.models.decoders.candidates import (
     Candidates,
     Decoder,
@@ -74,7 +75,7 @@ def find_fitting_decoders(outputs: Outputs, layout: Layout) -> list[str]:
 def _refusal(outputs: Outputs, layout: Layout, needs: str) -> ModelError:
     names = layout.names or ("",) * len(outputs)
     described = [
-        f"{name[:MAX_NAME_CHARACTERS]} {describe_shape(output.shape)} {output.dtype}".lstrip()
+        escape_unprintable(f"{name[:MAX_NAME_CHARACTERS]} {describe_shape(output.shape)} {output.dtype}".lstrip())
         for name, output in zip(names, outputs, strict=True)
     ]
     actual = ", ".join(described[:MAX_DESCRIBED]) + (", ..." if len(described) > MAX_DESCRIBED else "")
