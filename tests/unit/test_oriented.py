@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vidflow.infra.models.decoders.oriented import polygon_areas, rotate_boxes, shared_areas
+from vidflow.infra.models.decoders import Candidates, apply_nms
+from vidflow.infra.models.decoders.oriented import (
+    bound_shared_areas,
+    enclosing_boxes,
+    polygon_areas,
+    rotate_boxes,
+    shared_areas,
+)
 
 
 def oriented(x: float, y: float, width: float, height: float, degrees: float) -> NDArray[np.float64]:
@@ -64,3 +71,74 @@ def contains(box: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.flo
     turned = ((x - centre_x) + 1j * (y - centre_y)) * np.exp(-1j * np.radians(degrees))
     inside: NDArray[np.bool_] = (abs(turned.real) < width / 2) & (abs(turned.imag) < height / 2)
     return inside
+
+
+def clip_polygon(polygon: list[complex], box: list[complex]) -> list[complex]:
+    """Return the part of a polygon that lies in a convex one, cut along each edge in turn (Sutherland and Hodgman)."""
+    for start, end in zip(box, box[1:] + box[:1], strict=True):
+        sides = [((end - start).conjugate() * (point - start)).imag for point in polygon]
+        cut: list[complex] = []
+        for index, (point, side) in enumerate(zip(polygon, sides, strict=True)):
+            before, side_before = polygon[index - 1], sides[index - 1]
+            if (side >= 0) != (side_before >= 0):
+                cut.append(before + (point - before) * (side_before / (side_before - side)))
+            if side >= 0:
+                cut.append(point)
+        polygon = cut
+    return polygon
+
+
+def area_of(polygon: list[complex]) -> float:
+    return (
+        sum(
+            ((one.conjugate() * other).imag for one, other in zip(polygon, polygon[1:] + polygon[:1], strict=True)), 0.0
+        )
+        / 2
+    )
+
+
+def random_boxes(count: int, seed: int, place: float = 100.0) -> NDArray[np.float32]:
+    """Return the corners of boxes that overlap in all ways, from squares to lines of half a pixel's width."""
+    random = np.random.default_rng(seed)
+    centres = place + random.uniform(-20, 20, (count, 2))
+    sizes = np.exp(random.uniform(-0.7, 5, (count, 2)))
+    boxes = np.concatenate([centres - sizes / 2, centres + sizes / 2], axis=1).astype(np.float32)
+    angles = random.choice([random.uniform(-4, 4, count), np.round(random.uniform(-4, 4, count)) * np.pi / 4], axis=0)
+    return rotate_boxes(boxes, angles.astype(np.float32))
+
+
+def as_polygons(corners: NDArray[Any]) -> list[list[complex]]:
+    return [[complex(x, y) for x, y in box] for box in corners.astype(np.float64).tolist()]
+
+
+@pytest.mark.parametrize(("seed", "place"), [(1, 100.0), (2, 100.0), (3, 3000.0)])
+def test_shared_areas_are_those_of_polygons_that_are_cut(seed: int, place: float) -> None:
+    corners = random_boxes(60, seed, place)
+    polygons, boxes = as_polygons(corners), corners.astype(np.float64)
+    for box, polygon in zip(boxes, polygons, strict=True):
+        expected = np.array([area_of(clip_polygon(other, polygon)) for other in polygons])
+        assert shared_areas(box, boxes) == pytest.approx(expected, abs=1e-2 * place / 100, rel=1e-3)
+        assert (bound_shared_areas(box, boxes) >= expected * (1 - 1e-3) - 1e-2 * place / 100).all()
+
+
+@pytest.mark.parametrize("nms_iou", [0.1, 0.3, 0.6])
+def test_the_weaker_of_oriented_boxes_that_overlap_are_suppressed(nms_iou: float) -> None:
+    corners = random_boxes(150, 4)
+    polygons = as_polygons(corners)
+    random = np.random.default_rng(6)
+    scores, classes = random.random(150).astype(np.float32), random.integers(0, 3, 150)
+    kept: list[int] = []
+    for index in np.argsort(-scores).tolist():
+        overlaps = [
+            (
+                area_of(clip_polygon(polygons[index], polygons[other])),
+                area_of(polygons[index]) + area_of(polygons[other]),
+            )
+            for other in kept
+            if classes[other] == classes[index]
+        ]
+        if not any(shared > nms_iou * (both - shared) for shared, both in overlaps):
+            kept.append(index)
+    found = apply_nms(Candidates(enclosing_boxes(corners), scores, classes, corners=corners), nms_iou)
+    assert found.scores.tolist() == scores[kept].tolist()
+    assert 20 < len(kept) < 150

@@ -7,10 +7,12 @@ from typing import Final
 import numpy as np
 
 from vidflow.infra.models.decoders.candidates import Candidates
-from vidflow.infra.models.decoders.oriented import Points, polygon_areas, shared_areas
+from vidflow.infra.models.decoders.oriented import Points, bound_shared_areas, polygon_areas, shared_areas
 
 MAX_CANDIDATES: Final = 3000
 """Suppression takes quadratic time, so only this many of the best boxes are considered."""
+ROUNDING: Final = 1e-6
+"""Share by which a bound of an area may be too small."""
 
 
 @np.errstate(all="ignore")  # boxes that are not finite are refused when they become detections
@@ -31,8 +33,9 @@ def apply_nms(candidates: Candidates, nms_iou: float) -> Candidates:
         corner = np.maximum(boxes[rest, :2], boxes[index, :2])
         intersection = _area(corner, np.minimum(boxes[rest, 2:], boxes[index, 2:]))
         if corners is not None:  # enclosing boxes share at least as much as the boxes in them
-            close = intersection > nms_iou * np.maximum(areas[rest], areas[index])
-            rest = rest[close]
+            rest = rest[intersection > nms_iou * np.maximum(areas[rest], areas[index])]
+            least = nms_iou / (1 + nms_iou) * (areas[rest] + areas[index])  # that an overlap of nms_iou takes
+            rest = rest[~(bound_shared_areas(corners[index], corners[rest]) < least * (1 - ROUNDING))]
             intersection = shared_areas(corners[index], corners[rest])
         union = areas[rest] + areas[index] - intersection
         alive[rest[intersection > nms_iou * union]] = False

@@ -11,8 +11,8 @@ from vidflow.infra.models.decoders.candidates import FloatArray
 
 Points = NDArray[np.float64]
 """Coordinates, or what is computed from them."""
-TOLERANCE: Final = 1e-6
-"""Square pixels by which a point may lie outside an edge and count as inside: far above rounding, and invisible in an area."""
+FLAT: Final = 1e-9
+"""Part of a rectangle's side by which a line may rise and still be level: far below what shows in an area."""
 
 
 def rotate_boxes(boxes: FloatArray, angles: FloatArray) -> FloatArray:
@@ -39,52 +39,58 @@ def polygon_areas(polygons: Points) -> Points:
     return areas
 
 
-def shared_areas(quadrangle: Points, others: Points) -> Points:
-    """Return the areas (n) that a convex quadrangle (4, 2) shares with `others` (n, 4, 2).
+def shared_areas(rectangle: Points, others: Points) -> Points:
+    """Return the areas (n) that a rectangle (4, 2) shares with `others` (n, 4, 2), which are convex.
 
-    The corners of the intersection are the corners of each one that lie inside the other, and the points where their edges meet. The
-    intersection is convex, so that the angles around its centre give their order.
+    In coordinates in which the rectangle is the square from 0 to 1, such an area is the integral along the other's outline, by x, of the
+    square's part below it: edges in one direction add what edges in the other one subtract.
     """
-    if not len(others):
-        return np.zeros(0)
-    ones = np.broadcast_to(quadrangle, others.shape)
-    points, valid = (
-        np.concatenate(parts, axis=1)
-        for parts in zip(
-            (ones, _contain(others, ones)), (others, _contain(ones, others)), _meeting_points(ones, others), strict=True
-        )
-    )
-    number = np.maximum(valid.sum(axis=1), 1)[:, None]
-    centred = points - (np.where(valid[..., None], points, 0).sum(axis=1) / number)[:, None]
-    angles = np.where(valid, np.arctan2(centred[..., 1], centred[..., 0]), np.inf)
-    order = np.argsort(angles, axis=1)
-    order = np.where(
-        np.take_along_axis(valid, order, axis=1), order, order[:, :1]
-    )  # points that are none repeat the first one
-    outline = np.take_along_axis(centred, order[..., None], axis=1)
-    return np.where(valid.any(axis=1), polygon_areas(outline), 0)
+    right, down = rectangle[1] - rectangle[0], rectangle[3] - rectangle[0]
+    area = _cross(right, down)
+    if area == 0:
+        return np.zeros(len(others))
+    points = others - rectangle[0]
+    x, y = _cross(points, down) / area, _cross(right, points) / area
+    next_x, next_y = (np.roll(values, -1, axis=1) for values in (x, y))
+    start, end = np.clip(x, 0, 1), np.clip(next_x, 0, 1)
+    width = end - start
+    slope = np.divide(next_y - y, next_x - x, out=np.zeros_like(x), where=width != 0)
+    heights = _mean_heights(y + (start - x) * slope, y + (end - x) * slope)
+    shared: Points = np.abs((width * heights).sum(axis=1) * area)
+    return shared
 
 
-def _contain(polygons: Points, points: Points) -> NDArray[np.bool_]:
-    """Return which points (n, points, 2) lie in the convex polygons (n, corners, 2)."""
-    edges = np.roll(polygons, -1, axis=1) - polygons
-    sides = _cross(edges[:, None], points[:, :, None] - polygons[:, None])
-    turn = np.sign(polygon_areas(polygons))[:, None]
-    inside: NDArray[np.bool_] = np.logical_and.reduce(sides * turn[..., None] >= -TOLERANCE, axis=2) & (turn != 0)
-    return inside
+@np.errstate(divide="ignore", invalid="ignore")
+def bound_shared_areas(rectangle: Points, others: Points) -> Points:
+    """Return areas (n) that are no smaller than what a rectangle (4, 2) shares with other ones (n, 4, 2), at a tenth of the cost.
+
+    Each rectangle lies in two strips, one as wide as it is high, the other one as wide as it is. A strip of each of two rectangles share
+    the product of their widths, divided by the sine of the angle between them.
+    """
+    along, across = _measure_sides(rectangle)
+    others_along, others_across = _measure_sides(others)
+    sides = rectangle[1] - rectangle[0], others[:, 1] - others[:, 0]
+    lengths = along * others_along
+    sine, cosine = np.abs(_cross(*sides)) / lengths, np.abs((sides[0] * sides[1]).sum(axis=-1)) / lengths
+    turned = np.minimum(along * others_across, across * others_along) / cosine
+    bounds: Points = np.fmin(np.minimum(lengths, across * others_across) / sine, turned)
+    return bounds
 
 
-def _meeting_points(ones: Points, others: Points) -> tuple[Points, NDArray[np.bool_]]:
-    """Return the points (n, 16, 2) where edges of two quadrangles meet, and which of them exist."""
-    starts, edges = ones[:, :, None], (np.roll(ones, -1, axis=1) - ones)[:, :, None]
-    other_edges = (np.roll(others, -1, axis=1) - others)[:, None]
-    between = others[:, None] - starts
-    denominators = _cross(edges, other_edges)
-    denominators[denominators == 0] = np.nan  # parallel edges meet nowhere
-    along, along_other = (_cross(between, vectors) / denominators for vectors in (other_edges, edges))
-    valid = (along >= 0) & (along <= 1) & (along_other >= 0) & (along_other <= 1)
-    points = starts + edges * np.where(valid, along, 0)[..., None]
-    return points.reshape(len(ones), -1, 2), valid.reshape(len(ones), -1)
+def _measure_sides(rectangles: Points) -> tuple[Points, Points]:
+    """Return the lengths of the first and the last side of rectangles (..., 4, 2)."""
+    first, last = rectangles[..., 1, :] - rectangles[..., 0, :], rectangles[..., 3, :] - rectangles[..., 0, :]
+    return np.hypot(first[..., 0], first[..., 1]), np.hypot(last[..., 0], last[..., 1])
+
+
+def _mean_heights(start: Points, end: Points) -> Points:
+    """Return the mean height of the part of the square from 0 to 1 that lies below lines from height `start` to height `end`."""
+    low, high = np.clip(start, 0, 1), np.clip(end, 0, 1)
+    rise = np.abs(end - start)
+    above = np.abs(np.maximum(end, 1) - np.maximum(start, 1))  # in the share of the line that lies above the square
+    mean = (low + high) / 2
+    heights: Points = np.divide(np.abs(high - low) * mean + above, rise, out=mean.copy(), where=rise > FLAT)
+    return heights
 
 
 def _cross(one: Points, other: Points) -> Points:
