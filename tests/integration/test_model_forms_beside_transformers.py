@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from tests.boxes import largest_differences
-from tests.pictures import FramePicture, pictures
+from tests.pictures import FramePicture, picture_of, pictures
+from tests.rle import read_mask
 
 from vidflow.commands.run.labelled_model import recognise_with_labels, temporary_spec
+from vidflow.domain.detections import Detection
 from vidflow.domain.messages import Parameters
 from vidflow.infra.models import registry
 from vidflow.infra.models.recognition import Recognition
@@ -47,6 +49,7 @@ WINDOWED: dict[str, Any] = {
     "decoder_cross_attention_heads": 4, "decoder_n_points": 2, "group_detr": 1, "num_labels": LABELS,
 }  # fmt: skip
 STAGES: dict[str, Any] = {"embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
+OUTPUTS = ["logits", "pred_boxes", "pred_masks"]
 NO_DOWNLOAD: dict[str, Any] = {"use_timm_backbone": False, "backbone": None, "use_pretrained_backbone": False}
 
 
@@ -122,25 +125,35 @@ def lw_detr() -> Any:
     return hf.LwDetrForObjectDetection(config)
 
 
-def rf_detr() -> Any:
+def rf_detr_config() -> Any:
     backbone = hf.RfDetrDinov2Config(
         hidden_size=32, num_hidden_layers=4, num_attention_heads=2, mlp_ratio=2, image_size=SQUARE, patch_size=16,
         num_windows=2, out_indices=[2, 4], use_mask_token=False,
     )  # fmt: skip
-    return hf.RfDetrForObjectDetection(hf.RfDetrConfig(backbone_config=backbone, **WINDOWED))
+    return hf.RfDetrConfig(backbone_config=backbone, **WINDOWED)
+
+
+def rf_detr() -> Any:
+    return hf.RfDetrForObjectDetection(rf_detr_config())
+
+
+def rf_detr_segmentation() -> Any:
+    return hf.RfDetrForInstanceSegmentation(rf_detr_config())
 
 
 class Case(msgspec.Struct):
     """A model and its package's image processor. `square`: it takes no other pictures. `dynamo`: the exporter that can export it.
 
     `normalise` is the preset that its processor stands for. `recognised`: whether an export says so. `gain`: how much the layers amplify:
-    enough for queries that differ, and too little for rounding errors to show.
+    enough for queries that differ, and too little for rounding errors to show. `has_mask`: it has an input for a mask of the picture;
+    `has_masks`: it returns one for each object.
     """
 
     build: Callable[[], Any]
     processor: str
     normalise: str
     has_mask: bool = False
+    has_masks: bool = False
     recognised: bool = True
     square: bool = False
     dynamo: bool = False
@@ -175,9 +188,9 @@ class Outputs(torch.nn.Module):  # type: ignore[name-defined]  # torch is import
         super().__init__()
         self.model = model
 
-    def forward(self, *inputs: Any) -> tuple[Any, Any]:
+    def forward(self, *inputs: Any) -> tuple[Any, ...]:
         found = self.model(**dict(zip(("pixel_values", "pixel_mask"), inputs, strict=False)))
-        return found.logits, found.pred_boxes
+        return tuple(found[name] for name in OUTPUTS if name in found)
 
 
 def spread_outputs(model: Any, gain: float) -> None:
@@ -198,7 +211,7 @@ def export(case: Case, model: Any, path: Path, height: int, width: int) -> None:
     how = {"dynamo": True, "verbose": False, "external_data": False} if case.dynamo else {"dynamo": False}
     torch.onnx.export(
         Outputs(model).eval(), tuple(inputs), str(path), input_names=["pixel_values", "pixel_mask"][: len(inputs)],
-        output_names=["logits", "pred_boxes"], **how,
+        output_names=OUTPUTS[: 2 + case.has_masks], **how,
     )  # fmt: skip
 
 
@@ -226,31 +239,32 @@ def as_tensor(picture: FramePicture, spec: InputSpec) -> NDArray[np.float32]:
     return tensor.astype(np.float32)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_an_export_gives_the_detections_of_the_packages_post_processing(name: str, tmp_path: Path) -> None:
-    case = CASES[name]
+def run(case: Case, folder: Path, frame: FramePicture) -> tuple[Any, Any, Any, tuple[Detection, ...]]:
+    """Return the processor, the model's own outputs, the tensor that both see, and what vidflow finds with the exported model."""
     height, width = (SQUARE, SQUARE) if case.square else (HEIGHT, WIDTH)
     torch.manual_seed(1)
     model = case.build().eval()
     spread_outputs(model, case.gain)
-    path = tmp_path / "exported.onnx"
+    path = folder / "exported.onnx"
     export(case, model, path, height, width)
-
-    frame = video_frame()
-    recognition = recognise(case, path)
-    with temporary_spec(str(path), recognition) as spec:
+    with temporary_spec(str(path), recognise(case, path)) as spec:
         bundle = registry.resolve(spec, any_onnx=True, keep_weights=True)
         (found,) = registry.load(bundle, Parameters(score_threshold=SCORE)).infer([frame])
-
     processor = getattr(hf, case.processor)(do_resize=False, do_pad=False)
     prepared = processor(frame.image(width, height), return_tensors="pt")["pixel_values"]
     assert as_tensor(frame, bundle.spec.tensor_specs()[0]) == pytest.approx(prepared.numpy(), abs=1e-5)
     with torch.inference_mode():
-        outputs = model(pixel_values=prepared)
-        more = {"top_k": outputs.logits.shape[1]} if case.has_top_k else {}
-        (expected,) = processor.post_process_object_detection(
-            outputs, threshold=SCORE, target_sizes=[(frame.height, frame.width)], **more
-        )
+        return processor, model(pixel_values=prepared), prepared, found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_export_gives_the_detections_of_the_packages_post_processing(name: str, tmp_path: Path) -> None:
+    case, frame = CASES[name], video_frame()
+    processor, outputs, _, found = run(case, tmp_path, frame)
+    more = {"top_k": outputs.logits.shape[1]} if case.has_top_k else {}
+    (expected,) = processor.post_process_object_detection(
+        outputs, threshold=SCORE, target_sizes=[(frame.height, frame.width)], **more
+    )
     labels = [NAMES[index] for index in expected["labels"].tolist()]
     count, boxes, scores = largest_differences(
         found,
@@ -261,3 +275,47 @@ def test_an_export_gives_the_detections_of_the_packages_post_processing(name: st
     assert count >= 12
     assert boxes <= 0.5
     assert scores <= 1e-3
+
+
+@pytest.mark.parametrize(("height", "width"), [(480, 640), (640, 640), (128, 192)])
+@pytest.mark.parametrize(
+    ("processor", "normalise", "range_of_pixels"),
+    [("DetrImageProcessor", "imagenet", 255 * 0.229), ("RTDetrImageProcessor", "unit", 255.0)],
+)
+def test_pictures_are_resized_as_the_package_does(
+    processor: str, normalise: Any, range_of_pixels: float, height: int, width: int
+) -> None:
+    picture = picture_of(video_frame().image())
+    resize = getattr(hf, processor)(size={"height": height, "width": width})
+    prepared = resize(picture.image(), return_tensors="pt")["pixel_values"].numpy()
+    tensor = as_tensor(picture, InputSpec(size=(height, width), normalise=normalise))
+    differences = np.abs(tensor - prepared) * range_of_pixels
+    assert differences.mean() < 0.25
+    assert differences.max() < 5
+
+
+def test_an_export_with_masks_gives_those_of_the_packages_post_processing_in_the_boxes(tmp_path: Path) -> None:
+    case = Case(
+        rf_detr_segmentation, "RfDetrImageProcessor", "imagenet", has_masks=True, square=True, dynamo=True
+    )  # fmt: skip
+    frame = video_frame()
+    processor, outputs, _, found = run(case, tmp_path, frame)
+    (expected,) = processor.post_process_instance_segmentation(
+        outputs, threshold=SCORE, target_sizes=[(frame.height, frame.width)], return_binary_maps=True
+    )
+    masks = [
+        (NAMES[info["label_id"]], info["score"], mask.numpy().astype(bool))
+        for info, mask in zip(expected["segments_info"], expected["segmentation"], strict=True)
+    ]
+    y, x = np.mgrid[: frame.height, : frame.width] + 0.5
+    differing = pixels = 0
+    for detection in found:
+        x1, y1, x2, y2 = detection.box
+        inside = (x > x1) & (x < x2) & (y > y1) & (y < y2)
+        same = [
+            mask for label, score, mask in masks if label == detection.label and abs(score - detection.score) < 1e-3
+        ]
+        differing += min(int((read_mask(detection.mask) != (mask & inside)).sum()) for mask in same)
+        pixels += int(inside.sum())
+    assert len(found) >= 12
+    assert differing <= pixels / 1000

@@ -214,6 +214,18 @@ def test_labels_that_do_not_fit_the_outputs_are_refused_with_both_numbers(export
         recognise("net.onnx", {"names": "['a', 'b', 'c']"}, exported)
 
 
+@pytest.mark.parametrize(("logits", "activation"), [(3, "sigmoid"), (4, "softmax")])
+def test_masks_of_hugging_face_are_found_by_their_name(logits: int, activation: str) -> None:
+    outputs: dict[str, Shape] = {
+        "logits": (1, 200, logits), "pred_boxes": (1, 200, 4), "pred_masks": (1, 200, 96, 96),
+    }  # fmt: skip
+    spec = recognise("net.onnx", {}, graph(outputs, (1, 3, 384, 384)), ("a", "b", "c")).spec
+    assert spec.output is not None
+    assert spec.input is not None
+    assert (spec.task, spec.output.activation) == ("instance_segmentation", activation)
+    assert spec.input.normalise == "imagenet"
+
+
 @pytest.mark.parametrize("queries", [60, 100, 300, "queries"])
 @pytest.mark.parametrize(("logits", "activation"), [(3, "sigmoid"), (4, "softmax")])
 def test_labels_decide_whether_the_last_logit_is_no_object(queries: int | str, logits: int, activation: str) -> None:

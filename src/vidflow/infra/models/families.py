@@ -148,13 +148,14 @@ def _rf_detr(facts: ModelFacts) -> Family | None:
 
 
 def _hugging_face(facts: ModelFacts) -> Family | None:
-    """Return one of the models that return logits and boxes: they differ by the number of logits and queries."""
+    """Return one of the models that return logits and boxes, some with masks: they differ by the number of logits and queries."""
     logits, boxes = facts.output("logits"), facts.output("pred_boxes")
     count = _last_length(logits, axes=3)
     if logits is None or boxes is None or count is None:
         return None
     queries = logits.shape[1] if logits.shape is not None else None
-    has_mask = "pixel_mask" in facts.other_inputs
+    has_masks = facts.output("pred_masks") is not None
+    task: Task = "instance_segmentation" if has_masks else "detection"
     evidence = f"outputs logits and pred_boxes, {count} logits, {queries if isinstance(queries, int) else 'any number of'} queries"
     if _has_no_object(count, queries, facts.labels):
         return Family(
@@ -167,8 +168,9 @@ def _hugging_face(facts: ModelFacts) -> Family | None:
             usual_labels={91: "coco91"},
             usual_size=(750, 1333),
             output={"activation": "softmax"},
+            task=task,
         )
-    deformable = has_mask or count == max(COCO)
+    deformable = "pixel_mask" in facts.other_inputs or has_masks or count == max(COCO)
     return Family(
         name="Deformable or Conditional DETR of Hugging Face" if deformable else "RT-DETR or D-FINE of Hugging Face",
         evidence=evidence,
@@ -179,6 +181,7 @@ def _hugging_face(facts: ModelFacts) -> Family | None:
         usual_labels=COCO,
         usual_size=(750, 1333) if deformable else USUAL_SIZE,
         output={"activation": "sigmoid"},
+        task=task,
     )
 
 
