@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import shutil
 import subprocess
@@ -68,6 +69,21 @@ def test_a_lock_contains_the_requirements_of_its_extra_and_of_the_package(extra:
 
 def package_name(requirement: str) -> str:
     return re.split(r"[\[<>=]", requirement)[0]
+
+
+def test_no_locked_package_that_is_installed_has_a_license_of_the_agpl() -> None:
+    checked = []
+    for package in locked(locks()["dev"]):
+        try:
+            metadata = importlib.metadata.metadata(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # of another extra or another system
+        stated = metadata.get_all("License-Expression") or []
+        stated += [text[:200] for text in metadata.get_all("License") or []]  # some packages have whole texts there
+        stated += [entry for entry in metadata.get_all("Classifier") or [] if entry.startswith("License")]
+        checked.append(package)
+        assert not re.search(r"AGPL|Affero", " ".join(stated)), package
+    assert len(checked) > 40
 
 
 def test_no_documented_command_installs_another_project() -> None:
