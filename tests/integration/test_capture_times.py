@@ -19,6 +19,7 @@ from vidflow.domain.live_clock import CLOCK_SET_US, CaptureTime
 from vidflow.domain.messages import CaptureClock
 from vidflow.infra.video.capture_times import CaptureTimes, read_capture_time
 from vidflow.infra.video.packets import decode_packets
+from vidflow.infra.video.skipping import PacketSkipper
 
 NOW_US = 1_800_000_000_000_000
 PRFT = get_args(PktSideDataT).index("prft")
@@ -48,7 +49,9 @@ def read(
             place += 1
             times.note_packet(packet)
 
-        events = times.complete(decode_packets(opened, stream, note_packet=note_packet))
+        events = times.complete(
+            decode_packets(opened, stream, PacketSkipper(stream, is_enabled=False), note_packet=note_packet)
+        )
         return [read_capture_time(event) for event in events if isinstance(event, VideoFrame)]
 
 

@@ -17,7 +17,7 @@ from av.video.stream import VideoStream
 
 from vidflow.domain.live_clock import CAPTURE_TIME_BASE, CaptureTime
 from vidflow.domain.messages import CaptureClock
-from vidflow.infra.video.packets import LostPacket
+from vidflow.infra.video.packets import Event
 
 _RTP_CONTAINERS: Final = frozenset({"rtsp", "rtp", "sdp"})
 """Containers whose producer reference times FFmpeg computes from RTCP sender reports."""
@@ -69,7 +69,7 @@ class CaptureTimes:
         step_s = (pts - last) * self._us_per_tick * CAPTURE_TIME_BASE
         return not -_LONGEST_STEP_BACK_S <= step_s <= _LONGEST_STEP_S
 
-    def complete(self, events: Iterator[VideoFrame | LostPacket]) -> Iterator[VideoFrame | LostPacket]:
+    def complete(self, events: Iterator[Event]) -> Iterator[Event]:
         """Yield the events. Frames whose packet states no time get that of an earlier one, by the difference of their pts."""
         for event in events:
             if isinstance(event, VideoFrame) and event.pts is not None:

@@ -20,7 +20,7 @@ from vidflow.domain.live_clock import CaptureTime
 from vidflow.domain.messages import ClockChanges, CorruptPolicy, GapReason, ResumePoint
 from vidflow.domain.sampling import Sampler, SeekStatus, SeekToPts, plan_resume, track_seek
 from vidflow.infra.video.open import Video
-from vidflow.infra.video.packets import LostPacket
+from vidflow.infra.video.packets import Event, LostPacket
 from vidflow.infra.video.pixels import (
     ChannelOrder,
     Crop,
@@ -30,7 +30,7 @@ from vidflow.infra.video.pixels import (
     read_orientation,
     to_array,
 )
-from vidflow.infra.video.source import SourceInfo
+from vidflow.infra.video.skipping import SkippedFrame
 
 SEEK_MARGINS_S: Final = (0, 15)
 """How far before the stored frame to seek, in order of attempts. Containers find keyframes by times other than pts, so the first
@@ -123,7 +123,7 @@ def read_kept_frames(
         if resumed is not None:
             return resumed
         video.restart()
-    return _FrameReader(video.source, start, resume.next_frame, on_corrupt).read_events(video.events())
+    return _FrameReader(video, start, resume.next_frame, on_corrupt).read_events(video.events())
 
 
 def _seek_to(
@@ -134,7 +134,7 @@ def _seek_to(
     Finding the frame is the only proof that the position is right.
     """
     for margin_s in SEEK_MARGINS_S:
-        reader = _FrameReader(video.source, point.sampler, point.sampler.next_frame, on_corrupt)
+        reader = _FrameReader(video, point.sampler, point.sampler.next_frame, on_corrupt)
         try:
             events = video.seek(point.last_pts - 1 - int(margin_s / video.source.time_base))
         except (av.error.FFmpegError, OverflowError):
@@ -147,8 +147,9 @@ def _seek_to(
 class _FrameReader:
     """One pass over decoded frames. Frames with numbers below `first_number` are not emitted."""
 
-    def __init__(self, source: SourceInfo, sampler: Sampler, first_number: int, on_corrupt: CorruptPolicy) -> None:
-        self._source, self._sampler, self._first_number, self._on_corrupt = source, sampler, first_number, on_corrupt
+    def __init__(self, video: Video, sampler: Sampler, first_number: int, on_corrupt: CorruptPolicy) -> None:
+        self._video, self._source, self._sampler = video, video.source, sampler
+        self._first_number, self._on_corrupt = first_number, on_corrupt
         self._lost: list[int] = []  # a heap of the ticks of lost packets
         self._lost_without_pts = 0  # packets since the last frame
         self._jumps = 0  # of the clock, up to the last kept frame
@@ -156,7 +157,7 @@ class _FrameReader:
         self._displayed_until = 0
         self._orientations: dict[int, Orientation] = {}
 
-    def find_stored_frame(self, point: SeekToPts, events: Iterator[VideoFrame | LostPacket]) -> bool:
+    def find_stored_frame(self, point: SeekToPts, events: Iterator[Event]) -> bool:
         """Skip frames up to the stored one. Return whether it was reached from a keyframe and with nothing lost on the way.
 
         The first decoded frame must be a keyframe. If a container's keyframe is not a whole picture (intra refresh), the
@@ -164,16 +165,17 @@ class _FrameReader:
         """
         timeline = self._sampler.timeline
         for event in events:
-            if isinstance(event, LostPacket) or (timeline.tick is None and not is_independent(event)):
+            if not isinstance(event, VideoFrame) or (timeline.tick is None and not is_independent(event)):
                 return False
             timeline, status = track_seek(point, timeline, event.pts)
             if status is not SeekStatus.SEEKING:
                 self._sampler, self._jumps = replace(self._sampler, timeline=timeline), timeline.jumps
+                self._video.skip_frames(self._sampler.find_unwanted_pts())
                 self._note_displayed(event)
                 return status is SeekStatus.ARRIVED
         return False
 
-    def read_events(self, events: Iterator[VideoFrame | LostPacket]) -> Iterator[KeptFrame | FrameGap | ClockChanges]:
+    def read_events(self, events: Iterator[Event]) -> Iterator[KeptFrame | FrameGap | ClockChanges]:
         """Yield the kept frames and gaps of the remaining events, and the jumps of the clock after the last kept frame."""
         for event in events:
             if isinstance(event, LostPacket):
@@ -186,7 +188,12 @@ class _FrameReader:
             self._note_displayed(event)
             self._place_lost(previous, tick)
             self._pass_lost(tick)
+            if isinstance(event, SkippedFrame):
+                yield from self._take_gap(tick)
+                continue
             self._sampler, is_new = self._sampler.represent_tick()
+            if is_new:
+                self._video.skip_frames(self._sampler.find_unwanted_pts())
             if is_new and event.is_corrupt and self._on_corrupt is CorruptPolicy.SKIP:
                 self._missing.append(tick)
                 yield from self._take_full_gap()
@@ -232,7 +239,7 @@ class _FrameReader:
             orientation = self._orientations[frame.rotation] = read_orientation(frame)
         return orientation
 
-    def _note_displayed(self, frame: VideoFrame) -> None:
+    def _note_displayed(self, frame: VideoFrame | SkippedFrame) -> None:
         """Record until when the last frame is displayed. By the duration of its packet, that may be long."""
         timeline = self._sampler.timeline
         length = timeline.step if timeline.counted else max(timeline.step, frame.duration or 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime
 from fractions import Fraction
 from typing import Final
@@ -12,7 +13,7 @@ from av.video.frame import VideoFrame
 
 from vidflow.domain.live_clock import CAPTURE_TIME_BASE, CaptureTime
 from vidflow.domain.messages import CaptureClock
-from vidflow.infra.video.packets import LostPacket
+from vidflow.infra.video.packets import Event
 from vidflow.infra.video.source_connection import Interruption, ReadingStopped
 
 MAX_AHEAD_S: Final = 5.0
@@ -27,9 +28,7 @@ class PartJoiner:
         self._time_base = time_base
         self._next: int | None = None
 
-    def join(
-        self, events: Iterator[VideoFrame | LostPacket], time_base: Fraction, interval_s: Fraction
-    ) -> Iterator[VideoFrame | LostPacket]:
+    def join(self, events: Iterator[Event], time_base: Fraction, interval_s: Fraction) -> Iterator[Event]:
         """Yield the events of the next part. `interval_s`: the duration of its last frame."""
         shift: int | None = None
         for event in events:
@@ -39,17 +38,15 @@ class PartJoiner:
             pts = round(event.pts * time_base / self._time_base)
             if shift is None:
                 shift = 0 if self._next is None else self._next - pts
-            if isinstance(event, LostPacket):
-                yield LostPacket(pts + shift)
+            if not isinstance(event, VideoFrame):
+                yield replace(event, pts=pts + shift)
                 continue
             event.pts = pts + shift
             self._next = max(self._next or event.pts, event.pts + round(interval_s / self._time_base))
             yield event
 
 
-def state_capture_times(
-    events: Iterator[VideoFrame | LostPacket], first_at: datetime | None, time_base: Fraction
-) -> Iterator[VideoFrame | LostPacket]:
+def state_capture_times(events: Iterator[Event], first_at: datetime | None, time_base: Fraction) -> Iterator[Event]:
     """Yield the events of a part. `first_at`: when its first frame was captured by the playlist (None, or without a zone: unknown).
 
     Times that the frames state themselves have precedence.
@@ -65,9 +62,7 @@ def state_capture_times(
         yield event
 
 
-def pace(
-    events: Iterator[VideoFrame | LostPacket], time_base: Fraction, interruption: Interruption
-) -> Iterator[VideoFrame | LostPacket]:
+def pace(events: Iterator[Event], time_base: Fraction, interruption: Interruption) -> Iterator[Event]:
     """Yield frames when they are due, as a player shows them. Segments arrive at once, but their frames are to be read one by one.
 
     Raises ReadingStopped.

@@ -26,7 +26,7 @@ from vidflow.domain.newest_frames import LiveGap
 from vidflow.infra.video.capture_times import read_capture_time
 from vidflow.infra.video.frames import FrameGap, KeptFrame
 from vidflow.infra.video.open import Video
-from vidflow.infra.video.packets import LostPacket
+from vidflow.infra.video.packets import Event, LostPacket
 from vidflow.infra.video.pixels import Orientation, displayed_size, read_orientation
 from vidflow.infra.video.source import SourceInfo
 from vidflow.infra.video.source_connection import Interruption, ReadingStopped
@@ -336,7 +336,7 @@ class LiveReader:
                 self._failure = error
             self._lock.notify_all()
 
-    def _note_event(self, connection: _Connection, info: SourceInfo, event: VideoFrame | LostPacket) -> bool:
+    def _note_event(self, connection: _Connection, info: SourceInfo, event: Event) -> bool:
         """Place and sample a frame. Return False if the connection is no longer the current one."""
         arrived_us = _now_us()
         with self._lock:
@@ -348,7 +348,7 @@ class LiveReader:
             connection.heard_s = time.monotonic()
             if isinstance(event, LostPacket):
                 self._stream.lose_packet()
-            else:
+            elif isinstance(event, VideoFrame):
                 self._missed_since_s = connection.heard_s
                 arrival = Arrival(_Picture(event, info), event.pts, arrived_us, read_capture_time(event))
                 self._stream.add(arrival, compute_burst_limit(event))

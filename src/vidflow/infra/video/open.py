@@ -25,7 +25,8 @@ from vidflow.domain.source_schemes import SCHEMES, is_always_live
 from vidflow.infra.video.capture_times import CaptureTimes
 from vidflow.infra.video.hls_events import PartJoiner, pace, state_capture_times
 from vidflow.infra.video.hls_file import HlsFile, HlsPosition
-from vidflow.infra.video.packets import LostPacket, decode_packets
+from vidflow.infra.video.packets import Event, decode_packets
+from vidflow.infra.video.skipping import PacketSkipper
 from vidflow.infra.video.source import MAX_PIXELS, describe_source, lacks_pts, read_average_rate, read_time_base
 from vidflow.infra.video.source_connection import Interruption
 from vidflow.infra.video.source_container import Source, SourceContainer
@@ -60,15 +61,20 @@ class Video:
         """The source's path, or its URL without secrets."""
         return self._source.display_name
 
-    def events(self) -> Iterator[VideoFrame | LostPacket]:
+    def events(self) -> Iterator[Event]:
         """Return all frames from the first, and the lost packets between them. Iterate once; call `restart` to read again."""
         return self._events
 
-    def seek(self, pts: int) -> Iterator[VideoFrame | LostPacket]:
+    def seek(self, pts: int) -> Iterator[Event]:
         """Return the events from the container's last keyframe before `pts`. Raises av's errors if seeking fails."""
         self._container_or_raise.seek(pts, stream=self._stream, backward=True)
+        self._skipper = self._build_skipper()
         self._events = self._decode()
         return self._events
+
+    def skip_frames(self, unwanted: range) -> None:
+        """Decode no frames at these pts from now on, where the other frames stay the same. They appear as SkippedFrame."""
+        self._skipper.skip(unwanted)
 
     def restart(self) -> None:
         """Reopen the source, so that `events` starts with its first frame again."""
@@ -95,23 +101,23 @@ class Video:
     ) -> None:
         self.close()
 
-    def _decode(self) -> Iterator[VideoFrame | LostPacket]:
+    def _decode(self) -> Iterator[Event]:
         file = self._opened.file
         if not isinstance(file, HlsFile):
             return self._decode_container()
         events = self._decode_parts(file)
         return pace(events, read_time_base(self._stream), self._source.interruption) if self._source.live else events
 
-    def _decode_container(self) -> Iterator[VideoFrame | LostPacket]:
+    def _decode_container(self) -> Iterator[Event]:
         container, times = self._container_or_raise, self._capture_times
         events = decode_packets(
-            container, self._stream, lacks_pts=lacks_pts(container, self._stream),
+            container, self._stream, self._skipper, lacks_pts=lacks_pts(container, self._stream),
             check=self._opened.check, check_end=self._check_end if self._opened.is_local else None,
             note_packet=None if times is None else times.note_packet, demux=self._opened.demux,
         )  # fmt: skip
         return events if times is None else times.complete(events)
 
-    def _decode_parts(self, file: HlsFile) -> Iterator[VideoFrame | LostPacket]:
+    def _decode_parts(self, file: HlsFile) -> Iterator[Event]:
         """Decode the container of each part."""
         joiner = PartJoiner(read_time_base(self._stream))
         while True:
@@ -139,10 +145,15 @@ class Video:
         if self._source.live:
             self._capture_times = CaptureTimes(container.format.name, self._stream, read_time_base(self._stream))
         open_decoder(container, self._stream, self._threads, self.display_name)
+        self._skipper = self._build_skipper()
 
-    def _first_frame(self) -> tuple[Iterator[VideoFrame | LostPacket], VideoFrame]:
+    def _build_skipper(self) -> PacketSkipper:
+        # The parts of an HLS presentation have other pts than its frames.
+        return PacketSkipper(self._stream, is_enabled=not (self._source.live or isinstance(self._opened.file, HlsFile)))
+
+    def _first_frame(self) -> tuple[Iterator[Event], VideoFrame]:
         """Decode up to the first frame. Return all events, including those already read, and that frame."""
-        read: list[VideoFrame | LostPacket] = []
+        read: list[Event] = []
         events = self._decode()
         for event in events:
             read.append(event)
@@ -215,7 +226,7 @@ def open_video(
     return Video(opened, threads)
 
 
-def _pop_all(events: list[VideoFrame | LostPacket]) -> Iterator[VideoFrame | LostPacket]:
+def _pop_all(events: list[Event]) -> Iterator[Event]:
     """Yield the events in order, keeping no reference to those already yielded."""
     events.reverse()
     while events:

@@ -14,11 +14,13 @@ import av
 from av.codec.context import ThreadType
 from av.container import InputContainer
 from av.packet import Packet
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from vidflow.domain.errors import SourceError, Unavailable
 from vidflow.infra.video.holes import MAX_REORDERED_FRAMES, HoleFinder
+from vidflow.infra.video.skipping import PacketSkipper, SkippedFrame
 
 DEMUX_ATTEMPTS: Final = 64
 """Consecutive failures to read on after damaged data, after which the file counts as ended."""
@@ -40,6 +42,8 @@ class LostPacket:
     pts: int | None
 
 
+Event: TypeAlias = "VideoFrame | SkippedFrame | LostPacket"
+"""What becomes of a packet."""
 Demux: TypeAlias = "Callable[[InputContainer, VideoStream], Iterator[Packet[VideoStream] | LostPacket]]"
 """Reads the packets of a stream."""
 
@@ -47,19 +51,21 @@ Demux: TypeAlias = "Callable[[InputContainer, VideoStream], Iterator[Packet[Vide
 def decode_packets(
     container: InputContainer,
     stream: VideoStream,
+    skipper: PacketSkipper,
     *,
     lacks_pts: bool = False,
     check: Callable[[], None] = lambda: None,
     check_end: Callable[[], None] | None = None,
     note_packet: Callable[[Packet[VideoStream]], None] | None = None,
     demux: Demux | None = None,
-) -> Iterator[VideoFrame | LostPacket]:
+) -> Iterator[Event]:
     """Yield the frames from the container's position on, in display order, and the lost packets between them.
 
     `lacks_pts`: the packets have only times of decoding. Frames are displayed at the same times, in another order. `check`:
     raises the error of the container's file, after which no packet is taken: it may be cut off. `check_end`: raises an error if the
     file does not end where the packets do; the last packet, which may be cut off, is taken only after it. `note_packet`: called
-    with each packet before it is decoded. `demux`: reads the packets in another way than PyAV.
+    with each packet before it is decoded. `demux`: reads the packets in another way than PyAV. `skipper`: chooses the packets that
+    are decoded. The frames of the others appear as SkippedFrame.
 
     With frame threads a decoder reports damage late or not at all, and some decoders always skip some damage silently. Each packet
     is then tracked until its frame appears. Frames without a packet are found where the container reports that data is missing.
@@ -78,22 +84,69 @@ def decode_packets(
     if lacks_pts:
         yield from _decode_by_order(packets)
         return
-    for packet in packets:
-        if not isinstance(packet, LostPacket) and packet.size:
-            holes.note_packet(packet.pts, is_damaged=packet.is_corrupt)
-            if packet.is_corrupt:
-                losses.note_loss(packet.pts)
-        for event in [packet] if isinstance(packet, LostPacket) else _decode(packet, losses):
+    context = stream.codec_context
+    for packet in skipper.select(packets):
+        if isinstance(packet, SkippedFrame):
+            holes.note_packet(packet.pts, is_damaged=False)
+            continue
+        for event in _decode_selected(packet, context, losses, holes, skipper):
             if isinstance(event, LostPacket):
                 losses.note_loss(event.pts)
                 yield event
             else:
-                yield from losses.take_missing_before(event)
-                yield from losses.report(holes.find_before(event.pts))
-                yield event
+                for skipped in skipper.take_before(event):
+                    yield from _complete(skipped, losses, holes)
+                yield from _complete(event, losses, holes)
+        skipper.is_suspended = losses.is_tracking
         yield from losses.take_overdue(MAX_PENDING_PACKETS)
+    for skipped in skipper.take_all():
+        yield from _complete(skipped, losses, holes)
     yield from losses.report(holes.find_at_end())
     yield from losses.take_overdue()
+
+
+def _decode_selected(
+    packet: Packet[VideoStream] | LostPacket,
+    context: VideoCodecContext,
+    losses: _LossTracker,
+    holes: HoleFinder,
+    skipper: PacketSkipper,
+) -> Iterator[VideoFrame | LostPacket]:
+    """Yield what becomes of a packet. If it is lost, what was left out before it is decoded first, as without skipping."""
+    if isinstance(packet, LostPacket):
+        yield from _decode_again(skipper.take_back(but_last=False), context, losses, skipper)
+        yield packet
+        return
+    if packet.size:
+        holes.note_packet(packet.pts, is_damaged=packet.is_corrupt)
+    if packet.size and packet.is_corrupt:
+        losses.note_loss(packet.pts)
+        yield from _decode_again(skipper.take_back(but_last=True), context, losses, skipper)
+    for event in _decode(packet, losses):
+        if isinstance(event, LostPacket) and (left_out := skipper.take_back(but_last=True)):
+            yield from _decode_again(left_out, context, losses, skipper)
+            yield from _decode(packet, losses)
+        else:
+            yield event
+
+
+def _decode_again(
+    packets: list[Packet[VideoStream]], context: VideoCodecContext, losses: _LossTracker, skipper: PacketSkipper
+) -> Iterator[VideoFrame | LostPacket]:
+    """Decode packets from an IDR picture on, some of them for the first time. Yield the frames that were not displayed yet."""
+    if packets:
+        context.flush_buffers()
+    for packet in packets:
+        for event in _decode(packet, losses):
+            if isinstance(event, VideoFrame) and skipper.is_new(event):
+                yield event
+
+
+def _complete(frame: VideoFrame | SkippedFrame, losses: _LossTracker, holes: HoleFinder) -> Iterator[Event]:
+    """Yield the next frame in order of display, after the losses before it."""
+    yield from losses.take_missing_before(frame)
+    yield from losses.report(holes.find_before(frame.pts))
+    yield frame
 
 
 def _decode_by_order(packets: Iterator[Packet[VideoStream] | LostPacket]) -> Iterator[VideoFrame | LostPacket]:
@@ -136,6 +189,11 @@ class _LossTracker:
         self._confused = 0  # how many frames appeared after a report of their loss
         self.errors_come_late = errors_come_late
 
+    @property
+    def is_tracking(self) -> bool:
+        """Whether it records every packet."""
+        return self.errors_come_late or self._last_lost_pts is not None
+
     def note_loss(self, pts: int | None) -> None:
         """Record a lost packet, or one after which data is missing."""
         if pts is not None and not self.errors_come_late:
@@ -149,10 +207,10 @@ class _LossTracker:
             self._skips_silently = False  # two packets make a frame
         # Frames before a keyframe at which decoding begins are skipped, because they refer to earlier ones.
         is_leading = self._first_pts is not None and packet.pts < self._first_pts
-        if self.errors_come_late or self._last_lost_pts is not None or (self._skips_silently and not is_leading):
+        if self.is_tracking or (self._skips_silently and not is_leading):
             heapq.heappush(self._pending_pts, packet.pts)
 
-    def take_missing_before(self, frame: VideoFrame) -> Iterator[LostPacket]:
+    def take_missing_before(self, frame: VideoFrame | SkippedFrame) -> Iterator[LostPacket]:
         """Yield the packets whose frames should have appeared before this one. A keyframe after the loss ends the tracking."""
         if frame.pts is None:
             return
@@ -170,6 +228,7 @@ class _LossTracker:
         if (
             self._last_lost_pts is not None
             and not self._pending_pts
+            and isinstance(frame, VideoFrame)
             and frame.key_frame
             and frame.pts > self._last_lost_pts
         ):

@@ -21,7 +21,7 @@ from vidflow.domain.messages import CorruptPolicy, ResumePoint
 from vidflow.domain.sampling import USUAL_RATE, Sampler, SeekToPts, plan_resume
 from vidflow.infra.video.frames import KeptFrame, is_independent
 from vidflow.infra.video.open import Video
-from vidflow.infra.video.packets import LostPacket
+from vidflow.infra.video.packets import Event
 from vidflow.infra.video.pixels import displayed_size, read_orientation
 from vidflow.infra.video.source import SourceInfo
 
@@ -61,7 +61,7 @@ def read_warmup_frames(
 
 def _read_up_to(
     point: SeekToPts,
-    events: Iterator[VideoFrame | LostPacket],
+    events: Iterator[Event],
     source: SourceInfo,
     rate: Fraction | None,
     count: int,
@@ -72,7 +72,7 @@ def _read_up_to(
     frames: deque[KeptFrame] = deque(maxlen=count)
     started = False
     for event in events:
-        if isinstance(event, LostPacket) or event.pts is None or not (started or is_independent(event)):
+        if not isinstance(event, VideoFrame) or event.pts is None or not (started or is_independent(event)):
             return None
         sampler, kept = sampler.sample_frame(event.pts)
         tick = sampler.timeline.tick or 0

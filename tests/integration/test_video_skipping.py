@@ -1,0 +1,272 @@
+"""Reading at a rate without decoding every frame gives what reading with every frame decoded gives: pixels, marks, times and gaps."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Final
+
+import av
+import pytest
+from tests import clips
+
+from vidflow.domain.messages import ResumePoint
+from vidflow.domain.sampling import format_time_base
+from vidflow.infra.video import KeptFrame, open_video, read_kept_frames, skipping
+from vidflow.infra.video.open import Video
+from vidflow.infra.video.packets import Event
+from vidflow.infra.video.skipping import Picture, SkippedFrame, find_length_bytes, read_header
+
+RATES: Final = [Fraction(5), Fraction(2), Fraction(1), Fraction(29, 30), Fraction(1, 3)]
+FRAMES: Final = 150
+
+
+def write(
+    path: Path, picture: Callable[[int], object] = clips.moving_square, pts: list[int] | None = None, **options: str
+) -> Path:
+    """Write 25 frames per second in H.264 of the preset `medium`, with `x264` options."""
+    params = ":".join(f"{name.replace('_', '-')}={value}" for name, value in {"log-level": "none", **options}.items())
+    times = pts or [40 * index for index in range(FRAMES)]
+    pictures = (picture(index) for index in range(len(times)))
+    return clips.write(path, pictures, times, options={"x264-params": params, "preset": "medium"})  # type: ignore[arg-type]
+
+
+def uneven_pts() -> list[int]:
+    distances = [10, 40, 33, 900, 7, 120, 40, 40, 300, 51]
+    return [sum(distances[k % 10] for k in range(index)) for index in range(FRAMES)]
+
+
+def jumping_pts() -> list[int]:
+    return [40 * index + (0 if index < 80 else 5_000_000) for index in range(FRAMES)]
+
+
+def joined(path: Path) -> Path:
+    """Join two recordings whose clocks differ, the second one earlier."""
+    parts = [
+        write(
+            path.with_name(f"{start}-{path.name}"),
+            pts=[start + 40 * index for index in range(70)],
+            keyint="30",
+            bframes="3",
+        )
+        for start in (9000, 1000)
+    ]
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    return path
+
+
+def with_edit(path: Path) -> Path:
+    """Cut the start of a clip at a frame between keyframes, by an edit list that hides the frames before it."""
+    whole = write(path.with_name(f"whole-{path.name}"), keyint="30", bframes="3")
+    data = bytearray(whole.read_bytes())
+    place = data.index(b"elst") + 4
+    assert data[place] == 0
+    data[place + 12 : place + 16] = (int.from_bytes(data[place + 12 : place + 16]) + 17 * 512).to_bytes(4)
+    path.write_bytes(data)
+    return path
+
+
+CLIPS: Final[dict[str, Callable[[Path], Path]]] = {
+    "b-frames.mp4": lambda path: write(path, keyint="250", bframes="3", b_adapt="0"),
+    "pyramid.mp4": lambda path: write(path, keyint="60", bframes="7", b_adapt="0", b_pyramid="normal"),
+    "short-gop.mp4": lambda path: write(path, keyint="12", bframes="2"),
+    "gop-of-1.mp4": lambda path: write(path, keyint="1"),
+    "open-gop.mp4": lambda path: write(path, keyint="20", bframes="3", open_gop="1", scenecut="0"),
+    "open-gop.mkv": lambda path: write(path, keyint="20", bframes="3", open_gop="1", scenecut="0"),
+    "intra-refresh.mp4": lambda path: write(path, keyint="40", bframes="0", intra_refresh="1"),
+    "no-b-frames.mkv": lambda path: write(path, keyint="30", bframes="0"),
+    "b-frames.mkv": lambda path: write(path, keyint="30", bframes="3"),
+    "b-frames.ts": lambda path: write(path, keyint="30", bframes="3"),
+    "b-frames.avi": lambda path: write(path, keyint="30", bframes="3"),
+    "no-b-frames.avi": lambda path: write(path, keyint="30", bframes="0"),
+    "interlaced.ts": lambda path: write(path, keyint="30", bframes="2", interlaced="1", tff="1"),
+    "slices.mp4": lambda path: write(path, keyint="30", bframes="2", slices="4"),
+    "uneven.mp4": lambda path: write(path, pts=uneven_pts(), keyint="40", bframes="3"),
+    "uneven.mkv": lambda path: write(path, pts=uneven_pts(), keyint="40", bframes="3"),
+    "jumping.mkv": lambda path: write(path, pts=jumping_pts(), keyint="30", bframes="3"),
+    "first-at-5-s.mp4": lambda path: write(path, pts=[5000 + 40 * index for index in range(FRAMES)], keyint="30"),
+    "hevc.mp4": lambda path: clips.hevc(path, FRAMES),
+    "mpeg2.ts": lambda path: clips.mpeg2(path, frames=FRAMES),
+    "joined.ts": joined,
+    "edited.mp4": with_edit,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=CLIPS)
+def clip(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return CLIPS[request.param](tmp_path_factory.mktemp("clips") / request.param)
+
+
+@pytest.fixture(autouse=True)
+def full_decode(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Return a function after whose call every packet is decoded."""
+    return lambda: monkeypatch.setattr(Video, "skip_frames", lambda _video, _unwanted: None)
+
+
+def comparable(item: object) -> object:
+    if not isinstance(item, KeptFrame):
+        return item
+    pixels = hashlib.sha256(b"".join(bytes(plane) for plane in item.decoded.planes)).hexdigest()
+    return item.frame_number, item.pts, item.origin_pts, item.time_s, item.corrupt, item.clock_jumps, pixels
+
+
+def read(path: Path, rate: Fraction, resume: ResumePoint | None = None) -> list[object]:
+    with open_video(str(path)) as video:
+        return [comparable(item) for item in read_kept_frames(video, rate, resume)]
+
+
+def read_resume_points(path: Path, rate: Fraction) -> list[ResumePoint]:
+    """Return resume points after each third kept frame."""
+    with open_video(str(path)) as video:
+        return [
+            ResumePoint(item.frame_number + 1, item.origin_pts, format_time_base(item.time_base), item.pts, item.time_s)
+            for item in read_kept_frames(video, rate)
+            if isinstance(item, KeptFrame) and item.frame_number % 3 == 1
+        ]
+
+
+@pytest.mark.parametrize("rate", RATES, ids=str)
+def test_kept_frames_are_those_of_a_full_decode(clip: Path, rate: Fraction, full_decode: Callable[[], None]) -> None:
+    items = read(clip, rate)
+    full_decode()
+    assert items == read(clip, rate)
+
+
+@pytest.mark.parametrize("rate", [Fraction(2), Fraction(1)], ids=str)
+def test_a_resumed_run_is_that_of_a_full_decode(clip: Path, rate: Fraction, full_decode: Callable[[], None]) -> None:
+    points = read_resume_points(clip, rate)
+    assert points
+    resumed = [read(clip, rate, point) for point in points]
+    full_decode()
+    assert resumed == [read(clip, rate, point) for point in points]
+
+
+@pytest.mark.parametrize("rate", RATES, ids=str)
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
+def test_damage_is_reported_and_concealed_as_by_a_full_decode(
+    suffix: str, rate: Fraction, tmp_path: Path, full_decode: Callable[[], None]
+) -> None:
+    whole = write(tmp_path / "whole.mp4", clips.noise, keyint="40", bframes="3", b_adapt="0")
+    pictures = list_pictures(whole)
+    references = [index for index, picture in enumerate(pictures) if picture is Picture.REFERENCE]
+    damaged = [clips.with_concealed_damage(whole, tmp_path / "damaged-1.mp4", references[::7])]
+    if suffix != ".ts":  # it has no place for packets without a picture
+        damaged.append(clips.write_damaged(whole, tmp_path / "damaged-2.mp4", [references[20]]))
+        damaged.append(clips.write_damaged(whole, tmp_path / "damaged-3.mp4", [*references[3:5], *range(95, 99)]))
+    paths = [path if suffix == ".mp4" else clips.remux(path, path.with_suffix(suffix)) for path in damaged]
+    part = (
+        clips.remux(whole, tmp_path / f"part{suffix}")
+        if suffix != ".mp4"
+        else with_index_in_front(tmp_path / "part.mp4")
+    )
+    paths.append(clips.write_truncated(part, tmp_path / f"truncated{suffix}", 0.6))
+    skipped = [read(path, rate) for path in paths]
+    full_decode()
+    assert skipped == [read(path, rate) for path in paths]
+
+
+def with_index_in_front(path: Path) -> Path:
+    pictures = (clips.noise(index) for index in range(FRAMES))
+    options = {"x264-params": "log-level=none:keyint=40:bframes=3"}
+    return clips.write(
+        path, pictures, [40 * i for i in range(FRAMES)], options=options, muxer={"movflags": "faststart"}
+    )
+
+
+def list_pictures(path: Path) -> list[Picture]:
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        length_bytes = find_length_bytes(stream.codec_context.extradata)
+        return [
+            read_header(memoryview(packet), length_bytes).picture for packet in container.demux(stream) if packet.size
+        ]
+
+
+@pytest.mark.parametrize("rate", RATES, ids=str)
+@pytest.mark.parametrize(("first", "stop"), [(33, 34), (50, 55), (80, 120)])
+def test_packets_that_did_not_arrive_are_reported_as_by_a_full_decode(
+    first: int, stop: int, rate: Fraction, tmp_path: Path, full_decode: Callable[[], None]
+) -> None:
+    whole = write(tmp_path / "whole.ts", clips.noise, keyint="30", bframes="3")
+    path = clips.without_transport_packets(whole, tmp_path / "lost.ts", first, stop)
+    items = read(path, rate)
+    full_decode()
+    assert items == read(path, rate)
+
+
+def read_events(path: Path, unwanted: range) -> list[Event]:
+    with open_video(str(path)) as video:
+        events = video.events()
+        first = next(events)
+        video.skip_frames(unwanted)
+        return [first, *events]
+
+
+def count_skipped(path: Path, unwanted: range) -> int:
+    return sum(isinstance(event, SkippedFrame) for event in read_events(path, unwanted))
+
+
+def test_a_picture_that_no_other_refers_to_is_not_decoded(tmp_path: Path) -> None:
+    path = write(tmp_path / "video.mp4", keyint="infinite", bframes="3", b_adapt="0", b_pyramid="none", scenecut="0")
+    assert (
+        list_pictures(path).count(Picture.DISPOSABLE) == 111
+    )  # three of each four after the first, and one less at the end
+    assert 105 <= count_skipped(path, range(1, 1_000_000)) <= 111
+
+
+def test_the_end_of_a_group_after_the_last_kept_frame_is_not_decoded(tmp_path: Path) -> None:
+    path = write(tmp_path / "video.mp4", keyint="25", min_keyint="25", bframes="0", scenecut="0")
+    assert list_pictures(path).count(Picture.IDR) == 6
+    with open_video(str(path)) as video:
+        time_base = video.source.time_base
+    assert 120 <= count_skipped(path, range(1, int(5 / time_base))) < 125  # the last group begins at 5 s
+
+
+def test_what_is_left_out_appears_in_order_of_display(tmp_path: Path) -> None:
+    path = write(tmp_path / "video.mp4", keyint="25", bframes="3")
+    events = read_events(path, range(1, 1_000_000))
+    assert [event.pts for event in events] == [event.pts for event in read_events(path, range(0))]
+
+
+@pytest.mark.parametrize("name", ["open-gop.mp4", "intra-refresh.mp4", "no-b-frames.mkv", "gop-of-1.mp4"])
+def test_packets_that_are_kept_and_skipped_frames_that_wait_are_bounded(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_decode: Callable[[], None]
+) -> None:
+    monkeypatch.setattr(skipping, "MAX_KEPT_BYTES", 2000)
+    monkeypatch.setattr(skipping, "MAX_SKIPPED_FRAMES", 8)
+    path = CLIPS[name](tmp_path / name)
+    items = [read(path, rate) for rate in RATES]
+    full_decode()
+    assert items == [read(path, rate) for rate in RATES]
+
+
+def test_a_packet_is_read_by_the_types_of_its_units() -> None:
+    """The bytes are written by hand after H.264 7.3.1 and 7.3.2."""
+    idr, reference, disposable = b"\x65\x88", b"\x41\x9a", b"\x01\x9e"
+    parameters, timing, recovery, rotation = (
+        b"\x67\x64",
+        b"\x06\x01\x01\x32\x80",
+        b"\x06\x06\x01\xc4\x80",
+        b"\x06\x2f\x01\x80\x80",
+    )
+    expected = {
+        (idr,): (Picture.IDR, b""),
+        (parameters, b"\x68\xee", idr, idr): (Picture.IDR, parameters + b"\x68\xee"),
+        (reference, reference): (Picture.REFERENCE, b""),
+        (b"\x09\xf0", timing, disposable): (Picture.DISPOSABLE, b""),
+        (reference, disposable): (Picture.REFERENCE, b""),
+        (recovery, disposable): (Picture.REFERENCE, b""),
+        (rotation, disposable): (Picture.OTHER, b""),
+        (b"\x0b", disposable): (Picture.OTHER, b""),
+        (b"\x02\x11",): (Picture.OTHER, b""),
+        (): (Picture.OTHER, b""),
+    }
+    for units, header in expected.items():
+        by_length = b"".join(len(unit).to_bytes(4) + unit for unit in units)
+        by_start = b"".join(b"\0\0\0\1" + unit for unit in units)
+        assert read_header(memoryview(by_start), None) == header
+        assert read_header(memoryview(by_length), 4) == header
+    assert read_header(memoryview(b"\0\0\0\x09\x65\x88"), 4).picture is Picture.OTHER
+    assert read_header(memoryview(b"\0\0"), 4).picture is Picture.OTHER
