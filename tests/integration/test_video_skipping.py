@@ -15,7 +15,6 @@ from tests import clips
 from vidflow.domain.messages import ResumePoint
 from vidflow.domain.sampling import format_time_base
 from vidflow.infra.video import KeptFrame, open_video, read_kept_frames, skipping
-from vidflow.infra.video.open import Video
 from vidflow.infra.video.packets import Event
 from vidflow.infra.video.skipping import Picture, SkippedFrame, find_length_bytes, read_header
 
@@ -99,10 +98,11 @@ def clip(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return CLIPS[request.param](tmp_path_factory.mktemp("clips") / request.param)
 
 
-@pytest.fixture(autouse=True)
-def full_decode(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Return a function after whose call every packet is decoded."""
-    return lambda: monkeypatch.setattr(Video, "skip_frames", lambda _video, _unwanted: None)
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an mp4 whose packets are long enough to be damaged in part."""
+    path = tmp_path_factory.mktemp("noisy") / "whole.mp4"
+    return write(path, clips.noise, keyint="40", bframes="3", b_adapt="0")
 
 
 def comparable(item: object) -> object:
@@ -112,8 +112,10 @@ def comparable(item: object) -> object:
     return item.frame_number, item.pts, item.origin_pts, item.time_s, item.corrupt, item.clock_jumps, pixels
 
 
-def read(path: Path, rate: Fraction, resume: ResumePoint | None = None) -> list[object]:
+def read(path: Path, rate: Fraction, resume: ResumePoint | None = None, *, decodes_all: bool = False) -> list[object]:
     with open_video(str(path)) as video:
+        if decodes_all:
+            video.decode_all()
         return [comparable(item) for item in read_kept_frames(video, rate, resume)]
 
 
@@ -128,43 +130,38 @@ def read_resume_points(path: Path, rate: Fraction) -> list[ResumePoint]:
 
 
 @pytest.mark.parametrize("rate", RATES, ids=str)
-def test_kept_frames_are_those_of_a_full_decode(clip: Path, rate: Fraction, full_decode: Callable[[], None]) -> None:
-    items = read(clip, rate)
-    full_decode()
-    assert items == read(clip, rate)
+def test_kept_frames_are_those_of_a_full_decode(clip: Path, rate: Fraction) -> None:
+    assert read(clip, rate) == read(clip, rate, decodes_all=True)
 
 
 @pytest.mark.parametrize("rate", [Fraction(2), Fraction(1)], ids=str)
-def test_a_resumed_run_is_that_of_a_full_decode(clip: Path, rate: Fraction, full_decode: Callable[[], None]) -> None:
+def test_a_resumed_run_is_that_of_a_full_decode(clip: Path, rate: Fraction) -> None:
     points = read_resume_points(clip, rate)
     assert points
     resumed = [read(clip, rate, point) for point in points]
-    full_decode()
-    assert resumed == [read(clip, rate, point) for point in points]
+    assert resumed == [read(clip, rate, point, decodes_all=True) for point in points]
 
 
 @pytest.mark.parametrize("rate", RATES, ids=str)
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
 def test_damage_is_reported_and_concealed_as_by_a_full_decode(
-    suffix: str, rate: Fraction, tmp_path: Path, full_decode: Callable[[], None]
+    noisy: Path, suffix: str, rate: Fraction, tmp_path: Path
 ) -> None:
-    whole = write(tmp_path / "whole.mp4", clips.noise, keyint="40", bframes="3", b_adapt="0")
-    pictures = list_pictures(whole)
+    pictures = list_pictures(noisy)
     references = [index for index, picture in enumerate(pictures) if picture is Picture.REFERENCE]
-    damaged = [clips.with_concealed_damage(whole, tmp_path / "damaged-1.mp4", references[::7])]
+    damaged = [clips.with_concealed_damage(noisy, tmp_path / "damaged-1.mp4", references[::7])]
     if suffix != ".ts":  # it has no place for packets without a picture
-        damaged.append(clips.write_damaged(whole, tmp_path / "damaged-2.mp4", [references[20]]))
-        damaged.append(clips.write_damaged(whole, tmp_path / "damaged-3.mp4", [*references[3:5], *range(95, 99)]))
+        damaged.append(clips.write_damaged(noisy, tmp_path / "damaged-2.mp4", [references[20]]))
+        damaged.append(clips.write_damaged(noisy, tmp_path / "damaged-3.mp4", [*references[3:5], *range(95, 99)]))
     paths = [path if suffix == ".mp4" else clips.remux(path, path.with_suffix(suffix)) for path in damaged]
     part = (
-        clips.remux(whole, tmp_path / f"part{suffix}")
+        clips.remux(noisy, tmp_path / f"part{suffix}")
         if suffix != ".mp4"
         else with_index_in_front(tmp_path / "part.mp4")
     )
     paths.append(clips.write_truncated(part, tmp_path / f"truncated{suffix}", 0.6))
     skipped = [read(path, rate) for path in paths]
-    full_decode()
-    assert skipped == [read(path, rate) for path in paths]
+    assert skipped == [read(path, rate, decodes_all=True) for path in paths]
 
 
 def with_index_in_front(path: Path) -> Path:
@@ -187,13 +184,11 @@ def list_pictures(path: Path) -> list[Picture]:
 @pytest.mark.parametrize("rate", RATES, ids=str)
 @pytest.mark.parametrize(("first", "stop"), [(33, 34), (50, 55), (80, 120)])
 def test_packets_that_did_not_arrive_are_reported_as_by_a_full_decode(
-    first: int, stop: int, rate: Fraction, tmp_path: Path, full_decode: Callable[[], None]
+    noisy: Path, first: int, stop: int, rate: Fraction, tmp_path: Path
 ) -> None:
-    whole = write(tmp_path / "whole.ts", clips.noise, keyint="30", bframes="3")
+    whole = clips.remux(noisy, tmp_path / "whole.ts")
     path = clips.without_transport_packets(whole, tmp_path / "lost.ts", first, stop)
-    items = read(path, rate)
-    full_decode()
-    assert items == read(path, rate)
+    assert read(path, rate) == read(path, rate, decodes_all=True)
 
 
 def read_events(path: Path, unwanted: range) -> list[Event]:
@@ -232,14 +227,13 @@ def test_what_is_left_out_appears_in_order_of_display(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["open-gop.mp4", "intra-refresh.mp4", "no-b-frames.mkv", "gop-of-1.mp4"])
 def test_packets_that_are_kept_and_skipped_frames_that_wait_are_bounded(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_decode: Callable[[], None]
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(skipping, "MAX_KEPT_BYTES", 2000)
     monkeypatch.setattr(skipping, "MAX_SKIPPED_FRAMES", 8)
     path = CLIPS[name](tmp_path / name)
     items = [read(path, rate) for rate in RATES]
-    full_decode()
-    assert items == [read(path, rate) for rate in RATES]
+    assert items == [read(path, rate, decodes_all=True) for rate in RATES]
 
 
 def test_a_packet_is_read_by_the_types_of_its_units() -> None:

@@ -399,6 +399,42 @@ def test_an_impossible_stored_time_is_not_trusted(time_s: float) -> None:
     assert plan_resume(resume, start(MILLISECONDS), seekable=True) == DecodeFromStart(7)
 
 
+# --- frames that need not be decoded
+
+
+@given(
+    st.lists(st.integers(1, 200), min_size=1, max_size=60),
+    st.integers(-5_000, 5_000),
+    st.fractions(Fraction(1, 4), Fraction(60)).filter(bool),
+)
+def test_no_frame_at_unwanted_pts_is_kept(steps: list[int], first: int, rate: Fraction) -> None:
+    sampler, _ = start(rate=rate).sample_frame(first)
+    pts = first
+    for step in steps:
+        pts += step
+        unwanted = sampler.find_unwanted_pts()
+        sampler, is_kept = sampler.sample_frame(pts)
+        assert not (is_kept and pts in unwanted)
+
+
+def test_unwanted_pts_are_the_rest_of_the_cell() -> None:
+    """At 25 frames per second, the frame at 1,000 ms represents the time from 980 ms to 1,020 ms."""
+    sampler, _ = start(rate=Fraction(1)).sample_frame(0)
+    assert sampler.find_unwanted_pts() == range(1, 980)
+    sampler, _ = sampler.sample_frame(1_000)
+    assert sampler.find_unwanted_pts() == range(1_001, 1_980)
+
+
+def test_no_pts_are_unwanted_if_every_frame_is_kept_or_the_clock_is_not_certain() -> None:
+    for rate in (None, Fraction(25), Fraction(100)):
+        assert not start(rate=rate).sample_frame(0)[0].find_unwanted_pts()
+    assert not start(rate=Fraction(1)).find_unwanted_pts()
+    assert not start(rate=Fraction(1)).sample_frame(None)[0].find_unwanted_pts()
+    jumped, _ = start(rate=Fraction(1)).sample_frame(0)[0].sample_frame(-50_000)
+    assert jumped.timeline.jumps == 1
+    assert not jumped.find_unwanted_pts()
+
+
 # --- frames of another duration
 
 

@@ -170,8 +170,7 @@ class Sampler:
     def find_unwanted_pts(self) -> range:
         """Return pts at which no frame after the last one placed is kept; empty if that is not certain.
 
-        They are those of the last frame's cell. A frame that is displayed too late may get a tick after those of frames that follow
-        it, so the end of the cell is left out.
+        They are the rest of the cell of the last frame that was kept or is missing.
         """
         placed = self.timeline
         if self.rate is None or self.cells is None or not self.is_selective or placed.tick is None:
@@ -180,7 +179,7 @@ class Sampler:
             return range(0)
         end_s = (self.cells[0] + 1) / self.rate - placed.interval_s / 2
         next_cell = (placed.origin or 0) + math.ceil(end_s / placed.time_base)
-        return range(placed.tick + 1, next_cell - DISORDER_FRAMES * placed.step)
+        return range(placed.tick + 1, next_cell)
 
     def change_interval(self, interval_s: Fraction) -> Sampler:
         """Return the sampler after the frames of a live source have got another duration. What was kept stays represented."""

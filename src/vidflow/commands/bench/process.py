@@ -267,4 +267,5 @@ class _Bench:
         with self._read.open_source(
             self._deploy, None, any_file=True, access=SourceAccess(), interruption=threading.Event()
         ) as video:
+            video.decode_all()
             yield video

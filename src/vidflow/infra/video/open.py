@@ -40,7 +40,7 @@ class Video:
     """An open source, for use by one thread. It is a context manager. `source` describes it."""
 
     def __init__(self, source: Source, threads: int) -> None:
-        self._source, self._threads = source, threads
+        self._source, self._threads, self._decodes_all = source, threads, source.live
         self._opened = SourceContainer(source)
         self._container: InputContainer | None = None
         self._capture_times: CaptureTimes | None = None
@@ -74,7 +74,13 @@ class Video:
 
     def skip_frames(self, unwanted: range) -> None:
         """Decode no frames at these pts from now on, where the other frames stay the same. They appear as SkippedFrame."""
-        self._skipper.skip(unwanted)
+        if not self._decodes_all:
+            self._skipper.skip(unwanted)
+
+    def decode_all(self) -> None:
+        """Decode every frame from now on, as those of a live source."""
+        self._skipper.skip(range(0))
+        self._decodes_all = True
 
     def restart(self) -> None:
         """Reopen the source, so that `events` starts with its first frame again."""
@@ -149,7 +155,7 @@ class Video:
 
     def _build_skipper(self) -> PacketSkipper:
         # The parts of an HLS presentation have other pts than its frames.
-        return PacketSkipper(self._stream, is_enabled=not (self._source.live or isinstance(self._opened.file, HlsFile)))
+        return PacketSkipper(self._stream, is_enabled=not (self._decodes_all or isinstance(self._opened.file, HlsFile)))
 
     def _first_frame(self) -> tuple[Iterator[Event], VideoFrame]:
         """Decode up to the first frame. Return all events, including those already read, and that frame."""
