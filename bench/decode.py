@@ -85,16 +85,16 @@ METHODS: dict[str, Method] = {
 }
 
 
-def synthetic(folder: Path) -> Path:
-    """Create a clip like a camera's: 1280x720 H.264, 250 frames, one keyframe per 10 s, a moving gradient."""
+def synthetic(folder: Path, keyframe_s: int = 10) -> Path:
+    """Create a clip of 10 s: 1280x720 H.264, 250 frames, a moving gradient. x264 makes a keyframe each 10 s, cameras each 1 to 4 s."""
     import numpy as np  # noqa: PLC0415  (needed only without a video)
 
-    path = folder / "synthetic.mp4"
+    path = folder / f"synthetic-{keyframe_s}s.mp4"
     y, x = np.mgrid[0:720, 0:1280]
     with av.open(path, "w") as container:
         stream = container.add_stream("libx264", rate=25)
         stream.width, stream.height, stream.pix_fmt = 1280, 720, "yuv420p"
-        stream.codec_context.options = {"g": "250", "bf": "2", "preset": "veryfast", "crf": "23"}
+        stream.codec_context.options = {"g": str(25 * keyframe_s), "bf": "2", "preset": "veryfast", "crf": "23"}
         for i in range(250):
             picture = np.stack([(x + 5 * i) % 256, (y + 3 * i) % 256, (x + y) % 256], axis=-1).astype(np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))

@@ -7,7 +7,7 @@ It starts its own `vidflow dev` and runs the model yolox_nano. Each round runs a
 - one video on an idle machine, all frames, beside bench/opencv_script.py with OpenCV's and onnxruntime's default threads
   (--opencv-python: a Python with opencv-python-headless, onnxruntime and numpy; without it there is no such peer);
 - n videos at once, beside n processes of a bare loop: PyAV, swscale, onnxruntime, one thread each;
-- a 1280x720 H.264 video at one frame per second (--sampled; default: a synthetic clip), beside the script.
+- 1280x720 H.264 at one frame per second (--sampled; default: synthetic clips with a keyframe per 10 s, 2 s and 1 s), beside the script.
 
 A worker's time is that from its source being opened to its last frame. Ratios are those of one round: median (minimum-maximum).
 `fairness` is the slowest stream's rate by the fastest one's.
@@ -78,7 +78,8 @@ def main() -> None:
         running_consumer(running) as observed,
         WorkerMemory(running) as memory,
     ):
-        video, sampled = str(args.video or resolve_video("sample:bikes")), str(args.sampled or synthetic(Path(folder)))
+        video = str(args.video or resolve_video("sample:bikes"))
+        sampled = [args.sampled] if args.sampled else [synthetic(Path(folder), keyframe_s) for keyframe_s in (10, 2, 1)]
         print(
             f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {args.rounds} rounds, {args.seconds:g} s"
         )
@@ -86,7 +87,7 @@ def main() -> None:
         measure(video, 1, fps=0)  # warm-up
         if args.opencv_python is not None:
             script = [str(args.opencv_python), str(SCRIPT), str(MODEL)]
-            for path, fps in ((video, 0), (sampled, 1)):
+            for path, fps in ((video, 0), *((str(clip), 1) for clip in sampled)):
                 peer = [*script, path, str(args.seconds), str(fps)]
                 rounds = [(measure(path, 1, fps=fps), run_processes(peer, 1)) for _ in range(args.rounds)]
                 print_row(f"alone, {Path(path).name}, {'1 per second' if fps else 'all'}", "OpenCV script", rounds)
