@@ -102,6 +102,24 @@ def synthetic(folder: Path, keyframe_s: int = 10) -> Path:
     return path
 
 
+def repeat(path: Path, times: int) -> Path:
+    """Copy a clip of whole groups of pictures, played so many times."""
+    copy = path.with_stem(f"{path.stem}-x{times}")
+    with av.open(copy, "w") as output:
+        shift = 0
+        for number in range(times):
+            with av.open(path) as container:
+                source = container.streams.video[0]
+                if number == 0:
+                    stream = output.add_stream_from_template(source)
+                for packet in container.demux(source):
+                    if packet.pts is not None and packet.dts is not None:
+                        packet.pts, packet.dts, packet.stream = packet.pts + shift, packet.dts + shift, stream
+                        output.mux(packet)
+                shift += source.duration or 0
+    return copy
+
+
 def prepare(path: Path) -> int:
     """Check that vidflow and PyAV give the same pts, record the late resume point, and return the number of frames."""
     with av.open(path) as container:

@@ -7,7 +7,8 @@ It starts its own `vidflow dev` and runs the model yolox_nano. Each round runs a
 - one video on an idle machine, all frames, beside bench/opencv_script.py with OpenCV's and onnxruntime's default threads
   (--opencv-python: a Python with opencv-python-headless, onnxruntime and numpy; without it there is no such peer);
 - n videos at once, beside n processes of a bare loop: PyAV, swscale, onnxruntime, one thread each;
-- 1280x720 H.264 at one frame per second (--sampled; default: synthetic clips with a keyframe per 10 s, 2 s and 1 s), beside the script.
+- 1280x720 H.264 at one frame per second, six times as long (--sampled; default: synthetic clips with a keyframe per 10 s, 2 s and 1 s),
+  beside the script.
 
 A worker's time is that from its source being opened to its last frame. Ratios are those of one round: median (minimum-maximum).
 `fairness` is the slowest stream's rate by the fastest one's.
@@ -34,7 +35,7 @@ import httpx
 import numpy as np
 import onnxruntime
 
-from decode import synthetic
+from decode import repeat, synthetic
 from latency import ObservedResults, running_consumer
 from stack import DevProcess, processes_by_role, stack, workers_of
 from vidflow.commands.run.source import resolve_video
@@ -79,21 +80,28 @@ def main() -> None:
         WorkerMemory(running) as memory,
     ):
         video = str(args.video or resolve_video("sample:bikes"))
-        sampled = [args.sampled] if args.sampled else [synthetic(Path(folder), keyframe_s) for keyframe_s in (10, 2, 1)]
+        sampled = (
+            [args.sampled] if args.sampled else [repeat(synthetic(Path(folder), every_s), 6) for every_s in (10, 2, 1)]
+        )
         print(
             f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {args.rounds} rounds, {args.seconds:g} s"
         )
-        measure = partial(run_workers, client, observed, seconds=args.seconds)
-        measure(video, 1, fps=0)  # warm-up
+        measure = partial(run_workers, client, observed)
+        measure(video, 1, args.seconds, fps=0)  # warm-up
         if args.opencv_python is not None:
             script = [str(args.opencv_python), str(SCRIPT), str(MODEL)]
-            for path, fps in ((video, 0), *((str(clip), 1) for clip in sampled)):
-                peer = [*script, path, str(args.seconds), str(fps)]
-                rounds = [(measure(path, 1, fps=fps), run_processes(peer, 1)) for _ in range(args.rounds)]
+            for path, seconds, fps in (
+                (video, args.seconds, 0),
+                *((str(clip), 6 * args.seconds, 1) for clip in sampled),
+            ):
+                peer = [*script, path, str(seconds), str(fps)]
+                rounds = [(measure(path, 1, seconds, fps=fps), run_processes(peer, 1)) for _ in range(args.rounds)]
                 print_row(f"alone, {Path(path).name}, {'1 per second' if fps else 'all'}", "OpenCV script", rounds)
         for count in counts:
             bare = [sys.executable, __file__, video, "--bare", "--seconds", str(args.seconds)]
-            rounds = [(measure(video, count, fps=0), run_processes(bare, count)) for _ in range(args.rounds)]
+            rounds = [
+                (measure(video, count, args.seconds, fps=0), run_processes(bare, count)) for _ in range(args.rounds)
+            ]
             print_row(f"{count} at once, {Path(video).name}, all", f"{count} bare loops", rounds)
     print(f"largest private memory of a worker: {memory.largest_bytes / 1e6:.0f} MB")
 
