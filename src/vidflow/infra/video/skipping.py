@@ -2,7 +2,7 @@
 
 Two kinds of packets are left out if their frames are not kept: pictures that no other one refers to, and the end of a group of
 pictures after the last frame that is kept, since nothing after an IDR picture refers to anything before it. All other frames are
-decoded exactly as without skipping. Damage in a packet that is left out is not noticed.
+decoded exactly as without skipping, but for parts that the decoder guesses. Damage in a packet that is left out is not noticed.
 """
 
 from __future__ import annotations
