@@ -190,7 +190,7 @@ def test_a_truncated_file_ends_as_in_a_full_decode(noisy: Path, suffix: str, rat
 def test_concealed_damage_is_marked_as_by_a_full_decode(
     noisy: Path, suffix: str, rate: Fraction, tmp_path: Path
 ) -> None:
-    """The decoder may guess the damaged parts differently, which it does not report before it displays them."""
+    """The decoder's guess of the damaged parts depends on where it began, so it differs from that of a full decode as in a resumed run."""
     path = clips.with_concealed_damage(noisy, tmp_path / "damaged.mp4", find_references(noisy)[::7])
     path = path if suffix == ".mp4" else clips.remux(path, tmp_path / f"damaged{suffix}")
 

@@ -112,7 +112,7 @@ def _decode_selected(
     holes: HoleFinder,
     skipper: PacketSkipper,
 ) -> Iterator[VideoFrame | LostPacket]:
-    """Yield what becomes of a packet. If it is lost, what was left out before it is decoded first, as without skipping."""
+    """Yield what becomes of a packet. If it is lost or damaged, what was left out before it is decoded first, as without skipping."""
     if isinstance(packet, LostPacket):
         yield from _decode_again(skipper.take_back(but_last=False), context, losses, skipper)
         yield packet
@@ -126,6 +126,9 @@ def _decode_selected(
         if isinstance(event, LostPacket) and (left_out := skipper.take_back(but_last=True)):
             yield from _decode_again(left_out, context, losses, skipper)
             yield from _decode(packet, losses)
+        elif isinstance(event, VideoFrame) and event.is_corrupt and (left_out := skipper.take_back(but_last=False)):
+            yield from _decode_again(left_out, context, losses, skipper)
+            return  # with this packet's frames
         else:
             yield event
 
