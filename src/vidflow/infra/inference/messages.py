@@ -114,7 +114,8 @@ def send(connection: socket.socket, message: ClientMessage | ServerMessage, fd: 
         finally:
             os.close(fd)
         data = data[sent:]
-    connection.sendall(data)
+    if data:
+        connection.sendall(data)
 
 
 def receive_from_client(connection: socket.socket) -> tuple[ClientMessage, int | None]:
