@@ -73,6 +73,8 @@ num.network.threads=2
 num.io.threads=4
 background.threads=2
 log.cleaner.dedupe.buffer.size=8388608
+# Only other nodes need the record without content that the controller would write twice a second.
+metadata.max.idle.interval.ms=0
 """
 _LOGGING: Final = """\
 <Configuration status="WARN">

@@ -20,8 +20,11 @@ from vidflow.infra.kafka.errors import KafkaAway, SecurityFailed
 from vidflow.infra.kafka.offsets import read_end_offsets
 from vidflow.infra.kafka.settings import KafkaSettings
 
-PARTITIONS: Final = {INIT_SCENARIO: 4, commands_topic(DEFAULT_POOL): 4, RUNNER_EVENTS: 4, RESULTS: 16, DEAD_LETTERS: 1}
-"""The topics that vidflow needs, with the number of partitions to create. More partitions do no harm."""
+PARTITIONS: Final = {INIT_SCENARIO: 4, commands_topic(DEFAULT_POOL): 4, RUNNER_EVENTS: 1, RESULTS: 16, DEAD_LETTERS: 1}
+"""The topics that vidflow needs, with the number of partitions to create. More partitions do no harm.
+
+The leader sends a probe to each partition of RUNNER_EVENTS and reads them all. A second one costs more than runners send.
+"""
 COMPACTED_TOPICS: Final = frozenset({DEAD_LETTERS})
 """Topics that keep the last message of each key indefinitely. A dead letter stays until an operator deals with it."""
 
