@@ -103,7 +103,7 @@ STATEMENT_MUTATIONS: Final = (
     ),
     statement_mutation(
         "the position moves in the transaction that stores the rows", "roles/inbox/storing.py",
-        '        batch = _write(connection, messages, while_waiting)\n', "        batch = advance_progress({}, messages)\n    batch = _write(connection, messages, while_waiting)\n    with connection.transaction():\n",
+        '        crashpoint("inbox.before_position")\n', '    with transaction(connection) as tx:\n        crashpoint("inbox.before_position")\n',
         f"{INTEGRATION}/test_inbox.py::test_an_inbox_killed_at_a_crash_point_is_followed_by_one_that_stores_every_frame_once",
     ),
     statement_mutation(

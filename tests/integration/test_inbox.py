@@ -229,6 +229,26 @@ def test_a_repeated_frame_changes_nothing_and_is_counted(connection: Connection,
     assert label == "person"
 
 
+def test_results_are_stored_while_a_migration_adds_columns(connection: Connection, options: InboxOptions) -> None:
+    """The statements of the inbox are prepared by then, and PostgreSQL rejects a prepared one whose result has changed."""
+    uuid = insert_progress(connection)
+    with running_inbox(connection, options):
+        for number in range(10):
+            send_results(options.kafka, *frames(uuid, [number]))
+            wait_until_caught_up(connection, options.kafka)
+        for table in ("scenario_progress", "inbox_partitions", "scenario_results"):
+            connection.execute(f"ALTER TABLE {table} ADD COLUMN later integer")
+        try:
+            send_results(options.kafka, *frames(uuid, [10]))
+            wait_until_caught_up(connection, options.kafka)
+        finally:
+            for table in ("scenario_progress", "inbox_partitions", "scenario_results"):
+                connection.execute(f"ALTER TABLE {table} DROP COLUMN later")
+        send_results(options.kafka, *frames(uuid, [11]))
+        wait_until_caught_up(connection, options.kafka)
+    assert stored_frame_numbers(connection, uuid) == list(range(12))
+
+
 def test_invariant_5_an_unexpected_existing_row_is_kept_and_the_others_are_stored(
     connection: Connection, options: InboxOptions
 ) -> None:

@@ -180,6 +180,7 @@ STATEMENTS: list[Statement] = [
         3000,
         with_ids(4000, lambda tx, ids: outbox.read_pending_messages(tx, 2000, after_id=ids[-1])),
     ),
+    ("outbox.has_pending_messages", 20, call(outbox.has_pending_messages)),
     ("outbox.count_pending_up_to", 200, with_ids(4000, lambda tx, ids: outbox.count_pending_up_to(tx, ids[-1], range(16)))),
     ("outbox.remove_published", 30_000, with_ids(2000, outbox.remove_published)),
     ("outbox.set_aside", 60, with_ids(1, lambda tx, ids: outbox.set_aside(tx, ids[0], "too large"))),
@@ -199,9 +200,9 @@ STATEMENTS: list[Statement] = [
         with_scenarios("inactive", 500, lambda tx, uuids: progress.write_progress(tx, {uuid_: Progress(epoch=1) for uuid_ in uuids})),
     ),
     (
-        "results.add_frames, some stored already",
+        "results.add_missing_frames",
         15_000,
-        with_scenarios("inactive", 500, lambda tx, uuids: results._insert_new_frames(tx, [frame(uuid_, 1) for uuid_ in uuids])),
+        with_scenarios("inactive", 500, lambda tx, uuids: results.add_missing_frames(tx, [frame(uuid_, 1) for uuid_ in uuids])),
     ),
     (
         "gaps.add_gaps",

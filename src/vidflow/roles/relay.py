@@ -16,7 +16,12 @@ import psycopg
 
 from vidflow.infra.kafka.publisher import DeliveryResults, InFlightBatch, Publisher, add_delivery_results
 from vidflow.infra.postgres import outbox
-from vidflow.infra.postgres.connection import Connection, run_with_reconnect
+from vidflow.infra.postgres.connection import (
+    Connection,
+    discard_plans,
+    prepare_repeated_statements,
+    run_with_reconnect,
+)
 from vidflow.infra.postgres.errors import is_disk_full
 from vidflow.infra.postgres.lease import LeaseLost
 from vidflow.infra.postgres.migrations import wait_for_schema
@@ -71,6 +76,7 @@ def _run_with_connection(options: RelayOptions, stop: Stop, name: str, body: Cal
 
 def publish(options: RelayOptions, leases: ShardLeases, stop: Stop, connection: Connection) -> None:
     """Read, publish and remove batches until a stop is requested. Then complete the batches that were sent."""
+    prepare_repeated_statements(connection)
     publisher = Publisher(options.kafka, client_id="vidflow-relay")
     try:
         relay = Relay(leases, publisher, connection, stop)
@@ -148,11 +154,19 @@ class Relay:
         held_back = _unexpired(self._held_back)
         batch = None
         if not held_back and time.monotonic() - self._swept_s < SWEEP_S:
-            batch = self._read_backlog() if self._backlog_cursor else self._read(window=outbox.WINDOW)
+            batch = self._read_backlog() if self._backlog_cursor else self._read_newest()
         if batch is None:
+            discard_plans(self._connection)
             batch, self._swept_s = self._read(excluded_topics=held_back), time.monotonic()
         self._backlog_cursor = batch[-1].id if _is_full(batch) else 0
         return batch
+
+    def _read_newest(self) -> list[PendingMessage]:
+        """Return a batch among the newest ids. An idle relay first asks whether there is any, which costs far less."""
+        is_idle = self._pause_s >= IDLE_POLL_S and not self._in_flight
+        if is_idle and not outbox.has_pending_messages(self._connection):
+            return []
+        return self._read(window=outbox.WINDOW)
 
     def _read_backlog(self) -> list[PendingMessage] | None:
         """Return the rows after the cursor, or None if a row has become visible below it: it may precede others of its key.

@@ -1,7 +1,7 @@
 """Connections to PostgreSQL and transactions on them. Errors are classified in errors.py.
 
-No code depends on session state, so that PgBouncer in transaction mode may use a different session for each transaction: no prepared
-statements, no SET other than SET LOCAL, no session locks, no LISTEN.
+No code depends on session state, so that PgBouncer in transaction mode may use a different session for each transaction: no SET other than
+SET LOCAL, no session locks, no LISTEN, and prepared statements only on direct connections.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ __all__ = [
     "connect",
     "connected",
     "database_name",
+    "discard_plans",
     "fenced_transaction",
     "is_away",
     "is_behind_pooler",
@@ -53,6 +54,7 @@ __all__ = [
     "is_disk_full",
     "is_responsive",
     "is_timed_out",
+    "prepare_repeated_statements",
     "require_direct",
     "run_with_reconnect",
     "split_secrets",
@@ -76,6 +78,8 @@ _UNREADABLE_URL: Final = (
 )
 _LOG_INTERVAL_S: Final = 60.0
 _WAIT_INTERVAL_S: Final = 0.1
+_PREPARE_THRESHOLD: Final = 5
+"""Executions of a statement before it is prepared."""
 _DEFAULTS: Final[dict[str, Any]] = {
     "connect_timeout": 5,
     # Detect a silently vanished server within seconds instead of hours. Systems without TCP_USER_TIMEOUT (macOS) ignore it and
@@ -215,6 +219,22 @@ def is_behind_pooler(connection: Connection) -> bool:
     """Return whether the connection goes through a pooler. A pooler sends its clients a process id that is not the server's."""
     [(pid,)] = connection.execute("SELECT pg_backend_pid()").fetchall()
     return int(pid) != connection.info.backend_pid
+
+
+def prepare_repeated_statements(connection: Connection) -> None:
+    """Let the server keep the plans of repeated statements, unless the connection goes through a pooler.
+
+    Use it only for statements that name their columns: the server rejects a prepared `SELECT *` after a migration has added a column.
+    Call `discard_plans` each second.
+    """
+    if not is_behind_pooler(connection):
+        connection.prepare_threshold = _PREPARE_THRESHOLD
+
+
+def discard_plans(connection: Connection) -> None:
+    """Let the server plan prepared statements again. It does not notice by itself that a small table has grown."""
+    if connection.prepare_threshold is not None:
+        connection.execute("DISCARD PLANS")
 
 
 def require_direct(connection: Connection, operation: str) -> None:

@@ -31,7 +31,8 @@ def lock_progress(tx: Connection, scenario_uuids: Sequence[str]) -> dict[str, Pr
     if not scenario_uuids:
         return {}
     query = """
-        SELECT *, scenario_uuid::text AS uuid
+        SELECT scenario_uuid::text AS uuid, epoch, closed, next_frame, origin_pts, time_base, last_pts, last_time_s, end_epoch,
+               end_last_frame, end_reason, hole_epoch, repeats, opened, warnings, lost
           FROM scenario_progress
          WHERE scenario_uuid = ANY (%b::uuid[])
          ORDER BY scenario_uuid

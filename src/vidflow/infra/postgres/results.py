@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
-from psycopg.errors import UniqueViolation
 
 from vidflow.domain.messages import Frame
 from vidflow.domain.scenario import State
@@ -49,23 +48,14 @@ class ResultPage(msgspec.Struct, frozen=True):
     removed: bool
 
 
-def add_frames(tx: Connection, frames: Sequence[Frame], while_waiting: Callable[[], None] = lambda: None) -> int:
-    """Store frames and return how many were new. A frame that is stored already is not changed.
+def add_frames(tx: Connection, frames: Sequence[Frame], while_waiting: Callable[[], None] = lambda: None) -> None:
+    """Store new frames by COPY. `while_waiting` is called every ROWS_PER_CALLBACK rows. It must not use the connection.
 
-    The rules of domain/progress.py let no duplicate through, so the rows are sent by COPY, and inserted by a slower statement only after a
-    unique violation. `while_waiting` is called every ROWS_PER_CALLBACK rows while the server works on them. It must not use the connection.
+    Raises UniqueViolation if a frame is stored already, which the rules of domain/progress.py prevent. Roll back then, and use
+    `add_missing_frames`.
     """
     if not frames:
-        return 0
-    try:
-        with tx.transaction():
-            _copy_frames(tx, frames, while_waiting)
-    except UniqueViolation:
-        return _insert_new_frames(tx, frames)
-    return len(frames)
-
-
-def _copy_frames(tx: Connection, frames: Sequence[Frame], while_waiting: Callable[[], None]) -> None:
+        return
     query = """
         COPY scenario_results (scenario_uuid, frame_number, epoch, pts, time_s, width, height, corrupt, captured_at,
                                captured_by, at, detections)
@@ -78,8 +68,11 @@ def _copy_frames(tx: Connection, frames: Sequence[Frame], while_waiting: Callabl
                 while_waiting()
 
 
-def _insert_new_frames(tx: Connection, frames: Sequence[Frame]) -> int:
-    return tx.execute(
+def add_missing_frames(tx: Connection, frames: Sequence[Frame]) -> None:
+    """Store the frames that are not stored yet, more slowly than `add_frames`. A frame that is stored already is not changed."""
+    if not frames:
+        return
+    tx.execute(
         """
         INSERT INTO scenario_results (scenario_uuid, frame_number, epoch, pts, time_s, width, height, corrupt, captured_at,
                                       captured_by, at, detections)
@@ -92,7 +85,7 @@ def _insert_new_frames(tx: Connection, frames: Sequence[Frame]) -> int:
             ON CONFLICT (scenario_uuid, frame_number) DO NOTHING
         """,
         columns(_row(frame) for frame in frames),
-    ).rowcount
+    )
 
 
 def _row(frame: Frame) -> tuple[object, ...]:

@@ -18,7 +18,14 @@ from vidflow.domain.stalls import STALL_TIMEOUT_S, StallWatch
 from vidflow.domain.topics import RESULTS
 from vidflow.infra.kafka import admin, errors, offsets
 from vidflow.infra.postgres import inbox_partitions
-from vidflow.infra.postgres.connection import RESPONSE_TIMEOUT_S, Connection, connect, is_closed_by_server
+from vidflow.infra.postgres.connection import (
+    RESPONSE_TIMEOUT_S,
+    Connection,
+    connect,
+    discard_plans,
+    is_closed_by_server,
+    prepare_repeated_statements,
+)
 from vidflow.infra.postgres.errors import is_away, is_conflict, is_data_error
 from vidflow.infra.postgres.migrations import wait_for_schema
 from vidflow.infra.postgres.stalled_sessions import end_stalled_sessions
@@ -226,6 +233,7 @@ class Inbox:
         busy_pid = None if self._connection is None else self._connection.info.backend_pid  # it may be in a COPY
         connection = connect(self._url, name="vidflow inbox", response_timeout_s=RESPONSE_TIMEOUT_S)
         try:
+            prepare_repeated_statements(connection)
             stalled = end_stalled_sessions(connection, except_pid=busy_pid)
         except BaseException:
             connection.close()
@@ -273,6 +281,7 @@ class Inbox:
             if due:
                 self._checked_s = time.monotonic()
                 self._lags = False
+                discard_plans(self._ensure_connection())
                 self._sync_positions(self._ensure_connection())
                 self._request_topic_snapshot(self._ensure_connection())
             if self._inspector.busy:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 import msgspec
+from psycopg.errors import UniqueViolation
 
 from vidflow.domain.errors import Unavailable, VidflowError
 from vidflow.domain.messages import DeadLetter, End, Frame, encode
@@ -14,7 +16,7 @@ from vidflow.domain.progress import Progress, Verdict, advance, select_gaps
 from vidflow.domain.report_size import keep_start
 from vidflow.domain.topics import DEAD_LETTERS, RESULTS
 from vidflow.infra.postgres import gaps, inbox_partitions, outbox, progress, results
-from vidflow.infra.postgres.connection import Connection
+from vidflow.infra.postgres.connection import Connection, transaction
 from vidflow.infra.process.crashpoint import crashpoint
 from vidflow.infra.telemetry import metrics
 from vidflow.roles.inbox.reader import ReceivedMessage
@@ -93,25 +95,36 @@ def store(
 
     Raises PositionLost, and psycopg.Error if the database is away or rejects a row.
     """
-    with connection.transaction():
-        batch = _write(connection, messages, while_waiting)
-        crashpoint("inbox.before_position")
-        moves = {message.partition: (positions[message.partition], message.offset + 1) for message in messages}
-        moved = inbox_partitions.move_positions(connection, RESULTS, topic_id, moves)
-        if moved != moves.keys():
-            raise PositionLost(frozenset(moves.keys() - moved))
-        crashpoint("inbox.before_commit")
+    moves = {message.partition: (positions[message.partition], message.offset + 1) for message in messages}
+    try:
+        batch = _store(connection, topic_id, moves, messages, partial(results.add_frames, while_waiting=while_waiting))
+    except UniqueViolation:
+        batch = _store(connection, topic_id, moves, messages, results.add_missing_frames)
     crashpoint("inbox.after_commit")
     return batch
 
 
-def _write(tx: Connection, messages: Sequence[ReceivedMessage], while_waiting: Callable[[], None]) -> StoredBatch:
+def _store(
+    connection: Connection,
+    topic_id: str,
+    moves: Mapping[int, tuple[int, int]],
+    messages: Sequence[ReceivedMessage],
+    add_frames: Callable[[Connection, Sequence[Frame]], None],
+) -> StoredBatch:
+    """Store a batch in one transaction."""
     uuids = sorted({message.result.scenario_uuid for message in messages if message.result})
-    batch = advance_progress(progress.lock_progress(tx, uuids), messages)
-    results.add_frames(tx, batch.frames, while_waiting)
-    gaps.add_gaps(tx, batch.with_gaps)
-    progress.write_progress(tx, batch.progress)
-    outbox.add_messages(tx, [_build_dead_letter_row(message) for message in messages if message.error is not None])
+    dead_letters = [_build_dead_letter_row(message) for message in messages if message.error is not None]
+    with transaction(connection) as tx:
+        batch = advance_progress(progress.lock_progress(tx, uuids), messages)
+        add_frames(tx, batch.frames)
+        gaps.add_gaps(tx, batch.with_gaps)
+        progress.write_progress(tx, batch.progress)
+        outbox.add_messages(tx, dead_letters)
+        crashpoint("inbox.before_position")
+        moved = inbox_partitions.move_positions(tx, RESULTS, topic_id, moves)
+        if moved != moves.keys():
+            raise PositionLost(frozenset(moves.keys() - moved))
+        crashpoint("inbox.before_commit")
     return batch
 
 
