@@ -15,18 +15,16 @@ import os
 import platform
 import statistics
 import tempfile
-import threading
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Self
 
 import httpx
 
 from decode import synthetic
 from latency import running_consumer
-from stack import DevProcess, processes_by_role, stack, workers_of
-from worker import POLL_S, format_spread, private_bytes, run_workers
+from stack import stack
+from worker import PrivateMemory, format_spread, run_workers
 
 PERCENTILE = 95
 
@@ -74,36 +72,13 @@ def measure_mode(mode: str, args: argparse.Namespace, video: str, counts: list[i
         run_workers(client, observed, video, 1, args.seconds, fps=0, model=args.model)  # warm-up
         measured = []
         for count in counts:
-            with TotalMemory(running) as memory:
+            with PrivateMemory(running, sum) as memory:
                 streams = run_workers(client, observed, video, count, args.seconds, fps=0, model=args.model)
             times = [observed.inferred[uuid] for uuid in streams.uuids]
             intervals = [1000 * (later - earlier) for stream in times for earlier, later in pairwise(stream)]
             p95 = statistics.quantiles(intervals, n=100)[PERCENTILE - 1]
             measured.append(Measured(streams.rate, p95, streams.fairness, memory.largest_bytes))
         return measured
-
-
-class TotalMemory:
-    """Samples the private memory of all workers and inference processes together, on a thread, while the block runs."""
-
-    def __init__(self, running: DevProcess) -> None:
-        self._runners = processes_by_role(running.process.pid)["runner"]
-        self.largest_bytes = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample, name="memory of all")
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _sample(self) -> None:
-        while not self._stop.wait(POLL_S):
-            total = sum(private_bytes(pid) for runner in self._runners for pid in workers_of(runner))
-            self.largest_bytes = max(self.largest_bytes, total)
 
 
 def _describe(rounds: list[Measured]) -> str:

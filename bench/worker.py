@@ -25,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -77,7 +78,7 @@ def main() -> None:
         stack("--max-workers", str(max([1, *counts]))) as running,
         httpx.Client(base_url=running.url, timeout=60) as client,
         running_consumer(running) as observed,
-        WorkerMemory(running) as memory,
+        PrivateMemory(running, max) as memory,
     ):
         video = str(args.video or resolve_video("sample:bikes"))
         sampled = (
@@ -185,14 +186,17 @@ def _infer_bare(session: onnxruntime.InferenceSession, frame: av.VideoFrame) -> 
     return int(((rows[:, 4:5] * rows[:, 5:]).max(axis=1) > SCORE).sum())
 
 
-class WorkerMemory:
-    """Samples the memory that workers share with no other process, on a thread, while the block runs."""
+class PrivateMemory:
+    """Samples the memory that workers and inference processes share with no other process, on a thread, while the block runs.
 
-    def __init__(self, running: DevProcess) -> None:
-        self._runners = processes_by_role(running.process.pid)["runner"]
+    `combine`: makes one number of those of the processes, such as `max` or `sum`. `largest_bytes` is the largest such number.
+    """
+
+    def __init__(self, running: DevProcess, combine: Callable[[list[int]], int]) -> None:
+        self._runners, self._combine = processes_by_role(running.process.pid)["runner"], combine
         self.largest_bytes = 0
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample, name="memory of workers")
+        self._thread = threading.Thread(target=self._sample, name="private memory")
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -204,8 +208,8 @@ class WorkerMemory:
 
     def _sample(self) -> None:
         while not self._stop.wait(POLL_S):
-            for worker in (worker for runner in self._runners for worker in workers_of(runner)):
-                self.largest_bytes = max(self.largest_bytes, private_bytes(worker))
+            sizes = [_private_bytes(pid) for runner in self._runners for pid in workers_of(runner)]
+            self.largest_bytes = max(self.largest_bytes, self._combine([0, *sizes]))
 
 
 def print_row(name: str, peer: str, rounds: list[tuple[Streams, Streams]]) -> None:
@@ -222,7 +226,7 @@ def format_spread(values: list[float], digits: int) -> str:
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
-def private_bytes(pid: int) -> int:
+def _private_bytes(pid: int) -> int:
     """Return the memory that a process shares with no other and no file, 0 if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()

@@ -21,10 +21,8 @@ MAX_MESSAGE_BYTES: Final = 256 * 1024
 """Room for MAX_OUTPUTS outputs and their names."""
 MAX_OUTPUTS: Final = 100
 MAX_AXES: Final = 8
-MAX_FRAMES: Final = 64
-"""The most frames of one request: the bound of [input] batch in a spec."""
-MAX_FRAMES_FIXED: Final = 1024
-"""The most frames of a model whose batch is fixed."""
+MAX_FRAMES: Final = 1024
+"""The most frames of one request. A model's file may fix as many; [input] batch in a spec is at most 64."""
 _LENGTH: Final = struct.Struct("<I")
 
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
@@ -41,7 +39,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """The answer: the model is loaded. What it says of it is what a Network says."""
 
     form: TensorForm
-    fixed_batch: Annotated[int, msgspec.Meta(ge=1, le=MAX_FRAMES_FIXED)] | None
+    fixed_batch: Annotated[int, msgspec.Meta(ge=1, le=MAX_FRAMES)] | None
     output_names: Annotated[tuple[Name, ...], msgspec.Meta(max_length=MAX_OUTPUTS)]
     device: Device = CPU
 
@@ -59,7 +57,7 @@ class Infer(msgspec.Struct, frozen=True, tag="infer"):
     `crashes`: how many crashes in a row the request was inside.
     """
 
-    frames: Annotated[int, msgspec.Meta(ge=1, le=MAX_FRAMES_FIXED)]
+    frames: Annotated[int, msgspec.Meta(ge=1, le=MAX_FRAMES)]
     crashes: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
 
 

@@ -193,10 +193,7 @@ def parse_spec(text: bytes, origin: str) -> ModelSpec:
         raise spec_error(origin, f"more than {MAX_DOTS} dots; put its labels into a file")
     try:
         table = tomllib.loads(text.decode("utf-8-sig"))
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # a number of thousands of digits is another ValueError than TOML's own
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, or that of a number of thousands of digits
         raise spec_error(origin, f"not valid TOML ({_describe_error(error)})") from error
     return build_spec(table, origin)
 

@@ -136,14 +136,8 @@ class InferenceServer:
             return NextBatch()
         waiting = [request.waiting for request in self._waiting.values()]
         running = [request.waiting for request in self._running.values()]
-        active = (
-            len(waiting)
-            + len(running)
-            + sum(
-                now_s - answered_s < ACTIVE_S and client not in self._waiting and client not in self._running
-                for client, answered_s in self._answered_s.items()
-            )
-        )
+        recent = (client for client, answered_s in self._answered_s.items() if now_s - answered_s < ACTIVE_S)
+        active = len({*self._waiting, *self._running, *recent})
         return choose_batch(waiting, active, max_frames, now_s, running)
 
     def _run_batch(self, batch: list[_Request]) -> None:
