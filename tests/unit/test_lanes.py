@@ -102,16 +102,31 @@ def test_what_is_inferred_ahead_of_a_slow_sender_is_bounded(batches: list[FrameB
             assert len(inferred) <= taken + LANES + 1
 
 
-def test_the_number_of_lanes_follows_the_budget(batches: list[FrameBatch]) -> None:
-    budget = [1]
-    seen: list[int] = []
-    with open_lanes(read_steps([*batches]), count=lambda: budget[0]) as lanes:
+def test_the_number_of_batches_at_once_follows_the_budget(batches: list[FrameBatch]) -> None:
+    budget = 1
+    four = threading.Barrier(4, timeout=LIMIT_S)
+    changing = threading.Lock()
+    running = 0
+    at_once: dict[int, int] = {}  # batches that were inferred when the batch of this number began
+
+    def infer(batch: FrameBatch) -> tuple[Frame, ...]:
+        nonlocal running
+        number = batch.frames[0].number
+        with changing:
+            running += 1
+            at_once[number] = running
+        if 13 <= number < 17:
+            four.wait()  # fails unless four lanes come
+        with changing:
+            running -= 1
+        return frame_of(batch)
+
+    with open_lanes(read_steps([*batches]), infer, count=lambda: budget) as lanes:
         for number, _ in enumerate(lanes):
-            budget[0] = 1 if number < 10 or number >= 20 else 4
-            seen.append(lane_threads())
-    assert seen[5] == 1
-    assert max(seen[12:20]) == 4
-    assert max(seen[-5:]) == 1
+            budget = 4 if 10 <= number < 20 else 1
+    assert max(at_once[number] for number in range(10)) == 1
+    # Batches that were taken with four lanes are the last that may overlap. At most five of them are ahead of the one returned.
+    assert max(at_once[number] for number in range(30, 40)) == 1
 
 
 def test_there_are_never_more_lanes_than_the_bound(batches: list[FrameBatch]) -> None:
