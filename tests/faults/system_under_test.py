@@ -146,7 +146,15 @@ class SystemUnderTest:
 
     def shut_down_live(self) -> None:
         """Shut down all scenarios of cameras, each once it has stored some more frames. Nothing else ends them."""
-        uuids = self._unfinished_live()
+        uuids: list[str] | None = None
+
+        def are_found() -> bool:
+            nonlocal uuids
+            uuids = self._unfinished_live()
+            return uuids is not None
+
+        wait_until(are_found, "the database answers", RECOVERY_LIMIT_S)
+        assert uuids is not None
         self.wait_until_advanced(uuids)
         for uuid in uuids:
             self.ensure_shut_down(uuid)
@@ -157,19 +165,21 @@ class SystemUnderTest:
         for uuid, count in stored.items():
             self.wait_until_running(uuid, count + frames)
 
-    def _unfinished_live(self) -> list[str]:
-        """Return all scenarios of cameras that have not ended. Some may be unknown to clients, whose answer was lost."""
-        with self.connect() as connection:
-            return [
-                str(uuid)
-                for (uuid,) in connection.execute(
-                    """
-                    SELECT scenario_uuid
-                      FROM scenarios
-                     WHERE source LIKE 'rtsp:%' AND state NOT IN ('init_shutdown', 'in_shutdown_processing', 'inactive')
-                    """
-                )
-            ]
+    def _unfinished_live(self) -> list[str] | None:
+        """Return all scenarios of cameras that have not ended, or None if the database is unreachable.
+
+        Some may be unknown to clients, whose answer was lost.
+        """
+        query = """
+            SELECT scenario_uuid::text
+              FROM scenarios
+             WHERE source LIKE 'rtsp:%' AND state NOT IN ('init_shutdown', 'in_shutdown_processing', 'inactive')
+        """
+        try:
+            with self.connect() as connection:
+                return [uuid for (uuid,) in connection.execute(query)]
+        except psycopg.OperationalError:
+            return None
 
     def wait_until_running(self, uuid: str, frames: int = 5) -> None:
         """Wait until more than `frames` frames are stored, or the scenario has already ended."""
