@@ -11,7 +11,7 @@ from typing import Annotated, Final, NoReturn
 import msgspec
 
 from vidflow.domain.device import AUTO, Device
-from vidflow.infra.models.thread_budget import ThreadBudget
+from vidflow.infra.models.thread_budget import ThreadBudget, ThreadsCommand
 
 MAX_MESSAGE_BYTES: Final = 4000
 """A pipe carries up to 4096 bytes whole."""
@@ -46,12 +46,6 @@ class InferenceAlive(msgspec.Struct, frozen=True, tag="alive"):
     running_s: Seconds = 0.0
     batches: Annotated[int, msgspec.Meta(ge=0)] = 0
     frames: Annotated[int, msgspec.Meta(ge=0)] = 0
-
-
-class ThreadsCommand(msgspec.Struct, frozen=True, tag="threads"):
-    """How many threads the model may use from now on."""
-
-    threads: Annotated[int, msgspec.Meta(ge=1)]
 
 
 _decoder: Final = msgspec.json.Decoder(InferenceAlive)

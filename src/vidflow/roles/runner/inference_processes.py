@@ -6,34 +6,30 @@ client needs no news of deaths: its connection just waits. A process ends by its
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
-import signal
 import socket
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from vidflow.domain.errors import SetupError
 from vidflow.domain.messages import Deploy
 from vidflow.domain.runner import divide_cores
-from vidflow.infra.process import memory
 from vidflow.infra.process.crashpoint import disarm
 from vidflow.infra.telemetry import metrics
 from vidflow.infra.telemetry.logs import log
 from vidflow.roles.inference import link
 from vidflow.roles.inference.start import run_inference
-from vidflow.roles.runner.forkservers import Forkservers, without_main
-from vidflow.roles.runner.output_tail import OutputTail
+from vidflow.roles.runner.child_process import ChildProcess, signal_name
+from vidflow.roles.runner.forkservers import Forkservers
 from vidflow.settings import RunnerOptions
 
+Waitable = Connection | socket.socket | int
 ModelKey = tuple[str, str | None]
 """A model as deployments name it: its name or path, and the digest of its files."""
 
@@ -43,10 +39,8 @@ MAX_RESTART_DELAY_S: Final = 5.0
 FIRST_RESTART_DELAY_S: Final = 0.1
 STABLE_S: Final = 30.0
 """A process that lived so long is restarted at once."""
-_MEMORY_CHECK_S: Final = 0.5
 _BACKLOG: Final = 1000
 """Clients that may wait for a process to start: the largest number of slots."""
-_EXIT_S: Final = 5.0
 _log = log("runner")
 
 
@@ -73,7 +67,7 @@ class InferenceProcesses:
             self._models[key] = _SharedModel(key, Path(self._folder.name) / str(self._sockets))
         return self._models[key].path
 
-    def waitables(self) -> Iterator[object]:
+    def waitables(self) -> Iterator[Waitable]:
         """Yield what becomes ready when `update` has something to do."""
         now_s = time.monotonic()
         for model in self._models.values():
@@ -143,7 +137,7 @@ class _SharedModel:
         self._deaths = 0
         self._not_before_s = 0.0
 
-    def waitables(self, now_s: float) -> list[object]:
+    def waitables(self, now_s: float) -> Sequence[Waitable]:
         """Return what becomes ready when the process reports or ends, or a client waits for one to start."""
         if self.process is not None:
             return self.process.waitables()
@@ -192,76 +186,34 @@ class _SharedModel:
         if exit_code == 0:
             _log.info("inference_process_ended", model=self.name, reason=reason)
             return
-        end = signal.Signals(-exit_code).name if -exit_code in set(signal.Signals) else exit_code
         _log.warning(
-            "inference_process_ended", model=self.name, reason=reason, end=end, detail=process.output.text(),
+            "inference_process_ended", model=self.name, reason=reason, end=signal_name(exit_code) or exit_code, detail=process.tail(),
             does="starts it again for the workers, which repeat what was not answered",
         )  # fmt: skip
 
 
-class _Process:
-    """An inference process and the runner's ends of its pipes."""
+class _Process(ChildProcess[link.InferenceAlive, str]):
+    """An inference process."""
 
     def __init__(self, forkservers: Forkservers, task: link.InferenceTask, listener: socket.socket) -> None:
         """Raises OSError or EOFError."""
-        context = forkservers.context
-        self._messages, messages = context.Pipe(duplex=False)
-        orders, self._orders = context.Pipe(duplex=False)
-        self._stderr, stderr = context.Pipe(duplex=False)
-        os.set_blocking(self._orders.fileno(), False)
-        self.output = OutputTail(self._stderr)
-        self._threads = task.threads
-        self._process = context.Process(
-            target=run_inference, args=(task, listener, messages, orders, stderr), name=f"inference {task.model}"
-        )
-        with without_main():
-            self._process.start()
-        for child_end in (messages, orders, stderr):
-            child_end.close()
-        self.kill_reason: str | None = None
+        super().__init__(
+            forkservers.context, run_inference, (task, listener), link.receive, "nonsense", name=f"inference {task.model}",
+            threads=task.threads,
+        )  # fmt: skip
         self._began_s = self._heard_s = time.monotonic()
-        self._memory_checked_s = 0.0
         self._last = link.InferenceAlive(is_loaded=False)
-        self._can_report = True
-
-    @property
-    def pid(self) -> int:
-        """The process id."""
-        return self._process.pid or 0
-
-    def waitables(self) -> list[object]:
-        """Return the pipes and the process sentinel."""
-        pipes: list[Connection] = [self._messages] if self._can_report else []
-        return [*pipes, *([self._stderr] if self.output.is_open else []), self._process.sentinel]
-
-    def exit_code(self) -> int | None:
-        """Return the exit code, -N if signal N ended the process, or None while it runs."""
-        return self._process.exitcode
 
     def lived_s(self) -> float:
         """Return how long ago it was started, in seconds."""
         return time.monotonic() - self._began_s
 
-    def set_threads(self, threads: int) -> None:
-        """Order its model to use as many threads, unless it does already."""
-        if threads != self._threads:
-            with contextlib.suppress(OSError):  # it has ended, or does not read now: the next call repeats it
-                self._orders.send_bytes(msgspec.json.encode(link.ThreadsCommand(threads)))
-                self._threads = threads
-
     def read(self) -> None:
         """Read its reports and its output."""
-        self.output.read()
-        try:
-            while self._can_report and self._messages.poll():
-                self._last, self._heard_s = link.receive(self._messages), time.monotonic()
-                metrics.INFERENCE_BATCHES.inc(self._last.batches)
-                metrics.INFERENCE_FRAMES.inc(self._last.frames)
-        except EOFError:
-            self._can_report = False
-        except (OSError, msgspec.DecodeError):
-            self._can_report = False
-            self.kill("nonsense")
+        for report in self.read_messages():
+            self._last, self._heard_s = report, time.monotonic()
+            metrics.INFERENCE_BATCHES.inc(report.batches)
+            metrics.INFERENCE_FRAMES.inc(report.frames)
 
     def check(self, options: RunnerOptions, memory_cap_bytes: int, now_s: float, *, was_paused: bool) -> None:
         """Kill it if it takes too long to load the model or to run a batch, is frozen, or uses too much memory."""
@@ -276,18 +228,5 @@ class _Process:
             self.kill("hung")
         elif self._last.is_loaded and now_s - self._heard_s > FROZEN_S:
             self.kill("frozen")
-        elif memory_cap_bytes and now_s - self._memory_checked_s > _MEMORY_CHECK_S:
-            self._memory_checked_s = now_s
-            if memory.resident_bytes(self.pid) > memory_cap_bytes:
-                self.kill("memory")
-
-    def kill(self, reason: str) -> None:
-        """Send SIGKILL. The first reason given is kept."""
-        self.kill_reason = self.kill_reason or reason
-        self._process.kill()
-
-    def close(self) -> None:
-        """Join the ended process and close its pipes."""
-        self._process.join(_EXIT_S)
-        for pipe in (self._messages, self._orders, self._stderr):
-            pipe.close()
+        elif self.exceeds_memory(memory_cap_bytes, now_s):
+            self.kill("memory")

@@ -6,13 +6,11 @@ standard error). `Workers.wait` returns everything that happens, including the e
 
 from __future__ import annotations
 
-import os
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
-from multiprocessing.process import BaseProcess
 from typing import Final
 
 import msgspec
@@ -26,25 +24,21 @@ from vidflow.infra.process.cores import available_cores
 from vidflow.infra.process.crashpoint import crashpoint, disarm
 from vidflow.infra.telemetry import metrics
 from vidflow.infra.telemetry.logs import log
-from vidflow.roles.runner.forkservers import Forkservers, without_main
+from vidflow.roles.runner.child_process import ChildProcess, signal_name
+from vidflow.roles.runner.forkservers import Forkservers
 from vidflow.roles.runner.inference_processes import FROZEN_S, InferenceProcesses, model_key
-from vidflow.roles.runner.output_tail import OutputTail
 from vidflow.roles.worker import link
 from vidflow.roles.worker.start import run_worker
 from vidflow.settings import RunnerOptions
 
 FINISH_S: Final = 15.0
 """How long a worker may take to finish its current work before it is killed. Waiting for Kafka does not count."""
-MEMORY_CHECK_S: Final = 0.5
 PAUSED_S: Final = 5.0
 """A longer interval between two checks means that this process itself was suspended, which must not count against workers."""
 MAX_SHARED_BATCHES: Final = 3
 """As many batches of a shared model may run until a worker has its result: the one that runs, others, its own."""
 READ_INTERVAL_S: Final = 0.05
 """Shortest interval between two reads of the workers' messages. Each wakes this process, and a worker sends two per batch."""
-_EXIT_S: Final = 5.0
-_MAX_MESSAGES: Final = 2000
-"""Messages of one worker per call: more than its pipe holds, but bounded, so that an endless writer does not block the others."""
 _log = log("runner")
 
 
@@ -74,7 +68,6 @@ class Workers:
         self._inference = InferenceProcesses(options, self._forkservers, self.cores, self.memory_cap_bytes)
         self._running: dict[tuple[str, int], _Worker] = {}
         self._checked_s = time.monotonic()
-        self._memory_checked_s = 0.0
         self._read_s = 0.0
 
     def prepare(self) -> None:
@@ -138,13 +131,15 @@ class Workers:
         self, seconds: float, wakeup_reader: Connection, *, urgent_only: bool
     ) -> tuple[dict[tuple[str, int], _Worker], bool]:
         """Return the workers of which something can be read, and whether `wakeup_reader` can be."""
-        waitables: dict[object, tuple[tuple[str, int], _Worker]] = {
+        waitables: dict[Connection | int, tuple[tuple[str, int], _Worker]] = {
             waitable: (key, worker)
             for key, worker in self._running.items()
-            for waitable in worker.waitables(urgent_only=urgent_only)
+            for waitable in worker.waitables(with_messages=not urgent_only)
         }
-        ready = wait([*waitables, *self._inference.waitables(), wakeup_reader], seconds)  # type: ignore[list-item]
-        return dict(waitables[waitable] for waitable in ready if waitable in waitables), wakeup_reader in ready
+        ready = wait([*waitables, *self._inference.waitables(), wakeup_reader], seconds)
+        return {
+            key: worker for waitable, (key, worker) in waitables.items() if waitable in ready
+        }, wakeup_reader in ready
 
     def _read_events(self, key: tuple[str, int], worker: _Worker) -> Iterator[WorkerEvent]:
         uuid, epoch = key
@@ -173,14 +168,12 @@ class Workers:
         now_s = time.monotonic()
         paused, self._checked_s = now_s - self._checked_s > PAUSED_S, now_s
         self._inference.update({model_key(worker.deploy) for worker in self._running.values()}, was_paused=paused)
-        check_memory = self.memory_cap_bytes > 0 and now_s - self._memory_checked_s > MEMORY_CHECK_S
-        self._memory_checked_s = now_s if check_memory else self._memory_checked_s
         for worker in self._running.values():
             if paused:
                 worker.restart_clocks(now_s)
             if reason := worker.find_overdue_reason(now_s, self._deadlines()):
                 worker.kill(reason)
-            elif check_memory and memory.resident_bytes(worker.pid) > self.memory_cap_bytes:
+            elif worker.exceeds_memory(self.memory_cap_bytes, now_s):
                 worker.kill(EndReason.MEMORY)
 
     def _deadlines(self) -> dict[WorkerWait, float]:
@@ -191,69 +184,36 @@ class Workers:
         return {WorkerWait.START: options.start_deadline_s, WorkerWait.INFERENCE: inference_s}
 
 
-class _Worker:
-    """A worker process and the runner's ends of its pipes."""
+class _Worker(ChildProcess[link.WorkerMessage, EndReason]):
+    """A worker process."""
 
     def __init__(self, context: ForkServerContext, task: link.Task) -> None:
         self.deploy = task.deploy
-        self._messages, messages = context.Pipe(duplex=False)
-        orders, self._orders = context.Pipe(duplex=False)
-        self._stderr, stderr = context.Pipe(duplex=False)
-        os.set_blocking(self._orders.fileno(), False)
-        self._output = OutputTail(self._stderr)
-        self._process: BaseProcess = context.Process(
-            target=run_worker, args=(task, messages, orders, stderr), name=f"worker {task.deploy.scenario_uuid}"
-        )
-        with without_main():
-            self._process.start()
-        for worker_end in (messages, orders, stderr):
-            worker_end.close()
-        self._can_send_messages = True
         self._secrets = (*find_secrets(task.deploy.source), *task.kafka.secrets())
+        super().__init__(
+            context, run_worker, (task,), link.receive_message, EndReason.CRASHED,
+            name=f"worker {task.deploy.scenario_uuid}", threads=task.threads, secrets=self._secrets,
+        )  # fmt: skip
         self._reported_end: link.WorkerEnd | None = None
-        self._kill_reason: EndReason | None = None
         self._waits_for = WorkerWait.START
         self._since_s = time.monotonic()
         self._finish_by_s: float | None = None
         self._finish_reason = EndReason.STOPPED
         self._first_frame_done = False
-        self._threads = task.threads
 
-    @property
-    def pid(self) -> int:
-        """The process id."""
-        return self._process.pid or 0
-
-    def waitables(self, *, urgent_only: bool) -> Iterable[object]:
-        """Return the pipes and the process sentinel, which become ready when something happens.
-
-        `urgent_only`: without the messages after the first frame.
-        """
-        reads_messages = self._can_send_messages and not (urgent_only and self._first_frame_done)
-        messages = [self._messages] if reads_messages else []
-        return (*messages, *([self._stderr] if self._output.is_open else []), self._process.sentinel)
-
-    def exit_code(self) -> int | None:
-        """Return the exit code, -N if signal N ended the process, or None while it runs."""
-        return self._process.exitcode
+    def waitables(self, *, with_messages: bool = True) -> list[Connection | int]:
+        """Return what becomes ready when something happens; without `with_messages`, of the messages only those before the first frame."""
+        return super().waitables(with_messages=with_messages or not self._first_frame_done)
 
     def read_messages(self) -> Iterator[link.WorkerMessage]:
         """Yield the messages that arrived since the last call."""
-        self._output.read()
-        for _ in range(_MAX_MESSAGES):
-            if not self._can_send_messages or not self._messages.poll():
-                return
-            try:
-                message = link.receive_message(self._messages)
-            except EOFError:
-                self._can_send_messages = False
-            except (OSError, msgspec.DecodeError) as error:
-                _log.warning("worker_talks_nonsense", scenario_uuid=self.deploy.scenario_uuid, error=str(error))
-                self.kill(EndReason.CRASHED)
-                self._can_send_messages = False
-            else:
-                self._record(message)
-                yield message
+        for message in super().read_messages():
+            if isinstance(message, link.WorkerEnd):
+                self._reported_end = message
+                self._finish_by_s = time.monotonic() + FINISH_S  # to exit, which takes only a moment
+            elif isinstance(message, link.WorkerProgress):
+                self._waits_for, self._since_s = message.waits_for, time.monotonic()
+            yield message
 
     def reports_first_frame(self, message: link.WorkerMessage) -> bool:
         """Return whether this is the first message that reports a sent frame."""
@@ -266,12 +226,7 @@ class _Worker:
         """Order it to finish. Only the first call has an effect."""
         if self._finish_by_s is None:
             self._finish_by_s, self._finish_reason = time.monotonic() + FINISH_S, reason
-            link.send_order(self._orders, link.FinishCommand(reason))
-
-    def set_threads(self, threads: int) -> None:
-        """Order it to use as many threads, unless it does already."""
-        if threads != self._threads and link.send_order(self._orders, link.ThreadsCommand(threads)):
-            self._threads = threads
+            self.send_order(link.FinishCommand(reason))
 
     def restart_clocks(self, now_s: float) -> None:
         """Restart its deadlines."""
@@ -281,7 +236,7 @@ class _Worker:
 
     def find_overdue_reason(self, now_s: float, deadlines: dict[WorkerWait, float]) -> EndReason | None:
         """Return why it must be killed now, or None."""
-        if self._kill_reason is not None:
+        if self.kill_reason is not None:
             return None
         deadline_s = deadlines.get(self._waits_for)
         if self._reported_end is None and deadline_s is not None and now_s - self._since_s > deadline_s:
@@ -293,11 +248,6 @@ class _Worker:
             else None
         )
 
-    def kill(self, reason: EndReason) -> None:
-        """Send SIGKILL. The first reason given is kept."""
-        self._kill_reason = self._kill_reason or reason
-        self._process.kill()
-
     def determine_end(self, exit_code: int, memory_cap_bytes: int) -> link.WorkerEnd:
         """Return the end that it reported itself, else the one it was killed for, else a crash according to its exit code."""
         if self._reported_end is not None:
@@ -306,31 +256,14 @@ class _Worker:
                 if self._reported_end.error is None
                 else self._without_secrets(self._reported_end, self._reported_end.error)
             )
-        if self._kill_reason is not None:
-            error = _build_kill_error(self._kill_reason, self.deploy.scenario_uuid, self._waits_for, memory_cap_bytes)
-            return link.WorkerEnd(self._kill_reason, error)
+        if self.kill_reason is not None:
+            error = _build_kill_error(self.kill_reason, self.deploy.scenario_uuid, self._waits_for, memory_cap_bytes)
+            return link.WorkerEnd(self.kill_reason, error)
         return link.WorkerEnd(EndReason.CRASHED, _build_crash_error(exit_code, self.deploy.scenario_uuid))
-
-    def tail(self) -> str | None:
-        """Return the end of its standard error without secrets, or None if it is empty."""
-        return self._output.text(self._secrets)
 
     def _without_secrets(self, end: link.WorkerEnd, error: ErrorInfo) -> link.WorkerEnd:
         """Mask secrets in the error: the worker masks them too, but hostile input may have taken it over."""
         return msgspec.structs.replace(end, error=redact_error(error, self._secrets))
-
-    def close(self) -> None:
-        """Join the ended process and close its pipes."""
-        self._process.join(_EXIT_S)
-        for pipe in (self._messages, self._orders, self._stderr):
-            pipe.close()
-
-    def _record(self, message: link.WorkerMessage) -> None:
-        if isinstance(message, link.WorkerEnd):
-            self._reported_end = message
-            self._finish_by_s = time.monotonic() + FINISH_S  # to exit, which takes only a moment
-        elif isinstance(message, link.WorkerProgress):
-            self._waits_for, self._since_s = message.waits_for, time.monotonic()
 
 
 def _log_outage(scenario_uuid: str, outage: link.WorkerOutage) -> None:
@@ -372,11 +305,11 @@ def _build_kill_error(
 
 
 def _build_crash_error(exit_code: int, scenario_uuid: str) -> ErrorInfo:
-    if exit_code >= 0:
+    name = signal_name(exit_code)
+    if name is None:
         return ErrorInfo(
             "worker_crashed", f"Worker of scenario {scenario_uuid} exited unexpectedly with exit code {exit_code}."
         )
-    name = signal.Signals(-exit_code).name if -exit_code in set(signal.Signals) else str(-exit_code)
     hint = (
         " The system may have run out of memory. Lower --max-workers or --worker-memory-bytes."
         if -exit_code == signal.SIGKILL

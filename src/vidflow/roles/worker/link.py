@@ -21,7 +21,7 @@ from vidflow.domain.messages import Deploy, EndReason, NonNegativeInt, WorkerWai
 from vidflow.domain.redaction import redact
 from vidflow.domain.source_access import SourceAccess
 from vidflow.infra.kafka.settings import KafkaSettings
-from vidflow.infra.models.thread_budget import ThreadBudget
+from vidflow.infra.models.thread_budget import ThreadBudget, ThreadsCommand
 from vidflow.infra.telemetry.metrics import WORKER_BOUNDS_S
 
 PIECE_BYTES: Final = 4000
@@ -97,12 +97,6 @@ class FinishCommand(msgspec.Struct, frozen=True, tag="finish"):
     reason: EndReason
 
 
-class ThreadsCommand(msgspec.Struct, frozen=True, tag="threads"):
-    """How many threads the model may use from now on."""
-
-    threads: Annotated[int, msgspec.Meta(ge=1)]
-
-
 _order_decoder: Final = msgspec.json.Decoder(FinishCommand | ThreadsCommand)
 
 
@@ -113,18 +107,6 @@ def receive_message(messages: Connection) -> WorkerMessage:
     """
     message: WorkerMessage = _message_decoder.decode(messages.recv_bytes(PIECE_BYTES))
     return message
-
-
-def send_order(orders: Connection, order: FinishCommand | ThreadsCommand) -> bool:
-    """Send an order. Return whether it was sent: not to a worker that is gone, or one that has left too many unread.
-
-    Called by the runner, whose end of the pipe does not block.
-    """
-    try:
-        orders.send_bytes(msgspec.json.encode(order))
-    except OSError:
-        return False
-    return True
 
 
 class FinishOrder:
