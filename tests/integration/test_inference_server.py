@@ -16,7 +16,7 @@ from tests.integration.server_owner import wait_until
 
 from vidflow.domain.detections import InferenceError
 from vidflow.domain.errors import ErrorInfo, ModelError, Unavailable
-from vidflow.infra.inference import messages, regions
+from vidflow.infra.inference import messages, regions, sockets
 from vidflow.infra.inference.client import RequestStopped, SharedModel
 from vidflow.infra.inference.messages import Failed, Hello, Infer, OutputPlace, Outputs, Ready, Refused
 from vidflow.infra.models import registry
@@ -30,16 +30,14 @@ SIZE = (clips.HEIGHT, clips.WIDTH)
 UUID = "0190"
 TIMEOUT_S = 20.0
 MAX_FRAMES = 4
+BACKLOG = 10
 
 
 class Serving:
     """A server in a thread of this process."""
 
-    def __init__(self, path: Path, greeting: Ready | Refused, batches: BatchRunner | None, lanes: int = 1) -> None:
-        self.path = path
-        self.listener = socket.socket(socket.AF_UNIX)
-        self.listener.bind(str(path))
-        self.listener.listen()
+    def __init__(self, greeting: Ready | Refused, batches: BatchRunner | None, lanes: int = 1) -> None:
+        self.listener, self.name = sockets.listen(BACKLOG)
         self.server = InferenceServer(self.listener, greeting, SIZE, batches, lanes, ThreadBudget(lanes))
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
@@ -47,14 +45,12 @@ class Serving:
 
     def connect(self) -> socket.socket:
         """Return a connection on which nothing is sent yet."""
-        connection = socket.socket(socket.AF_UNIX)
+        connection = sockets.connect(self.name, TIMEOUT_S)
         self._to_close.append(connection)
-        connection.settimeout(TIMEOUT_S)
-        connection.connect(str(self.path))
         return connection
 
     def model(self) -> SharedModel:
-        model = connect(self.path)
+        model = connect(self.name)
         self._to_close.append(model)
         return model
 
@@ -69,8 +65,8 @@ class Serving:
             opened.close()
 
 
-def connect(path: Path, stop: threading.Event | None = None) -> SharedModel:
-    return SharedModel(path, UUID, stop or threading.Event(), lambda: None)
+def connect(name: str, stop: threading.Event | None = None) -> SharedModel:
+    return SharedModel(name, UUID, stop or threading.Event(), lambda: None)
 
 
 def open_batches(folder: Path, iterations: int) -> tuple[Ready, BatchRunner]:
@@ -81,7 +77,7 @@ def open_batches(folder: Path, iterations: int) -> tuple[Ready, BatchRunner]:
 
 @pytest.fixture
 def serving(tmp_path: Path) -> Iterator[Serving]:
-    started = Serving(tmp_path / "socket", *open_batches(tmp_path, 500))
+    started = Serving(*open_batches(tmp_path, 500))
     with contextlib.closing(started):
         yield started
 
@@ -110,7 +106,7 @@ def greet(connection: socket.socket) -> None:
 
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_each_of_many_clients_gets_its_own_results(tmp_path: Path, lanes: int) -> None:
-    serving = Serving(tmp_path / "socket", *open_batches(tmp_path, 500), lanes)
+    serving = Serving(*open_batches(tmp_path, 500), lanes)
     wrong: list[object] = []
 
     def work(number: int) -> None:
@@ -194,7 +190,7 @@ def test_clients_that_are_gone_before_their_answers_leave_nothing_behind(serving
 
 def test_the_server_ends_once_nobody_has_needed_it_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "LINGER_S", 0.5)
-    with contextlib.closing(Serving(tmp_path / "socket", *open_batches(tmp_path, 0))) as serving:
+    with contextlib.closing(Serving(*open_batches(tmp_path, 0))) as serving:
         model = serving.model()
         time_limit_s = time.monotonic() + 1.0
         while time.monotonic() < time_limit_s:
@@ -206,11 +202,9 @@ def test_the_server_ends_once_nobody_has_needed_it_for_a_while(tmp_path: Path, m
 
 
 @pytest.mark.parametrize(("fatal", "kind"), [(True, ModelError), (False, Unavailable)])
-def test_clients_of_a_model_that_cannot_be_loaded_get_its_error(
-    tmp_path: Path, fatal: bool, kind: type[Exception]
-) -> None:
+def test_clients_of_a_model_that_cannot_be_loaded_get_its_error(fatal: bool, kind: type[Exception]) -> None:
     refused = Refused(ErrorInfo("model_refused", "It is damaged."), fatal)
-    serving = Serving(tmp_path / "socket", refused, None)
+    serving = Serving(refused, None)
     with contextlib.closing(serving), pytest.raises(kind, match=r"It is damaged\."):
         serving.model()
 
@@ -218,10 +212,8 @@ def test_clients_of_a_model_that_cannot_be_loaded_get_its_error(
 class FakeServer:
     """Greets one client, and answers each request with the same message and file."""
 
-    def __init__(self, path: Path, answer: Outputs | Failed | Ready | None, region_bytes: int | None = None) -> None:
-        self.listener = socket.socket(socket.AF_UNIX)
-        self.listener.bind(str(path))
-        self.listener.listen()
+    def __init__(self, answer: Outputs | Failed | Ready | None, region_bytes: int | None = None) -> None:
+        self.listener, self.name = sockets.listen(BACKLOG)
         self._answer, self._region_bytes = answer, region_bytes
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
@@ -257,27 +249,27 @@ class FakeServer:
     ],
 )
 def test_a_server_that_answers_nonsense_is_an_error_and_no_crash(
-    tmp_path: Path, answer: Outputs | Ready, region_bytes: int | None
+    answer: Outputs | Ready, region_bytes: int | None
 ) -> None:
-    server = FakeServer(tmp_path / "socket", answer, region_bytes)
+    server = FakeServer(answer, region_bytes)
     with contextlib.closing(server):
-        model = connect(tmp_path / "socket")
+        model = connect(server.name)
         with contextlib.closing(model), pytest.raises(Unavailable, match="not valid"):
             model.network.run(picture(1))
 
 
-def test_the_error_of_a_frame_is_the_models(tmp_path: Path) -> None:
-    server = FakeServer(tmp_path / "socket", Failed(ErrorInfo("inference_failed", "onnxruntime failed on a frame.")))
+def test_the_error_of_a_frame_is_the_models() -> None:
+    server = FakeServer(Failed(ErrorInfo("inference_failed", "onnxruntime failed on a frame.")))
     with contextlib.closing(server):
-        model = connect(tmp_path / "socket")
+        model = connect(server.name)
         with contextlib.closing(model), pytest.raises(InferenceError, match="onnxruntime failed"):
             model.network.run(picture(1))
 
 
-def test_a_client_that_is_asked_to_stop_does_not_wait_for_its_answer(tmp_path: Path) -> None:
-    server = FakeServer(tmp_path / "socket", None)
+def test_a_client_that_is_asked_to_stop_does_not_wait_for_its_answer() -> None:
+    server = FakeServer(None)
     stop = threading.Event()
-    with contextlib.closing(server), contextlib.closing(connect(tmp_path / "socket", stop)) as model:
+    with contextlib.closing(server), contextlib.closing(connect(server.name, stop)) as model:
         stop.set()
         with pytest.raises(RequestStopped):
             model.network.run(picture(1))

@@ -21,6 +21,8 @@ pytestmark = pytest.mark.long  # starting runners takes long
 
 FRAMES = 60
 SLOW_ITERATIONS = 4000
+OF_MULTIPROCESSING = "pymp-"
+"""What the names of multiprocessing's own folders begin with."""
 STARTED = re.compile(r"inference_process_started.*?pid=(\d+)")
 
 
@@ -236,6 +238,20 @@ def test_an_inference_process_dies_with_its_runner(
     runner.process.send_signal(signal.SIGSTOP)
     runner.kill()
     wait_until(lambda: not is_alive(pid), "the inference process is dead")
+
+
+def test_a_killed_runner_leaves_no_file_of_its_shared_models(
+    control_plane: ControlPlane, kafka_settings: KafkaSettings, folder: Path, models: Path, clip: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:  # fmt: skip
+    temporary = tmp_path_factory.mktemp("t")
+    options = ["--any-file", "--models-dir", str(models), "--inference", "shared"]
+    with running_runner(kafka_settings, folder, *options, environment={"TMPDIR": str(temporary)}) as runner:
+        wait_for_frames(control_plane, start(control_plane, runner, clip, "slow"))
+        assert running_inference_pids(runner)
+        runner.kill()
+        wait_until(lambda: not running_inference_pids(runner), "the inference process is dead")
+    assert [path.name for path in temporary.iterdir() if not path.name.startswith(OF_MULTIPROCESSING)] == []
 
 
 @pytest.mark.parametrize(

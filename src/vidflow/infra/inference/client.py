@@ -6,12 +6,10 @@ in a row, in the last of them alone; other requests, and the scenarios that they
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -21,7 +19,7 @@ from numpy.typing import NDArray
 from vidflow.domain.batching import ALONE_AFTER_CRASHES
 from vidflow.domain.detections import InferenceError
 from vidflow.domain.errors import ModelError, Unavailable
-from vidflow.infra.inference import messages, regions
+from vidflow.infra.inference import messages, regions, sockets
 from vidflow.infra.inference.messages import Failed, Hello, Infer, Outputs, Ready, Refused, ServerMessage
 from vidflow.infra.inference.regions import HEADER_BYTES, Region, RegionError
 from vidflow.infra.models.detector import Network
@@ -51,18 +49,18 @@ class StopRequest(Protocol):
 class SharedModel:
     """A model in an inference process, for several threads. There are as many connections as requests have ever been under way.
 
-    `path`: the socket on which the runner starts the process. `on_restart`: called by the thread that waits when the process has
+    `socket_name`: where the runner starts the process. `on_restart`: called by the thread that waits when the process has
     died and a wait for the next one begins.
     """
 
     def __init__(
-        self, path: Path, scenario_uuid: str, stop_request: StopRequest, on_restart: Callable[[], None]
+        self, socket_name: str, scenario_uuid: str, stop_request: StopRequest, on_restart: Callable[[], None]
     ) -> None:
         """Connect, and wait until the model is loaded.
 
         Raises the error with which it cannot be loaded, Unavailable if the process dies or does not answer sense, or RequestStopped.
         """
-        self._connect = partial(_Connection, path, scenario_uuid, stop_request, on_restart)
+        self._connect = partial(_Connection, socket_name, scenario_uuid, stop_request, on_restart)
         first = self._connect()
         self._idle = [first]
         ready = first.ready
@@ -97,10 +95,10 @@ class _Connection:
     """A connection to the process, for one request at a time. It is opened again when the process has died."""
 
     def __init__(
-        self, path: Path, scenario_uuid: str, stop_request: StopRequest, on_restart: Callable[[], None]
+        self, socket_name: str, scenario_uuid: str, stop_request: StopRequest, on_restart: Callable[[], None]
     ) -> None:
         """Errors are those of SharedModel."""
-        self._path, self._hello = path, Hello(scenario_uuid)
+        self._socket_name, self._hello = socket_name, Hello(scenario_uuid)
         self._stop_request, self._on_restart = stop_request, on_restart
         self._socket: socket.socket | None = None
         self._inputs: Region | None = None
@@ -121,10 +119,8 @@ class _Connection:
     def _connect(self) -> Ready:
         for _ in range(MAX_DEATHS_AT_LOADING):
             self.close()
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self._socket.settimeout(MESSAGE_TIMEOUT_S)
             try:
-                self._socket.connect(os.fspath(self._path))
+                self._socket = sockets.connect(self._socket_name, MESSAGE_TIMEOUT_S)
                 messages.send(self._socket, self._hello)
                 answer, _ = self._receive()
             except (EOFError, OSError):

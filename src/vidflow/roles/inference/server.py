@@ -18,6 +18,7 @@ from vidflow.domain.batching import FairShare, NextBatch, WaitingRequest, choose
 from vidflow.domain.errors import ErrorInfo, Unavailable, VidflowError, build_error_info, sanitize_text
 from vidflow.infra.inference.messages import Infer, Ready, Refused
 from vidflow.infra.inference.regions import RegionError
+from vidflow.infra.inference.sockets import is_of_this_user
 from vidflow.infra.models.tensors import Tensor
 from vidflow.infra.models.thread_budget import ThreadBudget
 from vidflow.infra.process.crashpoint import crashpoint
@@ -169,6 +170,10 @@ class InferenceServer:
     def _accept(self) -> None:
         while True:
             connection, _ = self._listener.accept()
+            if not is_of_this_user(connection):
+                _log.warning("client_of_another_user")
+                connection.close()
+                continue
             with self._changed:
                 self._numbers += 1
                 client = Client(self._numbers, connection)

@@ -6,20 +6,18 @@ client needs no news of deaths: its connection just waits. A process ends by its
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Collection, Iterator, Sequence
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Final
 
 from vidflow.domain.errors import SetupError
 from vidflow.domain.messages import Deploy
 from vidflow.domain.runner import divide_cores
+from vidflow.infra.inference import sockets
 from vidflow.infra.process.crashpoint import disarm
 from vidflow.infra.telemetry import metrics
 from vidflow.infra.telemetry.logs import log
@@ -54,18 +52,13 @@ class InferenceProcesses:
         self._options, self._forkservers = options, forkservers
         self._cores, self._memory_cap_bytes = cores, memory_cap_bytes
         self._models: dict[ModelKey, _SharedModel] = {}
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._sockets = 0
 
-    def open_socket(self, deploy: Deploy) -> Path:
-        """Return the path of the socket on which the deployment's model is served. Raises OSError."""
+    def open_socket(self, deploy: Deploy) -> str:
+        """Return the name of the socket on which the deployment's model is served. Raises OSError."""
         key = model_key(deploy)
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="vidflow-inference-")  # only this user may enter it
         if key not in self._models:
-            self._sockets += 1
-            self._models[key] = _SharedModel(key, Path(self._folder.name) / str(self._sockets))
-        return self._models[key].path
+            self._models[key] = _SharedModel(key)
+        return self._models[key].socket_name
 
     def waitables(self) -> Iterator[Waitable]:
         """Yield what becomes ready when `update` has something to do."""
@@ -91,12 +84,10 @@ class InferenceProcesses:
         self._divide_cores()
 
     def kill_all(self) -> None:
-        """Kill all processes and remove the sockets."""
+        """Kill all processes and close the sockets."""
         for model in self._models.values():
             model.close()
         self._models.clear()
-        if self._folder is not None:
-            self._folder.cleanup()
 
     def _divide_cores(self) -> None:
         processes = [model.process for model in self._models.values() if model.process is not None]
@@ -127,13 +118,11 @@ def model_key(deploy: Deploy) -> ModelKey:
 class _SharedModel:
     """The socket of a model, and the process that serves it while there is one."""
 
-    def __init__(self, key: ModelKey, path: Path) -> None:
+    def __init__(self, key: ModelKey) -> None:
         """Raises OSError."""
-        self.name, self.path = key[0], path
+        self.name = key[0]
         self.process: _Process | None = None
-        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.listener.bind(os.fspath(path))
-        self.listener.listen(_BACKLOG)
+        self.listener, self.socket_name = sockets.listen(_BACKLOG)
         self._deaths = 0
         self._not_before_s = 0.0
 
@@ -173,12 +162,11 @@ class _SharedModel:
         self._not_before_s = time.monotonic() + delay_s
 
     def close(self) -> None:
-        """Kill the process and remove the socket."""
+        """Kill the process and close the socket."""
         if self.process is not None:
             self.process.kill("stopped")
             self.process.close()
         self.listener.close()
-        self.path.unlink(missing_ok=True)
 
     def _log_end(self, process: _Process, exit_code: int) -> None:
         reason = process.kill_reason or ("idle" if exit_code == 0 else "crashed")

@@ -39,8 +39,8 @@ Seconds = Annotated[float, msgspec.Meta(ge=0, le=1_000_000)]
 class Task(msgspec.Struct, frozen=True):
     """A worker's deployment and permissions.
 
-    `crashpoints` arms crash points for a fault test. `threads`: how many its model may use. `inference_socket`: where a process runs
-    the model for several workers, if it can be shared.
+    `crashpoints` arms crash points for a fault test. `threads`: how many its model may use. `inference_socket`: the name of the socket of a
+    process that runs the model for several workers, if it can be shared.
     """
 
     deploy: Deploy
@@ -52,7 +52,7 @@ class Task(msgspec.Struct, frozen=True):
     sources: SourceAccess = SourceAccess()
     crashpoints: str = ""
     threads: int = 1
-    inference_socket: Path | None = None
+    inference_socket: str | None = None
     device: Device = AUTO
 
 
