@@ -152,6 +152,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     labels: tuple[str, ...] | None = None
     max_workers: int = 2
     models_dir: Path | None = None
+    inference: InferenceMode = "auto"
     device: Device = AUTO
     sources: SourceAccess = SourceAccess()
 

@@ -38,7 +38,7 @@ from tests.integration.cli_process import (
 )
 from tests.integration.delivery import remove_topics
 from tests.integration.many_commands import Command
-from tests.integration.processes import descendants, is_alive
+from tests.integration.processes import descendants, is_alive, name_of
 from tests.integration.server_owner import wait_until
 
 from vidflow.domain.runner import default_memory_cap
@@ -137,6 +137,13 @@ REFUSALS = {
     "run, unknown label": Refusal(["run", A_FILE, "--labels", "unicorn"], 2, "no label 'unicorn'. Available: airplane"),
     "run, a label without a name": Refusal(["run", A_FILE, "--labels", "cat,"], 2, "--labels are names separated by commas"),
     "run, no server at the URL": Refusal(["run", A_FILE, "--url", "http://127.0.0.1:1"], 4, "Start one with: vidflow dev"),
+    "run, the runner's options with a URL": Refusal(
+        ["run", A_FILE, "--url", "http://127.0.0.1:1", "--device", "cpu", "--no-insecure-sources", "--models-dir", "."], 2,
+        "--models-dir, --device, --insecure-sources: no effect with --url: .* Leave it out. See: vidflow run --help",
+    ),
+    "run, variables of a runner with a URL": Refusal(
+        ["run", A_FILE, "--url", "http://127.0.0.1:1"], 4, "Start one with: vidflow dev", {"VIDFLOW_DEVICE": "cpu"}
+    ),
     "run, an invalid URL": Refusal(["run", A_FILE, "--url", "http://h:port"], 2, "Write http://host:port"),
     "run, a URL without a host": Refusal(["run", A_FILE, "--url", "vidflow"], 2, "Write http://host:port"),
     "bench, no such file": Refusal(["bench", "--source", "none.mp4"], 2, "none.mp4 is not a file. Give a video file"),
@@ -694,6 +701,21 @@ def test_run_starts_its_own_vidflow_and_leaves_no_processes(clip: Path, tmp_path
     assert run.stderr.splitlines()[-1] == "completed: 20 frames"
     assert len(processes) >= 7
     wait_until(lambda: not any(map(is_alive, processes)), "all of its processes are gone")
+
+
+@pytest.mark.long
+def test_run_shares_its_model_if_it_is_told_to(clip: Path, tmp_path: Path) -> None:
+    variables = {"VIDFLOW_INFERENCE": "shared"}
+    with running_command(tmp_path, "run", str(clip), "--output", "ndjson", variables=variables) as run:
+        names: set[str] = set()
+
+        def has_ended() -> bool:
+            names.update(map(name_of, descendants(run.process.pid)))
+            return not run.is_running()
+
+        wait_until(has_ended, "the run has ended", LIMIT_S)
+        assert run.process.returncode == 0, run.stderr
+    assert "vidflow-infer" in names
 
 
 @pytest.mark.long

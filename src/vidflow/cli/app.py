@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Final, TypeVar
 
 import typer
 
 from vidflow import __version__
+from vidflow.cli.errors import refuse_options
 from vidflow.cli.models import models
 from vidflow.cli.operations import db, dlq, outbox, topics
 from vidflow.cli.options import (
@@ -102,6 +103,10 @@ app.add_typer(outbox, name="outbox")
 app.add_typer(dlq, name="dlq")
 
 Options = TypeVar("Options")
+OPTIONS_OF_OWN_RUNNER: Final = {
+    "max_workers", "models_dir", "device", "inference", "source_ca_file", "insecure_sources", "allow_source_network",
+}  # fmt: skip
+"""Options of `vidflow run` that are settings of the runner that it starts."""
 
 
 def _run_role(run: Callable[[Options, Stop], None], options: Options, log_format: str) -> None:
@@ -252,9 +257,9 @@ def dev(
 
 @app.command()
 def run(
-    video: Video, model: ModelName = DEFAULT_MODEL, fps: Fps = "all", output: RunOutput = "table", url: Url = None,
+    context: typer.Context, video: Video, model: ModelName = DEFAULT_MODEL, fps: Fps = "all", output: RunOutput = "table", url: Url = None,
     score: Score = None, labels: Labels = None, labels_file: LabelsFile = None, max_workers: MaxWorkers = 2,
-    models_dir: ModelsDir = None, device: DeviceName = "auto",
+    models_dir: ModelsDir = None, device: DeviceName = "auto", inference: Inference = "auto",
     source_ca_file: SourceCaFile = None, insecure_sources: InsecureSources = False,
     allow_source_network: AllowSourceNetwork = None,
 ) -> None:  # fmt: skip
@@ -264,10 +269,14 @@ def run(
     """
     from vidflow.commands.run import run as run_video  # noqa: PLC0415
 
+    if url:
+        refuse_options(
+            context, OPTIONS_OF_OWN_RUNNER, "no effect with --url: the runners of that vidflow have their own settings"
+        )
     raise typer.Exit(run_video(RunOptions(
         video=video, model=model, fps=fps, output=output, url=url, score_threshold=score,
         labels=split_labels(labels) if labels else None, labels_file=labels_file, max_workers=max_workers,
-        models_dir=models_dir, device=parse_device(device),
+        models_dir=models_dir, device=parse_device(device), inference=inference,
         sources=build_source_access(source_ca_file, allow_source_network, None, insecure=insecure_sources),
     )))  # fmt: skip
 

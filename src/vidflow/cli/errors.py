@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -38,6 +38,17 @@ def describe_usage_error(error: TyperException) -> str:
     return " ".join(sentences)
 
 
+def refuse_options(context: typer.Context, names: Collection[str], reason: str) -> None:
+    """Raise UserError if any of these parameters is given in the command line. A variable may be there for other commands."""
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name in names and _is_from(context, parameter, "COMMANDLINE")
+    ]
+    if given:
+        raise UserError(f"{', '.join(given)}: {reason}. Leave it out. See: {context.command_path} --help")
+
+
 def _describe_problem(error: TyperException, context: typer.Context | None) -> str:
     if isinstance(error, typer.BadParameter) and error.param is not None and context is not None and error.message:
         return f"Invalid {_name_source(error.param, context)}: {error.message.removeprefix(_PREFIX)}"
@@ -47,7 +58,12 @@ def _describe_problem(error: TyperException, context: typer.Context | None) -> s
 def _name_source(parameter: Any, context: typer.Context) -> str:  # noqa: ANN401 - not exported by Typer
     """Return the option, after the environment variable that its value came from."""
     name = "/".join(parameter.opts)
-    source = context.get_parameter_source(parameter.name)
-    if source is None or source.name != "ENVIRONMENT":
+    if not _is_from(context, parameter, "ENVIRONMENT"):
         return name
     return f"{next(filter(read_environment_variable, parameter.envvar))} ({name})"
+
+
+def _is_from(context: typer.Context, parameter: Any, source: str) -> bool:  # noqa: ANN401
+    """Return whether the parameter's value comes from there: COMMANDLINE, ENVIRONMENT or DEFAULT."""
+    found = context.get_parameter_source(parameter.name)
+    return found is not None and found.name == source
