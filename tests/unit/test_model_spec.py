@@ -241,6 +241,27 @@ def test_each_file_of_a_model_is_opened_once_from_the_check_to_the_load(folder: 
     assert result.stdout.strip() == str([(name, 1) for name in files])
 
 
+def test_a_worker_that_shares_its_models_reads_one_that_it_cannot_share_once(tmp_path: Path) -> None:
+    write_package(tmp_path, "def make(bundle, parameters):\n    print(bundle.weights)\n    return object()\n")
+    (tmp_path / "net.bin").write_bytes(WEIGHTS)
+    (tmp_path / "mine.toml").write_text('kind = "other"\nfile = "net.bin"\n')
+    program = (
+        "import sys; from multiprocessing import Pipe; from pathlib import Path; from vidflow.domain.messages import Deploy;"
+        "from vidflow.infra.kafka.settings import KafkaSettings; from vidflow.roles.worker import infer, link;"
+        "messages, orders = Pipe(), Pipe(); opened = []\n"
+        "sys.addaudithook(lambda event, args: event == 'open' and opened.append(Path(str(args[0])).name))\n"
+        f"task = link.Task(Deploy('uuid', 1, 'clip.mp4', 'mine'), KafkaSettings(), models_dir=Path({str(tmp_path)!r}),"
+        " inference_socket='no such socket')\n"
+        "infer.load(task, link.Link(messages[0], orders[0]))\n"
+        "print(opened.count('net.bin'))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.stdout.splitlines() == [repr(WEIGHTS), "1"], result.stderr
+
+
 def onnx_with_spec(labels: str = '["thing"]', start: str = "") -> bytes:
     """Return an ONNX file without a graph, with a spec in its metadata. `start` precedes the spec."""
     lines = [line for line in SPEC.splitlines() if not line.startswith(("file", "sha256"))]
@@ -399,16 +420,19 @@ def test_a_missing_library_is_reported_with_the_command_to_install_it(monkeypatc
         registry.load(registry.resolve("ssdlite320_mobilenet_v3_large"))
 
 
-def test_models_of_other_packages_are_found_by_their_entry_point(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    package = tmp_path / "other_models-1.0.dist-info"
+def write_package(folder: Path, module: str) -> None:
+    """Write a package with the model kind `other`, which the function `make` of the module loads."""
+    package = folder / "other_models-1.0.dist-info"
     package.mkdir()
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: other-models\nVersion: 1.0\n")
     (package / "entry_points.txt").write_text("[vidflow.models]\nother = other_models_of_a_test:make\n")
-    (tmp_path / "other_models_of_a_test.py").write_text(
-        "def make(bundle, parameters):\n    return (bundle, parameters)\n"
-    )
+    (folder / "other_models_of_a_test.py").write_text(module)
+
+
+def test_models_of_other_packages_are_found_by_their_entry_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_package(tmp_path, "def make(bundle, parameters):\n    return (bundle, parameters)\n")
     (tmp_path / "mine.toml").write_text('kind = "other"\noptions = {depth = 3}\n')
     monkeypatch.syspath_prepend(str(tmp_path))
     registry._entry_points.cache_clear()

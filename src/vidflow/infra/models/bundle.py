@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import Final
@@ -30,6 +31,8 @@ from vidflow.infra.models.spec import (
 )
 
 BYTE_ORDER_MARK: Final = "\ufeff"
+KeepWeights = bool | Callable[[str], bool]
+"""Whether the weights are kept in memory, for all models or by the kind of the model."""
 
 
 class Bundle(msgspec.Struct, frozen=True):
@@ -78,10 +81,10 @@ class Bundle(msgspec.Struct, frozen=True):
         return f"Bundle({self.name!r}, kind={self.kind!r}, path={self.path!r}, sha256={self.sha256!r})"
 
 
-def read_bundle(name: str, file: ModelFile, *, keep_weights: bool) -> Bundle:
+def read_bundle(name: str, file: ModelFile, *, keep_weights: KeepWeights) -> Bundle:
     """Read a spec with the files that it names, or an ONNX file that contains its spec or from which it follows.
 
-    `keep_weights`: keep the weights in memory, to load the bytes that were checked. Raises ModelError if a file is invalid,
+    `keep_weights`: whether to keep the weights in memory, to load the bytes that were checked. Raises ModelError if a file is invalid,
     missing or changed, if a kind that is not in `KINDS_ANYWHERE` is outside the models folder, or if a program is named by a path.
     Of a model that may not be used only the spec is opened.
     """
@@ -96,7 +99,7 @@ def read_bundle(name: str, file: ModelFile, *, keep_weights: bool) -> Bundle:
     )
 
 
-def _read_spec(name: str, file: ModelFile, *, keep_weights: bool) -> Bundle:
+def _read_spec(name: str, file: ModelFile, *, keep_weights: KeepWeights) -> Bundle:
     path = file.path
     text = files.read_file(file.real, files.MAX_SPEC_BYTES)
     spec = parse_spec(text, path.name)
@@ -105,18 +108,18 @@ def _read_spec(name: str, file: ModelFile, *, keep_weights: bool) -> Bundle:
     weights_path, weights_sha256, weights = None, None, None
     if spec.file is not None:
         weights_path = _resolve_beside(file, spec, spec.file)
-        with _open_weights(weights_path, keep=keep_weights) as weights_file:
+        with _open_weights(weights_path, keep=_is_kept(keep_weights, spec.kind)) as weights_file:
             weights_sha256, weights = _digest(weights_file)
         _check_sha256(spec, weights_sha256, path.name)
     sha256 = files.sha256_of_bytes(b"\0".join((text, labels_text, (weights_sha256 or "").encode())))
     return Bundle(name, spec, path, weights_path, weights_sha256, weights, labels, sha256, file.from_models_dir)
 
 
-def _read_onnx(name: str, file: ModelFile, *, keep_weights: bool) -> Bundle:
+def _read_onnx(name: str, file: ModelFile, *, keep_weights: KeepWeights) -> Bundle:
     """Read an ONNX file with the spec inside it, or else with the spec that follows from its form."""
     path = file.path
     recognition = None
-    with _open_weights(file.real, keep=keep_weights) as weights_file:
+    with _open_weights(file.real, keep=_is_kept(keep_weights, ONNX)) as weights_file:
         metadata = read_metadata(weights_file, path)
         if SPEC_KEY in metadata:
             spec = _parse_spec_inside(metadata[SPEC_KEY], path.name)
@@ -174,6 +177,10 @@ def _resolve_beside(file: ModelFile, spec: ModelSpec, name: str) -> Path:
     folders = (file.path.parent, file.real.parent)
     folder = next((folder for folder in folders if os.path.lexists(folder / name)), folders[0])
     return files.resolve_in_folder(folder, name, file.link_owners if spec.kind in KINDS_ANYWHERE else None)
+
+
+def _is_kept(keep_weights: KeepWeights, kind: str) -> bool:
+    return keep_weights if isinstance(keep_weights, bool) else keep_weights(kind)
 
 
 def _open_weights(path: Path, *, keep: bool) -> BufferedReader | BytesIO:

@@ -28,7 +28,7 @@ import msgspec
 from vidflow.domain.device import CPU, Device
 from vidflow.domain.errors import MissingExtra, ModelError, format_install_hint
 from vidflow.domain.messages import Parameters
-from vidflow.infra.models.bundle import Bundle, read_bundle
+from vidflow.infra.models.bundle import Bundle, KeepWeights, read_bundle
 from vidflow.infra.models.label_files import BUILT_IN_FOLDER
 from vidflow.infra.models.model import Model
 from vidflow.infra.models.paths import ModelFile, is_path, listed_file, model_file
@@ -94,12 +94,12 @@ BUILT_IN_SPECS: Final = {"yolox_nano": BUILT_IN_FOLDER / "yolox_nano.toml"}
 
 
 def resolve(
-    model: str, models_dir: Path | None = None, *, any_onnx: bool = False, keep_weights: bool = False
+    model: str, models_dir: Path | None = None, *, any_onnx: bool = False, keep_weights: KeepWeights = False
 ) -> Bundle:
     """Return the model with this name or path. Its files are read and checked once; what follows takes the Bundle.
 
-    `any_onnx`: without a models folder, allow an ONNX file or its spec anywhere. `keep_weights`: keep the weights in memory, which
-    `load` needs. Raises ModelError if the model is unknown or its files are invalid.
+    `any_onnx`: without a models folder, allow an ONNX file or its spec anywhere. `keep_weights`: whether to keep the weights in
+    memory, which `load` needs. Raises ModelError if the model is unknown or its files are invalid.
     """
     if is_path(model):
         return _read(model, model_file(model, models_dir, any_onnx=any_onnx), keep_weights=keep_weights)
@@ -155,9 +155,9 @@ def load(bundle: Bundle, parameters: Parameters | None = None, device: Device = 
     return load_plugin(bundle.kind, lambda: entry.load()(bundle if bundle.path is not None else None, parameters))
 
 
-def can_be_shared(bundle: Bundle) -> bool:
-    """Return whether one process can run the model for several workers: it is a network that takes tensors and keeps no state."""
-    return bundle.kind in _NETWORKS
+def can_be_shared(kind: str) -> bool:
+    """Return whether one process can run a model of this kind for several workers: a network that takes tensors and keeps no state."""
+    return kind in _NETWORKS
 
 
 def open_network(bundle: Bundle, device: Device = CPU) -> Network:
@@ -204,12 +204,12 @@ def _list_model(name: str, spec: Path | None) -> ModelListing:
     return ModelListing(name, bundle.kind, bundle.needs)
 
 
-def _read_listed(name: str, spec: Path, *, keep_weights: bool) -> Bundle:
+def _read_listed(name: str, spec: Path, *, keep_weights: KeepWeights) -> Bundle:
     """Read a spec in the models folder, or a built-in one."""
     return _read(name, listed_file(spec), keep_weights=keep_weights)
 
 
-def _read(name: str, file: ModelFile, *, keep_weights: bool) -> Bundle:
+def _read(name: str, file: ModelFile, *, keep_weights: KeepWeights) -> Bundle:
     bundle = read_bundle(name, file, keep_weights=keep_weights)
     kind, architecture = bundle.kind, bundle.spec.architecture
     if kind not in KINDS and kind not in _entry_points():

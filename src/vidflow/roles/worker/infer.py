@@ -24,15 +24,17 @@ def load(task: Task, link: Link) -> Model:
     ParameterError, MissingExtra, DeviceUnavailable, Unavailable or RequestStopped.
     """
     deploy = task.deploy
-    if task.inference_socket is not None:
-        bundle = registry.resolve(deploy.model, task.models_dir, any_onnx=task.any_onnx)
-        if registry.can_be_shared(bundle):
-            registry.require_same(bundle, deploy.model_sha256)
-            on_restart = partial(link.report_wait, WorkerWait.INFERENCE)
-            shared = SharedModel(task.inference_socket, deploy.scenario_uuid, link.finish_order, on_restart)
-            return TensorDetector(shared.network, bundle, deploy.parameters)
-    bundle = registry.resolve(deploy.model, task.models_dir, any_onnx=task.any_onnx, keep_weights=True)
+    socket_name = task.inference_socket
+
+    def runs_here(kind: str) -> bool:
+        return socket_name is None or not registry.can_be_shared(kind)
+
+    bundle = registry.resolve(deploy.model, task.models_dir, any_onnx=task.any_onnx, keep_weights=runs_here)
     registry.require_same(bundle, deploy.model_sha256)
+    if socket_name is not None and not runs_here(bundle.kind):
+        on_restart = partial(link.report_wait, WorkerWait.INFERENCE)
+        shared = SharedModel(socket_name, deploy.scenario_uuid, link.finish_order, on_restart)
+        return TensorDetector(shared.network, bundle, deploy.parameters)
     model = registry.load(bundle, deploy.parameters, task.device)
     del bundle  # with the weights
     return_free_memory()  # loading uses more than the loaded model
