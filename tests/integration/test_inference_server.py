@@ -136,7 +136,7 @@ def test_each_of_many_clients_gets_its_own_results(tmp_path: Path, lanes: int) -
         b"\xff\xff\xff\xff",
         b"\x02\x00\x00\x00{}",
         b"\x08\x00\x00\x00not JSON",
-        b'\x1b\x00\x00\x00{"type":"infer","frames":1}',
+        b'\x2b\x00\x00\x00{"type":"infer","frames":1,"size":[96,160]}',
     ],
 )
 def test_a_client_whose_first_message_is_no_hello_is_disconnected_alone(serving: Serving, content: bytes) -> None:
@@ -150,7 +150,7 @@ def test_a_client_whose_first_message_is_no_hello_is_disconnected_alone(serving:
 def test_a_request_without_memory_ends_its_connection(serving: Serving) -> None:
     connection = serving.connect()
     greet(connection)
-    messages.send(connection, Infer(1))
+    messages.send(connection, Infer(1, SIZE))
     assert_disconnected(connection)
 
 
@@ -158,7 +158,7 @@ def test_a_request_whose_memory_is_too_small_ends_its_connection(serving: Servin
     connection = serving.connect()
     greet(connection)
     _, fd = regions.create_region(picture(1).nbytes)
-    messages.send(connection, Infer(64), fd)
+    messages.send(connection, Infer(64, SIZE), fd)
     assert_disconnected(connection)
 
 
@@ -166,10 +166,10 @@ def test_requests_that_do_not_wait_for_their_answers_end_their_connection(servin
     connection, other = serving.connect(), serving.model()
     greet(connection)
     _, fd = regions.create_region(picture(1).nbytes)
-    messages.send(connection, Infer(1), fd)
+    messages.send(connection, Infer(1, SIZE), fd)
     with contextlib.suppress(OSError):  # it may end meanwhile
         for _ in range(1000):
-            messages.send(connection, Infer(1))
+            messages.send(connection, Infer(1, SIZE))
     assert_disconnected(connection)
     assert run(other, 50) == pytest.approx([50], abs=0.01)
 
@@ -180,7 +180,7 @@ def test_clients_that_are_gone_before_their_answers_leave_nothing_behind(serving
         connection = serving.connect()
         greet(connection)
         _, fd = regions.create_region(picture(1).nbytes)
-        messages.send(connection, Infer(1), fd)
+        messages.send(connection, Infer(1, SIZE), fd)
         connection.close()
     assert run(other, 50) == pytest.approx([50], abs=0.01)
     wait_until(

@@ -20,7 +20,7 @@ from vidflow.infra.models import registry
 
 torch = pytest.importorskip("torch", reason="the extra torch is not installed")
 torchvision = pytest.importorskip("torchvision", reason="the extra torch is not installed")
-from tests.integration.test_models_torch import ssdlite  # noqa: E402  (it needs torch)
+from tests.torch_nets import ssdlite  # noqa: E402  (it needs torch)
 
 QUERIES, CLASSES = 60, 5
 SIZE = (96, 160)

@@ -15,15 +15,18 @@ from vidflow.domain.detections import Detection
 from vidflow.domain.errors import ModelError, Unavailable
 from vidflow.domain.messages import Parameters
 from vidflow.infra.models import registry
+from vidflow.infra.models.bundle import Bundle
 from vidflow.infra.models.decoders.masks import masks_of_boxes
-from vidflow.infra.models.detector import DetectionFilter
 from vidflow.infra.models.masks import render_mask
-from vidflow.infra.models.spec import Task
+from vidflow.infra.models.spec import ModelSpec, Task, Thresholds
 
 torch = pytest.importorskip("torch", reason="the extra torch is not installed")
 torchvision = pytest.importorskip("torchvision", reason="the extra torch is not installed")
+from tests.torch_nets import ssdlite  # noqa: E402  (it needs torch)
+
 from vidflow.infra.models.torch_device import TorchDevice  # noqa: E402  (it needs torch)
-from vidflow.infra.models.torchvision import TorchvisionModel  # noqa: E402
+from vidflow.infra.models.torchvision import build_network  # noqa: E402
+from vidflow.infra.models.torchvision_model import TorchvisionModel  # noqa: E402
 
 SSDLITE = """
 kind = "torchvision"
@@ -34,20 +37,6 @@ labels = ["__background__", "person", "cat"]
 score = 0.3
 max_detections = 20
 """
-
-
-def ssdlite(**arguments: float) -> Any:
-    """Return an ssdlite with fixed random weights. Its batch norms are set so that its detections depend on the picture."""
-    torch.manual_seed(11)
-    net = torchvision.models.get_model(
-        "ssdlite320_mobilenet_v3_large", weights=None, weights_backbone=None, num_classes=3, **arguments
-    )
-    for module in net.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = None  # average over all inputs
-    with torch.inference_mode():
-        net.head(list(net.backbone(torch.rand(4, 3, 320, 320) * 2 - 1).values()))
-    return net.eval()
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +124,10 @@ def infer_small(kind: str, task: Task) -> tuple[Any, tuple[Detection, ...]]:
     shown = picture_of(pixels)
     net = small_rcnn(kind)
     labels = ("__background__", "thing")
-    model = TorchvisionModel(net, labels, DetectionFilter(0.0, None, 20), task, TorchDevice())
+    spec = ModelSpec("torchvision", task=task, thresholds=Thresholds(score=0.0, max_detections=20))
+    model = TorchvisionModel(
+        build_network(net, task, TorchDevice()), Bundle("small", spec, labels=labels), Parameters()
+    )
     (found,) = model.infer([shown])
     with torch.inference_mode():
         (expected,) = net([torch.from_numpy(shown.image(160, 96)).permute(2, 0, 1).float() / 255])

@@ -240,6 +240,34 @@ def test_an_inference_process_dies_with_its_runner(
     wait_until(lambda: not is_alive(pid), "the inference process is dead")
 
 
+def test_workers_share_a_detector_of_torchvision(
+    control_plane: ControlPlane, kafka_settings: KafkaSettings, folder: Path, shared: Path
+) -> None:
+    pytest.importorskip("torchvision", reason="the extra torch is not installed")
+    from tests import torch_nets  # noqa: PLC0415 - needs torch
+
+    models = folder / "detectors"
+    models.mkdir()
+    torch_nets.write(models, "random", torch_nets.FASTER_RCNN, "score = 0.9")
+    results = []
+    for mode in ("worker", "shared"):
+        options = ["--any-file", "--models-dir", str(models), "--inference", mode]
+        with running_runner(kafka_settings, folder, *options) as runner:
+            uuids, runner_id = [new_uuid() for _ in range(2)], runner.wait_for_id(control_plane)
+            for uuid in uuids:
+                deploy = make_deploy(
+                    uuid, shared / "videos/vtest.avi", "random", fps="1", parameters=Parameters(duration_s=5.0)
+                )
+                control_plane.send_command(runner_id, deploy)
+            for uuid in uuids:
+                assert control_plane.wait_until_ended(runner_id, uuid).reason is EndReason.FINISHED, runner.log
+                control_plane.wait_for_end_marker(uuid)
+                results.append([(frame.frame_number, frame.detections) for frame in control_plane.frames(uuid)])
+            assert len(inference_pids(runner)) == (mode == "shared")
+    assert all(result == results[0] for result in results)
+    assert any(detections for _, detections in results[0])
+
+
 def test_a_killed_runner_leaves_no_file_of_its_shared_models(
     control_plane: ControlPlane, kafka_settings: KafkaSettings, folder: Path, models: Path, clip: Path,
     tmp_path_factory: pytest.TempPathFactory,

@@ -29,9 +29,9 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 def test_both_sides_see_the_same_arrays_and_the_same_mark(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
     region, fd = regions.create_region(1000)
-    messages.send(ours, Infer(3), fd)
+    messages.send(ours, Infer(3, (96, 160)), fd)
     message, received = messages.receive_from_client(theirs)
-    assert message == Infer(3)
+    assert message == Infer(3, (96, 160))
     assert received is not None
     other = regions.open_region(received)
     region.array(HEADER_BYTES, (2, 5), np.float32)[...] = 7
@@ -125,7 +125,11 @@ def test_the_files_of_messages_that_are_not_valid_are_closed(pair: tuple[socket.
 
 @pytest.mark.parametrize(
     "message",
-    [Hello("0190"), Infer(64, 2), Outputs((OutputPlace(64, (1, 300, 6), "float32"), OutputPlace(128, (), "int64")))],
+    [
+        Hello("0190"),
+        Infer(64, (96, 160), 2),
+        Outputs((OutputPlace(64, (1, 300, 6), "float32"), OutputPlace(128, (), "int64"))),
+    ],
 )
 def test_messages_arrive_as_they_were_sent(
     pair: tuple[socket.socket, socket.socket], message: Hello | Infer | Outputs

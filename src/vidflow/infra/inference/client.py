@@ -65,8 +65,9 @@ class SharedModel:
         self._idle = [first]
         ready = first.ready
         self.network = Network(
-            self._run, ready.form, ready.fixed_batch, ready.output_names, ready.device, runs_in_threads=True
-        )
+            self._run, ready.form, ready.fixed_batch, ready.output_names, ready.device, runs_in_threads=True,
+            sizes=ready.sizes, labels=ready.labels,
+        )  # fmt: skip
         """The model as its decoder sees it."""
 
     def close(self) -> None:
@@ -167,8 +168,10 @@ class _Connection:
         if self._inputs is None or self._inputs.size_bytes < HEADER_BYTES + tensor.nbytes:
             self._inputs, fd = regions.create_region(tensor.nbytes)
         self._inputs.array(HEADER_BYTES, tensor.shape, tensor.dtype)[...] = tensor
-        frames = len(tensor) if self.ready.form.has_batch_axis else 1
-        messages.send(self._socket, Infer(frames, crashes), fd)
+        form = self.ready.form
+        frames = len(tensor) if form.has_batch_axis else 1
+        height, width = tensor.shape[-2:] if form.layout == "nchw" else tensor.shape[-3:-1]
+        messages.send(self._socket, Infer(frames, (height, width), crashes), fd)
         answer, output_fd = self._receive()
         try:
             if output_fd is not None:

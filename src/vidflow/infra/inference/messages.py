@@ -15,11 +15,13 @@ import msgspec
 
 from vidflow.domain.device import CPU, Device
 from vidflow.domain.errors import ErrorInfo
-from vidflow.infra.models.tensors import TensorForm
+from vidflow.infra.models.tensors import PictureSizes, TensorForm
 
 MAX_MESSAGE_BYTES: Final = 256 * 1024
 """Room for MAX_OUTPUTS outputs and their names."""
 MAX_OUTPUTS: Final = 100
+MAX_LABELS: Final = 1000
+"""Of a model whose spec names none: torchvision's have 91."""
 MAX_AXES: Final = 8
 MAX_FRAMES: Final = 1024
 """The most frames of one request. A model's file may fix as many; [input] batch in a spec is at most 64."""
@@ -42,6 +44,8 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     fixed_batch: Annotated[int, msgspec.Meta(ge=1, le=MAX_FRAMES)] | None
     output_names: Annotated[tuple[Name, ...], msgspec.Meta(max_length=MAX_OUTPUTS)]
     device: Device = CPU
+    sizes: PictureSizes | None = None
+    labels: Annotated[tuple[Name, ...], msgspec.Meta(max_length=MAX_LABELS)] = ()
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
@@ -54,10 +58,11 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
 class Infer(msgspec.Struct, frozen=True, tag="infer"):
     """Run the tensor of so many frames at the start of the client's region. With a file: that of a new region.
 
-    `crashes`: how many crashes in a row the request was inside.
+    `size`: (height, width) of the pictures. `crashes`: how many crashes in a row the request was inside.
     """
 
     frames: Annotated[int, msgspec.Meta(ge=1, le=MAX_FRAMES)]
+    size: tuple[Size, Size]
     crashes: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
 
 

@@ -31,8 +31,8 @@ from vidflow.infra.models.spec import (
 )
 
 BYTE_ORDER_MARK: Final = "\ufeff"
-KeepWeights = bool | Callable[[str], bool]
-"""Whether the weights are kept in memory, for all models or by the kind of the model."""
+KeepWeights = bool | Callable[[ModelSpec], bool]
+"""Whether the weights are kept in memory, of all models or by the model's spec."""
 
 
 class Bundle(msgspec.Struct, frozen=True):
@@ -108,7 +108,7 @@ def _read_spec(name: str, file: ModelFile, *, keep_weights: KeepWeights) -> Bund
     weights_path, weights_sha256, weights = None, None, None
     if spec.file is not None:
         weights_path = _resolve_beside(file, spec, spec.file)
-        with _open_weights(weights_path, keep=_is_kept(keep_weights, spec.kind)) as weights_file:
+        with _open_weights(weights_path, keep=_is_kept(keep_weights, spec)) as weights_file:
             weights_sha256, weights = _digest(weights_file)
         _check_sha256(spec, weights_sha256, path.name)
     sha256 = files.sha256_of_bytes(b"\0".join((text, labels_text, (weights_sha256 or "").encode())))
@@ -119,7 +119,7 @@ def _read_onnx(name: str, file: ModelFile, *, keep_weights: KeepWeights) -> Bund
     """Read an ONNX file with the spec inside it, or else with the spec that follows from its form."""
     path = file.path
     recognition = None
-    with _open_weights(file.real, keep=_is_kept(keep_weights, ONNX)) as weights_file:
+    with _open_weights(file.real, keep=_is_kept(keep_weights, ModelSpec(ONNX))) as weights_file:
         metadata = read_metadata(weights_file, path)
         if SPEC_KEY in metadata:
             spec = _parse_spec_inside(metadata[SPEC_KEY], path.name)
@@ -179,8 +179,8 @@ def _resolve_beside(file: ModelFile, spec: ModelSpec, name: str) -> Path:
     return files.resolve_in_folder(folder, name, file.link_owners if spec.kind in KINDS_ANYWHERE else None)
 
 
-def _is_kept(keep_weights: KeepWeights, kind: str) -> bool:
-    return keep_weights if isinstance(keep_weights, bool) else keep_weights(kind)
+def _is_kept(keep_weights: KeepWeights, spec: ModelSpec) -> bool:
+    return keep_weights if isinstance(keep_weights, bool) else keep_weights(spec)
 
 
 def _open_weights(path: Path, *, keep: bool) -> BufferedReader | BytesIO:

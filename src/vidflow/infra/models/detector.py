@@ -21,7 +21,7 @@ from vidflow.infra.models.decoders import DECODERS, Candidates, Layout, apply_nm
 from vidflow.infra.models.masks import render_mask
 from vidflow.infra.models.model import Picture, Size
 from vidflow.infra.models.spec import UNUSED_LABELS, Thresholds, check_known_labels
-from vidflow.infra.models.tensors import PictureFit, Tensor, TensorForm, fill_tensor, map_to_picture
+from vidflow.infra.models.tensors import PictureFit, PictureSizes, Tensor, TensorForm, fill_tensor, map_to_picture
 
 InferenceFunction = Callable[[Tensor], Sequence[NDArray[Any]]]
 """Takes a tensor of pictures and returns the model's outputs."""
@@ -31,7 +31,8 @@ class Network(msgspec.Struct, frozen=True):
     """A model in its runtime. `run` takes tensors of `form`.
 
     `fixed_batch` is the only number of pictures that it accepts, None if it accepts any. `output_names` are empty if the runtime
-    does not know them. `runs_in_threads`: several threads may call `run` at once.
+    does not know them. `runs_in_threads`: several threads may call `run` at once. `sizes`: of the pictures, None if the spec says it.
+    `labels`: those of a model whose spec names none.
     """
 
     run: InferenceFunction
@@ -40,6 +41,8 @@ class Network(msgspec.Struct, frozen=True):
     output_names: tuple[str, ...] = ()
     device: Device = CPU
     runs_in_threads: bool = False
+    sizes: PictureSizes | None = None
+    labels: tuple[str, ...] = ()
 
 
 class DetectionFilter(msgspec.Struct, frozen=True):

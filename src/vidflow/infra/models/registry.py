@@ -155,15 +155,32 @@ def load(bundle: Bundle, parameters: Parameters | None = None, device: Device = 
     return load_plugin(bundle.kind, lambda: entry.load()(bundle if bundle.path is not None else None, parameters))
 
 
-def can_be_shared(kind: str) -> bool:
-    """Return whether one process can run a model of this kind for several workers: a network that takes tensors and keeps no state."""
-    return kind in _NETWORKS
+def can_be_shared(spec: ModelSpec, parameters: Parameters) -> bool:
+    """Return whether one process can run the model for several workers: a network that takes tensors and keeps no state.
+
+    torchvision's detectors drop low scores themselves, and their masks are too large to be passed between processes.
+    """
+    if spec.kind == TORCHVISION:
+        keeps_all = parameters.score_threshold is None or parameters.score_threshold >= spec.thresholds.score
+        return keeps_all and spec.task != "instance_segmentation"
+    return spec.kind in _NETWORKS
 
 
 def open_network(bundle: Bundle, device: Device = CPU) -> Network:
     """Open the network of a model that can be shared and was resolved with its weights. Errors are those of `load`."""
     require_extra(bundle)
     return _NETWORKS[bundle.kind](bundle, device)
+
+
+def detect_with(network: Network, bundle: Bundle, parameters: Parameters) -> Model:
+    """Return the model that runs on this network, here or in another process. Errors are those of `load`."""
+    if bundle.kind == TORCHVISION:
+        from vidflow.infra.models.torchvision_model import TorchvisionModel  # noqa: PLC0415
+
+        return TorchvisionModel(network, bundle, parameters)
+    from vidflow.infra.models.detector import TensorDetector  # noqa: PLC0415
+
+    return TensorDetector(network, bundle, parameters)
 
 
 def check_labels(bundle: Bundle, labels: Iterable[str]) -> None:
@@ -229,9 +246,7 @@ def _load_motion(bundle: Bundle, parameters: Parameters, _device: Device) -> Mod
 
 
 def _load_tensor_detector(bundle: Bundle, parameters: Parameters, device: Device) -> Model:
-    from vidflow.infra.models.detector import TensorDetector  # noqa: PLC0415
-
-    return TensorDetector(open_network(bundle, device), bundle, parameters)
+    return detect_with(open_network(bundle, device), bundle, parameters)
 
 
 def _open_onnx(bundle: Bundle, device: Device) -> Network:
@@ -249,9 +264,15 @@ def _open_exported(bundle: Bundle, device: Device) -> Network:
 
 
 def _load_torchvision(bundle: Bundle, parameters: Parameters, device: Device) -> Model:
-    from vidflow.infra.models.torchvision import load_torchvision  # noqa: PLC0415
+    from vidflow.infra.models.torchvision import open_detector  # noqa: PLC0415
 
-    return load_torchvision(bundle, parameters, device)
+    return detect_with(open_detector(bundle, device, parameters.score_threshold), bundle, parameters)
+
+
+def _open_torchvision(bundle: Bundle, device: Device) -> Network:
+    from vidflow.infra.models.torchvision import open_detector  # noqa: PLC0415
+
+    return open_detector(bundle, device)
 
 
 _LOADERS: Final[dict[str, Callable[[Bundle, Parameters, Device], Model]]] = {
@@ -264,6 +285,7 @@ _LOADERS: Final[dict[str, Callable[[Bundle, Parameters, Device], Model]]] = {
 _NETWORKS: Final[dict[str, Callable[[Bundle, Device], Network]]] = {
     ONNX: _open_onnx,
     EXPORTED: _open_exported,
+    TORCHVISION: _open_torchvision,
 }
 
 

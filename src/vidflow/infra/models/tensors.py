@@ -39,6 +39,29 @@ class TensorForm(msgspec.Struct, frozen=True):
         return picture if self.layout == "nchw" else picture.transpose(2, 0, 1)
 
 
+class PictureSizes(msgspec.Struct, frozen=True):
+    """The sizes of pictures for a network that takes several: all the same, `fixed` (width, height), or in their own proportions.
+
+    Then the shorter side has `short` pixels, or fewer if the longer one would have more than `long`.
+    """
+
+    short: int
+    long: int
+    fixed: Size | None = None
+
+    def fit(self, picture: Size) -> Size:
+        """Return the size for a picture of (width, height)."""
+        if self.fixed is not None:
+            return self.fixed
+        width, height = picture
+        ratio = min(self.short / min(picture), self.long / max(picture))
+        return (max(round(width * ratio), 1), max(round(height * ratio), 1))
+
+    def allows(self, size: Size) -> bool:
+        """Return whether pictures may have this size."""
+        return min(size) > 0 and max(size) <= self.long if self.fixed is None else size == self.fixed
+
+
 class PictureFit(msgspec.Struct, frozen=True):
     """Where a picture lies in a tensor: stretched to `size` (width, height), with its corner at (`left`, `top`).
 

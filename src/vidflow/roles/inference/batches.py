@@ -26,7 +26,7 @@ class BatchRunner:
 
     def __init__(self, network: Network, max_frames: int | None = None) -> None:
         self._network = network
-        takes_any = network.form.has_batch_axis and network.fixed_batch is None
+        takes_any = network.form.has_batch_axis and network.fixed_batch is None and network.sizes is None
         self.max_frames = (max_frames or MAX_BATCH_FRAMES[network.device.kind]) if takes_any else 1
         """The largest number of frames of several requests in one batch."""
 

@@ -45,9 +45,11 @@ def _open(task: link.InferenceTask, listener: socket.socket, budget: ThreadBudge
         return InferenceServer(
             listener, Refused(ErrorInfo("worker_failed", text), fatal=False), (0, 0), None, 1, budget
         )
-    inputs, _ = bundle.spec.tensor_specs()
-    ready = Ready(network.form, network.fixed_batch, network.output_names, network.device)
+    size = bundle.spec.tensor_specs()[0].size if network.sizes is None else None
+    ready = Ready(
+        network.form, network.fixed_batch, network.output_names, network.device, network.sizes, network.labels
+    )
     del bundle  # with the weights
     return_free_memory()
     lanes = task.cores if network.device == CPU and network.runs_in_threads else 1
-    return InferenceServer(listener, ready, inputs.size, BatchRunner(network), lanes, budget)
+    return InferenceServer(listener, ready, size, BatchRunner(network), lanes, budget)

@@ -51,12 +51,12 @@ class InferenceServer:
         self,
         listener: socket.socket,
         greeting: Ready | Refused,
-        size: tuple[int, int],
+        size: tuple[int, int] | None,
         batches: BatchRunner | None,
         lanes: int,
         budget: ThreadBudget,
     ) -> None:
-        """`size`: (height, width) of the model's tensor. `batches` is None if the model cannot be loaded.
+        """`size`: (height, width) of the model's tensor; None if `greeting` has the sizes. `batches` is None if the model cannot be loaded.
 
         `lanes`: the most batches that run at once; as many as the budget has threads do.
         """
@@ -203,7 +203,10 @@ class InferenceServer:
             raise InvalidRequest("it sends a request although the model is refused")
         if self._greeting.fixed_batch not in {None, infer.frames}:
             raise InvalidRequest(f"it sends {infer.frames} frames to a model that takes {self._greeting.fixed_batch}")
-        tensor = client.tensor(infer.frames, self._greeting.form, self._size)
+        sizes = self._greeting.sizes
+        if not (infer.size == self._size if sizes is None else sizes.allows((infer.size[1], infer.size[0]))):
+            raise InvalidRequest(f"it sends pictures of {infer.size}")
+        tensor = client.tensor(infer.frames, self._greeting.form, infer.size)
         with self._changed:
             if client.number in self._waiting or client.number in self._running:
                 raise InvalidRequest("it sends a request before the last one is answered")

@@ -10,8 +10,8 @@ from vidflow.domain.messages import Deploy, Frame, WorkerWait
 from vidflow.domain.sampling import format_time_base
 from vidflow.infra.inference.client import SharedModel
 from vidflow.infra.models import registry
-from vidflow.infra.models.detector import TensorDetector
 from vidflow.infra.models.model import Model
+from vidflow.infra.models.spec import ModelSpec
 from vidflow.infra.process.memory import return_free_memory
 from vidflow.roles.worker.link import Link, Task
 from vidflow.roles.worker.read import FrameBatch
@@ -26,15 +26,15 @@ def load(task: Task, link: Link) -> Model:
     deploy = task.deploy
     socket_name = task.inference_socket
 
-    def runs_here(kind: str) -> bool:
-        return socket_name is None or not registry.can_be_shared(kind)
+    def runs_here(spec: ModelSpec) -> bool:
+        return socket_name is None or not registry.can_be_shared(spec, deploy.parameters)
 
     bundle = registry.resolve(deploy.model, task.models_dir, any_onnx=task.any_onnx, keep_weights=runs_here)
     registry.require_same(bundle, deploy.model_sha256)
-    if socket_name is not None and not runs_here(bundle.kind):
+    if socket_name is not None and not runs_here(bundle.spec):
         on_restart = partial(link.report_wait, WorkerWait.INFERENCE)
         shared = SharedModel(socket_name, deploy.scenario_uuid, link.finish_order, on_restart)
-        return TensorDetector(shared.network, bundle, deploy.parameters)
+        return registry.detect_with(shared.network, bundle, deploy.parameters)
     model = registry.load(bundle, deploy.parameters, task.device)
     del bundle  # with the weights
     return_free_memory()  # loading uses more than the loaded model
