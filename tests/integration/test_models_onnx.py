@@ -271,7 +271,7 @@ def test_the_weights_that_were_checked_are_loaded_even_if_the_file_is_replaced(t
 def test_damaged_weights_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "cells.onnx").write_bytes(content)
     (tmp_path / "cells.toml").write_text(CELLS)
-    with pytest.raises(ModelError, match="onnxruntime rejects it") as refused:
+    with pytest.raises(ModelError, match=r"onnxruntime rejects it|it is not an ONNX model") as refused:
         registry.load(registry.resolve("cells", tmp_path, keep_weights=True))
     assert refused.value.code == "model_refused"
 
@@ -304,19 +304,12 @@ def copies(*names: tuple[str, str]) -> list[onnx.NodeProto]:
     return [helper.make_node("Identity", [source], [target]) for source, target in names]
 
 
-RECURSIVE = [
-    helper.make_function(
-        "own", name, ["x"], ["y"], [helper.make_node(called, ["x"], ["y"], domain="own")], [helper.make_opsetid("own", 1)]
-    )
-    for name, called in (("first", "second"), ("second", "first"))
-]  # fmt: skip
 HOSTILE: dict[str, tuple[list[onnx.NodeProto], list[TensorProto], str]] = {
     "a loop": (copies(("a", "cells"), ("cells", "a")), [], "not acyclic"),
     "an output with two sources": (copies(("image", "cells"), ("image", "cells")), [], "Duplicate definition"),
     "weights of 4 TB": (copies(("weights", "cells")), [claim(2**40)], "declares a size of 4398046511104 bytes"),
     "weights of 2**65 bytes": (copies(("weights", "cells")), [claim(2**61, 4, content=b"1234")], "overflow"),
     "weights of a negative length": (copies(("weights", "cells")), [claim(-5, content=b"1234")], "Out of bounds"),
-    "functions that call each other": ([helper.make_node("first", ["image"], ["cells"], domain="own")], [], "recursive"),
 }  # fmt: skip
 
 
@@ -326,10 +319,7 @@ def test_a_hostile_graph_is_refused_with_its_reason(tmp_path: Path, name: str) -
     (tmp_path / "cells.toml").write_text(CELLS)
     outputs = [helper.make_tensor_value_info("cells", TensorProto.FLOAT, None)]
     graph = helper.make_graph(nodes, "net", [image_input(1, 3, 16, 32)], outputs, weights)
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
-    net = helper.make_model(
-        graph, functions=RECURSIVE if "functions" in name else [], opset_imports=opsets, ir_version=8
-    )
+    net = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     (tmp_path / "cells.onnx").write_bytes(net.SerializeToString())
     with pytest.raises(ModelError, match=f"onnxruntime rejects it .*{reason}") as refused:
         registry.load(registry.resolve("cells", tmp_path, keep_weights=True))

@@ -18,6 +18,7 @@ from vidflow.domain.escaping import escape_unprintable
 from vidflow.infra.models.bundle import Bundle
 from vidflow.infra.models.cuda import choose_device, raise_gpu_failure
 from vidflow.infra.models.detector import InferenceFunction, Network
+from vidflow.infra.models.onnx_functions import check_functions
 from vidflow.infra.models.onnx_inputs import ModelInputs, find_inputs
 from vidflow.infra.models.ort import onnxruntime as ort
 from vidflow.infra.models.tensors import Tensor
@@ -59,6 +60,7 @@ def open_session(content: bytes, origin: str, requested: Device = CPU) -> ort.In
     Raises ModelError (model_refused), DeviceUnavailable if CUDA is requested and cannot be used, and Unavailable if it fails.
     """
     device = choose_device(requested, "onnxruntime")
+    check_functions(content, origin)
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1  # several frames side by side use the cores better
     options.log_severity_level = LOG_SEVERITY_FATAL  # errors are raised; logging them would report them twice

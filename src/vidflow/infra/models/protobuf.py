@@ -36,9 +36,9 @@ class Field(msgspec.Struct, frozen=True):
 class MessageReader:
     """Reads fields of one file, of messages in messages too, until their number or their content exceeds the bounds."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, max_fields: int = MAX_FIELDS) -> None:
         self._file = file
-        self._fields_left = MAX_FIELDS
+        self._fields_left = max_fields
         self._bytes_left = MAX_CONTENT_BYTES
         self.size_bytes = file.seek(0, os.SEEK_END)
 
