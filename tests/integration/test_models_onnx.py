@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import sys
 from pathlib import Path
 
 import msgspec
@@ -19,6 +20,7 @@ from vidflow.domain.errors import ModelError, ParameterError
 from vidflow.domain.messages import Parameters
 from vidflow.infra.models import registry
 from vidflow.infra.models.model import Model
+from vidflow.infra.models.onnx import open_session
 
 FASTESTDET = """
 kind = "onnx"
@@ -324,6 +326,14 @@ def test_a_hostile_graph_is_refused_with_its_reason(tmp_path: Path, name: str) -
     with pytest.raises(ModelError, match=f"onnxruntime rejects it .*{reason}") as refused:
         registry.load(registry.resolve("cells", tmp_path, keep_weights=True))
     assert refused.value.code == "model_refused"
+
+
+def test_a_loaded_model_does_not_keep_the_content_of_its_file() -> None:
+    content = tiny_net().SerializeToString()
+    before = sys.getrefcount(content)
+    session = open_session(content, "tiny.onnx")
+    assert session.get_inputs()
+    assert sys.getrefcount(content) == before
 
 
 @pytest.mark.parametrize("lengths", [[2**42], [2**33, 2**33]])

@@ -81,6 +81,7 @@ def open_session(content: bytes, origin: str, requested: Device = CPU) -> ort.In
         else:
             fault = f"onnxruntime rejects it ({runtime_reason(error)}). Export it again."
         raise ModelError(f"Cannot load {origin}: {fault}", code="model_refused") from error
+    session._model_bytes = None  # noqa: SLF001 - the whole file, which it keeps for its fallback
     find_device(session, requested)
     return session
 
