@@ -1,4 +1,6 @@
-"""The options of each role as a Struct, and access to environment variables. Only healthcheck.py reads one itself.
+"""The options of each role as a Struct, and access to environment variables.
+
+healthcheck.py reads one itself, and infra/process/installation.py those of libraries.
 
 The command line (cli/) builds these Structs. It gives every option an environment variable VIDFLOW_… and also reads MAX_WORKERS
 and VIDEO_FPS.
@@ -17,6 +19,7 @@ import msgspec
 from vidflow.domain.device import AUTO, Device
 from vidflow.domain.errors import ParameterError, SetupError
 from vidflow.domain.retention import RetentionPolicy
+from vidflow.domain.sandbox import SandboxMode, inherited_variables
 from vidflow.domain.scenario import DEFAULT_MODEL
 from vidflow.domain.source_access import SourceAccess, parse_devices, parse_networks
 from vidflow.infra.kafka.settings import (
@@ -96,8 +99,7 @@ class RunnerOptions(CommonOptions, frozen=True, kw_only=True):
     path are allowed if there is no `models_dir`. `start_deadline_s` and `inference_deadline_s`: time limits for the start of a
     worker and for one batch. `worker_memory_bytes`: memory cap of a worker (None: derived from the machine's memory and the
     slots, 0: no cap). `cores`: how many its workers share (None: all that this process may use). `device`: what models run on.
-    `inference`: where they run.
-    `sources`: what sources may be reached, and how.
+    `inference`: where they run. `sources`: what sources may be reached, and how. `sandbox`: whether its workers are confined.
     """
 
     max_workers: int = 2
@@ -114,6 +116,7 @@ class RunnerOptions(CommonOptions, frozen=True, kw_only=True):
     inference: InferenceMode = "auto"
     device: Device = AUTO
     sources: SourceAccess = SourceAccess()
+    sandbox: SandboxMode = "auto"
 
 
 class DevOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,6 +137,7 @@ class DevOptions(msgspec.Struct, frozen=True, kw_only=True):
     inference: InferenceMode = "auto"
     device: Device = AUTO
     sources: SourceAccess = SourceAccess()
+    sandbox: SandboxMode = "auto"
 
 
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,6 +159,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     inference: InferenceMode = "auto"
     device: Device = AUTO
     sources: SourceAccess = SourceAccess()
+    sandbox: SandboxMode = "auto"
 
 
 class BenchOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -211,6 +216,12 @@ def build_live_url(options: object) -> str:
         return ""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options.host, options.host)  # noqa: S104 - only compared
     return f"http://[{host}]:{options.port}/health/live" if ":" in host else f"http://{host}:{options.port}/health/live"
+
+
+def forget_environment() -> None:
+    """Remove from this process's environment what its confined processes must not inherit. Call it once the options are read."""
+    for name in os.environ.keys() - inherited_variables(os.environ).keys():
+        del os.environ[name]
 
 
 def read_environment_variable(name: str) -> str | None:

@@ -12,7 +12,7 @@ from vidflow.infra.confinement import OutsideFolder, is_written_inside, resolve_
 from vidflow.infra.models import files, registry
 from vidflow.infra.models.paths import is_path
 from vidflow.roles.api.sources import validate_source
-from vidflow.roles.worker.read import resolve_source
+from vidflow.roles.worker.source_path import resolve_source
 from vidflow.settings import ApiOptions
 
 SPEC = 'kind = "onnx"\nfile = "net.onnx"\nlabels = ["thing"]\n[input]\nsize = [32, 64]\n[output]\ndecoder = "yolox"\n'

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from multiprocessing import forkserver
@@ -114,3 +115,24 @@ def test_no_child_runs_the_main_module_again(servers: Forkservers) -> None:
         data = spawn.get_preparation_data("child")
     assert not {"init_main_from_name", "init_main_from_path"} & data.keys()
     assert preloaded_in_a_child(servers) == [FIRST]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports who connects")
+@pytest.mark.usefixtures("servers")
+def test_a_guarded_server_starts_processes_for_its_runner_only() -> None:
+    stop(forkserver._forkserver)
+    guarded = Forkservers(confined=True)
+    assert preloaded_in_a_child(guarded) == [FIRST]
+    server: Any = forkserver._forkserver
+    stranger = """if True:
+        import socket, sys
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(sys.argv[1])
+            connection.settimeout(30)
+            print(connection.recv(1))
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", stranger, server._forkserver_address], capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "b''\n"
+    assert preloaded_in_a_child(guarded) == [FIRST], "it goes on"

@@ -15,7 +15,8 @@ from vidflow.domain.source_access import SourceAccess, parse_devices
 from vidflow.domain.source_schemes import is_camera_name
 from vidflow.infra.video import open_video
 from vidflow.roles.api.sources import check_live, require_followable, require_no_file, validate_source
-from vidflow.roles.worker.read import is_live, open_live, resolve_source
+from vidflow.roles.worker.read import is_live, open_live
+from vidflow.roles.worker.source_path import resolve_source
 from vidflow.settings import ApiOptions
 
 CAMERA = "/dev/v4l/by-id/usb-046d_C920_1234ABCD-video-index0"

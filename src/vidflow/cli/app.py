@@ -58,6 +58,7 @@ from vidflow.cli.options import (
     RunInbox,
     Runners,
     RunOutput,
+    Sandbox,
     Score,
     Seconds,
     SourceCaFile,
@@ -214,7 +215,7 @@ def runner(
     grace_s: GraceS = 25.0, start_deadline_s: StartDeadlineS = 60.0, inference_deadline_s: InferenceDeadlineS = 60.0,
     worker_memory_bytes: WorkerMemoryBytes = None, cores: Cores = None, device: DeviceName = "auto", inference: Inference = "auto",
     source_ca_file: SourceCaFile = None, insecure_sources: InsecureSources = False,
-    allow_source_network: AllowSourceNetwork = None, allow_device: AllowDevice = None,
+    allow_source_network: AllowSourceNetwork = None, allow_device: AllowDevice = None, sandbox: Sandbox = "auto",
 ) -> None:  # fmt: skip
     """Run workers, which read videos and run models on them."""
     from vidflow.roles.runner import run  # noqa: PLC0415
@@ -225,7 +226,7 @@ def runner(
         media_root=media_root, any_file=any_file, models_dir=models_dir, any_onnx=any_onnx, grace_s=grace_s,
         start_deadline_s=start_deadline_s, inference_deadline_s=inference_deadline_s, worker_memory_bytes=worker_memory_bytes,
         cores=cores, device=parse_device(device), inference=inference,
-        sources=build_source_access(source_ca_file, allow_source_network, allow_device, insecure=insecure_sources),
+        sources=build_source_access(source_ca_file, allow_source_network, allow_device, insecure=insecure_sources), sandbox=sandbox,
     ), log_format)  # fmt: skip
 
 
@@ -237,7 +238,7 @@ def dev(
     runners: Runners = 1, orchestrators: Orchestrators = 1, relays: Relays = 1,
     device: DeviceName = "auto", inference: Inference = "auto",
     source_ca_file: SourceCaFile = None, insecure_sources: InsecureSources = False,
-    allow_source_network: AllowSourceNetwork = None, allow_device: AllowDevice = None,
+    allow_source_network: AllowSourceNetwork = None, allow_device: AllowDevice = None, sandbox: Sandbox = "auto",
 ) -> None:  # fmt: skip
     """Run all of vidflow on this machine.
 
@@ -251,7 +252,7 @@ def dev(
         media_root=media_root, any_file=media_root is None, models_dir=models_dir,
         max_workers=max_workers, video_fps=video_fps, runners=runners, orchestrators=orchestrators, relays=relays,
         device=parse_device(device), inference=inference,
-        sources=build_source_access(source_ca_file, allow_source_network, allow_device, insecure=insecure_sources),
+        sources=build_source_access(source_ca_file, allow_source_network, allow_device, insecure=insecure_sources), sandbox=sandbox,
     ), "text")  # fmt: skip
 
 
@@ -261,7 +262,7 @@ def run(
     score: Score = None, labels: Labels = None, labels_file: LabelsFile = None, max_workers: MaxWorkers = 2,
     models_dir: ModelsDir = None, device: DeviceName = "auto", inference: Inference = "auto",
     source_ca_file: SourceCaFile = None, insecure_sources: InsecureSources = False,
-    allow_source_network: AllowSourceNetwork = None,
+    allow_source_network: AllowSourceNetwork = None, sandbox: Sandbox = "auto",
 ) -> None:  # fmt: skip
     """Run a model on one video and print the detections.
 
@@ -276,7 +277,7 @@ def run(
     raise typer.Exit(run_video(RunOptions(
         video=video, model=model, fps=fps, output=output, url=url, score_threshold=score,
         labels=split_labels(labels) if labels else None, labels_file=labels_file, max_workers=max_workers,
-        models_dir=models_dir, device=parse_device(device), inference=inference,
+        models_dir=models_dir, device=parse_device(device), inference=inference, sandbox=sandbox,
         sources=build_source_access(source_ca_file, allow_source_network, None, insecure=insecure_sources),
     )))  # fmt: skip
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from vidflow.cli.completion import complete_model
+from vidflow.domain.sandbox import SandboxMode
 from vidflow.settings import InferenceMode, OutputFormat
 
 _MAX_PORT = 65535
@@ -176,6 +177,13 @@ Inference = Annotated[
     _option(
         "inference",
         "Where models run: in each worker, or shared: in one process for all workers that use the same model. auto: shared on a GPU.",
+    ),
+]
+Sandbox = Annotated[
+    SandboxMode,
+    _option(
+        "sandbox",
+        "Whether workers give up all rights that they do not need: as far as the system can, completely or not start (require), or not.",
     ),
 ]
 WorkerMemoryBytes = Annotated[

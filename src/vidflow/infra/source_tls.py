@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import ssl
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -39,9 +39,9 @@ def build_certificate_error(display_name: str, error: ssl.SSLCertVerificationErr
 
 @contextmanager
 def ca_bundle(access: SourceAccess) -> Iterator[str]:
-    """Yield the path of a temporary file with all accepted authorities, for libraries that take a single one."""
+    """Yield the path of a file with all accepted authorities, for libraries that take a single one. A worker can write no other one."""
     authorities = build_tls_context(access).get_ca_certs(binary_form=True)
-    with tempfile.NamedTemporaryFile("w", prefix="vidflow-ca-", suffix=".pem") as file:
+    with open(os.memfd_create("vidflow-ca"), "w", encoding="ascii") as file:  # noqa: PTH123 - a file descriptor
         file.writelines(ssl.DER_cert_to_PEM_cert(certificate) for certificate in authorities)
         file.flush()
-        yield file.name
+        yield f"/proc/self/fd/{file.fileno()}"

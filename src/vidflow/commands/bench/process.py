@@ -22,6 +22,7 @@ import msgspec
 
 from vidflow import VERSIONS
 from vidflow.commands.bench.protocol import BenchMessage, BenchOrder, BenchStep, BenchTask, Failure, Measurement, Ready
+from vidflow.domain.device import DeviceKind
 from vidflow.domain.errors import (
     ErrorInfo,
     MissingExtra,
@@ -35,10 +36,13 @@ from vidflow.domain.errors import (
 )
 from vidflow.domain.frame_rate import parse_frame_rate
 from vidflow.domain.messages import Deploy, encode
+from vidflow.domain.sandbox import plan_permissions
 from vidflow.domain.source_access import SourceAccess
 from vidflow.infra.models import registry
+from vidflow.infra.process.installation import find_installation, prepare_weights_folder
 from vidflow.infra.process.memory import prefer_as_oom_victim, resident_bytes
 from vidflow.infra.process.parent import die_with_parent
+from vidflow.infra.process.sandbox import confine
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,8 +64,9 @@ def run_process(task: BenchTask, messages: Connection, orders: Connection) -> No
     die_with_parent()
     prefer_as_oom_victim()
     received: SimpleQueue[BenchOrder] = SimpleQueue()
-    threading.Thread(target=_listen, args=(orders, received), name="orders", daemon=True).start()
     try:
+        _confine(task, messages, orders)
+        threading.Thread(target=_listen, args=(orders, received), name="orders", daemon=True).start()
         bench = _load(task)
         _send(messages, bench.describe())
         while True:
@@ -77,6 +82,23 @@ def run_process(task: BenchTask, messages: Connection, orders: Connection) -> No
                 "worker_failed", sanitize_text(f"{type(error).__name__}: {error} (see the traceback above)")
             )
         _send(messages, Failure(info))
+
+
+def _confine(task: BenchTask, *pipes: Connection) -> None:
+    """Give up the rights that a worker gives up too, so that they cost the same here. Raises OSError."""
+    use = registry.find_use(task.model, task.models_dir, any_onnx=True)
+    if use.fetches_weights:
+        prepare_weights_folder()
+    permissions = plan_permissions(
+        find_installation(),
+        files=[task.source, *map(str, use.files)],
+        models_dir=str(task.models_dir) if task.models_dir else None,
+        network=use.fetches_weights,
+        weights=use.fetches_weights,
+        plugin=use.is_plugin,
+        gpu=task.device.kind is not DeviceKind.CPU,
+    )
+    confine(permissions, [pipe.fileno() for pipe in pipes])
 
 
 def _listen(orders: Connection, received: SimpleQueue[BenchOrder]) -> None:

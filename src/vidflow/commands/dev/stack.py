@@ -302,6 +302,7 @@ class Stack:
             "VIDFLOW_VIDEO_FPS": options.video_fps,
             "VIDFLOW_INFERENCE": options.inference,
             "VIDFLOW_DEVICE": str(options.device),
+            "VIDFLOW_SANDBOX": options.sandbox,
             "VIDFLOW_ANY_FILE": str(options.any_file).lower(),
             "VIDFLOW_ANY_ONNX": str(options.models_dir is None).lower(),  # the api listens on loopback
             "VIDFLOW_DATA_DIR": str(self._folder.absolute()) if self._folder and not options.database_url else "",

@@ -96,7 +96,7 @@ def _api_url(options: RunOptions, source: str, stop: Stop, display: Display) -> 
     devices = parse_devices([source]) if is_camera_path(source) else ()  # whoever types its name may open it
     dev_options = DevOptions(
         port=0, max_workers=options.max_workers, any_file=True, models_dir=options.models_dir, device=options.device,
-        inference=options.inference, sources=msgspec.structs.replace(options.sources, devices=devices),
+        inference=options.inference, sources=msgspec.structs.replace(options.sources, devices=devices), sandbox=options.sandbox,
     )  # fmt: skip
     return running_stack(dev_options, stop, display.step)
 

@@ -39,6 +39,7 @@ _TAKE_OBJECTS: Final = frozenset({
     "on_delivery", "opaque", "value.deserializer", "value.serializer",
 })  # fmt: skip
 _SECRET: Final = re.compile(r"password|secret|pem|token|jaas|credential|assertion|oauthbearer\.config|userinfo|\.key$")
+_FILE: Final = re.compile(r"\.(location|keytab|paths|file)$")
 # Kubernetes sets such variables in each pod for a service named vidflow-kafka.
 _KUBERNETES_SERVICE: Final = re.compile(r"SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?")
 
@@ -65,6 +66,10 @@ class KafkaSettings(msgspec.Struct, frozen=True):
     def secrets(self) -> tuple[str, ...]:
         """Return the values of secret properties, to be passed to `redact`: an error of the library may quote one."""
         return tuple(value for name, value in self.properties.items() if value and _SECRET.search(name))
+
+    def files(self) -> tuple[str, ...]:
+        """Return the files and folders that properties name: certificates and keys."""
+        return tuple(value for name, value in self.properties.items() if value and _FILE.search(name))
 
     def variables(self) -> dict[str, str]:
         """Return environment variables from which `vidflow.settings.read_kafka_settings` reads the same settings."""

@@ -136,6 +136,27 @@ def _read_onnx(name: str, file: ModelFile, *, keep_weights: KeepWeights) -> Bund
     )
 
 
+class ModelFiles(msgspec.Struct, frozen=True):
+    """What `read_bundle` would read: the real paths, and the spec if one was read. A file that is missing is left out."""
+
+    paths: tuple[Path, ...]
+    spec: ModelSpec | None = None
+
+
+def find_files(file: ModelFile) -> ModelFiles:
+    """Return the files of a model. Of them, only a spec is opened."""
+    if file.path.suffix != SPEC_SUFFIX:
+        return ModelFiles((file.real,))
+    paths = [file.real]
+    try:
+        spec = parse_spec(files.read_file(file.real, files.MAX_SPEC_BYTES), file.path.name)
+        names = (name for name in (spec.file, spec.labels) if isinstance(name, str) and name not in BUILT_IN_LABELS)
+        paths.extend(_resolve_beside(file, spec, name) for name in names)
+    except ModelError:  # raised again when the model is read
+        return ModelFiles(tuple(paths))
+    return ModelFiles(tuple(paths), spec)
+
+
 def recognise_file(file: ModelFile, labels: tuple[str, ...]) -> Recognition:
     """Return the spec of an ONNX file with these labels. Raises ModelError, also if the file contains a spec."""
     path = file.path

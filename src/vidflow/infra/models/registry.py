@@ -28,7 +28,7 @@ import msgspec
 from vidflow.domain.device import CPU, Device
 from vidflow.domain.errors import MissingExtra, ModelError, format_install_hint
 from vidflow.domain.messages import Parameters
-from vidflow.infra.models.bundle import Bundle, KeepWeights, read_bundle
+from vidflow.infra.models.bundle import Bundle, KeepWeights, find_files, read_bundle
 from vidflow.infra.models.label_files import BUILT_IN_FOLDER
 from vidflow.infra.models.model import Model
 from vidflow.infra.models.paths import ModelFile, is_path, listed_file, model_file
@@ -112,6 +112,33 @@ def resolve(
         return Bundle(model, ModelSpec(model))
     available = ", ".join(list_names(models_dir))
     raise ModelError(f"Unknown model {model[:200]!r}. Available: {available}. A path to a model spec also works.")
+
+
+class ModelUse(msgspec.Struct, frozen=True):
+    """What a process needs in order to load a model.
+
+    `files`: the real paths of its files. `fetches_weights`: torchvision fetches its weights unless it has them. `is_plugin`: it belongs
+    to another package, which may need anything.
+    """
+
+    files: tuple[Path, ...] = ()
+    fetches_weights: bool = False
+    is_plugin: bool = False
+
+
+def find_use(model: str, models_dir: Path | None = None, *, any_onnx: bool = False) -> ModelUse:
+    """Return what loading the model needs, by its name and its spec alone. For one that cannot be used: what shows why."""
+    if not is_path(model) and model not in _spec_paths(models_dir):
+        return ModelUse(fetches_weights=model in TORCHVISION_DETECTORS, is_plugin=model in _entry_points())
+    try:
+        spec_path = None if is_path(model) else _spec_paths(models_dir)[model]
+        file = model_file(model, models_dir, any_onnx=any_onnx) if spec_path is None else listed_file(spec_path)
+    except ModelError:
+        return ModelUse()
+    found = find_files(file)
+    if found.spec is None:
+        return ModelUse(found.paths)
+    return ModelUse(found.paths, found.spec.weights is not None, found.spec.kind not in KINDS)
 
 
 def list_names(models_dir: Path | None = None) -> list[str]:

@@ -130,6 +130,11 @@ WORKER_ENDS: Final = Counter(
     "vidflow_runner_worker_ends", "Workers that ended, by reason.", ["reason"], registry=RUNNER_REGISTRY
 )
 
+SANDBOX: Final = Gauge(
+    "vidflow_runner_sandbox", "1 if this feature of the system confines the workers, otherwise 0.", ["feature"],
+    registry=RUNNER_REGISTRY,
+)  # fmt: skip
+
 UNKNOWN_SCENARIO: Final = "unknown"
 """The verdict for a message of a scenario without a progress row, which is dropped."""
 

@@ -23,7 +23,8 @@ Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 class InferenceTask(msgspec.Struct, frozen=True):
     """The model of an inference process, as its deployments name it, and the permissions under which it is read.
 
-    `cores`: the most threads that it may ever use. `threads`: how many it may use at first.
+    `cores`: the most threads that it may ever use. `threads`: how many it may use at first. `confined`: it gives up all other rights
+    before it opens the model.
     """
 
     model: str
@@ -34,6 +35,7 @@ class InferenceTask(msgspec.Struct, frozen=True):
     threads: int = 1
     device: Device = AUTO
     crashpoints: str = ""
+    confined: bool = False
 
 
 class InferenceAlive(msgspec.Struct, frozen=True, tag="alive"):

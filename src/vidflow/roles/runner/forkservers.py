@@ -26,6 +26,7 @@ from vidflow.domain.errors import SetupError
 from vidflow.infra.telemetry.logs import log
 from vidflow.roles.worker.start import NoOpProcess, do_nothing
 
+GUARD_MODULE: Final = "vidflow.roles.worker.preload_guard"
 PRELOAD_MODULE: Final = "vidflow.roles.worker.preload"
 TORCH_PRELOAD_MODULE: Final = "vidflow.roles.worker.preload_torch"
 TORCH_AFTER_S: Final = 3.0
@@ -39,13 +40,15 @@ _log = log("runner")
 class Forkservers:
     """Starts processes through `context`, which always uses the forkserver that has imported the most. Not thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, confined: bool = False) -> None:
+        """`confined`: start processes for this one only, see preload_guard.py."""
         # One core per worker: more threads would spin while they wait for each other.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         _shorten_temporary_folder()
         self.context: ForkServerContext = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload([PRELOAD_MODULE])
+        self._guard = [GUARD_MODULE] if confined else []
+        self.context.set_forkserver_preload([*self._guard, PRELOAD_MODULE])
         with without_main():
             forkserver.ensure_running()  # starts the imports; `prepare` waits for them
         self._torch_due_s: float | None = None
@@ -72,7 +75,7 @@ class Forkservers:
             self._torch_server = None
 
     def _start_torch_server(self) -> None:
-        self._torch_server = _StartingForkserver(TORCH_PRELOAD_MODULE)
+        self._torch_server = _StartingForkserver([*self._guard, TORCH_PRELOAD_MODULE])
 
     def _take_over(self, starting: _StartingForkserver) -> None:
         if starting.is_ready:
@@ -86,9 +89,9 @@ class Forkservers:
 class _StartingForkserver:
     """A second forkserver. A thread waits for its imports, because from Python 3.14 a connection to it blocks until then."""
 
-    def __init__(self, preload_module: str) -> None:
+    def __init__(self, preload_modules: list[str]) -> None:
         self.server = forkserver.ForkServer()
-        self.server.set_forkserver_preload([preload_module])
+        self.server.set_forkserver_preload(preload_modules)
         with without_main():
             self.server.ensure_running()
         self.is_ready = False

@@ -99,7 +99,7 @@ class InferenceProcesses:
         name, sha256 = key
         task = link.InferenceTask(
             name, sha256, self._options.models_dir, self._options.any_onnx, self._cores, divide_cores(self._cores, running + 1),
-            self._options.device, disarm("inference."),
+            self._options.device, disarm("inference."), self._options.sandbox != "off",
         )  # fmt: skip
         try:
             model.process = _Process(self._forkservers, task, model.listener)

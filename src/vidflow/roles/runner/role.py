@@ -32,9 +32,11 @@ from vidflow.domain.runner import (
     record_worker_end,
     record_worker_progress,
 )
+from vidflow.domain.sandbox import SandboxMode, describe_missing
 from vidflow.domain.topics import RUNNER_EVENTS, check_pool
 from vidflow.infra.kafka import admin, offsets
 from vidflow.infra.models.cuda import find_fault
+from vidflow.infra.process import sandbox
 from vidflow.infra.process.stopping import Stop, start_thread
 from vidflow.infra.telemetry import metrics
 from vidflow.infra.telemetry.logs import log
@@ -43,7 +45,7 @@ from vidflow.roles.runner.commands import CommandListener, ReceivedCommand, Unre
 from vidflow.roles.runner.reports import CUT_OFF_AFTER_S, ReportSender
 from vidflow.roles.runner.supervision import WorkerEvent, Workers
 from vidflow.roles.worker.link import WorkerProgress
-from vidflow.settings import InferenceMode, RunnerOptions
+from vidflow.settings import InferenceMode, RunnerOptions, forget_environment
 
 TICK_S: Final = 0.25
 _FORGET_S: Final = 60.0
@@ -58,12 +60,13 @@ def run(options: RunnerOptions, stop: Stop) -> None:
     """Run workers until a stop is requested, then drain, so that the leader knows that nothing is left."""
     check_pool(options.pool)
     require_kafka(options.kafka)
+    confinement = _prepare_sandbox(options.sandbox)
     device, no_cuda = _check_device(options.device)
     options = msgspec.structs.replace(options, inference=_choose_inference(options.inference, device))
     with metrics.served(
         metrics.build_role_registry("runner", metrics.RUNNER_REGISTRY), options.metrics_port, options.metrics_host
     ):
-        _run_workers(options, stop, {"device": str(device), **no_cuda})
+        _run_workers(options, stop, {"device": str(device), **no_cuda, "sandbox": confinement})
 
 
 def _run_workers(options: RunnerOptions, stop: Stop, device_fields: Mapping[str, str]) -> None:
@@ -105,6 +108,31 @@ def _check_device(requested: Device) -> tuple[Device, dict[str, str]]:
     fault = find_fault(requested.index)
     device = resolve_device(requested, fault)
     return (requested, {}) if fault is None else (device, {"no_cuda": fault.partition(". ")[0]})
+
+
+def _prepare_sandbox(mode: SandboxMode) -> str:
+    """Forget all secrets in the environment, which workers would inherit, and return what confines the workers, for the log.
+
+    Raises SetupError if the mode requires more than the system has.
+    """
+    missing = {} if mode == "off" else sandbox.find_missing()
+    if mode == "require":
+        sandbox.require_complete(missing)
+    features = [] if mode == "off" else [feature for feature in sandbox.FEATURES if feature not in missing]
+    for feature in sandbox.FEATURES:
+        metrics.SANDBOX.labels(feature).set(feature in features)
+    if mode == "off":
+        _log.warning("workers_unconfined", does="runs workers with all rights of this user, because of --sandbox off")
+        return "off"
+    if missing:
+        _log.warning(
+            "workers_less_confined",
+            does=f"runs workers without {' and '.join(missing)}",
+            missing=describe_missing(missing),
+        )
+    forget_environment()
+    sandbox.hide_memory()
+    return ",".join(features) or "limits"
 
 
 def _choose_inference(requested: InferenceMode, device: Device) -> InferenceMode:

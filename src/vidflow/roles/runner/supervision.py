@@ -64,7 +64,7 @@ class Workers:
         """The cores that the workers share."""
         self.memory_cap_bytes = _memory_cap(options)
         """Maximum resident memory of a worker; 0 for no cap."""
-        self._forkservers = Forkservers()
+        self._forkservers = Forkservers(confined=options.sandbox != "off")
         self._inference = InferenceProcesses(options, self._forkservers, self.cores, self.memory_cap_bytes)
         self._running: dict[tuple[str, int], _Worker] = {}
         self._checked_s = time.monotonic()
@@ -81,6 +81,7 @@ class Workers:
             deploy, options.kafka, options.media_root, options.any_file, options.models_dir, options.any_onnx, options.sources,
             crashpoints=disarm("worker."), threads=divide_cores(self.cores, len(self._running) + 1), device=options.device,
             inference_socket=self._inference.open_socket(deploy) if options.inference == "shared" else None,
+            confined=options.sandbox != "off",
         )  # fmt: skip
         self._running[deploy.scenario_uuid, deploy.epoch] = _Worker(self._forkservers.context, task)
         self._divide_cores()

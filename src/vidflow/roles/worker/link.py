@@ -40,7 +40,8 @@ class Task(msgspec.Struct, frozen=True):
     """A worker's deployment and permissions.
 
     `crashpoints` arms crash points for a fault test. `threads`: how many its model may use. `inference_socket`: the name of the socket of a
-    process that runs the model for several workers, if it can be shared.
+    process that runs the model for several workers, if it can be shared. `confined`: it gives up all other rights before it opens
+    anything.
     """
 
     deploy: Deploy
@@ -54,6 +55,7 @@ class Task(msgspec.Struct, frozen=True):
     threads: int = 1
     inference_socket: str | None = None
     device: Device = AUTO
+    confined: bool = False
 
 
 class WorkerProgress(msgspec.Struct, frozen=True, tag="progressed"):

@@ -6,7 +6,6 @@ yields the frames that warm up a stateful model first.
 
 from __future__ import annotations
 
-import re
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -24,15 +23,15 @@ from vidflow.domain.live_end import LiveLimits
 from vidflow.domain.messages import ClockChanges, Deploy, GapReason, ResumePoint
 from vidflow.domain.redaction import redact
 from vidflow.domain.source_access import SourceAccess
-from vidflow.domain.source_schemes import SCHEMES, find_scheme, is_always_live, is_camera_name
+from vidflow.domain.source_schemes import SCHEMES, find_scheme, is_always_live
 from vidflow.infra import video as videos
-from vidflow.infra.confinement import OutsideFolder, resolve_inside
 from vidflow.infra.video import FrameGap, Interruption, KeptFrame, Video, live_detection, open_video
 from vidflow.infra.video.camera_answer import require_answer
 from vidflow.infra.video.hls_file import HlsPosition
 from vidflow.infra.video.live import LiveReader
 from vidflow.infra.video.warmup import read_warmup_frames
 from vidflow.roles.worker.prepared_pictures import PicturePreparation, PreparedPicture
+from vidflow.roles.worker.source_path import build_camera_refusal, resolve_source
 
 MAX_BATCH_WAIT_S: Final = 0.25
 """Longest time a partial batch waits before it is inferred, so that results come soon even if frames are rare."""
@@ -40,7 +39,6 @@ FATAL_LIVE_CODES: Final = frozenset(
     {"source_unauthorized", "source_denied", "source_refused", "source_tls", "source_forbidden", "source_encrypted"}
 )
 """Errors of a live source that no later attempt mends. It is waited for after any other one."""
-_URL: Final = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 class NumberedFrame(msgspec.Struct, frozen=True):
@@ -106,7 +104,7 @@ def open_live(deploy: Deploy, capacity: int, *, access: SourceAccess, interrupti
     Raises SourceError for a path that is not that of an allowed camera.
     """
     if find_scheme(deploy.source) not in SCHEMES and not access.names_device(deploy.source):
-        raise _build_camera_refusal(deploy.source)
+        raise build_camera_refusal(deploy.source)
     codes = FATAL_LIVE_CODES if deploy.parameters.stream is None else FATAL_LIVE_CODES | {"source_no_video_stream"}
     return LiveReader(
         partial(
@@ -159,48 +157,6 @@ def group_newest(steps: Iterable[KeptFrame | FrameGap]) -> Iterator[FrameBatch |
         yield step
     if batch:
         yield FrameBatch(tuple(batch))
-
-
-def resolve_source(source: str, media_root: Path | None, *, any_file: bool) -> str:
-    """Return the source to open: a URL with one of SCHEMES, a path inside `media_root`, or with `any_file` any absolute path.
-
-    Repeats the check of the api with links resolved: commands in Kafka may come from anywhere, and a file may have been replaced
-    by a link since. Raises SourceError (source_forbidden, source_missing).
-    """
-    if find_scheme(source) in SCHEMES:
-        return source
-    if is_camera_name(source):
-        raise _build_camera_refusal(source)
-    if _URL.match(source) or "\0" in source:
-        raise SourceError(
-            f"Unsupported source {redact(source)[:200]!r}. Use a path, or a URL with one of {', '.join(SCHEMES)}.",
-            code="source_forbidden",
-        )
-    if media_root is not None:
-        try:
-            return str(resolve_inside(media_root, source))
-        except OutsideFolder:
-            pass  # allowed only with `any_file`
-        except OSError as error:
-            raise SourceError(
-                f"Source {redact(source)[:200]} not found in this runner's media root. Check that the runner has the same files as"
-                " the api.",
-                code="source_missing",
-            ) from error
-    if any_file and Path(source).is_absolute():
-        return source
-    raise SourceError(
-        f"Source {redact(source)[:200]} is outside this runner's media root (VIDFLOW_MEDIA_ROOT). Move the file there.",
-        code="source_forbidden",
-    )
-
-
-def _build_camera_refusal(source: str) -> SourceError:
-    return SourceError(
-        f"{redact(source)[:200]} is not a camera that this runner allows. Start it with --allow-device, or choose a pool whose runners"
-        " have the camera.",
-        code="source_forbidden",
-    )
 
 
 def read_numbered_frames(

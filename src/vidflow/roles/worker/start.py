@@ -30,8 +30,10 @@ from vidflow.infra.process.crashpoint import arm
 from vidflow.infra.process.memory import prefer_as_oom_victim
 from vidflow.infra.process.name import name_process
 from vidflow.infra.process.parent import die_with_parent
+from vidflow.infra.process.sandbox import confine, hide_memory
 from vidflow.infra.telemetry.logs import configure_logs
 from vidflow.roles.worker.link import Link, Task
+from vidflow.roles.worker.permissions import find_permissions
 
 
 def do_nothing() -> None:
@@ -55,13 +57,15 @@ def run_worker(task: Task, messages: Connection, orders: Connection, stderr: Con
         signal.signal(number, signal.SIG_IGN)  # they are meant for the runner, which orders its workers to finish
     name_process("vidflow-worker")
     die_with_parent()
+    hide_memory(hidden=False)  # the next step's file belongs to root otherwise
     prefer_as_oom_victim()
     configure_logs()
     arm(task.crashpoints)
+    fault = _confine(task, messages, orders) if task.confined else None
     secrets = (*find_secrets(task.deploy.source), *task.kafka.secrets())
     link = Link(messages, orders, task.deploy.resume.next_frame, secrets, task.threads)
     try:
-        link.report_end(_process(task, link))
+        link.report_end(_process(task, link, fault))
     except (UserError, DeviceUnavailable) as error:
         link.report_end(EndReason.ERROR, build_error_info(error, link.current_frame), fatal=True)
     except VidflowError as error:
@@ -88,6 +92,18 @@ def run_worker(task: Task, messages: Connection, orders: Connection, stderr: Con
             )
 
 
+def _confine(task: Task, *pipes: Connection) -> VidflowError | None:
+    """Give up all rights that the task does not need. Return the error to report if that fails: then nothing may be opened."""
+    try:
+        confine(find_permissions(task), [pipe.fileno() for pipe in pipes])
+    except OSError as error:
+        return VidflowError(
+            f"Cannot confine the worker ({error.strerror}). Run the runner on a system that can, or start it with --sandbox off.",
+            code="sandbox_failed",
+        )
+    return None
+
+
 def _fails_again(deploy: Deploy, link: Link) -> bool:
     """Return whether a retry would meet the same bug again.
 
@@ -104,7 +120,9 @@ def _fails_again(deploy: Deploy, link: Link) -> bool:
             return "://" not in deploy.source
 
 
-def _process(task: Task, link: Link) -> EndReason:
+def _process(task: Task, link: Link, fault: VidflowError | None) -> EndReason:
+    if fault is not None:
+        raise fault
     try:
         from vidflow.roles.worker.main import process  # noqa: PLC0415 - heavy; the forkserver has usually imported it
     except ModuleNotFoundError as error:
