@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver, reduction, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ SOURCE = "hostile.mp4"
 TARGETS = "targets.json"
 REFUSED = "refused"
 LABEL_CHARACTERS = 200
+_REFUSALS = {errno.EPERM, errno.EACCES, errno.EPIPE, errno.ECONNRESET}
 
 
 def install(folder: Path, targets: dict[str, str], *, harmless: bool = False) -> dict[str, str]:
@@ -72,6 +73,7 @@ def _attack(source: str) -> Iterator[str]:
     attempts: dict[str, Callable[[], object]] = {
         **{name: _bind(path, lambda path: Path(path).read_bytes()) for name, path in targets.items() if "read" in name},
         **{name: _bind(path, _connect_by_path) for name, path in targets.items() if "connect" in name},
+        "start a process by the forkserver": _start_a_process_by_the_forkserver,
         "read the environment of the runner": lambda: Path(f"/proc/{runner}/environ").read_bytes(),
         "read the environment of the forkserver": lambda: Path(f"/proc/{os.getppid()}/environ").read_bytes(),
         "write into the memory of the runner": lambda: _open_for_writing(f"/proc/{runner}/mem"),
@@ -116,14 +118,17 @@ def _attack(source: str) -> Iterator[str]:
     kept = 1 << 1 | 1 << 2  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
     yield f"capabilities: {int(status['CapPrm'], 16) & ~kept:x}"
     yield f"core dump: {resource.getrlimit(resource.RLIMIT_CORE)}"
-    yield f"in another thread: {_in_a_thread(lambda: list(Path('/').iterdir()))}, {_in_a_thread(lambda: os.kill(runner, 0))}"
+    yield f"see the root folder on another thread: {_in_a_thread(lambda: list(Path('/').iterdir()))}"
+    yield f"signal the runner on another thread: {_in_a_thread(lambda: os.kill(runner, 0))}"
 
 
 def _outcome(attempt: Callable[[], object]) -> str:
     try:
         return f"got {attempt()!r}"
     except OSError as error:
-        return REFUSED if error.errno in {errno.EPERM, errno.EACCES} else f"{type(error).__name__} {error}"
+        return REFUSED if error.errno in _REFUSALS else f"{type(error).__name__} {error}"
+    except EOFError:
+        return REFUSED
     except ValueError as error:  # resource.setrlimit
         return REFUSED if "not allowed" in str(error) else str(error)
 
@@ -139,6 +144,21 @@ def _in_a_thread(attempt: Callable[[], object]) -> str:
 def _open_for_writing(path: str) -> str:
     with Path(path).open("r+b") as file:
         return f"{path} {file.mode}"
+
+
+def _start_a_process_by_the_forkserver() -> int:
+    """Ask as the runner does, and return the id of the new process."""
+    server: Any = forkserver._forkserver
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(server._forkserver_address)
+        (status, child_status), (child_task, task) = os.pipe(), os.pipe()
+        try:
+            reduction.sendfds(connection, [child_task, child_status, child_task, child_task])
+        finally:
+            for descriptor in (child_status, child_task, task):
+                os.close(descriptor)
+    with open(status, "rb"):  # noqa: PTH123 - a file descriptor
+        return int(forkserver.read_signed(status))
 
 
 def _bind(path: str, attempt: Callable[[str], object]) -> Callable[[], object]:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,7 @@ class ControlPlane:
 
 
 class RunnerProcess:
-    """A `vidflow runner` process."""
+    """A `vidflow runner` process. `launcher`: a command that runs it, in place of running it itself."""
 
     def __init__(
         self,
@@ -150,9 +150,10 @@ class RunnerProcess:
         *options: str,
         crash_at: str = "",
         environment: dict[str, str] | None = None,
+        launcher: Sequence[str] = (),
     ) -> None:
         self._log = log
-        command = [sys.executable, "-m", "vidflow", "runner", "--kafka", settings.bootstrap, *options]
+        command = [*launcher, sys.executable, "-m", "vidflow", "runner", "--kafka", settings.bootstrap, *options]
         variables = {"PATH": "/usr/bin:/bin", "VIDFLOW_CRASHPOINTS": crash_at, **(environment or {})}
         with log.open("wb") as stderr:
             self.process = subprocess.Popen(command, env=variables, stderr=stderr)

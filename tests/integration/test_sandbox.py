@@ -3,19 +3,45 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests import clips
 from tests.integration import intruder
+from tests.integration.processes import name_of
 from tests.integration.runner_harness import ControlPlane, RunnerProcess, make_deploy, new_uuid, running_runner
 
 from vidflow.domain.messages import EndReason
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.process.sandbox import find_missing
+from vidflow.roles.inference.start import PROCESS_NAME
 
-pytestmark = pytest.mark.skipif(bool(find_missing()), reason=f"this system cannot confine workers: {find_missing()}")
+needs_all = pytest.mark.skipif(bool(find_missing()), reason=f"this system cannot confine workers: {find_missing()}")
+
+OPTIONS = ("--any-file", "--device", "cpu")
+FACTS = {
+    "variables": "",
+    "descriptors of the forkserver": "",
+    "capabilities": "0",
+    "core dump": "(0, 0)",
+}
+"""What the attacker sees of itself."""
+NEEDS_LANDLOCK = {"read a private key", "read a video beside the source", "see the root folder on another thread"}
+"""Attempts that nothing else refuses, of those that leave no trace."""
+WITHOUT_LANDLOCK = """if True:
+    import ctypes, errno, os, struct, sys
+    libc = ctypes.CDLL(None)
+    steps = [(0x20, 0, 0, 0), (0x15, 0, 1, 444), (0x06, 0, 0, 0x50000 | errno.ENOSYS), (0x06, 0, 0, 0x7FFF0000)]
+    code = b"".join(struct.pack("=HBBI", *step) for step in steps)
+    buffer = ctypes.create_string_buffer(code, len(code))
+    libc.prctl(38, 1, 0, 0, 0)
+    assert libc.prctl(22, 2, struct.pack("@HP", len(steps), ctypes.addressof(buffer)), 0, 0) == 0
+    os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""Runs a command on a system without landlock_create_ruleset, as of an old kernel."""
 
 SECRETS = {
     "VIDFLOW_DATABASE_URL": "postgresql://vidflow:hunter2@127.0.0.1/vidflow",
@@ -56,35 +82,89 @@ def environment(folder: Path, targets: dict[str, str]) -> dict[str, str]:
     return {**SECRETS, "HOME": str(folder / "home"), **intruder.install(folder / "code", targets)}
 
 
-def attack(control_plane: ControlPlane, runner: RunnerProcess, folder: Path) -> dict[str, str]:
+def attack(control_plane: ControlPlane, runner: RunnerProcess, folder: Path, model: str = "motion") -> dict[str, str]:
     """Let the source take over a worker of this runner. Return what came of each attempt."""
     source = clips.constant_rate(folder / intruder.SOURCE, frames=5)
     uuid = new_uuid()
-    control_plane.send_command(runner.wait_for_id(control_plane), make_deploy(uuid, source))
+    control_plane.send_command(runner.wait_for_id(control_plane), make_deploy(uuid, source, model))
     end = control_plane.wait_for_end_marker(uuid)
     assert (end.reason, len(control_plane.frames(uuid))) == (EndReason.FINISHED, 5), runner.log
-    labels = [detection.label for detection in control_plane.frames(uuid)[0].detections]
-    return dict(label.split(": ", 1) if ": " in label else (label.rstrip(": "), "") for label in labels)
+    labels = [detection.label for frame in control_plane.frames(uuid) for detection in frame.detections]
+    return dict(label.split(": ", 1) if ": " in label else (label.rstrip(": "), "") for label in labels if ":" in label)
 
 
+def check_facts(outcomes: dict[str, str]) -> None:
+    """Check what the attacker sees of itself."""
+    assert {name: outcomes[name] for name in FACTS} == FACTS
+
+
+def successes(outcomes: dict[str, str]) -> dict[str, str]:
+    return {name: outcome for name, outcome in outcomes.items() if outcome != intruder.REFUSED and name not in FACTS}
+
+
+@needs_all
 def test_an_attacker_in_a_worker_is_refused_everything_that_no_worker_needs(
     control_plane: ControlPlane, kafka_settings: KafkaSettings, folder: Path, environment: dict[str, str]
 ) -> None:
-    options = ("--any-file", "--device", "cpu", "--sandbox", "require")
-    with running_runner(kafka_settings, folder, *options, environment=environment) as runner:
+    with running_runner(kafka_settings, folder, *OPTIONS, "--sandbox", "require", environment=environment) as runner:
         outcomes = attack(control_plane, runner, folder)
         log = runner.log
-    facts = {
-        "variables": "",
-        "descriptors of the forkserver": "",
-        "capabilities": "0",
-        "core dump": "(0, 0)",
-        "in another thread": "refused, refused",
-    }
-    assert {name: outcomes.pop(name) for name in facts} == facts
+    check_facts(outcomes)
     assert len(outcomes) > 35
-    assert {name: outcome for name, outcome in outcomes.items() if outcome != intruder.REFUSED} == {}
+    assert successes(outcomes) == {}
     assert "sandbox=landlock,seccomp" in log
+
+
+@needs_all
+def test_an_attacker_in_a_worker_that_shares_a_model_gets_no_more_than_servers_that_let_its_user_in(
+    control_plane: ControlPlane, kafka_settings: KafkaSettings, folder: Path, environment: dict[str, str]
+) -> None:
+    options = (*OPTIONS, "--inference", "shared", "--sandbox", "require")
+    with running_runner(kafka_settings, folder, *options, environment=environment) as runner:
+        outcomes = attack(control_plane, runner, folder, "yolox_nano")
+        [inference] = [pid for pid in runner.workers() if name_of(pid) == PROCESS_NAME]
+        status = Path(f"/proc/{inference}/status").read_text().split()
+        check_facts(outcomes)
+        assert successes(outcomes) == {"connect to a database": "got None"}
+        assert [status[status.index(name) + 1] for name in ("NoNewPrivs:", "Seccomp:")] == ["1", "2"]
+
+
+@needs_all
+def test_without_landlock_workers_are_confined_by_the_rest_and_the_log_says_so(
+    control_plane: ControlPlane,
+    kafka_settings: KafkaSettings,
+    folder: Path,
+    environment: dict[str, str],
+    targets: dict[str, str],
+) -> None:
+    harmless = intruder.install(folder / "harmless without landlock", targets, harmless=True)
+    variables = {**environment, **harmless}
+    with running_runner(
+        kafka_settings, folder, *OPTIONS, environment=variables, launcher=[sys.executable, "-c", WITHOUT_LANDLOCK]
+    ) as runner:
+        outcomes = attack(control_plane, runner, folder)
+        log = runner.log
+    assert "workers_less_confined does=runs workers without landlock missing=landlock: needs Linux 5.13" in log
+    assert "sandbox=seccomp" in log
+    outcomes.pop("read passwords of the system")  # which root may
+    check_facts(outcomes)
+    assert successes(outcomes).keys() == NEEDS_LANDLOCK
+
+
+@needs_all
+def test_a_runner_that_requires_what_the_system_lacks_does_not_start(
+    kafka_settings: KafkaSettings, folder: Path, environment: dict[str, str]
+) -> None:
+    with running_runner(
+        kafka_settings,
+        folder,
+        "--sandbox",
+        "require",
+        environment=environment,
+        launcher=[sys.executable, "-c", WITHOUT_LANDLOCK],
+    ) as runner:
+        assert runner.process.wait(30) == 3
+        assert "--sandbox require: this system cannot confine workers (landlock: needs Linux 5.13" in runner.log
 
 
 def test_without_a_sandbox_the_same_attacker_gets_what_the_runner_may(
@@ -94,13 +174,34 @@ def test_without_a_sandbox_the_same_attacker_gets_what_the_runner_may(
     targets: dict[str, str],
     environment: dict[str, str],
 ) -> None:
-    """This shows that the test above can fail."""
-    options = ("--any-file", "--device", "cpu", "--sandbox", "off")
+    """This shows that the tests above can fail."""
     harmless = intruder.install(folder / "harmless", targets, harmless=True)
-    with running_runner(kafka_settings, folder, *options, environment={**environment, **harmless}) as runner:
+    variables = {**environment, **harmless}
+    with running_runner(kafka_settings, folder, *OPTIONS, "--sandbox", "off", environment=variables) as runner:
         outcomes = attack(control_plane, runner, folder)
         log = runner.log
     assert outcomes["read a private key"] == "got b'a private key'"
     assert outcomes["connect to a database"] == "got None"
+    assert outcomes["start a process by the forkserver"].removeprefix("got ").isdecimal()
     assert "AWS_SECRET_ACCESS_KEY" in outcomes["variables"]
     assert "workers_unconfined" in log
+
+
+@needs_all
+@pytest.mark.parametrize(("camera", "outcome"), [(False, "refused"), (True, "opened")])
+def test_only_a_process_that_reads_a_camera_may_use_a_device(camera: bool, outcome: str) -> None:
+    program = f"""if True:
+        import os
+        from vidflow.domain.sandbox import plan_permissions
+        from vidflow.infra.process.installation import find_installation
+        from vidflow.infra.process.sandbox import confine
+        confine(plan_permissions(find_installation(), files=[], models_dir=None, network=True, camera={camera}), [])
+        try:
+            os.open("/dev/zero", os.O_RDWR)
+        except PermissionError:
+            print("refused")
+        else:
+            print("opened")
+    """
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == outcome

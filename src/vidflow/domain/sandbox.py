@@ -22,7 +22,8 @@ VARIABLE_PREFIXES: Final = (
     "BLIS_", "COVERAGE_", "CUBLAS_", "CUDA_", "CUDNN_", "GLIBC_", "GOMP_", "KMP_", "KRB5", "LC_", "MALLOC_", "MKL_", "NVIDIA_", "OMP_",
     "ONNXRUNTIME_", "OPENBLAS_", "ORT_", "PYTHON", "PYTORCH_", "TORCH_",
 )  # fmt: skip
-"""What the libraries of a worker read: where things are, how many threads to use, which devices. None of them holds a secret."""
+"""What the libraries of a worker read: where things are, how many threads to use, which devices. Only the URL of a proxy may have a
+password: torchvision fetches weights through it."""
 
 WORKER_OPEN_FILES: Final = 1024
 INFERENCE_OPEN_FILES: Final = 8192

@@ -39,7 +39,7 @@ from vidflow.domain.messages import Deploy, encode
 from vidflow.domain.sandbox import plan_permissions
 from vidflow.domain.source_access import SourceAccess
 from vidflow.infra.models import registry
-from vidflow.infra.process.installation import find_installation, prepare_weights_folder
+from vidflow.infra.process.installation import find_installation
 from vidflow.infra.process.memory import prefer_as_oom_victim, resident_bytes
 from vidflow.infra.process.parent import die_with_parent
 from vidflow.infra.process.sandbox import confine
@@ -87,8 +87,6 @@ def run_process(task: BenchTask, messages: Connection, orders: Connection) -> No
 def _confine(task: BenchTask, *pipes: Connection) -> None:
     """Give up the rights that a worker gives up too, so that they cost the same here. Raises OSError."""
     use = registry.find_use(task.model, task.models_dir, any_onnx=True)
-    if use.fetches_weights:
-        prepare_weights_folder()
     permissions = plan_permissions(
         find_installation(),
         files=[task.source, *map(str, use.files)],

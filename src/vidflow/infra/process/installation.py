@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import ssl
@@ -17,10 +16,13 @@ from vidflow.domain.sandbox import Installation, choose_program_folders
 _GPU_DEVICES: Final = ("nvidia*", "nvhost*", "nvmap", "dxg", "dri")
 """Device files of NVIDIA's drivers: on a server or desktop, on a Jetson and in WSL."""
 
+_SHALLOW: Final = 2
+"""Parts of a path such as /run or /etc, the root among them."""
+
 
 @functools.cache
 def find_installation() -> Installation:
-    """Return what this machine's programs need. Nothing is created."""
+    """Return what this machine's programs need."""
     home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() raises for a user without one
     cache = os.environ.get("XDG_CACHE_HOME") or f"{home}/.cache"
     gpus = tuple(str(path) for pattern in _GPU_DEVICES for path in sorted(Path("/dev").glob(pattern)))
@@ -31,25 +33,31 @@ def find_installation() -> Installation:
         cache=cache,
         weights=f"{os.environ.get('TORCH_HOME') or f'{cache}/torch'}/hub",
         gpus=gpus,
-        gpu_folders=(compiled, "/dev/shm") if gpus else (),  # noqa: S108 - shared memory
+        gpu_folders=(compiled, *_list_shared_folders()) if gpus else (),
     )
 
 
-def prepare_weights_folder() -> None:
-    """Create the folder into which torchvision fetches weights, which a confined process could not. Does nothing where it may not."""
-    with contextlib.suppress(OSError):
-        Path(find_installation().weights).mkdir(parents=True, exist_ok=True)
+def _list_shared_folders() -> Iterator[str]:
+    """Yield the folders through which processes share a GPU: its memory, and NVIDIA's multi-process service if that runs."""
+    yield "/dev/shm"  # noqa: S108 - shared memory
+    service = os.environ.get("CUDA_MPS_PIPE_DIRECTORY") or "/tmp/nvidia-mps"  # noqa: S108 - its default
+    if Path(service).is_dir():
+        yield service
 
 
 def _list_program_folders(home: str) -> Iterator[str]:
-    named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    named = [
+        folder for name in ("PYTHONPATH", "LD_LIBRARY_PATH") for folder in os.environ.get(name, "").split(os.pathsep)
+    ]
     yield from (sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix, str(Path(vidflow.__file__).parent))
-    yield from choose_program_folders(sys.path, os.getcwd(), home, named)  # noqa: PTH109
-    yield from filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":"))
+    yield from choose_program_folders([*sys.path, *named], os.getcwd(), home, named)  # noqa: PTH109
 
 
 def _list_settings() -> Iterator[str]:
-    """Yield the certificates of OpenSSL, and the folder of a resolver's settings that are a link: they are replaced by others there."""
+    """Yield the certificates of OpenSSL, and the folder of a resolver's settings that are a link: they are replaced by others there.
+
+    A folder such as /run has more than that in it.
+    """
     paths = ssl.get_default_verify_paths()
     candidates = (
         paths.cafile, paths.capath, paths.openssl_cafile, paths.openssl_capath,
@@ -57,5 +65,5 @@ def _list_settings() -> Iterator[str]:
     )  # fmt: skip
     yield from (path for path in candidates if path)
     resolver = Path("/etc/resolv.conf").resolve()
-    if resolver.parent != Path("/etc"):
+    if len(resolver.parent.parts) > _SHALLOW:
         yield str(resolver.parent)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from vidflow.domain.errors import SetupError
-from vidflow.domain.sandbox import Permissions, describe_missing
+from vidflow.domain.sandbox import Access, Permissions, describe_missing
 from vidflow.infra.process import landlock, seccomp
 
 FEATURES: Final = ("landlock", "seccomp")
@@ -70,6 +70,7 @@ def confine(permissions: Permissions, descriptors: Collection[int]) -> None:
     missing = find_missing()
     with contextlib.suppress(FileNotFoundError):
         tempfile.gettempdir()  # remembered: torch's import asks for it, and to find it a file is written
+    _create_folders(permissions)
     _close_others({0, 1, 2, *descriptors})
     _lower_limits(permissions.open_files)
     hide_memory()
@@ -80,6 +81,14 @@ def confine(permissions: Permissions, descriptors: Collection[int]) -> None:
         landlock.restrict(permissions.grants, landlock.find_version(), network=permissions.network)
     if "seccomp" not in missing:
         seccomp.install_filter(unix_sockets=permissions.unix_sockets, network=permissions.network)
+
+
+def _create_folders(permissions: Permissions) -> None:
+    """Create the folders that may be written, where that is possible: a confined process could not."""
+    for grant in permissions.grants:
+        if grant.access is Access.WRITE:
+            with contextlib.suppress(OSError):
+                Path(grant.path).mkdir(parents=True, exist_ok=True)
 
 
 def _close_others(kept: Collection[int]) -> None:

@@ -10,7 +10,7 @@ from vidflow.domain.errors import SourceError
 from vidflow.domain.sandbox import Permissions, is_looked_up_locally, plan_permissions
 from vidflow.domain.source_schemes import find_scheme
 from vidflow.infra.models import registry
-from vidflow.infra.process.installation import find_installation, prepare_weights_folder
+from vidflow.infra.process.installation import find_installation
 from vidflow.roles.worker.link import Task
 from vidflow.roles.worker.source_path import resolve_source
 
@@ -18,8 +18,6 @@ from vidflow.roles.worker.source_path import resolve_source
 def find_permissions(task: Task) -> Permissions:
     """Return the permissions of a task. Of its files, only a model's spec is read."""
     use = registry.find_use(task.deploy.model, task.models_dir, any_onnx=task.any_onnx)
-    if use.fetches_weights:
-        prepare_weights_folder()
     authorities = [task.sources.ca_file] if task.sources.ca_file else []
     return plan_permissions(
         find_installation(),
