@@ -31,17 +31,21 @@ FACTS = {
 """What the attacker sees of itself."""
 NEEDS_LANDLOCK = {"read a private key", "read a video beside the source", "see the root folder on another thread"}
 """Attempts that nothing else refuses, of those that leave no trace."""
-WITHOUT_LANDLOCK = """if True:
+WITHOUT_A_CALL = """if True:
     import ctypes, errno, os, struct, sys
     libc = ctypes.CDLL(None)
-    steps = [(0x20, 0, 0, 0), (0x15, 0, 1, 444), (0x06, 0, 0, 0x50000 | errno.ENOSYS), (0x06, 0, 0, 0x7FFF0000)]
+    steps = [(0x20, 0, 0, 0), (0x15, 0, 1, int(sys.argv[1])), (0x06, 0, 0, 0x50000 | errno.ENOSYS), (0x06, 0, 0, 0x7FFF0000)]
     code = b"".join(struct.pack("=HBBI", *step) for step in steps)
     buffer = ctypes.create_string_buffer(code, len(code))
     libc.prctl(38, 1, 0, 0, 0)
     assert libc.prctl(22, 2, struct.pack("@HP", len(steps), ctypes.addressof(buffer)), 0, 0) == 0
-    os.execv(sys.argv[1], sys.argv[1:])
+    os.execv(sys.argv[2], sys.argv[2:])
 """
-"""Runs a command on a system without landlock_create_ruleset, as of an old kernel."""
+"""Runs a command on a system without one system call, whose number is the first argument."""
+WITHOUT_LANDLOCK = (sys.executable, "-c", WITHOUT_A_CALL, "444")
+"""Without landlock_create_ruleset, as on an old kernel."""
+WITH_BROKEN_LANDLOCK = (sys.executable, "-c", WITHOUT_A_CALL, "446")
+"""Without landlock_restrict_self only, which nobody notices before it is called."""
 
 SECRETS = {
     "VIDFLOW_DATABASE_URL": "postgresql://vidflow:hunter2@127.0.0.1/vidflow",
@@ -139,9 +143,7 @@ def test_without_landlock_workers_are_confined_by_the_rest_and_the_log_says_so(
 ) -> None:
     harmless = intruder.install(folder / "harmless without landlock", targets, harmless=True)
     variables = {**environment, **harmless}
-    with running_runner(
-        kafka_settings, folder, *OPTIONS, environment=variables, launcher=[sys.executable, "-c", WITHOUT_LANDLOCK]
-    ) as runner:
+    with running_runner(kafka_settings, folder, *OPTIONS, environment=variables, launcher=WITHOUT_LANDLOCK) as runner:
         outcomes = attack(control_plane, runner, folder)
         log = runner.log
     assert "workers_less_confined does=runs workers without landlock missing=landlock: needs Linux 5.13" in log
@@ -161,10 +163,26 @@ def test_a_runner_that_requires_what_the_system_lacks_does_not_start(
         "--sandbox",
         "require",
         environment=environment,
-        launcher=[sys.executable, "-c", WITHOUT_LANDLOCK],
+        launcher=WITHOUT_LANDLOCK,
     ) as runner:
         assert runner.process.wait(30) == 3
         assert "--sandbox require: this system cannot confine workers (landlock: needs Linux 5.13" in runner.log
+
+
+@needs_all
+def test_a_worker_that_cannot_be_confined_as_far_as_the_system_claims_opens_nothing(
+    control_plane: ControlPlane, kafka_settings: KafkaSettings, folder: Path, environment: dict[str, str]
+) -> None:
+    source = clips.constant_rate(folder / "plain.mp4", frames=5)
+    uuid = new_uuid()
+    with running_runner(
+        kafka_settings, folder, *OPTIONS, environment=environment, launcher=WITH_BROKEN_LANDLOCK
+    ) as runner:
+        runner_id = runner.wait_for_id(control_plane)
+        control_plane.send_command(runner_id, make_deploy(uuid, source))
+        entry = control_plane.wait_until_ended(runner_id, uuid)
+    assert entry.error is not None
+    assert (entry.error.code, entry.fatal, control_plane.results_of(uuid)) == ("sandbox_failed", False, [])
 
 
 def test_without_a_sandbox_the_same_attacker_gets_what_the_runner_may(
