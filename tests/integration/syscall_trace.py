@@ -45,7 +45,7 @@ class SyscallTrace:
     def _parse_file_call(self, call: str) -> None:
         opens = call.startswith("open")
         paths = [Path(match["folder"] or "", match["path"]) for match in _PATH.finditer(call.partition(" = ")[0])]
-        if opens and paths and str(paths[0]) in _LOOKUP_FILES:
+        if opens and "O_PATH" not in call and paths and str(paths[0]) in _LOOKUP_FILES:  # which reads nothing
             self.name_lookups.append(call)
         if not opens or _CHANGES.search(call):
             # A relative path without a folder is in the working directory of a server, whose files are checked when it opens them.
