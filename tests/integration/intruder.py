@@ -6,7 +6,6 @@ each attempt gave comes back as the labels of the first frame: "refused", or wha
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import json
@@ -17,7 +16,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from multiprocessing import forkserver, reduction, resource_tracker
+from multiprocessing import forkserver, reduction
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +112,6 @@ def _attack(source: str) -> Iterator[str]:
     for name, attempt in (attempts if task["harmless"] else attempts | harmful).items():
         yield f"{name}: {_outcome(attempt)}"
     yield f"variables: {','.join(sorted(_secret_names()))}"
-    yield f"descriptors of the forkserver: {','.join(_open_descriptors_of_the_forkserver())}"
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     kept = 1 << 1 | 1 << 2  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
     yield f"capabilities: {int(status['CapPrm'], 16) & ~kept:x}"
@@ -194,12 +192,3 @@ def _secret_names() -> set[str]:
     recorded = Path("/proc/self/environ").read_bytes().decode().split("\0")
     names = {entry.partition("=")[0] for entry in recorded} | set(os.environ)
     return {name for name in names if name.startswith(("VIDFLOW", "AWS", "GOOGLE", "AZURE", "PG", "SECRET"))}
-
-
-def _open_descriptors_of_the_forkserver() -> Iterator[str]:
-    server: Any = forkserver._forkserver
-    tracker: Any = resource_tracker._resource_tracker
-    for name, descriptor in (("alive", server._forkserver_alive_fd), ("tracker", tracker._fd)):
-        with contextlib.suppress(OSError):
-            if str(Path(f"/proc/self/fd/{descriptor}").readlink()).startswith("pipe:"):
-                yield name

@@ -24,7 +24,6 @@ needs_all = pytest.mark.skipif(bool(find_missing()), reason=f"this system cannot
 OPTIONS = ("--any-file", "--device", "cpu")
 FACTS = {
     "variables": "",
-    "descriptors of the forkserver": "",
     "capabilities": "0",
     "core dump": "(0, 0)",
 }
@@ -223,3 +222,18 @@ def test_only_a_process_that_reads_a_camera_may_use_a_device(camera: bool, outco
     """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == outcome
+
+
+def test_a_confined_process_has_no_descriptors_but_its_own() -> None:
+    program = """if True:
+        import os, socket
+        from vidflow.domain.sandbox import plan_permissions
+        from vidflow.infra.process.installation import find_installation
+        from vidflow.infra.process.sandbox import confine
+        (kept, _), inherited = os.pipe(), socket.socketpair()
+        confine(plan_permissions(find_installation(), files=[], models_dir=None, network=True), [kept])
+        is_open = [number for number in range(100) if os.path.exists(f"/proc/self/fd/{number}")]
+        print(is_open == [0, 1, 2, kept])
+    """
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout == "True\n"

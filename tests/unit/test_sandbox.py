@@ -382,3 +382,8 @@ def test_a_worker_connects_to_servers_of_this_machine_only_where_it_must(
     source: str, fields: dict[str, Any], may_connect: bool
 ) -> None:
     assert find_permissions(make_task(source, **fields)).unix_sockets is may_connect
+
+
+def test_a_process_of_a_forkserver_without_a_guard_is_not_taken_for_confined() -> None:
+    with pytest.raises(OSError, match="starts processes for anyone"):
+        sandbox.require_guard()

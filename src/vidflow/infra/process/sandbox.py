@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import resource
 import struct
@@ -22,6 +23,8 @@ from vidflow.infra.process import landlock, seccomp
 
 FEATURES: Final = ("landlock", "seccomp")
 """The parts that a system may lack."""
+GUARD_MODULE: Final = "vidflow.infra.process.forkserver_guard"
+"""The module that lets a forkserver start processes for its runner only. No other process imports it."""
 MAX_FILE_BYTES: Final = 4 * 1024**3
 """Weights that torchvision fetches are smaller, as is the memory that is shared with an inference process, which counts as a file."""
 _PR_SET_DUMPABLE: Final = 4
@@ -59,6 +62,12 @@ def hide_memory(*, hidden: bool = True) -> None:
     """Let no other process of this user read this one's memory and environment. It writes no core dump either. Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, int(not hidden), 0, 0, 0)
+
+
+def require_guard() -> None:
+    """Raise OSError if this process comes from a forkserver without GUARD_MODULE. A forkserver goes on if it cannot import a module."""
+    if GUARD_MODULE not in sys.modules:
+        raise OSError(errno.EPERM, "its forkserver starts processes for anyone")
 
 
 def confine(permissions: Permissions, descriptors: Collection[int]) -> None:

@@ -19,7 +19,7 @@ from vidflow.infra.process.installation import find_installation
 from vidflow.infra.process.memory import prefer_as_oom_victim
 from vidflow.infra.process.name import name_process
 from vidflow.infra.process.parent import die_with_parent
-from vidflow.infra.process.sandbox import confine, hide_memory
+from vidflow.infra.process.sandbox import confine, hide_memory, require_guard
 from vidflow.infra.telemetry.logs import configure_logs
 from vidflow.roles.inference.link import InferenceTask, follow_orders
 
@@ -44,6 +44,7 @@ def run_inference(
     configure_logs()
     arm(task.crashpoints)
     if task.confined:
+        require_guard()
         confine(_find_permissions(task), [end.fileno() for end in (listener, messages, orders)])
     budget = ThreadBudget(task.threads)
     threading.Thread(target=follow_orders, args=(orders, budget), name="orders", daemon=True).start()

@@ -23,10 +23,10 @@ from types import ModuleType
 from typing import Final
 
 from vidflow.domain.errors import SetupError
+from vidflow.infra.process.sandbox import GUARD_MODULE
 from vidflow.infra.telemetry.logs import log
 from vidflow.roles.worker.start import NoOpProcess, do_nothing
 
-GUARD_MODULE: Final = "vidflow.roles.worker.preload_guard"
 PRELOAD_MODULE: Final = "vidflow.roles.worker.preload"
 TORCH_PRELOAD_MODULE: Final = "vidflow.roles.worker.preload_torch"
 TORCH_AFTER_S: Final = 3.0
@@ -41,7 +41,7 @@ class Forkservers:
     """Starts processes through `context`, which always uses the forkserver that has imported the most. Not thread-safe."""
 
     def __init__(self, *, confined: bool = False) -> None:
-        """`confined`: start processes for this one only, see preload_guard.py."""
+        """`confined`: start processes for this one only, see forkserver_guard.py."""
         # One core per worker: more threads would spin while they wait for each other.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

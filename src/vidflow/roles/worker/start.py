@@ -30,7 +30,7 @@ from vidflow.infra.process.crashpoint import arm
 from vidflow.infra.process.memory import prefer_as_oom_victim
 from vidflow.infra.process.name import name_process
 from vidflow.infra.process.parent import die_with_parent
-from vidflow.infra.process.sandbox import confine, hide_memory
+from vidflow.infra.process.sandbox import confine, hide_memory, require_guard
 from vidflow.infra.telemetry.logs import configure_logs
 from vidflow.roles.worker.link import Link, Task
 from vidflow.roles.worker.permissions import find_permissions
@@ -95,6 +95,7 @@ def run_worker(task: Task, messages: Connection, orders: Connection, stderr: Con
 def _confine(task: Task, *pipes: Connection) -> VidflowError | None:
     """Give up all rights that the task does not need. Return the error to report if that fails: then nothing may be opened."""
     try:
+        require_guard()
         confine(find_permissions(task), [pipe.fileno() for pipe in pipes])
     except OSError as error:
         return VidflowError(
