@@ -48,7 +48,8 @@ class ClockedStack(Stack):
     """A Stack whose roles each have their own clock. The servers' clocks are found by their program names."""
 
     def _variables(self, kind: str) -> Mapping[str, str]:
-        return {**super()._variables(kind), "VIDFLOW_CLOCK": kind}
+        # Confined workers would not inherit the variables, and so not the clock of their runner.
+        return {**super()._variables(kind), "VIDFLOW_CLOCK": kind, "VIDFLOW_SANDBOX": "off"}
 
 
 @contextmanager
