@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import socket
 import subprocess
 import sys
@@ -237,3 +239,41 @@ def test_a_confined_process_has_no_descriptors_but_its_own() -> None:
     """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout == "True\n"
+
+
+@needs_all
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
+def test_a_confined_process_has_the_libraries_of_its_model_and_needs_no_preloaded_ones() -> None:
+    program = """if True:
+        from vidflow.domain.sandbox import plan_permissions
+        from vidflow.infra.models import registry
+        from vidflow.infra.process.installation import find_installation
+        from vidflow.infra.process.sandbox import confine
+        use = registry.find_use("ssd300_vgg16")
+        registry.import_libraries(use)
+        confine(plan_permissions(find_installation(), files=[], models_dir=None, network=False), [])
+        import torch, torchvision
+        net = torchvision.models.get_model("ssdlite320_mobilenet_v3_large", weights=None, weights_backbone=None)
+        print(len(net.eval()([torch.zeros(3, 64, 64)])))
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment
+    )
+    assert result.stdout == "1\n"
+
+
+def test_a_process_with_several_threads_is_not_confined() -> None:
+    program = """if True:
+        import threading
+        from vidflow.domain.sandbox import plan_permissions
+        from vidflow.infra.process.installation import find_installation
+        from vidflow.infra.process.sandbox import confine
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+        try:
+            confine(plan_permissions(find_installation(), files=[], models_dir=None, network=False), [])
+        except OSError as error:
+            print(error.strerror)
+    """
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("it has several threads already")

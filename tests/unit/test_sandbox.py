@@ -29,7 +29,7 @@ from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.models import registry
 from vidflow.infra.process import landlock, sandbox, seccomp
 from vidflow.roles.worker.link import Task
-from vidflow.roles.worker.permissions import find_permissions
+from vidflow.roles.worker.permissions import prepare_permissions
 
 INSTALLATION = Installation(
     programs=("/opt/python",),
@@ -302,7 +302,7 @@ def test_a_system_that_cannot_confine_is_refused_where_that_is_required() -> Non
 
 def granted(folder: Path, task: Task) -> set[str]:
     """Return the granted paths in the folder."""
-    return {grant.path for grant in find_permissions(task).grants if grant.path.startswith(str(folder))}
+    return {grant.path for grant in prepare_permissions(task).grants if grant.path.startswith(str(folder))}
 
 
 def make_task(source: object, model: str = "motion", **fields: Any) -> Task:
@@ -332,7 +332,7 @@ def test_a_worker_may_read_the_files_of_its_model_and_see_the_names_of_others(tm
     (models / "other.onnx").write_text("weights")
     files = {str(path) for path in (models, models / "net.toml", models / "net.names", elsewhere / "blob")}
     assert granted(tmp_path, make_task("http://host/a", "net", models_dir=models)) == files
-    assert Grant(str(models), Access.LIST) in find_permissions(make_task("http://host/a", models_dir=models)).grants
+    assert Grant(str(models), Access.LIST) in prepare_permissions(make_task("http://host/a", models_dir=models)).grants
 
 
 def test_a_model_that_cannot_be_used_grants_what_shows_why(tmp_path: Path) -> None:
@@ -365,8 +365,8 @@ def test_certificates_that_settings_name_may_be_read(tmp_path: Path) -> None:
 
 def test_only_a_worker_of_a_camera_of_this_machine_may_use_devices() -> None:
     access = SourceAccess(devices=("/dev/video0",))
-    assert Grant("/dev", Access.DEVICE) in find_permissions(make_task("/dev/video0", sources=access)).grants
-    assert Grant("/dev", Access.DEVICE) not in find_permissions(make_task("/dev/video1", sources=access)).grants
+    assert Grant("/dev", Access.DEVICE) in prepare_permissions(make_task("/dev/video0", sources=access)).grants
+    assert Grant("/dev", Access.DEVICE) not in prepare_permissions(make_task("/dev/video1", sources=access)).grants
 
 
 @pytest.mark.parametrize(
@@ -381,7 +381,7 @@ def test_only_a_worker_of_a_camera_of_this_machine_may_use_devices() -> None:
 def test_a_worker_connects_to_servers_of_this_machine_only_where_it_must(
     source: str, fields: dict[str, Any], may_connect: bool
 ) -> None:
-    assert find_permissions(make_task(source, **fields)).unix_sockets is may_connect
+    assert prepare_permissions(make_task(source, **fields)).unix_sockets is may_connect
 
 
 def test_a_process_of_a_forkserver_without_a_guard_is_not_taken_for_confined() -> None:

@@ -87,6 +87,7 @@ def run_process(task: BenchTask, messages: Connection, orders: Connection) -> No
 def _confine(task: BenchTask, *pipes: Connection) -> None:
     """Give up the rights that a worker gives up too, so that they cost the same here. Raises OSError."""
     use = registry.find_use(task.model, task.models_dir, any_onnx=True)
+    registry.import_libraries(use)
     permissions = plan_permissions(
         find_installation(),
         files=[task.source, *map(str, use.files)],

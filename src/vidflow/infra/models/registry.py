@@ -35,6 +35,7 @@ from vidflow.infra.models.paths import ModelFile, is_path, listed_file, model_fi
 from vidflow.infra.models.plugin import load_plugin
 from vidflow.infra.models.spec import (
     EXPORTED,
+    EXTRAS,
     KINDS,
     MOTION,
     ONNX,
@@ -117,19 +118,26 @@ def resolve(
 class ModelUse(msgspec.Struct, frozen=True):
     """What a process needs in order to load a model.
 
-    `files`: the real paths of its files. `fetches_weights`: torchvision fetches its weights unless it has them. `is_plugin`: it belongs
-    to another package, which may need anything.
+    `files`: the real paths of its files. `kind`: the kind of its spec, None if that is not known or needs nothing. `fetches_weights`:
+    torchvision fetches its weights unless it has them.
     """
 
     files: tuple[Path, ...] = ()
+    kind: str | None = None
     fetches_weights: bool = False
-    is_plugin: bool = False
+
+    @property
+    def is_plugin(self) -> bool:
+        """Whether it belongs to another package, which may need anything."""
+        return self.kind is not None and self.kind not in KINDS
 
 
 def find_use(model: str, models_dir: Path | None = None, *, any_onnx: bool = False) -> ModelUse:
     """Return what loading the model needs, by its name and its spec alone. For one that cannot be used: what shows why."""
     if not is_path(model) and model not in _spec_paths(models_dir):
-        return ModelUse(fetches_weights=model in TORCHVISION_DETECTORS, is_plugin=model in _entry_points())
+        is_fetched = model in TORCHVISION_DETECTORS
+        kind = TORCHVISION if is_fetched else model if model in _entry_points() else None
+        return ModelUse(kind=kind, fetches_weights=is_fetched)
     try:
         spec_path = None if is_path(model) else _spec_paths(models_dir)[model]
         file = model_file(model, models_dir, any_onnx=any_onnx) if spec_path is None else listed_file(spec_path)
@@ -138,7 +146,23 @@ def find_use(model: str, models_dir: Path | None = None, *, any_onnx: bool = Fal
     found = find_files(file)
     if found.spec is None:
         return ModelUse(found.paths)
-    return ModelUse(found.paths, found.spec.weights is not None, found.spec.kind not in KINDS)
+    return ModelUse(found.paths, found.spec.kind, found.spec.weights is not None)
+
+
+def import_libraries(use: ModelUse) -> None:
+    """Import the libraries of the model's kind. A confined process cannot import all of them: torch's import runs programs.
+
+    What fails is raised when the model is loaded.
+    """
+    entry = _entry_points().get(use.kind or "")
+    try:
+        if entry is not None:
+            entry.load()
+        elif EXTRAS.get(use.kind or "") == "torch":
+            importlib.import_module("torch")
+            importlib.import_module("torchvision")
+    except Exception:  # noqa: BLE001 - a package may raise anything
+        return
 
 
 def list_names(models_dir: Path | None = None) -> list[str]:

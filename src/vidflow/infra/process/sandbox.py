@@ -74,9 +74,11 @@ def confine(permissions: Permissions, descriptors: Collection[int]) -> None:
     """Give up everything but the permissions, as far as the system has the features.
 
     Call it before this process has a second thread and reads anything hostile. `descriptors`: those that stay open besides the standard
-    ones. Raises OSError if a feature that is not missing fails.
+    ones. Raises OSError if a feature that is not missing fails, or if there are other threads.
     """
     missing = find_missing()
+    if sys.platform == "linux" and len(list(Path("/proc/self/task").iterdir())) > 1:
+        raise OSError(errno.EBUSY, "it has several threads already, which Landlock would not confine")
     with contextlib.suppress(FileNotFoundError):
         tempfile.gettempdir()  # remembered: torch's import asks for it, and to find it a file is written
     _create_folders(permissions)

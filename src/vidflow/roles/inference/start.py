@@ -45,7 +45,7 @@ def run_inference(
     arm(task.crashpoints)
     if task.confined:
         require_guard()
-        confine(_find_permissions(task), [end.fileno() for end in (listener, messages, orders)])
+        confine(_prepare_permissions(task), [end.fileno() for end in (listener, messages, orders)])
     budget = ThreadBudget(task.threads)
     threading.Thread(target=follow_orders, args=(orders, budget), name="orders", daemon=True).start()
     from vidflow.roles.inference.main import serve  # noqa: PLC0415 - heavy; the forkserver has usually imported it
@@ -53,9 +53,10 @@ def run_inference(
     serve(task, listener, messages, budget)
 
 
-def _find_permissions(task: InferenceTask) -> Permissions:
-    """Return what the process needs: its model, and no network."""
+def _prepare_permissions(task: InferenceTask) -> Permissions:
+    """Return what the process needs, its model and no network, and import what it could not import with that."""
     use = registry.find_use(task.model, task.models_dir, any_onnx=task.any_onnx)
+    registry.import_libraries(use)
     return plan_permissions(
         find_installation(),
         files=map(str, use.files),

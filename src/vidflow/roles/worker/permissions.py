@@ -15,9 +15,10 @@ from vidflow.roles.worker.link import Task
 from vidflow.roles.worker.source_path import resolve_source
 
 
-def find_permissions(task: Task) -> Permissions:
-    """Return the permissions of a task. Of its files, only a model's spec is read."""
+def prepare_permissions(task: Task) -> Permissions:
+    """Return the permissions of a task, and import what it could not import with them. Of its files, only a model's spec is read."""
     use = registry.find_use(task.deploy.model, task.models_dir, any_onnx=task.any_onnx)
+    registry.import_libraries(use)
     authorities = [task.sources.ca_file] if task.sources.ca_file else []
     return plan_permissions(
         find_installation(),

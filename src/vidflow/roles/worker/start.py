@@ -33,7 +33,7 @@ from vidflow.infra.process.parent import die_with_parent
 from vidflow.infra.process.sandbox import confine, hide_memory, require_guard
 from vidflow.infra.telemetry.logs import configure_logs
 from vidflow.roles.worker.link import Link, Task
-from vidflow.roles.worker.permissions import find_permissions
+from vidflow.roles.worker.permissions import prepare_permissions
 
 
 def do_nothing() -> None:
@@ -96,7 +96,7 @@ def _confine(task: Task, *pipes: Connection) -> VidflowError | None:
     """Give up all rights that the task does not need. Return the error to report if that fails: then nothing may be opened."""
     try:
         require_guard()
-        confine(find_permissions(task), [pipe.fileno() for pipe in pipes])
+        confine(prepare_permissions(task), [pipe.fileno() for pipe in pipes])
     except OSError as error:
         return VidflowError(
             f"Cannot confine the worker ({error.strerror}). Run the runner on a system that can, or start it with --sandbox off.",
