@@ -32,8 +32,11 @@ def raw_connection(client: httpx.Client, timeout_s: float = 15.0) -> Iterator[so
         yield connection
 
 
-def read_response(connection: socket.socket) -> RawResponse | None:
-    """Read one response, or return None if the server closed the connection without one."""
+def read_response(connection: socket.socket, *, has_body: bool = True) -> RawResponse | None:
+    """Read one response, or return None if the server closed the connection without one.
+
+    `has_body`: whether to wait for the body that Content-Length announces, which an answer to HEAD does not have.
+    """
     data = b""
     while b"\r\n\r\n" not in data:
         received = _receive(connection)
@@ -43,7 +46,7 @@ def read_response(connection: socket.socket) -> RawResponse | None:
     head, _, body = data.partition(b"\r\n\r\n")
     status_line, *lines = head.decode("latin-1").split("\r\n")
     headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
-    while len(body) < int(headers.get("content-length", "0")):
+    while has_body and len(body) < int(headers.get("content-length", "0")):
         received = _receive(connection)
         if not received:
             break
@@ -51,12 +54,12 @@ def read_response(connection: socket.socket) -> RawResponse | None:
     return RawResponse(int(status_line.split()[1]), headers, body)
 
 
-def send_raw_request(client: httpx.Client, request: bytes) -> RawResponse:
+def send_raw_request(client: httpx.Client, request: bytes, *, has_body: bool = True) -> RawResponse:
     """Send bytes on a new connection, and return the response."""
     with raw_connection(client) as connection:
         with suppress(ConnectionError):  # the server may refuse before it has read everything
             connection.sendall(request)
-        response = read_response(connection)
+        response = read_response(connection, has_body=has_body)
     assert response is not None, "the server closed the connection without a response"
     return response
 

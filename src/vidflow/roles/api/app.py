@@ -35,6 +35,7 @@ from vidflow.roles.api.database import Database
 from vidflow.roles.api.guard import guard_requests
 from vidflow.roles.api.hosts import AllowedHosts, parse_address, parse_allowed_hosts
 from vidflow.roles.api.http_protocol import LimitedProtocol
+from vidflow.roles.api.methods import answer_head
 from vidflow.roles.api.metrics import build_registry, measure_requests, metrics_route
 from vidflow.roles.api.problems import create_plugin
 from vidflow.roles.api.requests import MAX_BODY_BYTES, StrictRequest
@@ -104,7 +105,7 @@ def create_app(context: Context, allowed: AllowedHosts, stop: Stop, metrics_regi
         ),
         logging_config=None,
     )  # fmt: skip
-    return measure_requests(guard_requests(app, allowed))
+    return measure_requests(guard_requests(answer_head(app), allowed))
 
 
 def _run_inbox(options: ApiOptions, stop: Stop) -> None:

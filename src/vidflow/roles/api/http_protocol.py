@@ -235,8 +235,13 @@ class LimitedProtocol(HttpToolsProtocol):
         headers, body = encode_problem(status, code, detail)
         headers = [*self.server_state.default_headers, *headers, (b"connection", b"close")]
         lines = [b"%s: %s\r\n" % header for header in headers]
-        self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", body]))
+        self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", b"" if self._is_head_request else body]))
         self._start_lingering_close()
+
+    @property
+    def _is_head_request(self) -> bool:
+        """Whether the newest request, or the part of it that has arrived, has the method HEAD."""
+        return self._phase is not RequestPhase.IDLE and self.parser.get_method() == b"HEAD"
 
     def _start_lingering_close(self) -> None:
         """Close the sending side and read on for a while: after an immediate close, a reset could discard the response."""

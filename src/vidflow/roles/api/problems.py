@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 import psycopg
-from litestar.exceptions import HTTPException, ValidationException
+from litestar.exceptions import HTTPException, MethodNotAllowedException, ValidationException
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.plugins.problem_details import ProblemDetailsConfig, ProblemDetailsException, ProblemDetailsPlugin
 
@@ -19,6 +19,7 @@ from vidflow.domain.errors import ResultsRemoved, SetupError, Unavailable, Unkno
 from vidflow.domain.redaction import redact
 from vidflow.infra.postgres.errors import is_away, is_conflict, is_disk_full, is_timed_out
 from vidflow.infra.telemetry.logs import log
+from vidflow.roles.api.methods import format_allow
 
 RETRY_AFTER_S: Final = {429: 5, 503: 1}
 """The Retry-After header in seconds, by status. A queue shrinks slowly."""
@@ -29,7 +30,6 @@ _CODES: Final = {
 }  # fmt: skip
 _DETAILS: Final = {
     404: "There is no resource at this path. The paths are listed at /docs.",
-    405: "This path does not support this method. The methods are listed at /docs.",
     413: "The body of the request is too large. Send a smaller one.",
 }
 
@@ -93,7 +93,11 @@ def _from_http_error(error: HTTPException) -> ProblemDetailsException:
     if isinstance(error, ValidationException):
         return _from_validation_error(error)
     status = error.status_code
-    mapped = problem(status, _CODES.get(status, "refused"), _DETAILS.get(status, error.detail))
+    detail = _DETAILS.get(status, error.detail)
+    if isinstance(error, MethodNotAllowedException):
+        allow = format_allow((error.headers or {}).get("allow", ""))
+        detail = f"This path does not support this method. Use one of: {allow}."
+    mapped = problem(status, _CODES.get(status, "refused"), detail)
     mapped.headers = error.headers
     return mapped
 
