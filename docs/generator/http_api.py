@@ -29,6 +29,9 @@ a page to try each endpoint at `/docs`. Bodies are JSON. Lists come in pages: pa
 A request that fails is answered with a problem (RFC 9457, `application/problem+json`). Its `code` is for programs, its `detail` says
 what to do: [](errors.md). A 429 or 503 has the header `Retry-After`.
 
+Parameters of the query that a path does not have, and repeated ones, are refused. All faults of a request are listed together, in
+`errors`.
+
 `HEAD` works on each path that has a `GET`: the answer has the same status and headers, without the body. `OPTIONS` is answered with 204
 and the path's methods in `Allow`.
 """

@@ -38,6 +38,7 @@ from vidflow.roles.api.http_protocol import LimitedProtocol
 from vidflow.roles.api.methods import answer_head
 from vidflow.roles.api.metrics import build_registry, measure_requests, metrics_route
 from vidflow.roles.api.problems import create_plugin
+from vidflow.roles.api.queries import require_valid_parameters
 from vidflow.roles.api.requests import MAX_BODY_BYTES, StrictRequest
 from vidflow.roles.api.swagger_ui import SwaggerUiPage
 from vidflow.settings import ApiOptions, InboxOptions
@@ -96,6 +97,7 @@ def create_app(context: Context, allowed: AllowedHosts, stop: Stop, metrics_regi
         dependencies={"api": Provide(lambda: context, sync_to_thread=False)},
         lifespan=[lifespan],
         plugins=[create_plugin()],
+        before_request=require_valid_parameters,
         request_class=StrictRequest,
         request_max_body_size=MAX_BODY_BYTES,
         openapi_config=OpenAPIConfig(
