@@ -387,11 +387,12 @@ class SystemHealth(msgspec.Struct, frozen=True, kw_only=True):
     empty_pools: list[str]
 
 
-class FieldProblem(msgspec.Struct, frozen=True):
-    """What is wrong with one field of a request."""
+class FieldProblem(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is wrong with one field or parameter of a request. `code` is there only if the field's type is right."""
 
     field: str
     message: str
+    code: str | None = None
 
 
 class Problem(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -18,7 +18,9 @@ GOOD = {"source": SOURCE_URL, "model": "motion"}
 
 @pytest.fixture(scope="module")
 def client(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    with ready_api(ApiOptions(database_url=database_url, media_root=tmp_path_factory.mktemp("media"))) as client:
+    root = tmp_path_factory.mktemp("media")
+    (root / "clip.mp4").write_bytes(b"video")
+    with ready_api(ApiOptions(database_url=database_url, media_root=root)) as client:
         yield client
 
 
@@ -154,7 +156,7 @@ def test_an_end_that_has_passed_is_refused(client: httpx.Client) -> None:
 
 @pytest.mark.parametrize(
     ("source", "live", "sentence"),
-    [("/videos/clip.ts", True, "not live"), ("rtsp://camera.example/1", False, "always live")],
+    [("clip.mp4", True, "not live"), ("rtsp://camera.example/1", False, "always live")],
 )
 def test_what_is_live_cannot_be_denied_nor_claimed_of_a_file(
     client: httpx.Client, source: str, live: bool, sentence: str

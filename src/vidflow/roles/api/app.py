@@ -27,7 +27,7 @@ from vidflow.infra.process.stopping import Stop, start_thread
 from vidflow.infra.telemetry.logs import log
 from vidflow.infra.telemetry.metrics import served
 from vidflow.infra.telemetry.outage import require_postgres
-from vidflow.roles.api import health, models, predictions, scenarios
+from vidflow.roles.api import health, init_checks, models, predictions, scenarios
 from vidflow.roles.api.admission import Admission, require_folder
 from vidflow.roles.api.connections import ConnectionLimits, Connections, raise_file_limit
 from vidflow.roles.api.context import Context
@@ -39,7 +39,7 @@ from vidflow.roles.api.methods import answer_head
 from vidflow.roles.api.metrics import build_registry, measure_requests, metrics_route
 from vidflow.roles.api.problems import create_plugin
 from vidflow.roles.api.queries import require_valid_parameters
-from vidflow.roles.api.requests import MAX_BODY_BYTES, StrictRequest
+from vidflow.roles.api.requests import MAX_BODY_BYTES, OPTIONS, StrictRequest
 from vidflow.roles.api.swagger_ui import SwaggerUiPage
 from vidflow.settings import ApiOptions, InboxOptions
 
@@ -107,6 +107,7 @@ def create_app(context: Context, allowed: AllowedHosts, stop: Stop, metrics_regi
         ),
         logging_config=None,
     )  # fmt: skip
+    app.state[OPTIONS] = options
     return measure_requests(guard_requests(answer_head(app), allowed))
 
 
@@ -122,7 +123,7 @@ def run(options: ApiOptions, stop: Stop) -> None:
     Raises SetupError if the address cannot be bound, if no database is configured (or no Kafka, while it hosts the inbox), if
     the default frame rate, an allowed host or the data folder is invalid, or if other machines could name models by path.
     """
-    scenarios.parse_default_fps(options)
+    init_checks.parse_default_fps(options)
     allowed = parse_allowed_hosts(options)
     require_folder(options)
     models.require_loopback(options)

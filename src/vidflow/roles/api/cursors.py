@@ -10,10 +10,9 @@ from typing import Annotated, Final
 import msgspec
 from litestar.params import QueryParameter
 
-from vidflow.contract import FieldProblem
 from vidflow.infra.postgres import history
 from vidflow.infra.postgres.gaps import GapKey, GapRow
-from vidflow.roles.api.problems import problem
+from vidflow.roles.api.faults import fault, faults_problem
 
 MAX_CURSOR_CHARACTERS: Final = 200
 _INT4: Final = 2**31 - 1
@@ -52,5 +51,5 @@ def decode_cursor(cursor: str) -> GapKey:
 
 
 def _cursor_problem() -> Exception:
-    detail = "after: Not a cursor of this list. Pass `next` of the previous page."
-    return problem(400, "request_malformed", detail, errors=[FieldProblem("after", detail)])
+    message = "Not a cursor of this list. Pass `next` of the previous page."
+    return faults_problem(400, "request_malformed", [fault("after", message)])

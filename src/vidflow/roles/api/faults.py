@@ -18,20 +18,32 @@ _MAX_FIELD_CHARACTERS: Final = 200
 _MAX_MESSAGE_CHARACTERS: Final = 1000
 
 
-def fault(field: str, message: str) -> FieldProblem:
-    """Return a fault of a field, with secrets masked and what the client sent shortened."""
+def fault(field: str, message: str, code: str | None = None) -> FieldProblem:
+    """Return a fault of a field, with secrets masked and what the client sent shortened.
+
+    `code`: the code if it is more specific than the problem's. The message then names the field itself.
+    """
     return FieldProblem(
-        _shorten(redact(field), _MAX_FIELD_CHARACTERS), _shorten(redact(message), _MAX_MESSAGE_CHARACTERS)
+        _shorten(redact(field), _MAX_FIELD_CHARACTERS), _shorten(redact(message), _MAX_MESSAGE_CHARACTERS), code
     )
 
 
-def faults_problem(status: int, code: str, faults: Sequence[FieldProblem]) -> ProblemDetailsException:
-    """Return the problem that lists these faults. `faults`: at least one."""
+def faults_problem(
+    status: int, code: str, faults: Sequence[FieldProblem], models: Sequence[str] = ()
+) -> ProblemDetailsException:
+    """Return the problem that lists these faults. Its code is `code`, or that of all faults if they have one.
+
+    `faults`: at least one. `models`: the registered models, if an unknown one is named.
+    """
     shown = faults[:MAX_FAULTS]
-    sentences = [f"{one.field}: {one.message.removesuffix('.')}" for one in shown[:_MAX_FAULTS_IN_DETAIL]]
+    sentences = [one.message if one.code else f"{one.field}: {one.message}" for one in shown[:_MAX_FAULTS_IN_DETAIL]]
     if len(faults) > len(sentences):
-        sentences.append(f"and {len(faults) - len(sentences)} more")
-    return problem(status, code, "; ".join(sentences) + ".", errors=list(shown))
+        sentences.append(f"And {len(faults) - len(sentences)} more.")
+    codes = {one.code for one in faults}
+    members = {"models": list(models)} if models else {}
+    return problem(
+        status, (len(codes) == 1 and codes.pop()) or code, " ".join(sentences), errors=list(shown), **members
+    )
 
 
 def list_names(names: Iterable[str]) -> str:

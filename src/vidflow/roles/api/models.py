@@ -1,4 +1,4 @@
-"""Models over HTTP: the list of registered models, and the lookup of the model that a request names. No model is loaded."""
+"""Models over HTTP: the list of registered models. No model is loaded."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import ipaddress
 
 from litestar import get
 
-from vidflow.contract import InitScenario, ModelList
-from vidflow.domain.errors import ModelError, SetupError
+from vidflow.contract import ModelList
+from vidflow.domain.errors import SetupError
 from vidflow.infra.models import registry
-from vidflow.infra.models.bundle import Bundle
 from vidflow.roles.api.bodies import build_model_info
 from vidflow.roles.api.context import Api
-from vidflow.roles.api.problems import problem
 from vidflow.settings import ApiOptions
 
 
@@ -37,19 +35,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def resolve_model(request: InitScenario, options: ApiOptions) -> Bundle:
-    """Return the requested model, checked for the requested labels as far as possible without loading it.
-
-    Raises ModelError or ParameterError, or a 422 problem that lists the registered names if the model is unknown.
-    """
-    try:
-        model = registry.resolve(request.model, options.models_dir, any_onnx=options.any_onnx)
-    except ModelError as error:
-        if error.code != ModelError.default_code:
-            raise
-        names = registry.list_names(options.models_dir)
-        raise problem(422, error.code, error.message, models=names) from error
-    registry.check_labels(model, request.parameters.labels or ())
-    return model

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import http
-import re
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import msgspec
@@ -14,7 +13,7 @@ from litestar.exceptions import HTTPException, MethodNotAllowedException, Valida
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.plugins.problem_details import ProblemDetailsConfig, ProblemDetailsException, ProblemDetailsPlugin
 
-from vidflow.contract import FieldProblem, Problem
+from vidflow.contract import Problem
 from vidflow.domain.errors import ResultsRemoved, SetupError, Unavailable, UnknownScenario, UserError, VidflowError
 from vidflow.domain.redaction import redact
 from vidflow.infra.postgres.errors import is_away, is_conflict, is_disk_full, is_timed_out
@@ -23,8 +22,6 @@ from vidflow.roles.api.methods import format_allow
 
 RETRY_AFTER_S: Final = {429: 5, 503: 1}
 """The Retry-After header in seconds, by status. A queue shrinks slowly."""
-_LOCATION: Final = re.compile(r"^(?P<message>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
-_FIELD: Final = re.compile(r"(?:unknown|required) field `(?P<field>[^`]*)`")
 _CODES: Final = {
     400: "request_malformed", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 415: "not_json", 503: "unavailable",
 }  # fmt: skip
@@ -68,22 +65,6 @@ async def send_problem(send: Callable[[Any], Awaitable[None]], status: int, code
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-def body_problem(error: Exception, hints: Mapping[str, str]) -> ProblemDetailsException:
-    """Return the problem of a body that cannot be decoded: 400 if it is not JSON, 422 with the field's name if its type is wrong.
-
-    `hints`: the allowed values by field.
-    """
-    if not isinstance(error, msgspec.ValidationError):
-        return problem(400, "body_malformed", f"The body is not valid JSON: {error}.")
-    match = _LOCATION.match(str(error))
-    message, path = (match["message"], match["path"] or "") if match else (str(error), "")
-    if named := _FIELD.search(message):
-        path = f"{path}.{named['field']}" if path else named["field"]
-    hint = hints.get(re.split(r"[.\[]", path)[0])
-    field = FieldProblem(path or "body", redact(f"{message}. Allowed: {hint}" if hint else message))
-    return problem(422, "request_invalid", f"{field.field}: {field.message}", errors=[field])
-
-
 def _from_http_error(error: HTTPException) -> ProblemDetailsException:
     """Map an error that the framework raises for a path, a method, a parameter or a size."""
     if isinstance(error, ProblemDetailsException):
@@ -91,7 +72,8 @@ def _from_http_error(error: HTTPException) -> ProblemDetailsException:
     if error.status_code >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
         return _from_unexpected_error(error)
     if isinstance(error, ValidationException):
-        return _from_validation_error(error)
+        # Parameters are checked before (queries.py), and so is the body (requests.py), unless it is empty.
+        return problem(400, "body_malformed", "The body is empty. Send a JSON object.")
     status = error.status_code
     detail = _DETAILS.get(status, error.detail)
     if isinstance(error, MethodNotAllowedException):
@@ -100,24 +82,6 @@ def _from_http_error(error: HTTPException) -> ProblemDetailsException:
     mapped = problem(status, _CODES.get(status, "refused"), detail)
     mapped.headers = error.headers
     return mapped
-
-
-def _from_validation_error(error: ValidationException) -> ProblemDetailsException:
-    entries = error.extra if isinstance(error.extra, list) else []
-    fields = [
-        FieldProblem(_name(entry), redact(str(entry.get("message", ""))))
-        for entry in entries
-        if isinstance(entry, dict)
-    ]
-    if any(field.field == "data" for field in fields):
-        return problem(400, "body_malformed", "The body is empty. Send a JSON object.")
-    detail = "; ".join(f"{field.field}: {field.message}" for field in fields) or error.detail
-    return problem(400, _CODES[400], detail, errors=fields)
-
-
-def _name(entry: Mapping[str, Any]) -> str:
-    """Return a parameter's name as clients know it. Litestar reserves `state`, so the handler calls it `in_state`."""
-    return str(entry.get("key", "?")).removeprefix("in_")
 
 
 def _from_vidflow_error(error: VidflowError) -> ProblemDetailsException:

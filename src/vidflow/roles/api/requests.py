@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 import msgspec
 from litestar import Request
+from litestar.concurrency import sync_to_thread
 from litestar.datastructures import State
 from litestar.exceptions import InternalServerException
+from litestar.plugins.problem_details import ProblemDetailsException
 from litestar.types import Empty
 
-from vidflow.roles.api.problems import body_problem, problem
+from vidflow.contract import FieldProblem
+from vidflow.roles.api.init_checks import build_problem
+from vidflow.roles.api.json_bodies import InvalidBody, decode_body
+from vidflow.roles.api.problems import problem
+from vidflow.settings import ApiOptions
+
+FindFaults = Callable[[Mapping[str, Any], ApiOptions], list[FieldProblem]]
+FIND_FAULTS: Final = "find_faults"
+"""The option of a handler with its FindFaults: what is wrong with the valid fields of a body that has invalid ones."""
+OPTIONS: Final = "options"
+"""The name of the ApiOptions in the app's state."""
 
 MAX_BODY_BYTES = 256 * 1024
 """Far more than any request needs, yet small enough that the scenario's commands fit into one Kafka message."""
@@ -40,21 +52,16 @@ class StrictRequest(Request[Any, Any, State]):
                     415, "not_json", "The body must be JSON. Send it with the header Content-Type: application/json."
                 )
             field = self.route_handler.parsed_data_field
-            body_type: type = field.annotation if field is not None else object
+            body_type = field.annotation if field is not None else msgspec.Struct
             try:
-                self._json = msgspec.json.decode(await self.body(), type=body_type)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                raise body_problem(error, _hints(body_type)) from error
+                self._json = decode_body(await self.body(), body_type)
+            except InvalidBody as error:
+                raise await self._build_problem(error) from error
         return self._json
 
-
-@cache
-def _hints(body_type: type) -> dict[str, str]:
-    """Return the allowed values of each field of a body, from the descriptions in its type."""
-    info = msgspec.inspect.type_info(body_type)
-    if not isinstance(info, msgspec.inspect.StructType):
-        return {}
-    described = {
-        field.encode_name: field.type for field in info.fields if isinstance(field.type, msgspec.inspect.Metadata)
-    }
-    return {name: str((type_.extra_json_schema or {}).get("description", "")) for name, type_ in described.items()}
+    async def _build_problem(self, invalid: InvalidBody) -> ProblemDetailsException:
+        """Return the problem with the faults of the body's types, and those that the handler finds in its other fields."""
+        find_faults: FindFaults | None = self.route_handler.opt.get(FIND_FAULTS)
+        options = self.app.state[OPTIONS]
+        others = await sync_to_thread(find_faults, invalid.values, options) if find_faults is not None else []
+        return build_problem([*invalid.faults, *others], options)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-from collections.abc import Iterable
-from fractions import Fraction
 from typing import Annotated, Any, Final
 from uuid import UUID
 
@@ -13,22 +10,21 @@ from litestar import Request, Response, Router, get, post
 from litestar.openapi.spec import Example
 from litestar.params import Body, FromPath, QueryParameter
 
-from vidflow.contract import FieldProblem, GapPage, HistoryPage, InitScenario, ScenarioPage, ScenarioResponse
-from vidflow.domain.detections import find_label_fault
-from vidflow.domain.errors import ParameterError, SetupError, Unavailable, UnknownScenario
-from vidflow.domain.frame_rate import FRAME_RATE_FORMS, format_frame_rate, parse_frame_rate
+from vidflow.contract import GapPage, HistoryPage, InitScenario, ScenarioPage, ScenarioResponse
+from vidflow.domain.errors import Unavailable, UnknownScenario
+from vidflow.domain.frame_rate import format_frame_rate
 from vidflow.domain.messages import Parameters
 from vidflow.domain.scenario import Decision, State, build_shutdown_request, decide
 from vidflow.infra.postgres import gaps, history, lifecycle, scenarios
 from vidflow.infra.postgres.connection import FENCED_TIMEOUT_SETTING, Connection
 from vidflow.infra.postgres.errors import is_conflict
-from vidflow.roles.api import models, sources
 from vidflow.roles.api.bodies import build_gap, build_scenario, build_transition
 from vidflow.roles.api.context import Api, Limit
 from vidflow.roles.api.cursors import AfterGap, AfterMove, decode_cursor, encode_cursor
 from vidflow.roles.api.etags import respond_with_etag
-from vidflow.roles.api.problems import problem, problem_responses
-from vidflow.settings import ApiOptions
+from vidflow.roles.api.init_checks import check_request, find_faults
+from vidflow.roles.api.problems import problem_responses
+from vidflow.roles.api.requests import FIND_FAULTS
 
 _MAX_SHUTDOWN_ATTEMPTS: Final = 20
 """How often the leader may overtake a shutdown request before the client is asked to repeat it."""
@@ -48,19 +44,20 @@ _EXAMPLES: Final = [
 ]
 
 
-@post("/init", sync_to_thread=True, responses=problem_responses(400, 413, 415, 422, 429, 503))
+@post(
+    "/init",
+    sync_to_thread=True,
+    responses=problem_responses(400, 413, 415, 422, 429, 503),
+    opt={FIND_FAULTS: find_faults},
+)
 def init_scenario(api: Api, data: Annotated[InitScenario, Body(examples=_EXAMPLES)]) -> Response[ScenarioResponse]:
     """Create a scenario: run a model over a source. After the 201, the scenario cannot be lost."""
-    _check_labels(data.parameters.labels or ())
-    if data.parameters.follow:
-        sources.require_followable(data.source, api.options)
-    _check_end(data, api.options)
-    sources.check_live(data.source, api.options, live=data.parameters.live)
+    checked = check_request(data, api.options)
     new = scenarios.NewScenario(
-        source=sources.validate_source(data.source, api.options),
+        source=checked.source,
         model=data.model,
-        model_sha256=models.resolve_model(data, api.options).sha256,
-        fps=format_frame_rate(parse_default_fps(api.options) if data.fps is None else _parse_fps(data.fps)),
+        model_sha256=checked.model_sha256,
+        fps=format_frame_rate(checked.fps),
         priority=data.priority,
         pool=data.pool,
         parameters=Parameters(
@@ -173,43 +170,6 @@ def _read_scenario(connection: Connection, scenario_uuid: UUID) -> ScenarioRespo
 
 def _unknown_scenario(scenario_uuid: UUID | str) -> UnknownScenario:
     return UnknownScenario(f"Scenario {scenario_uuid} not found.")
-
-
-def _check_end(data: InitScenario, options: ApiOptions) -> None:
-    """Raise ParameterError for a limit that the source cannot have, or that has passed."""
-    end_at = data.parameters.end_at
-    for name, value in (("end_at", end_at), ("give_up_after_s", data.parameters.give_up_after_s)):
-        if value is not None:
-            sources.require_no_file(data.source, options, name)
-    if end_at is not None and end_at <= datetime.datetime.now(datetime.UTC):
-        raise ParameterError(f"parameters.end_at {end_at.isoformat()} has passed. Give a time in the future.")
-
-
-def _check_labels(labels: Iterable[str]) -> None:
-    """Raise ParameterError for what is no label: the type allows it, but no model has it and PostgreSQL stores no NUL."""
-    for label in labels:
-        fault = find_label_fault(label)
-        if fault is not None:
-            raise ParameterError(f"Label {label!r} in parameters.labels {fault}. Use labels that the model has.")
-
-
-def parse_default_fps(options: ApiOptions) -> Fraction | None:
-    """Return the frame rate of scenarios that specify none. Raises SetupError if the setting is not a frame rate."""
-    try:
-        return parse_frame_rate(options.video_fps)
-    except ParameterError as error:
-        raise SetupError(
-            f"Invalid VIDEO_FPS (--video-fps) {options.video_fps[:80]!r}. Use {FRAME_RATE_FORMS}."
-        ) from error
-
-
-def _parse_fps(fps: float | str) -> Fraction | None:
-    try:
-        return parse_frame_rate(fps)
-    except ParameterError as error:
-        raise problem(
-            422, "request_invalid", f"fps: {error.message}", errors=[FieldProblem("fps", error.message)]
-        ) from error
 
 
 def router() -> Router:
