@@ -32,6 +32,9 @@ what to do: [](errors.md). A 429 or 503 has the header `Retry-After`.
 Parameters of the query that a path does not have, and repeated ones, are refused. All faults of a request are listed together, in
 `errors`.
 
+Each response has the header `X-Request-Id`, each problem the same `request_id`, and so has each line in the api's log that concerns the
+request. A client may give the id in the same header: 1 to 128 letters, digits, `.`, `_` and `-`; any other is replaced.
+
 `HEAD` works on each path that has a `GET`: the answer has the same status and headers, without the body. `OPTIONS` is answered with 204
 and the path's methods in `Allow`.
 """

@@ -396,7 +396,7 @@ class FieldProblem(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Why a request failed (RFC 9457). `code` is for programs, `detail` for people."""
+    """Why a request failed (RFC 9457). `code` is for programs, `detail` for people, `request_id` for the operator: it is in the log."""
 
     type: str
     title: str
@@ -407,6 +407,7 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
     missing: list[str] = []
     models: list[str] = []
     error_id: str | None = None
+    request_id: str | None = None
     relay_lag: RelayLag | None = None
 
 

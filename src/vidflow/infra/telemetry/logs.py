@@ -15,6 +15,7 @@ import msgspec
 
 from vidflow.domain.escaping import escape_json, escape_unprintable, escape_unprintable_lines
 from vidflow.domain.redaction import redact
+from vidflow.infra.telemetry.request_id import REQUEST_ID
 
 __all__ = ["EventLog", "configure_logs", "log", "safe_line", "show_uncaught_errors"]
 
@@ -55,11 +56,17 @@ class EventLog:
     def exception(self, event: str, *, cause: BaseException | None = None, **fields: Any) -> None:  # noqa: ANN401
         """Log a bug in vidflow with the traceback of `cause`, or of the exception being handled."""
         info = sys.exc_info() if cause is None else (type(cause), cause, cause.__traceback__)
-        self._logger.error(event, exc_info=info, extra={_FIELDS: fields})
+        self._logger.error(event, exc_info=info, extra={_FIELDS: _add_request_id(fields)})
 
     def _write(self, level: int, event: str, fields: dict[str, Any]) -> None:
         if self._logger.isEnabledFor(level):
-            self._logger.log(level, event, extra={_FIELDS: fields})
+            self._logger.log(level, event, extra={_FIELDS: _add_request_id(fields)})
+
+
+def _add_request_id(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields, with the request's id if one is being answered."""
+    request_id = REQUEST_ID.get()
+    return fields if request_id is None else fields | {"request_id": request_id}
 
 
 def log(name: str) -> EventLog:

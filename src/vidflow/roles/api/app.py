@@ -39,6 +39,7 @@ from vidflow.roles.api.methods import answer_head
 from vidflow.roles.api.metrics import build_registry, measure_requests, metrics_route
 from vidflow.roles.api.problems import create_plugin
 from vidflow.roles.api.queries import require_valid_parameters
+from vidflow.roles.api.request_ids import identify_requests
 from vidflow.roles.api.requests import MAX_BODY_BYTES, OPTIONS, StrictRequest
 from vidflow.roles.api.swagger_ui import SwaggerUiPage
 from vidflow.settings import ApiOptions, InboxOptions
@@ -108,7 +109,7 @@ def create_app(context: Context, allowed: AllowedHosts, stop: Stop, metrics_regi
         logging_config=None,
     )  # fmt: skip
     app.state[OPTIONS] = options
-    return measure_requests(guard_requests(answer_head(app), allowed))
+    return identify_requests(measure_requests(guard_requests(answer_head(app), allowed)))
 
 
 def _run_inbox(options: ApiOptions, stop: Stop) -> None:

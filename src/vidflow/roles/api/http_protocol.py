@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 import httptools
+from litestar.types import ASGIApp
 from uvicorn._types import ASGI3Application, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from vidflow.roles.api.connections import Connections, TransferDeadline
 from vidflow.roles.api.health import HEALTH_PATHS
 from vidflow.roles.api.problems import encode_problem, send_problem
+from vidflow.roles.api.request_ids import HEADER, choose_request_id, identify_requests
 
 _CHUNK_BYTES: Final = 8 * 1024
 """The parser is fed in chunks, so that an oversized head is noticed within one of them."""
@@ -103,7 +105,7 @@ class LimitedProtocol(HttpToolsProtocol):
         refuses = reserved and self.url.partition(b"?")[0].decode("latin-1") not in HEALTH_PATHS
         if refuses:
             self._connections.count_refusal("too_many")
-        self.app = self._latest_app = _RequestApp(_refuse_connection if refuses else served, closes=reserved)
+        self.app = self._latest_app = _RequestApp(_REFUSAL if refuses else served, closes=reserved)
         try:
             super().on_headers_complete()
         finally:
@@ -184,6 +186,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._phase = RequestPhase.HEAD
         self._since_s = self.loop.time()
         self._head_bytes = self._fed_bytes = 0
+        self.headers = []
 
     def _feed(self, chunk: bytes) -> None:
         self._fed_bytes += len(chunk)
@@ -232,8 +235,11 @@ class LimitedProtocol(HttpToolsProtocol):
             if cycle.response_started or self.pipeline or self._phase is not RequestPhase.BODY:
                 self.drop()
                 return
-        headers, body = encode_problem(status, code, detail)
-        headers = [*self.server_state.default_headers, *headers, (b"connection", b"close")]
+        request_id = choose_request_id(self.headers or ())
+        headers, body = encode_problem(status, code, detail, request_id)
+        headers = [
+            *self.server_state.default_headers, *headers, (HEADER, request_id.encode()), (b"connection", b"close"),
+        ]  # fmt: skip
         lines = [b"%s: %s\r\n" % header for header in headers]
         self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", b"" if self._is_head_request else body]))
         self._start_lingering_close()
@@ -319,3 +325,6 @@ async def _refuse_connection(_scope: Scope, _receive: ASGIReceiveCallable, send:
         "too_many_connections",
         "All connections of this server are in use. Try again soon, or ask the operator to raise --max-connections.",
     )
+
+
+_REFUSAL: Final = cast("ASGI3Application", identify_requests(cast("ASGIApp", _refuse_connection)))

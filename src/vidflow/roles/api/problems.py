@@ -18,6 +18,7 @@ from vidflow.domain.errors import ResultsRemoved, SetupError, Unavailable, Unkno
 from vidflow.domain.redaction import redact
 from vidflow.infra.postgres.errors import is_away, is_conflict, is_disk_full, is_timed_out
 from vidflow.infra.telemetry.logs import log
+from vidflow.infra.telemetry.request_id import REQUEST_ID
 from vidflow.roles.api.methods import format_allow
 
 RETRY_AFTER_S: Final = {429: 5, 503: 1}
@@ -35,19 +36,23 @@ _log = log("api")
 
 def problem(status: int, code: str, detail: str, **members: Any) -> ProblemDetailsException:  # noqa: ANN401 - any JSON
     """Return a problem to raise. `members`: its additional members. A 429 or 503 gets a Retry-After header."""
+    request_id = REQUEST_ID.get()
     return ProblemDetailsException(
         status_code=status,
         type_=f"urn:vidflow:problem:{code}",
         title=http.HTTPStatus(status).phrase,
         detail=redact(detail),
-        extra={"code": code, **members},
+        extra={"code": code, **members} | ({"request_id": request_id} if request_id is not None else {}),
         headers={"Retry-After": str(RETRY_AFTER_S[status])} if status in RETRY_AFTER_S else None,
     )
 
 
-def encode_problem(status: int, code: str, detail: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
+def encode_problem(
+    status: int, code: str, detail: str, request_id: str | None
+) -> tuple[list[tuple[bytes, bytes]], bytes]:
     """Return the headers and the body of a problem, for responses sent outside the framework."""
-    content = Problem(f"urn:vidflow:problem:{code}", http.HTTPStatus(status).phrase, status, redact(detail), code)
+    title = http.HTTPStatus(status).phrase
+    content = Problem(f"urn:vidflow:problem:{code}", title, status, redact(detail), code, request_id=request_id)
     body = msgspec.json.encode(content)
     headers = [
         (b"content-type", b"application/problem+json"),
@@ -60,7 +65,7 @@ def encode_problem(status: int, code: str, detail: str) -> tuple[list[tuple[byte
 
 async def send_problem(send: Callable[[Any], Awaitable[None]], status: int, code: str, detail: str) -> None:
     """Send a problem as the response through the ASGI callable `send`, outside the framework."""
-    headers, body = encode_problem(status, code, detail)
+    headers, body = encode_problem(status, code, detail, REQUEST_ID.get())
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
