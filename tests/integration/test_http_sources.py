@@ -66,6 +66,13 @@ def test_a_body_that_ends_properly_is_read_whole(habits: Habits) -> None:
     assert habits.requests[0]["accept-encoding"] == "identity"
 
 
+def test_the_scheme_of_a_url_may_have_any_case(tmp_path: Path) -> None:
+    clip = clips.constant_rate(tmp_path / "clip.mp4", frames=3)
+    with serving(Habits(clip.read_bytes())) as url, open_video(url.replace("http", "HtTP"), access=LOOPBACK) as video:
+        kept = [step for step in read_kept_frames(video, None, ResumePoint()) if isinstance(step, KeptFrame)]
+    assert len(kept) == 3
+
+
 @pytest.mark.parametrize("resets", [False, True])
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_server_that_breaks_every_connection_is_continued_at_the_byte_where_it_broke(

@@ -75,10 +75,18 @@ def test_a_missing_or_unusable_file_is_refused(root: Path) -> None:
 
 @pytest.mark.parametrize(
     "source",
-    ["http://h/x.mp4", "HTTPS://h/x", "rtsp://u:p@h:554/s", "rtsps://[::1]/s", "rtmp://h/a/s", "http://h/x?a=1#b"],
+    ["http://h/x.mp4", "https://h/x", "rtsp://u:p@h:554/s", "rtsps://[::1]/s", "rtmp://h/a/s", "http://h/x?a=1#b"],
 )
 def test_a_url_is_stored_unchanged(source: str) -> None:
     assert validate_source(source, ApiOptions()) == source
+
+
+@pytest.mark.parametrize(
+    "source", ["HTTP://H/X.mp4", "Https://h/x", "RTSP://U:P@h/s", "UDP://239.1.1.1:5000", "RtMp://h/a/s"]
+)
+def test_the_scheme_of_a_url_is_the_same_in_any_case(source: str) -> None:
+    scheme, _, rest = source.partition("://")
+    assert validate_source(source, ApiOptions()) == f"{scheme.lower()}://{rest}"
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,12 @@ def find_scheme(source: str) -> str | None:
     return scheme.lower() if separator and scheme.isascii() and scheme.replace("+", "").isalnum() else None
 
 
+def lower_scheme(source: str) -> str:
+    """Return a URL with its scheme in lower case, the only form that FFmpeg knows, and a path unchanged."""
+    scheme = find_scheme(source)
+    return source if scheme is None else scheme + source[len(scheme) :]
+
+
 def is_always_live(source: str) -> bool:
     """Return whether the source has a scheme that only live sources have."""
     return find_scheme(source) in LIVE_SCHEMES

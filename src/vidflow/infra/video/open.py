@@ -21,7 +21,7 @@ from vidflow.domain.messages import FileIdentity
 from vidflow.domain.redaction import redact
 from vidflow.domain.sampling import USUAL_RATE
 from vidflow.domain.source_access import SourceAccess
-from vidflow.domain.source_schemes import SCHEMES, is_always_live
+from vidflow.domain.source_schemes import SCHEMES, is_always_live, lower_scheme
 from vidflow.infra.video.capture_times import CaptureTimes
 from vidflow.infra.video.hls_events import PartJoiner, pace, state_capture_times
 from vidflow.infra.video.hls_file import HlsFile, HlsPosition
@@ -216,6 +216,7 @@ def open_video(
     elif scheme == "file":
         source = display_name = str(Path(unquote(urlsplit(source).path) if "://" in source else source).absolute())
     else:
+        source = lower_scheme(source)
         display_name = redact(source)
     opened = Source(
         source,

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from vidflow.domain.errors import ParameterError, SourceError
 from vidflow.domain.redaction import redact
-from vidflow.domain.source_schemes import SCHEMES, is_always_live, is_camera_name
+from vidflow.domain.source_schemes import SCHEMES, is_always_live, is_camera_name, lower_scheme
 from vidflow.infra import samples
 from vidflow.infra.confinement import OutsideFolder, is_written_inside, resolve_inside
 from vidflow.settings import ApiOptions
@@ -27,7 +27,8 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 def validate_source(source: str, options: ApiOptions) -> str:
     """Return the source to store.
 
-    This is a URL or an allowed device unchanged, a file under the media root relative to it, any other file or a sample absolute.
+    This is a URL with its scheme in lower case, an allowed device unchanged,
+    a file under the media root relative to it, any other file or a sample absolute.
     Raises SourceError with the code source_invalid, source_forbidden, source_missing or source_not_video, or MissingExtra for a
     sample that is not installed.
     """
@@ -108,7 +109,7 @@ def _validate_url(source: str) -> str:
         raise SourceError("The URL of the source has no port. Write udp://ADDRESS:PORT.")
     if parts.scheme.lower() in {"rtmp", "rtmps"} and not parts.path.strip("/"):
         raise SourceError("The URL of the source names no stream. Write rtmp://HOST/APP/STREAM.")
-    return source
+    return lower_scheme(source)
 
 
 def _resolve_file(folder: Path, source: str) -> Path:
