@@ -8,11 +8,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, cast
 
 import httpx
-import msgspec
-from docs.generator.markdown import GENERATED, code, document, table
+from docs.generator.markdown import GENERATED, code, table
 from prometheus_client import CollectorRegistry
 
-from vidflow import contract
 from vidflow.infra.process.stopping import Stop
 from vidflow.roles.api.app import create_app
 from vidflow.roles.api.context import Context
@@ -20,6 +18,8 @@ from vidflow.roles.api.hosts import parse_allowed_hosts
 from vidflow.settings import ApiOptions
 
 _METHODS: Final = ("get", "post")
+_ANYWHERE: Final = (408, 421, 431, 500)
+"""Statuses with which any request may be answered."""
 _INTRODUCTION: Final = """# HTTP API
 
 {download}`openapi.json` is the OpenAPI document from which this page is made. A running api serves it at `/docs/openapi.json`, and
@@ -27,13 +27,16 @@ a page to try each endpoint at `/docs`. Bodies are JSON. Lists come in pages: pa
 ([](api-limits.md) has the limits).
 
 A request that fails is answered with a problem (RFC 9457, `application/problem+json`). Its `code` is for programs, its `detail` says
-what to do: [](errors.md). A 429 or 503 has the header `Retry-After`.
+what to do: [](errors.md). A 429 or 503 has the header `Retry-After`. Any request may also be answered with 408, 421, 431 or 500.
 
 Parameters of the query that a path does not have, and repeated ones, are refused. All faults of a request are listed together, in
 `errors`.
 
 Each response has the header `X-Request-Id`, each problem the same `request_id`, and so has each line in the api's log that concerns the
 request. A client may give the id in the same header: 1 to 128 letters, digits, `.`, `_` and `-`; any other is replaced.
+
+The answers with the state or the results of a scenario have an `ETag`. Give it in `If-None-Match`: the answer is 304, without a body, as
+long as nothing has changed.
 
 `HEAD` works on each path that has a `GET`: the answer has the same status and headers, without the body. `OPTIONS` is answered with 204
 and the path's methods in `Allow`.
@@ -83,7 +86,7 @@ def read_document() -> Any:  # noqa: ANN401 - JSON
 
 def _operation(method: str, path: str, operation: Schema) -> Iterator[str]:
     yield f"\n## {method} {path}\n\n{operation.get('description') or operation.get('summary', '')}\n"
-    if parameters := operation.get("parameters"):
+    if parameters := [one for one in operation["parameters"] if "name" in one]:  # the others are in the introduction
         rows = [
             (code(one["name"]), one["in"], _type(one["schema"]), "yes" if one.get("required") else "", _meaning(one))
             for one in parameters
@@ -94,9 +97,23 @@ def _operation(method: str, path: str, operation: Schema) -> Iterator[str]:
         for example in _json_schema(body).get("examples", []):
             yield f"\n```json\n{json.dumps(example)}\n```\n"
     responses = [
-        (status, _type(_json_schema(one)), one["description"]) for status, one in operation["responses"].items()
+        (status, _type(_body_schema(one)), ", ".join(code(name) for name in _find_codes(one)) or one["description"])
+        for status, one in operation["responses"].items()
+        if int(status) not in _ANYWHERE
     ]
     yield "\n" + table(("status", "body", "meaning"), responses)
+
+
+def _body_schema(response: Schema) -> Schema:
+    """Return the schema of a response. That of a problem is named without its codes."""
+    schema = _json_schema(response)
+    return cast("Schema", schema["allOf"][0]) if "allOf" in schema else schema
+
+
+def _find_codes(response: Schema) -> list[str]:
+    """Return the codes that the problem of a response may have."""
+    parts = _json_schema(response).get("allOf", ())
+    return [name for part in parts for name in part.get("properties", {}).get("code", {}).get("enum", ())]
 
 
 def _meaning(parameter: Schema) -> str:
@@ -113,7 +130,7 @@ def _json_schema(message: Schema) -> Schema:
 
 def _object(name: str, schema: Schema) -> Iterator[str]:
     yield f"\n### {name}\n"
-    if meaning := schema.get("description") or _docstring(name):
+    if meaning := schema.get("description"):
         yield f"\n{meaning}\n"
     if values := schema.get("enum"):
         yield f"\nOne of {', '.join(code(value) for value in values)}.\n"
@@ -125,17 +142,6 @@ def _object(name: str, schema: Schema) -> Iterator[str]:
     ]
     if rows:
         yield "\n" + table(("field", "type", "required", "meaning"), rows)
-
-
-def _docstring(name: str) -> str:
-    """Return the docstring of the Struct that an object is made from."""
-    pending: list[type] = [msgspec.Struct]
-    while pending:
-        kind = pending.pop()
-        if kind.__name__ == name and kind.__module__ == contract.__name__:
-            return document(kind)
-        pending += kind.__subclasses__()
-    return ""
 
 
 def _description(schema: Schema) -> str:

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from vidflow.domain.detections import MAX_KEYPOINTS, MAX_LABEL_CHARACTERS
-from vidflow.domain.frame_rate import MAX_FRAME_RATE_CHARACTERS
+from vidflow.domain.frame_rate import FASTEST_RATE, MAX_FRAME_RATE_CHARACTERS
 from vidflow.domain.messages import (
     DEFAULT_FOLLOW_S,
     MAX_LABELS,
@@ -61,7 +61,9 @@ ModelField = Annotated[
     ),
 ]
 FpsField = Annotated[
-    float | Annotated[str, Meta(max_length=MAX_FRAME_RATE_CHARACTERS)] | None,
+    Annotated[float, Meta(gt=0, le=float(FASTEST_RATE))]
+    | Annotated[str, Meta(max_length=MAX_FRAME_RATE_CHARACTERS)]
+    | None,
     Meta(
         description="frames per second to keep: a number above 0 and up to 1000, a fraction or decimal number as text "
         '("30000/1001"), "all", or null for the server\'s default',

@@ -41,7 +41,7 @@ def _assert_nothing_stored(database_url: str) -> Iterator[None]:
         ({"fps": 1001}, "fps"), ({"fps": 1000.0001}, "fps"), ({"fps": 1e-300}, "fps"), ({"fps": [1]}, "fps"), ({"fps": ""}, "fps"),
         ({"fps": "1/0"}, "fps"), ({"fps": "0/1"}, "fps"), ({"fps": "0x10"}, "fps"), ({"fps": "-1/2"}, "fps"), ({"fps": "1e3"}, "fps"),
         ({"fps": "1001"}, "fps"), ({"fps": "3000/2"}, "fps"), ({"fps": "9" * 5000}, "fps"), ({"fps": "1/" + "9" * 60}, "fps"),
-        ({"fps": " 5"}, "fps"), ({"fps": "\u0665"}, "fps"), ({"fps": "NaN"}, "fps"), ({"fps": "1.5/2"}, "fps"),
+        ({"fps": " 5"}, "fps"), ({"fps": "5\n"}, "fps"), ({"fps": "\u0665"}, "fps"), ({"fps": "NaN"}, "fps"), ({"fps": "1.5/2"}, "fps"),
         ({"priority": 101}, "priority"), ({"priority": -101}, "priority"), ({"priority": 1.5}, "priority"), ({"priority": "1"}, "priority"),
         ({"pool": ""}, "pool"), ({"pool": "a b"}, "pool"), ({"pool": "gpu\n"}, "pool"), ({"pool": "x" * 201}, "pool"),
         ({"pool": None}, "pool"), ({"pool": "../gpu"}, "pool"), ({"pool": "gpü"}, "pool"), ({"pool": 1}, "pool"),

@@ -19,13 +19,15 @@ MAX_FRAME_RATE_CHARACTERS: Final = 64
 """Enough for a fraction of two numbers with 30 digits each."""
 MAX_DENOMINATOR: Final = 10**30
 """Bounds the numbers that are stored and calculated with. The shortest decimal form of a double needs 17 digits."""
+FRAME_RATE_TEXT: Final = r"[0-9]+/[0-9]+|[0-9]+(?:\.[0-9]+)?|\.[0-9]+"
+"""The pattern of a rate as text, apart from ALL_FRAMES."""
 FRAME_RATE_FORMS: Final = "a number above 0 and up to 1000, a fraction such as 30000/1001, or all"
 """The accepted forms, for error messages."""
 
 _DECIMAL_PLACES: Final = 12
 """Rates with at most this many decimal places are stored as decimal numbers, the only form that older versions read."""
 _SHOWN_CHARACTERS: Final = 80
-_FRAME_RATE_PATTERN: Final = re.compile(r"[0-9]+/[0-9]+|[0-9]+(\.[0-9]+)?|\.[0-9]+", re.ASCII)
+_FRAME_RATE_PATTERN: Final = re.compile(FRAME_RATE_TEXT, re.ASCII)
 
 
 def parse_frame_rate(fps: str | float | Fraction | None) -> Fraction | None:

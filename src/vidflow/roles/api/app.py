@@ -16,7 +16,6 @@ from litestar import Litestar, get
 from litestar.concurrency import set_asyncio_executor
 from litestar.di import Provide
 from litestar.openapi.config import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.response import Redirect
 from litestar.types import ASGIApp
 from prometheus_client import CollectorRegistry
@@ -37,6 +36,7 @@ from vidflow.roles.api.hosts import AllowedHosts, parse_address, parse_allowed_h
 from vidflow.roles.api.http_protocol import LimitedProtocol
 from vidflow.roles.api.methods import answer_head
 from vidflow.roles.api.metrics import build_registry, measure_requests, metrics_route
+from vidflow.roles.api.openapi import OpenApiPlugin
 from vidflow.roles.api.problems import create_plugin
 from vidflow.roles.api.queries import require_valid_parameters
 from vidflow.roles.api.request_ids import identify_requests
@@ -104,7 +104,7 @@ def create_app(context: Context, allowed: AllowedHosts, stop: Stop, metrics_regi
         openapi_config=OpenAPIConfig(
             title="vidflow", version=__version__, path="/docs", use_handler_docstrings=True,
             description="Runs vision models over videos, frame by frame.",
-            render_plugins=[JsonRenderPlugin(), SwaggerUiPage()],
+            render_plugins=[OpenApiPlugin(), SwaggerUiPage()],
         ),
         logging_config=None,
     )  # fmt: skip
