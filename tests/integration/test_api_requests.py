@@ -75,35 +75,12 @@ def test_a_missing_source_is_named(client: httpx.Client) -> None:
     assert problem["errors"][0]["field"] == "source"
 
 
-@pytest.mark.parametrize("fps", ["1e999", "1e-400", "0.0", "-0.0", "NaN", "Infinity", "-Infinity", "0x10", "9" * 400])
-def test_an_invalid_number_is_refused(client: httpx.Client, fps: str) -> None:
-    body = f'{{"source": "{SOURCE_URL}", "model": "motion", "fps": {fps}}}'
-    response = client.post("/scenario/init", content=body, headers={"Content-Type": "application/json"})
-    assert response.status_code in {400, 422}
-    assert response.headers["content-type"] == "application/problem+json"
-
-
 @pytest.mark.parametrize("label", ["\x00", "a\x00b", "tab\t", "line\n", "\x1b[31m", "a\u2028b", "\u202eb"])
 def test_a_label_that_is_no_text_is_refused(client: httpx.Client, label: str) -> None:
     problem = assert_problem(
         client.post("/scenario/init", json=GOOD | {"parameters": {"labels": [label]}}), 422, "parameter_invalid"
     )
     assert "labels" in problem["detail"]
-
-
-@pytest.mark.parametrize(
-    "body", [b"", b"{", b"nothing", b"\xff\xfe", b'{"source": "\xff"}', b'"\\ud800"', b"[" * 100_000, b'{"a":' * 20_000]
-)
-def test_a_body_that_is_not_valid_json_is_refused(client: httpx.Client, body: bytes) -> None:
-    response = client.post("/scenario/init", content=body, headers={"Content-Type": "application/json"})
-    assert response.status_code in {400, 422}, response.text
-    assert response.headers["content-type"] == "application/problem+json"
-
-
-@pytest.mark.parametrize("body", [b"[]", b"null", b"5", b'"x"', b"true"])
-def test_a_body_that_is_not_an_object_is_refused(client: httpx.Client, body: bytes) -> None:
-    response = client.post("/scenario/init", content=body, headers={"Content-Type": "application/json"})
-    assert assert_problem(response, 422, "request_invalid")["errors"][0]["field"] == "body"
 
 
 def test_a_body_without_the_json_content_type_is_refused_and_told_which_to_send(client: httpx.Client) -> None:
@@ -166,27 +143,9 @@ def test_what_is_live_cannot_be_denied_nor_claimed_of_a_file(
 
 
 def test_an_unknown_model_is_refused_with_the_registered_names(client: httpx.Client) -> None:
-    for name in ("nothing", "../../etc/passwd", "/etc/passwd", "motion\x00", "'; DROP TABLE scenarios; --", "x" * 4000):
-        response = client.post("/scenario/init", json=GOOD | {"model": name})
-        assert response.status_code == 422, response.text
-        assert response.json()["code"].startswith("model_")
     problem = assert_problem(client.post("/scenario/init", json=GOOD | {"model": "nothing"}), 422, "model_unknown")
     assert "motion" in problem["models"]
     assert "motion" in problem["detail"]
-
-
-@pytest.mark.parametrize(
-    ("source", "code"),
-    [
-        ("nothing.mp4", "source_missing"), ("../secret.mp4", "source_forbidden"), ("/etc/passwd", "source_forbidden"),
-        ("a/../../x", "source_forbidden"), ("a\x00.mp4", "source_invalid"), ("file:///etc/passwd", "source_forbidden"),
-        ("gopher://x/y", "source_forbidden"), ("http://", "source_invalid"), ("http://host:99999/x", "source_invalid"),
-        ("rtsp://me:hidden@:554", "source_invalid"), (".", "source_not_video"),
-    ],
-)  # fmt: skip
-def test_an_invalid_source_is_refused(client: httpx.Client, source: str, code: str) -> None:
-    problem = assert_problem(client.post("/scenario/init", json=GOOD | {"source": source}), 422, code)
-    assert "hidden" not in problem["detail"]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ from vidflow.roles.api.request_ids import HEADER, choose_request_id, identify_re
 
 _CHUNK_BYTES: Final = 8 * 1024
 """The parser is fed in chunks, so that an oversized head is noticed within one of them."""
+_VERSIONS: Final = frozenset({"1.0", "1.1"})
+"""The parser also accepts 0.9 and 2.0, whose messages have another form."""
 
 
 class RequestPhase(Enum):
@@ -96,6 +98,8 @@ class LimitedProtocol(HttpToolsProtocol):
         """Start the app: the head is complete."""
         if len(self.pipeline) >= self._limits.max_pipelined:
             raise RequestLimitExceeded
+        if self.parser.get_http_version() not in _VERSIONS:
+            raise ValueError(self.parser.get_http_version())
         self._take_absolute_target()
         self._phase = RequestPhase.BODY
         self._body_deadline = TransferDeadline(
