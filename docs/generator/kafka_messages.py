@@ -15,6 +15,7 @@ from vidflow.domain.detections import Detection
 from vidflow.domain.scenario import DEFAULT_POOL, Skip
 from vidflow.infra.kafka import clients
 from vidflow.infra.kafka.topics import PARTITIONS
+from vidflow.roles.api.openapi import translate_patterns
 
 
 class Topic(NamedTuple):
@@ -120,6 +121,7 @@ def asyncapi_document() -> dict[str, Any]:
     """Return the AsyncAPI document as JSON objects."""
     kinds = [kind for topic in TOPICS for kind in topic.kinds]
     _, schemas = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
+    translate_patterns(schemas)
     return {
         "asyncapi": "3.0.0",
         "info": {

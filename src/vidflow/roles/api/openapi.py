@@ -148,7 +148,7 @@ def _build_schemas() -> JsonObject:
         for one in schema.get("properties", {}).values():
             if one.get("default") == [] and one.get("minItems"):  # the member is left out rather than empty
                 del one["default"]
-        _translate_patterns(schema)
+        translate_patterns(schema)
     text: JsonObject = {"type": "string", "maxLength": MAX_FRAME_RATE_CHARACTERS, "pattern": f"^(?:{FRAME_RATE_TEXT})$"}
     rate: list[JsonObject] = [
         {"type": "number", "exclusiveMinimum": 0, "maximum": int(FASTEST_RATE)},
@@ -172,16 +172,16 @@ def _replace_alternatives(schema: JsonObject, alternatives: list[JsonObject]) ->
     schema["oneOf"] = alternatives
 
 
-def _translate_patterns(schema: Any) -> None:  # noqa: ANN401 - any part of a schema
-    """Write the patterns, which are Python's, in the way of JSON Schema (ECMA-262): there, `$` is only the end of the text."""
+def translate_patterns(schema: Any) -> None:  # noqa: ANN401 - any part of a schema
+    """Write Python's patterns in a schema in the way of JSON Schema (ECMA-262), where `$` is only the end of the text."""
     if isinstance(schema, dict):
         if isinstance(schema.get("pattern"), str):
             schema["pattern"] = translate_pattern(schema["pattern"])
         for part in schema.values():
-            _translate_patterns(part)
+            translate_patterns(part)
     elif isinstance(schema, list):
         for part in schema:
-            _translate_patterns(part)
+            translate_patterns(part)
 
 
 def translate_pattern(pattern: str) -> str:
