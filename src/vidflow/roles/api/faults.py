@@ -16,6 +16,8 @@ MAX_FAULTS: Final = 100
 _MAX_FAULTS_IN_DETAIL: Final = 10
 _MAX_FIELD_CHARACTERS: Final = 200
 _MAX_MESSAGE_CHARACTERS: Final = 1000
+_MAX_MASKED_CHARACTERS: Final = 8000
+"""Far more than are shown, so that no secret among those is recognized only by what is cut off."""
 
 
 def fault(field: str, message: str, code: str | None = None) -> FieldProblem:
@@ -23,9 +25,7 @@ def fault(field: str, message: str, code: str | None = None) -> FieldProblem:
 
     `code`: the code if it is more specific than the problem's. The message then names the field itself.
     """
-    return FieldProblem(
-        _shorten(redact(field), _MAX_FIELD_CHARACTERS), _shorten(redact(message), _MAX_MESSAGE_CHARACTERS), code
-    )
+    return FieldProblem(_shorten(field, _MAX_FIELD_CHARACTERS), _shorten(message, _MAX_MESSAGE_CHARACTERS), code)
 
 
 def faults_problem(
@@ -52,4 +52,6 @@ def list_names(names: Iterable[str]) -> str:
 
 
 def _shorten(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[: length - 1]}…"
+    """Return the beginning of the text with secrets masked. Its rest is cut off first, because it may be large."""
+    masked = redact(text[:_MAX_MASKED_CHARACTERS])
+    return masked if len(masked) <= length else f"{masked[: length - 1]}…"

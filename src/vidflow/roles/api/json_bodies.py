@@ -26,31 +26,35 @@ _MAX_DEPTH: Final = 20
 _INVALID: Final = object()
 
 
-class InvalidBody(Exception):
+class InvalidBody(NamedTuple):
     """A body whose fields have `faults`. `values`: the fields that have none, decoded."""
 
-    def __init__(self, faults: list[FieldProblem], values: dict[str, Any]) -> None:
-        super().__init__(faults)
-        self.faults = faults
-        self.values = values
+    faults: list[FieldProblem]
+    values: dict[str, Any]
 
 
-def decode_body(body: bytes, body_type: type[T]) -> T:
-    """Return the decoded body. Numbers in quotes, unknown fields and repeated ones are refused.
+def decode_body(body: bytes, body_type: type[T]) -> T | None:
+    """Return the decoded body, or None if it has faults: numbers in quotes, unknown fields, repeated ones.
 
-    Raises InvalidBody if a field is at fault, a 400 problem if the body is not JSON.
+    Raises a 400 problem if the body is not JSON.
     """
     try:
         decoded = msgspec.json.decode(body, type=body_type)
     except msgspec.ValidationError:
-        decoded = None
+        return None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _malformed(error) from error
-    if decoded is not None and not _has_repeated_names(body):
-        return decoded
+    return None if _has_repeated_names(body) else decoded
+
+
+def find_faults(body: bytes, body_type: type[msgspec.Struct]) -> InvalidBody:
+    """Return the faults of a body for which `decode_body` returns None. A large body takes some time.
+
+    Raises a 400 problem if the body is not JSON.
+    """
     search = _FaultSearch(body)
     values = search.decode_object(msgspec.Raw(body), body_type, "")
-    raise InvalidBody(search.faults, values)
+    return InvalidBody(search.faults, values)
 
 
 def _malformed(error: Exception) -> Exception:
@@ -132,7 +136,7 @@ class _FaultSearch:
 class _Object(dict[str, Any]):
     """A JSON object with the names that occur more than once in it."""
 
-    repeated: set[str]
+    repeated: frozenset[str] = frozenset()
 
 
 def _has_repeated_names(body: bytes) -> bool:
@@ -152,7 +156,9 @@ def _find_repeated_names(body: bytes) -> list[str]:
 
     def read_object(pairs: list[tuple[str, Any]]) -> _Object:
         found = _Object(pairs)
-        found.repeated = {name for name, count in Counter(name for name, _ in pairs).items() if count > 1}
+        if len(found) < len(pairs):
+            counts = Counter(name for name, _ in pairs)
+            found.repeated = frozenset(name for name, count in counts.items() if count > 1)
         return found
 
     try:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from functools import lru_cache
+from itertools import chain, islice
 from types import NoneType
 from typing import Any, Final, NamedTuple, get_args
 
@@ -20,7 +21,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import PathParameter, QueryParameter
 
 from vidflow.contract import FieldProblem
-from vidflow.roles.api.faults import fault, faults_problem, list_names
+from vidflow.roles.api.faults import MAX_FAULTS, fault, faults_problem, list_names
 
 _INTEGER: Final = re.compile(r"-?[0-9]{1,20}", re.ASCII)
 _MAX_HANDLERS: Final = 100
@@ -50,7 +51,8 @@ def require_valid_parameters(request: Request[Any, Any, Any]) -> None:
     given = list(request.query_params.multi_items())
     if not given and not expected.path and not any(one.is_required for one in expected.query.values()):
         return
-    faults = [*_check_path(request.path_params, expected), *_check_query(given, expected)]
+    found = chain(_check_path(request.path_params, expected), _check_query(given, expected))
+    faults = list(islice(found, MAX_FAULTS))
     if faults:
         raise faults_problem(400, "request_malformed", faults)
 

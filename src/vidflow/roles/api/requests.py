@@ -14,8 +14,9 @@ from litestar.plugins.problem_details import ProblemDetailsException
 from litestar.types import Empty
 
 from vidflow.contract import FieldProblem
+from vidflow.roles.api import json_bodies
 from vidflow.roles.api.init_checks import build_problem
-from vidflow.roles.api.json_bodies import InvalidBody, decode_body
+from vidflow.roles.api.json_bodies import decode_body
 from vidflow.roles.api.problems import problem
 from vidflow.settings import ApiOptions
 
@@ -53,15 +54,17 @@ class StrictRequest(Request[Any, Any, State]):
                 )
             field = self.route_handler.parsed_data_field
             body_type = field.annotation if field is not None else msgspec.Struct
-            try:
-                self._json = decode_body(await self.body(), body_type)
-            except InvalidBody as error:
-                raise await self._build_problem(error) from error
+            body = await self.body()
+            self._json = decode_body(body, body_type)
+            if self._json is None:
+                self._json = Empty
+                raise await sync_to_thread(self._build_problem, body, body_type)
         return self._json
 
-    async def _build_problem(self, invalid: InvalidBody) -> ProblemDetailsException:
+    def _build_problem(self, body: bytes, body_type: type[msgspec.Struct]) -> ProblemDetailsException:
         """Return the problem with the faults of the body's types, and those that the handler finds in its other fields."""
-        find_faults: FindFaults | None = self.route_handler.opt.get(FIND_FAULTS)
+        invalid = json_bodies.find_faults(body, body_type)
+        find_others: FindFaults | None = self.route_handler.opt.get(FIND_FAULTS)
         options = self.app.state[OPTIONS]
-        others = await sync_to_thread(find_faults, invalid.values, options) if find_faults is not None else []
+        others = find_others(invalid.values, options) if find_others is not None else []
         return build_problem([*invalid.faults, *others], options)
