@@ -41,16 +41,20 @@ class _Parameters(NamedTuple):
 
     query: Mapping[str, _Parameter]
     path: Mapping[str, _Parameter]
+    any_required: bool
 
 
-def require_valid_parameters(request: Request[Any, Any, Any]) -> None:
-    """Raise a 400 problem that lists every fault of the request's query and path. Called before each handler."""
+async def require_valid_parameters(request: Request[Any, Any, Any]) -> None:
+    """Raise a 400 problem that lists every fault of the request's query and path. Called before each handler.
+
+    It awaits nothing, but Litestar would call a plain function in a thread.
+    """
     if request.method == HttpMethod.OPTIONS:
         return
     expected = _read_parameters(request.route_handler)
-    given = list(request.query_params.multi_items())
-    if not given and not expected.path and not any(one.is_required for one in expected.query.values()):
+    if not request.scope["query_string"] and not expected.any_required:
         return
+    given = list(request.query_params.multi_items())
     found = chain(_check_path(request.path_params, expected), _check_query(given, expected))
     faults = list(islice(found, MAX_FAULTS))
     if faults:
@@ -106,7 +110,7 @@ def _read_parameters(handler: HTTPRouteHandler) -> _Parameters:
         found[definition.name or name] = _Parameter(
             annotation, field.is_required, _describe_enum(_find_types(annotation)) or definition.description or ""
         )
-    return _Parameters(query, path)
+    return _Parameters(query, path, any(one.is_required for one in [*query.values(), *path.values()]))
 
 
 def _describe_enum(types: Iterable[Any]) -> str:
