@@ -97,8 +97,9 @@ class _Checks:
             if getattr(parameters, name) is not None:
                 with self._collect(f"parameters.{name}"):
                     sources.require_no_file(source, self._options, name)
-        with self._collect("parameters.live"):
-            sources.check_live(source, self._options, live=parameters.live)
+        if parameters.live is not None:
+            with self._collect("parameters.live"):
+                sources.check_live(source, self._options, live=parameters.live)
 
     def _check_model(self, model: str, parameters: Parameters) -> Bundle | None:
         """Return the model, checked for the requested labels as far as possible without loading it."""

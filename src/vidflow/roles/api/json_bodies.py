@@ -139,16 +139,25 @@ class _Object(dict[str, Any]):
     repeated: frozenset[str] = frozenset()
 
 
+class _RepeatedName(Exception):
+    """An object has a name twice."""
+
+
+def _require_unique_names(pairs: list[tuple[str, Any]]) -> None:
+    if len(dict(pairs)) != len(pairs):
+        raise _RepeatedName
+
+
+_UNIQUE_NAMES: Final = json.JSONDecoder(object_pairs_hook=_require_unique_names, parse_float=str, parse_int=str)
+
+
 def _has_repeated_names(body: bytes) -> bool:
     """Return whether any object of a valid body has a name twice. msgspec takes the last one."""
-    found = False
-
-    def read_object(pairs: list[tuple[str, Any]]) -> None:
-        nonlocal found
-        found = found or len(dict(pairs)) != len(pairs)
-
-    json.JSONDecoder(object_pairs_hook=read_object, parse_float=str, parse_int=str).decode(body.decode())
-    return found
+    try:
+        _UNIQUE_NAMES.decode(body.decode())
+    except _RepeatedName:
+        return True
+    return False
 
 
 def _find_repeated_names(body: bytes) -> list[str]:

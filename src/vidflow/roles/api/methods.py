@@ -13,10 +13,10 @@ from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 
 def answer_head(app: ASGIApp) -> ASGIApp:
-    """Return the app, wrapped to answer HEAD like GET and to name HEAD in the header Allow. The HTTP server drops the body."""
+    """Return the app, wrapped to answer HEAD like GET, and to name HEAD in the answer to OPTIONS. The HTTP server drops the body."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != ScopeType.HTTP:
+        if scope["type"] != ScopeType.HTTP or scope["method"] not in {"HEAD", "OPTIONS"}:
             await app(scope, receive, send)
             return
 

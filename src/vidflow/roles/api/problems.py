@@ -80,12 +80,12 @@ def _from_http_error(error: HTTPException) -> ProblemDetailsException:
         # Parameters are checked before (queries.py), and so is the body (requests.py), unless it is empty.
         return problem(400, "body_malformed", "The body is empty. Send a JSON object.")
     status = error.status_code
-    detail = _DETAILS.get(status, error.detail)
+    detail, headers = _DETAILS.get(status, error.detail), error.headers
     if isinstance(error, MethodNotAllowedException):
-        allow = format_allow((error.headers or {}).get("allow", ""))
-        detail = f"This path does not support this method. Use one of: {allow}."
+        allow = format_allow((headers or {}).get("allow", ""))
+        detail, headers = f"This path does not support this method. Use one of: {allow}.", {"Allow": allow}
     mapped = problem(status, _CODES.get(status, "refused"), detail)
-    mapped.headers = error.headers
+    mapped.headers = headers
     return mapped
 
 
