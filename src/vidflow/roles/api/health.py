@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
 from typing import Final, TypeVar
 
 import psycopg
@@ -77,7 +79,10 @@ async def _query_database(api: Context, query: Callable[[Connection], T]) -> T:
             return query(connection)
 
     try:
-        return await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(_threads, run_query), CHECK_TIMEOUT_S)
+        query_in_context = partial(copy_context().run, run_query)  # log lines have the request's id
+        return await asyncio.wait_for(
+            asyncio.get_running_loop().run_in_executor(_threads, query_in_context), CHECK_TIMEOUT_S
+        )
     except Unavailable as error:
         raise problem(503, error.code, error.message, missing=["database"]) from error
     except (TimeoutError, psycopg.Error) as error:
