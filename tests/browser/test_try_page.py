@@ -38,7 +38,7 @@ def test_the_page_at_the_root_shows_every_endpoint_without_requests_to_other_hos
 
 def test_an_endpoint_can_be_tried_on_the_page(client: httpx.Client, observed_page: ObservedPage) -> None:
     observed_page.page.goto(f"{client.base_url}/docs")
-    live = observed_page.page.locator(".opblock", has_text="/health/live")
+    live = observed_page.page.locator(".opblock-get", has_text="/health/live")
     live.locator(".opblock-summary").click()
     live.get_by_role("button", name="Execute").click()
     response = live.locator(".live-responses-table .response")
