@@ -11,8 +11,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Final
 
 from servers import fdatasync_us
+from vidflow.domain.access import ReadScope
 from vidflow.domain.messages import Frame
 from vidflow.domain.retention import DAY_MS, TimeRange
 from vidflow.infra.embedded.postgres import EmbeddedPostgres
@@ -90,6 +92,9 @@ def measure_reads_and_writes(connection: Connection, max_partitions: int) -> Non
         print_figure(f"{count} partitions: store 20 rows; read a page", f"{store_ms:.2f} ms; {read_ms:.2f} ms")
 
 
+SCOPE: Final = ReadScope(owner="local", is_for_all=True)
+
+
 def measure_probes(connection: Connection) -> tuple[float, float]:
     store_s, read_s = [], []
     for _ in range(PROBES):
@@ -98,7 +103,7 @@ def measure_probes(connection: Connection) -> tuple[float, float]:
         ).fetchall()
         frames = [Frame(uuid, 1, number, number, "1/10", 0, float(number), "", 64, 48, ()) for number in range(20)]
         store_s.append(measure_s(lambda frames=frames: results.add_frames(connection, frames)))
-        read_s.append(measure_s(lambda uuid=uuid: results.read_result_page(connection, uuid, -1, 10)))
+        read_s.append(measure_s(lambda uuid=uuid: results.read_result_page(connection, SCOPE, uuid, -1, 10)))
     return median(store_s) * 1e3, median(read_s) * 1e3
 
 

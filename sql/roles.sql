@@ -28,7 +28,9 @@ GRANT SELECT ON schema_checksums TO vidflow_api, vidflow_relay, vidflow_orchestr
 -- The api creates scenarios, requests shutdowns and reads. It reads partitions of the results through their parent.
 GRANT SELECT, INSERT, UPDATE ON scenarios TO vidflow_api;
 GRANT SELECT, INSERT ON scenario_history, scenario_progress, outbox TO vidflow_api;
-GRANT SELECT ON scenario_results, scenario_gaps, results_removed, inbox_partitions, lease, runners TO vidflow_api;
+GRANT SELECT ON scenario_results, scenario_gaps, results_removed, inbox_partitions, lease, runners, tokens TO vidflow_api;
+GRANT UPDATE (last_used_at) ON tokens TO vidflow_api;
+GRANT INSERT ON audit TO vidflow_api;
 -- Triggers on scenarios update queue_totals with the privileges of the current user.
 GRANT SELECT, INSERT, UPDATE, DELETE ON queue_totals TO vidflow_api, vidflow_orchestrator;
 
@@ -41,6 +43,7 @@ GRANT SELECT, UPDATE, DELETE ON scenarios, scenario_progress TO vidflow_orchestr
 GRANT SELECT, INSERT, DELETE ON scenario_history TO vidflow_orchestrator;
 GRANT SELECT, DELETE ON scenario_gaps, scenario_results_default TO vidflow_orchestrator;
 GRANT SELECT ON inbox_partitions TO vidflow_orchestrator;
+GRANT SELECT, DELETE ON audit TO vidflow_orchestrator;
 GRANT SELECT, INSERT ON outbox TO vidflow_orchestrator;
 GRANT SELECT, INSERT, UPDATE ON results_removed, lease TO vidflow_orchestrator;
 GRANT SELECT, INSERT, UPDATE, DELETE ON runners TO vidflow_orchestrator;

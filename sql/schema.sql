@@ -25,6 +25,7 @@ CREATE TABLE scenarios (
     parameters       jsonb       NOT NULL DEFAULT '{}',
     skips            jsonb       NOT NULL DEFAULT '[]',
     error            jsonb,
+    owner            text        NOT NULL DEFAULT 'local',
     -- Reject what the lifecycle rules out: an outcome before the shutdown or none from then on, an error without a failure, and a
     -- deployment without an epoch and a runner.
     CONSTRAINT outcome_belongs_to_the_shutdown
@@ -48,6 +49,10 @@ CREATE INDEX scenarios_in_backoff ON scenarios (due_at) WHERE state = 'init_star
 -- scenarios.py, read_scenario_page and count_scenarios_by_state: scenarios of one state, newest first. Without a state the primary key
 -- serves, since version 7 uuids are ordered by time.
 CREATE INDEX scenarios_by_state ON scenarios (state, scenario_uuid DESC);
+-- scenarios.py, read_scenario_page: a client's list of its own scenarios: all of them, and those of one state. Most scenarios are inactive,
+-- for which the first serves.
+CREATE INDEX scenarios_of_owner ON scenarios (owner, scenario_uuid DESC);
+CREATE INDEX scenarios_of_owner_by_state ON scenarios (owner, state, scenario_uuid DESC) WHERE state <> 'inactive';
 
 -- The number of scenarios that wait for a runner (init_startup) and their size, as sums over all shards. Triggers update them in the
 -- transaction that changes the queue. A backend always uses the same shard, so that a transaction locks one row. The low fillfactor leaves
@@ -236,6 +241,31 @@ CREATE TABLE runners (
     marked       boolean     NOT NULL,
     pool         text        NOT NULL,
     version      text        NOT NULL
+);
+
+-- Only the SHA-256 of a token is stored. A row is never deleted: once there is one, each request needs a token.
+CREATE TABLE tokens (
+    token_id     text        PRIMARY KEY,
+    token_sha256 bytea       NOT NULL,
+    owner        text        NOT NULL,
+    rights       text        NOT NULL CHECK (rights IN ('read', 'write', 'admin')),
+    note         text        NOT NULL DEFAULT '',
+    created_at   timestamptz NOT NULL DEFAULT now(),
+    expires_at   timestamptz,
+    revoked_at   timestamptz,
+    last_used_at timestamptz
+);
+
+-- Who changed what. `address` is that of the client, or null for a command of the operator, whose `owner` is their database user.
+CREATE TABLE audit (
+    id            bigint      PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+    at            timestamptz NOT NULL DEFAULT clock_timestamp(),
+    scenario_uuid uuid,
+    action        text        NOT NULL,
+    owner         text        NOT NULL,
+    token_id      text,
+    address       text,
+    detail        text
 );
 
 -- The leader creates, detaches and drops partitions of the results by these functions, so that its user need not own the tables. They run

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from vidflow.domain.access import LOCAL_OWNER
 from vidflow.domain.detections import MAX_KEYPOINTS, MAX_LABEL_CHARACTERS
 from vidflow.domain.frame_rate import FASTEST_RATE, MAX_FRAME_RATE_CHARACTERS
 from vidflow.domain.messages import (
@@ -179,6 +180,7 @@ class ScenarioResponse(msgspec.Struct, frozen=True, kw_only=True):
     """The current state of a scenario. `frames_stored` frames can be read already; `waiting_for` is why it does not progress."""
 
     scenario_uuid: str
+    owner: Annotated[str, Meta(description="whose token created it; local if no token was needed")] = LOCAL_OWNER
     source: Annotated[
         str, Meta(description="as requested, without credentials; a file under the media root is relative to it")
     ]

@@ -55,6 +55,8 @@ class ApiOptions(CommonOptions, frozen=True, kw_only=True):
     by path, on loopback only and only without `models_dir`. `queue_limit` and `queue_limit_bytes`: number and total size of the
     scenarios that may wait for a runner. `data_dir`: the data folder of the servers, if it is on this machine. The api refuses
     new scenarios while less than `min_free_bytes` is free there. `devices`: the cameras of runners' machines that requests may name.
+    `auth`: requests need a token, unless there is none and `host` is a loopback address. `cors_origins`: origins of other sites
+    whose pages may use the API. `trusted_proxies`: addresses or networks whose X-Forwarded-For is believed.
     """
 
     host: str = "127.0.0.1"
@@ -73,6 +75,9 @@ class ApiOptions(CommonOptions, frozen=True, kw_only=True):
     data_dir: Path | None = None
     min_free_bytes: int = 256 * 1024**2
     devices: tuple[str, ...] = ()
+    auth: bool = True
+    cors_origins: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
 
 
 class RelayOptions(CommonOptions, frozen=True, kw_only=True):
@@ -143,7 +148,8 @@ class DevOptions(msgspec.Struct, frozen=True, kw_only=True):
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Options of `vidflow run`.
 
-    `url`: a running vidflow to use (None: start one for this run). `labels_file`: the labels of a model that does not name them.
+    `url`: a running vidflow to use (None: start one for this run), with `token` if it needs one.
+    `labels_file`: the labels of a model that does not name them.
     """
 
     video: str
@@ -152,6 +158,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     fps: str = "all"
     output: OutputFormat = "table"
     url: str | None = None
+    token: str | None = None
     score_threshold: float | None = None
     labels: tuple[str, ...] | None = None
     max_workers: int = 2
@@ -172,6 +179,11 @@ class BenchOptions(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 20.0
     models_dir: Path | None = None
     device: Device = AUTO
+
+
+def split_list(text: str) -> tuple[str, ...]:
+    """Return the items of a list that is separated by commas."""
+    return tuple(item.strip() for item in text.split(",") if item.strip())
 
 
 def split_labels(text: str) -> tuple[str, ...]:

@@ -47,7 +47,8 @@ STATEMENT_MUTATIONS: Final = (
     ),
     statement_mutation(
         "the API writes the transition it reports", "roles/api/scenarios.py",
-        '        if decision.after is None or _try_move(connection, decision):', "        if True or _try_move(connection, decision):",
+        '        if decision.after is None or _try_move(connection, scope, decision):',
+        "        if True or _try_move(connection, scope, decision):",
         f"{INTEGRATION}/test_api_scenarios.py::test_a_shutdown_is_accepted_in_every_state",
     ),
     statement_mutation(

@@ -13,6 +13,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from tests.integration.server_owner import wait_until
+from tests.scopes import EVERYTHING
 
 from vidflow.domain.messages import Parameters
 from vidflow.infra.embedded.postgres import EmbeddedPostgres, programs_folder
@@ -63,7 +64,7 @@ def init(url: str) -> str:
         source="http://a/b.mp4", model="motion", model_sha256=None, fps="all", priority=0, parameters=Parameters()
     )
     with connect(url, name="test") as connection:
-        return scenarios.insert_scenario(connection, new).scenario_uuid
+        return scenarios.insert_scenario(connection, EVERYTHING, new).scenario_uuid
 
 
 def base_backup(url: str, target: Path) -> None:

@@ -21,6 +21,7 @@ import pytest
 from tests.integration.cli_process import SECRET, run_command, running_command
 from tests.integration.processes import descendants
 from tests.integration.server_owner import wait_until
+from tests.scopes import EVERYTHING
 
 from vidflow.domain.errors import SetupError, UserError, VidflowError
 from vidflow.domain.messages import Parameters
@@ -60,7 +61,7 @@ def fill(url: str, count: int) -> None:
     )
     with connect(url, name="test") as connection:
         for _ in range(count):
-            scenario = scenarios.insert_scenario(connection, new)
+            scenario = scenarios.insert_scenario(connection, EVERYTHING, new)
             connection.execute(
                 """
                 INSERT INTO scenario_results (scenario_uuid, frame_number, epoch, pts, time_s, width, height, at, detections)

@@ -14,6 +14,7 @@ from tests.integration.delivery import print_figure, recreate_topics, running_ro
 from tests.integration.fake_runners import FakeRunner, fake_runners
 from tests.integration.queues import fill_queue
 from tests.integration.server_owner import wait_until
+from tests.scopes import EVERYTHING
 
 from vidflow.domain.messages import Parameters
 from vidflow.infra.kafka.settings import KafkaSettings
@@ -96,7 +97,7 @@ def test_invariant_8_a_killed_runners_scenario_moves_to_another_runner(
     with Proxy(lambda: address.port or 0) as proxy:
         proxy.delay_s = round_trip_s / 2
         slow_url = address._replace(netloc=f"{address.netloc.rpartition(':')[0]}:{proxy.port}").geturl()
-        uuid = scenarios.insert_scenario(connection, urgent_scenario()).scenario_uuid
+        uuid = scenarios.insert_scenario(connection, EVERYTHING, urgent_scenario()).scenario_uuid
         fill_queue(connection, waiting)
         with fake_runners(kafka_settings) as runners, running_roles(database_url, slow_url, kafka_settings):
             first, second = FakeRunner("first", 1), FakeRunner("second", 1)
@@ -128,7 +129,7 @@ def test_a_hundred_thousand_simultaneous_shutdowns_neither_end_the_leader_term_n
     recreate_topics(kafka_settings)
     fill_queue(connection, 100_000)
     connection.execute("UPDATE scenarios SET state = 'init_shutdown', outcome = 'stopped', state_changed_at = now()")
-    uuid = scenarios.insert_scenario(connection, urgent_scenario()).scenario_uuid
+    uuid = scenarios.insert_scenario(connection, EVERYTHING, urgent_scenario()).scenario_uuid
     began_s = time.monotonic()
     with fake_runners(kafka_settings) as runners, running_roles(database_url, database_url, kafka_settings):
         runner = FakeRunner("first", 1)

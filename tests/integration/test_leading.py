@@ -8,6 +8,7 @@ import pytest
 from tests.integration.delivery import recreate_topics, running_role, terminate_connections
 from tests.integration.disks import logged_outages, simulated_full_disk
 from tests.integration.server_owner import wait_until
+from tests.scopes import EVERYTHING
 
 from vidflow.domain.messages import Parameters
 from vidflow.infra.kafka.settings import KafkaSettings
@@ -52,7 +53,7 @@ def test_a_leader_with_a_full_disk_keeps_leading_and_logs_the_outage_once(
     recreate_topics(kafka_settings)
     with running_role(run, OrchestratorOptions(database_url=database_url, kafka=kafka_settings)):
         wait_until(lambda: is_leading(connection, 1), "it leads")
-        uuid = scenarios.insert_scenario(connection, NEW).scenario_uuid
+        uuid = scenarios.insert_scenario(connection, EVERYTHING, NEW).scenario_uuid
         with simulated_full_disk(connection, "scenario_history", "INSERT"):
             connection.execute(
                 "UPDATE scenarios SET state = 'init_shutdown', outcome = 'stopped' WHERE scenario_uuid = %s", (uuid,)

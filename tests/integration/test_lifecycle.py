@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import msgspec
 import psycopg
 import pytest
+from tests.scopes import EVERYTHING
 
 from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.leader import ScenarioView
@@ -36,11 +37,12 @@ RUNNER = "runner-1"
 def create_scenario(connection: Connection) -> Scenario:
     details = scenarios.insert_scenario(
         connection,
+        EVERYTHING,
         scenarios.NewScenario(
             source="clip.mp4", model="motion", model_sha256=None, fps="2", priority=0, parameters=Parameters()
         ),
     )
-    scenario = lifecycle.read_scenario(connection, details.scenario_uuid)
+    scenario = lifecycle.read_scenario(connection, EVERYTHING, details.scenario_uuid)
     assert scenario is not None
     outbox.remove_published(connection, [row.id for row in outbox.read_pending_messages(connection, 10)])
     return scenario
@@ -59,7 +61,7 @@ def write_event(connection: Connection, scenario: Scenario, event: Event) -> int
 
 
 def reread(connection: Connection, scenario: Scenario) -> Scenario:
-    current = lifecycle.read_scenario(connection, scenario.scenario_uuid)
+    current = lifecycle.read_scenario(connection, EVERYTHING, scenario.scenario_uuid)
     assert current is not None
     return current
 
@@ -152,7 +154,9 @@ def test_each_transition_has_a_history_row_in_order(connection: Connection) -> N
     write_event(connection, reread(connection, scenario), taken)
     drained = Event(kind=Kind.DRAINED, reason_code=ReasonCode.END_MARKER_STORED, reason="end marker stored", epoch=1000)
     write_event(connection, reread(connection, scenario), drained)
-    transitions, _ = history.read_history_page(connection, scenario.scenario_uuid, history.BEFORE_FIRST_TRANSITION, 100)
+    transitions, _ = history.read_history_page(
+        connection, EVERYTHING, scenario.scenario_uuid, history.BEFORE_FIRST_TRANSITION, 100
+    )
     assert [(row.number, row.to_state, row.reason_code) for row in transitions] == [
         (0, "init_startup", "created"),
         (1, "in_startup_processing", "assigned"),

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.integration.delivery import emptied_database
+from tests.scopes import EVERYTHING
 
 from vidflow.domain.messages import Parameters
 from vidflow.domain.scenario import State
@@ -54,7 +55,7 @@ def test_the_size_of_a_scenario_includes_all_texts_of_the_client(connection: Con
     new = NewScenario(
         source="s" * 100, model="motion", model_sha256=None, fps="all", priority=0, parameters=Parameters(labels=("\u00e9" * 50,) * 10)
     )  # fmt: skip
-    scenarios.insert_scenario(connection, new)
+    scenarios.insert_scenario(connection, EVERYTHING, new)
     totals = read_queue_totals(connection)
     assert totals == counted(connection)
     assert totals.scenarios == 1
@@ -159,12 +160,14 @@ def test_the_cost_of_a_read_does_not_grow_with_the_tables(connection: Connection
     connection.execute("ANALYZE")
     reads: dict[str, Callable[[], object]] = {
         "queue": lambda: read_queue_totals(connection),
-        "list": lambda: scenarios.read_scenario_page(connection, None, None, 20),
-        "list of a common state": lambda: scenarios.read_scenario_page(connection, State(common), None, 20),
-        "list of a rare state": lambda: scenarios.read_scenario_page(connection, State.ACTIVE, None, 20),
-        "history": lambda: history.read_history_page(connection, scenario_uuid, 5000, 20),
-        "gaps": lambda: gaps.read_gap_page(connection, scenario_uuid, gaps.GapKey(1, 7000.0, "corrupt"), 20),
-        "predictions": lambda: results.read_result_page(connection, scenario_uuid, 5000, 20),
+        "list": lambda: scenarios.read_scenario_page(connection, EVERYTHING, None, None, 20),
+        "list of a common state": lambda: scenarios.read_scenario_page(connection, EVERYTHING, State(common), None, 20),
+        "list of a rare state": lambda: scenarios.read_scenario_page(connection, EVERYTHING, State.ACTIVE, None, 20),
+        "history": lambda: history.read_history_page(connection, EVERYTHING, scenario_uuid, 5000, 20),
+        "gaps": lambda: gaps.read_gap_page(
+            connection, EVERYTHING, scenario_uuid, gaps.GapKey(1, 7000.0, "corrupt"), 20
+        ),
+        "predictions": lambda: results.read_result_page(connection, EVERYTHING, scenario_uuid, 5000, 20),
     }
     rows_by_read = {}
     for name, statement in reads.items():

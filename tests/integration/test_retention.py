@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from tests.integration.delivery import emptied_database, print_figure
+from tests.scopes import EVERYTHING
 
 from vidflow.domain.messages import Frame
 from vidflow.domain.retention import DAY_MS, RetentionPolicy, TimeRange
@@ -107,7 +108,7 @@ def table_of(connection: Connection, scenario_uuid: str) -> set[str]:
 
 
 def is_removed(connection: Connection, scenario_uuid: str) -> bool:
-    page = results.read_result_page(connection, scenario_uuid, -1, 10)
+    page = results.read_result_page(connection, EVERYTHING, scenario_uuid, -1, 10)
     assert page is not None
     assert page.removed == (page.frames == [])
     return page.removed
@@ -174,7 +175,7 @@ def test_expired_rows_of_the_default_partition_are_deleted_in_batches(
     rounds = 0
     while run_round(database_url, lease, MONTH):
         rounds += 1
-        page = results.read_result_page(connection, old, -1, 10)
+        page = results.read_result_page(connection, EVERYTHING, old, -1, 10)
         assert page is not None
         assert page.removed
     assert rounds == 3
@@ -264,7 +265,7 @@ class ResultsLoad:
             while not self._stop.is_set():
                 for scenario_uuid in self._watched:
                     began_s = time.monotonic()
-                    page = results.read_result_page(connection, scenario_uuid, -1, 100)
+                    page = results.read_result_page(connection, EVERYTHING, scenario_uuid, -1, 100)
                     self._record(began_s)
                     assert page is not None
                     assert page.removed or len(page.frames) == 20

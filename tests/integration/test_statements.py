@@ -12,12 +12,15 @@ import msgspec
 import pytest
 from tests.integration.delivery import frame, outbox_row, print_figure
 from tests.integration.query_plans import explain
+from tests.scopes import EVERYTHING
 
+from vidflow.domain.access import ReadScope, format_token, hash_token
 from vidflow.domain.messages import Gap, GapReason, Parameters
 from vidflow.domain.progress import Progress
 from vidflow.domain.retention import DAY_MS, TimeRange
 from vidflow.domain.scenario import State
 from vidflow.infra.postgres import (
+    audit,
     gaps,
     history,
     inbox_partitions,
@@ -30,6 +33,7 @@ from vidflow.infra.postgres import (
     retention,
     scenarios,
     system_status,
+    tokens,
 )
 from vidflow.infra.postgres.connection import Connection, connect
 
@@ -77,6 +81,18 @@ FILL = (
     "INSERT INTO lease VALUES ('leader', uuidv7(), 1, now() + interval '1 h')",
     "INSERT INTO runners SELECT 'r' || n, now(), 2, 2, 0, false, false, 'default', '1' FROM generate_series(1, 50) AS n",
     "INSERT INTO inbox_partitions SELECT 'results', 'id', n, 0, now() FROM generate_series(0, 7) AS n",
+    """
+    INSERT INTO audit (at, action, owner, scenario_uuid)
+    SELECT now() - make_interval(secs => 40 * n), 'scenario_created', 'local', uuidv7() FROM generate_series(300000, 1, -1) AS n
+    """,
+    """
+    UPDATE scenarios SET owner = 'rare'
+     WHERE get_byte(uuid_send(scenario_uuid), 15) = 0 AND get_byte(uuid_send(scenario_uuid), 14) < 3
+    """,
+    """
+    INSERT INTO tokens (token_id, token_sha256, owner, rights)
+    SELECT md5(n::text), 'x', 'local', 'read' FROM generate_series(1, 10000) AS n
+    """,
     "INSERT INTO results_removed SELECT uuidv7(interval '-90 days'), uuidv7(interval '-60 days')",
 )
 
@@ -153,7 +169,7 @@ def new_scenario(tx: Connection) -> object:
     new = scenarios.NewScenario(
         source="s", model="motion", model_sha256=None, fps="all", priority=0, parameters=Parameters()
     )
-    return scenarios.insert_scenario(tx, new)
+    return scenarios.insert_scenario(tx, EVERYTHING, new)
 
 
 def day(days_ago: int) -> Callable[[Connection], TimeRange]:
@@ -164,6 +180,15 @@ def day(days_ago: int) -> Callable[[Connection], TimeRange]:
     return make_range
 
 
+def list_scenarios(
+    scope: ReadScope, state: State | None = None
+) -> Callable[[Connection], Callable[[Connection], object]]:
+    return call(lambda tx: scenarios.read_scenario_page(tx, scope, state, None, 51))
+
+
+COMMON = ReadScope(owner="local", is_for_all=False)
+RARE = ReadScope(owner="rare", is_for_all=False)
+TOKEN = format_token(bytes(8), bytes(32))
 SHARD = [3]
 STATEMENTS: list[Statement] = [
     # The relay: every 2 ms when it is busy.
@@ -267,23 +292,33 @@ STATEMENTS: list[Statement] = [
     ("outbox.count_set_aside", 100, call(outbox.count_set_aside)),
     ("scenarios.read_queue_totals", 100, call(scenarios.read_queue_totals)),
     ("scenarios.insert_scenario", 400, call(new_scenario)),
-    ("scenarios.find_scenario", 100, with_scenarios("inactive", 1, lambda tx, uuids: scenarios.find_scenario(tx, uuids[0]))),
-    ("scenarios.read_scenario_page", 1000, call(lambda tx: scenarios.read_scenario_page(tx, None, None, 51))),
-    ("scenarios.read_scenario_page, common state", 1000, call(lambda tx: scenarios.read_scenario_page(tx, State.INIT_STARTUP, None, 51))),
-    ("scenarios.read_scenario_page, empty state", 1000, call(lambda tx: scenarios.read_scenario_page(tx, State.ACTIVE, None, 51))),
+    ("scenarios.find_scenario", 100, with_scenarios("inactive", 1, lambda tx, uuids: scenarios.find_scenario(tx, EVERYTHING, uuids[0]))),
+    ("scenarios.read_scenario_page", 1000, call(lambda tx: scenarios.read_scenario_page(tx, EVERYTHING, None, None, 51))),
+    ("scenarios.read_scenario_page, common state", 1000, list_scenarios(EVERYTHING, State.INIT_STARTUP)),
+    ("scenarios.read_scenario_page, empty state", 1000, list_scenarios(EVERYTHING, State.ACTIVE)),
+    ("scenarios.read_scenario_page, one owner", 1000, list_scenarios(RARE)),
+    ("scenarios.read_scenario_page, one owner, inactive", 1000, list_scenarios(RARE, State.INACTIVE)),
+    ("scenarios.read_scenario_page, one owner, waiting", 1000, list_scenarios(RARE, State.INIT_STARTUP)),
+    ("scenarios.read_scenario_page, one owner, empty state", 1000, list_scenarios(RARE, State.ACTIVE)),
+    ("scenarios.read_scenario_page, an owner of many", 1000, list_scenarios(COMMON)),
+    ("scenarios.read_scenario_page, an owner of many, waiting", 1000, list_scenarios(COMMON, State.INIT_STARTUP)),
+    ("scenarios.read_scenario_page, an owner of many, empty state", 1000, list_scenarios(COMMON, State.ACTIVE)),
+    ("tokens.find_token", 50, call(lambda tx: tokens.find_token(tx, TOKEN, hash_token(TOKEN)), tokens.has_tokens)),
+    ("audit.add_entry", 50, call(lambda tx: audit.add_entry(tx, EVERYTHING, "shutdown_requested", str(HOLDER)))),
+    ("audit.delete_expired", 12_000, call(lambda tx: audit.delete_expired(tx, 90))),
     (
         "scenarios.read_scenario_page, after",
         1000,
-        with_scenarios("inactive", 1, lambda tx, uuids: scenarios.read_scenario_page(tx, State.INACTIVE, uuids[0], 51)),
+        with_scenarios("inactive", 1, lambda tx, uuids: scenarios.read_scenario_page(tx, EVERYTHING, State.INACTIVE, uuids[0], 51)),
     ),
     ("history.read_history_page", 50, with_scenarios("inactive", 1,
-        lambda tx, uuids: history.read_history_page(tx, uuids[0], history.BEFORE_FIRST_TRANSITION, 100))),
+        lambda tx, uuids: history.read_history_page(tx, EVERYTHING, uuids[0], history.BEFORE_FIRST_TRANSITION, 100))),
     ("gaps.read_gap_page", 50, with_scenarios("inactive", 1,
-        lambda tx, uuids: gaps.read_gap_page(tx, uuids[0], gaps.BEFORE_FIRST_GAP, 100))),
-    ("scenarios.exists", 50, with_scenarios("inactive", 1, lambda tx, uuids: scenarios.exists(tx, uuids[0]))),
-    ("lifecycle.read_scenario", 50, with_scenarios("inactive", 1, lambda tx, uuids: lifecycle.read_scenario(tx, uuids[0]))),
+        lambda tx, uuids: gaps.read_gap_page(tx, EVERYTHING, uuids[0], gaps.BEFORE_FIRST_GAP, 100))),
+    ("scenarios.exists", 50, with_scenarios("inactive", 1, lambda tx, uuids: scenarios.exists(tx, EVERYTHING, uuids[0]))),
+    ("lifecycle.read_scenario", 50, with_scenarios("inactive", 1, lambda tx, uuids: lifecycle.read_scenario(tx, EVERYTHING, uuids[0]))),
     ("results.read_result_page", 300, with_scenarios("inactive", 1,
-        lambda tx, uuids: results.read_result_page(tx, uuids[0], -1, 100))),
+        lambda tx, uuids: results.read_result_page(tx, EVERYTHING, uuids[0], -1, 100))),
 ]  # fmt: skip
 MAX_SORTED_ROWS = 5000
 """A batch or a page may be sorted, but not the whole queue."""

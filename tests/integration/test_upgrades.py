@@ -25,6 +25,7 @@ from tests.integration.delivery import (
     stored_frame_numbers,
 )
 from tests.integration.server_owner import wait_until
+from tests.scopes import EVERYTHING
 
 from vidflow.domain.messages import Parameters
 from vidflow.domain.topics import INIT_SCENARIO
@@ -96,7 +97,7 @@ class UpgradeLoad:
             source="http://camera/x", model="motion", model_sha256=None, fps="all", priority=0, parameters=Parameters()
         )
         with connect(self._url, name="test") as tx:
-            return scenarios.insert_scenario(tx, new).scenario_uuid
+            return scenarios.insert_scenario(tx, EVERYTHING, new).scenario_uuid
 
     def create_scenarios(self) -> None:
         while not self._stop.is_set():

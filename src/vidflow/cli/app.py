@@ -19,9 +19,11 @@ from vidflow.cli.options import (
     AnyFile,
     AnyOnnx,
     Attempts,
+    Auth,
     BenchOutput,
     BenchSource,
     Cores,
+    CorsOrigins,
     DatabaseUrl,
     DataDir,
     DeviceName,
@@ -34,6 +36,7 @@ from vidflow.cli.options import (
     InsecureSources,
     KafkaProperties,
     KafkaServers,
+    KeepAuditDays,
     KeepResultsDays,
     KeepScenariosDays,
     Labels,
@@ -63,11 +66,14 @@ from vidflow.cli.options import (
     Seconds,
     SourceCaFile,
     StartDeadlineS,
+    Token,
+    TrustedProxies,
     Url,
     Video,
     VideoFps,
     WorkerMemoryBytes,
 )
+from vidflow.cli.tokens import print_audit, token_app
 from vidflow.domain.device import parse_device
 from vidflow.domain.retention import RetentionPolicy
 from vidflow.domain.scenario import DEFAULT_MODEL
@@ -90,6 +96,7 @@ from vidflow.settings import (
     read_environment_variable,
     read_kafka_settings,
     split_labels,
+    split_list,
 )  # fmt: skip
 
 app = typer.Typer(
@@ -102,10 +109,11 @@ app.add_typer(topics, name="topics")
 app.add_typer(models, name="models")
 app.add_typer(outbox, name="outbox")
 app.add_typer(dlq, name="dlq")
+app.add_typer(token_app, name="token")
 
 Options = TypeVar("Options")
 OPTIONS_OF_OWN_RUNNER: Final = {
-    "max_workers", "models_dir", "device", "inference", "source_ca_file", "insecure_sources", "allow_source_network",
+    "max_workers", "models_dir", "device", "inference", "source_ca_file", "insecure_sources", "allow_source_network", "sandbox",
 }  # fmt: skip
 """Options of `vidflow run` that are settings of the runner that it starts."""
 
@@ -145,7 +153,7 @@ def api(
     inbox: RunInbox = True, media_root: MediaRoot = None, any_file: AnyFile = False, models_dir: ModelsDir = None,
     any_onnx: AnyOnnx = False, video_fps: VideoFps = "all", pool_size: PoolSize = 10, queue_limit: QueueLimit = 10_000,
     queue_limit_bytes: QueueLimitBytes = 256 * 1024**2, data_dir: DataDir = None, min_free_bytes: MinFreeBytes = 256 * 1024**2,
-    allow_device: AllowDevice = None,
+    allow_device: AllowDevice = None, auth: Auth = True, cors_origins: CorsOrigins = "", trusted_proxies: TrustedProxies = "",
 ) -> None:  # fmt: skip
     """Serve the HTTP API."""
     from vidflow.roles.api import run  # noqa: PLC0415 - load only what this role needs
@@ -154,7 +162,8 @@ def api(
         database_url=database_url, kafka=read_kafka_settings(kafka, kafka_properties), log_format=log_format,
         metrics_host=metrics_host, metrics_port=metrics_port, host=host, port=port, inbox=inbox, media_root=media_root,
         any_file=any_file, models_dir=models_dir, any_onnx=any_onnx, video_fps=video_fps, pool_size=pool_size,
-        allowed_hosts=tuple(host for host in allowed_hosts.split(",") if host.strip()), max_connections=max_connections,
+        allowed_hosts=split_list(allowed_hosts), cors_origins=split_list(cors_origins), trusted_proxies=split_list(trusted_proxies),
+        auth=auth, max_connections=max_connections,
         queue_limit=queue_limit, queue_limit_bytes=queue_limit_bytes, data_dir=data_dir, min_free_bytes=min_free_bytes,
         devices=parse_devices(allow_device or ()),
     ), log_format)  # fmt: skip
@@ -193,7 +202,7 @@ def orchestrator(
     database_url: DatabaseUrl = "", kafka: KafkaServers = "", kafka_properties: KafkaProperties = None, log_format: LogFormat = "text",
     metrics_port: MetricsPort = None, metrics_host: MetricsHost = "127.0.0.1", attempts: Attempts = 5,
     keep_results_days: KeepResultsDays = None, keep_scenarios_days: KeepScenariosDays = None,
-    results_partition_days: ResultsPartitionDays = 7,
+    results_partition_days: ResultsPartitionDays = 7, keep_audit_days: KeepAuditDays = 90,
 ) -> None:  # fmt: skip
     """Assign scenarios to runners and follow them to their end. One leads, the others stand by."""
     from vidflow.roles.orchestrator import run  # noqa: PLC0415
@@ -202,7 +211,8 @@ def orchestrator(
         database_url=database_url, kafka=read_kafka_settings(kafka, kafka_properties), log_format=log_format,
         metrics_host=metrics_host, metrics_port=metrics_port, attempts=attempts,
         retention=RetentionPolicy(
-            partition_days=results_partition_days, results_days=keep_results_days, scenarios_days=keep_scenarios_days
+            partition_days=results_partition_days, results_days=keep_results_days, scenarios_days=keep_scenarios_days,
+            audit_days=keep_audit_days,
         ),
     ), log_format)  # fmt: skip
 
@@ -260,7 +270,7 @@ def dev(
 def run(
     context: typer.Context, video: Video, model: ModelName = DEFAULT_MODEL, fps: Fps = "all", output: RunOutput = "table", url: Url = None,
     score: Score = None, labels: Labels = None, labels_file: LabelsFile = None, max_workers: MaxWorkers = 2,
-    models_dir: ModelsDir = None, device: DeviceName = "auto", inference: Inference = "auto",
+    models_dir: ModelsDir = None, device: DeviceName = "auto", inference: Inference = "auto", token: Token = None,
     source_ca_file: SourceCaFile = None, insecure_sources: InsecureSources = False,
     allow_source_network: AllowSourceNetwork = None, sandbox: Sandbox = "auto",
 ) -> None:  # fmt: skip
@@ -277,7 +287,7 @@ def run(
     raise typer.Exit(run_video(RunOptions(
         video=video, model=model, fps=fps, output=output, url=url, score_threshold=score,
         labels=split_labels(labels) if labels else None, labels_file=labels_file, max_workers=max_workers,
-        models_dir=models_dir, device=parse_device(device), inference=inference, sandbox=sandbox,
+        models_dir=models_dir, device=parse_device(device), inference=inference, sandbox=sandbox, token=token,
         sources=build_source_access(source_ca_file, allow_source_network, None, insecure=insecure_sources),
     )))  # fmt: skip
 
@@ -297,3 +307,6 @@ def bench(
     run_bench(BenchOptions(
         model=model, source=source, fps=fps, output=output, seconds=seconds, models_dir=models_dir, device=parse_device(device),
     ))  # fmt: skip
+
+
+app.command("audit")(print_audit)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from vidflow.cli.completion import complete_model
+from vidflow.domain.access import Rights
 from vidflow.domain.sandbox import SandboxMode
 from vidflow.settings import InferenceMode, OutputFormat
 
@@ -115,6 +116,17 @@ AllowedHosts = Annotated[
         "Hosts that requests may name besides localhost, such as api.example.org,*.example.org,10.0.0.0/8. Any host: *",
     ),
 ]
+Auth = Annotated[
+    bool, _switch("auth", "Ask for a token. On a loopback address, only once one was created (vidflow token create).")
+]
+CorsOrigins = Annotated[
+    str,
+    _option("cors-origins", "Origins of other sites whose pages may use the API, such as https://app.example.org."),
+]
+TrustedProxies = Annotated[
+    str,
+    _option("trusted-proxies", "Addresses or networks of proxies whose X-Forwarded-For says who sent a request."),
+]
 MaxConnections = Annotated[
     int,
     _option("max-connections", "Maximum number of client connections. Health checks have their own.", at_least=1),
@@ -154,6 +166,7 @@ KeepScenariosDays = Annotated[
         at_least=1,
     ),
 ]
+KeepAuditDays = Annotated[int, _option("keep-audit-days", "Days until an entry of the audit is removed.", at_least=1)]
 ResultsPartitionDays = Annotated[int, _option("results-partition-days", "Days of results in a partition.", at_least=1)]
 
 # The runner
@@ -215,6 +228,9 @@ ModelName = Annotated[
 Fps = Annotated[str, _option("fps", "Frames per second to keep: a number, a fraction such as 30000/1001, or all.")]
 RunOutput = Annotated[OutputFormat, _option("output", "Output format: table for people, the others for programs.")]
 Url = Annotated[str | None, _option("url", "URL of a running vidflow to use instead of starting one.")]
+Token = Annotated[
+    str | None, _option("token", "Token for --url. Set the variable instead: command lines are visible to others.")
+]
 Score = Annotated[float | None, _option("score", "Leave out detections below this score.", at_least=0, at_most=1)]
 Labels = Annotated[
     str | None, _option("labels", "Labels to keep, separated by commas. One that contains a comma is quoted.")
@@ -280,6 +296,32 @@ WriteSpec = Annotated[
 ]
 """Without a variable: one that is left in the environment would write files."""
 
+# token
+
+_OWNER = _option("owner", "Owner of scenarios, such as a person or a service.")
+Owner = Annotated[str, _OWNER]
+OnlyOwner = Annotated[str | None, _OWNER]
+TokenRights = Annotated[
+    Rights,
+    _option(
+        "rights",
+        "What it allows: read, write (and read), or admin: everything, for the scenarios of all owners.",
+        variable="VIDFLOW_TOKEN_RIGHTS",
+    ),
+]
+ExpiresDays = Annotated[
+    int | None,
+    _option(
+        "expires-days",
+        "Days until it expires. By default it does not.",
+        variable="VIDFLOW_TOKEN_EXPIRES_DAYS",
+        at_least=1,
+        at_most=36_500,
+    ),
+]
+TokenNote = Annotated[str, _option("note", "What it is for, for the list.", variable="VIDFLOW_TOKEN_NOTE")]
+TokenId = Annotated[str, typer.Argument(help="Id of the token, as listed by vidflow token list.")]
+
 # topics
 
 Pools = Annotated[list[str] | None, _option("pool", "Name of a runner pool.")]
@@ -294,7 +336,7 @@ MinInsyncReplicas = Annotated[
 
 # outbox
 
-Limit = Annotated[int, _option("limit", "Maximum number of messages to list.", at_least=1)]
+Limit = Annotated[int, _option("limit", "Maximum number of items to list.", at_least=1)]
 OutboxIds = Annotated[list[int], typer.Argument(help="Ids of the messages, as listed by vidflow outbox list.")]
 
 # dlq

@@ -66,6 +66,8 @@ _SCHEME: Final = re.compile(
 )
 _PRIVATE_KEY: Final = re.compile(r"-----BEGIN [A-Z ]{0,32}PRIVATE KEY-----(?:[^-]|-(?!----END))*+")
 _JWT: Final = re.compile(r"(?<![\w-])eyJ[\w-]{8,}+(?:\.[\w-]*+){1,4}")
+_OWN_TOKEN: Final = re.compile(r"(?<=vf_)(?P<id>[0-9a-f]{16}_)[\w-]{8,}+")
+"""A token of vidflow itself. Its id may be shown."""
 
 _ITEM: Final = re.compile(r"([&;,/]|_(?=[A-Za-z]+=))")
 _PUNCTUATION: Final = ".,;:)]}>\"'`"
@@ -109,6 +111,7 @@ def redact(text: str, known_secrets: Sequence[str] = ()) -> str:
     text = _USER_AT_HOST.sub(f"{MASK}@", text)
     text = _QUERY.sub(lambda match: _mask_relative_query(match.group(), found), text)
     text = _JWT.sub(MASK, text)
+    text = _OWN_TOKEN.sub(rf"\g<id>{MASK}", text)
     return _mask_pairs(text)
 
 

@@ -22,12 +22,14 @@ RANGES_AHEAD: Final = 3
 class RetentionPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """Retention periods in days (None: forever), and the length of a range of results.
 
-    The results of a scenario are kept for `results_days` after its end, the scenario and its history for `scenarios_days`.
+    The results of a scenario are kept for `results_days` after its end, the scenario and its history for `scenarios_days`. Entries of
+    the audit are kept for `audit_days`.
     """
 
     partition_days: int = 7
     results_days: int | None = None
     scenarios_days: int | None = None
+    audit_days: int = 90
 
     def validate(self) -> RetentionPolicy:
         """Return the policy itself. Raises SetupError if scenarios would be removed before their results."""

@@ -10,6 +10,7 @@ import httpx
 import msgspec
 
 from vidflow.contract import HistoryPage, InitScenario, RawPredictionPage, ScenarioResponse
+from vidflow.domain.access import parse_token_id
 from vidflow.domain.errors import InternalError, Unavailable, UserError, VidflowError
 
 T = TypeVar("T")
@@ -31,11 +32,17 @@ class ApiClient:
     Requests raise UserError if the server refuses them (4xx), Unavailable if it does not answer, InternalError if it fails (500).
     """
 
-    def __init__(self, url: str) -> None:
-        """Raises UserError if `url` is not a valid HTTP URL."""
+    def __init__(self, url: str, token: str | None = None) -> None:
+        """`token`: sent with each request. Raises UserError if `url` is not a valid HTTP URL, or `token` is not a token."""
+        if token is not None and parse_token_id(token) is None:
+            raise UserError(
+                "VIDFLOW_TOKEN (--token) is not a token. It begins with vf_ and is printed by vidflow token create."
+            )
         self._url = url.rstrip("/")
         try:
-            self._http = httpx.Client(base_url=self._url, timeout=10.0)
+            self._http = httpx.Client(
+                base_url=self._url, timeout=10.0, headers={"Authorization": f"Bearer {token}"} if token else {}
+            )
         except httpx.InvalidURL as error:
             raise UserError(f"--url is not a URL ({error}). Write http://host:port.") from error
         if self._http.base_url.scheme not in {"http", "https"} or not self._http.base_url.host:

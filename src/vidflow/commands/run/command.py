@@ -53,7 +53,10 @@ def _run_model(options: RunOptions) -> int:
     stop.request_on_signals()
     with open_display(sys.stderr) as display:
         try:
-            with _api_url(options, request.source, stop, display) as url, ApiClient(url) as client:
+            with (
+                _api_url(options, request.source, stop, display) as url,
+                ApiClient(url, options.token if options.url else None) as client,
+            ):
                 return _run(client, request, write, display, stop)
         except StartCancelled:
             if stop.error is not None:

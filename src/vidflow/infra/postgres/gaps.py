@@ -8,9 +8,11 @@ from typing import Final
 import msgspec
 from psycopg.rows import class_row
 
+from vidflow.domain.access import ReadScope
 from vidflow.domain.messages import End, Frame
 from vidflow.infra.postgres.connection import Connection
 from vidflow.infra.postgres.parameters import columns
+from vidflow.infra.postgres.scopes import IS_SCENARIO_IN_SCOPE
 
 
 class GapRow(msgspec.Struct, frozen=True):
@@ -68,7 +70,9 @@ def add_gaps(tx: Connection, messages: Sequence[Frame | End]) -> int:
     ).rowcount
 
 
-def read_gap_page(tx: Connection, scenario_uuid: str, after: GapKey, limit: int) -> tuple[list[GapRow], bool]:
+def read_gap_page(
+    tx: Connection, scope: ReadScope, scenario_uuid: str, after: GapKey, limit: int
+) -> tuple[list[GapRow], bool]:
     """Return at most `limit` gaps after `after` in video order, and whether more follow.
 
     Rows are small, so the number of rows also bounds the size of the page.
@@ -76,15 +80,21 @@ def read_gap_page(tx: Connection, scenario_uuid: str, after: GapKey, limit: int)
     gaps = (
         tx.cursor(row_factory=class_row(GapRow))
         .execute(
-            """
+            f"""
             SELECT after_frame, from_s, to_s, frames, reason, epoch
               FROM scenario_gaps
              WHERE scenario_uuid = %(scenario_uuid)s
                AND (after_frame, from_s, reason) > (%(after_frame)s::bigint, %(from_s)s::float8, %(reason)s::text)
+               AND {IS_SCENARIO_IN_SCOPE}
              ORDER BY after_frame, from_s, reason
              LIMIT %(limit)s + 1
-            """,
-            {"scenario_uuid": scenario_uuid, "limit": limit, **msgspec.structs.asdict(after)},
+            """,  # noqa: S608 - a constant condition
+            {
+                "scenario_uuid": scenario_uuid,
+                "owner": scope.only_owner,
+                "limit": limit,
+                **msgspec.structs.asdict(after),
+            },
         )
         .fetchall()
     )

@@ -9,10 +9,12 @@ from typing import Final
 import msgspec
 from psycopg.rows import dict_row
 
+from vidflow.domain.access import ReadScope
 from vidflow.domain.scenario import Decision
 from vidflow.infra.postgres.connection import Connection
 from vidflow.infra.postgres.pages import MAX_PAGE_BYTES, trim_page
 from vidflow.infra.postgres.parameters import columns
+from vidflow.infra.postgres.scopes import IS_SCENARIO_IN_SCOPE
 
 BEFORE_FIRST_TRANSITION: Final = -1
 """Number that precedes the first transition."""
@@ -57,12 +59,14 @@ def add_transitions(tx: Connection, decisions: Sequence[Decision]) -> None:
     )  # fmt: skip
 
 
-def read_history_page(tx: Connection, scenario_uuid: str, after: int, limit: int) -> tuple[list[TransitionRow], bool]:
+def read_history_page(
+    tx: Connection, scope: ReadScope, scenario_uuid: str, after: int, limit: int
+) -> tuple[list[TransitionRow], bool]:
     """Return at most `limit` transitions of a scenario after number `after`, in order, and whether more follow."""
     rows = (
         tx.cursor(row_factory=dict_row)
         .execute(
-            """
+            f"""
             WITH RECURSIVE page AS (
                 SELECT %(after)s::integer AS number, NULL::text AS from_state, NULL::text AS to_state,
                        NULL::text AS reason_code, NULL::text AS reason, 0::bigint AS epoch, 0::integer AS attempt,
@@ -83,10 +87,16 @@ def read_history_page(tx: Connection, scenario_uuid: str, after: int, limit: int
             )
             SELECT number, from_state, to_state, reason_code, reason, epoch, attempt, runner, detail, at, page_bytes
               FROM page
-             WHERE row_number > 0
+             WHERE row_number > 0 AND {IS_SCENARIO_IN_SCOPE}
              ORDER BY row_number
-            """,
-            {"scenario_uuid": scenario_uuid, "after": after, "limit": limit, "page_bytes": MAX_PAGE_BYTES},
+            """,  # noqa: S608 - a constant condition
+            {
+                "scenario_uuid": scenario_uuid,
+                "owner": scope.only_owner,
+                "after": after,
+                "limit": limit,
+                "page_bytes": MAX_PAGE_BYTES,
+            },
         )
         .fetchall()
     )

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from psycopg.rows import dict_row
 
+from vidflow.domain.access import WriteScope
 from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.leader import OutgoingCommand
 from vidflow.domain.messages import Deploy, Message, Parameters, ResumePoint, Shutdown, StopWork, encode
@@ -19,6 +20,7 @@ from vidflow.domain.topics import INIT_SCENARIO, commands_topic
 from vidflow.infra.postgres import history, outbox, progress
 from vidflow.infra.postgres.connection import Connection
 from vidflow.infra.postgres.parameters import columns, to_json
+from vidflow.infra.postgres.scopes import IS_IN_SCOPE
 
 
 def decode_scenario(row: dict[str, Any]) -> Scenario:
@@ -39,15 +41,16 @@ def decode_scenario(row: dict[str, Any]) -> Scenario:
     )
 
 
-def read_scenario(tx: Connection, scenario_uuid: str) -> Scenario | None:
-    """Return a scenario, or None if it does not exist."""
-    query = """
+def read_scenario(tx: Connection, scope: WriteScope, scenario_uuid: str) -> Scenario | None:
+    """Return a scenario to change, or None if it does not exist in this scope."""
+    query = f"""
         SELECT scenario_uuid::text, state, outcome, error::text, epoch, attempt, requeues, runner, resume_frame, skips::text, pool,
                coalesce(parameters ->> 'on_poison' = 'skip', false) AS skips_poison
-          FROM scenarios
-         WHERE scenario_uuid = %s
-    """
-    row = tx.cursor(row_factory=dict_row).execute(query, (scenario_uuid,)).fetchone()
+          FROM scenarios s
+         WHERE scenario_uuid = %(scenario_uuid)s AND {IS_IN_SCOPE}
+    """  # noqa: S608 - a constant condition
+    values = {"scenario_uuid": scenario_uuid, "owner": scope.only_owner}
+    row = tx.cursor(row_factory=dict_row).execute(query, values).fetchone()
     return decode_scenario(row) if row else None
 
 

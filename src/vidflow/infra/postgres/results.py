@@ -8,11 +8,13 @@ from typing import Final
 
 import msgspec
 
+from vidflow.domain.access import ReadScope
 from vidflow.domain.messages import Frame
 from vidflow.domain.scenario import State
 from vidflow.infra.postgres.connection import Connection
 from vidflow.infra.postgres.pages import MAX_PAGE_BYTES, trim_page
 from vidflow.infra.postgres.parameters import columns, to_json
+from vidflow.infra.postgres.scopes import IS_IN_SCOPE
 
 ROWS_PER_CALLBACK: Final = 200
 """Rows copied between two calls of `while_waiting`. The server works on them in the meantime."""
@@ -96,13 +98,13 @@ def _row(frame: Frame) -> tuple[object, ...]:
     )  # fmt: skip
 
 
-def read_result_page(tx: Connection, scenario_uuid: str, after: int, limit: int) -> ResultPage | None:
-    """Return at most `limit` results after frame `after`, or None if the scenario does not exist.
+def read_result_page(tx: Connection, scope: ReadScope, scenario_uuid: str, after: int, limit: int) -> ResultPage | None:
+    """Return at most `limit` results after frame `after`, or None if the scenario does not exist in this scope.
 
     One statement reads the results and the scenario's state, so that `complete` is never True before the last result.
     """
     rows = tx.execute(
-        """
+        f"""
         WITH RECURSIVE page AS (
             SELECT %(after)s::bigint AS frame_number, 0::bigint AS epoch, 0::float8 AS time_s, 0 AS width, 0 AS height,
                    false AS corrupt, NULL::timestamptz AS captured_at, NULL::text AS captured_by,
@@ -127,10 +129,16 @@ def read_result_page(tx: Connection, scenario_uuid: str, after: int, limit: int)
                to_char(page.captured_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), page.captured_by, page.detections
           FROM scenarios s
          CROSS JOIN page
-         WHERE s.scenario_uuid = %(scenario_uuid)s
+         WHERE s.scenario_uuid = %(scenario_uuid)s AND {IS_IN_SCOPE}
          ORDER BY page.row_number
-        """,
-        {"scenario_uuid": scenario_uuid, "after": after, "limit": limit, "page_bytes": MAX_PAGE_BYTES},
+        """,  # noqa: S608 - a constant condition
+        {
+            "scenario_uuid": scenario_uuid,
+            "owner": scope.only_owner,
+            "after": after,
+            "limit": limit,
+            "page_bytes": MAX_PAGE_BYTES,
+        },
     ).fetchall()
     if not rows:
         return None

@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 from psycopg.rows import dict_row
 
+from vidflow.domain.access import ReadScope, WriteScope
 from vidflow.domain.errors import ErrorInfo
 from vidflow.domain.messages import Parameters, Start, encode
 from vidflow.domain.reason_codes import ReasonCode
@@ -18,6 +19,7 @@ from vidflow.domain.warnings import Warnings
 from vidflow.infra.postgres.connection import Connection
 from vidflow.infra.postgres.pages import MAX_PAGE_BYTES, trim_page
 from vidflow.infra.postgres.parameters import to_json
+from vidflow.infra.postgres.scopes import IS_IN_SCOPE, IS_SCENARIO_IN_SCOPE
 from vidflow.infra.postgres.system_status import COMPONENT_STATUS_COLUMNS
 
 _PLACEHOLDER_UUID: Final = "00000000-0000-0000-0000-000000000000"
@@ -25,7 +27,7 @@ _START: Final = encode(Start(_PLACEHOLDER_UUID)).decode()
 """Start message of a new scenario. The database replaces the placeholder with the uuid, so that one statement creates the scenario."""
 
 _COLUMNS: Final = f"""
-    s.scenario_uuid::text, s.source, s.model, s.fps, s.priority, s.parameters::text, s.state, s.outcome, s.error::text, s.epoch,
+    s.scenario_uuid::text, s.owner, s.source, s.model, s.fps, s.priority, s.parameters::text, s.state, s.outcome, s.error::text, s.epoch,
     s.attempt, s.runner, s.pool, s.resume_frame, s.skips::text, s.created_at, s.state_changed_at,
     extract(epoch FROM s.due_at - clock_timestamp())::float8 AS due_in_s,
     {COMPONENT_STATUS_COLUMNS}"""
@@ -73,6 +75,7 @@ class ScenarioDetails(msgspec.Struct, frozen=True, kw_only=True):
     """A scenario with its progress and the status of the components that it depends on, read in one snapshot."""
 
     scenario_uuid: str
+    owner: str
     source: str
     model: str
     fps: str
@@ -98,14 +101,15 @@ class ScenarioDetails(msgspec.Struct, frozen=True, kw_only=True):
     components: ComponentStatus
 
 
-def insert_scenario(tx: Connection, new: NewScenario) -> ScenarioDetails:
-    """Create a scenario with its progress, the first row of its history and its start message, in one statement."""
+def insert_scenario(tx: Connection, scope: WriteScope, new: NewScenario) -> ScenarioDetails:
+    """Create a scenario with its progress, the first row of its history, its start message and its audit entry, in one statement."""
     query = f"""
         WITH generated AS MATERIALIZED (
             SELECT uuidv7() AS scenario_uuid
         ), s AS (
-            INSERT INTO scenarios (scenario_uuid, source, model, model_sha256, fps, priority, pool, parameters)
-            SELECT scenario_uuid, %(source)s, %(model)s, %(model_sha256)s, %(fps)s, %(priority)s, %(pool)s, %(parameters)s::jsonb
+            INSERT INTO scenarios (scenario_uuid, owner, source, model, model_sha256, fps, priority, pool, parameters)
+            SELECT scenario_uuid, %(owner)s, %(source)s, %(model)s, %(model_sha256)s, %(fps)s, %(priority)s, %(pool)s,
+                   %(parameters)s::jsonb
               FROM generated
          RETURNING *
         ), progress AS (
@@ -118,6 +122,9 @@ def insert_scenario(tx: Connection, new: NewScenario) -> ScenarioDetails:
             INSERT INTO outbox (topic, key, kind, epoch, payload)
             SELECT %(topic)s, scenario_uuid::text, 'start', 0, convert_to(replace(%(start)s, %(placeholder)s, scenario_uuid::text), 'UTF8')
               FROM generated
+        ), audited AS (
+            INSERT INTO audit (action, owner, token_id, address, scenario_uuid)
+            SELECT 'scenario_created', %(owner)s, %(token_id)s, %(address)s, scenario_uuid FROM generated
         )
         SELECT {_COLUMNS}, 0::bigint AS frames_stored, NULL::bigint AS frames_expected, NULL AS device, '[]' AS warnings,
                NULL AS source_error
@@ -125,6 +132,9 @@ def insert_scenario(tx: Connection, new: NewScenario) -> ScenarioDetails:
     """  # noqa: S608 - constant columns
     values = {
         **msgspec.structs.asdict(new),
+        "owner": scope.owner,
+        "token_id": scope.token_id,
+        "address": scope.address,
         "parameters": to_json(new.parameters),
         "topic": INIT_SCENARIO,
         "start": _START,
@@ -177,19 +187,21 @@ def estimate_size_bytes(new: NewScenario) -> int:
     return len(new.source.encode()) + len(new.model.encode()) + len(msgspec.json.encode(new.parameters))
 
 
-def find_scenario(tx: Connection, scenario_uuid: str) -> ScenarioDetails | None:
-    """Return a scenario, or None if it does not exist."""
-    query = f"{_SELECT_SCENARIO} WHERE s.scenario_uuid = %s"
-    row = tx.cursor(row_factory=dict_row).execute(query, (scenario_uuid,)).fetchone()
+def find_scenario(tx: Connection, scope: ReadScope, scenario_uuid: str) -> ScenarioDetails | None:
+    """Return a scenario, or None if it does not exist in this scope."""
+    query = f"{_SELECT_SCENARIO} WHERE s.scenario_uuid = %(scenario_uuid)s AND {IS_IN_SCOPE}"
+    values = {"scenario_uuid": scenario_uuid, "owner": scope.only_owner}
+    row = tx.cursor(row_factory=dict_row).execute(query, values).fetchone()
     return _decode_details(row) if row else None
 
 
 def read_scenario_page(
-    tx: Connection, state: State | None, after: str | None, limit: int
+    tx: Connection, scope: ReadScope, state: State | None, after: str | None, limit: int
 ) -> tuple[list[ScenarioDetails], bool]:
     """Return at most `limit` scenarios older than `after`, newest first, and whether more follow. `state` selects those in a state."""
-    # The state is part of the SQL text, because rare and common states need different plans.
+    # The state is part of the SQL text, because rare and common states need different plans. So is whether there is an owner.
     of_state = f"AND s.state = '{state}'" if state is not None else ""
+    of_owner = "AND s.owner = %(owner)s" if scope.only_owner is not None else ""
     query = f"""
         WITH RECURSIVE listed AS (
             SELECT %(after)s::uuid AS scenario_uuid, 0 AS row_number, 0::bigint AS page_bytes
@@ -199,7 +211,7 @@ def read_scenario_page(
              CROSS JOIN LATERAL (
                    SELECT s.scenario_uuid, {_BYTES} AS bytes
                      FROM scenarios s
-                    WHERE s.scenario_uuid < listed.scenario_uuid {of_state}
+                    WHERE s.scenario_uuid < listed.scenario_uuid {of_state} {of_owner}
                     ORDER BY s.scenario_uuid DESC
                     LIMIT 1) AS next
              WHERE listed.row_number <= %(limit)s AND (listed.row_number <= 1 OR listed.page_bytes <= %(page_bytes)s)
@@ -211,15 +223,22 @@ def read_scenario_page(
          WHERE listed.row_number > 0
          ORDER BY listed.row_number
     """  # noqa: S608 - constant columns
-    values = {"after": after or _MAX_UUID, "limit": limit, "page_bytes": MAX_PAGE_BYTES}
+    values = {
+        "after": after or _MAX_UUID,
+        "limit": limit,
+        "page_bytes": MAX_PAGE_BYTES,
+        "owner": scope.only_owner,
+    }
     rows = tx.cursor(row_factory=dict_row).execute(query, values).fetchall()
     sizes = [row.pop("page_bytes") for row in rows]
     return trim_page([(_decode_details(row), size) for row, size in zip(rows, sizes, strict=True)], limit)
 
 
-def exists(tx: Connection, scenario_uuid: str) -> bool:
-    """Return whether the scenario exists."""
-    return tx.execute("SELECT FROM scenarios WHERE scenario_uuid = %s", (scenario_uuid,)).fetchone() is not None
+def exists(tx: Connection, scope: ReadScope, scenario_uuid: str) -> bool:
+    """Return whether the scenario exists in this scope."""
+    query = f"SELECT {IS_SCENARIO_IN_SCOPE}"
+    [(found,)] = tx.execute(query, {"scenario_uuid": scenario_uuid, "owner": scope.only_owner}).fetchall()
+    return bool(found)
 
 
 def _decode_details(row: dict[str, Any]) -> ScenarioDetails:

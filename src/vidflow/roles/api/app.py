@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 import uvicorn
-from litestar import Litestar, get
+from litestar import Litestar, Router, get
 from litestar.concurrency import set_asyncio_executor
 from litestar.di import Provide
 from litestar.openapi.config import OpenAPIConfig
@@ -28,11 +28,13 @@ from vidflow.infra.telemetry.metrics import served
 from vidflow.infra.telemetry.outage import require_postgres
 from vidflow.roles.api import health, init_checks, models, predictions, scenarios
 from vidflow.roles.api.admission import Admission, require_folder
+from vidflow.roles.api.authentication import PUBLIC, Authentication, provide_reader, provide_writer, require_tokens
 from vidflow.roles.api.connections import ConnectionLimits, Connections, raise_file_limit
 from vidflow.roles.api.context import Context
+from vidflow.roles.api.cors import build_cors_config, parse_cors_origins
 from vidflow.roles.api.database import Database
 from vidflow.roles.api.guard import guard_requests
-from vidflow.roles.api.hosts import AllowedHosts, parse_address, parse_allowed_hosts
+from vidflow.roles.api.hosts import AllowedHosts, is_loopback, parse_allowed_hosts
 from vidflow.roles.api.http_protocol import LimitedProtocol
 from vidflow.roles.api.methods import answer_head
 from vidflow.roles.api.metrics import build_registry, measure_requests, metrics_route
@@ -65,7 +67,7 @@ HEADERS: Final = {
 _log = log("api")
 
 
-@get("/", include_in_schema=False, sync_to_thread=False)
+@get("/", include_in_schema=False, sync_to_thread=False, opt=PUBLIC)
 def home() -> Redirect:
     """Redirect to the page to try the API, since there is no dashboard yet."""
     return Redirect("/docs")
@@ -78,9 +80,14 @@ def create_app(context: Context, allowed: AllowedHosts, stop: Stop, metrics_regi
     """
     options = context.options
 
+    def get_ready() -> None:
+        context.database.wait_until_ready(stop)
+        if not stop.requested:
+            require_tokens(options, context.database)
+
     @asynccontextmanager
     async def lifespan(_app: Litestar) -> AsyncIterator[None]:
-        threads = [start_thread("schema", lambda: context.database.wait_until_ready(stop), stop)]
+        threads = [start_thread("schema", get_ready, stop)]
         if options.inbox:
             threads.append(start_thread("inbox", lambda: _run_inbox(options, stop), stop))
         try:
@@ -95,7 +102,13 @@ def create_app(context: Context, allowed: AllowedHosts, stop: Stop, metrics_regi
             scenarios.router(), predictions.get_predictions, models.list_models, health.router(), home,
             *([metrics_route(metrics_registry)] if options.metrics_port is None else []),
         ],
-        dependencies={"api": Provide(lambda: context, sync_to_thread=False)},
+        dependencies={
+            "api": Provide(lambda: context, sync_to_thread=False),
+            "reader": Provide(provide_reader, sync_to_thread=False),
+            "writer": Provide(provide_writer, sync_to_thread=False),
+        },
+        middleware=[Authentication(options, context.database)],
+        cors_config=build_cors_config(options),
         lifespan=[lifespan],
         plugins=[create_plugin()],
         before_request=require_valid_parameters,
@@ -105,11 +118,13 @@ def create_app(context: Context, allowed: AllowedHosts, stop: Stop, metrics_regi
             title="vidflow", version=__version__, path="/docs", use_handler_docstrings=True,
             description="Runs vision models over videos, frame by frame.",
             render_plugins=[OpenApiPlugin(), SwaggerUiPage()],
+            openapi_router=Router("/docs", route_handlers=[], include_in_schema=False, opt=PUBLIC),
         ),
         logging_config=None,
     )  # fmt: skip
     app.state[OPTIONS] = options
-    return identify_requests(measure_requests(guard_requests(answer_head(app), allowed)))
+    guarded = guard_requests(answer_head(app), allowed, parse_cors_origins(options))
+    return identify_requests(measure_requests(guarded))
 
 
 def _run_inbox(options: ApiOptions, stop: Stop) -> None:
@@ -126,6 +141,7 @@ def run(options: ApiOptions, stop: Stop) -> None:
     """
     init_checks.parse_default_fps(options)
     allowed = parse_allowed_hosts(options)
+    parse_cors_origins(options)
     require_folder(options)
     models.require_loopback(options)
     require_postgres(options.database_url)
@@ -138,10 +154,10 @@ def run(options: ApiOptions, stop: Stop) -> None:
         context = Context(options, database, Admission(options))
         exported = build_registry(context)
         app = create_app(context, allowed, stop, exported)
-        server = _server(app, msgspec.structs.replace(LIMITS, connections=options.max_connections))
+        server = _server(app, options, msgspec.structs.replace(LIMITS, connections=options.max_connections))
         with served(exported, options.metrics_port, options.metrics_host):
             thread = start_thread("http", lambda: server.run(sockets=[listener]), stop)
-            _warn_if_reachable(listener)
+            _warn_if_reachable(listener, options)
             host, port = listener.getsockname()[:2]
             _log.info("listening", url=f"http://{host}:{port}", docs=f"http://{host}:{port}/docs")
             stop.wait()
@@ -151,7 +167,7 @@ def run(options: ApiOptions, stop: Stop) -> None:
             thread.join()
 
 
-def _server(app: ASGIApp, limits: ConnectionLimits) -> uvicorn.Server:
+def _server(app: ASGIApp, options: ApiOptions, limits: ConnectionLimits) -> uvicorn.Server:
     raise_file_limit(limits)
     protocol = partial(LimitedProtocol, Connections(limits))
     return uvicorn.Server(
@@ -165,22 +181,24 @@ def _server(app: ASGIApp, limits: ConnectionLimits) -> uvicorn.Server:
             log_config=None,
             server_header=False,
             headers=list(HEADERS.items()),
+            # A proxy's X-Forwarded-For says where a request came from, which the audit records.
+            proxy_headers=bool(options.trusted_proxies),
+            forwarded_allow_ips=list(options.trusted_proxies),
             timeout_keep_alive=limits.idle_s,
             timeout_graceful_shutdown=REQUEST_GRACE_S + CANCELLED_GRACE_S,
         )
     )
 
 
-def _warn_if_reachable(listener: socket.socket) -> None:
-    """Log a warning if other machines can reach the api, which has no access control yet."""
+def _warn_if_reachable(listener: socket.socket, options: ApiOptions) -> None:
+    """Log a warning if other machines can reach the api and it lets everyone in."""
     host = listener.getsockname()[0]
-    address = parse_address(host)
-    if address is None or not address.is_loopback:
+    if not options.auth and not is_loopback(host):
         _log.warning(
             "reachable_by_others",
             host=host,
-            means="anyone who reaches this address can read all results and start and stop scenarios: there is no access control",
-            needs="listen on 127.0.0.1, or restrict access by a firewall or an authenticating proxy",
+            means="anyone who reaches this address can read all results and start and stop scenarios, because of --no-auth",
+            needs="leave out --no-auth and create tokens (vidflow token create), or restrict access by a firewall",
         )
 
 

@@ -36,6 +36,7 @@ def build_scenario(details: ScenarioDetails) -> contract.ScenarioResponse:
     )
     return contract.ScenarioResponse(
         scenario_uuid=details.scenario_uuid,
+        owner=details.owner,
         source=redact_source(details.source),
         model=details.model,
         fps=frame_rate_to_json(parse_frame_rate(details.fps)),

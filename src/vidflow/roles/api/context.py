@@ -8,6 +8,7 @@ from typing import Annotated, Final
 from litestar.di import NamedDependency
 from litestar.params import QueryParameter, SkipValidation
 
+from vidflow.domain.access import ReadScope, WriteScope
 from vidflow.roles.api.admission import Admission
 from vidflow.roles.api.database import Database
 from vidflow.settings import ApiOptions
@@ -26,6 +27,8 @@ class Context:
 
 
 Api = NamedDependency[SkipValidation[Context]]
+Reader = NamedDependency[SkipValidation[ReadScope]]
+Writer = NamedDependency[SkipValidation[WriteScope]]
 Limit = Annotated[
     int, QueryParameter(ge=1, le=MAX_PAGE_ITEMS, description=f"maximum number of items, 1 to {MAX_PAGE_ITEMS}")
 ]

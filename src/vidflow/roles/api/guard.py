@@ -6,7 +6,7 @@ that machine. Both show in the headers Host, Origin and Sec-Fetch-Site, which a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final, NamedTuple
 
 from litestar.enums import ScopeType
@@ -30,11 +30,11 @@ class Refusal(NamedTuple):
     detail: str
 
 
-def guard_requests(app: ASGIApp, allowed: AllowedHosts) -> ASGIApp:
-    """Return the app, wrapped in the checks of Host, Origin and Content-Type."""
+def guard_requests(app: ASGIApp, allowed: AllowedHosts, cors_origins: Collection[str] = ()) -> ASGIApp:
+    """Return the app, wrapped in the checks of Host, Origin and Content-Type. `cors_origins`: origins of other sites that are let in."""
 
     async def guard(scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = check_request(scope, allowed) if scope["type"] == ScopeType.HTTP else None
+        refusal = check_request(scope, allowed, cors_origins) if scope["type"] == ScopeType.HTTP else None
         if refusal is None:
             await app(scope, receive, send)
             return
@@ -43,11 +43,11 @@ def guard_requests(app: ASGIApp, allowed: AllowedHosts) -> ASGIApp:
     return guard
 
 
-def check_request(scope: HTTPScope, allowed: AllowedHosts) -> Refusal | None:
+def check_request(scope: HTTPScope, allowed: AllowedHosts, cors_origins: Collection[str] = ()) -> Refusal | None:
     """Return why the request is refused, or None if it is allowed."""
     refusal = _check_host(scope, allowed)
     if refusal is None and scope["method"] not in _SAFE_METHODS:
-        refusal = _check_origin(scope, allowed) or _check_content_type(scope)
+        refusal = _check_origin(scope, allowed, cors_origins) or _check_content_type(scope)
     return refusal
 
 
@@ -73,17 +73,22 @@ def _check_host(scope: HTTPScope, allowed: AllowedHosts) -> Refusal | None:
     )
 
 
-def _check_origin(scope: HTTPScope, allowed: AllowedHosts) -> Refusal | None:
-    hosts = [parse_origin_host(origin) for origin in _values(scope, b"origin")]
-    is_foreign = any(host is None or not allowed.allows(host) for host in hosts)
-    if is_foreign or (not hosts and "cross-site" in _values(scope, b"sec-fetch-site")):
+def _check_origin(scope: HTTPScope, allowed: AllowedHosts, cors_origins: Collection[str]) -> Refusal | None:
+    origins = _values(scope, b"origin")
+    is_foreign = any(not _is_own(origin, allowed) and origin.lower() not in cors_origins for origin in origins)
+    if is_foreign or (not origins and "cross-site" in _values(scope, b"sec-fetch-site")):
         return Refusal(
             403,
             "origin_not_allowed",
             "A web page of another site sent this request. Use a page of this server, or ask the operator to add the page's host to "
-            "--allowed-hosts (VIDFLOW_ALLOWED_HOSTS).",
+            "--allowed-hosts (VIDFLOW_ALLOWED_HOSTS) or its origin to --cors-origins (VIDFLOW_CORS_ORIGINS).",
         )
     return None
+
+
+def _is_own(origin: str, allowed: AllowedHosts) -> bool:
+    host = parse_origin_host(origin)
+    return host is not None and allowed.allows(host)
 
 
 def _check_content_type(scope: HTTPScope) -> Refusal | None:

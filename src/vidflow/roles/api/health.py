@@ -16,6 +16,7 @@ from vidflow.contract import Health, RelayLag, SystemHealth
 from vidflow.domain.errors import Unavailable
 from vidflow.infra.postgres import system_status
 from vidflow.infra.postgres.connection import Connection
+from vidflow.roles.api.authentication import PUBLIC
 from vidflow.roles.api.bodies import build_pool_health
 from vidflow.roles.api.context import Api, Context
 from vidflow.roles.api.problems import problem, problem_responses
@@ -31,20 +32,20 @@ _threads = ThreadPoolExecutor(4, thread_name_prefix="health")
 T = TypeVar("T")
 
 
-@get("/live", sync_to_thread=False)
+@get("/live", sync_to_thread=False, opt=PUBLIC)
 def live() -> Health:
     """Report that this process answers."""
     return Health()
 
 
-@get("/ready", responses=problem_responses(503))
+@get("/ready", opt=PUBLIC, responses=problem_responses(503))
 async def ready(api: Api) -> Health:
     """Report whether this api can serve: its database answers and has the schema. Meant for load balancers."""
     await _query_database(api, system_status.check_tables)
     return Health()
 
 
-@get("/system", responses=problem_responses(503))
+@get("/system", responses=problem_responses(401, 503))
 async def system(api: Api) -> SystemHealth:
     """Report whether a scenario can run to its end: orchestrator, relay, runner and inbox are alive, and none lags.
 

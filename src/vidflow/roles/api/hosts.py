@@ -51,6 +51,12 @@ def parse_address(host: str) -> Address | None:
     return getattr(address, "ipv4_mapped", None) or address
 
 
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches a server that listens on `host`."""
+    address = parse_address(host)
+    return host == "localhost" if address is None else address.is_loopback
+
+
 class AllowedHosts:
     """Names, addresses and networks by which clients may address this server. Loopback is always allowed."""
 

@@ -20,7 +20,7 @@ from vidflow import contract
 from vidflow.domain.errors import ModelError, ParameterError
 from vidflow.domain.frame_rate import ALL_FRAMES, FASTEST_RATE, FRAME_RATE_TEXT, MAX_FRAME_RATE_CHARACTERS
 from vidflow.roles.api.health import HEALTH_PATHS
-from vidflow.roles.api.problems import RETRY_AFTER_S
+from vidflow.roles.api.problems import AUTHENTICATE, RETRY_AFTER_S
 from vidflow.roles.api.request_ids import MAX_REQUEST_ID_CHARACTERS
 
 JsonObject = dict[str, Any]
@@ -31,6 +31,8 @@ _BODIES: Final = (
     contract.PredictionPage, contract.ModelList, contract.Health, contract.SystemHealth, contract.Problem,
 )  # fmt: skip
 _PATHS_WITH_ETAG: Final = frozenset({"/scenario/{scenario_uuid}", "/prediction"})
+PUBLIC_PATHS: Final = frozenset({"/health/live", "/health/ready"})
+"""Paths that need no token."""
 _NOISE: Final = ("deprecated", "allowEmptyValue", "allowReserved")
 """Members that have their default values."""
 
@@ -39,7 +41,7 @@ _ANY_CODES: Final[Mapping[int, tuple[str, ...]]] = {
 }  # fmt: skip
 """Problems with which any request may be answered, by status."""
 _POST_CODES: Final[Mapping[int, tuple[str, ...]]] = {
-    403: ("origin_not_allowed",),
+    403: ("origin_not_allowed", "token_read_only"),
     408: ("body_late",),
     415: ("not_json",),
 }
@@ -47,6 +49,8 @@ _BODY_CODES: Final[Mapping[int, tuple[str, ...]]] = {
     400: ("body_malformed", "body_incomplete"),
     413: ("body_too_large",),
 }
+_TOKEN_CODES: Final[Mapping[int, tuple[str, ...]]] = {401: ("token_missing", "token_invalid")}
+"""Problems of the paths that need a token."""
 _DATABASE_CODES: Final = ("database_busy", "database_timeout", "database_unavailable")
 _DECLARED_CODES: Final[Mapping[int, tuple[str, ...]]] = {
     404: ("scenario_unknown",), 410: ("results_removed",), 429: ("queue_full",),
@@ -77,6 +81,7 @@ _HEADERS: Final[JsonObject] = {
         "description": "seconds after which to try again",
         "schema": {"type": "integer", "enum": sorted(RETRY_AFTER_S.values())},
     },
+    "WWWAuthenticate": {"description": "how to send a token", "schema": {"type": "string", "const": AUTHENTICATE}},
     "Allow": {"description": "the methods of the path", "schema": {"type": "string"}},
 }  # fmt: skip
 _PARAMETERS: Final[JsonObject] = {
@@ -112,6 +117,9 @@ def complete_document(derived: JsonObject) -> JsonObject:
         "schemas": _build_schemas(),
         "headers": _HEADERS,
         "parameters": _PARAMETERS,
+        "securitySchemes": {
+            "token": {"type": "http", "scheme": "bearer", "description": "created by vidflow token create"}
+        },
         "responses": {
             "MethodNotAllowed": {
                 "description": "Each path answers a method that it does not have so.",
@@ -197,6 +205,8 @@ def _complete_operation(path: str, method: str, operation: JsonObject) -> None:
     references = ["RequestId", *(["IfNoneMatch"] if path in _PATHS_WITH_ETAG else [])]
     operation["parameters"] = [*parameters, *({"$ref": f"#/components/parameters/{name}"} for name in references)]
     del operation["deprecated"]
+    # A server on a loopback address needs no token until one was created.
+    operation["security"] = [] if path in PUBLIC_PATHS else [{"token": []}, {}]
     codes = _codes_by_status(path, method, operation)
     responses = operation["responses"]
     for status in codes.keys() - {int(status) for status in responses}:
@@ -225,9 +235,13 @@ def _codes_by_status(path: str, method: str, operation: JsonObject) -> dict[int,
     """Return the codes of the problems with which the operation may be answered."""
     declared = [int(status) for status in operation["responses"] if int(status) >= HTTPStatus.BAD_REQUEST]
     tables = [
-        _ANY_CODES, *([_POST_CODES] if method == "post" else []), *([_BODY_CODES] if "requestBody" in operation else []),
-        {status: _DECLARED_CODES.get(status, ()) for status in declared}, {503: tuple(_find_unavailable(path, method, declared))},
-    ]  # fmt: skip
+        _ANY_CODES,
+        *([_TOKEN_CODES] if path not in PUBLIC_PATHS else []),
+        *([_POST_CODES] if method == "post" else []),
+        *([_BODY_CODES] if "requestBody" in operation else []),
+        {status: _DECLARED_CODES.get(status, ()) for status in declared},
+        {503: tuple(_find_unavailable(path, method, declared))},
+    ]
     found: dict[int, tuple[str, ...]] = {}
     for table in tables:
         for status, codes in table.items():
@@ -255,6 +269,8 @@ def _reference_headers(status: int, *, has_etag: bool = False) -> JsonObject:
     names = {"X-Request-Id": "RequestId"}
     if status in RETRY_AFTER_S:
         names["Retry-After"] = "RetryAfter"
+    if status == HTTPStatus.UNAUTHORIZED:
+        names["WWW-Authenticate"] = "WWWAuthenticate"
     if status == HTTPStatus.CREATED:
         names["Location"] = "Location"
     if has_etag and status in {HTTPStatus.OK, HTTPStatus.NOT_MODIFIED}:

@@ -23,6 +23,8 @@ from vidflow.roles.api.methods import format_allow
 
 RETRY_AFTER_S: Final = {429: 5, 503: 1}
 """The Retry-After header in seconds, by status. A queue shrinks slowly."""
+AUTHENTICATE: Final = 'Bearer realm="vidflow"'
+"""The WWW-Authenticate header of a 401."""
 _CODES: Final = {
     400: "request_malformed", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 415: "not_json", 503: "unavailable",
 }  # fmt: skip
@@ -35,7 +37,7 @@ _log = log("api")
 
 
 def problem(status: int, code: str, detail: str, **members: Any) -> ProblemDetailsException:  # noqa: ANN401 - any JSON
-    """Return a problem to raise. `members`: its additional members. A 429 or 503 gets a Retry-After header."""
+    """Return a problem to raise. `members`: its additional members. A 401, 429 or 503 gets the header that belongs to it."""
     request_id = REQUEST_ID.get()
     return ProblemDetailsException(
         status_code=status,
@@ -43,7 +45,7 @@ def problem(status: int, code: str, detail: str, **members: Any) -> ProblemDetai
         title=http.HTTPStatus(status).phrase,
         detail=redact(detail),
         extra={"code": code, **members} | ({"request_id": request_id} if request_id is not None else {}),
-        headers={"Retry-After": str(RETRY_AFTER_S[status])} if status in RETRY_AFTER_S else None,
+        headers=_headers(status) or None,
     )
 
 
@@ -58,9 +60,15 @@ def encode_problem(
         (b"content-type", b"application/problem+json"),
         (b"content-length", str(len(body)).encode()),
     ]
-    if status in RETRY_AFTER_S:
-        headers.append((b"retry-after", str(RETRY_AFTER_S[status]).encode()))
+    headers += [(name.lower().encode(), value.encode()) for name, value in _headers(status).items()]
     return headers, body
+
+
+def _headers(status: int) -> dict[str, str]:
+    """Return the headers that a client needs to act on this status."""
+    if status == http.HTTPStatus.UNAUTHORIZED:
+        return {"WWW-Authenticate": AUTHENTICATE}
+    return {"Retry-After": str(RETRY_AFTER_S[status])} if status in RETRY_AFTER_S else {}
 
 
 async def send_problem(send: Callable[[Any], Awaitable[None]], status: int, code: str, detail: str) -> None:

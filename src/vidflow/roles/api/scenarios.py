@@ -11,15 +11,16 @@ from litestar.openapi.spec import Example
 from litestar.params import Body, FromPath, QueryParameter
 
 from vidflow.contract import GapPage, HistoryPage, InitScenario, ScenarioPage, ScenarioResponse
+from vidflow.domain.access import ReadScope, WriteScope
 from vidflow.domain.errors import Unavailable, UnknownScenario
 from vidflow.domain.frame_rate import format_frame_rate
 from vidflow.domain.messages import Parameters
 from vidflow.domain.scenario import Decision, State, build_shutdown_request, decide
-from vidflow.infra.postgres import gaps, history, lifecycle, scenarios
+from vidflow.infra.postgres import audit, gaps, history, lifecycle, scenarios
 from vidflow.infra.postgres.connection import FENCED_TIMEOUT_SETTING, Connection
 from vidflow.infra.postgres.errors import is_conflict
 from vidflow.roles.api.bodies import build_gap, build_scenario, build_transition
-from vidflow.roles.api.context import Api, Limit
+from vidflow.roles.api.context import Api, Limit, Reader, Writer
 from vidflow.roles.api.cursors import AfterGap, AfterMove, decode_cursor, encode_cursor
 from vidflow.roles.api.etags import respond_with_etag
 from vidflow.roles.api.init_checks import check_request, find_faults
@@ -47,10 +48,12 @@ _EXAMPLES: Final = [
 @post(
     "/init",
     sync_to_thread=True,
-    responses=problem_responses(400, 413, 415, 422, 429, 503),
+    responses=problem_responses(400, 401, 403, 413, 415, 422, 429, 503),
     opt={FIND_FAULTS: find_faults},
 )
-def init_scenario(api: Api, data: Annotated[InitScenario, Body(examples=_EXAMPLES)]) -> Response[ScenarioResponse]:
+def init_scenario(
+    api: Api, writer: Writer, data: Annotated[InitScenario, Body(examples=_EXAMPLES)]
+) -> Response[ScenarioResponse]:
     """Create a scenario: run a model over a source. After the 201, the scenario cannot be lost."""
     checked = check_request(data, api.options)
     new = scenarios.NewScenario(
@@ -75,94 +78,111 @@ def init_scenario(api: Api, data: Annotated[InitScenario, Body(examples=_EXAMPLE
         ),
     )
     with api.database.connection() as connection, api.admission.admit(connection, scenarios.estimate_size_bytes(new)):
-        created = build_scenario(scenarios.insert_scenario(connection, new))
+        created = build_scenario(scenarios.insert_scenario(connection, writer, new))
     return Response(created, status_code=201, headers={"Location": f"/scenario/{created.scenario_uuid}"})
 
 
-@get("/{scenario_uuid:str}", sync_to_thread=True, responses=problem_responses(400, 404, 503))
+@get("/{scenario_uuid:str}", sync_to_thread=True, responses=problem_responses(400, 401, 404, 503))
 def get_scenario(
-    request: Request[Any, Any, Any], api: Api, scenario_uuid: FromPath[UUID]
+    request: Request[Any, Any, Any], api: Api, reader: Reader, scenario_uuid: FromPath[UUID]
 ) -> Response[ScenarioResponse]:
     """Get the current state of a scenario."""
     with api.database.connection() as connection:
-        return respond_with_etag(request, _read_scenario(connection, scenario_uuid))
+        return respond_with_etag(request, _read_scenario(connection, reader, scenario_uuid))
 
 
-@get("/", sync_to_thread=True, responses=problem_responses(400, 503))
+@get("/", sync_to_thread=True, responses=problem_responses(400, 401, 503))
 def list_scenarios(
     api: Api,
+    reader: Reader,
     in_state: Annotated[State | None, QueryParameter(name="state", description="only scenarios in this state")] = None,
     after: Annotated[UUID | None, QueryParameter(description="the cursor `next` of the previous page")] = None,
     limit: Limit = 50,
 ) -> ScenarioPage:
     """List scenarios, the newest first."""
     with api.database.connection() as connection:
-        page, has_more = scenarios.read_scenario_page(connection, in_state, str(after) if after else None, limit)
+        page, has_more = scenarios.read_scenario_page(
+            connection, reader, in_state, str(after) if after else None, limit
+        )
     return ScenarioPage([build_scenario(scenario) for scenario in page], page[-1].scenario_uuid if has_more else None)
 
 
-@post("/{scenario_uuid:str}/shutdown", sync_to_thread=True, status_code=200, responses=problem_responses(400, 404, 503))
-def shut_down(api: Api, scenario_uuid: FromPath[UUID]) -> ScenarioResponse:
+@post(
+    "/{scenario_uuid:str}/shutdown",
+    sync_to_thread=True,
+    status_code=200,
+    responses=problem_responses(400, 401, 403, 404, 503),
+)
+def shut_down(api: Api, writer: Writer, scenario_uuid: FromPath[UUID]) -> ScenarioResponse:
     """Request the end of a scenario. It is no error to repeat the request, or to send it after the scenario has ended."""
     with api.database.connection() as connection:
-        _request_shutdown(connection, str(scenario_uuid))
-        return _read_scenario(connection, scenario_uuid)
+        _request_shutdown(connection, writer, str(scenario_uuid))
+        return _read_scenario(connection, writer, scenario_uuid)
 
 
-@get("/{scenario_uuid:str}/history", sync_to_thread=True, responses=problem_responses(400, 404, 503))
+@get("/{scenario_uuid:str}/history", sync_to_thread=True, responses=problem_responses(400, 401, 404, 503))
 def get_history(
-    api: Api, scenario_uuid: FromPath[UUID], after: AfterMove = history.BEFORE_FIRST_TRANSITION, limit: Limit = 100
+    api: Api,
+    reader: Reader,
+    scenario_uuid: FromPath[UUID],
+    after: AfterMove = history.BEFORE_FIRST_TRANSITION,
+    limit: Limit = 100,
 ) -> HistoryPage:
     """List the transitions of a scenario: from which state to which, why and when."""
     with api.database.connection() as connection:
-        page, has_more = history.read_history_page(connection, str(scenario_uuid), after, limit)
+        page, has_more = history.read_history_page(connection, reader, str(scenario_uuid), after, limit)
         if not page:
-            _require_scenario(connection, scenario_uuid)
+            _require_scenario(connection, reader, scenario_uuid)
     return HistoryPage([build_transition(row) for row in page], str(page[-1].number) if has_more else None)
 
 
-@get("/{scenario_uuid:str}/gaps", sync_to_thread=True, responses=problem_responses(400, 404, 503))
-def get_gaps(api: Api, scenario_uuid: FromPath[UUID], after: AfterGap = None, limit: Limit = 100) -> GapPage:
+@get("/{scenario_uuid:str}/gaps", sync_to_thread=True, responses=problem_responses(400, 401, 404, 503))
+def get_gaps(
+    api: Api, reader: Reader, scenario_uuid: FromPath[UUID], after: AfterGap = None, limit: Limit = 100
+) -> GapPage:
     """List the gaps of a scenario: where frames are missing that should have been kept, and why."""
     key = gaps.BEFORE_FIRST_GAP if after is None else decode_cursor(after)
     with api.database.connection() as connection:
-        page, has_more = gaps.read_gap_page(connection, str(scenario_uuid), key, limit)
+        page, has_more = gaps.read_gap_page(connection, reader, str(scenario_uuid), key, limit)
         if not page:
-            _require_scenario(connection, scenario_uuid)
+            _require_scenario(connection, reader, scenario_uuid)
     return GapPage([build_gap(row) for row in page], encode_cursor(page[-1]) if has_more else None)
 
 
-def _require_scenario(connection: Connection, scenario_uuid: UUID) -> None:
-    if not scenarios.exists(connection, str(scenario_uuid)):
+def _require_scenario(connection: Connection, scope: ReadScope, scenario_uuid: UUID) -> None:
+    if not scenarios.exists(connection, scope, str(scenario_uuid)):
         raise _unknown_scenario(scenario_uuid)
 
 
-def _request_shutdown(connection: Connection, scenario_uuid: str) -> None:
+def _request_shutdown(connection: Connection, scope: WriteScope, scenario_uuid: str) -> None:
     """Move the scenario to its shutdown. If the leader moves it at the same time, read it and decide again."""
     for _ in range(_MAX_SHUTDOWN_ATTEMPTS):
-        scenario = lifecycle.read_scenario(connection, scenario_uuid)
+        scenario = lifecycle.read_scenario(connection, scope, scenario_uuid)
         if scenario is None:
             raise _unknown_scenario(scenario_uuid)
         decision = decide(scenario, build_shutdown_request())
-        if decision.after is None or _try_move(connection, decision):
+        if decision.after is None or _try_move(connection, scope, decision):
             return
     raise Unavailable(f"Scenario {scenario_uuid} changes too often at the moment. Request its shutdown again.")
 
 
-def _try_move(connection: Connection, decision: Decision) -> bool:
+def _try_move(connection: Connection, scope: WriteScope, decision: Decision) -> bool:
     try:
         with connection.transaction():
             # A process frozen in this transaction would lock out the leader.
             connection.execute(f"SET LOCAL {FENCED_TIMEOUT_SETTING}")
-            return bool(lifecycle.write_decisions(connection, [decision]))
+            if not lifecycle.write_decisions(connection, [decision]):
+                return False
+            audit.add_entry(connection, scope, "shutdown_requested", decision.before.scenario_uuid)
+            return True
     except psycopg.Error as error:
         if is_conflict(error):
             return False
         raise
 
 
-def _read_scenario(connection: Connection, scenario_uuid: UUID) -> ScenarioResponse:
-    scenario = scenarios.find_scenario(connection, str(scenario_uuid))
+def _read_scenario(connection: Connection, scope: ReadScope, scenario_uuid: UUID) -> ScenarioResponse:
+    scenario = scenarios.find_scenario(connection, scope, str(scenario_uuid))
     if scenario is None:
         raise _unknown_scenario(scenario_uuid)
     return build_scenario(scenario)

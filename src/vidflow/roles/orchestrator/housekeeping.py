@@ -21,8 +21,8 @@ from vidflow.domain.retention import (
     find_expired_ranges,
     find_missing_ranges,
 )
+from vidflow.infra.postgres import audit, retention
 from vidflow.infra.postgres import lease as leases
-from vidflow.infra.postgres import retention
 from vidflow.infra.postgres.connection import Connection, connect, fenced_transaction
 from vidflow.infra.postgres.lease import LeaseLost
 from vidflow.infra.postgres.lease_holder import Lease
@@ -148,7 +148,12 @@ class RetentionRound:
         self._drop_detached()
         more_results = self._remove_results()
         more_scenarios = self._remove_scenarios()
-        return more_results or more_scenarios
+        more_audit = self._remove_audit()
+        return more_results or more_scenarios or more_audit
+
+    def _remove_audit(self) -> bool:
+        with self._fenced() as tx:
+            return audit.delete_expired(tx, self._policy.audit_days) == audit.EXPIRED_BATCH_ROWS
 
     def _drop_detached(self) -> None:
         for table in retention.list_detached_partitions(self._connection):

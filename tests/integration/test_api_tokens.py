@@ -1,0 +1,361 @@
+"""Tokens over HTTP: who is let in, what each may reach, and what is recorded of it."""
+# ruff: noqa: S104 - addresses to refuse, and tokens of tests
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+from tests.integration.api_server import (
+    SOURCE_URL,
+    UNKNOWN_UUID,
+    assert_problem,
+    create_scenario,
+    ready_api,
+    wait_until,
+    write_completion,
+    write_results,
+)
+from tests.integration.delivery import emptied_database
+from tests.integration.raw_http import send_raw_request
+
+from vidflow.commands import tokens as commands
+from vidflow.domain.access import Rights
+from vidflow.domain.errors import SetupError, UserError
+from vidflow.infra.postgres.connection import Connection
+from vidflow.infra.process.stopping import Stop
+from vidflow.roles.api import run
+from vidflow.settings import ApiOptions
+
+PUBLIC_PATHS = {"/health/live", "/health/ready"}
+
+
+@pytest.fixture
+def connection(database_url: str) -> Iterator[Connection]:
+    with emptied_database(database_url) as connection:
+        yield connection
+
+
+@pytest.fixture
+def create_token(
+    connection: Connection,  # noqa: ARG001 - empties the tables first
+    database_url: str,
+    capsys: pytest.CaptureFixture[str],
+) -> Any:
+    def create(owner: str = "anna", rights: str = "write", expires_days: int | None = None) -> str:
+        capsys.readouterr()
+        commands.create_token(database_url, owner, Rights(rights), expires_days, "")
+        return capsys.readouterr().out.strip()
+
+    return create
+
+
+@pytest.fixture
+def client(connection: Connection, database_url: str) -> Iterator[httpx.Client]:  # noqa: ARG001 - empties the tables first
+    with ready_api(ApiOptions(database_url=database_url)) as client:
+        yield client
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+@contextmanager
+def logged_in(client: httpx.Client, token: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=client.base_url, headers=bearer(token), timeout=15) as other:
+        yield other
+
+
+def requests_of(document: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the method and path of each operation in the OpenAPI document."""
+    return [
+        (method.upper(), path)
+        for path, item in document["paths"].items()
+        for method in item
+        if method in {"get", "post", "put", "patch", "delete"}
+    ]
+
+
+def ask(client: httpx.Client, method: str, path: str, scenario_uuid: str) -> httpx.Response:
+    """Send a request that names this scenario, in the path or as a parameter, with a body if there may be one."""
+    params = {"scenario_uuid": scenario_uuid} if path == "/prediction" else {}
+    body = {"source": SOURCE_URL, "model": "motion"} if path == "/scenario/init" else None
+    return client.request(method, re.sub(r"\{scenario_uuid[^}]*\}", scenario_uuid, path), params=params, json=body)
+
+
+def test_without_a_token_only_public_paths_answer_once_there_is_one(client: httpx.Client, create_token: Any) -> None:
+    assert client.get("/scenario").status_code == 200
+    create_token()
+    wait_until(lambda: client.get("/scenario").status_code == 401, "the api asks for a token")
+    operations = requests_of(client.get("/docs/openapi.json").json())
+    assert len(operations) > 9
+    for method, path in [*operations, ("GET", "/metrics")]:
+        response = ask(client, method, path, UNKNOWN_UUID)
+        if path in PUBLIC_PATHS:
+            assert response.status_code == 200, path
+        else:
+            assert_problem(response, 401, "token_missing")
+            assert response.headers["www-authenticate"] == 'Bearer realm="vidflow"'
+    for path in ("/", "/docs", "/docs/openapi.json", "/docs/assets/swagger-ui.css"):
+        assert client.get(path).status_code in {200, 307, 302}, path
+
+
+def test_each_request_with_a_token_is_served(client: httpx.Client, create_token: Any) -> None:
+    with logged_in(client, create_token()) as anna:
+        uuid = create_scenario(anna)["scenario_uuid"]
+        for path in (
+            "/scenario",
+            f"/scenario/{uuid}",
+            f"/prediction?scenario_uuid={uuid}",
+            "/models",
+            "/health/system",
+            "/metrics",
+        ):
+            assert anna.get(path).status_code in {200, 503}, path
+        assert anna.get(f"/scenario/{uuid}").json()["owner"] == "anna"
+        assert anna.post(f"/scenario/{uuid}/shutdown").json()["outcome"] == "stopped"
+
+
+def test_another_owners_scenario_is_unknown_at_every_endpoint(
+    client: httpx.Client, create_token: Any, database_url: str
+) -> None:
+    with logged_in(client, create_token("anna")) as anna, logged_in(client, create_token("ben")) as ben:
+        uuid = create_scenario(anna)["scenario_uuid"]
+        write_results(database_url, uuid, range(3))
+        operations = [
+            (method, path)
+            for method, path in requests_of(client.get("/docs/openapi.json").json())
+            if "scenario_uuid" in path or path == "/prediction"
+        ]
+        assert len(operations) >= 5
+        for method, path in operations:
+            problem = assert_problem(ask(ben, method, path, uuid), 404, "scenario_unknown")
+            unknown = assert_problem(ask(ben, method, path, UNKNOWN_UUID), 404, "scenario_unknown")
+            assert problem["detail"].replace(uuid, UNKNOWN_UUID) == unknown["detail"]
+        assert ben.get("/scenario").json()["items"] == []
+        assert ben.get("/scenario", params={"state": "init_startup"}).json()["items"] == []
+        assert [item["scenario_uuid"] for item in anna.get("/scenario").json()["items"]] == [uuid]
+        assert anna.get(f"/scenario/{uuid}").json()["state"] == "init_startup"
+        for method, path in operations:
+            assert ask(anna, method, path, uuid).status_code == 200, path
+
+
+def test_an_owners_list_has_all_its_scenarios_and_no_other(
+    client: httpx.Client, create_token: Any, database_url: str
+) -> None:
+    with logged_in(client, create_token("anna")) as anna, logged_in(client, create_token("ben")) as ben:
+        own = [create_scenario(anna if number % 2 else ben)["scenario_uuid"] for number in range(14)][1::2]
+        for uuid in own[:3]:
+            write_completion(database_url, uuid)
+        for state, expected in ((None, own), ("inactive", own[:3]), ("init_startup", own[3:]), ("active", [])):
+            listed: list[str] = []
+            after = None
+            while True:
+                params = {"limit": 2} | ({"state": state} if state else {}) | ({"after": after} if after else {})
+                page = anna.get("/scenario", params=params).json()
+                listed += [item["scenario_uuid"] for item in page["items"]]
+                if (after := page["next"]) is None:
+                    break
+            assert listed == expected[::-1], state
+
+
+def test_an_admin_reaches_the_scenarios_of_all(client: httpx.Client, create_token: Any) -> None:
+    with logged_in(client, create_token("anna")) as anna, logged_in(client, create_token("root", "admin")) as root:
+        uuid = create_scenario(anna)["scenario_uuid"]
+        own = create_scenario(root)["scenario_uuid"]
+        assert [item["scenario_uuid"] for item in root.get("/scenario").json()["items"]] == [own, uuid]
+        assert root.get(f"/scenario/{uuid}").json()["owner"] == "anna"
+        assert root.post(f"/scenario/{uuid}/shutdown").status_code == 200
+        assert_problem(anna.get(f"/scenario/{own}"), 404, "scenario_unknown")
+
+
+def test_a_token_for_reading_changes_nothing(client: httpx.Client, create_token: Any, connection: Connection) -> None:
+    with logged_in(client, create_token("anna")) as anna, logged_in(client, create_token("anna", "read")) as reader:
+        uuid = create_scenario(anna)["scenario_uuid"]
+        before = connection.execute("SELECT count(*) FROM audit").fetchall()
+        assert_problem(reader.post("/scenario/init", json={"source": SOURCE_URL}), 403, "token_read_only")
+        assert_problem(reader.post(f"/scenario/{uuid}/shutdown"), 403, "token_read_only")
+        assert reader.get(f"/scenario/{uuid}").json()["state"] == "init_startup"
+        assert connection.execute("SELECT count(*) FROM scenarios").fetchall() == [(1,)]
+        assert connection.execute("SELECT count(*) FROM audit").fetchall() == before
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["Bearer", "Bearer ", "Bearer x", "Bearer {}x", "Bearer x{}", "bearer {} {}", "Bearer \xff", "Bearer " + "A" * 20_000,
+     "Bearer {changed}"],
+)  # fmt: skip
+def test_what_is_no_valid_token_is_refused(client: httpx.Client, create_token: Any, header: str) -> None:
+    token = create_token()
+    changed = token[:-1] + ("A" if token[-1] != "A" else "Q")
+    value = header.replace("{changed}", changed).replace("{}", token)
+    response = send_raw_request(
+        client, f"GET /scenario HTTP/1.1\r\nHost: localhost\r\nAuthorization: {value}\r\n\r\n".encode("latin-1")
+    )
+    assert response.status == 401, response
+    assert token[21:] not in response.body.decode("latin-1")
+
+
+def test_a_header_of_another_scheme_is_no_token(client: httpx.Client, create_token: Any) -> None:
+    basic = {"Authorization": "Basic YW5uYTpzZWNyZXQ="}
+    assert client.get("/scenario", headers=basic).status_code == 200  # such as a proxy's, while there is no token
+    create_token()
+    wait_until(lambda: client.get("/scenario", headers=basic).status_code == 401, "the api asks for a token")
+
+
+def test_several_authorization_headers_are_refused(client: httpx.Client, create_token: Any) -> None:
+    token = create_token()
+    head = f"GET /scenario HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\nAuthorization: Bearer {token}\r\n\r\n"
+    assert send_raw_request(client, head.encode()).status == 401
+
+
+def test_a_revoked_token_is_refused_soon(
+    client: httpx.Client, create_token: Any, database_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    token = create_token()
+    token_id = token.split("_")[1]
+    assert client.get("/scenario", headers=bearer(token)).status_code == 200
+    commands.revoke_token(database_url, token_id)
+    wait_until(lambda: client.get("/scenario", headers=bearer(token)).status_code == 401, "the token is refused", 10)
+    problem = assert_problem(client.get("/scenario", headers=bearer(token)), 401, "token_invalid")
+    assert token_id in problem["detail"]
+    assert "revoked" in problem["detail"]
+    assert_problem(client.get("/scenario"), 401, "token_missing")  # the api does not open again
+    commands.list_tokens(database_url, None)
+    assert f"{token_id}  revoked  write  anna" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no token"):
+        commands.revoke_token(database_url, token_id)
+
+
+def test_a_token_expires(client: httpx.Client, create_token: Any, connection: Connection) -> None:
+    token = create_token(expires_days=1)
+    assert client.get("/scenario", headers=bearer(token)).status_code == 200
+    connection.execute("UPDATE tokens SET expires_at = clock_timestamp()")
+    wait_until(lambda: client.get("/scenario", headers=bearer(token)).status_code == 401, "the token is refused", 10)
+    assert "expired" in client.get("/scenario", headers=bearer(token)).json()["detail"]
+
+
+def test_only_a_hash_of_a_token_is_stored(create_token: Any, connection: Connection) -> None:
+    token = create_token()
+    [(row,)] = connection.execute("SELECT (t.*)::text FROM tokens t").fetchall()
+    assert token.split("_")[1] in row
+    assert token[20:] not in row
+    [(entry,)] = connection.execute("SELECT (a.*)::text FROM audit a").fetchall()
+    assert token[20:] not in entry
+
+
+def test_the_last_use_of_a_token_is_noted_once_a_minute(
+    client: httpx.Client, create_token: Any, connection: Connection, database_url: str
+) -> None:
+    token = create_token()
+    read = "SELECT last_used_at FROM tokens"
+    assert connection.execute(read).fetchall() == [(None,)]
+    client.get("/scenario", headers=bearer(token))
+    [(first,)] = connection.execute(read).fetchall()
+    assert first is not None
+    with ready_api(ApiOptions(database_url=database_url)) as second:
+        second.get("/scenario", headers=bearer(token))  # another process, which looks the token up again
+        assert connection.execute(read).fetchall() == [(first,)]
+        connection.execute("UPDATE tokens SET last_used_at = last_used_at - interval '61 s'")
+        wait_until(
+            lambda: (
+                second.get("/scenario", headers=bearer(token)).is_success
+                and connection.execute(f"SELECT last_used_at >= %s FROM ({read})", (first,)).fetchall() == [(True,)]
+            ),
+            "the use is noted",
+        )
+
+
+def test_the_audit_says_who_changed_what(
+    client: httpx.Client, create_token: Any, database_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    token = create_token("anna")
+    with logged_in(client, token) as anna:
+        uuid = create_scenario(anna)["scenario_uuid"]
+        for _ in range(2):  # the second changes nothing
+            anna.post(f"/scenario/{uuid}/shutdown")
+    capsys.readouterr()
+    commands.list_audit(database_url, "anna", 100)
+    shutdown, created = capsys.readouterr().out.splitlines()
+    by = rf"{uuid}  anna, token {token.split('_')[1]}  from 127\.0\.0\.1"
+    assert re.fullmatch(rf"\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d UTC  shutdown_requested  {by}", shutdown)
+    assert re.fullmatch(rf"\S+ \S+ UTC  scenario_created  {by}", created)
+    commands.list_audit(database_url, None, 3)
+    assert "token_created" in capsys.readouterr().out.splitlines()[2]
+
+
+@pytest.mark.parametrize(
+    ("trusted", "address"), [((), "127.0.0.1"), (("127.0.0.1",), "203.0.113.7"), (("10.0.0.0/8",), "127.0.0.1")]
+)
+def test_only_a_trusted_proxy_says_where_a_request_came_from(
+    connection: Connection, database_url: str, trusted: tuple[str, ...], address: str
+) -> None:
+    with ready_api(ApiOptions(database_url=database_url, trusted_proxies=trusted)) as client:
+        client.post("/scenario/init", json={"source": SOURCE_URL}, headers={"X-Forwarded-For": "203.0.113.7"})
+    assert connection.execute("SELECT address FROM audit").fetchall() == [(address,)]
+
+
+def test_others_are_not_served_without_a_token(connection: Connection, database_url: str, create_token: Any) -> None:
+    options = ApiOptions(database_url=database_url, host="0.0.0.0", port=0, inbox=False)
+    with pytest.raises(SetupError, match="vidflow token create"):
+        _run(options)
+    token = create_token()
+    with ready_api(options) as client:
+        assert_problem(client.get("/scenario"), 401, "token_missing")
+        assert client.get("/scenario", headers=bearer(token)).status_code == 200
+    connection.execute("DELETE FROM tokens")
+    with ready_api(ApiOptions(database_url=database_url, host="0.0.0.0", auth=False)) as client:
+        assert client.get("/scenario").status_code == 200
+
+
+def _run(options: ApiOptions) -> None:
+    stop = Stop()
+    run(options, stop)
+    assert stop.error is not None
+    raise stop.error
+
+
+def test_pages_of_other_sites_are_let_in_by_their_origin_alone(connection: Connection, database_url: str) -> None:  # noqa: ARG001
+    origin = "https://app.example.org"
+    options = ApiOptions(database_url=database_url, cors_origins=(origin,))
+    body = {"source": SOURCE_URL}
+    with ready_api(options) as client:
+        asked = {
+            "Origin": origin,
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization,content-type",
+        }
+        preflight = client.options("/scenario/init", headers=asked)
+        assert preflight.is_success
+        assert preflight.headers["access-control-allow-origin"] == origin
+        assert "access-control-allow-credentials" not in preflight.headers
+        answer = client.post("/scenario/init", json=body, headers={"Origin": origin})
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (201, origin)
+        for other in ("https://app.example.org.evil", "http://app.example.org", "https://appxexample.org", "null"):
+            assert (
+                "access-control-allow-origin"
+                not in client.options("/scenario/init", headers=asked | {"Origin": other}).headers
+            )
+            assert "access-control-allow-origin" not in client.get("/scenario", headers={"Origin": other}).headers
+            assert_problem(
+                client.post("/scenario/init", json=body, headers={"Origin": other}), 403, "origin_not_allowed"
+            )
+    with ready_api(ApiOptions(database_url=database_url)) as client:
+        assert not [
+            name
+            for name in client.options("/scenario/init", headers=asked).headers
+            if name.startswith("access-control")
+        ]
+        assert_problem(client.post("/scenario/init", json=body, headers={"Origin": origin}), 403, "origin_not_allowed")
+
+
+@pytest.mark.parametrize(
+    "origin", ["*", "app.example.org", "https://", "https://*.example.org", "null", "https://a/b", "ftp://a"]
+)
+def test_an_invalid_origin_is_reported_at_the_start(database_url: str, origin: str) -> None:
+    with pytest.raises(SetupError, match="--cors-origins"):
+        run(ApiOptions(database_url=database_url, cors_origins=(origin,), inbox=False), Stop())
