@@ -31,8 +31,8 @@ GRANT SELECT, INSERT ON scenario_history, scenario_progress, outbox TO vidflow_a
 GRANT SELECT ON scenario_results, scenario_gaps, results_removed, inbox_partitions, lease, runners, tokens TO vidflow_api;
 GRANT UPDATE (last_used_at) ON tokens TO vidflow_api;
 GRANT INSERT ON audit TO vidflow_api;
--- Triggers on scenarios update queue_totals with the privileges of the current user.
-GRANT SELECT, INSERT, UPDATE, DELETE ON queue_totals TO vidflow_api, vidflow_orchestrator;
+-- Triggers on scenarios update the totals with the privileges of the current user.
+GRANT SELECT, INSERT, UPDATE, DELETE ON queue_totals, owner_totals TO vidflow_api, vidflow_orchestrator;
 
 -- The relay publishes the messages of the outbox and then deletes them.
 GRANT SELECT, UPDATE (error), DELETE ON outbox TO vidflow_relay;

@@ -63,6 +63,15 @@ CREATE TABLE queue_totals (
     bytes     bigint   NOT NULL
 ) WITH (fillfactor = 10);
 
+-- The number of scenarios that have not ended, by owner, as sums over all shards. Kept as queue_totals is, by the same triggers. Has a row for
+-- each owner and shard.
+CREATE TABLE owner_totals (
+    owner     text     NOT NULL,
+    shard     smallint NOT NULL,
+    scenarios bigint   NOT NULL,
+    PRIMARY KEY (owner, shard)
+) WITH (fillfactor = 50);
+
 CREATE FUNCTION measure_scenario() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     NEW.size_bytes := octet_length(NEW.source) + octet_length(NEW.model) + octet_length(NEW.parameters::text);
@@ -93,6 +102,26 @@ BEGIN
             ON CONFLICT (shard) DO UPDATE
            SET scenarios = t.scenarios + EXCLUDED.scenarios, bytes = t.bytes + EXCLUDED.bytes;
     END IF;
+    -- In the order of owners, so that two statements cannot wait for each other.
+    IF TG_OP = 'INSERT' THEN
+        INSERT INTO owner_totals AS t
+        SELECT owner, pg_backend_pid() & 15, count(*) FROM rows_after WHERE state <> 'inactive' GROUP BY owner ORDER BY owner
+            ON CONFLICT (owner, shard) DO UPDATE SET scenarios = t.scenarios + EXCLUDED.scenarios;
+    ELSIF TG_OP = 'DELETE' THEN
+        INSERT INTO owner_totals AS t
+        SELECT owner, pg_backend_pid() & 15, -count(*) FROM rows_before WHERE state <> 'inactive' GROUP BY owner ORDER BY owner
+            ON CONFLICT (owner, shard) DO UPDATE SET scenarios = t.scenarios + EXCLUDED.scenarios;
+    ELSE
+        INSERT INTO owner_totals AS t
+        SELECT owner, pg_backend_pid() & 15, sum(change)
+          FROM (SELECT owner, 1 AS change FROM rows_after WHERE state <> 'inactive'
+                 UNION ALL
+                SELECT owner, -1 FROM rows_before WHERE state <> 'inactive') AS changes
+         GROUP BY owner
+        HAVING sum(change) <> 0
+         ORDER BY owner
+            ON CONFLICT (owner, shard) DO UPDATE SET scenarios = t.scenarios + EXCLUDED.scenarios;
+    END IF;
     RETURN NULL;
 END
 $$;
@@ -100,6 +129,7 @@ $$;
 CREATE FUNCTION empty_queue() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     DELETE FROM queue_totals;
+    DELETE FROM owner_totals;
     RETURN NULL;
 END
 $$;

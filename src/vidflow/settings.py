@@ -55,6 +55,7 @@ class ApiOptions(CommonOptions, frozen=True, kw_only=True):
     by path, on loopback only and only without `models_dir`. `queue_limit` and `queue_limit_bytes`: number and total size of the
     scenarios that may wait for a runner. `data_dir`: the data folder of the servers, if it is on this machine. The api refuses
     new scenarios while less than `min_free_bytes` is free there. `devices`: the cameras of runners' machines that requests may name.
+    `owner_scenarios` and `owner_requests_per_s`: quotas of each owner, None for none.
     `auth`: requests need a token, unless there is none and `host` is a loopback address. `cors_origins`: origins of other sites
     whose pages may use the API. `trusted_proxies`: addresses or networks whose X-Forwarded-For is believed.
     """
@@ -76,6 +77,8 @@ class ApiOptions(CommonOptions, frozen=True, kw_only=True):
     min_free_bytes: int = 256 * 1024**2
     devices: tuple[str, ...] = ()
     auth: bool = True
+    owner_scenarios: int | None = None
+    owner_requests_per_s: float | None = None
     cors_origins: tuple[str, ...] = ()
     trusted_proxies: tuple[str, ...] = ()
 

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 from tests.integration.api_server import (
     SOURCE_URL,
@@ -20,6 +23,7 @@ from tests.integration.api_server import (
     write_completion,
     write_results,
 )
+from tests.integration.cli_process import run_command
 from tests.integration.delivery import emptied_database
 from tests.integration.raw_http import send_raw_request
 
@@ -359,3 +363,140 @@ def test_pages_of_other_sites_are_let_in_by_their_origin_alone(connection: Conne
 def test_an_invalid_origin_is_reported_at_the_start(database_url: str, origin: str) -> None:
     with pytest.raises(SetupError, match="--cors-origins"):
         run(ApiOptions(database_url=database_url, cors_origins=(origin,), inbox=False), Stop())
+
+
+class TestQuotas:
+    """What an owner may use at most."""
+
+    def test_an_owner_has_no_more_unfinished_scenarios_than_its_quota(
+        self, connection: Connection, database_url: str, create_token: Any
+    ) -> None:
+        options = ApiOptions(database_url=database_url, owner_scenarios=3)
+        with (
+            ready_api(options) as client,
+            logged_in(client, create_token("anna")) as anna,
+            logged_in(client, create_token("ben")) as ben,
+            logged_in(client, create_token("root", "admin")) as root,
+        ):
+            uuids = [create_scenario(anna)["scenario_uuid"] for _ in range(3)]
+            problem = assert_problem(anna.post("/scenario/init", json={"source": SOURCE_URL}), 429, "quota_reached")
+            assert "anna has 3 scenarios" in problem["detail"]
+            create_scenario(ben)
+            for _ in range(4):
+                create_scenario(root)
+            anna.post(f"/scenario/{uuids[0]}/shutdown")
+            assert connection.execute("SELECT sum(scenarios) FROM owner_totals WHERE owner = 'anna'").fetchall() == [
+                (3,)
+            ]
+            write_completion(database_url, uuids[0])
+            wait_until(
+                lambda: anna.post("/scenario/init", json={"source": SOURCE_URL}).status_code == 201, "there is room"
+            )
+            assert_problem(anna.post("/scenario/init", json={"source": SOURCE_URL}), 429, "quota_reached")
+
+    def test_requests_that_come_together_do_not_exceed_the_quota(
+        self, connection: Connection, database_url: str, create_token: Any
+    ) -> None:
+        options = ApiOptions(database_url=database_url, owner_scenarios=5)
+        with (
+            ready_api(options) as client,
+            logged_in(client, create_token("anna")) as anna,
+            ThreadPoolExecutor(16) as threads,
+        ):
+            answers = [threads.submit(anna.post, "/scenario/init", json={"source": SOURCE_URL}) for _ in range(40)]
+            codes = Counter(answer.result().status_code for answer in answers)
+        assert codes == {201: 5, 429: 35}
+        assert connection.execute("SELECT count(*) FROM scenarios").fetchall() == [(5,)]
+
+    def test_the_counts_of_owners_follow_every_change(self, connection: Connection, database_url: str) -> None:
+        insert = "INSERT INTO scenarios (source, model, fps, owner, state, outcome) VALUES ('s', 'm', '1', %s, %s, %s)"
+        with connection.cursor() as cursor:
+            cursor.executemany(insert, [(f"o{number % 3}", "init_startup", None) for number in range(30)])
+            cursor.executemany(insert, [("o1", "inactive", "stopped")] * 5)
+        changes = [
+            "UPDATE scenarios SET state = 'inactive', outcome = 'stopped' WHERE owner = 'o1'",
+            "UPDATE scenarios SET owner = 'o2' WHERE owner = 'o0'",
+            "UPDATE scenarios SET state = 'inactive', outcome = 'stopped' WHERE random() < 0.5",
+            "DELETE FROM scenarios WHERE random() < 0.5",
+            "TRUNCATE scenarios",
+        ]
+        counted = """
+            SELECT owner, sum(scenarios)::bigint FROM owner_totals GROUP BY owner HAVING sum(scenarios) <> 0 ORDER BY owner
+        """
+        stored = "SELECT owner, count(*) FROM scenarios WHERE state <> 'inactive' GROUP BY owner ORDER BY owner"
+        for change in changes:
+            with psycopg.connect(database_url) as other:  # another backend, which has another shard
+                other.execute(change)
+            assert connection.execute(counted).fetchall() == connection.execute(stored).fetchall(), change
+
+    def test_an_owner_that_sends_too_many_requests_is_told_when_to_go_on(
+        self,
+        database_url: str,
+        create_token: Any,
+        connection: Connection,  # noqa: ARG002 - empties the tables first
+    ) -> None:
+        options = ApiOptions(database_url=database_url, owner_requests_per_s=0.5)
+        with ready_api(options) as client, logged_in(client, create_token("anna")) as anna:
+            answer = anna.get("/models")
+            assert (answer.status_code, answer.headers["ratelimit"]) == (200, '"requests";r=0;t=2')
+            refused = anna.get("/models")
+            assert_problem(refused, 429, "rate_limited")
+            assert (refused.headers["retry-after"], refused.headers["ratelimit-policy"]) == ("2", '"requests";q=1;w=2')
+            with logged_in(client, create_token("root", "admin")) as root:
+                for _ in range(5):
+                    answer = root.get("/models")
+                    assert answer.status_code == 200
+                    assert "ratelimit" not in answer.headers
+            assert client.get("/health/ready").status_code == 200
+
+
+class TestCommands:
+    """The commands of operators and of `vidflow run`, as processes."""
+
+    def test_a_created_token_is_the_only_line_of_the_output(self, connection: Connection, database_url: str) -> None:
+        variables = {"VIDFLOW_DATABASE_URL": database_url}
+        created = run_command("token", "create", "--owner", "anna", "--expires-days", "3", variables=variables)
+        assert created.returncode == 0, created.stderr
+        assert re.fullmatch(r"vf_[0-9a-f]{16}_[\w-]{43}\n", created.stdout)
+        assert "cannot be shown again" in created.stderr
+        assert created.stdout.strip() not in created.stderr
+        [row] = connection.execute("SELECT owner, rights, expires_at - created_at FROM tokens").fetchall()
+        assert row[:2] == ("anna", "write")
+        assert row[2].days in {2, 3}
+        listed = run_command("token", "list", variables=variables).stdout
+        assert "valid    write  anna" in listed
+        assert created.stdout.split("_")[2].strip() not in listed
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["create", "--owner", "a b"], "Invalid owner 'a b'"),
+            (["create", "--owner", "a", "--note", "x" * 201], "Invalid --note"),
+            (["create", "--owner", "a", "--note", "x\n"], "Invalid --note"),
+            (["create", "--owner", "a", "--rights", "root"], "'root'"),
+            (["revoke", "0001020304050607"], "There is no token '0001020304050607'"),
+        ],
+    )
+    def test_a_mistake_is_one_line_and_changes_nothing(
+        self, connection: Connection, database_url: str, arguments: list[str], message: str
+    ) -> None:
+        ended = run_command("token", *arguments, variables={"VIDFLOW_DATABASE_URL": database_url})
+        assert ended.returncode == 2, ended.stderr
+        assert message in ended.stderr
+        assert len(ended.stderr.splitlines()) == 1
+        assert connection.execute("SELECT FROM tokens").fetchall() == []
+        assert connection.execute("SELECT FROM audit").fetchall() == []
+
+    def test_a_run_on_another_server_sends_its_token(self, client: httpx.Client, create_token: Any) -> None:
+        command = ("run", SOURCE_URL, "--model", "motion", "--url", str(client.base_url))
+        token = create_token("anna", "read")
+        wait_until(lambda: client.get("/scenario").status_code == 401, "the api asks for a token")
+        for variables, reason in (
+            ({}, "needs a token"),
+            ({"VIDFLOW_TOKEN": token}, "may only read"),
+            ({"VIDFLOW_TOKEN": "x"}, "VIDFLOW_TOKEN (--token) is not a token"),
+        ):
+            ended = run_command(*command, variables=variables)
+            assert (ended.returncode, ended.stdout) == (2, ""), ended.stderr
+            assert reason in ended.stderr
+            assert token[20:] not in ended.stderr

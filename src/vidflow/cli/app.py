@@ -51,6 +51,8 @@ from vidflow.cli.options import (
     ModelName,
     ModelsDir,
     Orchestrators,
+    OwnerRequestsPerS,
+    OwnerScenarios,
     Pool,
     PoolSize,
     Port,
@@ -154,6 +156,7 @@ def api(
     any_onnx: AnyOnnx = False, video_fps: VideoFps = "all", pool_size: PoolSize = 10, queue_limit: QueueLimit = 10_000,
     queue_limit_bytes: QueueLimitBytes = 256 * 1024**2, data_dir: DataDir = None, min_free_bytes: MinFreeBytes = 256 * 1024**2,
     allow_device: AllowDevice = None, auth: Auth = True, cors_origins: CorsOrigins = "", trusted_proxies: TrustedProxies = "",
+    owner_scenarios: OwnerScenarios = None, owner_requests_per_s: OwnerRequestsPerS = None,
 ) -> None:  # fmt: skip
     """Serve the HTTP API."""
     from vidflow.roles.api import run  # noqa: PLC0415 - load only what this role needs
@@ -163,7 +166,7 @@ def api(
         metrics_host=metrics_host, metrics_port=metrics_port, host=host, port=port, inbox=inbox, media_root=media_root,
         any_file=any_file, models_dir=models_dir, any_onnx=any_onnx, video_fps=video_fps, pool_size=pool_size,
         allowed_hosts=split_list(allowed_hosts), cors_origins=split_list(cors_origins), trusted_proxies=split_list(trusted_proxies),
-        auth=auth, max_connections=max_connections,
+        auth=auth, owner_scenarios=owner_scenarios, owner_requests_per_s=owner_requests_per_s, max_connections=max_connections,
         queue_limit=queue_limit, queue_limit_bytes=queue_limit_bytes, data_dir=data_dir, min_free_bytes=min_free_bytes,
         devices=parse_devices(allow_device or ()),
     ), log_format)  # fmt: skip

@@ -119,6 +119,12 @@ AllowedHosts = Annotated[
 Auth = Annotated[
     bool, _switch("auth", "Ask for a token. On a loopback address, only once one was created (vidflow token create).")
 ]
+OwnerScenarios = Annotated[
+    int | None, _option("owner-scenarios", "Scenarios of one owner that may wait and run at once.", at_least=1)
+]
+OwnerRequestsPerS = Annotated[
+    float | None, _option("owner-requests-per-s", "Requests a second of one owner to this api.", at_least=0.01)
+]
 CorsOrigins = Annotated[
     str,
     _option("cors-origins", "Origins of other sites whose pages may use the API, such as https://app.example.org."),

@@ -161,6 +161,14 @@ def read_queue_totals(tx: Connection) -> QueueTotals:
     return QueueTotals(scenarios, size_bytes)
 
 
+def count_unfinished_of_owner(tx: Connection, owner: str) -> int:
+    """Return how many scenarios of an owner have not ended. Triggers maintain the count."""
+    [(count,)] = tx.execute(
+        "SELECT coalesce(sum(scenarios), 0)::bigint FROM owner_totals WHERE owner = %s", (owner,)
+    ).fetchall()
+    return int(count)
+
+
 def read_queue_oldest_s(tx: Connection) -> float:
     """Return the longest time that one of the OLDEST oldest scenarios in the queue has waited for a runner, or 0 if none waits."""
     [(oldest_s,)] = tx.execute(

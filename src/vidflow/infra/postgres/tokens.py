@@ -91,8 +91,8 @@ def revoke_token(connection: Connection, token_id: str) -> bool:
 
 def has_tokens(tx: Connection) -> bool:
     """Return whether a token was ever created, so that requests need one."""
-    [(exists,)] = tx.execute("SELECT EXISTS (SELECT FROM tokens)").fetchall()
-    return bool(exists)
+    [(count,)] = tx.execute("SELECT count(*) FROM (SELECT FROM tokens ORDER BY token_id LIMIT 1) AS first").fetchall()
+    return bool(count)
 
 
 def find_token(tx: Connection, token: str, token_sha256: bytes) -> TokenRow | None:

@@ -14,10 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from vidflow.domain.access import WriteScope
 from vidflow.domain.errors import SetupError
 from vidflow.infra.postgres import scenarios
 from vidflow.infra.postgres.connection import Connection
 from vidflow.roles.api.problems import problem
+from vidflow.roles.api.quotas import ScenarioQuota
 from vidflow.settings import ApiOptions
 
 REFRESH_INTERVAL_S: Final = 1.0
@@ -46,17 +48,19 @@ class Admission:
         self._in_progress = 0
         self._in_progress_bytes = 0
         self._free_bytes: int | None = None
+        self._owners = ScenarioQuota(options, REFRESH_INTERVAL_S)
 
     @contextmanager
-    def admit(self, tx: Connection, size_bytes: int) -> Iterator[None]:
+    def admit(self, tx: Connection, scope: WriteScope, size_bytes: int) -> Iterator[None]:
         """Admit one scenario of this size, which the caller stores in the block.
 
-        Raises a 429 problem if the queue is full, a 503 problem if the disk is nearly full.
+        Raises a 429 problem if the queue is full or its owner's quota is used up, a 503 problem if the disk is nearly full.
         """
         with self._lock:
             self._refresh(tx)
             self._require_free_disk()
             self._require_queue_capacity(size_bytes)
+            self._owners.begin(tx, scope)
             self._waiting += 1
             self._waiting_bytes += size_bytes
             self._in_progress += 1
@@ -67,6 +71,7 @@ class Admission:
             with self._lock:
                 self._in_progress -= 1
                 self._in_progress_bytes -= size_bytes
+                self._owners.end(scope)
 
     def _refresh(self, tx: Connection) -> None:
         """Read queue and disk again if the values are outdated.

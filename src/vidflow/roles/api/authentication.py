@@ -22,6 +22,7 @@ from vidflow.infra.postgres.tokens import TokenRow, find_token, has_tokens
 from vidflow.roles.api.database import Database
 from vidflow.roles.api.hosts import is_loopback
 from vidflow.roles.api.problems import problem
+from vidflow.roles.api.quotas import RequestQuota, add_headers
 from vidflow.settings import ApiOptions
 
 PUBLIC: Final = {"is_public": True}
@@ -97,14 +98,18 @@ class Authentication(ASGIMiddleware):
         self._is_off = not options.auth
         self._is_loopback = is_loopback(options.host)
         self._database = database
+        self._requests = RequestQuota(options)
         threads = ThreadPoolExecutor(4, thread_name_prefix="tokens")
         self._tokens = RecentValues(self._find_token, threads, MAX_KNOWN_TOKENS)
         self._has_tokens = RecentValues(self._read_has_tokens, threads, 1)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
-        """Pass the request on with its caller. Raises a 401 problem."""
+        """Pass the request on with its caller. Raises a 401 problem, and a 429 problem if the owner has sent too many."""
         if scope.get("method") != "OPTIONS":
-            scope["state"][_CALLER] = await self._identify(scope)
+            caller = await self._identify(scope)
+            scope["state"][_CALLER] = caller
+            if headers := self._requests.take(caller.read_scope()):
+                send = add_headers(send, headers)
         await next_app(scope, receive, send)
 
     async def _identify(self, scope: Scope) -> Caller:

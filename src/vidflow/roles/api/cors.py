@@ -36,6 +36,6 @@ def build_cors_config(options: ApiOptions) -> CORSConfig | None:
         allow_origins=sorted(origins),
         allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
         allow_headers=["Authorization", "Content-Type", "If-None-Match", "X-Request-Id"],
-        expose_headers=["ETag", "Link", "Location", "Retry-After", "X-Request-Id"],
+        expose_headers=["ETag", "Link", "Location", "RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-Id"],
         max_age=_MAX_AGE_S,
     )

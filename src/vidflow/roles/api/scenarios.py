@@ -77,7 +77,10 @@ def init_scenario(
             live=data.parameters.live,
         ),
     )
-    with api.database.connection() as connection, api.admission.admit(connection, scenarios.estimate_size_bytes(new)):
+    with (
+        api.database.connection() as connection,
+        api.admission.admit(connection, writer, scenarios.estimate_size_bytes(new)),
+    ):
         created = build_scenario(scenarios.insert_scenario(connection, writer, new))
     return Response(created, status_code=201, headers={"Location": f"/scenario/{created.scenario_uuid}"})
 
