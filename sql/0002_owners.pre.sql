@@ -1,4 +1,4 @@
--- Owners of scenarios, the tokens by which they are known, and the record of what they changed.
+-- Owners of scenarios, the tokens by which they are known, the record of what they changed, and the answers to repeated requests.
 
 ALTER TABLE scenarios ADD COLUMN owner text NOT NULL DEFAULT 'local';
 
@@ -96,3 +96,17 @@ CREATE TABLE audit (
     address       text,
     detail        text
 );
+
+-- Answers to requests with an Idempotency-Key, so that a repeated request gets the same answer. Kept for 24 hours.
+CREATE TABLE idempotency_keys (
+    created_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    status         integer     NOT NULL,
+    owner          text        NOT NULL,
+    key            text        NOT NULL,
+    request_sha256 bytea       NOT NULL,
+    body           bytea       NOT NULL,
+    location       text,
+    PRIMARY KEY (owner, key)
+);
+-- The oldest, to delete them.
+CREATE INDEX idempotency_keys_by_age ON idempotency_keys (created_at);

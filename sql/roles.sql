@@ -31,6 +31,7 @@ GRANT SELECT, INSERT ON scenario_history, scenario_progress, outbox TO vidflow_a
 GRANT SELECT ON scenario_results, scenario_gaps, results_removed, inbox_partitions, lease, runners, tokens TO vidflow_api;
 GRANT UPDATE (last_used_at) ON tokens TO vidflow_api;
 GRANT INSERT ON audit TO vidflow_api;
+GRANT SELECT, INSERT, UPDATE ON idempotency_keys TO vidflow_api;
 -- Triggers on scenarios update the totals with the privileges of the current user.
 GRANT SELECT, INSERT, UPDATE, DELETE ON queue_totals, owner_totals TO vidflow_api, vidflow_orchestrator;
 
@@ -43,7 +44,7 @@ GRANT SELECT, UPDATE, DELETE ON scenarios, scenario_progress TO vidflow_orchestr
 GRANT SELECT, INSERT, DELETE ON scenario_history TO vidflow_orchestrator;
 GRANT SELECT, DELETE ON scenario_gaps, scenario_results_default TO vidflow_orchestrator;
 GRANT SELECT ON inbox_partitions TO vidflow_orchestrator;
-GRANT SELECT, DELETE ON audit TO vidflow_orchestrator;
+GRANT SELECT, DELETE ON audit, idempotency_keys TO vidflow_orchestrator;
 GRANT SELECT, INSERT ON outbox TO vidflow_orchestrator;
 GRANT SELECT, INSERT, UPDATE ON results_removed, lease TO vidflow_orchestrator;
 GRANT SELECT, INSERT, UPDATE, DELETE ON runners TO vidflow_orchestrator;

@@ -298,6 +298,20 @@ CREATE TABLE audit (
     detail        text
 );
 
+-- Answers to requests with an Idempotency-Key, so that a repeated request gets the same answer. Kept for 24 hours.
+CREATE TABLE idempotency_keys (
+    created_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    status         integer     NOT NULL,
+    owner          text        NOT NULL,
+    key            text        NOT NULL,
+    request_sha256 bytea       NOT NULL,
+    body           bytea       NOT NULL,
+    location       text,
+    PRIMARY KEY (owner, key)
+);
+-- idempotency.py, delete_expired: the oldest.
+CREATE INDEX idempotency_keys_by_age ON idempotency_keys (created_at);
+
 -- The leader creates, detaches and drops partitions of the results by these functions, so that its user need not own the tables. They run
 -- as the owner of the tables and accept only partitions of scenario_results.
 

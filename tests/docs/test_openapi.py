@@ -159,7 +159,7 @@ def test_each_response_names_its_headers() -> None:
         for status, response in operation["responses"].items():
             names = set(response["headers"])
             assert "X-Request-Id" in names
-            assert ("Retry-After" in names) == (status in {"429", "503"}), (path, method, status)
+            assert ("Retry-After" in names) == (status in {"409", "429", "503"}), (path, method, status)
             assert ("Location" in names) == (status == "201")
             assert ("ETag" in names) == (
                 status in {"200", "304"} and path in {"/scenario/{scenario_uuid}", "/prediction"}

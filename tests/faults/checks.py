@@ -54,6 +54,7 @@ class FrameCounts:
 
 def check_all(system: SystemUnderTest) -> CheckTotals:
     """Wait until every scenario is inactive, then make all checks on those in the tables that were not checked before."""
+    system.repeat_unanswered()
     system.wait_until_all_inactive()
     with system.connect() as connection:
         connection.row_factory = namedtuple_row
@@ -74,10 +75,12 @@ def check_all(system: SystemUnderTest) -> CheckTotals:
 
 
 def check_1_created(connection: Connection, created: Collection[str]) -> list[str]:
-    """Every scenario confirmed to a client exists. Return all scenarios: there may be more, whose answer was lost."""
+    """Every scenario confirmed to a client exists, and no other: clients repeat their requests. Return all scenarios."""
     uuids = [str(row.scenario_uuid) for row in connection.execute("SELECT scenario_uuid FROM scenarios")]
     if missing := set(created) - set(uuids):
         raise violation(1, f"scenarios confirmed to clients do not exist: {missing}")
+    if more := set(uuids) - set(created):
+        raise violation(1, f"scenarios that no client has an answer for: {more}")
     return uuids
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
+from uuid import uuid4
 
 import httpx
 import psycopg
@@ -82,6 +83,8 @@ class SystemUnderTest:
         self.expected_counts = {kind: len(pids) for kind, pids in processes.pids().items()}
         self.created: dict[str, Workload] = {}
         """The scenarios whose creation was confirmed to a client."""
+        self.unanswered: dict[str, Workload] = {}
+        """The requests for scenarios that have no answer yet, by their Idempotency-Key."""
         self.reported_outcomes: dict[str, str] = {}
         """The outcomes returned by shutdown requests."""
         self.cameras: list[Workload] = []
@@ -100,31 +103,47 @@ class SystemUnderTest:
             self.reference_frames[work] = self.vidflow.frames(uuid)
             assert [frame["frame_number"] for frame in self.reference_frames[work]] == list(range(work.frames or 0))
 
-    def try_create_scenario(self, work: Workload) -> str | None:
-        """Request a scenario once. Return None if there was no answer or a temporary refusal (429, 503)."""
+    def try_create_scenario(self, work: Workload, key: str | None = None) -> str | None:
+        """Request a scenario once, by an Idempotency-Key: a new one, or that of an earlier request.
+
+        Return None if there was no answer or a temporary refusal (409, 429, 503). The request may then be repeated.
+        """
+        key = key or str(uuid4())
+        self.unanswered[key] = work
         body = {"source": str(work.source), "model": work.model, "fps": work.fps}
+        headers = {"Idempotency-Key": key}
         try:
-            answer = self.vidflow.http.post("/scenario/init", json=body, timeout=REQUEST_TIMEOUT_S)
+            answer = self.vidflow.http.post("/scenario/init", json=body, headers=headers, timeout=REQUEST_TIMEOUT_S)
         except httpx.TransportError:
             return None
-        if answer.status_code in {429, 503}:
+        if answer.status_code in {409, 429, 503}:
             return None
         assert answer.status_code == 201, answer.text
         uuid = str(answer.json()["scenario_uuid"])
-        self.created[uuid] = work
+        self.created[uuid] = self.unanswered.pop(key)
         return uuid
 
     def create_scenario(self, work: Workload) -> str:
         """Request a scenario until one is created, as a client of a service that may be down does."""
+        key = str(uuid4())
         created: list[str] = []
 
         def is_created() -> bool:
-            uuid = self.try_create_scenario(work)
+            uuid = self.try_create_scenario(work, key)
             created.extend([uuid] if uuid else [])
             return bool(created)
 
         wait_until(is_created, "a scenario is created", RECOVERY_LIMIT_S)
         return created[0]
+
+    def repeat_unanswered(self) -> None:
+        """Repeat each request that has no answer yet until it has one, so that each scenario has a client that knows it."""
+        for key, work in tuple(self.unanswered.items()):
+            wait_until(
+                lambda key=key, work=work: self.try_create_scenario(work, key) is not None,
+                "a repeated request is answered",
+                RECOVERY_LIMIT_S,
+            )
 
     def request_shutdown(self, uuid: str) -> None:
         """Request the shutdown once. Keep the reported outcome if there is an answer."""

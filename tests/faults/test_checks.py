@@ -87,6 +87,11 @@ def test_a_missing_scenario_that_was_confirmed_to_a_client_is_found(connection: 
         checks.check_1_created(connection, [UUID, "01a20e0e-0000-7249-83a0-0bbb819d329b"])
 
 
+def test_a_scenario_that_no_client_knows_is_found(connection: psycopg.Connection[Any]) -> None:
+    with pytest.raises(InvariantViolation, match=r"invariant 1: .*no client"):
+        checks.check_1_created(connection, [])
+
+
 def test_a_message_that_stays_in_the_outbox_is_found(
     connection: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,7 +35,7 @@ def build_cors_config(options: ApiOptions) -> CORSConfig | None:
     return CORSConfig(
         allow_origins=sorted(origins),
         allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
-        allow_headers=["Authorization", "Content-Type", "If-None-Match", "X-Request-Id"],
+        allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "X-Request-Id"],
         expose_headers=["ETag", "Link", "Location", "RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-Id"],
         max_age=_MAX_AGE_S,
     )

@@ -19,7 +19,9 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from vidflow import contract
 from vidflow.domain.errors import ModelError, ParameterError
 from vidflow.domain.frame_rate import ALL_FRAMES, FASTEST_RATE, FRAME_RATE_TEXT, MAX_FRAME_RATE_CHARACTERS
+from vidflow.infra.postgres.idempotency import KEPT_HOURS
 from vidflow.roles.api.health import HEALTH_PATHS
+from vidflow.roles.api.idempotency import KEY_TEXT, MAX_KEY_CHARACTERS
 from vidflow.roles.api.problems import AUTHENTICATE, RETRY_AFTER_S
 from vidflow.roles.api.request_ids import MAX_REQUEST_ID_CHARACTERS
 
@@ -49,11 +51,16 @@ _BODY_CODES: Final[Mapping[int, tuple[str, ...]]] = {
     400: ("body_malformed", "body_incomplete"),
     413: ("body_too_large",),
 }
-_TOKEN_CODES: Final[Mapping[int, tuple[str, ...]]] = {401: ("token_missing", "token_invalid")}
+_TOKEN_CODES: Final[Mapping[int, tuple[str, ...]]] = {401: ("token_missing", "token_invalid"), 429: ("rate_limited",)}
 """Problems of the paths that need a token."""
+_IDEMPOTENT_PATHS: Final = frozenset({"/scenario/init"})
+"""Paths whose requests may have an Idempotency-Key."""
+_IDEMPOTENCY_CODES: Final[Mapping[int, tuple[str, ...]]] = {
+    400: ("idempotency_key_invalid",), 409: ("idempotency_key_in_use",), 422: ("idempotency_key_reused",),
+}  # fmt: skip
 _DATABASE_CODES: Final = ("database_busy", "database_timeout", "database_unavailable")
 _DECLARED_CODES: Final[Mapping[int, tuple[str, ...]]] = {
-    404: ("scenario_unknown",), 410: ("results_removed",), 429: ("queue_full",),
+    404: ("scenario_unknown",), 410: ("results_removed",), 429: ("queue_full", "quota_reached"),
     422: (
         "request_invalid", ParameterError.default_code, "source_invalid", "source_forbidden", "source_missing", "source_not_video",
         ModelError.default_code, "model_spec_invalid", "model_file_missing", "model_refused",
@@ -79,15 +86,23 @@ _HEADERS: Final[JsonObject] = {
     "Location": {"description": "the path of the new scenario", "schema": {"type": "string", "format": "uri-reference"}},
     "RetryAfter": {
         "description": "seconds after which to try again",
-        "schema": {"type": "integer", "enum": sorted(RETRY_AFTER_S.values())},
+        "schema": {"type": "integer", "minimum": 1},
     },
     "WWWAuthenticate": {"description": "how to send a token", "schema": {"type": "string", "const": AUTHENTICATE}},
+    "RateLimit": {"description": "what is left of the owner's quota of requests, if it has one", "schema": {"type": "string"}},
+    "RateLimitPolicy": {"description": "the owner's quota of requests, if it has one", "schema": {"type": "string"}},
     "Allow": {"description": "the methods of the path", "schema": {"type": "string"}},
 }  # fmt: skip
 _PARAMETERS: Final[JsonObject] = {
     "RequestId": {
         "name": "X-Request-Id", "in": "header", "schema": {"type": "string"},
         "description": f"an id for the request: 1 to {MAX_REQUEST_ID_CHARACTERS} letters, digits, '.', '_' and '-'; any other is replaced",
+    },
+    "IdempotencyKey": {
+        "name": "Idempotency-Key", "in": "header",
+        "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY_CHARACTERS + 2, "pattern": f'^(?:{KEY_TEXT})$'},
+        "description": "a new one for each change, such as a uuid: a repeated request with it gets the same answer, "
+        f"for {KEPT_HOURS} hours",
     },
     "IfNoneMatch": {
         "name": "If-None-Match", "in": "header", "schema": {"type": "string"},
@@ -203,6 +218,7 @@ def translate_pattern(pattern: str) -> str:
 def _complete_operation(path: str, method: str, operation: JsonObject) -> None:
     parameters = [_simplify_parameter(parameter) for parameter in operation.get("parameters", ())]
     references = ["RequestId", *(["IfNoneMatch"] if path in _PATHS_WITH_ETAG else [])]
+    references += ["IdempotencyKey"] if path in _IDEMPOTENT_PATHS else []
     operation["parameters"] = [*parameters, *({"$ref": f"#/components/parameters/{name}"} for name in references)]
     del operation["deprecated"]
     # A server on a loopback address needs no token until one was created.
@@ -217,7 +233,9 @@ def _complete_operation(path: str, method: str, operation: JsonObject) -> None:
         status = int(text)
         if status in codes:
             response["content"] = _problem_content(codes[status])
-        response["headers"] = _reference_headers(status, has_etag=path in _PATHS_WITH_ETAG)
+        response["headers"] = _reference_headers(
+            status, has_etag=path in _PATHS_WITH_ETAG, has_quota=path not in PUBLIC_PATHS
+        )
     operation["responses"] = dict(sorted(responses.items()))
 
 
@@ -237,6 +255,7 @@ def _codes_by_status(path: str, method: str, operation: JsonObject) -> dict[int,
     tables = [
         _ANY_CODES,
         *([_TOKEN_CODES] if path not in PUBLIC_PATHS else []),
+        *([_IDEMPOTENCY_CODES] if path in _IDEMPOTENT_PATHS else []),
         *([_POST_CODES] if method == "post" else []),
         *([_BODY_CODES] if "requestBody" in operation else []),
         {status: _DECLARED_CODES.get(status, ()) for status in declared},
@@ -264,7 +283,7 @@ def _problem_content(codes: tuple[str, ...]) -> JsonObject:
     return {"application/problem+json": {"schema": problem}}
 
 
-def _reference_headers(status: int, *, has_etag: bool = False) -> JsonObject:
+def _reference_headers(status: int, *, has_etag: bool = False, has_quota: bool = False) -> JsonObject:
     """Return the headers of a response."""
     names = {"X-Request-Id": "RequestId"}
     if status in RETRY_AFTER_S:
@@ -275,6 +294,8 @@ def _reference_headers(status: int, *, has_etag: bool = False) -> JsonObject:
         names["Location"] = "Location"
     if has_etag and status in {HTTPStatus.OK, HTTPStatus.NOT_MODIFIED}:
         names["ETag"] = "ETag"
+    if has_quota:
+        names |= {"RateLimit": "RateLimit", "RateLimit-Policy": "RateLimitPolicy"}
     return {name: {"$ref": f"#/components/headers/{component}"} for name, component in names.items()}
 
 

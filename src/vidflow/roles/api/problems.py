@@ -21,7 +21,7 @@ from vidflow.infra.telemetry.logs import log
 from vidflow.infra.telemetry.request_id import REQUEST_ID
 from vidflow.roles.api.methods import format_allow
 
-RETRY_AFTER_S: Final = {429: 5, 503: 1}
+RETRY_AFTER_S: Final = {409: 1, 429: 5, 503: 1}
 """The Retry-After header in seconds, by status. A queue shrinks slowly."""
 AUTHENTICATE: Final = 'Bearer realm="vidflow"'
 """The WWW-Authenticate header of a 401."""
@@ -37,7 +37,7 @@ _log = log("api")
 
 
 def problem(status: int, code: str, detail: str, **members: Any) -> ProblemDetailsException:  # noqa: ANN401 - any JSON
-    """Return a problem to raise. `members`: its additional members. A 401, 429 or 503 gets the header that belongs to it."""
+    """Return a problem to raise. `members`: its additional members. A 401, 409, 429 or 503 gets the header that belongs to it."""
     request_id = REQUEST_ID.get()
     return ProblemDetailsException(
         status_code=status,

@@ -15,6 +15,7 @@ from litestar.types import Empty
 
 from vidflow.contract import FieldProblem
 from vidflow.roles.api import json_bodies
+from vidflow.roles.api.idempotency import IdempotentRequest, read_key
 from vidflow.roles.api.init_checks import build_problem
 from vidflow.roles.api.json_bodies import decode_body
 from vidflow.roles.api.problems import problem
@@ -31,7 +32,12 @@ MAX_BODY_BYTES = 256 * 1024
 
 
 class StrictRequest(Request[Any, Any, State]):
-    """A request that decodes its body as the handler's type. Litestar itself would convert a decoded body leniently."""
+    """A request that decodes its body as the handler's type. Litestar itself would convert a decoded body leniently.
+
+    `idempotent`: its Idempotency-Key, None if it has none.
+    """
+
+    idempotent: IdempotentRequest | None = None
 
     async def body(self) -> bytes:
         """Return the whole body. Raises a 400 problem if the client disconnects before its end, which is no server fault."""
@@ -55,6 +61,7 @@ class StrictRequest(Request[Any, Any, State]):
             field = self.route_handler.parsed_data_field
             body_type = field.annotation if field is not None else msgspec.Struct
             body = await self.body()
+            self.idempotent = read_key(self, body)
             self._json = decode_body(body, body_type)
             if self._json is None:
                 self._json = Empty

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Final
 from uuid import UUID
 
+import msgspec
 import psycopg
 from litestar import Request, Response, Router, get, post
 from litestar.openapi.spec import Example
@@ -19,13 +20,15 @@ from vidflow.domain.scenario import Decision, State, build_shutdown_request, dec
 from vidflow.infra.postgres import audit, gaps, history, lifecycle, scenarios
 from vidflow.infra.postgres.connection import FENCED_TIMEOUT_SETTING, Connection
 from vidflow.infra.postgres.errors import is_conflict
+from vidflow.infra.postgres.idempotency import Answer
 from vidflow.roles.api.bodies import build_gap, build_scenario, build_transition
 from vidflow.roles.api.context import Api, Limit, Reader, Writer
 from vidflow.roles.api.cursors import AfterGap, AfterMove, decode_cursor, encode_cursor
 from vidflow.roles.api.etags import respond_with_etag
-from vidflow.roles.api.init_checks import check_request, find_faults
+from vidflow.roles.api.idempotency import answer_once, find_earlier_answer, respond
+from vidflow.roles.api.init_checks import CheckedScenario, check_request, find_faults
 from vidflow.roles.api.problems import problem_responses
-from vidflow.roles.api.requests import FIND_FAULTS
+from vidflow.roles.api.requests import FIND_FAULTS, StrictRequest
 
 _MAX_SHUTDOWN_ATTEMPTS: Final = 20
 """How often the leader may overtake a shutdown request before the client is asked to repeat it."""
@@ -48,15 +51,39 @@ _EXAMPLES: Final = [
 @post(
     "/init",
     sync_to_thread=True,
-    responses=problem_responses(400, 401, 403, 413, 415, 422, 429, 503),
+    responses=problem_responses(400, 401, 403, 409, 413, 415, 422, 429, 503),
     opt={FIND_FAULTS: find_faults},
 )
 def init_scenario(
-    api: Api, writer: Writer, data: Annotated[InitScenario, Body(examples=_EXAMPLES)]
+    request: StrictRequest, api: Api, writer: Writer, data: Annotated[InitScenario, Body(examples=_EXAMPLES)]
 ) -> Response[ScenarioResponse]:
-    """Create a scenario: run a model over a source. After the 201, the scenario cannot be lost."""
-    checked = check_request(data, api.options)
-    new = scenarios.NewScenario(
+    """Create a scenario: run a model over a source. After the 201, the scenario cannot be lost.
+
+    With the header Idempotency-Key, the same request may be repeated until it is answered, for 24 hours: one scenario is created.
+    """
+    if request.idempotent is not None:
+        with api.database.connection() as connection:
+            earlier = find_earlier_answer(connection, writer, request.idempotent)
+        if earlier is not None:
+            return earlier
+    new = _build_new(data, check_request(data, api.options))
+
+    def create(tx: Connection) -> Answer:
+        created = build_scenario(scenarios.insert_scenario(tx, writer, new))
+        location = f"/scenario/{created.scenario_uuid}"
+        return Answer(status=201, location=location, body=msgspec.json.encode(created))
+
+    with (
+        api.database.connection() as connection,
+        api.admission.admit(connection, writer, scenarios.estimate_size_bytes(new)),
+    ):
+        if request.idempotent is None:
+            return respond(create(connection))
+        return answer_once(connection, writer, request.idempotent, create)
+
+
+def _build_new(data: InitScenario, checked: CheckedScenario) -> scenarios.NewScenario:
+    return scenarios.NewScenario(
         source=checked.source,
         model=data.model,
         model_sha256=checked.model_sha256,
@@ -77,12 +104,6 @@ def init_scenario(
             live=data.parameters.live,
         ),
     )
-    with (
-        api.database.connection() as connection,
-        api.admission.admit(connection, writer, scenarios.estimate_size_bytes(new)),
-    ):
-        created = build_scenario(scenarios.insert_scenario(connection, writer, new))
-    return Response(created, status_code=201, headers={"Location": f"/scenario/{created.scenario_uuid}"})
 
 
 @get("/{scenario_uuid:str}", sync_to_thread=True, responses=problem_responses(400, 401, 404, 503))

@@ -21,7 +21,7 @@ from vidflow.domain.retention import (
     find_expired_ranges,
     find_missing_ranges,
 )
-from vidflow.infra.postgres import audit, retention
+from vidflow.infra.postgres import audit, idempotency, retention
 from vidflow.infra.postgres import lease as leases
 from vidflow.infra.postgres.connection import Connection, connect, fenced_transaction
 from vidflow.infra.postgres.lease import LeaseLost
@@ -148,12 +148,16 @@ class RetentionRound:
         self._drop_detached()
         more_results = self._remove_results()
         more_scenarios = self._remove_scenarios()
-        more_audit = self._remove_audit()
-        return more_results or more_scenarios or more_audit
+        more_records = self._remove_records()
+        return more_results or more_scenarios or more_records
 
-    def _remove_audit(self) -> bool:
+    def _remove_records(self) -> bool:
+        """Remove expired entries of the audit and expired answers to requests with an Idempotency-Key."""
         with self._fenced() as tx:
-            return audit.delete_expired(tx, self._policy.audit_days) == audit.EXPIRED_BATCH_ROWS
+            entries = audit.delete_expired(tx, self._policy.audit_days)
+        with self._fenced() as tx:
+            answers = idempotency.delete_expired(tx)
+        return entries == audit.EXPIRED_BATCH_ROWS or answers == idempotency.EXPIRED_BATCH_ROWS
 
     def _drop_detached(self) -> None:
         for table in retention.list_detached_partitions(self._connection):
