@@ -1,4 +1,5 @@
--- Owners of scenarios, the tokens by which they are known, the record of what they changed, and the answers to repeated requests.
+-- Owners of scenarios, the tokens by which they are known, the record of what they changed, the answers
+-- to repeated requests, and the scenarios that were deleted.
 
 ALTER TABLE scenarios ADD COLUMN owner text NOT NULL DEFAULT 'local';
 
@@ -110,3 +111,9 @@ CREATE TABLE idempotency_keys (
 );
 -- The oldest, to delete them.
 CREATE INDEX idempotency_keys_by_age ON idempotency_keys (created_at);
+
+-- Scenarios that clients have deleted and whose results, gaps, history and progress the leader's housekeeping still has to delete.
+CREATE TABLE deleted_scenarios (
+    scenario_uuid uuid        PRIMARY KEY,
+    deleted_at    timestamptz NOT NULL DEFAULT clock_timestamp()
+);

@@ -25,8 +25,9 @@ END $$;
 -- Every process waits for the schema when it starts.
 GRANT SELECT ON schema_checksums TO vidflow_api, vidflow_relay, vidflow_orchestrator, vidflow_inbox;
 
--- The api creates scenarios, requests shutdowns and reads. It reads partitions of the results through their parent.
-GRANT SELECT, INSERT, UPDATE ON scenarios TO vidflow_api;
+-- The api creates and deletes scenarios, requests shutdowns and reads. It reads partitions of the results through their parent.
+GRANT SELECT, INSERT, UPDATE, DELETE ON scenarios TO vidflow_api;
+GRANT INSERT ON deleted_scenarios TO vidflow_api;
 GRANT SELECT, INSERT ON scenario_history, scenario_progress, outbox TO vidflow_api;
 GRANT SELECT ON scenario_results, scenario_gaps, results_removed, inbox_partitions, lease, runners, tokens TO vidflow_api;
 GRANT UPDATE (last_used_at) ON tokens TO vidflow_api;
@@ -42,7 +43,7 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON lease TO vidflow_relay;
 -- The orchestrator changes the state of scenarios, sends commands and deletes expired rows. It inserts no results.
 GRANT SELECT, UPDATE, DELETE ON scenarios, scenario_progress TO vidflow_orchestrator;
 GRANT SELECT, INSERT, DELETE ON scenario_history TO vidflow_orchestrator;
-GRANT SELECT, DELETE ON scenario_gaps, scenario_results_default TO vidflow_orchestrator;
+GRANT SELECT, DELETE ON scenario_gaps, scenario_results, scenario_results_default, deleted_scenarios TO vidflow_orchestrator;
 GRANT SELECT ON inbox_partitions TO vidflow_orchestrator;
 GRANT SELECT, DELETE ON audit, idempotency_keys TO vidflow_orchestrator;
 GRANT SELECT, INSERT ON outbox TO vidflow_orchestrator;

@@ -312,6 +312,12 @@ CREATE TABLE idempotency_keys (
 -- idempotency.py, delete_expired: the oldest.
 CREATE INDEX idempotency_keys_by_age ON idempotency_keys (created_at);
 
+-- Scenarios that clients have deleted and whose results, gaps, history and progress the leader's housekeeping still has to delete.
+CREATE TABLE deleted_scenarios (
+    scenario_uuid uuid        PRIMARY KEY,
+    deleted_at    timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
 -- The leader creates, detaches and drops partitions of the results by these functions, so that its user need not own the tables. They run
 -- as the owner of the tables and accept only partitions of scenario_results.
 

@@ -171,7 +171,7 @@ def emptied_database(database_url: str) -> Iterator[Connection]:
         connection.execute(
             """
             TRUNCATE scenarios, scenario_history, scenario_progress, scenario_results, scenario_gaps, inbox_partitions,
-                     outbox, lease, runners, tokens, audit, idempotency_keys
+                     outbox, lease, runners, tokens, audit, idempotency_keys, deleted_scenarios
             """
         )
         yield connection

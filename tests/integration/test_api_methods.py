@@ -110,7 +110,7 @@ def test_a_refusal_of_a_head_request_by_the_server_has_no_body(client: httpx.Cli
         ("/health/live", "GET, HEAD, OPTIONS"), ("/health/ready", "GET, HEAD, OPTIONS"), ("/health/system", "GET, HEAD, OPTIONS"),
         ("/metrics", "GET, HEAD, OPTIONS"), ("/models", "GET, HEAD, OPTIONS"), ("/prediction", "GET, HEAD, OPTIONS"),
         ("/scenario", "GET, HEAD, OPTIONS"), ("/scenario/init", "OPTIONS, POST"),
-        (f"/scenario/{UNKNOWN_UUID}", "GET, HEAD, OPTIONS"), (f"/scenario/{UNKNOWN_UUID}/shutdown", "OPTIONS, POST"),
+        (f"/scenario/{UNKNOWN_UUID}", "DELETE, GET, HEAD, OPTIONS"), (f"/scenario/{UNKNOWN_UUID}/shutdown", "OPTIONS, POST"),
         (f"/scenario/{UNKNOWN_UUID}/history", "GET, HEAD, OPTIONS"), (f"/scenario/{UNKNOWN_UUID}/gaps", "GET, HEAD, OPTIONS"),
     ],
 )  # fmt: skip
@@ -119,6 +119,8 @@ def test_options_and_a_wrong_method_name_the_allowed_ones(client: httpx.Client, 
     assert (response.status_code, response.headers["allow"], response.content) == (204, allow, b"")
     assert "content-length" not in response.headers
     for method in ("DELETE", "PUT", "PATCH", "TRACE", "PROPFIND", "GET" if "GET" not in allow else "POST"):
+        if method in allow:
+            continue
         refused = client.request(method, path)
         assert_problem(refused, 405, "method_not_allowed")
         assert refused.headers["allow"] == allow

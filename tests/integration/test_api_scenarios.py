@@ -321,3 +321,30 @@ def test_hostile_text_is_stored_and_returned_as_text(client: httpx.Client, tmp_p
     assert scenario["source"] == str(video)
     assert scenario["parameters"]["labels"] == [hostile]
     assert client.get(f"/scenario/{scenario['scenario_uuid']}").json() == scenario
+
+
+def test_a_scenario_is_deleted_once_it_is_inactive(client: httpx.Client, database_url: str) -> None:
+    uuid = create_scenario(client)["scenario_uuid"]
+    path = f"/scenario/{uuid}"
+    for state in ("init_startup", "in_startup_processing", "active"):
+        if state != "init_startup":
+            write_deployment(database_url, uuid, state)
+        refused = assert_problem(client.delete(path), 409, "scenario_not_ended")
+        assert state in refused["detail"]
+        assert client.get(path).json()["state"] == state
+    write_results(database_url, uuid, range(3))
+    write_completion(database_url, uuid)
+    listed = client.get("/scenario").json()["items"]
+    assert uuid in {item["scenario_uuid"] for item in listed}
+    answer = client.delete(path)
+    assert (answer.status_code, answer.content) == (204, b"")
+    for response in (
+        client.get(path),
+        client.get(f"{path}/history"),
+        client.get(f"{path}/gaps"),
+        client.get("/prediction", params={"scenario_uuid": uuid}),
+        client.post(f"{path}/shutdown"),
+        client.delete(path),
+    ):
+        assert_problem(response, 404, "scenario_unknown")
+    assert uuid not in {item["scenario_uuid"] for item in client.get("/scenario").json()["items"]}

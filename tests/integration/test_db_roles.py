@@ -27,8 +27,10 @@ UUID = "00000000-0000-0000-0000-000000000001"
 
 FORBIDDEN: Mapping[str, tuple[str, ...]] = {
     "api": (
-        "DELETE FROM scenarios",
+        "DELETE FROM scenario_history",
         "DELETE FROM scenario_results",
+        "DELETE FROM audit",
+        "UPDATE tokens SET owner = ''",
         "INSERT INTO scenario_results SELECT * FROM scenario_results",
         "UPDATE scenario_progress SET next_frame = 0",
         "DELETE FROM outbox",

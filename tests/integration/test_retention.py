@@ -17,7 +17,7 @@ from tests.scopes import EVERYTHING
 from vidflow.domain.messages import Frame
 from vidflow.domain.retention import DAY_MS, RetentionPolicy, TimeRange
 from vidflow.infra.postgres import lease as leases
-from vidflow.infra.postgres import results, retention
+from vidflow.infra.postgres import results, retention, scenarios
 from vidflow.infra.postgres.connection import FENCED_TRANSACTION_S, Connection, connect
 from vidflow.infra.postgres.lease import LEADER_LEASE
 from vidflow.infra.postgres.lease_holder import Lease
@@ -392,3 +392,50 @@ def test_a_round_without_the_database_raises_no_error(lease: Lease, database_url
     assert not run_round("postgresql://nobody@127.0.0.1:1/none", lease, RetentionPolicy())
     with connect(database_url, name="test") as connection:
         assert RetentionRound(connection, lease, RetentionPolicy()).remove_expired() is False
+
+
+class TestDeletedScenarios:
+    """Scenarios that clients have deleted: nothing of them is left, in bounded transactions."""
+
+    def test_everything_of_a_deleted_scenario_is_removed_and_nothing_else(
+        self, connection: Connection, lease: Lease, database_url: str
+    ) -> None:
+        make_partition(connection, 3)
+        deleted = [insert_aged_scenario(connection, days_ago, frames=4500, ended_days_ago=1) for days_ago in (3, 8)]
+        kept = insert_aged_scenario(connection, 3, ended_days_ago=1)
+        for scenario_uuid in (*deleted, kept):
+            connection.execute(
+                """
+                INSERT INTO scenario_gaps (scenario_uuid, epoch, after_frame, from_s, to_s, reason)
+                SELECT %s, 1, n, 0, 1, 'corrupt' FROM generate_series(1, 2500) AS n
+                """,
+                (scenario_uuid,),
+            )
+        tables = ("scenarios", "scenario_progress", "scenario_history", "scenario_results", "scenario_gaps")
+        of_kept = {table: count_of(connection, table, kept) for table in tables}
+        for scenario_uuid in deleted:
+            assert scenarios.delete_scenario(connection, EVERYTHING, scenario_uuid)
+            assert results.read_result_page(connection, EVERYTHING, scenario_uuid, -1, 10) is None
+            assert not scenarios.delete_scenario(connection, EVERYTHING, scenario_uuid)
+        while run_round(database_url, lease, RetentionPolicy()):
+            pass
+        for table in tables:
+            assert [count_of(connection, table, scenario_uuid) for scenario_uuid in deleted] == [0, 0], table
+            assert count_of(connection, table, kept) == of_kept[table]
+        assert count(connection, "deleted_scenarios") == 0
+
+    def test_a_transaction_deletes_a_bounded_number_of_rows(self, connection: Connection) -> None:
+        scenario_uuid = insert_aged_scenario(connection, 3, frames=25, ended_days_ago=1)
+        scenarios.delete_scenario(connection, EVERYTHING, scenario_uuid)
+        assert retention.find_deleted_scenario(connection) == scenario_uuid
+        left = []
+        while retention.delete_rest(connection, scenario_uuid, 10):
+            left.append(count_of(connection, "scenario_results", scenario_uuid))
+        assert left == [15, 5]
+        assert retention.find_deleted_scenario(connection) is None
+
+
+def count_of(connection: Connection, table: str, scenario_uuid: str) -> int:
+    query = f"SELECT count(*) FROM {table} WHERE scenario_uuid = %s"
+    [(number,)] = connection.execute(query, (scenario_uuid,)).fetchall()
+    return int(number)

@@ -23,6 +23,7 @@ from vidflow.infra.postgres import (
     audit,
     gaps,
     history,
+    idempotency,
     inbox_partitions,
     leader_tables,
     lease,
@@ -92,6 +93,11 @@ FILL = (
     """
     INSERT INTO tokens (token_id, token_sha256, owner, rights)
     SELECT md5(n::text), 'x', 'local', 'read' FROM generate_series(1, 10000) AS n
+    """,
+    "INSERT INTO deleted_scenarios SELECT uuidv7(make_interval(secs => -n)) FROM generate_series(10000, 1, -1) AS n",
+    """
+    INSERT INTO idempotency_keys (created_at, owner, key, request_sha256, status, body)
+    SELECT now() - make_interval(secs => n), 'local', n::text, 'x', 201, 'x' FROM generate_series(100000, 1, -1) AS n
     """,
     "INSERT INTO results_removed SELECT uuidv7(interval '-90 days'), uuidv7(interval '-60 days')",
 )
@@ -284,6 +290,12 @@ STATEMENTS: list[Statement] = [
     ("retention.delete_scenarios", 40_000, with_scenarios("inactive", 500, retention.delete_scenarios)),
     ("retention.delete_from_default", 12_000, call(
         lambda tx: retention.delete_from_default(tx, TimeRange(0, 1 << 47), 2000))),
+    ("retention.find_deleted_scenario", 50, call(retention.find_deleted_scenario)),
+    ("retention.delete_rest", 30_000, with_scenarios("inactive", 1, lambda tx, uuids: retention.delete_rest(tx, uuids[0], 2000))),
+    ("idempotency.find_answer", 50, call(lambda tx: idempotency.find_answer(tx, EVERYTHING, "7"))),
+    ("idempotency.delete_expired", 12_000, call(idempotency.delete_expired)),
+    ("scenarios.delete_scenario", 100, with_scenarios("inactive", 1,
+        lambda tx, uuids: scenarios.delete_scenario(tx, EVERYTHING, uuids[0]))),
     ("retention.note_removed", 50, call(lambda tx: retention.note_removed(tx, day(20)(tx)))),
     # The api: health and metrics, then requests.
     ("system_status", 400, call(system_status.check_tables, system_status.read_system_status, system_status.read_pool_status)),

@@ -21,6 +21,19 @@ from vidflow.domain.retention import TimeRange
 from vidflow.infra.postgres.connection import Connection
 
 LOCK_WAIT_MS: Final = 200
+_DELETE_REST: Final = tuple(
+    f"""
+    DELETE FROM {table} t
+     USING (SELECT {", ".join(key)} FROM {table}
+             WHERE scenario_uuid = %(scenario_uuid)s ORDER BY {", ".join(key)} LIMIT %(limit)s) AS first
+     WHERE t.scenario_uuid = %(scenario_uuid)s AND {" AND ".join(f"t.{name} = first.{name}" for name in key)}
+    """  # noqa: S608 - constant names
+    for table, key in (
+        ("scenario_results", ["frame_number"]),
+        ("scenario_gaps", ["after_frame", "from_s", "reason"]),
+        ("scenario_history", ["number"]),
+    )
+)
 MIN_UUID: Final = "00000000-0000-0000-0000-000000000000"
 """Less than every scenario_uuid."""
 _BOUND: Final = re.compile(r"FROM \('(?P<first>[^)]*)'\) TO \('(?P<last>[^)]*)'\)")
@@ -228,6 +241,25 @@ def delete_scenarios(tx: Connection, scenario_uuids: Sequence[str]) -> int:
         """,
         (list(scenario_uuids),),
     ).rowcount
+
+
+def find_deleted_scenario(tx: Connection) -> str | None:
+    """Return a scenario that a client has deleted and of which there may be rows left, None if there is none."""
+    row = tx.execute(
+        "SELECT d.scenario_uuid::text FROM deleted_scenarios d ORDER BY d.scenario_uuid LIMIT 1"
+    ).fetchone()
+    return row[0] if row is not None else None
+
+
+def delete_rest(tx: Connection, scenario_uuid: str, limit: int) -> bool:
+    """Delete at most `limit` results and as many gaps and transitions of a deleted scenario. Return whether there may be more."""
+    values = {"scenario_uuid": scenario_uuid, "limit": limit}
+    deleted = [tx.execute(statement, values).rowcount for statement in _DELETE_REST]
+    if max(deleted) >= limit:
+        return True
+    tx.execute("DELETE FROM scenario_progress WHERE scenario_uuid = %(scenario_uuid)s", values)
+    tx.execute("DELETE FROM deleted_scenarios WHERE scenario_uuid = %(scenario_uuid)s", values)
+    return False
 
 
 def _set_lock_timeout(tx: Connection) -> None:

@@ -242,6 +242,35 @@ def read_scenario_page(
     return trim_page([(_decode_details(row), size) for row, size in zip(rows, sizes, strict=True)], limit)
 
 
+def delete_scenario(tx: Connection, scope: WriteScope, scenario_uuid: str) -> bool:
+    """Delete a scenario of this scope if it is inactive, with an entry in the audit. Return whether it was deleted.
+
+    Nobody can read what belongs to it from then on. The leader's housekeeping deletes that, which may take many transactions.
+    """
+    query = f"""
+        WITH gone AS (
+            DELETE FROM scenarios s
+             WHERE s.scenario_uuid = %(scenario_uuid)s AND s.state = 'inactive' AND {IS_IN_SCOPE}
+         RETURNING s.scenario_uuid
+        ), noted AS (
+            INSERT INTO deleted_scenarios (scenario_uuid) SELECT scenario_uuid FROM gone
+        ), audited AS (
+            INSERT INTO audit (action, owner, token_id, address, scenario_uuid)
+            SELECT 'scenario_deleted', %(by)s, %(token_id)s, %(address)s, scenario_uuid FROM gone
+        )
+        SELECT count(*) FROM gone
+    """  # noqa: S608 - a constant condition
+    values = {
+        "scenario_uuid": scenario_uuid,
+        "owner": scope.only_owner,
+        "by": scope.owner,
+        "token_id": scope.token_id,
+        "address": scope.address,
+    }
+    [(count,)] = tx.execute(query, values).fetchall()
+    return bool(count)
+
+
 def exists(tx: Connection, scope: ReadScope, scenario_uuid: str) -> bool:
     """Return whether the scenario exists in this scope."""
     query = f"SELECT {IS_SCENARIO_IN_SCOPE}"

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from typing import cast
 
+from litestar import Litestar
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 
-def answer_head(app: ASGIApp) -> ASGIApp:
-    """Return the app, wrapped to answer HEAD like GET, and to name HEAD in the answer to OPTIONS. The HTTP server drops the body."""
+def answer_head(app: Litestar) -> ASGIApp:
+    """Return the app, wrapped to answer HEAD like GET, and OPTIONS with all methods. The HTTP server drops the body."""
+    # The framework's own answer to OPTIONS lacks the methods of handlers that were registered after the first of their path.
+    methods = {route.path_format: format_allow(",".join(route.methods)) for route in app.routes}
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP or scope["method"] not in {"HEAD", "OPTIONS"}:
@@ -22,7 +25,8 @@ def answer_head(app: ASGIApp) -> ASGIApp:
 
         async def send_with_allow(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [_add_head(name, value) for name, value in message["headers"]]
+                allow = methods.get(routed.get("path_template", ""))
+                message["headers"] = [_correct_allow(name, value, allow) for name, value in message["headers"]]
             await send(message)
 
         # A copy for the app: the HTTP server must still see HEAD. The app's routing results are copied back for the metrics.
@@ -42,6 +46,8 @@ def format_allow(methods: str) -> str:
     return ", ".join(sorted(names | ({"HEAD"} if "GET" in names else set())))
 
 
-def _add_head(name: bytes, value: bytes) -> tuple[bytes, bytes]:
-    """Return the header, with HEAD if it is an Allow."""
-    return (name, format_allow(value.decode("latin-1")).encode()) if name.lower() == b"allow" else (name, value)
+def _correct_allow(name: bytes, value: bytes, allow: str | None) -> tuple[bytes, bytes]:
+    """Return the header. If it is Allow, it names all methods of the path: `allow`, or what it has itself with HEAD."""
+    if name.lower() != b"allow":
+        return name, value
+    return name, (allow or format_allow(value.decode("latin-1"))).encode()

@@ -42,7 +42,8 @@ _ANY_CODES: Final[Mapping[int, tuple[str, ...]]] = {
     400: ("request_malformed", "host_invalid"), 408: ("head_late",), 421: ("host_not_allowed",), 431: ("head_too_large",), 500: ("fault",),
 }  # fmt: skip
 """Problems with which any request may be answered, by status."""
-_POST_CODES: Final[Mapping[int, tuple[str, ...]]] = {
+_CHANGING_METHODS: Final = frozenset({"post", "put", "patch", "delete"})
+_CHANGE_CODES: Final[Mapping[int, tuple[str, ...]]] = {
     403: ("origin_not_allowed", "token_read_only"),
     408: ("body_late",),
     415: ("not_json",),
@@ -60,7 +61,7 @@ _IDEMPOTENCY_CODES: Final[Mapping[int, tuple[str, ...]]] = {
 }  # fmt: skip
 _DATABASE_CODES: Final = ("database_busy", "database_timeout", "database_unavailable")
 _DECLARED_CODES: Final[Mapping[int, tuple[str, ...]]] = {
-    404: ("scenario_unknown",), 410: ("results_removed",), 429: ("queue_full", "quota_reached"),
+    404: ("scenario_unknown",), 409: ("scenario_not_ended",), 410: ("results_removed",), 429: ("queue_full", "quota_reached"),
     422: (
         "request_invalid", ParameterError.default_code, "source_invalid", "source_forbidden", "source_missing", "source_not_video",
         ModelError.default_code, "model_spec_invalid", "model_file_missing", "model_refused",
@@ -256,7 +257,7 @@ def _codes_by_status(path: str, method: str, operation: JsonObject) -> dict[int,
         _ANY_CODES,
         *([_TOKEN_CODES] if path not in PUBLIC_PATHS else []),
         *([_IDEMPOTENCY_CODES] if path in _IDEMPOTENT_PATHS else []),
-        *([_POST_CODES] if method == "post" else []),
+        *([_CHANGE_CODES] if method in _CHANGING_METHODS else []),
         *([_BODY_CODES] if "requestBody" in operation else []),
         {status: _DECLARED_CODES.get(status, ()) for status in declared},
         {503: tuple(_find_unavailable(path, method, declared))},

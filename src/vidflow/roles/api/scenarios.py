@@ -7,7 +7,7 @@ from uuid import UUID
 
 import msgspec
 import psycopg
-from litestar import Request, Response, Router, get, post
+from litestar import Request, Response, Router, delete, get, post
 from litestar.openapi.spec import Example
 from litestar.params import Body, FromPath, QueryParameter
 
@@ -27,7 +27,7 @@ from vidflow.roles.api.cursors import AfterGap, AfterMove, decode_cursor, encode
 from vidflow.roles.api.etags import respond_with_etag
 from vidflow.roles.api.idempotency import answer_once, find_earlier_answer, respond
 from vidflow.roles.api.init_checks import CheckedScenario, check_request, find_faults
-from vidflow.roles.api.problems import problem_responses
+from vidflow.roles.api.problems import problem, problem_responses
 from vidflow.roles.api.requests import FIND_FAULTS, StrictRequest
 
 _MAX_SHUTDOWN_ATTEMPTS: Final = 20
@@ -51,7 +51,7 @@ _EXAMPLES: Final = [
 @post(
     "/init",
     sync_to_thread=True,
-    responses=problem_responses(400, 401, 403, 409, 413, 415, 422, 429, 503),
+    responses=problem_responses(400, 401, 403, 413, 415, 422, 429, 503),
     opt={FIND_FAULTS: find_faults},
 )
 def init_scenario(
@@ -144,6 +144,25 @@ def shut_down(api: Api, writer: Writer, scenario_uuid: FromPath[UUID]) -> Scenar
         return _read_scenario(connection, writer, scenario_uuid)
 
 
+@delete(
+    "/{scenario_uuid:str}",
+    sync_to_thread=True,
+    status_code=204,
+    responses=problem_responses(400, 401, 403, 404, 409, 503),
+)
+def delete_scenario(api: Api, writer: Writer, scenario_uuid: FromPath[UUID]) -> None:
+    """Delete a scenario that is inactive, with its results, history and gaps. Its uuid is unknown from then on."""
+    with api.database.connection() as connection:
+        if scenarios.delete_scenario(connection, writer, str(scenario_uuid)):
+            return
+        scenario = _read_scenario(connection, writer, scenario_uuid)
+    raise problem(
+        409,
+        "scenario_not_ended",
+        f"Scenario {scenario_uuid} has not ended: it is {scenario.state}. Request its shutdown, and delete it once it is inactive.",
+    )
+
+
 @get("/{scenario_uuid:str}/history", sync_to_thread=True, responses=problem_responses(400, 401, 404, 503))
 def get_history(
     api: Api,
@@ -220,6 +239,6 @@ def router() -> Router:
     """Return the routes under /scenario."""
     return Router(
         "/scenario",
-        route_handlers=[init_scenario, get_scenario, list_scenarios, shut_down, get_history, get_gaps],
+        route_handlers=[init_scenario, get_scenario, list_scenarios, shut_down, delete_scenario, get_history, get_gaps],
         tags=["scenarios"],
     )

@@ -36,7 +36,9 @@ RETENTION_RESPONSE_TIMEOUT_S: Final = 60.0
 """Response timeout of a statement. Reading a partition from disk takes long."""
 LEASE_CHECK_INTERVAL_S: Final = 0.2
 DELETE_BATCH_ROWS: Final = 2000
-"""Rows of the DEFAULT partition deleted per transaction."""
+"""Rows of a table deleted per transaction."""
+MAX_DELETIONS_PER_ROUND: Final = 50
+"""Transactions in a round for scenarios that clients have deleted. The next round follows at once if there is more."""
 EXPIRED_SCAN_ROWS: Final = 500
 ENDED_SCAN_ROWS: Final = 5000
 MAX_SCANS_PER_ROUND: Final = 20
@@ -148,8 +150,21 @@ class RetentionRound:
         self._drop_detached()
         more_results = self._remove_results()
         more_scenarios = self._remove_scenarios()
+        more_deleted = self._remove_deleted()
         more_records = self._remove_records()
-        return more_results or more_scenarios or more_records
+        return more_results or more_scenarios or more_deleted or more_records
+
+    def _remove_deleted(self) -> bool:
+        """Remove some of what is left of scenarios that clients have deleted. Return whether there is more."""
+        for _ in range(MAX_DELETIONS_PER_ROUND):
+            scenario_uuid = retention.find_deleted_scenario(self._connection)
+            if scenario_uuid is None:
+                return False
+            with self._fenced() as tx:
+                more = retention.delete_rest(tx, scenario_uuid, DELETE_BATCH_ROWS)
+            if not more:
+                _log.info("scenario_deleted", scenario_uuid=scenario_uuid)
+        return True
 
     def _remove_records(self) -> bool:
         """Remove expired entries of the audit and expired answers to requests with an Idempotency-Key."""
