@@ -142,6 +142,13 @@ class InitScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = Parameters()
 
 
+class ChangeScenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A request to change a scenario that waits for a runner. What is left out or null stays as it is."""
+
+    priority: PriorityField | None = None
+    pool: PoolField | None = None
+
+
 class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     """Why a scenario failed. `code` is for programs. `frame_number` is the frame at which it failed, if known."""
 

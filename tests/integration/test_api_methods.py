@@ -110,7 +110,7 @@ def test_a_refusal_of_a_head_request_by_the_server_has_no_body(client: httpx.Cli
         ("/health/live", "GET, HEAD, OPTIONS"), ("/health/ready", "GET, HEAD, OPTIONS"), ("/health/system", "GET, HEAD, OPTIONS"),
         ("/metrics", "GET, HEAD, OPTIONS"), ("/models", "GET, HEAD, OPTIONS"), ("/prediction", "GET, HEAD, OPTIONS"),
         ("/scenario", "GET, HEAD, OPTIONS"), ("/scenario/init", "OPTIONS, POST"),
-        (f"/scenario/{UNKNOWN_UUID}", "DELETE, GET, HEAD, OPTIONS"), (f"/scenario/{UNKNOWN_UUID}/shutdown", "OPTIONS, POST"),
+        (f"/scenario/{UNKNOWN_UUID}", "DELETE, GET, HEAD, OPTIONS, PATCH"), (f"/scenario/{UNKNOWN_UUID}/shutdown", "OPTIONS, POST"),
         (f"/scenario/{UNKNOWN_UUID}/history", "GET, HEAD, OPTIONS"), (f"/scenario/{UNKNOWN_UUID}/gaps", "GET, HEAD, OPTIONS"),
     ],
 )  # fmt: skip

@@ -348,3 +348,44 @@ def test_a_scenario_is_deleted_once_it_is_inactive(client: httpx.Client, databas
     ):
         assert_problem(response, 404, "scenario_unknown")
     assert uuid not in {item["scenario_uuid"] for item in client.get("/scenario").json()["items"]}
+
+
+def test_a_waiting_scenario_changes_its_priority_and_pool(client: httpx.Client) -> None:
+    scenario = create_scenario(client)
+    path = f"/scenario/{scenario['scenario_uuid']}"
+    changed = client.patch(path, json={"priority": 7})
+    assert (changed.status_code, changed.json()) == (
+        200,
+        scenario | {"priority": 7} | {"waiting_for": changed.json()["waiting_for"]},
+    )
+    assert client.patch(path, json={"pool": "gpu"}).json()["pool"] == "gpu"
+    both = client.patch(path, json={"priority": -100, "pool": "default"}).json()
+    assert (both["priority"], both["pool"]) == (-100, "default")
+    for change in ({}, {"priority": None}, {"pool": None}):
+        assert client.patch(path, json=change).json()["priority"] == -100
+    assert client.get(path).json()["priority"] == -100
+
+
+@pytest.mark.parametrize(
+    "change", [{"priority": 101}, {"priority": "1"}, {"pool": ""}, {"pool": "a b"}, {"model": "motion"}, [], "x"]
+)
+def test_an_invalid_change_is_refused(client: httpx.Client, change: object) -> None:
+    path = f"/scenario/{create_scenario(client)['scenario_uuid']}"
+    assert_problem(client.patch(path, json=change), 422, "request_invalid")
+    assert client.get(path).json()["priority"] == 0
+
+
+def test_only_a_waiting_scenario_can_be_changed_and_its_pool_only_before_its_first_deployment(
+    client: httpx.Client, database_url: str
+) -> None:
+    uuid = create_scenario(client)["scenario_uuid"]
+    path = f"/scenario/{uuid}"
+    write_deployment(database_url, uuid)
+    refused = assert_problem(client.patch(path, json={"priority": 1}), 409, "scenario_not_changeable")
+    assert "active" in refused["detail"]
+    with psycopg.connect(database_url) as connection:
+        connection.execute("UPDATE scenarios SET state = 'init_startup' WHERE scenario_uuid = %s", (uuid,))
+    refused = assert_problem(client.patch(path, json={"priority": 1, "pool": "gpu"}), 409, "scenario_not_changeable")
+    assert "deployed in pool default" in refused["detail"]
+    assert client.patch(path, json={"priority": 1, "pool": "default"}).json()["priority"] == 1
+    assert_problem(client.patch(f"/scenario/{UNKNOWN_UUID}", json={"priority": 1}), 404, "scenario_unknown")

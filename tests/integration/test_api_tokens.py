@@ -87,7 +87,9 @@ def requests_of(document: dict[str, Any]) -> list[tuple[str, str]]:
 def ask(client: httpx.Client, method: str, path: str, scenario_uuid: str) -> httpx.Response:
     """Send a request that names this scenario, in the path or as a parameter, with a body if there may be one."""
     params = {"scenario_uuid": scenario_uuid} if path == "/prediction" else {}
-    body = {"source": SOURCE_URL, "model": "motion"} if path == "/scenario/init" else None
+    body: dict[str, object] | None = {"source": SOURCE_URL, "model": "motion"} if path == "/scenario/init" else None
+    if method == "PATCH":
+        body = {"priority": 1}
     return client.request(method, re.sub(r"\{scenario_uuid[^}]*\}", scenario_uuid, path), params=params, json=body)
 
 

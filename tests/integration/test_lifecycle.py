@@ -225,3 +225,14 @@ def test_an_error_is_read_as_it_was_written(connection: Connection) -> None:
     )
     write_event(connection, deployed, failed)
     assert msgspec.to_builtins(reread(connection, scenario).error) == error
+
+
+def test_a_decision_about_a_scenario_whose_pool_was_changed_meanwhile_has_no_effect(connection: Connection) -> None:
+    scenario = create_scenario(connection)
+    decision = decide(scenario, build_shutdown_request())
+    assert scenarios.change_waiting(connection, EVERYTHING, scenario.scenario_uuid, priority=None, pool="gpu")
+    assert lifecycle.write_decisions(connection, [decision]) == []
+    changed = lifecycle.read_scenario(connection, EVERYTHING, scenario.scenario_uuid)
+    assert changed is not None
+    assert (changed.pool, changed.state) == ("gpu", scenario.state)
+    assert lifecycle.write_decisions(connection, [decide(changed, build_shutdown_request())]) != []

@@ -11,7 +11,9 @@ from psycopg.rows import class_row
 from vidflow.domain.access import WriteScope
 from vidflow.infra.postgres.connection import Connection
 
-Action = Literal["scenario_created", "shutdown_requested", "scenario_deleted", "token_created", "token_revoked"]
+Action = Literal[
+    "scenario_created", "shutdown_requested", "scenario_changed", "scenario_deleted", "token_created", "token_revoked"
+]
 EXPIRED_BATCH_ROWS: Final = 2000
 
 

@@ -57,7 +57,7 @@ def read_scenario(tx: Connection, scope: WriteScope, scenario_uuid: str) -> Scen
 def write_decisions(
     tx: Connection, decisions: Sequence[Decision], commands: Sequence[OutgoingCommand] = ()
 ) -> list[Decision]:
-    """Update each scenario that is still in the state and epoch in which it was read. Return the decisions that took effect.
+    """Update each scenario that is still in the state, epoch and pool in which it was read. Return the decisions that took effect.
 
     History and outbox rows are written for these decisions only. `commands` are sent to their runners again, except those that still wait
     in the outbox. The caller owns the transaction and retries or drops the other decisions.
@@ -98,10 +98,11 @@ def _move(tx: Connection, decisions: Sequence[Decision]) -> set[str]:
                requeues = n.requeues, runner = n.runner, resume_frame = n.resume_frame, skips = n.skips::jsonb,
                due_at = clock.at + make_interval(secs => n.delay_s), state_changed_at = clock.at
           FROM clock, unnest(%b::uuid[], %b::text[], %b::bigint[], %b::text[], %b::text[], %b::text[], %b::bigint[], %b::int[], %b::int[],
-                      %b::text[], %b::bigint[], %b::text[], %b::float8[])
+                      %b::text[], %b::bigint[], %b::text[], %b::float8[], %b::text[])
                AS n (scenario_uuid, state_read, epoch_read, state, outcome, error, epoch, attempt, requeues,
-                     runner, resume_frame, skips, delay_s)
+                     runner, resume_frame, skips, delay_s, pool_read)
          WHERE s.scenario_uuid = n.scenario_uuid AND s.state = n.state_read AND s.epoch = n.epoch_read
+           AND s.pool = n.pool_read
      RETURNING s.scenario_uuid::text
         """,
         columns(
@@ -109,6 +110,7 @@ def _move(tx: Connection, decisions: Sequence[Decision]) -> set[str]:
                 d.before.scenario_uuid, d.before.state.value, d.before.epoch, after.state.value,
                 after.outcome.value if after.outcome else None, to_json(after.error) if after.error else None, after.epoch, after.attempt,
                 after.requeues, after.runner, after.resume_frame, to_json(after.skips), d.delay_s,
+                d.before.pool,
             )
             for d in decisions
             if (after := d.after)

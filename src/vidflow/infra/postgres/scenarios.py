@@ -242,6 +242,41 @@ def read_scenario_page(
     return trim_page([(_decode_details(row), size) for row, size in zip(rows, sizes, strict=True)], limit)
 
 
+def change_waiting(
+    tx: Connection, scope: WriteScope, scenario_uuid: str, *, priority: int | None, pool: str | None
+) -> bool:
+    """Change the priority or the pool of a waiting scenario of this scope, with an entry in the audit. None keeps a value.
+
+    A scenario that was deployed before keeps its pool, since what it has left on a runner is ended by that pool's topic. Returns False
+    if the scenario may not be changed so.
+    """
+    query = f"""
+        WITH changed AS (
+            UPDATE scenarios s
+               SET priority = coalesce(%(priority)s, s.priority), pool = coalesce(%(pool)s, s.pool)
+             WHERE s.scenario_uuid = %(scenario_uuid)s AND s.state = 'init_startup' AND {IS_IN_SCOPE}
+               AND (s.epoch = 0 OR %(pool)s::text IS NULL OR s.pool = %(pool)s)
+         RETURNING s.scenario_uuid, s.priority, s.pool
+        ), audited AS (
+            INSERT INTO audit (action, owner, token_id, address, scenario_uuid, detail)
+            SELECT 'scenario_changed', %(by)s, %(token_id)s, %(address)s, scenario_uuid, format('priority %%s, pool %%s', priority, pool)
+              FROM changed
+        )
+        SELECT count(*) FROM changed
+    """  # noqa: S608 - a constant condition
+    values = {
+        "scenario_uuid": scenario_uuid,
+        "priority": priority,
+        "pool": pool,
+        "owner": scope.only_owner,
+        "by": scope.owner,
+        "token_id": scope.token_id,
+        "address": scope.address,
+    }
+    [(count,)] = tx.execute(query, values).fetchall()
+    return bool(count)
+
+
 def delete_scenario(tx: Connection, scope: WriteScope, scenario_uuid: str) -> bool:
     """Delete a scenario of this scope if it is inactive, with an entry in the audit. Return whether it was deleted.
 

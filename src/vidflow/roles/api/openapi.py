@@ -29,8 +29,8 @@ JsonObject = dict[str, Any]
 
 _SCHEMA: Final = "#/components/schemas/{name}"
 _BODIES: Final = (
-    contract.InitScenario, contract.ScenarioResponse, contract.ScenarioPage, contract.HistoryPage, contract.GapPage,
-    contract.PredictionPage, contract.ModelList, contract.Health, contract.SystemHealth, contract.Problem,
+    contract.InitScenario, contract.ChangeScenario, contract.ScenarioResponse, contract.ScenarioPage, contract.HistoryPage,
+    contract.GapPage, contract.PredictionPage, contract.ModelList, contract.Health, contract.SystemHealth, contract.Problem,
 )  # fmt: skip
 _PATHS_WITH_ETAG: Final = frozenset({"/scenario/{scenario_uuid}", "/prediction"})
 PUBLIC_PATHS: Final = frozenset({"/health/live", "/health/ready"})
@@ -61,13 +61,18 @@ _IDEMPOTENCY_CODES: Final[Mapping[int, tuple[str, ...]]] = {
 }  # fmt: skip
 _DATABASE_CODES: Final = ("database_busy", "database_timeout", "database_unavailable")
 _DECLARED_CODES: Final[Mapping[int, tuple[str, ...]]] = {
-    404: ("scenario_unknown",), 409: ("scenario_not_ended",), 410: ("results_removed",), 429: ("queue_full", "quota_reached"),
+    404: ("scenario_unknown",), 410: ("results_removed",), 429: ("queue_full", "quota_reached"),
     422: (
         "request_invalid", ParameterError.default_code, "source_invalid", "source_forbidden", "source_missing", "source_not_video",
         ModelError.default_code, "model_spec_invalid", "model_file_missing", "model_refused",
     ),
 }  # fmt: skip
 """Problems that a handler declares with `problem_responses`, by status."""
+_CONFLICT_CODES: Final[Mapping[tuple[str, str], tuple[str, ...]]] = {
+    ("/scenario/{scenario_uuid}", "patch"): ("scenario_not_changeable",),
+    ("/scenario/{scenario_uuid}", "delete"): ("scenario_not_ended",),
+}
+"""Problems of status 409."""
 _UNAVAILABLE_CODES: Final[Mapping[tuple[str, str], tuple[str, ...]]] = {
     ("/scenario/init", "post"): ("disk_full", "extra_missing"),
     ("/scenario/{scenario_uuid}/shutdown", "post"): ("disk_full", "unavailable"),
@@ -260,6 +265,7 @@ def _codes_by_status(path: str, method: str, operation: JsonObject) -> dict[int,
         *([_CHANGE_CODES] if method in _CHANGING_METHODS else []),
         *([_BODY_CODES] if "requestBody" in operation else []),
         {status: _DECLARED_CODES.get(status, ()) for status in declared},
+        {409: _CONFLICT_CODES.get((path, method), ())},
         {503: tuple(_find_unavailable(path, method, declared))},
     ]
     found: dict[int, tuple[str, ...]] = {}

@@ -24,6 +24,8 @@ from vidflow.settings import ApiOptions
 FindFaults = Callable[[Mapping[str, Any], ApiOptions], list[FieldProblem]]
 FIND_FAULTS: Final = "find_faults"
 """The option of a handler with its FindFaults: what is wrong with the valid fields of a body that has invalid ones."""
+MAY_BE_REPEATED: Final = "may_be_repeated"
+"""The option of a handler whose requests may have an Idempotency-Key."""
 OPTIONS: Final = "options"
 """The name of the ApiOptions in the app's state."""
 
@@ -61,7 +63,8 @@ class StrictRequest(Request[Any, Any, State]):
             field = self.route_handler.parsed_data_field
             body_type = field.annotation if field is not None else msgspec.Struct
             body = await self.body()
-            self.idempotent = read_key(self, body)
+            if self.route_handler.opt.get(MAY_BE_REPEATED):
+                self.idempotent = read_key(self, body)
             self._json = decode_body(body, body_type)
             if self._json is None:
                 self._json = Empty

@@ -7,11 +7,11 @@ from uuid import UUID
 
 import msgspec
 import psycopg
-from litestar import Request, Response, Router, delete, get, post
+from litestar import Request, Response, Router, delete, get, patch, post
 from litestar.openapi.spec import Example
 from litestar.params import Body, FromPath, QueryParameter
 
-from vidflow.contract import GapPage, HistoryPage, InitScenario, ScenarioPage, ScenarioResponse
+from vidflow.contract import ChangeScenario, GapPage, HistoryPage, InitScenario, ScenarioPage, ScenarioResponse
 from vidflow.domain.access import ReadScope, WriteScope
 from vidflow.domain.errors import Unavailable, UnknownScenario
 from vidflow.domain.frame_rate import format_frame_rate
@@ -28,7 +28,7 @@ from vidflow.roles.api.etags import respond_with_etag
 from vidflow.roles.api.idempotency import answer_once, find_earlier_answer, respond
 from vidflow.roles.api.init_checks import CheckedScenario, check_request, find_faults
 from vidflow.roles.api.problems import problem, problem_responses
-from vidflow.roles.api.requests import FIND_FAULTS, StrictRequest
+from vidflow.roles.api.requests import FIND_FAULTS, MAY_BE_REPEATED, StrictRequest
 
 _MAX_SHUTDOWN_ATTEMPTS: Final = 20
 """How often the leader may overtake a shutdown request before the client is asked to repeat it."""
@@ -46,13 +46,14 @@ _EXAMPLES: Final = [
         },
     ),
 ]
+_CHANGES: Final = [Example(summary="Start it before the others", value={"priority": 100})]
 
 
 @post(
     "/init",
     sync_to_thread=True,
     responses=problem_responses(400, 401, 403, 413, 415, 422, 429, 503),
-    opt={FIND_FAULTS: find_faults},
+    opt={FIND_FAULTS: find_faults, MAY_BE_REPEATED: True},
 )
 def init_scenario(
     request: StrictRequest, api: Api, writer: Writer, data: Annotated[InitScenario, Body(examples=_EXAMPLES)]
@@ -142,6 +143,30 @@ def shut_down(api: Api, writer: Writer, scenario_uuid: FromPath[UUID]) -> Scenar
     with api.database.connection() as connection:
         _request_shutdown(connection, writer, str(scenario_uuid))
         return _read_scenario(connection, writer, scenario_uuid)
+
+
+@patch(
+    "/{scenario_uuid:str}",
+    sync_to_thread=True,
+    responses=problem_responses(400, 401, 403, 404, 409, 413, 415, 422, 503),
+)
+def change_scenario(
+    api: Api, writer: Writer, scenario_uuid: FromPath[UUID], data: Annotated[ChangeScenario, Body(examples=_CHANGES)]
+) -> ScenarioResponse:
+    """Change the priority or the pool of a scenario that waits for a runner. The pool is fixed once the scenario was deployed."""
+    with api.database.connection() as connection:
+        is_changed = scenarios.change_waiting(
+            connection, writer, str(scenario_uuid), priority=data.priority, pool=data.pool
+        )
+        scenario = _read_scenario(connection, writer, scenario_uuid)
+    if is_changed:
+        return scenario
+    reason = (
+        f"It was deployed in pool {scenario.pool} before, and stays there."
+        if scenario.state is State.INIT_STARTUP
+        else f"It is {scenario.state}, and only a waiting one can be changed."
+    )
+    raise problem(409, "scenario_not_changeable", f"Scenario {scenario_uuid} cannot be changed so. {reason}")
 
 
 @delete(
@@ -239,6 +264,15 @@ def router() -> Router:
     """Return the routes under /scenario."""
     return Router(
         "/scenario",
-        route_handlers=[init_scenario, get_scenario, list_scenarios, shut_down, delete_scenario, get_history, get_gaps],
+        route_handlers=[
+            init_scenario,
+            get_scenario,
+            list_scenarios,
+            shut_down,
+            change_scenario,
+            delete_scenario,
+            get_history,
+            get_gaps,
+        ],
         tags=["scenarios"],
     )
