@@ -124,11 +124,14 @@ def test_a_name_of_mdns_is_looked_up_through_a_service_of_this_machine(host: str
     ],
 )
 def test_a_ruleset_takes_away_all_that_a_version_of_landlock_knows(version: int, fields: tuple[int, ...]) -> None:
-    assert landlock.build_ruleset(version, network=False) == struct.pack(f"={len(fields)}Q", *fields)
+    assert landlock.build_ruleset(version, network=False, unix_sockets=False) == struct.pack(
+        f"={len(fields)}Q", *fields
+    )
 
 
 def test_with_a_network_connections_may_be_opened_and_not_accepted() -> None:
-    assert struct.unpack("=3Q", landlock.build_ruleset(6, network=True)) == (0xFFFF, 1, 3)
+    assert struct.unpack("=3Q", landlock.build_ruleset(6, network=True, unix_sockets=False)) == (0xFFFF, 1, 3)
+    assert struct.unpack("=3Q", landlock.build_ruleset(6, network=True, unix_sockets=True)) == (0xFFFF, 1, 2)
 
 
 @pytest.mark.parametrize(

@@ -48,10 +48,10 @@ def find_version() -> int:
     return max(version, 0)
 
 
-def build_ruleset(version: int, *, network: bool) -> bytes:
+def build_ruleset(version: int, *, network: bool, unix_sockets: bool) -> bytes:
     """Return the kernel's landlock_ruleset_attr with everything that this version can take away.
 
-    No process may accept TCP connections. `network`: it may open them.
+    No process may accept TCP connections. `network`: it may open them. `unix_sockets`: it may connect to abstract names of this machine.
     """
     newest = {1: MAKE_SYM, 2: REFER, 3: TRUNCATE, 4: TRUNCATE}.get(version, IOCTL_DEV)
     files = (newest << 1) - 1
@@ -60,19 +60,20 @@ def build_ruleset(version: int, *, network: bool) -> bytes:
     sockets = _BIND_TCP if network else _BIND_TCP | _CONNECT_TCP
     if version < 6:
         return struct.pack("=QQ", files, sockets)
-    return struct.pack("=QQQ", files, sockets, _SCOPE_ABSTRACT_SOCKETS | _SCOPE_SIGNALS)
+    scopes = _SCOPE_SIGNALS if unix_sockets else _SCOPE_SIGNALS | _SCOPE_ABSTRACT_SOCKETS
+    return struct.pack("=QQQ", files, sockets, scopes)
 
 
 def choose_rights(access: Access, version: int, *, is_folder: bool) -> int:
     """Return the rights of a rule, without those that this version does not know or a file cannot have."""
-    handled: int = struct.unpack_from("=Q", build_ruleset(version, network=True))[0]
+    handled: int = struct.unpack_from("=Q", build_ruleset(version, network=True, unix_sockets=True))[0]
     return _RIGHTS[access] & handled & (~0 if is_folder else _FILE_RIGHTS)
 
 
-def restrict(grants: Iterable[Grant], version: int, *, network: bool) -> None:
+def restrict(grants: Iterable[Grant], version: int, *, network: bool, unix_sockets: bool) -> None:
     """Give up the access to everything else. Call it before this process has a second thread. Raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
-    attributes = build_ruleset(version, network=network)
+    attributes = build_ruleset(version, network=network, unix_sockets=unix_sockets)
     ruleset = _check(
         libc.syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0)),
         "landlock_create_ruleset",

@@ -89,7 +89,10 @@ def confine(permissions: Permissions, descriptors: Collection[int]) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         _drop_capabilities()
     if "landlock" not in missing:
-        landlock.restrict(permissions.grants, landlock.find_version(), network=permissions.network)
+        version = landlock.find_version()
+        landlock.restrict(
+            permissions.grants, version, network=permissions.network, unix_sockets=permissions.unix_sockets
+        )
     if "seccomp" not in missing:
         seccomp.install_filter(unix_sockets=permissions.unix_sockets, network=permissions.network)
 
