@@ -390,7 +390,10 @@ class PoolHealth(msgspec.Struct, frozen=True):
 
 
 class SystemHealth(msgspec.Struct, frozen=True, kw_only=True):
-    """The system can run scenarios. If it is `degraded`, scenarios wait in `empty_pools`, which have no runner."""
+    """The system can run scenarios. If it is `degraded`, scenarios wait in `empty_pools`, which have no runner.
+
+    Without a token, where one is needed, no pools are listed.
+    """
 
     status: Literal["ok", "degraded"]
     relay_lag: RelayLag

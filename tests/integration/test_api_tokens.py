@@ -103,6 +103,8 @@ def test_without_a_token_only_public_paths_answer_once_there_is_one(client: http
         response = ask(client, method, path, UNKNOWN_UUID)
         if path in PUBLIC_PATHS:
             assert response.status_code == 200, path
+        elif path == "/health/system":
+            assert_problem(response, 503, "not_running")
         else:
             assert_problem(response, 401, "token_missing")
             assert response.headers["www-authenticate"] == 'Bearer realm="vidflow"'
@@ -502,3 +504,28 @@ class TestCommands:
             assert (ended.returncode, ended.stdout) == (2, ""), ended.stderr
             assert reason in ended.stderr
             assert token[20:] not in ended.stderr
+
+
+def test_the_check_of_the_system_answers_without_a_token_but_lists_no_pools(
+    client: httpx.Client, create_token: Any, connection: Connection
+) -> None:
+    connection.execute("INSERT INTO runners SELECT 'r1', now(), 2, 1, 0, false, false, 'secret-pool', '1'")
+    connection.execute(
+        "INSERT INTO lease SELECT name, uuidv7(), 1, now() + interval '1 h' FROM unnest('{leader}'::text[]) AS name"
+    )
+    connection.execute(
+        "INSERT INTO lease SELECT 'outbox/' || n, uuidv7(), 1, now() + interval '1 h' FROM generate_series(0, 15) AS n"
+    )
+    connection.execute(
+        "INSERT INTO inbox_partitions SELECT 'results', 'id', n, 0, now(), now() FROM generate_series(0, 7) AS n"
+    )
+    assert [pool["pool"] for pool in client.get("/health/system").json()["pools"]] == ["secret-pool"]
+    token = create_token("anna", "read")
+    wait_until(lambda: client.get("/scenario").status_code == 401, "the api asks for a token")
+    anonymous = client.get("/health/system")
+    assert (anonymous.status_code, anonymous.json()["status"], anonymous.json()["pools"]) == (200, "ok", [])
+    assert "secret-pool" not in anonymous.text
+    assert [pool["pool"] for pool in client.get("/health/system", headers=bearer(token)).json()["pools"]] == [
+        "secret-pool"
+    ]
+    assert_problem(client.get("/health/system", headers=bearer(token[:-1])), 401, "token_invalid")

@@ -27,6 +27,8 @@ from vidflow.settings import ApiOptions
 
 PUBLIC: Final = {"is_public": True}
 """`opt` of the handlers that need no token."""
+SHOWS_LESS: Final = {"shows_less": True}
+"""`opt` of the handlers that answer without a token, with less in it. See `has_caller`."""
 REFRESH_S: Final = 1.0
 """Age at which what is known of a token is read again, while requests go on with it."""
 MAX_AGE_S: Final = 3.0
@@ -107,12 +109,14 @@ class Authentication(ASGIMiddleware):
         """Pass the request on with its caller. Raises a 401 problem, and a 429 problem if the owner has sent too many."""
         if scope.get("method") != "OPTIONS":
             caller = await self._identify(scope)
-            scope["state"][_CALLER] = caller
-            if headers := self._requests.take(caller.read_scope()):
-                send = add_headers(send, headers)
+            if caller is not None:
+                scope["state"][_CALLER] = caller
+                if headers := self._requests.take(caller.read_scope()):
+                    send = add_headers(send, headers)
         await next_app(scope, receive, send)
 
-    async def _identify(self, scope: Scope) -> Caller:
+    async def _identify(self, scope: Scope) -> Caller | None:
+        """Return the caller, None for a request without a token that needs none. Raises a 401 problem."""
         client = scope["client"]
         address = client[0] if client else None
         if self._is_off:
@@ -123,6 +127,8 @@ class Authentication(ASGIMiddleware):
         if not values or not values[0].lower().startswith(_SCHEME):
             if self._is_loopback and not await self._has_tokens.get(None):
                 return build_local_caller(address)
+            if scope["route_handler"].opt.get("shows_less"):
+                return None
             raise problem(
                 401,
                 "token_missing",
@@ -175,6 +181,11 @@ def provide_writer(request: Request[Any, Any, Any]) -> WriteScope:
             f"The token {caller.token_id} may only read. Use one with the right to write (vidflow token create --rights write).",
         )
     return scope
+
+
+def has_caller(request: Request[Any, Any, Any]) -> bool:
+    """Return whether the request has a token, or comes from where none is needed."""
+    return _CALLER in request.scope["state"]
 
 
 def _caller(request: Request[Any, Any, Any]) -> Caller:

@@ -7,16 +7,16 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import psycopg
-from litestar import Router, get
+from litestar import Request, Router, get
 
 from vidflow.contract import Health, RelayLag, SystemHealth
 from vidflow.domain.errors import Unavailable
 from vidflow.infra.postgres import system_status
 from vidflow.infra.postgres.connection import Connection
-from vidflow.roles.api.authentication import PUBLIC
+from vidflow.roles.api.authentication import PUBLIC, SHOWS_LESS, has_caller
 from vidflow.roles.api.bodies import build_pool_health
 from vidflow.roles.api.context import Api, Context
 from vidflow.roles.api.problems import problem, problem_responses
@@ -45,11 +45,11 @@ async def ready(api: Api) -> Health:
     return Health()
 
 
-@get("/system", responses=problem_responses(401, 503))
-async def system(api: Api) -> SystemHealth:
+@get("/system", opt=SHOWS_LESS, responses=problem_responses(401, 503))
+async def system(request: Request[Any, Any, Any], api: Api) -> SystemHealth:
     """Report whether a scenario can run to its end: orchestrator, relay, runner and inbox are alive, and none lags.
 
-    The status is `degraded` if scenarios wait in a pool that has no runner.
+    The status is `degraded` if scenarios wait in a pool that has no runner. Without a token, where one is needed, no pools are listed.
     """
     state, pools = await _query_database(
         api, lambda tx: (system_status.read_system_status(tx), system_status.read_pool_status(tx))
@@ -63,12 +63,12 @@ async def system(api: Api) -> SystemHealth:
     if state.is_behind:
         detail = "The inbox runs, but has not stored the results of the last seconds: it has a backlog, or a Kafka broker is away."
         raise problem(503, "results_behind", detail, missing=[], relay_lag=lag)
-    empty = [pool.pool for pool in pools if pool.is_empty]
+    shown = pools if has_caller(request) else []
     return SystemHealth(
-        status="degraded" if empty else "ok",
+        status="degraded" if any(pool.is_empty for pool in pools) else "ok",
         relay_lag=lag,
-        pools=[build_pool_health(pool) for pool in pools],
-        empty_pools=empty,
+        pools=[build_pool_health(pool) for pool in shown],
+        empty_pools=[pool.pool for pool in shown if pool.is_empty],
     )
 
 
