@@ -54,8 +54,10 @@ def test_each_command_of_the_first_session_works_as_typed(vidflow: VidflowClient
 def test_the_answers_shown_in_the_readme_are_those_of_the_api(vidflow: VidflowClient) -> None:
     section = (ROOT / "README.md").read_text().partition("## A first session")[2].partition("\n## ")[0]
     [shown] = re.findall(r"^```json\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
-    refused = vidflow.http.post("/scenario/init", json={"source": "/tmp/none.mp4"})
-    assert refused.json() == json.loads(shown)
+    problem = json.loads(shown)
+    headers = {"X-Request-Id": problem["request_id"]}
+    refused = vidflow.http.post("/scenario/init", json={"source": "/tmp/none.mp4"}, headers=headers)
+    assert refused.json() == problem
     uuid = vidflow.create_scenario(Path("sample:bikes"), "yolox_nano", 2)
     assert vidflow.wait_until_inactive(uuid)["outcome"] == "completed"
     frame, following = vidflow.frames(uuid)[3:5]
