@@ -28,6 +28,7 @@ from vidflow.domain.source_access import SourceAccess
 from vidflow.infra.kafka.settings import KafkaSettings
 from vidflow.infra.models import registry
 from vidflow.infra.process import landlock, sandbox, seccomp
+from vidflow.infra.process.installation import find_installation
 from vidflow.roles.worker.link import Task
 from vidflow.roles.worker.permissions import prepare_permissions
 
@@ -390,3 +391,19 @@ def test_a_worker_connects_to_servers_of_this_machine_only_where_it_must(
 def test_a_process_of_a_forkserver_without_a_guard_is_not_taken_for_confined() -> None:
     with pytest.raises(OSError, match="starts processes for anyone"):
         sandbox.require_guard()
+
+
+def test_packages_that_are_links_are_part_of_the_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached, packages = tmp_path / "cache" / "deep" / "av", tmp_path / "packages"
+    cached.mkdir(parents=True)
+    packages.mkdir()
+    (packages / "av").symlink_to(cached)
+    (packages / "root").symlink_to("/")
+    monkeypatch.syspath_prepend(str(packages))
+    find_installation.cache_clear()
+    try:
+        programs = find_installation().programs
+    finally:
+        find_installation.cache_clear()
+    assert str(cached.resolve()) in programs
+    assert "/" not in programs

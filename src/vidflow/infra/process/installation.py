@@ -50,7 +50,18 @@ def _list_program_folders(home: str) -> Iterator[str]:
         folder for name in ("PYTHONPATH", "LD_LIBRARY_PATH") for folder in os.environ.get(name, "").split(os.pathsep)
     ]
     yield from (sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix, str(Path(vidflow.__file__).parent))
-    yield from choose_program_folders([*sys.path, *named], os.getcwd(), home, named)  # noqa: PTH109
+    folders = choose_program_folders([*sys.path, *named], os.getcwd(), home, named)  # noqa: PTH109
+    yield from folders
+    yield from (target for folder in folders for target in _list_linked(folder))
+
+
+def _list_linked(folder: str) -> Iterator[str]:
+    """Yield the targets of links in a folder of packages: some installers link packages from a cache instead of copying them."""
+    try:
+        targets = [os.path.realpath(entry.path) for entry in os.scandir(folder) if entry.is_symlink()]
+    except OSError:  # not a folder, such as an archive of modules
+        return
+    yield from (target for target in targets if len(Path(target).parts) > _SHALLOW)
 
 
 def _list_settings() -> Iterator[str]:
