@@ -115,6 +115,12 @@ def test_a_result_arrives_while_the_model_is_busy_with_later_frames(
     uuid = new_uuid()
     control_plane.send_command(runner_id, make_deploy(uuid, clip, "endless_inference"))
     control_plane.wait_until(lambda: len(control_plane.frames(uuid)) == 1 + BATCH, "frames before the endless batch")
+
+    def is_reported() -> bool:
+        running = control_plane.entry(runner_id, uuid)
+        return running is not None and (running.next_frame, running.waits_for) == (1 + BATCH, WorkerWait.INFERENCE)
+
+    control_plane.wait_until(is_reported, "the runner knows that the worker is in the endless batch")
     [pid] = runner_process.workers()
     os.kill(pid, signal.SIGKILL)
     entry = control_plane.wait_until_ended(runner_id, uuid)
