@@ -55,7 +55,7 @@ class RecentValues(Generic[K, V]):
     def __init__(self, read: Callable[[K], V], threads: ThreadPoolExecutor, limit: int) -> None:
         self._read, self._threads, self._limit = read, threads, limit
         self._known: dict[K, _Known[V]] = {}
-        self._reading: dict[K, asyncio.Future[V]] = {}
+        self._reading: dict[K, asyncio.Task[V]] = {}
 
     async def get(self, key: K) -> V:
         """Return the value of `key`, which is at most MAX_AGE_S old. Raises what `read` raises."""
@@ -67,22 +67,23 @@ class RecentValues(Generic[K, V]):
             return known.value
         return await asyncio.shield(self._start_reading(key))
 
-    def _start_reading(self, key: K) -> asyncio.Future[V]:
+    def _start_reading(self, key: K) -> asyncio.Task[V]:
         reading = self._reading.get(key)
         if reading is None:
-            reading = asyncio.get_running_loop().run_in_executor(self._threads, self._read, key)
-            self._reading[key] = reading
-            reading.add_done_callback(lambda done: self._finish_reading(key, done))
+            reading = self._reading[key] = asyncio.create_task(self._read_again(key))
+            reading.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may wait for it
         return reading
 
-    def _finish_reading(self, key: K, done: asyncio.Future[V]) -> None:
-        del self._reading[key]
-        if done.cancelled() or done.exception() is not None:
-            return
-        self._known.pop(key, None)
-        self._known[key] = _Known(done.result(), asyncio.get_running_loop().time())
-        if len(self._known) > self._limit:
-            del self._known[next(iter(self._known))]
+    async def _read_again(self, key: K) -> V:
+        try:
+            value = await asyncio.get_running_loop().run_in_executor(self._threads, self._read, key)
+            self._known.pop(key, None)
+            self._known[key] = _Known(value, asyncio.get_running_loop().time())
+            if len(self._known) > self._limit:
+                del self._known[next(iter(self._known))]
+            return value
+        finally:
+            del self._reading[key]
 
 
 class _SentToken(NamedTuple):
