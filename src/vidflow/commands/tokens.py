@@ -15,7 +15,6 @@ from vidflow.domain.access import (
     check_owner,
     format_token,
     hash_token,
-    parse_token_id,
 )
 from vidflow.domain.errors import ParameterError, UserError
 from vidflow.infra.postgres import audit, tokens
@@ -28,11 +27,12 @@ def create_token(database_url: str, owner: str, rights: Rights, expires_days: in
     check_owner(owner)
     if len(note) > MAX_NOTE_CHARACTERS or not note.isprintable():
         raise ParameterError(f"Invalid --note. Use up to {MAX_NOTE_CHARACTERS} characters in one line.")
-    text = format_token(secrets.token_bytes(ID_BYTES), secrets.token_bytes(SECRET_BYTES))
+    id_bytes = secrets.token_bytes(ID_BYTES)
+    text = format_token(id_bytes, secrets.token_bytes(SECRET_BYTES))
     with connected(database_url, name="vidflow token create") as connection:
         row = tokens.add_token(
             connection,
-            token_id=parse_token_id(text) or "",
+            token_id=id_bytes.hex(),
             token_sha256=hash_token(text),
             owner=owner,
             rights=rights,

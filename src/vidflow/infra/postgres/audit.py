@@ -30,11 +30,19 @@ class AuditRow(msgspec.Struct, frozen=True, kw_only=True):
     detail: str | None
 
 
+def author_of(scope: WriteScope) -> dict[str, str | None]:
+    """Return the parameters of a statement that adds an entry: `by`, `token_id` and `address` of who changes something."""
+    return {"by": scope.owner, "token_id": scope.token_id, "address": scope.address}
+
+
 def add_entry(tx: Connection, scope: WriteScope, action: Action, scenario_uuid: str) -> None:
     """Record what a client changed."""
     tx.execute(
-        "INSERT INTO audit (action, owner, token_id, address, scenario_uuid) VALUES (%s, %s, %s, %s, %s)",
-        (action, scope.owner, scope.token_id, scope.address, scenario_uuid),
+        """
+        INSERT INTO audit (action, owner, token_id, address, scenario_uuid)
+        VALUES (%(action)s, %(by)s, %(token_id)s, %(address)s, %(scenario_uuid)s)
+        """,
+        {"action": action, "scenario_uuid": scenario_uuid, **author_of(scope)},
     )
 
 

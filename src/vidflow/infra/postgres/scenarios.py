@@ -16,6 +16,7 @@ from vidflow.domain.scenario import DEFAULT_POOL, Outcome, Skip, State, is_due
 from vidflow.domain.topics import INIT_SCENARIO
 from vidflow.domain.waiting import ComponentStatus
 from vidflow.domain.warnings import Warnings
+from vidflow.infra.postgres import audit
 from vidflow.infra.postgres.connection import Connection
 from vidflow.infra.postgres.pages import MAX_PAGE_BYTES, trim_page
 from vidflow.infra.postgres.parameters import to_json
@@ -108,7 +109,7 @@ def insert_scenario(tx: Connection, scope: WriteScope, new: NewScenario) -> Scen
             SELECT uuidv7() AS scenario_uuid
         ), s AS (
             INSERT INTO scenarios (scenario_uuid, owner, source, model, model_sha256, fps, priority, pool, parameters)
-            SELECT scenario_uuid, %(owner)s, %(source)s, %(model)s, %(model_sha256)s, %(fps)s, %(priority)s, %(pool)s,
+            SELECT scenario_uuid, %(by)s, %(source)s, %(model)s, %(model_sha256)s, %(fps)s, %(priority)s, %(pool)s,
                    %(parameters)s::jsonb
               FROM generated
          RETURNING *
@@ -124,7 +125,7 @@ def insert_scenario(tx: Connection, scope: WriteScope, new: NewScenario) -> Scen
               FROM generated
         ), audited AS (
             INSERT INTO audit (action, owner, token_id, address, scenario_uuid)
-            SELECT 'scenario_created', %(owner)s, %(token_id)s, %(address)s, scenario_uuid FROM generated
+            SELECT 'scenario_created', %(by)s, %(token_id)s, %(address)s, scenario_uuid FROM generated
         )
         SELECT {_COLUMNS}, 0::bigint AS frames_stored, NULL::bigint AS frames_expected, NULL AS device, '[]' AS warnings,
                NULL AS source_error
@@ -132,9 +133,7 @@ def insert_scenario(tx: Connection, scope: WriteScope, new: NewScenario) -> Scen
     """  # noqa: S608 - constant columns
     values = {
         **msgspec.structs.asdict(new),
-        "owner": scope.owner,
-        "token_id": scope.token_id,
-        "address": scope.address,
+        **audit.author_of(scope),
         "parameters": to_json(new.parameters),
         "topic": INIT_SCENARIO,
         "start": _START,
@@ -269,9 +268,7 @@ def change_waiting(
         "priority": priority,
         "pool": pool,
         "owner": scope.only_owner,
-        "by": scope.owner,
-        "token_id": scope.token_id,
-        "address": scope.address,
+        **audit.author_of(scope),
     }
     [(count,)] = tx.execute(query, values).fetchall()
     return bool(count)
@@ -298,9 +295,7 @@ def delete_scenario(tx: Connection, scope: WriteScope, scenario_uuid: str) -> bo
     values = {
         "scenario_uuid": scenario_uuid,
         "owner": scope.only_owner,
-        "by": scope.owner,
-        "token_id": scope.token_id,
-        "address": scope.address,
+        **audit.author_of(scope),
     }
     [(count,)] = tx.execute(query, values).fetchall()
     return bool(count)
