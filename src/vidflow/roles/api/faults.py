@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final
+from enum import Enum
+from typing import Any, Final, NamedTuple
 
 from litestar.plugins.problem_details import ProblemDetailsException
 
@@ -43,6 +44,21 @@ def faults_problem(
     members = {"models": list(models)} if models else {}
     return problem(
         status, (len(codes) == 1 and codes.pop()) or code, " ".join(sentences), errors=list(shown), **members
+    )
+
+
+class Expected(NamedTuple):
+    """What a field or parameter takes: its type, whether it must be given, and its allowed values in words."""
+
+    annotation: Any
+    is_required: bool
+    allowed: str
+
+
+def describe_enum(types: Iterable[Any]) -> str:
+    """Return the values of the enumeration among the types, or an empty text."""
+    return ", ".join(
+        str(member.value) for kind in types if isinstance(kind, type) and issubclass(kind, Enum) for member in kind
     )
 
 

@@ -6,7 +6,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from enum import Enum
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
@@ -14,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from vidflow.contract import FieldProblem
-from vidflow.roles.api.faults import MAX_FAULTS, fault, list_names
+from vidflow.roles.api.faults import MAX_FAULTS, Expected, describe_enum, fault, list_names
 from vidflow.roles.api.problems import problem
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -195,21 +194,15 @@ def _walk(content: Any, path: str, depth: int) -> Iterator[str]:  # noqa: ANN401
 # --- types
 
 
-class _Field(NamedTuple):
-    """A field of a Struct: its type, whether it must be given, and its allowed values in words."""
-
-    annotation: Any
-    is_required: bool
-    allowed: str
-
-
 @lru_cache(_MAX_TYPES)
-def _read_fields(struct: type[msgspec.Struct]) -> Mapping[str, _Field]:
+def _read_fields(struct: type[msgspec.Struct]) -> Mapping[str, Expected]:
     """Return the fields of a Struct, in their order."""
     types = get_type_hints(struct, include_extras=True)
     return {
-        field.name: _Field(
-            types[field.name], field.required, _describe_enum(types[field.name]) or _describe(types[field.name])
+        field.name: Expected(
+            types[field.name],
+            field.required,
+            describe_enum(_find_parts(types[field.name])) or _describe(types[field.name]),
         )
         for field in msgspec.structs.fields(struct)
     }
@@ -234,11 +227,6 @@ def _find_struct(annotation: Any) -> type[msgspec.Struct] | None:  # noqa: ANN40
 def _find_item(annotation: Any) -> Any:  # noqa: ANN401 - any type
     """Return the type of a list's items, or None if the type is no list."""
     return next((get_args(part)[0] for part in _find_parts(annotation) if get_origin(part) in {list, tuple}), None)
-
-
-def _describe_enum(annotation: Any) -> str:  # noqa: ANN401 - any type
-    kinds = (part for part in _find_parts(annotation) if isinstance(part, type) and issubclass(part, Enum))
-    return ", ".join(str(member.value) for kind in kinds for member in kind)
 
 
 def _describe(annotation: Any) -> str:  # noqa: ANN401 - any type

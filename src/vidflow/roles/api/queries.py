@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from enum import Enum
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain, islice
 from types import NoneType
@@ -21,26 +20,18 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import PathParameter, QueryParameter
 
 from vidflow.contract import FieldProblem
-from vidflow.roles.api.faults import MAX_FAULTS, fault, faults_problem, list_names
+from vidflow.roles.api.faults import MAX_FAULTS, Expected, describe_enum, fault, faults_problem, list_names
 
 _INTEGER: Final = re.compile(r"-?[0-9]{1,20}", re.ASCII)
 _MAX_HANDLERS: Final = 100
 """Far more than there are."""
 
 
-class _Parameter(NamedTuple):
-    """A parameter of a handler: its type, whether it must be given, and its allowed values in words."""
-
-    annotation: Any
-    is_required: bool
-    allowed: str
-
-
 class _Parameters(NamedTuple):
     """The parameters of a handler, by the names that clients use."""
 
-    query: Mapping[str, _Parameter]
-    path: Mapping[str, _Parameter]
+    query: Mapping[str, Expected]
+    path: Mapping[str, Expected]
     any_required: bool
 
 
@@ -79,7 +70,7 @@ def _check_query(given: Sequence[tuple[str, str]], expected: _Parameters) -> Ite
         yield fault(name, f"Unknown parameter. The parameters of this path: {list_names(expected.query)}.")
 
 
-def _check_value(name: str, value: str, parameter: _Parameter) -> Iterator[FieldProblem]:
+def _check_value(name: str, value: str, parameter: Expected) -> Iterator[FieldProblem]:
     """Yield the fault of a value. Texts that the framework would read leniently (`1.0`, `null`) are faults."""
     types = list(_find_types(parameter.annotation))
     if int in types and not _INTEGER.fullmatch(value):
@@ -99,25 +90,18 @@ def _check_value(name: str, value: str, parameter: _Parameter) -> Iterator[Field
 @lru_cache(_MAX_HANDLERS)
 def _read_parameters(handler: HTTPRouteHandler) -> _Parameters:
     """Return the parameters in the handler's signature."""
-    query: dict[str, _Parameter] = {}
-    path: dict[str, _Parameter] = {}
+    query: dict[str, Expected] = {}
+    path: dict[str, Expected] = {}
     for name, field in handler.parsed_fn_signature.parameters.items():
         definition = field.kwarg_definition
         if not isinstance(definition, QueryParameter | PathParameter):
             continue
         annotation = handler.signature_model.__annotations__[name]
         found = query if isinstance(definition, QueryParameter) else path
-        found[definition.name or name] = _Parameter(
-            annotation, field.is_required, _describe_enum(_find_types(annotation)) or definition.description or ""
+        found[definition.name or name] = Expected(
+            annotation, field.is_required, describe_enum(_find_types(annotation)) or definition.description or ""
         )
     return _Parameters(query, path, any(one.is_required for one in [*query.values(), *path.values()]))
-
-
-def _describe_enum(types: Iterable[Any]) -> str:
-    """Return the values of the enumeration among the types, or an empty text."""
-    return ", ".join(
-        str(member.value) for kind in types if isinstance(kind, type) and issubclass(kind, Enum) for member in kind
-    )
 
 
 def _find_types(annotation: Any) -> Iterator[Any]:  # noqa: ANN401 - any type
