@@ -79,6 +79,7 @@ def create_app(context: Context, allowed: AllowedHosts, stop: Stop, metrics_regi
     While it runs, the app owns the thread that waits for the schema and, if it hosts the inbox, the inbox's thread.
     """
     options = context.options
+    cors_origins = parse_cors_origins(options)
 
     def get_ready() -> None:
         context.database.wait_until_ready(stop)
@@ -108,7 +109,7 @@ def create_app(context: Context, allowed: AllowedHosts, stop: Stop, metrics_regi
             "writer": Provide(provide_writer, sync_to_thread=False),
         },
         middleware=[Authentication(options, context.database)],
-        cors_config=build_cors_config(options),
+        cors_config=build_cors_config(cors_origins),
         lifespan=[lifespan],
         plugins=[create_plugin()],
         before_request=require_valid_parameters,
@@ -123,7 +124,7 @@ def create_app(context: Context, allowed: AllowedHosts, stop: Stop, metrics_regi
         logging_config=None,
     )  # fmt: skip
     app.state[OPTIONS] = options
-    guarded = guard_requests(answer_head(app), allowed, parse_cors_origins(options))
+    guarded = guard_requests(answer_head(app), allowed, cors_origins)
     return identify_requests(measure_requests(guarded))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Final
 
 from litestar.config.cors import CORSConfig
@@ -27,9 +28,8 @@ def parse_cors_origins(options: ApiOptions) -> frozenset[str]:
     return frozenset(origin.lower() for origin in options.cors_origins)
 
 
-def build_cors_config(options: ApiOptions) -> CORSConfig | None:
-    """Return the framework's configuration, None if no page of another site is let in. Raises SetupError as `parse_cors_origins`."""
-    origins = parse_cors_origins(options)
+def build_cors_config(origins: Collection[str]) -> CORSConfig | None:
+    """Return the framework's configuration for these origins, None if no page of another site is let in."""
     if not origins:
         return None
     return CORSConfig(
