@@ -56,7 +56,7 @@ class ApiOptions(CommonOptions, frozen=True, kw_only=True):
     scenarios that may wait for a runner. `data_dir`: the data folder of the servers, if it is on this machine. The api refuses
     new scenarios while less than `min_free_bytes` is free there. `devices`: the cameras of runners' machines that requests may name.
     `owner_scenarios` and `owner_requests_per_s`: quotas of each owner, None for none.
-    `auth`: requests need a token, unless there is none and `host` is a loopback address. `cors_origins`: origins of other sites
+    `auth`: requests need a token. On a loopback `host`, they do once one was created. `cors_origins`: origins of other sites
     whose pages may use the API. `trusted_proxies`: addresses or networks whose X-Forwarded-For is believed.
     """
 
