@@ -82,7 +82,7 @@ class _Comparison:
 
     @staticmethod
     def _read_parameters(document: JsonObject, operation: JsonObject) -> dict[tuple[str, str], JsonObject]:
-        parameters = [_resolve(document, one) for one in operation.get("parameters", ())]
+        parameters = [resolve_reference(document, one) for one in operation.get("parameters", ())]
         return {(one["in"], one["name"]): one for one in parameters}
 
     def _compare_request_bodies(self, where: str, old: JsonObject | None, new: JsonObject | None) -> Iterator[str]:
@@ -104,7 +104,7 @@ class _Comparison:
                 yield f"{where}: requests of type {media_type} are no longer accepted."
 
     def _compare_responses(self, where: str, old: JsonObject, new: JsonObject) -> Iterator[str]:
-        old, new = _resolve(self._old, old), _resolve(self._new, new)
+        old, new = resolve_reference(self._old, old), resolve_reference(self._new, new)
         for name in old.get("headers", {}):
             if name not in new.get("headers", {}):
                 yield f"{where}: the header {name} was removed."
@@ -192,7 +192,7 @@ def _compare_limits(where: str, old: JsonObject, new: JsonObject) -> Iterator[st
         yield from (f"{where}: the value {value} is no longer accepted." for value in removed)
 
 
-def _resolve(document: JsonObject, value: JsonObject) -> JsonObject:
+def resolve_reference(document: JsonObject, value: JsonObject) -> JsonObject:
     """Follow references."""
     while "$ref" in value:
         target: Any = document
@@ -204,7 +204,7 @@ def _resolve(document: JsonObject, value: JsonObject) -> JsonObject:
 
 def _alternatives(document: JsonObject, schema: JsonObject) -> list[JsonObject]:
     """Return the alternatives of a schema, without references, and with all parts of an `allOf` in one."""
-    schema = _resolve(document, schema)
+    schema = resolve_reference(document, schema)
     for name in ("anyOf", "oneOf"):
         if name in schema:
             return [inner for one in schema[name] for inner in _alternatives(document, one)]
@@ -212,7 +212,7 @@ def _alternatives(document: JsonObject, schema: JsonObject) -> list[JsonObject]:
         return [schema]
     merged: dict[str, Any] = {name: value for name, value in schema.items() if name != "allOf"}
     for part in schema["allOf"]:
-        resolved = dict(_resolve(document, part))
+        resolved = dict(resolve_reference(document, part))
         fields = dict(merged.get("properties", {}))
         for name, field in resolved.pop("properties", {}).items():
             fields[name] = {**fields.get(name, {}), **field}

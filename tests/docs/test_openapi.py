@@ -18,6 +18,7 @@ import pytest
 from docs.generator.__main__ import REFERENCE
 from docs.generator.error_codes import TEXTS
 from docs.generator.error_scan import find_codes
+from docs.generator.openapi_changes import resolve_reference
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from vidflow.contract import InitScenario
@@ -42,15 +43,6 @@ def parts(value: Any) -> Iterator[dict[str, Any]]:
 def validator(name: str) -> jsonschema.Draft202012Validator:
     root = {"$ref": f"#/components/schemas/{name}", "components": DOCUMENT["components"]}
     return jsonschema.Draft202012Validator(root)
-
-
-def resolve(value: dict[str, Any]) -> dict[str, Any]:
-    while "$ref" in value:
-        target: Any = DOCUMENT
-        for step in value["$ref"].removeprefix("#/").split("/"):
-            target = target[step]
-        value = target
-    return value
 
 
 def codes_of(response: dict[str, Any]) -> set[str]:
@@ -165,11 +157,11 @@ def test_each_response_names_its_headers() -> None:
                 status in {"200", "304"} and path in {"/scenario/{scenario_uuid}", "/prediction"}
             )
             for header in response["headers"].values():
-                assert resolve(header)["description"]
+                assert resolve_reference(DOCUMENT, header)["description"]
     assert "Allow" in DOCUMENT["components"]["responses"]["MethodNotAllowed"]["headers"]
 
 
 def test_no_parameter_of_a_query_may_be_null() -> None:
     for _, _, operation in OPERATIONS:
         for parameter in operation["parameters"]:
-            assert {"type": "null"} not in list(parts(resolve(parameter)["schema"]))
+            assert {"type": "null"} not in list(parts(resolve_reference(DOCUMENT, parameter)["schema"]))

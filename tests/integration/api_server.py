@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
@@ -55,6 +56,21 @@ def ready_api(options: ApiOptions) -> Iterator[httpx.Client]:
     with running_api(options) as client:
         wait_until(lambda: client.get("/health/ready").status_code == 200, "the api is ready")
         yield client
+
+
+@contextmanager
+def api_with_clip(database_url: str, media_root: Path) -> Iterator[httpx.Client]:
+    """Like `ready_api`, with a media root in which there is a file `clip.mp4`. It is no video: the api does not open it."""
+    (media_root / "clip.mp4").write_bytes(b"video")
+    with ready_api(ApiOptions(database_url=database_url, media_root=media_root)) as client:
+        yield client
+
+
+def assert_nothing_stored(database_url: str) -> None:
+    """Assert that there is no scenario, and no message for one."""
+    with psycopg.connect(database_url) as connection:
+        assert connection.execute("SELECT count(*) FROM scenarios").fetchone() == (0,)
+        assert connection.execute("SELECT count(*) FROM outbox").fetchone() == (0,)
 
 
 def is_ready(client: httpx.Client) -> bool:

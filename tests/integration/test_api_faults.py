@@ -7,28 +7,22 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
-import psycopg
 import pytest
-from tests.integration.api_server import SOURCE_URL, assert_problem, ready_api
-
-from vidflow.settings import ApiOptions
+from tests.integration.api_server import SOURCE_URL, api_with_clip, assert_nothing_stored, assert_problem
 
 JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture(scope="module")
 def client(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    root = tmp_path_factory.mktemp("media")
-    (root / "clip.mp4").write_bytes(b"video")
-    with ready_api(ApiOptions(database_url=database_url, media_root=root)) as client:
+    with api_with_clip(database_url, tmp_path_factory.mktemp("media")) as client:
         yield client
 
 
 @pytest.fixture(autouse=True)
 def _assert_nothing_stored(database_url: str) -> Iterator[None]:
     yield
-    with psycopg.connect(database_url) as connection:
-        assert connection.execute("SELECT count(*) FROM scenarios").fetchone() == (0,)
+    assert_nothing_stored(database_url)
 
 
 def refused(client: httpx.Client, body: dict[str, Any] | bytes, code: str = "request_invalid") -> dict[str, Any]:

@@ -9,7 +9,15 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
-from tests.integration.api_server import SOURCE_URL, UNKNOWN_UUID, assert_problem, create_scenario, ready_api
+from tests.integration.api_server import (
+    SOURCE_URL,
+    UNKNOWN_UUID,
+    api_with_clip,
+    assert_nothing_stored,
+    assert_problem,
+    create_scenario,
+    ready_api,
+)
 
 from vidflow.settings import ApiOptions
 
@@ -18,18 +26,14 @@ GOOD = {"source": SOURCE_URL, "model": "motion"}
 
 @pytest.fixture(scope="module")
 def client(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    root = tmp_path_factory.mktemp("media")
-    (root / "clip.mp4").write_bytes(b"video")
-    with ready_api(ApiOptions(database_url=database_url, media_root=root)) as client:
+    with api_with_clip(database_url, tmp_path_factory.mktemp("media")) as client:
         yield client
 
 
 @pytest.fixture(autouse=True)
 def _assert_nothing_stored(database_url: str) -> Iterator[None]:
     yield
-    with psycopg.connect(database_url) as connection:
-        assert connection.execute("SELECT count(*) FROM scenarios").fetchone() == (0,)
-        assert connection.execute("SELECT count(*) FROM outbox").fetchone() == (0,)
+    assert_nothing_stored(database_url)
 
 
 @pytest.mark.parametrize(

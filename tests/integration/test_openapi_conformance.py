@@ -12,9 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.integration.api_server import ready_api
-
-from vidflow.settings import ApiOptions
+from tests.integration.api_server import api_with_clip
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is in the extra dev only")
 
@@ -36,9 +34,7 @@ checks.not_a_server_error.enabled = false
 
 @pytest.fixture(scope="module")
 def client(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    root = tmp_path_factory.mktemp("media")
-    (root / "clip.mp4").write_bytes(b"video")
-    with ready_api(ApiOptions(database_url=database_url, media_root=root)) as client:
+    with api_with_clip(database_url, tmp_path_factory.mktemp("media")) as client:
         yield client
 
 
