@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
+from litestar.plugins.problem_details import ProblemDetailsException
 from tests.integration.api_server import (
     SOURCE_URL,
     UNKNOWN_UUID,
@@ -28,11 +29,12 @@ from tests.integration.delivery import emptied_database
 from tests.integration.raw_http import send_raw_request
 
 from vidflow.commands import tokens as commands
-from vidflow.domain.access import Rights
+from vidflow.domain.access import Rights, WriteScope
 from vidflow.domain.errors import SetupError, UserError
 from vidflow.infra.postgres.connection import Connection
 from vidflow.infra.process.stopping import Stop
 from vidflow.roles.api import run
+from vidflow.roles.api.quotas import ScenarioQuota
 from vidflow.settings import ApiOptions
 
 PUBLIC_PATHS = {"/health/live", "/health/ready"}
@@ -411,6 +413,20 @@ class TestQuotas:
             codes = Counter(answer.result().status_code for answer in answers)
         assert codes == {201: 5, 429: 35}
         assert connection.execute("SELECT count(*) FROM scenarios").fetchall() == [(5,)]
+
+    def test_an_administrator_of_the_same_name_does_not_end_what_an_owner_has_in_progress(
+        self, connection: Connection
+    ) -> None:
+        quota = ScenarioQuota(ApiOptions(owner_scenarios=2), refresh_s=0.0)
+        anna, admin = (WriteScope(owner="anna", is_for_all=is_for_all) for is_for_all in (False, True))
+        quota.begin(connection, anna)
+        quota.begin(connection, admin)
+        quota.end(admin)
+        quota.begin(connection, anna)
+        with pytest.raises(ProblemDetailsException, match="anna has 2 scenarios"):
+            quota.begin(connection, anna)
+        quota.end(anna)
+        quota.begin(connection, anna)
 
     def test_the_counts_of_owners_follow_every_change(self, connection: Connection, database_url: str) -> None:
         insert = "INSERT INTO scenarios (source, model, fps, owner, state, outcome) VALUES ('s', 'm', '1', %s, %s, %s)"

@@ -109,7 +109,9 @@ class ScenarioQuota:
         self._in_progress[scope.owner] += 1
 
     def end(self, scope: WriteScope) -> None:
-        """Note that a scenario that `begin` has counted is stored, or has failed to be."""
+        """Note that a scenario that `begin` has let through is stored, or has failed to be."""
+        if self._limit is None or scope.is_for_all:
+            return
         if self._in_progress[scope.owner] > 1:
             self._in_progress[scope.owner] -= 1
         else:
